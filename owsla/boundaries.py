@@ -126,8 +126,9 @@ class Router(Protocol):
     def refuse(self, letter: Letter, reason: str) -> None:
         """Put on record that a message cannot be delivered."""
 
-    def forget(self, source: DeliverySource) -> None:
-        """This consumer is gone: what it brought and what is still held comes again."""
+    @property
+    def forget(self) -> Callable[[DeliverySource], None]:
+        """To be called when a consumer is gone: what it brought and is still held comes again."""
 
 
 class Courier(Protocol):

@@ -1,0 +1,255 @@
+"""A connection to RabbitMQ that comes back: connect, log in, set up, and after a loss the same again, with back-off.
+
+The broker's conditions are events, never failures: absent, refusing the login, gone in mid-sentence, silent. Each is said once
+and tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from OpenSSL import SSL
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost, DNSLookupError
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp.wire import WireError
+from ..boundaries import Clock
+from ..config import BrokerAddress
+from ..turn import Turn
+from .backoff import Backoff
+from .protocol import BrokerError, BrokerProtocol, Watcher, as_failure
+
+CONNECT_TIMEOUT = 15.0
+"""Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for the broker to agree to our closing the connection."""
+
+STEADY = 10.0
+"""Seconds after which a connection counts as working, and the next loss begins with the shortest wait again."""
+
+
+class Reporter(Protocol):
+    """Who says what happens to the connections to the broker."""
+
+    def up(self, role: str, address: BrokerAddress) -> None: ...
+
+    def down(self, role: str, address: BrokerAddress, reason: str) -> None: ...
+
+    def failed(self, role: str, address: BrokerAddress, reason: str) -> None: ...
+
+    def blocked(self, role: str, reason: str) -> None: ...
+
+    def unblocked(self, role: str) -> None: ...
+
+
+class Role(Watcher, Protocol):
+    """What a connection is for."""
+
+    name: str
+
+    async def up(self, client: BrokerProtocol) -> None:
+        """The broker has let us in: open channels, declare, consume. What this raises ends the connection."""
+
+    def down(self) -> None:
+        """The connection that `up` was called with is gone."""
+
+
+class BrokerConnection(Service):
+    """Keeps one connection to the broker, for one role.
+
+    Several addresses are tried in turn, one an attempt.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        turn: Turn,
+        addresses: Sequence[BrokerAddress],
+        role: Role,
+        reporter: Reporter,
+        *,
+        heartbeat: int,
+        connection_name: str,
+        tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """`heartbeat` in seconds. `tls(host)` makes what verifies an `amqps://` broker of that name."""
+        self.setName(role.name)
+        self._reactor = reactor
+        self._clock: Clock = reactor
+        self._turn = turn
+        self._addresses = list(addresses)
+        self._role = role
+        self._reporter = reporter
+        self._heartbeat = heartbeat
+        self._connection_name = connection_name
+        self._tls = tls
+        self._backoff = backoff or Backoff()
+        self._client: BrokerProtocol | None = None
+        self._running: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        self._running = ensureDeferred(self._run())
+        self._running.addErrback(self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        if self._client is not None:
+            await self._client.shut(CLOSE_TIMEOUT)
+        if self._running is not None:
+            self._running.cancel()
+            await self._running
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("The broker connection {role} failed", failure, role=self.name)
+
+    async def _run(self) -> None:
+        attempt = 0
+        while self.running:
+            address = self._addresses[attempt % len(self._addresses)]
+            attempt += 1
+            try:
+                client = await self._connect(address)
+            except CancelledError:
+                raise
+            except Exception as error:
+                self._reporter.failed(self._role.name, address, explain(error))
+            else:
+                await self._serve(client, address)
+            if self.running:
+                await self._wait(self._backoff.next())
+
+    async def _connect(self, address: BrokerAddress) -> BrokerProtocol:
+        factory = Factory.forProtocol(
+            lambda: BrokerProtocol(
+                self._clock,
+                self._turn,
+                username=address.username,
+                password=address.password,
+                vhost=address.vhost,
+                heartbeat=self._heartbeat,
+                name=self._connection_name,
+                watcher=_Watch(self._role, self._reporter),
+            )
+        )
+        factory.noisy = False
+        endpoint: Any = HostnameEndpoint(self._reactor, address.host.encode(), address.port, timeout=CONNECT_TIMEOUT)
+        if address.tls:
+            assert self._tls is not None
+            endpoint = wrapClientTLS(self._tls(address.host), endpoint)
+        client: BrokerProtocol = await endpoint.connect(factory)
+        self._client = client
+        ready = client.ready
+        timeout = self._clock.callLater(
+            CONNECT_TIMEOUT, client.abort, TimeoutError(f"no login within {CONNECT_TIMEOUT:g} s of connecting")
+        )
+        try:
+            await ready
+        except BaseException:
+            client.abort(ConnectionDone())
+            raise
+        finally:
+            if timeout.active():
+                timeout.cancel()
+        return client
+
+    async def _serve(self, client: BrokerProtocol, address: BrokerAddress) -> None:
+        refused: BaseException | None = None
+        try:
+            await self._role.up(client)
+        except CancelledError:
+            client.abort(ConnectionDone())
+            raise
+        except Exception as error:
+            refused = as_failure(error).value
+            if not isinstance(refused, EXPECTED):
+                self._log.failure("Setting up the broker connection {role} failed", role=self.name)
+            client.transport.loseConnection()
+        since = self._clock.seconds()
+        if refused is None:
+            self._reporter.up(self._role.name, address)
+        reason = await client.lost
+        self._client = None
+        self._role.down()
+        if refused is not None:
+            self._reporter.failed(self._role.name, address, explain(refused))
+            return
+        if self._clock.seconds() - since >= STEADY:
+            self._backoff.reset()
+        if self.running:
+            self._reporter.down(self._role.name, address, explain(reason))
+
+    async def _wait(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred()
+        call = self._clock.callLater(seconds, waiting.callback, None)
+        try:
+            await waiting
+        finally:
+            if call.active():
+                call.cancel()
+
+
+class _Watch:
+    """Tells a role and the reporter what the broker says of the whole connection."""
+
+    __slots__ = ("_reporter", "_role")
+
+    def __init__(self, role: Role, reporter: Reporter) -> None:
+        self._role = role
+        self._reporter = reporter
+
+    def blocked(self, reason: str) -> None:
+        self._role.blocked(reason)
+        self._reporter.blocked(self._role.name, reason)
+
+    def unblocked(self) -> None:
+        self._role.unblocked()
+        self._reporter.unblocked(self._role.name)
+
+
+EXPECTED = (BrokerError, Closed, ConnectError, ConnectionLost, ConnectionDone, ConnectionAborted, TimeoutError, WireError)
+"""What a broker may do to us."""
+
+
+def explain(error: BaseException | Any) -> str:
+    """An error in a person's words, without a class name and without a traceback."""
+    if isinstance(error, Failure):
+        error = error.value
+    if isinstance(error, Closed):
+        error = as_failure(error).value
+    if isinstance(error, DNSLookupError):
+        return f"the host name cannot be resolved: {error}"
+    if isinstance(error, ConnectionDone):
+        return "the broker closed the connection"
+    if isinstance(error, ConnectionLost | ConnectionAborted):
+        return "the connection was lost"
+    if isinstance(error, SSL.Error):
+        return f"TLS: {_tls_reason(error)}"
+    if isinstance(error, WireError | BrokerError | TimeoutError):
+        return str(error)
+    if isinstance(error, ConnectError):
+        return str(error.args[0] if error.args and isinstance(error.args[0], str) else error).rstrip(".")
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _tls_reason(error: SSL.Error) -> str:
+    try:
+        return str(error.args[0][0][-1])
+    except (IndexError, TypeError):
+        return str(error) or "the handshake failed"

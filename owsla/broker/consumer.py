@@ -1,0 +1,232 @@
+"""The way of a message from RabbitMQ to a device, up to the router: consumed, read, and acknowledged when its fate is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp.wire import WireError
+from ..boundaries import Clock, DelayedCall, Letter, Router
+from ..events import BrokerWarning, Event
+from ..turn import Turn
+from . import delivery, topology
+from .acks import AckTracker
+from .backoff import Backoff
+from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+
+SCRATCH = 1
+"""The channel for declarations; the consumers have those after it."""
+
+
+class Consumer(BaseHandler):
+    """One channel that consumes one queue, for as long as the channel lasts."""
+
+    __slots__ = ("_acks", "_channel", "_client", "_flushing", "_lost", "_now", "_router", "_turn", "open", "queue")
+
+    def __init__(
+        self,
+        client: BrokerProtocol,
+        channel: int,
+        queue: topology.Queue,
+        router: Router,
+        turn: Turn,
+        now: Callable[[], float],
+        lost: Callable[[Consumer, str], None],
+    ) -> None:
+        """`now()` is in seconds since the epoch; `lost` is told when the channel ends, or the consumer is cancelled."""
+        self._client = client
+        self._channel = channel
+        self.queue = queue
+        self._router = router
+        self._turn = turn
+        self._now = now
+        self._lost = lost
+        self._acks = AckTracker()
+        self._flushing = False
+        self.open = True
+        """Whether messages still come and can be acknowledged."""
+
+    async def start(self, prefetch: int) -> None:
+        """Open the channel and consume; at most `prefetch` messages are unacknowledged."""
+        channel = await self._client.open_channel(self._channel, self)
+        await channel.basic_qos(prefetch_count=prefetch)
+        await channel.basic_consume(queue=self.queue.name, consumer_tag="owsla")
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        try:
+            connection_id, seq, more = delivery.read(header)
+            if not more:
+                self._router.route(self, tag, connection_id, seq, header, body)
+                return
+            address = delivery.details(header)
+        except WireError:
+            # The headers are no field table: nothing in them can be relied on.
+            self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
+            return
+        expires_at = None if address.expires_at is None else address.expires_at / 1000
+        if address.expiration is not None:
+            counted = self._now() + address.expiration / 1000
+            expires_at = counted if expires_at is None else min(expires_at, counted)
+        self._router.route_letter(
+            Letter(
+                self,
+                tag,
+                header,
+                body,
+                connection_id,
+                seq,
+                close=address.close,
+                expires_at=expires_at,
+                reply_to=address.reply_to,
+                correlation_id=address.correlation_id,
+            )
+        )
+
+    def done(self, tag: int) -> None:
+        self._acks.done(tag)
+        if not self._flushing:
+            self._flushing = True
+            self._turn.broker(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.open:
+            top, alone = self._acks.take()
+            if top:
+                self._client.ack(self._channel, top, True)
+            for tag in alone:
+                self._client.ack(self._channel, tag, False)
+
+    def cancelled(self, consumer_tag: str) -> None:
+        self._end("the broker cancelled the consumer: the queue was deleted or moved")
+
+    def closed(self, reason: Failure) -> None:
+        self._end(str(reason.value))
+
+    def _end(self, reason: str) -> None:
+        if self.open:
+            self.open = False
+            self._lost(self, reason)
+
+
+class Consumers:
+    """The consumers of a node: so many of `to_device`, and one of its own queue, on one connection."""
+
+    name = "consumers"
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Clock,
+        turn: Turn,
+        emit: Callable[[Event], None],
+        router: Router,
+        *,
+        shared: topology.Queue,
+        own: topology.Queue,
+        count: int,
+        prefetch: int,
+        now: Callable[[], float],
+        flowing: Callable[[bool], None],
+    ) -> None:
+        """`now()` is in seconds since the epoch; `flowing` is told whether messages come."""
+        self._clock = clock
+        self._turn = turn
+        self._emit = emit
+        self._router = router
+        self._queues = {SCRATCH + 1: own} | {SCRATCH + 2 + index: shared for index in range(count)}
+        self._prefetch = prefetch
+        self._now = now
+        self._flowing = flowing
+        self._client: BrokerProtocol | None = None
+        self._consumers: dict[int, Consumer] = {}
+        self._restarts: list[DelayedCall] = []
+        self._wait = Backoff(first=0.2, most=10.0)
+
+    async def up(self, client: BrokerProtocol) -> None:
+        self._client = client
+        for queue in dict.fromkeys(queue.name for queue in self._queues.values()):
+            await self._declare(client, queue)
+        for number in self._queues:
+            await self._start(client, number)
+        self._wait.reset()
+        self._flowing(True)
+
+    async def _declare(self, client: BrokerProtocol, name: str) -> None:
+        queue = next(queue for queue in self._queues.values() if queue.name == name)
+        await topology.declare(client, SCRATCH, queue, lambda text: self._emit(BrokerWarning(text)))
+
+    async def _start(self, client: BrokerProtocol, number: int) -> None:
+        consumer = Consumer(client, number, self._queues[number], self._router, self._turn, self._now, self._lost)
+        self._consumers[number] = consumer
+        await consumer.start(self._prefetch)
+
+    def down(self) -> None:
+        self._client = None
+        self._flowing(False)
+        for call in self._restarts:
+            if call.active():
+                call.cancel()
+        self._restarts.clear()
+        self._consumers.clear()
+
+    async def give_up_own_queue(self) -> bool:
+        """Delete the node's own queue if nothing is in it. Whether it is gone."""
+        client = self._client
+        if client is None:
+            return False
+        own = self._queues[SCRATCH + 1]
+        channel = await client.open_channel(SCRATCH, BaseHandler())
+        declared = await channel.queue_declare(queue=own.name, passive=True)
+        if declared.message_count:
+            await client.end_channel(SCRATCH)
+            return False
+        # Its consumer is ours; the broker cancels it with the queue, and that is no surprise now.
+        self._consumers.pop(SCRATCH + 1).open = False
+        await channel.queue_delete(queue=own.name)
+        await client.end_channel(SCRATCH)
+        return True
+
+    def blocked(self, reason: str) -> None:
+        """A connection that only consumes and acknowledges is not blocked."""
+
+    def unblocked(self) -> None: ...
+
+    def _lost(self, consumer: Consumer, reason: str) -> None:
+        """One consumer is gone. With its connection: it comes back with it. Alone: declare its queue and begin again."""
+        self._router.forget(consumer)
+        client = self._client
+        if client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
+            return
+        self._restarts = [call for call in self._restarts if call.active()]
+        if not self._restarts:
+            self._flowing(False)
+            self._emit(BrokerWarning(f"a consumer of {consumer.queue.name} ended: {reason}; consuming again"))
+            self._restarts.append(self._clock.callLater(self._wait.next(), self._restart))
+
+    def _restart(self) -> None:
+        ensureDeferred(self._restart_lost()).addErrback(
+            lambda failure: self._log.failure("Consuming again failed", failure)
+        )
+
+    async def _restart_lost(self) -> None:
+        client = self._client
+        if client is None or client.closed:
+            return
+        try:
+            for number, consumer in list(self._consumers.items()):
+                if consumer.open:
+                    continue
+                await self._declare(client, consumer.queue.name)
+                await client.end_channel(number)
+                await self._start(client, number)
+        except (BrokerError, Closed) as error:
+            if client is self._client and not client.closed:
+                client.abort(as_failure(error).value or error)
+        else:
+            self._wait.reset()
+            self._flowing(True)

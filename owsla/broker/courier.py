@@ -1,0 +1,285 @@
+"""Messages that go to other queues: records of what is undeliverable, forwards to other nodes, delivery reports.
+
+They have a connection, a channel and confirms of their own, apart from the devices' lines. The message they are about is
+acknowledged when the broker has confirmed them; until then it is the broker's, and comes again if we die.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.defer import ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp import wire
+from ..amqp.methods import encode_method
+from ..amqp.wire import WireError
+from ..boundaries import Clock, DelayedCall, Letter
+from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
+from . import records, topology
+from .backoff import Backoff
+from .packing import APP_ID
+from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+
+PARCELS: Final = 1
+SCRATCH: Final = 2
+
+
+class Parcel:
+    """Something on its way to a queue."""
+
+    __slots__ = ("alone", "body", "letter", "properties", "queue", "reason", "returned")
+
+    def __init__(self, queue: str, properties: bytes, body: bytes, letter: Letter | None, reason: str | None) -> None:
+        self.queue = queue
+        self.properties = properties
+        self.body = body
+        self.letter = letter
+        """What is acknowledged when this has arrived; `None` for a report, which nothing waits for."""
+        self.reason = reason
+        """Why it is undeliverable; `None` for what is not a record."""
+        self.alone = False
+        """Whether its own properties were left out, since the broker closed the channel for them."""
+        self.returned = False
+
+
+class Courier(BaseHandler):
+    """Publishes parcels, each confirmed, and acknowledges what they are about."""
+
+    name = "courier"
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        undeliverable: topology.Queue,
+        to_device: str,
+        node: bytes,
+    ) -> None:
+        self._clock = clock
+        self._emit = emit
+        self._undeliverable = undeliverable
+        self._to_device = to_device
+        self._node = node
+        self._client: BrokerProtocol | None = None
+        self._sent: dict[int, Parcel] = {}
+        self._next_tag = 1
+        self._waiting: deque[Parcel] = deque()
+        # How many of the first that wait may be what the broker closed the channel for. They are sent one at a time.
+        self._suspects = 0
+        self._retry_call: DelayedCall | None = None
+        self._retry_wait = Backoff(first=0.2, most=10.0)
+        self.recorded: dict[str, int] = {}
+        """How many messages were undeliverable so far, by reason."""
+        self.reports_dropped = 0
+        """How many delivery reports had nowhere to go."""
+
+    # -- what is asked of it ---------------------------------------------------------------------------------------------
+
+    def record(self, letter: Letter, reason: str) -> None:
+        self.recorded[reason] = self.recorded.get(reason, 0) + 1
+        self._emit(Undeliverable(reason, _text(letter.connection_id)))
+        self._send(self._record(letter, reason))
+        if letter.reply_to is not None:
+            self.report(letter, reason)
+
+    def forward(self, letter: Letter, node: bytes) -> None:
+        queue = f"{self._to_device}.{node.decode()}"
+        self._send(Parcel(queue, records.passed_on(letter.header[12:], {}), letter.body, letter, None))
+
+    def report(self, letter: Letter, outcome: str) -> None:
+        if letter.reply_to is None or self._is_ours(letter.reply_to):
+            return
+        queue = letter.reply_to.decode("utf-8", "surrogateescape")
+        properties = records.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
+        self._send(Parcel(queue, properties, b"", None, None))
+
+    @property
+    def unconfirmed(self) -> int:
+        """Parcels that have not arrived yet."""
+        return len(self._sent) + len(self._waiting)
+
+    def _is_ours(self, queue: bytes) -> bool:
+        """Whether a report would go to a queue that Owsla consumes itself."""
+        name = self._to_device.encode()
+        return queue == name or (queue.startswith(name + b".") and not queue.endswith(b".undeliverable"))
+
+    def _record(self, letter: Letter, reason: str) -> Parcel:
+        extra = {"owsla_reason": reason, "owsla_node": self._node.decode()}
+        try:
+            properties = records.passed_on(letter.header[12:], extra)
+        except WireError:
+            properties = records.alone(letter.connection_id, extra)
+        return Parcel(self._undeliverable.name, properties, letter.body, letter, reason)
+
+    # -- sending ---------------------------------------------------------------------------------------------------------
+
+    def _send(self, parcel: Parcel) -> None:
+        if self._client is None or self._waiting or self._suspects:
+            self._waiting.append(parcel)
+        else:
+            self._write(self._client, parcel)
+
+    def _write(self, client: BrokerProtocol, parcel: Parcel) -> None:
+        parcel.returned = False
+        self._sent[self._next_tag] = parcel
+        self._next_tag += 1
+        client.write(
+            wire.frame(
+                wire.FRAME_METHOD,
+                PARCELS,
+                encode_method("basic.publish", routing_key=parcel.queue.encode("utf-8", "surrogateescape"), mandatory=True),
+            )
+            + wire.content_frames(
+                PARCELS, wire.header_payload(len(parcel.body), parcel.properties), parcel.body, client.frame_max
+            )
+        )
+
+    def _continue(self) -> None:
+        """Send what waits: all of it, or one at a time after the broker closed the channel over one we do not know."""
+        client = self._client
+        if client is None or self._retry_call is not None:
+            return
+        while self._waiting and not (self._suspects and self._sent):
+            parcel = self._waiting.popleft()
+            letter = parcel.letter
+            if letter is None or letter.source.open or letter.settled:
+                self._write(client, parcel)
+            # else its consumer is gone, and the message comes again to another, which brings it here again.
+
+    # -- the connection --------------------------------------------------------------------------------------------------
+
+    async def up(self, client: BrokerProtocol) -> None:
+        await topology.declare(client, SCRATCH, self._undeliverable, self._warn)
+        channel = await client.open_channel(PARCELS, self)
+        await channel.confirm_select()
+        self._next_tag = 1
+        self._client = client
+        self._continue()
+
+    def _warn(self, text: str) -> None:
+        self._emit(BrokerWarning(text))
+
+    def down(self) -> None:
+        self._client = None
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
+        self._retry_call = None
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """What was sent and not confirmed goes to the front of what waits, in order."""
+        self._waiting.extendleft(reversed(self._sent.values()))
+        self._sent.clear()
+
+    def blocked(self, reason: str) -> None:
+        """Nothing to do: what is sent waits in the socket, and is confirmed late."""
+
+    def unblocked(self) -> None: ...
+
+    def closed(self, reason: Failure) -> None:
+        client = self._client
+        if client is None or client.closed:
+            return
+        # The broker did not like one of those sent. Which one shows when they are sent again one at a time.
+        if self._suspects and len(self._sent) == 1:
+            culprit = next(iter(self._sent.values()))
+            if culprit.letter is None or culprit.alone:
+                self._sent.clear()
+                self._give_up(culprit, str(reason.value))
+            else:
+                letter = culprit.letter
+                extra = {"owsla_reason": culprit.reason or "refused", "owsla_node": self._node.decode()}
+                culprit.properties = records.alone(letter.connection_id, extra)
+                culprit.queue = self._undeliverable.name
+                culprit.alone = True
+        self._take_back()
+        self._suspects = len(self._waiting)
+        client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+    # -- confirms --------------------------------------------------------------------------------------------------------
+
+    def confirmed(self, tag: int, multiple: bool) -> None:
+        for parcel in self._take(tag, multiple):
+            if parcel.returned:
+                self._undelivered(parcel)
+            elif parcel.letter is not None:
+                self._retry_wait.reset()
+                parcel.letter.source.done(parcel.letter.tag)
+        self._continue()
+
+    def refused(self, tag: int, multiple: bool) -> None:
+        for parcel in self._take(tag, multiple):
+            if parcel.reason is None and parcel.letter is not None:
+                # A node's own queue has no bound of ours, but an operator's policy may have given it one.
+                self._again_later(parcel)
+            else:
+                self._give_up(parcel, f"{parcel.queue} is full")
+        self._continue()
+
+    def _take(self, tag: int, multiple: bool) -> list[Parcel]:
+        tags = [sent for sent in self._sent if not tag or sent <= tag] if multiple else [tag] if tag in self._sent else []
+        taken = [self._sent.pop(tag) for tag in tags]
+        self._suspects = max(0, self._suspects - len(taken))
+        return taken
+
+    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
+        # A return carries no tag. It is the oldest that is just like it; the properties come back as they were sent.
+        properties = header[12:]
+        same_queue = [parcel for parcel in self._sent.values() if parcel.queue == routing_key and not parcel.returned]
+        for parcel in same_queue:
+            if parcel.properties == properties and parcel.body == body:
+                parcel.returned = True
+                return
+        if same_queue:
+            same_queue[0].returned = True
+
+    def _undelivered(self, parcel: Parcel) -> None:
+        """It was returned: there is no such queue."""
+        if parcel.letter is None:
+            self.reports_dropped += 1
+        elif parcel.reason is None:
+            self.record(parcel.letter, "unknown-connection")
+        else:
+            self._again_later(parcel)
+
+    def _again_later(self, parcel: Parcel) -> None:
+        self._waiting.append(parcel)
+        if self._retry_call is None:
+            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
+
+    def _retry(self) -> None:
+        ensureDeferred(self._declare_and_continue()).addErrback(
+            lambda failure: self._log.failure("Sending again failed", failure)
+        )
+
+    async def _declare_and_continue(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        try:
+            await topology.declare(client, SCRATCH, self._undeliverable, self._warn)
+        except (BrokerError, Closed) as error:
+            if client is self._client:
+                client.abort(as_failure(error).value or error)
+            return
+        if client is self._client:
+            self._retry_call = None
+            self._continue()
+
+    def _give_up(self, parcel: Parcel, why: str) -> None:
+        if parcel.letter is None:
+            self.reports_dropped += 1
+            return
+        self._emit(UndeliverableLost(parcel.reason or "refused", _text(parcel.letter.connection_id), why))
+        parcel.letter.source.done(parcel.letter.tag)
+
+
+def _text(connection_id: bytes | None) -> str | None:
+    return None if connection_id is None else connection_id.decode("ascii", "backslashreplace")

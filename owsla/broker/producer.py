@@ -1,0 +1,269 @@
+"""The way of a line from a device to RabbitMQ: packed, published, kept until it is confirmed.
+
+What the broker refuses, returns, or had not confirmed when its connection ended, is published again, in order, before
+anything new. While there is nowhere to publish to, or too much is unconfirmed, devices are not read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from twisted.internet.defer import ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..boundaries import Clock, DelayedCall, LineSource
+from ..events import BrokerWarning, Event, LinesRefused
+from . import topology
+from .backoff import Backoff
+from .packing import LinePacker, Template, refit
+from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .window import Entry, UnknownTag, Window
+
+LINES = 1
+"""The channel that lines are published on. It is packed into each line that waits for its confirm, so it never changes."""
+
+SCRATCH = 2
+"""The channel for declarations."""
+
+RESUMED_AT_ONCE = 200
+"""How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
+
+
+class Producer(BaseHandler):
+    """Publishes device lines on a connection of its own, within a window of unconfirmed ones."""
+
+    name = "producer"
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        queue: topology.Queue,
+        packer: LinePacker,
+        window: Window,
+        seq_header: str,
+        frame_max: int,
+        acknowledge: bool = False,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe."""
+        self._clock = clock
+        self._emit = emit
+        self._queue = queue
+        self._packer = packer
+        self._frame_max = frame_max
+        self._window = window
+        self._seq_header = seq_header
+        self._acknowledge = acknowledge
+        self._now = now
+        self._client: BrokerProtocol | None = None
+        self._waiting: deque[LineSource] = deque()
+        self._resuming = False
+        self._blocked = False
+        self._returned: set[tuple[bytes, int]] = set()
+        self._missing_queue = False
+        self._refusing = False
+        self._retry_call: DelayedCall | None = None
+        self._retry_wait = Backoff(first=0.1, most=5.0)
+        self._outstanding: Counter[LineSource] | None = None
+        self.accepting = False
+        self.confirmed_lines = 0
+        """Lines that the broker has confirmed so far."""
+
+    # -- towards devices -------------------------------------------------------------------------------------------------
+
+    def open(self, connection_id: bytes, device_id: str | None) -> Template:
+        return self._packer.template(connection_id, device_id)
+
+    def publish(self, source: LineSource, line: bytes) -> None:
+        seq = source.seq
+        source.seq = seq + 1
+        packed = self._packer.pack(source.template, seq, line, int(self._now()))
+        window = self._window
+        window.add(source, seq, packed)
+        if self._client is not None:
+            self._client.write(packed)
+        if self._outstanding is not None:
+            self._outstanding[source] += 1
+        if window.messages >= window.max_messages or window.size >= window.max_bytes:
+            self.accepting = False
+
+    def wait(self, source: LineSource) -> None:
+        self._waiting.append(source)
+
+    def settled(self, source: LineSource) -> bool:
+        """Whether the broker has all lines of a connection. Keeps count of that for all of them from the first call on."""
+        if self._outstanding is None:
+            self._outstanding = Counter(self._window.sources())
+        return self._outstanding[source] == 0
+
+    @property
+    def unconfirmed(self) -> int:
+        """Lines that were published and are not confirmed."""
+        return self._window.messages
+
+    def _reopen(self) -> None:
+        """Take lines again, if nothing is in the way; those who wait come first, each once around."""
+        self.accepting = (
+            self._client is not None and not self._blocked and not self._window.refused and not self._window.full
+        )
+        if self.accepting and self._waiting and not self._resuming:
+            self._resuming = True
+            self._clock.callLater(0, self._resume)
+
+    def _resume(self) -> None:
+        self._resuming = False
+        for _ in range(min(len(self._waiting), RESUMED_AT_ONCE)):
+            if not self.accepting:
+                return
+            self._waiting.popleft().resume()
+        if self.accepting and self._waiting:
+            self._resuming = True
+            self._clock.callLater(0, self._resume)
+
+    # -- the connection --------------------------------------------------------------------------------------------------
+
+    async def up(self, client: BrokerProtocol) -> None:
+        await topology.declare(client, SCRATCH, self._queue, self._warn)
+        channel = await client.open_channel(LINES, self)
+        await channel.confirm_select()
+        smaller = None
+        if client.frame_max != self._frame_max:
+            if client.frame_max < self._frame_max:
+                smaller = client.frame_max
+            self._frame_max = client.frame_max
+            self._packer.limit(client.frame_max)
+        self._client = client
+        self._returned.clear()
+        self._stop_retrying()
+        again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
+        if again:
+            client.write(b"".join(again))
+        self._reopen()
+
+    def down(self) -> None:
+        self._client = None
+        self._blocked = False
+        self.accepting = False
+        self._stop_retrying()
+
+    def blocked(self, reason: str) -> None:
+        self._blocked = True
+        self.accepting = False
+
+    def unblocked(self) -> None:
+        self._blocked = False
+        self._reopen()
+
+    def closed(self, reason: Failure) -> None:
+        # The channel alone: the broker found fault with something. Begin anew with the whole connection, which backs off.
+        if self._client is not None and not self._client.closed:
+            self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+    def _warn(self, text: str) -> None:
+        self._emit(BrokerWarning(text))
+
+    # -- confirms --------------------------------------------------------------------------------------------------------
+
+    def confirmed(self, tag: int, multiple: bool) -> None:
+        try:
+            entries = self._window.confirm(tag, multiple)
+        except UnknownTag as error:
+            self._protest(error)
+            return
+        if self._returned:
+            entries = self._without_returned(entries)
+        self.confirmed_lines += len(entries)
+        if self._acknowledge:
+            for entry in entries:
+                entry.source.confirmed(entry.seq)
+        if self._outstanding is not None:
+            self._outstanding.subtract(entry.source for entry in entries)
+        if self._refusing and entries and not self._window.refused:
+            self._refusing = False
+            self._retry_wait.reset()
+        if not self.accepting and self._window.roomy:
+            self._reopen()
+
+    def refused(self, tag: int, multiple: bool) -> None:
+        try:
+            entries = self._window.refuse(tag, multiple)
+        except UnknownTag as error:
+            self._protest(error)
+            return
+        self._refuse(len(entries), "the queue takes no more")
+
+    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
+        # It is acknowledged in a moment all the same; then it is known which one it is.
+        try:
+            headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
+            key = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
+        except (WireError, KeyError, ValueError, TypeError):
+            self._protest(WireError("a returned message is none of ours"))
+            return
+        self._returned.add(key)
+        self._missing_queue = True
+
+    def _without_returned(self, entries: list[Entry]) -> list[Entry]:
+        safe: list[Entry] = []
+        back: list[Entry] = []
+        for entry in entries:
+            key = entry.source.connection_id, entry.seq
+            if key in self._returned:
+                self._returned.remove(key)
+                back.append(entry)
+            else:
+                safe.append(entry)
+        if back:
+            self._window.put_back(back)
+            self._refuse(len(back), f"there is no queue {self._queue.name}")
+        return safe
+
+    def _protest(self, error: Exception) -> None:
+        if self._client is not None:
+            self._client.abort(WireError(str(error)))
+
+    # -- refusals --------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, lines: int, reason: str) -> None:
+        self.accepting = False
+        if not self._refusing:
+            self._refusing = True
+            self._emit(LinesRefused(lines, reason))
+        if self._retry_call is None:
+            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
+
+    def _retry(self) -> None:
+        ensureDeferred(self._publish_again()).addErrback(
+            lambda failure: self._log.failure("Publishing again failed", failure)
+        )
+
+    async def _publish_again(self) -> None:
+        client = self._client
+        if client is not None and self._missing_queue:
+            self._missing_queue = False
+            try:
+                await topology.declare(client, SCRATCH, self._queue, self._warn)
+            except (BrokerError, Closed) as error:
+                self._missing_queue = True
+                if client is self._client:
+                    client.abort(as_failure(error).value or error)
+                return
+        if client is None or client is not self._client:
+            return
+        self._retry_call = None
+        client.write(b"".join(self._window.retry()))
+        self._reopen()
+
+    def _stop_retrying(self) -> None:
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
+        self._retry_call = None

@@ -1,0 +1,52 @@
+"""How a message looks that we pass on: on the undeliverable queue, or on another node's. Pure.
+
+Body and properties stay as they are, byte for byte, but for what RabbitMQ acts on, which moves to headers: a `user_id` other
+than our login's closes the channel (406), an `expiration` makes the record expire, and `CC` would deliver its copies again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ..amqp import wire
+
+_MOVED_PROPERTIES: Final = {"user_id": b"owsla_user_id", "expiration": b"owsla_expiration"}
+_MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
+
+
+def passed_on(properties: bytes, extra: Mapping[str, str]) -> bytes:
+    """Properties (from the flags on) as they are to be sent on, with `extra` headers in place of any of the same names.
+
+    `WireError` where they cannot be read.
+    """
+    values = wire.split_properties(properties)
+    headers = wire.split_table(values["headers"]) if "headers" in values else []
+    names = {name.encode() for name in extra}
+    kept = [(_MOVED_HEADERS.get(key, key), value) for key, value in headers if key not in names]
+    for name, header in _MOVED_PROPERTIES.items():
+        raw = values.pop(name, None)
+        if raw is not None:
+            kept = [entry for entry in kept if entry[0] != header]
+            kept.append((header, b"S" + wire.long_string(raw[1:])))
+    kept.extend((name.encode(), wire.encode_value(value)) for name, value in extra.items())
+    values["headers"] = wire.join_table(kept)
+    return wire.join_properties(values)
+
+
+def alone(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
+    """The least that a record needs, for a message whose own properties cannot be passed on."""
+    headers: dict[str, str | bytes] = {}
+    if connection_id is not None:
+        headers["connection_id"] = connection_id.decode("utf-8", "backslashreplace")
+    headers.update(extra)
+    return wire.encode_properties({"headers": headers, "delivery_mode": 2})
+
+
+def report(connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str) -> bytes:
+    """A delivery report's properties. `correlation_id` is the property as it stood on the wire, or `None`."""
+    headers = {"connection_id": (connection_id or b"").decode("utf-8", "backslashreplace"), "owsla_report": outcome}
+    values = wire.split_properties(wire.encode_properties({"headers": headers, "app_id": app_id}))
+    if correlation_id is not None:
+        values["correlation_id"] = correlation_id
+    return wire.join_properties(values)

@@ -1,0 +1,72 @@
+"""The queues of Owsla, declared as the contract says, and used as they are where somebody else has declared them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from txamqp.client import Closed
+
+from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+
+NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
+"""Milliseconds after which RabbitMQ deletes the queue of a node that does not come back.
+
+Well above the grace that a node has to return in, so that a confirmed forward waits for it through any restart of the broker.
+"""
+
+ACCESS_REFUSED: Final = 403
+NOT_FOUND: Final = 404
+PRECONDITION_FAILED: Final = 406
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def undeliverable_queue(to_device: str, limit: int) -> Queue:
+    """Where messages go that no device can get: `<to-device>.undeliverable`, at most `limit` of them, refusing more."""
+    return Queue(f"{to_device}.undeliverable", {"x-max-length": limit, "x-overflow": "reject-publish"})
+
+
+def node_queue(to_device: str, node: bytes) -> Queue:
+    """A node's own queue: `<to-device>.<node>`. It outlives a connection of the node's, and not the node for long."""
+    return Queue(
+        f"{to_device}.{node.decode()}", {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True}
+    )
+
+
+async def declare(client: BrokerProtocol, channel: int, queue: Queue, warn: Callable[[str], None]) -> None:
+    """Declare a queue, on a channel of this number that is opened and closed for it.
+
+    A queue that exists with other arguments (406), or that we may not declare (403), is checked passively and used as it is;
+    `warn` is told. Raises `BrokerError` where it is neither there nor ours to declare, and `Closed` when the connection ends.
+    """
+    try:
+        await _declare(client, channel, queue, passive=False)
+        return
+    except Closed as closed:
+        error = as_failure(closed).value
+        if not isinstance(error, BrokerError) or error.scope != "channel":
+            raise
+        if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
+            raise error from None
+    try:
+        await _declare(client, channel, queue, passive=True)
+    except Closed as closed:
+        passive = as_failure(closed).value
+        if isinstance(passive, BrokerError) and passive.scope == "channel":
+            raise error from None
+        raise
+    warn(f"the queue {queue.name} is used as it is: {error}")
+
+
+async def _declare(client: BrokerProtocol, number: int, queue: Queue, *, passive: bool) -> None:
+    channel = await client.open_channel(number, BaseHandler())
+    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=dict(queue.arguments))
+    await client.end_channel(number)
