@@ -1,0 +1,468 @@
+"""One device's connection: its lines to the sink, and the messages for it to its socket.
+
+This only connects decisions to the world: framing and ordering are pure and elsewhere, and what all connections have in common
+is in the `Hub`, so that a connection is small.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from ..boundaries import DeliverySource, Letter
+from ..events import DeviceDisconnected, LineTooLong
+from .hub import Hub
+from .ordering import Arrival, Ordering
+from .transport import explain
+
+_WAITING: Final = 1
+"""Reading is paused until the sink takes lines again."""
+_RATED: Final = 2
+"""Reading is paused since the device talks too fast."""
+_DRAINING: Final = 4
+"""Reading is over: the connection is closed when everything before is settled."""
+
+CHUNK: Final = 65536
+"""Bytes written in one turn after which it is seen whether the socket takes them, before more are acknowledged."""
+
+LONG: Final = 32768
+"""Bytes of an unfinished line past which it is collected in a buffer that grows in place, and not joined anew each time."""
+
+
+class Endpoint(LineReceiver):
+    """A connected device. It exists from the completed handshake on."""
+
+    transport: Any
+    """A `TLSTransport`; `None` when the connection is closed."""
+    delimiter: bytes
+
+    def __init__(self, hub: Hub, connection_id: bytes, device_id: str | None) -> None:
+        self.hub = hub
+        self.delimiter = hub.framing.delimiter
+        self.MAX_LENGTH = hub.framing.max_line
+        self.connection_id = connection_id
+        self.device_id = device_id
+        self.template = hub.sink.open(connection_id, device_id)
+        self.seq = 0
+        """The number of the next line from the device: so many were published."""
+        self.lines_out = 0
+        self.opened = hub.clock.seconds()
+        self.idle_mark = 0
+        """`lines` when the idle check last looked, and since when that has been so: `idle_since`."""
+        self.idle_since = self.opened
+        self._rest = b""
+        self._long: bytearray | None = None
+        self._paused = 0  # why nothing is read: _WAITING, _RATED
+        self._allowed_at = 0.0  # with a rate limit: when all lines so far would have been due
+        self._closing = ""
+        # Towards the device
+        self.expected = 0
+        self._ordering: Ordering[Letter] | None = None
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._flushing = False
+        self._queue: deque[Letter] | None = None
+        self._queued = 0
+        # Acknowledgements to the device
+        self._safe = 0
+        self._safe_ahead: set[int] | None = None
+        self._told = 0
+        self._telling = False
+
+    # -- from the device -------------------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """The handshake is complete."""
+
+    def dataReceived(self, data: bytes) -> None:
+        hub = self.hub
+        if self._closing:
+            return
+        if self._long is not None:
+            whole = self._lengthen(data)
+            if whole is None:
+                return
+            data = whole
+        elif self._rest:
+            data = self._rest + data
+        if not hub.sink.accepting:
+            self._rest = data
+            self._wait()
+            return
+        lines, rest = hub.split(data)
+        limit = self.MAX_LENGTH
+        for index, line in enumerate(lines):
+            if len(line) > limit:
+                self._rest = b""
+                self.lineLengthExceeded(line)
+                return
+            self.lineReceived(line)
+            if not hub.sink.accepting and index + 1 < len(lines):
+                # The rest was read already: it is published in its turn, and read from the wire no more till then.
+                self._rest = b"".join([each + self.delimiter for each in lines[index + 1 :]]) + rest
+                self._wait()
+                return
+        self._rest = rest
+        if len(rest) > limit:
+            self._check_rest(rest)
+        if hub.max_rate is not None and lines:
+            self._slow_down(len(lines), hub.max_rate)
+
+    def _slow_down(self, lines: int, rate: float) -> None:
+        """Read no more until these lines are paid for; a second's worth is on credit."""
+        now = self.hub.clock.seconds()
+        self._allowed_at = max(self._allowed_at, now) + lines / rate
+        if self._allowed_at > now + 1.0 and not self._paused & _RATED:
+            self._pause(_RATED)
+            self.hub.rated(self, self._allowed_at - 1.0)
+
+    def unrate(self) -> None:
+        """The lines so far are paid for."""
+        self._unpause(_RATED)
+
+    def lineReceived(self, line: bytes) -> None:
+        self.hub.sink.publish(self, line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._rest = b""
+        self._long = None
+        self.hub.emit(LineTooLong(self.connection_id.decode(), self.MAX_LENGTH))
+        self.close(f"a line longer than {self.MAX_LENGTH} bytes")
+
+    def _check_rest(self, rest: bytes) -> None:
+        if len(rest) > self.MAX_LENGTH + self.hub.framing.slack:
+            self.lineLengthExceeded(rest)
+        elif len(rest) > LONG:
+            self._long = bytearray(rest)
+            self._rest = b""
+
+    def _lengthen(self, data: bytes) -> bytes | None:
+        """Add to a long unfinished line; all of it, once it is finished."""
+        long = self._long
+        assert long is not None
+        start = max(0, len(long) - len(self.delimiter) + 1)
+        long += data
+        if long.find(self.delimiter, start) < 0:
+            if len(long) > self.MAX_LENGTH + self.hub.framing.slack:
+                self.lineLengthExceeded(b"")
+            return None
+        self._long = None
+        return bytes(long)
+
+    def _pause(self, reason: int) -> None:
+        if not self._paused:
+            self.transport.pauseProducing()
+            self.hub.paused(self)
+        self._paused |= reason
+
+    def _unpause(self, reason: int) -> None:
+        if not self._paused:
+            return
+        self._paused &= ~reason
+        if not self._paused:
+            self.hub.unpaused(self)
+            if self.transport is not None and not self._closing:
+                self.transport.resumeProducing()
+
+    def _wait(self) -> None:
+        """Read nothing until the sink takes lines again; it calls `resume` then."""
+        if not self._paused & _WAITING:
+            self._pause(_WAITING)
+            self.hub.sink.wait(self)
+
+    def resume(self) -> None:
+        if not self._paused & _WAITING:
+            return
+        self._paused &= ~_WAITING
+        if self.transport is None or self._closing:
+            return
+        self._paused |= _WAITING  # what is published now may stop it again
+        data, self._rest = self._rest, b""
+        if data:
+            self._paused &= ~_WAITING
+            self.dataReceived(data)
+            if self._paused & _WAITING:
+                return
+            self._paused |= _WAITING
+        self._unpause(_WAITING)
+
+    @property
+    def lines(self) -> int:
+        """Lines so far, in either direction."""
+        return self.seq + self.lines_out
+
+    # -- what the broker has ---------------------------------------------------------------------------------------------
+
+    def confirmed(self, seq: int) -> None:
+        """The broker has the line of this number; the device is told of those without a hole before them."""
+        if seq == self._safe:
+            self._safe += 1
+            ahead = self._safe_ahead
+            if ahead:
+                while self._safe in ahead:
+                    ahead.remove(self._safe)
+                    self._safe += 1
+            if not self._telling:
+                self._telling = True
+                self.hub.turn.devices(self._tell)
+        elif seq > self._safe:
+            if self._safe_ahead is None:
+                self._safe_ahead = set()
+            self._safe_ahead.add(seq)
+
+    def _tell(self) -> None:
+        self._telling = False
+        if self._safe > self._told and self.hub.device_ack is not None and not self._closing:
+            self._told = self._safe
+            self.transport.write(self.hub.device_ack(self._safe - 1))
+
+    # -- to the device ---------------------------------------------------------------------------------------------------
+
+    def send(
+        self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
+    ) -> None:
+        """Hand over a plain message: at once if it is its turn and the device is not behind."""
+        if (seq is None or (seq == self.expected and self._ordering is None)) and self._queue is None:
+            if seq is not None:
+                self.expected += 1
+            self._write(body)
+            source.done(tag)
+        else:
+            self.post(Letter(source, tag, header, body, connection_id, seq))
+
+    def post(self, letter: Letter) -> None:
+        """Hand over a message in its turn."""
+        if self._closing:
+            self.hub.record(letter, "connection-closed")
+            return
+        seq = letter.seq
+        if seq is None:
+            self._hand_over(letter)
+            return
+        ordering = self._ordering
+        if ordering is None:
+            if seq == self.expected:
+                self.expected += 1
+                self._hand_over(letter)
+                return
+            ordering = self._ordering = Ordering(self.expected)
+        arrival = ordering.arrive(seq, letter, self.hub.gap_clock())
+        if arrival is Arrival.NEXT:
+            self._hand_over(letter)
+            if ordering.held:
+                self._take(ordering)
+        elif arrival is Arrival.HELD:
+            self.hub.held(self, 1, ordering.held)
+        elif arrival is Arrival.DUPLICATE:
+            self.hub.duplicate(letter)
+        else:
+            self.hub.record(letter, "late")
+
+    def _take(self, ordering: Ordering[Letter]) -> None:
+        """Hand over those held whose turn has come."""
+        ready = ordering.take()
+        if ready:
+            self.hub.held(self, -len(ready), ordering.held)
+            for letter in ready:
+                if self._closing:
+                    self.hub.record(letter, "connection-closed")
+                else:
+                    self._hand_over(letter)
+
+    @property
+    def missed_since(self) -> float | None:
+        """When the number that is next was first missed, by the hub's gap clock."""
+        return self._ordering.missed_since if self._ordering is not None else None
+
+    @property
+    def backlog(self) -> bool:
+        """Whether something is still to be written to the device, or told."""
+        return self._queue is not None or self._flushing or self._telling
+
+    @property
+    def holding(self) -> int:
+        """How many messages wait here for one before them."""
+        return self._ordering.held if self._ordering is not None else 0
+
+    def skip(self) -> None:
+        """Wait no longer for what is missing."""
+        ordering = self._ordering
+        if ordering is not None and ordering.held:
+            missing = ordering.skip()
+            self.hub.skipped(self, missing)
+            self._take(ordering)
+
+    def forget(self, source: DeliverySource) -> None:
+        """A consumer is gone; what it brought and waits here comes again."""
+        if self._ordering is not None:
+            dropped = self._ordering.forget(lambda letter: letter.source is source)
+            if dropped:
+                self.hub.held(self, -dropped, self._ordering.held)
+        if self._queue and any(letter.source is source for letter in self._queue):
+            self._forget_queued(self._queue, source)
+
+    def _forget_queued(self, queue: deque[Letter], source: DeliverySource) -> None:
+        """Their numbers were given out already: go back to the first of them, and hold those behind it again."""
+        gone = [letter.seq for letter in queue if letter.source is source and letter.seq is not None]
+        first = min(gone, default=None)
+        stay: deque[Letter] = deque()
+        behind: list[tuple[int, Letter]] = []
+        for letter in queue:
+            if letter.source is source:
+                continue
+            if first is not None and letter.seq is not None and letter.seq > first:
+                behind.append((letter.seq, letter))
+            else:
+                stay.append(letter)
+        self._queue = stay
+        self._queued = sum(len(letter.body) for letter in stay)
+        self.hub.queued(self, len(stay) - len(queue), len(stay))
+        if first is None:
+            return
+        if self._ordering is None:
+            self._ordering = Ordering(self.expected)
+        self._ordering.rewind(first, behind, self.hub.gap_clock())
+        self.hub.held(self, len(behind), self._ordering.held)
+
+    def _hand_over(self, letter: Letter) -> None:
+        """It is its turn: write it, or let it wait until the device has taken what was written before."""
+        fault = letter.fault
+        if fault is None and letter.expires_at is not None and letter.expires_at <= self.hub.now():
+            fault = "expired"
+        if fault is not None:
+            letter.settled = letter.seq is not None
+            self.hub.record(letter, fault)
+            return
+        if self._queue is not None:
+            self._queue.append(letter)
+            self._queued += len(letter.body)
+            self.hub.queued(self, 1, len(self._queue))
+            if self._queued > self.hub.write_buffer:
+                self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
+            return
+        if letter.body or not letter.close:
+            self._write(letter.body)
+        letter.source.done(letter.tag)
+        if letter.reply_to is not None:
+            self.hub.report(letter, "delivered")
+        if letter.close:
+            self.close("closed by the back end")
+
+    def _write(self, line: bytes) -> None:
+        self.lines_out += 1
+        self._out.append(line)
+        self._out_size += len(line)
+        if not self._flushing:
+            self._flushing = True
+            self.hub.turn.devices(self._flush)
+        elif self._out_size >= CHUNK:
+            # Much in one turn: what the socket takes is known only by trying; what it does not take waits unacknowledged.
+            self._flush_now()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._flush_now()
+
+    def _flush_now(self) -> None:
+        out = self._out
+        if out:
+            ending = self.hub.ending
+            out.append(b"")
+            self._out = []
+            self._out_size = 0
+            self.transport.write(ending.join(out))
+            if self.transport.congested and self._queue is None:
+                self._queue = deque()
+                self.hub.congested(self)
+
+    def writable(self) -> None:
+        """The socket has taken everything: those that waited go next."""
+        queue, self._queue = self._queue, None
+        self._queued = 0
+        if queue is None:
+            return
+        self.hub.relieved(self, len(queue))
+        while queue:
+            if self._closing:
+                self.hub.record(queue.popleft(), "connection-closed")
+                continue
+            self._hand_over(queue.popleft())
+            if self._queue is not None:
+                for letter in queue:
+                    self._hand_over(letter)
+                break
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """Close the connection after what was written; `reason` is for people."""
+        if not self._closing:
+            self._closing = reason
+            self._flush_now()
+            self.transport.loseConnection()
+
+    def drain(self) -> None:
+        """Read no more. What was read is published, held or not; what waits for a missing number waits no longer."""
+        if self.transport is not None and not self._closing:
+            self._pause(_DRAINING)
+            if self._paused & _WAITING:
+                lines, self._rest = self.hub.split(self._rest)
+                for line in lines:
+                    self.lineReceived(line)
+            while self.holding:
+                self.skip()
+
+    def close_slow(self, why: str) -> None:
+        """The device does not take what is written: close it, and put on record what waits."""
+        if not self._closing:
+            self._closing = f"too slow: {why}"
+            self.hub.slow(self, why)
+            self._give_up("slow-device")
+            self.transport.abortConnection()
+
+    def _give_up(self, reason: str) -> None:
+        """Put on record what was not handed over."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            self.hub.relieved(self, len(queue))
+            for letter in queue:
+                self.hub.record(letter, reason)
+        if self._ordering is not None and self._ordering.held:
+            held = self._ordering.clear()
+            self.hub.held(self, -len(held), 0)
+            for letter in held:
+                self.hub.record(letter, "connection-closed")
+
+    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
+        hub = self.hub
+        if self._paused & _WAITING:
+            # The device is gone, and the lines that it had finished are ours.
+            lines, self._rest = hub.split(self._rest)
+            for line in lines:
+                if len(line) <= self.MAX_LENGTH:
+                    hub.sink.publish(self, line)
+        unterminated = len(self._rest) + (len(self._long) if self._long is not None else 0)
+        self._rest = b""
+        self._long = None
+        why = self._closing or explain(reason)
+        self._closing = why
+        self._give_up("connection-closed")
+        if self._paused:
+            self._paused = 0
+            hub.unpaused(self)
+        hub.closed(self)
+        hub.emit(
+            DeviceDisconnected(
+                self.connection_id.decode(),
+                self.device_id,
+                why,
+                self.seq,
+                self.lines_out,
+                hub.clock.seconds() - self.opened,
+                unterminated,
+            )
+        )
+        self.transport = None

@@ -1,0 +1,91 @@
+"""Notices when the peer of a connection goes away that is not being read.
+
+A socket that a reactor does not read reports neither the peer's end of the stream nor its reset. During an outage of the broker
+devices reconnect, and their dead predecessors would fill the limit. So paused sockets are in an epoll set of their own that
+asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads that set's descriptor.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Final, Protocol
+
+from ..boundaries import Reactor
+
+PATIENCE: Final = 3.0
+"""Seconds for which a peer that closed its side in order is kept: what it sent before may still be read in that time."""
+
+
+class Watched(Protocol):
+    """A connection whose reading is paused."""
+
+    def fileno(self) -> int: ...
+
+    def hungUp(self) -> None:
+        """Its peer has closed, or is gone."""
+
+
+class HangupWatch:
+    """One epoll set of paused sockets, as a descriptor for the reactor. Linux only."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._epoll = select.epoll()
+        self._watched: dict[int, Watched] = {}
+        self._ended: dict[int, float] = {}
+
+    def start(self) -> None:
+        self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        self._reactor.removeReader(self)
+        self._epoll.close()
+        self._watched.clear()
+
+    def watch(self, connection: Watched) -> None:
+        fd = connection.fileno()
+        if fd not in self._watched:
+            self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
+        self._watched[fd] = connection
+
+    def unwatch(self, connection: Watched) -> None:
+        fd = connection.fileno()
+        if self._watched.get(fd) is connection:
+            del self._watched[fd]
+            self._ended.pop(fd, None)
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # it is closed already, and so has left the set
+
+    def tick(self) -> None:
+        """Let go of those that closed a while ago and are still not read."""
+        due = self._reactor.seconds() - PATIENCE
+        for fd, since in list(self._ended.items()):
+            if since > due:
+                break
+            self._hang_up(fd)
+
+    def _hang_up(self, fd: int) -> None:
+        connection = self._watched[fd]
+        self.unwatch(connection)
+        connection.hungUp()
+
+    # -- what the reactor wants of a descriptor --------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def logPrefix(self) -> str:
+        return "hangups"
+
+    def doRead(self) -> None:
+        for fd, flags in self._epoll.poll(0, 256):
+            if fd not in self._watched:
+                continue
+            if flags & (select.EPOLLERR | select.EPOLLHUP):
+                self._hang_up(fd)
+            else:
+                self._ended[fd] = self._reactor.seconds()
+
+    def connectionLost(self, reason: object) -> None: ...

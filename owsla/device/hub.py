@@ -1,0 +1,205 @@
+"""What all connections of a node have in common: where lines go, the limits over all of them, and the one clock that ticks.
+
+No connection has a timer of its own. What waits for a time is in one of the small collections here, and looked at by `tick`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from ..boundaries import Clock, DeliverySource, Letter, LineSink
+from ..events import Event, GapSkipped, SlowDevice
+from ..routing import Registry
+from ..turn import Turn
+from .framing import Framing
+from .ordering import PausableClock
+
+if TYPE_CHECKING:
+    from ..boundaries import Courier
+    from .endpoint import Endpoint
+    from .hangup import HangupWatch
+
+TICK: Final = 0.1
+"""Seconds between two looks at what waits for a time."""
+
+
+class Hub:
+    """Shared by the endpoints of a node."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        turn: Turn,
+        emit: Callable[[Event], None],
+        *,
+        framing: Framing,
+        sink: LineSink,
+        registry: Registry[Endpoint],
+        courier: Courier,
+        now: Callable[[], float],
+        prefetch: int,
+        gap_timeout: float = 2.0,
+        reorder_limit: int = 64,
+        write_buffer: int = 65536,
+        write_timeout: float = 30.0,
+        max_rate: float | None = None,
+        device_ack: Callable[[int], bytes] | None = None,
+        hangups: HangupWatch | None = None,
+    ) -> None:
+        """`prefetch` is how many messages of the node may be unacknowledged over all consumers. Times are in seconds.
+
+        `device_ack(seq)` makes what tells a device that its lines up to that number are safe.
+        """
+        self.clock = clock
+        self.turn = turn
+        self.emit = emit
+        self.framing = framing
+        self.split = framing.split
+        self.ending = framing.ending
+        self.sink = sink
+        self.registry = registry
+        self.now = now
+        self.max_rate = max_rate
+        self.device_ack = device_ack
+        self.write_buffer = write_buffer
+        self.quiet_since = 0.0
+        """When devices were last not read, whatever they had to say; by the clock."""
+        self.gap_clock = PausableClock(clock.seconds)
+        self._courier = courier
+        self._hangups = hangups
+        self._gap_timeout = gap_timeout
+        self._reorder_limit = reorder_limit
+        self._held_limit = max(1, prefetch // 2)
+        self._queued_limit = max(1, prefetch // 4)
+        self._write_timeout = write_timeout
+        self._holding: dict[Endpoint, int] = {}
+        self._held_total = 0
+        self._congested: dict[Endpoint, float] = {}
+        self._queued: dict[Endpoint, int] = {}
+        self._queued_total = 0
+        self._rated: list[tuple[float, int, Endpoint]] = []
+        self._rated_count = 0
+        self.paused_connections = 0
+        """Connections that are not read, for whichever reason."""
+        self.duplicates = 0
+        """Messages with a number that was sent before."""
+        self.skips = 0
+        """Numbers that were waited for in vain."""
+
+    # -- messages --------------------------------------------------------------------------------------------------------
+
+    def record(self, letter: Letter, reason: str) -> None:
+        """Put on record that it was not delivered."""
+        self._courier.record(letter, reason)
+
+    def report(self, letter: Letter, outcome: str) -> None:
+        """Send the report that it asked for."""
+        self._courier.report(letter, outcome)
+
+    def duplicate(self, letter: Letter) -> None:
+        """It was sent before."""
+        self.duplicates += 1
+        letter.source.done(letter.tag)
+
+    def skipped(self, endpoint: Endpoint, missing: range) -> None:
+        """It waits no longer for these numbers."""
+        self.skips += len(missing)
+        self.emit(GapSkipped(endpoint.connection_id.decode(), missing.start, missing.stop - 1))
+
+    def forget(self, source: DeliverySource) -> None:
+        """A consumer is gone, and what it brought comes again."""
+        for endpoint in [*self._holding, *(one for one in self._queued if one not in self._holding)]:
+            endpoint.forget(source)
+
+    def flowing(self, flows: bool) -> None:
+        """Whether messages come to this node. While they do not, none is missed."""
+        if flows:
+            self.gap_clock.resume()
+        else:
+            self.gap_clock.pause()
+
+    # -- held for a missing number ---------------------------------------------------------------------------------------
+
+    def held(self, endpoint: Endpoint, more: int, count: int) -> None:
+        """It holds `more` messages than before, `count` in all. Past a limit, whoever holds most waits no longer."""
+        self._held_total += more
+        if count:
+            self._holding[endpoint] = count
+        else:
+            self._holding.pop(endpoint, None)
+        if more > 0:
+            if count > self._reorder_limit:
+                endpoint.skip()
+            while self._held_total > self._held_limit:
+                max(self._holding, key=self._holding.__getitem__).skip()
+
+    # -- slow devices ----------------------------------------------------------------------------------------------------
+
+    def congested(self, endpoint: Endpoint) -> None:
+        """Its socket does not take what was written."""
+        self._congested[endpoint] = self.clock.seconds()
+
+    def queued(self, endpoint: Endpoint, more: int, count: int) -> None:
+        """`more` messages than before wait for its socket, `count` in all. They must not use up the prefetch of the others."""
+        self._queued_total += more
+        if count:
+            self._queued[endpoint] = count
+        else:
+            self._queued.pop(endpoint, None)
+        while more > 0 and self._queued_total > self._queued_limit and self._queued:
+            slowest = max(self._queued, key=self._queued.__getitem__)
+            slowest.close_slow("too many messages wait for slow devices, most of them for this one")
+
+    def relieved(self, endpoint: Endpoint, waited: int) -> None:
+        """Its socket has taken everything, or it is closed; so many messages waited for that."""
+        self._congested.pop(endpoint, None)
+        self._queued.pop(endpoint, None)
+        self._queued_total -= waited
+
+    # -- paused reading --------------------------------------------------------------------------------------------------
+
+    def paused(self, endpoint: Endpoint) -> None:
+        self.paused_connections += 1
+        if self._hangups is not None:
+            self._hangups.watch(endpoint.transport)
+
+    def unpaused(self, endpoint: Endpoint) -> None:
+        self.paused_connections -= 1
+        if self._hangups is not None and endpoint.transport is not None:
+            self._hangups.unwatch(endpoint.transport)
+
+    def rated(self, endpoint: Endpoint, until: float) -> None:
+        """It talks too fast, and is not read until then."""
+        self._rated_count += 1
+        heapq.heappush(self._rated, (until, self._rated_count, endpoint))
+
+    # -- coming and going ------------------------------------------------------------------------------------------------
+
+    def slow(self, endpoint: Endpoint, why: str) -> None:
+        self.emit(SlowDevice(endpoint.connection_id.decode(), why))
+
+    def closed(self, endpoint: Endpoint) -> None:
+        """Its connection is gone."""
+        self.registry.remove(endpoint.connection_id)
+        self._congested.pop(endpoint, None)
+
+    def tick(self) -> None:
+        """Look at what waits for a time."""
+        now = self.clock.seconds()
+        if self._hangups is not None:
+            self._hangups.tick()
+        while self._rated and self._rated[0][0] <= now:
+            heapq.heappop(self._rated)[2].unrate()
+        if self._holding:
+            due = self.gap_clock() - self._gap_timeout
+            for endpoint in list(self._holding):
+                missed_since = endpoint.missed_since
+                if missed_since is not None and missed_since <= due:
+                    endpoint.skip()
+        if self._congested:
+            for endpoint, since in list(self._congested.items()):
+                if now - since < self._write_timeout:
+                    break
+                endpoint.close_slow(f"it took nothing for {self._write_timeout:g} s")

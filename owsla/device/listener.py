@@ -1,0 +1,309 @@
+"""The device port: accepts, counts, times out, and hands each secured connection to an endpoint.
+
+The socket is bound before the service starts, so that a busy port is the start's error; it begins to listen when the queues
+are declared, and stays open from then on.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from OpenSSL import SSL
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ..boundaries import Clock, Reactor
+from ..config import ConfigError, os_reason
+from ..events import DeviceConnected, Event, Full, HandshakeFailed, Listening
+from ..routing import ConnectionIds, Registry
+from .admission import Admission
+from .endpoint import Endpoint
+from .hangup import HangupWatch
+from .hub import TICK, Hub
+from .transport import CLOSING_TIMEOUT, TLSTransport
+
+BACKLOG: Final = 4096
+"""Connections that may wait in the system's queue: a stampede of a thousand a second for four. Linux cuts it to somaxconn."""
+
+ACCEPTED_AT_ONCE: Final = 64
+"""Connections accepted in one reactor turn: those that are established are served between."""
+
+DEFER_ACCEPT: Final = 5
+"""Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7))."""
+
+KEEPALIVE: Final = (120, 30, 4)
+"""TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
+
+
+def claim(port: int, interface: str, option: str = "--port") -> socket.socket:
+    """Bind a TCP socket, not listening yet. An empty interface is all, IPv4 and IPv6. `ConfigError` says why it cannot be."""
+    family, host = _family(interface)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(interface != ""))
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        where = f"port {port}" + (f" on {interface}" if interface else "")
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{option}: {where} is in use by another process") from None
+        raise ConfigError(f"{option}: {where} cannot be used: {os_reason(error)}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _family(interface: str) -> tuple[socket.AddressFamily, str]:
+    if interface == "":
+        return (socket.AF_INET6, "::") if _has_ipv6() else (socket.AF_INET, "0.0.0.0")
+    return (socket.AF_INET6 if ":" in interface else socket.AF_INET), interface
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+@implementer(IReadDescriptor)
+class Listener(Service):
+    """Accepts devices on a bound socket."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        context: SSL.Context,
+        hub: Hub,
+        ids: ConnectionIds,
+        registry: Registry[Endpoint],
+        admission: Admission[TLSTransport],
+        emit: Callable[[Event], None],
+        hangups: HangupWatch,
+        *,
+        handshake_timeout: float,
+        idle_timeout: float,
+        identify: Callable[[SSL.Connection], str | None],
+        fail: Callable[[str], None],
+    ) -> None:
+        """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate.
+
+        `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
+        """
+        self.setName("listener")
+        self._reactor = reactor
+        self._clock: Clock = reactor
+        self._socket = sock
+        self._context = context
+        self._hub = hub
+        self._ids = ids
+        self._registry = registry
+        self._admission = admission
+        self._emit = emit
+        self._handshake_timeout = handshake_timeout
+        self._idle_timeout = idle_timeout
+        self._identify = identify
+        self._hangups = hangups
+        self._fail = fail
+        self._accepting = False
+        self._opened = False
+        self._closing: dict[TLSTransport, float] = {}
+        self._full = False
+        self._ticking = LoopingCall(self._tick)
+        self._ticking.clock = reactor  # type: ignore[assignment]
+        self._sweeping = LoopingCall(self._sweep)
+        self._sweeping.clock = reactor  # type: ignore[assignment]
+        self._to_check: list[Endpoint] = []
+        self._check_share = 1
+        self.handshakes = 0
+        """Handshakes completed so far."""
+        self.failed_handshakes = 0
+        """Connections closed before theirs was complete."""
+
+    # -- opening and closing the port --------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        super().startService()
+        self._hangups.start()
+        self._ticking.start(TICK, now=False)
+        self._sweeping.start(1.0, now=False)
+
+    def open(self) -> None:
+        """Open the port, if it is not: there is somewhere for lines to go."""
+        if self._opened or not self.running:
+            return
+        self._opened = True
+        sock = self._socket
+        # What a listening socket is set to, the sockets accepted from it inherit (Linux): no call for each of them.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
+        host, port = sock.getsockname()[:2]
+        try:
+            sock.listen(BACKLOG)
+        except OSError as error:
+            # Bound is not taken: another process was quicker to listen.
+            self._fail(f"--port: port {port} cannot be opened: {os_reason(error)}")
+            return
+        self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
+        self._resume()
+
+    @property
+    def port(self) -> int:
+        """The port, also where any free one was asked for."""
+        return int(self._socket.getsockname()[1])
+
+    def stop_accepting(self) -> None:
+        """Close the port; those connected stay."""
+        self._pause()
+        self._socket.close()
+
+    def stopService(self) -> Deferred[None] | None:
+        super().stopService()
+        if self._ticking.running:
+            self._ticking.stop()
+            self._sweeping.stop()
+            self._hangups.stop()
+        if self._socket.fileno() >= 0:
+            self.stop_accepting()
+        return None
+
+    # -- accepting ---------------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "listener"
+
+    def connectionLost(self, reason: Any) -> None:
+        self._log.error("The device port failed: {reason}", reason=reason)
+
+    def doRead(self) -> None:
+        for _ in range(min(ACCEPTED_AT_ONCE, self._admission.room)):
+            try:
+                sock, address = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self._say_full(f"the system says: {os_reason(error)}")
+                self._pause()
+                return
+            sock.setblocking(False)
+            transport = TLSTransport(self._reactor, sock, address, self._context, self)
+            self._admission.accepted(transport, self._clock.seconds() + self._handshake_timeout)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._admission.room > 0:
+            return
+        self._pause()
+        if self._admission.connections >= self._admission.max_connections:
+            self._say_full("as many devices as --max-connections allows")
+
+    def _say_full(self, what: str) -> None:
+        if not self._full:
+            self._full = True
+            self._emit(Full(self._admission.connections, what))
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._reactor.removeReader(self)
+
+    def _resume(self) -> None:
+        if not self._accepting and self._opened and self._socket.fileno() >= 0 and self._admission.room > 0:
+            self._accepting = True
+            self._reactor.addReader(self)
+
+    # -- what becomes of a connection --------------------------------------------------------------------------------------
+
+    def spoke(self, transport: TLSTransport) -> None:
+        self._admission.spoke(transport)
+        self._check_room()
+
+    def secured(self, transport: TLSTransport) -> Endpoint | None:
+        self._admission.secured(transport)
+        self.handshakes += 1
+        self._resume()
+        if not self.running:
+            return None
+        connection_id = self._ids.new()
+        endpoint = Endpoint(self._hub, connection_id, self._identify(transport.tls))
+        self._registry.add(connection_id, endpoint)
+        self._emit(
+            DeviceConnected(
+                connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
+            )
+        )
+        return endpoint
+
+    def closing(self, transport: TLSTransport) -> None:
+        self._closing[transport] = self._clock.seconds() + CLOSING_TIMEOUT
+
+    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+        self._admission.lost(transport)
+        self._closing.pop(transport, None)
+        if failed is not None:
+            self.failed_handshakes += 1
+            self._emit(HandshakeFailed(transport.peer, failed))
+        if self._admission.connections < self._admission.max_connections * 99 // 100:
+            self._full = False
+        self._resume()
+
+    # -- time --------------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._hub.tick()
+
+    def _sweep(self) -> None:
+        """Once a second: handshakes that take too long, goodbyes that are not answered, and a share of the idle checks."""
+        now = self._clock.seconds()
+        for transport in list(self._admission.overdue(now)):
+            transport.timeOut(f"no handshake within {self._handshake_timeout:g} s")
+        for transport, deadline in list(self._closing.items()):
+            if deadline > now:
+                break
+            transport.abortConnection()
+        self._resume()
+        if self._idle_timeout:
+            self._check_idle(now)
+
+    def _check_idle(self, now: float) -> None:
+        """Look at a share of the connections, so that each is looked at eight times in an idle timeout.
+
+        A line costs nothing for that: the check compares how many there were with what it saw the last time.
+        """
+        if not self._hub.sink.accepting:
+            # Devices are quiet because they are not read. Their time begins anew when they are.
+            self._hub.quiet_since = now
+            return
+        if not self._to_check:
+            self._to_check = list(self._registry)
+            self._check_share = 1 + int(len(self._to_check) / max(1.0, self._idle_timeout / 8))
+        share, self._to_check = self._to_check[: self._check_share], self._to_check[self._check_share :]
+        for endpoint in share:
+            if endpoint.lines != endpoint.idle_mark:
+                endpoint.idle_mark = endpoint.lines
+                endpoint.idle_since = now
+            elif now - max(endpoint.idle_since, self._hub.quiet_since) >= self._idle_timeout:
+                endpoint.close(f"no line for {self._idle_timeout:g} s")

@@ -1,0 +1,128 @@
+"""The order of numbered messages towards one device. Pure.
+
+A back end numbers its messages to a connection 0, 1, 2 … (`to_device_seq`). They may come in any order, twice, or not at all:
+from several consumers, after a redelivery, over another node. Each is given out once and in order. What is missing is waited
+for, a bounded time and with a bounded number of messages held meanwhile; then it is skipped, and is late when it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Final, Generic, TypeVar
+
+Item = TypeVar("Item")
+
+SKIPS_REMEMBERED: Final = 64
+"""How many stretches of skipped numbers are told apart from numbers that were sent. What is below all of them counts as late:
+a message too many on record is better than one too few."""
+
+
+class Arrival(Enum):
+    """What a number means when it comes."""
+
+    NEXT = "it is its turn"
+    HELD = "something before it is missing"
+    DUPLICATE = "it was sent, or is held, already"
+    LATE = "it was skipped"
+
+
+class Ordering(Generic[Item]):
+    """The numbered messages of one connection: which is next, which are held, which were skipped."""
+
+    __slots__ = ("_floor", "_held", "_skipped", "expected")
+
+    def __init__(self, expected: int = 0) -> None:
+        """`expected` is the number that is next."""
+        self.expected = expected
+        self._held: dict[int, tuple[float, Item]] = {}
+        self._skipped: list[range] = []
+        self._floor = 0
+
+    def arrive(self, seq: int, item: Item, now: float) -> Arrival:
+        """A message came. `NEXT`: give it out, and then what `take` has; `HELD`: it is kept; otherwise it is the caller's."""
+        if seq == self.expected:
+            self.expected += 1
+            return Arrival.NEXT
+        if seq < self.expected:
+            late = seq < self._floor or any(seq in skipped for skipped in self._skipped)
+            return Arrival.LATE if late else Arrival.DUPLICATE
+        if seq in self._held:
+            return Arrival.DUPLICATE
+        self._held[seq] = (now, item)
+        return Arrival.HELD
+
+    def take(self) -> list[Item]:
+        """What is held and whose turn it is now, in order."""
+        ready = []
+        while self._held:
+            held = self._held.pop(self.expected, None)
+            if held is None:
+                break
+            self.expected += 1
+            ready.append(held[1])
+        return ready
+
+    @property
+    def held(self) -> int:
+        """How many messages are held."""
+        return len(self._held)
+
+    @property
+    def missed_since(self) -> float | None:
+        """When the number that is next was first missed: when the first one behind it came. `None` where none is held."""
+        return min((now for now, _ in self._held.values()), default=None)
+
+    def skip(self) -> range:
+        """Give up waiting: go on at the lowest number held. What is skipped by that; `take` has what follows."""
+        missing = range(self.expected, min(self._held))
+        self.expected = missing.stop
+        if self._skipped and self._skipped[-1].stop == missing.start:
+            self._skipped[-1] = range(self._skipped[-1].start, missing.stop)
+        else:
+            self._skipped.append(missing)
+            if len(self._skipped) > SKIPS_REMEMBERED:
+                self._floor = self._skipped.pop(0).stop
+        return missing
+
+    def forget(self, gone: Callable[[Item], bool]) -> int:
+        """Drop what is held and comes again, for its consumer is gone. How many that were; the expected number stays."""
+        before = len(self._held)
+        self._held = {seq: held for seq, held in self._held.items() if not gone(held[1])}
+        return before - len(self._held)
+
+    def rewind(self, seq: int, items: Iterable[tuple[int, Item]], now: float) -> None:
+        """Numbers from `seq` on were given out and not used after all: that one comes again, and these are held for it."""
+        self.expected = min(self.expected, seq)
+        for number, item in items:
+            self._held[number] = (now, item)
+
+    def clear(self) -> list[Item]:
+        """Drop and return all that is held, in the order of their numbers: the connection is closed."""
+        items = [self._held[seq][1] for seq in sorted(self._held)]
+        self._held = {}
+        return items
+
+
+class PausableClock:
+    """Time that stands still now and then: while no messages can come, none is missed."""
+
+    __slots__ = ("_now", "_offset", "_paused_at")
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._offset = 0.0
+        self._paused_at: float | None = None
+
+    def __call__(self) -> float:
+        """Seconds, those not counted in which it stood still."""
+        return (self._now() if self._paused_at is None else self._paused_at) - self._offset
+
+    def pause(self) -> None:
+        if self._paused_at is None:
+            self._paused_at = self._now()
+
+    def resume(self) -> None:
+        if self._paused_at is not None:
+            self._offset += self._now() - self._paused_at
+            self._paused_at = None

@@ -1,0 +1,415 @@
+"""TLS on a socket, as a reactor's descriptor: one object a connection, where Twisted's own stack has three.
+
+The same pyOpenSSL as Twisted's `TLSMemoryBIOProtocol` uses, but with the socket given to OpenSSL: no memory BIOs and no second
+transport, half the memory a connection, and a line out is one system call at once and not at the next turn of the reactor.
+OpenSSL and its error cases are those of SSL_read(3), SSL_write(3), SSL_shutdown(3) and SSL_get_error(3).
+
+    accepted ──first bytes──▶ handshaking ──▶ open ──loseConnection──▶ closing ──peer's end──▶ closed
+        └──────────────────────── abort, end of stream, error, time-out ─────────────────────▶ closed
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final, Protocol
+
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..boundaries import Reactor
+
+RECORD: Final = 16384
+"""The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
+
+CLOSING_TIMEOUT: Final = 5.0
+"""Seconds that a peer has to take our last bytes and close its side."""
+
+
+class Lines(Protocol):
+    """What speaks over a `TLSTransport`: a protocol that also hears of the handshake, and of room to write."""
+
+    def makeConnection(self, transport: Any) -> None:
+        """The handshake is complete."""
+
+    def dataReceived(self, data: bytes) -> None: ...
+
+    def connectionLost(self, reason: Failure) -> None:
+        """An open connection is gone."""
+
+    def writable(self) -> None:
+        """What was written has left; `congested` is over."""
+
+
+class Owner(Protocol):
+    """Who made a transport, and counts it."""
+
+    def spoke(self, transport: TLSTransport) -> None:
+        """Its first bytes are there; the handshake begins."""
+
+    def secured(self, transport: TLSTransport) -> Lines | None:
+        """The handshake is complete: what speaks over it from now on, or `None` to close it."""
+
+    def closing(self, transport: TLSTransport) -> None:
+        """It says goodbye, and waits for the peer to do so; `CLOSING_TIMEOUT` is for how long."""
+
+    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+        """It is closed. `failed`: why the handshake was never completed; `None` where it was."""
+
+
+class _Failures:
+    """Reasons that are the same for thousands of connections."""
+
+    DONE: Final = Failure(ConnectionDone("closed cleanly"))
+    LOST: Final = Failure(ConnectionLost("closed without a goodbye"))
+    ABORTED: Final = Failure(ConnectionAborted("aborted"))
+
+
+@implementer(IReadWriteDescriptor)
+class TLSTransport:
+    """The server's side of one TLS connection."""
+
+    _log = Logger()
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_context",
+        "_fd",
+        "_lines",
+        "_outgoing",
+        "_owner",
+        "_reactor",
+        "_reading",
+        "_reason",
+        "_socket",
+        "_state",
+        "_tls",
+        "_writing",
+    )
+
+    ACCEPTED: Final = 0
+    HANDSHAKING: Final = 1
+    OPEN: Final = 2
+    CLOSING: Final = 3
+    CLOSED: Final = 4
+
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...], context: SSL.Context, owner: Owner
+    ) -> None:
+        """`address` is what `accept()` gave, beside the socket."""
+        self._reactor = reactor
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._address = address
+        self._context: SSL.Context | None = context
+        self._owner = owner
+        self._tls: SSL.Connection | None = None
+        self._lines: Lines | None = None
+        self._outgoing: list[bytes] | None = None
+        self._state = self.ACCEPTED
+        self._reading = True
+        self._writing = False
+        self._reason: Failure | None = None
+        reactor.addReader(self)
+
+    # -- what its protocol uses ------------------------------------------------------------------------------------------
+
+    @property
+    def congested(self) -> bool:
+        """Whether something written has not left yet, and it is better to wait."""
+        return self._outgoing is not None
+
+    @property
+    def disconnecting(self) -> bool:
+        return self._state >= self.CLOSING
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep what the socket does not take; nothing after the connection began to close."""
+        if self._state != self.OPEN or not data:
+            return
+        if self._outgoing is not None:
+            self._outgoing.append(data)
+            return
+        rest = self._send(data)
+        if rest:
+            self._outgoing = [rest]
+            if not self._writing:
+                self._writing = True
+                self._reactor.addWriter(self)
+
+    def _send(self, data: bytes) -> bytes:
+        """Send what the socket takes now; the rest."""
+        assert self._tls is not None
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += self._tls.send(data[sent : sent + RECORD] if len(data) > RECORD else data)
+        except (SSL.WantWriteError, SSL.WantReadError):
+            # OpenSSL wants the same bytes again, at whatever address (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER).
+            return data[sent:]
+        except (SSL.Error, OSError) as error:
+            self._later_lost(error)
+        return b""
+
+    def _later_lost(self, error: Exception) -> None:
+        """A write found the connection dead: say so from the reactor, not from inside the writer."""
+        if self._reason is None:
+            self._reason = _failure(error)
+            self._reactor.callLater(0, self._close)
+
+    def pauseProducing(self) -> None:
+        """Read nothing for now; the peer's TCP is slowed down by that."""
+        if self._reading:
+            self._reading = False
+            self._reactor.removeReader(self)
+
+    def resumeProducing(self) -> None:
+        if not self._reading and self._state in (self.OPEN, self.HANDSHAKING, self.ACCEPTED):
+            self._reading = True
+            self._reactor.addReader(self)
+
+    def hungUp(self) -> None:
+        """The peer has gone while nothing was read: what it sent and was not read yet is in the socket, and is let go."""
+        self.abortConnection(_Failures.LOST)
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Send what was written, say goodbye (close_notify), and close when the peer has had it, or after a while."""
+        if self._state < self.OPEN:
+            self.abortConnection()
+        elif self._state == self.OPEN:
+            self._state = self.CLOSING
+            self._owner.closing(self)
+            if self._outgoing is None:
+                self._say_goodbye()
+            self._read_on()
+
+    def abortConnection(self, reason: Failure | None = None) -> None:
+        """Close at once."""
+        if self._state != self.CLOSED and self._reason is None:
+            self._reason = reason or _Failures.ABORTED
+            self._reactor.callLater(0, self._close)
+
+    def timeOut(self, why: str) -> None:
+        """Close at once, since something took too long."""
+        self.abortConnection(Failure(TimeoutError(why)))
+
+    def getPeer(self) -> IPv4Address | IPv6Address:
+        host, port = self._address[:2]
+        if ":" in host and not host.startswith("::ffff:"):
+            return IPv6Address("TCP", host, port)
+        return IPv4Address("TCP", host.removeprefix("::ffff:"), port)
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        host, port = self._socket.getsockname()[:2]
+        return IPv6Address("TCP", host, port) if ":" in host else IPv4Address("TCP", host, port)
+
+    @property
+    def peer(self) -> str:
+        """The other side's address, for people."""
+        host, port = self._address[:2]
+        host = host.removeprefix("::ffff:")
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def tls(self) -> SSL.Connection:
+        """OpenSSL's connection, once there is one."""
+        assert self._tls is not None
+        return self._tls
+
+    def getPeerCertificate(self) -> Any:
+        return self.tls.get_peer_certificate()
+
+    # -- what the reactor uses -------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def logPrefix(self) -> str:
+        return "device"
+
+    def doRead(self) -> None:
+        state = self._state
+        if state == self.OPEN:
+            # One record a turn: without read-ahead OpenSSL takes no more than that from the socket, so what is left makes the
+            # socket readable again, and no connection gets more than its turn.
+            try:
+                data = self._tls.recv(RECORD)  # type: ignore[union-attr]
+            except SSL.WantReadError:
+                return
+            except (SSL.Error, OSError) as error:
+                self._ended(error)
+                return
+            self._deliver(data)
+        elif state == self.CLOSING:
+            self._drain()
+        elif state == self.HANDSHAKING:
+            self._handshake()
+        elif state == self.ACCEPTED:
+            self._begin()
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            self._lines.dataReceived(data)  # type: ignore[union-attr]
+        except Exception:
+            failure = Failure()
+            self._log.failure("Reading from {peer} failed", failure, peer=self.peer)
+            self.abortConnection(failure)
+
+    def doWrite(self) -> None:
+        if self._state in (self.ACCEPTED, self.HANDSHAKING):
+            self._stop_writing()
+            self._handshake()
+            return
+        if self._state == self.CLOSED:
+            return
+        waiting = self._outgoing
+        while waiting:
+            data = waiting[0]
+            rest = self._send(data)
+            if rest:
+                waiting[0] = rest
+                if len(rest) == len(data):
+                    return
+            else:
+                del waiting[0]
+        self._outgoing = None
+        self._stop_writing()
+        if self._state == self.CLOSING:
+            self._say_goodbye()
+        elif self._state == self.OPEN and self._lines is not None:
+            self._lines.writable()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._reactor.removeWriter(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor found the socket dead."""
+        if self._reason is None:
+            self._reason = _Failures.LOST if reason.check(ConnectionLost, ConnectionDone) else reason
+        self._close()
+
+    # -- handshake -------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        assert self._context is not None
+        self._state = self.HANDSHAKING
+        self._owner.spoke(self)
+        self._tls = SSL.Connection(self._context, self._socket)
+        self._context = None
+        self._tls.set_accept_state()
+        self._handshake()
+
+    def _handshake(self) -> None:
+        if self._reason is not None or self._tls is None:
+            return
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            return
+        except SSL.WantWriteError:
+            if not self._writing:
+                self._writing = True
+                self._reactor.addWriter(self)
+            return
+        except (SSL.Error, OSError) as error:
+            self._ended(error)
+            return
+        self._state = self.OPEN
+        lines = self._owner.secured(self)
+        if lines is None:
+            self.loseConnection()
+            return
+        self._lines = lines
+        lines.makeConnection(self)
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    def _ended(self, error: Exception) -> None:
+        """The peer has closed its side, or broke the protocol."""
+        if self._reason is None:
+            self._reason = _failure(error)
+        if isinstance(error, SSL.ZeroReturnError):
+            # A proper goodbye, which is answered with ours.
+            try:
+                self.tls.shutdown()
+            except (SSL.Error, OSError):
+                pass
+        self._close()
+
+    def _say_goodbye(self) -> None:
+        """Send close_notify, then our end of the stream; what the peer still sends is read and dropped (`_drain`)."""
+        try:
+            self.tls.shutdown()
+        except (SSL.Error, OSError):
+            pass
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._later_lost(ConnectionLost())
+
+    def _read_on(self) -> None:
+        # Closing a socket with unread data resets the connection, and the peer may lose our last line over it.
+        if not self._reading:
+            self._reading = True
+            self._reactor.addReader(self)
+
+    def _drain(self) -> None:
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close()
+
+    def _close(self) -> None:
+        """Let go of the socket, and tell those who care. Happens once."""
+        if self._state == self.CLOSED:
+            return
+        state, self._state = self._state, self.CLOSED
+        if self._reading:
+            self._reactor.removeReader(self)
+        self._stop_writing()
+        self._reading = False
+        self._outgoing = None
+        self._context = None
+        lines, self._lines = self._lines, None
+        reason = self._reason or _Failures.DONE
+        if lines is not None:
+            lines.connectionLost(reason)
+        self._socket.close()
+        self._fd = -1
+        self._tls = None
+        self._owner.lost(self, None if state >= self.OPEN else explain(reason, state == self.ACCEPTED))
+
+
+def _failure(error: Exception) -> Failure:
+    """What OpenSSL, or the socket, said, as a reason that a protocol knows."""
+    if isinstance(error, SSL.ZeroReturnError):
+        return _Failures.DONE
+    if isinstance(error, SSL.SysCallError | OSError | ConnectionLost):
+        return _Failures.LOST
+    return Failure(error)
+
+
+def explain(reason: Failure, silent: bool = False) -> str:
+    """Why a connection ended, in a person's words."""
+    error = reason.value
+    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list | tuple) and error.args[0]:
+        return f"TLS: {error.args[0][0][-1]}"
+    if isinstance(error, ConnectionDone):
+        return "closed by the device"
+    if isinstance(error, ConnectionLost):
+        return "closed before it said anything" if silent else "lost"
+    return str(error) or type(error).__name__

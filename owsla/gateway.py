@@ -1,0 +1,171 @@
+"""The whole of a node as one service: what starts when, and how it stops without losing anything.
+
+Starting: connect to the broker, declare the queues, consume; then open the device port.
+
+Stopping: the port closes. The devices are closed one after another, their turns spread over a while, so that a fleet does not
+come back in one instant; until its turn each is served. At its turn a device is read no more, what it sent is published and
+confirmed, it is told so, what waits for it is written, and it is closed. Messages are consumed until the last device is gone;
+what came too late goes on record; the node's own queue is deleted when it is empty, and the connections to the broker close.
+All of it within a bound, past which what is left is given up, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.logger import Logger
+from txamqp.client import Closed
+
+from .boundaries import Clock
+from .device.endpoint import Endpoint
+from .device.listener import Listener
+from .routing import Registry
+
+STEP = 0.05
+"""Seconds between two looks at whether something is settled."""
+
+
+class Sink(Protocol):
+    """The producer, as stopping sees it."""
+
+    @property
+    def unconfirmed(self) -> int: ...
+
+    def settled(self, source: Any) -> bool: ...
+
+
+class Parcels(Protocol):
+    """The courier, as stopping sees it."""
+
+    @property
+    def unconfirmed(self) -> int: ...
+
+
+class OwnQueue(Protocol):
+    """The consumers, as stopping sees them."""
+
+    async def give_up_own_queue(self) -> bool: ...
+
+
+class Gateway(MultiService):
+    """A node. Its children start with it, and stop in the order that `stopService` says."""
+
+    _log = Logger(namespace="owsla")
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        listener: Listener,
+        registry: Registry[Endpoint],
+        producer: Sink,
+        courier: Parcels,
+        consumers: OwnQueue,
+        connections: Sequence[Service],
+        embedded: Service | None,
+        drain_timeout: float,
+        drain_spread: float,
+    ) -> None:
+        """`connections` are those to the broker, in the order in which they are to close. Times are in seconds."""
+        super().__init__()
+        self._clock = clock
+        self._listener = listener
+        self._registry = registry
+        self._producer = producer
+        self._courier = courier
+        self._consumers = consumers
+        self._connections = connections
+        self._embedded = embedded
+        self._drain_timeout = drain_timeout
+        self._drain_spread = min(drain_spread, drain_timeout / 2)
+        self._deadline = 0.0
+        self.draining = False
+        """Whether it is stopping."""
+        for service in ([embedded] if embedded is not None else []) + [*connections, listener]:
+            service.setServiceParent(self)
+
+    def stopService(self) -> Deferred[Any]:
+        self.running = 0
+        self.draining = True
+        self._deadline = self._clock.seconds() + self._drain_timeout
+        return ensureDeferred(self._stop())
+
+    def hurry(self) -> None:
+        """Wait for nothing more."""
+        self._deadline = 0.0
+
+    async def _stop(self) -> None:
+        devices = len(self._registry)
+        self._log.info("Stopping: {devices} devices are connected", devices=devices)
+        self._listener.stop_accepting()
+        await self._drain_devices()
+        cut = len(self._registry)
+        for endpoint in self._registry:
+            endpoint.close("the gateway stops")
+        await self._until(lambda: not self._producer.unconfirmed and not self._courier.unconfirmed)
+        await self._give_up_own_queue()
+        await self._until(lambda: not self._courier.unconfirmed)
+        lines, messages = self._producer.unconfirmed, self._courier.unconfirmed
+        await _stopped(self._listener)
+        for service in self._connections:
+            await _stopped(service)
+        if self._embedded is not None:
+            await _stopped(self._embedded)
+        if lines or messages or cut:
+            self._log.warn(
+                "Stopped at the deadline: gave up {lines} lines that the broker has not confirmed, {messages} messages "
+                "on their way to other queues (they come again), and closed {cut} devices before their turn",
+                lines=lines,
+                messages=messages,
+                cut=cut,
+            )
+        else:
+            self._log.info("Stopped: {devices} devices closed, everything confirmed", devices=devices)
+
+    async def _drain_devices(self) -> None:
+        """Close every device when it is its turn and everything of it is settled."""
+        waiting = list(self._registry)
+        turns = max(1, int(self._drain_spread / STEP))
+        share = -(-len(waiting) // turns)
+        leaving: list[Endpoint] = []
+        while (waiting or leaving) and self._clock.seconds() < self._deadline:
+            turn, waiting = waiting[:share], waiting[share:]
+            for endpoint in turn:
+                endpoint.drain()
+            leaving += turn
+            still = []
+            for endpoint in leaving:
+                if endpoint.transport is None:
+                    continue
+                if self._producer.settled(endpoint) and not endpoint.backlog:
+                    endpoint.close("the gateway stops")
+                still.append(endpoint)
+            leaving = still
+            await self._pause(STEP)
+
+    async def _give_up_own_queue(self) -> None:
+        while self._clock.seconds() < self._deadline:
+            try:
+                if await self._consumers.give_up_own_queue():
+                    return
+            except Closed:
+                pass  # the broker is away; there may be time for it to come back
+            await self._pause(STEP)
+
+    async def _until(self, settled: Any) -> None:
+        while not settled() and self._clock.seconds() < self._deadline:
+            await self._pause(STEP)
+
+    async def _pause(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred()
+        self._clock.callLater(seconds, waiting.callback, None)
+        await waiting
+
+
+async def _stopped(service: Service) -> None:
+    result = service.stopService()
+    if isinstance(result, Deferred):
+        await result

@@ -1,0 +1,49 @@
+"""How the process ends: in order on the first signal, at once on the second, and with a status of its own when it must."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+_log = Logger(namespace="owsla")
+
+
+def stop_on_signals(reactor: Any, hurry: Callable[[], None]) -> None:
+    """Take both signals once the reactor runs; `hurry` is called for the second.
+
+    With Twisted's own handler twistd raises the signal again when it is done, and a stop in order ends with status 143.
+    """
+    stopping = False
+
+    def stop(number: int) -> None:
+        nonlocal stopping
+        if stopping:
+            _log.warn("Got {name} again: stopping at once", name=signal.Signals(number).name)
+            hurry()
+        else:
+            stopping = True
+            _log.info("Got {name}", name=signal.Signals(number).name)
+            reactor.stop()
+
+    def install() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: reactor.callFromThread(stop, number))
+
+    reactor.callWhenRunning(install)
+
+
+def fail(reactor: Any, reason: str) -> None:
+    """Nothing can be done here any more: say so in one line, stop in order, and end with status 1."""
+    _log.critical("{reason}", reason=reason)
+    sys.stderr.write(f"owsla: {reason}\n")
+    sys.stderr.flush()
+    # twistd has no way to be given a status; what is registered last runs first, when its pid file is gone already.
+    atexit.register(os._exit, 1)
+    if reactor.running:
+        reactor.stop()

@@ -1,0 +1,250 @@
+"""The system, top to bottom: what there is, and who knows whom.
+
+    twistd owsla --port 8883
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.application.service import Service
+from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
+from twisted.logger import Logger
+
+from .broker import topology
+from .broker.connection import BrokerConnection
+from .broker.consumer import Consumers
+from .broker.courier import Courier
+from .broker.health import BrokerHealth
+from .broker.packing import LinePacker
+from .broker.producer import LINES, Producer
+from .broker.protocol import FRAME_MAX
+from .broker.window import Window
+from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
+from .device.admission import Admission
+from .device.endpoint import Endpoint
+from .device.framing import Framing
+from .device.hangup import HangupWatch
+from .device.hub import Hub
+from .device.limits import allowed_connections, raise_open_files_limit
+from .device.listener import Listener, claim
+from .device.tls import certificates_in, development_certificates, device_identity, server_context
+from .device.transport import TLSTransport
+from .embedded import EmbeddedBroker
+from .events import Console, EventManager
+from .gateway import Gateway
+from .process import fail, stop_on_signals
+from .routing import ConnectionIds, Registry, Router
+from .turn import Turn
+
+_log = Logger(namespace="owsla")
+
+
+def makeService(options: Options) -> Service:
+    """The service of `twistd owsla`. A user's error ends the process with one line."""
+    from twisted.internet import reactor
+
+    try:
+        return gateway(reactor, options.settings)
+    except ConfigError as error:
+        exit_with(error)
+
+
+def gateway(reactor: Any, settings: Settings) -> Gateway:
+    """A whole node. `ConfigError` says what of the settings, or of the machine, is in the way."""
+    open_files = raise_open_files_limit()
+    max_connections, warning = allowed_connections(settings.max_connections, open_files)
+    if warning is not None:
+        _log.warn("{warning}", warning=warning)
+
+    context = _server_context(settings)
+    device_socket = claim(settings.port, settings.interface)
+    embedded, addresses = _embedded_broker(reactor, settings)
+
+    turn = Turn(reactor)
+    events = EventManager()
+    events.add(Console(reactor))
+    ids = ConnectionIds()
+    registry: Registry[Endpoint] = Registry()
+    framing = Framing(settings.delimiter, settings.max_line)
+    own_queue = topology.node_queue(settings.to_device, ids.node)
+
+    # The broker's side
+    producer = Producer(
+        reactor,
+        events.emit,
+        queue=topology.Queue(settings.from_device),
+        packer=LinePacker(
+            channel=LINES,
+            exchange="",
+            routing_key=settings.from_device,
+            seq_header=settings.seq_header,
+            delivery_mode=settings.delivery_mode,
+            reply_to=own_queue.name.encode(),
+            frame_max=FRAME_MAX,
+        ),
+        window=Window(settings.window, settings.window_bytes),
+        seq_header=settings.seq_header,
+        frame_max=FRAME_MAX,
+        acknowledge=settings.device_ack is not None,
+    )
+    courier = Courier(
+        reactor,
+        events.emit,
+        undeliverable=topology.undeliverable_queue(settings.to_device, settings.undeliverable_limit),
+        to_device=settings.to_device,
+        node=ids.node,
+    )
+
+    # What the connections of devices have in common
+    hangups = HangupWatch(reactor)
+    hub = Hub(
+        reactor,
+        turn,
+        events.emit,
+        framing=framing,
+        sink=producer,
+        registry=registry,
+        courier=courier,
+        now=time.time,
+        prefetch=(settings.consumers + 1) * settings.prefetch,
+        gap_timeout=settings.gap_timeout,
+        reorder_limit=settings.reorder_limit,
+        write_buffer=settings.write_buffer,
+        write_timeout=settings.write_timeout,
+        max_rate=settings.max_rate,
+        device_ack=_acknowledgement(settings.device_ack, framing),
+        hangups=hangups,
+    )
+
+    # From the broker to the devices
+    router = Router(
+        ids.node,
+        registry.find,
+        courier,
+        max_line=settings.max_line,
+        forbidden=framing.forbidden,
+        now=time.time,
+        forget=hub.forget,
+    )
+    consumers = Consumers(
+        reactor,
+        turn,
+        events.emit,
+        router,
+        shared=topology.Queue(settings.to_device),
+        own=own_queue,
+        count=settings.consumers,
+        prefetch=settings.prefetch,
+        now=time.time,
+        flowing=hub.flowing,
+    )
+
+    # From devices
+    admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
+    listener = Listener(
+        reactor,
+        device_socket,
+        context,
+        hub,
+        ids,
+        registry,
+        admission,
+        events.emit,
+        hangups,
+        handshake_timeout=settings.handshake_timeout,
+        idle_timeout=settings.idle_timeout,
+        identify=(
+            partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else lambda connection: None
+        ),
+        fail=partial(fail, reactor),
+    )
+
+    # What connects them
+    health = BrokerHealth([role.name for role in (producer, courier, consumers)], events.emit, listener.open)
+    connections = [
+        BrokerConnection(
+            reactor,
+            turn,
+            addresses,
+            role,
+            health,
+            heartbeat=settings.heartbeat,
+            connection_name=f"owsla {ids.node.decode()} {role.name} ({socket.gethostname()})",
+            tls=_broker_tls(settings),
+        )
+        for role in (consumers, producer, courier)
+    ]
+    service = Gateway(
+        reactor,
+        listener=listener,
+        registry=registry,
+        producer=producer,
+        courier=courier,
+        consumers=consumers,
+        connections=connections,
+        embedded=embedded,
+        drain_timeout=settings.drain_timeout,
+        drain_spread=settings.drain_spread,
+    )
+    stop_on_signals(reactor, service.hurry)
+    return service
+
+
+def _server_context(settings: Settings) -> SSL.Context:
+    cert, key = settings.cert, settings.key
+    if cert is None or key is None:
+        made = development_certificates(settings.certs_dir, socket.gethostname())
+        cert, key = made.cert, made.key
+        _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
+    return server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
+
+
+def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker | None, list[BrokerAddress]]:
+    """The embedded broker, where no other is given, and where to connect."""
+    if settings.brokers:
+        return None, list(settings.brokers)
+    try:
+        sock = claim(settings.embedded_port, "127.0.0.1", "--embedded-port")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}: a broker may already be running there (use it with --broker amqp://guest:guest@127.0.0.1), "
+            "or choose another port with --embedded-port"
+        ) from None
+    broker = EmbeddedBroker(reactor, sock, memory_limit=settings.embedded_memory)
+    return broker, [BrokerAddress("127.0.0.1", sock.getsockname()[1])]
+
+
+def _broker_tls(settings: Settings) -> Callable[[str], Any]:
+    """What verifies an `amqps://` broker: its certificate's names, and who signed it."""
+    trust = trustRootFromCertificates(_authorities(settings)) if settings.broker_ca is not None else None
+
+    def options(host: str) -> Any:
+        return optionsForClientTLS(host, trustRoot=trust)
+
+    return options
+
+
+def _authorities(settings: Settings) -> list[Any]:
+    from OpenSSL import crypto
+    from twisted.internet.ssl import Certificate
+
+    assert settings.broker_ca is not None
+    return [Certificate(crypto.X509.from_cryptography(authority)) for authority in certificates_in(settings.broker_ca)]
+
+
+def _acknowledgement(template: str | None, framing: Framing) -> Callable[[int], bytes] | None:
+    """Makes what tells a device that its lines up to a number are safe."""
+    if template is None:
+        return None
+    before, after = template.encode().split(b"{seq}", 1)
+    ending = after + framing.ending
+    return lambda seq: b"%b%d%b" % (before, seq, ending)
+
+
+

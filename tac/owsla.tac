@@ -1,0 +1,17 @@
+"""The same service as ``twistd owsla``, for ``twistd -ny tac/owsla.tac``.
+
+It is configured by the environment (``OWSLA_PORT``, …) or by a file that the environment names (``OWSLA_CONFIG``).
+"""
+
+from twisted.application import service
+
+from owsla.config import ConfigError, Options, exit_with
+from owsla.tap import makeService
+
+options = Options()
+options.parseOptions([])
+application = service.Application("owsla")
+try:
+    makeService(options).setServiceParent(application)
+except ConfigError as error:
+    exit_with(error)
