@@ -1,0 +1,610 @@
+"""The server's side of a client's connection: bytes to commands and back, and what keeps one client from hurting the others.
+
+    client                          server
+    AMQP 0 0 9 1              →
+                              ←     connection.start        (STARTING)
+    connection.start-ok       →
+                              ←     connection.tune         (TUNING)
+    connection.tune-ok, open  →
+                              ←     connection.open-ok      (RUNNING)
+    …
+    connection.close          →
+                              ←     connection.close-ok     (CLOSED)
+
+A refusal is sent as connection.close, and everything but its close-ok is ignored from then on (CLOSING).
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import struct
+from typing import Any, Final
+
+from twisted.internet.base import DelayedCall
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from owsla import __version__
+from owsla.amqp import methods, wire
+
+from .broker import Broker
+from .channel import Channel
+from .errors import AMQPError
+
+FRAME_MAX: Final = 131072
+CHANNEL_MAX: Final = 2047
+HEARTBEAT: Final = 60
+"""What RabbitMQ proposes: bytes, channels, seconds."""
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""Seconds to get from connecting to connection.open: RabbitMQ's `handshake_timeout`."""
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds to wait for a close-ok before the connection is aborted."""
+
+WRITE_AT: Final = 65536
+"""Bytes that are written before the turn is over: what Twisted's transports hold before they ask to pause."""
+
+OVERRUN: Final = 1 << 20
+"""Bytes of answers to a client that doesn't read them, past which it is not read either."""
+
+_FRAME = struct.Struct(">BHI")
+_ACK = struct.Struct(">QB")
+
+CAPABILITIES: Final = (
+    "publisher_confirms",
+    "exchange_exchange_bindings",
+    "basic.nack",
+    "consumer_cancel_notify",
+    "connection.blocked",
+    "consumer_priorities",
+    "authentication_failure_close",
+    "per_consumer_qos",
+)
+
+
+class State(enum.Enum):
+    """Where a connection is."""
+
+    HEADER = enum.auto()
+    STARTING = enum.auto()
+    TUNING = enum.auto()
+    OPENING = enum.auto()
+    RUNNING = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Turn:
+    """Collects what a reactor turn wants written, so that each connection's transport is written to once a turn."""
+
+    __slots__ = ("_clock", "_waiting")
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._waiting: list[BrokerProtocol] = []
+
+    def add(self, connection: BrokerProtocol) -> None:
+        """The connection has something to write."""
+        if not self._waiting:
+            self._clock.callLater(0, self._write)
+        self._waiting.append(connection)
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.flush()
+
+
+@implementer(IPushProducer)
+class BrokerProtocol(Protocol):
+    """A client's connection."""
+
+    log = Logger()
+
+    def __init__(self, broker: Broker, clock: Any, turn: Turn, credentials: tuple[str, str]) -> None:
+        self.broker = broker
+        self.clock = clock
+        self._turn = turn
+        self._credentials = credentials
+        self.state = State.HEADER
+        self.user = ""
+        self.frame_max = FRAME_MAX
+        self.channel_max = CHANNEL_MAX
+        self.paused = False
+        self.channels: dict[int, Channel] = {}
+        self._capabilities: dict[str, Any] = {}
+        self._buffer = b""
+        self._out: list[bytes] = []
+        self._size = 0
+        self._dirty = False
+        self._confirming: list[Channel] = []
+        self._overrun = 0
+        self._blocked = False
+        self._held_back = False
+        """Whether the transport has been told to stop reading."""
+        self._heartbeat = 0
+        self._beating: DelayedCall | None = None
+        self._received = self._sent = False
+        self._silent = 0
+        self._timeout: DelayedCall | None = None
+        self.peer = ""
+
+    # -- the transport -----------------------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        transport = self._tcp()
+        peer = transport.getPeer()
+        self.peer = f"{peer.host}:{peer.port}" if hasattr(peer, "port") else str(peer)
+        if hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)
+        transport.registerProducer(self, True)
+        self._timeout = self.clock.callLater(HANDSHAKE_TIMEOUT, self._too_slow)
+
+    def _tcp(self) -> Any:
+        return self.transport
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        expected = self.state in (State.CLOSED, State.CLOSING)
+        running = self.state is State.RUNNING
+        self.state = State.CLOSED
+        for call in (self._timeout, self._beating):
+            if call is not None and call.active():
+                call.cancel()
+        self._out.clear()
+        self._buffer = b""
+        self.paused = True
+        self._leave()
+        if running and not expected:
+            self.log.info("AMQP client {peer} left without closing its connection", peer=self.peer)
+
+    def _leave(self) -> None:
+        """Give back what this connection holds: it takes nothing more."""
+        channels, self.channels = self.channels, {}
+        for channel in channels.values():
+            channel.closing = True
+        for channel in channels.values():
+            channel.end()
+        self.broker.stop_waiting(self)
+        self.broker.connection_lost(self)
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self._overrun = 0
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self._read_or_not()
+        for channel in list(self.channels.values()):
+            channel.serve()
+
+    def stopProducing(self) -> None:
+        self.paused = True
+
+    # -- writing -----------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the end of this turn, or sooner if there are many."""
+        self._out.append(data)
+        self._size += len(data)
+        if self._size >= WRITE_AT:
+            self.flush()
+        elif not self._dirty:
+            self._dirty = True
+            self._turn.add(self)
+
+    def send(self, channel: int, name: str, **fields: Any) -> None:
+        """Queue a method frame."""
+        self.write(wire.frame(wire.FRAME_METHOD, channel, methods.encode_method(name, **fields)))
+
+    def confirm_later(self, channel: Channel) -> None:
+        """The channel has confirms to send before this turn is over."""
+        self._confirming.append(channel)
+        if not self._dirty:
+            self._dirty = True
+            self._turn.add(self)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if self._confirming:
+            confirming, self._confirming = self._confirming, []
+            for channel in dict.fromkeys(confirming):
+                if not channel.closing:
+                    channel.send_confirms()
+        self._dirty = False
+        if not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        self._size = 0
+        self._sent = True
+        if self.state is State.CLOSED:
+            return
+        if self.paused:
+            self._overrun += len(data)
+        self._tcp().write(data)
+        if self.paused:
+            self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Stop reading a client that is blocked or does not read our answers; go on when it is neither."""
+        stop = self.state is State.RUNNING and (self._blocked or (self.paused and self._overrun > OVERRUN))
+        if stop != self._held_back:
+            self._held_back = stop
+            if stop:
+                self._tcp().pauseProducing()
+            else:
+                self._tcp().resumeProducing()
+                if self._buffer:
+                    self.clock.callLater(0, self.dataReceived, b"")
+
+    def _closed(self) -> bool:
+        return self.state is State.CLOSED
+
+    def has_capability(self, name: str) -> bool:
+        """Whether the client said that it understands this extension."""
+        return self._capabilities.get(name) is True
+
+    # -- reading -----------------------------------------------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._received = True
+        if self._held_back:
+            self._buffer += data
+            return
+        data = self._buffer + data if self._buffer else data
+        self._buffer = b""
+        try:
+            used = self._parse(data)
+        except AMQPError as error:
+            self._refuse(error)
+        except wire.WireError as error:
+            self._refuse(AMQPError(502, str(error)))
+        except Exception:
+            self.log.failure(
+                "An error of the embedded broker itself; closing the connection of AMQP client {peer}", peer=self.peer
+            )
+            self._refuse(AMQPError(541, "see the broker's log"))
+        else:
+            if used < len(data) and not self._closed():
+                self._buffer = data[used:] if used else data
+
+    def _parse(self, data: bytes) -> int:
+        """Carry out the complete frames of `data`; returns how much of it they are."""
+        at = 0
+        if self.state is State.HEADER:
+            if not wire.PROTOCOL_HEADER.startswith(data[:8]):
+                self._not_amqp(data[:8])
+                return len(data)
+            if len(data) < 8:
+                return 0
+            at = 8
+            self._start()
+        unpack = _FRAME.unpack_from
+        end = len(data)
+        channels = self.channels
+        while end - at >= 7:
+            kind, number, size = unpack(data, at)
+            if size > self.frame_max - wire.FRAME_OVERHEAD:
+                raise AMQPError(
+                    501, f"a frame of {size + wire.FRAME_OVERHEAD} bytes, where at most {self.frame_max} are agreed on"
+                )
+            if kind not in (1, 2, 3, 8):
+                raise AMQPError(501, f"unknown frame type {kind}")
+            start = at + 7
+            stop = start + size
+            if stop >= end:
+                break
+            if data[stop] != wire.FRAME_END:
+                raise AMQPError(501, f"a frame ends in {data[stop]:#04x}")
+            payload = data[start:stop]
+            at = stop + 1
+            if self.state is State.RUNNING and number and kind != 8:
+                channel = channels.get(number)
+                if channel is None or channel.closing:
+                    self._off_channel(kind, number, channel, payload)
+                    continue
+                try:
+                    self._on_channel(channel, kind, payload)
+                except AMQPError as error:
+                    if error.hard:
+                        raise
+                    self._refuse_channel(channel, error)
+                if self._held_back:
+                    break
+            else:
+                self._connection_frame(kind, number, payload)
+                if self._closed():
+                    return end
+        return at
+
+    def _on_channel(self, channel: Channel, kind: int, payload: bytes) -> None:
+        complete = False
+        if kind == wire.FRAME_METHOD:
+            if channel.incoming is not None:
+                raise AMQPError(505, "expected content header for class 60, got non content header frame instead")
+            prefix = payload[:4]
+            if prefix == b"\x00\x3c\x00\x28":
+                channel.publish_arrived(payload)
+            elif prefix == b"\x00\x3c\x00\x50" and len(payload) == 13:
+                tag, bits = _ACK.unpack_from(payload, 4)
+                channel.ack_arrived(tag, bool(bits & 1))
+            else:
+                self._command(channel, payload)
+        elif kind == wire.FRAME_HEADER:
+            complete = channel.header_arrived(payload)
+        else:
+            complete = channel.body_arrived(payload)
+        if complete:
+            channel.publish()
+            if self.broker.alarm and not self._blocked:
+                self._block()
+
+    def _command(self, channel: Channel, payload: bytes) -> None:
+        name, fields = self._decode(payload)
+        if name == "channel.open":
+            raise AMQPError(504, "second 'channel.open' seen")
+        if name == "channel.close":
+            channel.send_confirms()
+            del self.channels[channel.number]
+            channel.end()
+            self.send(channel.number, "channel.close-ok")
+        else:
+            try:
+                channel.command(name, fields)
+            except AMQPError as error:
+                error.method = (fields["class_id"], fields["method_id"]) if "class_id" in fields else _numbers(payload)
+                raise
+
+    def _off_channel(self, kind: int, number: int, channel: Channel | None, payload: bytes) -> None:
+        """A frame for a channel that is not open: closing, or never opened."""
+        if kind != wire.FRAME_METHOD:
+            if channel is None:
+                raise AMQPError(504, "expected 'channel.open'")
+            return
+        if channel is None:
+            name, _ = self._decode(payload)
+            if name == "channel.close-ok":
+                return
+            if name != "channel.open":
+                raise AMQPError(504, "expected 'channel.open'")
+            if len(self.channels) >= self.channel_max or number > self.channel_max:
+                raise AMQPError(
+                    530,
+                    f"number of channels opened ({len(self.channels)}) has reached the negotiated channel_max "
+                    f"({self.channel_max})",
+                )
+            self.channels[number] = Channel(number, self)
+            self.send(number, "channel.open-ok")
+        elif payload[:4] == b"\x00\x14\x00\x29":
+            del self.channels[number]
+        elif payload[:4] == b"\x00\x14\x00\x28":
+            self.send(number, "channel.close-ok")
+
+    def _decode(self, payload: bytes) -> tuple[str, dict[str, Any]]:
+        if len(payload) >= 4 and _numbers(payload) not in methods.METHODS:
+            raise AMQPError(540, "unknown method {}.{}".format(*_numbers(payload)))
+        method, fields = methods.decode_method(payload)
+        return method.name, fields
+
+    # -- the connection's own commands -------------------------------------------------------------------------------------
+
+    def _connection_frame(self, kind: int, number: int, payload: bytes) -> None:
+        if self.state is State.CLOSING:
+            if kind == wire.FRAME_METHOD and number == 0:
+                if payload[:4] == b"\x00\x0a\x00\x33":
+                    self._hang_up()
+                elif payload[:4] == b"\x00\x0a\x00\x32":
+                    self.send(0, "connection.close-ok")
+                    self._hang_up()
+            return
+        if kind == wire.FRAME_HEARTBEAT:
+            if number or payload:
+                raise AMQPError(501, "a heartbeat belongs to channel 0 and is empty")
+            return
+        if kind != wire.FRAME_METHOD or number:
+            raise AMQPError(503 if number == 0 else 504, "that frame does not belong here")
+        name, fields = self._decode(payload)
+        if name == "connection.close" and self.state is State.RUNNING:
+            for channel in self.channels.values():
+                if not channel.closing:
+                    channel.send_confirms()
+            self._leave()
+            self.send(0, "connection.close-ok")
+            self._hang_up()
+        elif name == "connection.start-ok" and self.state is State.STARTING:
+            self._log_in(fields)
+        elif name == "connection.tune-ok" and self.state is State.TUNING:
+            self._tune(fields)
+        elif name == "connection.open" and self.state is State.OPENING:
+            if fields["virtual_host"] != "/":
+                raise AMQPError(530, f"vhost {fields['virtual_host']} not found")
+            self.state = State.RUNNING
+            self._stop_timeout()
+            self.send(0, "connection.open-ok")
+        elif name == "connection.update-secret" and self.state is State.RUNNING:
+            self.send(0, "connection.update-secret-ok")
+        else:
+            raise AMQPError(503, f"{name} is out of order")
+
+    def _start(self) -> None:
+        self.state = State.STARTING
+        self.send(
+            0,
+            "connection.start",
+            version_major=0,
+            version_minor=9,
+            server_properties={
+                "product": "Owsla embedded broker",
+                "version": __version__,
+                "platform": "Python",
+                "information": "In memory, for trying out only",
+                "capabilities": dict.fromkeys(CAPABILITIES, True),
+            },
+            mechanisms=b"PLAIN AMQPLAIN",
+            locales=b"en_US",
+        )
+
+    def _log_in(self, fields: dict[str, Any]) -> None:
+        capabilities = fields["client_properties"].get("capabilities")
+        self._capabilities = capabilities if isinstance(capabilities, dict) else {}
+        mechanism, response = fields["mechanism"], fields["response"]
+        user: Any = b""
+        password: Any = b""
+        if mechanism == "PLAIN":
+            parts = response.split(b"\0")
+            if len(parts) == 3:
+                _, user, password = parts
+        elif mechanism == "AMQPLAIN":
+            table = wire.decode_table(len(response).to_bytes(4) + response)[0]
+            user, password = table.get("LOGIN", ""), table.get("PASSWORD", "")
+        else:
+            raise AMQPError(504, f"unknown authentication mechanism '{mechanism}'")
+        right = [
+            hmac.compare_digest(given if isinstance(given, bytes) else str(given).encode(), expected.encode())
+            for given, expected in zip((user, password), self._credentials, strict=True)
+        ]
+        if not all(right):
+            text = f"Login was refused using authentication mechanism {mechanism}. For details see the broker logfile."
+            if self.has_capability("authentication_failure_close"):
+                raise AMQPError(403, text, hard=True)
+            self._warn("AMQP client {peer} refused: {text}", text=AMQPError(403, text).text)
+            self._hang_up()
+            return
+        self.user = self._credentials[0]
+        self.state = State.TUNING
+        self.send(0, "connection.tune", channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
+
+    def _tune(self, fields: dict[str, Any]) -> None:
+        for name, most, least in [("channel_max", CHANNEL_MAX, 1), ("frame_max", FRAME_MAX, wire.FRAME_MIN_SIZE)]:
+            value = fields[name]
+            if value and value < least:
+                raise AMQPError(530, f"negotiated {name} = {value} is lower than the minimum allowed value ({least})")
+            if not value or value > most:
+                raise AMQPError(530, f"negotiated {name} = {value} is higher than the maximum allowed value ({most})")
+        self.channel_max = fields["channel_max"]
+        self.frame_max = fields["frame_max"]
+        self._heartbeat = fields["heartbeat"]
+        if self._heartbeat:
+            self._beating = self.clock.callLater(self._heartbeat / 2, self._beat)
+        self.state = State.OPENING
+
+    def _beat(self) -> None:
+        """Twice a heartbeat interval: speak if we were silent, hang up if the client was for two intervals."""
+        self._beating = self.clock.callLater(self._heartbeat / 2, self._beat)
+        # Who is not read cannot be heard.
+        self._silent = 0 if self._received or self._held_back else self._silent + 1
+        self._received = False
+        if self._silent >= 4:
+            self._warn("AMQP client {peer} missed its heartbeats ({seconds} s)", seconds=self._heartbeat)
+            self.state = State.CLOSED
+            self._tcp().abortConnection()
+            return
+        if not self._sent:
+            self.write(wire.HEARTBEAT_FRAME)
+            self.flush()
+        self._sent = False
+
+    # -- memory ------------------------------------------------------------------------------------------------------------
+
+    def _block(self) -> None:
+        """This client publishes while memory is short: read no more of it until there is room."""
+        self._blocked = True
+        self.broker.wait(self)
+        if self.has_capability("connection.blocked"):
+            self.send(0, "connection.blocked", reason="low on memory")
+        self._warn("AMQP client {peer} is blocked: messages take more memory than allowed")
+        self._read_or_not()
+
+    def unblocked(self) -> None:
+        """There is room again."""
+        self._blocked = False
+        if self.has_capability("connection.blocked"):
+            self.send(0, "connection.unblocked")
+        self._read_or_not()
+
+    def _warn(self, form: str, /, **fields: object) -> None:
+        self.log.emit(LogLevel.warn, form, peer=self.peer, **fields)
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def _not_amqp(self, start: bytes) -> None:
+        """Whatever this is, answer with the protocol that is spoken here (specification, 4.2.2) and hang up."""
+        self._warn("Peer {peer} does not speak AMQP 0-9-1: {start}", start=start)
+        self.write(wire.PROTOCOL_HEADER)
+        self._hang_up()
+
+    def _refuse_channel(self, channel: Channel, error: AMQPError) -> None:
+        self._warn(
+            "Channel {channel} of AMQP client {peer} closed: {text}",
+            channel=channel.number,
+            text=error.text,
+        )
+        channel.send_confirms()
+        channel.end()
+        self._send_close(channel.number, "channel.close", error)
+
+    def _send_close(self, channel: int, name: str, error: AMQPError) -> None:
+        class_id, method_id = error.method
+        self.send(channel, name, reply_code=error.code, reply_text=error.text, class_id=class_id, method_id=method_id)
+
+    def _refuse(self, error: AMQPError) -> None:
+        """Close the connection for a reason; what still comes is ignored."""
+        if self.state is State.CLOSING:
+            # It is being refused already, and what it sends is not even frames.
+            self._hang_up()
+            return
+        if self.state is State.CLOSED:
+            return
+        self._warn("AMQP client {peer} closed: {text}", text=error.text)
+        self.close(error)
+
+    def close(self, error: AMQPError) -> None:
+        """Send connection.close and wait a little for its answer."""
+        if self.state in (State.CLOSING, State.CLOSED):
+            return
+        if self.state is State.HEADER:
+            self._hang_up()
+            return
+        for channel in self.channels.values():
+            if not channel.closing:
+                channel.send_confirms()
+        self.state = State.CLOSING
+        self._leave()
+        self._send_close(0, "connection.close", error)
+        self.flush()
+        self._read_or_not()
+        self._stop_timeout()
+        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self._abort)
+
+    def _hang_up(self) -> None:
+        self.flush()
+        self.state = State.CLOSED
+        self._stop_timeout()
+        transport = self._tcp()
+        # A transport waits for its producer before it closes.
+        transport.unregisterProducer()
+        transport.loseConnection()
+        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self._abort)
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None and self._timeout.active():
+            self._timeout.cancel()
+
+    def _too_slow(self) -> None:
+        self._warn("AMQP client {peer} took too long to open its connection")
+        self._abort()
+
+    def _abort(self) -> None:
+        self.state = State.CLOSED
+        self._tcp().abortConnection()
+
+
+def _numbers(payload: bytes) -> tuple[int, int]:
+    return int.from_bytes(payload[:2]), int.from_bytes(payload[2:4])

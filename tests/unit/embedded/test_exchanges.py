@@ -1,0 +1,81 @@
+"""Routing: which destinations a key leads to."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.embedded.exchanges import Destination, Exchange, topic_matches
+
+WORDS = st.sampled_from(["a", "b", "", "*", "#"])
+
+
+class TopicTests(SynchronousTestCase):
+    def test_examples(self) -> None:
+        """`*` takes one word, `#` any number of them."""
+        for pattern, key, expected in [
+            ("a.b", "a.b", True),
+            ("a.*", "a.b", True),
+            ("a.*", "a", False),
+            ("a.*", "a.b.c", False),
+            ("#", "", True),
+            ("#", "a.b", True),
+            ("a.#", "a", True),
+            ("#.b", "a.a.b", True),
+            ("a.#.b", "a.b", True),
+            ("*.#", "", False),
+            ("", "", True),
+            ("", "a", False),
+        ]:
+            self.assertEqual(topic_matches(pattern, key), expected, (pattern, key))
+
+    @given(st.lists(WORDS, min_size=1, max_size=6), st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=6))
+    def test_like_a_regular_expression(self, pattern: list[str], key: list[str]) -> None:
+        """It agrees with the pattern written as a regular expression over words."""
+        parts = [{"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}.get(word, re.escape(word) + r"\.") for word in pattern]
+        if pattern == [""]:
+            return
+        expected = re.fullmatch("".join(parts), ".".join(key) + ".") is not None
+        self.assertEqual(topic_matches(".".join(pattern), ".".join(key)), expected)
+
+    def test_many_hashes_are_quick(self) -> None:
+        """A pattern made to explode in a backtracking matcher does not."""
+        self.assertFalse(topic_matches(".".join(["#", "a"] * 20), ".".join(["a"] * 100 + ["b"])))
+
+
+class ExchangeTests(SynchronousTestCase):
+    def test_direct_fanout_topic(self) -> None:
+        """Each type routes by its own rule, each destination once."""
+        one, two = Destination("one"), Destination("two")
+        for kind, expected in [("direct", (one,)), ("fanout", (one, two)), ("topic", (one, two))]:
+            exchange = Exchange("x", kind)
+            exchange.bind(one, "a.b", "")
+            exchange.bind(two, "a.*", "")
+            exchange.bind(one, "#", "")
+            self.assertEqual(exchange.route("a.b"), expected)
+
+    def test_unbind_takes_effect_on_remembered_routes(self) -> None:
+        """A route that was looked up before is looked up again when the bindings change."""
+        one = Destination("one")
+        exchange = Exchange("x", "direct")
+        exchange.bind(one, "k", "")
+        self.assertEqual(exchange.route("k"), (one,))
+        self.assertFalse(exchange.unbind(one, "k", "other"))
+        self.assertTrue(exchange.unbind(one, "k", ""))
+        self.assertEqual(exchange.route("k"), ())
+        self.assertEqual(exchange.bindings, {})
+
+    def test_equal_bindings_count_once(self) -> None:
+        """Binding twice and unbinding once leaves nothing; other arguments are another binding."""
+        one = Destination("one")
+        exchange = Exchange("x", "direct")
+        exchange.bind(one, "k", "")
+        exchange.bind(one, "k", "")
+        exchange.bind(one, "k", "{'a': 1}")
+        exchange.unbind(one, "k", "")
+        self.assertEqual(exchange.route("k"), (one,))
+        self.assertTrue(exchange.forget(one))
+        self.assertFalse(exchange.forget(one))

@@ -1,0 +1,507 @@
+"""A client's connection over a transport in memory: what is answered to which bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import methods, wire
+from owsla.embedded.broker import Broker
+from owsla.embedded.protocol import OVERRUN, BrokerProtocol, Turn
+
+Frame = tuple[int, int, bytes]
+
+
+def split(data: bytes) -> list[Frame]:
+    frames = []
+    while data:
+        size = int.from_bytes(data[3:7])
+        frames.append((data[0], int.from_bytes(data[1:3]), data[7 : 7 + size]))
+        assert data[7 + size] == 0xCE
+        data = data[8 + size :]
+    return frames
+
+
+class Transport(StringTransport):
+    """A transport that hangs up as a real one does: only once it has no producer."""
+
+    aborted = False
+
+    def loseConnection(self) -> None:
+        assert self.producer is None
+        super().loseConnection()
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.producer = None
+        super().loseConnection()
+
+
+CAPABLE = {"consumer_cancel_notify": True, "connection.blocked": True, "authentication_failure_close": True}
+
+
+class Client:
+    """The other end."""
+
+    def __init__(self, broker: Broker, clock: Clock, capabilities: dict[str, bool] | None = None) -> None:
+        self.clock = clock
+        self.capabilities = CAPABLE if capabilities is None else capabilities
+        self.transport = Transport()
+        self.protocol = BrokerProtocol(broker, clock, Turn(clock), ("guest", "guest"))
+        self.protocol.makeConnection(self.transport)
+
+    def method(self, name: str, channel: int = 1, **fields: Any) -> bytes:
+        return wire.frame(1, channel, methods.encode_method(name, **fields))
+
+    def publish_bytes(self, body: bytes, key: str = "q", exchange: str = "", **options: Any) -> bytes:
+        properties = wire.encode_properties(options.pop("properties", {}))
+        return self.method("basic.publish", exchange=exchange, routing_key=key, **options) + wire.content_frames(
+            1, wire.header_payload(len(body), properties), body, 4096
+        )
+
+    def start_bytes(self, response: bytes = b"\0guest\0guest", mechanism: str = "PLAIN", heartbeat: int = 0) -> bytes:
+        return (
+            wire.PROTOCOL_HEADER
+            + self.method(
+                "connection.start-ok",
+                0,
+                client_properties={"capabilities": self.capabilities},
+                mechanism=mechanism,
+                response=response,
+                locale="en_US",
+            )
+            + self.method("connection.tune-ok", 0, channel_max=10, frame_max=4096, heartbeat=heartbeat)
+            + self.method("connection.open", 0, virtual_host="/")
+        )
+
+    def open(self, **options: Any) -> Client:
+        self.send(self.start_bytes(**options) + self.method("channel.open"))
+        assert self.received()[-1][0] == "channel.open-ok"
+        return self
+
+    def send(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+        self.clock.advance(0)
+
+    def call(self, name: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
+        self.send(self.method(name, **fields))
+        return self.received()
+
+    def received(self) -> list[tuple[str, dict[str, Any]]]:
+        data = self.transport.value()
+        self.transport.clear()
+        found: list[tuple[str, dict[str, Any]]] = []
+        for kind, _, payload in split(data):
+            if kind == 1:
+                method, fields = methods.decode_method(payload)
+                found.append((method.name, fields))
+            elif kind == 2:
+                found[-1][1]["properties"] = wire.decode_properties(payload, 12)
+                found[-1][1]["body"] = b""
+            elif kind == 3:
+                found[-1][1]["body"] += payload
+            else:
+                found.append(("heartbeat", {}))
+        return found
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.received()]
+
+    def bodies(self) -> list[bytes]:
+        return [fields["body"] for name, fields in self.received() if name == "basic.deliver"]
+
+
+class Base(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.fresh()
+        observer: Any = self.observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def fresh(self) -> None:
+        self.clock = Clock()
+        self.broker = Broker(self.clock.seconds, 100_000)
+        self.log: list[str] = []
+        self.failures: list[object] = []
+
+    def observe(self, event: LogEvent) -> None:
+        text = formatEvent(event)
+        text.encode()  # a log file is written in UTF-8
+        self.log.append(text)
+        if "log_failure" in event:
+            self.failures.append(event["log_failure"])
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.broker, self.clock, options.pop("capabilities", None)).open(**options)
+
+    def refused(self, client: Client, code: int) -> str:
+        """The connection was closed with this code; returns the reply text."""
+        closes = [fields for name, fields in client.received() if name == "connection.close"]
+        self.assertEqual([close["reply_code"] for close in closes], [code])
+        client.send(client.method("connection.close-ok", 0))
+        self.assertTrue(client.transport.disconnecting)
+        return str(closes[0]["reply_text"])
+
+
+class HandshakeTests(Base):
+    def test_wrong_protocol_header(self) -> None:
+        """Something that is not AMQP 0-9-1 hears which protocol is spoken here, and is hung up on."""
+        for start in (b"GET / HTTP/1.1\r\n", b"AMQP\x01\x01\x00\x0a", b"\x16\x03\x01"):
+            client = Client(self.broker, self.clock)
+            client.send(start)
+            self.assertEqual(client.transport.value(), wire.PROTOCOL_HEADER)
+            self.assertTrue(client.transport.disconnecting)
+        self.assertEqual(len(self.log), 3)
+
+    def test_byte_by_byte(self) -> None:
+        """Frames may arrive in any pieces."""
+        client = Client(self.broker, self.clock)
+        for byte in client.start_bytes():
+            client.send(bytes([byte]))
+        self.assertEqual(client.names(), ["connection.start", "connection.tune", "connection.open-ok"])
+
+    def test_amqplain(self) -> None:
+        """AMQPLAIN logs in as PLAIN does."""
+        self.client(mechanism="AMQPLAIN", response=wire.encode_table({"LOGIN": "guest", "PASSWORD": "guest"})[4:])
+
+    def test_wrong_password(self) -> None:
+        """403 to clients that declare the capability, a closed socket to the others."""
+        for response in (b"\0guest\0wrong", b"", b"\0\0\0\0", b"\0other\0guest"):
+            client = Client(self.broker, self.clock)
+            client.send(client.start_bytes(response))
+            self.assertIn("Login was refused", self.refused(client, 403))
+            client = Client(self.broker, self.clock, {})
+            client.send(client.start_bytes(response))
+            self.assertEqual(client.names(), ["connection.start"])
+            self.assertTrue(client.transport.disconnecting)
+
+    def test_vhost(self) -> None:
+        """530 for a virtual host other than /."""
+        client = Client(self.broker, self.clock)
+        client.send(client.start_bytes()[: -len(client.method("connection.open", 0, virtual_host="/"))])
+        client.send(client.method("connection.open", 0, virtual_host="x"))
+        self.assertEqual(self.refused(client, 530), "NOT_ALLOWED - vhost x not found")
+
+    def test_too_slow(self) -> None:
+        """A client that does not get to connection.open is hung up on."""
+        client = Client(self.broker, self.clock)
+        client.send(wire.PROTOCOL_HEADER)
+        self.clock.advance(10)
+        self.assertTrue(client.transport.aborted)
+
+    def test_heartbeats(self) -> None:
+        """A silent client hears heartbeats, and is hung up on after two intervals; any byte of its own counts."""
+        client = self.client(heartbeat=10)
+        for _ in range(10):
+            self.clock.advance(5)
+            client.send(wire.HEARTBEAT_FRAME)
+        self.assertGreaterEqual(client.names().count("heartbeat"), 5)
+        self.assertFalse(client.transport.aborted)
+        self.clock.pump([5] * 6)
+        self.assertTrue(client.transport.aborted)
+
+
+class ChannelTests(Base):
+    def test_deliveries_repeat_the_bytes(self) -> None:
+        """Properties and body arrive as they were sent, in frames no larger than agreed."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        properties = {"headers": {"n": -1, "b": b"\xff", "t": {"x": [1, None]}}, "app_id": "é", "delivery_mode": 2}
+        body = bytes(range(256)) * 60
+        client.send(client.publish_bytes(body, properties=properties))
+        client.send(client.method("basic.consume", queue="q", consumer_tag="t"))
+        frames = split(client.transport.value())
+        self.assertTrue(all(len(payload) + 8 <= 4096 for _, _, payload in frames))
+        _, (name, fields) = client.received()
+        self.assertEqual((name, fields["body"], fields["properties"]), ("basic.deliver", body, properties))
+        self.assertEqual((fields["routing_key"], fields["delivery_tag"], fields["redelivered"]), ("q", 1, False))
+
+    def test_confirms_are_coalesced_and_follow_returns(self) -> None:
+        """One ack for what arrived together; a returned message's return comes first."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.call("confirm.select")
+        client.send(
+            client.publish_bytes(b"1") + client.publish_bytes(b"2", "nowhere", mandatory=True) + client.publish_bytes(b"3")
+        )
+        (first, returned), (second, ack) = client.received()
+        self.assertEqual((first, returned["reply_code"], returned["body"]), ("basic.return", 312, b"2"))
+        self.assertEqual((second, ack["delivery_tag"], ack["multiple"]), ("basic.ack", 3, True))
+
+    def test_a_full_queue_nacks(self) -> None:
+        """reject-publish is a nack, in its place among the acks."""
+        client = self.client()
+        client.call("queue.declare", queue="q", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        client.call("queue.declare", queue="other")
+        client.call("confirm.select")
+        client.send(
+            client.publish_bytes(b"1")
+            + client.publish_bytes(b"2", "other")
+            + client.publish_bytes(b"3")
+            + client.publish_bytes(b"4", "other")
+        )
+        found = [(name, fields["delivery_tag"], fields["multiple"]) for name, fields in client.received()]
+        self.assertEqual(found, [("basic.ack", 2, True), ("basic.nack", 3, False), ("basic.ack", 4, False)])
+
+    def test_prefetch(self) -> None:
+        """A consumer holds no more than its prefetch; an ack makes room."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.call("basic.qos", prefetch_count=2)
+        for number in range(5):
+            client.send(client.publish_bytes(b"%d" % number))
+        client.send(client.method("basic.consume", queue="q"))
+        self.assertEqual(client.bodies(), [b"0", b"1"])
+        client.send(client.method("basic.ack", delivery_tag=2, multiple=True))
+        self.assertEqual(client.bodies(), [b"2", b"3"])
+
+    def test_global_prefetch(self) -> None:
+        """With global, the channel's consumers share the limit."""
+        client = self.client()
+        client.call("basic.qos", prefetch_count=2, **{"global": True})
+        for queue in ("a", "b"):
+            client.call("queue.declare", queue=queue)
+        client.send(client.publish_bytes(b"1", "a") + client.publish_bytes(b"2", "a") + client.publish_bytes(b"3", "b"))
+        client.send(client.method("basic.consume", queue="a") + client.method("basic.consume", queue="b"))
+        self.assertEqual(client.bodies(), [b"1", b"2"])
+        client.send(client.method("basic.ack", delivery_tag=1))
+        self.assertEqual(client.bodies(), [b"3"])
+
+    def test_nack_and_close_restore_the_order(self) -> None:
+        """What a channel held goes back in order, redelivered, when it closes."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        for number in range(4):
+            client.send(client.publish_bytes(b"%d" % number))
+        for _ in range(3):
+            client.call("basic.get", queue="q")
+        client.send(client.method("basic.nack", delivery_tag=2, requeue=True))
+        self.assertEqual(client.call("channel.close")[0][0], "channel.close-ok")
+        client.call("channel.open")
+        client.send(client.method("basic.consume", queue="q", no_ack=True))
+        found = [(f["body"], f["redelivered"]) for name, f in client.received() if name == "basic.deliver"]
+        self.assertEqual(found, [(b"0", True), (b"1", True), (b"2", True), (b"3", False)])
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_a_lost_connection_gives_back(self) -> None:
+        """So does a connection that breaks, and the next consumer begins with what it held."""
+        one, two = self.client(), self.client()
+        one.call("queue.declare", queue="q")
+        one.send(one.publish_bytes(b"1") + one.publish_bytes(b"2"))
+        one.call("basic.qos", prefetch_count=1)
+        one.call("basic.consume", queue="q")
+        two.call("basic.qos", prefetch_count=1)
+        two.call("channel.flow", active=False)
+        two.call("basic.consume", queue="q")
+        two.send(two.method("channel.flow", active=True))
+        self.assertEqual(two.bodies(), [b"2"])
+        one.protocol.connectionLost(Failure(ConnectionDone()))
+        two.send(two.method("basic.ack", delivery_tag=1))
+        self.assertEqual(two.bodies(), [b"1"])
+
+    def test_recover(self) -> None:
+        """basic.recover delivers again what was not acknowledged."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.send(client.publish_bytes(b"1"))
+        client.call("basic.consume", queue="q")
+        names = [(name, fields.get("redelivered")) for name, fields in client.call("basic.recover", requeue=True)]
+        self.assertIn(("basic.deliver", True), names)
+
+    def test_cc_and_bcc(self) -> None:
+        """CC and BCC are further routing keys; BCC is not delivered."""
+        client = self.client()
+        for queue in "qrs":
+            client.call("queue.declare", queue=queue)
+        client.send(client.publish_bytes(b"1", properties={"headers": {"CC": ["r"], "BCC": ["s"], "x": 1}}))
+        for queue in "qrs":
+            ((name, fields),) = client.call("basic.get", queue=queue, no_ack=True)
+            self.assertEqual((name, fields["properties"]), ("basic.get-ok", {"headers": {"CC": ["r"], "x": 1}}))
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_channel_errors_leave_the_connection(self) -> None:
+        """A soft error closes the channel, ignores it until its close-ok, and the number can be used again."""
+        client = self.client()
+        ((name, fields),) = client.call("basic.ack", delivery_tag=7)
+        self.assertEqual(
+            (name, fields["reply_code"], fields["reply_text"]),
+            ("channel.close", 406, "PRECONDITION_FAILED - unknown delivery tag 7"),
+        )
+        self.assertEqual(client.call("queue.declare", queue="ignored"), [])
+        client.send(client.method("channel.close-ok"))
+        self.assertEqual(client.call("channel.open")[0][0], "channel.open-ok")
+        self.assertNotIn("ignored", self.broker.queues)
+
+    def test_errors_name_the_method(self) -> None:
+        """A close says which method it is about."""
+        ((_, fields),) = self.client().call("queue.declare", queue="none", passive=True)
+        self.assertEqual((fields["reply_code"], fields["class_id"], fields["method_id"]), (404, 50, 10))
+
+    def test_cancel_notification(self) -> None:
+        """A consumer whose queue goes is told, if its client understands."""
+        for capabilities, expected in [(CAPABLE, ["basic.cancel"]), ({}, [])]:
+            client = self.client(capabilities=capabilities)
+            client.call("queue.declare", queue="q")
+            client.call("basic.consume", queue="q")
+            other = self.client()
+            other.call("queue.delete", queue="q")
+            self.assertEqual(client.names(), expected)
+
+    def test_blocked_publisher(self) -> None:
+        """Past the memory limit a publisher is told and not read; consumers go on; then it is told again and goes on."""
+        publisher, consumer = self.client(), self.client()
+        publisher.call("queue.declare", queue="q")
+        one = publisher.publish_bytes(b"x" * 4000)
+        publisher.send(one * 60)
+        self.assertEqual(publisher.names(), ["connection.blocked"])
+        self.assertEqual(publisher.transport.producerState, "paused")
+        waiting = len(self.broker.queues["q"].ready)
+        self.assertLess(waiting, 30)
+        self.assertLess(self.broker.memory, 110_000)
+        consumer.send(consumer.method("basic.consume", queue="q", no_ack=True))
+        total = len(consumer.bodies())
+        for _ in range(5):
+            self.clock.advance(0)
+            total += len(consumer.bodies())
+        self.assertEqual(total, 60)
+        self.assertEqual(publisher.names(), ["connection.unblocked"])
+        self.assertEqual(publisher.transport.producerState, "producing")
+
+    def test_slow_reader_gets_nothing_more(self) -> None:
+        """While the transport asks to pause nothing is delivered; afterwards all is, in order."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.call("basic.consume", queue="q")
+        client.protocol.pauseProducing()
+        for number in range(3):
+            client.send(client.publish_bytes(b"%d" % number))
+        self.assertEqual(client.bodies(), [])
+        client.protocol.resumeProducing()
+        self.clock.advance(0)
+        self.assertEqual(client.bodies(), [b"0", b"1", b"2"])
+
+    def test_answers_nobody_reads_are_bounded(self) -> None:
+        """A client that asks and asks and does not read is not read either."""
+        client = self.client()
+        client.protocol.pauseProducing()
+        asked = client.method("queue.declare", queue="q" * 200) * 1000
+        for _ in range(20):
+            client.send(asked)
+            if client.transport.producerState == "paused":
+                break
+        self.assertEqual(client.transport.producerState, "paused")
+        self.assertLess(len(client.transport.value()), 2 * OVERRUN)
+        client.protocol.resumeProducing()
+        self.assertEqual(client.transport.producerState, "producing")
+
+
+class HostileTests(Base):
+    def test_what_is_not_frames(self) -> None:
+        """Malformed frames, methods and contents close the connection with the code for it and one log line."""
+        client = Client(self.broker, self.clock)
+        publish = client.method("basic.publish", routing_key="q")
+        for data, code in [
+            (b"\x09\0\x01\0\0\0\0\xce", 501),
+            (b"\x01\0\x01\0\0\0\x04\0\x32\0\x0a\xcd", 501),
+            (b"\x01\0\x01\xff\xff\xff\xff", 501),
+            (b"\x08\0\x01\0\0\0\0\xce", 501),
+            (wire.frame(1, 1, b"\0\x32\x7f\x7f"), 540),
+            (wire.frame(1, 1, b"\0"), 502),
+            (wire.frame(1, 1, methods.encode_method("queue.declare", queue="q")[:-3]), 502),
+            (wire.frame(1, 1, methods.encode_method("queue.declare", queue="q")[:-4] + b"\0\0\0\x05\x01aS\0\0"), 502),
+            (wire.frame(2, 1, wire.header_payload(0, b"\0\0")), 505),
+            (wire.frame(3, 1, b"x"), 505),
+            (publish + client.method("queue.declare", queue="q"), 505),
+            (publish + wire.frame(3, 1, b"x"), 505),
+            (publish + wire.frame(2, 1, wire.header_payload(1, b"\0\0")) + wire.frame(3, 1, b"xx"), 505),
+            (publish + wire.frame(2, 1, wire.header_payload(0, b"\x20\0\0\0\0\x09\x01aS\xff\xff\xff\xff")), 502),
+            (publish + wire.frame(2, 1, wire.header_payload(0, b"\0\0x")), 502),
+            (client.method("queue.declare-ok"), 503),
+            (client.method("queue.declare", 7, queue="q"), 504),
+            (client.method("channel.open"), 504),
+            (client.method("tx.select"), 540),
+            (client.method("basic.publish", immediate=True), 540),
+            (client.method("exchange.declare", exchange="x", type="headers"), 503),
+            (client.method("connection.open", 0, virtual_host="/"), 503),
+        ]:
+            client = self.client()
+            self.log.clear()
+            client.send(data)
+            self.refused(client, code)
+            self.assertEqual(len(self.log), 1, self.log)
+            client.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_odd_names_are_told_in_one_line(self) -> None:
+        """What a client makes up goes to the log and back as printable text that fits."""
+        client = self.client()
+        name = b"a\n\xff\x1b" + "é".encode() * 120
+        ((_, fields),) = client.call("queue.declare", queue=name, passive=True)
+        self.assertTrue(fields["reply_text"].startswith("NOT_FOUND - no queue 'a\\n\\udcff\\x1bé"))
+        self.assertEqual(len([line for line in self.log if fields["reply_text"] in line]), 1)
+
+    def test_no_close_ok(self) -> None:
+        """A client that does not answer connection.close is hung up on."""
+        client = self.client()
+        client.send(b"\x09\0\x01\0\0\0\0\xce")
+        self.clock.advance(5)
+        self.assertTrue(client.transport.aborted)
+
+    def session(self, client: Client) -> bytes:
+        return (
+            client.start_bytes(heartbeat=5)
+            + client.method("channel.open")
+            + client.method("exchange.declare", exchange="x", type="topic", arguments={"a": [1, {"b": b"c"}]})
+            + client.method("queue.declare", queue="q", arguments={"x-max-length": 5, "x-expires": 1000})
+            + client.method("queue.bind", queue="q", exchange="x", routing_key="#")
+            + client.method("confirm.select")
+            + client.method("basic.qos", prefetch_count=3)
+            + client.method("basic.consume", queue="q", consumer_tag="t")
+            + client.publish_bytes(b"a" * 9000, "k", "x", properties={"headers": {"CC": ["q"]}, "expiration": "5"})
+            + client.publish_bytes(b"", "none", mandatory=True)
+            + client.method("basic.ack", delivery_tag=1)
+            + client.method("basic.get", queue="q")
+            + client.method("basic.nack", delivery_tag=1, requeue=True)
+            + client.method("basic.cancel", consumer_tag="t")
+            + client.method("channel.close")
+        )
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_mutated_sessions(self, data: st.DataObject) -> None:
+        """Whatever is done to a session's bytes, no exception comes out, none is logged, and nothing stays behind."""
+        self.fresh()
+        client = Client(self.broker, self.clock)
+        session = bytearray(self.session(client))
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, len(session) - 1))
+            change = data.draw(st.sampled_from(["set", "cut", "insert", "repeat"]))
+            if change == "set":
+                session[at] = data.draw(st.integers(0, 255))
+            elif change == "cut":
+                del session[at : at + data.draw(st.integers(1, 50))]
+            elif change == "insert":
+                session[at:at] = data.draw(st.binary(max_size=20))
+            else:
+                session[at:at] = session[at : at + data.draw(st.integers(1, 200))]
+            if not session:
+                return
+        step = data.draw(st.integers(1, 5000))
+        for start in range(0, len(session), step):
+            client.send(bytes(session[start : start + step]))
+        self.clock.advance(1)
+        client.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.failures, [])
+        self.assertEqual([line for line in self.log if "\n" in line], [])
+        for name in list(self.broker.queues):
+            self.broker.queues[name].purge()
+        self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(self.clock.calls, [])

@@ -1,0 +1,322 @@
+"""Queues and the broker's state, without a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import wire
+from owsla.embedded.broker import Broker
+from owsla.embedded.errors import AMQPError
+from owsla.embedded.queues import Consumer, Entry, Message, Queue
+
+
+def message(body: bytes = b"", key: str = "q", exchange: str = "", properties: bytes = b"\0\0") -> Message:
+    address = wire.short_string(exchange) + wire.short_string(key)
+    return Message(exchange, key, address, wire.header_payload(len(body), properties), body)
+
+
+class Taker(Consumer):
+    """A consumer with so much room."""
+
+    def __init__(self, queue: Queue, room: int = 1000, priority: int = 0, exclusive: bool = False) -> None:
+        super().__init__("t", queue, no_ack=False, exclusive=exclusive, priority=priority)
+        self.room = room
+        self.got: list[Entry] = []
+        self.gone = False
+
+    def can_take(self) -> bool:
+        return len(self.got) < self.room
+
+    def deliver(self, entry: Entry) -> None:
+        self.got.append(entry)
+
+    def cancelled(self) -> None:
+        self.gone = True
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [entry.message.body for entry in self.got]
+
+
+class Base(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.woken: list[float] = []
+        self.broker = Broker(self.clock.seconds, 10_000, self.woken.append, lambda: 1.0)
+
+    def declare(self, name: str = "q", **arguments: Any) -> Queue:
+        spelled = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
+        return self.broker.declare_queue(name, None, arguments=spelled)
+
+    def bodies(self, queue: Queue) -> list[bytes]:
+        return [entry.message.body for entry in queue.ready]
+
+    def fill(self, queue: Queue, count: int) -> None:
+        for number in range(count):
+            queue.publish(message(b"%d" % number))
+
+
+class QueueTests(Base):
+    def test_requeued_messages_return_to_their_place(self) -> None:
+        """What is given back comes before what was published after it, and is marked."""
+        queue = self.declare()
+        self.fill(queue, 5)
+        taken = [queue.get() for _ in range(3)]
+        queue.requeue([entry for entry in (taken[2], taken[0]) if entry])
+        self.assertEqual(self.bodies(queue), [b"0", b"2", b"3", b"4"])
+        self.assertEqual([entry.redelivered for entry in queue.ready], [True, True, False, False])
+
+    @given(st.permutations(range(8)), st.integers(0, 8))
+    def test_any_order_of_giving_back_restores_the_order(self, order: list[int], published: int) -> None:
+        """However consumers give messages back, the queue's order is the order of publishing."""
+        self.setUp()
+        queue = self.declare()
+        self.fill(queue, 8)
+        taken = [queue.get() for _ in range(8)]
+        for number in range(published):
+            queue.publish(message(b"later%d" % number))
+        for index in order:
+            entry = taken[index]
+            assert entry is not None
+            queue.requeue([entry])
+        self.assertEqual(self.bodies(queue)[:8], [b"%d" % n for n in range(8)])
+        self.assertEqual(len(queue.ready), 8 + published)
+
+    def test_consumers_take_turns(self) -> None:
+        """Consumers of one priority share; one without room is passed over."""
+        queue = self.declare()
+        one, two, full = Taker(queue), Taker(queue), Taker(queue, room=0)
+        for consumer in (one, full, two):
+            queue.add(consumer)
+        self.fill(queue, 4)
+        self.assertEqual((one.bodies, two.bodies), ([b"0", b"2"], [b"1", b"3"]))
+
+    def test_priority_first(self) -> None:
+        """A consumer of higher priority gets all that it has room for."""
+        queue = self.declare()
+        low, high = Taker(queue), Taker(queue, room=2, priority=5)
+        queue.add(low)
+        queue.add(high)
+        self.fill(queue, 3)
+        self.assertEqual((high.bodies, low.bodies), ([b"0", b"1"], [b"2"]))
+
+    def test_single_active_consumer(self) -> None:
+        """Only the first is served; when it leaves, the next is."""
+        queue = self.declare(single_active_consumer=True)
+        one, two = Taker(queue, room=1), Taker(queue)
+        queue.add(one)
+        queue.add(two)
+        self.fill(queue, 3)
+        self.assertEqual((one.bodies, two.bodies), ([b"0"], []))
+        queue.remove(one)
+        self.assertEqual(two.bodies, [b"1", b"2"])
+
+    def test_exclusive_consumer(self) -> None:
+        """403 for an exclusive consumer beside another, either way round."""
+        queue = self.declare()
+        queue.add(Taker(queue, exclusive=True))
+        self.assertEqual(self.assertRaises(AMQPError, queue.add, Taker(queue)).code, 403)
+        other = self.declare("other")
+        other.add(Taker(other))
+        self.assertEqual(self.assertRaises(AMQPError, other.add, Taker(other, exclusive=True)).code, 403)
+
+    def test_drop_head(self) -> None:
+        """x-max-length keeps the newest."""
+        queue = self.declare(max_length=2)
+        self.fill(queue, 4)
+        self.assertEqual(self.bodies(queue), [b"2", b"3"])
+        self.assertEqual(self.broker.memory, sum(entry.message.size for entry in queue.ready))
+
+    def test_max_length_bytes(self) -> None:
+        """x-max-length-bytes counts bodies."""
+        queue = self.declare(max_length_bytes=3)
+        self.fill(queue, 5)
+        self.assertEqual(self.bodies(queue), [b"2", b"3", b"4"])
+
+    def test_reject_publish(self) -> None:
+        """x-overflow=reject-publish keeps the oldest and says no."""
+        queue = self.declare(max_length=1, overflow="reject-publish")
+        self.assertTrue(queue.publish(message(b"a")))
+        self.assertFalse(queue.publish(message(b"b")))
+        self.assertEqual(self.bodies(queue), [b"a"])
+
+    def test_message_ttl(self) -> None:
+        """The sooner of the message's and the queue's time to live ends a message, at the head."""
+        queue = self.declare(message_ttl=1000)
+        queue.publish(message(b"a"), 5000)
+        queue.publish(message(b"b"), 100)
+        self.assertEqual(self.woken, [1.0, 0.1])
+        self.clock.advance(0.5)
+        self.broker.sweep()
+        self.assertEqual(self.bodies(queue), [b"a", b"b"])
+        self.clock.advance(0.5)
+        self.broker.sweep()
+        self.assertEqual(self.bodies(queue), [])
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_zero_ttl_reaches_a_waiting_consumer(self) -> None:
+        """A message that may not wait is delivered if that can be done at once."""
+        queue = self.declare()
+        queue.publish(message(b"a"), 0)
+        self.assertIsNone(queue.get())
+        taker = Taker(queue)
+        queue.add(taker)
+        queue.publish(message(b"b"), 0)
+        self.assertEqual(taker.bodies, [b"b"])
+
+    def test_expired_messages_are_not_delivered(self) -> None:
+        """A consumer that comes after a message's time does not get it, whether or not it was swept."""
+        queue = self.declare()
+        queue.publish(message(b"a"), 100)
+        queue.publish(message(b"b"), 1000)
+        self.clock.advance(0.5)
+        taker = Taker(queue)
+        queue.add(taker)
+        queue.dispatch()
+        self.assertEqual(taker.bodies, [b"b"])
+
+    def test_unused_queue_expires(self) -> None:
+        """x-expires counts while there is no consumer, and from the last use."""
+        queue = self.declare(expires=1000)
+        taker = Taker(queue)
+        queue.add(taker)
+        self.clock.advance(5)
+        self.broker.sweep()
+        self.assertIn("q", self.broker.queues)
+        queue.remove(taker)
+        self.clock.advance(0.9)
+        queue.get()
+        self.clock.advance(0.9)
+        self.broker.sweep()
+        self.assertIn("q", self.broker.queues)
+        self.clock.advance(0.1)
+        self.broker.sweep()
+        self.assertNotIn("q", self.broker.queues)
+
+    def test_deleting_tells_consumers_and_frees_memory(self) -> None:
+        """A deleted queue's consumers hear of it, and what they give back is gone."""
+        queue = self.declare()
+        taker = Taker(queue, room=1)
+        queue.add(taker)
+        self.fill(queue, 3)
+        self.assertEqual(self.broker.delete_queue("q", None), 2)
+        self.assertTrue(taker.gone)
+        queue.requeue(taker.got)
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_arguments_that_rabbitmq_refuses(self) -> None:
+        """406 for arguments of the wrong type or range, 540 for what is not offered."""
+        for arguments, code in [
+            ({"x-max-length": "a"}, 406),
+            ({"x-max-length": True}, 406),
+            ({"x-max-length": -1}, 406),
+            ({"x-expires": 0}, 406),
+            ({"x-overflow": "foo"}, 406),
+            ({"x-overflow": ["foo"]}, 406),
+            ({"x-single-active-consumer": 1}, 406),
+            ({"x-dead-letter-routing-key": "k"}, 406),
+            ({"x-queue-type": "stream"}, 540),
+        ]:
+            error = self.assertRaises(AMQPError, self.broker.declare_queue, "n", None, arguments=arguments)
+            self.assertEqual(error.code, code, arguments)
+            self.assertNotIn("n", self.broker.queues)
+
+
+class BrokerTests(Base):
+    def test_exchange_to_exchange(self) -> None:
+        """A message goes through bound exchanges, round a loop of them once, to each queue once."""
+        queue = self.declare()
+        one = self.broker.declare_exchange("one", "fanout")
+        two = self.broker.declare_exchange("two", "topic")
+        self.broker.bind("one", two, "", {})
+        self.broker.bind("two", one, "#", {})
+        self.broker.bind("two", queue, "a.#", {})
+        self.broker.bind("one", queue, "", {})
+        self.assertEqual(self.broker.route("one", ["a.b"]), [queue])
+        self.assertEqual(self.broker.publish(message(b"x", "a.b", "one")), (True, True))
+        self.assertEqual(len(queue.ready), 1)
+
+    def test_memory_counts_a_fanned_out_message_once(self) -> None:
+        """Bytes shared by queues are counted once, until the last queue lets go."""
+        queues = [self.declare(name) for name in "abc"]
+        for queue in queues:
+            self.broker.bind("amq.fanout", queue, "", {})
+        sent = message(b"x" * 100, "", "amq.fanout")
+        self.broker.publish(sent)
+        self.assertEqual(self.broker.memory, sent.size)
+        for queue in queues:
+            self.assertEqual(self.broker.memory, sent.size)
+            queue.purge()
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_memory_alarm_with_hysteresis(self) -> None:
+        """Past the limit publishers wait; they go on well below it, not at it."""
+        queue = self.declare()
+        calls: list[str] = []
+
+        class Waiting:
+            def unblocked(self) -> None:
+                calls.append("unblocked")
+
+        while not self.broker.alarm:
+            queue.publish(message(b"x" * 400))
+        self.broker.wait(Waiting())
+        while self.broker.memory > 8000:
+            self.assertEqual(calls, [])
+            entry = queue.get()
+            assert entry is not None
+            self.broker.release(entry.message)
+        self.assertEqual(calls, ["unblocked"])
+        self.assertFalse(self.broker.alarm)
+
+    def test_dead_letter(self) -> None:
+        """A rejected message goes to the dead-letter exchange, with its history, without its expiration."""
+        queue = self.declare(dead_letter_exchange="", dead_letter_routing_key="dead")
+        dead = self.declare("dead")
+        queue.publish(message(b"x", properties=wire.encode_properties({"expiration": "5000", "headers": {"a": 1}})))
+        entry = queue.get()
+        assert entry is not None
+        queue.reject(entry)
+        properties = wire.decode_properties(dead.ready[0].message.header, 12)
+        self.assertNotIn("expiration", properties)
+        self.assertEqual(properties["headers"]["a"], 1)
+        death = properties["headers"]["x-death"][0]
+        self.assertEqual((death["reason"], death["queue"], death["count"]), ("rejected", "q", 1))
+        dead.purge()
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_expired_messages_do_not_go_round(self) -> None:
+        """A queue whose expired messages are dead-lettered to itself does not keep them for ever."""
+        queue = self.declare(dead_letter_exchange="", dead_letter_routing_key="q", message_ttl=0)
+        queue.publish(message(b"x"))
+        self.broker.sweep()
+        self.assertEqual((len(queue.ready), self.broker.memory), (0, 0))
+
+    def test_exclusive_queues(self) -> None:
+        """Another connection gets 405; the queue goes with its own."""
+        owner, other = object(), object()
+        self.broker.declare_queue("mine", owner, exclusive=True)
+        self.broker.declare_queue("mine", owner, exclusive=True)
+        self.assertEqual(self.assertRaises(AMQPError, self.broker.queue, "mine", other).code, 405)
+        self.assertEqual(self.assertRaises(AMQPError, self.broker.declare_queue, "mine", owner).code, 405)
+        self.broker.connection_lost(owner)
+        self.assertNotIn("mine", self.broker.queues)
+
+    def test_auto_delete(self) -> None:
+        """An auto-delete exchange goes with its last binding, an auto-delete queue with its last consumer."""
+        exchange = self.broker.declare_exchange("x", "direct", auto_delete=True)
+        queue = self.broker.declare_queue("auto", None, auto_delete=True)
+        self.broker.bind("x", queue, "k", {})
+        taker = Taker(queue)
+        queue.add(taker)
+        self.broker.consumer_removed(queue)
+        self.assertIn("auto", self.broker.queues)
+        queue.remove(taker)
+        self.broker.consumer_removed(queue)
+        self.assertNotIn("auto", self.broker.queues)
+        self.assertNotIn(exchange.name, self.broker.exchanges)
