@@ -72,6 +72,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     ids = ConnectionIds()
     registry: Registry[Endpoint] = Registry()
     framing = Framing(settings.delimiter, settings.max_line)
+    prefetch = (settings.consumers + 1) * settings.prefetch  # those of to_device, and of the node's own queue
     own_queue = topology.node_queue(settings.to_device, ids.node)
 
     # The broker's side
@@ -99,6 +100,8 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         undeliverable=topology.undeliverable_queue(settings.to_device, settings.undeliverable_limit),
         to_device=settings.to_device,
         node=ids.node,
+        node_grace=settings.node_grace,
+        held_limit=prefetch // 4,
     )
 
     # What the connections of devices have in common
@@ -112,7 +115,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         registry=registry,
         courier=courier,
         now=time.time,
-        prefetch=(settings.consumers + 1) * settings.prefetch,
+        prefetch=prefetch,
         gap_timeout=settings.gap_timeout,
         reorder_limit=settings.reorder_limit,
         write_buffer=settings.write_buffer,

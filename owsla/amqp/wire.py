@@ -94,9 +94,19 @@ Value: TypeAlias = Any
 # -- strings ---------------------------------------------------------------------------------------------------------------
 
 
+def _bytes(value: str | bytes) -> bytes:
+    """Text as it is written; odd bytes that were read as surrogate escapes are written as they were."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise WireError("a string holds what cannot be written as UTF-8") from None
+
+
 def short_string(value: str | bytes) -> bytes:
     """Encode a short string: one length byte, then at most 255 bytes; `WireError` for a longer one."""
-    raw = value.encode() if isinstance(value, str) else value
+    raw = _bytes(value)
     if len(raw) > 255:
         raise WireError(f"a short string holds at most 255 bytes, not {len(raw)}")
     return _U8.pack(len(raw)) + raw
@@ -104,7 +114,7 @@ def short_string(value: str | bytes) -> bytes:
 
 def long_string(value: str | bytes) -> bytes:
     """Encode a long string: four length bytes, then the bytes."""
-    raw = value.encode() if isinstance(value, str) else value
+    raw = _bytes(value)
     return _U32.pack(len(raw)) + raw
 
 
@@ -187,7 +197,7 @@ def _encode_decimal(value: Decimal) -> bytes:
     number = int("".join(map(str, digits)) or "0")
     if exponent > 0:
         number, exponent = number * 10**exponent, 0
-    if -exponent > 255 or number >= 1 << 31:
+    if -exponent > 255 or number >= (1 << 31) + sign:
         raise WireError(f"{value} does not fit AMQP's decimal")
     return _U8.pack(-exponent) + struct.pack(">i", -number if sign else number)
 

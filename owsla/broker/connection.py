@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -241,6 +242,8 @@ def explain(error: BaseException | Any) -> str:
         return "the connection was lost"
     if isinstance(error, SSL.Error):
         return f"TLS: {_tls_reason(error)}"
+    if isinstance(error, VerificationError):
+        return "TLS: the broker's certificate is not for this host name"
     if isinstance(error, WireError | BrokerError | TimeoutError):
         return str(error)
     if isinstance(error, ConnectError):

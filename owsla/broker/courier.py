@@ -6,6 +6,7 @@ acknowledged when the broker has confirmed them; until then it is the broker's, 
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -28,6 +29,12 @@ from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 PARCELS: Final = 1
 SCRATCH: Final = 2
 
+FORWARD_AGAIN: Final = 0.5
+"""Seconds after which a forward is tried again whose node was not there."""
+
+ABSENCES_REMEMBERED: Final = 1000
+"""How many nodes that are not there are remembered: an id that somebody made up names one, too."""
+
 
 class Parcel:
     """Something on its way to a queue."""
@@ -47,6 +54,32 @@ class Parcel:
         self.returned = False
 
 
+class Absences:
+    """The nodes that are not there, and since when. Pure.
+
+    A node whose connection broke comes back to its queue, and a queue can be gone for a moment while a broker restarts. So a
+    node counts as gone when its queue was not there for a while; then at once, until it is seen again.
+    """
+
+    __slots__ = ("_grace", "_since")
+
+    def __init__(self, grace: float) -> None:
+        """`grace` in seconds."""
+        self._grace = grace
+        self._since: dict[str, float] = {}
+
+    def gone(self, queue: str, now: float) -> bool:
+        """Its queue is not there now: whether it has been away for too long."""
+        if len(self._since) >= ABSENCES_REMEMBERED and queue not in self._since:
+            del self._since[next(iter(self._since))]
+        return now - self._since.setdefault(queue, now) >= self._grace
+
+    def present(self, queue: str) -> None:
+        """Its queue is there."""
+        if self._since:
+            self._since.pop(queue, None)
+
+
 class Courier(BaseHandler):
     """Publishes parcels, each confirmed, and acknowledges what they are about."""
 
@@ -61,12 +94,22 @@ class Courier(BaseHandler):
         undeliverable: topology.Queue,
         to_device: str,
         node: bytes,
+        node_grace: float,
+        held_limit: int,
     ) -> None:
+        """`node_grace`: seconds for which a node whose queue is not there may still come back; at most `held_limit` messages
+        are held for such nodes meanwhile.
+        """
         self._clock = clock
         self._emit = emit
         self._undeliverable = undeliverable
         self._to_device = to_device
+        self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|undeliverable))?").fullmatch
         self._node = node
+        self._absences = Absences(node_grace)
+        self._held_limit = held_limit
+        self._held: deque[Parcel] = deque()
+        self._hold_call: DelayedCall | None = None
         self._client: BrokerProtocol | None = None
         self._sent: dict[int, Parcel] = {}
         self._next_tag = 1
@@ -91,7 +134,12 @@ class Courier(BaseHandler):
 
     def forward(self, letter: Letter, node: bytes) -> None:
         queue = f"{self._to_device}.{node.decode()}"
-        self._send(Parcel(queue, records.passed_on(letter.header[12:], {}), letter.body, letter, None))
+        try:
+            properties = records.passed_on(letter.header[12:], {})
+        except WireError:
+            self.record(letter, "bad-connection-id")
+            return
+        self._send(Parcel(queue, properties, letter.body, letter, None))
 
     def report(self, letter: Letter, outcome: str) -> None:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
@@ -103,12 +151,7 @@ class Courier(BaseHandler):
     @property
     def unconfirmed(self) -> int:
         """Parcels that have not arrived yet."""
-        return len(self._sent) + len(self._waiting)
-
-    def _is_ours(self, queue: bytes) -> bool:
-        """Whether a report would go to a queue that Owsla consumes itself."""
-        name = self._to_device.encode()
-        return queue == name or (queue.startswith(name + b".") and not queue.endswith(b".undeliverable"))
+        return len(self._sent) + len(self._waiting) + len(self._held)
 
     def _record(self, letter: Letter, reason: str) -> Parcel:
         extra = {"owsla_reason": reason, "owsla_node": self._node.decode()}
@@ -151,7 +194,11 @@ class Courier(BaseHandler):
             letter = parcel.letter
             if letter is None or letter.source.open or letter.settled:
                 self._write(client, parcel)
-            # else its consumer is gone, and the message comes again to another, which brings it here again.
+            else:
+                # Its consumer is gone; the message comes again to another, which brings it here again.
+                self._suspects = max(0, self._suspects - 1)
+        if not self._sent and not self._waiting:
+            self._suspects = 0
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
@@ -211,6 +258,8 @@ class Courier(BaseHandler):
                 self._undelivered(parcel)
             elif parcel.letter is not None:
                 self._retry_wait.reset()
+                if parcel.reason is None:
+                    self._absences.present(parcel.queue)
                 parcel.letter.source.done(parcel.letter.tag)
         self._continue()
 
@@ -244,10 +293,28 @@ class Courier(BaseHandler):
         """It was returned: there is no such queue."""
         if parcel.letter is None:
             self.reports_dropped += 1
-        elif parcel.reason is None:
+        elif parcel.reason is not None:
+            self._again_later(parcel)
+        elif self._absences.gone(parcel.queue, self._clock.seconds()):
             self.record(parcel.letter, "unknown-connection")
         else:
-            self._again_later(parcel)
+            self._hold(parcel)
+
+    def _hold(self, parcel: Parcel) -> None:
+        """The node that it is for is away, maybe not for good: keep it for a moment, and try again."""
+        self._held.append(parcel)
+        if self._hold_call is None:
+            self._hold_call = self._clock.callLater(FORWARD_AGAIN, self._forward_again)
+        if len(self._held) > self._held_limit:
+            letter = self._held.popleft().letter
+            if letter is not None:
+                self.record(letter, "unknown-connection")
+
+    def _forward_again(self) -> None:
+        self._hold_call = None
+        held, self._held = self._held, deque()
+        for parcel in held:
+            self._send(parcel)
 
     def _again_later(self, parcel: Parcel) -> None:
         self._waiting.append(parcel)

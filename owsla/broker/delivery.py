@@ -81,6 +81,9 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
                     if seq < 0:
                         seq = BAD
                     continue
+                if key == b"connection_id":
+                    connection_id = b""
+                    continue
             else:
                 offset = wire.skip_value(header, stop)
                 if key == b"connection_id":

@@ -113,7 +113,7 @@ class Producer(BaseHandler):
     def _reopen(self) -> None:
         """Take lines again, if nothing is in the way; those who wait come first, each once around."""
         self.accepting = (
-            self._client is not None and not self._blocked and not self._window.refused and not self._window.full
+            self._client is not None and not self._blocked and not self._refusing and not self._window.full
         )
         if self.accepting and self._waiting and not self._resuming:
             self._resuming = True
@@ -143,6 +143,7 @@ class Producer(BaseHandler):
             self._packer.limit(client.frame_max)
         self._client = client
         self._returned.clear()
+        self._refusing = False
         self._stop_retrying()
         again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
         if again:
@@ -206,7 +207,7 @@ class Producer(BaseHandler):
         try:
             headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
             key = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
-        except (WireError, KeyError, ValueError, TypeError):
+        except (WireError, KeyError, ValueError, TypeError, OverflowError):
             self._protest(WireError("a returned message is none of ours"))
             return
         self._returned.add(key)
@@ -261,7 +262,7 @@ class Producer(BaseHandler):
             return
         self._retry_call = None
         client.write(b"".join(self._window.retry()))
-        self._reopen()
+        # Devices are read again when the first of these is confirmed.
 
     def _stop_retrying(self) -> None:
         if self._retry_call is not None and self._retry_call.active():

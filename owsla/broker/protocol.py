@@ -263,6 +263,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
     def tuned(self, channel: Any, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """The broker proposed its limits: take the lower of both sides', where 0 means none."""
+        if 0 < frame_max < wire.FRAME_MIN_SIZE or self._beating is not None:
+            raise WireError(f"the broker proposes frames of {frame_max} bytes, or tunes twice")
         self.frame_max = min(frame_max or FRAME_MAX, FRAME_MAX)
         self.heartbeat = min(heartbeat or self.heartbeat, self.heartbeat)
         channel.connection_tune_ok(
@@ -276,6 +278,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
         Fails with `txamqp.client.Closed` when the channel or the connection ends first; `as_failure` says why.
         """
+        if self.closed:
+            raise Closed(self._reason)
         self.channels.pop(number, None)
         self._content.pop(number, None)
         channel = await self.channel(number)
@@ -307,7 +311,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if self._reason is None:
             self._reason = as_failure(reason)
         self.closed = True  # before its channels are, so that whoever hears of those can tell
-        super().do_close(reason)
+        for channel in list(self.channels.values()):
+            channel.close(reason)
+        self.delegate.close(reason)
 
     async def shut(self, within: float) -> None:
         """Close the connection as the protocol wants it, or at once if that takes more than so many seconds."""
@@ -316,7 +322,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             await self.close(ConnectionDone("closed by us"), within=within)
 
     def abort(self, reason: BaseException) -> None:
-        """Drop the connection at once: the other side does not speak AMQP, or does not speak."""
+        """Drop the connection at once: the other side does not speak AMQP, or does not speak, or closed a channel on us."""
+        if isinstance(reason, BrokerError):
+            reason = BrokerError(reason.code, reason.text, scope="connection")
         if self._reason is None:
             self._reason = Failure(reason)
         if self.transport is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 
 class Entry(NamedTuple):
@@ -21,6 +21,10 @@ class Entry(NamedTuple):
     """Its number on that connection."""
     packed: bytes
     """The frames that publish it."""
+
+
+_REPEATED: Final = Entry(None, -1, b"")
+"""Stands where a line was that is published again under a later tag, until the broker has answered for this one, too."""
 
 
 class UnknownTag(ValueError):
@@ -43,7 +47,7 @@ class Window:
         """How many lines are unconfirmed, those that the broker refused among them."""
         self.size = 0
         """Their bytes."""
-        # Entry i has the delivery tag _first + i; None where it was confirmed or refused ahead of an earlier one.
+        # Entry i has the delivery tag _first + i; None where the broker has answered ahead of an earlier one.
         self._entries: deque[Entry | None] = deque()
         self._first = 1
         self._refused: list[Entry] = []
@@ -103,7 +107,7 @@ class Window:
             self._first += index + 1
             for _ in range(index + 1):
                 entry = entries.popleft()
-                if entry is not None:
+                if entry is not None and entry is not _REPEATED:
                     taken.append(entry)
             while entries and entries[0] is None:
                 entries.popleft()
@@ -113,7 +117,8 @@ class Window:
             if entry is None:
                 raise UnknownTag(f"delivery tag {tag} was confirmed before")
             entries[index] = None
-            taken.append(entry)
+            if entry is not _REPEATED:
+                taken.append(entry)
         return taken
 
     def retry(self) -> list[bytes]:
@@ -126,12 +131,9 @@ class Window:
         again = self._refused
         self._refused = []
         for index, entry in enumerate(self._entries):
-            if entry is not None and entry.source in sources:
+            if entry is not None and entry is not _REPEATED and entry.source in sources:
                 again.append(entry)
-                self._entries[index] = None
-        while self._entries and self._entries[0] is None:
-            self._entries.popleft()
-            self._first += 1
+                self._entries[index] = _REPEATED
         again.sort(key=_seq)
         self._entries.extend(again)
         return [entry.packed for entry in again]
@@ -141,7 +143,7 @@ class Window:
 
         `refit` is applied to each, where the broker wants other frames than the last one.
         """
-        again = self._refused + [entry for entry in self._entries if entry is not None]
+        again = self._refused + [entry for entry in self._entries if entry is not None and entry is not _REPEATED]
         if self._refused:
             again.sort(key=_seq)  # stable, so each connection's lines come in the order of their numbers
             self._refused = []
@@ -157,7 +159,7 @@ class Window:
         for entry in self._refused:
             yield entry.source
         for waiting in self._entries:
-            if waiting is not None:
+            if waiting is not None and waiting is not _REPEATED:
                 yield waiting.source
 
     def __len__(self) -> int:
