@@ -466,7 +466,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _BROKER, "heartbeat", "TIME", "30s", _heartbeat,
-        "Heartbeat asked of the broker, 1s to 1h: its silence is noticed within twice that.",
+        "Heartbeat asked of the broker, 1s to 1h: its silence is noticed within one and a half times that.",
     ),
     Option(
         _BROKER, "embedded-port", "PORT", "5672", _number(0, 65535, "port number"),

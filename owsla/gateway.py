@@ -20,6 +20,8 @@ from twisted.logger import Logger
 from txamqp.client import Closed
 
 from .boundaries import Clock
+from .broker.connection import explain
+from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
 from .device.listener import Listener
 from .routing import Registry
@@ -47,13 +49,14 @@ class Parcels(Protocol):
 class OwnQueue(Protocol):
     """The consumers, as stopping sees them."""
 
+    @property
+    def connected(self) -> bool: ...
+
     async def give_up_own_queue(self) -> bool: ...
 
 
 class Gateway(MultiService):
     """A node. Its children start with it, and stop in the order that `stopService` says."""
-
-    _log = Logger(namespace="owsla")
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Gateway(MultiService):
     ) -> None:
         """`connections` are those to the broker, in the order in which they are to close. Times are in seconds."""
         super().__init__()
+        self._log = Logger(namespace="owsla")
         self._clock = clock
         self._listener = listener
         self._registry = registry
@@ -147,12 +151,14 @@ class Gateway(MultiService):
             await self._pause(STEP)
 
     async def _give_up_own_queue(self) -> None:
-        while self._clock.seconds() < self._deadline:
+        # Without a connection there is nothing to wait for: the queue expires by itself.
+        while self._consumers.connected and self._clock.seconds() < self._deadline:
             try:
                 if await self._consumers.give_up_own_queue():
                     return
-            except Closed:
-                pass  # the broker is away; there may be time for it to come back
+            except (BrokerError, Closed) as error:
+                self._log.info("The node's own queue is left to expire: {error}", error=explain(error))
+                return
             await self._pause(STEP)
 
     async def _until(self, settled: Any) -> None:

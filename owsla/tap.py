@@ -72,7 +72,6 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     ids = ConnectionIds()
     registry: Registry[Endpoint] = Registry()
     framing = Framing(settings.delimiter, settings.max_line)
-    prefetch = (settings.consumers + 1) * settings.prefetch  # those of to_device, and of the node's own queue
     own_queue = topology.node_queue(settings.to_device, ids.node)
 
     # The broker's side
@@ -101,7 +100,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         to_device=settings.to_device,
         node=ids.node,
         node_grace=settings.node_grace,
-        held_limit=prefetch // 4,
+        held_limit=settings.consumers * settings.prefetch // 4,
     )
 
     # What the connections of devices have in common
@@ -115,7 +114,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         registry=registry,
         courier=courier,
         now=time.time,
-        prefetch=prefetch,
+        prefetch=settings.prefetch,
         gap_timeout=settings.gap_timeout,
         reorder_limit=settings.reorder_limit,
         write_buffer=settings.write_buffer,

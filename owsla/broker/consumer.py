@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import DeferredLock, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.client import Closed
@@ -19,7 +19,10 @@ from .backoff import Backoff
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 
 SCRATCH = 1
-"""The channel for declarations; the consumers have those after it."""
+"""The channel for declarations."""
+
+OWN = 2
+"""The channel that consumes the node's own queue; those of the shared one come after it."""
 
 
 class Consumer(BaseHandler):
@@ -138,13 +141,14 @@ class Consumers:
         self._turn = turn
         self._emit = emit
         self._router = router
-        self._queues = {SCRATCH + 1: own} | {SCRATCH + 2 + index: shared for index in range(count)}
+        self._queues = {OWN: own} | {OWN + 1 + index: shared for index in range(count)}
         self._prefetch = prefetch
         self._now = now
         self._flowing = flowing
         self._client: BrokerProtocol | None = None
         self._consumers: dict[int, Consumer] = {}
-        self._restarts: list[DelayedCall] = []
+        self._restart_call: DelayedCall | None = None
+        self._declaring = DeferredLock()  # one at a time on the channel for declarations
         self._wait = Backoff(first=0.2, most=10.0)
 
     async def up(self, client: BrokerProtocol) -> None:
@@ -158,7 +162,11 @@ class Consumers:
 
     async def _declare(self, client: BrokerProtocol, name: str) -> None:
         queue = next(queue for queue in self._queues.values() if queue.name == name)
-        await topology.declare(client, SCRATCH, queue, lambda text: self._emit(BrokerWarning(text)))
+        await self._declaring.acquire()
+        try:
+            await topology.declare(client, SCRATCH, queue, lambda text: self._emit(BrokerWarning(text)))
+        finally:
+            self._declaring.release()
 
     async def _start(self, client: BrokerProtocol, number: int) -> None:
         consumer = Consumer(client, number, self._queues[number], self._router, self._turn, self._now, self._lost)
@@ -168,28 +176,39 @@ class Consumers:
     def down(self) -> None:
         self._client = None
         self._flowing(False)
-        for call in self._restarts:
-            if call.active():
-                call.cancel()
-        self._restarts.clear()
+        if self._restart_call is not None and self._restart_call.active():
+            self._restart_call.cancel()
+        self._restart_call = None
         self._consumers.clear()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to consume on."""
+        return self._client is not None
+
     async def give_up_own_queue(self) -> bool:
-        """Delete the node's own queue if nothing is in it. Whether it is gone."""
+        """Delete the node's own queue if nothing is in it. Whether it is gone.
+
+        Fails with `Closed` where the broker refuses that, or goes away.
+        """
         client = self._client
         if client is None:
             return False
-        own = self._queues[SCRATCH + 1]
-        channel = await client.open_channel(SCRATCH, BaseHandler())
-        declared = await channel.queue_declare(queue=own.name, passive=True)
-        if declared.message_count:
+        own = self._queues[OWN]
+        await self._declaring.acquire()
+        try:
+            channel = await client.open_channel(SCRATCH, BaseHandler())
+            declared = await channel.queue_declare(queue=own.name, passive=True)
+            if not declared.message_count:
+                # Its consumer is ours; the broker cancels it with the queue, and that is no surprise now.
+                consumer = self._consumers.pop(OWN, None)
+                if consumer is not None:
+                    consumer.open = False
+                await channel.queue_delete(queue=own.name)
             await client.end_channel(SCRATCH)
-            return False
-        # Its consumer is ours; the broker cancels it with the queue, and that is no surprise now.
-        self._consumers.pop(SCRATCH + 1).open = False
-        await channel.queue_delete(queue=own.name)
-        await client.end_channel(SCRATCH)
-        return True
+        finally:
+            self._declaring.release()
+        return not declared.message_count
 
     def blocked(self, reason: str) -> None:
         """A connection that only consumes and acknowledges is not blocked."""
@@ -202,11 +221,10 @@ class Consumers:
         client = self._client
         if client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
             return
-        self._restarts = [call for call in self._restarts if call.active()]
-        if not self._restarts:
+        if self._restart_call is None:
             self._flowing(False)
             self._emit(BrokerWarning(f"a consumer of {consumer.queue.name} ended: {reason}; consuming again"))
-            self._restarts.append(self._clock.callLater(self._wait.next(), self._restart))
+            self._restart_call = self._clock.callLater(self._wait.next(), self._restart)
 
     def _restart(self) -> None:
         ensureDeferred(self._restart_lost()).addErrback(
@@ -214,19 +232,20 @@ class Consumers:
         )
 
     async def _restart_lost(self) -> None:
+        """Begin again with every consumer that ended, those included that end meanwhile."""
         client = self._client
-        if client is None or client.closed:
+        if client is None:
             return
         try:
-            for number, consumer in list(self._consumers.items()):
-                if consumer.open:
-                    continue
-                await self._declare(client, consumer.queue.name)
-                await client.end_channel(number)
-                await self._start(client, number)
+            while lost := [number for number, consumer in self._consumers.items() if not consumer.open]:
+                await self._declare(client, self._queues[lost[0]].name)
+                await client.end_channel(lost[0])
+                await self._start(client, lost[0])
         except (BrokerError, Closed) as error:
             if client is self._client and not client.closed:
                 client.abort(as_failure(error).value or error)
-        else:
+            return
+        if client is self._client:
+            self._restart_call = None
             self._wait.reset()
             self._flowing(True)

@@ -200,7 +200,8 @@ class Producer(BaseHandler):
         except UnknownTag as error:
             self._protest(error)
             return
-        self._refuse(len(entries), "the queue takes no more")
+        if entries:  # none of them may be left that is not on its way again already
+            self._refuse(len(entries), "the queue takes no more")
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         # It is acknowledged in a moment all the same; then it is known which one it is.

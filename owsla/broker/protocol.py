@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
 from twisted.logger import Logger
@@ -63,7 +63,8 @@ class BrokerError(Exception):
     """The broker ended something, or refused it, and said why."""
 
     def __init__(self, code: int, text: str, *, scope: str) -> None:
-        super().__init__(f"{text} ({code})" if str(code) not in text[:4] else text)
+        text = "".join(char if char.isprintable() else "?" for char in text)  # it goes to a log, and to a terminal
+        super().__init__(text if text.startswith(str(code)) else f"{text} ({code})")
         self.code = code
         """AMQP's reply code: https://www.rabbitmq.com/amqp-0-9-1-reference.html#constants."""
         self.text = text
@@ -317,9 +318,19 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
     async def shut(self, within: float) -> None:
         """Close the connection as the protocol wants it, or at once if that takes more than so many seconds."""
+        if self.closed or self.transport is None:
+            return
+        agreed = (await self.channel(0)).connection_close(reply_code=200, reply_text="goodbye")
+        patience = self.clock.callLater(within, agreed.cancel)
+        try:
+            await agreed
+        except (CancelledError, Closed):
+            pass  # it did not agree in time, or was gone first
+        finally:
+            if patience.active():
+                patience.cancel()
         if not self.closed:
-            self.flush()
-            await self.close(ConnectionDone("closed by us"), within=within)
+            self.do_close(ConnectionDone("closed by us"))
 
     def abort(self, reason: BaseException) -> None:
         """Drop the connection at once: the other side does not speak AMQP, or does not speak, or closed a channel on us."""

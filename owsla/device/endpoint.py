@@ -28,9 +28,6 @@ _DRAINING: Final = 4
 CHUNK: Final = 65536
 """Bytes written in one turn after which it is seen whether the socket takes them, before more are acknowledged."""
 
-LONG: Final = 32768
-"""Bytes of an unfinished line past which it is collected in a buffer that grows in place, and not joined anew each time."""
-
 
 class Endpoint(LineReceiver):
     """A connected device. It exists from the completed handshake on."""
@@ -55,12 +52,14 @@ class Endpoint(LineReceiver):
         self.idle_since = self.opened
         self._rest = b""
         self._long: bytearray | None = None
-        self._paused = 0  # why nothing is read: _WAITING, _RATED
+        self._paused = 0  # why nothing is read: _WAITING, _RATED, _DRAINING
+        self._in_line = False  # for the sink to call resume
         self._allowed_at = 0.0  # with a rate limit: when all lines so far would have been due
         self._closing = ""
         # Towards the device
         self.expected = 0
         self._ordering: Ordering[Letter] | None = None
+        self._direct = True  # what is next may be written at once
         self._out: list[bytes] = []
         self._out_size = 0
         self._flushing = False
@@ -104,10 +103,12 @@ class Endpoint(LineReceiver):
                 # The rest was read already: it is published in its turn, and read from the wire no more till then.
                 self._rest = b"".join([each + self.delimiter for each in lines[index + 1 :]]) + rest
                 self._wait()
-                return
-        self._rest = rest
-        if len(rest) > limit:
-            self._check_rest(rest)
+                lines = lines[: index + 1]
+                break
+        else:
+            self._rest = rest
+            if len(rest) > hub.long:
+                self._check_rest(rest)
         if hub.max_rate is not None and lines:
             self._slow_down(len(lines), hub.max_rate)
 
@@ -135,7 +136,8 @@ class Endpoint(LineReceiver):
     def _check_rest(self, rest: bytes) -> None:
         if len(rest) > self.MAX_LENGTH + self.hub.framing.slack:
             self.lineLengthExceeded(rest)
-        elif len(rest) > LONG:
+        else:
+            # Joining and splitting it anew with each piece that comes would cost the square of its length.
             self._long = bytearray(rest)
             self._rest = b""
 
@@ -169,25 +171,32 @@ class Endpoint(LineReceiver):
 
     def _wait(self) -> None:
         """Read nothing until the sink takes lines again; it calls `resume` then."""
-        if not self._paused & _WAITING:
-            self._pause(_WAITING)
+        self._pause(_WAITING)
+        if not self._in_line:
+            self._in_line = True
             self.hub.sink.wait(self)
 
     def resume(self) -> None:
-        if not self._paused & _WAITING:
+        self._in_line = False
+        if self._closing or not self._paused & _WAITING:
             return
-        self._paused &= ~_WAITING
-        if self.transport is None or self._closing:
-            return
-        self._paused |= _WAITING  # what is published now may stop it again
         data, self._rest = self._rest, b""
         if data:
-            self._paused &= ~_WAITING
             self.dataReceived(data)
-            if self._paused & _WAITING:
+        if not self._in_line:
+            self._unpause(_WAITING)
+
+    def _publish_rest(self) -> None:
+        """Publish the lines that were read and not published yet, now or never. One that is too long ends them, as always."""
+        if not self._paused & _WAITING:
+            return
+        lines, rest = self.hub.split(self._rest)
+        self._rest = rest
+        for line in lines:
+            if len(line) > self.MAX_LENGTH:
+                self.lineLengthExceeded(line)
                 return
-            self._paused |= _WAITING
-        self._unpause(_WAITING)
+            self.lineReceived(line)
 
     @property
     def lines(self) -> int:
@@ -215,9 +224,11 @@ class Endpoint(LineReceiver):
 
     def _tell(self) -> None:
         self._telling = False
-        if self._safe > self._told and self.hub.device_ack is not None and not self._closing:
+        # One is enough for all before it, so there is none to queue behind a socket that takes nothing.
+        if self._safe > self._told and self._direct and self.hub.device_ack is not None:
             self._told = self._safe
             self.transport.write(self.hub.device_ack(self._safe - 1))
+            self._check_congestion()
 
     # -- to the device ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +236,7 @@ class Endpoint(LineReceiver):
         self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
     ) -> None:
         """Hand over a plain message: at once if it is its turn and the device is not behind."""
-        if (seq is None or (seq == self.expected and self._ordering is None)) and self._queue is None:
+        if self._direct and (seq is None or (seq == self.expected and self._ordering is None)):
             if seq is not None:
                 self.expected += 1
             self._write(body)
@@ -236,7 +247,7 @@ class Endpoint(LineReceiver):
     def post(self, letter: Letter) -> None:
         """Hand over a message in its turn."""
         if self._closing:
-            self.hub.record(letter, "connection-closed")
+            self.hub.record(letter, letter.fault or "connection-closed")
             return
         seq = letter.seq
         if seq is None:
@@ -255,7 +266,8 @@ class Endpoint(LineReceiver):
             if ordering.held:
                 self._take(ordering)
         elif arrival is Arrival.HELD:
-            self.hub.held(self, 1, ordering.held)
+            self.hub.hold(self, letter)
+            self.hub.check_held(self, letter.source)
         elif arrival is Arrival.DUPLICATE:
             self.hub.duplicate(letter)
         else:
@@ -265,12 +277,9 @@ class Endpoint(LineReceiver):
         """Hand over those held whose turn has come."""
         ready = ordering.take()
         if ready:
-            self.hub.held(self, -len(ready), ordering.held)
+            self.hub.release(self, ready)
             for letter in ready:
-                if self._closing:
-                    self.hub.record(letter, "connection-closed")
-                else:
-                    self._hand_over(letter)
+                self._hand_over(letter)
 
     @property
     def missed_since(self) -> float | None:
@@ -298,16 +307,13 @@ class Endpoint(LineReceiver):
     def forget(self, source: DeliverySource) -> None:
         """A consumer is gone; what it brought and waits here comes again."""
         if self._ordering is not None:
-            dropped = self._ordering.forget(lambda letter: letter.source is source)
-            if dropped:
-                self.hub.held(self, -dropped, self._ordering.held)
+            self.hub.release(self, self._ordering.forget(lambda letter: letter.source is source))
         if self._queue and any(letter.source is source for letter in self._queue):
             self._forget_queued(self._queue, source)
 
     def _forget_queued(self, queue: deque[Letter], source: DeliverySource) -> None:
         """Their numbers were given out already: go back to the first of them, and hold those behind it again."""
-        gone = [letter.seq for letter in queue if letter.source is source and letter.seq is not None]
-        first = min(gone, default=None)
+        first = min((letter.seq for letter in queue if letter.source is source and letter.seq is not None), default=None)
         stay: deque[Letter] = deque()
         behind: list[tuple[int, Letter]] = []
         for letter in queue:
@@ -317,31 +323,36 @@ class Endpoint(LineReceiver):
                 behind.append((letter.seq, letter))
             else:
                 stay.append(letter)
+        self.hub.unqueue(self, queue)
         self._queue = stay
-        self._queued = sum(len(letter.body) for letter in stay)
-        self.hub.queued(self, len(stay) - len(queue), len(stay))
-        if first is None:
-            return
-        if self._ordering is None:
-            self._ordering = Ordering(self.expected)
-        self._ordering.rewind(first, behind, self.hub.gap_clock())
-        self.hub.held(self, len(behind), self._ordering.held)
+        self._queued = sum(map(_weight, stay))
+        for letter in stay:
+            self.hub.queue(self, letter)
+        if first is not None:
+            if self._ordering is None:
+                self._ordering = Ordering(self.expected)
+            self._ordering.rewind(first, behind, self.hub.gap_clock())
+            for _, letter in behind:
+                self.hub.hold(self, letter)
 
     def _hand_over(self, letter: Letter) -> None:
         """It is its turn: write it, or let it wait until the device has taken what was written before."""
+        if self._closing:
+            self.hub.record(letter, letter.fault or "connection-closed")
+            return
+        if self._queue is not None:
+            self._queue.append(letter)
+            self._queued += _weight(letter)
+            self.hub.queue(self, letter)
+            if self._queued > self.hub.write_buffer:
+                self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
+            return
         fault = letter.fault
         if fault is None and letter.expires_at is not None and letter.expires_at <= self.hub.now():
             fault = "expired"
         if fault is not None:
             letter.settled = letter.seq is not None
             self.hub.record(letter, fault)
-            return
-        if self._queue is not None:
-            self._queue.append(letter)
-            self._queued += len(letter.body)
-            self.hub.queued(self, 1, len(self._queue))
-            if self._queued > self.hub.write_buffer:
-                self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
             return
         if letter.body or not letter.close:
             self._write(letter.body)
@@ -374,9 +385,13 @@ class Endpoint(LineReceiver):
             self._out = []
             self._out_size = 0
             self.transport.write(ending.join(out))
-            if self.transport.congested and self._queue is None:
-                self._queue = deque()
-                self.hub.congested(self)
+            self._check_congestion()
+
+    def _check_congestion(self) -> None:
+        if self._direct and self.transport.congested:
+            self._direct = False
+            self._queue = deque()
+            self.hub.congested(self)
 
     def writable(self) -> None:
         """The socket has taken everything: those that waited go next."""
@@ -384,34 +399,29 @@ class Endpoint(LineReceiver):
         self._queued = 0
         if queue is None:
             return
-        self.hub.relieved(self, len(queue))
-        while queue:
-            if self._closing:
-                self.hub.record(queue.popleft(), "connection-closed")
-                continue
-            self._hand_over(queue.popleft())
-            if self._queue is not None:
-                for letter in queue:
-                    self._hand_over(letter)
-                break
+        self._direct = True
+        self.hub.relieved(self)
+        self.hub.unqueue(self, queue)
+        self._tell()
+        for letter in queue:
+            self._hand_over(letter)
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
         """Close the connection after what was written; `reason` is for people."""
         if not self._closing:
-            self._closing = reason
             self._flush_now()
+            self._closing = reason
+            self._direct = False
+            self._give_up("connection-closed")
             self.transport.loseConnection()
 
     def drain(self) -> None:
         """Read no more. What was read is published, held or not; what waits for a missing number waits no longer."""
         if self.transport is not None and not self._closing:
             self._pause(_DRAINING)
-            if self._paused & _WAITING:
-                lines, self._rest = self.hub.split(self._rest)
-                for line in lines:
-                    self.lineReceived(line)
+            self._publish_rest()
             while self.holding:
                 self.skip()
 
@@ -419,6 +429,7 @@ class Endpoint(LineReceiver):
         """The device does not take what is written: close it, and put on record what waits."""
         if not self._closing:
             self._closing = f"too slow: {why}"
+            self._direct = False
             self.hub.slow(self, why)
             self._give_up("slow-device")
             self.transport.abortConnection()
@@ -427,28 +438,27 @@ class Endpoint(LineReceiver):
         """Put on record what was not handed over."""
         queue, self._queue = self._queue, None
         if queue is not None:
-            self.hub.relieved(self, len(queue))
+            self.hub.relieved(self)
+            self.hub.unqueue(self, queue)
             for letter in queue:
-                self.hub.record(letter, reason)
+                self.hub.record(letter, letter.fault or reason)
         if self._ordering is not None and self._ordering.held:
             held = self._ordering.clear()
-            self.hub.held(self, -len(held), 0)
+            self.hub.release(self, held)
             for letter in held:
-                self.hub.record(letter, "connection-closed")
+                self.hub.record(letter, letter.fault or "connection-closed")
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         hub = self.hub
-        if self._paused & _WAITING:
-            # The device is gone, and the lines that it had finished are ours.
-            lines, self._rest = hub.split(self._rest)
-            for line in lines:
-                if len(line) <= self.MAX_LENGTH:
-                    hub.sink.publish(self, line)
+        # The device is gone, and the lines that it had finished are ours.
+        self._publish_rest()
         unterminated = len(self._rest) + (len(self._long) if self._long is not None else 0)
         self._rest = b""
         self._long = None
         why = self._closing or explain(reason)
         self._closing = why
+        self._direct = False
+        self._out.clear()
         self._give_up("connection-closed")
         if self._paused:
             self._paused = 0
@@ -466,3 +476,8 @@ class Endpoint(LineReceiver):
             )
         )
         self.transport = None
+
+
+def _weight(letter: Letter) -> int:
+    """How many bytes of the write buffer a waiting message takes."""
+    return 0 if letter.fault is not None else len(letter.body)

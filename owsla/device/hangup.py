@@ -41,8 +41,11 @@ class HangupWatch:
         self._reactor.removeReader(self)
         self._epoll.close()
         self._watched.clear()
+        self._ended.clear()
 
     def watch(self, connection: Watched) -> None:
+        if self._epoll.closed:
+            return
         fd = connection.fileno()
         if fd not in self._watched:
             self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
@@ -67,9 +70,10 @@ class HangupWatch:
             self._hang_up(fd)
 
     def _hang_up(self, fd: int) -> None:
-        connection = self._watched[fd]
-        self.unwatch(connection)
-        connection.hungUp()
+        connection = self._watched.get(fd)
+        if connection is not None:
+            self.unwatch(connection)
+            connection.hungUp()
 
     # -- what the reactor wants of a descriptor --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ No connection has a timer of its own. What waits for a time is in one of the sma
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from ..boundaries import Clock, DeliverySource, Letter, LineSink
@@ -14,6 +14,7 @@ from ..events import Event, GapSkipped, SlowDevice
 from ..routing import Registry
 from ..turn import Turn
 from .framing import Framing
+from .holdings import Holdings
 from .ordering import PausableClock
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 TICK: Final = 0.1
 """Seconds between two looks at what waits for a time."""
+
+LONG: Final = 32768
+"""Bytes of an unfinished line past which it is collected in a buffer that grows in place."""
 
 
 class Hub:
@@ -48,7 +52,7 @@ class Hub:
         device_ack: Callable[[int], bytes] | None = None,
         hangups: HangupWatch | None = None,
     ) -> None:
-        """`prefetch` is how many messages of the node may be unacknowledged over all consumers. Times are in seconds.
+        """`prefetch` is how many messages of one consumer may be unacknowledged. Times are in seconds.
 
         `device_ack(seq)` makes what tells a device that its lines up to that number are safe.
         """
@@ -58,6 +62,8 @@ class Hub:
         self.framing = framing
         self.split = framing.split
         self.ending = framing.ending
+        self.long = min(LONG, framing.max_line)
+        """Bytes of an unfinished line past which it is looked at: too long, or just long."""
         self.sink = sink
         self.registry = registry
         self.now = now
@@ -74,11 +80,10 @@ class Hub:
         self._held_limit = max(1, prefetch // 2)
         self._queued_limit = max(1, prefetch // 4)
         self._write_timeout = write_timeout
-        self._holding: dict[Endpoint, int] = {}
-        self._held_total = 0
+        self._holding: dict[Endpoint, None] = {}
+        self._held: Holdings[Endpoint] = Holdings()
         self._congested: dict[Endpoint, float] = {}
-        self._queued: dict[Endpoint, int] = {}
-        self._queued_total = 0
+        self._queued: Holdings[Endpoint] = Holdings()
         self._rated: list[tuple[float, int, Endpoint]] = []
         self._rated_count = 0
         self.paused_connections = 0
@@ -110,7 +115,7 @@ class Hub:
 
     def forget(self, source: DeliverySource) -> None:
         """A consumer is gone, and what it brought comes again."""
-        for endpoint in [*self._holding, *(one for one in self._queued if one not in self._holding)]:
+        for endpoint in dict.fromkeys(self._held.holders(source) + self._queued.holders(source)):
             endpoint.forget(source)
 
     def flowing(self, flows: bool) -> None:
@@ -122,18 +127,24 @@ class Hub:
 
     # -- held for a missing number ---------------------------------------------------------------------------------------
 
-    def held(self, endpoint: Endpoint, more: int, count: int) -> None:
-        """It holds `more` messages than before, `count` in all. Past a limit, whoever holds most waits no longer."""
-        self._held_total += more
-        if count:
-            self._holding[endpoint] = count
-        else:
+    def hold(self, endpoint: Endpoint, letter: Letter) -> None:
+        """It keeps this message until one before it comes."""
+        self._held.add(letter.source, endpoint)
+        self._holding[endpoint] = None
+
+    def check_held(self, endpoint: Endpoint, source: DeliverySource) -> None:
+        """A message of this consumer's came and was kept. Past a limit, whoever holds most of them waits no longer."""
+        if endpoint.holding > self._reorder_limit:
+            endpoint.skip()
+        while self._held.count(source) > self._held_limit:
+            self._held.greatest(source).skip()
+
+    def release(self, endpoint: Endpoint, letters: Iterable[Letter]) -> None:
+        """It keeps these no more."""
+        for letter in letters:
+            self._held.remove(letter.source, endpoint)
+        if not endpoint.holding:
             self._holding.pop(endpoint, None)
-        if more > 0:
-            if count > self._reorder_limit:
-                endpoint.skip()
-            while self._held_total > self._held_limit:
-                max(self._holding, key=self._holding.__getitem__).skip()
 
     # -- slow devices ----------------------------------------------------------------------------------------------------
 
@@ -141,22 +152,22 @@ class Hub:
         """Its socket does not take what was written."""
         self._congested[endpoint] = self.clock.seconds()
 
-    def queued(self, endpoint: Endpoint, more: int, count: int) -> None:
-        """`more` messages than before wait for its socket, `count` in all. They must not use up the prefetch of the others."""
-        self._queued_total += more
-        if count:
-            self._queued[endpoint] = count
-        else:
-            self._queued.pop(endpoint, None)
-        while more > 0 and self._queued_total > self._queued_limit and self._queued:
-            slowest = max(self._queued, key=self._queued.__getitem__)
-            slowest.close_slow("too many messages wait for slow devices, most of them for this one")
+    def queue(self, endpoint: Endpoint, letter: Letter) -> None:
+        """This message waits for its socket. Such must not use up the prefetch of the others."""
+        self._queued.add(letter.source, endpoint)
+        while self._queued.count(letter.source) > self._queued_limit:
+            self._queued.greatest(letter.source).close_slow(
+                "too many messages wait for slow devices, most of them for this one"
+            )
 
-    def relieved(self, endpoint: Endpoint, waited: int) -> None:
-        """Its socket has taken everything, or it is closed; so many messages waited for that."""
+    def unqueue(self, endpoint: Endpoint, letters: Iterable[Letter]) -> None:
+        """These wait for it no more."""
+        for letter in letters:
+            self._queued.remove(letter.source, endpoint)
+
+    def relieved(self, endpoint: Endpoint) -> None:
+        """Its socket has taken everything, or it is closed."""
         self._congested.pop(endpoint, None)
-        self._queued.pop(endpoint, None)
-        self._queued_total -= waited
 
     # -- paused reading --------------------------------------------------------------------------------------------------
 

@@ -245,8 +245,8 @@ class Listener(Service):
         self._admission.secured(transport)
         self.handshakes += 1
         self._resume()
-        if not self.running:
-            return None
+        if self._socket.fileno() < 0:
+            return None  # it was accepted just before the port was closed
         connection_id = self._ids.new()
         endpoint = Endpoint(self._hub, connection_id, self._identify(transport.tls))
         self._registry.add(connection_id, endpoint)
@@ -273,9 +273,19 @@ class Listener(Service):
     # -- time --------------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        self._hub.tick()
+        # A looping call ends with the first exception, and no time-out would ever come again.
+        try:
+            self._hub.tick()
+        except Exception:
+            self._log.failure("A look at what waits for a time failed")
 
     def _sweep(self) -> None:
+        try:
+            self._look_around()
+        except Exception:
+            self._log.failure("The sweep over the connections failed")
+
+    def _look_around(self) -> None:
         """Once a second: handshakes that take too long, goodbyes that are not answered, and a share of the idle checks."""
         now = self._clock.seconds()
         for transport in list(self._admission.overdue(now)):

@@ -82,14 +82,15 @@ class Ordering(Generic[Item]):
         else:
             self._skipped.append(missing)
             if len(self._skipped) > SKIPS_REMEMBERED:
-                self._floor = self._skipped.pop(0).stop
+                self._floor = max(self._floor, self._skipped.pop(0).stop)
         return missing
 
-    def forget(self, gone: Callable[[Item], bool]) -> int:
-        """Drop what is held and comes again, for its consumer is gone. How many that were; the expected number stays."""
-        before = len(self._held)
-        self._held = {seq: held for seq, held in self._held.items() if not gone(held[1])}
-        return before - len(self._held)
+    def forget(self, gone: Callable[[Item], bool]) -> list[Item]:
+        """Drop what is held and comes again, for its consumer is gone: what that was. The expected number stays."""
+        dropped = [item for _, item in self._held.values() if gone(item)]
+        if dropped:
+            self._held = {seq: held for seq, held in self._held.items() if not gone(held[1])}
+        return dropped
 
     def rewind(self, seq: int, items: Iterable[tuple[int, Item]], now: float) -> None:
         """Numbers from `seq` on were given out and not used after all: that one comes again, and these are held for it."""

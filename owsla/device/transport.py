@@ -121,8 +121,8 @@ class TLSTransport:
 
     @property
     def congested(self) -> bool:
-        """Whether something written has not left yet, and it is better to wait."""
-        return self._outgoing is not None
+        """Whether something written has not left yet, or will never leave, and it is better to wait."""
+        return self._outgoing is not None or self._reason is not None
 
     @property
     def disconnecting(self) -> bool:
@@ -130,7 +130,7 @@ class TLSTransport:
 
     def write(self, data: bytes) -> None:
         """Send, or keep what the socket does not take; nothing after the connection began to close."""
-        if self._state != self.OPEN or not data:
+        if self._state != self.OPEN or self._reason is not None or not data:
             return
         if self._outgoing is not None:
             self._outgoing.append(data)
@@ -148,7 +148,8 @@ class TLSTransport:
         sent = 0
         try:
             while sent < len(data):
-                sent += self._tls.send(data[sent : sent + RECORD] if len(data) > RECORD else data)
+                # OpenSSL may take less than a record at once: where the device asked for small ones (RFC 6066), for one.
+                sent += self._tls.send(data[sent : sent + RECORD] if sent or len(data) > RECORD else data)
         except (SSL.WantWriteError, SSL.WantReadError):
             # OpenSSL wants the same bytes again, at whatever address (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER).
             return data[sent:]
@@ -268,20 +269,22 @@ class TLSTransport:
             self._stop_writing()
             self._handshake()
             return
-        if self._state == self.CLOSED:
-            return
         waiting = self._outgoing
         while waiting:
             data = waiting[0]
             rest = self._send(data)
+            if self._reason is not None:
+                break
             if rest:
                 waiting[0] = rest
                 if len(rest) == len(data):
                     return
             else:
                 del waiting[0]
-        self._outgoing = None
         self._stop_writing()
+        if self._reason is not None or self._state == self.CLOSED:
+            return
+        self._outgoing = None
         if self._state == self.CLOSING:
             self._say_goodbye()
         elif self._state == self.OPEN and self._lines is not None:
@@ -302,6 +305,16 @@ class TLSTransport:
 
     def _begin(self) -> None:
         assert self._context is not None
+        try:
+            said_something = self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            said_something = b""
+        if not said_something:
+            self._reason = _Failures.LOST  # a health check, most likely
+            self._close()
+            return
         self._state = self.HANDSHAKING
         self._owner.spoke(self)
         self._tls = SSL.Connection(self._context, self._socket)
@@ -387,7 +400,11 @@ class TLSTransport:
         lines, self._lines = self._lines, None
         reason = self._reason or _Failures.DONE
         if lines is not None:
-            lines.connectionLost(reason)
+            try:
+                lines.connectionLost(reason)
+            except Exception:
+                # Whatever else goes wrong, the socket is closed and the place is free.
+                self._log.failure("Closing the connection of {peer} failed", peer=self.peer)
         self._socket.close()
         self._fd = -1
         self._tls = None

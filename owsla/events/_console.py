@@ -14,9 +14,8 @@ BURST = 20
 class Console:
     """Logs each event as a line, and what comes by the hundred as a number."""
 
-    _log = Logger(namespace="owsla")
-
     def __init__(self, clock: Clock, burst: int = BURST) -> None:
+        self._log = Logger(namespace="owsla")
         self._clock = clock
         self._burst = burst
         self._seen: dict[type[Event], int] = {}
