@@ -46,6 +46,8 @@ class DeliverySource(Protocol):
 
     open: bool
     """Whether its channel is: if not, what it brought and is not acknowledged comes again."""
+    prefetch: int
+    """How many messages of it may be unacknowledged at once."""
 
     def done(self, tag: int) -> None:
         """The message with this delivery tag was handed over, or its fate is on record: acknowledge it."""

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 from txamqp.client import Closed
 
 from .boundaries import Clock
-from .broker.connection import explain
+from .broker.connection import BrokerConnection, explain
 from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
 from .device.listener import Listener
@@ -67,12 +67,12 @@ class Gateway(MultiService):
         producer: Sink,
         courier: Parcels,
         consumers: OwnQueue,
-        connections: Sequence[Service],
+        connections: Sequence[BrokerConnection],
         embedded: Service | None,
         drain_timeout: float,
         drain_spread: float,
     ) -> None:
-        """`connections` are those to the broker, in the order in which they are to close. Times are in seconds."""
+        """`connections` are those to the broker. Times are in seconds."""
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._clock = clock
@@ -114,8 +114,10 @@ class Gateway(MultiService):
         await self._until(lambda: not self._courier.unconfirmed)
         lines, messages = self._producer.unconfirmed, self._courier.unconfirmed
         await _stopped(self._listener)
-        for service in self._connections:
-            await _stopped(service)
+        left = max(0.0, self._deadline - self._clock.seconds())
+        for connection in self._connections:
+            connection.close_timeout = min(connection.close_timeout, left)
+        await gatherResults([maybeDeferred(connection.stopService) for connection in self._connections])
         if self._embedded is not None:
             await _stopped(self._embedded)
         if lines or messages or cut:

@@ -114,7 +114,6 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         registry=registry,
         courier=courier,
         now=time.time,
-        prefetch=settings.prefetch,
         gap_timeout=settings.gap_timeout,
         reorder_limit=settings.reorder_limit,
         write_buffer=settings.write_buffer,

@@ -15,6 +15,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost, DNSLookupError
+from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -32,7 +33,7 @@ CONNECT_TIMEOUT = 15.0
 """Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds for the broker to agree to our closing the connection."""
+"""Seconds for the broker to agree to our closing the connection, where there is that much time."""
 
 STEADY = 10.0
 """Seconds after which a connection counts as working, and the next loss begins with the shortest wait again."""
@@ -97,6 +98,8 @@ class BrokerConnection(Service):
         self._connection_name = connection_name
         self._tls = tls
         self._backoff = backoff or Backoff()
+        self.close_timeout = CLOSE_TIMEOUT
+        """Seconds for the broker to agree to our closing the connection; 0: it is not asked."""
         self._client: BrokerProtocol | None = None
         self._running: Deferred[None] | None = None
 
@@ -111,7 +114,10 @@ class BrokerConnection(Service):
 
     async def _stop(self) -> None:
         if self._client is not None:
-            await self._client.shut(CLOSE_TIMEOUT)
+            if self.close_timeout > 0:
+                await self._client.shut(self.close_timeout)
+            else:
+                self._client.abort(ConnectionDone("closed by us"))
         if self._running is not None:
             self._running.cancel()
             await self._running
@@ -246,8 +252,10 @@ def explain(error: BaseException | Any) -> str:
         return "TLS: the broker's certificate is not for this host name"
     if isinstance(error, WireError | BrokerError | TimeoutError):
         return str(error)
+    if isinstance(error, ConnectTimeout):
+        return "no answer: connecting timed out"
     if isinstance(error, ConnectError):
-        return str(error.args[0] if error.args and isinstance(error.args[0], str) else error).rstrip(".")
+        return str((error.args and error.args[0]) or error).rstrip(".")
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -21,14 +21,21 @@ from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 SCRATCH = 1
 """The channel for declarations."""
 
-OWN = 2
-"""The channel that consumes the node's own queue; those of the shared one come after it."""
+SHARED = 2
+"""The channel that consumes the shared queue."""
+
+OWN = 3
+"""The channel that consumes the node's own queue."""
 
 
 class Consumer(BaseHandler):
-    """One channel that consumes one queue, for as long as the channel lasts."""
+    """One channel that consumes one queue, for as long as the channel lasts.
 
-    __slots__ = ("_acks", "_channel", "_client", "_flushing", "_lost", "_now", "_router", "_turn", "open", "queue")
+    It may have several consumers of the queue on it. RabbitMQ gives what is in a queue to a channel in the order of the queue,
+    whichever of its consumers it is for; on a channel of its own each, they would overtake each other.
+    """
+
+    __slots__ = ("_acks", "_channel", "_client", "_flushing", "_lost", "_now", "_router", "_turn", "open", "prefetch", "queue")
 
     def __init__(
         self,
@@ -50,14 +57,17 @@ class Consumer(BaseHandler):
         self._lost = lost
         self._acks = AckTracker()
         self._flushing = False
+        self.prefetch = 0
         self.open = True
         """Whether messages still come and can be acknowledged."""
 
-    async def start(self, prefetch: int) -> None:
-        """Open the channel and consume; at most `prefetch` messages are unacknowledged."""
+    async def start(self, count: int, prefetch: int) -> None:
+        """Open the channel, and consume with so many consumers; `prefetch` messages of each may be unacknowledged."""
+        self.prefetch = count * prefetch
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
-        await channel.basic_consume(queue=self.queue.name, consumer_tag="owsla")
+        for number in range(count):
+            await channel.basic_consume(queue=self.queue.name, consumer_tag=f"owsla-{number}")
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         try:
@@ -117,7 +127,10 @@ class Consumer(BaseHandler):
 
 
 class Consumers:
-    """The consumers of a node: so many of `to_device`, and one of its own queue, on one connection."""
+    """The consumers of a node: so many of `to_device`, and one of its own queue, on one connection.
+
+    The own queue comes last: a back end that uses both routes has its numbers in both, and the shared one holds more.
+    """
 
     name = "consumers"
     _log = Logger()
@@ -141,7 +154,8 @@ class Consumers:
         self._turn = turn
         self._emit = emit
         self._router = router
-        self._queues = {OWN: own} | {OWN + 1 + index: shared for index in range(count)}
+        self._queues = {SHARED: shared, OWN: own}
+        self._counts = {SHARED: count, OWN: 1}
         self._prefetch = prefetch
         self._now = now
         self._flowing = flowing
@@ -153,15 +167,14 @@ class Consumers:
 
     async def up(self, client: BrokerProtocol) -> None:
         self._client = client
-        for queue in dict.fromkeys(queue.name for queue in self._queues.values()):
+        for queue in self._queues.values():
             await self._declare(client, queue)
         for number in self._queues:
             await self._start(client, number)
         self._wait.reset()
         self._flowing(True)
 
-    async def _declare(self, client: BrokerProtocol, name: str) -> None:
-        queue = next(queue for queue in self._queues.values() if queue.name == name)
+    async def _declare(self, client: BrokerProtocol, queue: topology.Queue) -> None:
         await self._declaring.acquire()
         try:
             await topology.declare(client, SCRATCH, queue, lambda text: self._emit(BrokerWarning(text)))
@@ -171,7 +184,7 @@ class Consumers:
     async def _start(self, client: BrokerProtocol, number: int) -> None:
         consumer = Consumer(client, number, self._queues[number], self._router, self._turn, self._now, self._lost)
         self._consumers[number] = consumer
-        await consumer.start(self._prefetch)
+        await consumer.start(self._counts[number], self._prefetch)
 
     def down(self) -> None:
         self._client = None
@@ -238,7 +251,7 @@ class Consumers:
             return
         try:
             while lost := [number for number, consumer in self._consumers.items() if not consumer.open]:
-                await self._declare(client, self._queues[lost[0]].name)
+                await self._declare(client, self._queues[lost[0]])
                 await client.end_channel(lost[0])
                 await self._start(client, lost[0])
         except (BrokerError, Closed) as error:

@@ -126,11 +126,14 @@ class Courier(BaseHandler):
     # -- what is asked of it ---------------------------------------------------------------------------------------------
 
     def record(self, letter: Letter, reason: str) -> None:
-        self.recorded[reason] = self.recorded.get(reason, 0) + 1
-        self._emit(Undeliverable(reason, _text(letter.connection_id)))
+        self._note(letter, reason)
         self._send(self._record(letter, reason))
         if letter.reply_to is not None:
             self.report(letter, reason)
+
+    def _note(self, letter: Letter, reason: str) -> None:
+        self.recorded[reason] = self.recorded.get(reason, 0) + 1
+        self._emit(Undeliverable(reason, _text(letter.connection_id)))
 
     def forward(self, letter: Letter, node: bytes) -> None:
         queue = f"{self._to_device}.{node.decode()}"
@@ -242,7 +245,10 @@ class Courier(BaseHandler):
                 self._give_up(culprit, str(reason.value))
             else:
                 letter = culprit.letter
-                extra = {"owsla_reason": culprit.reason or "refused", "owsla_node": self._node.decode()}
+                if culprit.reason is None:  # a forward; from here on it is a record
+                    culprit.reason = "refused"
+                    self._note(letter, culprit.reason)
+                extra = {"owsla_reason": culprit.reason, "owsla_node": self._node.decode()}
                 culprit.properties = records.alone(letter.connection_id, extra)
                 culprit.queue = self._undeliverable.name
                 culprit.alone = True

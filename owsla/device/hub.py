@@ -43,7 +43,6 @@ class Hub:
         registry: Registry[Endpoint],
         courier: Courier,
         now: Callable[[], float],
-        prefetch: int,
         gap_timeout: float = 2.0,
         reorder_limit: int = 64,
         write_buffer: int = 65536,
@@ -52,7 +51,7 @@ class Hub:
         device_ack: Callable[[int], bytes] | None = None,
         hangups: HangupWatch | None = None,
     ) -> None:
-        """`prefetch` is how many messages of one consumer may be unacknowledged. Times are in seconds.
+        """Times are in seconds; `now()` is since the epoch.
 
         `device_ack(seq)` makes what tells a device that its lines up to that number are safe.
         """
@@ -77,9 +76,8 @@ class Hub:
         self._hangups = hangups
         self._gap_timeout = gap_timeout
         self._reorder_limit = reorder_limit
-        self._held_limit = max(1, prefetch // 2)
-        self._queued_limit = max(1, prefetch // 4)
         self._write_timeout = write_timeout
+        self._caught_up = 0.0
         self._holding: dict[Endpoint, None] = {}
         self._held: Holdings[Endpoint] = Holdings()
         self._congested: dict[Endpoint, float] = {}
@@ -122,6 +120,7 @@ class Hub:
         """Whether messages come to this node. While they do not, none is missed."""
         if flows:
             self.gap_clock.resume()
+            self._caught_up = self.clock.seconds() + self._gap_timeout
         else:
             self.gap_clock.pause()
 
@@ -134,9 +133,13 @@ class Hub:
 
     def check_held(self, endpoint: Endpoint, source: DeliverySource) -> None:
         """A message of this consumer's came and was kept. Past a limit, whoever holds most of them waits no longer."""
+        if self.gap_clock.paused or self.clock.seconds() < self._caught_up:
+            # After an outage the queues are full, and one is read before the other: what is missing is likely to be there.
+            # What is held meanwhile is bounded by the prefetch.
+            return
         if endpoint.holding > self._reorder_limit:
             endpoint.skip()
-        while self._held.count(source) > self._held_limit:
+        while self._held.count(source) > max(1, source.prefetch // 2):
             self._held.greatest(source).skip()
 
     def release(self, endpoint: Endpoint, letters: Iterable[Letter]) -> None:
@@ -155,7 +158,7 @@ class Hub:
     def queue(self, endpoint: Endpoint, letter: Letter) -> None:
         """This message waits for its socket. Such must not use up the prefetch of the others."""
         self._queued.add(letter.source, endpoint)
-        while self._queued.count(letter.source) > self._queued_limit:
+        while self._queued.count(letter.source) > max(1, letter.source.prefetch // 4):
             self._queued.greatest(letter.source).close_slow(
                 "too many messages wait for slow devices, most of them for this one"
             )

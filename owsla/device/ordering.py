@@ -119,6 +119,11 @@ class PausableClock:
         """Seconds, those not counted in which it stood still."""
         return (self._now() if self._paused_at is None else self._paused_at) - self._offset
 
+    @property
+    def paused(self) -> bool:
+        """Whether it stands still."""
+        return self._paused_at is not None
+
     def pause(self) -> None:
         if self._paused_at is None:
             self._paused_at = self._now()
