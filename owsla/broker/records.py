@@ -46,7 +46,7 @@ def alone(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
 def report(connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str) -> bytes:
     """A delivery report's properties. `correlation_id` is the property as it stood on the wire, or `None`."""
     headers = {"connection_id": (connection_id or b"").decode("utf-8", "backslashreplace"), "owsla_report": outcome}
-    values = wire.split_properties(wire.encode_properties({"headers": headers, "app_id": app_id}))
+    values = wire.split_properties(wire.encode_properties({"headers": headers, "delivery_mode": 2, "app_id": app_id}))
     if correlation_id is not None:
         values["correlation_id"] = correlation_id
     return wire.join_properties(values)
