@@ -161,6 +161,9 @@ class LineSink(Protocol):
     def wait(self, source: LineSource) -> None:
         """Call `source.resume()` when accepting again."""
 
+    def leave(self, source: LineSource) -> None:
+        """It waits no longer: its connection is gone."""
+
 
 class LineSource(Protocol):
     """A device's connection, as the publishing side sees it."""

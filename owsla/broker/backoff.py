@@ -11,7 +11,7 @@ class Backoff:
 
     __slots__ = ("_attempt", "_first", "_most", "_random")
 
-    def __init__(self, first: float = 0.2, most: float = 30.0, random: Callable[[], float] = random.random) -> None:
+    def __init__(self, first: float = 0.2, most: float = 5.0, random: Callable[[], float] = random.random) -> None:
         """`first` and `most` in seconds, before jitter; `random()` gives numbers from 0 to 1."""
         self._first = first
         self._most = most

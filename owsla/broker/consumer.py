@@ -245,20 +245,27 @@ class Consumers:
         )
 
     async def _restart_lost(self) -> None:
-        """Begin again with every consumer that ended, those included that end meanwhile."""
+        """Begin again with every consumer that ended; with those that end meanwhile after another wait."""
         client = self._client
         if client is None:
             return
         try:
-            while lost := [number for number, consumer in self._consumers.items() if not consumer.open]:
-                await self._declare(client, self._queues[lost[0]])
-                await client.end_channel(lost[0])
-                await self._start(client, lost[0])
+            for number in self._ended():
+                await self._declare(client, self._queues[number])
+                await client.end_channel(number)
+                await self._start(client, number)
         except (BrokerError, Closed) as error:
             if client is self._client and not client.closed:
                 client.abort(as_failure(error).value or error)
             return
-        if client is self._client:
+        if client is not self._client:
+            return
+        if self._ended():
+            self._restart_call = self._clock.callLater(self._wait.next(), self._restart)
+        else:
             self._restart_call = None
             self._wait.reset()
             self._flowing(True)
+
+    def _ended(self) -> list[int]:
+        return [number for number, consumer in self._consumers.items() if not consumer.open]

@@ -7,8 +7,9 @@ anything new. While there is nowhere to publish to, or too much is unconfirmed, 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 from twisted.internet.defer import ensureDeferred
 from twisted.logger import Logger
@@ -65,7 +66,7 @@ class Producer(BaseHandler):
         self._acknowledge = acknowledge
         self._now = now
         self._client: BrokerProtocol | None = None
-        self._waiting: deque[LineSource] = deque()
+        self._waiting: dict[LineSource, None] = {}  # in the order in which they came
         self._resuming = False
         self._blocked = False
         self._returned: set[tuple[bytes, int]] = set()
@@ -97,7 +98,10 @@ class Producer(BaseHandler):
             self.accepting = False
 
     def wait(self, source: LineSource) -> None:
-        self._waiting.append(source)
+        self._waiting[source] = None
+
+    def leave(self, source: LineSource) -> None:
+        self._waiting.pop(source, None)
 
     def settled(self, source: LineSource) -> bool:
         """Whether the broker has all lines of a connection. Keeps count of that for all of them from the first call on."""
@@ -121,10 +125,12 @@ class Producer(BaseHandler):
 
     def _resume(self) -> None:
         self._resuming = False
-        for _ in range(min(len(self._waiting), RESUMED_AT_ONCE)):
+        for source in list(islice(self._waiting, RESUMED_AT_ONCE)):
             if not self.accepting:
                 return
-            self._waiting.popleft().resume()
+            if source in self._waiting:
+                del self._waiting[source]
+                source.resume()
         if self.accepting and self._waiting:
             self._resuming = True
             self._clock.callLater(0, self._resume)

@@ -75,6 +75,9 @@ class Endpoint(LineReceiver):
 
     def connectionMade(self) -> None:
         """The handshake is complete."""
+        if not self.hub.sink.accepting:
+            # What it says would only wait here; and devices that come and go in an outage would fill the memory with it.
+            self._wait()
 
     def dataReceived(self, data: bytes) -> None:
         hub = self.hub
@@ -463,6 +466,8 @@ class Endpoint(LineReceiver):
         if self._paused:
             self._paused = 0
             hub.unpaused(self)
+        if self._in_line:
+            hub.sink.leave(self)
         hub.closed(self)
         hub.emit(
             DeviceDisconnected(

@@ -43,6 +43,10 @@ class Holdings(Generic[Holder]):
         holders = self._by_source[source]
         return max(holders, key=holders.__getitem__)
 
+    def sources(self) -> list[Any]:
+        """The consumers some of whose messages are held."""
+        return list(self._by_source)
+
     def holders(self, source: Any) -> list[Holder]:
         """All who hold some of them."""
         return list(self._by_source.get(source, ()))

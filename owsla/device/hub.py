@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 TICK: Final = 0.1
 """Seconds between two looks at what waits for a time."""
 
+CATCHING_UP: Final = 1.0
+"""Seconds after an outage in which devices may hold as many messages as come: the queues are full then, and those of one
+device are read from one queue before they are read from the other."""
+
 LONG: Final = 32768
 """Bytes of an unfinished line past which it is collected in a buffer that grows in place."""
 
@@ -77,7 +81,7 @@ class Hub:
         self._gap_timeout = gap_timeout
         self._reorder_limit = reorder_limit
         self._write_timeout = write_timeout
-        self._caught_up = 0.0
+        self._catching_up = 0.0  # until then limits on what is held do not count; 0: they do
         self._holding: dict[Endpoint, None] = {}
         self._held: Holdings[Endpoint] = Holdings()
         self._congested: dict[Endpoint, float] = {}
@@ -119,8 +123,9 @@ class Hub:
     def flowing(self, flows: bool) -> None:
         """Whether messages come to this node. While they do not, none is missed."""
         if flows:
+            if self.gap_clock.paused:
+                self._catching_up = self.clock.seconds() + min(self._gap_timeout, CATCHING_UP)
             self.gap_clock.resume()
-            self._caught_up = self.clock.seconds() + self._gap_timeout
         else:
             self.gap_clock.pause()
 
@@ -133,14 +138,28 @@ class Hub:
 
     def check_held(self, endpoint: Endpoint, source: DeliverySource) -> None:
         """A message of this consumer's came and was kept. Past a limit, whoever holds most of them waits no longer."""
-        if self.gap_clock.paused or self.clock.seconds() < self._caught_up:
-            # After an outage the queues are full, and one is read before the other: what is missing is likely to be there.
-            # What is held meanwhile is bounded by the prefetch.
+        if self._catching_up:
+            # What is missing is likely to be there, on the queue that is read later. It cannot come any more when a consumer
+            # has all that it may have.
+            if self._held.count(source) >= source.prefetch:
+                self._held.greatest(source).skip()
             return
         if endpoint.holding > self._reorder_limit:
             endpoint.skip()
+        self._share(source)
+
+    def _share(self, source: DeliverySource) -> None:
         while self._held.count(source) > max(1, source.prefetch // 2):
             self._held.greatest(source).skip()
+
+    def _caught_up(self) -> None:
+        """The limits hold again, for what came meanwhile, too."""
+        self._catching_up = 0.0
+        for endpoint in list(self._holding):
+            while endpoint.holding > self._reorder_limit:
+                endpoint.skip()
+        for source in self._held.sources():
+            self._share(source)
 
     def release(self, endpoint: Endpoint, letters: Iterable[Letter]) -> None:
         """It keeps these no more."""
@@ -204,6 +223,8 @@ class Hub:
         now = self.clock.seconds()
         if self._hangups is not None:
             self._hangups.tick()
+        if self._catching_up and now >= self._catching_up:
+            self._caught_up()
         while self._rated and self._rated[0][0] <= now:
             heapq.heappop(self._rated)[2].unrate()
         if self._holding:
