@@ -1,0 +1,234 @@
+"""`owsla tail`: shows the lines that arrive from devices."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from twisted.python.failure import Failure
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..broker import topology
+from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol
+from ..turn import Turn
+from ._output import Output
+from ._running import Session
+
+LINES: Final = 1
+SCRATCH: Final = 2
+
+PREFETCH: Final = 500
+"""Messages on their way to standard output at most; kept from everybody else meanwhile."""
+
+Properties = Mapping[str, Any]
+"""A message's properties, as `wire.decode_properties` has them."""
+
+
+class Show(Protocol):
+    """Makes the line that shows a message."""
+
+    def __call__(self, properties: Properties, body: bytes, redelivered: bool) -> bytes: ...
+
+
+# -- How a message looks ---------------------------------------------------------------------------------------------------
+
+
+def printable(raw: bytes) -> str:
+    """Text that shows every byte and does nothing to a terminal: `\\x1b` for what cannot be shown, `\\\\` for a backslash."""
+    text = raw.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if character.isprintable():
+        return character
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{number - 0xDC00:02x}"
+    # The bytes, rather than the number, so that \x80 cannot mean two things.
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def as_text(properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
+    """`TIME CONNECTION_ID NUMBER DEVICE_ID TEXT`, with `-` for what is not there; no column but the last has a space in it."""
+    headers = properties.get("headers", {})
+    columns = (
+        _local_time(properties.get("timestamp")),
+        *(_column(headers.get(name)) for name in ("connection_id", seq_header, "device_id")),
+        printable(body),
+    )
+    return (" ".join(columns) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _local_time(seconds: int | None) -> str:
+    if seconds is None:
+        return "-"
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
+def _column(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    return printable(raw).replace(" ", "\\x20")
+
+
+def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
+    """A JSON object a line, in ASCII. What the message does not have is `null`."""
+    headers = properties.get("headers", {})
+    shown: dict[str, Any] = {
+        "timestamp": properties.get("timestamp"),
+        "connection_id": _json(headers.get("connection_id")),
+        "seq": _json(headers.get(seq_header)),
+        "device_id": _json(headers.get("device_id")),
+        "reply_to": _json(properties.get("reply_to")),
+        "redelivered": redelivered,
+    }
+    try:
+        shown["body"] = body.decode()
+    except UnicodeDecodeError:
+        shown["body_base64"] = base64.b64encode(body).decode()
+    return json.dumps(shown).encode() + b"\n"
+
+
+def _json(value: Any) -> Any:
+    """A header's value as JSON has it: numbers, strings and `null` as they are, anything else as text."""
+    if isinstance(value, bytes):
+        return printable(value)
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+# -- Taking them -----------------------------------------------------------------------------------------------------------
+
+
+class Taker(BaseHandler):
+    """Shows what arrives on one channel, and acknowledges it when it is written."""
+
+    def __init__(self, turn: Turn, output: Output, client: BrokerProtocol, show: Show, shown: Callable[[int], None]) -> None:
+        """`shown(n)` is told that n more were written and acknowledged."""
+        self._turn = turn
+        self._output = output
+        self._client = client
+        self._show = show
+        self._shown = shown
+        self._lines: list[bytes] = []
+        self._last = 0
+        self._wanted: int | None = None
+
+    async def start(self, queue: str, wanted: int | None) -> None:
+        """Consume, and take so many; `None`: as many as come."""
+        self._wanted = wanted
+        channel = await self._client.open_channel(LINES, self)
+        await channel.basic_qos(prefetch_count=PREFETCH if wanted is None else min(wanted, PREFETCH))
+        await channel.basic_consume(queue=queue, consumer_tag="owsla tail")
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        if self._wanted is not None:
+            if not self._wanted:
+                return  # the broker gets it back when we end
+            self._wanted -= 1
+        try:
+            properties = wire.decode_properties(header, 12)
+        except WireError:
+            properties = {}
+        if not self._lines:
+            self._turn.devices(self._write)
+        self._lines.append(self._show(properties, body, redelivered))
+        self._last = tag
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        last = self._last
+        self._output.write(b"".join(lines), lambda: self._written(last, len(lines)))
+
+    def _written(self, last: int, count: int) -> None:
+        if not self._client.closed:
+            self._client.ack(LINES, last, True)
+        self._shown(count)
+
+    def cancelled(self, consumer_tag: str) -> None:
+        self._client.abort(BrokerError(0, "the broker cancelled the consumer: the queue was deleted or moved", scope="channel"))
+
+    def closed(self, reason: Failure) -> None:
+        if not self._client.closed:
+            self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+
+class Tail:
+    """Shows messages as they come, and takes them. A `Role`."""
+
+    name = "tail"
+
+    def __init__(self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int | None) -> None:
+        """`count`: end after so many."""
+        self._turn = turn
+        self._session = session
+        self._queue = queue
+        self._show = show
+        self._count = count
+        self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
+        session.on_up = f"taking the messages of {queue}: no other back end gets what is shown here; --peek gives it back"
+
+    async def up(self, client: BrokerProtocol) -> None:
+        await topology.declare(client, SCRATCH, topology.Queue(self._queue), self._session.say)
+        await Taker(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
+
+    def _shown(self, count: int) -> None:
+        if self._count is not None:
+            self._count -= count
+            if self._count <= 0:
+                self._session.finish(0)
+
+    def down(self) -> None: ...
+
+    def blocked(self, reason: str) -> None: ...
+
+    def unblocked(self) -> None: ...
+
+
+class Peek:
+    """Shows what waits in the queue, and gives it back. A `Role`."""
+
+    name = "tail"
+
+    def __init__(self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int) -> None:
+        """`count`: so many at most."""
+        self._session = session
+        self._queue = queue
+        self._show = show
+        self._count = count
+        self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
+
+    async def up(self, client: BrokerProtocol) -> None:
+        channel = await client.open_channel(LINES, BaseHandler())
+        lines: list[bytes] = []
+        while len(lines) < self._count:
+            # One by one rather than as a consumer, since only this says when there are no more.
+            message = await channel.basic_get(queue=self._queue)
+            if message.method.name == "get-empty":
+                break
+            properties = {name.replace(" ", "_"): value for name, value in message.content.properties.items()}
+            lines.append(self._show(properties, message.content.body, bool(message.redelivered)))
+        await client.end_channel(LINES)  # which gives them back, before a slow reader of ours holds anything up
+        self._session.say(f"{len(lines)} messages of {self._queue}, given back")
+        if lines:
+            self._output.write(b"".join(lines), lambda: self._session.finish(0))
+        else:
+            self._session.finish(0)
+
+    def down(self) -> None: ...
+
+    def blocked(self, reason: str) -> None: ...
+
+    def unblocked(self) -> None: ...
