@@ -1,0 +1,59 @@
+"""What every pytest function is checked for, as trial would check its own tests."""
+
+from __future__ import annotations
+
+import gc
+import unittest
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+
+def _turns(reactor: Any, count: int = 3) -> None:
+    """Let the reactor finish what is due now: an aborted connection, say, ends one turn later."""
+    for _ in range(count):
+        pytest_twisted.blockon(deferLater(reactor, 0, lambda: None))
+
+
+def _sockets(reactor: Any) -> set[Any]:
+    return {*reactor.getReaders(), *reactor.getWriters()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail on a logged failure, an error that no Deferred handled, and timers or sockets left in the reactor.
+
+    trial's `SynchronousTestCase` does that for itself, also under pytest; only functions need it.
+    """
+    if request.cls is not None and issubclass(request.cls, unittest.TestCase):
+        yield
+        return
+
+    from .integration._support.waiting import current_reactor
+
+    reactor = current_reactor()
+    _turns(reactor)  # the first of them starts it, with a few sockets of its own
+    failures: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event.get("log_failure") is not None:
+            failures.append(event)
+
+    timers: set[Any] = set(reactor.getDelayedCalls())
+    sockets = _sockets(reactor)
+    publisher: Any = globalLogPublisher
+    publisher.addObserver(observe)
+    try:
+        yield
+        _turns(reactor)
+        gc.collect()  # a Deferred tells of its unhandled error when it is collected
+    finally:
+        publisher.removeObserver(observe)
+    problems = [f"logged: {formatEvent(event)}\n{event['log_failure'].getTraceback()}" for event in failures]
+    problems += [f"a timer left in the reactor: {call}" for call in reactor.getDelayedCalls() if call not in timers]
+    problems += [f"a socket left in the reactor: {socket}" for socket in _sockets(reactor) - sockets]
+    assert not problems, "\n".join(problems)

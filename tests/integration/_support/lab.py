@@ -1,0 +1,172 @@
+"""Everything a test starts, and its end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from .backend import Backend, Message
+from .device import Device, Plain
+from .owsla import Option, Owsla
+from .proxy import Proxy
+from .waiting import PATIENCE
+from .wire import FakeBroker, WireClient
+
+
+class Broker(Protocol):
+    """What the embedded broker and RabbitMQ have in common for a test."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def kill(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Gateway:
+    """An Owsla between devices and a back end, on queues that no other test uses."""
+
+    def __init__(self, lab: Lab, owsla: Owsla, broker_url: str, from_device: str, to_device: str) -> None:
+        self.lab = lab
+        self.owsla = owsla
+        self.broker_url = broker_url
+        self.from_device = from_device
+        self.to_device = to_device
+        self.undeliverable = f"{to_device}.undeliverable"
+        self._backend: Backend | None = None
+
+    @property
+    def backend(self) -> Backend:
+        assert self._backend is not None, "this gateway has no back end"
+        return self._backend
+
+    async def connect_backend(self) -> Backend:
+        """Give the gateway a back end: again, after the broker was away."""
+        if self._backend is not None:
+            await self._backend.close()
+        self._backend = await self.lab.backend(self.broker_url, self.from_device, self.undeliverable)
+        return self._backend
+
+    async def message(self, timeout: float = PATIENCE) -> Message:
+        """Take the next message that a device's line became."""
+        return await self.backend.get(self.from_device, timeout)
+
+    async def messages(self, count: int, timeout: float = PATIENCE) -> list[Message]:
+        """Take the next `count` messages that devices' lines became."""
+        return await self.backend.inbox[self.from_device].take(count, timeout)
+
+    async def refused(self, timeout: float = PATIENCE) -> Message:
+        """Take the next message that could not be delivered."""
+        return await self.backend.get(self.undeliverable, timeout)
+
+    async def send(self, connection_id: object, body: bytes, **properties: Any) -> None:
+        """Publish a line for a device on to_device."""
+        await self.backend.publish(self.to_device, body, {"connection_id": connection_id}, **properties)
+
+    async def introduce(self, device: Device) -> str:
+        """Have a device say something, and return the connection id under which the back end hears it."""
+        greeting = secrets.token_hex(8).encode()
+        device.send_line(greeting)
+        found = await self.backend.inbox[self.from_device].find(lambda message: message.body == greeting)
+        return found.connection_id
+
+    async def round_trip(self, device: Device) -> None:
+        """Show that a device's line arrives and the answer to it comes back, both whole."""
+        connection_id = await self.introduce(device)
+        answer = secrets.token_hex(8).encode()
+        await self.send(connection_id, answer)
+        assert await device.line() == answer
+
+
+class Lab:
+    """Starts things and ends them all, the last first, whatever happened between."""
+
+    def __init__(self, folder: Path, certs_dir: Path) -> None:
+        self.folder = folder
+        self.certs_dir = certs_dir
+        self._owslas: list[Owsla] = []
+        self._ends: list[Callable[[], Awaitable[None]]] = []
+
+    def new_owsla(self, **options: Any) -> Owsla:
+        """Make an Owsla that is not started yet; `env` and `argv` are as for `Owsla`, the rest are its options."""
+        owsla = Owsla(self.folder / f"owsla-{len(self._owslas)}", options.pop("certs_dir", self.certs_dir), **options)
+        self._owslas.append(owsla)
+        return owsla
+
+    async def gateway(self, broker_url: str, *, backend: bool = True, **options: Option) -> Gateway:
+        """Start an Owsla on a broker, with queue names of its own, and a back end."""
+        name = secrets.token_hex(4)
+        options = {"from_device": f"from_{name}", "to_device": f"to_{name}", "broker": broker_url} | options
+        owsla = self.new_owsla(**options)
+        gateway = Gateway(self, owsla, broker_url, str(options["from_device"]), str(options["to_device"]))
+        await owsla.start()
+        if backend:
+            await gateway.connect_backend()
+        return gateway
+
+    async def device(self, where: Gateway | Owsla, **options: Any) -> Device:
+        """Connect a device."""
+        owsla = where.owsla if isinstance(where, Gateway) else where
+        device = Device(owsla.port, options.pop("ca", owsla.ca), **options)
+        self._ends.append(device.close)
+        return await device.connect()
+
+    def waiting_device(self, where: Gateway | Owsla, **options: Any) -> Device:
+        """Make a device that is not connected yet."""
+        owsla = where.owsla if isinstance(where, Gateway) else where
+        device = Device(owsla.port, options.pop("ca", owsla.ca), **options)
+        self._ends.append(device.close)
+        return device
+
+    async def plain(self, port: int, **options: Any) -> Plain:
+        """Open a TCP connection without TLS."""
+        plain = Plain(port, **options)
+        self._ends.append(plain.close)
+        return await plain.connect()
+
+    async def backend(self, url: str, *queues: str) -> Backend:
+        """Connect a back end."""
+        backend = Backend(url, queues)
+        self._ends.append(backend.close)
+        return await backend.start()
+
+    async def wire(self, port: int) -> WireClient:
+        """Connect a client that shows bytes."""
+        wire = WireClient(port)
+        self._ends.append(wire.close)
+        return await wire.connect()
+
+    async def proxy(self, target: int) -> Proxy:
+        """Start a proxy in front of a port."""
+        proxy = Proxy(target)
+        self._ends.append(proxy.close)
+        return await proxy.start()
+
+    async def fake_broker(self, instead: dict[str, bytes] | None = None) -> FakeBroker:
+        """Start a broker that misbehaves."""
+        fake = FakeBroker(instead)
+        self._ends.append(fake.close)
+        return await fake.start()
+
+    async def close(self) -> None:
+        """End everything; then complain of an Owsla's output, if there is cause."""
+        problems: list[BaseException] = []
+        while self._ends:
+            try:
+                await self._ends.pop()()
+            except Exception as error:  # the rest must be ended all the same
+                problems.append(error)
+        for owsla in self._owslas:
+            owsla.kill()
+        for owsla in self._owslas:
+            owsla.assert_tidy()
+        if problems:
+            raise problems[0]

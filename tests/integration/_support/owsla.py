@@ -1,0 +1,151 @@
+"""A real `twistd -n owsla` as a child process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .process import ChildProcess
+from .waiting import PATIENCE
+
+Option = str | int | float | bool | Path | Sequence[str] | None
+
+#: What must never be in the output, whatever happens outside: signs of an exception that nobody meant.
+UNTIDY = re.compile(r"Traceback|Unhandled|unhandled error|Exception ignored|never awaited|ResourceWarning")
+
+
+def twistd() -> list[str]:
+    """Return the command of the `twistd` that belongs to this Python."""
+    script = Path(sys.executable).with_name("twistd")
+    if script.exists():
+        return [str(script)]
+    return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+
+
+def command_line(options: Mapping[str, Option]) -> list[str]:
+    """Write options as arguments: `max_line=5` is `--max-line 5`, None is left out, True is a bare flag."""
+    arguments = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or value is False:
+            continue
+        if value is True:
+            arguments.append(flag)
+        elif isinstance(value, (str, int, float, Path)):
+            arguments.append(f"{flag}={value}")
+        else:
+            arguments.extend(f"{flag}={one}" for one in value)
+    return arguments
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without any OWSLA_ setting, plus `extra`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OWSLA_")}
+    env["PYTHONUNBUFFERED"] = "1"
+    return env | dict(extra or {})
+
+
+class Owsla:
+    """One Owsla process in `folder`, with the options given; `port=0` unless another is asked for.
+
+    `certs_dir` is where its development certificates are (made at the first start: share it, it saves time), and
+    `ca` what a device should trust.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        certs_dir: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        argv: Sequence[str] | None = None,
+        **options: Option,
+    ) -> None:
+        self.folder = folder
+        self.ca = certs_dir / "ca.pem"
+        self.port = 0
+        settings: dict[str, Option] = {"port": 0, "interface": "127.0.0.1", "certs_dir": certs_dir, **options}
+        self._argv = list(argv) if argv is not None else ["-n", "--pidfile=", "owsla", *command_line(settings)]
+        self._env = environment(env)
+        self._process: ChildProcess | None = None
+        self._starts = 0
+
+    @property
+    def process(self) -> ChildProcess:
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def launch(self) -> None:
+        """Start the process, and wait for nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._starts += 1
+        self._process = ChildProcess(
+            [*twistd(), *self._argv],
+            output=self.folder / f"output.{self._starts}",
+            errors=self.folder / f"errors.{self._starts}",
+            env=self._env,
+            cwd=self.folder,
+        )
+
+    async def listening(self, timeout: float = 30) -> None:
+        """Wait until the device port is open, and learn which one it is."""
+        match = await self.wait_for_line(r"[Ll]istening for devices .*?port (\d+)", timeout)
+        self.port = int(match[1])
+
+    async def start(self) -> None:
+        """Start the process and wait until devices can connect."""
+        self.launch()
+        await self.listening()
+
+    def output(self) -> str:
+        """Return everything the process has written, errors last."""
+        return self.process.output() + self.errors()
+
+    def errors(self) -> str:
+        """Return what the process has written to standard error."""
+        return (self.folder / f"errors.{self._starts}").read_text("utf-8", "replace")
+
+    def mark(self) -> int:
+        """Return a place in the log, for `wait_for_line`."""
+        return len(self.process.output())
+
+    async def wait_for_line(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> re.Match[str]:
+        """Wait for a log line that matches."""
+        try:
+            return await self.process.wait_for_line(pattern, timeout, start=start)
+        except AssertionError as failed:
+            raise AssertionError(f"{failed}\n{self.errors()}") from None
+
+    def lines(self, pattern: str, *, start: int = 0) -> list[str]:
+        """Return the log lines so far that match."""
+        return [line for line in self.process.output()[start:].splitlines() if re.search(pattern, line)]
+
+    async def exited(self, timeout: float = PATIENCE) -> int:
+        """Wait for the process's end and return its status."""
+        return await self.process.wait(timeout)
+
+    async def terminate(self, timeout: float = 45) -> int:
+        """Send SIGTERM, wait for the end, return the exit status."""
+        self.process.signal(signal.SIGTERM)
+        return await self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End the process as a crash would, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+
+    def assert_tidy(self) -> None:
+        """Fail if the output shows an exception that nobody handled."""
+        if self._process is None:
+            return
+        output = self.output()
+        found = UNTIDY.search(output)
+        assert not found, f"{found and found[0]!r} in the output of {self._process}:\n{output}"

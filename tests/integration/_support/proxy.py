@@ -1,0 +1,140 @@
+"""A TCP proxy whose connections the tests can cut, hold and disturb."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
+
+from .waiting import current_reactor, until
+
+
+class _Side(Protocol):
+    """One of a pair's two connections: what it reads, the other writes."""
+
+    def __init__(self, proxy: Proxy, other: _Side | None = None) -> None:
+        self.proxy = proxy
+        self.other = other
+        self.early = b""
+        self.lost = False
+
+    def connectionMade(self) -> None:
+        self.proxy.sides.append(self)
+        if self.other is None:  # the client's side: now connect to the server
+            self.proxy.count += 1
+            server = _Side(self.proxy, self)
+            endpoint = TCP4ClientEndpoint(current_reactor(), "127.0.0.1", self.proxy.target)
+            connecting = endpoint.connect(cast(IProtocolFactory, _Factory(lambda: server)))
+            connecting.addErrback(lambda failure: self.abort())
+        else:
+            self.other.other = self
+            self.proxy.servers.append(self)
+            if self.other.lost:
+                self.abort()
+            elif self.other.early:
+                self.write(self.other.early)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.proxy.holding:
+            self.proxy.held.append((self, data))
+        else:
+            self.forward(data)
+
+    def forward(self, data: bytes) -> None:
+        """Write to the other side, or keep it until there is one."""
+        if self.other is None or self.other.transport is None:
+            self.early += data
+        else:
+            self.other.write(data)
+
+    def write(self, data: bytes) -> None:
+        if not self.lost:
+            transport: Any = self.transport
+            transport.write(data)
+
+    def abort(self) -> None:
+        if not self.lost and self.transport is not None:
+            cast(Any, self.transport).abortConnection()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self.lost = True
+        self.proxy.sides.remove(self)
+        if self in self.proxy.servers:
+            self.proxy.servers.remove(self)
+        other: Any = self.other
+        if other is not None and not other.lost and other.transport is not None:
+            other.transport.loseConnection()
+
+
+class _Factory(Factory):
+    noisy = False
+
+    def __init__(self, build: Any) -> None:
+        self._build = build
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        return cast(Protocol, self._build())
+
+
+class Proxy:
+    """Forwards `port` to `target` on this machine. `count` is how many connections have come."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self.count = 0
+        self.sides: list[_Side] = []
+        self.servers: list[_Side] = []
+        self.holding = False
+        self.held: list[tuple[_Side, bytes]] = []
+        self._listening: Any = None
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
+
+    async def start(self) -> Proxy:
+        """Listen, on the same port as before if it was stopped."""
+        endpoint = TCP4ServerEndpoint(current_reactor(), self.port, interface="127.0.0.1")
+        self._listening = await endpoint.listen(cast(IProtocolFactory, _Factory(lambda: _Side(self))))
+        self.port = self._listening.getHost().port
+        return self
+
+    async def refuse(self) -> None:
+        """Take no new connections, until `start` is called again."""
+        if self._listening is not None:
+            stopped = self._listening.stopListening()
+            self._listening = None
+            if stopped is not None:
+                await stopped
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for side in list(self.sides):
+            side.abort()
+
+    def hold(self) -> None:
+        """Forward nothing more for now: connections stay open and nothing comes through."""
+        self.holding = True
+
+    def release(self) -> None:
+        """Forward what was held, and go on."""
+        self.holding = False
+        held, self.held = self.held, []
+        for side, data in held:
+            side.forward(data)
+
+    def inject(self, data: bytes) -> None:
+        """Send bytes to every client, as if the server had."""
+        for server in list(self.servers):
+            assert server.other is not None
+            server.other.write(data)
+
+    async def close(self) -> None:
+        """Stop listening and reset every connection."""
+        await self.refuse()
+        self.cut()
+        await until(lambda: not self.sides, what="the end of the proxy's connections")

@@ -1,0 +1,100 @@
+"""Brokers, Owslas, devices and back ends for the integration tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Broker, Lab
+from ._support.rabbitmq import RabbitMQ, installed
+from ._support.waiting import block_on
+
+B = TypeVar("B", bound=Broker)
+
+#: Taken out of the environment: Owsla warns of variables that look like its own and are none.
+_REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
+
+
+def _require_rabbitmq() -> None:
+    """Skip the test where there is no RabbitMQ; fail it where there has to be one."""
+    if installed():
+        return
+    if _REQUIRED:
+        pytest.fail("OWSLA_REQUIRE_RABBITMQ=1, and no RabbitMQ is installed")
+    pytest.skip("no RabbitMQ is installed")
+
+
+def _running(broker: B) -> Iterator[B]:
+    try:
+        block_on(broker.start())
+        yield broker
+    finally:
+        block_on(broker.close())
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """The RabbitMQ node that the tests share: to be left as it was found."""
+    _require_rabbitmq()
+    node = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    yield from _running(node)
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBrokerProcess]:
+    """The embedded broker that the tests share."""
+    broker = EmbeddedBrokerProcess(tmp_path_factory.mktemp("embedded"))
+    yield from _running(broker)
+
+
+@pytest.fixture(scope="session", params=["embedded", "rabbitmq"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each of the two brokers: the same tests hold for both."""
+    found: Broker = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module", params=["embedded", "rabbitmq"])
+def own_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Each of the two brokers, for the tests of one module, which may kill it if they start it again."""
+    folder = tmp_path_factory.mktemp("own")
+    if request.param == "embedded":
+        yield from _running(EmbeddedBrokerProcess(folder))
+    else:
+        _require_rabbitmq()
+        yield from _running(RabbitMQ(folder))
+
+
+@pytest.fixture(scope="module")
+def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ node for the tests of one module, which may do anything to it."""
+    _require_rabbitmq()
+    node = RabbitMQ(tmp_path_factory.mktemp("own-rabbitmq"))
+    yield from _running(node)
+
+
+@pytest.fixture(scope="session")
+def certs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of development certificates that all Owslas of the tests share."""
+    return tmp_path_factory.mktemp("certs")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, certs_dir: Path) -> Iterator[Lab]:
+    """Where a test starts things; they all end with it."""
+    one = Lab(tmp_path, certs_dir)
+    yield one
+    block_on(one.close())
+
+
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory: pytest.TempPathFactory, certs_dir: Path) -> Iterator[Lab]:
+    """Where fixtures start what the tests of a module share."""
+    one = Lab(tmp_path_factory.mktemp("module"), certs_dir)
+    yield one
+    block_on(one.close())

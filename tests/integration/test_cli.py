@@ -1,0 +1,471 @@
+"""The `owsla` command as a user runs it: real processes, between a real gateway, a broker and devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ._support.backend import Backend
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Broker, Gateway, Lab
+from ._support.owsla import UNTIDY, environment
+from ._support.process import ChildProcess, free_port
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import PATIENCE, block_on, reactor_test, until, within
+
+NOBODY = "01234567-89ab-8cde-8f01-23456789abcd"
+"""A connection id that no gateway has given."""
+
+
+def owsla() -> list[str]:
+    """The `owsla` command of this Python."""
+    script = Path(sys.executable).with_name("owsla")
+    return (
+        [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from owsla.cli import main; sys.exit(main())"]
+    )
+
+
+class Command:
+    """A running command; standard output and error each in a file."""
+
+    def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str]) -> None:
+        self._errors = folder / "errors"
+        folder.mkdir(parents=True)
+        self.process = ChildProcess(argv, output=folder / "output", errors=self._errors, env=environment(env), cwd=folder)
+
+    def output(self) -> str:
+        return self.process.output()
+
+    def errors(self) -> str:
+        return self._errors.read_text("utf-8", "replace")
+
+    async def said(self, what: str) -> None:
+        """Wait for something on standard error."""
+
+        def look() -> bool:
+            assert what in self.errors() or self.process.poll() is None, f"ended without {what!r}: {self.errors()}"
+            return what in self.errors()
+
+        await until(look, what=lambda: f"{what!r} from {self.process}: {self.errors()}")
+
+    async def shown(self, count: int) -> list[str]:
+        """Wait for so many lines of standard output."""
+        await until(lambda: self.output().count("\n") >= count, what=lambda: f"{count} lines: {self.output()}{self.errors()}")
+        return self.output().splitlines()
+
+    async def ended(self, timeout: float = PATIENCE) -> int:
+        """Wait for the end; its status."""
+        return await self.process.wait(timeout)
+
+    async def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
+        """End it as Ctrl-C does; its status."""
+        self.process.signal(number)
+        return await self.ended()
+
+
+class Commands:
+    """Starts commands in the folder of a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._all: list[Command] = []
+
+    def start(self, *arguments: str, **env: str) -> Command:
+        """Start `owsla` with these arguments."""
+        return self._start([*owsla(), *arguments], env)
+
+    def shell(self, script: str, *arguments: str) -> Command:
+        """Start a shell script in which `@` stands for `owsla` and these arguments."""
+        return self._start(["/bin/sh", "-c", script.replace("@", shlex.join([*owsla(), *arguments]))], {})
+
+    def _start(self, argv: Sequence[str], env: dict[str, str]) -> Command:
+        command = Command(self._folder / f"command-{len(self._all)}", argv, env)
+        self._all.append(command)
+        return command
+
+    def close(self) -> None:
+        for command in self._all:
+            command.process.kill()
+        for command in self._all:
+            output = command.output() + command.errors()
+            assert not UNTIDY.search(output), f"{command.process}:\n{output}"
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """What starts commands; they end with the test, and none of them may have shown a traceback."""
+    one = Commands(tmp_path / "commands")
+    yield one
+    one.close()
+
+
+class Place:
+    """A gateway without a back end, and how a command finds its queues."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.from_device = ["--broker", gateway.broker_url, "--from-device", gateway.from_device]
+        self.to_device = ["--broker", gateway.broker_url, "--to-device", gateway.to_device]
+        self.both = [*self.from_device, "--to-device", gateway.to_device]
+
+
+@pytest.fixture(scope="module")
+def shared_place(broker: Broker, module_lab: Lab) -> Place:
+    return Place(block_on(module_lab.gateway(broker.url, backend=False)))
+
+
+@pytest.fixture
+def place(shared_place: Place) -> Iterator[Place]:
+    """The gateway of the module: every test takes from its queues what it puts there."""
+    yield shared_place
+    shared_place.gateway.owsla.assert_tidy()
+
+
+async def introduced(place: Place, lab: Lab, commands: Commands) -> tuple[Any, str]:
+    """A device, and its connection id."""
+    device = await lab.device(place.gateway)
+    device.send_line(b"hello")
+    tail = commands.start("tail", "--json", "--count=1", *place.from_device)
+    assert await tail.ended() == 0
+    return device, json.loads(tail.output())["connection_id"]
+
+
+async def arrived(backend: Backend, queue: str, count: int) -> None:
+    """Wait until so many messages are in a queue."""
+
+    async def look() -> None:
+        while await backend.count(queue) < count:
+            pass
+
+    await within(look(), what=f"{count} messages in {queue}")
+
+
+# -- echo --------------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_echo(place: Place, lab: Lab, commands: Commands) -> None:
+    """Every line comes back to the device that sent it, in order, byte for byte."""
+    echo = commands.start("echo", *place.both)
+    await echo.said("answering the lines")
+    devices = [await lab.device(place.gateway) for _ in range(3)]
+    lines = {device: [b"%d \xff %d" % (which, number) for number in range(400)] for which, device in enumerate(devices)}
+    for device in devices:
+        lines[device].insert(7, b"")
+        device.send_line(*lines[device])
+    for device in devices:
+        assert await device.lines.take(len(lines[device])) == lines[device]
+    assert await echo.interrupt() == 0
+    assert echo.errors().count("\n") == 1
+
+
+@reactor_test
+async def test_echo_takes_every_line_once(place: Place, lab: Lab, commands: Commands) -> None:
+    """What was answered is acknowledged, and does not come again when echo has ended."""
+    echo = commands.start("echo", "--prefix=> ", *place.both)
+    device = await lab.device(place.gateway)
+    for number in range(50):
+        device.send_line(b"%d" % number)
+        assert await device.line() == b"> %d" % number
+    assert await echo.interrupt(signal.SIGTERM) == 0
+    backend = await lab.backend(place.gateway.broker_url)
+    # The device may have the last answer before echo has its confirm; then that one line comes again.
+    assert await backend.count(place.gateway.from_device) <= 1
+    await backend.call(lambda channel: channel.queue_purge(place.gateway.from_device))
+
+
+@reactor_test
+async def test_echo_without_the_nodes_queue(place: Place, lab: Lab, commands: Commands) -> None:
+    """An answer goes to to_device where the line names no queue, and where the queue that it names is not there."""
+    device, connection_id = await introduced(place, lab, commands)
+    commands.start("echo", *place.both)
+    backend = await lab.backend(place.gateway.broker_url)
+    for seq, reply_to in ((1, None), (2, "nowhere")):
+        headers = {"connection_id": connection_id, "from_device_seq": seq}
+        await backend.publish(place.gateway.from_device, b"%d" % seq, headers, reply_to=reply_to)
+    # Number 0 was the introduction's, and nobody answered it: the gateway waits for it for a while.
+    assert await device.lines.take(2) == [b"1", b"2"]
+
+
+@reactor_test
+async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> None:
+    """A back end may be started before the broker, and stay when it goes: each is one line, and it tries again."""
+    broker = EmbeddedBrokerProcess(tmp_path / "broker")
+    broker.port = free_port()
+    echo = commands.start("echo", OWSLA_BROKER=broker.url)
+    await echo.said("trying again")
+    assert echo.errors().count("\n") == 1
+    try:
+        await broker.start()
+        await echo.said("answering the lines")
+        await broker.kill()
+        await echo.said("lost the broker")
+        await until(lambda: echo.errors().count("trying again") == 3, what="the third line of a loss")
+    finally:
+        await broker.close()
+    assert await echo.interrupt() == 0
+
+
+# -- tail --------------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_tail(place: Place, lab: Lab, commands: Commands) -> None:
+    """It shows what arrives, a message a line, as it comes, and says that it takes it."""
+    tail = commands.start("tail", *place.from_device)
+    await tail.said("taking the messages")
+    device = await lab.device(place.gateway)
+    device.send_line(b"one \x1b \xff")
+    (first,) = await tail.shown(1)
+    device.send_line(b"", "zwölf".encode())
+    lines = await tail.shown(3)
+    connection_id = first.split()[1]
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        f"{connection_id} 0 - one \\x1b \\xff",
+        f"{connection_id} 1 - ",
+        f"{connection_id} 2 - zwölf",
+    ]
+    assert await tail.interrupt() == 0
+    backend = await lab.backend(place.gateway.broker_url)
+    assert await backend.count(place.gateway.from_device) == 0
+
+
+@reactor_test
+async def test_tail_so_many(place: Place, lab: Lab, commands: Commands) -> None:
+    """`--count` takes so many and leaves the rest, which the next one gets, in order."""
+    device = await lab.device(place.gateway)
+    device.send_line(*(b"%d" % number for number in range(1300)))
+    for start, count in ((0, 7), (7, 1), (8, 600), (608, 692)):  # 600 and more go beyond the prefetch
+        tail = commands.start("tail", "--json", f"--count={count}", *place.from_device)
+        assert await tail.ended() == 0
+        assert [json.loads(line)["body"] for line in tail.output().splitlines()] == [
+            str(number) for number in range(start, start + count)
+        ]
+
+
+@reactor_test
+async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
+    """`--peek` shows what is there, at most so many, and gives it back: the same messages are there after it."""
+    device = await lab.device(place.gateway)
+    device.send_line(*(b"%d" % number for number in range(5)))
+    backend = await lab.backend(place.gateway.broker_url)
+
+    async def peek(*arguments: str) -> list[str]:
+        command = commands.start("tail", "--peek", "--json", *arguments, *place.from_device)
+        assert await command.ended() == 0
+        assert "given back" in command.errors()
+        return [json.loads(line)["body"] for line in command.output().splitlines()]
+
+    await arrived(backend, place.gateway.from_device, 5)
+    assert await peek("--count=3") == ["0", "1", "2"]
+    assert await peek() == ["0", "1", "2", "3", "4"]
+    tail = commands.start("tail", "--json", "--count=5", *place.from_device)
+    assert await tail.ended() == 0
+    taken = [json.loads(line) for line in tail.output().splitlines()]
+    assert [message["body"] for message in taken] == ["0", "1", "2", "3", "4"]
+    assert all(message["redelivered"] for message in taken)
+    assert await peek() == []
+
+
+@reactor_test
+async def test_tail_of_which_nobody_reads_more(place: Place, lab: Lab, commands: Commands) -> None:
+    """`owsla tail | head` ends, without a word, when head has seen enough, not only at the next message."""
+    tail = commands.shell("@ | head -1", "tail", *place.from_device)
+    device = await lab.device(place.gateway)
+    device.send_line(b"hello")
+    assert await tail.ended() == 0
+    assert "hello" in tail.output()
+    assert tail.errors().count("\n") == 1
+
+
+@reactor_test
+async def test_output_that_is_full(place: Place, lab: Lab, commands: Commands) -> None:
+    """What cannot be written is not taken: one line, status 1, and the message is there for the next one."""
+    device = await lab.device(place.gateway)
+    device.send_line(b"hello")
+    tail = commands.shell("exec @ > /dev/full", "tail", *place.from_device)
+    assert await tail.ended() == 1
+    assert "standard output: no space left on device" in tail.errors()
+    tail = commands.start("tail", "--json", "--count=1", *place.from_device)
+    assert await tail.ended() == 0
+    assert json.loads(tail.output())["redelivered"]
+
+
+# -- send --------------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_send(place: Place, lab: Lab, commands: Commands) -> None:
+    """A line reaches the device; nothing is printed, and the status is 0."""
+    device, connection_id = await introduced(place, lab, commands)
+    send = commands.start("send", connection_id, "a line, zwölf", *place.to_device)
+    assert await send.ended() == 0
+    assert await device.line() == "a line, zwölf".encode()
+    assert send.output() + send.errors() == ""
+
+
+@reactor_test
+async def test_send_with_a_number(place: Place, lab: Lab, commands: Commands) -> None:
+    """`--seq` numbers the line: the same number again is not sent again."""
+    device, connection_id = await introduced(place, lab, commands)
+    for seq, text in ((0, "first"), (0, "again"), (1, "second")):
+        send = commands.start("send", f"--seq={seq}", connection_id, text, *place.to_device)
+        assert await send.ended() == 0
+    assert await device.lines.take(2) == [b"first", b"second"]
+
+
+@reactor_test
+async def test_send_standard_input(place: Place, lab: Lab, commands: Commands) -> None:
+    """With `-` each line of standard input is sent; numbered from `--seq` on they arrive in order. `--close` comes last."""
+    device, connection_id = await introduced(place, lab, commands)
+    send = commands.shell("seq 300 | @", "send", "--seq=0", "--close", connection_id, "-", *place.to_device)
+    assert await send.ended() == 0
+    assert await device.lines.take(300) == [b"%d" % number for number in range(1, 301)]
+    await device.closed()
+
+
+@reactor_test
+async def test_send_from_a_terminal(place: Place, lab: Lab, commands: Commands) -> None:
+    """Lines are sent as they come, not only when all of them are there; `--timeout` does not count while none comes."""
+    device, connection_id = await introduced(place, lab, commands)
+    typing = "echo one; sleep 4; echo two; exec sleep 1000"
+    commands.shell(f"({typing}) | @", "send", "--timeout=1.5", connection_id, "-", *place.to_device)
+    assert await device.lines.take(2) == [b"one", b"two"]
+
+
+@reactor_test
+async def test_send_and_close(place: Place, lab: Lab, commands: Commands) -> None:
+    """`--close` closes the connection after the line."""
+    device, connection_id = await introduced(place, lab, commands)
+    send = commands.start("send", "--close", "--expires=60", connection_id, "bye", *place.to_device)
+    assert await send.ended() == 0
+    assert await device.line() == b"bye"
+    await device.closed()
+
+
+@reactor_test
+async def test_report(place: Place, lab: Lab, commands: Commands) -> None:
+    """`--report` says what became of the line: status 0 when it was handed over, 1 with the reason when not."""
+    device, connection_id = await introduced(place, lab, commands)
+    send = commands.start("send", "--report", connection_id, "a line", *place.to_device)
+    assert await send.ended() == 0
+    assert send.output() == "delivered\n"
+    assert await device.line() == b"a line"
+    gone = connection_id[:8] + NOBODY[8:]
+    send = commands.start("send", "--report", gone, "a line", *place.to_device)
+    assert await send.ended() == 1
+    assert send.output() == "unknown-connection\n"
+
+
+@reactor_test
+async def test_reports_of_many(place: Place, lab: Lab, commands: Commands) -> None:
+    """Of lines from standard input each has its report, in order; one that was not delivered makes the status 1."""
+    device, connection_id = await introduced(place, lab, commands)
+    send = commands.shell("printf 'one\\n%20000d\\nthree' 2 | @", "send", "--report", connection_id, "-", *place.to_device)
+    assert await send.ended() == 1
+    assert send.output() == "delivered\ntoo-long\ndelivered\n"
+    assert await device.lines.take(2) == [b"one", b"three"]
+
+
+@reactor_test
+async def test_no_report(broker: Broker, lab: Lab, commands: Commands) -> None:
+    """Without a gateway there is no report: said after `--timeout`, status 1; Ctrl-C ends the wait with 130."""
+    name = f"to_{secrets.token_hex(4)}"
+    backend = await lab.backend(broker.url)
+    await backend.call(lambda channel: channel.queue_declare(name, durable=True))
+    where = ("--report", NOBODY, "x", "--broker", broker.url, "--to-device", name)
+    send = commands.start("send", "--timeout=0.2", *where)
+    assert await send.ended() == 1
+    assert send.errors() == "owsla send: there is no delivery report: is the gateway running? (waited 0.2 s)\n"
+    send = commands.start("send", "--timeout=1000", *where)
+    await arrived(backend, name, 2)
+    assert await send.interrupt() == 130
+    assert send.output() + send.errors() == ""
+
+
+@reactor_test
+async def test_no_queue(broker: Broker, commands: Commands) -> None:
+    """Where to_device is not there the line is not lost silently: one line says so, status 1."""
+    send = commands.start("send", NOBODY, "x", "--broker", broker.url, "--to-device", "nowhere")
+    assert await send.ended() == 1
+    assert send.errors() == "owsla send: there is no queue nowhere: is the gateway running, on this broker?\n"
+
+
+# -- The broker --------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_no_broker(commands: Commands) -> None:
+    """A command that does one thing ends with one line and status 1 where there is no broker."""
+    where = ("--broker", f"amqp://127.0.0.1:{free_port()}")
+    for arguments in (("send", NOBODY, "x"), ("tail", "--peek")):
+        command = commands.start(*arguments, *where)
+        assert await command.ended() == 1
+        assert command.errors().startswith(f"owsla {arguments[0]}: broker amqp://guest@127.0.0.1:")
+        assert command.errors().count("\n") == 1
+
+
+@reactor_test
+async def test_refused(broker: Broker, commands: Commands) -> None:
+    """A login that the broker refuses is one line, without the password."""
+    url = broker.url.replace("guest:guest", "guest:wrong")
+    send = commands.start("send", NOBODY, "x", OWSLA_BROKER=url)
+    assert await send.ended() == 1
+    assert send.errors().count("\n") == 1
+    assert "wrong" not in send.errors()
+
+
+@reactor_test
+async def test_password_is_hidden(broker: Broker, commands: Commands) -> None:
+    """A password on the command line is not in the process list, once it runs."""
+    url = broker.url.replace("guest:guest", "guest:s3cret")
+    echo = commands.start("echo", "--broker", url)
+    await echo.said("trying again")
+    shown = Path(f"/proc/{echo.process.pid}/cmdline").read_bytes()
+    assert b"s3cret" not in shown
+    assert b"amqp://guest:******@" in shown
+
+
+@reactor_test
+async def test_queue_of_other_arguments(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """A queue that somebody declared otherwise is used as it is, and that is said."""
+    name = f"from_{secrets.token_hex(4)}"
+    backend = await lab.backend(rabbitmq.url)
+    await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments={"x-max-length": 5}))
+    await backend.publish(name, b"from somewhere else")
+    tail = commands.start("tail", "--count=1", "--broker", rabbitmq.url, "--from-device", name)
+    assert await tail.ended() == 0
+    assert tail.output() == "- - - - from somewhere else\n"
+    assert f"the queue {name} is used as it is" in tail.errors()
+
+
+# -- Without a broker --------------------------------------------------------------------------------------------------
+
+
+def test_closed_streams() -> None:
+    """With all standard streams closed nothing is written where it does not belong, and nothing breaks."""
+    script = f"exec {shlex.join([*owsla(), 'send', NOBODY, 'x', '--broker', 'amqp://127.0.0.1:1'])} <&- >&- 2>&-"
+    assert subprocess.run(["/bin/sh", "-c", script], env=environment(), timeout=30, check=False).returncode == 1
+
+
+def test_help_that_nobody_reads() -> None:
+    """What is written to a pipe that nobody reads any more is no error."""
+    env = environment()
+    del env["PYTHONUNBUFFERED"]  # with it, argparse itself drops the error
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*owsla(), "--help"], env=env, timeout=30, stdout=writer, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,365 @@
+"""The embedded broker beside RabbitMQ: the same clients, the same cases, the same answers."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pika
+import pika.exceptions
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from twisted.internet.threads import deferToThread
+from twisted.logger import formatEvent, globalLogPublisher
+
+from owsla.embedded import EmbeddedBroker
+
+from ._support.lab import Broker
+from ._support.waiting import current_reactor, reactor_test, until, within
+
+Case = Callable[[BlockingChannel, str], None]
+
+
+def refused(code: int, act: Callable[[], object], text: str = "") -> None:
+    """The broker closes the channel or the connection over this, with this code and, if given, this text."""
+    with pytest.raises((pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)) as error:
+        act()
+    assert error.value.reply_code == code
+    if text:
+        assert error.value.reply_text == text
+
+
+def get(channel: BlockingChannel, queue: str, auto_ack: bool = True) -> tuple[Any, Any, bytes | None]:
+    found: tuple[Any, Any, bytes | None] = channel.basic_get(queue, auto_ack)
+    return found
+
+
+def pump(channel: BlockingChannel, done: Callable[[], bool]) -> None:
+    """Let pika work until something has happened, for 10 s at most."""
+    end = time.monotonic() + 10
+    while not done() and time.monotonic() < end:
+        channel.connection.process_data_events(0.02)
+
+
+def round_trip(channel: BlockingChannel, name: str) -> None:
+    """Bodies of any size and properties of any type come back as they were sent."""
+    channel.queue_declare(name, durable=True)
+    headers = {"int": -(2**40), "text": "é", "bytes": b"\xff\x00", "list": [1, {"a": True}], "none": None}
+    for body in (b"", b"x", bytes(range(256)) * 2000):
+        channel.basic_publish("", name, body, pika.BasicProperties(headers=headers, delivery_mode=2, reply_to="r"))
+        _, properties, found = get(channel, name)
+        assert found == body
+        assert properties.headers == headers
+        assert (properties.delivery_mode, properties.reply_to) == (2, "r")
+
+
+def confirms_and_returns(channel: BlockingChannel, name: str) -> None:
+    """A mandatory publish to a queue that isn't there is returned; one that a full queue refuses is nacked."""
+    channel.confirm_delivery()
+    channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    channel.basic_publish("", name, b"1", mandatory=True)
+    with pytest.raises(pika.exceptions.NackError):
+        channel.basic_publish("", name, b"2", mandatory=True)
+    with pytest.raises(pika.exceptions.UnroutableError):
+        channel.basic_publish("", name + ".none", b"3", mandatory=True)
+    assert get(channel, name)[2] == b"1"
+
+
+def redelivery_order(channel: BlockingChannel, name: str) -> None:
+    """Messages that are given back keep their place."""
+    channel.queue_declare(name)
+    for number in range(4):
+        channel.basic_publish("", name, b"%d" % number)
+    taken = [get(channel, name, auto_ack=False)[0].delivery_tag for _ in range(3)]
+    channel.basic_ack(taken[1])
+    channel.basic_nack(taken[2], requeue=True)
+    channel.basic_reject(taken[0], requeue=True)
+    found = [get(channel, name) for _ in range(3)]
+    assert [(body, method.redelivered) for method, _, body in found] == [(b"0", True), (b"2", True), (b"3", False)]
+
+
+def exchanges(channel: BlockingChannel, name: str) -> None:
+    """Direct, fanout and topic exchanges route, through one another too."""
+    channel.queue_declare(name)
+    for kind in ("direct", "fanout", "topic"):
+        channel.exchange_declare(f"{name}.{kind}", kind, auto_delete=True)
+    channel.queue_bind(name, f"{name}.topic", "a.*")
+    channel.exchange_bind(f"{name}.topic", f"{name}.direct", "a.b")
+    channel.exchange_bind(f"{name}.topic", f"{name}.fanout", "")
+    channel.queue_bind(name, "amq.topic", f"{name}.#")
+    for exchange, key in [("direct", "a.b"), ("direct", "a.c"), ("fanout", "a.c"), ("fanout", "b"), ("topic", "a")]:
+        channel.basic_publish(f"{name}.{exchange}", key, key.encode())
+    channel.basic_publish("amq.topic", f"{name}.x.y", b"predeclared")
+    assert [get(channel, name)[2] for _ in range(4)] == [b"a.b", b"a.c", b"predeclared", None]
+
+
+def time_and_length(channel: BlockingChannel, name: str) -> None:
+    """Messages expire, by themselves or by their queue; a full queue drops its head; what is dropped can be kept."""
+    channel.queue_declare(name + ".dead")
+    channel.queue_declare(
+        name,
+        arguments={
+            "x-max-length": 2,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": name + ".dead",
+        },
+    )
+    for number in range(3):
+        channel.basic_publish("", name, b"%d" % number, pika.BasicProperties(expiration="200"))
+    pump(channel, lambda: channel.queue_declare(name + ".dead", passive=True).method.message_count == 3)
+    found = [get(channel, name + ".dead") for _ in range(3)]
+    assert [(body, properties.headers["x-death"][0]["reason"]) for _, properties, body in found] == [
+        (b"0", "maxlen"),
+        (b"1", "expired"),
+        (b"2", "expired"),
+    ]
+    channel.queue_delete(name + ".dead")
+
+
+def single_active_consumer(channel: BlockingChannel, name: str) -> None:
+    """One consumer is served at a time; the next takes over with what the first had not acknowledged."""
+    channel.queue_declare(name, arguments={"x-single-active-consumer": True})
+    got: list[tuple[str, bytes]] = []
+    second = channel.connection.channel()
+    for which, tag in ((channel, "first"), (second, "second")):
+        which.basic_consume(name, lambda c, m, p, body: got.append((m.consumer_tag, body)), consumer_tag=tag)
+    second.basic_publish("", name, b"1")
+    second.basic_publish("", name, b"2")
+    pump(channel, lambda: len(got) == 2)
+    assert got == [("first", b"1"), ("first", b"2")]
+    channel.close()
+    pump(second, lambda: len(got) == 4)
+    assert got[2:] == [("second", b"1"), ("second", b"2")]
+
+
+def cancelled_consumer(channel: BlockingChannel, name: str) -> None:
+    """A consumer whose queue is deleted is told."""
+    channel.queue_declare(name)
+    cancelled: list[Any] = []
+    channel.add_on_cancel_callback(cancelled.append)
+    channel.basic_consume(name, lambda *args: None, consumer_tag="t")
+    channel.connection.channel().queue_delete(name)
+    pump(channel, lambda: bool(cancelled))
+    assert len(cancelled) == 1
+
+
+def refusals(channel: BlockingChannel, name: str) -> None:
+    """Codes and texts are RabbitMQ's."""
+    connection = channel.connection
+    channel.queue_declare(name, durable=True)
+    on = connection.channel
+    where = f"queue '{name}' in vhost '/'"
+    refused(404, lambda: on().queue_declare("none", passive=True), "NOT_FOUND - no queue 'none' in vhost '/'")
+    refused(404, lambda: on().basic_consume("none", print), "NOT_FOUND - no queue 'none' in vhost '/'")
+    refused(404, lambda: on().exchange_declare("none", passive=True), "NOT_FOUND - no exchange 'none' in vhost '/'")
+    refused(
+        406,
+        lambda: on().queue_declare(name),
+        f"PRECONDITION_FAILED - inequivalent arg 'durable' for {where}: received 'false' but current is 'true'",
+    )
+    refused(
+        406,
+        lambda: on().queue_declare(name, durable=True, arguments={"x-max-length": 1}),
+        f"PRECONDITION_FAILED - inequivalent arg 'x-max-length' for {where}: "
+        "received the value '1' of type 'signedint' but current is none",
+    )
+    refused(405, lambda: on().queue_declare(name, durable=True, exclusive=True))
+    refused(403, lambda: on().queue_declare("amq.x"))
+    refused(403, lambda: on().queue_bind(name, "", "k"), "ACCESS_REFUSED - operation not permitted on the default exchange")
+    channel.basic_publish("", name, b"1")
+    refused(406, lambda: on().queue_delete(name, if_empty=True), f"PRECONDITION_FAILED - {where} not empty")
+    channel.basic_consume(name, lambda *args: None, exclusive=True)
+    refused(406, lambda: on().queue_delete(name, if_unused=True), f"PRECONDITION_FAILED - {where} in use")
+    refused(403, lambda: on().basic_consume(name, print), f"ACCESS_REFUSED - {where} in exclusive use")
+    for properties, text in [
+        (pika.BasicProperties(expiration="x"), "PRECONDITION_FAILED - invalid expiration 'x': no_integer"),
+        (
+            pika.BasicProperties(user_id="x"),
+            "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'guest'",
+        ),
+    ]:
+        other = on()
+        other.basic_publish("", name, b"", properties)
+        refused(406, lambda other=other: other.queue_declare(name, passive=True), text)  # type: ignore[misc]
+    other = on()
+    other.basic_ack(7)
+    refused(406, lambda: other.queue_declare(name, passive=True), "PRECONDITION_FAILED - unknown delivery tag 7")
+    channel.queue_delete(name)
+    refused(540, lambda: channel.basic_qos(prefetch_size=1), "NOT_IMPLEMENTED - prefetch_size!=0 (1)")
+
+
+def exclusive_queue(channel: BlockingChannel, name: str) -> None:
+    """An exclusive queue is nobody else's, and goes with its connection."""
+    other = pika.BlockingConnection(channel.connection._impl.params)
+    other.channel().queue_declare(name, exclusive=True)
+    refused(405, lambda: channel.connection.channel().basic_get(name))
+    other.close()
+    assert channel.queue_declare(name).method.message_count == 0
+
+
+CASES: list[Case] = [
+    round_trip,
+    confirms_and_returns,
+    redelivery_order,
+    exchanges,
+    time_and_length,
+    single_active_consumer,
+    cancelled_consumer,
+    refusals,
+    exclusive_queue,
+]
+
+
+def run(case: Case, url: str) -> None:
+    parameters = pika.URLParameters(url)
+    parameters.blocked_connection_timeout = 20
+    connection = pika.BlockingConnection(parameters)
+    name = f"{case.__name__}-{uuid4().hex[:8]}"
+    try:
+        case(connection.channel(), name)
+        if connection.is_open:
+            connection.channel().queue_delete(name)
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@reactor_test
+async def test_like_rabbitmq(broker: Broker, case: Case) -> None:
+    """Both brokers answer a case alike (what it requires is its docstring)."""
+    await within(deferToThread(run, case, broker.url), 30)
+
+
+@reactor_test
+async def test_refused_logins(broker: Broker) -> None:
+    """A wrong password is a 403, a wrong virtual host a 530."""
+
+    def attempt(**options: Any) -> str:
+        parameters = pika.URLParameters(broker.url)
+        for name, value in options.items():
+            setattr(parameters, name, value)
+        with pytest.raises(pika.exceptions.AMQPConnectionError) as error:
+            pika.BlockingConnection(parameters)
+        return repr(error.value)
+
+    assert "403" in await deferToThread(attempt, credentials=pika.PlainCredentials("guest", "wrong"))
+    assert "530" in await deferToThread(attempt, virtual_host="none")
+
+
+@reactor_test
+async def test_amqp_tools(broker: Broker) -> None:
+    """The command line tools of librabbitmq work."""
+    if shutil.which("amqp-publish") is None:
+        pytest.skip("amqp-tools are not installed")
+    queue = f"tools-{uuid4().hex[:8]}"
+
+    def tool(name: str, *arguments: str, stdin: str = "") -> str:
+        return subprocess.run(
+            [f"amqp-{name}", "-u", broker.url, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout
+
+    def session() -> None:
+        assert tool("declare-queue", "-q", queue).strip() == queue
+        tool("publish", "-r", queue, "-l", stdin="".join(f"{number}\n" for number in range(5000)))
+        assert tool("get", "-q", queue) == "0\n"
+        assert tool("consume", "-q", queue, "-c", "10", "-p", "5", "cat").split() == [str(n) for n in range(1, 11)]
+        assert tool("delete-queue", "-q", queue).strip() == "4989"
+
+    await deferToThread(session)
+
+
+@reactor_test
+async def test_service() -> None:
+    """It listens on a socket bound for it and says so; stopping it closes its connections with 320; it can start again."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    service = EmbeddedBroker(current_reactor(), sock)
+    lines: list[str] = []
+    observer: Any = lambda event: lines.append(formatEvent(event))  # noqa: E731
+    globalLogPublisher.addObserver(observer)
+    service.startService()
+    globalLogPublisher.removeObserver(observer)
+    assert [line for line in lines if line.startswith("Embedded")] == [
+        "Embedded broker: in memory, for trying out only (nothing survives a restart). "
+        f"Back ends connect to amqp://guest:guest@127.0.0.1:{port}/%2f"
+    ]
+    assert service.port == port
+    url = f"amqp://guest:guest@127.0.0.1:{port}/%2f"
+    connection = await deferToThread(pika.BlockingConnection, pika.URLParameters(url))
+    await deferToThread(connection.channel)
+
+    def closed() -> int:
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as error:
+            connection.process_data_events(10)
+        return int(error.value.reply_code)
+
+    waiting = deferToThread(closed)
+    await service.stopService()
+    assert await waiting == 320
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    service.startService()
+    assert service.port == port
+    await deferToThread(run, round_trip, url)
+    await service.stopService()
+
+
+@reactor_test
+async def test_memory_is_bounded() -> None:
+    """A publisher past the memory limit is blocked, not killed, and goes on when a consumer has made room."""
+    limit = 1 << 20
+    service = EmbeddedBroker(current_reactor(), port=0, memory_limit=limit)
+    service.startService()
+    url = f"amqp://guest:guest@127.0.0.1:{service.port}/%2f"
+    peak = 0
+
+    def publish() -> int:
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        told: list[Any] = []
+        connection.add_on_connection_blocked_callback(lambda c, m: told.append(m))
+        channel = connection.channel()
+        channel.queue_declare("q")
+        for _ in range(4000):
+            channel.basic_publish("", "q", b"x" * 10_000)
+        channel.queue_declare("q", passive=True)
+        connection.process_data_events(0)
+        connection.close()
+        return len(told)
+
+    def consume() -> int:
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        channel = connection.channel()
+        channel.queue_declare("q")
+        channel.basic_qos(prefetch_count=50)
+        count = 0
+        nonlocal peak
+        for method, _, _ in channel.consume("q", inactivity_timeout=10):
+            if method is None:
+                break
+            channel.basic_ack(method.delivery_tag)
+            count += 1
+            peak = max(peak, service.broker.memory)
+            if count == 4000:
+                break
+        connection.close()
+        return count
+
+    try:
+        publishing = deferToThread(publish)
+        await until(lambda: service.broker.alarm, what="the memory limit")
+        assert await within(deferToThread(consume), 60) == 4000
+        assert await within(publishing) > 0
+        assert peak < limit + 20_000
+    finally:
+        await service.stopService()

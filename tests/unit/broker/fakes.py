@@ -1,0 +1,324 @@
+"""The other end of a `BrokerProtocol`, in memory: a server that answers as RabbitMQ does, and says what a test tells it to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.util import suppress
+
+from owsla.amqp import wire
+from owsla.amqp.methods import decode_method, encode_method
+from owsla.boundaries import Letter
+from owsla.broker.protocol import BrokerProtocol
+from owsla.turn import Turn
+
+
+class BrokerTestCase(SynchronousTestCase):
+    """A test that has txAMQP in it, which calls what Twisted no longer likes."""
+
+    suppress = [suppress(category=DeprecationWarning, message=".*returnValue was deprecated")]
+
+
+class Transport(StringTransport):
+    """A transport that counts, and ends as a real one does: a turn after it was told to."""
+
+    def __init__(self, clock: Any) -> None:
+        super().__init__()
+        self.clock = clock
+        self.protocol: Any = None
+        self.writes = 0
+        self.ended = False
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        super().write(data)
+
+    def end(self, reason: BaseException) -> None:
+        if not self.ended:
+            self.ended = True
+            self.clock.callLater(0, self.protocol.connectionLost, Failure(reason))
+
+    def loseConnection(self) -> None:
+        self.end(ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.end(ConnectionAborted())
+
+
+class Publish(NamedTuple):
+    """A message that the client published."""
+
+    channel: int
+    tag: int
+    method: dict[str, Any]
+    header: bytes
+    body: bytes
+
+    @property
+    def queue(self) -> str:
+        key: str = self.method["routing_key"]
+        return key
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        return wire.decode_properties(self.header, 12)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        headers: dict[str, Any] = self.properties["headers"]
+        return headers
+
+
+START: dict[str, Any] = {
+    "version_major": 0,
+    "version_minor": 9,
+    "server_properties": {"product": "RabbitMQ", "capabilities": {"basic.nack": True}},
+    "mechanisms": b"AMQPLAIN PLAIN",
+    "locales": b"en_US",
+}
+
+ANSWERS = {
+    "connection.open": "connection.open-ok",
+    "connection.close": "connection.close-ok",
+    "channel.open": "channel.open-ok",
+    "channel.close": "channel.close-ok",
+    "confirm.select": "confirm.select-ok",
+    "queue.declare": "queue.declare-ok",
+    "queue.delete": "queue.delete-ok",
+    "basic.qos": "basic.qos-ok",
+    "basic.consume": "basic.consume-ok",
+}
+
+
+class Server:
+    """Reads what the client sends, and answers its calls. What is in `silent` is not answered, and what is in `refusals` is
+    answered by closing the channel.
+    """
+
+    def __init__(self, clock: Any = None, *, heartbeat: int = 20, tune: tuple[int, int, int] = (0, 0, 0), **more: Any) -> None:
+        self.clock = cast("Any", clock or Clock())
+        self.turn = Turn(self.clock)
+        self.tune = tune
+        self.frame_max = tune[1] or 131072
+        self.transport = Transport(self.clock)
+        self.client = BrokerProtocol(
+            self.clock,
+            self.turn,
+            username="me",
+            password="secret",
+            vhost="/there",
+            heartbeat=heartbeat,
+            name="owsla test",
+            **more,
+        )
+        self.transport.protocol = self.client
+        self.lost: list[BaseException] = []
+        self.client.lost.addCallback(self.lost.append)
+        self.calls: list[tuple[int, str, dict[str, Any]]] = []
+        self.published: list[Publish] = []
+        self.silent: set[str] = set()
+        self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
+        """(queue, passive) to (code, text): how its declaration is answered."""
+        self.heartbeats = 0
+        self.greeted = b""
+        self._rest = b""
+        self._content: dict[int, list[Any]] = {}
+        self._tags: dict[int, int] = {}
+        self._opened: set[int] = set()
+
+    # -- towards the client ----------------------------------------------------------------------------------------------
+
+    def connect(self) -> Server:
+        """Connect, and stop before the first word."""
+        self.client.makeConnection(self.transport)
+        self.settle()
+        return self
+
+    def ready(self) -> Server:
+        """Connect and let it in."""
+        self.connect()
+        self.send(0, "connection.start", **START)
+        assert self.client.started._result is not None
+        return self
+
+    def send(self, channel: int, name: str, **fields: Any) -> None:
+        self.raw(wire.frame(wire.FRAME_METHOD, channel, encode_method(name, **fields)))
+
+    def raw(self, data: bytes) -> None:
+        self.client.dataReceived(data)
+        self.settle()
+
+    def ack(self, channel: int, tag: int, multiple: bool = False) -> None:
+        self.send(channel, "basic.ack", delivery_tag=tag, multiple=multiple)
+
+    def nack(self, channel: int, tag: int, multiple: bool = False) -> None:
+        self.send(channel, "basic.nack", delivery_tag=tag, multiple=multiple)
+
+    def give_back(self, publish: Publish, *, ack: bool = True) -> None:
+        """Return a mandatory message, and acknowledge it."""
+        data = wire.frame(
+            wire.FRAME_METHOD,
+            publish.channel,
+            encode_method("basic.return", reply_code=312, reply_text="NO_ROUTE", routing_key=publish.queue),
+        ) + wire.content_frames(publish.channel, publish.header, publish.body, self.frame_max)
+        self.raw(data)
+        if ack:
+            self.ack(publish.channel, publish.tag)
+
+    def close_channel(self, channel: int, code: int = 406, text: str = "PRECONDITION_FAILED - no") -> None:
+        self.send(channel, "channel.close", reply_code=code, reply_text=text)
+
+    def drop(self) -> None:
+        """The connection is gone without a word."""
+        self.transport.end(ConnectionDone())
+        self.settle()
+
+    # -- from the client -------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Let turns pass until nobody has anything more to say."""
+        while True:
+            self.clock.advance(0)
+            data = self.transport.value()
+            if not data:
+                return
+            self.transport.clear()
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        if not self.greeted:
+            self.greeted, data = data[:8], data[8:]
+        while data:
+            kind, channel, size = data[0], int.from_bytes(data[1:3]), int.from_bytes(data[3:7])
+            assert len(data) >= 8 + size
+            assert data[7 + size] == 0xCE
+            payload, data = data[7 : 7 + size], data[8 + size :]
+            if kind == wire.FRAME_HEARTBEAT:
+                self.heartbeats += 1
+            elif kind == wire.FRAME_METHOD:
+                self._method(channel, payload)
+            elif kind == wire.FRAME_HEADER:
+                self._content[channel][1] = payload
+            else:
+                self._content[channel][2] += payload
+            self._complete(channel)
+
+    def _method(self, channel: int, payload: bytes) -> None:
+        method, fields = decode_method(payload)
+        if method.name == "basic.publish":
+            self._content[channel] = [fields, b"", b""]
+            return
+        self.calls.append((channel, method.name, fields))
+        if method.name == "channel.open":
+            if channel in self._opened:
+                self.send(0, "connection.close", reply_code=504, reply_text="CHANNEL_ERROR - second 'channel.open' seen")
+                return
+            self._opened.add(channel)
+        elif method.name in ("channel.close", "channel.close-ok"):
+            self._opened.discard(channel)
+        if method.name in self.silent:
+            return
+        if method.name == "connection.start-ok":
+            self.send(0, "connection.tune", channel_max=self.tune[0], frame_max=self.tune[1], heartbeat=self.tune[2])
+        elif method.name == "queue.declare" and (fields["queue"], fields["passive"]) in self.refusals:
+            code, text = self.refusals[fields["queue"], fields["passive"]]
+            self.close_channel(channel, code, text)
+        elif method.name == "queue.declare":
+            self.send(channel, "queue.declare-ok", queue=fields["queue"])
+        elif method.name == "basic.consume":
+            self.send(channel, "basic.consume-ok", consumer_tag=fields["consumer_tag"])
+        elif method.name in ANSWERS:
+            if method.name == "channel.open":
+                self._tags[channel] = 0
+            self.send(channel, ANSWERS[method.name])
+
+    def _complete(self, channel: int) -> None:
+        fields, header, body = self._content.get(channel, [None, b"", b""])
+        if header and wire.read_header_payload(header)[1] == len(body):
+            del self._content[channel]
+            self._tags[channel] = self._tags.get(channel, 0) + 1
+            self.published.append(Publish(channel, self._tags[channel], fields, header, body))
+
+    def called(self, name: str) -> list[dict[str, Any]]:
+        """With which fields this method was called so far."""
+        return [fields for _, called, fields in self.calls if called == name]
+
+    def take(self) -> list[Publish]:
+        """What was published since the last time."""
+        self.settle()
+        published, self.published = self.published, []
+        return published
+
+
+def deliver(channel: int, tag: int, header: bytes, body: bytes, *, redelivered: bool = False, room: int = 131072) -> bytes:
+    """The frames of a delivery."""
+    size = wire.read_header_payload(header)[1]
+    assert size == len(body)
+    return wire.frame(
+        wire.FRAME_METHOD,
+        channel,
+        encode_method(
+            "basic.deliver",
+            consumer_tag="owsla",
+            delivery_tag=tag,
+            redelivered=redelivered,
+            exchange="",
+            routing_key="to_device",
+        ),
+    ) + wire.content_frames(channel, header, body, room)
+
+
+def message(body: bytes = b"", headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
+    """A content header's payload."""
+    if headers is not None:
+        properties["headers"] = headers
+    return wire.header_payload(len(body), wire.encode_properties(properties))
+
+
+class Source:
+    """A consumer, to whom deliveries are done with."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.prefetch = 100
+        self.finished: list[int] = []
+
+    def done(self, tag: int) -> None:
+        self.finished.append(tag)
+
+    def letter(self, tag: int, connection_id: bytes | None = b"some-id", body: bytes = b"body", **more: Any) -> Letter:
+        """A message of this consumer's. Keywords of a letter go there; properties to its header."""
+        asked = {name: more.pop(name) for name in ("reply_to", "correlation_id", "seq") if name in more}
+        headers = more.pop("headers", {"n": tag})
+        header = more.pop("header", None) or message(body, headers, **more)
+        return Letter(self, tag, header, body, connection_id, asked.pop("seq", None), **asked)
+
+
+class Result:
+    """What became of a coroutine or a Deferred."""
+
+    def __init__(self, what: Any) -> None:
+        self.value: Any = None
+        self.failure: Failure | None = None
+        self.done = False
+        deferred: Deferred[Any] = what if isinstance(what, Deferred) else ensureDeferred(what)
+        deferred.addCallbacks(self._succeeded, self._failed)
+
+    def _succeeded(self, value: Any) -> None:
+        self.value, self.done = value, True
+
+    def _failed(self, failure: Failure) -> None:
+        self.failure, self.done = failure, True
+
+    @property
+    def error(self) -> Any:
+        """The exception, where it failed."""
+        return None if self.failure is None else self.failure.value

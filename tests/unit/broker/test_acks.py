@@ -1,0 +1,125 @@
+"""What is acknowledged, against a model of the messages that RabbitMQ holds unacknowledged."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.acks import AckTracker
+
+
+class Channel:
+    """The unacknowledged messages of a channel, as RabbitMQ keeps them."""
+
+    def __init__(self) -> None:
+        self.unacked: set[int] = set()
+        self.next = 1
+
+    def deliver(self) -> int:
+        self.unacked.add(self.next)
+        self.next += 1
+        return self.next - 1
+
+    def ack(self, tag: int, multiple: bool) -> set[int]:
+        # A tag that is not outstanding closes the channel: 406, unknown delivery tag.
+        assert tag in self.unacked, f"{tag} is not outstanding: {self.unacked}"
+        gone = {held for held in self.unacked if held <= tag} if multiple else {tag}
+        self.unacked -= gone
+        return gone
+
+
+class AckMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.channel = Channel()
+        self.tracker = AckTracker()
+        self.held: set[int] = set()
+        self.done: set[int] = set()
+        self.acked: set[int] = set()
+
+    @rule(count=st.integers(1, 6))
+    def deliver(self, count: int) -> None:
+        self.held |= {self.channel.deliver() for _ in range(count)}
+
+    def finish(self, tag: int) -> None:
+        self.held.remove(tag)
+        self.done.add(tag)
+        self.tracker.done(tag)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def any_is_done(self, data: st.DataObject) -> None:
+        self.finish(data.draw(st.sampled_from(sorted(self.held))))
+
+    @precondition(lambda self: self.held)
+    @rule(count=st.integers(1, 4))
+    def the_first_are_done(self, count: int) -> None:
+        for tag in sorted(self.held)[:count]:
+            self.finish(tag)
+
+    @rule()
+    def take(self) -> None:
+        top, alone = self.tracker.take()
+        gone: set[int] = set()
+        if top:
+            gone |= self.channel.ack(top, True)
+        for tag in alone:
+            gone |= self.channel.ack(tag, False)
+        assert gone <= self.done, f"acknowledged, and not done: {gone - self.done}"
+        assert not gone & self.acked
+        self.acked |= gone
+        assert self.acked == self.done, f"done, and not acknowledged: {self.done - self.acked}"
+
+    @invariant()
+    def what_is_held_is_outstanding(self) -> None:
+        if hasattr(self, "held"):
+            assert self.held <= self.channel.unacked
+
+
+class AckTests(SynchronousTestCase):
+    def test_against_a_model(self) -> None:
+        """Whatever the order, each delivery that is done is acknowledged exactly once at the next `take`; a cumulative
+        acknowledgement names one that is outstanding, and covers nothing that is still held.
+        """
+        run_state_machine_as_test(
+            AckMachine, settings=settings(deadline=None, max_examples=60, stateful_step_count=30)
+        )
+
+    def test_in_order(self) -> None:
+        """What is done in order is one acknowledgement."""
+        tracker = AckTracker()
+        for tag in (1, 2, 3):
+            tracker.done(tag)
+        self.assertEqual(tracker.take(), (3, []))
+        self.assertEqual(tracker.take(), (0, []))
+
+    def test_behind_one_that_is_held(self) -> None:
+        """What is done behind one that is held is acknowledged alone, in order, and not again when that one is done."""
+        tracker = AckTracker()
+        for tag in (4, 2):
+            tracker.done(tag)
+        self.assertEqual(tracker.take(), (0, [2, 4]))
+        tracker.done(1)
+        self.assertEqual(tracker.take(), (1, []))
+        tracker.done(3)
+        tracker.done(5)
+        self.assertEqual(tracker.take(), (5, []))
+
+    def test_filled_before_it_was_taken(self) -> None:
+        """A gap that is filled before the next `take` costs one acknowledgement."""
+        tracker = AckTracker()
+        for tag in (3, 2, 1):
+            tracker.done(tag)
+        self.assertEqual(tracker.take(), (3, []))
+
+    def test_memory(self) -> None:
+        """What was acknowledged leaves nothing behind."""
+        tracker = AckTracker()
+        for first in range(1, 1000, 2):
+            tracker.done(first + 1)
+            tracker.take()
+            tracker.done(first)
+            tracker.take()
+        self.assertFalse(tracker._ahead or tracker._acked_alone)

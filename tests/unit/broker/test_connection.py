@@ -1,0 +1,312 @@
+"""A connection that comes back, and errors in a person's words."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from OpenSSL import SSL
+from twisted.internet.error import (
+    ConnectBindError,
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+    DNSLookupError,
+)
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from owsla.amqp.wire import WireError
+from owsla.broker.backoff import Backoff
+from owsla.broker.connection import CONNECT_TIMEOUT, STEADY, BrokerConnection, explain
+from owsla.broker.protocol import BrokerError, BrokerProtocol
+from owsla.config import BrokerAddress
+from owsla.turn import Turn
+
+from .fakes import START, BrokerTestCase, Result, Server
+
+
+class ExplainTests(BrokerTestCase):
+    def test_words(self) -> None:
+        """What a broker may do to us is one line without a class name, however it was wrapped."""
+        for error, words in (
+            (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+            (ConnectionRefusedError(), "refused"),
+            (ConnectTimeout(), "time"),
+            (DNSLookupError("no such name"), "cannot be resolved"),
+            (ConnectionDone(), "closed the connection"),
+            (ConnectionLost(), "lost"),
+            (ConnectionAborted(), "lost"),
+            (ConnectBindError(98, "in use"), "in use"),
+            (TimeoutError("no login within 15 s"), "no login within 15 s"),
+            (WireError("the broker speaks AMQP 1-0-0"), "AMQP 1-0-0"),
+            (BrokerError(403, "ACCESS_REFUSED - no", scope="connection"), "ACCESS_REFUSED - no (403)"),
+            (SSL.Error([("SSL routines", "", "certificate verify failed")]), "TLS: certificate verify failed"),
+            (SSL.Error(), "TLS: the handshake failed"),
+        ):
+            for wrapped in (error, Failure(error), Closed(error), Closed(Failure(error)), Failure(Closed(error))):
+                text = explain(wrapped)
+                self.assertIn(words, text)
+                self.assertNotIn("\n", text)
+                self.assertNotIn("Error", text)
+                self.assertNotIn("Traceback", text)
+                self.assertNotIn("twisted", text)
+
+    def test_what_nobody_thought_of(self) -> None:
+        """An error that is not the broker's is named, so that it can be found."""
+        self.assertEqual(explain(KeyError("x")), "KeyError: 'x'")
+        self.assertEqual(explain(AssertionError()), "AssertionError")
+
+
+class Role:
+    """A role that notes what happens to it."""
+
+    name = "role"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.fault: BaseException | None = None
+        self.client: BrokerProtocol | None = None
+
+    async def up(self, client: BrokerProtocol) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.client = client
+        self.notes.append("up")
+
+    def down(self) -> None:
+        self.notes.append("down")
+
+    def blocked(self, reason: str) -> None:
+        self.notes.append(f"blocked {reason}")
+
+    def unblocked(self) -> None:
+        self.notes.append("unblocked")
+
+
+class Reporter:
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, str, str]] = []
+
+    def up(self, role: str, address: BrokerAddress) -> None:
+        self.notes.append(("up", address.host, ""))
+
+    def down(self, role: str, address: BrokerAddress, reason: str) -> None:
+        self.notes.append(("down", address.host, reason))
+
+    def failed(self, role: str, address: BrokerAddress, reason: str) -> None:
+        self.notes.append(("failed", address.host, reason))
+
+    def blocked(self, role: str, reason: str) -> None:
+        self.notes.append(("blocked", role, reason))
+
+    def unblocked(self, role: str) -> None:
+        self.notes.append(("unblocked", role, ""))
+
+
+class Remote(Server):
+    """A server at the other end of a connection that somebody else has made."""
+
+    def __init__(self, clock: Any, factory: Any) -> None:
+        super().__init__(clock)
+        self.client = factory.buildProtocol(None)
+        self.transport.protocol = self.client
+
+
+class ConnectionTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.reactor = cast("Any", MemoryReactorClock())
+        self.role = Role()
+        self.reporter = Reporter()
+        self.service = self.make("10.0.0.1")
+
+    def make(self, *hosts: str) -> BrokerConnection:
+        return BrokerConnection(
+            self.reactor,
+            Turn(self.reactor),
+            [BrokerAddress(host, username="me", password="secret", vhost="/v") for host in hosts],
+            self.role,
+            self.reporter,
+            heartbeat=1000,
+            connection_name="test",
+            backoff=Backoff(first=1, most=60, random=lambda: 1.0),
+        )
+
+    def attempts(self) -> list[Any]:
+        """Where it connected to so far. The reactor in memory resolves every name to 127.0.0.1."""
+        self.reactor.advance(0)
+        return [(host, port) for host, port, *_ in self.reactor.tcpClients]
+
+    def accept(self) -> Remote:
+        """Take the last attempt's connection."""
+        self.reactor.advance(0)
+        remote = Remote(self.reactor, self.reactor.tcpClients[-1][2])
+        remote.connect()
+        return remote
+
+    def welcome(self) -> Remote:
+        remote = self.accept()
+        remote.send(0, "connection.start", **START)
+        return remote
+
+    def refuse(self, error: BaseException) -> None:
+        self.reactor.advance(0)
+        self.reactor.tcpClients[-1][2].clientConnectionFailed(self.reactor.connectors[-1], Failure(error))
+        self.reactor.advance(0.31)  # for so long Twisted's endpoint waits before it tries another address of the host
+
+    def test_up_and_down(self) -> None:
+        """A connection logs in as configured, sets its role up, and after a loss comes back, each of which is told once."""
+        self.service.startService()
+        self.assertEqual(self.attempts(), [("127.0.0.1", 5672)])
+        remote = self.welcome()
+        self.assertEqual(remote.called("connection.start-ok")[0]["response"], b"\0me\0secret")
+        self.assertEqual(remote.called("connection.open")[0]["virtual_host"], "/v")
+        self.assertEqual(self.role.notes, ["up"])
+        remote.drop()
+        self.assertEqual(self.role.notes, ["up", "down"])
+        self.assertEqual(
+            self.reporter.notes, [("up", "10.0.0.1", ""), ("down", "10.0.0.1", "the broker closed the connection")]
+        )
+        self.reactor.advance(1)
+        self.welcome()
+        self.assertEqual(self.role.notes, ["up", "down", "up"])
+
+    def test_backing_off(self) -> None:
+        """Attempts that fail are further and further apart; a refused login backs off as well, though TCP connects."""
+        self.service.startService()
+        for wait, login in ((1, False), (2, True), (4, False), (8, True), (16, True)):
+            before = len(self.attempts())
+            if login:
+                remote = self.accept()
+                remote.silent.add("connection.start-ok")
+                remote.send(0, "connection.start", **START)
+                remote.send(0, "connection.close", reply_code=403, reply_text="ACCESS_REFUSED - Login was refused")
+            else:
+                self.refuse(ConnectionRefusedError(111, "Connection refused"))
+            self.reactor.advance(wait - 0.1)
+            self.assertEqual(len(self.attempts()), before)
+            self.reactor.advance(0.2)
+            self.assertEqual(len(self.attempts()), before + 1)
+        self.assertEqual([what for what, *_ in self.reporter.notes], ["failed"] * 5)
+        self.assertIn("Login was refused", self.reporter.notes[-1][2])
+        self.assertNotIn("secret", str(self.reporter.notes))
+        self.assertEqual(self.role.notes, [])
+
+    def test_a_steady_connection(self) -> None:
+        """Only a connection that has worked for a while makes the next wait short again."""
+        self.service.startService()
+        for lasting, wait in ((0.0, 1), (0.0, 2), (STEADY, 1)):
+            before = len(self.attempts())
+            remote = self.welcome()
+            self.reactor.advance(lasting)
+            remote.drop()
+            self.reactor.advance(wait - 0.1)
+            self.assertEqual(len(self.attempts()), before)
+            self.reactor.advance(0.2)
+            self.assertEqual(len(self.attempts()), before + 1)
+
+    def test_several_addresses(self) -> None:
+        """Several addresses are tried in turn."""
+        self.service = self.make("10.0.0.1", "10.0.0.2")
+        self.service.startService()
+        for _ in range(4):
+            self.refuse(ConnectionRefusedError())
+            self.reactor.advance(8)
+        self.assertEqual([host for _, host, _ in self.reporter.notes], ["10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.2"])
+
+    def test_setting_up_fails(self) -> None:
+        """A role that can't be set up ends the connection, is told with the broker's words, and tried again."""
+        self.role.fault = BrokerError(404, "NOT_FOUND - home node is down", scope="channel")
+        self.service.startService()
+        remote = self.welcome()
+        self.assertTrue(remote.transport.ended)
+        self.assertEqual(self.reporter.notes, [("failed", "10.0.0.1", "NOT_FOUND - home node is down (404)")])
+        self.role.fault = None
+        self.reactor.advance(1)
+        self.welcome()
+        self.assertEqual(self.role.notes[-1], "up")
+
+    def test_a_fault_of_ours(self) -> None:
+        """An exception that is no broker's doing is logged with its traceback, and tried again all the same."""
+        self.role.fault = ZeroDivisionError()
+        self.service.startService()
+        self.welcome()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.role.fault = None
+        self.reactor.advance(1)
+        self.welcome()
+        self.assertEqual(self.role.notes[-1], "up")
+
+    def test_a_broker_that_does_not_speak(self) -> None:
+        """A broker that takes the connection and says nothing is left after a while."""
+        self.service.startService()
+        remote = self.accept()
+        self.reactor.advance(CONNECT_TIMEOUT - 1)
+        self.assertFalse(remote.transport.aborted)
+        self.reactor.advance(1)
+        remote.settle()
+        self.assertTrue(remote.transport.aborted)
+        self.assertIn("no login within", self.reporter.notes[0][2])
+
+    def test_blocked(self) -> None:
+        """What the broker says of the whole connection is told to the role and to the reporter."""
+        self.service.startService()
+        remote = self.welcome()
+        remote.send(0, "connection.blocked", reason="low on memory")
+        remote.send(0, "connection.unblocked")
+        self.assertEqual(self.role.notes[1:], ["blocked low on memory", "unblocked"])
+        self.assertEqual(
+            self.reporter.notes[1:], [("blocked", "role", "low on memory"), ("unblocked", "role", "")]
+        )
+
+    def stop(self) -> Result:
+        return Result(self.service.stopService())
+
+    def test_stopping(self) -> None:
+        """Stopping closes the connection as the protocol wants it, tells the role, and reports no loss."""
+        self.service.startService()
+        remote = self.welcome()
+        stopped = self.stop()
+        remote.settle()
+        self.assertTrue(stopped.done)
+        self.assertIsNone(stopped.failure)
+        self.assertEqual(len(remote.called("connection.close")), 1)
+        self.assertEqual([what for what, *_ in self.reporter.notes], ["up"])
+        self.reactor.advance(1000)
+        self.assertEqual(len(self.attempts()), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stopping_at_any_other_moment(self) -> None:
+        """Stopping works while it connects, logs in, waits to try again, and when the broker is gone or says nothing."""
+
+        def connecting() -> None:
+            self.reactor.advance(0)
+
+        def logging_in() -> None:
+            self.accept()
+
+        def waiting() -> None:
+            self.refuse(ConnectionRefusedError())
+
+        def hung() -> None:
+            self.welcome().silent.add("connection.close")
+
+        def going() -> None:
+            remote = self.welcome()
+            remote.silent.add("connection.close")
+            self.reactor.callLater(0.5, remote.drop)
+
+        for moment in (connecting, logging_in, waiting, hung, going):
+            self.setUp()
+            self.service.startService()
+            moment()
+            stopped = self.stop()
+            for _ in range(30):
+                self.reactor.advance(0.1)
+            self.assertTrue(stopped.done, moment)
+            self.assertIsNone(stopped.failure, moment)
+            before = len(self.attempts())
+            self.reactor.advance(1000)
+            self.assertEqual(len(self.attempts()), before, moment)

@@ -1,0 +1,326 @@
+"""Messages from the broker: consumed, read, routed and acknowledged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from owsla.amqp import wire
+from owsla.boundaries import BAD, DeliverySource, Letter
+from owsla.broker import topology
+from owsla.broker.consumer import OWN, SCRATCH, SHARED, Consumers
+from owsla.events import BrokerWarning, Event
+
+from .fakes import BrokerTestCase, Result, Server, deliver, message
+
+ID = b"0123abcd-0000-8000-8000-000000000001"
+
+
+class Router:
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.plain: list[tuple[Any, ...]] = []
+        self.letters: list[Letter] = []
+        self.refused: list[tuple[Letter, str]] = []
+        self.forgotten: list[DeliverySource] = []
+
+    def route(self, *what: Any) -> None:
+        self.plain.append(what)
+
+    def route_letter(self, letter: Letter) -> None:
+        self.letters.append(letter)
+
+    def refuse(self, letter: Letter, reason: str) -> None:
+        self.refused.append((letter, reason))
+
+    def forget(self, source: DeliverySource) -> None:
+        self.forgotten.append(source)
+
+
+class Base(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=1000)
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.flowing: list[bool] = []
+        self.router = Router()
+        self.consumers = Consumers(
+            self.clock,
+            self.server.turn,
+            self.events.append,
+            self.router,
+            shared=topology.Queue("to_device"),
+            own=topology.node_queue("to_device", b"0123abcd"),
+            count=2,
+            prefetch=50,
+            now=lambda: 1000.0,
+            flowing=self.flowing.append,
+        )
+        self.connect()
+
+    def connect(self) -> None:
+        self.server.ready()
+        up = Result(self.consumers.up(self.server.client))
+        self.server.settle()
+        assert up.done
+        assert up.failure is None
+
+    def deliver(self, tag: int, headers: dict[str, Any] | None, channel: int = SHARED, **properties: Any) -> None:
+        self.server.raw(deliver(channel, tag, message(b"body", headers, **properties), b"body"))
+
+    def acks(self) -> list[tuple[int, int, bool]]:
+        self.server.settle()
+        found = [
+            (channel, fields["delivery_tag"], fields["multiple"])
+            for channel, name, fields in self.server.calls
+            if name == "basic.ack"
+        ]
+        self.server.calls.clear()
+        return found
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.server.settle()
+
+
+class SettingUpTests(Base):
+    def test_consumers(self) -> None:
+        """Each queue is declared once, and consumed with the prefetch: the shared one first, by so many consumers on one
+        channel, so that they keep its order, and the node's own by one.
+        """
+        self.assertEqual(
+            [(one["queue"], one["durable"], one["arguments"]) for one in self.server.called("queue.declare")],
+            [
+                ("to_device", True, {}),
+                (
+                    "to_device.0123abcd",
+                    True,
+                    {"x-expires": topology.NODE_QUEUE_EXPIRES, "x-single-active-consumer": True},
+                ),
+            ],
+        )
+        self.assertEqual(
+            [
+                (channel, fields["queue"], fields["no_ack"])
+                for channel, name, fields in self.server.calls
+                if name == "basic.consume"
+            ],
+            [(SHARED, "to_device", False), (SHARED, "to_device", False), (OWN, "to_device.0123abcd", False)],
+        )
+        tags = [one["consumer_tag"] for one in self.server.called("basic.consume")][:2]
+        self.assertEqual(len(set(tags)), 2)
+        self.assertEqual([one["prefetch_count"] for one in self.server.called("basic.qos")], [50] * 2)
+        names = [name for channel, name, _ in self.server.calls if channel == SHARED]
+        self.assertEqual(names, ["channel.open", "basic.qos", "basic.consume", "basic.consume"])
+        self.assertEqual(self.flowing, [True])
+
+    def test_prefetch(self) -> None:
+        """Each message's consumer says how many of it may be unacknowledged: the prefetch times its consumers."""
+        for channel, most in ((SHARED, 100), (OWN, 50)):
+            self.deliver(1, {"connection_id": ID}, channel=channel)
+            self.assertEqual(self.router.plain[-1][0].prefetch, most)
+
+
+class DeliveryTests(Base):
+    def test_a_plain_message(self) -> None:
+        """A message with a connection and a number goes straight to the router, and nothing is acknowledged yet."""
+        self.deliver(1, {"connection_id": ID, "to_device_seq": 7})
+        ((source, tag, connection_id, seq, header, body),) = self.router.plain
+        self.assertEqual((tag, connection_id, seq, body), (1, ID, 7, b"body"))
+        self.assertEqual(header, message(b"body", {"connection_id": ID, "to_device_seq": 7}))
+        self.assertTrue(source.open)
+        self.assertEqual(self.acks(), [])
+
+    def test_odd_messages(self) -> None:
+        """No id, no number, and a number that is none are the router's business."""
+        self.deliver(1, None)
+        self.deliver(2, {"connection_id": 5})
+        self.deliver(3, {"connection_id": ID, "to_device_seq": "x"})
+        self.assertEqual([one[2:4] for one in self.router.plain], [(None, None), (b"", None), (ID, BAD)])
+
+    def test_a_message_that_asks_for_more(self) -> None:
+        """What a message asks for comes with it."""
+        self.deliver(
+            1,
+            {"connection_id": ID, "to_device_seq": 7, "expires_at": 1_234_500, "owsla_close": True},
+            reply_to="answers",
+            correlation_id="c",
+        )
+        (letter,) = self.router.letters
+        self.assertEqual((letter.tag, letter.connection_id, letter.seq, letter.body), (1, ID, 7, b"body"))
+        self.assertEqual((letter.close, letter.expires_at), (True, 1234.5))
+        self.assertEqual((letter.reply_to, letter.correlation_id), (b"answers", b"\x01c"))
+
+    def test_expiration(self) -> None:
+        """The broker's expiration counts from the arrival here, and the earlier moment wins."""
+        for headers, expiration, expected in (
+            ({}, "500", 1000.5),
+            ({"expires_at": 1_000_200}, "500", 1000.2),
+            ({"expires_at": 1_000_900}, "500", 1000.5),
+            ({"owsla_expiration": "0"}, None, 1000.0),
+            ({"expires_at": 5}, None, 0.005),
+        ):
+            self.deliver(1, headers, expiration=expiration)
+            self.assertEqual(self.router.letters.pop().expires_at, expected)
+
+    def test_unreadable_headers(self) -> None:
+        """A message whose headers are no field table is refused, and the connection goes on."""
+        for properties in (
+            b"\x20\0\0\0\0\x09\x01aS\0\0\0\xff",
+            b"\x20\0\0\0\0\x03\x01a?",
+            b"\x22\0\0\0\0\x02\x01aq",
+            b"\x02\x00\xff",
+        ):
+            self.server.raw(deliver(SHARED, 1, wire.header_payload(4, properties), b"body"))
+            letter, reason = self.router.refused.pop()
+            self.assertEqual((letter.tag, letter.body, letter.connection_id, reason), (1, b"body", None, "bad-connection-id"))
+        self.assertFalse(self.server.transport.ended)
+
+    def test_acknowledged_at_the_end_of_the_turn(self) -> None:
+        """What is done in a turn is acknowledged at its end: cumulatively as far as it goes, the rest one by one."""
+        for tag in range(1, 7):
+            self.deliver(tag, {"connection_id": ID})
+        source = self.router.plain[0][0]
+        self.server.calls.clear()
+        for tag in (2, 1, 6, 3, 5):
+            source.done(tag)
+        self.assertEqual(self.server.calls, [])
+        self.assertEqual(self.acks(), [(SHARED, 3, True), (SHARED, 5, False), (SHARED, 6, False)])
+        source.done(4)
+        self.assertEqual(self.acks(), [(SHARED, 4, True)])
+
+    def test_each_channel_for_itself(self) -> None:
+        """Consumers acknowledge on their own channels."""
+        self.deliver(1, {"connection_id": ID}, channel=SHARED)
+        self.deliver(1, {"connection_id": ID}, channel=OWN)
+        self.server.calls.clear()
+        for one in self.router.plain:
+            one[0].done(one[1])
+        self.assertEqual(self.acks(), [(SHARED, 1, True), (OWN, 1, True)])
+
+
+class LossTests(Base):
+    def channels(self, name: str) -> list[int]:
+        return [channel for channel, called, _ in self.server.calls if called == name]
+
+    def test_cancelled(self) -> None:
+        """A consumer that the broker cancels is said once; after a wait its queue is declared and it consumes again, on a new
+        channel, so that what it held comes again. The others go on.
+        """
+        self.deliver(1, {"connection_id": ID})
+        source = self.router.plain[0][0]
+        self.server.calls.clear()
+        self.server.send(SHARED, "basic.cancel", consumer_tag="owsla", nowait=True)
+        self.assertEqual((self.router.forgotten, source.open), ([source], False))
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+        self.assertEqual(self.server.calls, [])
+        self.assertEqual(self.flowing, [True, False])
+        self.pass_time(0.2)
+        self.assertEqual([one["queue"] for one in self.server.called("queue.declare")], ["to_device"])
+        self.assertEqual(self.channels("basic.consume"), [SHARED, SHARED])
+        self.assertIn(SHARED, self.channels("channel.close"))
+        self.assertEqual(self.flowing, [True, False, True])
+        source.done(1)
+        self.assertEqual(self.channels("basic.ack"), [])
+        self.deliver(1, {"connection_id": ID})
+        self.router.plain[-1][0].done(1)
+        self.assertEqual(self.acks(), [(SHARED, 1, True)])
+
+    def test_a_channel_error(self) -> None:
+        """So is one whose channel the broker closes."""
+        self.server.calls.clear()
+        self.server.close_channel(OWN, 406, "PRECONDITION_FAILED - delivery acknowledgement timed out")
+        self.assertIn("timed out", str(self.events[0]))
+        self.assertEqual(len(self.router.forgotten), 1)
+        self.pass_time(0.2)
+        self.assertEqual(self.channels("basic.consume"), [OWN])
+        self.assertFalse(self.server.transport.ended)
+
+    def test_a_queue_that_is_deleted(self) -> None:
+        """When all consumers of a queue are cancelled at once, that is said once, and all come back."""
+        self.server.calls.clear()
+        for tag in ("owsla-0", "owsla-1"):
+            self.server.send(SHARED, "basic.cancel", consumer_tag=tag, nowait=True)
+        self.assertEqual((len(self.events), len(self.router.forgotten)), (1, 1))
+        self.pass_time(0.2)
+        self.assertEqual(self.channels("basic.consume"), [SHARED, SHARED])
+
+    def test_another_is_lost_meanwhile(self) -> None:
+        """One that is lost while another is being brought back has its turn after it: there is one channel for declarations."""
+        self.server.silent.add("queue.declare")
+        self.server.close_channel(SHARED)
+        self.pass_time(0.2)
+        self.server.close_channel(OWN)
+        self.pass_time(5)
+        self.server.silent.clear()
+        self.server.calls.clear()
+        self.server.send(SCRATCH, "queue.declare-ok", queue="to_device")
+        self.pass_time(20)
+        self.assertEqual(self.server.lost, [])
+        self.assertEqual(self.channels("basic.consume"), [SHARED, SHARED, OWN])
+        self.assertIs(self.flowing[-1], True)
+
+    def test_consuming_again_fails(self) -> None:
+        """When a queue can't be declared again the connection ends, with the broker's reason."""
+        self.server.refusals["to_device", False] = (404, "NOT_FOUND - home node is down")
+        self.server.close_channel(SHARED)
+        self.pass_time(0.2)
+        self.assertIn("home node is down", str(self.server.lost[0]))
+        self.consumers.down()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_connection_is_lost(self) -> None:
+        """With the connection all consumers are gone: each is forgotten once, nothing is said of them, and none is acknowledged
+        on the next one.
+        """
+        for channel in (OWN, SHARED):
+            self.deliver(1, {"connection_id": ID}, channel=channel)
+        sources = {one[0] for one in self.router.plain}
+        self.server.drop()
+        self.consumers.down()
+        self.assertEqual(len(self.router.forgotten), 2)
+        self.assertEqual({*self.router.forgotten}, sources)
+        self.assertFalse(any(source.open for source in sources))
+        self.assertEqual((self.events, self.flowing), ([], [True, False]))
+        self.server = Server(self.clock, heartbeat=1000)
+        self.connect()
+        for source in sources:
+            source.done(1)
+        self.assertEqual(self.acks(), [])
+        self.assertEqual(self.flowing, [True, False, True])
+
+    def test_lost_while_waiting_to_consume_again(self) -> None:
+        """A connection that is lost meanwhile leaves no timer behind."""
+        self.server.close_channel(SHARED)
+        self.server.drop()
+        self.consumers.down()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class OwnQueueTests(Base):
+    def give_up(self, messages: int) -> Result:
+        self.server.silent.add("queue.declare")
+        result = Result(self.consumers.give_up_own_queue())
+        self.server.settle()
+        self.server.send(SCRATCH, "queue.declare-ok", queue="to_device.0123abcd", message_count=messages)
+        return result
+
+    def test_empty(self) -> None:
+        """An empty queue of the node's own is deleted, and that its consumer is cancelled surprises nobody."""
+        self.assertTrue(self.give_up(0).value)
+        self.assertEqual([one["queue"] for one in self.server.called("queue.delete")], ["to_device.0123abcd"])
+        self.server.send(OWN, "basic.cancel", consumer_tag="owsla", nowait=True)
+        self.pass_time(30)
+        self.assertEqual(self.events, [])
+        self.assertEqual(len(self.server.called("basic.consume")), 3)
+
+    def test_not_empty(self) -> None:
+        """While something is in it, it is left alone."""
+        self.assertIs(self.give_up(1).value, False)
+        self.assertEqual(self.server.called("queue.delete"), [])
+
+    def test_no_connection(self) -> None:
+        """Without a connection it stays where it is."""
+        self.server.drop()
+        self.consumers.down()
+        self.assertIs(Result(self.consumers.give_up_own_queue()).value, False)

@@ -1,0 +1,537 @@
+"""Messages to other queues: records, forwards and reports, and what they are about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from owsla.amqp import wire
+from owsla.boundaries import Letter
+from owsla.broker import topology
+from owsla.broker.courier import PARCELS, Absences, Courier
+from owsla.events import Event, Undeliverable, UndeliverableLost
+
+from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
+
+RECORDS = "to_device.undeliverable"
+ELSEWHERE = b"89abcdef"
+FORWARDS = "to_device.89abcdef"
+GRACE = 10.0
+
+
+class Base(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=1000)
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.source = Source()
+        self.courier = Courier(
+            self.clock,
+            self.events.append,
+            undeliverable=topology.undeliverable_queue("to_device", 1000),
+            to_device="to_device",
+            node=b"0123abcd",
+            node_grace=GRACE,
+            held_limit=3,
+        )
+
+    def connect(self) -> None:
+        if self.server.client.transport is not None:
+            self.server = Server(self.clock, heartbeat=1000)
+        self.server.ready()
+        up = Result(self.courier.up(self.server.client))
+        self.server.settle()
+        assert up.done
+        assert up.failure is None
+
+    def lose(self) -> None:
+        self.server.drop()
+        self.courier.down()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.server.settle()
+
+    def taken(self) -> list[Publish]:
+        return self.server.take()
+
+    def bodies(self) -> list[bytes]:
+        return [one.body for one in self.server.take()]
+
+    def letters(self, *tags: int, **more: Any) -> list[Letter]:
+        return [self.source.letter(tag, body=b"%d" % tag, **more) for tag in tags]
+
+
+class SettingUpTests(Base):
+    def test_the_undeliverable_queue(self) -> None:
+        """It is declared durable and bounded, refusing what is too much, before anything is sent; confirms are on."""
+        self.connect()
+        (declared,) = self.server.called("queue.declare")
+        self.assertEqual((declared["queue"], declared["durable"]), (RECORDS, True))
+        self.assertEqual(declared["arguments"], {"x-max-length": 1000, "x-overflow": "reject-publish"})
+        self.assertEqual(len(self.server.called("confirm.select")), 1)
+
+
+class RecordTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def test_recorded(self) -> None:
+        """A record is the message as it was, with its reason and the node; the original is done once that is confirmed."""
+        letter = self.source.letter(7, body=b"\xff", headers={"connection_id": "x", "n": 1}, message_id="m", expiration="5")
+        self.courier.record(letter, "late")
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.body, one.method["exchange"], one.method["mandatory"]), (RECORDS, b"\xff", "", True))
+        self.assertEqual(
+            one.properties,
+            {
+                "headers": {
+                    "connection_id": "x",
+                    "n": 1,
+                    "owsla_expiration": "5",
+                    "owsla_reason": "late",
+                    "owsla_node": "0123abcd",
+                },
+                "message_id": "m",
+            },
+        )
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
+        self.server.ack(PARCELS, one.tag)
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
+        self.assertEqual(self.events, [Undeliverable("late", "some-id")])
+        self.assertEqual(self.courier.recorded, {"late": 1})
+
+    def test_confirmed_together(self) -> None:
+        """A cumulative confirm is of all up to it, and tag 0 of all there are."""
+        for letter in self.letters(1, 2, 3, 4, 5):
+            self.courier.record(letter, "late")
+        self.taken()
+        self.server.ack(PARCELS, 2)
+        self.server.ack(PARCELS, 3, True)
+        self.assertEqual(self.source.finished, [2, 1, 3])
+        self.server.ack(PARCELS, 0, True)
+        self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
+
+    def test_properties_that_cannot_be_read(self) -> None:
+        """A message whose properties are no AMQP is recorded alone: its body, its id if there is one, and the reason."""
+        for connection_id, headers in ((b"x", {"connection_id": "x"}), (None, {})):
+            self.courier.record(
+                self.source.letter(7, connection_id, b"body", header=wire.header_payload(4, b"\x00\x02")), "bad-connection-id"
+            )
+            (one,) = self.taken()
+            self.assertEqual(one.body, b"body")
+            self.assertEqual(one.headers, {**headers, "owsla_reason": "bad-connection-id", "owsla_node": "0123abcd"})
+
+    def test_the_queue_is_full(self) -> None:
+        """A record that is refused is given up: the original is done, and one event says what was lost and why."""
+        self.courier.record(self.source.letter(7), "late")
+        self.taken()
+        self.server.nack(PARCELS, 1)
+        self.assertEqual(self.source.finished, [7])
+        lost = self.events[-1]
+        assert isinstance(lost, UndeliverableLost)
+        self.assertEqual((lost.reason, lost.connection_id), ("late", "some-id"))
+        self.assertIn(RECORDS, lost.why)
+        self.pass_time(60)
+        self.assertEqual(self.taken(), [])
+
+    def test_the_queue_is_gone(self) -> None:
+        """A record that is returned is sent again, after its queue was declared again; the original waits for that."""
+        self.courier.record(self.source.letter(7, body=b"body"), "late")
+        (one,) = self.taken()
+        self.server.give_back(one)
+        self.assertEqual(self.source.finished, [])
+        self.pass_time(0.2)
+        self.assertEqual(len(self.server.called("queue.declare")), 2)
+        (again,) = self.taken()
+        self.assertEqual((again.body, again.headers), (one.body, one.headers))
+        self.server.ack(PARCELS, again.tag)
+        self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
+
+    def test_the_queue_cannot_be_declared(self) -> None:
+        """Where it can't be declared again the connection is given up, and nothing is lost."""
+        self.courier.record(self.source.letter(7, body=b"body"), "late")
+        (one,) = self.taken()
+        self.server.refusals[RECORDS, False] = (404, "NOT_FOUND - home node is down")
+        self.server.give_back(one)
+        self.pass_time(0.2)
+        self.assertIn("home node is down", str(self.server.lost[0]))
+        self.courier.down()
+        self.connect()
+        self.assertEqual(self.bodies(), [b"body"])
+
+
+class ReportTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def test_a_report(self) -> None:
+        """A report goes where it was asked to, with the correlation id as it came; nothing waits for it."""
+        self.courier.report(self.source.letter(7, b"id", reply_to=b"answers", correlation_id=b"\x02\xff!"), "delivered")
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.body), ("answers", b""))
+        self.assertEqual(wire.split_properties(one.header, 12)["correlation_id"], b"\x02\xff!")
+        self.assertEqual(one.headers, {"connection_id": "id", "owsla_report": "delivered"})
+        self.server.ack(PARCELS, 1)
+        self.assertEqual((self.source.finished, self.events, self.courier.unconfirmed), ([], [], 0))
+
+    def test_nobody_asked(self) -> None:
+        """Without `reply_to` there is none."""
+        self.courier.report(self.source.letter(7), "delivered")
+        self.assertEqual(self.taken(), [])
+
+    def test_not_to_our_own_queues(self) -> None:
+        """None is sent to a queue that Owsla consumes itself, or a report could be taken for a message."""
+        for queue in (b"to_device", b"to_device.89abcdef"):
+            self.courier.report(self.source.letter(7, reply_to=queue), "delivered")
+        self.assertEqual(self.taken(), [])
+
+    def test_other_queues(self) -> None:
+        """A name that only resembles ours is somebody else's; it may be any bytes."""
+        for queue in (b"to_device2", b"xto_device", b"to_device.replies", b"\xff\xfe"):
+            self.courier.report(self.source.letter(7, reply_to=queue), "delivered")
+            (one,) = self.taken()
+            self.assertEqual(one.queue.encode("utf-8", "surrogateescape"), queue)
+
+    def test_a_record_is_reported(self) -> None:
+        """What is recorded is reported with its reason, where that was asked for."""
+        self.courier.record(self.source.letter(7, reply_to=b"answers"), "expired")
+        record, report = self.taken()
+        self.assertEqual((record.queue, report.queue), (RECORDS, "answers"))
+        self.assertEqual(report.headers["owsla_report"], "expired")
+
+    def test_dropped(self) -> None:
+        """A report that is returned or refused is counted, and not sent again."""
+        for tag in (1, 2):
+            self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
+        first, second = self.taken()
+        self.server.give_back(first)
+        self.server.nack(PARCELS, second.tag)
+        self.pass_time(60)
+        self.assertEqual((self.courier.reports_dropped, self.taken(), self.events), (2, [], []))
+
+
+class ForwardTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def test_forwarded(self) -> None:
+        """A forward is the message as it was on the node's queue, without what the broker would act on; once it is confirmed
+        the original is done.
+        """
+        letter = self.source.letter(7, body=b"body", headers={"a": 1, "CC": ["x"]}, expiration="5", reply_to=b"answers")
+        self.courier.forward(letter, ELSEWHERE)
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.body), (FORWARDS, b"body"))
+        self.assertEqual(one.properties, {"headers": {"a": 1, "owsla_cc": ["x"], "owsla_expiration": "5"}})
+        self.server.ack(PARCELS, 1)
+        self.assertEqual((self.source.finished, self.events), ([7], []))
+
+    def test_unreadable(self) -> None:
+        """A message that cannot be read to its end is recorded and not forwarded, and nothing is raised."""
+        self.courier.forward(self.source.letter(7, body=b"body", header=wire.header_payload(4, b"\0\x02")), ELSEWHERE)
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.headers["owsla_reason"]), (RECORDS, "bad-connection-id"))
+
+    def test_a_node_that_is_gone(self) -> None:
+        """A forward that is returned for as long as a node may take to come back is recorded as an unknown connection's."""
+        self.courier.forward(self.source.letter(7, body=b"body", reply_to=b"answers"), ELSEWHERE)
+        waited = 0.0
+        records: list[Publish] = []
+        while not records:
+            for one in self.taken():
+                if one.queue == FORWARDS:
+                    self.server.give_back(one)
+                else:
+                    records.append(one)
+            self.assertEqual(self.source.finished, [])
+            if not records:
+                self.pass_time(0.25)
+                waited += 0.25
+        self.assertTrue(GRACE <= waited <= GRACE + 1, waited)
+        self.assertEqual(records[0].headers["owsla_reason"], "unknown-connection")
+        self.server.take()
+        self.server.ack(PARCELS, records[-1].tag, True)
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
+        # The next one for that node need not wait again.
+        self.courier.forward(self.source.letter(8), ELSEWHERE)
+        (one,) = self.taken()
+        self.server.give_back(one)
+        self.assertEqual([one.queue for one in self.taken()], [RECORDS])
+
+    def test_a_node_that_comes_back(self) -> None:
+        """A forward that is returned is held and tried again, and arrives when the node is back; its absence is forgotten."""
+        self.courier.forward(self.source.letter(7), ELSEWHERE)
+        self.server.give_back(self.taken()[0])
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
+        self.pass_time(1)
+        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
+        self.pass_time(100)
+        self.courier.forward(self.source.letter(8), ELSEWHERE)
+        self.server.give_back(self.taken()[0])
+        self.assertEqual(self.events, [], "its absence begins anew")
+
+    def test_too_many_are_held(self) -> None:
+        """Only so many wait for nodes that are away: past that the oldest is recorded."""
+        for letter in self.letters(1, 2, 3, 4):
+            self.courier.forward(letter, ELSEWHERE)
+        for one in self.taken():
+            self.server.give_back(one)
+        (record,) = self.taken()
+        self.assertEqual((record.queue, record.body), (RECORDS, b"1"))
+
+    def test_a_full_queue(self) -> None:
+        """A forward that is refused is tried again until the node's queue takes it."""
+        self.courier.forward(self.source.letter(7), ELSEWHERE)
+        self.taken()
+        self.server.nack(PARCELS, 1)
+        self.pass_time(0.2)
+        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.assertEqual((self.source.finished, self.events), ([7], []))
+
+    def test_returns_are_told_apart(self) -> None:
+        """A return carries no tag: it is matched with what is just like it, even among those for the same queue."""
+        self.courier.forward(self.source.letter(1, body=b"same", headers={"n": 1}), ELSEWHERE)
+        self.courier.forward(self.source.letter(2, body=b"same", headers={"n": 2}), ELSEWHERE)
+        _, two = self.taken()
+        self.server.give_back(two, ack=False)
+        self.server.ack(PARCELS, 2, True)
+        self.assertEqual(self.source.finished, [1])
+        self.pass_time(1)
+        (again,) = self.taken()
+        self.assertEqual(again.headers, {"n": 2})
+
+
+class AbsencesTests(BrokerTestCase):
+    def test_grace(self) -> None:
+        """A node counts as gone when it was away for so long, and anew once it was seen."""
+        absences = Absences(10)
+        self.assertEqual([absences.gone("a", now) for now in (0, 9.9, 10, 11)], [False, False, True, True])
+        absences.present("a")
+        self.assertFalse(absences.gone("a", 20))
+        self.assertFalse(absences.gone("b", 100))
+
+    def test_memory(self) -> None:
+        """Ids that somebody made up don't fill the memory."""
+        absences = Absences(10)
+        for number in range(5000):
+            absences.gone(str(number), 0)
+        self.assertLessEqual(len(absences._since), 1000)
+
+
+class ReconnectTests(Base):
+    def test_before_the_broker(self) -> None:
+        """What was asked of it while there is no broker is sent when there is one, in order."""
+        for letter in self.letters(1, 2):
+            self.courier.record(letter, "late")
+        self.connect()
+        self.assertEqual(self.bodies(), [b"1", b"2"])
+
+    def test_sent_again(self) -> None:
+        """What was not confirmed is sent again on the next connection, in order and before anything new."""
+        self.connect()
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        self.taken()
+        self.server.ack(PARCELS, 2)
+        self.lose()
+        self.courier.record(self.letters(4)[0], "late")
+        self.connect()
+        self.courier.record(self.letters(5)[0], "late")
+        self.assertEqual(self.bodies(), [b"1", b"3", b"4", b"5"])
+        self.server.ack(PARCELS, 4, True)
+        self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
+
+    def test_the_consumer_is_gone_too(self) -> None:
+        """What came from a consumer that is gone is dropped, since it comes again; but not what is settled, for whose number
+        there is no second time, and no report.
+        """
+        self.connect()
+        letters = self.letters(1, 2, 3)
+        letters[1].settled = True
+        for letter in letters:
+            self.courier.record(letter, "late")
+        self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
+        self.taken()
+        self.lose()
+        self.source.open = False
+        self.connect()
+        self.assertEqual([(one.queue, one.body) for one in self.taken()], [(RECORDS, b"2"), ("answers", b"")])
+
+    def test_lost_while_it_waits_to_try_again(self) -> None:
+        """A connection that is lost while something waits to be tried again takes nothing with it."""
+        self.connect()
+        self.courier.record(self.letters(1)[0], "late")
+        self.server.give_back(self.taken()[0])
+        self.lose()
+        self.connect()
+        self.assertEqual(self.bodies(), [b"1"])
+        self.courier.record(self.letters(2)[0], "late")
+        self.assertEqual(self.bodies(), [b"2"])
+
+    def test_held_over_a_loss(self) -> None:
+        """Forwards that are held for a node that is away are kept over a loss of the connection."""
+        self.connect()
+        self.courier.forward(self.letters(1)[0], ELSEWHERE)
+        self.server.give_back(self.taken()[0])
+        self.lose()
+        self.pass_time(1)
+        self.connect()
+        self.assertEqual(self.bodies(), [b"1"])
+
+
+class ChannelErrorTests(Base):
+    """The broker closes the channel over something in a message, and doesn't say over which."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+        self.poison = b"2"
+        self.books: dict[bytes, list[dict[str, Any]]] = {}
+        self.connections = 0
+
+    def serve(self) -> None:
+        """Take everything, but close the channel over the poison as long as its own properties are there."""
+        while True:
+            published = self.taken()
+            if not published:
+                return
+            for one in published:
+                if one.body == self.poison and "n" in one.headers:
+                    self.server.close_channel(PARCELS, 406, "PRECONDITION_FAILED - user_id")
+                    self.courier.down()
+                    self.connections += 1
+                    self.assertLess(self.connections, 10)
+                    self.connect()
+                    break
+                self.books.setdefault(one.body, []).append(one.headers)
+                self.server.ack(PARCELS, one.tag)
+
+    def test_the_culprit_is_recorded_alone(self) -> None:
+        """The one that the broker does not like is found by sending them one at a time, and recorded with its body and its
+        connection id only; all others go through unchanged.
+        """
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        self.serve()
+        said = {"owsla_reason": "late", "owsla_node": "0123abcd"}
+        self.assertEqual(self.books[b"2"], [{"connection_id": "some-id", **said}])
+        self.assertEqual(self.books[b"3"], [{"n": 3, **said}])
+        self.assertEqual(self.books[b"1"][-1], {"n": 1, **said})
+        self.assertEqual(sorted(self.source.finished), [1, 2, 3])
+        self.assertEqual(self.courier.unconfirmed, 0)
+        for letter in self.letters(4, 5):
+            self.courier.record(letter, "late")
+        self.assertEqual(self.bodies(), [b"4", b"5"], "and then all at once again")
+
+    def test_a_forward(self) -> None:
+        """A forward that closes the channel is recorded as refused."""
+        self.courier.forward(self.letters(2)[0], ELSEWHERE)
+        self.serve()
+        self.assertEqual(
+            self.books[b"2"], [{"connection_id": "some-id", "owsla_reason": "refused", "owsla_node": "0123abcd"}]
+        )
+        self.assertEqual(self.source.finished, [2])
+
+    def test_a_forward_and_no_room(self) -> None:
+        """When not even the record of such a forward is taken, it is given up like any other record."""
+        self.courier.forward(self.letters(2)[0], ELSEWHERE)
+        for _ in range(2):
+            self.taken()
+            self.server.close_channel(PARCELS)
+            self.courier.down()
+            self.connect()
+        (record,) = self.taken()
+        self.assertEqual(record.queue, RECORDS)
+        self.server.nack(PARCELS, record.tag)
+        self.assertEqual(self.source.finished, [2])
+        self.assertIsInstance(self.events[-1], UndeliverableLost)
+        self.assertEqual(self.courier.unconfirmed, 0)
+
+    def test_a_forward_and_no_queue(self) -> None:
+        """When the queue for the record of such a forward is gone, it is declared, and the record is sent as it was."""
+        self.courier.forward(self.letters(2)[0], ELSEWHERE)
+        for _ in range(2):
+            self.taken()
+            self.server.close_channel(PARCELS)
+            self.courier.down()
+            self.connect()
+        (record,) = self.taken()
+        self.server.give_back(record)
+        self.pass_time(0.2)
+        (again,) = self.taken()
+        self.assertEqual((again.queue, again.headers), (RECORDS, record.headers))
+
+    def test_what_comes_meanwhile(self) -> None:
+        """What is asked of it while it looks for the culprit waits its turn, and is sent as it is."""
+        for letter in self.letters(1, 2):
+            self.courier.record(letter, "late")
+        self.taken()
+        self.server.close_channel(PARCELS)
+        self.courier.down()
+        self.courier.record(self.letters(3)[0], "late")
+        self.connect()
+        self.courier.record(self.letters(4)[0], "late")
+        first = self.taken()
+        self.assertEqual([one.body for one in first], [b"1"], "one at a time")
+        self.server.ack(PARCELS, first[0].tag)
+        self.poison = b""
+        self.serve()
+        self.assertEqual(list(self.books), [b"2", b"3", b"4"])
+        self.assertEqual(self.source.finished, [1, 2, 3, 4])
+
+    def test_the_order_is_kept(self) -> None:
+        """What was sent and not confirmed is sent again before what waited behind it."""
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        self.taken()
+        self.server.close_channel(PARCELS)
+        self.courier.down()
+        self.connect()
+        self.assertEqual(self.bodies(), [b"1"])
+        self.lose()
+        self.connect()
+        self.poison = b""
+        self.serve()
+        self.assertEqual(list(self.books), [b"1", b"2", b"3"])
+
+    def test_given_up(self) -> None:
+        """One that closes the channel even alone is given up, with an event; a report at the first time."""
+        self.courier.record(self.letters(2)[0], "late")
+        self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
+        for _ in range(6):
+            if not self.taken():
+                break
+            self.server.close_channel(PARCELS, 406, "PRECONDITION_FAILED - no")
+            self.courier.down()
+            self.connect()
+        self.assertEqual((self.source.finished, self.courier.unconfirmed, self.courier.reports_dropped), ([2], 0, 1))
+        lost = [event for event in self.events if isinstance(event, UndeliverableLost)]
+        self.assertEqual(len(lost), 1)
+        self.assertIn("PRECONDITION_FAILED - no", lost[0].why)
+        self.courier.record(self.letters(3)[0], "late")
+        self.assertEqual(self.bodies(), [b"3"])
+
+    def test_the_suspects_are_gone(self) -> None:
+        """When the consumer of all suspects is gone they are dropped, and what comes later is sent."""
+        for letter in self.letters(1, 2):
+            self.courier.record(letter, "late")
+        self.taken()
+        self.server.close_channel(PARCELS)
+        self.courier.down()
+        self.source.open = False
+        self.connect()
+        self.assertEqual(self.bodies(), [])
+        self.source.open = True
+        for letter in self.letters(3, 4):
+            self.courier.record(letter, "late")
+        self.assertEqual(self.bodies(), [b"3", b"4"])
+
+    def test_a_large_body(self) -> None:
+        """A body of several frames is passed on whole."""
+        body = b"x" * 300_000
+        self.courier.record(self.source.letter(1, body=body, header=message(body, {})), "too-long")
+        self.assertEqual(self.bodies(), [body])

@@ -1,0 +1,99 @@
+"""The connections to the broker as a whole: one event for what hits them all."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.health import BrokerHealth
+from owsla.config import BrokerAddress
+from owsla.events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
+
+HERE = BrokerAddress("here", password="secret")
+THERE = BrokerAddress("there")
+ROLES = ("producer", "courier", "consumers")
+
+
+class HealthTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.events: list[Event] = []
+        self.readied = 0
+        self.health = BrokerHealth(ROLES, self.events.append, self.on_ready)
+
+    def on_ready(self) -> None:
+        self.readied += 1
+
+    def take(self) -> list[type[Event]]:
+        kinds = [type(event) for event in self.events]
+        self.events.clear()
+        return kinds
+
+    def all_up(self) -> None:
+        for role in ROLES:
+            self.health.up(role, HERE)
+
+    def test_ready(self) -> None:
+        """The broker is connected once all connections are."""
+        for role in ROLES[:2]:
+            self.health.up(role, HERE)
+        self.assertEqual((self.events, self.health.ready, self.readied), ([], False, 0))
+        self.health.up(ROLES[2], HERE)
+        self.assertEqual((self.take(), self.health.ready, self.readied), ([BrokerConnected], True, 1))
+
+    def test_one_loss(self) -> None:
+        """A broker that goes away is one loss, and one connection when it is back."""
+        self.all_up()
+        self.take()
+        for role in ROLES:
+            self.health.down(role, HERE, "gone")
+        self.assertEqual(self.take(), [BrokerLost])
+        self.assertFalse(self.health.ready)
+        self.all_up()
+        self.assertEqual((self.take(), self.readied), ([BrokerConnected], 2))
+
+    def test_one_connection_of_several(self) -> None:
+        """One that is lost and comes back is a loss and a connection, too."""
+        self.all_up()
+        self.take()
+        self.health.down("courier", HERE, "gone")
+        self.health.up("courier", HERE)
+        self.assertEqual(self.take(), [BrokerLost, BrokerConnected])
+
+    def test_each_failure_is_said_once(self) -> None:
+        """Failing attempts of all connections for the same reason are said once until the broker was connected."""
+        for _ in range(3):
+            for role in ROLES:
+                self.health.failed(role, HERE, "refused")
+        self.assertEqual(self.take(), [BrokerUnavailable])
+        self.health.failed("courier", HERE, "no such vhost")
+        self.health.failed("courier", THERE, "refused")
+        self.assertEqual(self.take(), [BrokerUnavailable] * 2)
+        self.all_up()
+        self.take()
+        self.health.failed("courier", HERE, "refused")
+        self.assertEqual((self.take(), self.health.ready), ([BrokerUnavailable], False))
+
+    def test_blocked(self) -> None:
+        """That the broker is blocked is said once for all connections, and so is its end, also by a connection's end."""
+        self.all_up()
+        self.take()
+        self.health.blocked("producer", "memory")
+        self.health.blocked("courier", "memory")
+        self.assertEqual(self.take(), [BrokerBlocked])
+        self.health.unblocked("producer")
+        self.health.unblocked("producer")
+        self.assertEqual(self.take(), [])
+        self.health.down("courier", HERE, "gone")
+        self.assertEqual(sorted(kind.__name__ for kind in self.take()), ["BrokerLost", "BrokerUnblocked"])
+        self.health.unblocked("courier")
+        self.assertEqual(self.take(), [])
+        self.assertIsNot(BrokerUnblocked, BrokerBlocked)
+
+    def test_no_password(self) -> None:
+        """No event shows a password."""
+        self.all_up()
+        self.health.failed("courier", HERE, "refused")
+        self.health.down("producer", HERE, "gone")
+        self.assertTrue(self.events)
+        for event in self.events:
+            self.assertIn("here", str(event))
+            self.assertNotIn("secret", str(event) + repr(event))

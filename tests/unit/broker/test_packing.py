@@ -1,0 +1,174 @@
+"""Packed lines are what pamqp reads: the contract's message, header by header."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pamqp import commands
+from pamqp import frame as pamqp_frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import wire
+from owsla.broker.packing import LinePacker, refit
+
+LINES = st.binary(max_size=20) | st.integers(0, 200).map(lambda size: bytes(range(size)))
+ID = b"0123abcd-0000-8000-8000-000000000001"
+
+
+def packer(frame_max: int = 4096, seq_header: str = "from_device_seq", delivery_mode: int = 2) -> LinePacker:
+    return LinePacker(
+        channel=3,
+        exchange="",
+        routing_key="from_device",
+        seq_header=seq_header,
+        delivery_mode=delivery_mode,
+        reply_to=b"to_device.0123abcd",
+        frame_max=frame_max,
+    )
+
+
+def frames(data: bytes) -> list[tuple[int, int, Any]]:
+    """(bytes, channel, pamqp's frame) for each."""
+    found = []
+    while data:
+        size, channel, frame = pamqp_frame.unmarshal(data)
+        found.append((size, channel, frame))
+        data = data[size:]
+    return found
+
+
+class Message:
+    """A packed line as pamqp reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.sizes = [size for size, _, _ in frames(data)]
+        self.channels = {channel for _, channel, _ in frames(data)}
+        method, header, *parts = (frame for _, _, frame in frames(data))
+        assert isinstance(method, commands.Basic.Publish)
+        assert isinstance(header, ContentHeader)
+        self.method = method
+        self.header = header
+        self.properties = header.properties
+        self.bodies: list[bytes] = []
+        for part in parts:
+            assert isinstance(part, ContentBody)
+            self.bodies.append(part.value or b"")
+        self.body = b"".join(self.bodies)
+
+
+class PackTests(SynchronousTestCase):
+    def test_the_contracts_message(self) -> None:
+        """A line is one mandatory publish with exactly the contract's headers and properties, of the contract's types."""
+        one = packer()
+        data = one.pack(one.template(ID, None), 7, b"\xff hello", 1_700_000_000)
+        message = Message(data)
+        self.assertEqual(message.channels, {3})
+        self.assertEqual((message.method.exchange, message.method.routing_key), ("", "from_device"))
+        self.assertEqual((message.method.mandatory, message.method.immediate), (True, False))
+        self.assertEqual((message.header.class_id, message.header.weight), (60, 0))
+        self.assertEqual(
+            {name: value for name, value in message.properties if value not in (None, "")},
+            {
+                "headers": {"connection_id": ID.decode(), "from_device_seq": 7},
+                "delivery_mode": 2,
+                "timestamp": datetime.fromtimestamp(1_700_000_000, UTC),
+                "reply_to": "to_device.0123abcd",
+                "app_id": "owsla",
+            },
+        )
+        self.assertEqual(message.body, b"\xff hello")
+
+    def headers_on_the_wire(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        offset = 8 + int.from_bytes(data[3:7])
+        size = int.from_bytes(data[offset + 3 : offset + 7])
+        return wire.split_table(wire.split_properties(data[offset + 7 : offset + 7 + size], 12)["headers"])
+
+    def test_field_types(self) -> None:
+        """Ids are long strings, the number is a 64-bit integer (`l`)."""
+        one = packer(seq_header="n")
+        data = one.pack(one.template(ID, "gerät"), 7, b"x", 0)
+        self.assertEqual(
+            self.headers_on_the_wire(data),
+            [
+                (b"connection_id", b"S" + wire.long_string(ID)),
+                (b"device_id", b"S" + wire.long_string("gerät")),
+                (b"n", b"l" + (7).to_bytes(8)),
+            ],
+        )
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        st.integers(0, (1 << 63) - 1),
+        LINES,
+        st.integers(0, (1 << 32) - 1),
+        st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+        st.integers(20, 120),
+    )
+    def test_any_line(self, seq: int, line: bytes, second: int, device_id: str | None, frame_max: int) -> None:
+        """Any line of any length is the same bytes to pamqp, cut into no more body frames than it takes."""
+        one = packer(frame_max, delivery_mode=1)
+        message = Message(one.pack(one.template(ID, device_id), seq, line, second))
+        headers: dict[str, Any] = {"connection_id": ID.decode(), "from_device_seq": seq}
+        if device_id is not None:
+            headers["device_id"] = device_id
+        self.assertEqual(message.properties.headers, headers)
+        self.assertEqual(message.properties.timestamp, datetime.fromtimestamp(second, UTC))
+        self.assertEqual(message.properties.delivery_mode, 1)
+        self.assertEqual((message.header.body_size, message.body), (len(line), line))
+        self.assertEqual(len(message.bodies), -(-len(line) // (frame_max - 8)))
+        self.assertTrue(all(size <= frame_max for size in message.sizes[2:]))
+
+    def test_an_empty_line(self) -> None:
+        """An empty line is a message without a body frame."""
+        one = packer()
+        message = Message(one.pack(one.template(ID, None), 0, b"", 5))
+        self.assertEqual((message.header.body_size, message.bodies), (0, []))
+
+    def test_the_largest_body_of_one_frame(self) -> None:
+        """A body that just fills a frame has one, and a byte more has two."""
+        one = packer(108)
+        template = one.template(ID, None)
+        self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 100, 5)).bodies], [100])
+        self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 101, 5)).bodies], [100, 1])
+
+    def test_connections_do_not_mix(self) -> None:
+        """Lines of several connections, in several seconds, each have their own headers and time."""
+        one = packer()
+        templates = [one.template(b"%d" % number, None) for number in range(3)]
+        for number, second in ((0, 1), (1, 1), (2, 2), (0, 2), (1, 1)):
+            message = Message(one.pack(templates[number], number, b"x", second))
+            self.assertEqual((message.properties.headers or {})["connection_id"], str(number))
+            self.assertEqual(message.properties.timestamp, datetime.fromtimestamp(second, UTC))
+
+    def test_limit(self) -> None:
+        """After `limit` frames are as large as the broker says, for templates made before it as well."""
+        one = packer(4096)
+        template = one.template(ID, None)
+        one.limit(58)
+        self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 120, 5)).bodies], [50, 50, 20])
+        one.limit(4096)
+        self.assertEqual(len(Message(one.pack(template, 0, b"x" * 120, 5)).bodies), 1)
+
+
+class RefitTests(SynchronousTestCase):
+    @settings(deadline=None, max_examples=60)
+    @given(LINES, st.integers(20, 120), st.integers(20, 120))
+    @example(b"x" * 200, 120, 20)
+    @example(b"x" * 200, 20, 120)
+    def test_refit(self, line: bytes, before: int, after: int) -> None:
+        """A line packed again for smaller frames is the same message, its body frames all small enough."""
+        one = packer(before)
+        data = one.pack(one.template(ID, None), 1, line, 5)
+        again = refit(data, after)
+        first, second = Message(data), Message(again)
+        self.assertEqual(second.body, line)
+        self.assertEqual(second.channels, {3})
+        self.assertTrue(all(size <= after for size in second.sizes[2:]))
+        self.assertEqual(again[: sum(second.sizes[:2])], data[: sum(first.sizes[:2])])
+        if after >= before:
+            self.assertEqual(again, data)

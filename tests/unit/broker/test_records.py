@@ -1,0 +1,128 @@
+"""What is passed on: everything as it was, but for what RabbitMQ would act on."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp.header import ContentHeader
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import wire
+from owsla.amqp.wire import WireError
+from owsla.broker import records
+
+from ..amqp.values import RAW_ENTRIES, RAW_PROPERTIES, RAW_VALUES, hostile, raw_properties, raw_table
+
+MOVED = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
+EXTRA = {"owsla_reason": "late", "owsla_node": "0123abcd"}
+
+ENTRIES = st.lists(
+    st.tuples(st.sampled_from([b"CC", b"BCC", b"cc", b"owsla_reason", b"owsla_user_id", b"connection_id"]), RAW_VALUES),
+    max_size=5,
+    unique_by=lambda entry: entry[0],
+)
+
+
+class PassedOnTests(SynchronousTestCase):
+    @settings(deadline=None, max_examples=100)
+    @given(RAW_PROPERTIES, ENTRIES | RAW_ENTRIES, st.sampled_from([{}, EXTRA]))
+    def test_nothing_else_changes(
+        self, values: dict[str, bytes], entries: list[tuple[bytes, bytes]], extra: dict[str, str]
+    ) -> None:
+        """Every property and header is byte for byte what it was, in its order; only those that RabbitMQ acts on move to
+        headers of ours, and `extra` replaces headers of its names.
+        """
+        values["headers"] = raw_table(entries)
+        got = wire.split_properties(records.passed_on(raw_properties(values), extra))
+        headers = wire.split_table(got.pop("headers"))
+        self.assertEqual(
+            got, {name: raw for name, raw in values.items() if name not in ("headers", "user_id", "expiration")}
+        )
+        replaced = {name.encode() for name in extra}
+        for name in ("user_id", "expiration"):
+            if name in values:
+                replaced.add(b"owsla_" + name.encode())
+        expected = [(MOVED.get(key, key), raw) for key, raw in entries if key not in replaced]
+        for name in ("user_id", "expiration"):
+            if name in values:
+                expected.append((b"owsla_" + name.encode(), b"S" + wire.long_string(values[name][1:])))
+        expected += [(name.encode(), b"S" + wire.long_string(value)) for name, value in extra.items()]
+        self.assertEqual(headers, expected)
+
+    def test_pamqp_reads_it(self) -> None:
+        """What is passed on is a message to pamqp, with the reason in it and nothing for RabbitMQ to act on."""
+        properties = wire.encode_properties(
+            {"headers": {"CC": ["a"], "n": 1}, "user_id": "me", "expiration": "5", "message_id": "m", "type": "t"}
+        )
+        header = ContentHeader()
+        header.unmarshal(wire.header_payload(0, records.passed_on(properties, EXTRA)))
+        self.assertEqual(
+            header.properties.headers,
+            {"owsla_cc": ["a"], "n": 1, "owsla_user_id": "me", "owsla_expiration": "5", **EXTRA},
+        )
+        self.assertEqual((header.properties.message_id, header.properties.message_type), ("m", "t"))
+        self.assertIsNone(header.properties.user_id)
+        self.assertIsNone(header.properties.expiration)
+
+    def test_no_header_twice(self) -> None:
+        """What a record says of itself replaces headers of the same names: none is there twice."""
+        properties = wire.encode_properties(
+            {"headers": {"owsla_reason": "old", "owsla_user_id": "old", "owsla_node": 1, "n": 1}, "user_id": "me"}
+        )
+        headers = wire.split_table(wire.split_properties(records.passed_on(properties, EXTRA))["headers"])
+        self.assertEqual([key for key, _ in headers], [b"n", b"owsla_user_id", b"owsla_reason", b"owsla_node"])
+
+    def test_without_headers(self) -> None:
+        """A message that had no headers gets those of the record."""
+        self.assertEqual(wire.decode_properties(records.passed_on(b"\0\0", EXTRA)), {"headers": EXTRA})
+
+    def test_twice(self) -> None:
+        """A forward that is undeliverable at its node keeps what the first node moved, and has the last reason alone."""
+        first = records.passed_on(wire.encode_properties({"user_id": "me", "headers": {"CC": "a"}}), {"owsla_reason": "a"})
+        self.assertEqual(
+            wire.decode_properties(records.passed_on(first, EXTRA))["headers"],
+            {"owsla_cc": "a", "owsla_user_id": "me", **EXTRA},
+        )
+
+    @settings(deadline=None, max_examples=100)
+    @given(hostile(RAW_PROPERTIES.map(raw_properties)))
+    def test_hostile_properties(self, data: bytes) -> None:
+        """Whatever the bytes, they are passed on or raise `WireError`."""
+        try:
+            wire.split_properties(records.passed_on(data, EXTRA))
+        except WireError:
+            return
+
+
+class AloneTests(SynchronousTestCase):
+    def test_the_least(self) -> None:
+        """A record alone has its connection id and what is said of it, and is persistent."""
+        self.assertEqual(
+            wire.decode_properties(records.alone(b"some-id", EXTRA)),
+            {"headers": {"connection_id": "some-id", **EXTRA}, "delivery_mode": 2},
+        )
+
+    def test_no_id(self) -> None:
+        """Without a connection id there is no such header; an odd one is escaped, so that any client can read it."""
+        self.assertEqual(wire.decode_properties(records.alone(None, EXTRA))["headers"], EXTRA)
+        self.assertEqual(wire.decode_properties(records.alone(b"\xff", {}))["headers"], {"connection_id": "\\xff"})
+
+
+class ReportTests(SynchronousTestCase):
+    def test_the_contracts_report(self) -> None:
+        """A report is persistent, and has the connection id, the outcome, and the correlation id as it came, byte for byte."""
+        raw = records.report(b"some-id", b"\x03\xff\x00a", "delivered", "owsla")
+        self.assertEqual(wire.split_properties(raw)["correlation_id"], b"\x03\xff\x00a")
+        self.assertEqual(
+            wire.decode_properties(raw),
+            {
+                "headers": {"connection_id": "some-id", "owsla_report": "delivered"},
+                "delivery_mode": 2,
+                "correlation_id": b"\xff\x00a",
+                "app_id": "owsla",
+            },
+        )
+
+    def test_without_a_correlation_id(self) -> None:
+        """Where none was given there is none."""
+        self.assertNotIn("correlation_id", wire.split_properties(records.report(None, None, "no-connection-id", "owsla")))

@@ -1,0 +1,271 @@
+"""The confirm window, against a model of a broker that confirms as RabbitMQ may."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.window import Entry, UnknownTag, Window
+
+Line = tuple[str, int]
+"""(connection, number)."""
+
+
+def packed(line: Line) -> bytes:
+    """Lines differ in length, so that a wrong sum shows."""
+    return f"{line[0]}:{line[1]}:{'x' * (line[1] % 5)}".encode()
+
+
+def lines(entries: list[Entry]) -> list[Line]:
+    return [(entry.source, entry.seq) for entry in entries]
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """A channel of a broker, as the model: the publishes that it has not answered, by their delivery tags.
+
+    Towards the window it does all that RabbitMQ does: it confirms and refuses, one or many, in any order, and each tag once.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.window = Window(20, 200)
+        self.next_seq = {"a": 0, "b": 0, "c": 0}
+        self.by_bytes: dict[bytes, Line] = {}
+        self.tag = 1
+        self.unanswered: dict[int, Line] = {}
+        self.refused: set[Line] = set()
+        self.unsafe: set[Line] = set()
+        self.was_refused = False
+        self.repeated: set[int] = set()
+
+    def publish(self, line: Line) -> None:
+        self.unanswered[self.tag] = line
+        self.tag += 1
+
+    @rule(source=st.sampled_from("abc"), count=st.integers(1, 4))
+    def read_lines(self, source: str, count: int) -> None:
+        for _ in range(count):
+            line = source, self.next_seq[source]
+            self.next_seq[source] += 1
+            self.by_bytes[packed(line)] = line
+            self.window.add(source, line[1], packed(line))
+            self.unsafe.add(line)
+            self.publish(line)
+
+    def answer(self, data: st.DataObject) -> tuple[int, bool, list[int]]:
+        """A tag to answer, whether up to it, and which ones that means."""
+        tags = sorted(self.unanswered)
+        tag = data.draw(st.sampled_from(tags) | st.just(tags[0]))
+        multiple = data.draw(st.booleans())
+        which = [one for one in tags if one <= tag] if multiple else [tag]
+        if multiple and which == tags and data.draw(st.booleans()):
+            tag = 0  # all of them (specification, basic.ack)
+        return tag, multiple, which
+
+    def take(self, which: list[int]) -> list[Line]:
+        """The lines of these publishes that the window still waits for."""
+        taken = [self.unanswered.pop(tag) for tag in which]
+        fresh = [line for tag, line in zip(which, taken, strict=True) if tag not in self.repeated]
+        self.repeated.difference_update(which)
+        return fresh
+
+    @precondition(lambda self: self.unanswered)
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        tag, multiple, which = self.answer(data)
+        expected = self.take(which)
+        entries = self.window.confirm(tag, multiple)
+        assert lines(entries) == expected
+        back: list[Entry] = data.draw(st.lists(st.sampled_from(entries), unique=True)) if entries else []
+        self.unsafe.difference_update(expected)
+        if back and bool(data.draw(st.booleans())):  # those were returned
+            self.window.put_back(back)
+            self.unsafe.update(lines(back))
+            self.refused.update(lines(back))
+            self.was_refused = True
+
+    @precondition(lambda self: self.unanswered)
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
+        tag, multiple, which = self.answer(data)
+        expected = self.take(which)
+        assert lines(self.window.refuse(tag, multiple)) == expected
+        self.refused.update(expected)
+        self.was_refused = True
+
+    @rule()
+    def retry(self) -> None:
+        sources = {source for source, _ in self.refused}
+        again = [self.by_bytes[data] for data in self.window.retry()]
+        for source in "abc":
+            mine = [line for line in again if line[0] == source]
+            # From the first refused line on, in order; and of what is confirmed, nothing.
+            assert mine == sorted(line for line in self.unsafe if line[0] == source and source in sources)
+        for tag, (source, _) in self.unanswered.items():
+            if source in sources:
+                self.repeated.add(tag)  # its answer is still to come, and no longer matters
+        for line in again:
+            self.publish(line)
+        self.refused.clear()
+
+    @rule(smaller=st.booleans())
+    def reconnect(self, smaller: bool) -> None:
+        def refit(data: bytes) -> bytes:
+            return b"+" + data
+
+        before = {b"+" + packed(line): line for line in self.unsafe} if smaller else self.by_bytes
+        again = [before[data] for data in self.window.restart(refit if smaller else None)]
+        assert sorted(again) == sorted(self.unsafe)
+        for source in "abc":
+            mine = [number for one, number in again if one == source]
+            assert mine == sorted(mine)
+        if smaller:
+            self.window.restart(lambda data: data[1:])  # as it was, so that the model needs no second alphabet
+        self.tag = 1
+        self.unanswered.clear()
+        self.refused.clear()
+        self.repeated.clear()
+        for line in again:
+            self.publish(line)
+
+    @rule(data=st.data(), multiple=st.booleans(), confirm=st.booleans())
+    def nonsense(self, data: st.DataObject, multiple: bool, confirm: bool) -> None:
+        """A tag that was never given out, or was answered before."""
+        answered = [tag for tag in range(1, self.tag) if tag not in self.unanswered] if not multiple else []
+        tag = data.draw(st.sampled_from([*answered, self.tag, self.tag + 1, self.tag + 1000, (1 << 64) - 1]))
+        try:
+            (self.window.confirm if confirm else self.window.refuse)(tag, multiple)
+        except UnknownTag:
+            return
+        # All up to the last one, when all of them were answered: that is only superfluous.
+        raise AssertionError(f"{tag} was taken")
+
+    @invariant()
+    def the_sums_are_right(self) -> None:
+        if not hasattr(self, "window"):
+            return
+        window = self.window
+        assert window.messages == len(window) == len(self.unsafe)
+        assert window.size == sum(len(packed(line)) for line in self.unsafe)
+        assert window.full == (window.messages >= 20 or window.size >= 200)
+        assert not (window.roomy and window.full)
+        assert window.refused == bool(self.refused)
+        assert sorted(window.sources()) == sorted(source for source, _ in self.unsafe)
+
+
+class WindowTests(SynchronousTestCase):
+    def test_against_a_model(self) -> None:
+        """Whatever the broker confirms, refuses and returns, in whatever order, and however often its connection is lost: no
+        line is forgotten, none is repeated that is safe, each connection's are repeated in order, the sums are exact, and a
+        delivery tag that makes no sense is refused and changes nothing.
+        """
+        run_state_machine_as_test(
+            WindowMachine, settings=settings(deadline=None, max_examples=100, stateful_step_count=30)
+        )
+
+    def setUp(self) -> None:
+        self.window = Window(4, 1000)
+
+    def add(self, *numbers: int, source: str = "a") -> None:
+        for number in numbers:
+            self.window.add(source, number, packed((source, number)))
+
+    def numbers(self, entries: list[Entry]) -> list[int]:
+        return [entry.seq for entry in entries]
+
+    def test_bounds(self) -> None:
+        """The window is full at its bound of messages or of bytes, and roomy again only when an eighth is free."""
+        window = Window(8, 100)
+        for number in range(8):
+            self.assertFalse(window.full)
+            self.assertEqual(window.roomy, number <= 7)
+            window.add("a", number, b"x")
+        self.assertTrue(window.full)
+        self.assertFalse(window.roomy)
+        window.confirm(1, False)
+        self.assertTrue(window.roomy)
+        window.add("a", 8, b"x" * 93)
+        self.assertTrue(window.full)
+        window.confirm(8, True)
+        self.assertFalse(window.roomy, "93 bytes of 100")
+
+    def test_cumulative_then_none(self) -> None:
+        """A cumulative confirm after all were confirmed one by one confirms nothing, and is no error."""
+        self.add(0, 1)
+        self.window.confirm(1, False)
+        self.window.confirm(2, False)
+        self.assertEqual(self.window.confirm(2, True), [])
+        self.assertEqual(self.window.confirm(0, True), [])
+
+    def test_unknown_tags(self) -> None:
+        """A tag that was not given out, or was confirmed before, raises `UnknownTag`, and nothing has changed."""
+        self.add(0, 1, 2)
+        self.window.confirm(2, False)
+        for tag, multiple in ((2, False), (4, False), (4, True), (0, False)):
+            for answer in (self.window.confirm, self.window.refuse):
+                with self.assertRaises(UnknownTag):
+                    answer(tag, multiple)
+        self.assertEqual(self.window.messages, 2)
+        self.assertEqual(self.numbers(self.window.confirm(3, True)), [0, 2])
+
+    def test_refused_lines_stay(self) -> None:
+        """A refused line counts towards the window, and so does one that was returned."""
+        self.add(0, 1)
+        size = self.window.size
+        self.window.refuse(1, False)
+        self.window.put_back(self.window.confirm(2, False))
+        self.assertEqual((self.window.messages, self.window.size), (2, size))
+        self.assertTrue(self.window.refused)
+
+    def test_retry_goes_back(self) -> None:
+        """After a refusal that connection's lines are repeated from the first refused one; others are left alone."""
+        self.add(0, 1)
+        self.add(0, source="b")
+        self.add(2)
+        self.window.confirm(1, False)
+        self.window.refuse(2, False)
+        self.assertEqual(self.window.retry(), [packed(("a", 1)), packed(("a", 2))])
+        self.assertFalse(self.window.refused)
+        self.assertEqual(lines(self.window.confirm(3, False)), [("b", 0)])
+
+    def test_late_answers(self) -> None:
+        """The broker still answers the first copies of what was repeated; that says nothing of the second ones."""
+        for answer in (Window.confirm, Window.refuse):
+            for multiple in (False, True):
+                self.window = Window(4, 1000)
+                self.add(0, 1, 2)
+                self.window.refuse(1, False)
+                self.assertEqual(len(self.window.retry()), 3)  # with the tags 4, 5, 6
+                if not multiple:
+                    self.assertEqual(answer(self.window, 2, False), [])
+                self.assertEqual(answer(self.window, 3, multiple), [])
+                self.assertEqual(self.window.messages, 3)
+                self.assertFalse(self.window.refused)
+                self.assertEqual(self.numbers(self.window.confirm(6, True)), [0, 1, 2])
+                self.assertEqual((self.window.messages, self.window.size), (0, 0))
+
+    def test_restart_begins_with_the_refused(self) -> None:
+        """On a new channel refused lines come again in their places, before what was sent after them."""
+        self.add(0, 1, 2, 3)
+        self.window.refuse(2, False)
+        self.assertEqual(self.window.restart(), [packed(("a", number)) for number in range(4)])
+        self.assertFalse(self.window.refused)
+        self.assertEqual(self.numbers(self.window.confirm(4, True)), [0, 1, 2, 3])
+
+    def test_restart_refits(self) -> None:
+        """Lines packed again for another frame size count with their new size."""
+        self.add(0, 1)
+        self.assertEqual(self.window.restart(lambda data: data + b"!!"), [b"a:0:!!", b"a:1:x!!"])
+        self.assertEqual(self.window.size, 13)
+        self.window.confirm(2, True)
+        self.assertEqual(self.window.size, 0)
+
+    def test_memory(self) -> None:
+        """Confirmed lines leave nothing behind, in whatever order they are confirmed."""
+        for first in range(1, 999, 2):
+            self.add(first, first + 1)
+            self.window.confirm(first + 1, False)
+            self.window.confirm(first, False)
+        self.assertEqual(len(self.window._entries), 0)

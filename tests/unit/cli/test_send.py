@@ -1,0 +1,60 @@
+"""What `owsla send` writes and reads."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import wire
+from owsla.broker.delivery import details, read
+from owsla.broker.records import report
+from owsla.cli._send import lines_of, properties, read_report
+
+CID = b"01234567-89ab-8cde-8f01-23456789abcd"
+
+
+class PropertiesTests(SynchronousTestCase):
+    """A message to a device, as the gateway reads it."""
+
+    def test_plain(self) -> None:
+        """Without options it has a connection and nothing else that the gateway looks at."""
+        self.assertEqual(read(wire.header_payload(1, properties(CID))), (CID, None, False))
+
+    def test_options(self) -> None:
+        """Every option arrives."""
+        header = wire.header_payload(1, properties(CID, seq=4, close=True, expires_at=1500, reply_to="q", correlation_id="1"))
+        self.assertEqual(read(header), (CID, 4, True))
+        address = details(header)
+        self.assertEqual(
+            (address.close, address.expires_at, address.reply_to, address.correlation_id), (True, 1500, b"q", b"\x011")
+        )
+
+
+class ReportTests(SynchronousTestCase):
+    """A delivery report."""
+
+    def test_as_the_gateway_sends_it(self) -> None:
+        """It is read as the gateway writes it."""
+        header = wire.header_payload(0, report(CID, b"\x0217", "delivered", "owsla"))
+        self.assertEqual(read_report(header), ("17", "delivered"))
+
+    def test_none(self) -> None:
+        """Anything else is no report."""
+        self.assertIsNone(read_report(wire.header_payload(0, wire.encode_properties({}))))
+        self.assertIsNone(read_report(b"\0" * 12))
+
+
+class LinesTests(SynchronousTestCase):
+    """Standard input."""
+
+    def test_ends(self) -> None:
+        """A line ends with a newline, or a carriage return and one; the last may have none."""
+        self.assertEqual(list(lines_of(iter([b"a\nb\r", b"\n\n", b"c\rd"]))), [b"a", b"b", b"", b"c\rd"])
+        self.assertEqual(list(lines_of(iter([]))), [])
+        self.assertEqual(list(lines_of(iter([b"\n"]))), [b""])
+
+    @given(st.lists(st.binary(max_size=8)))
+    def test_pieces(self, chunks: list[bytes]) -> None:
+        """How the input is cut into pieces makes no difference."""
+        self.assertEqual(list(lines_of(iter(chunks))), list(lines_of(iter([b"".join(chunks)]))))

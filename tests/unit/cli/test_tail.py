@@ -1,0 +1,134 @@
+"""How `owsla tail` shows a message."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp.wire import Timestamp
+from owsla.cli._tail import as_json, as_text, printable
+
+CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
+
+
+def message(**headers: Any) -> dict[str, Any]:
+    """Properties as the gateway sends them."""
+    return {
+        "headers": {"connection_id": CONNECTION_ID, "from_device_seq": 7, **headers},
+        "timestamp": Timestamp(1763805600),
+        "reply_to": "to_device.01234567",
+    }
+
+
+class PrintableTests(SynchronousTestCase):
+    """Any bytes as text."""
+
+    def test_text_stays(self) -> None:
+        """What can be shown is shown as it is, in any script."""
+        self.assertEqual(printable("Grüße, 世界".encode()), "Grüße, 世界")
+
+    def test_escapes(self) -> None:
+        """What cannot be shown, or would do something to a terminal, is shown as its bytes."""
+        self.assertEqual(printable(b"a\x1b[2J\r\n\t\0\x7f"), "a\\x1b[2J\\x0d\\x0a\\x09\\x00\\x7f")
+        self.assertEqual(printable(b"\xff\xfe"), "\\xff\\xfe")
+        self.assertEqual(printable("\u202e\x9b".encode()), "\\xe2\\x80\\xae\\xc2\\x9b")
+        self.assertEqual(printable(rb"a\x1b"), r"a\\x1b")
+
+    @given(st.binary())
+    def test_is_printable_and_loses_nothing(self, raw: bytes) -> None:
+        """The result can be printed, and the bytes can be told from it."""
+        shown = printable(raw)
+        self.assertTrue(shown.isprintable())
+        back = b""
+        rest = shown
+        while rest:
+            if rest.startswith("\\\\"):
+                back, rest = back + b"\\", rest[2:]
+            elif rest.startswith("\\x"):
+                back, rest = back + bytes.fromhex(rest[2:4]), rest[4:]
+            else:
+                back, rest = back + rest[0].encode(), rest[1:]
+        self.assertEqual(back, raw)
+
+
+class TextTests(SynchronousTestCase):
+    """A message as a line of text."""
+
+    def setUp(self) -> None:
+        before = os.environ.get("TZ")
+        os.environ["TZ"] = "UTC0"
+        time.tzset()
+
+        def restore() -> None:
+            os.environ.pop("TZ")
+            if before is not None:
+                os.environ["TZ"] = before
+            time.tzset()
+
+        self.addCleanup(restore)
+
+    def test_columns(self) -> None:
+        """Time, connection, number, device, and the line."""
+        self.assertEqual(
+            as_text(message(device_id="pump 1"), b"a line", False, seq_header="from_device_seq").decode(),
+            f"2025-11-22T10:00:00 {CONNECTION_ID} 7 pump\\x201 a line\n",
+        )
+
+    def test_what_is_not_there(self) -> None:
+        """A `-` stands for what a message does not have, so that columns stay where they are."""
+        self.assertEqual(as_text({}, b"", False, seq_header="from_device_seq"), b"- - - - \n")
+
+    def test_other_header(self) -> None:
+        """The number's header may have another name."""
+        self.assertIn(b" 8 - x\n", as_text(message(nr=8), b"x", False, seq_header="nr"))
+
+    def test_odd_values(self) -> None:
+        """What others put there is shown too, on one line."""
+        odd = {"headers": {"connection_id": b"\xff\n", "device_id": ["a"]}, "timestamp": Timestamp(1 << 63)}
+        shown = as_text(odd, b"\n", False, seq_header="from_device_seq")
+        self.assertEqual(shown, b"9223372036854775808 \\xff\\x0a - ['a'] \\x0a\n")
+
+
+class JSONTests(SynchronousTestCase):
+    """A message as a JSON object."""
+
+    def shown(self, properties: dict[str, Any], body: bytes, redelivered: bool = False) -> Any:
+        line = as_json(properties, body, redelivered, seq_header="from_device_seq")
+        self.assertEqual(line.count(b"\n"), 1)
+        self.assertTrue(line.isascii())
+        return json.loads(line)
+
+    def test_text(self) -> None:
+        """A body of UTF-8 is text."""
+        self.assertEqual(
+            self.shown(message(device_id="pump"), "grüße\n".encode()),
+            {
+                "timestamp": 1763805600,
+                "connection_id": CONNECTION_ID,
+                "seq": 7,
+                "device_id": "pump",
+                "reply_to": "to_device.01234567",
+                "redelivered": False,
+                "body": "grüße\n",
+            },
+        )
+
+    def test_bytes(self) -> None:
+        """A body that is not UTF-8 is base64, in another key."""
+        shown = self.shown(message(), b"\xff\x00", redelivered=True)
+        self.assertEqual((shown["body_base64"], shown["redelivered"]), ("/wA=", True))
+        self.assertNotIn("body", shown)
+
+    def test_odd_values(self) -> None:
+        """What JSON does not have is text, and what is not there is null."""
+        shown = self.shown({"headers": {"connection_id": b"\xff", "from_device_seq": 1.5, "device_id": [b"x"]}}, b"")
+        self.assertEqual(
+            [shown[name] for name in ("connection_id", "seq", "device_id", "timestamp", "body")],
+            ["\\xff", "1.5", "[b'x']", None, ""],
+        )

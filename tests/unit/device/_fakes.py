@@ -1,0 +1,261 @@
+"""What an endpoint knows of the world, in memory: the sink, the courier, consumers, and a transport that fills up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from owsla.boundaries import Letter, LineSource
+from owsla.device.endpoint import Endpoint
+from owsla.device.framing import Framing
+from owsla.device.hub import Hub
+from owsla.events import Event
+from owsla.routing import ConnectionIds, Registry
+from owsla.turn import Turn
+
+EventType = TypeVar("EventType", bound=Event)
+
+GONE = Failure(ConnectionLost("gone"))
+
+
+class Sink:
+    """Takes lines while it has room, and notes which number each was given."""
+
+    def __init__(self) -> None:
+        self.accepting = True
+        self.room: int | None = None
+        """How many lines it takes before it accepts no more."""
+        self.lines: list[tuple[bytes, int, bytes]] = []
+        self.waiting: list[LineSource] = []
+
+    def open(self, connection_id: bytes, device_id: str | None) -> Any:
+        return connection_id, device_id
+
+    def publish(self, source: LineSource, line: bytes) -> None:
+        self.lines.append((source.connection_id, source.seq, line))
+        source.seq += 1
+        if self.room is not None:
+            self.room -= 1
+            if self.room <= 0:
+                self.accepting = False
+
+    def wait(self, source: LineSource) -> None:
+        self.waiting.append(source)
+
+    def leave(self, source: LineSource) -> None:
+        if source in self.waiting:
+            self.waiting.remove(source)
+
+    def resume(self, room: int | None = None) -> None:
+        """Take lines again: each of those who wait is called once, as long as there is room."""
+        self.room = room
+        self.accepting = True
+        for _ in range(len(self.waiting)):
+            if not self.accepting:
+                return
+            self.waiting.pop(0).resume()
+
+    def stop(self) -> None:
+        self.accepting = False
+
+    def of(self, source: LineSource) -> list[bytes]:
+        """The lines of a connection, whose numbers are checked to be 0, 1, 2 …"""
+        own = [(seq, line) for connection_id, seq, line in self.lines if connection_id == source.connection_id]
+        assert [seq for seq, _ in own] == list(range(len(own))), own
+        return [line for _, line in own]
+
+
+class Courier:
+    """Notes what is recorded, forwarded and reported, and acknowledges what it records, as the real one does."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Letter, str]] = []
+        self.reports: list[tuple[Letter, str]] = []
+
+    def record(self, letter: Letter, reason: str) -> None:
+        self.records.append((letter, reason))
+        letter.source.done(letter.tag)
+
+    def forward(self, letter: Letter, node: bytes) -> None:
+        raise AssertionError("an endpoint forwards nothing")
+
+    def report(self, letter: Letter, outcome: str) -> None:
+        self.reports.append((letter, outcome))
+
+    @property
+    def reasons(self) -> list[tuple[bytes, str]]:
+        return [(letter.body, reason) for letter, reason in self.records]
+
+
+class Source:
+    """A consumer: gives out delivery tags, and notes which come back."""
+
+    def __init__(self, prefetch: int = 500) -> None:
+        self.open = True
+        self.prefetch = prefetch
+        self.tags = 0
+        self.acked: list[int] = []
+
+    def next(self) -> int:
+        self.tags += 1
+        return self.tags
+
+    def done(self, tag: int) -> None:
+        assert 0 < tag <= self.tags, f"no such delivery: {tag}"
+        assert tag not in self.acked, f"acknowledged twice: {tag}"
+        self.acked.append(tag)
+
+    @property
+    def outstanding(self) -> int:
+        return self.tags - len(self.acked)
+
+
+class Wire:
+    """A transport to a device: takes `room` bytes, all of them by default, and is congested beyond."""
+
+    def __init__(self, room: float = float("inf")) -> None:
+        self.room = room
+        self.endpoint: Endpoint | None = None
+        self.written: list[bytes] = []
+        self.congested = False
+        self.reading = True
+        self.closed = ""
+        self.lost = False
+        """Whether its connection is gone, so that nothing may be asked of it."""
+
+    def write(self, data: bytes) -> None:
+        assert not self.lost
+        if self.closed:
+            return
+        self.written.append(data)
+        self.room -= len(data)
+        if self.room < 0:
+            self.congested = True
+
+    def drained(self, room: float = float("inf")) -> None:
+        """The device has taken everything, and so much more fits."""
+        self.room = room
+        self.congested = False
+        assert self.endpoint is not None
+        if not self.closed:
+            self.endpoint.writable()
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.written)
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def loseConnection(self) -> None:
+        self.closed = self.closed or "lost"
+
+    def abortConnection(self) -> None:
+        self.closed = "aborted"
+
+    def fileno(self) -> int:
+        return id(self)
+
+
+class World:
+    """A hub and what is around it."""
+
+    def __init__(self, framing: Framing | None = None, **options: Any) -> None:
+        self.clock = cast(Any, Clock())
+        self.turn = Turn(self.clock)
+        self.sink = Sink()
+        self.courier = Courier()
+        self.events: list[Event] = []
+        self.registry: Registry[Endpoint] = Registry()
+        self.ids = ConnectionIds()
+        self.epoch = 1_000_000.0
+        self.sources: set[Source] = set()
+        self.hub = Hub(
+            self.clock,
+            self.turn,
+            self.events.append,
+            framing=framing or Framing(),
+            sink=self.sink,
+            registry=self.registry,
+            courier=self.courier,
+            now=lambda: self.epoch + self.clock.seconds(),
+            **options,
+        )
+
+    def connect(self, room: float = float("inf"), device_id: str | None = None) -> tuple[Endpoint, Wire]:
+        """A device whose handshake is complete."""
+        endpoint = Endpoint(self.hub, self.ids.new(), device_id)
+        self.registry.add(endpoint.connection_id, endpoint)
+        wire = Wire(room)
+        wire.endpoint = endpoint
+        endpoint.makeConnection(wire)
+        return endpoint, wire
+
+    def end(self, endpoint: Endpoint, reason: Failure = GONE) -> None:
+        """The connection is gone."""
+        wire = endpoint.transport
+        endpoint.connectionLost(reason)
+        wire.lost = True
+
+    def turns(self) -> None:
+        """Let this turn of the reactor end, and those that it asks for."""
+        for _ in range(4):
+            self.clock.advance(0)
+
+    def later(self, seconds: float) -> None:
+        """Let time pass, with the hub looking ten times a second."""
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+            self.hub.tick()
+        self.turns()
+
+    def of_type(self, kind: type[EventType]) -> list[EventType]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def held(self) -> int:
+        """How many messages the hub counts as held for a missing number."""
+        return sum(self.hub._held.count(source) for source in self.sources)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages the hub counts as waiting for a socket."""
+        return sum(self.hub._queued.count(source) for source in self.sources)
+
+    # -- messages to a device ------------------------------------------------------------------------------------------
+
+    def send(self, endpoint: Endpoint, source: Source, body: bytes, seq: int | None = None) -> None:
+        """A plain message comes."""
+        self.sources.add(source)
+        endpoint.send(source, source.next(), b"header", body, endpoint.connection_id, seq)
+
+    def post(
+        self,
+        endpoint: Endpoint,
+        source: Source,
+        body: bytes,
+        seq: int | None = None,
+        fault: str | None = None,
+        **asks: Any,
+    ) -> Letter:
+        """A message comes that asks for more."""
+        self.sources.add(source)
+        letter = Letter(source, source.next(), b"header", body, endpoint.connection_id, seq, **asks)
+        letter.fault = fault
+        endpoint.post(letter)
+        return letter
+
+
+def cpu(call: Callable[[], Any]) -> float:
+    """How many seconds of this process a call takes."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start

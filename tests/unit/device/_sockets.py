@@ -1,0 +1,165 @@
+"""Real sockets under a small reactor: one that a test turns by hand, on a clock that stands still until it is told."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.task import Clock
+
+from owsla.device.tls import development_certificates, server_context
+
+
+class Loop(Clock):
+    """Watches descriptors as a reactor does, level-triggered. What a descriptor raises comes out of `turn`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: set[Any] = set()
+        self.writers: set[Any] = set()
+
+    def addReader(self, reader: Any) -> None:
+        assert reader.fileno() >= 0
+        self.readers.add(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.discard(reader)
+
+    def addWriter(self, writer: Any) -> None:
+        assert writer.fileno() >= 0
+        self.writers.add(writer)
+
+    def removeWriter(self, writer: Any) -> None:
+        self.writers.discard(writer)
+
+    def turn(self, wait: float = 0.0) -> bool:
+        """One turn; whether anything was ready."""
+        self.advance(0)
+        wanted: dict[int, int] = {}
+        by_fd: dict[int, Any] = {}
+        for group, flag in ((self.readers, select.POLLIN), (self.writers, select.POLLOUT)):
+            for one in group:
+                assert one.fileno() >= 0, f"{one} is closed and still watched"
+                wanted[one.fileno()] = wanted.get(one.fileno(), 0) | flag
+                by_fd[one.fileno()] = one
+        poll = select.poll()
+        for fd, flags in wanted.items():
+            poll.register(fd, flags)
+        ready = poll.poll(wait * 1000)
+        for fd, flags in ready:
+            one = by_fd[fd]
+            if flags & (select.POLLIN | select.POLLHUP | select.POLLERR) and one in self.readers:
+                one.doRead()
+            if flags & (select.POLLOUT | select.POLLHUP | select.POLLERR) and one in self.writers:
+                one.doWrite()
+        self.advance(0)
+        return bool(ready)
+
+    def until(self, condition: Callable[[], Any], *others: Callable[[], Any]) -> None:
+        """Turn until the condition holds, and let others have their turn as well. Real time is bounded."""
+        end = time.monotonic() + 5.0
+        while not condition():
+            assert time.monotonic() < end, "it did not happen"
+            for other in others:
+                other()
+            self.turn(0.001)
+
+    def settle(self, *others: Callable[[], Any]) -> None:
+        """Turn until nothing more happens."""
+        quiet = 0
+        while quiet < 4:
+            for other in others:
+                other()
+            quiet = 0 if self.turn(0.002) else quiet + 1
+
+
+@cache
+def context() -> SSL.Context:
+    """A server's context with a development certificate."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = development_certificates(Path(directory), "localhost")
+        return server_context(made.cert, made.key, client_ca=None, client_cert="require")
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection over the loopback interface: the server's, and the client's."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(1)
+        client = socket.create_connection(listening.getsockname())
+        server, _ = listening.accept()
+    for one in (server, client):
+        one.setblocking(False)
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    return server, client
+
+
+def unix_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a local connection, which takes little at once and loses no time over it."""
+    server, client = socket.socketpair()
+    for one in (server, client):
+        one.setblocking(False)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    return server, client
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Client:
+    """A device: OpenSSL over a socket. `step` does what can be done without waiting."""
+
+    def __init__(self, sock: socket.socket, version: int | None = None) -> None:
+        client_context = SSL.Context(SSL.TLS_METHOD)
+        if version is not None:
+            client_context.set_max_proto_version(version)
+        self.socket = sock
+        self.tls = SSL.Connection(client_context, sock)
+        self.tls.set_connect_state()
+        self.secure = False
+        self.reading = True
+        self.received = b""
+        self.ended = ""
+        """How the server's side ended: `notify`, `eof` or `reset`."""
+        self._outgoing = b""
+
+    def write(self, data: bytes) -> None:
+        self._outgoing += data
+        self.step()
+
+    def step(self) -> None:
+        if self.ended or self.socket.fileno() < 0:
+            return
+        try:
+            if not self.secure:
+                self.tls.do_handshake()
+                self.secure = True
+            while self._outgoing:
+                self._outgoing = self._outgoing[self.tls.send(self._outgoing[:16384]) :]
+            while self.reading:
+                self.received += self.tls.recv(65536)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            pass
+        except SSL.ZeroReturnError:
+            self.ended = "notify"
+        except SSL.SysCallError as error:
+            self.ended = "eof" if error.args[0] == -1 else "reset"
+        except SSL.Error:
+            self.ended = "eof"
+
+    def close(self) -> None:
+        """Let go of the socket; nothing more is said."""
+        self.socket.close()

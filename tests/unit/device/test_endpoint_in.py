@@ -1,0 +1,470 @@
+"""From the device: its lines to the sink, pauses, the rate, acknowledgements, and the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from OpenSSL import SSL
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.framing import Framing
+from owsla.events import DeviceDisconnected, LineTooLong
+
+from ._fakes import GONE, Sink, Source, Wire, World
+
+
+class Watch:
+    """Notes whose hang-up is watched for."""
+
+    def __init__(self) -> None:
+        self.watched: list[Any] = []
+
+    def watch(self, connection: Any) -> None:
+        assert connection not in self.watched
+        self.watched.append(connection)
+
+    def unwatch(self, connection: Any) -> None:
+        if connection in self.watched:
+            self.watched.remove(connection)
+
+    def tick(self) -> None: ...
+
+
+class LinesTests(SynchronousTestCase):
+    def test_published_with_numbers(self) -> None:
+        """Each connection's lines are published with 0, 1, 2 …, each with what the sink prepared for it."""
+        world = World()
+        one, _ = world.connect(device_id="d1")
+        two, _ = world.connect()
+        one.dataReceived(b"a\nb\n")
+        two.dataReceived(b"c\n")
+        one.dataReceived(b"\n")
+        self.assertEqual([(seq, line) for _, seq, line in world.sink.lines], [(0, b"a"), (1, b"b"), (0, b"c"), (2, b"")])
+        self.assertEqual(world.sink.of(one), [b"a", b"b", b""])
+        self.assertEqual((one.template, one.seq), ((one.connection_id, "d1"), 3))
+
+    def test_disconnected_event(self) -> None:
+        """The end of a connection is told with its reason, its lines both ways, and how long it was there."""
+        world = World()
+        endpoint, _ = world.connect(device_id="d1")
+        endpoint.dataReceived(b"a\nb\nc")
+        world.send(endpoint, Source(), b"hello")
+        world.turns()
+        world.clock.advance(12.5)
+        world.end(endpoint, Failure(ConnectionDone()))
+        connection_id = endpoint.connection_id.decode()
+        self.assertEqual(world.events, [DeviceDisconnected(connection_id, "d1", "closed by the device", 2, 1, 12.5, 1)])
+        self.assertEqual(len(world.registry), 0)
+
+    def test_reasons(self) -> None:
+        """A reason is in a person's words; what we closed it for comes before what the socket says."""
+        tls = Failure(SSL.Error([("SSL routines", "", "bad record mac")]))
+        for reason, said in ((tls, "TLS: bad record mac"), (GONE, "lost")):
+            world = World()
+            endpoint, _ = world.connect()
+            world.end(endpoint, reason)
+            self.assertIn(said, world.of_type(DeviceDisconnected)[0].reason)
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.close("no line for 5 s")
+        world.end(endpoint, tls)
+        self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "no line for 5 s")
+
+    def test_nothing_is_read_after_close(self) -> None:
+        """What comes after we have closed a connection is not published."""
+        world = World()
+        endpoint, wire = world.connect()
+        endpoint.close("enough")
+        endpoint.dataReceived(b"late\n")
+        self.assertEqual((world.sink.lines, wire.closed), ([], "lost"))
+        world.end(endpoint)
+        self.assertEqual(world.sink.lines, [])
+
+
+class PausingTests(SynchronousTestCase):
+    def test_when_it_next_speaks(self) -> None:
+        """Where the sink takes nothing a connection is paused when it next speaks, and not before."""
+        world = World()
+        endpoint, wire = world.connect()
+        _, quiet = world.connect()
+        world.sink.stop()
+        self.assertTrue(wire.reading)
+        endpoint.dataReceived(b"a\nb")
+        self.assertEqual((wire.reading, quiet.reading, world.sink.lines), (False, True, []))
+        self.assertEqual(world.hub.paused_connections, 1)
+        world.sink.resume()
+        self.assertEqual((wire.reading, world.sink.of(endpoint)), (True, [b"a"]))
+        self.assertEqual(world.hub.paused_connections, 0)
+        endpoint.dataReceived(b"c\n")
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"bc"])
+
+    def test_stops_in_the_middle(self) -> None:
+        """Lines that were read when the sink stopped are kept, and published in order before anything that is read later."""
+        world = World()
+        endpoint, wire = world.connect()
+        world.sink.room = 2
+        endpoint.dataReceived(b"a\nb\r\nc\r\nd\ne")
+        self.assertEqual((wire.reading, world.sink.of(endpoint)), (False, [b"a", b"b"]))
+        world.sink.resume(1)
+        self.assertEqual((wire.reading, world.sink.of(endpoint)), (False, [b"a", b"b", b"c"]))
+        world.sink.resume()
+        self.assertEqual((wire.reading, world.sink.of(endpoint)), (True, [b"a", b"b", b"c", b"d"]))
+        endpoint.dataReceived(b"f\n")
+        self.assertEqual(world.sink.of(endpoint)[4:], [b"ef"])
+
+    def test_stops_after_the_last_line(self) -> None:
+        """A sink that stops with the last line that was read pauses nobody."""
+        world = World()
+        endpoint, wire = world.connect()
+        world.sink.room = 2
+        endpoint.dataReceived(b"a\nb\nrest")
+        self.assertEqual((wire.reading, world.sink.waiting), (True, []))
+
+    def test_counted_once(self) -> None:
+        """However often the sink stops again while a connection is resumed, it waits once and counts as one."""
+        watch = Watch()
+        world = World(hangups=watch)
+        endpoint, wire = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"1\n2\n3\n4\n5\n6\n")
+        for _ in range(5):
+            world.sink.resume(1)
+            self.assertEqual(world.hub.paused_connections, 1)
+            self.assertEqual((world.sink.waiting, watch.watched, wire.reading), ([endpoint], [wire], False))
+        world.sink.resume(1)
+        self.assertEqual((world.sink.waiting, watch.watched, wire.reading), ([], [], True))
+        self.assertEqual((world.hub.paused_connections, len(world.sink.of(endpoint))), (0, 6))
+
+    def test_fair(self) -> None:
+        """A talkative device takes no more than its turn: those that wait are resumed one after another."""
+        world = World()
+        talkative, _ = world.connect()
+        others = [world.connect()[0] for _ in range(3)]
+        world.sink.stop()
+        talkative.dataReceived(b"x\n" * 100)
+        for other in others:
+            other.dataReceived(b"y\n")
+        for _ in range(4):
+            world.sink.resume(1)
+        self.assertEqual([world.sink.of(other) for other in others], [[b"y"]] * 3)
+        self.assertEqual(len(world.sink.of(talkative)), 1)
+
+    def test_gone_while_paused(self) -> None:
+        """The complete lines of a device that goes while it is paused were read, and are published; once."""
+        for room in (None, 1):
+            watch = Watch()
+            world = World(hangups=watch)
+            endpoint, _ = world.connect()
+            world.sink.room = room
+            if room is None:
+                world.sink.stop()
+            endpoint.dataReceived(b"a\nb\nrest")
+            self.assertEqual(len(watch.watched), 1)
+            world.end(endpoint)
+            self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+            self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+            self.assertEqual(world.of_type(DeviceDisconnected)[0].unterminated, 4)
+            world.sink.resume()
+            self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+
+    def test_gone_while_paused_with_a_long_line(self) -> None:
+        """Of lines that were read and not published yet, those before one that is too long are published when it goes."""
+        world = World(Framing(max_line=5))
+        endpoint, _ = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"a\nlonger\nb\n")
+        world.end(endpoint)
+        self.assertEqual(world.sink.of(endpoint), [b"a"])
+        self.assertEqual(len(world.of_type(LineTooLong)), 1)
+        self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
+
+    def test_closed_while_paused(self) -> None:
+        """A connection that is closed while it waits for the sink is not read on, nor counted as paused once it is gone."""
+        for resumed_first in (True, False):
+            watch = Watch()
+            world = World(hangups=watch)
+            endpoint, wire = world.connect()
+            world.sink.stop()
+            endpoint.dataReceived(b"a\n")
+            endpoint.close("enough")
+            if resumed_first:
+                world.sink.resume()
+            self.assertFalse(wire.reading)
+            world.end(endpoint)
+            world.sink.resume()
+            self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+
+    def test_lines_before_a_close_while_paused(self) -> None:
+        """What a device said in whole lines before we closed it is published, also if it waited for the sink then."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"a\nb\n")
+        endpoint.close("enough")
+        world.end(endpoint)
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+
+
+class RateTests(SynchronousTestCase):
+    def rate(self, world: World, device: tuple[Any, Wire], seconds: float, burst: int) -> int:
+        """How many lines a device gets through that talks as fast as it is read."""
+        endpoint, wire = device
+        for _ in range(round(seconds * 10)):
+            for _ in range(20):
+                if wire.reading:
+                    endpoint.dataReceived(b"x\n" * burst)
+            world.later(0.1)
+        return len(world.sink.of(endpoint))
+
+    def test_rate_is_kept(self) -> None:
+        """Over a long time it is the rate, with a second's worth and one reading on credit."""
+        for burst in (1, 7, 40):
+            world = World(max_rate=10.0)
+            lines = self.rate(world, world.connect(), 60, burst)
+            self.assertTrue(590 <= lines <= 600 + 20 + burst, (burst, lines))
+
+    def test_below_the_rate(self) -> None:
+        """A device that keeps to the rate is never paused, nor one that was quiet and then says a second's worth."""
+        world = World(max_rate=10.0)
+        endpoint, wire = world.connect()
+        for _ in range(50):
+            endpoint.dataReceived(b"x\n")
+            self.assertTrue(wire.reading)
+            world.later(0.1)
+        world.later(5)
+        endpoint.dataReceived(b"x\n" * 10)
+        self.assertTrue(wire.reading)
+        endpoint.dataReceived(b"x\n")
+        self.assertFalse(wire.reading)
+
+    def test_others_are_not_slowed(self) -> None:
+        """The rate is each connection's own."""
+        world = World(max_rate=10.0)
+        fast, _ = world.connect()
+        _, wire = world.connect()
+        fast.dataReceived(b"x\n" * 100)
+        self.assertTrue(wire.reading)
+
+    def test_two_reasons(self) -> None:
+        """Paused for its rate and for the sink, it is read when neither is left."""
+        for sink_first in (True, False):
+            world = World(max_rate=10.0)
+            endpoint, wire = world.connect()
+            endpoint.dataReceived(b"x\n" * 30)  # paid for in 2 s
+            world.sink.stop()
+            endpoint.dataReceived(b"y\n")  # it was on its way
+            self.assertEqual(world.hub.paused_connections, 1)
+            if sink_first:
+                world.sink.resume()
+                self.assertFalse(wire.reading)
+                world.later(3)
+            else:
+                world.later(3)
+                self.assertFalse(wire.reading)
+                world.sink.resume()
+            self.assertTrue(wire.reading)
+            self.assertEqual(world.hub.paused_connections, 0)
+            self.assertEqual(len(world.sink.of(endpoint)), 31)
+
+    def test_lines_count_when_the_sink_stops(self) -> None:
+        """Lines count for the rate also where the sink stopped in the middle of them."""
+        world = World(max_rate=10.0)
+        endpoint, wire = world.connect()
+        world.sink.room = 50
+        endpoint.dataReceived(b"x\n" * 51)
+        world.sink.resume()
+        self.assertEqual(len(world.sink.of(endpoint)), 51)
+        self.assertFalse(wire.reading)
+        world.later(3.5)
+        self.assertFalse(wire.reading)
+        world.later(1)
+        self.assertTrue(wire.reading)
+
+    def test_gone_while_rated(self) -> None:
+        """A device that goes while its rate pauses it leaves nothing behind."""
+        watch = Watch()
+        world = World(max_rate=10.0, hangups=watch)
+        endpoint, _ = world.connect()
+        endpoint.dataReceived(b"x\n" * 30)
+        self.assertEqual(len(watch.watched), 1)
+        world.end(endpoint)
+        world.later(5)
+        self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+
+
+class DeviceAckTests(SynchronousTestCase):
+    def world(self) -> World:
+        return World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
+
+    def test_once_a_turn(self) -> None:
+        """A device is told once in a turn, of the last one."""
+        world = self.world()
+        endpoint, wire = world.connect()
+        for seq in range(5):
+            endpoint.confirmed(seq)
+        self.assertEqual(wire.data, b"")
+        world.turns()
+        self.assertEqual(wire.data, b"ACK 4\r\n")
+        world.turns()
+        endpoint.confirmed(5)
+        world.turns()
+        self.assertEqual(wire.data, b"ACK 4\r\nACK 5\r\n")
+
+    @given(st.permutations(range(12)), st.lists(st.integers(1, 5), min_size=12, max_size=12))
+    def test_contiguous_prefix_only(self, confirms: list[int], turns: list[int]) -> None:
+        """In whatever order the broker confirms, the device is told of the lines that have none unconfirmed before them."""
+        world = self.world()
+        endpoint, wire = world.connect()
+        seen: set[int] = set()
+        told = -1
+        for turn in turns:
+            for seq in confirms[:turn]:
+                endpoint.confirmed(seq)
+                seen.add(seq)
+            del confirms[:turn]
+            wire.written.clear()
+            world.turns()
+            safe = min(set(range(13)) - seen) - 1
+            self.assertEqual(wire.data, b"ACK %d\r\n" % safe if safe > told else b"")
+            told = safe
+
+    def test_not_told_when_closed(self) -> None:
+        """Confirms that come when the connection is closing, or gone, are no error, and nothing is written."""
+        world = self.world()
+        endpoint, wire = world.connect()
+        endpoint.confirmed(0)
+        endpoint.close("enough")
+        world.turns()
+        endpoint.confirmed(1)
+        world.turns()
+        world.end(endpoint)
+        endpoint.confirmed(2)
+        world.turns()
+        self.assertEqual(wire.written, [])
+
+    def test_confirmed_and_gone_in_one_turn(self) -> None:
+        """A connection that goes in the turn in which its lines were confirmed is no error."""
+        world = self.world()
+        endpoint, _ = world.connect()
+        endpoint.confirmed(0)
+        world.end(endpoint)
+        world.turns()
+
+    def test_a_device_that_does_not_read(self) -> None:
+        """What a device is told does not pile up when it reads nothing: it is told of the last when it does, and closed if
+        it does not within the write timeout.
+        """
+        world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq, write_timeout=5.0)
+        endpoint, wire = world.connect(room=10)
+        for seq in range(100):
+            endpoint.confirmed(seq)
+            world.turns()
+        self.assertLess(len(wire.data), 40)
+        told = len(wire.written)
+        wire.drained()
+        world.turns()
+        self.assertEqual(wire.written[told:], [b"ACK 99\r\n"])
+        wire.room = 0
+        endpoint.confirmed(100)
+        world.turns()
+        self.assertTrue(wire.congested)
+        world.later(4.8)
+        self.assertEqual(wire.closed, "")
+        world.later(0.4)
+        self.assertEqual(wire.closed, "aborted")
+
+
+class DrainTests(SynchronousTestCase):
+    def test_reads_no_more(self) -> None:
+        """A device that is drained is read no more, whatever resumes."""
+        world = World(max_rate=10.0)
+        for state in ("reading", "waiting", "rated"):
+            world.sink.resume()
+            endpoint, wire = world.connect()
+            if state == "waiting":
+                world.sink.stop()
+                endpoint.dataReceived(b"x\n")
+            elif state == "rated":
+                endpoint.dataReceived(b"x\n" * 30)
+            endpoint.drain()
+            world.sink.resume()
+            world.later(4)
+            self.assertFalse(wire.reading, state)
+            self.assertEqual(wire.closed, "")
+            world.end(endpoint)
+            self.assertEqual(world.hub.paused_connections, 0)
+
+    def test_publishes_what_was_read(self) -> None:
+        """What it said in whole lines is published, also if it waited for the sink; once."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.sink.room = 1
+        endpoint.dataReceived(b"a\nb\nc\nrest")
+        endpoint.drain()
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"c"])
+        world.sink.resume()
+        world.end(endpoint)
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"c"])
+        self.assertEqual(world.of_type(DeviceDisconnected)[0].unterminated, 4)
+
+    def test_too_long(self) -> None:
+        """A line that is too long is not published by that either, nor is what stands behind it."""
+        world = World(Framing(max_line=5))
+        endpoint, wire = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"a\nlonger\nb\n")
+        endpoint.drain()
+        self.assertEqual((world.sink.of(endpoint), wire.closed), ([b"a"], "lost"))
+
+    def test_waits_for_no_number(self) -> None:
+        """What is held for a missing number is handed over: what is missing will not come in time."""
+        world = World()
+        endpoint, wire = world.connect()
+        source = Source()
+        for seq in (5, 2, 4):
+            world.send(endpoint, source, b"%d" % seq, seq)
+        endpoint.drain()
+        world.turns()
+        self.assertEqual((wire.data, source.outstanding), (b"2\r\n4\r\n5\r\n", 0))
+
+    def test_still_served(self) -> None:
+        """Until it is closed it is handed what comes, and told what is confirmed."""
+        world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        endpoint, wire = world.connect()
+        endpoint.dataReceived(b"a\n")
+        endpoint.drain()
+        source = Source()
+        world.send(endpoint, source, b"last", 0)
+        endpoint.confirmed(0)
+        self.assertTrue(endpoint.backlog)
+        world.turns()
+        self.assertFalse(endpoint.backlog)
+        self.assertEqual((sorted(wire.written), source.outstanding), ([b"ACK 0\r\n", b"last\r\n"], 0))
+
+    def test_twice_and_gone(self) -> None:
+        """Draining again, or one that is closed or gone, does nothing."""
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.drain()
+        endpoint.drain()
+        endpoint.close("enough")
+        endpoint.drain()
+        world.end(endpoint)
+        endpoint.drain()
+        self.assertEqual(world.hub.paused_connections, 0)
+
+
+class SinkFakeTests(SynchronousTestCase):
+    def test_numbers_are_checked(self) -> None:
+        """The sink of these tests notices a hole in the numbers."""
+        sink = Sink()
+        world = World()
+        endpoint, _ = world.connect()
+        sink.publish(endpoint, b"a")
+        endpoint.seq += 1
+        sink.publish(endpoint, b"b")
+        self.assertRaises(AssertionError, sink.of, endpoint)

@@ -1,0 +1,185 @@
+"""Peers that go while nothing is read, on real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, cast
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.hangup import PATIENCE, HangupWatch
+
+from ._sockets import Loop, reset, tcp_pair
+
+
+class Paused:
+    """A connection that is not read."""
+
+    def __init__(self) -> None:
+        self.socket, self.peer = tcp_pair()
+        self.hung_up = 0
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def hungUp(self) -> None:
+        self.hung_up += 1
+
+    def close(self) -> None:
+        self.socket.close()
+        self.peer.close()
+
+
+class HangupTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.loop = cast(Any, Loop())
+        self.watch = HangupWatch(self.loop)
+        self.watch.start()
+        self.connections: list[Paused] = []
+
+    def tearDown(self) -> None:
+        self.watch.stop()
+        for connection in self.connections:
+            connection.close()
+        self.assertEqual((self.loop.readers, self.loop.getDelayedCalls()), (set(), []))
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+
+    def paused(self, watched: bool = True) -> Paused:
+        connection = Paused()
+        self.connections.append(connection)
+        if watched:
+            self.watch.watch(connection)
+        return connection
+
+    def later(self, seconds: float) -> None:
+        self.loop.settle()
+        self.loop.advance(seconds)
+        self.watch.tick()
+
+    def test_reset(self) -> None:
+        """A peer that resets is noticed at once, by its own connection only."""
+        gone, there = self.paused(), self.paused()
+        self.loop.settle()
+        self.assertEqual((gone.hung_up, there.hung_up), (0, 0))
+        reset(gone.peer)
+        self.loop.until(lambda: gone.hung_up)
+        self.later(10)
+        self.assertEqual((gone.hung_up, there.hung_up), (1, 0))
+
+    def test_end_in_order(self) -> None:
+        """One that closes its side in order is kept for a while, in which what it sent before may still be read."""
+        connection = self.paused()
+        connection.peer.shutdown(socket.SHUT_WR)
+        self.later(PATIENCE - 0.1)
+        self.assertEqual(connection.hung_up, 0)
+        self.later(0.2)
+        self.assertEqual(connection.hung_up, 1)
+        self.later(10)
+        self.assertEqual(connection.hung_up, 1)
+
+    def test_closed_before_it_was_watched(self) -> None:
+        """It makes no difference whether the peer went before or after the pause."""
+        ended, gone = self.paused(watched=False), self.paused(watched=False)
+        ended.peer.close()
+        reset(gone.peer)
+        self.watch.watch(ended)
+        self.watch.watch(gone)
+        self.later(PATIENCE + 0.1)
+        self.assertEqual((ended.hung_up, gone.hung_up), (1, 1))
+
+    def test_data_is_no_hangup(self) -> None:
+        """What the peer says makes nothing of it ready: the watch costs nothing while devices talk."""
+        connection = self.paused()
+        connection.peer.send(b"x" * 1000)
+        self.assertFalse(self.loop.turn(0.02))
+        self.later(10)
+        self.assertEqual(connection.hung_up, 0)
+
+    def test_read_again_in_time(self) -> None:
+        """One that is read again in that time is the reader's; paused again it has its whole time again."""
+        connection = self.paused()
+        connection.peer.shutdown(socket.SHUT_WR)
+        self.later(PATIENCE - 1)
+        self.watch.unwatch(connection)
+        self.later(10)
+        self.assertEqual(connection.hung_up, 0)
+        self.watch.watch(connection)
+        self.later(PATIENCE - 1)
+        self.assertEqual(connection.hung_up, 0)
+        self.later(2)
+        self.assertEqual(connection.hung_up, 1)
+
+    def test_several(self) -> None:
+        """Each has its own time."""
+        first, second = self.paused(), self.paused()
+        first.peer.close()
+        self.later(2)
+        second.peer.close()
+        self.later(PATIENCE - 2 + 0.1)
+        self.assertEqual((first.hung_up, second.hung_up), (1, 0))
+        self.later(2)
+        self.assertEqual(second.hung_up, 1)
+
+    def test_idempotent(self) -> None:
+        """Watching twice is watching once, and letting go of what is not watched does nothing."""
+        connection, never = self.paused(), self.paused(watched=False)
+        self.watch.watch(connection)
+        self.watch.unwatch(never)
+        self.watch.unwatch(connection)
+        self.watch.unwatch(connection)
+        reset(connection.peer)
+        self.loop.settle()
+        self.assertEqual(connection.hung_up, 0)
+
+    def test_descriptors_are_used_again(self) -> None:
+        """A connection that gets the number of one that is gone is watched as any other."""
+        old = self.paused()
+        number = old.fileno()
+        self.watch.unwatch(old)
+        old.close()
+        new = self.paused()
+        self.assertEqual(new.fileno(), number)
+        reset(new.peer)
+        self.loop.until(lambda: new.hung_up)
+        self.assertEqual(old.hung_up, 0)
+
+    def test_unwatched_inside_hung_up(self) -> None:
+        """A connection may let go of itself, and of others that went with it, when it hears of it."""
+        one, other = self.paused(), self.paused()
+
+        def both() -> None:
+            self.watch.unwatch(one)
+            self.watch.unwatch(other)
+
+        self.patch(one, "hungUp", both)
+        self.patch(other, "hungUp", both)
+        reset(one.peer)
+        reset(other.peer)
+        self.loop.settle()
+        self.later(10)
+        one, other = self.paused(), self.paused()
+        self.patch(one, "hungUp", both)
+        self.patch(other, "hungUp", both)
+        one.peer.close()
+        other.peer.close()
+        self.later(10)
+
+    def test_many(self) -> None:
+        """More than are reported at once are all noticed."""
+        connections = [self.paused() for _ in range(300)]
+        for connection in connections:
+            reset(connection.peer)
+        self.loop.until(lambda: all(connection.hung_up for connection in connections))
+        self.assertEqual({connection.hung_up for connection in connections}, {1})
+
+    def test_stopped(self) -> None:
+        """Once it has stopped it watches nobody, and asking it to is no error."""
+        connection = self.paused()
+        self.watch.stop()
+        self.assertEqual((self.watch.fileno(), self.loop.readers), (-1, set()))
+        self.watch.unwatch(connection)
+        self.watch.watch(connection)
+        self.watch.unwatch(connection)
+        self.watch.tick()

@@ -1,0 +1,469 @@
+"""The device port: who is accepted, counted, timed out and let go; on real sockets, with time in the test's hands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any, cast
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.config import ConfigError
+from owsla.device import listener as listener_module
+from owsla.device.admission import Admission
+from owsla.device.endpoint import Endpoint
+from owsla.device.framing import Framing
+from owsla.device.hangup import PATIENCE, HangupWatch
+from owsla.device.hub import Hub
+from owsla.device.listener import BACKLOG, Listener, claim
+from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
+from owsla.events import DeviceConnected, DeviceDisconnected, Event, Full, HandshakeFailed, Listening
+from owsla.routing import ConnectionIds, Registry
+from owsla.turn import Turn
+
+from ._fakes import Courier, Sink
+from ._sockets import Client, Loop, context, reset
+
+
+class ClaimTests(SynchronousTestCase):
+    def test_any_port(self) -> None:
+        """Port 0 is any free one; the socket is bound, does not block, and is not listening yet."""
+        with claim(0, "127.0.0.1") as sock:
+            self.assertGreater(sock.getsockname()[1], 0)
+            self.assertFalse(sock.getblocking())
+            with socket.socket() as client:
+                self.assertEqual(client.connect_ex(sock.getsockname()), errno.ECONNREFUSED)
+
+    def test_in_use(self) -> None:
+        """A port that another listens on is one line that names the option, the port and the interface; nothing is leaked."""
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            before = set(os.listdir("/proc/self/fd"))
+            error = self.assertRaises(ConfigError, claim, port, "127.0.0.1")
+            self.assertEqual(str(error), f"--port: port {port} on 127.0.0.1 is in use by another process")
+            error = self.assertRaises(ConfigError, claim, port, "127.0.0.1", "--embedded-port")
+            self.assertTrue(str(error).startswith("--embedded-port: "), error)
+            self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+
+    def test_not_ours(self) -> None:
+        """An address that is not this machine's, or is none, is one line as well."""
+        for interface in ("192.0.2.1", "2001:db8::1", "no such host.invalid"):
+            error = self.assertRaises(ConfigError, claim, 0, interface)
+            self.assertIn(f"port 0 on {interface} cannot be used: ", str(error))
+            self.assertNotIn("\n", str(error))
+
+    def test_not_allowed(self) -> None:
+        """A port that we may not use is one line with the system's reason."""
+        with mock.patch.object(socket.socket, "bind", side_effect=PermissionError(errno.EACCES, "Permission denied")):
+            error = self.assertRaises(ConfigError, claim, 80, "127.0.0.1")
+        self.assertRegex(str(error), r"^--port: port 80 on 127\.0\.0\.1 cannot be used: (?i:permission denied)$")
+
+    def test_all_interfaces(self) -> None:
+        """All interfaces are those of IPv4, and of IPv6 where there is any."""
+        with claim(0, "") as sock:
+            port = sock.getsockname()[1]
+            sock.listen()
+            with socket.create_connection(("127.0.0.1", port)):
+                pass
+            if sock.family == socket.AF_INET6:
+                with socket.create_connection(("::1", port)):
+                    pass
+
+    def test_without_ipv6(self) -> None:
+        """Without IPv6 it is IPv4 alone."""
+        self.patch(listener_module, "_has_ipv6", lambda: False)
+        with claim(0, "") as sock:
+            self.assertEqual((sock.family, sock.getsockname()[0]), (socket.AF_INET, "0.0.0.0"))
+
+    def test_ipv6_interface(self) -> None:
+        """An IPv6 interface is that one alone."""
+        if not listener_module._has_ipv6():
+            return
+        with claim(0, "::1") as sock:
+            self.assertEqual(sock.getsockname()[0], "::1")
+
+
+class Base(SynchronousTestCase):
+    def setUp(self) -> None:
+        context()
+        import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
+
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.patch(listener_module, "DEFER_ACCEPT", 0)  # silent connections are seen at once
+        self.loop = cast(Any, Loop())
+        self.events: list[Event] = []
+        self.sink = Sink()
+        self.failures: list[str] = []
+        self.clients: list[socket.socket] = []
+        self.listener: Listener | None = None
+
+    def tearDown(self) -> None:
+        """When the listener is stopped and all connections are gone nothing is left."""
+        if self.listener is None:
+            return
+        for client in self.clients:
+            client.close()
+        self.loop.settle()
+        for one in list(self.loop.readers):
+            if isinstance(one, TLSTransport):
+                one.abortConnection()
+        self.loop.settle()
+        if self.listener.running:
+            self.listener.stopService()
+        self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
+        self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
+        self.assertEqual(self.hub.paused_connections, 0)
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+
+    def listen(
+        self, max_connections: int = 100, max_handshakes: int = 100, idle_timeout: float = 0.0, **options: Any
+    ) -> Listener:
+        """A listener whose port is open."""
+        self.registry: Registry[Endpoint] = Registry()
+        hangups = HangupWatch(self.loop)
+        self.hub = Hub(
+            self.loop,
+            Turn(self.loop),
+            self.events.append,
+            framing=Framing(),
+            sink=self.sink,
+            registry=self.registry,
+            courier=Courier(),
+            now=self.loop.seconds,
+            hangups=hangups,
+            **options,
+        )
+        self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
+        self.listener = Listener(
+            self.loop,
+            claim(0, "127.0.0.1"),
+            context(),
+            self.hub,
+            ConnectionIds(),
+            self.registry,
+            self.admission,
+            self.events.append,
+            hangups,
+            handshake_timeout=15.0,
+            idle_timeout=idle_timeout,
+            identify=lambda connection: "somebody",
+            fail=self.failures.append,
+        )
+        self.listener.startService()
+        self.listener.open()
+        return self.listener
+
+    def connect(self) -> socket.socket:
+        """Somebody who connects and says nothing."""
+        assert self.listener is not None
+        client = socket.create_connection(("127.0.0.1", self.listener.port))
+        client.setblocking(False)
+        self.clients.append(client)
+        self.loop.settle()
+        return client
+
+    def device(self) -> Client:
+        """A device whose handshake is complete."""
+        client = Client(self.connect())
+        before = len(self.registry)
+        self.loop.until(lambda: client.secure and len(self.registry) > before, client.step)
+        self.loop.settle(client.step)
+        return client
+
+    def later(self, seconds: int) -> None:
+        for _ in range(seconds):
+            for _ in range(10):
+                self.loop.advance(0.1)
+            self.loop.settle()
+
+    def of_type(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class PortTests(Base):
+    def test_opens_once(self) -> None:
+        """The port opens once, with an event, when it is told to and not at the start."""
+        listener = self.listen()
+        listener.open()
+        self.assertEqual(self.events, [Listening("127.0.0.1", listener.port)])
+        self.assertIn(listener, self.loop.readers)
+
+    def test_not_before_the_start(self) -> None:
+        """It does not open before the service starts, nor after it has stopped."""
+        listener = self.listen()
+        self.events.clear()
+        listener.stopService()
+        listener.open()
+        self.assertEqual(self.events, [])
+        self.assertNotIn(listener, self.loop.readers)
+
+    def test_cannot_listen(self) -> None:
+        """Where another was quicker to listen on the port, it is said why, once, and nothing is accepted."""
+        with mock.patch.object(socket.socket, "listen", side_effect=OSError(errno.EADDRINUSE, "in use")):
+            listener = self.listen()
+            listener.open()
+        self.assertEqual(len(self.failures), 1)
+        self.assertIn(str(listener.port), self.failures[0])
+        self.assertEqual((self.events, listener in self.loop.readers), ([], False))
+
+    def test_deep_backlog(self) -> None:
+        """A stampede waits in the system's queue."""
+        asked = []
+        real = socket.socket.listen
+
+        def listen(sock: socket.socket, backlog: int) -> None:
+            asked.append(backlog)
+            real(sock, backlog)
+
+        with mock.patch.object(socket.socket, "listen", listen):
+            self.listen()
+        self.assertEqual(asked, [BACKLOG])
+        self.assertGreaterEqual(BACKLOG, 1024)
+
+    def test_options_of_accepted_sockets(self) -> None:
+        """A device's socket sends at once, is probed when it is quiet, and does not block."""
+        self.listen()
+        self.device()
+        (endpoint,) = self.registry
+        sock = endpoint.transport._socket
+        self.assertTrue(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 120)
+        self.assertFalse(sock.getblocking())
+
+    def test_stop_accepting(self) -> None:
+        """When the port closes, those connected stay, and their lines go on."""
+        listener = self.listen()
+        device = self.device()
+        listener.stop_accepting()
+        self.assertNotIn(listener, self.loop.readers)
+        device.write(b"still here\n")
+        self.loop.until(lambda: self.sink.lines)
+        self.assertEqual(len(self.registry), 1)
+
+    def test_handshake_after_the_port_closed(self) -> None:
+        """One that was accepted just before is not let in: nobody would give it its turn."""
+        listener = self.listen()
+        late = Client(self.connect())
+        listener.stop_accepting()
+        self.loop.until(lambda: late.ended, late.step)
+        self.assertEqual((late.ended, len(self.registry), self.of_type(DeviceConnected)), ("notify", 0, []))
+
+
+class CountingTests(Base):
+    def test_counted_when_secured(self) -> None:
+        """A device is registered, and told of, when its handshake is complete, and not before."""
+        listener = self.listen()
+        silent = self.connect()
+        self.assertEqual((self.admission.connections, self.admission.handshaking), (1, 0))
+        client = Client(silent)
+        client.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, len(self.registry), listener.handshakes), (1, 0, 0))
+        self.loop.until(lambda: len(self.registry), client.step)
+        (endpoint,) = self.registry
+        (event,) = self.of_type(DeviceConnected)
+        self.assertEqual(event.connection_id, endpoint.connection_id.decode())
+        self.assertEqual((event.device_id, event.tls), ("somebody", "TLSv1.3"))
+        self.assertEqual((self.admission.open, self.admission.handshaking, listener.handshakes), (1, 0, 1))
+        client.close()
+        self.loop.until(lambda: not len(self.registry))
+        self.assertEqual((self.admission.connections, len(self.of_type(DeviceDisconnected))), (0, 1))
+        self.assertEqual(listener.failed_handshakes, 0)
+
+    def test_failed_handshake(self) -> None:
+        """A failed handshake is an event, and counted; no device was there."""
+        listener = self.listen()
+        self.connect().send(b"GET / HTTP/1.0\r\n\r\n")
+        self.loop.until(lambda: self.of_type(HandshakeFailed))
+        self.assertEqual((listener.failed_handshakes, self.admission.connections), (1, 0))
+        self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
+
+    def test_full(self) -> None:
+        """At the limit accepting pauses, with one event, and goes on when one leaves: who waited gets in."""
+        listener = self.listen(max_connections=3)
+        silent = [self.connect() for _ in range(3)]
+        self.assertNotIn(listener, self.loop.readers)
+        waiting = Client(self.connect())
+        for _ in range(3):
+            waiting.step()
+            self.later(1)
+        self.assertEqual((self.admission.connections, waiting.secure), (3, False))
+        self.assertEqual([event.connections for event in self.of_type(Full)], [3])
+        reset(silent[0])
+        self.loop.until(lambda: len(self.registry) == 1, waiting.step)
+        self.assertEqual(self.admission.connections, 3)
+
+    def test_a_stampede(self) -> None:
+        """However many come at once, no more than the limit are ever accepted, and all get their turn."""
+        self.listen(max_connections=10)
+        assert self.listener is not None
+        waiting = []
+        for _ in range(35):
+            sock = socket.create_connection(("127.0.0.1", self.listener.port))
+            sock.setblocking(False)
+            self.clients.append(sock)
+            waiting.append(Client(sock))
+        served = 0
+        while waiting:
+            for client in waiting:
+                client.step()
+            self.loop.turn(0.01)
+            self.assertLessEqual(self.admission.connections, 10)
+            for client in [client for client in waiting if client.secure]:
+                waiting.remove(client)
+                served += 1
+                client.close()
+        self.assertEqual(served, 35)
+
+    def test_handshakes_are_bounded(self) -> None:
+        """With as many handshakes as may be at once accepting pauses, and goes on when one is complete or fails; it is no
+        reason to say that the gateway is full.
+        """
+        listener = self.listen(max_handshakes=2)
+        one, two = Client(self.connect()), Client(self.connect())
+        one.step()
+        two.step()
+        self.loop.turn(0.1)
+        self.loop.turn(0.1)
+        self.assertEqual(self.admission.handshaking, 2)
+        self.assertNotIn(listener, self.loop.readers)
+        self.loop.until(lambda: len(self.registry) == 1, one.step)
+        self.assertIn(listener, self.loop.readers)
+        self.assertEqual(self.of_type(Full), [])
+
+    def test_silent_ones_take_no_handshake(self) -> None:
+        """Health checks and stalled devices do not keep others from their handshake."""
+        self.listen(max_handshakes=2)
+        for _ in range(10):
+            self.connect()
+        self.device()
+        self.assertEqual(len(self.registry), 1)
+
+    def test_no_open_files(self) -> None:
+        """Where the system has no more files accepting pauses with one event, and is tried again a second later."""
+        for code in (errno.EMFILE, errno.ENFILE):
+            self.events.clear()
+            listener = self.listen()
+            with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+                sock.accept.side_effect = OSError(code, os.strerror(code))
+                waiting = Client(self.connect())
+                self.assertNotIn(listener, self.loop.readers)
+                self.later(3)
+                self.assertEqual(len(self.of_type(Full)), 1)
+            self.later(1)
+            self.loop.until(lambda: len(self.registry) == 1, waiting.step)
+            self.tearDown()
+            self.setUp()
+
+    def test_gone_before_accept(self) -> None:
+        """One that is gone when it is accepted is nothing to speak of."""
+        listener = self.listen()
+        with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+            for error in (ConnectionAbortedError(), BlockingIOError(), InterruptedError()):
+                sock.accept.side_effect = error
+                listener.doRead()
+        self.assertIn(listener, self.loop.readers)
+        self.device()
+
+
+class TimeTests(Base):
+    def test_handshake_timeout(self) -> None:
+        """Who has not completed its handshake in time is closed and told of, whether it spoke or not; others stay."""
+        self.listen()
+        self.device()
+        self.connect()
+        Client(self.connect()).step()
+        self.loop.settle()
+        self.later(14)
+        self.assertEqual(self.admission.connections, 3)
+        self.later(2)
+        self.assertEqual(self.admission.connections, 1)
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"] * 2)
+
+    def test_goodbye_is_bounded(self) -> None:
+        """A device that does not answer our goodbye keeps its place for so long and no longer."""
+        self.listen()
+        client = self.device()
+        client.reading = False
+        (endpoint,) = self.registry
+        endpoint.close("enough")
+        self.later(int(CLOSING_TIMEOUT) - 1)
+        self.assertEqual(self.admission.connections, 1)
+        self.later(3)
+        self.assertEqual(self.admission.connections, 0)
+        self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
+
+    def test_idle(self) -> None:
+        """A device with no line in either direction is closed within the timeout and an eighth; one that says or is told
+        something is not.
+        """
+        self.listen(idle_timeout=80.0)
+        quiet, talking, told = self.device(), self.device(), self.device()
+        by_age = list(self.registry)
+        for _ in range(9):
+            talking.write(b"x\n")
+            by_age[2].send(mock.Mock(), 1, b"", b"hello", b"", None)
+            self.later(10)
+            if self.loop.seconds() < 79:
+                self.assertEqual(len(self.registry), 3)
+        for client in (quiet, talking, told):
+            client.step()
+        self.assertEqual((quiet.ended, talking.ended, told.ended), ("notify", "", ""))
+
+    def test_no_idle_timeout(self) -> None:
+        """An idle timeout of 0 is none."""
+        self.listen(idle_timeout=0.0)
+        self.device()
+        for _ in range(10):
+            self.loop.advance(1000)
+        self.assertEqual(len(self.registry), 1)
+
+    def test_idle_time_stands_still(self) -> None:
+        """Devices that are quiet because they are not read are not idle: their time begins anew when they are read."""
+        self.listen(idle_timeout=40.0)
+        client = self.device()
+        self.later(30)
+        self.sink.stop()
+        self.later(100)
+        self.sink.resume()
+        self.later(38)
+        client.step()
+        self.assertEqual(client.ended, "")
+        self.later(10)
+        client.step()
+        self.assertEqual(client.ended, "notify")
+
+    def test_gone_while_paused(self) -> None:
+        """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""
+        for leave in (Client.close, lambda client: reset(client.socket)):
+            self.listen()
+            client = self.device()
+            self.sink.stop()
+            client.write(b"whole\nrest")
+            self.loop.until(lambda: self.hub.paused_connections, client.step)
+            leave(client)
+            self.later(int(PATIENCE) + 2)
+            self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
+            self.assertEqual([line for _, _, line in self.sink.lines], [b"whole"])
+            self.tearDown()
+            self.setUp()
+
+    def test_an_error_in_a_tick(self) -> None:
+        """An error of ours while the clock ticks is logged, and the clock ticks on."""
+        self.listen()
+        self.connect()
+        with mock.patch.object(self.hub, "tick", side_effect=RuntimeError("ours")):
+            self.later(1)
+        with mock.patch.object(Admission, "overdue", side_effect=RuntimeError("ours")):
+            self.later(1)
+        self.assertTrue(self.flushLoggedErrors(RuntimeError))
+        with mock.patch.object(self.hub, "tick") as tick:
+            self.later(1)
+        self.assertTrue(tick.called)
+        self.later(16)
+        self.assertEqual(self.admission.connections, 0)

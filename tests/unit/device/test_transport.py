@@ -1,0 +1,612 @@
+"""TLS on real sockets, over the loopback interface, against OpenSSL as the device."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, cast
+
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport, explain
+
+from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
+
+
+class Recorder:
+    """A protocol that notes what it hears, and may do something about it."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.received = b""
+        self.lost: list[Failure] = []
+        self.writables = 0
+        self.on_data: Any = None
+        self.on_writable: Any = None
+
+    def makeConnection(self, transport: Any) -> None:
+        assert self.transport is None
+        self.transport = transport
+
+    def dataReceived(self, data: bytes) -> None:
+        assert data
+        assert not self.lost
+        self.received += data
+        if self.on_data is not None:
+            self.on_data()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+    def writable(self) -> None:
+        assert not self.lost
+        assert not self.transport.congested
+        self.writables += 1
+        if self.on_writable is not None:
+            self.on_writable()
+
+
+class Owner:
+    """Notes what it is told of a transport."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.refuse = False
+        self.lines = Recorder()
+
+    def spoke(self, transport: TLSTransport) -> None:
+        self.told.append("spoke")
+
+    def secured(self, transport: TLSTransport) -> Recorder | None:
+        self.told.append("secured")
+        return None if self.refuse else self.lines
+
+    def closing(self, transport: TLSTransport) -> None:
+        self.told.append("closing")
+
+    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+        self.told.append(("lost", failed))
+
+    @property
+    def failed(self) -> str | None:
+        """Why the handshake was never completed."""
+        word, failed = self.told[-1]
+        assert word == "lost"
+        assert failed is None or isinstance(failed, str)
+        return failed
+
+
+class Base(SynchronousTestCase):
+    tcp = False
+
+    def setUp(self) -> None:
+        context()  # makes a certificate, once
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.loop = cast(Any, Loop())
+        self.owner = Owner()
+        self.lines = self.owner.lines
+        self.socket, self.peer = tcp_pair() if self.tcp else unix_pair()
+        self.transport = TLSTransport(self.loop, self.socket, ("127.0.0.1", 5), context(), self.owner)
+
+    def tearDown(self) -> None:
+        """Whatever happened, nothing is left: no descriptor, nothing watched, no call; and the end was told once."""
+        self.transport.abortConnection()
+        self.loop.settle()
+        self.peer.close()
+        self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+        self.assertEqual(len([told for told in self.owner.told if told[0] == "lost"]), 1)
+        if self.lines.transport is not None:
+            self.assertEqual(len(self.lines.lost), 1)
+        self.assertEqual((self.socket.fileno(), self.transport.fileno()), (-1, -1))
+
+    def connect(self, version: int | None = None) -> Client:
+        """A device whose handshake is complete."""
+        client = Client(self.peer, version)
+        self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
+        self.loop.settle(client.step)
+        return client
+
+    def end(self) -> BaseException:
+        """Why the protocol's connection was lost."""
+        (reason,) = self.lines.lost
+        assert isinstance(reason.value, BaseException)
+        return reason.value
+
+
+class OpenTests(Base):
+    def test_both_ways(self) -> None:
+        """After the handshake, in TLS 1.2 or 1.3, bytes go both ways; the owner heard of each step once."""
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            client = self.connect(version)
+            client.write(b"hello\n")
+            self.loop.until(lambda: self.lines.received == b"hello\n")
+            self.transport.write(b"good day\r\n")
+            self.loop.until(lambda: client.received == b"good day\r\n", client.step)  # noqa: B023
+            self.assertEqual(self.owner.told, ["spoke", "secured"])
+            self.assertFalse(self.transport.congested)
+            self.tearDown()
+            self.setUp()
+
+    def test_data_with_the_last_of_the_handshake(self) -> None:
+        """What a device says in the same moment as the last of its handshake is not lost."""
+        client = Client(self.peer)
+        client.write(b"at once\n")
+        self.loop.until(lambda: self.lines.received == b"at once\n", client.step)
+
+    def test_one_record_a_turn(self) -> None:
+        """No connection gets more than a record in a turn, and everything in the end."""
+        client = self.connect()
+        client.write(b"x" * 50_000)
+        client.step()
+        sizes: list[int] = []
+        self.lines.on_data = lambda: sizes.append(len(self.lines.received) - sum(sizes))
+        while sum(sizes) < 50_000:
+            before = len(sizes)
+            self.loop.turn(0.1)
+            client.step()
+            self.assertLessEqual(len(sizes), before + 1)
+        self.assertTrue(all(size <= 16384 for size in sizes))
+
+    def test_pause(self) -> None:
+        """A paused transport reads nothing, and goes on where it was."""
+        client = self.connect()
+        self.transport.pauseProducing()
+        self.transport.pauseProducing()
+        client.write(b"later")
+        self.loop.settle(client.step)
+        self.assertEqual(self.lines.received, b"")
+        self.transport.resumeProducing()
+        self.loop.until(lambda: self.lines.received == b"later")
+
+    def test_stalled_reader(self) -> None:
+        """While the device does not read the transport is congested; once all has left, `writable` says so once, and every byte
+        arrived in order.
+        """
+        client = self.connect()
+        client.reading = False
+        data = b"".join(b"%06d" % number for number in range(100_000))
+        self.transport.write(data)
+        self.assertTrue(self.transport.congested)
+        self.transport.write(b"behind")
+        self.loop.settle(client.step)
+        self.assertTrue(self.transport.congested)
+        self.assertEqual(self.lines.writables, 0)
+        client.reading = True
+        self.loop.until(lambda: self.lines.writables, client.step)
+        self.assertFalse(self.transport.congested)
+        self.loop.until(lambda: len(client.received) == len(data) + 6, client.step)
+        self.assertEqual(client.received, data + b"behind")
+        self.assertEqual((self.lines.writables, self.loop.writers), (1, set()))
+
+    def test_writes_of_any_size(self) -> None:
+        """Writes of all sizes around a record's arrive whole, with a device that reads now and then."""
+        client = self.connect()
+        client.reading = False
+        sent = b""
+        for number, size in enumerate([1, 16383, 16384, 16385, 32768, 40_000, 3, 100_000, 16384]):
+            data = bytes([65 + number]) * size
+            sent += data
+            self.transport.write(data)
+            self.loop.turn()
+            client.reading = number % 3 == 0
+            client.step()
+        client.reading = True
+        self.loop.until(lambda: len(client.received) == len(sent), client.step)
+        self.assertEqual(client.received, sent)
+
+    def test_partial_sends(self) -> None:
+        """OpenSSL may take less than it is given (RFC 6066, 4: a device may ask for small records); nothing is sent twice."""
+        client = self.connect()
+        real = self.transport.tls
+
+        class Small:
+            """Takes 512 bytes at once."""
+
+            def send(self, data: bytes) -> int:
+                return int(real.send(data[:512]))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        self.transport._tls = Small()  # type: ignore[assignment]
+        data = b"".join(b"%06d" % number for number in range(4000))
+        self.transport.write(data[:1000])
+        self.transport.write(data[1000:])
+        self.loop.until(lambda: len(client.received) >= len(data), client.step)
+        self.assertEqual(client.received, data)
+
+    def test_write_inside_writable(self) -> None:
+        """What is written when it is writable again goes out, also if it congests it anew."""
+        client = self.connect()
+        client.reading = False
+        more = [b"b" * 300_000, b"c" * 300_000, b"d"]
+
+        def write() -> None:
+            if more:
+                self.transport.write(more.pop(0))
+
+        self.lines.on_writable = write
+        self.transport.write(b"a" * 300_000)
+        client.reading = True
+        self.loop.until(lambda: client.received.endswith(b"d"), client.step)
+        self.assertEqual(client.received, b"a" * 300_000 + b"b" * 300_000 + b"c" * 300_000 + b"d")
+
+    def test_close_inside_writable(self) -> None:
+        """A protocol may close when it is writable."""
+        client = self.connect()
+        client.reading = False
+
+        def bye() -> None:
+            self.transport.write(b"bye")
+            self.transport.loseConnection()
+
+        self.lines.on_writable = bye
+        self.transport.write(b"a" * 300_000)
+        client.reading = True
+        self.loop.until(lambda: client.ended, client.step)
+        self.assertEqual((client.received[300_000:], client.ended), (b"bye", "notify"))
+
+    def test_empty_write(self) -> None:
+        """Writing nothing does nothing."""
+        self.connect()
+        self.transport.write(b"")
+        self.assertFalse(self.transport.congested)
+
+    def test_error_in_the_protocol(self) -> None:
+        """An error in the protocol is logged, and costs its own connection only."""
+        client = self.connect()
+
+        def fail() -> None:
+            raise RuntimeError("ours")
+
+        self.lines.on_data = fail
+        client.write(b"x")
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertIsInstance(self.end(), RuntimeError)
+
+
+class CloseTests(Base):
+    def test_everything_arrives(self) -> None:
+        """Everything that was written arrives before the goodbye, and the connection is closed when the peer has closed."""
+        client = self.connect()
+        client.reading = False
+        data = b"x" * 300_000
+        self.transport.write(data)
+        self.transport.loseConnection()
+        self.transport.write(b"too late")
+        self.loop.settle(client.step)
+        self.assertEqual(self.lines.lost, [])
+        client.reading = True
+        self.loop.until(lambda: client.ended, client.step)
+        self.assertEqual((client.received, client.ended), (data, "notify"))
+        self.loop.settle()
+        self.assertEqual(self.lines.lost, [])
+        client.close()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionDone)
+        self.assertEqual(self.owner.told, ["spoke", "secured", "closing", ("lost", None)])
+        self.assertEqual(self.lines.writables, 0)
+
+    def test_the_peer_still_talks(self) -> None:
+        """What the peer still sends is read and dropped, so that our last line is not lost over it."""
+        client = self.connect()
+        self.transport.write(b"bye\r\n")
+        self.transport.loseConnection()
+        client.tls.send(b"not read by anybody" * 100)
+        self.loop.settle()
+        client.step()
+        self.assertEqual((client.received, client.ended, self.lines.received), (b"bye\r\n", "notify", b""))
+        client.close()
+        self.loop.until(lambda: self.lines.lost)
+
+    def test_closed_while_paused(self) -> None:
+        """A connection that was not being read notices the peer's end all the same once it is closing."""
+        client = self.connect()
+        self.transport.pauseProducing()
+        client.write(b"unread")
+        self.transport.loseConnection()
+        self.loop.until(lambda: client.ended, client.step)
+        client.close()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"")
+
+    def test_close_inside_data(self) -> None:
+        """A protocol may close when it reads: it hears no more."""
+        client = self.connect()
+        self.lines.on_data = self.transport.loseConnection
+        client.write(b"one")
+        client.write(b"two")
+        self.loop.until(lambda: client.ended, client.step)
+        self.assertEqual((self.lines.received, client.ended), (b"one", "notify"))
+
+    def test_abort_inside_data(self) -> None:
+        """It may abort as well."""
+        client = self.connect()
+        self.lines.on_data = self.transport.abortConnection
+        client.write(b"one")
+        client.write(b"two")
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"one")
+        self.assertIsInstance(self.end(), ConnectionAborted)
+
+    def test_twice(self) -> None:
+        """Closing twice, or aborting what is closed, tells nobody again."""
+        client = self.connect()
+        self.transport.loseConnection()
+        self.transport.loseConnection()
+        self.transport.abortConnection()
+        self.transport.abortConnection()
+        self.loop.until(lambda: self.lines.lost, client.step)
+        self.transport.abortConnection()
+        self.transport.loseConnection()
+        self.transport.resumeProducing()
+        self.transport.write(b"x")
+        self.transport.connectionLost(Failure(ConnectionLost()))
+        self.loop.settle()
+        self.assertEqual(len(self.lines.lost), 1)
+
+    def test_peers_goodbye(self) -> None:
+        """The peer's goodbye ends the connection, and is answered with ours."""
+        client = self.connect()
+        client.write(b"last\n")
+        client.tls.shutdown()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionDone)
+        self.assertEqual(self.lines.received, b"last\n")
+        self.assertEqual(explain(self.lines.lost[0]), "closed by the device")
+        client.step()
+        self.assertEqual(client.ended, "notify")
+
+    def test_end_without_goodbye(self) -> None:
+        """A connection that ends without one is lost; what came before was read."""
+        client = self.connect()
+        client.write(b"last\n")
+        client.close()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionLost)
+        self.assertEqual(self.lines.received, b"last\n")
+
+    def test_hung_up(self) -> None:
+        """A peer that went while nothing was read is lost."""
+        self.connect()
+        self.transport.pauseProducing()
+        self.transport.hungUp()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionLost)
+
+    def test_garbage_in_an_open_connection(self) -> None:
+        """What is no TLS ends the connection, with OpenSSL's word for it."""
+        self.connect()
+        self.peer.send(b"GET / HTTP/1.0\r\n\r\n" * 10)
+        self.loop.until(lambda: self.lines.lost)
+        self.assertTrue(explain(self.lines.lost[0]).startswith("TLS: "), explain(self.lines.lost[0]))
+
+    def test_found_dead_by_the_reactor(self) -> None:
+        """So is one that the reactor found dead."""
+        self.connect()
+        self.transport.connectionLost(Failure(ConnectionLost()))
+        self.assertIsInstance(self.end(), ConnectionLost)
+
+    def test_timeout_is_said(self) -> None:
+        """A goodbye that is not answered is the owner's to bound."""
+        self.assertTrue(0 < CLOSING_TIMEOUT <= 30)
+        self.connect()
+        self.transport.loseConnection()
+        self.loop.settle()
+        self.assertEqual(self.lines.lost, [])
+        self.transport.abortConnection()
+        self.loop.settle()
+        self.assertEqual(len(self.lines.lost), 1)
+
+
+class HandshakeBase(Base):
+    def ended(self) -> str | None:
+        self.loop.until(lambda: self.owner.told and self.owner.told[-1][0] == "lost")
+        self.assertIsNone(self.lines.transport)
+        self.assertEqual(self.lines.lost, [])
+        return self.owner.failed
+
+
+class HandshakeTests(HandshakeBase):
+    def test_garbage(self) -> None:
+        """Garbage instead of a ClientHello closes the connection, with OpenSSL's word for it, and raises nothing."""
+        for garbage in (b"GET / HTTP/1.0\r\n\r\n", b"\0" * 100, b"\x16\x03\x01\x00\x05hello", os.urandom(5) + b"\xff" * 60_000):
+            self.peer.send(garbage)
+            failed = self.ended()
+            self.assertTrue(failed and failed.startswith("TLS: "), (garbage[:20], failed))
+            self.tearDown()
+            self.setUp()
+
+    def test_silent(self) -> None:
+        """A peer that goes without a word has not spoken."""
+        self.loop.settle()
+        self.assertEqual(self.owner.told, [])
+        self.peer.close()
+        self.assertEqual(self.ended(), "closed before it said anything")
+        self.assertEqual(self.owner.told, [("lost", "closed before it said anything")])
+
+    def test_slow_hello(self) -> None:
+        """A ClientHello that comes byte by byte is one."""
+        client = Client(self.peer)
+        sent: list[bytes] = []
+        memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        memory.set_connect_state()
+        self.assertRaises(SSL.WantReadError, memory.do_handshake)
+        sent.append(memory.bio_read(65536))
+        for byte in sent[0]:
+            self.peer.send(bytes([byte]))
+            self.loop.turn()
+        self.loop.settle()
+        self.assertEqual(self.owner.told, ["spoke"])
+        self.assertGreater(len(client.socket.recv(65536)), 100)  # the ServerHello and more
+
+    def test_timeout(self) -> None:
+        """One that takes too long fails with what the owner says."""
+        for speaks in (False, True):
+            if speaks:
+                Client(self.peer).step()
+                self.loop.settle()
+            self.transport.timeOut("no handshake within 15 s")
+            self.assertEqual(self.ended(), "no handshake within 15 s")
+            self.tearDown()
+            self.setUp()
+
+    def test_refused_by_the_owner(self) -> None:
+        """An owner that wants no more closes it with a goodbye."""
+        self.owner.refuse = True
+        client = Client(self.peer)
+        self.loop.until(lambda: client.ended, client.step)
+        self.assertEqual(client.ended, "notify")
+        client.close()
+        self.assertIsNone(self.ended())
+
+    def test_close_and_abort(self) -> None:
+        """Before the handshake is complete closing is aborting, in each state, and nothing is sent then."""
+        for speaks in (False, True):
+            for end in (TLSTransport.loseConnection, TLSTransport.abortConnection):
+                client = Client(self.peer)
+                if speaks:
+                    client.step()
+                    self.loop.settle()
+                end(self.transport)
+                end(self.transport)
+                self.transport.write(b"x")
+                self.assertIsNotNone(self.ended())
+                self.tearDown()
+                self.setUp()
+
+    def test_congested_handshake(self) -> None:
+        """A handshake whose answer does not fit the socket goes on when it does."""
+        real = self.transport
+
+        class Stubborn:
+            """OpenSSL's connection to a socket that is full at first."""
+
+            def __init__(self, tls: SSL.Connection) -> None:
+                self.tls = tls
+                self.refusals = 2
+
+            def do_handshake(self) -> None:
+                if self.refusals:
+                    self.refusals -= 1
+                    raise SSL.WantWriteError()
+                self.tls.do_handshake()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.tls, name)
+
+        client = Client(self.peer)
+        client.step()
+        self.loop.turn(0.1)
+        self.assertEqual(self.owner.told, ["spoke"])
+        real._tls = Stubborn(real.tls)  # type: ignore[assignment]
+        self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
+        self.assertEqual(self.loop.writers, set())
+
+
+class RobustnessTests(Base):
+    def test_an_error_at_the_end(self) -> None:
+        """An error in the protocol's own end costs no descriptor: the owner is told, and the socket is closed."""
+        client = self.connect()
+
+        def fail(reason: Failure) -> None:
+            Recorder.connectionLost(self.lines, reason)
+            raise RuntimeError("ours")
+
+        self.patch(self.lines, "connectionLost", fail)
+        client.close()
+        try:
+            self.loop.until(lambda: self.lines.lost)
+        except RuntimeError:
+            pass  # it may come out of the reactor, which logs it
+        self.flushLoggedErrors(RuntimeError)
+        try:
+            self.assertEqual((self.owner.told[-1], self.socket.fileno()), (("lost", None), -1))
+        finally:
+            self.socket.close()
+
+
+class TcpTests(HandshakeBase):
+    """What only TCP has: resets, and addresses."""
+
+    tcp = True
+
+    def test_reset(self) -> None:
+        """So is one that is reset."""
+        self.connect()
+        reset(self.peer)
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionLost)
+        self.assertEqual(explain(self.lines.lost[0]), "lost")
+
+    def test_reset_while_congested(self) -> None:
+        """A connection that dies while something waits to be written is never `writable` again."""
+        for way in ("read", "write"):
+            client = self.connect()
+            client.reading = False
+            self.transport.write(b"x" * 300_000)
+            if way == "write":
+                self.transport.pauseProducing()
+            reset(self.peer)
+            self.loop.until(lambda: self.lines.lost)
+            self.assertEqual(self.lines.writables, 0, way)
+            self.assertIsInstance(self.end(), ConnectionLost)
+            self.tearDown()
+            self.setUp()
+
+    def test_write_to_a_dead_connection(self) -> None:
+        """A write that finds the connection dead says so from the reactor, not to the writer; no more is taken from then on."""
+        self.connect()
+        self.transport.pauseProducing()
+        reset(self.peer)
+        self.transport.write(b"one")  # Linux reports the reset here, or at the next one
+        self.transport.write(b"two")
+        self.assertEqual(self.lines.lost, [])
+        self.assertTrue(self.transport.congested)
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionLost)
+
+    def test_reset_while_closing(self) -> None:
+        """A peer that resets instead of taking our goodbye is gone, and nothing else."""
+        for size in (10, 300_000):
+            client = self.connect()
+            client.reading = False
+            self.transport.write(b"x" * size)
+            self.transport.loseConnection()
+            reset(self.peer)
+            self.loop.until(lambda: self.lines.lost)
+            self.tearDown()
+            self.setUp()
+
+    def test_silent_reset(self) -> None:
+        """Nor has one that resets."""
+        reset(self.peer)
+        self.assertIsNotNone(self.ended())
+
+    def test_gone_in_the_middle(self) -> None:
+        """A peer that goes in the middle of its handshake is a failed handshake."""
+        for end in (socket.socket.close, reset):
+            Client(self.peer).step()
+            self.loop.settle()
+            self.assertEqual(self.owner.told, ["spoke"])
+            end(self.peer)
+            self.assertEqual(self.ended(), "lost")
+            self.tearDown()
+            self.setUp()
+
+    def test_addresses(self) -> None:
+        """Addresses are Twisted's, an IPv4 one that comes as IPv6 being what it is, and one a person can read."""
+        self.assertEqual((self.transport.getPeer(), self.transport.peer), (IPv4Address("TCP", "127.0.0.1", 5), "127.0.0.1:5"))
+        self.assertEqual(self.transport.getHost().host, "127.0.0.1")
+        for host, address, person in (
+            ("::ffff:10.0.0.1", IPv4Address("TCP", "10.0.0.1", 7), "10.0.0.1:7"),
+            ("fe80::1", IPv6Address("TCP", "fe80::1", 7), "[fe80::1]:7"),
+        ):
+            self.transport._address = (host, 7, 0, 0)
+            self.assertEqual((self.transport.getPeer(), self.transport.peer), (address, person))

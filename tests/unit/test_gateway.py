@@ -1,0 +1,367 @@
+"""How a node stops: in which order, in whose turn, by when, and what its last line says."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from txamqp.client import Closed
+
+from owsla.broker.protocol import BrokerError
+from owsla.gateway import STEP, Gateway
+from owsla.routing import Registry
+
+
+class Device:
+    """A connection that is settled when the test says so, and gone when it was closed."""
+
+    def __init__(self, world: World, name: bytes) -> None:
+        self.world = world
+        self.name = name
+        self.transport: object | None = object()
+        self.backlog = False
+        self.settled = True
+        self.stubborn = False
+        """Whether it does not go when it is closed."""
+        self.drained: list[float] = []
+        self.closed: list[float] = []
+
+    def drain(self) -> None:
+        self.drained.append(self.world.clock.seconds())
+
+    def close(self, reason: str) -> None:
+        assert reason == "the gateway stops"
+        if not self.closed:
+            self.closed.append(self.world.clock.seconds())
+            if not self.stubborn:
+                self.world.clock.callLater(0.01, self.gone)
+
+    def gone(self) -> None:
+        self.transport = None
+        self.world.registry.remove(self.name)
+
+
+class Child(Service):
+    """A service that notes when it stops, and may take a while for it."""
+
+    def __init__(self, world: World, name: str, takes: float = 0.0) -> None:
+        self.world = world
+        self.setName(name)
+        self.takes = takes
+        self.close_timeout = 5.0
+        """For a connection to the broker: how long its goodbye may take."""
+
+    def startService(self) -> None:
+        super().startService()
+        self.world.log.append(f"{self.name} started")
+
+    def stop_accepting(self) -> None:
+        self.world.log.append("port closed")
+
+    def stopService(self) -> Deferred[None] | None:
+        super().stopService()
+        if not self.takes:
+            self.world.log.append(f"{self.name} stopped")
+            return None
+        waiting: Deferred[None] = Deferred()
+        self.world.clock.callLater(self.takes, waiting.callback, None)
+        return waiting.addCallback(lambda _: self.world.log.append(f"{self.name} stopped"))
+
+
+class Parcels:
+    """The producer, the courier: so much is not confirmed."""
+
+    def __init__(self) -> None:
+        self.unconfirmed = 0
+
+    def settled(self, source: Any) -> bool:
+        assert isinstance(source, Device)
+        return source.settled
+
+
+class OwnQueue:
+    """The node's own queue, and what looking at it finds: empty if nothing else is said."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.connected = True
+        self.answers: list[bool | Exception] = []
+
+    async def give_up_own_queue(self) -> bool:
+        answer = self.answers.pop(0) if self.answers else True
+        if isinstance(answer, Exception):
+            raise answer
+        if answer:
+            self.world.log.append("own queue gone")
+        return answer
+
+
+class World:
+    """A gateway and what is around it."""
+
+    def __init__(self, drain_timeout: float = 30.0, drain_spread: float = 10.0, embedded: bool = True) -> None:
+        self.clock = cast(Any, Clock())
+        self.clock.advance(1000)
+        self.log: list[str] = []
+        self.registry: Registry[Device] = Registry()
+        self.producer, self.courier, self.consumers = Parcels(), Parcels(), OwnQueue(self)
+        self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
+        self.gateway = Gateway(
+            self.clock,
+            listener=cast(Any, Child(self, "listener")),
+            registry=cast(Any, self.registry),
+            producer=self.producer,
+            courier=self.courier,
+            consumers=self.consumers,
+            connections=cast(Any, self.connections),
+            embedded=Child(self, "embedded") if embedded else None,
+            drain_timeout=drain_timeout,
+            drain_spread=drain_spread,
+        )
+        self.gateway.startService()
+        self.devices: list[Device] = []
+
+    def connect(self, count: int) -> list[Device]:
+        devices = [Device(self, b"%d" % (len(self.devices) + number)) for number in range(count)]
+        for device in devices:
+            self.registry.add(device.name, device)
+        self.devices += devices
+        return devices
+
+    def stop(self) -> Deferred[Any]:
+        self.log.clear()
+        self.began = self.clock.seconds()
+        return self.gateway.stopService()
+
+    def later(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.01)):
+            self.clock.advance(0.01)
+
+
+class StoppingTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            if event.get("log_namespace") == "owsla":
+                self.lines.append(formatEvent(event))
+
+        publisher: Any = globalLogPublisher
+        publisher.addObserver(observe)
+        self.addCleanup(publisher.removeObserver, observe)
+
+    def test_start_order(self) -> None:
+        """The embedded broker starts first, then the connections to it, and the device port last."""
+        self.assertEqual(
+            World().log, [f"{name} started" for name in ("embedded", "consumers", "producer", "courier", "listener")]
+        )
+
+    def test_order(self) -> None:
+        """The port closes first; then the devices, the own queue, the connections to the broker, all at once, and the
+        embedded broker last.
+        """
+        world = World()
+        devices = world.connect(3)
+        stopping = world.stop()
+        self.assertEqual(world.log, ["port closed"])
+        self.assertTrue(world.gateway.draining)
+        self.assertFalse(world.gateway.running)
+        while len(world.registry):
+            self.assertNoResult(stopping)
+            self.assertEqual(world.log, ["port closed"])
+            world.later(0.01)
+        world.later(2)
+        self.successResultOf(stopping)
+        self.assertEqual(world.log[:3], ["port closed", "own queue gone", "listener stopped"])
+        self.assertEqual(set(world.log[3:6]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
+        self.assertEqual(world.log[6:], ["embedded stopped"])
+        self.assertTrue(all(len(device.drained) == 1 for device in devices))
+        self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_nobody_connected(self) -> None:
+        """Without devices, and without an embedded broker, there is nothing to wait for."""
+        world = World(embedded=False)
+        stopping = world.stop()
+        world.later(0.5)
+        self.successResultOf(stopping)
+        self.assertEqual(self.lines[-1], "Stopped: 0 devices closed, everything confirmed")
+
+    def test_turns_are_spread(self) -> None:
+        """Each device has its turn once, and the turns are spread evenly over the time given; until then it is left alone."""
+        world = World(drain_spread=10.0)
+        world.connect(1000)
+        stopping = world.stop()
+        for second in range(1, 10):
+            world.later(1)
+            closed = sum(bool(device.closed) for device in world.devices)
+            self.assertTrue(abs(closed - second * 100) <= 15, (second, closed))
+            self.assertTrue(all(device.drained or not device.closed for device in world.devices))
+        world.later(2)
+        self.successResultOf(stopping)
+        self.assertTrue(all(len(device.drained) == 1 for device in world.devices))
+
+    def test_few_devices_are_spread_too(self) -> None:
+        """No two of a few go in the same instant where there is time."""
+        world = World(drain_spread=10.0)
+        world.connect(20)
+        world.stop()
+        world.later(12)
+        instants = {device.closed[0] for device in world.devices}
+        self.assertEqual(len(instants), 20)
+
+    def test_spread_within_the_deadline(self) -> None:
+        """However long the turns are to be spread, there is time left after them."""
+        world = World(drain_timeout=4.0, drain_spread=60.0)
+        world.connect(100)
+        stopping = world.stop()
+        world.later(2.2)
+        self.assertEqual(len(world.registry), 0)
+        world.later(1)
+        self.successResultOf(stopping)
+        self.assertEqual(self.lines[-1], "Stopped: 100 devices closed, everything confirmed")
+
+    def test_a_device_is_closed_when_it_is_settled(self) -> None:
+        """At its turn a device is drained, and closed when its lines are confirmed and nothing waits for it."""
+        world = World(drain_spread=0.1)
+        (device,) = world.connect(1)
+        device.settled = False
+        device.backlog = True
+        stopping = world.stop()
+        world.later(1)
+        self.assertEqual((len(device.drained), device.closed), (1, []))
+        device.settled = True
+        world.later(1)
+        self.assertEqual(device.closed, [])
+        device.backlog = False
+        world.later(2 * STEP)
+        self.assertEqual(len(device.closed), 1)
+        world.later(1)
+        self.successResultOf(stopping)
+
+    def test_one_does_not_hold_up_the_others(self) -> None:
+        """A device that is not settled keeps none behind it from its turn."""
+        world = World(drain_spread=1.0)
+        devices = world.connect(5)
+        devices[0].settled = False
+        world.stop()
+        world.later(2)
+        self.assertEqual(len(world.registry), 1)
+
+    def test_gone_by_themselves(self) -> None:
+        """Devices that go before, or in, their turn are waited for no longer."""
+        world = World(drain_spread=2.0)
+        devices = world.connect(10)
+        for device in devices:
+            device.settled = False
+        stopping = world.stop()
+        world.later(1)
+        for device in devices:
+            device.gone()
+        world.later(4)
+        self.successResultOf(stopping)
+        self.assertEqual([device.closed for device in devices], [[]] * 10)
+
+    def test_confirms_are_waited_for(self) -> None:
+        """The own queue is given up when everything is confirmed, and the connections close when the records of what was in it
+        are.
+        """
+        world = World()
+        world.producer.unconfirmed = 3
+        stopping = world.stop()
+        world.later(1)
+        self.assertEqual(world.log, ["port closed"])
+        world.producer.unconfirmed = 0
+        world.courier.unconfirmed = 1
+        world.later(1)
+        self.assertEqual(world.log, ["port closed"])
+        world.courier.unconfirmed = 0
+        world.later(1)
+        self.assertEqual(world.log[1], "own queue gone")
+        self.successResultOf(stopping)
+
+    def test_own_queue(self) -> None:
+        """The own queue is looked at until it is empty."""
+        world = World()
+        world.consumers.answers = [False, False, False, True]
+        stopping = world.stop()
+        world.later(3 * STEP - 0.01)
+        self.assertNotIn("own queue gone", world.log)
+        world.later(0.03)
+        self.assertIn("own queue gone", world.log)
+        world.later(1)
+        self.successResultOf(stopping)
+
+    def test_deadline(self) -> None:
+        """At the deadline it stops all the same, in the same order, and its last line counts what it gave up."""
+        world = World(drain_timeout=5.0, drain_spread=1.0)
+        devices = world.connect(4)
+        devices[0].settled = False
+        devices[1].stubborn = True
+        world.producer.unconfirmed = 7
+        world.courier.unconfirmed = 2
+        stopping = world.stop()
+        world.later(4.9)
+        self.assertNoResult(stopping)
+        world.later(0.8)
+        self.successResultOf(stopping)
+        self.assertEqual(len(devices[0].closed), 1)
+        self.assertEqual([world.log[0], world.log[1], world.log[-1]], ["port closed", "listener stopped", "embedded stopped"])
+        self.assertEqual(len(world.log), 6)
+        self.assertEqual([connection.close_timeout for connection in world.connections], [0.0] * 3)
+        (line,) = [line for line in self.lines if "deadline" in line]
+        self.assertEqual(line, self.lines[-1])
+        for part in ("7 lines", "2 messages", "2 devices"):
+            self.assertIn(part, line)
+
+    def test_own_queue_is_never_empty(self) -> None:
+        """A back end that goes on filling it does not keep the node beyond the deadline."""
+        world = World(drain_timeout=2.0)
+        world.consumers.answers = [False] * 1000
+        stopping = world.stop()
+        world.later(1.9)
+        self.assertNoResult(stopping)
+        world.later(0.7)
+        self.successResultOf(stopping)
+        self.assertEqual(world.log[-1], "embedded stopped")
+
+    def test_the_broker_is_away(self) -> None:
+        """Without a connection to the broker the own queue is left to expire, and nothing is waited for."""
+        world = World()
+        world.consumers.connected = False
+        world.consumers.answers = [RuntimeError("not to be asked")]
+        stopping = world.stop()
+        world.later(0.6)
+        self.successResultOf(stopping)
+        self.assertEqual(world.log[-1], "embedded stopped")
+
+    def test_the_broker_objects(self) -> None:
+        """Where the broker objects, or goes meanwhile, that is said, and the rest is stopped."""
+        for error in (Closed("away"), BrokerError(404, "no such queue", scope="channel")):
+            world = World()
+            world.consumers.answers = [False, error]
+            stopping = world.stop()
+            world.later(1)
+            self.successResultOf(stopping)
+            self.assertEqual(world.log[-1], "embedded stopped")
+            self.assertIn("own queue", self.lines[-2])
+
+    def test_hurry(self) -> None:
+        """Told to hurry, it waits for nothing more."""
+        world = World()
+        devices = world.connect(100)
+        world.producer.unconfirmed = 1
+        stopping = world.stop()
+        world.later(1)
+        left = len(world.registry)
+        self.assertGreater(left, 50)
+        world.gateway.hurry()
+        world.later(0.6)
+        self.successResultOf(stopping)
+        self.assertTrue(all(device.closed for device in devices))
+        self.assertIn("1 lines", self.lines[-1])
+        self.assertEqual(world.log[-1], "embedded stopped")

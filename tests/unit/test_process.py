@@ -1,0 +1,59 @@
+"""How the process ends."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.process import stop_on_signals
+
+
+class Reactor:
+    """A reactor that runs when a test says so."""
+
+    def __init__(self) -> None:
+        self.starting: list[Callable[[], None]] = []
+        self.stopped = 0
+
+    def callWhenRunning(self, call: Callable[[], None]) -> None:
+        self.starting.append(call)
+
+    def callFromThread(self, call: Callable[..., None], *args: Any) -> None:
+        call(*args)
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+class SignalTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", self.handlers.__setitem__)
+        self.reactor = Reactor()
+        self.hurried = 0
+        stop_on_signals(self.reactor, self.hurry)
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+    def get(self, number: int) -> None:
+        self.handlers[number](number, None)
+
+    def test_once_the_reactor_runs(self) -> None:
+        """Both signals are taken, but not before the reactor runs: its own handlers would replace ours."""
+        self.assertEqual(self.handlers, {})
+        for call in self.reactor.starting:
+            call()
+        self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT})
+
+    def test_in_order_then_at_once(self) -> None:
+        """The first signal stops in order, and each after it, of either kind, at once."""
+        for call in self.reactor.starting:
+            call()
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
+        self.get(signal.SIGINT)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))

@@ -1,0 +1,229 @@
+"""Connection ids, and where a message belongs."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.boundaries import BAD, Letter
+from owsla.routing import ConnectionIds, Registry, Router, canonical, node_of
+
+HERE = b"0123abcd"
+ID = b"0123abcd-1111-8222-9333-444444444444"
+GONE = b"0123abcd-1111-8222-9333-555555555555"
+ELSEWHERE = b"89abcdef-1111-8222-9333-444444444444"
+
+
+class IdTests(SynchronousTestCase):
+    @settings(deadline=None)
+    @given(st.binary(min_size=4, max_size=4), st.binary(min_size=12, max_size=12))
+    def test_a_uuid_of_version_8(self, node: bytes, rest: bytes) -> None:
+        """An id is a UUID of version 8 and the RFC's variant in its canonical form, and begins with its node."""
+        ids = ConnectionIds(lambda size: node if size == 4 else rest[:size])
+        made = ids.new()
+        parsed = uuid.UUID(made.decode())
+        self.assertEqual(str(parsed).encode(), made)
+        self.assertEqual(parsed.version, 8)
+        self.assertEqual(parsed.variant, uuid.RFC_4122)
+        self.assertEqual(parsed.bytes[:4], node)
+        self.assertEqual(ids.node, node.hex().encode())
+        self.assertEqual(node_of(made), ids.node)
+        self.assertEqual(canonical(made), made)
+
+    def test_ninety_random_bits(self) -> None:
+        """What the node, the version and the variant leave is random: 90 bits."""
+        ids = ConnectionIds()
+        seen_ones = seen_zeros = 0
+        for _ in range(300):
+            number = uuid.UUID(ids.new().decode()).int
+            seen_ones |= number
+            seen_zeros |= ~number
+        self.assertEqual((seen_ones & seen_zeros & ((1 << 96) - 1)).bit_count(), 90)
+
+    def test_different(self) -> None:
+        """Ids differ, and so do nodes."""
+        ids = ConnectionIds()
+        self.assertEqual(len({ids.new() for _ in range(1000)}), 1000)
+        self.assertNotEqual(ids.node, ConnectionIds().node)
+
+
+class CanonicalTests(SynchronousTestCase):
+    @settings(deadline=None)
+    @given(st.uuids())
+    def test_either_case(self, some: uuid.UUID) -> None:
+        """A UUID in either case has one canonical form."""
+        self.assertEqual(canonical(str(some).encode()), str(some).encode())
+        self.assertEqual(canonical(str(some).upper().encode()), str(some).encode())
+
+    def test_what_is_none(self) -> None:
+        """Whatever is not the text of a UUID, to the last character, is not taken for one."""
+        for odd in (
+            b"", b"x", ID + b"\n", b" " + ID, ID[:-1], ID + b"0", ID.replace(b"-", b""), b"{" + ID + b"}", ID[:-1] + b"g",
+            b"urn:uuid:" + ID, ID[:-1] + b"\xff", bytes(36),
+        ):  # fmt: skip
+            self.assertIsNone(canonical(odd), odd)
+
+    @settings(deadline=None)
+    @given(st.binary(max_size=40))
+    def test_any_bytes(self, data: bytes) -> None:
+        """Any bytes may come in the header."""
+        self.assertIn(canonical(data), (None, data.lower()))
+
+
+class RegistryTests(SynchronousTestCase):
+    def test_registry(self) -> None:
+        """Connections are found by their id until they are removed; removing one twice does no harm."""
+        registry: Registry[str] = Registry()
+        registry.add(b"a", "A")
+        registry.add(b"b", "B")
+        self.assertEqual((registry.find(b"a"), registry.find(b"c"), len(registry)), ("A", None, 2))
+        for connection in registry:  # it may shrink meanwhile
+            registry.remove(connection.lower().encode())
+        registry.remove(b"a")
+        self.assertEqual((registry.find(b"a"), len(registry)), (None, 0))
+
+
+class Source:
+    open = True
+    prefetch = 100
+
+    def done(self, tag: int) -> None:
+        raise AssertionError("the router acknowledges nothing")
+
+
+class Held:
+    """A connection that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+        self.posted: list[Letter] = []
+
+    def send(self, *what: Any) -> None:
+        self.sent.append(what)
+
+    def post(self, letter: Letter) -> None:
+        self.posted.append(letter)
+
+
+class Courier:
+    def __init__(self) -> None:
+        self.recorded: list[tuple[bytes | None, str]] = []
+        self.forwarded: list[tuple[bytes | None, bytes]] = []
+
+    def record(self, letter: Letter, reason: str) -> None:
+        self.recorded.append((letter.connection_id, reason))
+
+    def forward(self, letter: Letter, node: bytes) -> None:
+        self.forwarded.append((letter.connection_id, node))
+
+    def report(self, letter: Letter, outcome: str) -> None:
+        raise AssertionError("nothing was delivered")
+
+
+class RouterTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.held = Held()
+        self.courier = Courier()
+        registry: Registry[Held] = Registry()
+        registry.add(ID, self.held)
+        self.router = Router(
+            HERE,
+            registry.find,
+            self.courier,
+            max_line=10,
+            forbidden=re.compile(rb"[\r\n]"),
+            now=lambda: 100.0,
+            forget=lambda source: self.forgotten.append(source),
+        )
+        self.forgotten: list[Any] = []
+        self.source = Source()
+
+    def route(self, connection_id: bytes | None, seq: int | None = None, body: bytes = b"body") -> None:
+        self.router.route(self.source, 7, connection_id, seq, b"header", body)
+
+    def letter(self, connection_id: bytes | None, seq: int | None = None, body: bytes = b"body", **more: Any) -> Letter:
+        letter = Letter(self.source, 7, b"header", body, connection_id, seq, **more)
+        self.router.route_letter(letter)
+        return letter
+
+    def test_to_a_connection_here(self) -> None:
+        """A plain message for a connection here goes straight to it."""
+        self.route(ID, 3)
+        self.route(ID, None, b"")
+        self.route(ID, 0, b"x" * 10)
+        self.assertEqual(
+            self.held.sent,
+            [
+                (self.source, 7, b"header", b"body", ID, 3),
+                (self.source, 7, b"header", b"", ID, None),
+                (self.source, 7, b"header", b"x" * 10, ID, 0),
+            ],
+        )
+        self.assertEqual((self.courier.recorded, self.courier.forwarded), ([], []))
+
+    def test_upper_case(self) -> None:
+        """An id in upper case is the same connection."""
+        self.route(ID.upper(), 3)
+        self.assertEqual([(one.connection_id, one.seq, one.fault) for one in self.held.posted], [(ID, 3, None)])
+
+    def test_elsewhere(self) -> None:
+        """A message for another node's connection is forwarded to that node, under its canonical id."""
+        self.route(ELSEWHERE)
+        self.route(ELSEWHERE.upper(), 5)
+        self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")] * 2)
+
+    def test_undeliverable(self) -> None:
+        """What no connection can get is recorded, with the contract's reason."""
+        for connection_id, seq, body, reason in (
+            (None, None, b"", "no-connection-id"),
+            (b"", None, b"", "bad-connection-id"),
+            (b"device-7", None, b"", "bad-connection-id"),
+            (GONE, None, b"", "unknown-connection"),
+            (GONE, BAD, b"", "bad-seq"),
+            (ELSEWHERE, BAD, b"", "bad-seq"),
+            (ID, BAD, b"", "bad-seq"),
+            (ELSEWHERE, None, b"x" * 11, "too-long"),
+            (ELSEWHERE, None, b"a\nb", "delimiter-in-body"),
+            (GONE, None, b"a\rb", "delimiter-in-body"),
+        ):
+            self.courier.recorded.clear()
+            self.route(connection_id, seq, body)
+            self.assertEqual(self.courier.recorded, [(connection_id, reason)])
+        self.assertEqual((self.courier.forwarded, self.held.sent, self.held.posted), ([], [], []))
+
+    def test_faults_use_up_their_number(self) -> None:
+        """A message for a connection here that must not be sent is brought to it with its fault: it has a number to use up."""
+        for body, fault in ((b"x" * 11, "too-long"), (b"a\nb", "delimiter-in-body"), (b"\r", "delimiter-in-body")):
+            self.held.posted.clear()
+            self.route(ID, 4, body)
+            self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, fault)])
+        self.assertEqual((self.held.sent, self.courier.recorded), ([], []))
+
+    def test_expired(self) -> None:
+        """What has expired is not sent: at its moment, and after it, and not before."""
+        self.assertEqual(self.letter(ID, 1, expires_at=100.0).fault, "expired")
+        self.assertIsNone(self.letter(ID, 2, expires_at=100.1).fault)
+        self.letter(ELSEWHERE, 1, expires_at=99.0)
+        self.letter(ELSEWHERE, 1, expires_at=101.0)
+        self.assertEqual(self.courier.recorded, [(ELSEWHERE, "expired")])
+        self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")])
+
+    def test_a_bad_number_goes_to_nobody(self) -> None:
+        """A number that is none cannot be used up: the message is recorded, even for a connection here."""
+        self.letter(ID, BAD, reply_to=b"q")
+        self.assertEqual((self.held.posted, self.courier.recorded), ([], [(ID, "bad-seq")]))
+
+    def test_refuse(self) -> None:
+        """What a consumer cannot read is recorded with its reason."""
+        self.router.refuse(Letter(self.source, 1, b"", b"", None, None), "bad-connection-id")
+        self.assertEqual(self.courier.recorded, [(None, "bad-connection-id")])
+
+    def test_forget(self) -> None:
+        """Whoever holds messages is told when their consumer is gone."""
+        self.router.forget(self.source)
+        self.assertEqual(self.forgotten, [self.source])
