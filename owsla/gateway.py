@@ -134,10 +134,13 @@ class Gateway(MultiService):
     async def _drain_devices(self) -> None:
         """Close every device when it is its turn and everything of it is settled."""
         waiting = list(self._registry)
-        turns = max(1, int(self._drain_spread / STEP))
-        share = -(-len(waiting) // turns)
+        devices = len(waiting)
+        began = self._clock.seconds()
         leaving: list[Endpoint] = []
         while (waiting or leaving) and self._clock.seconds() < self._deadline:
+            elapsed = self._clock.seconds() - began + STEP
+            due = devices if elapsed >= self._drain_spread else int(devices * elapsed / self._drain_spread)
+            share = due - (devices - len(waiting))
             turn, waiting = waiting[:share], waiting[share:]
             for endpoint in turn:
                 endpoint.drain()

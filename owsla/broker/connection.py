@@ -32,6 +32,9 @@ from .protocol import BrokerError, BrokerProtocol, Watcher, as_failure
 CONNECT_TIMEOUT = 15.0
 """Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""
 
+SETUP_TIMEOUT = 60.0
+"""Seconds to declare and consume, for a broker that answers heartbeats and nothing else."""
+
 CLOSE_TIMEOUT = 2.0
 """Seconds for the broker to agree to our closing the connection, where there is that much time."""
 
@@ -178,6 +181,9 @@ class BrokerConnection(Service):
 
     async def _serve(self, client: BrokerProtocol, address: BrokerAddress) -> None:
         refused: BaseException | None = None
+        timeout = self._clock.callLater(
+            SETUP_TIMEOUT, client.abort, TimeoutError(f"the queues were not set up within {SETUP_TIMEOUT:g} s")
+        )
         try:
             await self._role.up(client)
         except CancelledError:
@@ -188,6 +194,9 @@ class BrokerConnection(Service):
             if not isinstance(refused, EXPECTED):
                 self._log.failure("Setting up the broker connection {role} failed", role=self.name)
             client.transport.loseConnection()
+        finally:
+            if timeout.active():
+                timeout.cancel()
         since = self._clock.seconds()
         if refused is None:
             self._reporter.up(self._role.name, address)

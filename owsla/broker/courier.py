@@ -29,6 +29,9 @@ from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 PARCELS: Final = 1
 SCRATCH: Final = 2
 
+OUR_FAULT: Final = frozenset({501, 502, 503, 505, 541})
+"""Reply codes with which a broker ends a whole connection over something that was sent on it."""
+
 FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward is tried again whose node was not there."""
 
@@ -173,6 +176,9 @@ class Courier(BaseHandler):
             self._write(self._client, parcel)
 
     def _write(self, client: BrokerProtocol, parcel: Parcel) -> None:
+        if len(parcel.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
+            # A content header has to fit into one frame, and what we added to it was too much.
+            self._strip(parcel)
         parcel.returned = False
         self._sent[self._next_tag] = parcel
         self._next_tag += 1
@@ -235,7 +241,9 @@ class Courier(BaseHandler):
 
     def closed(self, reason: Failure) -> None:
         client = self._client
-        if client is None or client.closed:
+        if client is None:
+            return
+        if client.closed and not (isinstance(reason.value, BrokerError) and reason.value.code in OUR_FAULT):
             return
         # The broker did not like one of those sent. Which one shows when they are sent again one at a time.
         if self._suspects and len(self._sent) == 1:
@@ -244,17 +252,23 @@ class Courier(BaseHandler):
                 self._sent.clear()
                 self._give_up(culprit, str(reason.value))
             else:
-                letter = culprit.letter
-                if culprit.reason is None:  # a forward; from here on it is a record
-                    culprit.reason = "refused"
-                    self._note(letter, culprit.reason)
-                extra = {"owsla_reason": culprit.reason, "owsla_node": self._node.decode()}
-                culprit.properties = records.alone(letter.connection_id, extra)
-                culprit.queue = self._undeliverable.name
-                culprit.alone = True
+                self._strip(culprit)
         self._take_back()
         self._suspects = len(self._waiting)
         client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+    def _strip(self, parcel: Parcel) -> None:
+        """Its properties cannot be sent: make it a record with the least that one needs."""
+        letter = parcel.letter
+        if letter is None:
+            return  # a report has none but ours
+        if parcel.reason is None:  # a forward; from here on it is a record
+            parcel.reason = "refused"
+            self._note(letter, parcel.reason)
+        extra = {"owsla_reason": parcel.reason, "owsla_node": self._node.decode()}
+        parcel.properties = records.alone(letter.connection_id, extra)
+        parcel.queue = self._undeliverable.name
+        parcel.alone = True
 
     # -- confirms --------------------------------------------------------------------------------------------------------
 
@@ -320,7 +334,8 @@ class Courier(BaseHandler):
         self._hold_call = None
         held, self._held = self._held, deque()
         for parcel in held:
-            self._send(parcel)
+            if parcel.letter is None or parcel.letter.source.open:
+                self._send(parcel)
 
     def _again_later(self, parcel: Parcel) -> None:
         self._waiting.append(parcel)

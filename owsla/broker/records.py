@@ -38,14 +38,15 @@ def alone(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
     """The least that a record needs, for a message whose own properties cannot be passed on."""
     headers: dict[str, str | bytes] = {}
     if connection_id is not None:
-        headers["connection_id"] = connection_id.decode("utf-8", "backslashreplace")
+        headers["connection_id"] = connection_id[:255].decode("utf-8", "backslashreplace")  # it may be anything, of any length
     headers.update(extra)
     return wire.encode_properties({"headers": headers, "delivery_mode": 2})
 
 
 def report(connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str) -> bytes:
     """A delivery report's properties. `correlation_id` is the property as it stood on the wire, or `None`."""
-    headers = {"connection_id": (connection_id or b"").decode("utf-8", "backslashreplace"), "owsla_report": outcome}
+    text = (connection_id or b"")[:255].decode("utf-8", "backslashreplace")
+    headers = {"connection_id": text, "owsla_report": outcome}
     values = wire.split_properties(wire.encode_properties({"headers": headers, "delivery_mode": 2, "app_id": app_id}))
     if correlation_id is not None:
         values["correlation_id"] = correlation_id

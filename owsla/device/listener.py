@@ -35,8 +35,9 @@ BACKLOG: Final = 4096
 ACCEPTED_AT_ONCE: Final = 64
 """Connections accepted in one reactor turn: those that are established are served between."""
 
-DEFER_ACCEPT: Final = 5
-"""Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7))."""
+DEFER_ACCEPT: Final = 3
+"""Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7)); it rounds them to
+its own retransmissions. Only then it is accepted, and has the handshake timeout before it."""
 
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
@@ -266,7 +267,8 @@ class Listener(Service):
         if failed is not None:
             self.failed_handshakes += 1
             self._emit(HandshakeFailed(transport.peer, failed))
-        if self._admission.connections < self._admission.max_connections * 99 // 100:
+        limit = self._admission.max_connections
+        if self._admission.connections <= limit - max(1, limit // 100):
             self._full = False
         self._resume()
 
