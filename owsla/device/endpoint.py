@@ -414,16 +414,26 @@ class Endpoint(LineReceiver):
     def close(self, reason: str) -> None:
         """Close the connection after what was written; `reason` is for people."""
         if not self._closing:
-            self._flush_now()
-            self._closing = reason
-            self._direct = False
-            self._give_up("connection-closed")
+            self._leave(reason)
             self.transport.loseConnection()
+
+    def idle(self, reason: str) -> None:
+        """Close the connection, since nothing was said for too long."""
+        if not self._closing:
+            self._leave(reason)
+            self.transport.idleOverdue()
+
+    def _leave(self, reason: str) -> None:
+        self._flush_now()
+        self._closing = reason
+        self._direct = False
+        self._give_up("connection-closed")
 
     def drain(self) -> None:
         """Read no more. What was read is published, held or not; what waits for a missing number waits no longer."""
         if self.transport is not None and not self._closing:
             self._pause(_DRAINING)
+            self.transport.drain()
             self._publish_rest()
             while self.holding:
                 self.skip()
@@ -435,7 +445,7 @@ class Endpoint(LineReceiver):
             self._direct = False
             self.hub.slow(self, why)
             self._give_up("slow-device")
-            self.transport.abortConnection()
+            self.transport.writeOverdue()
 
     def _give_up(self, reason: str) -> None:
         """Put on record what was not handed over."""

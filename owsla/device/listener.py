@@ -291,11 +291,11 @@ class Listener(Service):
         """Once a second: handshakes that take too long, goodbyes that are not answered, and a share of the idle checks."""
         now = self._clock.seconds()
         for transport in list(self._admission.overdue(now)):
-            transport.timeOut(f"no handshake within {self._handshake_timeout:g} s")
+            transport.handshakeOverdue(f"no handshake within {self._handshake_timeout:g} s")
         for transport, deadline in list(self._closing.items()):
             if deadline > now:
                 break
-            transport.abortConnection()
+            transport.goodbyeOverdue()
         self._resume()
         if self._idle_timeout:
             self._check_idle(now)
@@ -318,4 +318,4 @@ class Listener(Service):
                 endpoint.idle_mark = endpoint.lines
                 endpoint.idle_since = now
             elif now - max(endpoint.idle_since, self._hub.quiet_since) >= self._idle_timeout:
-                endpoint.close(f"no line for {self._idle_timeout:g} s")
+                endpoint.idle(f"no line for {self._idle_timeout:g} s")

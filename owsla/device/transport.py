@@ -4,8 +4,7 @@ The same pyOpenSSL as Twisted's `TLSMemoryBIOProtocol` uses, but with the socket
 transport, half the memory a connection, and a line out is one system call at once and not at the next turn of the reactor.
 OpenSSL and its error cases are those of SSL_read(3), SSL_write(3), SSL_shutdown(3) and SSL_get_error(3).
 
-    accepted ──first bytes──▶ handshaking ──▶ open ──loseConnection──▶ closing ──peer's end──▶ closed
-        └──────────────────────── abort, end of stream, error, time-out ─────────────────────▶ closed
+What state a connection is in, and what may happen to it there, is `lifecycle`'s to say; this carries it out.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..boundaries import Reactor
+from .lifecycle import Life, Lifecycle
 
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
@@ -66,12 +66,24 @@ class _Failures:
 
     DONE: Final = Failure(ConnectionDone("closed cleanly"))
     LOST: Final = Failure(ConnectionLost("closed without a goodbye"))
+    SILENT: Final = Failure(ConnectionLost("closed before it said anything"))
     ABORTED: Final = Failure(ConnectionAborted("aborted"))
+
+
+ACCEPTED: Final = 0
+HANDSHAKING: Final = 1
+OPEN: Final = 2
+"""Paused and draining connections, too: they may be written to."""
+CLOSING: Final = 3
+CLOSED: Final = 4
 
 
 @implementer(IReadWriteDescriptor)
 class TLSTransport:
-    """The server's side of one TLS connection."""
+    """The server's side of one TLS connection.
+
+    `_state` is what reading and writing have to know of the machine's state, so that a line need not ask the machine.
+    """
 
     _log = Logger()
 
@@ -80,7 +92,10 @@ class TLSTransport:
         "_address",
         "_context",
         "_fd",
+        "_gone",
+        "_life",
         "_lines",
+        "_opened",
         "_outgoing",
         "_owner",
         "_reactor",
@@ -91,12 +106,6 @@ class TLSTransport:
         "_tls",
         "_writing",
     )
-
-    ACCEPTED: Final = 0
-    HANDSHAKING: Final = 1
-    OPEN: Final = 2
-    CLOSING: Final = 3
-    CLOSED: Final = 4
 
     def __init__(
         self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...], context: SSL.Context, owner: Owner
@@ -111,10 +120,13 @@ class TLSTransport:
         self._tls: SSL.Connection | None = None
         self._lines: Lines | None = None
         self._outgoing: list[bytes] | None = None
-        self._state = self.ACCEPTED
+        self._state = ACCEPTED
         self._reading = True
         self._writing = False
         self._reason: Failure | None = None
+        self._opened = False
+        self._gone = False
+        self._life: Life = Lifecycle(self)
         reactor.addReader(self)
 
     # -- what its protocol uses ------------------------------------------------------------------------------------------
@@ -122,15 +134,15 @@ class TLSTransport:
     @property
     def congested(self) -> bool:
         """Whether something written has not left yet, or will never leave, and it is better to wait."""
-        return self._outgoing is not None or self._reason is not None
+        return self._outgoing is not None or self._state != OPEN
 
     @property
     def disconnecting(self) -> bool:
-        return self._state >= self.CLOSING
+        return self._state >= CLOSING
 
     def write(self, data: bytes) -> None:
         """Send, or keep what the socket does not take; nothing after the connection began to close."""
-        if self._state != self.OPEN or self._reason is not None or not data:
+        if self._state != OPEN or not data:
             return
         if self._outgoing is not None:
             self._outgoing.append(data)
@@ -154,53 +166,62 @@ class TLSTransport:
             # OpenSSL wants the same bytes again, at whatever address (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER).
             return data[sent:]
         except (SSL.Error, OSError) as error:
-            self._later_lost(error)
+            self._broken(error)
         return b""
 
-    def _later_lost(self, error: Exception) -> None:
-        """A write found the connection dead: say so from the reactor, not from inside the writer."""
+    def _broken(self, error: Exception) -> None:
+        """A write found the connection dead."""
         if self._reason is None:
             self._reason = _failure(error)
-            self._reactor.callLater(0, self._close)
+        self._life.abort()
 
     def pauseProducing(self) -> None:
         """Read nothing for now; the peer's TCP is slowed down by that."""
-        if self._reading:
-            self._reading = False
-            self._reactor.removeReader(self)
+        self._life.pause()
 
     def resumeProducing(self) -> None:
-        if not self._reading and self._state in (self.OPEN, self.HANDSHAKING, self.ACCEPTED):
-            self._reading = True
-            self._reactor.addReader(self)
+        self._life.resume()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def drain(self) -> None:
+        """Read nothing any more; what is written is still sent."""
+        self._life.drain()
+
+    def loseConnection(self) -> None:
+        """Send what was written, say goodbye (close_notify), and close when the peer has had it, or after a while."""
+        self._life.close()
+
+    def abortConnection(self, reason: Failure | None = None) -> None:
+        """Close at once."""
+        if self._reason is None and self._state != CLOSED:
+            self._reason = reason or _Failures.ABORTED
+        self._life.abort()
 
     def hungUp(self) -> None:
         """The peer has gone while nothing was read: what it sent and was not read yet is in the socket, and is let go."""
         self.abortConnection(_Failures.LOST)
 
-    def stopProducing(self) -> None:
-        self.loseConnection()
+    def handshakeOverdue(self, why: str) -> None:
+        """It had its time for the handshake."""
+        if self._reason is None:
+            self._reason = Failure(TimeoutError(why))
+        self._life.handshake_overdue()
 
-    def loseConnection(self) -> None:
-        """Send what was written, say goodbye (close_notify), and close when the peer has had it, or after a while."""
-        if self._state < self.OPEN:
-            self.abortConnection()
-        elif self._state == self.OPEN:
-            self._state = self.CLOSING
-            self._owner.closing(self)
-            if self._outgoing is None:
-                self._say_goodbye()
-            self._read_on()
+    def idleOverdue(self) -> None:
+        """There was no line for too long."""
+        self._life.idle_overdue()
 
-    def abortConnection(self, reason: Failure | None = None) -> None:
-        """Close at once."""
-        if self._state != self.CLOSED and self._reason is None:
-            self._reason = reason or _Failures.ABORTED
-            self._reactor.callLater(0, self._close)
+    def writeOverdue(self) -> None:
+        """It does not take what is written."""
+        if self._reason is None:
+            self._reason = _Failures.ABORTED
+        self._life.write_overdue()
 
-    def timeOut(self, why: str) -> None:
-        """Close at once, since something took too long."""
-        self.abortConnection(Failure(TimeoutError(why)))
+    def goodbyeOverdue(self) -> None:
+        """It does not answer our goodbye."""
+        self._life.goodbye_overdue()
 
     def getPeer(self) -> IPv4Address | IPv6Address:
         host, port = self._address[:2]
@@ -238,7 +259,7 @@ class TLSTransport:
 
     def doRead(self) -> None:
         state = self._state
-        if state == self.OPEN:
+        if state == OPEN:
             # One record a turn: without read-ahead OpenSSL takes no more than that from the socket, so what is left makes the
             # socket readable again, and no connection gets more than its turn.
             try:
@@ -249,11 +270,11 @@ class TLSTransport:
                 self._ended(error)
                 return
             self._deliver(data)
-        elif state == self.CLOSING:
+        elif state == CLOSING:
             self._drain()
-        elif state == self.HANDSHAKING:
+        elif state == HANDSHAKING:
             self._handshake()
-        elif state == self.ACCEPTED:
+        elif state == ACCEPTED:
             self._begin()
 
     def _deliver(self, data: bytes) -> None:
@@ -265,7 +286,7 @@ class TLSTransport:
             self.abortConnection(failure)
 
     def doWrite(self) -> None:
-        if self._state in (self.ACCEPTED, self.HANDSHAKING):
+        if self._state in (ACCEPTED, HANDSHAKING):
             self._stop_writing()
             self._handshake()
             return
@@ -273,8 +294,8 @@ class TLSTransport:
         while waiting:
             data = waiting[0]
             rest = self._send(data)
-            if self._reason is not None:
-                break
+            if self._state == CLOSED:
+                return
             if rest:
                 waiting[0] = rest
                 if len(rest) == len(data):
@@ -282,12 +303,10 @@ class TLSTransport:
             else:
                 del waiting[0]
         self._stop_writing()
-        if self._reason is not None or self._state == self.CLOSED:
-            return
         self._outgoing = None
-        if self._state == self.CLOSING:
-            self._say_goodbye()
-        elif self._state == self.OPEN and self._lines is not None:
+        if self._state == CLOSING:
+            self._finish_goodbye()
+        elif self._state == OPEN and self._lines is not None:
             self._lines.writable()
 
     def _stop_writing(self) -> None:
@@ -299,12 +318,50 @@ class TLSTransport:
         """The reactor found the socket dead."""
         if self._reason is None:
             self._reason = _Failures.LOST if reason.check(ConnectionLost, ConnectionDone) else reason
+        self._life.ended()
+
+    # -- what the machine has done -----------------------------------------------------------------------------------------
+
+    def begin_handshake(self) -> None:
+        assert self._context is not None
+        self._state = HANDSHAKING
+        self._owner.spoke(self)
+        self._tls = SSL.Connection(self._context, self._socket)
+        self._context = None
+        self._tls.set_accept_state()
+
+    def open_up(self) -> None:
+        self._state = OPEN
+        self._opened = True
+
+    def stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._reactor.removeReader(self)
+
+    def start_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._reactor.addReader(self)
+
+    def say_goodbye(self) -> None:
+        self._state = CLOSING
+        self._owner.closing(self)
+        # Closing a socket with unread data resets the connection, and the peer may lose our last line over it. So it is read.
+        self.start_reading()
+        if self._outgoing is None:
+            self._finish_goodbye()
+
+    def let_go_soon(self) -> None:
+        self._state = CLOSED
+        self._reactor.callLater(0, self._close)
+
+    def let_go(self) -> None:
         self._close()
 
     # -- handshake -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        assert self._context is not None
         try:
             said_something = self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -312,18 +369,14 @@ class TLSTransport:
         except OSError:
             said_something = b""
         if not said_something:
-            self._reason = _Failures.LOST  # a health check, most likely
-            self._close()
+            self._reason = _Failures.SILENT  # a health check, most likely
+            self._life.ended()
             return
-        self._state = self.HANDSHAKING
-        self._owner.spoke(self)
-        self._tls = SSL.Connection(self._context, self._socket)
-        self._context = None
-        self._tls.set_accept_state()
+        self._life.spoke()
         self._handshake()
 
     def _handshake(self) -> None:
-        if self._reason is not None or self._tls is None:
+        if self._state != HANDSHAKING or self._tls is None:
             return
         try:
             self._tls.do_handshake()
@@ -337,7 +390,7 @@ class TLSTransport:
         except (SSL.Error, OSError) as error:
             self._ended(error)
             return
-        self._state = self.OPEN
+        self._life.secured()
         lines = self._owner.secured(self)
         if lines is None:
             self.loseConnection()
@@ -357,9 +410,9 @@ class TLSTransport:
                 self.tls.shutdown()
             except (SSL.Error, OSError):
                 pass
-        self._close()
+        self._life.ended()
 
-    def _say_goodbye(self) -> None:
+    def _finish_goodbye(self) -> None:
         """Send close_notify, then our end of the stream; what the peer still sends is read and dropped (`_drain`)."""
         try:
             self.tls.shutdown()
@@ -368,13 +421,7 @@ class TLSTransport:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            self._later_lost(ConnectionLost())
-
-    def _read_on(self) -> None:
-        # Closing a socket with unread data resets the connection, and the peer may lose our last line over it.
-        if not self._reading:
-            self._reading = True
-            self._reactor.addReader(self)
+            self._broken(ConnectionLost())
 
     def _drain(self) -> None:
         try:
@@ -384,13 +431,14 @@ class TLSTransport:
         except OSError:
             data = b""
         if not data:
-            self._close()
+            self._life.ended()
 
     def _close(self) -> None:
         """Let go of the socket, and tell those who care. Happens once."""
-        if self._state == self.CLOSED:
+        if self._gone:
             return
-        state, self._state = self._state, self.CLOSED
+        self._gone = True
+        self._state = CLOSED
         if self._reading:
             self._reactor.removeReader(self)
         self._stop_writing()
@@ -408,7 +456,20 @@ class TLSTransport:
         self._socket.close()
         self._fd = -1
         self._tls = None
-        self._owner.lost(self, None if state >= self.OPEN else explain(reason, state == self.ACCEPTED))
+        self._life = _OVER  # and the machine, which knows this object, goes with it
+        self._owner.lost(self, None if self._opened else explain(reason))
+
+
+class _Over:
+    """The life of a connection that is closed: nothing happens to it any more."""
+
+    def nothing(self) -> None: ...
+
+    spoke = secured = pause = resume = drain = close = abort = nothing
+    handshake_overdue = idle_overdue = write_overdue = goodbye_overdue = ended = nothing
+
+
+_OVER: Final = _Over()
 
 
 def _failure(error: Exception) -> Failure:
@@ -420,7 +481,7 @@ def _failure(error: Exception) -> Failure:
     return Failure(error)
 
 
-def explain(reason: Failure, silent: bool = False) -> str:
+def explain(reason: Failure) -> str:
     """Why a connection ended, in a person's words."""
     error = reason.value
     if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list | tuple) and error.args[0]:
@@ -428,5 +489,5 @@ def explain(reason: Failure, silent: bool = False) -> str:
     if isinstance(error, ConnectionDone):
         return "closed by the device"
     if isinstance(error, ConnectionLost):
-        return "closed before it said anything" if silent else "lost"
+        return "closed before it said anything" if reason is _Failures.SILENT else "lost"
     return str(error) or type(error).__name__

@@ -161,6 +161,12 @@ class Wire:
     def abortConnection(self) -> None:
         self.closed = "aborted"
 
+    writeOverdue = abortConnection
+    idleOverdue = loseConnection
+
+    def drain(self) -> None:
+        self.reading = False
+
     def fileno(self) -> int:
         return id(self)
 

@@ -452,7 +452,7 @@ class HandshakeTests(HandshakeBase):
             if speaks:
                 Client(self.peer).step()
                 self.loop.settle()
-            self.transport.timeOut("no handshake within 15 s")
+            self.transport.handshakeOverdue("no handshake within 15 s")
             self.assertEqual(self.ended(), "no handshake within 15 s")
             self.tearDown()
             self.setUp()
