@@ -11,11 +11,11 @@ All of it within a bound, past which what is left is given up, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, maybeDeferred
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import Logger
 from txamqp.client import Closed
 
@@ -25,6 +25,7 @@ from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
 from .device.listener import Listener
 from .routing import Registry
+from .supervision import EXIT_STATUS, Node, Supervisor
 
 STEP = 0.05
 """Seconds between two looks at whether something is settled."""
@@ -56,7 +57,7 @@ class OwnQueue(Protocol):
 
 
 class Gateway(MultiService):
-    """A node. Its children start with it, and stop in the order that `stopService` says."""
+    """A node: its supervision tree, and how that stops."""
 
     def __init__(
         self,
@@ -68,11 +69,12 @@ class Gateway(MultiService):
         courier: Parcels,
         consumers: OwnQueue,
         connections: Sequence[BrokerConnection],
-        embedded: Service | None,
+        root: Supervisor,
+        fail: Callable[[str, int], None],
         drain_timeout: float,
         drain_spread: float,
     ) -> None:
-        """`connections` are those to the broker. Times are in seconds."""
+        """`connections` are those to the broker. Times are in seconds. `fail` ends the process with a line and a status."""
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._clock = clock
@@ -82,24 +84,35 @@ class Gateway(MultiService):
         self._courier = courier
         self._consumers = consumers
         self._connections = connections
-        self._embedded = embedded
+        self._root = root
+        self._fail = fail
         self._drain_timeout = drain_timeout
         self._drain_spread = min(drain_spread, drain_timeout / 2)
         self._deadline = 0.0
+        self._hurried = False
         self.draining = False
         """Whether it is stopping."""
-        for service in ([embedded] if embedded is not None else []) + [*connections, listener]:
-            service.setServiceParent(self)
+        root.setServiceParent(self)
 
     def stopService(self) -> Deferred[Any]:
         self.running = 0
         self.draining = True
-        self._deadline = self._clock.seconds() + self._drain_timeout
+        self._deadline = 0.0 if self._hurried else self._clock.seconds() + self._drain_timeout
         return ensureDeferred(self._stop())
 
     def hurry(self) -> None:
         """Wait for nothing more."""
+        self._hurried = True
         self._deadline = 0.0
+
+    def give_up(self, reason: str) -> None:
+        """The root of the tree gave up: end the process, so that whatever runs it begins afresh."""
+        self.hurry()
+        self._fail(reason, EXIT_STATUS)
+
+    def tree(self) -> Node:
+        """The supervision tree as it is now, or as planned."""
+        return self._root.tree()
 
     async def _stop(self) -> None:
         devices = len(self._registry)
@@ -113,13 +126,10 @@ class Gateway(MultiService):
         await self._give_up_own_queue()
         await self._until(lambda: not self._courier.unconfirmed)
         lines, messages = self._producer.unconfirmed, self._courier.unconfirmed
-        await _stopped(self._listener)
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
-            connection.close_timeout = min(connection.close_timeout, left)
-        await gatherResults([maybeDeferred(connection.stopService) for connection in self._connections])
-        if self._embedded is not None:
-            await _stopped(self._embedded)
+            connection.close_timeout = min(connection.close_timeout, left / len(self._connections))
+        await self._root.stopService()
         if lines or messages or cut:
             self._log.warn(
                 "Stopped at the deadline: gave up {lines} lines that the broker has not confirmed, {messages} messages "
@@ -174,9 +184,3 @@ class Gateway(MultiService):
         waiting: Deferred[None] = Deferred()
         self._clock.callLater(seconds, waiting.callback, None)
         await waiting
-
-
-async def _stopped(service: Service) -> None:
-    result = service.stopService()
-    if isinstance(result, Deferred):
-        await result

@@ -38,12 +38,12 @@ def stop_on_signals(reactor: Any, hurry: Callable[[], None]) -> None:
     reactor.callWhenRunning(install)
 
 
-def fail(reactor: Any, reason: str) -> None:
-    """Nothing can be done here any more: say so in one line, stop in order, and end with status 1."""
+def fail(reactor: Any, reason: str, status: int = 1) -> None:
+    """Nothing can be done here any more: say so in one line, stop in order, and end with this status."""
     _log.critical("{reason}", reason=reason)
     sys.stderr.write(f"owsla: {reason}\n")
     sys.stderr.flush()
     # twistd has no way to be given a status; what is registered last runs first, when its pid file is gone already.
-    atexit.register(os._exit, 1)
+    atexit.register(os._exit, status)
     if reactor.running:
         reactor.stop()

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from OpenSSL import SSL
 from twisted.application.service import Service
@@ -34,12 +34,13 @@ from .device.hub import Hub
 from .device.limits import allowed_connections, raise_open_files_limit
 from .device.listener import Listener, claim
 from .device.tls import certificates_in, development_certificates, device_identity, server_context
-from .device.transport import TLSTransport
+from .device.transport import CLOSING_TIMEOUT, TLSTransport
 from .embedded import EmbeddedBroker
 from .events import Console, EventManager
 from .gateway import Gateway
 from .process import fail, stop_on_signals
 from .routing import ConnectionIds, Registry, Router
+from .supervision import AnyService, ChildSpec, DynamicSupervisor, Supervisor
 from .turn import Turn
 
 _log = Logger(namespace="owsla")
@@ -104,6 +105,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     )
 
     # What the connections of devices have in common
+    endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(reactor)
     hub = Hub(
         reactor,
@@ -113,6 +115,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         sink=producer,
         registry=registry,
         courier=courier,
+        endpoints=endpoints,
         now=time.time,
         gap_timeout=settings.gap_timeout,
         reorder_limit=settings.reorder_limit,
@@ -158,6 +161,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         admission,
         events.emit,
         hangups,
+        endpoints,
         handshake_timeout=settings.handshake_timeout,
         idle_timeout=settings.idle_timeout,
         identify=(
@@ -167,7 +171,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     )
 
     # What connects them
-    health = BrokerHealth([role.name for role in (producer, courier, consumers)], events.emit, listener.open)
+    health = BrokerHealth([role.name for role in (courier, producer, consumers)], events.emit, listener.open)
     connections = [
         BrokerConnection(
             reactor,
@@ -179,8 +183,33 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             connection_name=f"owsla {ids.node.decode()} {role.name} ({socket.gethostname()})",
             tls=_broker_tls(settings),
         )
-        for role in (consumers, producer, courier)
+        for role in (courier, producer, consumers)
     ]
+
+    # The tree. What is made above outlives a restart: it is the same service that starts again.
+    root = Supervisor(
+        reactor,
+        [
+            *([_child("embedded", embedded)] if embedded is not None else []),
+            ChildSpec(
+                "broker",
+                lambda: Supervisor(reactor, [_child(link.role.name, link) for link in connections]),
+                type="supervisor",
+            ),
+            ChildSpec(
+                "listener",
+                lambda: Supervisor(
+                    reactor,
+                    [_child("endpoints", endpoints, type="supervisor"), _child("port", listener)],
+                    strategy="rest_for_one",
+                ),
+                type="supervisor",
+            ),
+        ],
+        name="owsla",
+        on_event=lambda event: _log.warn("{event}", event=event),
+        on_give_up=lambda gave_up: service.give_up(str(gave_up)),
+    )
     service = Gateway(
         reactor,
         listener=listener,
@@ -189,12 +218,18 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         courier=courier,
         consumers=consumers,
         connections=connections,
-        embedded=embedded,
+        root=root,
+        fail=partial(fail, reactor),
         drain_timeout=settings.drain_timeout,
         drain_spread=settings.drain_spread,
     )
     stop_on_signals(reactor, service.hurry)
     return service
+
+
+def _child(name: str, service: AnyService, type: Literal["worker", "supervisor"] = "worker") -> ChildSpec:
+    """A service that can be started again after it was stopped."""
+    return ChildSpec(name, lambda: service, type=type)
 
 
 def _server_context(settings: Settings) -> SSL.Context:

@@ -11,20 +11,27 @@ from typing import Any, Protocol
 
 from OpenSSL import SSL
 from service_identity import VerificationError
-from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost, DNSLookupError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionAborted,
+    ConnectionClosed,
+    ConnectionDone,
+    ConnectionLost,
+    DNSLookupError,
+)
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
 from ..boundaries import Clock
 from ..config import BrokerAddress
+from ..supervision import Worker
 from ..turn import Turn
 from .backoff import Backoff
 from .protocol import BrokerError, BrokerProtocol, Watcher, as_failure
@@ -68,13 +75,12 @@ class Role(Watcher, Protocol):
         """The connection that `up` was called with is gone."""
 
 
-class BrokerConnection(Service):
+class BrokerConnection(Worker):
     """Keeps one connection to the broker, for one role.
 
-    Several addresses are tried in turn, one an attempt.
+    Several addresses are tried in turn, one an attempt. What the broker does is dealt with here; only an exception of our own
+    is this worker's end, for its supervisor to see.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -90,12 +96,13 @@ class BrokerConnection(Service):
         backoff: Backoff | None = None,
     ) -> None:
         """`heartbeat` in seconds. `tls(host)` makes what verifies an `amqps://` broker of that name."""
+        super().__init__(reactor)
         self.setName(role.name)
         self._reactor = reactor
         self._clock: Clock = reactor
         self._turn = turn
         self._addresses = list(addresses)
-        self._role = role
+        self.role = role
         self._reporter = reporter
         self._heartbeat = heartbeat
         self._connection_name = connection_name
@@ -104,30 +111,31 @@ class BrokerConnection(Service):
         self.close_timeout = CLOSE_TIMEOUT
         """Seconds for the broker to agree to our closing the connection; 0: it is not asked."""
         self._client: BrokerProtocol | None = None
-        self._running: Deferred[None] | None = None
+        self._over: Deferred[None] | None = None
 
     def startService(self) -> None:
         super().startService()
-        self._running = ensureDeferred(self._run())
-        self._running.addErrback(self._failed)
+        self._over = self.watch(self._run())
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()
+        self.running = 0
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
-        if self._client is not None:
+        client = self._client
+        if client is not None:
             if self.close_timeout > 0:
-                await self._client.shut(self.close_timeout)
+                await client.shut(self.close_timeout)
             else:
-                self._client.abort(ConnectionDone("closed by us"))
-        if self._running is not None:
-            self._running.cancel()
-            await self._running
-
-    def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("The broker connection {role} failed", failure, role=self.name)
+                client.abort(ConnectionDone("closed by us"))
+        super().stopService()  # it ends what still runs: a wait, or an attempt to connect
+        if self._over is not None:
+            await self._over
+        if self._client is not None:
+            # It ended in the middle, by an error of ours: then its role has not heard of it.
+            self._client.abort(ConnectionDone("closed by us"))
+            self._client = None
+            self.role.down()
 
     async def _run(self) -> None:
         attempt = 0
@@ -136,10 +144,10 @@ class BrokerConnection(Service):
             attempt += 1
             try:
                 client = await self._connect(address)
-            except CancelledError:
-                raise
-            except Exception as error:
-                self._reporter.failed(self._role.name, address, explain(error))
+            except ConnectingCancelledError:
+                return  # it is to stop
+            except EXPECTED as error:
+                self._reporter.failed(self.role.name, address, explain(error))
             else:
                 await self._serve(client, address)
             if self.running:
@@ -155,7 +163,7 @@ class BrokerConnection(Service):
                 vhost=address.vhost,
                 heartbeat=self._heartbeat,
                 name=self._connection_name,
-                watcher=_Watch(self._role, self._reporter),
+                watcher=_Watch(self.role, self._reporter),
             )
         )
         factory.noisy = False
@@ -185,31 +193,31 @@ class BrokerConnection(Service):
             SETUP_TIMEOUT, client.abort, TimeoutError(f"the queues were not set up within {SETUP_TIMEOUT:g} s")
         )
         try:
-            await self._role.up(client)
-        except CancelledError:
+            await self.role.up(client)
+        except EXPECTED as error:
+            refused = as_failure(error).value
+            client.transport.loseConnection()
+        except BaseException:
             client.abort(ConnectionDone())
             raise
-        except Exception as error:
-            refused = as_failure(error).value
-            if not isinstance(refused, EXPECTED):
-                self._log.failure("Setting up the broker connection {role} failed", role=self.name)
-            client.transport.loseConnection()
         finally:
             if timeout.active():
                 timeout.cancel()
         since = self._clock.seconds()
         if refused is None:
-            self._reporter.up(self._role.name, address)
+            self._reporter.up(self.role.name, address)
         reason = await client.lost
         self._client = None
-        self._role.down()
+        self.role.down()
+        if not isinstance(reason, EXPECTED):
+            raise reason  # raised while what the broker sent was read: ours
         if refused is not None:
-            self._reporter.failed(self._role.name, address, explain(refused))
+            self._reporter.failed(self.role.name, address, explain(refused))
             return
         if self._clock.seconds() - since >= STEADY:
             self._backoff.reset()
         if self.running:
-            self._reporter.down(self._role.name, address, explain(reason))
+            self._reporter.down(self.role.name, address, explain(reason))
 
     async def _wait(self, seconds: float) -> None:
         waiting: Deferred[None] = Deferred()
@@ -239,8 +247,19 @@ class _Watch:
         self._reporter.unblocked(self._role.name)
 
 
-EXPECTED = (BrokerError, Closed, ConnectError, ConnectionLost, ConnectionDone, ConnectionAborted, TimeoutError, WireError)
-"""What a broker may do to us."""
+EXPECTED = (
+    BrokerError,
+    Closed,
+    ConnectError,
+    ConnectionAborted,
+    ConnectionClosed,
+    OSError,
+    SSL.Error,
+    TimeoutError,
+    VerificationError,
+    WireError,
+)
+"""What a broker, or the network, may do to us."""
 
 
 def explain(error: BaseException | Any) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import DeferredLock, ensureDeferred
-from twisted.logger import Logger
+from twisted.internet.defer import DeferredLock
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
@@ -133,7 +132,6 @@ class Consumers:
     """
 
     name = "consumers"
-    _log = Logger()
 
     def __init__(
         self,
@@ -240,9 +238,8 @@ class Consumers:
             self._restart_call = self._clock.callLater(self._wait.next(), self._restart)
 
     def _restart(self) -> None:
-        ensureDeferred(self._restart_lost()).addErrback(
-            lambda failure: self._log.failure("Consuming again failed", failure)
-        )
+        if self._client is not None:
+            self._client.run(self._restart_lost())
 
     async def _restart_lost(self) -> None:
         """Begin again with every consumer that ended; with those that end meanwhile after another wait."""

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from twisted.internet.defer import ensureDeferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
@@ -87,7 +85,6 @@ class Courier(BaseHandler):
     """Publishes parcels, each confirmed, and acknowledges what they are about."""
 
     name = "courier"
-    _log = Logger()
 
     def __init__(
         self,
@@ -343,9 +340,8 @@ class Courier(BaseHandler):
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
 
     def _retry(self) -> None:
-        ensureDeferred(self._declare_and_continue()).addErrback(
-            lambda failure: self._log.failure("Sending again failed", failure)
-        )
+        if self._client is not None:
+            self._client.run(self._declare_and_continue())
 
     async def _declare_and_continue(self) -> None:
         client = self._client

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 
-from twisted.internet.defer import ensureDeferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
@@ -40,7 +38,6 @@ class Producer(BaseHandler):
     """Publishes device lines on a connection of its own, within a window of unconfirmed ones."""
 
     name = "producer"
-    _log = Logger()
 
     def __init__(
         self,
@@ -250,9 +247,8 @@ class Producer(BaseHandler):
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
 
     def _retry(self) -> None:
-        ensureDeferred(self._publish_again()).addErrback(
-            lambda failure: self._log.failure("Publishing again failed", failure)
-        )
+        if self._client is not None:
+            self._client.run(self._publish_again())
 
     async def _publish_again(self) -> None:
         client = self._client

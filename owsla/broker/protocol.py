@@ -12,7 +12,7 @@ bodies, bodies of several frames, client properties, heartbeats, and the methods
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
@@ -296,6 +296,10 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             await channel.channel_close(reply_code=200, reply_text="done")
             channel.close(ConnectionDone())
 
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Do something on this connection that takes several calls. Should it fail, so does the connection, with its reason."""
+        ensureDeferred(coroutine).addErrback(lambda failure: self.abort(as_failure(failure).value or ConnectionDone()))
+
     # -- closing ---------------------------------------------------------------------------------------------------------
 
     def channel_closed(self, channel: Any, reason: Failure) -> None:
@@ -390,8 +394,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self._flushing = False
         if self._out and self.transport is not None:
             self._spoke = True
-            self.transport.write(b"".join(self._out))
+            data = b"".join(self._out)
             self._out.clear()
+            self.transport.write(data)
 
     def ack(self, channel: int, tag: int, multiple: bool) -> None:
         """Acknowledge a delivery, or all up to it."""

@@ -16,7 +16,7 @@ from ..boundaries import DeliverySource, Letter
 from ..events import DeviceDisconnected, LineTooLong
 from .hub import Hub
 from .ordering import Arrival, Ordering
-from .transport import explain
+from .transport import EXPECTED, explain
 
 _WAITING: Final = 1
 """Reading is paused until the sink takes lines again."""
@@ -378,7 +378,10 @@ class Endpoint(LineReceiver):
 
     def _flush(self) -> None:
         self._flushing = False
-        self._flush_now()
+        try:
+            self._flush_now()
+        except Exception:
+            self.transport.abortConnection(Failure())
 
     def _flush_now(self) -> None:
         out = self._out
@@ -416,6 +419,10 @@ class Endpoint(LineReceiver):
         if not self._closing:
             self._leave(reason)
             self.transport.loseConnection()
+
+    def stop(self) -> None:
+        """Its supervisor stops."""
+        self.close("the gateway stops")
 
     def idle(self, reason: str) -> None:
         """Close the connection, since nothing was said for too long."""
@@ -478,7 +485,7 @@ class Endpoint(LineReceiver):
             hub.unpaused(self)
         if self._in_line:
             hub.sink.leave(self)
-        hub.closed(self)
+        hub.closed(self, None if reason is None or reason.check(*EXPECTED) else reason)
         hub.emit(
             DeviceDisconnected(
                 self.connection_id.decode(),

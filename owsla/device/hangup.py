@@ -15,6 +15,8 @@ from ..boundaries import Reactor
 PATIENCE: Final = 3.0
 """Seconds for which a peer that closed its side in order is kept: what it sent before may still be read in that time."""
 
+_HANGUPS: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
+
 
 class Watched(Protocol):
     """A connection whose reading is paused."""
@@ -30,25 +32,26 @@ class HangupWatch:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None
         self._watched: dict[int, Watched] = {}
         self._ended: dict[int, float] = {}
 
     def start(self) -> None:
+        self._epoll = select.epoll()
+        for fd in self._watched:
+            self._epoll.register(fd, _HANGUPS)
         self._reactor.addReader(self)
 
     def stop(self) -> None:
-        self._reactor.removeReader(self)
-        self._epoll.close()
-        self._watched.clear()
-        self._ended.clear()
+        epoll, self._epoll = self._epoll, None
+        if epoll is not None:
+            self._reactor.removeReader(self)
+            epoll.close()
 
     def watch(self, connection: Watched) -> None:
-        if self._epoll.closed:
-            return
         fd = connection.fileno()
-        if fd not in self._watched:
-            self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLONESHOT)
+        if self._epoll is not None and fd not in self._watched:
+            self._epoll.register(fd, _HANGUPS)
         self._watched[fd] = connection
 
     def unwatch(self, connection: Watched) -> None:
@@ -56,10 +59,11 @@ class HangupWatch:
         if self._watched.get(fd) is connection:
             del self._watched[fd]
             self._ended.pop(fd, None)
-            try:
-                self._epoll.unregister(fd)
-            except OSError:
-                pass  # it is closed already, and so has left the set
+            if self._epoll is not None:
+                try:
+                    self._epoll.unregister(fd)
+                except OSError:
+                    pass  # it is closed already, and so has left the set
 
     def tick(self) -> None:
         """Let go of those that closed a while ago and are still not read."""
@@ -78,13 +82,13 @@ class HangupWatch:
     # -- what the reactor wants of a descriptor --------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        return -1 if self._epoll.closed else self._epoll.fileno()
+        return -1 if self._epoll is None else self._epoll.fileno()
 
     def logPrefix(self) -> str:
         return "hangups"
 
     def doRead(self) -> None:
-        for fd, flags in self._epoll.poll(0, 256):
+        for fd, flags in self._epoll.poll(0, 256) if self._epoll is not None else ():
             if fd not in self._watched:
                 continue
             if flags & (select.EPOLLERR | select.EPOLLHUP):

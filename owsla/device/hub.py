@@ -9,9 +9,12 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from twisted.python.failure import Failure
+
 from ..boundaries import Clock, DeliverySource, Letter, LineSink
 from ..events import Event, GapSkipped, SlowDevice
 from ..routing import Registry
+from ..supervision import DynamicSupervisor
 from ..turn import Turn
 from .framing import Framing
 from .holdings import Holdings
@@ -46,6 +49,7 @@ class Hub:
         sink: LineSink,
         registry: Registry[Endpoint],
         courier: Courier,
+        endpoints: DynamicSupervisor[Endpoint],
         now: Callable[[], float],
         gap_timeout: float = 2.0,
         reorder_limit: int = 64,
@@ -77,6 +81,7 @@ class Hub:
         """When devices were last not read, whatever they had to say; by the clock."""
         self.gap_clock = PausableClock(clock.seconds)
         self._courier = courier
+        self._endpoints = endpoints
         self._hangups = hangups
         self._gap_timeout = gap_timeout
         self._reorder_limit = reorder_limit
@@ -213,10 +218,11 @@ class Hub:
     def slow(self, endpoint: Endpoint, why: str) -> None:
         self.emit(SlowDevice(endpoint.connection_id.decode(), why))
 
-    def closed(self, endpoint: Endpoint) -> None:
-        """Its connection is gone."""
+    def closed(self, endpoint: Endpoint, failure: Failure | None) -> None:
+        """Its connection is gone; `failure` is an exception of our own that ended it."""
         self.registry.remove(endpoint.connection_id)
         self._congested.pop(endpoint, None)
+        self._endpoints.ended(endpoint, failure)
 
     def tick(self) -> None:
         """Look at what waits for a time."""

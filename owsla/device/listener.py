@@ -12,17 +12,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from OpenSSL import SSL
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..boundaries import Clock, Reactor
 from ..config import ConfigError, os_reason
 from ..events import DeviceConnected, Event, Full, HandshakeFailed, Listening
 from ..routing import ConnectionIds, Registry
+from ..supervision import DynamicSupervisor, Worker
 from .admission import Admission
 from .endpoint import Endpoint
 from .hangup import HangupWatch
@@ -38,6 +35,9 @@ ACCEPTED_AT_ONCE: Final = 64
 DEFER_ACCEPT: Final = 3
 """Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7)); it rounds them to
 its own retransmissions. Only then it is accepted, and has the handshake timeout before it."""
+
+SWEEP: Final = 1.0
+"""Seconds between two looks at handshakes, goodbyes and idle connections."""
 
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
@@ -78,10 +78,11 @@ def _has_ipv6() -> bool:
 
 
 @implementer(IReadDescriptor)
-class Listener(Service):
-    """Accepts devices on a bound socket."""
+class Listener(Worker):
+    """Accepts devices on a bound socket.
 
-    _log = Logger()
+    It can be stopped and started again; the socket stays open meanwhile, until `stop_accepting`.
+    """
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class Listener(Service):
         admission: Admission[TLSTransport],
         emit: Callable[[Event], None],
         hangups: HangupWatch,
+        endpoints: DynamicSupervisor[Endpoint],
         *,
         handshake_timeout: float,
         idle_timeout: float,
@@ -104,7 +106,8 @@ class Listener(Service):
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
-        self.setName("listener")
+        super().__init__(reactor)
+        self.setName("port")
         self._reactor = reactor
         self._clock: Clock = reactor
         self._socket = sock
@@ -118,15 +121,12 @@ class Listener(Service):
         self._idle_timeout = idle_timeout
         self._identify = identify
         self._hangups = hangups
+        self._endpoints = endpoints
         self._fail = fail
         self._accepting = False
         self._opened = False
         self._closing: dict[TLSTransport, float] = {}
         self._full = False
-        self._ticking = LoopingCall(self._tick)
-        self._ticking.clock = reactor  # type: ignore[assignment]
-        self._sweeping = LoopingCall(self._sweep)
-        self._sweeping.clock = reactor  # type: ignore[assignment]
         self._to_check: list[Endpoint] = []
         self._check_share = 1
         self.handshakes = 0
@@ -139,8 +139,9 @@ class Listener(Service):
     def startService(self) -> None:
         super().startService()
         self._hangups.start()
-        self._ticking.start(TICK, now=False)
-        self._sweeping.start(1.0, now=False)
+        self.later(TICK, self._tick)
+        self.later(SWEEP, self._sweep)
+        self._resume()
 
     def open(self) -> None:
         """Open the port, if it is not: there is somewhere for lines to go."""
@@ -172,19 +173,15 @@ class Listener(Service):
         return int(self._socket.getsockname()[1])
 
     def stop_accepting(self) -> None:
-        """Close the port; those connected stay."""
+        """Close the port, for good; those connected stay."""
         self._pause()
         self._socket.close()
 
-    def stopService(self) -> Deferred[None] | None:
-        super().stopService()
-        if self._ticking.running:
-            self._ticking.stop()
-            self._sweeping.stop()
+    def stopService(self) -> None:
+        if self.running:
             self._hangups.stop()
-        if self._socket.fileno() >= 0:
-            self.stop_accepting()
-        return None
+            self._pause()
+        super().stopService()
 
     # -- accepting ---------------------------------------------------------------------------------------------------------
 
@@ -195,7 +192,7 @@ class Listener(Service):
         return "listener"
 
     def connectionLost(self, reason: Any) -> None:
-        self._log.error("The device port failed: {reason}", reason=reason)
+        self.end(reason)
 
     def doRead(self) -> None:
         for _ in range(min(ACCEPTED_AT_ONCE, self._admission.room)):
@@ -232,7 +229,7 @@ class Listener(Service):
             self._reactor.removeReader(self)
 
     def _resume(self) -> None:
-        if not self._accepting and self._opened and self._socket.fileno() >= 0 and self._admission.room > 0:
+        if not self._accepting and self.running and self._opened and self._socket.fileno() >= 0 and self._admission.room > 0:
             self._accepting = True
             self._reactor.addReader(self)
 
@@ -246,11 +243,12 @@ class Listener(Service):
         self._admission.secured(transport)
         self.handshakes += 1
         self._resume()
-        if self._socket.fileno() < 0:
+        if self._socket.fileno() < 0 or not self._endpoints.running:
             return None  # it was accepted just before the port was closed
         connection_id = self._ids.new()
         endpoint = Endpoint(self._hub, connection_id, self._identify(transport.tls))
         self._registry.add(connection_id, endpoint)
+        self._endpoints.start_child(endpoint)
         self._emit(
             DeviceConnected(
                 connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
@@ -275,20 +273,12 @@ class Listener(Service):
     # -- time --------------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        # A looping call ends with the first exception, and no time-out would ever come again.
-        try:
-            self._hub.tick()
-        except Exception:
-            self._log.failure("A look at what waits for a time failed")
+        self.later(TICK, self._tick)
+        self._hub.tick()
 
     def _sweep(self) -> None:
-        try:
-            self._look_around()
-        except Exception:
-            self._log.failure("The sweep over the connections failed")
-
-    def _look_around(self) -> None:
         """Once a second: handshakes that take too long, goodbyes that are not answered, and a share of the idle checks."""
+        self.later(SWEEP, self._sweep)
         now = self._clock.seconds()
         for transport in list(self._admission.overdue(now)):
             transport.handshakeOverdue(f"no handshake within {self._handshake_timeout:g} s")

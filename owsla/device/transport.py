@@ -61,6 +61,10 @@ class Owner(Protocol):
         """It is closed. `failed`: why the handshake was never completed; `None` where it was."""
 
 
+EXPECTED: Final = (ConnectionDone, ConnectionLost, ConnectionAborted, SSL.Error, OSError, TimeoutError)
+"""What ends a connection without anybody's fault here. Any other exception is ours."""
+
+
 class _Failures:
     """Reasons that are the same for thousands of connections."""
 
@@ -281,9 +285,7 @@ class TLSTransport:
         try:
             self._lines.dataReceived(data)  # type: ignore[union-attr]
         except Exception:
-            failure = Failure()
-            self._log.failure("Reading from {peer} failed", failure, peer=self.peer)
-            self.abortConnection(failure)
+            self.abortConnection(Failure())
 
     def doWrite(self) -> None:
         if self._state in (ACCEPTED, HANDSHAKING):

@@ -14,6 +14,7 @@ from txamqp.client import Closed
 from owsla.broker.protocol import BrokerError
 from owsla.gateway import STEP, Gateway
 from owsla.routing import Registry
+from owsla.supervision import ChildSpec, Supervisor
 
 
 class Device:
@@ -43,6 +44,10 @@ class Device:
     def gone(self) -> None:
         self.transport = None
         self.world.registry.remove(self.name)
+
+
+def _spec(child: Child) -> ChildSpec:
+    return ChildSpec(child.name or "child", lambda: child)
 
 
 class Child(Service):
@@ -110,15 +115,26 @@ class World:
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.consumers = Parcels(), Parcels(), OwnQueue(self)
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
+        self.failed: list[tuple[str, int]] = []
+        listener = Child(self, "listener")
         self.gateway = Gateway(
             self.clock,
-            listener=cast(Any, Child(self, "listener")),
+            listener=cast(Any, listener),
             registry=cast(Any, self.registry),
             producer=self.producer,
             courier=self.courier,
             consumers=self.consumers,
             connections=cast(Any, self.connections),
-            embedded=Child(self, "embedded") if embedded else None,
+            root=Supervisor(
+                self.clock,
+                [
+                    *([_spec(Child(self, "embedded"))] if embedded else []),
+                    *(_spec(child) for child in self.connections),
+                    _spec(listener),
+                ],
+                name="owsla",
+            ),
+            fail=lambda reason, status: self.failed.append((reason, status)),
             drain_timeout=drain_timeout,
             drain_spread=drain_spread,
         )
@@ -161,7 +177,7 @@ class StoppingTests(SynchronousTestCase):
         )
 
     def test_order(self) -> None:
-        """The port closes first; then the devices, the own queue, the connections to the broker, all at once, and the
+        """The port closes first; then the devices, the own queue, the listener, the connections to the broker, and the
         embedded broker last.
         """
         world = World()

@@ -229,15 +229,20 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.role.notes[-1], "up")
 
     def test_a_fault_of_ours(self) -> None:
-        """An exception that is no broker's doing is logged with its traceback, and tried again all the same."""
+        """An exception that is no broker's doing ends the worker with it; started again, it connects as ever."""
+        ends: list[Failure | None] = []
+        self.service.supervise(ends.append)
         self.role.fault = ZeroDivisionError()
         self.service.startService()
         self.welcome()
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual([end and end.type for end in ends], [ZeroDivisionError])
+        self.assertTrue(self.stop().done)
         self.role.fault = None
-        self.reactor.advance(1)
+        self.service.supervise(ends.append)
+        self.service.startService()
         self.welcome()
         self.assertEqual(self.role.notes[-1], "up")
+        self.assertEqual(len(ends), 1)
 
     def test_a_broker_that_does_not_speak(self) -> None:
         """A broker that takes the connection and says nothing is left after a while."""

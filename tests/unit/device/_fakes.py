@@ -17,6 +17,7 @@ from owsla.device.hub import Hub
 from owsla.events import Event
 from owsla.routing import ConnectionIds, Registry
 from owsla.turn import Turn
+from owsla.supervision import DynamicSupervisor
 
 EventType = TypeVar("EventType", bound=Event)
 
@@ -184,6 +185,8 @@ class World:
         self.ids = ConnectionIds()
         self.epoch = 1_000_000.0
         self.sources: set[Source] = set()
+        self.endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.clock)
+        self.endpoints.startService()
         self.hub = Hub(
             self.clock,
             self.turn,
@@ -192,6 +195,7 @@ class World:
             sink=self.sink,
             registry=self.registry,
             courier=self.courier,
+            endpoints=self.endpoints,
             now=lambda: self.epoch + self.clock.seconds(),
             **options,
         )

@@ -22,9 +22,17 @@ from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, Full, HandshakeFailed, Listening
 from owsla.routing import ConnectionIds, Registry
 from owsla.turn import Turn
+from owsla.supervision import DynamicSupervisor
 
 from ._fakes import Courier, Sink
 from ._sockets import Client, Loop, context, reset
+
+
+
+def close(listener: Listener) -> None:
+    """Stop it for good: the socket outlives a restart."""
+    listener.stop_accepting()
+    listener.stopService()
 
 
 class ClaimTests(SynchronousTestCase):
@@ -112,8 +120,7 @@ class Base(SynchronousTestCase):
             if isinstance(one, TLSTransport):
                 one.abortConnection()
         self.loop.settle()
-        if self.listener.running:
-            self.listener.stopService()
+        close(self.listener)
         self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
         self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
         self.assertEqual(self.hub.paused_connections, 0)
@@ -125,6 +132,8 @@ class Base(SynchronousTestCase):
         """A listener whose port is open."""
         self.registry: Registry[Endpoint] = Registry()
         hangups = HangupWatch(self.loop)
+        endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.loop)
+        endpoints.startService()
         self.hub = Hub(
             self.loop,
             Turn(self.loop),
@@ -133,6 +142,7 @@ class Base(SynchronousTestCase):
             sink=self.sink,
             registry=self.registry,
             courier=Courier(),
+            endpoints=endpoints,
             now=self.loop.seconds,
             hangups=hangups,
             **options,
@@ -148,6 +158,7 @@ class Base(SynchronousTestCase):
             self.admission,
             self.events.append,
             hangups,
+            endpoints,
             handshake_timeout=15.0,
             idle_timeout=idle_timeout,
             identify=lambda connection: "somebody",

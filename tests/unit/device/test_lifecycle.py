@@ -1,0 +1,613 @@
+"""The life of a connection: the machine by itself, its diagram, and what a real connection makes of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+from unittest import mock
+
+from automat import NoTransition
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from OpenSSL import SSL
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.boundaries import Letter
+from owsla.device import transport as transport_module
+from owsla.device.admission import Admission
+from owsla.device.endpoint import Endpoint
+from owsla.device.framing import Framing
+from owsla.device.hangup import HangupWatch
+from owsla.device.hub import Hub
+from owsla.device.lifecycle import Life, Lifecycle, diagram
+from owsla.device.listener import Listener, claim
+from owsla.device.transport import TLSTransport
+from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
+from owsla.routing import ConnectionIds, Registry
+from owsla.supervision import DynamicSupervisor
+from owsla.turn import Turn
+
+from ._fakes import Courier, Sink, Source
+from ._sockets import Loop, context, reset, tcp_pair, unix_pair
+
+NO: Final = ""
+"""This cannot happen in that state."""
+
+INPUTS: Final = (
+    "spoke", "secured", "pause", "resume", "drain", "close", "abort",
+    "handshake_overdue", "idle_overdue", "write_overdue", "goodbye_overdue", "ended",
+)  # fmt: skip
+
+LIVES: Final = {
+    "accepted": (
+        "handshaking", NO, NO, NO, NO, "closed", "closed",
+        "closed", NO, NO, NO, "closed",
+    ),
+    "handshaking": (
+        NO, "open", NO, NO, NO, "closed", "closed",
+        "closed", NO, NO, NO, "closed",
+    ),
+    "open": (
+        NO, NO, "paused", "open", "draining", "closing", "closed",
+        NO, "closing", "closed", NO, "closed",
+    ),
+    "paused": (
+        NO, NO, "paused", "open", "draining", "closing", "closed",
+        NO, "closing", "closed", NO, "closed",
+    ),
+    "draining": (
+        NO, NO, "draining", "draining", "draining", "closing", "closed",
+        NO, "draining", "closed", NO, "closed",
+    ),
+    "closing": (
+        NO, NO, "closing", "closing", "closing", "closing", "closed",
+        NO, "closing", "closing", "closed", "closed",
+    ),
+    "closed": (
+        NO, NO, "closed", "closed", "closed", "closed", "closed",
+        "closed", "closed", "closed", "closed", "closed",
+    ),
+}  # fmt: skip
+"""Every state, and what each of `INPUTS` makes of it."""
+
+WAYS: Final[dict[str, tuple[str, ...]]] = {
+    "accepted": (),
+    "handshaking": ("spoke",),
+    "open": ("spoke", "secured"),
+    "paused": ("spoke", "secured", "pause"),
+    "draining": ("spoke", "secured", "drain"),
+    "closing": ("spoke", "secured", "close"),
+    "closed": ("abort",),
+}
+"""How to get into each state."""
+
+BUDGET: Final = 1024
+"""Bytes that the machine of a connection may cost."""
+
+
+class Effects:
+    """Notes what the machine has done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def begin_handshake(self) -> None:
+        self.done.append("begin_handshake")
+
+    def open_up(self) -> None:
+        self.done.append("open_up")
+
+    def stop_reading(self) -> None:
+        self.done.append("stop_reading")
+
+    def start_reading(self) -> None:
+        self.done.append("start_reading")
+
+    def say_goodbye(self) -> None:
+        self.done.append("say_goodbye")
+
+    def let_go(self) -> None:
+        self.done.append("let_go")
+
+    def let_go_soon(self) -> None:
+        self.done.append("let_go_soon")
+
+
+def state_of(life: Life) -> str:
+    """The name of a machine's state. Automat shows it to nobody."""
+    name: str = cast(Any, life).__automat_transitioner__._state.name
+    return name
+
+
+def happen(life: Life, *inputs: str) -> None:
+    for one in inputs:
+        getattr(life, one)()
+
+
+class MachineTests(SynchronousTestCase):
+    """The machine by itself."""
+
+    def machine(self, state: str) -> tuple[Life, Effects]:
+        effects = Effects()
+        life = Lifecycle(effects)
+        happen(life, *WAYS[state])
+        self.assertEqual(state_of(life), state)
+        effects.done.clear()
+        return life, effects
+
+    def test_diagram(self) -> None:
+        """docs/lifecycle.md has the machine as it is."""
+        page = (Path(__file__).parents[3] / "docs" / "lifecycle.md").read_text()
+        (shown,) = [part.partition("\n```")[0] for part in page.split("```mermaid\n")[1:]]
+        self.assertEqual(shown, diagram())
+
+    def test_complete(self) -> None:
+        """The table of these tests is of all states and all inputs that there are."""
+        automaton = Lifecycle.__automat_automaton__
+        self.assertEqual({state.name for state in automaton.states()}, set(LIVES))
+        self.assertEqual(automaton.inputAlphabet(), set(INPUTS))
+        self.assertEqual({name for name in vars(Life) if not name.startswith("_")}, set(INPUTS))
+        for row in LIVES.values():
+            self.assertEqual(len(row), len(INPUTS))
+
+    def test_every_pair(self) -> None:
+        """Every input in every state leads to the state that it is declared to lead to, or is impossible."""
+        for state, row in LIVES.items():
+            for what, next_state in zip(INPUTS, row, strict=True):
+                if next_state == NO:
+                    continue
+                life, effects = self.machine(state)
+                happen(life, what)
+                self.assertEqual(state_of(life), next_state, (state, what))
+                if next_state == state:
+                    self.assertEqual(effects.done, [], (state, what))
+
+    def test_impossible(self) -> None:
+        """An input that is impossible in a state raises, does nothing, and leaves the machine as usable as it was."""
+        for state, row in LIVES.items():
+            for what, next_state in zip(INPUTS, row, strict=True):
+                if next_state != NO:
+                    continue
+                life, effects = self.machine(state)
+                self.assertRaises(NoTransition, happen, life, what)
+                self.assertEqual((state_of(life), effects.done), (state, []), (state, what))
+                happen(life, "ended")
+                self.assertEqual(state_of(life), "closed")
+
+    def test_effects(self) -> None:
+        """A whole life does its things once each, in order."""
+        effects = Effects()
+        life = Lifecycle(effects)
+        happen(life, "spoke", "secured", "pause", "pause", "resume", "resume", "drain", "drain", "close", "close", "ended")
+        self.assertEqual(
+            effects.done,
+            ["begin_handshake", "open_up", "stop_reading", "start_reading", "stop_reading", "say_goodbye", "let_go"],
+        )
+
+    def test_memory(self) -> None:
+        """A machine costs at most 1 KB a connection."""
+        connections = 1000
+        effects = [Effects() for _ in range(connections)]
+        happen(Lifecycle(Effects()), *WAYS["paused"])
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            lives = [Lifecycle(one) for one in effects]
+            for life in lives:
+                happen(life, "spoke", "secured", "pause", "resume")
+            after = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        done = sum(len(one.done) for one in effects)  # their lists are of the test's
+        self.assertEqual(done, 4 * connections)
+        self.assertLessEqual((after - before) / connections, BUDGET)
+
+
+# -- A real connection, and all that may happen to it --------------------------------------------------------------------
+
+
+class Peer:
+    """A device whose bytes are sent when, and as far as, the test says: OpenSSL over memory, beside a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.tls = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        self.tls.set_connect_state()
+        self.secure = False
+        self.reading = True
+        self._outgoing = b""
+
+    @property
+    def there(self) -> bool:
+        return self.socket.fileno() >= 0
+
+    def flush(self, limit: int | None = None) -> None:
+        """Send what OpenSSL has to say, or so many bytes of it."""
+        if not self.there:
+            return
+        try:
+            while True:
+                self._outgoing += self.tls.bio_read(65536)
+        except SSL.Error:
+            pass
+        self.send(self._outgoing[:limit])
+
+    def send(self, data: bytes) -> None:
+        try:
+            sent = self.socket.send(data)
+        except OSError:
+            return
+        if self._outgoing.startswith(data):
+            self._outgoing = self._outgoing[sent:]
+
+    def step(self) -> None:
+        """Read, unless it stalls, and go on with the handshake."""
+        if not self.there:
+            return
+        if self.reading:
+            try:
+                data = self.socket.recv(65536)
+                if data:
+                    self.tls.bio_write(data)
+            except OSError:
+                pass
+        try:
+            if not self.secure:
+                self.tls.do_handshake()
+                self.secure = True
+            while True:
+                self.tls.recv(65536)
+        except SSL.Error:
+            pass
+
+    def say(self, data: bytes) -> None:
+        try:
+            self.tls.send(data)
+        except SSL.Error:
+            return
+        self.flush()
+
+
+class WatchedLife:
+    """A machine that notes what comes to it where, and what of that was impossible."""
+
+    def __init__(self, effects: Any, world: LifeWorld) -> None:
+        self._life = Lifecycle(effects)
+        self._world = world
+
+    def __getattr__(self, what: str) -> Callable[[], None]:
+        def happens() -> None:
+            state = state_of(self._life)
+            self._world.seen.add((state, what))
+            try:
+                getattr(self._life, what)()
+            except NoTransition:
+                self._world.impossible.append((state, what))
+                raise
+
+        return happens
+
+
+class LifeWorld:
+    """A real listener, hub and transports on a loop of the test's; sockets come by hand."""
+
+    def __init__(self) -> None:
+        self.impossible: list[tuple[str, str]] = []
+        self.seen: set[tuple[str, str]] = set()
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.loop = cast(Any, Loop())
+        self.events: list[Event] = []
+        self.sink = Sink()
+        self.source = Source(prefetch=65535)
+        self.registry: Registry[Endpoint] = Registry()
+        self.admission: Admission[TLSTransport] = Admission(100, 100)
+        self.lost: list[TLSTransport] = []
+        self.transports: list[TLSTransport] = []
+        self.peers: list[Peer] = []
+        self.failures: list[Failure | None] = []
+        self.endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.loop, name="endpoints")
+        hangups = HangupWatch(self.loop)
+        self.hub = Hub(
+            self.loop,
+            Turn(self.loop),
+            self.events.append,
+            framing=Framing(),
+            sink=self.sink,
+            registry=self.registry,
+            courier=Courier(),
+            endpoints=self.endpoints,
+            now=self.loop.seconds,
+            hangups=hangups,
+            max_rate=50.0,
+            device_ack=lambda seq: b"ACK %d\r\n" % seq,
+        )
+        world = self
+
+        class Counting(Listener):
+            """Counts who is lost."""
+
+            def lost(self, transport: TLSTransport, failed: str | None) -> None:
+                world.lost.append(transport)
+                super().lost(transport, failed)
+
+        self.listener = Counting(
+            self.loop,
+            claim(0, "127.0.0.1"),
+            context(),
+            self.hub,
+            ConnectionIds(),
+            self.registry,
+            self.admission,
+            self.events.append,
+            hangups,
+            self.endpoints,
+            handshake_timeout=5.0,
+            idle_timeout=60.0,
+            identify=lambda connection: None,
+            fail=lambda why: None,
+        )
+        self.listener.supervise(self.failures.append)
+        self.endpoints.startService()
+        self.listener.startService()
+
+    def connect(self, tcp: bool) -> tuple[TLSTransport, Peer]:
+        """A connection is accepted: what `Listener.doRead` does, with a socket of ours."""
+        server, client = tcp_pair() if tcp else unix_pair()
+        with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
+            transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), context(), self.listener)
+        self.admission.accepted(transport, self.loop.seconds() + 5.0)
+        peer = Peer(client)
+        self.transports.append(transport)
+        self.peers.append(peer)
+        return transport, peer
+
+    def endpoint(self, transport: TLSTransport) -> Endpoint | None:
+        """Its endpoint, as long as there is one."""
+        lines = transport._lines
+        assert lines is None or isinstance(lines, Endpoint)
+        return lines if lines is not None and lines.transport is not None else None
+
+    def turn(self) -> None:
+        for peer in self.peers:
+            peer.step()
+        self.loop.turn()
+
+    def end(self) -> None:
+        """All peers go, and time passes: whatever was, nothing is left of it."""
+        for peer in self.peers:
+            peer.socket.close()
+        for _ in range(200):
+            if self.admission.connections == 0:
+                break
+            self.loop.turn()
+            self.loop.advance(1.0)
+        assert self.admission.connections == 0, "a connection outlives its peer"
+        self.listener.stop_accepting()
+        self.listener.stopService()
+        self.endpoints.stopService()
+        self.loop.turn()
+        assert (self.failures, self.endpoints.failures, len(self.endpoints)) == ([], 0, 0)
+        assert (self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()) == (set(), set(), [])
+        assert set(os.listdir("/proc/self/fd")) <= self.descriptors, "a descriptor is left"
+        assert sorted(map(id, self.lost)) == sorted(map(id, self.transports)), "each ends once"
+        assert (len(self.registry), self.hub.paused_connections) == (0, 0)
+        connected = [event.connection_id for event in self.events if isinstance(event, DeviceConnected)]
+        disconnected = [event.connection_id for event in self.events if isinstance(event, DeviceDisconnected)]
+        assert sorted(connected) == sorted(disconnected), "each endpoint hears of its end once"
+        failed = sum(isinstance(event, HandshakeFailed) for event in self.events)
+        assert failed + len(connected) == len(self.transports)
+        assert not self.source.outstanding, "each message has a fate"
+        assert self.impossible == []
+
+
+NUMBERS: Final = st.integers(0, 4)
+"""Which connection."""
+
+
+class Connections(RuleBasedStateMachine):
+    """Up to five connections, and anything that the world and their owners may do to them, in any order."""
+
+    seen: set[tuple[str, str]] = set()
+    """What happened in which state, over all runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = LifeWorld()
+
+    @property
+    def pairs(self) -> list[tuple[TLSTransport, Peer]]:
+        return list(zip(self.world.transports, self.world.peers, strict=True))
+
+    def one(self, number: int) -> tuple[TLSTransport, Peer]:
+        if not self.world.transports:
+            self.world.connect(tcp=number % 2 == 0)
+        return self.pairs[number % len(self.pairs)]
+
+    # -- the peers -----------------------------------------------------------------------------------------------------------
+
+    @rule(tcp=st.booleans())
+    def connect(self, tcp: bool) -> None:
+        if len(self.world.transports) < 5:
+            self.world.connect(tcp)
+
+    @rule(tcp=st.booleans())
+    def connect_and_shake_hands(self, tcp: bool) -> None:
+        if len(self.world.transports) < 5:
+            transport, peer = self.world.connect(tcp)
+            for _ in range(20):
+                peer.step()
+                peer.flush()
+                self.world.loop.turn(0.01)
+                if transport._lines is not None:
+                    break
+
+    @rule(number=NUMBERS, limit=st.integers(1, 300))
+    def a_piece_of_the_handshake(self, number: int, limit: int) -> None:
+        _, peer = self.one(number)
+        peer.step()
+        peer.flush(limit)
+
+    @rule(number=NUMBERS)
+    def the_rest_of_the_handshake(self, number: int) -> None:
+        _, peer = self.one(number)
+        peer.step()
+        peer.flush()
+
+    @rule(number=NUMBERS, lines=st.integers(1, 200), whole=st.booleans())
+    def lines(self, number: int, lines: int, whole: bool) -> None:
+        self.one(number)[1].say(b"a line\n" * lines + (b"" if whole else b"a beg"))
+
+    @rule(number=NUMBERS)
+    def a_line_too_long(self, number: int) -> None:
+        self.one(number)[1].say(b"x" * 20_000)
+
+    @rule(number=NUMBERS, data=st.binary(min_size=1, max_size=40))
+    def garbage(self, number: int, data: bytes) -> None:
+        peer = self.one(number)[1]
+        if peer.there:
+            peer.send(data)
+
+    @rule(number=NUMBERS)
+    def close_notify(self, number: int) -> None:
+        peer = self.one(number)[1]
+        try:
+            peer.tls.shutdown()
+        except SSL.Error:
+            return
+        peer.flush()
+
+    @rule(number=NUMBERS)
+    def fin(self, number: int) -> None:
+        peer = self.one(number)[1]
+        if peer.there:
+            try:
+                peer.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    @rule(number=NUMBERS)
+    def rst(self, number: int) -> None:
+        peer = self.one(number)[1]
+        if peer.there:
+            reset(peer.socket)
+
+    @rule(number=NUMBERS, count=st.integers(10, 100))
+    def a_slow_device(self, number: int, count: int) -> None:
+        self.one(number)[1].reading = False
+        self.messages(number, 16_000, count, False)
+        self.world.loop.turn()
+
+    @rule(number=NUMBERS, reading=st.booleans())
+    def stall(self, number: int, reading: bool) -> None:
+        self.one(number)[1].reading = reading
+
+    # -- the broker's side -------------------------------------------------------------------------------------------------
+
+    @rule(room=st.none() | st.integers(1, 5))
+    def the_sink_takes(self, room: int | None) -> None:
+        self.world.sink.resume(room)
+
+    @rule()
+    def the_sink_stops(self) -> None:
+        self.world.sink.stop()
+
+    @rule(number=NUMBERS, size=st.sampled_from([0, 10, 16_000]), count=st.integers(1, 20), close=st.booleans())
+    def messages_come(self, number: int, size: int, count: int, close: bool) -> None:
+        self.messages(number, size, count, close)
+
+    def messages(self, number: int, size: int, count: int, close: bool) -> None:
+        endpoint = self.world.endpoint(self.one(number)[0])
+        if endpoint is None:
+            return  # the router finds no connection
+        source = self.world.source
+        for _ in range(count):
+            endpoint.send(source, source.next(), b"", b"x" * size, endpoint.connection_id, None)
+        if close:
+            endpoint.post(Letter(source, source.next(), b"", b"", endpoint.connection_id, None, close=True))
+
+    # -- their owners --------------------------------------------------------------------------------------------------------
+
+    @rule(number=NUMBERS)
+    def drain(self, number: int) -> None:
+        endpoint = self.world.endpoint(self.one(number)[0])
+        if endpoint is not None:
+            endpoint.drain()
+
+    @rule(number=NUMBERS)
+    def close(self, number: int) -> None:
+        """The gateway closes those that it has drained, or that it must give up."""
+        endpoint = self.world.endpoint(self.one(number)[0])
+        if endpoint is not None:
+            endpoint.close("the gateway stops")
+
+    @rule(number=NUMBERS)
+    def abort(self, number: int) -> None:
+        self.one(number)[0].abortConnection()
+
+    @rule(number=NUMBERS, size=st.sampled_from([1, 100_000]), close=st.booleans())
+    def what_a_protocol_may_do(self, number: int, size: int, close: bool) -> None:
+        """Write and close past its endpoint. It is paused only by that, which has it watched for a hang-up then."""
+        transport, _ = self.one(number)
+        if transport._lines is not None:
+            transport.write(b"x" * size)
+            if close:
+                transport.loseConnection()
+
+    @rule(number=NUMBERS)
+    def the_reactor_finds_it_dead(self, number: int) -> None:
+        """What a reactor does with a descriptor that it watches and that reports an error, or that raised."""
+        transport, _ = self.one(number)
+        loop = self.world.loop
+        if transport in loop.readers or transport in loop.writers:
+            loop.removeReader(transport)
+            loop.removeWriter(transport)
+            transport.connectionLost(Failure(ConnectionLost()))
+
+    # -- time ------------------------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.1, 5.1, 31.0, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        """The listener's sweep and the hub's tick are called by their own timers, and call who is overdue."""
+        self.world.loop.advance(seconds)
+
+    @rule(turns=st.integers(1, 5))
+    def turns(self, turns: int) -> None:
+        for _ in range(turns):
+            self.world.turn()
+
+    @invariant()
+    def nothing_impossible(self) -> None:
+        assert self.world.impossible == []
+
+    def teardown(self) -> None:
+        self.world.end()
+        Connections.seen |= self.world.seen
+
+
+class ConnectionTests(SynchronousTestCase):
+    """Real connections, through the transport, endpoint, hub and listener."""
+
+    def test_any_sequence(self) -> None:
+        """Whatever the world and the owners do, and in whichever order: no impossible input comes, every connection ends, once,
+        and no descriptor is left.
+        """
+        context()
+        import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
+
+        Connections.seen = set()
+        run_state_machine_as_test(
+            Connections,
+            settings=settings(
+                max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
+        )
+        self.assertGreater(len(Connections.seen), 15, "the sequences are too tame to show anything")
+        for state, what in Connections.seen:
+            self.assertNotEqual(LIVES[state][INPUTS.index(what)], NO)
