@@ -183,6 +183,7 @@ class Settings:
     drain_timeout: float
     drain_spread: float
     node_grace: float
+    http: tuple[str, int] | None  # address ("" is all) and port
 
 
 # -- Readers: text to value, or a ConfigError that goes on from "--option: " --------------------------------------------
@@ -277,6 +278,18 @@ def _interface(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ConfigError(f"{text!r} is not an IP address of this machine, nor 'all'") from None
+
+
+def _http(text: str) -> tuple[str, int]:
+    address, colon, port = text.rpartition(":")
+    if address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    elif ":" in address:
+        raise ConfigError(f"{text!r}: an IPv6 address is written in brackets, as in [::1]:9100")
+    number = _number(0, 65535, "port number")(port)
+    if not colon:
+        return "127.0.0.1", number
+    return ("" if address == "all" else _interface(address)), number
 
 
 def _path(text: str) -> Path:
@@ -408,7 +421,7 @@ class Option:
 
 _LISTEN, _TLS, _BROKER = "Where devices connect", "Certificates", "The broker"
 _MESSAGES, _LINES, _CONNECTIONS = "Messages", "Lines", "Connections"
-_ORDER, _STOP = "Order and delivery", "Stopping"
+_ORDER, _STOP, _WATCH = "Order and delivery", "Stopping", "Watching it"
 
 # The upper bound of a line: RabbitMQ 4 refuses messages above 16 MiB unless told otherwise (max_message_size).
 _LONGEST_LINE = 16 * _MIB
@@ -561,6 +574,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _STOP, "drain-spread", "TIME", "10s", _duration(zero=True),
         "After SIGTERM: devices are disconnected over this time rather than in one instant.",
+    ),
+    Option(
+        _WATCH, "http", "[ADDRESS:]PORT", "off", _or("off", None, _http),
+        "Serve metrics (/metrics), health (/healthz, /readyz) and the supervision tree (/tree) over HTTP; on 127.0.0.1 "
+        "unless an address is given, or all.",
     ),
 )  # fmt: skip
 

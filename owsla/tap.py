@@ -16,6 +16,7 @@ from twisted.application.service import Service
 from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
 
+from . import http
 from .broker import topology
 from .broker.connection import BrokerConnection
 from .broker.consumer import Consumers
@@ -65,17 +66,21 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
 
     context = _server_context(settings)
     device_socket = claim(settings.port, settings.interface)
+    http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
     embedded, addresses = _embedded_broker(reactor, settings)
 
     turn = Turn(reactor)
     events = EventManager()
     events.add(Console(reactor))
+    counts, latency = http.EventCounts(), http.Histogram()
+    events.add(counts)
     ids = ConnectionIds()
     registry: Registry[Endpoint] = Registry()
     framing = Framing(settings.delimiter, settings.max_line)
     own_queue = topology.node_queue(settings.to_device, ids.node)
 
     # The broker's side
+    window = Window(settings.window, settings.window_bytes)
     producer = Producer(
         reactor,
         events.emit,
@@ -89,10 +94,11 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             reply_to=own_queue.name.encode(),
             frame_max=FRAME_MAX,
         ),
-        window=Window(settings.window, settings.window_bytes),
+        window=window,
         seq_header=settings.seq_header,
         frame_max=FRAME_MAX,
         acknowledge=settings.device_ack is not None,
+        observe=latency.observe if http_socket is not None else None,
     )
     courier = Courier(
         reactor,
@@ -186,10 +192,27 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         for role in (courier, producer, consumers)
     ]
 
-    # The tree. What is made above outlives a restart: it is the same service that starts again.
+    # The tree. What is made above outlives a restart: it is the same service that starts again. HTTP is among the first, and
+    # so stops among the last: while devices are closed one after another it says that this node is not ready any more.
+    readings = http.Readings(
+        node=ids.node.decode(),
+        admission=admission,
+        listener=listener,
+        hub=hub,
+        producer=producer,
+        window=window,
+        courier=courier,
+        health=health,
+        draining=lambda: service.draining,
+        tree=lambda: service.tree(),
+        events=counts,
+        event_drops=lambda: events.drops,
+        latency=latency,
+    )
     root = Supervisor(
         reactor,
         [
+            *([_child("http", http.HttpService(reactor, http_socket, readings))] if http_socket is not None else []),
             *([_child("embedded", embedded)] if embedded is not None else []),
             ChildSpec(
                 "broker",

@@ -6,6 +6,7 @@ anything new. While there is nowhere to publish to, or too much is unconfirmed, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -50,9 +51,13 @@ class Producer(BaseHandler):
         seq_header: str,
         frame_max: int,
         acknowledge: bool = False,
+        observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe."""
+        """`frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe.
+
+        `observe` is told how many seconds some of the lines waited for their confirm.
+        """
         self._clock = clock
         self._emit = emit
         self._queue = queue
@@ -75,6 +80,10 @@ class Producer(BaseHandler):
         self.accepting = False
         self.confirmed_lines = 0
         """Lines that the broker has confirmed so far."""
+        # One line at a time is followed to its confirm: it has come when as many lines are confirmed as were published then.
+        self._observe = observe
+        self._followed: float = math.inf
+        self._followed_since: float | None = None if observe is not None else 0.0
 
     # -- towards devices -------------------------------------------------------------------------------------------------
 
@@ -84,9 +93,13 @@ class Producer(BaseHandler):
     def publish(self, source: LineSource, line: bytes) -> None:
         seq = source.seq
         source.seq = seq + 1
-        packed = self._packer.pack(source.template, seq, line, int(self._now()))
+        now = self._now()
+        packed = self._packer.pack(source.template, seq, line, int(now))
         window = self._window
         window.add(source, seq, packed)
+        if self._followed_since is None:
+            self._followed_since = now
+            self._followed = self.confirmed_lines + window.messages
         if self._client is not None:
             self._client.write(packed)
         if self._outstanding is not None:
@@ -105,6 +118,19 @@ class Producer(BaseHandler):
         if self._outstanding is None:
             self._outstanding = Counter(self._window.sources())
         return self._outstanding[source] == 0
+
+    def _arrived(self) -> None:
+        """The line that is followed is confirmed; the next one that is published is followed."""
+        assert self._observe is not None
+        assert self._followed_since is not None
+        self._observe(self._now() - self._followed_since)
+        self._followed = math.inf
+        self._followed_since = None
+
+    @property
+    def unconfirmed_since(self) -> float | None:
+        """When the line was published that is followed to its confirm, in seconds since the epoch; `None`: none is."""
+        return self._followed_since if self._observe is not None else None
 
     @property
     def unconfirmed(self) -> int:
@@ -186,6 +212,8 @@ class Producer(BaseHandler):
         if self._returned:
             entries = self._without_returned(entries)
         self.confirmed_lines += len(entries)
+        if self.confirmed_lines >= self._followed:
+            self._arrived()
         if self._acknowledge:
             for entry in entries:
                 entry.source.confirmed(entry.seq)

@@ -1,10 +1,11 @@
-"""The `owsla` command: an example back end, and two tools to look at what passes and to send something by hand.
+"""The `owsla` command: an example back end, and tools to look at what passes and at the gateway itself.
 
 | command                         | what it does                        |
 |---------------------------------|-------------------------------------|
 | `owsla echo`                    | answers each line                   |
 | `owsla tail`                    | shows what arrives on `from_device` |
 | `owsla send CONNECTION_ID TEXT` | sends a line to a device            |
+| `owsla tree`                    | shows the tree of a running gateway |
 """
 
 from __future__ import annotations

@@ -61,13 +61,15 @@ def fetch(base: str) -> Any:
         raise Unreachable(f"{base}: {_reason(error.reason)}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(f"{base}: {_reason(error)}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unreachable(f"{base} answers something that is no tree: is that Owsla's --http?") from None
 
 
 def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the connection was closed without an answer"
     if isinstance(error, http.client.HTTPException):
         return "what answers does not speak HTTP"
     if isinstance(error, OSError):

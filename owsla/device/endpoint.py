@@ -83,6 +83,7 @@ class Endpoint(LineReceiver):
         hub = self.hub
         if self._closing:
             return
+        hub.bytes_in += len(data)
         if self._long is not None:
             whole = self._lengthen(data)
             if whole is None:
@@ -185,6 +186,7 @@ class Endpoint(LineReceiver):
             return
         data, self._rest = self._rest, b""
         if data:
+            self.hub.bytes_in -= len(data)  # it was counted when it was read
             self.dataReceived(data)
         if not self._in_line:
             self._unpause(_WAITING)
@@ -389,6 +391,7 @@ class Endpoint(LineReceiver):
             ending = self.hub.ending
             out.append(b"")
             self._out = []
+            self.hub.bytes_out += self._out_size
             self._out_size = 0
             self.transport.write(ending.join(out))
             self._check_congestion()

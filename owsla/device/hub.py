@@ -99,6 +99,16 @@ class Hub:
         """Messages with a number that was sent before."""
         self.skips = 0
         """Numbers that were waited for in vain."""
+        self.bytes_in = 0
+        """Read from devices so far, delimiters included."""
+        self.bytes_out = 0
+        """Handed over to devices so far, without delimiters."""
+        self._lines_out = 0  # to connections that are closed
+
+    @property
+    def lines_out(self) -> int:
+        """Lines handed over so far, to whichever device. Looks at all of them."""
+        return self._lines_out + sum([endpoint.lines_out for endpoint in self.registry])
 
     # -- messages --------------------------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class Hub:
     def closed(self, endpoint: Endpoint, failure: Failure | None) -> None:
         """Its connection is gone; `failure` is an exception of our own that ended it."""
         self.registry.remove(endpoint.connection_id)
+        self._lines_out += endpoint.lines_out
         self._congested.pop(endpoint, None)
         self._endpoints.ended(endpoint, failure)
 

@@ -168,6 +168,15 @@ class Listener(Worker):
         self._resume()
 
     @property
+    def accepting(self) -> bool:
+        """Whether the port is open, and there is room for a device that comes now (or when a handshake or two are done)."""
+        return (
+            self._opened
+            and self._socket.fileno() >= 0
+            and self._admission.connections < self._admission.max_connections
+        )
+
+    @property
     def port(self) -> int:
         """The port, also where any free one was asked for."""
         return int(self._socket.getsockname()[1])

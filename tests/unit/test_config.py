@@ -152,6 +152,7 @@ class ValueTests(_Files):
                 "window_bytes": 16 * 2**20,
                 "max_connections": None,
                 "max_handshakes": 512,
+            "http": None,
                 "handshake_timeout": 15.0,
                 "idle_timeout": 1800.0,
                 "max_line": 16384,

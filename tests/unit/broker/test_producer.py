@@ -54,6 +54,8 @@ class Lab:
         self.clock = self.server.clock
         self.events: list[Event] = []
         self.window = Window(messages, size)
+        self.now = 1000.0
+        self.waits: list[float] = []
         self.producer = Producer(
             self.clock,
             self.events.append,
@@ -71,7 +73,8 @@ class Lab:
             seq_header="from_device_seq",
             frame_max=131072,
             acknowledge=True,
-            now=lambda: 1000.0,
+            observe=self.waits.append,
+            now=lambda: self.now,
         )
 
     def device(self, name: str = "a") -> Device:
@@ -141,6 +144,30 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 3, True)
         self.assertEqual((self.device.safe, other.safe), ([1, 0], [0]))
         self.assertEqual((self.lab.producer.unconfirmed, self.lab.producer.confirmed_lines), (0, 3))
+
+    def test_followed(self) -> None:
+        """One line at a time is followed to its confirm, also past a return or a new connection; then the next one is."""
+        lab, producer = self.lab, self.lab.producer
+        self.assertIsNone(producer.unconfirmed_since)
+        lab.connect()
+        lab.publish(self.device, b"followed")
+        lab.now += 1
+        lab.publish(self.device, b"not followed")
+        self.assertEqual(producer.unconfirmed_since, 1000.0)
+        lab.server.ack(LINES, 1)
+        self.assertEqual((lab.waits, producer.unconfirmed_since), ([1.0], None))
+        lab.now += 1
+        lab.publish(self.device, b"followed")
+        lab.now += 1
+        lab.server.ack(LINES, 2)
+        self.assertEqual(lab.waits, [1.0])
+        lab.lose()
+        lab.now += 60
+        lab.connect()
+        self.assertEqual(producer.unconfirmed_since, 1002.0)
+        lab.server.take()
+        lab.server.ack(LINES, 1)
+        self.assertEqual(lab.waits, [1.0, 61.0])
 
     def test_lines_before_the_broker(self) -> None:
         """Lines that were read while there is no broker wait for it, and come first."""
@@ -521,6 +548,9 @@ class ProducerMachine(RuleBasedStateMachine):
         if not hasattr(self, "devices"):
             return
         assert not self.lab.server.lost
+        # What is confirmed and what is not are all lines, at any time: the count of lines received is made of them.
+        published = sum(device.seq for device in self.devices)
+        assert self.lab.producer.confirmed_lines + self.lab.window.messages == published
         for device in self.devices:
             name = device.connection_id.decode()
             numbers = [number for one, number in self.queue if one == name]

@@ -1,0 +1,129 @@
+"""What is read of the rest of Owsla, and no more than that. Types, and one decision: whether it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..supervision import Node
+from ._counts import EventCounts
+from ._histogram import Histogram
+
+
+class Admission(Protocol):
+    """The connections, by state."""
+
+    max_connections: int
+    open: int
+    """Those whose handshake is complete."""
+
+    @property
+    def connections(self) -> int:
+        """All of them."""
+
+    @property
+    def handshaking(self) -> int: ...
+
+
+class Listener(Protocol):
+    """The device port."""
+
+    handshakes: int
+    """Completed so far."""
+    failed_handshakes: int
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a device that comes now is let in."""
+
+
+class Hub(Protocol):
+    """What the connections have in common."""
+
+    paused_connections: int
+    duplicates: int
+    skips: int
+    """Numbers that were waited for in vain."""
+    bytes_in: int
+    """Read from devices so far, delimiters included."""
+    bytes_out: int
+    """Handed over to devices so far, without delimiters."""
+
+    @property
+    def lines_out(self) -> int:
+        """Lines handed over so far, to whichever device."""
+
+
+class Producer(Protocol):
+    """The way of lines to the broker."""
+
+    accepting: bool
+    confirmed_lines: int
+
+    @property
+    def unconfirmed_since(self) -> float | None:
+        """When the line was published whose confirm is waited for to measure it, in seconds since the epoch."""
+
+
+class Window(Protocol):
+    """What is published and unconfirmed."""
+
+    messages: int
+    size: int
+    max_messages: int
+    max_bytes: int
+
+
+class Courier(Protocol):
+    """Messages on their way to other queues."""
+
+    recorded: dict[str, int]
+    """Undeliverable messages so far, by reason."""
+    reports_dropped: int
+
+    @property
+    def unconfirmed(self) -> int: ...
+
+
+class Health(Protocol):
+    """The connections to the broker as a whole."""
+
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """Where everything is read that is told over HTTP."""
+
+    node: str
+    """The node's name."""
+    admission: Admission
+    listener: Listener
+    hub: Hub
+    producer: Producer
+    window: Window
+    courier: Courier
+    health: Health
+    draining: Callable[[], bool]
+    """Whether it is stopping."""
+    tree: Callable[[], Node]
+    """The supervision tree."""
+    events: EventCounts
+    event_drops: Callable[[], Mapping[str, int]] = dict
+    """Events that a handler was too slow for, by its name."""
+    latency: Histogram = field(default_factory=Histogram)
+    """From publishing a line to its confirm."""
+    lateness: Histogram = field(default_factory=Histogram)
+    """How late the reactor calls what is due."""
+    certificate_expires: Callable[[], float | None] = lambda: None
+    """When the certificate that devices are shown ends, in seconds since the epoch; `None` where that is not known."""
+
+
+def readiness(readings: Readings) -> dict[str, bool]:
+    """Whether devices should be sent here: what that takes, and whether it is so."""
+    return {
+        "broker_connected": readings.health.ready,
+        "listener_accepting": readings.listener.accepting,
+        "not_draining": not readings.draining(),
+    }
