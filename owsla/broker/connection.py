@@ -289,6 +289,6 @@ def explain(error: BaseException | Any) -> str:
 
 def _tls_reason(error: SSL.Error) -> str:
     try:
-        return str(error.args[0][0][-1])
+        return str(error.args[0][-1][-1])  # the last one says what came of it
     except (IndexError, TypeError):
         return str(error) or "the handshake failed"

@@ -487,7 +487,7 @@ def explain(reason: Failure) -> str:
     """Why a connection ended, in a person's words."""
     error = reason.value
     if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list | tuple) and error.args[0]:
-        return f"TLS: {error.args[0][0][-1]}"
+        return f"TLS: {error.args[0][-1][-1]}"
     if isinstance(error, ConnectionDone):
         return "closed by the device"
     if isinstance(error, ConnectionLost):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,15 +47,16 @@ class Authority:
         )
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Make a certificate for localhost and the loopback addresses; return its file and its key's."""
+    def issue(self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None) -> tuple[Path, Path]:
+        """Make a certificate for these hosts, or localhost and the loopback addresses; return its file and its key's."""
         key = _key(self.kind)
         certificate = (
             self._builder(_name(name), key)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName(
-                    [
+                    hosts
+                    or [
                         x509.DNSName("localhost"),
                         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
                         x509.IPAddress(ipaddress.ip_address("::1")),

@@ -144,9 +144,9 @@ class Lab:
         self._ends.append(wire.close)
         return await wire.connect()
 
-    async def proxy(self, target: int) -> Proxy:
-        """Start a proxy in front of a port."""
-        proxy = Proxy(target)
+    async def proxy(self, target: int, certificate: tuple[Path, Path] | None = None) -> Proxy:
+        """Start a proxy in front of a port; with a certificate it speaks TLS."""
+        proxy = Proxy(target, certificate)
         self._ends.append(proxy.close)
         return await proxy.start()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
-from twisted.internet.interfaces import IProtocolFactory
+from OpenSSL import SSL
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, wrapServerTLS
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from .waiting import current_reactor, until
 
@@ -79,11 +82,24 @@ class _Factory(Factory):
         return cast(Protocol, self._build())
 
 
-class Proxy:
-    """Forwards `port` to `target` on this machine. `count` is how many connections have come."""
+@implementer(IOpenSSLServerConnectionCreator)
+class _Contexts:
+    def __init__(self, context: SSL.Context) -> None:
+        self._context = context
 
-    def __init__(self, target: int) -> None:
+    def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+        return SSL.Connection(self._context, None)
+
+
+class Proxy:
+    """Forwards `port` to `target` on this machine. `count` is how many connections have come.
+
+    With a `certificate` (its file and its key's) it speaks TLS to those who come, as a broker with amqps does.
+    """
+
+    def __init__(self, target: int, certificate: tuple[Path, Path] | None = None) -> None:
         self.target = target
+        self.certificate = certificate
         self.port = 0
         self.count = 0
         self.sides: list[_Side] = []
@@ -98,7 +114,12 @@ class Proxy:
 
     async def start(self) -> Proxy:
         """Listen, on the same port as before if it was stopped."""
-        endpoint = TCP4ServerEndpoint(current_reactor(), self.port, interface="127.0.0.1")
+        endpoint: Any = TCP4ServerEndpoint(current_reactor(), self.port, interface="127.0.0.1")
+        if self.certificate is not None:
+            context = SSL.Context(SSL.TLS_METHOD)
+            context.use_certificate_chain_file(str(self.certificate[0]))
+            context.use_privatekey_file(str(self.certificate[1]))
+            endpoint = wrapServerTLS(_Contexts(context), endpoint)
         self._listening = await endpoint.listen(cast(IProtocolFactory, _Factory(lambda: _Side(self))))
         self.port = self._listening.getHost().port
         return self
