@@ -104,8 +104,9 @@ class Endpoint(LineReceiver):
                 return
             self.lineReceived(line)
             if not hub.sink.accepting and index + 1 < len(lines):
-                # The rest was read already: it is published in its turn, and read from the wire no more till then.
-                self._rest = b"".join([each + self.delimiter for each in lines[index + 1 :]]) + rest
+                # The rest was read already: it is published in its turn, and read from the wire no more till then. It is put
+                # together with the full ending, or a line that itself ends with \\r would lose that when it is split again.
+                self._rest = b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest
                 self._wait()
                 lines = lines[: index + 1]
                 break
