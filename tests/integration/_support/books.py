@@ -1,0 +1,625 @@
+"""Devices and a back end that write down all they said and heard, so that in the end the books can be balanced.
+
+A device numbers its messages for life (the message id), and sends again after a reconnect what was not acknowledged; a line is
+`DEVICE SESSION ID padding`. The back end drops duplicates as docs/contract.md says, and answers each line under the line's own
+number (`to_device_seq`), shuffled, some of them twice, over `reply_to` and over `to_device`; an answer is `re DEVICE SESSION
+SEQ`. Both write down everything, and `Books.differences` compares.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pika
+from pika.exceptions import AMQPError
+from twisted.internet.defer import Deferred, gatherResults
+
+from .device import Device
+from .lab import Lab
+from .owsla import Owsla
+from .waiting import pause, until
+
+DEVICE_ACK: Final = "ACK {seq}"
+
+UNACKNOWLEDGED: Final = 60
+"""Messages that a device keeps at most: then it says nothing new until it hears that they are safe."""
+
+Key = tuple[str, int]
+"""A message: the connection id, and the number on that connection."""
+
+
+def chosen_seed() -> int:
+    """The seed of this run: OWSLA_FAULT_SEED, or any; printed, so that a failure can be tried again."""
+    seed = int(os.environ.get("OWSLA_FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
+    print(f"OWSLA_FAULT_SEED={seed}")
+    return seed
+
+
+class Seen:
+    """The numbers of one connection that were dealt with: the back end's class of docs/contract.md."""
+
+    def __init__(self) -> None:
+        self.below = 0
+        self.above: set[int] = set()
+
+    def first_time(self, seq: int) -> bool:
+        if seq < self.below or seq in self.above:
+            return False
+        self.above.add(seq)
+        while self.below in self.above:
+            self.above.remove(self.below)
+            self.below += 1
+        return True
+
+
+@dataclass
+class Session:
+    """One connection of a device, as the device saw it."""
+
+    device: str
+    number: int
+    sent: list[int] = field(default_factory=list)
+    """The ids of the messages sent; their place is the line's number on this connection."""
+    acknowledged: int = 0
+    """How many of them are safe, as Owsla said."""
+    received: list[int] = field(default_factory=list)
+    """The numbers of the answers received."""
+    open: bool = True
+    uncertain: bool = False
+    """Whether it ended in a way in which answers that were handed over may not have been read."""
+    killed: bool = False
+    """Whether it ended with Owsla's sudden death."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.device, self.number
+
+
+class TalkingDevice:
+    """A device that talks, reconnects whenever its connection ends, and keeps what is not acknowledged."""
+
+    def __init__(self, lab: Lab, owsla: Owsla, name: str, rng: random.Random, *, moody: float) -> None:
+        """`moody` is the chance, each time that it looks, that it resets its connection."""
+        self._lab = lab
+        self._owsla = owsla
+        self._rng = rng
+        self.moody = moody
+        self._next = 0
+        self._kept: deque[int] = deque()
+        self._device: Device | None = None
+        self.name = name
+        self.sessions: list[Session] = []
+        self.acknowledged: set[int] = set()
+        self.quiet = False
+        """Say nothing new."""
+        self.stopping = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is connected and everything that it ever said is acknowledged."""
+        return not self._kept and self._device is not None and self._device.is_open
+
+    @property
+    def said(self) -> int:
+        """How many messages it has said."""
+        return self._next
+
+    async def live(self) -> None:
+        """Connect, talk, and begin anew, until `stopping`."""
+        while not self.stopping:
+            device = self._lab.waiting_device(self._owsla)
+            try:
+                await device.connect(20)
+            except Exception:
+                device.abort()
+                await pause(0.1 + self._rng.random() * 0.2)
+                continue
+            await self._session(device)
+
+    async def _session(self, device: Device) -> None:
+        session = Session(self.name, len(self.sessions))
+        self.sessions.append(session)
+        self._device = device
+        self._send(device, session, list(self._kept))
+        while device.is_open and not self.stopping:
+            self._hear(device, session)
+            if self.moody and self._rng.random() < self.moody:
+                session.uncertain = True
+                device.abort()
+            elif not self.quiet:
+                room = min(UNACKNOWLEDGED - len(self._kept), self._rng.choice((0, 0, 1, 1, 3)))
+                fresh = range(self._next, self._next + room)
+                self._next += len(fresh)
+                self._kept.extend(fresh)
+                self._send(device, session, fresh)
+            await pause(0.03 + self._rng.random() * 0.1)
+        self._hear(device, session)
+        session.open = device.is_open
+
+    def abort(self) -> None:
+        """Drop its connection, after a failure."""
+        if self._device is not None:
+            self._device.abort()
+
+    def _send(self, device: Device, session: Session, ids: Iterable[int]) -> None:
+        lines = []
+        for one in ids:
+            padding = "." * self._rng.choice((0, 10, 200))
+            lines.append(f"{self.name} {session.number} {one} {padding}".encode())
+            session.sent.append(one)
+        if lines:
+            device.send_line(*lines)
+
+    def _hear(self, device: Device, session: Session) -> None:
+        for line in device.lines.clear():
+            kind, *words = line.decode().split(" ")
+            if kind == "ACK":
+                self._acknowledged(session, int(words[0]))
+            elif kind == "re" and words[:2] == [self.name, str(session.number)]:
+                session.received.append(int(words[2]))
+            else:
+                session.problems.append(f"was sent what is not for it: {line!r}")
+
+    def _acknowledged(self, session: Session, seq: int) -> None:
+        if seq < session.acknowledged or seq >= len(session.sent):
+            session.problems.append(f"ACK {seq} after {session.acknowledged - 1}, with {len(session.sent)} sent")
+            return
+        for one in session.sent[session.acknowledged : seq + 1]:
+            self.acknowledged.add(one)
+            if self._kept and self._kept[0] == one:
+                self._kept.popleft()
+            else:
+                session.problems.append(f"message {one} was acknowledged out of its order")
+        session.acknowledged = seq + 1
+
+
+class Fleet:
+    """Devices that talk all at once."""
+
+    def __init__(self, lab: Lab, owsla: Owsla, seed: int, count: int = 20, *, moody: float = 0.0) -> None:
+        self.owsla = owsla
+        self.devices = [
+            TalkingDevice(lab, owsla, f"d{number}", random.Random(f"{seed}/{number}"), moody=moody) for number in range(count)
+        ]
+        self._living: list[Deferred[None]] = []
+
+    @property
+    def sessions(self) -> list[Session]:
+        return [session for device in self.devices for session in device.sessions]
+
+    @property
+    def said(self) -> int:
+        """How many messages were said."""
+        return sum(device.said for device in self.devices)
+
+    async def start(self) -> None:
+        """Let them connect and talk; wait until each has heard that something it said is safe."""
+        self._living = [Deferred.fromCoroutine(device.live()) for device in self.devices]
+        await until(lambda: all(device.acknowledged for device in self.devices), 60, "the devices' first acknowledgements")
+
+    async def talk(self, lines: int, timeout: float = 60) -> None:
+        """Wait until they have said so many messages more."""
+        goal = self.said + lines
+        await until(lambda: self.said >= goal, timeout, lambda: f"the devices to talk: {self.said} of {goal}")
+
+    async def hush(self, timeout: float = 90) -> None:
+        """Let them say nothing new, and wait until everything that they said is acknowledged."""
+        for device in self.devices:
+            device.quiet = True
+            device.moody = 0.0
+        await until(
+            lambda: all(device.settled for device in self.devices),
+            timeout,
+            lambda: "acknowledgements for " + ", ".join(one.name for one in self.devices if not one.settled),
+        )
+
+    def talk_on(self) -> None:
+        """Let them talk again."""
+        for device in self.devices:
+            device.quiet = False
+
+    def owsla_died(self) -> None:
+        """Owsla was killed: what it had handed over may be lost on the way, in all sessions that are open now."""
+        for session in self.sessions:
+            if session.open:
+                session.uncertain = session.killed = True
+
+    def abort(self) -> None:
+        """Drop all connections, after a failure."""
+        for device in self.devices:
+            device.abort()
+
+    async def stop(self) -> None:
+        """End them; their connections stay, and are the lab's to close."""
+        for device in self.devices:
+            device.stopping = True
+        living, self._living = self._living, []
+        await gatherResults(living)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer on its way."""
+
+    connection_id: str
+    seq: int
+    body: bytes
+    own_queue: str
+    """The line's reply_to."""
+    reported: bool
+    """Whether a delivery report is asked for."""
+    direct: bool
+    """Whether it goes to `own_queue`, or to to_device."""
+
+
+class AnsweringBackend:
+    """The back end: in a thread, with transactions, so that what it wrote down as published is in the broker.
+
+    It reconnects by itself, and waits for queues that are not there. `gate`: while it is clear, nothing is acknowledged.
+    """
+
+    def __init__(
+        self, url: str, from_device: str, to_device: str, seed: int, *, prefetch: int = 200, withhold: float = 0.3
+    ) -> None:
+        """`withhold` is the chance that an answer is kept for the next round, each time."""
+        self._parameters = pika.URLParameters(url)
+        self._parameters.heartbeat = 0
+        self._parameters.socket_timeout = 10
+        self._parameters.stack_timeout = 30
+        self._from_device = from_device
+        self._to_device = to_device
+        self._rng = random.Random(f"{seed}/back end")
+        self._prefetch = prefetch
+        self._withhold = withhold
+        self._thread = threading.Thread(target=self._run, name="answering back end", daemon=True)
+        self._stop = threading.Event()
+        self._seen: dict[str, Seen] = {}
+        self._outbox: list[Answer] = []
+        self._in_doubt: list[Answer] = []
+        self._cancelled = False
+        self.reports_queue = f"{to_device}_reports"
+        self.gate = threading.Event()
+        self.gate.set()
+        self.heard: list[tuple[str, int, bytes]] = []
+        """Everything that came on from_device: connection id, number, body. Duplicates too."""
+        self.first: dict[Key, bytes] = {}
+        self.attempted: Counter[Key] = Counter()
+        self.published: Counter[Key] = Counter()
+        self.asked: set[Key] = set()
+        """Answers for which a delivery report was asked."""
+        self.returned: set[Key] = set()
+        """Answers of which a copy was returned: that node is gone."""
+        self.reports: dict[Key, list[str]] = {}
+        self.connections = 0
+        self.error: BaseException | None = None
+
+    async def start(self) -> AnsweringBackend:
+        """Connect, and begin to answer."""
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each broker that is away at length
+        self._thread.start()
+        await until(lambda: self.connections > 0, 30, "the back end's connection")
+        return self
+
+    @property
+    def idle(self) -> bool:
+        """Whether all answers are published."""
+        return not self._outbox and not self._in_doubt
+
+    async def settled(self, timeout: float = 60) -> None:
+        """Wait until everything is answered that came."""
+
+        def quiet() -> bool:
+            if self.error is not None:
+                raise AssertionError(f"the back end failed: {self.error!r}") from self.error
+            return self.idle
+
+        await until(quiet, timeout, lambda: f"the back end: {len(self._outbox)} answers are not published")
+
+    async def stop(self) -> None:
+        """End it, whatever state it is in."""
+        self._stop.set()
+        self.gate.set()
+        if self._thread.ident is not None:
+            await until(lambda: not self._thread.is_alive(), 60, "the end of the back end's thread")
+        if self.error is not None:
+            raise AssertionError(f"the back end failed: {self.error!r}") from self.error
+
+    # -- its own thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._serve()
+            except (AMQPError, OSError):
+                self._outbox += self._in_doubt
+                self._in_doubt = []
+                self._stop.wait(0.1)
+            except BaseException as error:  # the test is to see it
+                self.error = error
+                return
+
+    def _serve(self) -> None:
+        self._cancelled = False
+        connection = pika.BlockingConnection(self._parameters)
+        try:
+            channel = connection.channel()
+            channel.queue_declare(self.reports_queue, durable=True)
+            channel.queue_declare(self._from_device, passive=True)
+            channel.tx_select()
+            channel.basic_qos(prefetch_count=self._prefetch)
+            channel.add_on_cancel_callback(self._on_cancel)
+            channel.add_on_return_callback(self._on_return)
+            done: list[int] = []
+
+            def on_line(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                self._on_line(properties, body)
+                done.append(method.delivery_tag)
+
+            def on_report(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                self._on_report(properties)
+                done.append(method.delivery_tag)
+
+            channel.basic_consume(self._from_device, on_line)
+            channel.basic_consume(self.reports_queue, on_report)
+            self.connections += 1
+            while not self._stop.is_set() and not self._cancelled:
+                connection.process_data_events(time_limit=0.02)
+                if not self.gate.is_set():
+                    continue
+                self._publish(channel)
+                for tag in done:
+                    channel.basic_ack(tag)
+                if done or self._in_doubt:
+                    done.clear()
+                    channel.tx_commit()
+                    for answer in self._in_doubt:
+                        self.published[answer.connection_id, answer.seq] += 1
+                    self._in_doubt = []
+                    connection.process_data_events(time_limit=0)  # what was returned came before the commit's answer
+        finally:
+            if connection.is_open:
+                connection.close()
+
+    def _on_cancel(self, _frame: Any) -> None:
+        self._cancelled = True
+
+    def _on_line(self, properties: Any, body: bytes) -> None:
+        connection_id, seq = properties.headers["connection_id"], properties.headers["from_device_seq"]
+        self.heard.append((connection_id, seq, body))
+        if not self._seen.setdefault(connection_id, Seen()).first_time(seq):
+            return
+        self.first[connection_id, seq] = body
+        device, session, *_ = body.decode().split(" ")
+        text = f"re {device} {session} {seq}".encode()
+        reported = self._rng.random() < 0.5
+        if reported:
+            self.asked.add((connection_id, seq))
+        for _ in range(self._rng.choice((1, 1, 1, 2))):
+            direct = self._rng.random() < 0.5
+            self._outbox.append(Answer(connection_id, seq, text, properties.reply_to, reported, direct))
+
+    def _on_report(self, properties: Any) -> None:
+        key = properties.headers["connection_id"], int(properties.correlation_id)
+        self.reports.setdefault(key, []).append(properties.headers["owsla_report"])
+
+    def _publish(self, channel: Any) -> None:
+        self._rng.shuffle(self._outbox)
+        later: list[Answer] = []
+        for answer in self._outbox:
+            if self._rng.random() < self._withhold:
+                later.append(answer)
+                continue
+            self.attempted[answer.connection_id, answer.seq] += 1
+            self._in_doubt.append(answer)
+            properties = pika.BasicProperties(
+                headers={"connection_id": answer.connection_id, "to_device_seq": answer.seq, "direct": answer.direct},
+                delivery_mode=2,
+                reply_to=self.reports_queue if answer.reported else None,
+                correlation_id=str(answer.seq),
+            )
+            route = answer.own_queue if answer.direct else self._to_device
+            channel.basic_publish("", route, answer.body, properties, mandatory=True)
+        self._outbox = later
+
+    def _on_return(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        key = properties.headers["connection_id"], properties.headers["to_device_seq"]
+        self.published[key] -= 1
+        if properties.headers["direct"]:
+            self.returned.add(key)  # that node is gone, and the connection with it
+        else:
+            # to_device was deleted, and comes again.
+            self._outbox.append(Answer(*key, body, method.routing_key, properties.reply_to is not None, False))
+
+
+@dataclass
+class Remains:
+    """What is in the queues at the end, when Owsla has stopped."""
+
+    undeliverable: list[tuple[Key, str]] = field(default_factory=list)
+    """Records: which message, and why."""
+    stranded: list[Key] = field(default_factory=list)
+    """Messages in queues of nodes that were killed."""
+    to_device: list[Key] = field(default_factory=list)
+    from_device: int = 0
+
+
+def _take_all(channel: Any, queue: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    while True:
+        method, properties, _ = channel.basic_get(queue, auto_ack=True)
+        if method is None:
+            return found
+        found.append(properties.headers)
+
+
+def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) -> Remains:
+    """Empty and delete all queues of a run; what was in them."""
+    remains = Remains()
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        for queue in queues:
+            left = _take_all(channel, queue)
+            if queue == from_device:
+                remains.from_device = len(left)
+            elif queue == to_device or queue.startswith(f"{to_device}."):
+                strange = [headers for headers in left if "to_device_seq" not in headers]
+                assert not strange, f"on {queue}: {strange}"
+                keys = [(str(headers["connection_id"]), int(headers["to_device_seq"])) for headers in left]
+                if queue == to_device:
+                    remains.to_device = keys
+                elif queue.endswith(".undeliverable"):
+                    reasons = [headers["owsla_reason"] for headers in left]
+                    remains.undeliverable = list(zip(keys, reasons, strict=True))
+                else:
+                    remains.stranded += keys
+            channel.queue_delete(queue)
+    finally:
+        connection.close()
+    return remains
+
+
+@dataclass
+class Books:
+    """Both sides' notes, and what was left in the queues."""
+
+    fleet: Fleet
+    backend: AnsweringBackend
+    remains: Remains = field(default_factory=Remains)
+
+    def differences(self, *, in_order: bool, skips: bool = False) -> list[str]:
+        """What does not balance; nothing, if all is well.
+
+        `in_order`: the broker refused nothing, so each connection's lines were in the queue in their order. `skips`: answers
+        may be late, and recorded.
+        """
+        found: list[str] = []
+        ids, problems = self.connections()
+        found += problems
+        found += self._acknowledged(ids)
+        if in_order:
+            found += self._order()
+        for session in self.fleet.sessions:
+            found += [f"{session.name}: {problem}" for problem in session.problems]
+            if session.name in ids:
+                found += self._answers(session, ids[session.name], skips)
+            elif session.received:
+                found.append(f"{session.name} was answered, and the back end knows nothing of it")
+        if self.remains.from_device:
+            found.append(f"{self.remains.from_device} lines left on from_device")
+        return found
+
+    def outstanding(self) -> list[str]:
+        """What is still on its way to devices that are connected, and reports of that."""
+        ids, _ = self.connections()
+        all_published = dict(self.backend.published)  # the back end's thread goes on
+        found = []
+        for session in self.fleet.sessions:
+            if session.open and session.name in ids:
+                connection_id = ids[session.name]
+                received = set(session.received)
+                for (cid, seq), count in all_published.items():
+                    if cid == connection_id and count > 0:
+                        if seq not in received:
+                            found.append(f"answer {seq} to {session.name} ({cid})")
+                        elif (cid, seq) in self.backend.asked and (cid, seq) not in self.backend.reports:
+                            found.append(f"the report of answer {seq} to {session.name} ({cid})")
+        return found
+
+    def connections(self) -> tuple[dict[tuple[str, int], str], list[str]]:
+        """Which connection id each session has; and that each line is one that was sent there, under that number."""
+        ids: dict[tuple[str, int], str] = {}
+        problems = []
+        sessions = {session.name: session for session in self.fleet.sessions}
+        for connection_id, seq, body in list(self.backend.heard):
+            device, number, message, padding = body.decode().split(" ")
+            name = device, int(number)
+            if ids.setdefault(name, connection_id) != connection_id:
+                problems.append(f"{name} has two connection ids")
+            sent = sessions[name].sent
+            if seq >= len(sent) or sent[seq] != int(message) or padding.strip("."):
+                problems.append(f"{name}: line {seq} is not what was sent: {body!r}")
+        if len(set(ids.values())) != len(ids):
+            problems.append("two sessions have the same connection id")
+        return ids, problems
+
+    def _acknowledged(self, ids: Mapping[tuple[str, int], str]) -> list[str]:
+        """Every line acknowledged to a device came, on its connection; and everything that was said came at all."""
+        found = []
+        for session in self.fleet.sessions:
+            connection_id = ids.get(session.name, "")
+            missing = [seq for seq in range(session.acknowledged) if (connection_id, seq) not in self.backend.first]
+            if missing:
+                found.append(f"{session.name}: acknowledged, and lost: {missing}")
+        heard = {tuple(body.decode().split(" ")[0:3:2]) for body in self.backend.first.values()}
+        for device in self.fleet.devices:
+            missing = [one for one in sorted(device.acknowledged) if (device.name, str(one)) not in heard]
+            if missing:
+                found.append(f"{device.name}: messages acknowledged, and lost: {missing}")
+            if len(device.acknowledged) != device.said:
+                found.append(f"{device.name}: said {device.said}, acknowledged {len(device.acknowledged)}")
+        return found
+
+    def _order(self) -> list[str]:
+        """First occurrences came in the order of their numbers, from 0 and without a hole."""
+        found = []
+        following: Counter[str] = Counter()
+        told: set[str] = set()
+        seen: set[Key] = set()
+        for connection_id, seq, _ in self.backend.heard:
+            if (connection_id, seq) in seen:
+                continue
+            seen.add((connection_id, seq))
+            if seq != following[connection_id] and connection_id not in told:
+                told.add(connection_id)
+                found.append(f"{connection_id}: line {seq} came where {following[connection_id]} was next")
+            following[connection_id] = seq + 1
+        return found
+
+    def _answers(self, session: Session, connection_id: str, skips: bool) -> list[str]:
+        """Each answer was received once, in order, or is on record; where the end was sudden, it was handed over."""
+        found = []
+        backend, remains = self.backend, self.remains
+        received = session.received
+        if any(later <= earlier for earlier, later in itertools.pairwise(received)):
+            found.append(f"{session.name} received answers twice or out of order: {received}")
+        published = {seq for (cid, seq), count in backend.published.items() if cid == connection_id and count > 0}
+        attempted = {seq for cid, seq in backend.attempted if cid == connection_id}
+        records = {seq: reason for (cid, seq), reason in remains.undeliverable if cid == connection_id}
+        stranded = {seq for cid, seq in remains.stranded if cid == connection_id}
+        waiting = {seq for cid, seq in remains.to_device if cid == connection_id}
+        reports = {seq: words for (cid, seq), words in backend.reports.items() if cid == connection_id}
+        if not set(received) <= attempted:
+            found.append(f"{session.name} received answers that nobody gave: {sorted(set(received) - attempted)}")
+        missing = published - set(received) - set(records) - stranded - waiting
+        if session.uncertain:
+            asked = {seq for cid, seq in backend.asked if cid == connection_id}
+            if not session.killed:
+                # Handed over to a connection that the device then dropped: the report says so.
+                missing = {seq for seq in missing & asked if "delivered" not in reports.get(seq, [])}
+            else:
+                missing = set()
+        if missing:
+            found.append(f"{session.name} ({connection_id}): answers lost without a trace: {sorted(missing)}")
+        if session.open:
+            if stranded or waiting:
+                found.append(f"{session.name}: answers left in queues: {sorted(stranded | waiting)}")
+            wrong = {seq: reason for seq, reason in records.items() if not (skips and reason == "late")}
+            if wrong:
+                found.append(f"{session.name} is connected, and on record are {wrong}")
+            both = set(records) & set(received)
+            if both:
+                found.append(f"{session.name}: received, and on record too: {sorted(both)}")
+            for seq in sorted({seq for cid, seq in backend.asked if cid == connection_id} & set(received)):
+                if "delivered" not in reports.get(seq, []):
+                    found.append(f"{session.name}: answer {seq} was received, and reported as {reports.get(seq)}")
+        return found

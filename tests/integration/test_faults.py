@@ -1,0 +1,408 @@
+"""Everything that can happen to a gateway, while devices talk and a back end answers: afterwards the books balance.
+
+Each run has an Owsla, twenty devices that keep what is not acknowledged, and a back end whose answers are shuffled and
+doubled (see `_support.books`). OWSLA_FAULT_SEED repeats a run's choices, though not its timing.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+from pika.exceptions import ChannelClosedByBroker
+from twisted.internet.threads import deferToThread
+
+from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
+from ._support.lab import Lab
+from ._support.owsla import Owsla
+from ._support.proxy import Proxy
+from ._support.rabbitmq import RabbitMQ, installed
+from ._support.waiting import block_on, pause, reactor_test, until
+
+#: Seconds. Twice as short would do on a quiet machine; on a busy one RabbitMQ itself is late sometimes.
+HEARTBEAT = 4
+
+#: Lines between two faults: some seconds of talk.
+SOME = 300
+
+
+class Run:
+    """One Owsla under fire, its books, and what the faults should have left in its log."""
+
+    def __init__(self, rabbitmq: RabbitMQ, lab: Lab) -> None:
+        self.rabbitmq = rabbitmq
+        self.lab = lab
+        self.seed = chosen_seed()
+        self.rng = random.Random(self.seed)
+        name = secrets.token_hex(4)
+        self.from_device = f"from_{name}"
+        self.to_device = f"to_{name}"
+        self.outages = 0
+        """How often Owsla lost the broker since it was started."""
+        self.proxy: Proxy
+        self.owsla: Owsla
+        self._fleet: Fleet | None = None
+        self._backend: AnsweringBackend | None = None
+
+    @property
+    def fleet(self) -> Fleet:
+        assert self._fleet is not None
+        return self._fleet
+
+    @property
+    def backend(self) -> AnsweringBackend:
+        assert self._backend is not None
+        return self._backend
+
+    async def declare(self, queue: str, arguments: dict[str, Any]) -> None:
+        """Declare a queue before Owsla does."""
+        backend = await self.lab.backend(self.rabbitmq.url)
+        await backend.call(lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments))
+        await backend.close()
+
+    async def start(self, *, moody: float = 0.0, prefetch: int = 200, withhold: float = 0.3, **options: Any) -> None:
+        """Start everything, and let it run until each device is served."""
+        self.proxy = await self.lab.proxy(self.rabbitmq.port)
+        settings: dict[str, Any] = {
+            "broker": self.proxy.url,
+            "from_device": self.from_device,
+            "to_device": self.to_device,
+            "device_ack": DEVICE_ACK,
+            "heartbeat": f"{HEARTBEAT}s",
+            # So that nothing is skipped, however long an outage was: what is missing comes.
+            "gap_timeout": "60s",
+            "reorder_limit": 5000,
+            "prefetch": 20000,
+            "drain_spread": "500ms",
+        }
+        self.owsla = self.lab.new_owsla(**(settings | options))
+        await self.owsla.start()
+        self._fleet = Fleet(self.lab, self.owsla, self.seed, moody=moody)
+        self._backend = AnsweringBackend(
+            self.rabbitmq.url, self.from_device, self.to_device, self.seed, prefetch=prefetch, withhold=withhold
+        )
+        await self.backend.start()
+        await self.fleet.start()
+
+    async def faults(self, *faults: Callable[[Run], Awaitable[None]]) -> None:
+        """Let these happen, in an order of the seed's choice, with some talk between."""
+        order = list(faults)
+        self.rng.shuffle(order)
+        for fault in order:
+            print(f"{fault.__name__}")
+            await self.fleet.talk(SOME)
+            await fault(self)
+        await self.fleet.talk(SOME)
+
+    async def recovered(self, start: int) -> None:
+        """Wait until Owsla has lost the broker, and has it again; count that outage."""
+        self.outages += 1
+        await self.owsla.wait_for_line("Broker lost", 60, start=start)
+        await self.owsla.wait_for_line("Broker connected", 90, start=start)
+
+    async def finish(self, *, in_order: bool, skips: bool = False) -> Books:
+        """Come to rest, show that it works as before, stop Owsla in good order, and balance the books."""
+        await self.fleet.hush()
+        await self.backend.settled()
+        books = Books(self.fleet, self.backend)
+        try:
+            await until(lambda: not books.outstanding(), 1 if skips else 40, lambda: f"{books.outstanding()}")
+        except AssertionError as missing:
+            if not skips:
+                print(missing)  # the books will tell, and more
+        await self._queues_are_empty()
+        await self.fleet.stop()
+        fresh = await self.lab.device(self.owsla)
+        fresh.send_line(b"fresh 0 0 ")
+        await fresh.lines.find(lambda line: line == b"re fresh 0 0", 30)
+        await self.backend.stop()
+        self.backend.heard = [heard for heard in self.backend.heard if not heard[2].startswith(b"fresh")]
+        self.check_log()
+        assert await self.owsla.terminate() == 0, self.owsla.output()
+        names = (await self.rabbitmq.ctl("list_queues", "name")).split()
+        mine = [name for name in names if name.startswith((self.from_device, self.to_device))]
+        books.remains = clear_up(self.rabbitmq.url, mine, self.from_device, self.to_device)
+        differences = books.differences(in_order=in_order, skips=skips)
+        assert not differences, "\n".join(differences)
+        print(f"{self.fleet.said} messages, {len(self.fleet.sessions)} connections, {len(self.backend.heard)} lines heard, ")
+        print(
+            f"{sum(self.backend.published.values())} answers, {len(books.remains.undeliverable)} on record, "
+            f"{len(books.remains.stranded)} in the queues of nodes that were killed"
+        )
+        return books
+
+    async def _queues_are_empty(self) -> None:
+        """Wait until nothing waits in the queues of lines and of the live node, acknowledged or not."""
+        node = self.backend.heard[-1][0][:8]
+        lines = {self.from_device, self.to_device, f"{self.to_device}.{node}"}
+        for _ in range(20):
+            listed = await self.rabbitmq.ctl("list_queues", "name", "messages")
+            counts = {name: int(count) for name, count in (line.split() for line in listed.splitlines())}
+            left = {name: count for name, count in counts.items() if count and name in lines}
+            if not left:
+                return
+            await pause(0.3)
+        raise AssertionError(f"left in queues: {left}")
+
+    async def end(self) -> None:
+        """End what is not the lab's, also after a failure."""
+        if self._fleet is not None:
+            await self._fleet.stop()
+            self._fleet.abort()
+        if self._backend is not None:
+            await self._backend.stop()
+
+    def check_log(self) -> None:
+        """Each outage was said once, and no exception got loose."""
+        self.owsla.assert_tidy()
+        lost = self.owsla.lines("Broker lost")
+        assert len(lost) == self.outages, "\n".join(lost)
+
+
+@pytest.fixture(scope="module")
+def rough_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ that closes channels over deliveries that are not acknowledged, if it is asked to look (once a minute)."""
+    if not installed():
+        pytest.skip("no RabbitMQ is installed")
+    node = RabbitMQ(tmp_path_factory.mktemp("rough-rabbitmq"), config="consumer_timeout = 1\n")
+    try:
+        block_on(node.start())
+        yield node
+    finally:
+        block_on(node.close())
+
+
+@pytest.fixture
+def run(rough_rabbitmq: RabbitMQ, lab: Lab) -> Iterator[Run]:
+    """A run that is not started."""
+    run = Run(rough_rabbitmq, lab)
+    yield run
+    block_on(run.end())
+
+
+# -- Faults that refuse nothing ----------------------------------------------------------------------------------------
+
+
+async def broker_killed(run: Run) -> None:
+    """RabbitMQ dies as in a power cut, and is started again."""
+    start = run.owsla.mark()
+    await run.rabbitmq.kill()
+    await run.owsla.wait_for_line("Broker lost", start=start)
+    await run.rabbitmq.start()
+    await run.recovered(start)
+
+
+async def broker_stopped(run: Run) -> None:
+    """RabbitMQ hangs (SIGSTOP) until Owsla has noticed, and goes on."""
+    start = run.owsla.mark()
+    run.rabbitmq.pause()
+    try:
+        await run.owsla.wait_for_line("Broker lost", 6 * HEARTBEAT, start=start)
+        await pause(HEARTBEAT)  # by then each of its connections has noticed
+    finally:
+        run.rabbitmq.resume()
+    await run.recovered(start)
+
+
+async def broker_hiccup(run: Run) -> None:
+    """RabbitMQ hangs, for less than anybody would notice."""
+    run.rabbitmq.pause()
+    await pause(0.3)
+    run.rabbitmq.resume()
+
+
+async def connections_cut(run: Run) -> None:
+    """All TCP connections to the broker are reset, twice."""
+    for _ in range(2):
+        await pause(run.rng.random())
+        start = run.owsla.mark()
+        run.proxy.cut()
+        await run.recovered(start)
+
+
+async def one_connection_cut(run: Run) -> None:
+    """One TCP connection to the broker is reset: whichever it is."""
+    start = run.owsla.mark()
+    run.rng.choice(run.proxy.servers).abort()
+    await run.recovered(start)
+
+
+async def alarm(run: Run) -> None:
+    """RabbitMQ runs out of memory, and of patience with those who publish."""
+    start = run.owsla.mark()
+    await run.rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        await run.owsla.wait_for_line("Broker blocked", 30, start=start)
+        await pause(1)
+    finally:
+        await run.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    await run.owsla.wait_for_line("Broker unblocked", 30, start=start)
+    assert len(run.owsla.lines("Broker blocked", start=start)) == 1
+
+
+async def consumer_channels_closed(run: Run) -> None:
+    """RabbitMQ closes channels that Owsla consumes on, over deliveries that were not acknowledged in `consumer_timeout`."""
+    start = run.owsla.mark()
+    listed = await run.rabbitmq.ctl("list_consumers", "queue_name", "channel_pid")
+    consumers = [line.split() for line in listed.splitlines()]
+    # Each of them once: it would close a channel twice.
+    pids = sorted({pid for queue, pid in consumers if queue.startswith(run.to_device) and not queue.endswith("_reports")})
+    chosen = run.rng.sample(pids, run.rng.randint(1, len(pids)))
+    looks = ", ".join(f'rabbit_misc:string_to_pid("{pid}") ! tick' for pid in chosen)
+    for _ in range(20):
+        await run.rabbitmq.ctl("eval", f"{looks}, ok.")
+        await pause(0.3)
+        if run.owsla.lines("a consumer of .* ended", start=start):
+            return
+    raise AssertionError("no channel was closed")
+
+
+@reactor_test
+async def test_outages(run: Run) -> None:
+    """Whatever takes the broker away: nothing is lost, nothing is out of order, and each outage is said once."""
+    await run.start()
+    await run.faults(
+        broker_killed, broker_stopped, broker_hiccup, connections_cut, one_connection_cut, alarm, consumer_channels_closed
+    )
+    books = await run.finish(in_order=True)
+    assert len(run.fleet.sessions) == len(run.fleet.devices), "devices stay connected whatever the broker does"
+    assert not books.remains.undeliverable
+
+
+# -- Faults in which the broker refuses --------------------------------------------------------------------------------
+
+
+async def from_device_deleted(run: Run) -> None:
+    """Somebody deletes from_device while it is empty: lines are returned, and the queue is declared again.
+
+    While nobody talks: RabbitMQ confirms what reaches a queue in the instant of its deletion, and it is gone.
+    """
+    start = run.owsla.mark()
+    before = run.backend.connections
+    await run.fleet.hush()
+    await _delete_when_empty(run, run.from_device)
+    run.fleet.talk_on()
+    await run.owsla.wait_for_line("Broker refused .* lines", 30, start=start)
+    await until(lambda: run.backend.connections > before, 30, "from_device to be there again")
+    assert len(run.owsla.lines("Broker refused", start=start)) == 1
+
+
+async def to_device_deleted(run: Run) -> None:
+    """Somebody deletes to_device while nothing is in it: its consumers are cancelled, and it is declared again."""
+    start = run.owsla.mark()
+    await run.fleet.hush()
+    await run.backend.settled()
+    books = Books(run.fleet, run.backend)
+    await until(lambda: not books.outstanding(), 30, lambda: f"{books.outstanding()}")
+    await _delete_when_empty(run, run.to_device)
+    run.fleet.talk_on()
+    await run.owsla.wait_for_line("a consumer of .* ended", 30, start=start)
+    await run.fleet.talk(SOME)
+    assert len(run.owsla.lines("a consumer of .* ended", start=start)) == 1
+
+
+async def _delete_when_empty(run: Run, queue: str) -> None:
+    def delete() -> bool:
+        connection = pika.BlockingConnection(pika.URLParameters(run.rabbitmq.url))
+        try:
+            connection.channel().queue_delete(queue, if_empty=True)
+        except ChannelClosedByBroker:
+            return False
+        finally:
+            if connection.is_open:
+                connection.close()
+        return True
+
+    for _ in range(200):
+        if await deferToThread(delete):
+            return
+        await pause(0.02)
+    raise AssertionError(f"{queue} is never empty")
+
+
+async def from_device_full(run: Run) -> None:
+    """Nobody takes lines until the queue is full and refuses more; then somebody does."""
+    start = run.owsla.mark()
+    run.backend.gate.clear()
+    try:
+        await run.owsla.wait_for_line("Broker refused .* lines", 30, start=start)
+        await pause(1)
+        assert len(run.owsla.lines("Broker refused", start=start)) == 1
+    finally:
+        run.backend.gate.set()
+
+
+@reactor_test
+async def test_refusals(run: Run) -> None:
+    """Queues that are full or deleted, and outages in the middle of that: nothing acknowledged is lost, nothing comes twice."""
+    await run.declare(run.from_device, {"x-max-length": 150, "x-overflow": "reject-publish"})
+    await run.start(prefetch=30)
+    await run.faults(from_device_full, to_device_deleted, connections_cut)
+    # Declared anew without arguments, it refuses no more.
+    await run.faults(from_device_deleted, one_connection_cut)
+    await run.faults(from_device_deleted, to_device_deleted)
+    books = await run.finish(in_order=False)
+    assert len(run.fleet.sessions) == len(run.fleet.devices), "devices stay connected whatever the broker does"
+    assert not books.remains.undeliverable
+
+
+# -- Sudden ends, and answers that come late ---------------------------------------------------------------------------
+
+
+async def owsla_killed(run: Run) -> None:
+    """Owsla is killed, and started again; devices reconnect, and say again what was not acknowledged."""
+    run.check_log()
+    run.fleet.owsla_died()
+    run.owsla.kill()
+    run.outages = 0
+    await run.owsla.start()
+
+
+@reactor_test
+async def test_sudden_ends(run: Run) -> None:
+    """Owsla is killed, and devices reset their connections all the time: what was acknowledged is there, once a number."""
+    await run.start(moody=0.03)
+    await run.faults(owsla_killed, owsla_killed, one_connection_cut)
+    books = await run.finish(in_order=True)
+    assert len(run.fleet.sessions) > 3 * len(run.fleet.devices)
+    reasons = {reason for _, reason in books.remains.undeliverable}
+    assert reasons <= {"unknown-connection", "connection-closed"}
+
+
+@reactor_test
+async def test_late_answers(run: Run) -> None:
+    """Answers that are missing for longer than --gap-timeout are skipped, and on record when they come."""
+    await run.start(gap_timeout="100ms", withhold=0.8)
+    await run.faults(one_connection_cut, consumer_channels_closed)
+    books = await run.finish(in_order=True, skips=True)
+    assert {reason for _, reason in books.remains.undeliverable} == {"late"}
+
+
+# -- What the broker's memory alarm does to devices --------------------------------------------------------------------
+
+
+@reactor_test
+async def test_idle_while_blocked(rough_rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """While the broker takes nothing devices are not thrown out for being idle, and what they said comes after it."""
+    gateway = await lab.gateway(rough_rabbitmq.url, idle_timeout="1s")
+    device = await lab.device(gateway)
+    start = gateway.owsla.mark()
+    connection_id = await gateway.introduce(device)
+    await rough_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        # The broker says so to those who publish.
+        device.send_line(b"does it block?")
+        await gateway.owsla.wait_for_line("Broker blocked", 30, start=start)
+        device.send_line(b"while blocked")
+        await pause(3)
+        assert device.is_open
+    finally:
+        await rough_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    await gateway.owsla.wait_for_line("Broker unblocked", 30, start=start)
+    message = await gateway.backend.inbox[gateway.from_device].find(lambda message: message.body == b"while blocked", 30)
+    assert message.connection_id == connection_id
+    assert not gateway.owsla.lines("Device disconnected")

@@ -1,0 +1,517 @@
+"""One test for each promise of docs/guarantees.md that the faults, the outages and the draining do not already show."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pika import BasicProperties as Properties
+from twisted.internet.defer import Deferred, gatherResults
+
+from ._support.backend import Backend
+from ._support.books import DEVICE_ACK
+from ._support.device import Device
+from ._support.lab import Broker, Gateway, Lab
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import pause, reactor_test, until
+
+
+async def _send(gateway: Gateway, connection_id: str, seq: int | None, body: bytes, **more: Any) -> None:
+    """Publish a line for a device; headers and properties by name."""
+    properties = {name: more.pop(name) for name in ("reply_to", "correlation_id", "expiration", "user_id") if name in more}
+    headers = {"connection_id": connection_id, **more}
+    if seq is not None:
+        headers["to_device_seq"] = seq
+    await gateway.backend.publish(gateway.to_device, body, headers, **properties)
+
+
+async def _reason(gateway: Gateway) -> tuple[bytes, str]:
+    """The next record: its body, and why."""
+    record = await gateway.refused(30)
+    return record.body, record.headers["owsla_reason"]
+
+
+def _resident(gateway: Gateway) -> int:
+    """Bytes of memory that an Owsla has now."""
+    status = Path(f"/proc/{gateway.owsla.pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+
+async def _devices(lab: Lab, gateway: Gateway, count: int) -> list[Device]:
+    """Connect many devices, some at a time."""
+    devices = [lab.waiting_device(gateway) for _ in range(count)]
+    for start in range(0, count, 50):
+        await gatherResults([Deferred.fromCoroutine(device.connect(60)) for device in devices[start : start + 50]])
+    return devices
+
+
+async def _introduce(gateway: Gateway, devices: list[Device]) -> list[str]:
+    """Have all of them say something at once; their connection ids."""
+    for number, device in enumerate(devices):
+        device.send_line(b"%d" % number)
+    messages = await gateway.messages(len(devices), 60)
+    return [message.connection_id for message in sorted(messages, key=lambda message: int(message.body))]
+
+
+# -- Acknowledgements to devices ---------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_acknowledged_without_a_hole(broker: Broker, lab: Lab) -> None:
+    """`--device-ack` tells of what the broker has, cumulatively, from the first line on and without a hole."""
+    gateway = await lab.gateway(broker.url, device_ack=DEVICE_ACK)
+    device = await lab.device(gateway)
+    device.send_line(*(b"%d" % number for number in range(500)))
+    told: list[int] = []
+    while not told or told[-1] < 499:
+        word, number = (await device.line()).split()
+        assert word == b"ACK"
+        told.append(int(number))
+    assert told == sorted(set(told)), "an acknowledgement came twice, or went back"
+    assert len(await gateway.messages(500)) == 500
+
+
+@reactor_test
+async def test_refused_lines_are_not_acknowledged(broker: Broker, lab: Lab) -> None:
+    """Of lines that a full queue refuses none is acknowledged, nor any behind them, until the queue has taken them."""
+    name = f"full_{secrets.token_hex(4)}"
+    setup = await lab.backend(broker.url)
+    arguments = {"x-max-length": 10, "x-overflow": "reject-publish"}
+    await setup.call(lambda channel: channel.queue_declare(name, durable=True, arguments=arguments))
+    gateway = await lab.gateway(broker.url, backend=False, from_device=name, device_ack=DEVICE_ACK)
+    device = await lab.device(gateway)
+    for number in range(30):
+        device.send_line(b"%d" % number)
+    await gateway.owsla.wait_for_line("Broker refused")
+    taken: list[int] = []
+    acknowledged = -1
+    while acknowledged < 29:
+        for line in device.lines.clear():
+            acknowledged = int(line.split()[1])
+            waiting = await setup.count(name)
+            assert acknowledged < len(set(taken)) + waiting, "acknowledged, and not in the queue"
+        await pause(0.05)
+        message = await setup.fetch(name)
+        if message is not None:
+            assert int(message.body) == message.seq
+            taken.append(message.seq)
+    while (message := await setup.fetch(name)) is not None:
+        taken.append(message.seq)
+    assert set(taken) == set(range(30))
+
+
+# -- The window --------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_window(broker: Broker, lab: Lab) -> None:
+    """While the broker confirms nothing devices are not read: memory stays as it is. Then all go on in turn."""
+    proxy = await lab.proxy(broker.port)
+    gateway = await lab.gateway(broker.url, broker=proxy.url, window=200, heartbeat="10m")
+    talkative, *quiet = await _devices(lab, gateway, 21)
+    await _introduce(gateway, [talkative, *quiet])
+    before = _resident(gateway)
+    proxy.hold()
+    lines = 40_000
+    talkative.send_line(*(b"%d %s" % (number, b"x" * 1000) for number in range(lines)))
+    for number, device in enumerate(quiet):
+        device.send_line(b"quiet %d" % number)
+    await pause(2)
+    assert _resident(gateway) - before < 20_000_000
+    proxy.release()
+    order = [message.body for message in await gateway.messages(lines + len(quiet), 120)]
+    loud = [int(body.split()[0]) for body in order if not body.startswith(b"quiet")]
+    assert loud == list(range(lines))
+    assert {body for body in order if body.startswith(b"quiet")} == {b"quiet %d" % number for number in range(len(quiet))}
+    last = max(place for place, body in enumerate(order) if body.startswith(b"quiet"))
+    assert last < lines / 10, "the quiet ones waited for the talkative one"
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
+@reactor_test
+async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> None:
+    """Devices that leave while they are not read make room for others within seconds; what was read of them is published."""
+    proxy = await lab.proxy(broker.port)
+    gateway = await lab.gateway(broker.url, broker=proxy.url, max_connections=3)
+    devices = await _devices(lab, gateway, 3)
+    ids = await _introduce(gateway, devices)
+    start = gateway.owsla.mark()
+    await proxy.refuse()
+    proxy.cut()
+    await gateway.owsla.wait_for_line("Broker lost", start=start)
+    for device in devices:
+        device.send_line(b"read, and kept")
+    await pause(0.5)
+    for device in devices:
+        device.send_line(b"perhaps not read")
+        device.send_raw(b"never finished")
+    await pause(0.2)
+    for device in devices:
+        if reset:
+            device.abort()
+        else:
+            device.transport.loseConnection()  # says goodbye, and waits for an answer
+            device.transport.transport.loseConnection()  # waits for nothing
+    # Their places are taken again, all three, while the broker is still away.
+    successors = await _devices(lab, gateway, 3)
+    await proxy.start()
+    kept: set[str] = set()
+    while kept != set(ids):
+        message = await gateway.backend.inbox[gateway.from_device].find(lambda message: message.body == b"read, and kept", 60)
+        assert message.seq == 1
+        kept.add(message.connection_id)
+    for device in successors:
+        await gateway.round_trip(device)
+
+
+@reactor_test
+async def test_max_rate(broker: Broker, lab: Lab) -> None:
+    """A device that talks faster than --max-rate is slowed down, and nothing of what it said is lost."""
+    gateway = await lab.gateway(broker.url, max_rate=20)
+    fast, other = await _devices(lab, gateway, 2)
+    began = time.monotonic()
+    for number in range(80):
+        fast.send_line(b"%d" % number)
+        await pause(0.001)
+    await gateway.round_trip(other)
+    heard: list[bytes] = []
+    gateway.backend.inbox[gateway.from_device].clear()
+    late = await lab.device(gateway)
+    late.send_line(b"*")
+    while b"79" not in heard:
+        heard.append((await gateway.message(30)).body)
+    assert heard.index(b"*") < heard.index(b"79"), "the others waited for it"
+    # A second's worth is on credit; the bound is loose at the other end, so only the device's haste can break it.
+    assert time.monotonic() - began > 2
+
+
+# -- Numbered messages -------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_shuffled_and_doubled(broker: Broker, lab: Lab) -> None:
+    """Numbered messages are written once and in order, whichever way and however often they come."""
+    gateway = await lab.gateway(broker.url)
+    device = await lab.device(gateway)
+    device.send_line(b"hello")
+    message = await gateway.message()
+    for seq in [*range(30, -1, -1), *range(31)]:
+        headers = {"connection_id": message.connection_id, "to_device_seq": seq}
+        route = gateway.to_device if seq % 2 else message.properties.reply_to
+        await gateway.backend.publish(route, b"%d" % seq, headers)
+    assert await device.lines.take(31) == [b"%d" % seq for seq in range(31)]
+    await gateway.send(message.connection_id, b"end")
+    assert await device.line() == b"end"
+
+
+@reactor_test
+async def test_gap(broker: Broker, lab: Lab) -> None:
+    """A number that does not come within --gap-timeout is skipped, with an event; when it comes it is `late`, on record."""
+    gateway = await lab.gateway(broker.url, gap_timeout="300ms")
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    for seq in (2, 3, 5):
+        await _send(gateway, connection_id, seq, b"%d" % seq)
+    assert await device.lines.take(3) == [b"2", b"3", b"5"]
+    skipped = gateway.owsla.lines(f"Gap skipped: {connection_id}")
+    assert len(skipped) == 2
+    assert "numbers 0 to 1" in skipped[0]
+    assert "number 4" in skipped[1]
+    for seq in (4, 0, 3, 6):
+        await _send(gateway, connection_id, seq, b"%d" % seq)
+    assert await device.line() == b"6"
+    assert {await _reason(gateway), await _reason(gateway)} == {(b"4", "late"), (b"0", "late")}
+    assert len(device.lines) == 0
+    assert len(gateway.backend.inbox[gateway.undeliverable]) == 0, "3 was a duplicate"
+
+
+@reactor_test
+async def test_reorder_limit(broker: Broker, lab: Lab) -> None:
+    """Past --reorder-limit a device waits no longer for what is missing, whatever the time."""
+    gateway = await lab.gateway(broker.url, gap_timeout="10m", reorder_limit=10)
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    for seq in range(1, 12):
+        await _send(gateway, connection_id, seq, b"%d" % seq)
+    assert await device.lines.take(11) == [b"%d" % seq for seq in range(1, 12)]
+
+
+@reactor_test
+async def test_a_thousand_gaps(broker: Broker, lab: Lab) -> None:
+    """Devices that all wait for a number further back than the prefetch are all served; each message has a fate."""
+    count = 1000
+    gateway = await lab.gateway(broker.url, gap_timeout="10m", consumers=2, prefetch=50)
+    devices = await _devices(lab, gateway, count)
+    ids = await _introduce(gateway, devices)
+
+    def publish(channel: Any) -> None:
+        for seq in (2, 1, 0):
+            for connection_id in ids:
+                properties = Properties(headers={"connection_id": connection_id, "to_device_seq": seq})
+                channel.basic_publish("", gateway.to_device, b"%d" % seq, properties)
+
+    await gateway.backend.call(publish, 120)
+    await gateway.backend.publish(gateway.to_device, b"end", {"connection_id": ids[0]})
+    await until(lambda: all(len(device.lines) for device in devices), 60, "something for every device")
+    await devices[0].lines.find(lambda line: line == b"end", 60)
+    records = gateway.backend.inbox[gateway.undeliverable]
+    await until(lambda: sum(len(device.lines) for device in devices) + len(records) >= 3 * count - 3, 60, "the rest")
+    late: dict[str, set[bytes]] = {}
+    for record in records.clear():
+        assert record.headers["owsla_reason"] == "late"
+        late.setdefault(record.connection_id, set()).add(record.body)
+    for connection_id, device in list(zip(ids, devices, strict=True))[1:]:
+        lines = device.lines.clear()
+        assert lines == sorted(set(lines))
+        assert set(lines) | late.get(connection_id, set()) == {b"0", b"1", b"2"}
+        assert not set(lines) & late.get(connection_id, set())
+    for device in devices:
+        device.abort()
+
+
+# -- Slow devices ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"write_buffer": "64KiB"}, {"write_buffer": "64MiB", "write_timeout": "1s"}], ids=["buffer", "timeout"]
+)
+@reactor_test
+async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) -> None:
+    """A device that stops reading is closed, what waited for it is on record; to others nothing happens."""
+    gateway = await lab.gateway(broker.url, **options)
+    slow, other = await _devices(lab, gateway, 2)
+    connection_id, other_id = await _introduce(gateway, [slow, other])
+    slow.pause()
+    sent = 0
+    while not gateway.owsla.lines("Slow device"):
+        for _ in range(20):
+            await _send(gateway, connection_id, sent, b"%d %s" % (sent, b"x" * 10_000))
+            sent += 1
+        await _send(gateway, other_id, None, b"you are served")
+        assert await other.line() == b"you are served"
+        assert sent < 5000
+    slow.resume()
+    await slow.closed()
+    await gateway.round_trip(other)
+    records = gateway.backend.inbox[gateway.undeliverable]
+    received = {int(line.split()[0]) for line in slow.lines.clear()}
+    await until(lambda: any(True for _ in range(len(records))), what="a record")
+    await pause(0.5)
+    recorded = {int(record.body.split()[0]): record.headers["owsla_reason"] for record in records.clear()}
+    assert "slow-device" in recorded.values()
+    assert set(recorded.values()) <= {"slow-device", "unknown-connection", "connection-closed"}
+    assert not received & set(recorded)
+    # What is neither was in the sockets' buffers when the connection was reset.
+    lost = set(range(sent)) - received - set(recorded)
+    assert not lost or (max(lost) < min(recorded) and min(lost) > max(received, default=-1))
+
+
+@reactor_test
+async def test_acknowledgements_to_a_device_that_does_not_read(broker: Broker, lab: Lab) -> None:
+    """A device that talks and never listens costs no memory for its acknowledgements, and is not closed for a while."""
+    gateway = await lab.gateway(broker.url, device_ack="ACK {seq} " + "." * 2000, write_timeout="10m")
+    device = await lab.device(gateway)
+    before = _resident(gateway)
+    device.pause()
+    for _ in range(400):
+        device.send_line(*(b"%d" % number for number in range(10)))
+        await pause(0.005)
+    await gateway.messages(4000, 60)
+    assert _resident(gateway) - before < 30_000_000
+    device.resume()
+    await device.lines.find(lambda line: line.startswith(b"ACK 3999 "), 30)
+
+
+@reactor_test
+async def test_closed_by_the_back_end(broker: Broker, lab: Lab) -> None:
+    """`owsla_close` closes a connection after its line, in its turn; with an empty body there is no line."""
+    gateway = await lab.gateway(broker.url)
+    first, second = await _devices(lab, gateway, 2)
+    ids = await _introduce(gateway, [first, second])
+    await _send(gateway, ids[0], 1, b"and goodbye", owsla_close=True)
+    await _send(gateway, ids[0], 2, b"nobody hears this")
+    await _send(gateway, ids[0], 0, b"hello")
+    assert "cleanly" in (await first.closed()).getErrorMessage()
+    assert first.lines.clear() == [b"hello", b"and goodbye"]
+    assert await _reason(gateway) in [(b"nobody hears this", "connection-closed")]
+    await _send(gateway, ids[1], None, b"", owsla_close=True)
+    await second.closed()
+    assert second.lines.clear() == []
+
+
+# -- What is not delivered ---------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_delivery_reports(broker: Broker, lab: Lab) -> None:
+    """A message with a reply_to gets a report of its fate: empty, with its correlation id and connection id."""
+    gateway = await lab.gateway(broker.url)
+    reports = f"reports_{secrets.token_hex(4)}"
+    await gateway.backend.call(lambda channel: channel.queue_declare(reports))
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    gone = connection_id[:9] + connection_id[9:].translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
+    gone = gone[:14] + "8" + gone[15:19] + "8" + gone[20:]
+    asked = {"reply_to": reports}
+    await _send(gateway, connection_id, None, b"hi", correlation_id="delivered", **asked)
+    await _send(gateway, connection_id, None, b"old", correlation_id="expired", expires_at=1, **asked)
+    await _send(gateway, gone, None, b"whom?", correlation_id="unknown-connection", **asked)
+    await _send(gateway, connection_id, None, b"a\nb", correlation_id="delimiter-in-body", **asked)
+    assert await device.line() == b"hi"
+    seen = {}
+    for _ in range(4):
+        report = await _fetched(gateway, reports)
+        assert report.body == b""
+        assert report.properties.correlation_id == report.headers["owsla_report"]
+        seen[report.headers["owsla_report"]] = report.connection_id
+    assert seen == {
+        "delivered": connection_id,
+        "expired": connection_id,
+        "unknown-connection": gone,
+        "delimiter-in-body": connection_id,
+    }
+
+
+async def _fetched(gateway: Gateway, queue: str) -> Any:
+    """Take a message of a queue, waiting for one."""
+    for _ in range(600):
+        message = await gateway.backend.fetch(queue)
+        if message is not None:
+            return message
+        await pause(0.05)
+    raise AssertionError(f"nothing on {queue}")
+
+
+@reactor_test
+async def test_reports_to_nobody(broker: Broker, lab: Lab) -> None:
+    """A report whose queue is not there is dropped, and none goes to Owsla's own queues; the message is delivered."""
+    gateway = await lab.gateway(broker.url)
+    device = await lab.device(gateway)
+    device.send_line(b"hello")
+    message = await gateway.message()
+    for number, queue in enumerate(("nowhere", gateway.to_device, message.properties.reply_to)):
+        await _send(gateway, message.connection_id, None, b"%d" % number, reply_to=queue)
+        assert await device.line() == b"%d" % number
+    await gateway.round_trip(device)
+    await pause(0.3)
+    assert len(gateway.backend.inbox[gateway.undeliverable]) == 0, "a report came back as a message"
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "bad", "good"),
+    [("\\n", [b"a\nb", b"a\rb", b"\n", b"a\r\n"], b"a|b"), ("|", [b"a|b", b"|"], b"a\r\nb")],
+    ids=["default", "custom"],
+)
+@reactor_test
+async def test_delimiter_in_body(broker: Broker, lab: Lab, delimiter: str, bad: list[bytes], good: bytes) -> None:
+    """A body in which a device would see two lines is refused, and its number is used up: what follows is delivered."""
+    gateway = await lab.gateway(broker.url, delimiter=delimiter)
+    device = await lab.device(gateway, delimiter=b"|" if delimiter == "|" else b"\r\n")
+    device.send_raw(b"hello" + (b"|" if delimiter == "|" else b"\n"))
+    connection_id = (await gateway.message()).connection_id
+    for seq, body in enumerate(bad):
+        await _send(gateway, connection_id, seq, body)
+        assert await _reason(gateway) == (body, "delimiter-in-body")
+    await _send(gateway, connection_id, len(bad), good)
+    assert await device.line() == good
+
+
+@reactor_test
+async def test_expired(broker: Broker, lab: Lab) -> None:
+    """What has expired by `expires_at` or `expiration` when its turn comes is not sent, but recorded; what has not is sent."""
+    gateway = await lab.gateway(broker.url, gap_timeout="1s")
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    now = int(time.time() * 1000)
+    await _send(gateway, connection_id, None, b"past", expires_at=now - 1)
+    await _send(gateway, connection_id, None, b"future", expires_at=now + 600_000)
+    assert await device.line() == b"future"
+    assert await _reason(gateway) == (b"past", "expired")
+    # Held for number 0, which never comes.
+    await _send(gateway, connection_id, 1, b"held too long", expiration="300")
+    await _send(gateway, connection_id, 2, b"held long", expiration="600000")
+    await _send(gateway, connection_id, 3, b"held too long as well", expires_at=int(time.time() * 1000) + 300)
+    assert await device.line() == b"held long"
+    assert await _reason(gateway) == (b"held too long", "expired")
+    assert await _reason(gateway) == (b"held too long as well", "expired")
+
+
+@reactor_test
+async def test_undeliverable_full(broker: Broker, lab: Lab) -> None:
+    """When the undeliverable queue is full, what comes is acknowledged, and logged with its reason; all else goes on."""
+    gateway = await lab.gateway(broker.url, backend=False, undeliverable_limit=5, drain_spread=0)
+    backend = await lab.backend(broker.url, gateway.from_device)
+    gateway._backend = backend
+    device = await lab.device(gateway)
+    for number in range(20):
+        await backend.publish(gateway.to_device, b"%d" % number, {"connection_id": "nobody's"})
+    await gateway.owsla.wait_for_line("Undeliverable and not recorded .*: bad-connection-id")
+    await gateway.round_trip(device)
+    assert await backend.count(gateway.undeliverable) == 5
+    assert await gateway.owsla.terminate() == 0
+    assert await backend.count(gateway.to_device) == 0
+
+
+@reactor_test
+async def test_undeliverable_deleted(broker: Broker, lab: Lab) -> None:
+    """When the undeliverable queue was deleted, it is declared again, and nothing that belongs there is lost."""
+    gateway = await lab.gateway(broker.url, backend=False)
+    backend = await lab.backend(broker.url, gateway.from_device)
+    gateway._backend = backend
+    device = await lab.device(gateway)
+    await backend.call(lambda channel: channel.queue_delete(gateway.undeliverable))
+    bodies = [b"%d" % number for number in range(20)]
+    for body in bodies:
+        await backend.publish(gateway.to_device, body, {"connection_id": "nobody's"})
+    await gateway.round_trip(device)
+    found = await _backend_of_a_queue_to_come(lab, broker, gateway.undeliverable)
+    records = [(await found.get(gateway.undeliverable, 30)).body for _ in bodies]
+    assert sorted(records) == sorted(bodies)
+
+
+async def _backend_of_a_queue_to_come(lab: Lab, broker: Broker, queue: str) -> Backend:
+    """A back end that consumes a queue, once that is there."""
+    for _ in range(100):
+        try:
+            return await lab.backend(broker.url, queue)
+        except AssertionError:
+            await pause(0.1)
+    raise AssertionError(f"{queue} does not come")
+
+
+@reactor_test
+async def test_record_that_closes_the_channel(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """A message that only its publisher may publish (user_id) is recorded, and delivered, like any other."""
+    gateway = await lab.gateway(rabbitmq.url)
+    name = f"other-{secrets.token_hex(4)}"
+    await rabbitmq.ctl("add_user", name, "secret")
+    await rabbitmq.ctl("set_permissions", name, ".*", ".*", ".*")
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    stranger = await lab.backend(rabbitmq.url.replace("guest:guest", f"{name}:secret"))
+    await stranger.publish(gateway.to_device, b"of another user", {"connection_id": "nobody's"}, user_id=name)
+    record = await gateway.refused()
+    assert (record.body, record.headers["owsla_user_id"]) == (b"of another user", name)
+    await stranger.publish(gateway.to_device, b"for the device", {"connection_id": connection_id}, user_id=name)
+    assert await device.line() == b"for the device"
+    await gateway.round_trip(device)
+
+
+@pytest.mark.parametrize("large", ["x", "connection_id"])
+@reactor_test
+async def test_record_that_is_too_large(rabbitmq: RabbitMQ, lab: Lab, large: str) -> None:
+    """A message whose headers, with the reason added, do not fit into a frame any more is recorded all the same."""
+    gateway = await lab.gateway(rabbitmq.url)
+    device = await lab.device(gateway)
+    # A content header has to fit into one frame of 131,072 bytes.
+    sizes = range(130_900, 131_000, 20)
+    for size in sizes:
+        await gateway.backend.publish(gateway.to_device, b"%d" % size, {"connection_id": "nobody's"} | {large: "x" * size})
+    await gateway.send("nobody's", b"after them")
+    bodies = {(await gateway.refused(30)).body for _ in range(len(sizes) + 1)}
+    assert bodies == {b"after them", *(b"%d" % size for size in sizes)}
+    await gateway.round_trip(device)
+    assert not gateway.owsla.lines("Broker lost")
