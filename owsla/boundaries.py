@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from twisted.python.failure import Failure
+
 BAD: Final = -1
 """A `to_device_seq` that is not a number: not 0, 1, 2 …"""
 
@@ -179,3 +181,6 @@ class LineSource(Protocol):
 
     def confirmed(self, seq: int) -> None:
         """The broker has the line of this number. Called where devices are told what is safe (`--device-ack`)."""
+
+    def failed(self, failure: Failure) -> None:
+        """An error of ours in dealing with this connection: it costs this one only."""

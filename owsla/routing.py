@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from twisted.python.failure import Failure
+
 from .boundaries import BAD, Courier, DeliverySource, Letter
 
 _HEX = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
@@ -95,6 +97,9 @@ class Held(Protocol):
     def post(self, letter: Letter) -> None:
         """The same for one that asks for more."""
 
+    def failed(self, failure: Failure) -> None:
+        """An error of ours in dealing with it: close it."""
+
 
 class Router:
     """Brings each message to where it belongs: a connection here, another node's queue, or the undeliverable one."""
@@ -128,7 +133,10 @@ class Router:
     ) -> None:
         held = self._find(connection_id)  # type: ignore[arg-type]
         if held is not None and seq != BAD and len(body) <= self._max_line and not self._forbidden(body):
-            held.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
+            try:
+                held.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
+            except Exception:
+                self._failed(held, Letter(source, tag, header, body, connection_id, seq))
         else:
             self.route_letter(Letter(source, tag, header, body, connection_id, seq))
 
@@ -146,13 +154,21 @@ class Router:
             held = self._find(connection_id)
         letter.fault = self._fault(letter)
         if held is not None and letter.seq != BAD:
-            held.post(letter)  # a fault or not: its number is used up when it is its turn
+            try:
+                held.post(letter)  # a fault or not: its number is used up when it is its turn
+            except Exception:
+                self._failed(held, letter)
         elif letter.fault is not None:
             self._courier.record(letter, letter.fault)
         elif node_of(letter.connection_id) == self._node:
             self._courier.record(letter, "unknown-connection")
         else:
             self._courier.forward(letter, node_of(letter.connection_id))
+
+    def _failed(self, held: Held, letter: Letter) -> None:
+        """An error of ours in dealing with one connection is not to cost the others their consumers."""
+        held.failed(Failure())
+        self._courier.record(letter, "connection-closed")
 
     def _fault(self, letter: Letter) -> str | None:
         """What is wrong with a message, whichever connection it is for."""

@@ -20,9 +20,10 @@ class AckTracker:
         self._acked_alone: set[int] = set()  # acknowledged beyond _low
 
     def done(self, tag: int) -> None:
-        """This delivery has been dealt with."""
+        """This delivery has been dealt with. Saying so twice changes nothing."""
         if tag != self._low:
-            self._ahead.add(tag)
+            if tag > self._low and tag not in self._acked_alone:
+                self._ahead.add(tag)
             return
         self._top = tag
         tag += 1

@@ -199,6 +199,7 @@ class BrokerConnection(Worker):
             client.transport.loseConnection()
         except BaseException:
             client.abort(ConnectionDone())
+            self._reporter.down(self.role.name, address, "stopped while it was set up")
             raise
         finally:
             if timeout.active():
@@ -210,7 +211,8 @@ class BrokerConnection(Worker):
         self._client = None
         self.role.down()
         if not isinstance(reason, EXPECTED):
-            raise reason  # raised while what the broker sent was read: ours
+            self._reporter.down(self.role.name, address, "an error of our own")
+            raise reason  # raised while what the broker sent was dealt with
         if refused is not None:
             self._reporter.failed(self.role.name, address, explain(refused))
             return

@@ -329,10 +329,14 @@ class Courier(BaseHandler):
 
     def _forward_again(self) -> None:
         self._hold_call = None
-        held, self._held = self._held, deque()
-        for parcel in held:
-            if parcel.letter is None or parcel.letter.source.open:
-                self._send(parcel)
+        try:
+            for _ in range(len(self._held)):
+                parcel = self._held.popleft()
+                if parcel.letter is None or parcel.letter.source.open:
+                    self._send(parcel)
+        except Exception as error:
+            if self._client is not None:
+                self._client.abort(error)
 
     def _again_later(self, parcel: Parcel) -> None:
         self._waiting.append(parcel)

@@ -153,7 +153,10 @@ class Producer(BaseHandler):
                 return
             if source in self._waiting:
                 del self._waiting[source]
-                source.resume()
+                try:
+                    source.resume()
+                except Exception:
+                    source.failed(Failure())
         if self.accepting and self._waiting:
             self._resuming = True
             self._clock.callLater(0, self._resume)
@@ -216,7 +219,10 @@ class Producer(BaseHandler):
             self._arrived()
         if self._acknowledge:
             for entry in entries:
-                entry.source.confirmed(entry.seq)
+                try:
+                    entry.source.confirmed(entry.seq)
+                except Exception:
+                    entry.source.failed(Failure())  # its own connection's fault, and nobody else's
         if self._outstanding is not None:
             self._outstanding.subtract(entry.source for entry in entries)
         if self._refusing and entries and not self._window.refused:

@@ -396,7 +396,10 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self._spoke = True
             data = b"".join(self._out)
             self._out.clear()
-            self.transport.write(data)
+            try:
+                self.transport.write(data)
+            except Exception as error:
+                self.abort(error)
 
     def ack(self, channel: int, tag: int, multiple: bool) -> None:
         """Acknowledge a delivery, or all up to it."""
@@ -428,7 +431,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self._rest = b""
         try:
             offset = self._read(data)
-        except WireError as error:
+        except Exception as error:
+            # Not AMQP; or an error of ours in a handler, which ends this connection with its reason.
             self.abort(error)
             return
         if offset < len(data):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import socket
 from typing import Any, Final
 
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
-from ..boundaries import DelayedCall
 from ..config import ConfigError, os_reason
 from ..device.listener import claim as bind
+from ..supervision import Worker
 from ._pages import site
 from ._readings import Readings
 
@@ -36,12 +35,13 @@ def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-class HttpService(Service):
+class HttpService(Worker):
     """Serves the pages on a socket that listens. The socket outlives it, so that it can be started again."""
 
     _log = Logger(namespace="owsla")
 
     def __init__(self, reactor: Any, sock: socket.socket, readings: Readings) -> None:
+        super().__init__(reactor)
         self.setName("http")
         self._reactor = reactor
         self._socket = sock
@@ -49,7 +49,6 @@ class HttpService(Service):
         self._connections = _Limited(site(readings, reactor))
         self._port: Any = None
         self._due = 0.0
-        self._beating: DelayedCall | None = None
 
     @property
     def port(self) -> int:
@@ -72,9 +71,6 @@ class HttpService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        if self._beating is not None:
-            self._beating.cancel()
-            self._beating = None
         port, self._port = self._port, None
         for connection in list(self._connections.protocols):
             connection.transport.abortConnection()
@@ -83,7 +79,7 @@ class HttpService(Service):
 
     def _beat_later(self) -> None:
         self._due = self._reactor.seconds() + BEAT
-        self._beating = self._reactor.callLater(BEAT, self._beat)
+        self.later(BEAT, self._beat)
 
     def _beat(self) -> None:
         self._readings.lateness.observe(self._reactor.seconds() - self._due)
