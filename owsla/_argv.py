@@ -1,4 +1,4 @@
-"""Hides the passwords of broker URLs from the process list.
+"""Hides the passwords of broker and database URLs from the process list.
 
 Linux keeps a process's arguments in the process's own memory, between the addresses in fields 48 and 49 of
 ``/proc/self/stat`` (proc(5)); ``ps`` shows whatever is there *now*. So a password that came in an argument is hidden
@@ -15,16 +15,16 @@ _MASK = b"*"
 
 # Up to the argument's last "@", so that a password with an unescaped "@", "/" or "," in it is covered too. A URL without
 # a password but with an "@" further on loses its port from the process list: that harms nobody.
-_PASSWORD = re.compile(rb"amqps?://[^:\0]*:([^\0]+)@", re.IGNORECASE)
+_PASSWORD = re.compile(rb"(?:amqps?|postgres(?:ql)?)://[^:\0]*:([^\0]+)@", re.IGNORECASE)
 
 
 def password_spans(arguments: bytes) -> list[tuple[int, int]]:
-    """Where the passwords of ``amqp://`` and ``amqps://`` URLs are in a NUL-separated argument area: (start, end) pairs."""
+    """Where the passwords of broker and database URLs are in a NUL-separated argument area: (start, end) pairs."""
     return [match.span(1) for match in _PASSWORD.finditer(arguments)]
 
 
 def scrub_command_line() -> bool:
-    """Overwrite the passwords of broker URLs in this process's own argument area.
+    """Overwrite the passwords of broker and database URLs in this process's own argument area.
 
     ``sys.argv`` is untouched. Returns False only when a password is there and could not be hidden; raises nothing.
     """

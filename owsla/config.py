@@ -21,13 +21,19 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 from urllib.parse import quote, unquote_to_bytes
 
 from twisted.python import usage
 
 from owsla import __version__
 from owsla._argv import scrub_command_line
+
+if TYPE_CHECKING:
+    from twisted.cred.checkers import ICredentialsChecker
+
+    from owsla.dialects import Dialect
+    from owsla.events import HandlerSpec
 
 
 class ConfigError(ValueError):
@@ -139,6 +145,7 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
 
 ClientCertificate = Literal["require", "optional"]
 Identity = Literal["cn", "san-dns", "san-uri", "fingerprint"]
+Duplicates = Literal["keep", "replace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +182,10 @@ class Settings:
     max_rate: float | None
     delimiter: bytes
     device_ack: str | None
+    dialect: type[Dialect] | None  # None: lines pass as they are
+    login_checker: ICredentialsChecker | None
+    login_timeout: float
+    on_duplicate: Duplicates
     gap_timeout: float
     reorder_limit: int
     write_buffer: int
@@ -183,6 +194,7 @@ class Settings:
     drain_timeout: float
     drain_spread: float
     node_grace: float
+    events: tuple[HandlerSpec, ...]
     http: tuple[str, int] | None  # address ("" is all) and port
 
 
@@ -374,6 +386,27 @@ def _template(text: str) -> str:
     return text
 
 
+# Imported where they are used: dialects read the settings, and there is no need for them without one.
+
+
+def _events(text: str) -> HandlerSpec:
+    from owsla.events import handler_spec
+
+    return handler_spec(text)
+
+
+def _dialect(text: str) -> type[Dialect]:
+    from owsla.dialects import find_dialect
+
+    return find_dialect(text)
+
+
+def _checker(text: str) -> ICredentialsChecker:
+    from owsla.dialects.login import checker
+
+    return checker(text)
+
+
 def _broker(text: str) -> BrokerAddress | None:
     """None stands for the embedded broker."""
     return None if text == "embedded" else BrokerAddress.parse(text)
@@ -535,6 +568,21 @@ OPTIONS: tuple[Option, ...] = (
         "Lines a second that one connection may send; a faster one is read more slowly.",
     ),
     Option(
+        _LINES, "dialect", "NAME", "lines", _or("lines", None, _dialect),
+        "What devices speak: lines passes everything through; login and turnstile come with Owsla; others by their name as "
+        "a plugin, or as package.module:Name.",
+    ),
+    Option(
+        _LINES, "login-checker", "KIND:WHERE", "off", _or("off", None, _checker),
+        "Who may log in with the login dialect: file:PATH, with a line id:token for each device, or another kind of "
+        "Twisted's checkers.",
+        secret=True,
+    ),
+    Option(
+        _LINES, "login-timeout", "TIME", "10s", _duration(zero=False),
+        "Time a device has for its login with the login dialect.",
+    ),
+    Option(
         _CONNECTIONS, "max-connections", "COUNT", "auto", _or("auto", None, _number(1, _LARGEST_COUNT)),
         "Devices connected at a time; more wait to be accepted. auto is what the limit on open files allows.",
     ),
@@ -546,6 +594,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _CONNECTIONS, "idle-timeout", "TIME", "30m", _or("off", 0.0, _duration(zero=True)),
         "A connection without a line in either direction for this long is closed; 0 or off: never.",
+    ),
+    Option(
+        _CONNECTIONS, "on-duplicate", "WORD", "keep", _choice("keep", "replace"),
+        "When a device that has an identity connects to a node a second time: keep both connections, or replace the first.",
     ),
     Option(
         _CONNECTIONS, "write-buffer", "SIZE", "64KiB", _size(1, _GIB),
@@ -574,6 +626,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _STOP, "drain-spread", "TIME", "10s", _duration(zero=True),
         "After SIGTERM: devices are disconnected over this time rather than in one instant.",
+    ),
+    Option(
+        _WATCH, "events", "HANDLER", "console", _events,
+        "Who is told of events, such as devices that come and go: console (the log), json:FILE, database:URL (sqlite:///PATH "
+        "or postgresql://...), amqp (presence, to the queue connection_events).",
+        repeatable=True, secret=True,
     ),
     Option(
         _WATCH, "http", "[ADDRESS:]PORT", "off", _or("off", None, _http),
@@ -716,10 +774,20 @@ def _checked(given: Mapping[str, _Given]) -> Settings:
             raise ConfigError(f"{source.origin}: {error}") from None
         values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
     _check_brokers(values, given)
+    _check_events(values, given)
     settings = Settings(**values)
     _check_together(settings, given)
     _check_certificates(settings)
     return settings
+
+
+def _check_events(values: dict[str, Any], given: Mapping[str, _Given]) -> None:
+    from owsla.events import check_handlers
+
+    try:
+        check_handlers(values["events"])
+    except ConfigError as error:
+        raise ConfigError(f"{given['events'].origin}: {error}") from None
 
 
 def _check_brokers(values: dict[str, Any], given: Mapping[str, _Given]) -> None:
@@ -765,6 +833,8 @@ def _check_together(settings: Settings, given: Mapping[str, _Given]) -> None:
     if settings.max_line > settings.window_bytes:
         sizes = f"max-line ({settings.max_line} bytes) is more than window-bytes ({settings.window_bytes} bytes)"
         refuse(("max-line", "window-bytes"), sizes)
+    if settings.login_checker is not None and settings.dialect is None:
+        refuse(("login-checker",), "only has a meaning with a --dialect that logs devices in")
     if settings.device_ack is not None:
         why_not = _acknowledgement_fault(settings.device_ack, settings.delimiter)
         if why_not:
@@ -843,8 +913,9 @@ class Options(usage.Options):
             self.settings = load_settings(arguments)
         except ConfigError as error:
             exit_with(error)
-        if not hidden and any(flag == "--broker" and "@" in text for flag, text in pairs):
-            _write_warning("--broker: its password can't be hidden from the process list here; use --broker-password-file")
+        for option, instead in (("--broker", "--broker-password-file"), ("--events", "OWSLA_EVENTS")):
+            if not hidden and any(flag == option and "@" in text for flag, text in pairs):
+                _write_warning(f"{option}: its password can't be hidden from the process list here; use {instead}")
 
     def opt_version(self) -> NoReturn:
         """Say which Owsla this is."""

@@ -41,7 +41,7 @@ class Sink(Protocol):
 
 
 class Parcels(Protocol):
-    """The courier, as stopping sees it."""
+    """The courier, and whoever else sends messages to other queues, as stopping sees them."""
 
     @property
     def unconfirmed(self) -> int: ...
@@ -66,7 +66,7 @@ class Gateway(MultiService):
         listener: Listener,
         registry: Registry[Endpoint],
         producer: Sink,
-        courier: Parcels,
+        parcels: Sequence[Parcels],
         consumers: OwnQueue,
         connections: Sequence[BrokerConnection],
         root: Supervisor,
@@ -81,7 +81,7 @@ class Gateway(MultiService):
         self._listener = listener
         self._registry = registry
         self._producer = producer
-        self._courier = courier
+        self._parcels = parcels
         self._consumers = consumers
         self._connections = connections
         self._root = root
@@ -122,10 +122,10 @@ class Gateway(MultiService):
         cut = len(self._registry)
         for endpoint in self._registry:
             endpoint.close("the gateway stops")
-        await self._until(lambda: not self._producer.unconfirmed and not self._courier.unconfirmed)
+        await self._until(lambda: not self._producer.unconfirmed and not self._on_their_way())
         await self._give_up_own_queue()
-        await self._until(lambda: not self._courier.unconfirmed)
-        lines, messages = self._producer.unconfirmed, self._courier.unconfirmed
+        await self._until(lambda: not self._on_their_way())
+        lines, messages = self._producer.unconfirmed, self._on_their_way()
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
             connection.close_timeout = min(connection.close_timeout, left / len(self._connections))
@@ -140,6 +140,10 @@ class Gateway(MultiService):
             )
         else:
             self._log.info("Stopped: {devices} devices closed, everything confirmed", devices=devices)
+
+    def _on_their_way(self) -> int:
+        """Messages to other queues that are not confirmed."""
+        return sum(parcels.unconfirmed for parcels in self._parcels)
 
     async def _drain_devices(self) -> None:
         """Close every device when it is its turn and everything of it is settled."""

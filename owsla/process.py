@@ -14,8 +14,10 @@ from twisted.logger import Logger
 _log = Logger(namespace="owsla")
 
 
-def stop_on_signals(reactor: Any, hurry: Callable[[], None]) -> None:
-    """Take both signals once the reactor runs; `hurry` is called for the second.
+def take_signals(reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[], None]) -> None:
+    """Take SIGTERM, SIGINT and SIGHUP once the reactor runs.
+
+    The first of the former two stops in order, and `hurry` is called for the second. `reopen` is called for SIGHUP.
 
     With Twisted's own handler twistd raises the signal again when it is done, and a stop in order ends with status 143.
     """
@@ -34,6 +36,7 @@ def stop_on_signals(reactor: Any, hurry: Callable[[], None]) -> None:
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: reactor.callFromThread(stop, number))
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reopen))
 
     reactor.callWhenRunning(install)
 

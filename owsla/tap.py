@@ -9,16 +9,16 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from OpenSSL import SSL
 from twisted.application.service import Service
 from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
 
 from . import http
 from .broker import topology
-from .broker.connection import BrokerConnection
+from .broker.connection import BrokerConnection, Role
 from .broker.consumer import Consumers
 from .broker.courier import Courier
 from .broker.health import BrokerHealth
@@ -28,7 +28,9 @@ from .broker.protocol import FRAME_MAX
 from .broker.window import Window
 from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
 from .device.admission import Admission
+from .device.conversation import speaking
 from .device.endpoint import Endpoint
+from .device.expiry import ExpiryWatch
 from .device.framing import Framing
 from .device.hangup import HangupWatch
 from .device.hub import Hub
@@ -37,9 +39,10 @@ from .device.listener import Listener, claim
 from .device.tls import certificates_in, development_certificates, device_identity, server_context
 from .device.transport import CLOSING_TIMEOUT, TLSTransport
 from .embedded import EmbeddedBroker
-from .events import Console, EventManager
+from .events import DeviceConnected, DuplicatesWatch, EventManager, handlers_from, supervision_event
+from .events.amqp import PresenceRole
 from .gateway import Gateway
-from .process import fail, stop_on_signals
+from .process import fail, take_signals
 from .routing import ConnectionIds, Registry, Router
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Supervisor
 from .turn import Turn
@@ -64,14 +67,15 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     if warning is not None:
         _log.warn("{warning}", warning=warning)
 
-    context = _server_context(settings)
+    cert, key = _server_certificate(settings)
+    context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
+    not_after = certificates_in(cert)[0].not_valid_after_utc
     device_socket = claim(settings.port, settings.interface)
     http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
     embedded, addresses = _embedded_broker(reactor, settings)
 
     turn = Turn(reactor)
     events = EventManager()
-    events.add(Console(reactor))
     counts, latency = http.EventCounts(), http.Histogram()
     events.add(counts)
     ids = ConnectionIds()
@@ -130,6 +134,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         max_rate=settings.max_rate,
         device_ack=_acknowledgement(settings.device_ack, framing),
         hangups=hangups,
+        replace=settings.on_duplicate == "replace",
     )
 
     # From the broker to the devices
@@ -174,10 +179,25 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else lambda connection: None
         ),
         fail=partial(fail, reactor),
+        make=_speaking(settings),
     )
 
+    expiry = ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)
+
+    # Who is told of what happens
+    node = ids.node.decode()
+    presence = None
+    if any(spec.kind == "amqp" for spec in settings.events):
+        presence = PresenceRole(reactor, events.emit, node=node, live=lambda: map(_connected, registry))
+    told = handlers_from(settings.events, reactor, events, node=node, presence=presence)
+    handlers = [
+        *(ChildSpec(handler.id, handler.start) for handler in told),
+        ChildSpec("duplicates", lambda: DuplicatesWatch(reactor, events.emit, lambda: hub.duplicates)),
+    ]
+
     # What connects them
-    health = BrokerHealth([role.name for role in (courier, producer, consumers)], events.emit, listener.open)
+    roles: list[Role] = [courier, *([presence] if presence is not None else []), producer, consumers]
+    health = BrokerHealth([role.name for role in roles], events.emit, listener.open)
     connections = [
         BrokerConnection(
             reactor,
@@ -186,16 +206,16 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             role,
             health,
             heartbeat=settings.heartbeat,
-            connection_name=f"owsla {ids.node.decode()} {role.name} ({socket.gethostname()})",
+            connection_name=f"owsla {node} {role.name} ({socket.gethostname()})",
             tls=_broker_tls(settings),
         )
-        for role in (courier, producer, consumers)
+        for role in roles
     ]
 
-    # The tree. What is made above outlives a restart: it is the same service that starts again. HTTP is among the first, and
-    # so stops among the last: while devices are closed one after another it says that this node is not ready any more.
+    # The tree. What is made above outlives a restart: it is the same service that starts again. Events and HTTP are the first,
+    # and so stop last: while devices are closed one after another HTTP says that this node is not ready any more.
     readings = http.Readings(
-        node=ids.node.decode(),
+        node=node,
         admission=admission,
         listener=listener,
         hub=hub,
@@ -208,10 +228,12 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         events=counts,
         event_drops=lambda: events.drops,
         latency=latency,
+        certificate_expires=not_after.timestamp,
     )
     root = Supervisor(
         reactor,
         [
+            ChildSpec("events", lambda: Supervisor(reactor, handlers), type="supervisor"),
             *([_child("http", http.HttpService(reactor, http_socket, readings))] if http_socket is not None else []),
             *([_child("embedded", embedded)] if embedded is not None else []),
             ChildSpec(
@@ -223,14 +245,18 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
                 "listener",
                 lambda: Supervisor(
                     reactor,
-                    [_child("endpoints", endpoints, type="supervisor"), _child("port", listener)],
+                    [
+                        _child("certificate", expiry),
+                        _child("endpoints", endpoints, type="supervisor"),
+                        _child("port", listener),
+                    ],
                     strategy="rest_for_one",
                 ),
                 type="supervisor",
             ),
         ],
         name="owsla",
-        on_event=lambda event: _log.warn("{event}", event=event),
+        on_event=lambda report: events.emit(supervision_event(report)),
         on_give_up=lambda gave_up: service.give_up(str(gave_up)),
     )
     service = Gateway(
@@ -238,7 +264,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         listener=listener,
         registry=registry,
         producer=producer,
-        courier=courier,
+        parcels=[courier, *([presence] if presence is not None else [])],
         consumers=consumers,
         connections=connections,
         root=root,
@@ -246,8 +272,16 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         drain_timeout=settings.drain_timeout,
         drain_spread=settings.drain_spread,
     )
-    stop_on_signals(reactor, service.hurry)
+    take_signals(reactor, hurry=service.hurry, reopen=events.reopen)
     return service
+
+
+def _connected(endpoint: Endpoint) -> DeviceConnected:
+    """What was told when it connected."""
+    transport = endpoint.transport
+    return DeviceConnected(
+        endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
+    )
 
 
 def _child(name: str, service: AnyService, type: Literal["worker", "supervisor"] = "worker") -> ChildSpec:
@@ -255,13 +289,13 @@ def _child(name: str, service: AnyService, type: Literal["worker", "supervisor"]
     return ChildSpec(name, lambda: service, type=type)
 
 
-def _server_context(settings: Settings) -> SSL.Context:
-    cert, key = settings.cert, settings.key
-    if cert is None or key is None:
-        made = development_certificates(settings.certs_dir, socket.gethostname())
-        cert, key = made.cert, made.key
-        _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
-    return server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
+def _server_certificate(settings: Settings) -> tuple[Path, Path]:
+    """What devices are shown, and its key."""
+    if settings.cert is not None and settings.key is not None:
+        return settings.cert, settings.key
+    made = development_certificates(settings.certs_dir, socket.gethostname())
+    _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
+    return made.cert, made.key
 
 
 def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker | None, list[BrokerAddress]]:
@@ -295,6 +329,17 @@ def _authorities(settings: Settings) -> list[Any]:
 
     assert settings.broker_ca is not None
     return [Certificate(crypto.X509.from_cryptography(authority)) for authority in certificates_in(settings.broker_ca)]
+
+
+def _speaking(settings: Settings) -> Callable[[Hub, bytes, str | None], Endpoint]:
+    """Makes the endpoint of a connection: one with a dialect only where there is one."""
+    dialect = settings.dialect
+    if dialect is None:
+        return Endpoint
+    try:
+        return speaking(dialect.configured(settings), dialect.__name__)
+    except ConfigError as error:
+        raise ConfigError(f"--dialect: {error}") from None
 
 
 def _acknowledgement(template: str | None, framing: Framing) -> Callable[[int], bytes] | None:

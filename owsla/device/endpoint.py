@@ -205,9 +205,14 @@ class Endpoint(LineReceiver):
             self.lineReceived(line)
 
     @property
+    def lines_in(self) -> int:
+        """Lines from the device so far."""
+        return self.seq
+
+    @property
     def lines(self) -> int:
         """Lines so far, in either direction."""
-        return self.seq + self.lines_out
+        return self.lines_in + self.lines_out
 
     # -- what the broker has ---------------------------------------------------------------------------------------------
 
@@ -222,14 +227,20 @@ class Endpoint(LineReceiver):
                     self._safe += 1
             if not self._telling:
                 self._telling = True
-                self.hub.turn.devices(self._tell)
+                self.hub.turn.devices(self._tell_soon)
         elif seq > self._safe:
             if self._safe_ahead is None:
                 self._safe_ahead = set()
             self._safe_ahead.add(seq)
 
-    def _tell(self) -> None:
+    def _tell_soon(self) -> None:
         self._telling = False
+        try:
+            self._tell()
+        except Exception:
+            self.failed(Failure())
+
+    def _tell(self) -> None:
         # One is enough for all before it, so there is none to queue behind a socket that takes nothing.
         if self._safe > self._told and self._direct and self.hub.device_ack is not None:
             self._told = self._safe
@@ -360,13 +371,18 @@ class Endpoint(LineReceiver):
             letter.settled = letter.seq is not None
             self.hub.record(letter, fault)
             return
-        if letter.body or not letter.close:
-            self._write(letter.body)
+        if (letter.body or not letter.close) and not self._say(letter):
+            return
         letter.source.done(letter.tag)
         if letter.reply_to is not None:
             self.hub.report(letter, "delivered")
         if letter.close:
             self.close("closed by the back end")
+
+    def _say(self, letter: Letter) -> bool:
+        """Write what it says. Whether that was done; if not, its fate is on record."""
+        self._write(letter.body)
+        return True
 
     def _write(self, line: bytes) -> None:
         self.lines_out += 1
@@ -384,7 +400,7 @@ class Endpoint(LineReceiver):
         try:
             self._flush_now()
         except Exception:
-            self.transport.abortConnection(Failure())
+            self.failed(Failure())
 
     def _flush_now(self) -> None:
         out = self._out
@@ -418,11 +434,21 @@ class Endpoint(LineReceiver):
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return bool(self._closing)
+
     def close(self, reason: str) -> None:
         """Close the connection after what was written; `reason` is for people."""
         if not self._closing:
             self._leave(reason)
             self.transport.loseConnection()
+
+    def failed(self, failure: Failure) -> None:
+        """An error of ours in dealing with it: it is closed at once, and its supervisor hears of it."""
+        if self.transport is not None:
+            self.transport.abortConnection(failure)
 
     def stop(self) -> None:
         """Its supervisor stops."""
@@ -495,7 +521,7 @@ class Endpoint(LineReceiver):
                 self.connection_id.decode(),
                 self.device_id,
                 why,
-                self.seq,
+                self.lines_in,
                 self.lines_out,
                 hub.clock.seconds() - self.opened,
                 unterminated,

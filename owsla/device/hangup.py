@@ -8,7 +8,10 @@ asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads that se
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from typing import Final, Protocol
+
+from twisted.python.failure import Failure
 
 from ..boundaries import Reactor
 
@@ -35,6 +38,8 @@ class HangupWatch:
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Watched] = {}
         self._ended: dict[int, float] = {}
+        self.failed: Callable[[Failure], object] = lambda reason: None
+        """Who is told when this cannot go on."""
 
     def start(self) -> None:
         self._epoll = select.epoll()
@@ -96,4 +101,6 @@ class HangupWatch:
             else:
                 self._ended[fd] = self._reactor.seconds()
 
-    def connectionLost(self, reason: object) -> None: ...
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor will not read it any more: something in here raised."""
+        self.failed(reason)

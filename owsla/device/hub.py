@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Final
 from twisted.python.failure import Failure
 
 from ..boundaries import Clock, DeliverySource, Letter, LineSink
-from ..events import Event, GapSkipped, SlowDevice
+from ..events import DeviceReplaced, Event, GapSkipped, SlowDevice
 from ..routing import Registry
 from ..supervision import DynamicSupervisor
 from ..turn import Turn
 from .framing import Framing
 from .holdings import Holdings
 from .ordering import PausableClock
+from .timers import Timers
 
 if TYPE_CHECKING:
     from ..boundaries import Courier
+    from .conversation import SpokenEndpoint
     from .endpoint import Endpoint
     from .hangup import HangupWatch
 
@@ -58,10 +60,12 @@ class Hub:
         max_rate: float | None = None,
         device_ack: Callable[[int], bytes] | None = None,
         hangups: HangupWatch | None = None,
+        replace: bool = False,
     ) -> None:
         """Times are in seconds; `now()` is since the epoch.
 
-        `device_ack(seq)` makes what tells a device that its lines up to that number are safe.
+        `device_ack(seq)` makes what tells a device that its lines up to that number are safe. `replace`: of the connections of
+        one device only the newest stays.
         """
         self.clock = clock
         self.turn = turn
@@ -93,6 +97,9 @@ class Hub:
         self._queued: Holdings[Endpoint] = Holdings()
         self._rated: list[tuple[float, int, Endpoint]] = []
         self._rated_count = 0
+        self.timers: Timers[SpokenEndpoint] = Timers()
+        """The time-outs of dialects."""
+        self._devices: dict[str, Endpoint] | None = {} if replace else None
         self.paused_connections = 0
         """Connections that are not read, for whichever reason."""
         self.duplicates = 0
@@ -225,6 +232,27 @@ class Hub:
 
     # -- coming and going ------------------------------------------------------------------------------------------------
 
+    def identified(self, endpoint: Endpoint) -> None:
+        """It is known whose connection this is, if anybody's. An earlier one of theirs is closed, if that is wanted."""
+        devices, device_id = self._devices, endpoint.device_id
+        if devices is None or device_id is None:
+            return
+        earlier = devices.get(device_id)
+        devices[device_id] = endpoint
+        if earlier is not None and earlier is not endpoint and not earlier.closing:
+            self.emit(DeviceReplaced(earlier.connection_id.decode(), device_id, endpoint.connection_id.decode()))
+            earlier.close("replaced")
+
+    def unidentified(self, endpoint: Endpoint) -> None:
+        """This is no connection of its device's any more."""
+        devices, device_id = self._devices, endpoint.device_id
+        if devices is not None and device_id is not None and devices.get(device_id) is endpoint:
+            del devices[device_id]
+
+    def failed(self, endpoint: Endpoint, failure: Failure) -> None:
+        """Its dialect raised this, and it is gone."""
+        self._endpoints.ended(endpoint, failure)
+
     def slow(self, endpoint: Endpoint, why: str) -> None:
         self.emit(SlowDevice(endpoint.connection_id.decode(), why))
 
@@ -233,6 +261,8 @@ class Hub:
         self.registry.remove(endpoint.connection_id)
         self._lines_out += endpoint.lines_out
         self._congested.pop(endpoint, None)
+        if self._devices:
+            self.unidentified(endpoint)
         self._endpoints.ended(endpoint, failure)
 
     def tick(self) -> None:
@@ -244,6 +274,9 @@ class Hub:
             self._caught_up()
         while self._rated and self._rated[0][0] <= now:
             heapq.heappop(self._rated)[2].unrate()
+        if self.timers:
+            for waiter in self.timers.due(now):
+                waiter.timed_out()
         if self._holding:
             due = self.gap_clock() - self._gap_timeout
             for endpoint in list(self._holding):

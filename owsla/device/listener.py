@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..boundaries import Clock, Reactor
@@ -101,8 +102,10 @@ class Listener(Worker):
         idle_timeout: float,
         identify: Callable[[SSL.Connection], str | None],
         fail: Callable[[str], None],
+        make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
     ) -> None:
-        """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate.
+        """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
+        makes a connection's endpoint, from the connection's id and the device's.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -123,6 +126,7 @@ class Listener(Worker):
         self._hangups = hangups
         self._endpoints = endpoints
         self._fail = fail
+        self._make = make
         self._accepting = False
         self._opened = False
         self._closing: dict[TLSTransport, float] = {}
@@ -138,6 +142,7 @@ class Listener(Worker):
 
     def startService(self) -> None:
         super().startService()
+        self._hangups.failed = self.end
         self._hangups.start()
         self.later(TICK, self._tick)
         self.later(SWEEP, self._sweep)
@@ -204,6 +209,13 @@ class Listener(Worker):
         self.end(reason)
 
     def doRead(self) -> None:
+        try:
+            self._accept()
+        except Exception:
+            self._pause()
+            self.end(Failure())
+
+    def _accept(self) -> None:
         for _ in range(min(ACCEPTED_AT_ONCE, self._admission.room)):
             try:
                 sock, address = self._socket.accept()
@@ -255,7 +267,7 @@ class Listener(Worker):
         if self._socket.fileno() < 0 or not self._endpoints.running:
             return None  # it was accepted just before the port was closed
         connection_id = self._ids.new()
-        endpoint = Endpoint(self._hub, connection_id, self._identify(transport.tls))
+        endpoint = self._make(self._hub, connection_id, self._identify(transport.tls))
         self._registry.add(connection_id, endpoint)
         self._endpoints.start_child(endpoint)
         self._emit(
@@ -263,6 +275,7 @@ class Listener(Worker):
                 connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
             )
         )
+        self._hub.identified(endpoint)
         return endpoint
 
     def closing(self, transport: TLSTransport) -> None:

@@ -262,32 +262,36 @@ class TLSTransport:
         return "device"
 
     def doRead(self) -> None:
-        state = self._state
-        if state == OPEN:
-            # One record a turn: without read-ahead OpenSSL takes no more than that from the socket, so what is left makes the
-            # socket readable again, and no connection gets more than its turn.
-            try:
-                data = self._tls.recv(RECORD)  # type: ignore[union-attr]
-            except SSL.WantReadError:
-                return
-            except (SSL.Error, OSError) as error:
-                self._ended(error)
-                return
-            self._deliver(data)
-        elif state == CLOSING:
-            self._drain()
-        elif state == HANDSHAKING:
-            self._handshake()
-        elif state == ACCEPTED:
-            self._begin()
-
-    def _deliver(self, data: bytes) -> None:
         try:
-            self._lines.dataReceived(data)  # type: ignore[union-attr]
+            state = self._state
+            if state == OPEN:
+                # One record a turn: without read-ahead OpenSSL takes no more than that from the socket, so what is left makes
+                # the socket readable again, and no connection gets more than its turn.
+                try:
+                    data = self._tls.recv(RECORD)  # type: ignore[union-attr]
+                except SSL.WantReadError:
+                    return
+                except (SSL.Error, OSError) as error:
+                    self._ended(error)
+                    return
+                self._lines.dataReceived(data)  # type: ignore[union-attr]
+            elif state == CLOSING:
+                self._drain()
+            elif state == HANDSHAKING:
+                self._handshake()
+            elif state == ACCEPTED:
+                self._begin()
         except Exception:
+            # Ours; it costs this connection, whose end says why.
             self.abortConnection(Failure())
 
     def doWrite(self) -> None:
+        try:
+            self._write_on()
+        except Exception:
+            self.abortConnection(Failure())
+
+    def _write_on(self) -> None:
         if self._state in (ACCEPTED, HANDSHAKING):
             self._stop_writing()
             self._handshake()
@@ -455,6 +459,8 @@ class TLSTransport:
             except Exception:
                 # Whatever else goes wrong, the socket is closed and the place is free.
                 self._log.failure("Closing the connection of {peer} failed", peer=self.peer)
+        elif not reason.check(*EXPECTED):
+            self._log.failure("The handshake of {peer} failed", reason, peer=self.peer)
         self._socket.close()
         self._fd = -1
         self._tls = None

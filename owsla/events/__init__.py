@@ -1,7 +1,51 @@
-"""What happens, as typed values, and who is told of it."""
+"""What happens, as typed values, and who is told of it.
 
-from ._console import Console
-from ._manager import EventManager, Handler
+`docs/events.md` says what there is. `owsla.events.amqp` is not imported here: it knows the broker.
+"""
+
+from ._console import (
+    Console,
+)
+from ._database import (
+    DatabaseWriter,
+    PostgreSQL,
+    SQLite,
+)
+from ._json import (
+    JSONWriter,
+)
+from ._mailbox import (
+    Mailbox,
+)
+from ._manager import (
+    EventManager,
+    Handler,
+    HandlerStats,
+)
+from ._outbox import (
+    Outbox,
+    Record,
+    Trouble,
+    Writer,
+)
+from ._presence import (
+    Announcement,
+    Presence,
+)
+from ._service import (
+    HandlerService,
+)
+from ._specs import (
+    HandlerChild,
+    HandlerSpec,
+    check_handlers,
+    handler_spec,
+    handlers_from,
+)
+from ._supervised import (
+    DuplicatesWatch,
+    supervision_event,
+)
 from ._types import (
     BrokerBlocked,
     BrokerConnected,
@@ -9,40 +53,78 @@ from ._types import (
     BrokerUnavailable,
     BrokerUnblocked,
     BrokerWarning,
+    CertificateExpiring,
+    ChildRestarted,
     DeviceConnected,
     DeviceDisconnected,
+    DeviceIdentified,
+    DeviceReplaced,
+    DialectFailed,
+    DuplicatesDropped,
     Event,
+    EventsDropped,
     Full,
     GapSkipped,
+    HandlerFailed,
     HandshakeFailed,
     LinesRefused,
     LineTooLong,
     Listening,
     SlowDevice,
+    SupervisorGaveUp,
     Undeliverable,
     UndeliverableLost,
 )
 
 __all__ = [
+    "Announcement",
     "BrokerBlocked",
     "BrokerConnected",
     "BrokerLost",
     "BrokerUnavailable",
     "BrokerUnblocked",
     "BrokerWarning",
+    "CertificateExpiring",
+    "ChildRestarted",
     "Console",
+    "DatabaseWriter",
     "DeviceConnected",
     "DeviceDisconnected",
+    "DeviceIdentified",
+    "DeviceReplaced",
+    "DialectFailed",
+    "DuplicatesDropped",
+    "DuplicatesWatch",
     "Event",
     "EventManager",
+    "EventsDropped",
     "Full",
     "GapSkipped",
     "Handler",
+    "HandlerChild",
+    "HandlerFailed",
+    "HandlerService",
+    "HandlerSpec",
+    "HandlerStats",
     "HandshakeFailed",
+    "JSONWriter",
     "LineTooLong",
     "LinesRefused",
     "Listening",
+    "Mailbox",
+    "Outbox",
+    "PostgreSQL",
+    "Presence",
+    "Record",
+    "SQLite",
     "SlowDevice",
+    "SupervisorGaveUp",
+    "Trouble",
     "Undeliverable",
     "UndeliverableLost",
+    "Writer",
+    "check_handlers",
+    "handler_spec",
+    "handlers_from",
+    "supervision_event",
 ]

@@ -1,38 +1,159 @@
-"""The event manager: one place to report to, any number of handlers."""
+"""The event manager: one place to report to, any number of handlers, which may come and go.
+
+Reporting is on the path of every connection that comes or goes, so it is a look into a dictionary and a call for each handler
+that wants this type of event. A handler that has work to do keeps the event and does it later: see `_mailbox` and `_outbox`.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Collection
+from typing import Protocol, runtime_checkable
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from ._types import Event
+from ._types import Event, HandlerFailed
+
+Fail = Callable[[Failure], None]
+"""Says that a handler failed, by a defect of our own."""
 
 
 class Handler(Protocol):
-    """Who is told of events."""
+    """Who is told of events.
 
-    def handle(self, event: Event) -> None: ...
+    It may have an attribute `wants`, a collection of event types: then it is told of no others. What it raises removes it.
+    """
+
+    def handle(self, event: Event) -> None:
+        """Something happened. Called in the reactor's thread, while the cause of the event waits: to be quick."""
+
+
+@runtime_checkable
+class Running(Protocol):
+    """A handler with a life: a thread, a timer, an open file."""
+
+    def start(self, fail: Fail) -> None:
+        """It is about to be told of events. `fail` takes what goes wrong outside of `handle`; from any thread."""
+
+    def stop(self) -> Deferred[None] | None:
+        """It is told of no more events: do what is still to be done, within a bound."""
+
+
+@runtime_checkable
+class Reopens(Protocol):
+    """A handler that holds a file which somebody may have moved."""
+
+    def reopen(self) -> None:
+        """Open it again by its name."""
+
+
+class HandlerStats:
+    """A handler's numbers. They outlive its restarts."""
+
+    __slots__ = ("dropped", "failures", "handled", "name", "number")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.number = 0
+        """Events that were meant for it so far: each one has its number, and what is missing in between was dropped."""
+        self.handled = 0
+        """Events it is done with."""
+        self.dropped = 0
+        """Events it never saw, or could not keep."""
+        self.failures = 0
+        """How often it raised an exception."""
+
+
+class _Installed:
+    __slots__ = ("fail", "handle", "handler", "stats", "wants")
+
+    def __init__(self, handler: Handler, stats: HandlerStats, fail: Fail | None) -> None:
+        self.handler = handler
+        self.handle = handler.handle
+        self.stats = stats
+        self.fail = fail
+        wants: Collection[type[Event]] | None = getattr(handler, "wants", None)
+        self.wants = None if wants is None else tuple(wants)
 
 
 class EventManager:
-    """Hands each event to every handler. One that raises is logged, and hurts nobody else."""
+    """Hands each event to every handler that wants it. One that raises is removed, reported, and hurts nobody else."""
 
     _log = Logger()
 
     def __init__(self) -> None:
-        self._handlers: list[Handler] = []
+        self._installed: list[_Installed] = []
+        self._routes: dict[type[Event], tuple[_Installed, ...]] = {}
+        self._stats: dict[str, HandlerStats] = {}
 
-    def add(self, handler: Handler) -> None:
-        self._handlers.append(handler)
+    def add(self, handler: Handler, name: str | None = None, fail: Fail | None = None) -> None:
+        """Tell it of events from now on. `name` is what it is called in reports; `fail` is told when it raised, and is removed.
+
+        `ValueError` if it is there already.
+        """
+        if any(installed.handler is handler for installed in self._installed):
+            raise ValueError(f"this handler is installed already: {handler!r}")
+        self._installed.append(_Installed(handler, self.stats(name or type(handler).__name__.lower()), fail))
+        self._routes.clear()
 
     def remove(self, handler: Handler) -> None:
-        self._handlers.remove(handler)
+        """Tell it of no more events. One that is not installed (any more) is left alone."""
+        self._installed = [installed for installed in self._installed if installed.handler is not handler]
+        self._routes.clear()
 
     def emit(self, event: Event) -> None:
-        """Report that something happened."""
-        for handler in self._handlers:
+        """Report that something happened. In the reactor's thread only."""
+        routes = self._routes.get(event.__class__)
+        if routes is None:
+            routes = self._route(event.__class__)
+        for installed in routes:
             try:
-                handler.handle(event)
+                installed.handle(event)
             except Exception:
-                self._log.failure("The event handler {handler} failed", handler=handler)
+                self._failed(installed, Failure())
+
+    def reopen(self) -> None:
+        """Have the handlers open their files again (SIGHUP, for logrotate)."""
+        for installed in list(self._installed):
+            if isinstance(installed.handler, Reopens):
+                try:
+                    installed.handler.reopen()
+                except Exception:
+                    self._failed(installed, Failure())
+
+    def stats(self, name: str) -> HandlerStats:
+        """The numbers of the handler of this name, over all its lives."""
+        stats = self._stats.get(name)
+        if stats is None:
+            stats = self._stats[name] = HandlerStats(name)
+        return stats
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """How many events each handler has missed, by its name; also for those that are not installed now."""
+        return {name: stats.dropped for name, stats in self._stats.items()}
+
+    def _route(self, kind: type[Event]) -> tuple[_Installed, ...]:
+        routes = tuple(
+            installed for installed in self._installed if installed.wants is None or issubclass(kind, installed.wants)
+        )
+        self._routes[kind] = routes
+        return routes
+
+    def _failed(self, installed: _Installed, failure: Failure) -> None:
+        if installed not in self._installed:
+            return  # the report of another's failure was one event too many for it; that is told already
+        self.remove(installed.handler)
+        self.report_failure(installed.stats, failure)
+        if installed.fail is not None:
+            installed.fail(failure)
+        else:
+            self._log.failure("The event handler {handler} failed", failure, handler=installed.stats.name)
+
+    def report_failure(self, stats: HandlerStats, failure: Failure) -> None:
+        """Count a handler's failure, and emit it. Logging it is the part of whoever is told of it, such as a supervisor."""
+        stats.failures += 1
+        error = failure.value
+        text = " ".join(str(error).split())
+        self.emit(HandlerFailed(stats.name, f"{type(error).__name__}: {text}" if text else type(error).__name__))

@@ -5,18 +5,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened."""
+    """Something that happened. When, and on which node, is noted by who is told of it."""
 
     name: ClassVar[str] = "event"
     """The event's name for machines, in lower case with dashes."""
     warning: ClassVar[bool] = False
     """Whether somebody should have a look."""
+
+    def fields(self) -> Mapping[str, Any]:
+        """What it holds, by name: text, numbers, and tuples of them, ready for `json.dumps`."""
+        names: tuple[str, ...] = self.__match_args__
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +251,147 @@ class LinesRefused(Event):
 
     def __str__(self) -> str:
         return f"Broker refused {self.lines} lines: {self.reason}; devices wait, publishing again"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReplaced(Event):
+    """A device connected a second time, and its earlier connection is closed for that."""
+
+    name: ClassVar[str] = "device-replaced"
+    connection_id: str
+    """The earlier one."""
+    device_id: str
+    by: str
+    """The id of the new one."""
+
+    def __str__(self) -> str:
+        return f"Device replaced: {self.connection_id} of device {self.device_id} gives way to {self.by}"
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicatesDropped(Event):
+    """Numbered messages came that were sent to their devices before. Told now and then, as a number."""
+
+    name: ClassVar[str] = "duplicates-dropped"
+    messages: int
+    """Since this was last told."""
+
+    def __str__(self) -> str:
+        return f"Duplicates dropped: {self.messages} messages had been sent before"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateExpiring(Event):
+    """A certificate ends soon, or has ended."""
+
+    name: ClassVar[str] = "certificate-expiring"
+    warning: ClassVar[bool] = True
+    certificate: str
+    """The file it is in."""
+    not_after: str
+    """When it ends: ISO 8601, UTC."""
+    days: float
+    """Until then; less than 0 afterwards."""
+
+    def __str__(self) -> str:
+        if self.days < 0:
+            return f"Certificate expired: {self.certificate} ended at {self.not_after}; devices that check it stay away"
+        return f"Certificate expiring: {self.certificate} ends in {self.days:.0f} days, at {self.not_after}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRestarted(Event):
+    """A part of this process failed, and is started again."""
+
+    name: ClassVar[str] = "child-restarted"
+    warning: ClassVar[bool] = True
+    path: str
+    """Its place in the supervision tree."""
+    reason: str
+    restarts: int
+    """How often it was restarted, this time included."""
+    delay: float
+    """Seconds until it is started."""
+    siblings: tuple[str, ...]
+    """Those that are restarted with it."""
+
+    def __str__(self) -> str:
+        after = f" in {self.delay:.1f} s" if self.delay else ""
+        others = f", and with it {', '.join(self.siblings)}" if self.siblings else ""
+        return f"Restarting {self.path}{after}{others} (restart {self.restarts}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorGaveUp(Event):
+    """A part of this process failed too often, and its supervisor fails with it."""
+
+    name: ClassVar[str] = "supervisor-gave-up"
+    warning: ClassVar[bool] = True
+    path: str
+    """The supervisor's place in the tree."""
+    child: str
+    """Who failed last."""
+    failures: int
+    """Of all its children, within the period."""
+    period: float
+    """In seconds."""
+    reason: str
+    """Why the child failed the last time."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} gave up: {self.failures} failures within {self.period:g} s, "
+            f"the last one of {self.child}: {self.reason}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFailed(Event):
+    """An event handler raised an exception. It was removed; its supervisor installs it again."""
+
+    name: ClassVar[str] = "handler-failed"
+    warning: ClassVar[bool] = True
+    handler: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Event handler {self.handler} failed, and is removed: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """An event handler was too slow, or could not do its work for too long: it has not seen these events."""
+
+    name: ClassVar[str] = "events-dropped"
+    warning: ClassVar[bool] = True
+    handler: str
+    events: int
+
+    def __str__(self) -> str:
+        return f"Events dropped: {self.handler} has missed {self.events}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentified(Event):
+    """A device has said who it is, to its dialect; or somebody else than its certificate says."""
+
+    name: ClassVar[str] = "device-identified"
+    connection_id: str
+    device_id: str
+
+    def __str__(self) -> str:
+        return f"Device identified: {self.connection_id} is device {self.device_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class DialectFailed(Event):
+    """A dialect raised an exception. Its connection is closed, and no other."""
+
+    name: ClassVar[str] = "dialect-failed"
+    warning: ClassVar[bool] = True
+    connection_id: str
+    dialect: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Dialect {self.dialect} failed: {self.connection_id} is closed: {self.reason}"

@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla import __version__
 from owsla._argv import password_spans
 from owsla.config import OPTIONS, BrokerAddress, ConfigError, Options, Settings, load_settings
+from owsla.events import HandlerSpec
 
 
 def _load(*argv: str, **environ: str) -> Settings:
@@ -152,13 +153,18 @@ class ValueTests(_Files):
                 "window_bytes": 16 * 2**20,
                 "max_connections": None,
                 "max_handshakes": 512,
-            "http": None,
+                "http": None,
+                "events": (dataclasses.asdict(HandlerSpec("console")),),
                 "handshake_timeout": 15.0,
                 "idle_timeout": 1800.0,
                 "max_line": 16384,
                 "max_rate": None,
                 "delimiter": b"\n",
                 "device_ack": None,
+                "dialect": None,
+                "login_checker": None,
+                "login_timeout": 10.0,
+                "on_duplicate": "keep",
                 "gap_timeout": 2.0,
                 "reorder_limit": 64,
                 "write_buffer": 65536,

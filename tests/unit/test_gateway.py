@@ -122,7 +122,7 @@ class World:
             listener=cast(Any, listener),
             registry=cast(Any, self.registry),
             producer=self.producer,
-            courier=self.courier,
+            parcels=[self.courier],
             consumers=self.consumers,
             connections=cast(Any, self.connections),
             root=Supervisor(

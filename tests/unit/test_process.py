@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.process import stop_on_signals
+from owsla.process import take_signals
 
 
 class Reactor:
@@ -34,7 +34,8 @@ class SignalTests(SynchronousTestCase):
         self.patch(signal, "signal", self.handlers.__setitem__)
         self.reactor = Reactor()
         self.hurried = 0
-        stop_on_signals(self.reactor, self.hurry)
+        self.reopened: list[int] = []
+        take_signals(self.reactor, hurry=self.hurry, reopen=lambda: self.reopened.append(1))
 
     def hurry(self) -> None:
         self.hurried += 1
@@ -43,11 +44,18 @@ class SignalTests(SynchronousTestCase):
         self.handlers[number](number, None)
 
     def test_once_the_reactor_runs(self) -> None:
-        """Both signals are taken, but not before the reactor runs: its own handlers would replace ours."""
+        """The signals are taken, but not before the reactor runs: its own handlers would replace ours."""
         self.assertEqual(self.handlers, {})
         for call in self.reactor.starting:
             call()
-        self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT})
+        self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+    def test_hangup(self) -> None:
+        """SIGHUP has files opened again, and stops nothing."""
+        for call in self.reactor.starting:
+            call()
+        self.get(signal.SIGHUP)
+        self.assertEqual((self.reopened, self.reactor.stopped), ([1], 0))
 
     def test_in_order_then_at_once(self) -> None:
         """The first signal stops in order, and each after it, of either kind, at once."""

@@ -60,6 +60,26 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(world.events, [DeviceDisconnected(connection_id, "d1", "closed by the device", 2, 1, 12.5, 1)])
         self.assertEqual(len(world.registry), 0)
 
+    def test_counted(self) -> None:
+        """Bytes and lines are counted for all connections together, each once, those of connections that are gone too."""
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.dataReceived(b"a\nb\nc")
+        world.sink.accepting = False
+        endpoint.dataReceived(b"d\ne\n")  # kept until lines are taken, and looked at again then
+        world.sink.accepting = True
+        endpoint.resume()
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"cd", b"e"])
+        self.assertEqual(world.hub.bytes_in, 9)
+        world.send(endpoint, Source(), b"hello")
+        world.turns()
+        self.assertEqual((world.hub.lines_out, world.hub.bytes_out), (1, 5))
+        world.end(endpoint)
+        other, _ = world.connect()
+        world.send(other, Source(), b"you")
+        world.turns()
+        self.assertEqual((world.hub.lines_out, world.hub.bytes_out), (2, 8))
+
     def test_reasons(self) -> None:
         """A reason is in a person's words; what we closed it for comes before what the socket says."""
         tls = Failure(SSL.Error([("SSL routines", "", "bad record mac")]))
@@ -101,6 +121,15 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(world.hub.paused_connections, 0)
         endpoint.dataReceived(b"c\n")
         self.assertEqual(world.sink.of(endpoint), [b"a", b"bc"])
+
+    def test_what_was_kept_is_not_changed(self) -> None:
+        """A line that itself ends with a carriage return has it still after it was kept."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.sink.room = 1
+        endpoint.dataReceived(b"a\r\nb\r\r\n\r\r\nc\n")
+        world.sink.resume()
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b\r", b"\r", b"c"])
 
     def test_stops_in_the_middle(self) -> None:
         """Lines that were read when the sink stopped are kept, and published in order before anything that is read later."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.task import Clock
@@ -10,7 +13,17 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import events
-from owsla.events import BrokerUnblocked, BrokerWarning, Console, DeviceDisconnected, Event, EventManager, GapSkipped
+from owsla.events import (
+    BrokerUnblocked,
+    BrokerWarning,
+    CertificateExpiring,
+    ChildRestarted,
+    Console,
+    DeviceDisconnected,
+    Event,
+    GapSkipped,
+)
+from owsla.events._json import COMMON
 
 KINDS: list[type[Event]] = [
     kind
@@ -18,7 +31,14 @@ KINDS: list[type[Event]] = [
     if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 ]
 
-SAMPLES: dict[str, Any] = {"str": "Some Text", "int": 7, "float": 1.5, "str | None": None, "bool": True}
+SAMPLES: dict[str, Any] = {
+    "str": "Some Text",
+    "int": 7,
+    "float": 1.5,
+    "str | None": None,
+    "bool": True,
+    "tuple[str, ...]": ("a", "b"),
+}
 
 
 def sample(kind: type[Event]) -> Event:
@@ -44,6 +64,27 @@ class EventTests(SynchronousTestCase):
             if any(field.type == "str" for field in dataclasses.fields(kind)):
                 self.assertIn("Some Text", text)
 
+    def test_fields(self) -> None:
+        """Each event is plain values by name, ready for JSON; none of the names is one that every event has."""
+        for kind in KINDS:
+            event = sample(kind)
+            fields = event.fields()
+            self.assertEqual(list(fields), [field.name for field in dataclasses.fields(kind)])
+            self.assertEqual(kind(**fields), event)
+            self.assertEqual(set(json.loads(json.dumps(fields))), set(fields))
+            self.assertEqual(set(fields) & set(COMMON), set())
+
+    def test_certificates(self) -> None:
+        """A certificate that ends soon reads otherwise than one that has ended."""
+        self.assertIn("ends in 3 days", str(CertificateExpiring("c.pem", "2030-01-01T00:00:00Z", 3.2)))
+        self.assertIn("expired", str(CertificateExpiring("c.pem", "2030-01-01T00:00:00Z", -0.1)))
+
+    def test_restarts(self) -> None:
+        """A restart tells of its wait and of the siblings, where there are any."""
+        self.assertEqual(str(ChildRestarted("owsla/http", "E: x", 1, 0.0, ())), "Restarting owsla/http (restart 1): E: x")
+        text = str(ChildRestarted("owsla/http", "E: x", 2, 0.5, ("a", "b")))
+        self.assertEqual(text, "Restarting owsla/http in 0.5 s, and with it a, b (restart 2): E: x")
+
     def test_frozen(self) -> None:
         """An event does not change once it has happened."""
         for kind in KINDS:
@@ -60,35 +101,6 @@ class EventTests(SynchronousTestCase):
         """Bytes of a line that was never finished are told of, where there are any."""
         self.assertIn("5 bytes", str(DeviceDisconnected("c", "d", "gone", 1, 2, 3.0, 5)))
         self.assertNotIn("unterminated", str(DeviceDisconnected("c", "d", "gone", 1, 2, 3.0, 0)))
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.seen: list[Event] = []
-
-    def handle(self, event: Event) -> None:
-        self.seen.append(event)
-
-
-class Broken:
-    def handle(self, event: Event) -> None:
-        raise ZeroDivisionError
-
-
-class ManagerTests(SynchronousTestCase):
-    def test_everybody_is_told(self) -> None:
-        """Each handler is told of each event, until it is removed; one that raises is logged and hurts nobody else."""
-        manager = EventManager()
-        first, last = Recorder(), Recorder()
-        for handler in (first, Broken(), last):
-            manager.add(handler)
-        one, two = BrokerWarning("one"), BrokerWarning("two")
-        manager.emit(one)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        manager.remove(first)
-        manager.emit(two)
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual((first.seen, last.seen), ([one], [one, two]))
 
 
 class ConsoleTests(SynchronousTestCase):
@@ -124,8 +136,26 @@ class ConsoleTests(SynchronousTestCase):
         self.console.handle(BrokerWarning("later"))
         self.assertEqual(self.logged[-1], (LogLevel.warn, "Broker: later"))
 
+    def test_stopping(self) -> None:
+        """What was only counted is told at the end, and no timer is left."""
+        for number in range(5):
+            self.console.handle(BrokerWarning(str(number)))
+        self.console.stop()
+        self.assertEqual(self.logged[3:], [(LogLevel.info, "… and 2 more: broker-warning")])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_no_timer_when_nothing_happens(self) -> None:
         """A quiet console has nothing left to do."""
         self.console.handle(BrokerUnblocked())
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class DocumentationTests(SynchronousTestCase):
+    def test_every_event(self) -> None:
+        """docs/events.md lists every event with its fields, and no others."""
+        page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+        listed = re.findall(r"^\| `([a-z-]+)`( ⚠)? \| ([^|]*) \| [^|]+ \|$", page, re.MULTILINE)
+        found = {name: (bool(mark), re.findall(r"`(\w+)`", fields)) for name, mark, fields in listed}
+        expected = {kind.name: (kind.warning, [field.name for field in dataclasses.fields(kind)]) for kind in KINDS}
+        self.assertEqual({name: found.get(name) for name in expected}, expected)

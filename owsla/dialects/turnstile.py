@@ -1,0 +1,142 @@
+"""A coin-operated turnstile, the worked example of docs/dialects.md.
+
+    device   COIN                   somebody has paid
+    device   PUSH                   somebody pushes the arm
+    Owsla    UNLOCKED | LOCKED      what the arm is to be from now on
+    Owsla    RETURN                 give the coin back: it was paid for already
+    Owsla    WHAT                   that was neither
+
+Who has paid has 30 seconds to go through. Back ends are told `paid`, `passed`, `pushed` (while it was locked) and `expired`,
+and may say `UNLOCK`, to let somebody in for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from automat import TypeMachineBuilder
+
+from ._interfaces import REFUSED, Conversation, Dialect, Refused
+
+PATIENCE: Final = 30.0
+"""Seconds in which somebody who has paid may go through."""
+
+
+class Inputs(Protocol):
+    """What may happen to a turnstile."""
+
+    def coin(self) -> None:
+        """A coin was put in."""
+
+    def push(self) -> None:
+        """Somebody pushes the arm."""
+
+    def unlock(self) -> None:
+        """Somebody at the back end lets a person in."""
+
+    def too_late(self) -> None:
+        """Nobody has come through in time."""
+
+
+class Arm(Protocol):
+    """What the machine does."""
+
+    def say(self, line: bytes) -> None:
+        """To the turnstile."""
+
+    def report(self, line: bytes) -> None:
+        """To the back ends."""
+
+    def begin_waiting(self) -> None: ...
+
+    def stop_waiting(self) -> None: ...
+
+
+builder = TypeMachineBuilder(Inputs, Arm)  # type: ignore[type-abstract]
+
+locked = builder.state("locked")
+unlocked = builder.state("unlocked")
+
+
+@locked.upon(Inputs.coin).to(unlocked)
+def pay(turnstile: Inputs, arm: Arm) -> None:
+    arm.report(b"paid")
+    arm.say(b"UNLOCKED")
+    arm.begin_waiting()
+
+
+@locked.upon(Inputs.unlock).to(unlocked)
+def let_in(turnstile: Inputs, arm: Arm) -> None:
+    arm.say(b"UNLOCKED")
+    arm.begin_waiting()
+
+
+@unlocked.upon(Inputs.push).to(locked)
+def go_through(turnstile: Inputs, arm: Arm) -> None:
+    arm.stop_waiting()
+    arm.report(b"passed")
+    arm.say(b"LOCKED")
+
+
+@unlocked.upon(Inputs.too_late).to(locked)
+def expire(turnstile: Inputs, arm: Arm) -> None:
+    arm.report(b"expired")
+    arm.say(b"LOCKED")
+
+
+@locked.upon(Inputs.push).loop()
+def rattle(turnstile: Inputs, arm: Arm) -> None:
+    arm.report(b"pushed")
+    arm.say(b"LOCKED")
+
+
+@unlocked.upon(Inputs.coin).loop()
+def return_coin(turnstile: Inputs, arm: Arm) -> None:
+    arm.say(b"RETURN")
+
+
+unlocked.upon(Inputs.unlock).loop().returns(None)
+
+Machine = builder.build()
+
+
+class Turnstile(Dialect):
+    """Turns lines into inputs of the machine, and what it does into lines."""
+
+    __slots__ = ("_machine",)
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._machine: Inputs = Machine(self)
+
+    def line(self, line: bytes) -> None:
+        if line == b"COIN":
+            self._machine.coin()
+        elif line == b"PUSH":
+            self._machine.push()
+        else:
+            self.conversation.answer(b"WHAT")
+
+    def outgoing(self, line: bytes) -> Iterable[bytes] | Refused:
+        if line != b"UNLOCK":
+            return REFUSED
+        self._machine.unlock()
+        return ()
+
+    def timed_out(self) -> None:
+        self._machine.too_late()
+
+    # -- what the machine does -------------------------------------------------------------------------------------------
+
+    def say(self, line: bytes) -> None:
+        self.conversation.answer(line)
+
+    def report(self, line: bytes) -> None:
+        self.conversation.publish(line)
+
+    def begin_waiting(self) -> None:
+        self.conversation.set_timeout(PATIENCE)
+
+    def stop_waiting(self) -> None:
+        self.conversation.clear_timeout()

@@ -1,0 +1,90 @@
+"""Events as lines of JSON in a file.
+
+    {"time": "2026-11-22T10:20:30.123456Z", "node": "0123abcd", "number": 7, "event": "broker-unblocked", "warning": false}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ._outbox import Record, Trouble
+from ._types import Event
+
+COMMON: Final = ("time", "node", "number", "event", "warning")
+"""The keys that every event has; what it holds itself follows them."""
+
+
+def utc(time: float) -> str:
+    """A time in seconds since the epoch as ISO 8601, in UTC, with microseconds."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def as_json(node: str, record: Record) -> dict[str, Any]:
+    """An event as one flat object."""
+    event: Event = record.event
+    return {
+        "time": utc(record.time),
+        "node": node,
+        "number": record.number,
+        "event": event.name,
+        "warning": event.warning,
+        **event.fields(),
+    }
+
+
+class JSONWriter:
+    """Appends to a file: whole lines only, whatever goes wrong meanwhile."""
+
+    def __init__(self, path: Path, node: str) -> None:
+        self._path = path
+        self._node = node
+        self._file = -1
+        self._reopen = False
+
+    def write(self, batch: Sequence[Record]) -> int:
+        data = "".join(json.dumps(as_json(self._node, record)) + "\n" for record in batch).encode()
+        try:
+            if self._reopen:
+                self._reopen = False
+                self.close()
+            if self._file < 0:
+                self._open()
+            self._append(data)
+        except OSError as error:
+            self.close()
+            raise Trouble(f"{self._path}: {(error.strerror or str(error)).lower()}") from None
+        return 0
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # somebody died in the middle of a line
+
+    def _append(self, data: bytes) -> None:
+        """All of it or, on a disk that is full halfway, nothing."""
+        written = 0
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # other processes of ours may append to it, too
+        try:
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def reopen(self) -> None:
+        self._reopen = True
+
+    def close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)

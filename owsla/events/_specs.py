@@ -1,0 +1,172 @@
+"""Which handlers there are to be: from `--events` to services."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from ..config import ConfigError
+from ._console import Console
+from ._database import Database, DatabaseWriter, PostgreSQL, SQLite
+from ._json import JSONWriter
+from ._mailbox import Mailbox
+from ._manager import EventManager, Handler
+from ._outbox import Outbox, Writer
+from ._service import HandlerService
+
+Kind: TypeAlias = Literal["console", "json", "database", "amqp"]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """One `--events`. Neither `str()` nor `repr()` shows a password."""
+
+    kind: Kind
+    where: str = ""
+    """The file, or the database without its password: for people."""
+    path: Path | None = None
+    """The file of `json`, or of SQLite."""
+    url: str | None = field(default=None, repr=False)
+    """PostgreSQL's URL."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.where}" if self.where else self.kind
+
+
+def handler_spec(text: str) -> HandlerSpec:
+    """Read `console`, `json:FILE`, `database:URL` or `amqp`. `ConfigError` says what is wrong, and quotes no URL."""
+    kind, colon, target = text.partition(":")
+    if kind in ("console", "amqp"):
+        if colon:
+            raise ConfigError(f"{kind} stands alone, without a colon")
+        return HandlerSpec("console" if kind == "console" else "amqp")
+    if kind == "json":
+        if not target or "\0" in target:
+            raise ConfigError("json needs a file: json:FILE")
+        return HandlerSpec("json", target, Path(target))
+    if kind == "database":
+        if not target or "\0" in target:
+            raise ConfigError("database needs a file or a URL: database:FILE, database:postgresql://user@host/name")
+        return _database_spec(target)
+    if kind in ("postgresql", "postgres", "sqlite"):
+        raise ConfigError(f"a database is written database:{kind}:…")
+    shown = repr(kind) if len(kind) < 40 and "@" not in kind and "/" not in kind else "this"
+    raise ConfigError(f"{shown} is no event handler (console, json:FILE, database:URL, amqp)")
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(sqlite):", re.IGNORECASE)
+
+
+def _database_spec(target: str) -> HandlerSpec:
+    match = _SCHEME.match(target)
+    if match is None:
+        return HandlerSpec("database", target, Path(target))
+    scheme = (match[1] or match[2]).lower()
+    if scheme == "sqlite":
+        name = target[match.end() :]
+        if name.startswith("//"):
+            host, slash, rest = name[2:].partition("/")
+            if host:
+                raise ConfigError("SQLite has no host: sqlite:///path/to/events.db is /path/to/events.db")
+            name = slash + rest
+        name = unquote(name)
+        if not name.strip("/") or "\0" in name:
+            raise ConfigError("SQLite needs a file: database:sqlite:///path/to/events.db")
+        return HandlerSpec("database", name, Path(name))
+    if scheme not in ("postgresql", "postgres"):
+        raise ConfigError(f"{scheme} is no database that is known here (a file's name, sqlite:///…, postgresql://…)")
+    try:
+        conninfo = importlib.import_module("psycopg.conninfo")
+    except ImportError:
+        raise ConfigError("PostgreSQL needs psycopg: pip install 'owsla[postgresql]'") from None
+    try:
+        values: dict[str, Any] = conninfo.conninfo_to_dict(target)
+        urlsplit(target)
+    except Exception:
+        # Its text may quote a part of the URL, and that be the password.
+        raise ConfigError("PostgreSQL's URL cannot be read: postgresql://user:password@host:port/database") from None
+    host = values.get("host", "the local server")
+    where = f"{host}:{values['port']}" if "port" in values else host
+    return HandlerSpec("database", f"{where}/{values.get('dbname', values.get('user', ''))}", None, target)
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerChild:
+    """A handler as a child for a supervisor: `ChildSpec(child.id, child.start)`."""
+
+    id: str
+    start: Callable[[], HandlerService]
+    """Makes the service, anew for each start."""
+
+
+def check_handlers(specs: Sequence[HandlerSpec]) -> None:
+    """`ConfigError`, where one is given twice: two handlers on one file get in each other's way."""
+    seen: set[str] = set()
+    for spec in specs:
+        if str(spec) in seen:
+            raise ConfigError(f"{spec} is given twice")
+        seen.add(str(spec))
+
+
+def handlers_from(
+    specs: Sequence[HandlerSpec],
+    reactor: Any,
+    manager: EventManager,
+    *,
+    node: str,
+    presence: Handler | None = None,
+    now: Callable[[], float] = time.time,
+) -> list[HandlerChild]:
+    """The handlers of `--events`, in this order. `presence` is what `amqp` stands for: a `PresenceRole`, made by who connects
+    it to the broker too.
+    """
+    check_handlers(specs)
+    children = []
+    used: dict[str, int] = {}
+    for spec in specs:
+        used[spec.kind] = used.get(spec.kind, 0) + 1
+        name = spec.kind if used[spec.kind] == 1 else f"{spec.kind}-{used[spec.kind]}"
+        children.append(HandlerChild(name, partial(_service, spec, name, reactor, manager, node, presence, now)))
+    return children
+
+
+def _service(
+    spec: HandlerSpec,
+    name: str,
+    reactor: Any,
+    manager: EventManager,
+    node: str,
+    presence: Handler | None,
+    now: Callable[[], float],
+) -> HandlerService:
+    stats = manager.stats(name)
+    handler: Handler
+    if spec.kind == "console":
+        handler = Mailbox(reactor, manager, Console(reactor), stats)
+    elif spec.kind == "amqp":
+        if presence is None:
+            raise ValueError("amqp needs to be given what announces presence")
+        handler = presence  # its queue is its own: it drops nothing
+    else:
+        handler = Outbox(reactor, manager, _writer(spec, node), stats, now=now, in_reactor=reactor.callFromThread)
+    return HandlerService(manager, handler, name)
+
+
+def _writer(spec: HandlerSpec, node: str) -> Writer:
+    if spec.kind == "json":
+        assert spec.path is not None
+        return JSONWriter(spec.path, node)
+    database: Database
+    if spec.url is not None:
+        database = PostgreSQL(spec.url)
+    else:
+        assert spec.path is not None
+        database = SQLite(spec.path)
+    return DatabaseWriter(database, spec.where, node)

@@ -1,0 +1,292 @@
+"""Presence for back ends, on the queue `connection_events`: `--events amqp`.
+
+This is a role for a connection to the broker of its own, rather than a client of the courier's: a node under a stampede has
+thousands of announcements to make, and what the courier brings must not wait behind them; its queue is first in, first out, and
+has no place for a state that a newer one replaces; and a queue of presence that cannot be used (no permission, say) is an
+inconvenience, which must not close the channel that undeliverable messages are recorded on. It costs a connection a node.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.error import ConnectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp import wire
+from ..amqp.methods import encode_method
+from ..amqp.wire import WireError
+from ..boundaries import Clock, DelayedCall
+from ..broker import topology
+from ..broker.backoff import Backoff
+from ..broker.packing import APP_ID
+from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from ._manager import Fail
+from ._presence import Announcement, Presence, UnknownTag
+from ._types import BrokerWarning, DeviceConnected, DeviceDisconnected, DeviceIdentified, Event
+
+QUEUE: Final = "connection_events"
+
+PRESENCE: Final = 1
+SCRATCH: Final = 2
+
+
+class PresenceRole(BaseHandler):
+    """Announces who connects and disconnects. An event handler on one side, a `Role` of a `BrokerConnection` on the other.
+
+    It outlives its restarts as a handler: then it compares what it knows with what is connected, and announces all again.
+    """
+
+    name = "presence"
+    wants = (DeviceConnected, DeviceDisconnected, DeviceIdentified)
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        node: str,
+        live: Callable[[], Iterable[DeviceConnected]],
+        queue: str = QUEUE,
+        now: Callable[[], float] = time.time,
+        presence: Presence | None = None,
+    ) -> None:
+        """`live()` are the connections that are open now, as they would have been told of. `now()` is since the epoch."""
+        self._clock = clock
+        self._emit = emit
+        self._node = node
+        self._live = live
+        self._queue = topology.Queue(queue)
+        self._now = now
+        self._presence = presence or Presence()
+        self._method = wire.frame(
+            wire.FRAME_METHOD, PRESENCE, encode_method("basic.publish", routing_key=queue.encode(), mandatory=True)
+        )
+        self._client: BrokerProtocol | None = None
+        self._ready = False  # the channel takes announcements
+        self._pump_call: DelayedCall | None = None
+        self._retry_call: DelayedCall | None = None
+        self._retry_wait = Backoff(first=0.2, most=30.0)
+        self._warned: str | None = None
+        self._was_up = False
+        self._missed = False
+        self._fail: Fail | None = None
+
+    @property
+    def unconfirmed(self) -> int:
+        """Announcements that have not arrived yet: what a stop waits for, within its bound."""
+        return self._presence.unconfirmed
+
+    @property
+    def forgotten(self) -> int:
+        """Connections that came and went in an outage, and that were too many to be kept."""
+        return self._presence.forgotten
+
+    # -- as an event handler ---------------------------------------------------------------------------------------------
+
+    def start(self, fail: Fail) -> None:
+        self._fail = fail
+        if self._missed:
+            self._missed = False
+            self._presence.missed(self._live(), self._now())
+            self._soon()
+
+    def stop(self) -> None:
+        """From here on events are missed. What is pending is still announced, as long as there is a connection."""
+        self._missed = True
+        self._fail = None
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, DeviceConnected):
+            self._presence.connected(event, self._now())
+        elif isinstance(event, DeviceDisconnected):
+            self._presence.disconnected(event, self._now())
+        elif isinstance(event, DeviceIdentified):
+            self._presence.identified(event)
+        else:
+            return
+        self._soon()
+
+    def node_lost(self, node: str) -> None:
+        """Announce that another node is gone: whoever empties its queue says so, too."""
+        self._presence.node_lost(node, self._now())
+        self._soon()
+
+    # -- publishing ------------------------------------------------------------------------------------------------------
+
+    def _soon(self) -> None:
+        """Publish at the end of this turn: a stampede is one look at what is pending."""
+        if self._ready and self._pump_call is None and self._retry_call is None:
+            self._pump_call = self._clock.callLater(0, self._pump)
+
+    def _pump(self) -> None:
+        self._pump_call = None
+        try:
+            client = self._client
+            while self._ready and client is not None:
+                announcement = self._presence.next()
+                if announcement is None:
+                    return
+                client.write(self._packed(announcement, client.frame_max))
+        except Exception:
+            self._broken(Failure())
+
+    def _packed(self, announcement: Announcement, frame_max: int) -> bytes:
+        body = json.dumps(announcement.body(self._node)).encode()
+        headers = {
+            name: _sendable(value) if isinstance(value, str) else value
+            for name, value in announcement.headers(self._node).items()
+        }
+        properties = wire.encode_properties(
+            {
+                "content_type": "application/json",
+                "headers": headers,
+                "delivery_mode": 2,
+                "timestamp": int(announcement.time),
+                "app_id": APP_ID,
+            }
+        )
+        return self._method + wire.content_frames(PRESENCE, wire.header_payload(len(body), properties), body, frame_max)
+
+    def _broken(self, failure: Failure) -> None:
+        """A defect of ours: begin again with a new channel, and say so."""
+        if self._client is not None:
+            self._client.abort(ConnectionDone("announcing presence failed"))  # not by a fault of the connection's
+        if self._fail is not None:
+            self._fail(failure)
+        else:
+            self._log.failure("Announcing presence failed", failure)
+
+    # -- as a role -------------------------------------------------------------------------------------------------------
+
+    async def up(self, client: BrokerProtocol) -> None:
+        self._client = client
+        await self._set_up(client)
+
+    async def _set_up(self, client: BrokerProtocol) -> None:
+        """Declare the queue and open the channel. What the broker refuses is tried again: devices do not wait for presence."""
+        try:
+            if self._was_up and not await self._is_there(client):
+                self._presence.resync()  # it is gone with all that was in it
+            await topology.declare(client, SCRATCH, self._queue, self._warn)
+            channel = await client.open_channel(PRESENCE, self)
+            await channel.confirm_select()
+        except (BrokerError, Closed) as error:
+            reason = as_failure(error).value
+            if client is not self._client or not isinstance(reason, BrokerError) or reason.scope != "channel":
+                raise
+            self._warn(f"presence cannot be announced on {self._queue.name}: {reason}; trying again")
+            self._again_later(self._reset)
+            return
+        if client is self._client:
+            self._ready = self._was_up = True
+            self._presence.begin()
+            self._soon()
+
+    async def _is_there(self, client: BrokerProtocol) -> bool:
+        channel = await client.open_channel(SCRATCH, BaseHandler())
+        try:
+            await channel.queue_declare(queue=self._queue.name, passive=True)
+        except Closed as closed:
+            error = as_failure(closed).value
+            if isinstance(error, BrokerError) and error.scope == "channel":
+                return error.code != topology.NOT_FOUND
+            raise
+        await client.end_channel(SCRATCH)
+        return True
+
+    def _warn(self, text: str) -> None:
+        if text != self._warned:
+            self._warned = text
+            self._emit(BrokerWarning(text))
+
+    def down(self) -> None:
+        self._client = None
+        self._ready = False
+        for call in (self._pump_call, self._retry_call):
+            if call is not None and call.active():
+                call.cancel()
+        self._pump_call = self._retry_call = None
+        self._presence.lost()
+
+    def blocked(self, reason: str) -> None:
+        """Nothing to do: at most a window of announcements waits in the socket, and is confirmed late."""
+
+    def unblocked(self) -> None: ...
+
+    # -- the channel -----------------------------------------------------------------------------------------------------
+
+    def confirmed(self, tag: int, multiple: bool) -> None:
+        try:
+            kept = self._presence.confirmed(tag, multiple)
+        except UnknownTag as error:
+            raise WireError(str(error)) from None
+        if kept:
+            self._retry_wait.reset()
+            self._warned = None
+            self._soon()
+        elif self._retry_call is None:
+            self._ready = False
+            self._warn(f"the queue {self._queue.name} is gone; declaring it again")
+            self._again_later(self._reset)
+
+    def refused(self, tag: int, multiple: bool) -> None:
+        try:
+            self._presence.refused(tag, multiple)
+        except UnknownTag as error:
+            raise WireError(str(error)) from None
+        self._warn(f"the queue {self._queue.name} refuses presence; trying again")
+        if self._retry_call is None:
+            self._again_later(self._go_on)
+
+    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
+        # A return carries no tag; but of each connection at most one is in flight.
+        headers = wire.decode_properties(header, 12)["headers"]
+        self._presence.returned(str(headers.get("connection_id", headers["node"])))
+
+    def closed(self, reason: Failure) -> None:
+        client = self._client
+        if client is None or client.closed or not self._ready:
+            return
+        self._ready = False
+        self._presence.lost()
+        self._warn(f"presence cannot be announced on {self._queue.name}: {reason.value}; trying again")
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
+        self._retry_call = None
+        self._again_later(self._reset)
+
+    def _again_later(self, retry: Callable[[], Any]) -> None:
+        self._retry_call = self._clock.callLater(self._retry_wait.next(), retry)
+
+    def _go_on(self) -> None:
+        self._retry_call = None
+        self._soon()
+
+    def _reset(self) -> None:
+        """Begin again with a new channel on the same connection."""
+        self._retry_call = None
+        client = self._client
+        if client is not None:
+            self._presence.lost()
+            ensureDeferred(self._set_up_again(client)).addErrback(self._broken)
+
+    async def _set_up_again(self, client: BrokerProtocol) -> None:
+        try:
+            await client.end_channel(PRESENCE)
+            await self._set_up(client)
+        except (BrokerError, Closed) as error:
+            if client is self._client and not client.closed:
+                client.abort(as_failure(error).value or error)
+
+
+def _sendable(text: str) -> str:
+    """Without halves of surrogate pairs, which have no UTF-8. A certificate's name may have them."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,102 @@
+"""Handlers and writers for the tests, and events to give them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import TestCase
+
+from twisted.python.failure import Failure
+
+from owsla.events import DeviceConnected, DeviceDisconnected, Event, Record, Trouble
+
+
+def connected(key: str, device_id: str | None = None) -> DeviceConnected:
+    return DeviceConnected(key, device_id, "192.0.2.1:1234", "TLSv1.3")
+
+
+def disconnected(key: str, device_id: str | None = None) -> DeviceDisconnected:
+    return DeviceDisconnected(key, device_id, "closed by the device", 3, 4, 5.0, 0)
+
+
+class Recorder:
+    """Keeps what it is told; raises `error`, if there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.seen: list[Event] = []
+        self.error = error
+
+    def handle(self, event: Event) -> None:
+        if self.error is not None:
+            raise self.error
+        self.seen.append(event)
+
+
+class Picky(Recorder):
+    wants = (DeviceConnected,)
+
+
+class Alive(Recorder):
+    """One with a life, and a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.fail: Callable[[Failure], None] | None = None
+
+    def start(self, fail: Callable[[Failure], None]) -> None:
+        self.calls.append("start")
+        self.fail = fail
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def reopen(self) -> None:
+        self.calls.append("reopen")
+
+
+class MemoryWriter:
+    """Keeps records, unless it is in trouble."""
+
+    def __init__(self) -> None:
+        self.written: list[Record] = []
+        self.batches: list[int] = []
+        self.trouble: str | None = None
+        self.error: Exception | None = None
+        self.unfit = 0
+        self.closed = 0
+        self.reopened = 0
+
+    def write(self, batch: Sequence[Record]) -> int:
+        if self.error is not None:
+            raise self.error
+        if self.trouble is not None:
+            raise Trouble(self.trouble)
+        self.written += batch
+        self.batches.append(len(batch))
+        return self.unfit
+
+    def reopen(self) -> None:
+        self.reopened += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Supervised:
+    """What a supervisor hears."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+
+    def __call__(self, reason: Failure | None) -> None:
+        self.reports.append(None if reason is None else reason.value)
+
+
+def free_path(case: TestCase) -> Path:
+    """A path where nothing is yet, in a folder that goes with the test. (`mktemp` is in the current folder, under pytest.)"""
+    folder = tempfile.TemporaryDirectory()
+    case.addCleanup(folder.cleanup)
+    return Path(folder.name) / "it"

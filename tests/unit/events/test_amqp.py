@@ -1,0 +1,269 @@
+"""Presence on the wire: a role of a connection to the broker, and an event handler."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event, EventManager, HandlerService
+from owsla.events.amqp import PRESENCE, QUEUE, PresenceRole
+from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server
+
+from .doubles import Supervised, connected, disconnected
+
+
+class Base(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=1000)
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.live: list[DeviceConnected] = []
+        self.role = PresenceRole(
+            self.clock, self.events.append, node="0123abcd", live=lambda: self.live, now=lambda: 1000.0 + self.clock.seconds()
+        )
+
+    def connect(self) -> Result:
+        if self.server.client.transport is not None:
+            refusals = self.server.refusals
+            self.server = Server(self.clock, heartbeat=1000)
+            self.server.refusals = refusals
+        self.server.ready()
+        up = Result(self.role.up(self.server.client))
+        self.server.settle()
+        assert up.done
+        return up
+
+    def lose(self) -> None:
+        self.server.drop()
+        self.role.down()
+
+    def come(self, *keys: str) -> None:
+        for key in keys:
+            self.role.handle(connected(key))
+
+    def go(self, *keys: str) -> None:
+        for key in keys:
+            self.role.handle(disconnected(key))
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds * 10)):
+            self.clock.advance(0.1)
+            self.server.settle()
+
+    def told(self) -> list[str]:
+        return [describe(publish) for publish in self.server.take()]
+
+
+def describe(publish: Publish) -> str:
+    body: dict[str, Any] = json.loads(publish.body)
+    mark = {"connected": "+", "disconnected": "-", "node-lost": "!"}[body["event"]]
+    again = "*" if body.get("resync") else ""
+    return f"{mark}{body.get('connection_id', body['node'])}{again}"
+
+
+class PublishingTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def test_the_queue(self) -> None:
+        """The queue is declared durable and plain, so that a back end's own declaration matches; confirms are on."""
+        (declared,) = self.server.called("queue.declare")
+        self.assertEqual((declared["queue"], declared["durable"], declared["arguments"]), ("connection_events", True, {}))
+        self.assertEqual(len(self.server.called("confirm.select")), 1)
+
+    def test_the_message(self) -> None:
+        """Mandatory, persistent, JSON, with headers as the contract says."""
+        self.role.handle(connected("a", "sensor 7"))
+        (publish,) = self.server.take()
+        self.assertTrue(publish.method["mandatory"])
+        self.assertEqual((publish.method["exchange"], publish.queue), ("", QUEUE))
+        self.assertEqual(
+            publish.headers, {"event": "connected", "connection_id": "a", "device_id": "sensor 7", "node": "0123abcd"}
+        )
+        properties = publish.properties
+        self.assertEqual(
+            (properties["delivery_mode"], properties["content_type"], properties["timestamp"], properties["app_id"]),
+            (2, "application/json", 1000, "owsla"),
+        )
+        self.assertEqual(json.loads(publish.body)["peer"], "192.0.2.1:1234")
+
+    def test_strange_names(self) -> None:
+        """A name from a certificate that is no text is announced all the same."""
+        self.role.handle(connected("a", "x\ud800\0\u00e9"))
+        (publish,) = self.server.take()
+        self.assertEqual(publish.headers["device_id"], "x?\0\u00e9")
+        self.assertEqual(json.loads(publish.body)["device_id"], "x\ud800\0\u00e9")
+
+    def test_other_events(self) -> None:
+        """It wants no others, and does nothing with them."""
+        self.role.handle(BrokerUnblocked())
+        self.assertEqual(self.told(), [])
+
+    def test_in_order(self) -> None:
+        """That a device disconnected follows the confirm of that it connected."""
+        self.come("a")
+        self.go("a")
+        self.assertEqual(self.told(), ["-a"])  # within a turn it came and went
+        self.come("b")
+        self.assertEqual(self.told(), ["+b"])
+        self.go("b")
+        self.assertEqual(self.told(), [])
+        self.server.ack(PRESENCE, 2, True)
+        self.assertEqual(self.told(), ["-b"])
+        self.server.ack(PRESENCE, 3)
+        self.assertEqual(self.role.unconfirmed, 0)
+
+    def test_another_node(self) -> None:
+        """The loss of a node is announced too."""
+        self.role.node_lost("89abcdef")
+        self.assertEqual(self.told(), ["!89abcdef"])
+
+    def test_refused(self) -> None:
+        """What is refused is sent again after a wait; one warning."""
+        self.come("a", "b")
+        self.assertEqual(self.told(), ["+a", "+b"])
+        self.server.nack(PRESENCE, 2, True)
+        self.assertEqual(self.told(), [])
+        self.pass_time(1)
+        self.assertEqual(self.told(), ["+a", "+b"])
+        self.server.nack(PRESENCE, 3)
+        self.server.ack(PRESENCE, 4)
+        self.pass_time(1)
+        self.assertEqual(self.told(), ["+a"])
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+
+    def test_returned(self) -> None:
+        """Where the queue is gone it is declared again, and everybody announced again on a new channel."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.come("b", "c")
+        b, c = self.server.take()
+        self.server.give_back(b)
+        self.server.give_back(c)
+        self.pass_time(1)
+        self.assertEqual(len([call for call in self.server.called("queue.declare") if not call["passive"]]), 2)
+        self.assertEqual(sorted(self.told()), ["+a*", "+b", "+c"])
+
+    def test_a_channel_that_is_closed(self) -> None:
+        """The broker closes the channel: a warning, and another channel on the same connection after a wait."""
+        self.come("a")
+        self.server.take()
+        self.server.close_channel(PRESENCE, 403, "ACCESS_REFUSED - not you")
+        self.come("b")
+        self.assertEqual(self.told(), [])
+        self.pass_time(1)
+        self.assertFalse(self.server.transport.ended)
+        self.assertEqual(sorted(self.told()), ["+a*", "+b"])
+        self.assertIn("ACCESS_REFUSED", str(self.events[0]))
+
+    def test_an_unknown_tag(self) -> None:
+        """A broker that confirms what was not published is not spoken to any more."""
+        self.server.ack(PRESENCE, 7)
+        self.assertTrue(self.server.transport.ended)
+
+    def test_lost(self) -> None:
+        """When the connection is lost announcements wait; then those on their way come again, and so does everybody."""
+        self.come("a", "b")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.go("a")
+        self.come("c")
+        self.connect()
+        self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
+
+    def test_a_queue_that_vanished(self) -> None:
+        """When the queue is not there any more after a reconnect, everybody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - no queue")
+        self.connect()
+        self.assertEqual(self.told(), ["+a*"])
+
+    def test_no_gap(self) -> None:
+        """After a reconnect with nothing missed nobody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.connect()
+        self.assertEqual(self.told(), [])
+
+    def test_nothing_left(self) -> None:
+        """A connection that is gone leaves no timer."""
+        self.come("a")
+        self.server.take()
+        self.server.nack(PRESENCE, 1)
+        self.lose()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class RefusedTests(Base):
+    def test_a_queue_that_may_not_be_used(self) -> None:
+        """It is a warning, said once, and tried again; the connection, and the port that waits for it, are not held up."""
+        self.server.refusals[QUEUE, False] = (403, "ACCESS_REFUSED - no")
+        self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
+        self.come("a")
+        up = self.connect()
+        self.assertIsNone(up.failure)
+        self.pass_time(3)
+        self.assertFalse(self.server.transport.ended)
+        self.assertEqual(len(self.events), 1)
+        self.server.refusals.clear()
+        self.pass_time(30)
+        self.assertEqual(self.told(), ["+a"])
+
+    def test_a_connection_that_is_lost_meanwhile(self) -> None:
+        """Setting up fails with the connection, which is then made again."""
+        self.server.silent.add("queue.declare")
+        self.server.ready()
+        up = Result(self.role.up(self.server.client))
+        self.server.settle()
+        self.lose()
+        self.assertIsNotNone(up.failure)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class HandlerTests(Base):
+    def test_reinstalled(self) -> None:
+        """As a handler that failed and is installed again it announces what it missed, and everybody."""
+        self.connect()
+        manager = EventManager()
+        report = Supervised()
+        service = HandlerService(manager, self.role, "amqp")
+        service.supervise(report)
+        service.startService()
+        for key in "ab":
+            manager.emit(connected(key))
+        self.server.take()
+        self.server.ack(PRESENCE, 2, True)
+        self.role._broken(Failure(ZeroDivisionError()))
+        self.assertEqual([type(reason) for reason in report.reports], [ZeroDivisionError])
+        service.stopService()
+        self.lose()
+        self.live = [connected("b"), connected("c")]
+        HandlerService(manager, self.role, "amqp").startService()
+        self.connect()
+        self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
+
+    def test_the_first_start(self) -> None:
+        """At its first start there is nothing that it missed."""
+        self.connect()
+        self.live = [connected("a")]
+        self.role.start(lambda failure: None)
+        self.assertEqual(self.told(), [])
+
+    def test_a_defect(self) -> None:
+        """What goes wrong in packing is a failure of the handler; nobody's, it is logged."""
+        self.connect()
+        self.role._packed = lambda *arguments: 1 // 0  # type: ignore[method-assign, assignment]
+        self.come("a")
+        self.server.settle()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(self.server.transport.aborted)
