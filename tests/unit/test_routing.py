@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.boundaries import BAD, Letter
@@ -102,12 +103,21 @@ class Held:
     def __init__(self) -> None:
         self.sent: list[tuple[Any, ...]] = []
         self.posted: list[Letter] = []
+        self.fault: Exception | None = None
+        self.failures: list[BaseException | None] = []
 
     def send(self, *what: Any) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.sent.append(what)
 
     def post(self, letter: Letter) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.posted.append(letter)
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure.value)
 
 
 class Courier:
@@ -165,6 +175,14 @@ class RouterTests(SynchronousTestCase):
             ],
         )
         self.assertEqual((self.courier.recorded, self.courier.forwarded), ([], []))
+
+    def test_an_error_of_ours(self) -> None:
+        """An error in dealing with one connection costs that one only, and its message is on record."""
+        self.held.fault = ZeroDivisionError()
+        self.route(ID, 3)
+        self.letter(ID, 4)
+        self.assertEqual(self.held.failures, [self.held.fault] * 2)
+        self.assertEqual(self.courier.recorded, [(ID, "connection-closed")] * 2)
 
     def test_upper_case(self) -> None:
         """An id in upper case is the same connection."""

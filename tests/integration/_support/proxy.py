@@ -119,7 +119,7 @@ class Proxy:
             context = SSL.Context(SSL.TLS_METHOD)
             context.use_certificate_chain_file(str(self.certificate[0]))
             context.use_privatekey_file(str(self.certificate[1]))
-            endpoint = wrapServerTLS(_Contexts(context), endpoint)
+            endpoint = wrapServerTLS(cast(Any, _Contexts(context)), endpoint)
         self._listening = await endpoint.listen(cast(IProtocolFactory, _Factory(lambda: _Side(self))))
         self.port = self._listening.getHost().port
         return self

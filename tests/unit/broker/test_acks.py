@@ -39,6 +39,12 @@ class AckMachine(RuleBasedStateMachine):
         self.done: set[int] = set()
         self.acked: set[int] = set()
 
+    @rule(data=st.data())
+    def done_again(self, data: st.DataObject) -> None:
+        """Saying twice that one is done changes nothing."""
+        if self.done:
+            self.tracker.done(data.draw(st.sampled_from(sorted(self.done))))
+
     @rule(count=st.integers(1, 6))
     def deliver(self, count: int) -> None:
         self.held |= {self.channel.deliver() for _ in range(count)}

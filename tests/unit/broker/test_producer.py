@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from twisted.python.failure import Failure
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
@@ -32,14 +33,23 @@ class Device:
         self.seq = 0
         self.safe: list[int] = []
         self.resumed = 0
+        self.fault: Exception | None = None
+        self.failures: list[BaseException | None] = []
         self.on_resume: Callable[[], None] = lambda: None
 
     def resume(self) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.resumed += 1
         self.on_resume()
 
     def confirmed(self, seq: int) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.safe.append(seq)
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure.value)
 
 
 def lines(published: list[Publish]) -> list[Numbered]:
@@ -105,6 +115,22 @@ class ProducerTests(BrokerTestCase):
     def setUp(self) -> None:
         self.lab = Lab()
         self.device = self.lab.device()
+
+    def test_an_error_of_ours(self) -> None:
+        """An error in dealing with one connection costs that one only: others are told what is safe, and resumed."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.lab.publish(self.device, b"1")
+        self.lab.publish(other, b"2")
+        self.device.fault = ZeroDivisionError()
+        for device in (self.device, other):
+            self.lab.producer.wait(device)
+        self.lab.server.ack(LINES, 2, multiple=True)
+        self.assertEqual((other.safe, self.device.failures), ([0], [self.device.fault]))
+        self.lab.lose()
+        self.lab.connect()
+        self.lab.clock.advance(0)
+        self.assertEqual((other.resumed, self.device.failures), (1, [self.device.fault] * 2))
 
     def test_setting_up(self) -> None:
         """The queue is declared durable and without arguments, and confirms are on before the first line."""

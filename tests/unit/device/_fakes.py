@@ -16,8 +16,8 @@ from owsla.device.framing import Framing
 from owsla.device.hub import Hub
 from owsla.events import Event
 from owsla.routing import ConnectionIds, Registry
-from owsla.turn import Turn
 from owsla.supervision import DynamicSupervisor
+from owsla.turn import Turn
 
 EventType = TypeVar("EventType", bound=Event)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -18,7 +19,7 @@ class ExpiryTests(SynchronousTestCase):
         events: list[Event] = []
         start = datetime(2026, 1, 1, tzinfo=UTC)
         watch = ExpiryWatch(
-            clock,
+            cast(Any, clock),
             events.append,
             certificate=Path("server.pem"),
             not_after=start + timedelta(days=days),

@@ -21,12 +21,11 @@ from owsla.device.listener import BACKLOG, Listener, claim
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, Full, HandshakeFailed, Listening
 from owsla.routing import ConnectionIds, Registry
-from owsla.turn import Turn
 from owsla.supervision import DynamicSupervisor
+from owsla.turn import Turn
 
 from ._fakes import Courier, Sink
 from ._sockets import Client, Loop, context, reset
-
 
 
 def close(listener: Listener) -> None:
