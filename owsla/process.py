@@ -42,10 +42,13 @@ def take_signals(reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[]
 
 
 def fail(reactor: Any, reason: str, status: int = 1) -> None:
-    """Nothing can be done here any more: say so in one line, stop in order, and end with this status."""
-    _log.critical("{reason}", reason=reason)
-    sys.stderr.write(f"owsla: {reason}\n")
-    sys.stderr.flush()
+    """Nothing can be done here any more: say so on standard error, stop in order, and end with this status.
+
+    The log is the caller's part.
+    """
+    if sys.__stderr__ is not None:  # sys.stderr is the log's by now
+        sys.__stderr__.write(f"owsla: {reason}\n")
+        sys.__stderr__.flush()
     # twistd has no way to be given a status; what is registered last runs first, when its pid file is gone already.
     atexit.register(os._exit, status)
     if reactor.running:

@@ -245,15 +245,12 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
                 "listener",
                 lambda: Supervisor(
                     reactor,
-                    [
-                        _child("certificate", expiry),
-                        _child("endpoints", endpoints, type="supervisor"),
-                        _child("port", listener),
-                    ],
+                    [_child("endpoints", endpoints, type="supervisor"), _child("port", listener)],
                     strategy="rest_for_one",
                 ),
                 type="supervisor",
             ),
+            _child("certificate", expiry),
         ],
         name="owsla",
         on_event=lambda report: events.emit(supervision_event(report)),

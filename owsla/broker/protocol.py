@@ -362,6 +362,12 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     # -- heartbeats ------------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
+        try:
+            self._listen_and_speak()
+        except Exception as error:
+            self.abort(error)
+
+    def _listen_and_speak(self) -> None:
         """Twice in the negotiated time: speak if nothing was said; give up on a peer that missed speaking twice.
 
         https://www.rabbitmq.com/docs/heartbeats: each side speaks every half of it.

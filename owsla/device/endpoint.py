@@ -499,14 +499,23 @@ class Endpoint(LineReceiver):
                 self.hub.record(letter, letter.fault or "connection-closed")
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
+        failure = None if reason is None or reason.check(*EXPECTED) else reason
+        try:
+            self._wind_up(explain(reason))
+        except Exception:
+            failure = Failure()
+        # Whatever went wrong, nobody may go on counting on it.
+        self.hub.closed(self, failure)
+        self.transport = None
+
+    def _wind_up(self, reason: str) -> None:
         hub = self.hub
         # The device is gone, and the lines that it had finished are ours.
         self._publish_rest()
         unterminated = len(self._rest) + (len(self._long) if self._long is not None else 0)
         self._rest = b""
         self._long = None
-        why = self._closing or explain(reason)
-        self._closing = why
+        self._closing = self._closing or reason
         self._direct = False
         self._out.clear()
         self._give_up("connection-closed")
@@ -515,19 +524,17 @@ class Endpoint(LineReceiver):
             hub.unpaused(self)
         if self._in_line:
             hub.sink.leave(self)
-        hub.closed(self, None if reason is None or reason.check(*EXPECTED) else reason)
         hub.emit(
             DeviceDisconnected(
                 self.connection_id.decode(),
                 self.device_id,
-                why,
+                self._closing,
                 self.lines_in,
                 self.lines_out,
                 hub.clock.seconds() - self.opened,
                 unterminated,
             )
         )
-        self.transport = None
 
 
 def _weight(letter: Letter) -> int:

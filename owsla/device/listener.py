@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -111,6 +112,7 @@ class Listener(Worker):
         """
         super().__init__(reactor)
         self.setName("port")
+        self._log = Logger(namespace="owsla")
         self._reactor = reactor
         self._clock: Clock = reactor
         self._socket = sock
@@ -167,7 +169,9 @@ class Listener(Worker):
             sock.listen(BACKLOG)
         except OSError as error:
             # Bound is not taken: another process was quicker to listen.
-            self._fail(f"--port: port {port} cannot be opened: {os_reason(error)}")
+            reason = f"--port: port {port} cannot be opened: {os_reason(error)}"
+            self._log.critical("{reason}", reason=reason)
+            self._fail(reason)
             return
         self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
         self._resume()

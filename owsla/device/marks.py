@@ -1,7 +1,7 @@
 """Which lines of a device's are dealt with, where its dialect does not publish one for each. Pure.
 
-A line is dealt with when all is confirmed that had been published by the time the dialect was through with it. Where it published
-each line this is that line; where it answered itself, this is whatever came before.
+A line is dealt with when all is confirmed that had been published by the time the dialect was through with it. Where it
+published each line this is that line; where it answered itself, this is whatever came before.
 """
 
 from __future__ import annotations
