@@ -93,6 +93,12 @@ class HangupWatch:
         return "hangups"
 
     def doRead(self) -> None:
+        try:
+            self._look()
+        except Exception:
+            self.failed(Failure())
+
+    def _look(self) -> None:
         for fd, flags in self._epoll.poll(0, 256) if self._epoll is not None else ():
             if fd not in self._watched:
                 continue

@@ -31,8 +31,9 @@ from .transport import CLOSING_TIMEOUT, TLSTransport
 BACKLOG: Final = 4096
 """Connections that may wait in the system's queue: a stampede of a thousand a second for four. Linux cuts it to somaxconn."""
 
-ACCEPTED_AT_ONCE: Final = 64
-"""Connections accepted in one reactor turn: those that are established are served between."""
+ACCEPTED_AT_ONCE: Final = 8
+"""Connections accepted in one reactor turn. A handshake costs a third of a millisecond, and established devices are served
+between: with 8 instead of 64, 500 connections a second cost their round trips 18 ms and not 97 (p99), at the same rate."""
 
 DEFER_ACCEPT: Final = 3
 """Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7)); it rounds them to

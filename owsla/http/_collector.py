@@ -35,6 +35,8 @@ REASONS: Final = (
     "delimiter-in-body",
     "bad-seq",
     "slow-device",
+    "refused-by-dialect",
+    "refused",
 )
 """Why a message may be undeliverable (docs/contract.md). The list may grow: these are those shown before there is one."""
 

@@ -29,9 +29,7 @@ class DuplicateTests(SynchronousTestCase):
         first, first_wire = self.connect(world, "d1")
         second, second_wire = self.connect(world, "d1")
         self.assertEqual((first_wire.closed, second_wire.closed), ("lost", ""))
-        self.assertEqual(
-            world.events, [DeviceReplaced(first.connection_id.decode(), "d1", second.connection_id.decode())]
-        )
+        self.assertEqual(world.events, [DeviceReplaced(first.connection_id.decode(), "d1", second.connection_id.decode())])
         world.end(first)
         self.assertEqual([event.reason for event in world.of_type(DeviceDisconnected)], ["replaced"])
         third, _ = self.connect(world, "d1")
@@ -67,9 +65,7 @@ class DuplicateTests(SynchronousTestCase):
         world.send(first, source, b"waits", 1)
         world.send(first, source, b"held", 3)
         self.connect(world, "d1")
-        self.assertEqual(
-            sorted(world.courier.reasons), [(b"held", "connection-closed"), (b"waits", "connection-closed")]
-        )
+        self.assertEqual(sorted(world.courier.reasons), [(b"held", "connection-closed"), (b"waits", "connection-closed")])
         self.assertEqual((source.outstanding, world.held, world.waiting), (0, 0, 0))
         world.send(first, source, b"too late", 2)
         self.assertEqual(world.courier.reasons[-1], (b"too late", "connection-closed"))

@@ -1,0 +1,198 @@
+"""The login: a device says who it is, and a checker of cred's says whether that is so."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from owsla.config import ConfigError, load_settings
+from owsla.dialects.login import Login, checker
+from owsla.events import DeviceDisconnected, DialectFailed
+
+from ..device._fakes import Source
+from ._fakes import DialectWorld
+
+
+@implementer(ICredentialsChecker)
+class Asking:
+    """A checker that takes its time."""
+
+    credentialInterfaces = (IUsernamePassword,)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, bytes]] = []
+        self.answer: Deferred[Any] = Deferred()
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
+        self.asked.append((credentials.username, credentials.password))
+        return self.answer
+
+
+class LoginTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.checker = Asking()
+        checker: Any = self.checker
+        settings = replace(load_settings([], {}), login_checker=checker, login_timeout=5.0)
+        self.world = DialectWorld(Login.configured(settings))
+
+    def reason(self, endpoint: Any) -> str:
+        self.world.end(endpoint)
+        return self.world.of_type(DeviceDisconnected)[-1].reason
+
+    def test_welcome(self) -> None:
+        """Who is known is told so, and its lines carry the name that the checker has for it; the login is not published."""
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 s3cret with spaces\n")
+        self.assertEqual((self.checker.asked, self.world.heard(wire)), ([(b"d1", b"s3cret with spaces")], []))
+        self.checker.answer.callback(b"D1")
+        self.assertEqual((endpoint.device_id, self.world.heard(wire)), ("D1", [b"WELCOME D1"]))
+        endpoint.dataReceived(b"a\n")
+        self.assertEqual((self.world.sink.of(endpoint), endpoint.template[1]), ([b"a"], "D1"))
+        self.world.later(20.0)
+        self.assertEqual(wire.closed, "")
+
+    def test_impatient(self) -> None:
+        """Lines that follow the login at once wait for its answer, and are published in order behind it; or not at all."""
+        for known in (True, False):
+            self.setUp()
+            endpoint, wire = self.world.speak()
+            endpoint.dataReceived(b"HELLO d1 t\na\nb\n")
+            self.assertEqual(self.world.sink.lines, [])
+            if known:
+                self.checker.answer.callback(b"d1")
+                self.assertEqual(self.world.sink.of(endpoint), [b"a", b"b"])
+            else:
+                self.checker.answer.errback(UnauthorizedLogin())
+                self.assertEqual((self.world.heard(wire), wire.closed), ([b"DENIED"], "lost"))
+                self.assertEqual(self.reason(endpoint), "login denied")
+                self.assertEqual(self.world.sink.lines, [])
+
+    def test_no_login(self) -> None:
+        """What is no login, or not of the name in the certificate, is denied without asking anybody."""
+        for line, device_id in [
+            (b"", None),
+            (b"hello d1 t", None),
+            (b"HELLO", None),
+            (b"HELLO d1", None),
+            (b"HELLO d1 ", None),
+            (b"HELLO  t", None),
+            (b"a line", None),
+            (b"HELLO d1 t", "d2"),
+            (b"HELLO \xff t", "d2"),
+        ]:
+            endpoint, wire = self.world.speak(device_id=device_id)
+            endpoint.dataReceived(line + b"\nmore\n")
+            self.assertEqual((self.world.heard(wire), wire.closed), ([b"DENIED"], "lost"), line)
+            self.assertEqual(self.reason(endpoint), "login denied")
+        self.assertEqual((self.checker.asked, self.world.sink.lines), ([], []))
+        self.assertEqual(self.world.of_type(DialectFailed), [])
+
+    def test_timeout(self) -> None:
+        """Who does not log in in time is denied; half a line is no login."""
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 ")
+        self.world.later(4.5)
+        self.assertEqual(wire.closed, "")
+        self.world.later(1.0)
+        self.assertEqual((self.world.heard(wire), wire.closed), ([b"DENIED"], "lost"))
+        self.assertEqual(self.reason(endpoint), "no login within 5 s")
+
+    def test_outage(self) -> None:
+        """While devices are not read nobody's time for the login runs out."""
+        self.world.sink.stop()
+        endpoint, wire = self.world.speak()
+        self.world.later(20.0)
+        self.world.sink.resume()
+        self.world.later(4.0)
+        endpoint.dataReceived(b"HELLO d1 t\n")
+        self.checker.answer.callback(b"d1")
+        self.assertEqual(self.world.heard(wire), [b"WELCOME d1"])
+
+    def test_messages_before(self) -> None:
+        """A message for a device that has not logged in is refused."""
+        endpoint, wire = self.world.speak()
+        source = Source()
+        self.world.send(endpoint, source, b"secret")
+        self.assertEqual(self.world.courier.reasons, [(b"secret", "refused-by-dialect")])
+        endpoint.dataReceived(b"HELLO d1 t\n")
+        self.checker.answer.callback(b"d1")
+        self.world.send(endpoint, source, b"news")
+        self.assertEqual(self.world.heard(wire), [b"WELCOME d1", b"news"])
+
+    def test_gone_while_asking(self) -> None:
+        """An answer for a device that has gone is no trouble."""
+        for known in (True, False):
+            self.setUp()
+            endpoint, _ = self.world.speak()
+            endpoint.dataReceived(b"HELLO d1 t\na\n")
+            self.world.end(endpoint)
+            if known:
+                self.checker.answer.callback(b"d1")
+            else:
+                self.checker.answer.errback(UnauthorizedLogin())
+            self.assertEqual((self.world.sink.lines, self.world.of_type(DialectFailed)), ([], []))
+
+    def test_checker_fails(self) -> None:
+        """A checker that cannot say anything ends the connection, and is an event."""
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 t\n")
+        self.checker.answer.errback(ZeroDivisionError("no database"))
+        self.assertEqual(wire.closed, "lost")
+        self.assertIn("no database", self.world.of_type(DialectFailed)[0].reason)
+        self.world.end(endpoint)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class CheckerTests(SynchronousTestCase):
+    def test_file(self) -> None:
+        """A file with a line `id:token` for each device; when it is changed, so is who is known."""
+        descriptor, path = tempfile.mkstemp()
+        self.addCleanup(os.unlink, path)
+        os.write(descriptor, b"d1:one\n")
+        os.close(descriptor)
+        settings = load_settings(["--dialect", "login", "--login-checker", f"file:{path}"], {})
+        world = DialectWorld(Login.configured(settings))
+
+        def answer(line: bytes) -> list[bytes]:
+            endpoint, wire = world.speak()
+            endpoint.dataReceived(line + b"\n")
+            return world.heard(wire)
+
+        self.assertEqual(answer(b"HELLO d1 one"), [b"WELCOME d1"])
+        self.assertEqual(answer(b"HELLO d1 two"), [b"DENIED"])
+        self.assertEqual(answer(b"HELLO d2 one"), [b"DENIED"])
+        self.assertEqual(answer(b"HELLO \xff\xfe one"), [b"DENIED"])
+        with open(path, "w") as file:
+            file.write("d2:one\n")
+        os.utime(path, (2e9, 2e9))
+        self.assertEqual(answer(b"HELLO d1 one"), [b"DENIED"])
+        self.assertEqual(answer(b"HELLO d2 one"), [b"WELCOME d2"])
+
+    def test_refused(self) -> None:
+        """What is no checker for names and tokens is refused in one line."""
+        for text, reason in [
+            ("file:/nonexistent/x", "file: /nonexistent/x: no such file or directory"),
+            ("file:", "file: it needs a file"),
+            ("qqqq:x", "there is no checker of the kind 'qqqq' (file, unix)"),
+            ("anonymous", "anonymous: this checker takes no name and token"),
+            ("memory:d1:s3cret", "memory: its tokens would be in the process list"),
+        ]:
+            message = str(self.assertRaises(ConfigError, checker, text))
+            self.assertIn(reason, message)
+            self.assertNotIn("s3cret", message)
+
+    def test_together(self) -> None:
+        """The login needs a checker, and a checker needs a dialect."""
+        error = self.assertRaises(ConfigError, Login.configured, load_settings(["--dialect", "login"], {}))
+        self.assertIn("needs --login-checker", str(error))
+        error = self.assertRaises(ConfigError, load_settings, ["--login-checker", "file:/dev/null"], {})
+        self.assertIn("--login-checker: only has a meaning with", str(error))
