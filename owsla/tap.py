@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twisted.application.service import Service
-from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
 
 from . import http
@@ -25,6 +24,7 @@ from .broker.health import BrokerHealth
 from .broker.packing import LinePacker
 from .broker.producer import LINES, Producer
 from .broker.protocol import FRAME_MAX
+from .broker.tls import verifier
 from .broker.window import Window
 from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
 from .device.admission import Admission
@@ -198,6 +198,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     # What connects them
     roles: list[Role] = [courier, *([presence] if presence is not None else []), producer, consumers]
     health = BrokerHealth([role.name for role in roles], events.emit, listener.open)
+    trust = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
     connections = [
         BrokerConnection(
             reactor,
@@ -207,7 +208,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             health,
             heartbeat=settings.heartbeat,
             connection_name=f"owsla {node} {role.name} ({socket.gethostname()})",
-            tls=_broker_tls(settings),
+            tls=trust,
         )
         for role in roles
     ]
@@ -308,24 +309,6 @@ def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker |
         ) from None
     broker = EmbeddedBroker(reactor, sock, memory_limit=settings.embedded_memory)
     return broker, [BrokerAddress("127.0.0.1", sock.getsockname()[1])]
-
-
-def _broker_tls(settings: Settings) -> Callable[[str], Any]:
-    """What verifies an `amqps://` broker: its certificate's names, and who signed it."""
-    trust = trustRootFromCertificates(_authorities(settings)) if settings.broker_ca is not None else None
-
-    def options(host: str) -> Any:
-        return optionsForClientTLS(host, trustRoot=trust)
-
-    return options
-
-
-def _authorities(settings: Settings) -> list[Any]:
-    from OpenSSL import crypto
-    from twisted.internet.ssl import Certificate
-
-    assert settings.broker_ca is not None
-    return [Certificate(crypto.X509.from_cryptography(authority)) for authority in certificates_in(settings.broker_ca)]
 
 
 def _speaking(settings: Settings) -> Callable[[Hub, bytes, str | None], Endpoint]:

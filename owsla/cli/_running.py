@@ -10,12 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from OpenSSL import crypto
-from twisted.internet import ssl
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from ..broker.connection import BrokerConnection, Role
+from ..broker.tls import verifier
 from ..config import BrokerAddress, Settings
 from ..device.tls import certificates_in
 from ..turn import Turn
@@ -118,7 +116,7 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
         session,
         heartbeat=settings.heartbeat,
         connection_name=f"owsla {name} ({socket.gethostname()}, process {os.getpid()})",
-        tls=_tls(settings),
+        tls=verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None),
     )
     reactor.addSystemEventTrigger("before", "shutdown", connection.stopService)
     reactor.callWhenRunning(session.stop_on_signals)
@@ -132,17 +130,3 @@ def _complain(say: Callable[[str], None], event: LogEvent) -> None:
     if event["log_level"] >= LogLevel.error:
         failure = event.get("log_failure")
         say(formatEvent(event) + (f"\n{failure.getTraceback()}" if failure is not None else ""))
-
-
-def _tls(settings: Settings) -> Callable[[str], IOpenSSLClientConnectionCreator]:
-    """What verifies an `amqps://` broker: its certificate's names, and who signed it."""
-    twisted: Any = ssl
-    trust = None
-    if settings.broker_ca is not None:
-        authorities = [twisted.Certificate(crypto.X509.from_cryptography(one)) for one in certificates_in(settings.broker_ca)]
-        trust = twisted.trustRootFromCertificates(authorities)
-
-    def options(host: str) -> Any:
-        return twisted.optionsForClientTLS(host, trustRoot=trust)
-
-    return options
