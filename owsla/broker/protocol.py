@@ -25,6 +25,7 @@ from txamqp.connection import Body, Frame, Header, Method
 from txamqp.content import Content
 from txamqp.message import Message
 from txamqp.protocol import AMQChannel, AMQClient
+from txamqp.queue import Closed as QueueClosed
 
 from .. import __version__
 from ..amqp import methods, wire
@@ -139,7 +140,10 @@ class Channel(AMQChannel):  # type: ignore[misc]
 def as_failure(reason: Any) -> Failure:
     """What ended a channel or a connection, whichever way txAMQP says it, as a failure."""
     if isinstance(reason, Failure):
-        return as_failure(reason.value) if isinstance(reason.value, Closed) else reason
+        return as_failure(reason.value) if isinstance(reason.value, Closed | QueueClosed) else reason
+    if isinstance(reason, QueueClosed):
+        # txAMQP's word for a frame on a channel that is closed already.
+        return Failure(WireError("the broker speaks on a channel that is closed"))
     if isinstance(reason, Closed) and reason.args:
         return as_failure(reason.args[0])
     if isinstance(reason, Message):

@@ -405,6 +405,15 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual(server.called("channel.close-ok"), [{}])
         self.assertEqual((other.ends, server.transport.ended), ([], False))
 
+    def test_a_channel_is_closed_twice(self) -> None:
+        """A broker that speaks on a channel which it has closed does not speak AMQP; that is no error of ours."""
+        server = Server().ready()
+        open_channel(server, 3)
+        server.close_channel(3, 406, "PRECONDITION_FAILED")
+        server.close_channel(3, 406, "PRECONDITION_FAILED")
+        server.drop()
+        self.assertEqual([type(error) for error in server.lost], [WireError])
+
     def test_a_closed_channel_is_opened_again(self) -> None:
         """The number of a channel that ended can be used again, and what was half read of the old one is forgotten."""
         server = Server().ready()

@@ -1,0 +1,1 @@
+"""Measurements of Owsla: what it costs, as figures that anybody can reproduce. See README.md."""

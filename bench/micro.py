@@ -1,0 +1,447 @@
+"""The hot path by itself: CPU µs of one publish and of one delivery, and of their parts.
+
+    python -m bench.micro --output micro.md
+
+No sockets and no broker: the real objects with transports that keep nothing, fed with what RabbitMQ sends, in batches as they
+come in real life. What the operating system and TLS cost is in `bench.gateway`; this is what our own code costs on top.
+
+A *publish* is `Producer.publish` with packing and window, its share of the one write a turn, and its share of a confirm that
+covers many. A *delivery* is bytes from RabbitMQ in `BrokerProtocol.dataReceived`, through consumer and router, to the bytes
+handed to the device's transport and the acknowledgement handed to RabbitMQ's.
+
+Budget: 4 µs a publish, 8 µs a delivery. The exit status is 1 where a median is above.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.task import Clock
+
+from owsla.amqp import wire
+from owsla.amqp.methods import BY_NAME, encode_method
+from owsla.boundaries import Letter
+from owsla.broker import delivery, topology
+from owsla.broker.consumer import Consumer
+from owsla.broker.packing import LinePacker
+from owsla.broker.producer import LINES, Producer
+from owsla.broker.protocol import FRAME_MAX, BaseHandler, BrokerProtocol
+from owsla.broker.window import Window
+from owsla.device.endpoint import Endpoint
+from owsla.device.framing import Framing
+from owsla.device.hub import Hub
+from owsla.routing import ConnectionIds, Registry, Router
+from owsla.supervision import DynamicSupervisor
+from owsla.turn import Turn
+
+from .harness import arguments, circumstances, command_line, publish, table
+
+DEVICES = 200
+LINE = b"x" * 50
+BUDGET = {"publish": 4.0, "delivery": 8.0}
+
+Step = Callable[[], object]
+
+
+class NoTransport:
+    """Takes bytes, and is never congested."""
+
+    congested = False
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Anything:
+    """A channel on which every method succeeds at once."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def succeed(**_: Any) -> None: ...
+
+        return succeed
+
+
+class Opened(BrokerProtocol):
+    """A connection that is open: channels are there without asking a broker."""
+
+    async def open_channel(self, number: int, handler: Any) -> Any:
+        self.handlers[number] = handler
+        return Anything()
+
+    async def end_channel(self, number: int) -> None: ...
+
+
+class NoCourier:
+    """Nothing is to go elsewhere."""
+
+    def record(self, letter: Letter, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def forward(self, letter: Letter, node: bytes) -> None:
+        raise AssertionError(node)
+
+    def report(self, letter: Letter, outcome: str) -> None:
+        raise AssertionError(outcome)
+
+
+class Nowhere:
+    """Ends a way early, to measure the way up to there."""
+
+    open = True
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None: ...
+
+    def route(self, source: Any, tag: int, connection_id: Any, seq: Any, header: bytes, body: bytes) -> None: ...
+
+    def route_letter(self, letter: Letter) -> None: ...
+
+    def refuse(self, letter: Letter, reason: str) -> None: ...
+
+    def forget(self, source: Any) -> None: ...
+
+    def send(self, source: Any, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None: ...
+
+    def post(self, letter: Letter) -> None: ...
+
+    def done(self, tag: int) -> None: ...
+
+
+def manual_clock() -> Any:
+    """Time that passes when it is told to: a turn's delayed calls cost what they cost on a reactor, about."""
+    return Clock()
+
+
+class Node:
+    """A gateway's hot path: all of the real objects between the two transports."""
+
+    def __init__(self, device_ack: bool = False) -> None:
+        self.clock = manual_clock()
+        self.turn = Turn(self.clock)
+        self.framing = Framing()
+        self.ids = ConnectionIds()
+        self.registry: Registry[Any] = Registry()
+        self.packer = LinePacker(
+            channel=LINES,
+            exchange="",
+            routing_key="from_device",
+            seq_header="from_device_seq",
+            delivery_mode=2,
+            reply_to=b"to_device." + self.ids.node,
+            frame_max=FRAME_MAX,
+        )
+        self.window = Window(10_000, 16 << 20)
+        self.producer = Producer(
+            self.clock,
+            print,
+            queue=topology.Queue("from_device"),
+            packer=self.packer,
+            window=self.window,
+            seq_header="from_device_seq",
+            frame_max=FRAME_MAX,
+            acknowledge=device_ack,
+        )
+        self.publishing = self.connection()
+        ensureDeferred(self.producer.up(self.publishing))
+        self.consuming = self.connection()
+        endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.clock)
+        endpoints.startService()
+        self.hub = Hub(
+            self.clock,
+            self.turn,
+            print,
+            framing=self.framing,
+            sink=self.producer,
+            registry=self.registry,
+            courier=NoCourier(),
+            endpoints=endpoints,
+            now=time.time,
+            device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None,
+        )
+        self.devices = [self.device() for _ in range(DEVICES)]
+
+    def connection(self) -> Opened:
+        client = Opened(
+            self.clock, self.turn, username="", password="", vhost="/", heartbeat=30, name="bench", watcher=self.producer
+        )
+        client.transport = NoTransport()
+        return client
+
+    def device(self) -> Endpoint:
+        endpoint = Endpoint(self.hub, self.ids.new(), None)
+        endpoint.transport = NoTransport()
+        self.registry.add(endpoint.connection_id, endpoint)
+        return endpoint
+
+    def router(self, find: Callable[[bytes], Any]) -> Router:
+        return Router(
+            self.ids.node,
+            find,
+            NoCourier(),
+            max_line=self.framing.max_line,
+            forbidden=self.framing.forbidden,
+            now=time.time,
+            forget=self.hub.forget,
+        )
+
+    def consumer(self, router: Any) -> Consumer:
+        return Consumer(
+            self.consuming, 1, topology.Queue("to_device"), router, self.turn, time.time, lambda consumer, reason: None
+        )
+
+
+def confirm(tag: int) -> bytes:
+    """What RabbitMQ sends to confirm all up to this tag."""
+    return wire.frame(wire.FRAME_METHOD, LINES, BY_NAME["basic.ack"].prefix + struct.pack(">QB", tag, 1))
+
+
+def deliveries(node: Node, first: int, count: int, seq: int | None) -> bytes:
+    """What RabbitMQ sends for so many messages to as many devices."""
+    frames = []
+    for number in range(count):
+        tag = first + number
+        device = node.devices[tag % DEVICES]
+        headers: dict[str, Any] = {"connection_id": device.connection_id.decode()}
+        if seq is not None:
+            headers["to_device_seq"] = seq
+        method = encode_method(
+            "basic.deliver", consumer_tag="owsla", delivery_tag=tag, redelivered=False, exchange="", routing_key="to_device"
+        )
+        properties = wire.encode_properties({"headers": headers, "delivery_mode": 2})
+        frames.append(wire.frame(wire.FRAME_METHOD, 1, method))
+        frames.append(wire.content_frames(1, wire.header_payload(len(LINE), properties), LINE, FRAME_MAX))
+    return b"".join(frames)
+
+
+class Bench:
+    """Runs of steps, each timed by the process's CPU clock."""
+
+    def __init__(self, runs: int, messages: int) -> None:
+        self.runs = runs
+        self.messages = messages
+        self.rows: dict[str, list[float]] = {}
+
+    def measure(self, name: str, make: Callable[[], tuple[Step, int]]) -> None:
+        """`make` gives a step and how many messages it deals with. All of one kind are measured in turn, run by run."""
+        step, messages = make()
+        repeat = max(1, self.messages // messages)
+        for _ in range(max(1, repeat // 10)):
+            step()
+        gc.collect()
+        start = time.process_time()
+        for _ in range(repeat):
+            step()
+        self.rows.setdefault(name, []).append((time.process_time() - start) / repeat / messages * 1e6)
+
+
+def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False) -> tuple[Step, int]:
+    """Turns of `batch` lines, each from another device; a confirm for each `every` of them, some way behind."""
+    devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
+    state = {"said": 0, "confirmed": 0, "at": 0}
+    data = LINE + b"\r\n"
+
+    def turn() -> None:
+        at = state["at"]
+        if through_endpoint:
+            for device in devices[at : at + batch]:
+                device.dataReceived(data)
+        else:
+            for device in devices[at : at + batch]:
+                producer.publish(device, LINE)
+        state["at"] = (at + batch) % DEVICES
+        clock.advance(0)
+        state["said"] += batch
+        while state["said"] - state["confirmed"] >= 4 * every:
+            state["confirmed"] += every
+            client.dataReceived(confirm(state["confirmed"]))
+            clock.advance(0)
+
+    return turn, batch
+
+
+def prepared(reads: list[bytes], client: BrokerProtocol, clock: Clock) -> Step:
+    """One read after the other, prepared beforehand: making them is no part of what is measured."""
+    waiting = iter(reads)
+
+    def turn() -> None:
+        client.dataReceived(next(waiting))
+        clock.advance(0)
+
+    return turn
+
+
+def received(make: Callable[[Node], Any], batch: int, messages: int, numbered: bool) -> Callable[[], tuple[Step, int]]:
+    """Reads of `batch` deliveries, handed to whatever `make` makes of a new node."""
+
+    def begin() -> tuple[Step, int]:
+        node = Node()
+        node.consuming.handlers[1] = make(node)
+        repeat = max(1, messages // batch)
+        reads = []
+        for number in range(repeat + max(1, repeat // 10) + 1):
+            first = 1 + number * batch
+            # Device i gets a message in every (DEVICES / batch)th read.
+            reads.append(deliveries(node, first, batch, (first - 1) // DEVICES if numbered else None))
+        return prepared(reads, node.consuming, node.clock), batch
+
+    return begin
+
+
+def parts(bench: Bench, batch: int, every: int) -> None:
+    """One run of everything."""
+    measure = bench.measure
+
+    # -- a publish and its parts
+    def pack() -> tuple[Step, int]:
+        node = Node()
+        template, packer = node.devices[0].template, node.packer
+
+        def step() -> None:
+            for seq in range(1000):
+                packer.pack(template, seq, LINE, 1_700_000_000)
+
+        return step, 1000
+
+    def add_and_confirm() -> tuple[Step, int]:
+        window, source = Window(10_000, 16 << 20), object()
+        packed = bytes(300)
+        tag = [0]
+
+        def step() -> None:
+            for seq in range(every):
+                window.add(source, seq, packed)
+            tag[0] += every
+            window.confirm(tag[0], True)
+
+        return step, every
+
+    def clock() -> tuple[Step, int]:
+        now = time.time
+
+        def step() -> None:
+            for _ in range(1000):
+                int(now())
+
+        return step, 1000
+
+    def write() -> tuple[Step, int]:
+        node = Node()
+        client, packed = node.publishing, bytes(300)
+
+        def step() -> None:
+            for _ in range(batch):
+                client.write(packed)
+            node.clock.advance(0)
+
+        return step, batch
+
+    measure("publish", lambda: publishes(Node(), batch, every))
+    measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
+    measure("publish, one line a turn", lambda: publishes(Node(), 1, every))
+    measure("line: Endpoint.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
+    measure("· pack", pack)
+    measure("· the time", clock)
+    measure("· window: add and confirm", add_and_confirm)
+    measure("· write: append, and its share of the turn", write)
+
+    # -- a delivery and its parts
+    messages = bench.messages
+    nowhere: Any = Nowhere()
+
+    def whole(node: Node) -> Any:
+        return node.consumer(node.router(node.registry.find))
+
+    class ReadOnly(BaseHandler):
+        def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+            delivery.read(header)
+
+    class Done(Nowhere):
+        """A connection that only says that it is done."""
+
+        def send(self, source: Any, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
+            source.done(tag)
+
+    done: Any = Done()
+
+    measure("delivery", received(whole, batch, messages, False))
+    measure("delivery, numbered", received(whole, batch, messages, True))
+    measure("delivery, one a turn", received(whole, 1, messages, True))
+    measure("d1", received(lambda node: nowhere, batch, messages, True))
+    measure("d2", received(lambda node: ReadOnly(), batch, messages, True))
+    measure("d3", received(lambda node: node.consumer(nowhere), batch, messages, True))
+    measure("d4", received(lambda node: node.consumer(node.router(lambda _: nowhere)), batch, messages, True))
+    measure("d5", received(lambda node: node.consumer(node.router(lambda _: done)), batch, messages, True))
+
+
+def report(bench: Bench, options: Any) -> tuple[str, bool]:
+    """Markdown, and whether the budget is kept."""
+    middle = {name: statistics.median(values) for name, values in bench.rows.items()}
+    best = {name: min(values) for name, values in bench.rows.items()}
+    kept = True
+    rows = []
+    for name in middle:
+        if (name[0] == "d" and name[1:].isdigit()) or name.startswith("·"):
+            continue
+        budget = BUDGET.get(name) or (BUDGET["delivery"] if name == "delivery, numbered" else None)
+        verdict = ""
+        if budget is not None:
+            verdict = f"{budget:g}" + ("" if middle[name] <= budget else " **exceeded**")
+            kept = kept and middle[name] <= budget
+        rows.append((name, f"**{middle[name]:.2f}**", f"{best[name]:.2f}", verdict))
+    steps = [
+        ("read frames (`BrokerProtocol._read`)", middle["d1"]),
+        ("read headers (`delivery.read`)", middle["d2"] - middle["d1"]),
+        ("`Consumer.deliver`", middle["d3"] - middle["d2"]),
+        ("`Router.route`: find, check length and delimiter", middle["d4"] - middle["d3"]),
+        ("acknowledge: `Consumer.done`, and its share of the turn", middle["d5"] - middle["d4"]),
+        ("`Endpoint.send`, and its write to the device", middle["delivery, numbered"] - middle["d5"]),
+    ]
+    whole = middle["publish"]
+    share = [(name[2:], value) for name, value in middle.items() if name.startswith("·")]
+    rest = whole - sum(value for _, value in share)
+    text = "\n\n".join(
+        [
+            "# The hot path by itself",
+            f"{circumstances()}. CPU µs a message: median and best of {options.runs} alternating runs of {options.messages} "
+            f"messages; lines of {len(LINE)} bytes, {DEVICES} devices, {options.batch} messages a reactor turn, a confirm for "
+            f"{options.every} publishes.",
+            f"    {command_line()}",
+            table(("", "median µs", "best µs", "budget"), rows),
+            "## What a publish is made of",
+            table(
+                ("part", "µs", "share"),
+                [(name, f"{value:.2f}", f"{value / whole:.0%}") for name, value in [*share, ("calls and the rest", rest)]],
+            ),
+            "## What a numbered delivery is made of",
+            table(
+                ("part", "µs", "share"),
+                [(name, f"{value:.2f}", f"{value / middle['delivery, numbered']:.0%}") for name, value in steps],
+            ),
+        ]
+    )
+    return text, kept
+
+
+def main() -> None:
+    parser = arguments("Measure the hot path by itself.")
+    parser.add_argument("--runs", type=int, default=7, help="alternating (default: %(default)s)")
+    parser.add_argument("--messages", type=int, default=60_000, help="in each run (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=20, help="messages a reactor turn (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=50, help="publishes a confirm covers (default: %(default)s)")
+    options = parser.parse_args()
+    bench = Bench(options.runs, options.messages)
+    for _ in range(options.runs):
+        parts(bench, options.batch, options.every)
+    text, kept = report(bench, options)
+    publish(text, options.output)
+    if not kept:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""An Owsla that fails where, and as often as, a test asks for it.
+
+It is `twistd -y` with a .tac file of three lines. Everything in it is the real thing, except that an order from the test makes
+a method raise `Mischief`: before it does its work, or after. Orders and answers are JSON, one a line, on a TCP port of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib import import_module
+from inspect import iscoroutinefunction
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from twisted.application.service import Application, MultiService
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+
+from .device import Plain
+from .lab import Lab
+from .owsla import UNTIDY, Option, Owsla
+from .waiting import pause
+
+When = Literal["before", "after"]
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+
+TAC: Final = f"from {__name__} import application_with_mischief\n\napplication = application_with_mischief()\n"
+
+PIDFILE: Final = "owsla.pid"
+
+#: Seconds between two looks at the certificate; a real day is too long for a test.
+EXPIRY_DAY: Final = 2.0
+
+
+# -- In Owsla's process ------------------------------------------------------------------------------------------------
+
+
+class Mischief(Exception):
+    """An error of our own, as it were."""
+
+
+class _Fault:
+    """One order: a method that raises, so many times."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.when: When = order["when"]
+        self.text: str = order["text"]
+        self.only: dict[str, object] = order["only"]
+        self.left: int = order["times"]  # below 0: for ever
+        self.struck = 0
+
+    def strike(self, instance: object) -> None:
+        if self.left and all(attrgetter(name)(instance) == value for name, value in self.only.items()):
+            self.left -= 1
+            self.struck += 1
+            raise Mischief(self.text)
+
+
+class _Method:
+    """A method with faults."""
+
+    def __init__(self, target: str) -> None:
+        module, path = target.split(":")
+        owner, name = path.split(".")
+        cls = getattr(import_module(module), owner)
+        self.faults: list[_Fault] = []
+        setattr(cls, name, self._faulty(getattr(cls, name)))
+
+    def _strike(self, when: When, instance: object) -> None:
+        for fault in self.faults:
+            if fault.when == when:
+                fault.strike(instance)
+
+    def _faulty(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(instance: object, *args: Any, **kwargs: Any) -> Any:
+            self._strike("before", instance)
+            result = method(instance, *args, **kwargs)
+            self._strike("after", instance)
+            return result
+
+        @wraps(method)
+        async def run(instance: object, *args: Any, **kwargs: Any) -> Any:
+            self._strike("before", instance)
+            result = await method(instance, *args, **kwargs)
+            self._strike("after", instance)
+            return result
+
+        return run if iscoroutinefunction(method) else call
+
+
+class _Orders(LineOnlyReceiver):
+    """Takes orders: `{"target": …}` makes a fault, `{"fault": number}` asks for it, and with `"off"` ends it."""
+
+    delimiter = b"\n"
+
+    def __init__(self, methods: dict[str, _Method], faults: list[_Fault]) -> None:
+        self._methods = methods
+        self._faults = faults
+
+    def lineReceived(self, line: bytes) -> None:
+        order = json.loads(line)
+        if "target" in order:
+            method = self._methods.get(order["target"])
+            if method is None:
+                method = self._methods[order["target"]] = _Method(order["target"])
+            fault = _Fault(order)
+            method.faults.append(fault)
+            self._faults.append(fault)
+            order["fault"] = len(self._faults) - 1
+        fault = self._faults[order["fault"]]
+        if order.get("off"):
+            fault.left = 0
+        self.sendLine(json.dumps({"fault": order["fault"], "struck": fault.struck}).encode())
+
+
+class _Factory(Factory):
+    noisy = False
+
+    def __init__(self) -> None:
+        self._methods: dict[str, _Method] = {}
+        self._faults: list[_Fault] = []
+
+    def buildProtocol(self, addr: Any) -> _Orders:
+        return _Orders(self._methods, self._faults)
+
+
+class _Ear(MultiService):
+    """Listens for orders."""
+
+    _log = Logger()
+
+    def startService(self) -> None:
+        from twisted.internet import reactor
+
+        listen: Any = reactor
+        self._port = listen.listenTCP(0, _Factory(), interface="127.0.0.1")
+        self._log.info("Open for mischief on port {port}", port=self._port.getHost().port)
+        super().startService()
+
+    def stopService(self) -> Any:
+        self._port.stopListening()
+        return super().stopService()
+
+
+def application_with_mischief() -> Any:
+    """What tac/owsla.tac makes, configured by the environment, and an ear for orders."""
+    from owsla.config import Options
+    from owsla.device import expiry
+    from owsla.tap import makeService
+
+    expiry.DAY = EXPIRY_DAY  # type: ignore[misc]
+
+    options = Options()
+    options.parseOptions([])
+    application = Application("owsla")
+    _Ear().setServiceParent(application)
+    makeService(options).setServiceParent(application)
+    return application
+
+
+# -- In the test's process ---------------------------------------------------------------------------------------------
+
+
+class Fault:
+    """A method of Owsla's that raises."""
+
+    def __init__(self, owsla: MischievousOwsla, number: int, target: str, text: str) -> None:
+        self._owsla = owsla
+        self._number = number
+        self._target = target
+        self.text = text
+        """What the exception says, unlike any other's."""
+        self.struck = 0
+        """How often it did, when that was last asked."""
+
+    async def ask(self, **order: Any) -> int:
+        """How often it struck."""
+        answer = await self._owsla.order({"fault": self._number, **order})
+        self.struck = answer["struck"]
+        return self.struck
+
+    async def strikes(self, times: int = 1, timeout: float = 20) -> None:
+        """Wait until it has struck so many times."""
+        for _ in range(int(timeout / 0.05)):
+            if await self.ask() >= times:
+                return
+            await pause(0.05)
+        raise AssertionError(f"{self._target} was struck {self.struck} times within {timeout} s, not {times}")
+
+    async def off(self) -> None:
+        """Let it strike no more."""
+        await self.ask(off=True)
+
+
+class MischievousOwsla(Owsla):
+    """An Owsla that takes orders to fail. It serves HTTP, and writes a pid file."""
+
+    def __init__(self, folder: Path, certs_dir: Path, **options: Option) -> None:
+        settings: dict[str, Option] = {"port": 0, "interface": "127.0.0.1", "certs_dir": certs_dir, "http": 0, **options}
+        env = {f"OWSLA_{name.upper()}": _text(value) for name, value in settings.items() if value is not None}
+        super().__init__(
+            folder,
+            certs_dir,
+            env=env | {"PYTHONPATH": str(ROOT)},
+            argv=["-n", f"--pidfile={PIDFILE}", "-y", "mischief.tac"],
+        )
+        self._channel: Plain | None = None
+        self._faults: list[Fault] = []
+
+    def launch(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "mischief.tac").write_text(TAC)
+        super().launch()
+
+    @property
+    def pidfile(self) -> Path:
+        return self.folder / PIDFILE
+
+    async def order(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Give an order, and take the answer."""
+        if self._channel is None:
+            port = int((await self.wait_for_line(r"Open for mischief on port (\d+)"))[1])
+            self._channel = await Plain(port).connect()
+        self._channel.send_raw(json.dumps(order).encode() + b"\n")
+        answer: dict[str, Any] = json.loads(await self._channel.lines.get())
+        return answer
+
+    async def fail(self, target: str, *, times: int = 1, when: When = "before", only: Mapping[str, str] | None = None) -> Fault:
+        """Make a method, as in `owsla.device.hub:Hub.tick`, raise so many times (below 0: for ever), before or after its work.
+
+        `only`: of objects with such attributes, as in `{"role.name": "courier"}`.
+        """
+        text = f"mischief {len(self._faults)}, in {target.partition(':')[2]}"
+        order = {"target": target, "when": when, "text": text, "only": dict(only or {}), "times": times}
+        number = (await self.order(order))["fault"]
+        fault = Fault(self, number, target, text)
+        self._faults.append(fault)
+        return fault
+
+    async def hang_up(self) -> None:
+        """Give no more orders."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    def entries_with_traceback(self, text: str = "") -> list[str]:
+        """The entries of the log with a traceback, and with this text."""
+        entries = re.split(r"(?m)^(?=\d{4}-\d\d-\d\d[T ])", self.output())
+        return [entry for entry in entries if "Traceback" in entry and text in entry]
+
+    def assert_tidy(self) -> None:
+        """Fail unless each strike is one traceback in the log, and there is no other."""
+        if self._process is None:
+            return
+        rest = self.output()
+        for fault in self._faults:
+            found = self.entries_with_traceback(f"Mischief: {fault.text}\n")
+            for traceback in found:
+                rest = rest.replace(traceback, "")
+            assert len(found) == fault.struck, f"{fault.text}: {fault.struck} strikes, these tracebacks:\n{''.join(found)}"
+        untidy = UNTIDY.search(rest)
+        assert not untidy, f"{untidy and untidy[0]!r} in the output of {self._process}:\n{rest}"
+
+
+class MischiefLab(Lab):
+    """A lab whose Owslas take orders to fail."""
+
+    def new_owsla(self, **options: Any) -> MischievousOwsla:
+        owsla = MischievousOwsla(self.folder / f"owsla-{len(self._owslas)}", self.certs_dir, **options)
+        self._owslas.append(owsla)
+        self._ends.append(owsla.hang_up)
+        return owsla
+
+
+def _text(value: Option) -> str:
+    return str(value) if isinstance(value, (str, int, float, Path)) else ",".join(value or ())
