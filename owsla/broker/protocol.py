@@ -15,7 +15,7 @@ import struct
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, inlineCallbacks
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
 from twisted.logger import Logger
@@ -26,6 +26,7 @@ from txamqp.content import Content
 from txamqp.message import Message
 from txamqp.protocol import AMQChannel, AMQClient
 from txamqp.queue import Closed as QueueClosed
+from txamqp.spec import pythonize
 
 from .. import __version__
 from ..amqp import methods, wire
@@ -128,6 +129,15 @@ class Channel(AMQChannel):  # type: ignore[misc]
 
     closed: bool
 
+    @inlineCallbacks
+    def invoke(self, method: Any, args: Any, content: Any = None) -> Any:
+        try:
+            result = yield super().invoke(method, args, content)
+        except ValueError as error:
+            # What came is the answer to some other method.
+            raise WireError(f"the broker gave no answer to {method.klass.name}.{method.name}, but {error}") from None
+        return result
+
     def do_close(self, reason: Any) -> None:
         if not self.closed:
             self.closed = True
@@ -158,6 +168,12 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
     """The methods that the broker calls and that are rare."""
 
     client: Any
+
+    def dispatch(self, channel: Any, message: Any) -> Any:
+        klass, name = message.method.klass.name, message.method.name
+        if not hasattr(self, f"{pythonize(klass)}_{pythonize(name)}"):
+            raise WireError(f"the broker sent {klass}.{name}, which is not for a broker to send")
+        return super().dispatch(channel, message)
 
     def connection_start(self, ch: Any, msg: Any) -> None:
         mechanisms = msg.mechanisms.split()
