@@ -34,6 +34,24 @@ LONGEST_DEVICE_ID: Final = 255
 class SpokenEndpoint(Endpoint):
     """A connected device, and its dialect's `Conversation` with it."""
 
+    __slots__ = (
+        "_answers",
+        "_answers_size",
+        "_dialect",
+        "_failure",
+        "_held_back",
+        "_kept",
+        "_kept_size",
+        "_make",
+        "_marks",
+        "_name",
+        "_of_device",
+        "_over",
+        "_patience",
+        "_received",
+        "_speaking",
+    )
+
     def __init__(self, make: Factory, dialect: str, hub: Hub, connection_id: bytes, device_id: str | None) -> None:
         """`dialect` is its name, for people."""
         super().__init__(hub, connection_id, device_id)
@@ -131,9 +149,10 @@ class SpokenEndpoint(Endpoint):
 
     def _check(self, line: bytes) -> None:
         """`ValueError`, if it is not a line."""
-        if len(line) > self.MAX_LENGTH:
-            raise ValueError(f"a line to the device is {len(line)} bytes long, more than {self.MAX_LENGTH}")
-        if self.hub.framing.forbidden.search(line):
+        framing = self.hub.framing
+        if len(line) > framing.max_line:
+            raise ValueError(f"a line to the device is {len(line)} bytes long, more than {framing.max_line}")
+        if framing.forbidden.search(line):
             raise ValueError("there is a delimiter in a line to the device")
 
     def writable(self) -> None:
@@ -156,7 +175,7 @@ class SpokenEndpoint(Endpoint):
     def publish(self, line: bytes) -> None:
         if self._over:
             return
-        if self._held_back or self._kept or not (self._speaking or self.hub.sink.accepting):
+        if self._held_back or self._kept or not (self._speaking or (self.hub.sink.accepting and not self._in_line)):
             self._keep(line)
         else:
             self.hub.sink.publish(self, line)
@@ -164,7 +183,7 @@ class SpokenEndpoint(Endpoint):
     def _keep(self, line: bytes) -> None:
         self._kept.append(line)
         self._kept_size += len(line) + LINE_COST
-        if self._kept_size > max(KEPT, self.MAX_LENGTH + LINE_COST):
+        if self._kept_size > max(KEPT, self.hub.framing.max_line + LINE_COST):
             self.hang_up(f"more than {KEPT} bytes of lines that could not be published yet")
         elif not self._held_back:
             self._wait()
@@ -272,11 +291,12 @@ class SpokenEndpoint(Endpoint):
         super().drain()
 
     def _leave(self, reason: str) -> None:
-        self._out += self._answers
-        self._answers = []
+        if self._answers:
+            self._out = (self._out or []) + self._answers
+            self._answers = []
         super()._leave(reason)
 
-    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
+    def connectionLost(self, reason: Failure) -> None:
         self._publish_kept(at_once=True)
         super().connectionLost(reason)
         self._over = True

@@ -1,0 +1,80 @@
+"""The least that a TLS connection costs with pyOpenSSL: a server that holds connections, and does nothing with them.
+
+It uses the gateway's own context, so that the difference is the gateway. `bench.memory` starts it, with the certificate and the
+key; it prints its port, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from pathlib import Path
+
+from OpenSSL import SSL
+
+from owsla.device.limits import raise_open_files_limit
+from owsla.device.tls import server_context
+
+
+class Bare:
+    """Accepts, shakes hands, and keeps what it needs for that: OpenSSL's connection, and so its socket."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.context = server_context(cert, key, client_ca=None, client_cert="require")
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.socket.setblocking(False)
+        self.epoll = select.epoll()
+        self.epoll.register(0, select.EPOLLIN)
+        self.epoll.register(self.socket.fileno(), select.EPOLLIN)
+        self.shaking: dict[int, SSL.Connection] = {}
+        self.open: dict[int, SSL.Connection] = {}
+
+    def accept(self) -> None:
+        try:
+            sock, _ = self.socket.accept()
+        except BlockingIOError:
+            return
+        sock.setblocking(False)
+        connection = SSL.Connection(self.context, sock)
+        connection.set_accept_state()
+        self.shaking[sock.fileno()] = connection
+        self.epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def serve(self, fd: int) -> None:
+        """Go on with a handshake, or drop what the device says."""
+        try:
+            if fd in self.shaking:
+                self.shaking[fd].do_handshake()
+                self.open[fd] = self.shaking.pop(fd)
+            else:
+                self.open[fd].recv(16384)
+        except SSL.WantReadError:
+            pass
+        except SSL.Error:
+            self.epoll.unregister(fd)
+            connection = self.shaking.pop(fd, None) or self.open.pop(fd)
+            connection.close()
+
+    def run(self) -> None:
+        """Serve until the standard input ends."""
+        while True:
+            for fd, _ in self.epoll.poll():
+                if fd == 0:
+                    return
+                if fd == self.socket.fileno():
+                    self.accept()
+                else:
+                    self.serve(fd)
+
+
+def main() -> None:
+    """Serve on any free port of 127.0.0.1."""
+    raise_open_files_limit()
+    bare = Bare(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(bare.socket.getsockname()[1], flush=True)
+    bare.run()
+
+
+if __name__ == "__main__":
+    main()
