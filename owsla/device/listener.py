@@ -19,14 +19,14 @@ from zope.interface import implementer
 
 from ..boundaries import Clock, Reactor
 from ..config import ConfigError, os_reason
-from ..events import DeviceConnected, Event, Full, HandshakeFailed, Listening
+from ..events import DeviceConnected, Event, Full, HandshakeFailed, Listening, SilentEvicted, TurnedAway
 from ..routing import ConnectionIds, Registry
 from ..supervision import DynamicSupervisor, Worker
-from .admission import Admission
+from .admission import Admission, Sources, Tally, source_of
 from .endpoint import Endpoint
 from .hangup import HangupWatch
 from .hub import TICK, Hub
-from .transport import CLOSING_TIMEOUT, TLSTransport
+from .transport import CLOSING_TIMEOUT, TLSTransport, without_goodbye
 
 BACKLOG: Final = 4096
 """Connections that may wait in the system's queue: a stampede of a thousand a second for four. Linux cuts it to somaxconn."""
@@ -34,6 +34,10 @@ BACKLOG: Final = 4096
 ACCEPTED_AT_ONCE: Final = 8
 """Connections accepted in one reactor turn. A handshake costs a third of a millisecond, and established devices are served
 between: with 8 instead of 64, 500 connections a second cost their round trips 18 ms and not 97 (p99), at the same rate."""
+
+TURNED_AWAY_AT_ONCE: Final = 64
+"""Connections that are accepted and closed again in one reactor turn, for their address: each costs a twentieth of a handshake,
+and those behind them in the system's queue should not have to wait for as many turns."""
 
 DEFER_ACCEPT: Final = 3
 """Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7)); it rounds them to
@@ -104,10 +108,12 @@ class Listener(Worker):
         idle_timeout: float,
         identify: Callable[[SSL.Connection], str | None],
         fail: Callable[[str], None],
+        sources: Sources | None = None,
         make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
     ) -> None:
         """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
-        makes a connection's endpoint, from the connection's id and the device's.
+        makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
+        address.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -129,6 +135,7 @@ class Listener(Worker):
         self._hangups = hangups
         self._endpoints = endpoints
         self._fail = fail
+        self._sources = sources
         self._make = make
         self._accepting = False
         self._opened = False
@@ -139,7 +146,20 @@ class Listener(Worker):
         self.handshakes = 0
         """Handshakes completed so far."""
         self.failed_handshakes = 0
-        """Connections closed before theirs was complete."""
+        """Connections closed before theirs was complete; those evicted or turned away are not among them."""
+        self._evicted = Tally()
+        self._turned_away = Tally()
+        self._turned_away_last = ""
+
+    @property
+    def evicted(self) -> int:
+        """Silent connections that were closed so far since there were too many."""
+        return self._evicted.count
+
+    @property
+    def turned_away(self) -> int:
+        """Connections that were closed at once so far since there were too many from their address."""
+        return self._turned_away.count
 
     # -- opening and closing the port --------------------------------------------------------------------------------------
 
@@ -180,11 +200,7 @@ class Listener(Worker):
     @property
     def accepting(self) -> bool:
         """Whether the port is open, and there is room for a device that comes now (or when a handshake or two are done)."""
-        return (
-            self._opened
-            and self._socket.fileno() >= 0
-            and self._admission.connections < self._admission.max_connections
-        )
+        return self._opened and self._socket.fileno() >= 0 and not self._admission.full
 
     @property
     def port(self) -> int:
@@ -200,6 +216,7 @@ class Listener(Worker):
         if self.running:
             self._hangups.stop()
             self._pause()
+            self._tell_of_attacks(last=True)
         super().stopService()
 
     # -- accepting ---------------------------------------------------------------------------------------------------------
@@ -221,27 +238,57 @@ class Listener(Worker):
             self.end(Failure())
 
     def _accept(self) -> None:
-        for _ in range(min(ACCEPTED_AT_ONCE, self._admission.room)):
+        admission, sources = self._admission, self._sources
+        left = min(ACCEPTED_AT_ONCE, admission.room)
+        for _ in range(left if sources is None else TURNED_AWAY_AT_ONCE):
+            silent = None
+            if admission.crowded:
+                silent = self._least_welcome()
+                left = min(left, admission.room)
+            if left <= 0:
+                break
             try:
                 sock, address = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
+                break  # another process may have been quicker
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
                 self._say_full(f"the system says: {os_reason(error)}")
                 self._pause()
                 return
+            if sources is not None and not sources.enter(address[0]):
+                self._turn_away(sock, address[0])
+                continue
+            if silent is not None:
+                self._evicted.count += 1
+                silent.evicted()
+            left -= 1
             sock.setblocking(False)
             transport = TLSTransport(self._reactor, sock, address, self._context, self)
-            self._admission.accepted(transport, self._clock.seconds() + self._handshake_timeout)
+            admission.accepted(transport, self._clock.seconds() + self._handshake_timeout)
         self._check_room()
+
+    def _least_welcome(self) -> TLSTransport | None:
+        """Who is to go for the next one: whoever is silent for longest, if what came in this very turn is heard first."""
+        admission = self._admission
+        while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
+            silent.lookAgain()
+            if admission.oldest is silent:
+                return silent
+        return None
+
+    def _turn_away(self, sock: socket.socket, host: str) -> None:
+        self._turned_away.count += 1
+        self._turned_away_last = host
+        without_goodbye(sock)
+        sock.close()
 
     def _check_room(self) -> None:
         if self._admission.room > 0:
             return
         self._pause()
-        if self._admission.connections >= self._admission.max_connections:
+        if self._admission.full:
             self._say_full("as many devices as --max-connections allows")
 
     def _say_full(self, what: str) -> None:
@@ -261,14 +308,21 @@ class Listener(Worker):
 
     # -- what becomes of a connection --------------------------------------------------------------------------------------
 
-    def spoke(self, transport: TLSTransport) -> None:
-        self._admission.spoke(transport)
+    def spoke(self, transport: TLSTransport) -> bool:
+        begins = self._admission.spoke(transport)
         self._check_room()
+        return begins
+
+    def _go_on(self) -> None:
+        """There may be a place: for the handshake of one that waits for it, or to accept one more."""
+        while (waiting := self._admission.next_turn()) is not None:
+            waiting.handshakeAllowed()
+        self._resume()
 
     def secured(self, transport: TLSTransport) -> Endpoint | None:
         self._admission.secured(transport)
         self.handshakes += 1
-        self._resume()
+        self._go_on()
         if self._socket.fileno() < 0 or not self._endpoints.running:
             return None  # it was accepted just before the port was closed
         connection_id = self._ids.new()
@@ -288,14 +342,16 @@ class Listener(Worker):
 
     def lost(self, transport: TLSTransport, failed: str | None) -> None:
         self._admission.lost(transport)
+        if self._sources is not None:
+            self._sources.leave(transport.getPeer().host)
         self._closing.pop(transport, None)
         if failed is not None:
             self.failed_handshakes += 1
             self._emit(HandshakeFailed(transport.peer, failed))
         limit = self._admission.max_connections
-        if self._admission.connections <= limit - max(1, limit // 100):
+        if self._admission.spoken <= limit - max(1, limit // 100):
             self._full = False
-        self._resume()
+        self._go_on()
 
     # -- time --------------------------------------------------------------------------------------------------------------
 
@@ -313,9 +369,19 @@ class Listener(Worker):
             if deadline > now:
                 break
             transport.goodbyeOverdue()
+        self._tell_of_attacks()
         self._resume()
         if self._idle_timeout:
             self._check_idle(now)
+
+    def _tell_of_attacks(self, *, last: bool = False) -> None:
+        """What comes by the thousand is told as a number."""
+        now = self._clock.seconds()
+        evicted, turned_away = self._evicted.due(now, last=last), self._turned_away.due(now, last=last)
+        if evicted:
+            self._emit(SilentEvicted(evicted, self._admission.max_silent))
+        if turned_away and self._sources is not None:
+            self._emit(TurnedAway(turned_away, self._sources.limit, source_of(self._turned_away_last)))
 
     def _check_idle(self, now: float) -> None:
         """Look at a share of the connections, so that each is looked at eight times in an idle timeout.

@@ -10,6 +10,7 @@ What state a connection is in, and what may happen to it there, is `lifecycle`'s
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Any, Final, Protocol
 
 from OpenSSL import SSL
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..boundaries import Reactor
+from . import hello
 from .lifecycle import Life, Lifecycle
 
 RECORD: Final = 16384
@@ -48,8 +50,8 @@ class Lines(Protocol):
 class Owner(Protocol):
     """Who made a transport, and counts it."""
 
-    def spoke(self, transport: TLSTransport) -> None:
-        """Its first bytes are there; the handshake begins."""
+    def spoke(self, transport: TLSTransport) -> bool:
+        """Its ClientHello is there: whether the handshake may begin. If not, `handshakeAllowed` says when."""
 
     def secured(self, transport: TLSTransport) -> Lines | None:
         """The handshake is complete: what speaks over it from now on, or `None` to close it."""
@@ -58,7 +60,9 @@ class Owner(Protocol):
         """It says goodbye, and waits for the peer to do so; `CLOSING_TIMEOUT` is for how long."""
 
     def lost(self, transport: TLSTransport, failed: str | None) -> None:
-        """It is closed. `failed`: why the handshake was never completed; `None` where it was."""
+        """It is closed. `failed`: why the handshake was never completed; `None` where it was, and where the owner knows: it
+        was `evicted`.
+        """
 
 
 EXPECTED: Final = (ConnectionDone, ConnectionLost, ConnectionAborted, SSL.Error, OSError, TimeoutError)
@@ -72,14 +76,19 @@ class _Failures:
     LOST: Final = Failure(ConnectionLost("closed without a goodbye"))
     SILENT: Final = Failure(ConnectionLost("closed before it said anything"))
     ABORTED: Final = Failure(ConnectionAborted("aborted"))
+    EVICTED: Final = Failure(ConnectionAborted("silent for longer than all others"))
 
 
 ACCEPTED: Final = 0
-HANDSHAKING: Final = 1
-OPEN: Final = 2
+GREETING: Final = 1
+"""Some of its hello is there, and the system tells us when there is more (SO_RCVLOWAT)."""
+HANDSHAKING: Final = 2
+OPEN: Final = 3
 """Paused and draining connections, too: they may be written to."""
-CLOSING: Final = 3
-CLOSED: Final = 4
+CLOSING: Final = 4
+CLOSED: Final = 5
+
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 @implementer(IReadWriteDescriptor)
@@ -213,6 +222,23 @@ class TLSTransport:
             self._reason = Failure(TimeoutError(why))
         self._life.handshake_overdue()
 
+    def handshakeAllowed(self) -> None:
+        """There is a place for its handshake now."""
+        if self._state in (ACCEPTED, GREETING):
+            self.start_reading()
+
+    def lookAgain(self) -> None:
+        """If it has spoken, or gone, since the reactor looked, deal with that now."""
+        first = self._first_bytes()
+        if first is not None and (not first or len(first) >= hello.needed(first)):
+            self.doRead()
+
+    def evicted(self) -> None:
+        """It has said nothing for longer than all the others who do so, and its place is needed."""
+        self._reason = _Failures.EVICTED
+        without_goodbye(self._socket)
+        self._life.ended()
+
     def idleOverdue(self) -> None:
         """There was no line for too long."""
         self._life.idle_overdue()
@@ -279,7 +305,7 @@ class TLSTransport:
                 self._drain()
             elif state == HANDSHAKING:
                 self._handshake()
-            elif state == ACCEPTED:
+            elif state in (ACCEPTED, GREETING):
                 self._begin()
         except Exception:
             # Ours; it costs this connection, whose end says why.
@@ -292,7 +318,7 @@ class TLSTransport:
             self.abortConnection(Failure())
 
     def _write_on(self) -> None:
-        if self._state in (ACCEPTED, HANDSHAKING):
+        if self._state <= HANDSHAKING:
             self._stop_writing()
             self._handshake()
             return
@@ -331,7 +357,6 @@ class TLSTransport:
     def begin_handshake(self) -> None:
         assert self._context is not None
         self._state = HANDSHAKING
-        self._owner.spoke(self)
         self._tls = SSL.Connection(self._context, self._socket)
         self._context = None
         self._tls.set_accept_state()
@@ -368,18 +393,42 @@ class TLSTransport:
     # -- handshake -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        try:
-            said_something = self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
+        first = self._first_bytes()
+        if first is None:
             return
-        except OSError:
-            said_something = b""
-        if not said_something:
+        if not first:
             self._reason = _Failures.SILENT  # a health check, most likely
             self._life.ended()
             return
+        if (self._state == GREETING or len(first) < hello.needed(first)) and self._said_too_little(first):
+            return
+        if not self._owner.spoke(self):
+            self.stop_reading()
+            return
         self._life.spoke()
         self._handshake()
+
+    def _first_bytes(self) -> bytes | None:
+        """What it has said so far, which stays where it is; `None`: nothing yet, and nothing at all when it is gone."""
+        try:
+            return self._socket.recv(hello.LONGEST, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _said_too_little(self, first: bytes) -> bool:
+        """Whether the rest of its hello is still to come; then the system is asked to wake us for no less than that."""
+        sock = self._socket
+        needed = hello.needed(first)
+        # Woken for less than it was asked for means that no more will come: the peer has closed. OpenSSL finds that out.
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) <= len(first) < needed:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
+            self._state = GREETING
+            return True
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._state = ACCEPTED
+        return False
 
     def _handshake(self) -> None:
         if self._state != HANDSHAKING or self._tls is None:
@@ -465,7 +514,7 @@ class TLSTransport:
         self._fd = -1
         self._tls = None
         self._life = _OVER  # and the machine, which knows this object, goes with it
-        self._owner.lost(self, None if self._opened else explain(reason))
+        self._owner.lost(self, None if self._opened or reason is _Failures.EVICTED else explain(reason))
 
 
 class _Over:
@@ -487,6 +536,14 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, SSL.SysCallError | OSError | ConnectionLost):
         return _Failures.LOST
     return Failure(error)
+
+
+def without_goodbye(sock: socket.socket) -> None:
+    """Have its end be a reset (SO_LINGER, socket(7)): the system forgets it at once, and not after a minute."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # it is gone already
 
 
 def explain(reason: Failure) -> str:

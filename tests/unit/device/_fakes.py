@@ -99,6 +99,7 @@ class Source:
     def __init__(self, prefetch: int = 500) -> None:
         self.open = True
         self.prefetch = prefetch
+        self.own = False
         self.tags = 0
         self.acked: list[int] = []
 

@@ -1,74 +1,120 @@
-"""Who may connect, and how connections are counted."""
+"""Who may connect, how connections are counted, and whose turn it is."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+import ipaddress
+from collections import Counter
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.admission import Admission
+from owsla.device.admission import OFTEN, SILENT_SHARE, Admission, Sources, Tally, source_of
 
 
 class AdmissionTests(SynchronousTestCase):
     def test_silent_takes_no_handshake(self) -> None:
-        """Connections that have said nothing take no place among the handshakes, but one among the connections."""
+        """Connections that have said nothing take no place among the handshakes."""
         admission: Admission[str] = Admission(max_connections=10, max_handshakes=2)
         for name in "abcde":
             admission.accepted(name, 1.0)
         self.assertEqual((admission.connections, admission.handshaking, admission.room), (5, 0, 2))
-        admission.spoke("c")
-        admission.spoke("a")
+        self.assertTrue(admission.spoke("c"))
+        self.assertTrue(admission.spoke("a"))
         self.assertEqual((admission.handshaking, admission.room), (2, 0))
         admission.secured("c")
         self.assertEqual((admission.open, admission.handshaking, admission.room), (1, 1, 1))
 
+    def test_handshakes_are_bounded(self) -> None:
+        """However many speak, no more handshakes than allowed are under way; the others wait, in the order of speaking."""
+        admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
+        for name in "abcdef":
+            admission.accepted(name, 1.0)
+        self.assertEqual([name for name in "fbeacd" if admission.spoke(name)], ["f", "b"])
+        self.assertEqual((admission.handshaking, admission.waiting, admission.next_turn()), (2, 4, None))
+        admission.secured("b")
+        self.assertEqual((admission.next_turn(), admission.next_turn()), ("e", None))
+        self.assertTrue(admission.spoke("e"))  # its turn has come, and stays its own
+        admission.lost("f")
+        self.assertEqual(admission.next_turn(), "a")
+        admission.lost("c")  # it gave up waiting
+        admission.lost("e")
+        self.assertEqual((admission.next_turn(), admission.next_turn(), admission.waiting), ("d", None, 0))
+        self.assertEqual((admission.handshaking, admission.room), (2, 0))
+
+    def test_silent_pool(self) -> None:
+        """The pool of silent ones is larger than that of the handshakes, and leaves half of the connections to devices."""
+        for connections, handshakes, silent in (
+            (20_000, 512, 4 * 512),
+            (1_000, 512, 500),
+            (4, 512, 2),
+            (1, 1, 1),
+            (10_000_000, 10_000_000, 5_000_000),
+        ):
+            self.assertEqual(Admission[str](connections, handshakes).max_silent, silent)
+        self.assertGreater(SILENT_SHARE, 1)
+
+    def test_crowded(self) -> None:
+        """When the pool of silent ones is full, the oldest of them makes way for the next."""
+        admission: Admission[str] = Admission(max_connections=6, max_handshakes=2)
+        self.assertIsNone(admission.oldest)
+        for name in "abc":
+            self.assertFalse(admission.crowded)
+            admission.accepted(name, 1.0)
+        self.assertEqual((admission.crowded, admission.oldest, admission.room), (True, "a", 2))
+        admission.spoke("a")
+        self.assertEqual((admission.crowded, admission.oldest), (False, "b"))
+
     def test_full(self) -> None:
-        """At the limit of connections there is no room, in whichever state they are, until one is lost."""
+        """At the limit of connections there is no room, until one is lost; silent ones keep nobody out."""
         admission: Admission[str] = Admission(max_connections=3, max_handshakes=5)
         for name in "abc":
             admission.accepted(name, 1.0)
-        admission.spoke("a")
-        admission.spoke("b")
-        admission.secured("b")
+        self.assertEqual((admission.room, admission.full, admission.crowded), (3, False, True))
+        for room, name in zip((2, 1, 0), "abc", strict=True):
+            self.assertTrue(admission.spoke(name))
+            self.assertEqual((admission.room, admission.full), (room, room == 0))
+            admission.secured(name)
         self.assertEqual(admission.room, 0)
         for room, name in enumerate("bca", 1):
             admission.lost(name)
-            self.assertEqual(admission.room, room)
+            self.assertEqual((admission.room, admission.full), (room, False))
 
     def test_overdue(self) -> None:
-        """Overdue are those whose deadline has passed and whose handshake is not complete, silent or not."""
-        admission: Admission[str] = Admission(10, 10)
-        for deadline, name in enumerate("abcdef"):
+        """Overdue are those whose deadline has passed and whose handshake is not complete, silent, waiting or at it."""
+        admission: Admission[str] = Admission(20, 3)
+        for deadline, name in enumerate("abcdefgh"):
             admission.accepted(name, float(deadline))
-        for name in "dbe":  # they speak in an order of their own
+        for name in "dbehc":  # they speak in an order of their own; the last two wait
             admission.spoke(name)
         admission.secured("e")
         self.assertEqual(set(admission.overdue(-1.0)), set())
         self.assertEqual(set(admission.overdue(2.0)), {"a", "b", "c"})
-        self.assertEqual(set(admission.overdue(9.0)), {"a", "b", "c", "d", "f"})
+        self.assertEqual(set(admission.overdue(9.0)), {"a", "b", "c", "d", "f", "g", "h"})
 
     def test_overdue_may_be_lost_meanwhile(self) -> None:
         """Those that are named may be dropped one by one while the rest is named."""
-        admission: Admission[str] = Admission(10, 10)
-        for name in "abcd":
+        admission: Admission[str] = Admission(10, 1)
+        for name in "abcde":
             admission.accepted(name, 1.0)
-        admission.spoke("b")
-        admission.spoke("d")
+        for name in "bde":
+            admission.spoke(name)
         for name in admission.overdue(1.0):
             admission.lost(name)
         self.assertEqual(admission.connections, 0)
 
     def test_any_history(self) -> None:
-        """Over any history the counts are those of a model that keeps every connection's state."""
-        run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
+        """Over any history the counts are those of a model that keeps every connection's state, and the bounds hold."""
+        run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.admission: Admission[int] = Admission(8, 3)
+        self.admission: Admission[int] = Admission(8, 2)
         self.states: dict[int, str] = {}
+        self.queue: list[int] = []
         self.deadlines: dict[int, float] = {}
         self.now = 0.0
 
@@ -79,9 +125,20 @@ class Machine(RuleBasedStateMachine):
         among = [name for name, state in self.states.items() if state in states]
         return data.draw(st.sampled_from(among)) if among else None
 
+    def go_on(self) -> None:
+        """As the listener does when there may be a place."""
+        while (name := self.admission.next_turn()) is not None:
+            assert self.queue.pop(0) == name
+            self.states[name] = "handshaking"
+
     @precondition(lambda self: self.admission.room > 0)
     @rule()
     def accepted(self) -> None:
+        if self.admission.crowded:
+            oldest = min(name for name, state in self.states.items() if state == "silent")
+            assert self.admission.oldest == oldest
+            del self.states[oldest]
+            self.admission.lost(oldest)
         name = len(self.deadlines)
         self.now += 1
         self.deadlines[name] = self.now + 10
@@ -92,8 +149,11 @@ class Machine(RuleBasedStateMachine):
     def spoke(self, data: st.DataObject) -> None:
         name = self.some(data, "silent")
         if name is not None:
-            self.states[name] = "handshaking"
-            self.admission.spoke(name)
+            begins = self.count("handshaking") < 2
+            assert self.admission.spoke(name) is begins
+            self.states[name] = "handshaking" if begins else "waiting"
+            if not begins:
+                self.queue.append(name)
 
     @rule(data=st.data())
     def secured(self, data: st.DataObject) -> None:
@@ -101,26 +161,109 @@ class Machine(RuleBasedStateMachine):
         if name is not None:
             self.states[name] = "open"
             self.admission.secured(name)
+            self.go_on()
 
     @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
-        name = self.some(data, "silent", "handshaking", "open")
+        name = self.some(data, "silent", "waiting", "handshaking", "open")
         if name is not None:
-            del self.states[name]
+            if self.states.pop(name) == "waiting":
+                self.queue.remove(name)
             self.admission.lost(name)
+            self.go_on()
 
     @rule(ahead=st.integers(0, 20))
     def overdue(self, ahead: int) -> None:
         now = self.now + ahead
-        late = {
-            name for name, state in self.states.items() if state in ("silent", "handshaking") and self.deadlines[name] <= now
-        }
+        late = {name for name, state in self.states.items() if state != "open" and self.deadlines[name] <= now}
         assert sorted(self.admission.overdue(now)) == sorted(late)
 
     @invariant()
     def counts(self) -> None:
-        connections, handshaking = len(self.states), self.count("handshaking")
-        assert self.admission.connections == connections
-        assert self.admission.handshaking == handshaking
-        assert self.admission.open == self.count("open")
-        assert self.admission.room == min(8 - connections, 3 - handshaking)
+        admission = self.admission
+        silent, handshaking, waiting = self.count("silent"), self.count("handshaking"), self.count("waiting")
+        assert admission.connections == len(self.states)
+        assert admission.handshaking == handshaking
+        assert admission.waiting == waiting
+        assert admission.open == self.count("open")
+        assert admission.room == min(8 - (len(self.states) - silent), 2 - handshaking)
+        assert admission.full == (len(self.states) - silent >= 8)
+
+    @invariant()
+    def bounds(self) -> None:
+        assert len(self.states) <= 8
+        assert self.count("handshaking") <= 2
+        assert self.count("silent") <= 4
+        assert not self.count("waiting") or self.count("handshaking") == 2
+
+
+class SourcesTests(SynchronousTestCase):
+    def test_limit(self) -> None:
+        """So many connections may come from an address, and as many from another; when one leaves another may come."""
+        sources = Sources(2)
+        self.assertEqual([sources.enter("192.0.2.1") for _ in range(4)], [True, True, False, False])
+        self.assertTrue(sources.enter("192.0.2.2"))
+        sources.leave("192.0.2.1")
+        self.assertEqual([sources.enter("192.0.2.1") for _ in range(2)], [True, False])
+
+    def test_one_address(self) -> None:
+        """One source is an IPv4 address, however it is written, or a /64 of IPv6; on the local link it is the address."""
+        for host, source in (
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+            ("::1", "::/64"),
+            ("fe80::1", "fe80::1"),
+            ("fe80::2%eth0", "fe80::2"),
+            ("fec0::1", "fec0::/64"),
+        ):
+            self.assertEqual(source_of(host), source)
+
+    @given(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1))
+    def test_any_address(self, number: int, other: int) -> None:
+        """Any address of a /64 counts as the same source, and what is written is the network."""
+        address, neighbour = (ipaddress.IPv6Address(number >> 64 << 64 | low) for low in (number & (2**64 - 1), other))
+        if address.is_link_local or address.ipv4_mapped or neighbour.ipv4_mapped:
+            return
+        self.assertEqual(source_of(str(address)), source_of(str(neighbour)))
+        self.assertIn(address, ipaddress.IPv6Network(source_of(str(address))))
+
+    @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["a", "b", "c"]))))
+    def test_any_history(self, steps: list[tuple[bool, str]]) -> None:
+        """No address has more than the limit, and one that has none takes no memory."""
+        sources = Sources(3)
+        there: Counter[str] = Counter()
+        for comes, host in steps:
+            if comes:
+                self.assertEqual(sources.enter(host), there[host] < 3)
+                there[host] = min(3, there[host] + 1)
+            elif there[host]:
+                sources.leave(host)
+                there[host] -= 1
+            self.assertEqual(len(sources), sum(count > 0 for count in there.values()))
+
+
+class TallyTests(SynchronousTestCase):
+    def test_now_and_then(self) -> None:
+        """What happens is told at the next look, and then as a number every so often; nothing is told twice, or not at all."""
+        tally = Tally()
+        self.assertEqual(tally.due(0.0), 0)
+        tally.count += 1
+        self.assertEqual(tally.due(1.0), 1)
+        tally.count += 500
+        self.assertEqual([tally.due(1.0 + second) for second in (1.0, OFTEN - 1)], [0, 0])
+        tally.count += 500
+        self.assertEqual(tally.due(1.0 + OFTEN), 1000)
+        self.assertEqual(tally.due(1.0 + 2 * OFTEN), 0)
+        tally.count += 1
+        self.assertEqual((tally.due(2.0 + 2 * OFTEN), tally.count), (1, 1002))
+
+    def test_the_last_time(self) -> None:
+        """At the end it is told, however soon that is."""
+        tally = Tally()
+        tally.count = 3
+        self.assertEqual(tally.due(1.0), 3)
+        tally.count = 5
+        self.assertEqual((tally.due(1.1), tally.due(1.1, last=True), tally.due(1.1, last=True)), (0, 2, 0))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
+import termios
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -382,6 +385,9 @@ class LifeWorld:
     def end(self) -> None:
         """All peers go, and time passes: whatever was, nothing is left of it."""
         for peer in self.peers:
+            if _unsent(peer.socket):
+                # Its end would stay behind that, for as long as it is not read. What a system does in the end is to reset.
+                peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.socket.close()
         for _ in range(200):
             if self.admission.connections == 0:
@@ -405,6 +411,14 @@ class LifeWorld:
         assert failed + len(connected) == len(self.transports)
         assert not self.source.outstanding, "each message has a fate"
         assert self.impossible == []
+
+
+def _unsent(sock: socket.socket) -> int:
+    """Bytes that the other end's system has not taken (SIOCOUTQ, tcp(7))."""
+    if sock.fileno() < 0:
+        return 0
+    unsent: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))[0]
+    return unsent
 
 
 NUMBERS: Final = st.integers(0, 4)

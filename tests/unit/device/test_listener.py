@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import socket
 from typing import Any, cast
 from unittest import mock
 
+from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
 from owsla.device import listener as listener_module
-from owsla.device.admission import Admission
+from owsla.device.admission import OFTEN, Admission, Sources
 from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
 from owsla.device.listener import BACKLOG, Listener, claim
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
-from owsla.events import DeviceConnected, DeviceDisconnected, Event, Full, HandshakeFailed, Listening
+from owsla.events import (
+    DeviceConnected,
+    DeviceDisconnected,
+    Event,
+    Full,
+    HandshakeFailed,
+    Listening,
+    SilentEvicted,
+    TurnedAway,
+)
 from owsla.routing import ConnectionIds, Registry
 from owsla.supervision import DynamicSupervisor
 from owsla.turn import Turn
@@ -122,11 +133,17 @@ class Base(SynchronousTestCase):
         close(self.listener)
         self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
         self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
+        self.assertEqual(len(self.sources or ()), 0)
         self.assertEqual(self.hub.paused_connections, 0)
         self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
 
     def listen(
-        self, max_connections: int = 100, max_handshakes: int = 100, idle_timeout: float = 0.0, **options: Any
+        self,
+        max_connections: int = 100,
+        max_handshakes: int = 100,
+        idle_timeout: float = 0.0,
+        max_per_address: int | None = None,
+        **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
         self.registry: Registry[Endpoint] = Registry()
@@ -147,6 +164,7 @@ class Base(SynchronousTestCase):
             **options,
         )
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
+        self.sources = Sources(max_per_address) if max_per_address is not None else None
         self.listener = Listener(
             self.loop,
             claim(0, "127.0.0.1"),
@@ -162,23 +180,29 @@ class Base(SynchronousTestCase):
             idle_timeout=idle_timeout,
             identify=lambda connection: "somebody",
             fail=self.failures.append,
+            sources=self.sources,
         )
         self.listener.startService()
         self.listener.open()
         return self.listener
 
-    def connect(self) -> socket.socket:
-        """Somebody who connects and says nothing."""
+    def knock(self, source: str = "127.0.0.1") -> socket.socket:
+        """Somebody who connects and says nothing; the listener has not had a look yet."""
         assert self.listener is not None
-        client = socket.create_connection(("127.0.0.1", self.listener.port))
+        client = socket.create_connection(("127.0.0.1", self.listener.port), source_address=(source, 0))
         client.setblocking(False)
         self.clients.append(client)
+        return client
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        """Somebody who connects and says nothing."""
+        client = self.knock(source)
         self.loop.settle()
         return client
 
-    def device(self) -> Client:
+    def device(self, source: str = "127.0.0.1") -> Client:
         """A device whose handshake is complete."""
-        client = Client(self.connect())
+        client = Client(self.connect(source))
         before = len(self.registry)
         self.loop.until(lambda: client.secure and len(self.registry) > before, client.step)
         self.loop.settle(client.step)
@@ -296,16 +320,17 @@ class CountingTests(Base):
     def test_full(self) -> None:
         """At the limit accepting pauses, with one event, and goes on when one leaves: who waited gets in."""
         listener = self.listen(max_connections=3)
-        silent = [self.connect() for _ in range(3)]
+        inside = [self.device() for _ in range(3)]
         self.assertNotIn(listener, self.loop.readers)
+        self.assertFalse(listener.accepting)
         waiting = Client(self.connect())
         for _ in range(3):
             waiting.step()
             self.later(1)
         self.assertEqual((self.admission.connections, waiting.secure), (3, False))
         self.assertEqual([event.connections for event in self.of_type(Full)], [3])
-        reset(silent[0])
-        self.loop.until(lambda: len(self.registry) == 1, waiting.step)
+        reset(inside[0].socket)
+        self.loop.until(lambda: waiting.secure, waiting.step)
         self.assertEqual(self.admission.connections, 3)
 
     def test_a_stampede(self) -> None:
@@ -354,6 +379,18 @@ class CountingTests(Base):
         self.device()
         self.assertEqual(len(self.registry), 1)
 
+    def test_silent_ones_keep_nobody_out(self) -> None:
+        """Where there are as many connections as may be, those that have said nothing make way for devices."""
+        listener = self.listen(max_connections=4)
+        silent = [self.connect() for _ in range(2)]
+        for _ in range(4):
+            self.assertTrue(listener.accepting)
+            self.device()
+        self.assertEqual((self.admission.open, self.admission.connections, listener.evicted), (4, 4, 2))
+        self.assertFalse(listener.accepting)
+        for client in silent:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+
     def test_no_open_files(self) -> None:
         """Where the system has no more files accepting pauses with one event, and is tried again a second later."""
         for code in (errno.EMFILE, errno.ENFILE):
@@ -379,6 +416,303 @@ class CountingTests(Base):
                 listener.doRead()
         self.assertIn(listener, self.loop.readers)
         self.device()
+
+
+class StampedeTests(Base):
+    def test_all_speak_at_once(self) -> None:
+        """When all that were silent speak at once there are never more handshakes than allowed: the others wait unread, and
+        get their turn in the order of speaking.
+        """
+        self.listen(max_handshakes=2)
+        clients = [Client(self.connect()) for _ in range(8)][::-1]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
+        self.assertEqual(sum(isinstance(one, TLSTransport) for one in self.loop.readers), 2)
+        for served in range(1, 9):
+            self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
+            self.assertEqual(self.admission.handshaking, min(2, 8 - served))
+        self.assertEqual(self.of_type(HandshakeFailed), [])
+
+    def test_stalled_handshakes(self) -> None:
+        """A stalled handshake holds its place until its time is over, and no longer; then the next one has it."""
+        listener = self.listen(max_handshakes=2)
+        for _ in range(2):
+            Client(self.connect()).step()
+        self.loop.settle()
+        self.assertNotIn(listener, self.loop.readers)
+        late = Client(self.knock())
+        late.step()
+        self.later(14)
+        self.assertEqual((self.admission.handshaking, self.admission.connections), (2, 2))
+        self.later(2)
+        self.loop.until(lambda: len(self.registry) == 1, late.step)
+        self.assertEqual(len(self.of_type(HandshakeFailed)), 2)
+
+    def test_waiting_is_bounded(self) -> None:
+        """Who waits for a place has the handshake's time for that as well; it is counted from when it was accepted."""
+        self.listen(max_handshakes=1)
+        waiting = Client(self.connect())
+        self.later(10)
+        stalled = Client(self.connect())
+        stalled.step()
+        self.loop.settle()
+        waiting.step()
+        self.later(4)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.later(2)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 0))
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"])
+
+    def test_gone_while_waiting(self) -> None:
+        """One that goes while it waits for a place takes it for no longer than it takes to find that out."""
+        self.listen(max_handshakes=1)
+        for leave in (socket.socket.close, reset):
+            stalled, gone, patient = clients = [Client(self.connect()) for _ in range(3)]
+            for client in clients:
+                client.step()
+                self.loop.settle()
+            self.assertEqual(self.admission.waiting, 2)
+            leave(gone.socket)
+            self.loop.settle()
+            leave(stalled.socket)
+            self.loop.until(lambda patient=patient: patient.secure, patient.step)
+            self.loop.settle()
+            self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
+
+    def test_many_fail_in_a_row(self) -> None:
+        """However many fail as soon as it is their turn, they follow each other and do not nest."""
+        self.listen(max_handshakes=100, max_connections=10_000)
+        crowd = [self.knock() for _ in range(390)]
+        self.loop.settle()
+        stalled = Client(self.connect())
+        depths = set()
+        lost = Admission.lost
+
+        def measure(admission: Admission[TLSTransport], connection: TLSTransport) -> None:
+            depths.add(len(inspect.stack(0)))
+            lost(admission, connection)
+
+        with mock.patch.object(self.admission, "max_handshakes", 1), mock.patch.object(Admission, "lost", measure):
+            stalled.step()
+            self.loop.settle()
+            for client in crowd:
+                client.send(b"GET / HTTP/1.0\r\n\r\n")
+            self.loop.settle()
+            self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 390))
+            stalled.close()
+            self.loop.settle()
+        self.assertEqual(self.admission.connections, 0)
+        self.assertLess(max(depths) - min(depths), 10)
+        self.assertEqual(len(self.of_type(HandshakeFailed)), 391)
+
+    def test_half_a_hello(self) -> None:
+        """A hello that is not there as a whole holds no place among the handshakes, nor does it keep the reactor turning; when
+        the rest comes it is as good as any, and when the peer goes that is found out.
+        """
+        self.listen(max_handshakes=1)
+        memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        memory.set_connect_state()
+        self.assertRaises(SSL.WantReadError, memory.do_handshake)
+        hello = memory.bio_read(65536)
+        halves = []
+        for size in (1, 5, 6, len(hello) - 1):
+            halves.append(self.connect())
+            halves[-1].send(hello[:size])
+            self.loop.settle()
+            self.assertFalse(self.loop.turn())
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
+        self.device()  # for which the oldest has to make way
+        self.assertRaises(ConnectionResetError, halves.pop(0).recv, 1)
+        for byte in hello[5:]:
+            halves[0].send(bytes([byte]))
+            self.loop.turn()
+        self.loop.until(lambda: self.admission.handshaking)
+        self.loop.settle()
+        self.assertTrue(halves[0].recv(100).startswith(b"\x16"))
+        for leave, half in zip((reset, socket.socket.close, reset), halves, strict=True):
+            leave(half)
+            self.loop.settle()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertEqual(len(self.of_type(HandshakeFailed)), 3)
+
+    def test_everything_in_pieces(self) -> None:
+        """A device whose bytes arrive a few at a time is a device like others: short lines are read when they come."""
+        self.listen()
+        sock = self.connect()
+        tls = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        tls.set_connect_state()
+
+        def step() -> None:
+            try:
+                tls.bio_write(sock.recv(65536))
+            except BlockingIOError:
+                pass
+            try:
+                tls.do_handshake()
+                said = tls.bio_read(65536)
+            except SSL.WantReadError:
+                try:
+                    said = tls.bio_read(65536)
+                except SSL.WantReadError:
+                    return
+            for start in range(0, len(said), 100):
+                sock.send(said[start : start + 100])
+                self.loop.settle()
+
+        self.loop.until(lambda: len(self.registry) == 1, step)
+        for line in (b"1", b"2"):
+            tls.send(line + b"\n")
+            sock.send(tls.bio_read(65536))
+            self.loop.until(lambda line=line: self.sink.lines and self.sink.lines[-1][2] == line)
+
+    def test_half_a_hello_and_no_place(self) -> None:
+        """One that goes in the middle of its hello, and has to wait for its turn to be told so, leaves nothing behind."""
+        self.listen(max_handshakes=1)
+        half = self.connect()
+        stalled = Client(self.connect())
+        stalled.step()
+        half.send(b"\x16\x03")
+        self.loop.settle()
+        half.close()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.assertFalse(self.loop.turn())
+        stalled.close()
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 0)
+
+    def test_silent_pool(self) -> None:
+        """When too many are silent the oldest of them are closed: with a reset, counted, and told as a number."""
+        listener = self.listen(max_connections=8)
+        silent = [self.connect() for _ in range(4)]
+        self.assertEqual(listener.evicted, 0)
+        silent += [self.knock() for _ in range(6)]
+        self.loop.settle()
+        self.assertEqual((self.admission.connections, listener.evicted), (4, 6))
+        for client in silent[:6]:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+        for client in silent[6:]:
+            self.assertRaises(BlockingIOError, client.recv, 1)
+        self.assertEqual(self.of_type(SilentEvicted), [])
+        self.later(2)
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(6, 4)])
+        for _ in range(3):
+            self.connect()
+            self.later(1)
+        self.assertEqual(len(self.of_type(SilentEvicted)), 1)
+        self.later(int(OFTEN))
+        self.assertEqual(self.of_type(SilentEvicted)[1:], [SilentEvicted(3, 4)])
+        self.assertEqual(self.of_type(HandshakeFailed), [])
+        self.assertEqual(listener.failed_handshakes, 0)
+
+    def test_heard_before_it_is_evicted(self) -> None:
+        """Who has just spoken is not silent, even if nobody has had the time to look."""
+        listener = self.listen(max_connections=8)
+        clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients[:2]:
+            client.step()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 0))
+        self.knock()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 1))
+        self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
+
+    def test_all_have_spoken(self) -> None:
+        """Where nobody is silent after all, and all places are taken, nobody is accepted nor evicted."""
+        listener = self.listen(max_connections=8, max_handshakes=1)
+        clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients:
+            client.step()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (4, 1, 0))
+        self.loop.until(lambda: self.admission.connections == 5, *[client.step for client in clients])
+        self.assertEqual(listener.evicted, 0)
+
+    def test_another_process_was_quicker(self) -> None:
+        """Where several processes listen, to be woken for nothing costs nobody a place."""
+        listener = self.listen(max_connections=8)
+        silent = [self.connect() for _ in range(4)]
+        for _ in range(3):
+            listener.doRead()
+        self.assertEqual((self.admission.connections, listener.evicted), (4, 0))
+        for client in silent:
+            self.assertRaises(BlockingIOError, client.recv, 1)
+
+    def test_told_at_the_end(self) -> None:
+        """What was only counted so far is told when the service stops."""
+        listener = self.listen(max_connections=2)
+        for _ in range(3):
+            self.connect()
+        self.later(2)
+        self.connect()
+        listener.stopService()
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(2, 1), SilentEvicted(1, 1)])
+
+
+class AddressTests(Base):
+    def test_limit(self) -> None:
+        """One connection more than --max-per-address from one address is closed at once; others are not touched by that."""
+        listener = self.listen(max_per_address=2)
+        self.device("127.0.0.2")
+        kept = self.connect("127.0.0.2")
+        refused = [self.connect("127.0.0.2") for _ in range(5)]
+        for client in refused:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+        self.assertRaises(BlockingIOError, kept.recv, 1)
+        self.device("127.0.0.3")
+        self.assertEqual((self.admission.open, self.admission.connections, listener.turned_away), (2, 3, 5))
+        self.assertEqual((listener.failed_handshakes, self.of_type(HandshakeFailed)), (0, []))
+        self.later(2)
+        self.assertEqual(self.of_type(TurnedAway), [TurnedAway(5, 2, "127.0.0.2")])
+        self.connect("127.0.0.2")
+        self.later(5)
+        self.assertEqual(len(self.of_type(TurnedAway)), 1)
+        self.later(int(OFTEN))
+        self.assertEqual(self.of_type(TurnedAway)[1:], [TurnedAway(1, 2, "127.0.0.2")])
+
+    def test_leaving(self) -> None:
+        """Whoever leaves, in whichever state, makes a place for another from the same address."""
+        listener = self.listen(max_per_address=1)
+        for leave in (socket.socket.close, reset):
+            leave(self.connect())
+            self.loop.settle()
+            half = self.connect()
+            half.send(b"\x16\x03")
+            self.loop.settle()
+            leave(half)
+            self.loop.settle()
+            stalled = Client(self.connect())
+            stalled.step()
+            self.loop.settle()
+            leave(stalled.socket)
+            self.loop.settle()
+            leave(self.device().socket)
+            self.loop.settle()
+        self.connect()
+        self.assertEqual((self.admission.connections, listener.turned_away), (1, 0))
+
+    def test_a_crowd_of_one_address(self) -> None:
+        """Many that are turned away do not hold up those behind them: a turn of the reactor does away with dozens."""
+        listener = self.listen(max_per_address=1)
+        self.connect("127.0.0.2")
+        for _ in range(50):
+            self.knock("127.0.0.2")
+        self.knock("127.0.0.3")
+        listener.doRead()
+        self.assertEqual((listener.turned_away, self.admission.connections), (50, 2))
+
+    def test_in_spite_of_all(self) -> None:
+        """One that is turned away costs no silent one its place."""
+        listener = self.listen(max_connections=4, max_per_address=2)
+        for _ in range(3):
+            self.connect("127.0.0.2")
+        self.assertEqual((listener.turned_away, listener.evicted, self.admission.connections), (1, 0, 2))
 
 
 class TimeTests(Base):

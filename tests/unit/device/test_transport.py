@@ -56,10 +56,13 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.refuse = False
+        self.places = 1
+        """How many handshakes may begin."""
         self.lines = Recorder()
 
-    def spoke(self, transport: TLSTransport) -> None:
+    def spoke(self, transport: TLSTransport) -> bool:
         self.told.append("spoke")
+        return self.places > 0
 
     def secured(self, transport: TLSTransport) -> Recorder | None:
         self.told.append("secured")
