@@ -50,6 +50,8 @@ class DeliverySource(Protocol):
     """Whether its channel is: if not, what it brought and is not acknowledged comes again."""
     prefetch: int
     """How many messages of it may be unacknowledged at once."""
+    own: bool
+    """Whether it consumes a node's own queue: where the messages come to that were sent straight to a node, or sent on."""
 
     def done(self, tag: int) -> None:
         """The message with this delivery tag was handed over, or its fate is on record: acknowledge it."""
@@ -176,11 +178,17 @@ class LineSource(Protocol):
     seq: int
     """The number of its next line; the publishing side counts it up."""
 
+    def stall(self) -> None:
+        """Lines of this connection are not taken for now, though others' may be: read nothing, and `LineSink.wait`."""
+
     def resume(self) -> None:
         """Lines are taken again: give what waits, and read on."""
 
     def confirmed(self, seq: int) -> None:
         """The broker has the line of this number. Called where devices are told what is safe (`--device-ack`)."""
+
+    def close(self, reason: str) -> None:
+        """Its lines cannot be published, now or ever; `reason` is for people."""
 
     def failed(self, failure: Failure) -> None:
         """An error of ours in dealing with this connection: it costs this one only."""

@@ -3,7 +3,7 @@
 Of the three frames of a publish, all but four fields are the same for every line of a connection: the body's size (twice), the
 sequence number and the time. And of what remains, all but the connection's own headers are the same for a whole node.
 
-    | method frame: basic.publish, mandatory            | node
+    | method frame: basic.publish, mandatory            | connection (its routing key)
     | header frame: type, channel, size                 | connection
     |   class, weight                                   | connection
     |   body size                                       | line
@@ -23,6 +23,7 @@ from typing import Final
 
 from ..amqp import wire
 from ..amqp.methods import encode_method
+from .routing_key import KeyTooLong, RoutingKey
 
 APP_ID: Final = "owsla"
 
@@ -47,8 +48,26 @@ class Template:
         """Property flags, and the headers up to the sequence number."""
 
 
+class Unroutable(Template):
+    """In a template's place, for a connection whose lines cannot be published. To pack with it raises why.
+
+    So that a template is all that is looked at for a line, and a line costs nothing for it.
+    """
+
+    __slots__ = ("said", "why")
+
+    def __init__(self, why: KeyTooLong) -> None:
+        self.why = why
+        self.said = False
+        """Whether that was told."""
+
+    @property
+    def before_size(self) -> bytes:  # type: ignore[override]
+        raise self.why
+
+
 class LinePacker:
-    """Packs the lines of one node for one queue.
+    """Packs the lines of one node for one queue, or one exchange.
 
     The channel is part of what is packed, so a node publishes its lines on that channel number for life.
     """
@@ -58,6 +77,9 @@ class LinePacker:
         "_before_timestamp",
         "_body_room",
         "_channel",
+        "_exchange",
+        "_heads",
+        "_key",
         "_method",
         "_second",
         "_seq_key",
@@ -70,19 +92,26 @@ class LinePacker:
         *,
         channel: int,
         exchange: str,
-        routing_key: str,
+        routing_key: str | RoutingKey,
         seq_header: str,
         delivery_mode: int,
         reply_to: bytes,
         frame_max: int,
     ) -> None:
-        """`frame_max` in bytes, a frame's overhead included: what the broker will take in one frame, at the least."""
+        """`routing_key` is a queue's name, the same for all, or a template for each connection's.
+
+        `frame_max` in bytes, a frame's overhead included: what the broker will take in one frame, at the least.
+        """
         self._channel = channel
-        self._method = wire.frame(
-            wire.FRAME_METHOD,
-            channel,
-            encode_method("basic.publish", exchange=exchange, routing_key=routing_key, mandatory=True),
-        )
+        self._exchange = exchange
+        self._key: RoutingKey | None = None
+        self._method = b""
+        if isinstance(routing_key, str):
+            self._method = self._publish(routing_key)
+        elif routing_key.fixed:
+            self._method = self._publish(routing_key.text)
+        else:
+            self._key = routing_key
         self._seq_key = wire.short_string(seq_header) + b"l"
         self._before_timestamp = bytes([delivery_mode]) + wire.short_string(reply_to)
         self._after_reply_to = wire.short_string(APP_ID)
@@ -90,19 +119,34 @@ class LinePacker:
         self._body_room = frame_max - wire.FRAME_OVERHEAD
         self._second = -1
         self._tail = b""
+        self._heads: dict[int, bytes] = {}
+
+    @property
+    def one_route(self) -> bool:
+        """Whether all lines have the same routing key, so that what is refused of one connection would be of any."""
+        return self._key is None
+
+    def _publish(self, routing_key: str | bytes) -> bytes:
+        return wire.frame(
+            wire.FRAME_METHOD,
+            self._channel,
+            encode_method("basic.publish", exchange=self._exchange, routing_key=routing_key, mandatory=True),
+        )
 
     def template(self, connection_id: bytes, device_id: str | None) -> Template:
-        """Prepare a connection: once, when its handshake is complete."""
+        """Prepare a connection: once, when its handshake is complete. `KeyTooLong` where its routing key would be that."""
+        method = self._method if self._key is None else self._publish(self._key.fill(connection_id, device_id))
         headers = wire.short_string("connection_id") + b"S" + wire.long_string(connection_id)
         if device_id is not None:
             headers += wire.short_string("device_id") + b"S" + wire.long_string(device_id)
         headers += self._seq_key
         before_seq = _FLAGS + _U32(len(headers) + 8) + headers
         size = 12 + len(before_seq) + 8 + self._tail_size
-        return Template(
-            self._method + struct.pack(">BHIHH", wire.FRAME_HEADER, self._channel, size, wire.BASIC, 0),
-            before_seq,
-        )
+        before_size = method + struct.pack(">BHIHH", wire.FRAME_HEADER, self._channel, size, wire.BASIC, 0)
+        if self._key is None:
+            # The same for all whose device ids are of one length: 110 bytes less for each of them.
+            before_size = self._heads.setdefault(size, before_size)
+        return Template(before_size, before_seq)
 
     def pack(self, template: Template, seq: int, line: bytes, second: int) -> bytes:
         """The frames that publish a line. `second` is when it was received, in seconds since the epoch."""
@@ -132,6 +176,14 @@ class LinePacker:
         return head + b"".join(
             wire.frame(wire.FRAME_BODY, self._channel, line[start : start + room]) for start in range(0, size, room)
         )
+
+    def answer_to(self, reply_to: bytes) -> None:
+        """Ask for answers on another queue from now on. Its name is as long as the one before: templates hold the size."""
+        before_timestamp = self._before_timestamp[:1] + wire.short_string(reply_to)
+        if len(before_timestamp) != len(self._before_timestamp):
+            raise ValueError("a node's queue has a name as long as every other node's")
+        self._before_timestamp = before_timestamp
+        self._second = -1
 
     def limit(self, frame_max: int) -> None:
         """Make frames no larger than this many bytes from now on."""

@@ -2,6 +2,10 @@
 
 What the broker refuses, returns, or had not confirmed when its connection ended, is published again, in order, before
 anything new. While there is nowhere to publish to, or too much is unconfirmed, devices are not read.
+
+A refusal stops all devices where their lines all go the same way, one queue or one routing key: what is refused of one would be
+of any. Where connections have routing keys of their own it stops those connections only that lines were refused of; together
+they have no more than the window, and when it is full of their lines the others wait, too.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from twisted.python.failure import Failure
@@ -21,8 +25,10 @@ from ..boundaries import Clock, DelayedCall, LineSource
 from ..events import BrokerWarning, Event, LinesRefused
 from . import topology
 from .backoff import Backoff
-from .packing import LinePacker, Template, refit
+from .packing import LinePacker, Template, Unroutable, refit
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .routing_key import KeyTooLong
+from .stalls import Stalls
 from .window import Entry, UnknownTag, Window
 
 LINES = 1
@@ -45,7 +51,7 @@ class Producer(BaseHandler):
         clock: Clock,
         emit: Callable[[Event], None],
         *,
-        queue: topology.Queue,
+        queue: topology.Queue | topology.Exchange,
         packer: LinePacker,
         window: Window,
         seq_header: str,
@@ -54,7 +60,9 @@ class Producer(BaseHandler):
         observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe.
+        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
+
+        `frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe.
 
         `observe` is told how many seconds some of the lines waited for their confirm.
         """
@@ -71,9 +79,10 @@ class Producer(BaseHandler):
         self._waiting: dict[LineSource, None] = {}  # in the order in which they came
         self._resuming = False
         self._blocked = False
-        self._returned: set[tuple[bytes, int]] = set()
+        self._returned: dict[tuple[bytes, int], str] = {}  # with which routing key
         self._missing_queue = False
-        self._refusing = False
+        self._refusing = False  # all devices wait for that
+        self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.1, most=5.0)
         self._outstanding: Counter[LineSource] | None = None
@@ -88,13 +97,21 @@ class Producer(BaseHandler):
     # -- towards devices -------------------------------------------------------------------------------------------------
 
     def open(self, connection_id: bytes, device_id: str | None) -> Template:
-        return self._packer.template(connection_id, device_id)
+        try:
+            return self._packer.template(connection_id, device_id)
+        except KeyTooLong as error:
+            # Who it is may not be settled yet, and it may never say anything.
+            return Unroutable(error)
 
     def publish(self, source: LineSource, line: bytes) -> None:
         seq = source.seq
-        source.seq = seq + 1
         now = self._now()
-        packed = self._packer.pack(source.template, seq, line, int(now))
+        try:
+            packed = self._packer.pack(source.template, seq, line, int(now))
+        except KeyTooLong as error:
+            self._turn_away(source, error)
+            return
+        source.seq = seq + 1
         window = self._window
         window.add(source, seq, packed)
         if self._followed_since is None:
@@ -107,11 +124,23 @@ class Producer(BaseHandler):
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
             self.accepting = False
 
+    def _turn_away(self, source: LineSource, error: KeyTooLong) -> None:
+        """Its lines cannot be published. None of them is acknowledged, and with the first of them it is closed."""
+        if isinstance(source.template, Unroutable) and not source.template.said:
+            source.template.said = True
+            self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
+        source.close(str(error))
+
     def wait(self, source: LineSource) -> None:
-        self._waiting[source] = None
+        if self._stalls is not None and source in self._stalls:
+            self._stalls.wait(source)
+        else:
+            self._waiting[source] = None
 
     def leave(self, source: LineSource) -> None:
         self._waiting.pop(source, None)
+        if self._stalls is not None:
+            self._stalls.leave(source)
 
     def settled(self, source: LineSource) -> bool:
         """Whether the broker has all lines of a connection. Keeps count of that for all of them from the first call on."""
@@ -164,7 +193,10 @@ class Producer(BaseHandler):
     # -- the connection --------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerProtocol) -> None:
-        await topology.declare(client, SCRATCH, self._queue, self._warn)
+        if isinstance(self._queue, topology.Exchange):
+            await topology.find_exchange(client, SCRATCH, self._queue)
+        else:
+            await topology.declare(client, SCRATCH, self._queue, self._warn)
         channel = await client.open_channel(LINES, self)
         await channel.confirm_select()
         smaller = None
@@ -176,6 +208,8 @@ class Producer(BaseHandler):
         self._client = client
         self._returned.clear()
         self._refusing = False
+        if self._stalls is not None:
+            self._waiting.update(dict.fromkeys(self._stalls.clear()))
         self._stop_retrying()
         again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
         if again:
@@ -228,6 +262,8 @@ class Producer(BaseHandler):
         if self._refusing and entries and not self._window.refused:
             self._refusing = False
             self._retry_wait.reset()
+        if self._stalls:
+            self._go_on(self._stalls, entries)
         if not self.accepting and self._window.roomy:
             self._reopen()
 
@@ -238,7 +274,7 @@ class Producer(BaseHandler):
             self._protest(error)
             return
         if entries:  # none of them may be left that is not on its way again already
-            self._refuse(len(entries), "the queue takes no more")
+            self._refuse(entries, self._full())
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         # It is acknowledged in a moment all the same; then it is known which one it is.
@@ -248,23 +284,35 @@ class Producer(BaseHandler):
         except (WireError, KeyError, ValueError, TypeError, OverflowError):
             self._protest(WireError("a returned message is none of ours"))
             return
-        self._returned.add(key)
+        self._returned[key] = routing_key
         self._missing_queue = True
 
     def _without_returned(self, entries: list[Entry]) -> list[Entry]:
         safe: list[Entry] = []
         back: list[Entry] = []
+        keys: dict[str, list[Entry]] = {}
         for entry in entries:
-            key = entry.source.connection_id, entry.seq
-            if key in self._returned:
-                self._returned.remove(key)
-                back.append(entry)
-            else:
+            key = self._returned.pop((entry.source.connection_id, entry.seq), None)
+            if key is None:
                 safe.append(entry)
+            else:
+                back.append(entry)
+                keys.setdefault(key, []).append(entry)
         if back:
             self._window.put_back(back)
-            self._refuse(len(back), f"there is no queue {self._queue.name}")
+            for key, returned in keys.items():
+                self._refuse(returned, self._nowhere(key))
         return safe
+
+    def _full(self) -> str:
+        if isinstance(self._queue, topology.Exchange):
+            return f"a queue behind the exchange {self._queue.name} takes no more"
+        return "the queue takes no more"
+
+    def _nowhere(self, routing_key: str) -> str:
+        if isinstance(self._queue, topology.Exchange):
+            return f"the exchange {self._queue.name} has no queue for the routing key {routing_key!r}"
+        return f"there is no queue {self._queue.name}"
 
     def _protest(self, error: Exception) -> None:
         if self._client is not None:
@@ -272,13 +320,44 @@ class Producer(BaseHandler):
 
     # -- refusals --------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, lines: int, reason: str) -> None:
-        self.accepting = False
-        if not self._refusing:
-            self._refusing = True
-            self._emit(LinesRefused(lines, reason))
+    def _refuse(self, entries: list[Entry], reason: str) -> None:
+        """These are not safe, and in the window to be published again."""
+        if self._stalls is None:
+            self.accepting = False
+            if not self._refusing:
+                self._refusing = True
+                self._emit(LinesRefused(len(entries), reason))
+        else:
+            self._stall(self._stalls, entries, reason)
         if self._retry_call is None:
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
+
+    def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
+        """Read no more of the connections that these are of."""
+        for entry in entries:
+            source = entry.source
+            stalled, tell = stalls.refuse(source, reason)
+            if tell:
+                self._emit(LinesRefused(len(entries), reason))
+            if not stalled:
+                continue
+            if source in self._waiting:
+                del self._waiting[source]
+                stalls.wait(source)
+            else:
+                try:
+                    source.stall()
+                except Exception:
+                    source.failed(Failure())
+
+    def _go_on(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> None:
+        """Read on from those that had stalled and now have a line that is safe."""
+        freed = stalls.safe(entry.source for entry in safe)
+        if freed:
+            self._waiting.update(dict.fromkeys(freed))
+            self._reopen()
+        if not stalls:
+            self._retry_wait.reset()
 
     def _retry(self) -> None:
         if self._client is not None:
@@ -286,7 +365,7 @@ class Producer(BaseHandler):
 
     async def _publish_again(self) -> None:
         client = self._client
-        if client is not None and self._missing_queue:
+        if client is not None and self._missing_queue and isinstance(self._queue, topology.Queue):
             self._missing_queue = False
             try:
                 await topology.declare(client, SCRATCH, self._queue, self._warn)
@@ -299,7 +378,9 @@ class Producer(BaseHandler):
             return
         self._retry_call = None
         client.write(b"".join(self._window.retry()))
-        # Devices are read again when the first of these is confirmed.
+        # Devices are read again when the first of these is confirmed: of each connection, where each stalls by itself.
+        if self._stalls is not None:
+            self._stalls.published_again()
 
     def _stop_retrying(self) -> None:
         if self._retry_call is not None and self._retry_call.active():

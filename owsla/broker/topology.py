@@ -1,9 +1,14 @@
-"""The queues of Owsla, declared as the contract says, and used as they are where somebody else has declared them otherwise."""
+"""The queues of Owsla, declared as the contract says, and used as they are where somebody else has declared them otherwise.
+
+Arguments of queues (`x-queue-type` and the like) are the operator's: there are none but those that Owsla itself needs and those
+that an option adds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from txamqp.client import Closed
@@ -15,6 +20,8 @@ NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
 
 Well above the grace that a node has to return in, so that a confirmed forward waits for it through any restart of the broker.
 """
+
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 ACCESS_REFUSED: Final = 403
 NOT_FOUND: Final = 404
@@ -29,16 +36,40 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def undeliverable_queue(to_device: str, limit: int) -> Queue:
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange of somebody else's: it is never declared, only looked for."""
+
+    name: str
+
+
+def undeliverable_queue(to_device: str, limit: int, arguments: Mapping[str, Any] = _NONE) -> Queue:
     """Where messages go that no device can get: `<to-device>.undeliverable`, at most `limit` of them, refusing more."""
-    return Queue(f"{to_device}.undeliverable", {"x-max-length": limit, "x-overflow": "reject-publish"})
+    return Queue(f"{to_device}.undeliverable", {"x-max-length": limit, "x-overflow": "reject-publish", **arguments})
 
 
-def node_queue(to_device: str, node: bytes) -> Queue:
+def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE) -> Queue:
     """A node's own queue: `<to-device>.<node>`. It outlives a connection of the node's, and not the node for long."""
     return Queue(
-        f"{to_device}.{node.decode()}", {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True}
+        f"{to_device}.{node.decode()}",
+        {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True, **arguments},
     )
+
+
+async def find_exchange(client: BrokerProtocol, channel: int, exchange: Exchange) -> None:
+    """Make sure that an exchange is there, on a channel of this number that is opened and closed for it.
+
+    Raises `BrokerError` where it is not, and `Closed` when the connection ends.
+    """
+    opened = await client.open_channel(channel, BaseHandler())
+    try:
+        await opened.exchange_declare(exchange=exchange.name, passive=True)
+    except Closed as closed:
+        error = as_failure(closed).value
+        if isinstance(error, BrokerError) and error.scope == "channel":
+            raise error from None
+        raise
+    await client.end_channel(channel)
 
 
 async def declare(client: BrokerProtocol, channel: int, queue: Queue, warn: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Lab
-from ._support.rabbitmq import RabbitMQ, installed
+from ._support.rabbitmq import Cluster, RabbitMQ, installed
 from ._support.waiting import block_on
 
 B = TypeVar("B", bound=Broker)
@@ -41,7 +41,7 @@ def _running(broker: B) -> Iterator[B]:
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """The RabbitMQ node that the tests share: to be left as it was found."""
     _require_rabbitmq()
-    node = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    node = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_consistent_hash_exchange"])
     yield from _running(node)
 
 
@@ -76,6 +76,18 @@ def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]
     _require_rabbitmq()
     node = RabbitMQ(tmp_path_factory.mktemp("own-rabbitmq"))
     yield from _running(node)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three RabbitMQ nodes for the tests of one module, which may kill any of them if they start it again."""
+    _require_rabbitmq()
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        block_on(cluster.start())
+        yield cluster
+    finally:
+        block_on(cluster.close())
 
 
 @pytest.fixture(scope="session")

@@ -287,6 +287,7 @@ class AnsweringBackend:
         self._in_doubt: list[Answer] = []
         self._cancelled = False
         self.reports_queue = f"{to_device}_reports"
+        self.reports_arguments: dict[str, Any] = {}
         self.gate = threading.Event()
         self.gate.set()
         self.heard: list[tuple[str, int, bytes]] = []
@@ -352,7 +353,7 @@ class AnsweringBackend:
         connection = pika.BlockingConnection(self._parameters)
         try:
             channel = connection.channel()
-            channel.queue_declare(self.reports_queue, durable=True)
+            channel.queue_declare(self.reports_queue, durable=True, arguments=self.reports_arguments)
             channel.queue_declare(self._from_device, passive=True)
             channel.tx_select()
             channel.basic_qos(prefetch_count=self._prefetch)

@@ -1,4 +1,4 @@
-"""A RabbitMQ node of the tests' own: own name, ports, data folder, cookie and epmd."""
+"""RabbitMQ nodes of the tests' own, alone or as a cluster: own names, ports, data folders, cookie and epmd."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import secrets
 import shutil
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from twisted.internet.defer import Deferred, gatherResults
 
 from .process import ChildProcess, accepts, free_port
 from .waiting import until
@@ -23,33 +26,76 @@ def _script(name: str) -> str | None:
     return str(path) if path.exists() else shutil.which(name)
 
 
+def node_name() -> str:
+    """Return a name that no other node has."""
+    return f"owsla-{secrets.token_hex(4)}@localhost"
+
+
 def installed() -> bool:
     """Return whether this machine has a RabbitMQ to start."""
     return _script("rabbitmq-server") is not None and shutil.which("epmd") is not None
 
 
+class Epmd:
+    """Erlang's own name server, by which the nodes of a cluster, and `rabbitmqctl`, find each other."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the home of those who use it: the Erlang cookie is in there."""
+        self.folder = folder
+        self.port = free_port()
+        self._process: ChildProcess | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        cookie = folder / ".erlang.cookie"
+        cookie.write_text(secrets.token_hex(16).upper())  # nodes that start at once would each make one
+        cookie.chmod(0o400)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        return {"HOME": str(self.folder), "ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(self.port)}
+
+    async def start(self) -> None:
+        """Start it, if it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            epmd = shutil.which("epmd")
+            assert epmd is not None
+            env = {**os.environ, **self.env}
+            self._process = ChildProcess([epmd, "-port", str(self.port)], output=self.folder / "epmd.log", env=env)
+            await until(lambda: accepts(self.port), what="epmd")
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+
 class RabbitMQ:
     """One real RabbitMQ node in `folder`, reached at `url` by guest/guest; its data survive `kill` and `restart`."""
 
-    def __init__(self, folder: Path, *, config: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: str = "",
+        plugins: Sequence[str] = (),
+        name: str | None = None,
+        epmd: Epmd | None = None,
+    ) -> None:
+        """`config` is lines of rabbitmq.conf; `epmd` is somebody else's to close."""
         self.folder = folder
         self.host = "127.0.0.1"
         self.port = free_port()
-        self._epmd_port = free_port()
         self._dist_port = free_port()
-        self.node = f"owsla-{secrets.token_hex(4)}@localhost"
-        self._epmd: ChildProcess | None = None
+        self.node = name or node_name()
+        self._epmd = epmd or Epmd(folder)
+        self._own_epmd = epmd is None
         self._beam: ChildProcess | None = None
         self._starts = 0
         self._commands = 0
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         (folder / "rabbitmq.conf").write_text(f"log.console = true\nlog.file = false\n{config}")
         self._env = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         self._env |= {
-            "HOME": str(folder),  # the Erlang cookie's place
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(self._epmd_port),
+            **self._epmd.env,
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),  # not there: the machine's own is left out
@@ -76,13 +122,13 @@ class RabbitMQ:
         assert self._beam is not None
         return self._beam.pid
 
+    @property
+    def running(self) -> bool:
+        return self._beam is not None and self._beam.poll() is None
+
     async def start(self) -> None:
         """Start the node and wait until it takes connections."""
-        if self._epmd is None or self._epmd.poll() is not None:
-            epmd = shutil.which("epmd")
-            assert epmd is not None
-            self._epmd = ChildProcess([epmd, "-port", str(self._epmd_port)], output=self.folder / "epmd.log", env=self._env)
-            await until(lambda: accepts(self._epmd_port), what="epmd")
+        await self._epmd.start()
         script = _script("rabbitmq-server")
         assert script is not None
         self._starts += 1
@@ -100,6 +146,11 @@ class RabbitMQ:
         """End the node as a power cut would."""
         assert self._beam is not None
         self._beam.kill()
+
+    def end(self) -> None:
+        """The same, if it runs at all."""
+        if self._beam is not None:
+            self._beam.kill()
 
     async def restart(self) -> None:
         """Stop the node in good order and start it again with its data."""
@@ -137,5 +188,39 @@ class RabbitMQ:
         finally:
             if self._beam is not None:
                 self._beam.kill()
-            if self._epmd is not None:
-                self._epmd.kill()
+            if self._own_epmd:
+                self._epmd.close()
+
+
+class Cluster:
+    """Several RabbitMQ nodes on this machine that are one cluster; each may be killed, and started again."""
+
+    def __init__(self, folder: Path, size: int = 3, *, plugins: Sequence[str] = ()) -> None:
+        self._epmd = Epmd(folder)
+        names = [node_name() for _ in range(size)]
+        # They find each other by this list, which is much quicker than to join them one by one.
+        config = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
+            f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)
+        )
+        self.nodes = [
+            RabbitMQ(folder / f"node-{number}", config=config, plugins=plugins, name=name, epmd=self._epmd)
+            for number, name in enumerate(names, 1)
+        ]
+
+    @property
+    def urls(self) -> list[str]:
+        return [node.url for node in self.nodes]
+
+    async def start(self) -> None:
+        """Start all nodes, and wait until they are one cluster: some 20 s on two cores."""
+        await self._epmd.start()
+        first, *others = self.nodes
+        await first.start()
+        await gatherResults([Deferred.fromCoroutine(node.start()) for node in others])
+        await first.ctl("await_online_nodes", str(len(self.nodes)))
+
+    async def close(self) -> None:
+        """Stop everything; the data are for nobody, so at once."""
+        for node in self.nodes:
+            node.end()
+        self._epmd.close()

@@ -91,6 +91,7 @@ ANSWERS = {
     "channel.open": "channel.open-ok",
     "channel.close": "channel.close-ok",
     "confirm.select": "confirm.select-ok",
+    "exchange.declare": "exchange.declare-ok",
     "queue.declare": "queue.declare-ok",
     "queue.delete": "queue.delete-ok",
     "basic.qos": "basic.qos-ok",
@@ -126,7 +127,9 @@ class Server:
         self.published: list[Publish] = []
         self.silent: set[str] = set()
         self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
-        """(queue, passive) to (code, text): how its declaration is answered."""
+        """(queue or exchange, passive) to (code, text): how its declaration is answered."""
+        self.found: dict[str, tuple[int, int]] = {}
+        """Queue to (messages, consumers): what its declaration is answered with, if not with none and none."""
         self.heartbeats = 0
         self.greeted = b""
         self._rest = b""
@@ -231,8 +234,14 @@ class Server:
         elif method.name == "queue.declare" and (fields["queue"], fields["passive"]) in self.refusals:
             code, text = self.refusals[fields["queue"], fields["passive"]]
             self.close_channel(channel, code, text)
+        elif method.name == "exchange.declare" and (fields["exchange"], fields["passive"]) in self.refusals:
+            code, text = self.refusals[fields["exchange"], fields["passive"]]
+            self.close_channel(channel, code, text)
         elif method.name == "queue.declare":
-            self.send(channel, "queue.declare-ok", queue=fields["queue"])
+            messages, consumers = self.found.get(fields["queue"], (0, 0))
+            self.send(
+                channel, "queue.declare-ok", queue=fields["queue"], message_count=messages, consumer_count=consumers
+            )
         elif method.name == "basic.consume":
             self.send(channel, "basic.consume-ok", consumer_tag=fields["consumer_tag"])
         elif method.name in ANSWERS:
@@ -289,6 +298,7 @@ class Source:
     def __init__(self) -> None:
         self.open = True
         self.prefetch = 100
+        self.own = False
         self.finished: list[int] = []
 
     def done(self, tag: int) -> None:

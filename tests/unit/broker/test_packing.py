@@ -14,17 +14,24 @@ from pamqp.header import ContentHeader
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
-from owsla.broker.packing import LinePacker, refit
+from owsla.broker.packing import LinePacker, Unroutable, refit
+from owsla.broker.routing_key import KeyTooLong, RoutingKey
 
 LINES = st.binary(max_size=20) | st.integers(0, 200).map(lambda size: bytes(range(size)))
 ID = b"0123abcd-0000-8000-8000-000000000001"
 
 
-def packer(frame_max: int = 4096, seq_header: str = "from_device_seq", delivery_mode: int = 2) -> LinePacker:
+def packer(
+    frame_max: int = 4096,
+    seq_header: str = "from_device_seq",
+    delivery_mode: int = 2,
+    exchange: str = "",
+    routing_key: str | RoutingKey = "from_device",
+) -> LinePacker:
     return LinePacker(
         channel=3,
-        exchange="",
-        routing_key="from_device",
+        exchange=exchange,
+        routing_key=routing_key,
         seq_header=seq_header,
         delivery_mode=delivery_mode,
         reply_to=b"to_device.0123abcd",
@@ -62,6 +69,19 @@ class Message:
 
 
 class PackTests(SynchronousTestCase):
+    def test_another_queue_for_answers(self) -> None:
+        """When the node takes another name, answers are asked for on that queue at once, of connections that are there, too; a
+        name of another length would not fit what is packed already.
+        """
+        one = packer()
+        template = one.template(ID, None)
+        self.assertEqual(Message(one.pack(template, 0, b"a", 5)).properties.reply_to, "to_device.0123abcd")
+        one.answer_to(b"to_device.89abcdef")
+        message = Message(one.pack(template, 1, b"b", 5))
+        self.assertEqual((message.properties.reply_to, message.properties.delivery_mode), ("to_device.89abcdef", 2))
+        with self.assertRaises(ValueError):
+            one.answer_to(b"to_device.89abcdef0")
+
     def test_the_contracts_message(self) -> None:
         """A line is one mandatory publish with exactly the contract's headers and properties, of the contract's types."""
         one = packer()
@@ -136,6 +156,31 @@ class PackTests(SynchronousTestCase):
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 100, 5)).bodies], [100])
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 101, 5)).bodies], [100, 1])
 
+    def test_routing_keys(self) -> None:
+        """With a template each connection's lines have its own key, on the exchange that is asked for."""
+        one = packer(exchange="lines", routing_key=RoutingKey("{node}.{device_id}"))
+        self.assertFalse(one.one_route)
+        for device_id, key in (("door-7", "0123abcd.door-7"), (None, f"0123abcd.{ID.decode()}")):
+            message = Message(one.pack(one.template(ID, device_id), 0, b"x", 5))
+            self.assertEqual((message.method.exchange, message.method.routing_key), ("lines", key))
+            self.assertTrue(message.method.mandatory)
+        fixed = packer(exchange="lines", routing_key=RoutingKey("all"))
+        message = Message(fixed.pack(fixed.template(ID, "door-7"), 0, b"x", 5))
+        self.assertEqual((message.method.exchange, message.method.routing_key, fixed.one_route), ("lines", "all", True))
+
+    def test_a_name_is_no_template(self) -> None:
+        """A queue's name is taken as it is, braces and all."""
+        one = packer(routing_key="{node}")
+        message = Message(one.pack(one.template(ID, None), 0, b"x", 5))
+        self.assertEqual((message.method.routing_key, one.one_route), ("{node}", True))
+
+    def test_unroutable(self) -> None:
+        """There is no template for a key that is too long; to pack with what stands in its place is that error."""
+        one = packer(exchange="lines", routing_key=RoutingKey("{device_id}"))
+        error = self.assertRaises(KeyTooLong, one.template, ID, "x" * 256)
+        for line in (b"", b"x", b"x" * 9000):
+            self.assertIs(self.assertRaises(KeyTooLong, one.pack, Unroutable(error), 0, line, 5), error)
+
     def test_connections_do_not_mix(self) -> None:
         """Lines of several connections, in several seconds, each have their own headers and time."""
         one = packer()
@@ -153,6 +198,15 @@ class PackTests(SynchronousTestCase):
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 120, 5)).bodies], [50, 50, 20])
         one.limit(4096)
         self.assertEqual(len(Message(one.pack(template, 0, b"x" * 120, 5)).bodies), 1)
+
+    def test_shared(self) -> None:
+        """What is the same for all device ids of one length is there once, unless each has its own routing key."""
+        one = packer()
+        first, second, longer = one.template(ID, "d1"), one.template(ID[::-1], "d2"), one.template(ID, "d10")
+        self.assertIs(first.before_size, second.before_size)
+        self.assertNotEqual(first.before_size, longer.before_size)
+        keyed = packer(exchange="lines", routing_key=RoutingKey("{device_id}"))
+        self.assertNotEqual(keyed.template(ID, "d1").before_size, keyed.template(ID, "d2").before_size)
 
 
 class RefitTests(SynchronousTestCase):

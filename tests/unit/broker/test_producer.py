@@ -16,6 +16,7 @@ from owsla.broker import topology
 from owsla.broker.packing import LinePacker
 from owsla.broker.producer import LINES, SCRATCH, Producer
 from owsla.broker.protocol import BrokerError
+from owsla.broker.routing_key import RoutingKey
 from owsla.broker.window import Window
 from owsla.events import BrokerWarning, Event, LinesRefused
 
@@ -28,14 +29,26 @@ class Device:
     """A connection with lines to publish."""
 
     def __init__(self, producer: Producer, name: str) -> None:
+        self.producer = producer
         self.connection_id = name.encode()
         self.template = producer.open(self.connection_id, None)
         self.seq = 0
         self.safe: list[int] = []
         self.resumed = 0
+        self.stalled = 0
+        self.closed: list[str] = []
         self.fault: Exception | None = None
         self.failures: list[BaseException | None] = []
         self.on_resume: Callable[[], None] = lambda: None
+
+    def stall(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.stalled += 1
+        self.producer.wait(self)
+
+    def close(self, reason: str) -> None:
+        self.closed.append(reason)
 
     def resume(self) -> None:
         if self.fault is not None:
@@ -59,7 +72,8 @@ def lines(published: list[Publish]) -> list[Numbered]:
 class Lab:
     """A producer, and the broker that it publishes to."""
 
-    def __init__(self, *, messages: int = 8, size: int = 1 << 20) -> None:
+    def __init__(self, *, messages: int = 8, size: int = 1 << 20, routing_key: str | None = None) -> None:
+        """With a `routing_key` it publishes to an exchange."""
         self.server = Server()
         self.clock = self.server.clock
         self.events: list[Event] = []
@@ -69,11 +83,11 @@ class Lab:
         self.producer = Producer(
             self.clock,
             self.events.append,
-            queue=topology.Queue("from_device"),
+            queue=topology.Queue("from_device") if routing_key is None else topology.Exchange("lines"),
             packer=LinePacker(
                 channel=LINES,
-                exchange="",
-                routing_key="from_device",
+                exchange="" if routing_key is None else "lines",
+                routing_key="from_device" if routing_key is None else RoutingKey(routing_key),
                 seq_header="from_device_seq",
                 delivery_mode=2,
                 reply_to=b"to_device.0123abcd",
@@ -513,12 +527,192 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (True, True))
 
 
+class ExchangeTests(BrokerTestCase):
+    """Lines that go to an exchange, each connection's with a key of its own."""
+
+    def setUp(self) -> None:
+        self.lab = Lab(routing_key="{connection_id}")
+        self.a, self.b = self.lab.device("a"), self.lab.device("b")
+
+    def test_setting_up(self) -> None:
+        """The exchange is looked for, and no queue is declared."""
+        self.lab.connect()
+        self.assertEqual(self.lab.server.called("queue.declare"), [])
+        self.assertEqual([one["exchange"] for one in self.lab.server.called("exchange.declare")], ["lines"])
+        self.assertTrue(self.lab.producer.accepting)
+
+    def test_not_there(self) -> None:
+        """Without the exchange the setting up fails with the broker's reason."""
+        self.lab.server.refusals["lines", True] = (404, "NOT_FOUND - no exchange 'lines'")
+        result = self.lab.connect()
+        self.assertIn("no exchange 'lines'", str(result.error))
+        self.assertFalse(self.lab.producer.accepting)
+
+    def test_one_key(self) -> None:
+        """Where all have the same key a returned line stops all, and says where it was to go; no queue is declared for it."""
+        lab = Lab(routing_key="all")
+        lab.connect()
+        device = lab.device()
+        lab.publish(device, b"0")
+        (published,) = lab.server.take()
+        lab.server.give_back(published)
+        self.assertEqual((lab.producer.accepting, device.stalled), (False, 0))
+        self.assertEqual(lab.events, [LinesRefused(1, "the exchange lines has no queue for the routing key 'all'")])
+        lab.clock.advance(0.1)
+        self.assertEqual(lab.taken(), [("a", 0)])
+        self.assertEqual(lab.server.called("queue.declare"), [])
+        lab.server.ack(LINES, 2)
+        self.assertTrue(lab.producer.accepting)
+
+    def test_others_go_on(self) -> None:
+        """A returned line stalls its own connection; another's lines are taken, and do not set it free."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0", b"1")
+        first, second = self.lab.server.take()
+        self.lab.server.give_back(first)
+        self.lab.server.give_back(second)
+        self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 0, True))
+        self.assertEqual(self.lab.events, [LinesRefused(1, "the exchange lines has no queue for the routing key 'a'")])
+        self.lab.publish(self.b, b"0")
+        self.assertEqual(self.lab.taken(), [("b", 0)])
+        self.lab.server.ack(LINES, 3)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.b.safe, self.a.resumed), ([0], 0))
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        self.lab.server.ack(LINES, 4)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.a.safe, self.a.resumed), ([0], 1))
+        self.lab.server.ack(LINES, 5)
+        self.assertEqual((self.a.safe, self.lab.producer.unconfirmed), ([0, 1], 0))
+
+    def test_a_full_queue(self) -> None:
+        """What is refused stalls its connection alike; the reason is told once for all that it concerns."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        self.lab.publish(self.b, b"0")
+        self.lab.server.take()
+        self.lab.server.nack(LINES, 2, multiple=True)
+        self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 1, True))
+        self.assertEqual(self.lab.events, [LinesRefused(2, "a queue behind the exchange lines takes no more")])
+
+    def test_it_waited_already(self) -> None:
+        """A connection that waits for the window when its line is refused waits for its own line from then on."""
+        lab = Lab(messages=2, routing_key="{connection_id}")
+        a, b = lab.device("a"), lab.device("b")
+        lab.connect()
+        lab.publish(a, b"0")
+        lab.publish(b, b"0")
+        self.assertFalse(lab.producer.accepting)
+        lab.producer.wait(a)
+        lab.server.take()
+        lab.server.nack(LINES, 1)
+        lab.server.ack(LINES, 2)
+        lab.clock.advance(0)
+        self.assertEqual((a.stalled, a.resumed, lab.producer.accepting), (0, 0, True))
+        lab.clock.advance(0.1)
+        lab.server.settle()
+        lab.server.ack(LINES, 3)
+        lab.clock.advance(0)
+        self.assertEqual((a.resumed, a.safe), (1, [0]))
+
+    def test_a_window_full_of_refused_lines(self) -> None:
+        """What was refused counts in the window: when it is full of that all wait, and go on with the first that is safe."""
+        lab = Lab(messages=2, routing_key="{connection_id}")
+        a, b = lab.device("a"), lab.device("b")
+        lab.connect()
+        lab.publish(a, b"0", b"1")
+        for published in lab.server.take():
+            lab.server.give_back(published)
+        lab.producer.wait(b)
+        lab.clock.advance(0)
+        self.assertEqual((lab.producer.accepting, b.resumed), (False, 0))
+        lab.clock.advance(0.1)
+        lab.server.settle()
+        lab.server.ack(LINES, 3)
+        lab.clock.advance(0)
+        self.assertEqual((lab.producer.accepting, a.resumed, b.resumed), (True, 1, 1))
+
+    def test_a_new_connection(self) -> None:
+        """With a new connection to the broker everything is published again, and nobody is stalled any more."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        (published,) = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.lose()
+        self.lab.connect()
+        self.lab.clock.advance(0)
+        self.assertEqual((self.lab.taken(), self.a.resumed), ([("a", 0)], 1))
+        self.assertEqual(len(self.lab.clock.getDelayedCalls()), 1, "the heartbeat")
+
+    def test_it_leaves(self) -> None:
+        """A connection that ends while it is stalled is not resumed, and its lines are published all the same."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        (published,) = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.producer.leave(self.a)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+        self.lab.server.ack(LINES, 2)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.a.resumed, self.lab.producer.unconfirmed), (0, 0))
+
+    def test_an_error_of_ours(self) -> None:
+        """An error in stalling one connection costs that one only."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        self.lab.publish(self.b, b"0")
+        self.lab.server.take()
+        self.a.fault = ZeroDivisionError()
+        self.lab.server.nack(LINES, 2, multiple=True)
+        self.assertEqual((self.a.failures, self.b.stalled), ([self.a.fault], 1))
+
+    def test_the_waits(self) -> None:
+        """The waits grow while a line is returned again and again, and begin anew once nobody is stalled."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        waits = []
+        for _ in range(6):
+            (published,) = self.lab.server.take()
+            self.lab.server.give_back(published)
+            waited = 0.0
+            while not self.lab.server.published:
+                self.lab.clock.advance(0.01)
+                self.lab.server.settle()
+                waited += 0.01
+            waits.append(waited)
+        self.assertGreater(waits[5], 10 * waits[0])
+        self.assertEqual(len(self.lab.events), 1)
+        self.lab.server.ack(LINES, 7)
+        self.lab.publish(self.a, b"1")
+        _, published = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 1)])
+        self.assertEqual(len(self.lab.events), 2)
+
+    def test_unroutable(self) -> None:
+        """A connection whose key is too long is closed at its first line, which is said once; none of its lines counts."""
+        long = self.lab.device("x" * 256)
+        self.lab.connect()
+        self.lab.publish(long, b"0", b"1")
+        reason = "the routing key would be 256 bytes long, and AMQP allows 255"
+        self.assertEqual((set(long.closed), long.seq, self.lab.producer.unconfirmed), ({reason}, 0, 0))
+        (warning,) = self.lab.events
+        self.assertIn(f"cannot be published: {reason}; it is closed", str(warning))
+        self.assertEqual(self.lab.taken(), [])
+        self.assertTrue(self.lab.producer.settled(long))
+
+
 class ProducerMachine(RuleBasedStateMachine):
     """Two devices and a broker with a queue that keeps, refuses or returns, whose connection breaks now and then."""
 
+    routing_key: str | None = None
+
     @initialize()
     def begin(self) -> None:
-        self.lab = Lab(messages=6)
+        self.lab = Lab(messages=6, routing_key=self.routing_key)
         self.devices = [self.lab.device(name) for name in "ab"]
         self.queue: list[Numbered] = []
         self.pending: list[Publish] = []
@@ -530,9 +724,10 @@ class ProducerMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 4))
     def talk(self, which: int, count: int) -> None:
+        device = self.devices[which]
         for _ in range(count):
-            if self.lab.producer.accepting:
-                self.lab.publish(self.devices[which], b"line")
+            if self.lab.producer.accepting and device.resumed == device.stalled:
+                self.lab.publish(device, b"line")
         self.arrive()
 
     @precondition(lambda self: self.pending)
@@ -601,8 +796,15 @@ class ProducerMachine(RuleBasedStateMachine):
         self.what_is_safe_is_in_the_queue()
         for device in self.devices:
             assert sorted(device.safe) == list(range(device.seq))
+            assert device.resumed == device.stalled
         assert self.lab.producer.unconfirmed == 0
         assert self.lab.producer.accepting
+
+
+class ExchangeMachine(ProducerMachine):
+    """The same with an exchange and a key for each device, which stall one by one."""
+
+    routing_key = "{connection_id}"
 
 
 class BooksTests(BrokerTestCase):
@@ -610,6 +812,5 @@ class BooksTests(BrokerTestCase):
         """Whatever the broker refuses and returns, and however often the connection breaks: what a device was told to be safe
         is in the queue, told once, in order where nothing was refused; and at last everything is safe and devices are read.
         """
-        run_state_machine_as_test(
-            ProducerMachine, settings=settings(deadline=None, max_examples=30, stateful_step_count=15)
-        )
+        for machine in (ProducerMachine, ExchangeMachine):
+            run_state_machine_as_test(machine, settings=settings(deadline=None, max_examples=30, stateful_step_count=15))

@@ -6,7 +6,7 @@ from txamqp.client import Closed
 
 from owsla.broker import topology
 from owsla.broker.protocol import BrokerError
-from owsla.broker.topology import Queue
+from owsla.broker.topology import Exchange, Queue
 
 from .fakes import BrokerTestCase, Result, Server
 
@@ -84,6 +84,45 @@ class DeclareTests(BrokerTestCase):
             self.assertIsInstance(result.error, Closed)
 
 
+class FindExchangeTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server().ready()
+
+    def find(self) -> Result:
+        result = Result(topology.find_exchange(self.server.client, 9, Exchange("x")))
+        self.server.settle()
+        return result
+
+    def test_there(self) -> None:
+        """An exchange is only looked for, on a channel that is closed again."""
+        result = self.find()
+        self.assertTrue(result.done)
+        self.assertIsNone(result.failure)
+        self.assertEqual(
+            [(channel, name) for channel, name, _ in self.server.calls[-3:]],
+            [(9, "channel.open"), (9, "exchange.declare"), (9, "channel.close")],
+        )
+        (declared,) = self.server.called("exchange.declare")
+        self.assertEqual((declared["exchange"], declared["passive"]), ("x", True))
+
+    def test_not_there(self) -> None:
+        """Where it is not there the broker's reason is the error."""
+        self.server.refusals["x", True] = (404, "NOT_FOUND - no exchange 'x' in vhost '/'")
+        result = self.find()
+        self.assertIsInstance(result.error, BrokerError)
+        self.assertEqual((result.error.code, result.error.scope), (404, "channel"))
+
+    def test_the_connection_ends(self) -> None:
+        """When the connection ends first it fails with that, at whichever step."""
+        for step in ("channel.open", "exchange.declare", "channel.close"):
+            self.server = Server().ready()
+            self.server.silent.add(step)
+            result = self.find()
+            self.assertFalse(result.done)
+            self.server.drop()
+            self.assertIsInstance(result.error, Closed)
+
+
 class NamesTests(BrokerTestCase):
     def test_the_nodes_queue(self) -> None:
         """A node's queue is not exclusive, has one active consumer, and outlives any restart of the broker, not the node."""
@@ -96,3 +135,13 @@ class NamesTests(BrokerTestCase):
         queue = topology.undeliverable_queue("lines", 7)
         self.assertEqual(queue.name, "lines.undeliverable")
         self.assertEqual(queue.arguments, {"x-max-length": 7, "x-overflow": "reject-publish"})
+
+    def test_the_operators_arguments(self) -> None:
+        """Arguments of the operator's come to those that Owsla needs."""
+        quorum = {"x-queue-type": "quorum"}
+        queue = topology.node_queue("lines", b"0123abcd", quorum)
+        self.assertEqual(
+            queue.arguments, {"x-expires": 30 * 60 * 1000, "x-single-active-consumer": True, "x-queue-type": "quorum"}
+        )
+        queue = topology.undeliverable_queue("lines", 7, {"x-overflow": "drop-head"})
+        self.assertEqual(queue.arguments, {"x-max-length": 7, "x-overflow": "drop-head"})

@@ -1,0 +1,203 @@
+"""A cluster of three RabbitMQ nodes on this machine, of which nodes are killed while devices talk: nothing is lost.
+
+With quorum queues for everything the gateway goes on with the two nodes that are left. A classic queue is on one node: while
+that is down the gateway says so, waits, and goes on when it is back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pika
+import pytest
+
+from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
+from ._support.lab import Lab
+from ._support.owsla import Owsla
+from ._support.process import free_port
+from ._support.rabbitmq import Cluster, RabbitMQ
+from ._support.waiting import block_on, pause, reactor_test, until
+
+QUORUM = {f"{queue}_argument": "x-queue-type=quorum" for queue in ("from_device", "to_device", "undeliverable", "node_queue")}
+
+#: Lines between two faults: some seconds of talk.
+SOME = 300
+
+
+class ClusterBackend(AnsweringBackend):
+    """A back end that knows several nodes."""
+
+    def __init__(self, urls: Sequence[str], from_device: str, to_device: str, seed: int) -> None:
+        super().__init__(urls[0], from_device, to_device, seed)
+        self._parameters = [pika.URLParameters(url) for url in urls]  # pika tries them in turn
+        for parameters in self._parameters:
+            parameters.heartbeat = 0
+            parameters.socket_timeout = 10
+            parameters.stack_timeout = 30
+        self.reports_arguments = {"x-queue-type": "quorum"}
+
+
+class Run:
+    """One Owsla on a cluster, devices, a back end, and their books."""
+
+    def __init__(self, cluster: Cluster, lab: Lab) -> None:
+        self.cluster = cluster
+        self.lab = lab
+        self.seed = chosen_seed()
+        name = secrets.token_hex(4)
+        self.from_device = f"from_{name}"
+        self.to_device = f"to_{name}"
+        self.owsla: Owsla
+        self._fleet: Fleet | None = None
+        self._backend: ClusterBackend | None = None
+
+    @property
+    def fleet(self) -> Fleet:
+        assert self._fleet is not None
+        return self._fleet
+
+    @property
+    def backend(self) -> ClusterBackend:
+        assert self._backend is not None
+        return self._backend
+
+    async def start(self, **options: Any) -> None:
+        """Start everything, and let it run until each device is served."""
+        settings: dict[str, Any] = {
+            "broker": self.cluster.urls,
+            "from_device": self.from_device,
+            "to_device": self.to_device,
+            "device_ack": DEVICE_ACK,
+            # So that nothing is skipped, however long an outage was: what is missing comes.
+            "gap_timeout": "60s",
+            "reorder_limit": 5000,
+            "prefetch": 20000,
+            "drain_spread": "500ms",
+        }
+        self.owsla = self.lab.new_owsla(**(settings | options))
+        await self.owsla.start()
+        self._fleet = Fleet(self.lab, self.owsla, self.seed)
+        self._backend = ClusterBackend(self.cluster.urls[::-1], self.from_device, self.to_device, self.seed)
+        await self.backend.start()
+        await self.fleet.start()
+
+    async def kill(self, node: RabbitMQ) -> None:
+        """End a broker node as a power cut would, while everybody talks."""
+        await self.fleet.talk(SOME)
+        await node.kill()
+
+    async def leader(self, queue: str) -> RabbitMQ:
+        """Which node leads a quorum queue."""
+        for node in self.cluster.nodes:
+            if node.running:
+                listed = await node.ctl("list_queues", "name", "leader")
+                leaders = dict(line.split() for line in listed.splitlines() if line.startswith(f"{queue}\t"))
+                return next(node for node in self.cluster.nodes if node.node == leaders[queue])
+        raise AssertionError("no node runs")
+
+    async def finish(self, *, in_order: bool) -> Books:
+        """Come to rest, stop Owsla in good order, and balance the books."""
+        await self.fleet.hush()
+        await self.backend.settled()
+        books = Books(self.fleet, self.backend)
+        await until(lambda: not books.outstanding(), 60, lambda: f"{books.outstanding()}")
+        await self.fleet.stop()
+        await self.backend.stop()
+        assert len(self.fleet.sessions) == len(self.fleet.devices), "devices stay connected whatever the broker does"
+        self.owsla.assert_tidy()
+        assert await self.owsla.terminate() == 0, self.owsla.output()
+        node = self.cluster.nodes[0]
+        names = (await node.ctl("list_queues", "name")).split()
+        # The register of nodes holds no messages of anybody's.
+        mine = [name for name in names if name.startswith((self.from_device, self.to_device)) and not name.endswith(".nodes")]
+        books.remains = clear_up(node.url, mine, self.from_device, self.to_device)
+        differences = books.differences(in_order=in_order)
+        assert not differences, "\n".join(differences)
+        assert not books.remains.undeliverable
+        print(
+            f"{self.fleet.said} messages, {len(self.backend.heard)} lines heard, {sum(self.backend.published.values())} answers"
+        )
+        return books
+
+    async def end(self) -> None:
+        """End what is not the lab's, and have all nodes again, also after a failure."""
+        if self._fleet is not None:
+            await self._fleet.stop()
+            self._fleet.abort()
+        if self._backend is not None:
+            await self._backend.stop()
+        for node in self.cluster.nodes:
+            if not node.running:
+                await node.start()
+
+
+@pytest.fixture
+def run(cluster: Cluster, lab: Lab) -> Iterator[Run]:
+    """A run that is not started."""
+    run = Run(cluster, lab)
+    yield run
+    block_on(run.end())
+
+
+@reactor_test
+async def test_quorum_queues_survive(run: Run) -> None:
+    """With quorum queues any one node may die under load: the gateway goes on, and nothing is lost."""
+    await run.start(**QUORUM)
+    first, second, _ = run.cluster.nodes
+    assert await run.leader(run.from_device) is first, "it was declared there, so the worst is to come"
+
+    # The node that Owsla is connected to, and that leads all of its queues.
+    start = run.owsla.mark()
+    await run.kill(first)
+    await run.owsla.wait_for_line("Broker lost", 30, start=start)
+    await run.owsla.wait_for_line(f"Broker connected: .*:{second.port}/", 60, start=start)
+    await run.fleet.talk(SOME)
+    await first.start()
+
+    # The one that leads the queue of lines now, whether or not Owsla is connected to it.
+    leader = await run.leader(run.from_device)
+    assert leader is not first
+    start = run.owsla.mark()
+    await run.kill(leader)
+    if leader is second:
+        await run.owsla.wait_for_line("Broker connected", 60, start=start)
+    await run.fleet.talk(SOME)
+    await leader.start()
+    await run.fleet.talk(SOME)
+    # Not in order: RabbitMQ refuses lines (nack) while a queue has no leader, and where the back end's own node died, what was
+    # on its way to it comes again behind what came in the meantime.
+    await run.finish(in_order=False)
+
+
+@reactor_test
+async def test_classic_queues_wait(run: Run) -> None:
+    """Classic queues are on one node: while it is down the gateway says where it looked, and waits; devices stay connected."""
+    await run.start()
+    home, *others = run.cluster.nodes
+    start = run.owsla.mark()
+    await run.kill(home)
+    for node in others:
+        await run.owsla.wait_for_line(
+            rf"Broker unavailable: .*:{node.port}/.*: NOT_FOUND - home node '{home.node}' of durable queue .* is down",
+            60,
+            start=start,
+        )
+    await pause(2)
+    said = run.owsla.lines("Broker unavailable", start=start)
+    assert len(said) == len(set(said))
+    assert not run.owsla.lines("Broker connected", start=start)
+    await home.start()
+    await run.owsla.wait_for_line("Broker connected", 60, start=start)
+    await run.fleet.talk(SOME)
+    await run.finish(in_order=True)
+
+
+@reactor_test
+async def test_the_first_host_is_down(cluster: Cluster, lab: Lab) -> None:
+    """When the first of several brokers is down at the start the next one is used."""
+    dead = f"amqp://127.0.0.1:{free_port()}"
+    gateway = await lab.gateway(cluster.urls[1], broker=[dead, *cluster.urls[1:]])
+    await gateway.round_trip(await lab.device(gateway))
+    assert len(gateway.owsla.lines("Broker unavailable")) == 1

@@ -1,0 +1,76 @@
+"""Connections that are stalled one by one: who, for how long, and what is told of it."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.stalls import REASONS_SAID, Stalls
+
+
+class StallsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.stalls: Stalls[str] = Stalls()
+
+    def test_one(self) -> None:
+        """A connection stalls with the first line that is refused, until one is safe that was published again."""
+        self.assertFalse(self.stalls)
+        self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
+        self.assertEqual(self.stalls.refuse("a", "full"), (False, False))
+        self.stalls.wait("a")
+        self.assertIn("a", self.stalls)
+        self.assertNotIn("b", self.stalls)
+        self.assertEqual(self.stalls.safe(["a", "b"]), [], "that was one which was not refused, before it was tried again")
+        self.stalls.published_again()
+        self.assertEqual(self.stalls.safe(["b", "a", "a"]), ["a"])
+        self.assertFalse(self.stalls)
+
+    def test_refused_again(self) -> None:
+        """One that is refused again stays stalled, whatever else of it was safe."""
+        self.stalls.refuse("a", "full")
+        self.stalls.wait("a")
+        self.stalls.published_again()
+        self.stalls.refuse("a", "full")
+        self.assertEqual(self.stalls.safe(["a"]), [])
+        self.assertIn("a", self.stalls)
+
+    def test_who_does_not_wait(self) -> None:
+        """Who has left, or never asked, is not told."""
+        for source in "abc":
+            self.stalls.refuse(source, "full")
+            self.stalls.wait(source)
+        self.stalls.leave("b")
+        self.stalls.leave("z")
+        self.stalls.refuse("d", "full")
+        self.stalls.published_again()
+        self.assertEqual(self.stalls.safe("dcba"), ["c", "a"])
+
+    def test_reasons(self) -> None:
+        """A reason is told once, and again after all that stalled for it went on."""
+        self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
+        self.assertEqual(self.stalls.refuse("b", "full"), (True, False))
+        self.assertEqual(self.stalls.refuse("c", "nowhere"), (True, True))
+        self.stalls.published_again()
+        self.stalls.safe("a")
+        self.assertEqual(self.stalls.refuse("d", "full"), (True, False))
+        self.stalls.published_again()
+        self.stalls.safe("bd")
+        self.assertEqual(self.stalls.refuse("e", "full"), (True, True))
+        self.assertEqual(self.stalls.refuse("f", "nowhere"), (True, False))
+
+    def test_many_reasons(self) -> None:
+        """Of very many reasons the first are told; when they are over there is room for others."""
+        told = [self.stalls.refuse(str(number), str(number))[1] for number in range(2 * REASONS_SAID)]
+        self.assertEqual(sum(told), REASONS_SAID)
+        self.stalls.published_again()
+        self.stalls.safe(map(str, range(2 * REASONS_SAID)))
+        self.assertEqual(self.stalls.refuse("0", "again"), (True, True))
+
+    def test_clear(self) -> None:
+        """With a new connection nobody is stalled; those that wait go on in their order."""
+        for source in "cab":
+            self.stalls.refuse(source, "full")
+        self.stalls.wait("b")
+        self.stalls.wait("c")
+        self.assertEqual(self.stalls.clear(), ["c", "b"])
+        self.assertEqual((len(self.stalls), self.stalls.clear()), (0, []))
+        self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
