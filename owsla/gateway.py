@@ -5,8 +5,8 @@ Starting: connect to the broker, declare the queues, consume; then open the devi
 Stopping: the port closes. The devices are closed one after another, their turns spread over a while, so that a fleet does not
 come back in one instant; until its turn each is served. At its turn a device is read no more, what it sent is published and
 confirmed, it is told so, what waits for it is written, and it is closed. Messages are consumed until the last device is gone;
-what came too late goes on record; the node's own queue is deleted when it is empty, and the connections to the broker close.
-All of it within a bound, past which what is left is given up, and counted.
+what came too late goes on record; the node takes leave of the others; its own queue is deleted when it is empty, and the
+connections to the broker close. All of it within a bound, past which what is left is given up, and counted.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ class Parcels(Protocol):
     def unconfirmed(self) -> int: ...
 
 
+class Goodbye(Protocol):
+    """The roster, as stopping sees it."""
+
+    def leave(self) -> None:
+        """Tell the other nodes that this one stops in order."""
+
+    @property
+    def unconfirmed(self) -> int: ...
+
+
 class OwnQueue(Protocol):
     """The consumers, as stopping sees them."""
 
@@ -68,6 +78,7 @@ class Gateway(MultiService):
         producer: Sink,
         parcels: Sequence[Parcels],
         consumers: OwnQueue,
+        roster: Goodbye,
         connections: Sequence[BrokerConnection],
         root: Supervisor,
         fail: Callable[[str, int], None],
@@ -83,6 +94,7 @@ class Gateway(MultiService):
         self._producer = producer
         self._parcels = parcels
         self._consumers = consumers
+        self._roster = roster
         self._connections = connections
         self._root = root
         self._fail = fail
@@ -105,6 +117,11 @@ class Gateway(MultiService):
         self._hurried = True
         self._deadline = 0.0
 
+    def shorten(self, drain_timeout: float) -> None:
+        """Stop within this time, in seconds, if a stop would take longer."""
+        self._drain_timeout = min(self._drain_timeout, drain_timeout)
+        self._drain_spread = min(self._drain_spread, self._drain_timeout / 2)
+
     def give_up(self, reason: str) -> None:
         """The root of the tree gave up: end the process, so that whatever runs it begins afresh."""
         self.hurry()
@@ -118,13 +135,16 @@ class Gateway(MultiService):
         devices = len(self._registry)
         self._log.info("Stopping: {devices} devices are connected", devices=devices)
         self._listener.stop_accepting()
-        await self._drain_devices()
+        await self._drain(list(self._registry), "the gateway stops", lambda: self._deadline)
         cut = len(self._registry)
         for endpoint in self._registry:
             endpoint.close("the gateway stops")
         await self._until(lambda: not self._producer.unconfirmed and not self._on_their_way())
+        if not self._on_their_way() and not len(self._registry):
+            # Back ends were told of every connection. Otherwise it is the others' part to say that this node is gone.
+            self._roster.leave()
         await self._give_up_own_queue()
-        await self._until(lambda: not self._on_their_way())
+        await self._until(lambda: not self._on_their_way() and not self._roster.unconfirmed)
         lines, messages = self._producer.unconfirmed, self._on_their_way()
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
@@ -145,13 +165,25 @@ class Gateway(MultiService):
         """Messages to other queues that are not confirmed."""
         return sum(parcels.unconfirmed for parcels in self._parcels)
 
-    async def _drain_devices(self) -> None:
-        """Close every device when it is its turn and everything of it is settled."""
-        waiting = list(self._registry)
+    def let_go(self, reason: str) -> Deferred[None]:
+        """Close all devices that are connected now, each in its turn, as if the gateway stopped. Others may come meanwhile."""
+        letting_go = ensureDeferred(self._let_go(list(self._registry), reason))
+        letting_go.addErrback(lambda failure: self._log.failure("Closing devices in order failed", failure))
+        return letting_go
+
+    async def _let_go(self, endpoints: list[Endpoint], reason: str) -> None:
+        deadline = self._clock.seconds() + self._drain_timeout
+        await self._drain(endpoints, reason, lambda: self._deadline if self.draining else deadline)
+        for endpoint in endpoints:
+            if endpoint.transport is not None:
+                endpoint.close(reason)
+
+    async def _drain(self, waiting: list[Endpoint], reason: str, deadline: Callable[[], float]) -> None:
+        """Close devices, each when it is its turn and everything of it is settled."""
         devices = len(waiting)
         began = self._clock.seconds()
         leaving: list[Endpoint] = []
-        while (waiting or leaving) and self._clock.seconds() < self._deadline:
+        while (waiting or leaving) and self._clock.seconds() < deadline():
             elapsed = self._clock.seconds() - began + STEP
             due = devices if elapsed >= self._drain_spread else int(devices * elapsed / self._drain_spread)
             share = due - (devices - len(waiting))
@@ -164,19 +196,19 @@ class Gateway(MultiService):
                 if endpoint.transport is None:
                     continue
                 if self._producer.settled(endpoint) and not endpoint.backlog:
-                    endpoint.close("the gateway stops")
+                    endpoint.close(reason)
                 still.append(endpoint)
             leaving = still
             await self._pause(STEP)
 
     async def _give_up_own_queue(self) -> None:
-        # Without a connection there is nothing to wait for: the queue expires by itself.
+        # Without a connection there is nothing to wait for: another node empties the queue, or the last of all starts again.
         while self._consumers.connected and self._clock.seconds() < self._deadline:
             try:
                 if await self._consumers.give_up_own_queue():
                     return
             except (BrokerError, Closed) as error:
-                self._log.info("The node's own queue is left to expire: {error}", error=explain(error))
+                self._log.info("The node's own queue is left to the other nodes: {error}", error=explain(error))
                 return
             await self._pause(STEP)
 

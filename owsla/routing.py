@@ -2,7 +2,7 @@
 
 A connection id is a UUID of version 8 (RFC 9562, 5.8) whose first 32 bits name the node that holds the connection; 90 of the
 others are random. So the id alone says which node's queue a message belongs to: there is no table to share, and none to go
-stale. A node is one process for its lifetime.
+stale. A node is one process, for its lifetime, or until it finds that its name is somebody else's.
 
     nnnnnnnn-rrrr-8rrr-Vrrr-rrrrrrrrrrrr        n: node, r: random, V: 8, 9, a or b
 """
@@ -35,8 +35,14 @@ class ConnectionIds:
     def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
         """Name a new node. `random(n)` gives n random bytes."""
         self._random = random
-        self.node: bytes = random(4).hex().encode()
-        """The node's name: 8 hex digits in lower case."""
+        self.node: bytes = self.other()
+        """The node's name: 8 hex digits in lower case. This is where it is kept: whoever needs it asks here each time. When it
+        changes, connections keep the ids that they have.
+        """
+
+    def other(self) -> bytes:
+        """A name that this node might have."""
+        return self._random(4).hex().encode()
 
     def new(self) -> bytes:
         """A new connection id on this node."""
@@ -108,7 +114,7 @@ class Router:
 
     def __init__(
         self,
-        node: bytes,
+        node: Callable[[], bytes],
         find: Callable[[bytes], Held | None],
         courier: Courier,
         *,
@@ -117,8 +123,9 @@ class Router:
         now: Callable[[], float],
         forget: Callable[[DeliverySource], None],
     ) -> None:
-        """`find` has the connection of an id (`Registry.find`). `max_line` is in bytes; `forbidden` matches where a body
-        would be more than one line; `now()` is in seconds since the epoch. `forget` is told of consumers that are gone.
+        """`node()` is this node's name; `find` has the connection of an id (`Registry.find`). `max_line` is in bytes;
+        `forbidden` matches where a body would be more than one line; `now()` is in seconds since the epoch. `forget` is told
+        of consumers that are gone.
         """
         self._node = node
         self._find = find
@@ -160,7 +167,8 @@ class Router:
                 self._failed(held, letter)
         elif letter.fault is not None:
             self._courier.record(letter, letter.fault)
-        elif node_of(letter.connection_id) == self._node:
+        elif letter.source.own or node_of(letter.connection_id) == self._node():
+            # What came on this node's own queue was meant for it, or forwarded here: it is not sent round any further.
             self._courier.record(letter, "unknown-connection")
         else:
             self._courier.forward(letter, node_of(letter.connection_id))

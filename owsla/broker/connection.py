@@ -91,11 +91,13 @@ class BrokerConnection(Worker):
         reporter: Reporter,
         *,
         heartbeat: int,
-        connection_name: str,
+        connection_name: str | Callable[[], str],
         tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """`heartbeat` in seconds. `tls(host)` makes what verifies an `amqps://` broker of that name."""
+        """`heartbeat` in seconds. `connection_name` is asked for each time, where it can change. `tls(host)` makes what
+        verifies an `amqps://` broker of that name.
+        """
         super().__init__(reactor)
         self.setName(role.name)
         self._reactor = reactor
@@ -162,7 +164,7 @@ class BrokerConnection(Worker):
                 password=address.password,
                 vhost=address.vhost,
                 heartbeat=self._heartbeat,
-                name=self._connection_name,
+                name=self._connection_name if isinstance(self._connection_name, str) else self._connection_name(),
                 watcher=_Watch(self.role, self._reporter),
             )
         )

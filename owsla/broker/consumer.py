@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from twisted.internet.defer import DeferredLock
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
-from ..boundaries import Clock, DelayedCall, Letter, Router
+from ..boundaries import Clock, DelayedCall, DeliverySource, Letter, Router
 from ..events import BrokerWarning, Event
 from ..turn import Turn
 from . import delivery, topology
 from .acks import AckTracker
 from .backoff import Backoff
+from .looking import Found, look
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .roll import LOST
 
 SCRATCH = 1
 """The channel for declarations."""
@@ -26,6 +29,40 @@ SHARED = 2
 OWN = 3
 """The channel that consumes the node's own queue."""
 
+LOOK = 4
+"""The channel on which the node's own queue is looked at."""
+
+NAMES_TRIED = 8
+"""How often a node takes another name in a row. One that is taken has a chance of one in four thousand million by itself."""
+
+PROBE = "probe"
+"""What a node says to itself on its own queue, with a number behind it, to learn whether the queue still reaches it."""
+
+
+class Place(Protocol):
+    """This node among the others, as its consumers see it."""
+
+    def queue(self) -> topology.Queue:
+        """The node's own queue, by the name that it has now."""
+
+    def other(self) -> topology.Queue:
+        """The queue of another name, that this node might take."""
+
+    def rename(self, reason: str) -> None:
+        """The queue is somebody else's, or cannot be had; but the other one can: that is this node's name now."""
+
+    def here(self, *, missed: bool) -> None:
+        """The own queue is consumed. `missed`: others may have taken this node for dead meanwhile."""
+
+    def away(self) -> None:
+        """The connection that consumed the own queue is gone."""
+
+    def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
+        """Send this to the own queue; `arrived` is called when it is in there."""
+
+    def lost(self) -> None:
+        """Another node has told everybody that this one was lost."""
+
 
 class Consumer(BaseHandler):
     """One channel that consumes one queue, for as long as the channel lasts.
@@ -34,7 +71,21 @@ class Consumer(BaseHandler):
     whichever of its consumers it is for; on a channel of its own each, they would overtake each other.
     """
 
-    __slots__ = ("_acks", "_channel", "_client", "_flushing", "_lost", "_now", "_router", "_turn", "open", "prefetch", "queue")
+    __slots__ = (
+        "_acks",
+        "_channel",
+        "_client",
+        "_flushing",
+        "_lost",
+        "_now",
+        "_router",
+        "_told",
+        "_turn",
+        "open",
+        "own",
+        "prefetch",
+        "queue",
+    )
 
     def __init__(
         self,
@@ -45,8 +96,12 @@ class Consumer(BaseHandler):
         turn: Turn,
         now: Callable[[], float],
         lost: Callable[[Consumer, str], None],
+        told: Callable[[str], None] | None = None,
     ) -> None:
-        """`now()` is in seconds since the epoch; `lost` is told when the channel ends, or the consumer is cancelled."""
+        """`now()` is in seconds since the epoch; `lost` is told when the channel ends, or the consumer is cancelled.
+
+        `told`: this is the node's own queue, and here go messages that are for the node itself.
+        """
         self._client = client
         self._channel = channel
         self.queue = queue
@@ -54,6 +109,8 @@ class Consumer(BaseHandler):
         self._turn = turn
         self._now = now
         self._lost = lost
+        self._told = told
+        self.own = told is not None
         self._acks = AckTracker()
         self._flushing = False
         self.prefetch = 0
@@ -79,24 +136,11 @@ class Consumer(BaseHandler):
             # The headers are no field table: nothing in them can be relied on.
             self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
             return
-        expires_at = None if address.expires_at is None else address.expires_at / 1000
-        if address.expiration is not None:
-            counted = self._now() + address.expiration / 1000
-            expires_at = counted if expires_at is None else min(expires_at, counted)
-        self._router.route_letter(
-            Letter(
-                self,
-                tag,
-                header,
-                body,
-                connection_id,
-                seq,
-                close=address.close,
-                expires_at=expires_at,
-                reply_to=address.reply_to,
-                correlation_id=address.correlation_id,
-            )
-        )
+        if address.notice is not None and self._told is not None:
+            self.done(tag)
+            self._told(address.notice)
+            return
+        self._router.route_letter(letter(self, tag, header, body, connection_id, seq, address, self._now))
 
     def done(self, tag: int) -> None:
         self._acks.done(tag)
@@ -125,10 +169,44 @@ class Consumer(BaseHandler):
             self._lost(self, reason)
 
 
+def letter(
+    source: DeliverySource,
+    tag: int,
+    header: bytes,
+    body: bytes,
+    connection_id: bytes | None,
+    seq: int | None,
+    address: delivery.Address,
+    now: Callable[[], float],
+) -> Letter:
+    """A message with all that its headers say; `now()` is in seconds since the epoch."""
+    expires_at = None if address.expires_at is None else address.expires_at / 1000
+    if address.expiration is not None:
+        counted = now() + address.expiration / 1000
+        expires_at = counted if expires_at is None else min(expires_at, counted)
+    return Letter(
+        source,
+        tag,
+        header,
+        body,
+        connection_id,
+        seq,
+        close=address.close,
+        expires_at=expires_at,
+        reply_to=address.reply_to,
+        correlation_id=address.correlation_id,
+    )
+
+
 class Consumers:
     """The consumers of a node: so many of `to_device`, and one of its own queue, on one connection.
 
     The own queue comes last: a back end that uses both routes has its numbers in both, and the shared one holds more.
+
+    A node's name is random, and its queue could be somebody else's: another node of that name, or a back end that consumes what
+    it should not. For a name that is new to us, the broker's answer to the declaration tells. After a reconnect there may be
+    another consumer that is only our own ghost, until the broker notices that its connection is dead. So the node sends itself
+    a message then: it comes when the ghost goes. If it does not, and there still is another consumer, the name is given up.
     """
 
     name = "consumers"
@@ -141,36 +219,104 @@ class Consumers:
         router: Router,
         *,
         shared: topology.Queue,
-        own: topology.Queue,
+        place: Place,
         count: int,
         prefetch: int,
+        grace: float,
+        ghost: float,
+        patience: float,
         now: Callable[[], float],
         flowing: Callable[[bool], None],
     ) -> None:
-        """`now()` is in seconds since the epoch; `flowing` is told whether messages come."""
+        """`now()` is in seconds since the epoch; `flowing` is told whether messages come.
+
+        In seconds: `grace`, after which others may take a node for dead that consumes its queue no more; `ghost`, within which
+        the broker notices that a connection is dead; `patience`, for an own queue that the broker cannot reach.
+        """
         self._clock = clock
         self._turn = turn
         self._emit = emit
         self._router = router
-        self._queues = {SHARED: shared, OWN: own}
+        self._shared = shared
+        self._place = place
         self._counts = {SHARED: count, OWN: 1}
         self._prefetch = prefetch
+        self._grace = grace
+        self._ghost = ghost
+        self._patience = patience
         self._now = now
         self._flowing = flowing
+        self._name: str | None = None  # the own queue's that was declared last
+        self._away_since: float | None = None
+        self._unreachable_since: float | None = None
+        self._probes = 0
+        self._probe_call: DelayedCall | None = None
         self._client: BrokerProtocol | None = None
         self._consumers: dict[int, Consumer] = {}
         self._restart_call: DelayedCall | None = None
         self._declaring = DeferredLock()  # one at a time on the channel for declarations
+        self._replacing = DeferredLock()
         self._wait = Backoff(first=0.2, most=10.0)
 
     async def up(self, client: BrokerProtocol) -> None:
         self._client = client
-        for queue in self._queues.values():
-            await self._declare(client, queue)
-        for number in self._queues:
+        await self._declare(client, self._shared)
+        again, gone = await self._claim(client)
+        for number in (SHARED, OWN):
             await self._start(client, number)
         self._wait.reset()
         self._flowing(True)
+        self._settled(again, gone)
+
+    async def _claim(self, client: BrokerProtocol, reason: str = "") -> tuple[bool, bool]:
+        """Declare the node's own queue; if this one cannot be had, or there is a reason against it, take another name. That is
+        not this node's before its queue is there: a back end that answers to a queue takes its absence for this node's.
+
+        Whether the queue was this node's before, and whether it was not there any more.
+        """
+        for _ in range(NAMES_TRIED):
+            queue = self._place.other() if reason else self._place.queue()
+            again = queue.name == self._name
+            try:
+                found = await self._look(client, queue.name) if again else None
+                await self._declare(client, queue)
+                taken = None if again else await self._look(client, queue.name)
+            except BrokerError as error:
+                if reason or error.code != topology.NOT_FOUND or not self._out_of_reach():
+                    raise
+                reason = f"the broker cannot reach its queue: {error}"
+                continue
+            if taken is not None and taken.consumers:
+                reason = reason or "another node has this name"
+                continue
+            self._unreachable_since = None
+            self._name = queue.name
+            if reason:
+                self._stop_probing()
+                self._place.rename(reason)
+            return again, again and found is None
+        raise BrokerError(0, f"no free name for this node in {NAMES_TRIED} attempts", scope="connection")
+
+    def _out_of_reach(self) -> bool:
+        """A classic queue cannot be declared while its broker node is down. Whether that has been so for too long."""
+        now = self._clock.seconds()
+        if self._unreachable_since is None:
+            self._unreachable_since = now
+        return now - self._unreachable_since >= self._patience
+
+    async def _look(self, client: BrokerProtocol, queue: str) -> Found | None:
+        await self._declaring.acquire()
+        try:
+            return await look(client, LOOK, queue)
+        finally:
+            self._declaring.release()
+
+    def _settled(self, again: bool, gone: bool) -> None:
+        """The own queue is consumed. It was this node's before, or had gone meanwhile."""
+        away, self._away_since = self._away_since, None
+        self._place.here(missed=gone or (again and away is not None and self._clock.seconds() - away >= self._grace))
+        if again:
+            self._probe()
 
     async def _declare(self, client: BrokerProtocol, queue: topology.Queue) -> None:
         await self._declaring.acquire()
@@ -180,13 +326,79 @@ class Consumers:
             self._declaring.release()
 
     async def _start(self, client: BrokerProtocol, number: int) -> None:
-        consumer = Consumer(client, number, self._queues[number], self._router, self._turn, self._now, self._lost)
+        own = number == OWN
+        queue = self._place.queue() if own else self._shared
+        told = self._told if own else None
+        consumer = Consumer(client, number, queue, self._router, self._turn, self._now, self._lost, told)
         self._consumers[number] = consumer
         await consumer.start(self._counts[number], self._prefetch)
+
+    # -- whose the own queue is ------------------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        """Send ourselves a message, and look into it if that does not come."""
+        self._stop_probing()
+        self._probes += 1
+        number = self._probes
+        assert self._name is not None
+        self._place.probe(self._name, f"{PROBE} {number}", lambda: self._probe_sent(number))
+
+    def _probe_sent(self, number: int) -> None:
+        if number == self._probes and self._probe_call is None and self._client is not None:
+            self._probe_call = self._clock.callLater(self._ghost, self._unanswered)
+
+    def _stop_probing(self) -> None:
+        self._probes += 1  # what is under way is not waited for
+        if self._probe_call is not None and self._probe_call.active():
+            self._probe_call.cancel()
+        self._probe_call = None
+
+    def _told(self, notice: str) -> None:
+        """A message on the own queue that is for the node itself."""
+        if notice == f"{PROBE} {self._probes}":
+            self._stop_probing()
+        elif notice == LOST:
+            self._place.lost()
+
+    def _unanswered(self) -> None:
+        self._probe_call = None
+        client, consumer = self._client, self._consumers.get(OWN)
+        if client is not None and consumer is not None and consumer.open:
+            client.run(self._check_own(client, consumer))
+
+    async def _check_own(self, client: BrokerProtocol, consumer: Consumer) -> None:
+        found = await self._look(client, consumer.queue.name)
+        if client is not self._client or not consumer.open:
+            return
+        if found is None or found.consumers < 2:
+            self._probe()  # nobody else is there: the message was lost, to a purge or another's basic.get
+            return
+        await self._own_again(client, consumer, "its queue is consumed by somebody else")
+
+    async def _own_again(self, client: BrokerProtocol, consumer: Consumer, reason: str = "") -> None:
+        """Begin again with the consumer of the own queue, in place of this one: of another queue, if there is a reason."""
+        await self._replacing.acquire()
+        try:
+            if self._consumers.get(OWN) is not consumer:
+                return
+            again, gone = await self._claim(client, reason)
+            if consumer.open:
+                consumer.open = False
+                self._router.forget(consumer)
+            await client.end_channel(OWN)
+            if self._consumers.get(OWN) is consumer:
+                await self._start(client, OWN)
+                self._settled(again, gone)
+        finally:
+            self._replacing.release()
 
     def down(self) -> None:
         self._client = None
         self._flowing(False)
+        self._stop_probing()
+        self._place.away()
+        if self._away_since is None and self._name is not None:
+            self._away_since = self._clock.seconds()
         if self._restart_call is not None and self._restart_call.active():
             self._restart_call.cancel()
         self._restart_call = None
@@ -205,7 +417,7 @@ class Consumers:
         client = self._client
         if client is None:
             return False
-        own = self._queues[OWN]
+        own = self._place.queue()
         await self._declaring.acquire()
         try:
             channel = await client.open_channel(SCRATCH, BaseHandler())
@@ -248,9 +460,12 @@ class Consumers:
             return
         try:
             for number in self._ended():
-                await self._declare(client, self._queues[number])
-                await client.end_channel(number)
-                await self._start(client, number)
+                if number == OWN:
+                    await self._own_again(client, self._consumers[OWN])
+                else:
+                    await self._declare(client, self._shared)
+                    await client.end_channel(number)
+                    await self._start(client, number)
         except (BrokerError, Closed) as error:
             if client is self._client and not client.closed:
                 client.abort(as_failure(error).value or error)

@@ -75,6 +75,11 @@ class Absences:
             del self._since[next(iter(self._since))]
         return now - self._since.setdefault(queue, now) >= self._grace
 
+    def dead(self, queue: str, now: float) -> None:
+        """It is known to be dead: it need not be away for as long again."""
+        self.gone(queue, now)
+        self._since[queue] = now - self._grace
+
     def present(self, queue: str) -> None:
         """Its queue is there."""
         if self._since:
@@ -93,18 +98,18 @@ class Courier(BaseHandler):
         *,
         undeliverable: topology.Queue,
         to_device: str,
-        node: bytes,
+        node: Callable[[], bytes],
         node_grace: float,
         held_limit: int,
     ) -> None:
-        """`node_grace`: seconds for which a node whose queue is not there may still come back; at most `held_limit` messages
-        are held for such nodes meanwhile.
+        """`node()` is this node's name. `node_grace`: seconds for which a node whose queue is not there may still come back; at
+        most `held_limit` messages are held for such nodes meanwhile.
         """
         self._clock = clock
         self._emit = emit
         self._undeliverable = undeliverable
         self._to_device = to_device
-        self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|undeliverable))?").fullmatch
+        self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|nodes|undeliverable))?").fullmatch
         self._node = node
         self._absences = Absences(node_grace)
         self._held_limit = held_limit
@@ -151,13 +156,17 @@ class Courier(BaseHandler):
         properties = records.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
         self._send(Parcel(queue, properties, b"", None, None))
 
+    def lost(self, queue: str) -> None:
+        """The node of this queue is dead: what is to be forwarded to it need not wait for it."""
+        self._absences.dead(queue, self._clock.seconds())
+
     @property
     def unconfirmed(self) -> int:
         """Parcels that have not arrived yet."""
         return len(self._sent) + len(self._waiting) + len(self._held)
 
     def _record(self, letter: Letter, reason: str) -> Parcel:
-        extra = {"owsla_reason": reason, "owsla_node": self._node.decode()}
+        extra = {"owsla_reason": reason, "owsla_node": self._node().decode()}
         try:
             properties = records.passed_on(letter.header[12:], extra)
         except WireError:
@@ -262,7 +271,7 @@ class Courier(BaseHandler):
         if parcel.reason is None:  # a forward; from here on it is a record
             parcel.reason = "refused"
             self._note(letter, parcel.reason)
-        extra = {"owsla_reason": parcel.reason, "owsla_node": self._node.decode()}
+        extra = {"owsla_reason": parcel.reason, "owsla_node": self._node().decode()}
         parcel.properties = records.alone(letter.connection_id, extra)
         parcel.queue = self._undeliverable.name
         parcel.alone = True

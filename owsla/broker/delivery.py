@@ -13,6 +13,9 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 from ..boundaries import BAD
 
+NOTICE: Final = "owsla_notice"
+"""The header of messages between nodes, on their own queues."""
+
 _U32 = struct.Struct(">I").unpack_from
 _I64 = struct.Struct(">q").unpack_from
 
@@ -24,7 +27,7 @@ _NEEDS_A_LOOK: Final = wire.PROPERTIES["reply_to"][0] | wire.PROPERTIES["expirat
 class Address:
     """What a delivery's headers say. Made for those that say more than a connection and a number."""
 
-    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "reply_to")
+    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "reply_to")
 
     def __init__(self, properties: dict[str, bytes], headers: dict[str, Any]) -> None:
         self.close = headers.get("owsla_close") is True
@@ -38,6 +41,9 @@ class Address:
         """Where a delivery report is to go."""
         self.correlation_id = properties.get("correlation_id")
         """As it stands on the wire, to be copied to the report."""
+        notice = headers.get(NOTICE)
+        self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
+        """What one node says to another, or to itself, in a message that is for no connection."""
 
 
 def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
@@ -100,7 +106,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more
 
 
-_NOTED: Final = frozenset({b"expires_at", b"owsla_close", b"owsla_expiration"})
+_NOTED: Final = frozenset({b"expires_at", b"owsla_close", b"owsla_expiration", NOTICE.encode()})
 
 
 def details(header: bytes) -> Address:

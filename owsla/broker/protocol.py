@@ -57,6 +57,7 @@ _DELIVER = methods.BY_NAME["basic.deliver"].prefix
 _ACK = methods.BY_NAME["basic.ack"].prefix
 _NACK = methods.BY_NAME["basic.nack"].prefix
 _RETURN = methods.BY_NAME["basic.return"].prefix
+_GET_OK = methods.BY_NAME["basic.get-ok"].prefix
 
 _ACK_FRAME = struct.Struct(">BHI4sQBB").pack
 
@@ -112,6 +113,18 @@ class BaseHandler:
     def cancelled(self, consumer_tag: str) -> None: ...
 
     def closed(self, reason: Failure) -> None: ...
+
+
+class Getter(BaseHandler):
+    """A `Handler` on whose channel messages are asked for one by one (`BrokerProtocol.get`)."""
+
+    __slots__ = ()
+
+    def got(self, tag: int, header: bytes, body: bytes) -> None:
+        """A message that was asked for. `header` is as in `Handler.deliver`."""
+
+    def got_nothing(self) -> None:
+        """The queue was empty when a message was asked for."""
 
 
 class Watcher(Protocol):
@@ -431,6 +444,11 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         """Acknowledge a delivery, or all up to it."""
         self.write(_ACK_FRAME(wire.FRAME_METHOD, channel, 13, _ACK, tag, multiple, wire.FRAME_END))
 
+    def get(self, channel: int, queue: str) -> None:
+        """Ask for a message of a queue, on a channel with a `Getter`, which is told the answer; several may be asked for."""
+        payload = methods.encode_method("basic.get", queue=queue)
+        self.write(wire.frame(wire.FRAME_METHOD, channel, payload))
+
     def send_frame(self, frame: Any) -> None:
         """What txAMQP has to send, packed by our own codec."""
         payload = frame.payload
@@ -530,7 +548,12 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     def _rare(self, channel: int, payload: bytes) -> None:
         method, fields = methods.decode_method(payload)
         spec = methods.SPEC.classes.byid[method.class_id].methods.byid[method.method_id]
-        if method.has_content:
+        handler = self.handlers.get(channel)
+        if isinstance(handler, Getter) and method.name == "basic.get-ok":
+            self._content[channel] = _Content(payload)
+        elif isinstance(handler, Getter) and method.name == "basic.get-empty":
+            handler.got_nothing()
+        elif method.has_content:
             self._content[channel] = _Content(payload, Message(spec, list(fields.values())))
         else:
             self._dispatch(channel, Method(spec, *fields.values()))
@@ -576,6 +599,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                 self._dispatch(channel, Body(body))
         elif handler is None:
             pass
+        elif isinstance(handler, Getter) and method == _GET_OK:
+            handler.got(_U64(content.method, 4)[0], content.header, body)
         elif method == _DELIVER:
             tag_at = 5 + content.method[4]
             handler.deliver(_U64(content.method, tag_at)[0], content.method[tag_at + 8] != 0, content.header, body)
@@ -611,6 +636,7 @@ __all__ = [
     "Closed",
     "ConnectionClosed",
     "Content",
+    "Getter",
     "Handler",
     "Watcher",
     "as_failure",

@@ -52,6 +52,8 @@ WRITE_AT: Final = 65536
 OVERRUN: Final = 1 << 20
 """Bytes of answers to a client that doesn't read them, past which it is not read either."""
 
+QUEUE_DECLARE: Final = (50, 10)
+
 _FRAME = struct.Struct(">BHI")
 _ACK = struct.Struct(">QB")
 
@@ -541,11 +543,13 @@ class BrokerProtocol(Protocol):
         self._hang_up()
 
     def _refuse_channel(self, channel: Channel, error: AMQPError) -> None:
-        self._warn(
-            "Channel {channel} of AMQP client {peer} closed: {text}",
-            channel=channel.number,
-            text=error.text,
-        )
+        # That a queue is not there is an answer to a passive declaration, and nobody's mistake.
+        if error.code != 404 or error.method != QUEUE_DECLARE:
+            self._warn(
+                "Channel {channel} of AMQP client {peer} closed: {text}",
+                channel=channel.number,
+                text=error.text,
+            )
         channel.send_confirms()
         channel.end()
         self._send_close(channel.number, "channel.close", error)

@@ -50,11 +50,10 @@ class Announcement:
         """Whether this is the first announcement of the connection."""
         self.returned = False
 
-    def headers(self, node: str) -> dict[str, Any]:
+    def headers(self) -> dict[str, Any]:
         """The message's headers, as the contract says."""
-        headers: dict[str, Any] = {"event": self.change, "node": node}
+        headers: dict[str, Any] = {"event": self.change, "node": self.node}
         if self.change == "node-lost":
-            headers["node"] = self.key
             return headers
         headers["connection_id"] = self.key
         device_id = self._device_id
@@ -65,7 +64,7 @@ class Announcement:
         return headers
 
     def body(self, node: str) -> dict[str, Any]:
-        """The message's body, to be written as JSON."""
+        """The message's body, to be written as JSON. `node` is who says so."""
         if self.change == "node-lost":
             return {"event": self.change, "node": self.key, "time": utc(self.time), "reported_by": node}
         connected, ended = self.connected, self.ended
@@ -73,7 +72,7 @@ class Announcement:
             "event": self.change,
             "connection_id": self.key,
             "device_id": self._device_id,
-            "node": node,
+            "node": self.node,
             "time": utc(self.time),
             "peer": None if connected is None else connected.peer,
             "tls": None if connected is None else connected.tls,
@@ -88,6 +87,11 @@ class Announcement:
             body["lines_out"] = None if ended is None else ended.lines_out
             body["seconds"] = round(self.time - self.since if ended is None else ended.seconds, 3)
         return body
+
+    @property
+    def node(self) -> str:
+        """The node that it is about. A connection keeps its node's name in its id, should the node take another."""
+        return self.key[:8]
 
     @property
     def _device_id(self) -> str | None:
@@ -170,6 +174,10 @@ class Presence:
     def node_lost(self, node: str, time: float) -> None:
         """Another node is gone, and its connections with it."""
         self._offer(Announcement(node, "node-lost", time, time))
+
+    def pending(self, key: str) -> bool:
+        """Whether something is to be announced of this connection, or node, that has not arrived."""
+        return key in self._pending or key in self._busy
 
     def missed(self, live: Iterable[DeviceConnected], time: float) -> None:
         """Nobody was told of events for a while. `live` are the connections that are open now: announce what that changes,

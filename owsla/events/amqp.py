@@ -52,13 +52,15 @@ class PresenceRole(BaseHandler):
         clock: Clock,
         emit: Callable[[Event], None],
         *,
-        node: str,
+        node: Callable[[], str],
         live: Callable[[], Iterable[DeviceConnected]],
         queue: str = QUEUE,
         now: Callable[[], float] = time.time,
         presence: Presence | None = None,
     ) -> None:
-        """`live()` are the connections that are open now, as they would have been told of. `now()` is since the epoch."""
+        """`node()` is this node's name. `live()` are the connections that are open now, as they would have been told of.
+        `now()` is since the epoch.
+        """
         self._clock = clock
         self._emit = emit
         self._node = node
@@ -103,11 +105,11 @@ class PresenceRole(BaseHandler):
         self._missed = True
         self._fail = None
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: Event, node: str, when: float) -> None:
         if isinstance(event, DeviceConnected):
-            self._presence.connected(event, self._now())
+            self._presence.connected(event, when)
         elif isinstance(event, DeviceDisconnected):
-            self._presence.disconnected(event, self._now())
+            self._presence.disconnected(event, when)
         elif isinstance(event, DeviceIdentified):
             self._presence.identified(event)
         else:
@@ -117,6 +119,15 @@ class PresenceRole(BaseHandler):
     def node_lost(self, node: str) -> None:
         """Announce that another node is gone: whoever empties its queue says so, too."""
         self._presence.node_lost(node, self._now())
+        self._soon()
+
+    def told(self, node: str) -> bool:
+        """Whether the broker has all that is to be announced of this node."""
+        return not self._presence.pending(node)
+
+    def resync(self) -> None:
+        """Announce all connections again: others may have said meanwhile that this node is lost."""
+        self._presence.resync()
         self._soon()
 
     # -- publishing ------------------------------------------------------------------------------------------------------
@@ -139,21 +150,22 @@ class PresenceRole(BaseHandler):
             self._broken(Failure())
 
     def _packed(self, announcement: Announcement, frame_max: int) -> bytes:
-        body = json.dumps(announcement.body(self._node)).encode()
+        body = json.dumps(announcement.body(self._node())).encode()
         headers = {
             name: _sendable(value) if isinstance(value, str) else value
-            for name, value in announcement.headers(self._node).items()
+            for name, value in announcement.headers().items()
         }
-        properties = wire.encode_properties(
-            {
-                "content_type": "application/json",
-                "headers": headers,
-                "delivery_mode": 2,
-                "timestamp": int(announcement.time),
-                "app_id": APP_ID,
-            }
-        )
-        return self._method + wire.content_frames(PRESENCE, wire.header_payload(len(body), properties), body, frame_max)
+        properties = {
+            "content_type": "application/json",
+            "headers": headers,
+            "delivery_mode": 2,
+            "timestamp": int(announcement.time),
+            "app_id": APP_ID,
+        }
+        if announcement.change == "node-lost":
+            properties["message_id"] = announcement.key  # it may be told more than once, by several
+        header = wire.header_payload(len(body), wire.encode_properties(properties))
+        return self._method + wire.content_frames(PRESENCE, header, body, frame_max)
 
     def _broken(self, failure: Failure) -> None:
         """A defect of ours: begin again with a new channel, and say so."""

@@ -182,10 +182,10 @@ async def _refused(lab: Lab, login: str, port: int) -> None:
     owsla = lab.new_owsla(broker=f"amqp://{user}@127.0.0.1:{proxy.port}/{vhost}")
     owsla.launch()
     await owsla.wait_for_line("Broker unavailable")
-    await until(lambda: proxy.count >= 8, 60, lambda: owsla.output())
+    await until(lambda: proxy.count >= 12, 60, lambda: owsla.output())
     before = proxy.count
     await pause(3)
-    assert proxy.count - before <= 8, "this is no backing off"
+    assert proxy.count - before <= 12, "this is no backing off"
     assert len(owsla.lines("Broker unavailable")) <= 3, owsla.output()
     assert owsla.process.poll() is None
     assert not owsla.lines("Listening for devices")

@@ -77,8 +77,9 @@ async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> No
     for session in fleet.sessions:
         published = [seq for connection_id, seq in backend.first if connection_id == ids[session.name]]
         assert len(published) == session.acknowledged, f"{session.name} was not told of everything that is safe"
-    queues = (await rabbitmq.ctl("list_queues", "name")).split()
-    assert not [queue for queue in queues if queue.startswith(f"{to_device}.")], "the node's own queue is left"
+    queues = [line.split() for line in (await rabbitmq.ctl("list_queues", "name", "messages")).splitlines()]
+    left = [queue for queue in queues if queue[0].startswith(f"{to_device}.")]
+    assert left == [[f"{to_device}.nodes", "0"]], "the node's own queue is left, or it did not say goodbye"
 
 
 @reactor_test

@@ -35,7 +35,7 @@ class Device:
         self.drained.append(self.world.clock.seconds())
 
     def close(self, reason: str) -> None:
-        assert reason == "the gateway stops"
+        assert self.world.reason in (reason, None)
         if not self.closed:
             self.closed.append(self.world.clock.seconds())
             if not self.stubborn:
@@ -105,6 +105,17 @@ class OwnQueue:
         return answer
 
 
+class Roster:
+    """The other nodes, to whom this one says goodbye."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.unconfirmed = 0
+
+    def leave(self) -> None:
+        self.world.log.append("left")
+
+
 class World:
     """A gateway and what is around it."""
 
@@ -112,8 +123,11 @@ class World:
         self.clock = cast(Any, Clock())
         self.clock.advance(1000)
         self.log: list[str] = []
+        self.reason: str | None = "the gateway stops"
+        """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.consumers = Parcels(), Parcels(), OwnQueue(self)
+        self.roster = Roster(self)
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
         listener = Child(self, "listener")
@@ -124,6 +138,7 @@ class World:
             producer=self.producer,
             parcels=[self.courier],
             consumers=self.consumers,
+            roster=self.roster,
             connections=cast(Any, self.connections),
             root=Supervisor(
                 self.clock,
@@ -192,12 +207,64 @@ class StoppingTests(SynchronousTestCase):
             world.later(0.01)
         world.later(2)
         self.successResultOf(stopping)
-        self.assertEqual(world.log[:3], ["port closed", "own queue gone", "listener stopped"])
-        self.assertEqual(set(world.log[3:6]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
-        self.assertEqual(world.log[6:], ["embedded stopped"])
+        self.assertEqual(world.log[:4], ["port closed", "left", "own queue gone", "listener stopped"])
+        self.assertEqual(set(world.log[4:7]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
+        self.assertEqual(world.log[7:], ["embedded stopped"])
         self.assertTrue(all(len(device.drained) == 1 for device in devices))
         self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
         self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_no_goodbye(self) -> None:
+        """Where back ends have not been told of every connection it says no goodbye: others say that this node is lost."""
+        world = World(drain_timeout=2.0)
+        world.courier.unconfirmed = 1
+        stopping = world.stop()
+        world.later(3)
+        self.successResultOf(stopping)
+        self.assertNotIn("left", world.log)
+
+    def test_the_goodbye_is_waited_for(self) -> None:
+        """Until the broker has its goodbye, within the deadline."""
+        world = World()
+        world.roster.unconfirmed = 1
+        stopping = world.stop()
+        world.later(5)
+        self.assertNoResult(stopping)
+        world.roster.unconfirmed = 0
+        world.later(1)
+        self.successResultOf(stopping)
+
+    def test_let_go(self) -> None:
+        """All devices that are connected then are closed as on a stop, spread out and settled; those that come later are not,
+        and the gateway goes on.
+        """
+        world = World()
+        world.reason = "another name"
+        devices = world.connect(100)
+        letting_go = world.gateway.let_go("another name")
+        world.later(5)
+        late = world.connect(1)
+        self.assertTrue(20 < sum(bool(device.closed) for device in devices) < 80)
+        world.later(6)
+        self.successResultOf(letting_go)
+        self.assertTrue(all(device.drained and device.closed for device in devices))
+        self.assertEqual(late[0].drained, [])
+        self.assertNotIn("port closed", world.log)
+        self.assertFalse(world.gateway.draining)
+
+    def test_let_go_and_stopped(self) -> None:
+        """A stop meanwhile takes over."""
+        world = World(drain_timeout=4.0)
+        world.reason = "another name"
+        device, stubborn = world.connect(2)
+        device.settled = False
+        world.gateway.let_go("another name")
+        world.later(1)
+        world.reason = None
+        stopping = world.stop()
+        world.later(6)
+        self.successResultOf(stopping)
+        self.assertEqual((len(device.closed), len(stubborn.closed)), (1, 1))
 
     def test_nobody_connected(self) -> None:
         """Without devices, and without an embedded broker, there is nothing to wait for."""
@@ -297,7 +364,7 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual(world.log, ["port closed"])
         world.courier.unconfirmed = 0
         world.later(1)
-        self.assertEqual(world.log[1], "own queue gone")
+        self.assertEqual(world.log[2], "own queue gone")
         self.successResultOf(stopping)
 
     def test_own_queue(self) -> None:

@@ -51,6 +51,13 @@ class IdTests(SynchronousTestCase):
         ids = ConnectionIds()
         self.assertEqual(len({ids.new() for _ in range(1000)}), 1000)
         self.assertNotEqual(ids.node, ConnectionIds().node)
+        self.assertNotEqual(ids.node, ids.other())
+
+    def test_another_name(self) -> None:
+        """After the node took another name its new connections have that."""
+        ids = ConnectionIds()
+        ids.node = ids.other()
+        self.assertEqual(node_of(ids.new()), ids.node)
 
 
 class CanonicalTests(SynchronousTestCase):
@@ -92,6 +99,7 @@ class RegistryTests(SynchronousTestCase):
 class Source:
     open = True
     prefetch = 100
+    own = False
 
     def done(self, tag: int) -> None:
         raise AssertionError("the router acknowledges nothing")
@@ -142,7 +150,7 @@ class RouterTests(SynchronousTestCase):
         registry: Registry[Held] = Registry()
         registry.add(ID, self.held)
         self.router = Router(
-            HERE,
+            lambda: HERE,
             registry.find,
             self.courier,
             max_line=10,
@@ -194,6 +202,12 @@ class RouterTests(SynchronousTestCase):
         self.route(ELSEWHERE)
         self.route(ELSEWHERE.upper(), 5)
         self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")] * 2)
+
+    def test_from_the_own_queue(self) -> None:
+        """What came on this node's own queue for another one's connection is recorded: it was sent on once, or never should."""
+        self.source.own = True
+        self.route(ELSEWHERE)
+        self.assertEqual((self.courier.recorded, self.courier.forwarded), ([(ELSEWHERE, "unknown-connection")], []))
 
     def test_undeliverable(self) -> None:
         """What no connection can get is recorded, with the contract's reason."""

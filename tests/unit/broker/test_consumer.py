@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from owsla.amqp import wire
@@ -37,6 +38,46 @@ class Router:
         self.forgotten.append(source)
 
 
+class Place:
+    """A node that notes what is found out of its queue; its names are 0123abcd and what follows."""
+
+    def __init__(self) -> None:
+        self.names = [b"0123abcd", b"1123abcd", b"2123abcd"]
+        self.renamed: list[str] = []
+        self.heres: list[bool] = []
+        self.probes: list[tuple[str, str]] = []
+        self.arrived: list[Callable[[], None]] = []
+        self.losses = 0
+        self.aways = 0
+        self.proposed = False
+
+    def queue(self) -> topology.Queue:
+        return topology.node_queue("to_device", self.names[0])
+
+    def other(self) -> topology.Queue:
+        del self.names[1 : 2 if self.proposed else 1]  # the last one would not do
+        self.proposed = True
+        return topology.node_queue("to_device", self.names[1])
+
+    def rename(self, reason: str) -> None:
+        self.renamed.append(reason)
+        self.proposed = False
+        del self.names[0]
+
+    def here(self, *, missed: bool) -> None:
+        self.heres.append(missed)
+
+    def away(self) -> None:
+        self.aways += 1
+
+    def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
+        self.probes.append((queue, text))
+        self.arrived.append(arrived)
+
+    def lost(self) -> None:
+        self.losses += 1
+
+
 class Base(BrokerTestCase):
     def setUp(self) -> None:
         self.server = Server(heartbeat=1000)
@@ -44,19 +85,26 @@ class Base(BrokerTestCase):
         self.events: list[Event] = []
         self.flowing: list[bool] = []
         self.router = Router()
-        self.consumers = Consumers(
+        self.place = Place()
+        self.consumers = self.make()
+        self.connect()
+
+    def make(self) -> Consumers:
+        return Consumers(
             self.clock,
             self.server.turn,
             self.events.append,
             self.router,
             shared=topology.Queue("to_device"),
-            own=topology.node_queue("to_device", b"0123abcd"),
+            place=self.place,
             count=2,
             prefetch=50,
+            grace=10.0,
+            ghost=61.0,
+            patience=30.0,
             now=lambda: 1000.0,
             flowing=self.flowing.append,
         )
-        self.connect()
 
     def connect(self) -> None:
         self.server.ready()
@@ -89,7 +137,11 @@ class SettingUpTests(Base):
         channel, so that they keep its order, and the node's own by one.
         """
         self.assertEqual(
-            [(one["queue"], one["durable"], one["arguments"]) for one in self.server.called("queue.declare")],
+            [
+                (one["queue"], one["durable"], one["arguments"])
+                for one in self.server.called("queue.declare")
+                if not one["passive"]
+            ],
             [
                 ("to_device", True, {}),
                 (
@@ -278,6 +330,7 @@ class LossTests(Base):
         sources = {one[0] for one in self.router.plain}
         self.server.drop()
         self.consumers.down()
+        self.assertEqual(self.place.aways, 1)
         self.assertEqual(len(self.router.forgotten), 2)
         self.assertEqual({*self.router.forgotten}, sources)
         self.assertFalse(any(source.open for source in sources))
@@ -324,3 +377,139 @@ class OwnQueueTests(Base):
         self.server.drop()
         self.consumers.down()
         self.assertIs(Result(self.consumers.give_up_own_queue()).value, False)
+
+
+class NameTests(Base):
+    """Whose the node's own queue is."""
+
+    MINE = "to_device.0123abcd"
+
+    def again(self) -> None:
+        self.server.drop()
+        self.consumers.down()
+        found = self.server.found
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.found = found
+        self.connect()
+
+    def notice(self, text: str, channel: int = OWN) -> None:
+        self.server.raw(deliver(channel, 1, message(b"", {"owsla_notice": text}), b""))
+
+    def test_said_so(self) -> None:
+        """The others hear of this node when its queue is consumed; there is nothing to find out of a name that is new."""
+        self.assertEqual((self.place.heres, self.place.probes), ([False], []))
+
+    def test_a_new_name_that_is_taken(self) -> None:
+        """A new name whose queue has a consumer already is given up for another one, before anything is consumed."""
+        self.server.drop()
+        self.consumers = self.make()
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.found = {self.MINE: (0, 1), "to_device.1123abcd": (0, 1)}
+        self.connect()
+        self.assertEqual(self.place.renamed, ["another node has this name"])
+        self.assertEqual(
+            [one["queue"] for one in self.server.called("basic.consume")], ["to_device"] * 2 + ["to_device.2123abcd"]
+        )
+
+    def test_no_free_name(self) -> None:
+        """When names run out the connection is given up, and tried again like any other trouble of the broker's."""
+        self.server.drop()
+        self.consumers = self.make()
+        self.place.names = [b"%08d" % number for number in range(20)]
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.found = {f"to_device.{number:08}": (0, 1) for number in range(20)}
+        self.server.ready()
+        up = Result(self.consumers.up(self.server.client))
+        self.server.settle()
+        self.assertIn("no free name", str(up.error))
+
+    def test_its_ghost(self) -> None:
+        """After a reconnect the node sends itself a message. When that comes, the queue is still its own, however many
+        consumers it had; the message goes no further.
+        """
+        self.server.found = {self.MINE: (0, 2)}
+        self.again()
+        ((queue, text),) = self.place.probes
+        self.assertEqual((queue, self.place.heres), (self.MINE, [False, False]))
+        self.place.arrived.pop()()
+        self.pass_time(60)
+        self.notice(text)
+        self.assertEqual(self.acks(), [(OWN, 1, True)])
+        self.pass_time(1000)
+        self.assertEqual((self.place.renamed, self.router.plain, self.router.letters), ([], [], []))
+
+    def test_somebody_else(self) -> None:
+        """When it does not come, and there is another consumer, the name is given up: once another queue is there."""
+        self.server.found = {self.MINE: (0, 2)}
+        self.again()
+        self.pass_time(1000)
+        self.assertEqual(self.place.renamed, [], "the message is not even in the queue")
+        self.place.arrived.pop()()
+        self.pass_time(60.9)
+        self.assertEqual(self.place.renamed, [])
+        self.pass_time(0.2)
+        self.assertEqual(self.place.renamed, ["its queue is consumed by somebody else"])
+        self.assertEqual(self.server.called("basic.consume")[-1]["queue"], "to_device.1123abcd")
+        self.assertEqual(self.place.heres, [False] * 3)
+        self.assertEqual(self.server.lost, [])
+        self.assertFalse(self.server.transport.ended)
+
+    def test_a_probe_that_was_lost(self) -> None:
+        """When it does not come, and nobody else is there, it was lost: the node sends another."""
+        self.server.found = {self.MINE: (0, 1)}
+        self.again()
+        self.place.arrived.pop()()
+        self.pass_time(61)
+        self.assertEqual((len(self.place.probes), self.place.renamed), (2, []))
+        self.notice(self.place.probes[0][1])
+        self.assertIsNotNone(self.place.arrived)
+
+    def test_notices_on_the_shared_queue(self) -> None:
+        """On to_device such a header means nothing: the message is as any other without a connection."""
+        self.notice("probe 1", SHARED)
+        self.assertEqual(len(self.router.letters), 1)
+
+    def test_told_that_it_is_lost(self) -> None:
+        """A node hears from the registrar that it was said to be lost."""
+        self.notice("lost")
+        self.assertEqual(self.place.losses, 1)
+
+    def test_away_for_long(self) -> None:
+        """After an absence of as long as the grace, others may have taken it for dead, and it says so when it is back."""
+        self.server.found = {self.MINE: (0, 1)}
+        for away, missed in ((9.9, False), (10.1, True), (0.0, False)):
+            self.server.drop()
+            self.consumers.down()
+            self.clock.advance(away)
+            self.again()
+            self.assertIs(self.place.heres[-1], missed, away)
+
+    def test_the_queue_had_gone(self) -> None:
+        """The same if its queue was not there any more."""
+        self.server.refusals[self.MINE, True] = (404, "NOT_FOUND - no queue")
+        refusals = self.server.refusals
+        self.server.drop()
+        self.consumers.down()
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.refusals = refusals
+        self.connect()
+        self.assertEqual(self.place.heres, [False, True])
+
+    def test_out_of_reach(self) -> None:
+        """A queue that the broker cannot reach, since its node is down, is waited for; then the node takes another name."""
+        self.server.drop()
+        self.consumers.down()
+        for since, renamed in ((0.0, 0), (29.0, 0), (1.0, 1)):
+            self.clock.advance(since)
+            self.server = Server(self.clock, heartbeat=1000)
+            for passive in (True, False):
+                self.server.refusals[self.MINE, passive] = (404, "NOT_FOUND - home node 'a@b' of durable queue is down")
+            self.server.ready()
+            up = Result(self.consumers.up(self.server.client))
+            self.server.settle()
+            self.assertEqual((len(self.place.renamed), up.failure is None), (renamed, bool(renamed)))
+            if not renamed:
+                self.server.drop()
+                self.consumers.down()
+        self.assertIn("home node", self.place.renamed[0])
+        self.assertEqual(self.server.called("basic.consume")[-1]["queue"], "to_device.1123abcd")

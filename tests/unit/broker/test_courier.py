@@ -29,7 +29,7 @@ class Base(BrokerTestCase):
             self.events.append,
             undeliverable=topology.undeliverable_queue("to_device", 1000),
             to_device="to_device",
-            node=b"0123abcd",
+            node=lambda: b"0123abcd",
             node_grace=GRACE,
             held_limit=3,
         )
@@ -261,6 +261,24 @@ class ForwardTests(Base):
         self.server.give_back(one)
         self.assertEqual([one.queue for one in self.taken()], [RECORDS])
 
+    def test_a_node_that_is_known_to_be_dead(self) -> None:
+        """A forward to a node that was buried is recorded as soon as it is returned; unless the node is back."""
+        for back in (False, True):
+            self.courier.lost(FORWARDS)
+            self.courier.forward(self.source.letter(7), ELSEWHERE)
+            (one,) = self.taken()
+            if back:
+                self.server.ack(PARCELS, one.tag)
+                self.assertEqual(self.source.finished[-1:], [7])
+            else:
+                self.server.give_back(one)
+                (record,) = self.taken()
+                self.assertEqual((record.queue, record.headers["owsla_reason"]), (RECORDS, "unknown-connection"))
+                self.server.ack(PARCELS, record.tag)
+        self.courier.forward(self.source.letter(8), ELSEWHERE)
+        self.server.give_back(self.taken()[0])
+        self.assertEqual(self.taken(), [], "it is waited for like any other")
+
     def test_a_node_that_comes_back(self) -> None:
         """A forward that is returned is held and tried again, and arrives when the node is back; its absence is forgotten."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)
@@ -313,6 +331,8 @@ class AbsencesTests(BrokerTestCase):
         absences.present("a")
         self.assertFalse(absences.gone("a", 20))
         self.assertFalse(absences.gone("b", 100))
+        absences.dead("c", 100)
+        self.assertTrue(absences.gone("c", 100))
 
     def test_memory(self) -> None:
         """Ids that somebody made up don't fill the memory."""

@@ -14,7 +14,7 @@ from owsla import __version__
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.amqp.wire import WireError
-from owsla.broker.protocol import FRAME_MAX, BaseHandler, BrokerError, as_failure
+from owsla.broker.protocol import FRAME_MAX, BaseHandler, BrokerError, Getter, as_failure
 
 from .fakes import START, BrokerTestCase, Result, Server, deliver, message
 
@@ -290,6 +290,35 @@ class ReceivingTests(BrokerTestCase):
             )
             self.assertEqual((got.value.delivery_tag, got.value.message_count), (1, 2))
             self.assertEqual(got.value.content.body or b"", body)
+
+    def test_messages_asked_for_one_by_one(self) -> None:
+        """On the channel of one that gets messages they go to it with their headers as they are on the wire, in order."""
+
+        class Got(Getter):
+            def __init__(self) -> None:
+                self.messages: list[tuple[int, bytes, bytes] | None] = []
+
+            def got(self, tag: int, header: bytes, body: bytes) -> None:
+                self.messages.append((tag, header, body))
+
+            def got_nothing(self) -> None:
+                self.messages.append(None)
+
+        handler = Got()
+        Result(self.server.client.open_channel(6, handler))
+        self.server.settle()
+        for _ in range(3):
+            self.server.client.get(6, "q")
+        self.server.settle()
+        self.assertEqual([one["queue"] for one in self.server.called("basic.get")], ["q"] * 3)
+        bodies = (b"x" * 50, b"")
+        headers = [message(body, {"n": 1}) for body in bodies]
+        for tag, (header, body) in enumerate(zip(headers, bodies, strict=True), 1):
+            self.server.raw(
+                wire.frame(1, 6, encode_method("basic.get-ok", delivery_tag=tag)) + wire.content_frames(6, header, body, 20)
+            )
+        self.server.send(6, "basic.get-empty")
+        self.assertEqual(handler.messages, [(1, headers[0], bodies[0]), (2, headers[1], bodies[1]), None])
 
 
 class WatchingTests(BrokerTestCase):

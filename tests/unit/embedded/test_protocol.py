@@ -345,6 +345,13 @@ class ChannelTests(Base):
         ((_, fields),) = self.client().call("queue.declare", queue="none", passive=True)
         self.assertEqual((fields["reply_code"], fields["class_id"], fields["method_id"]), (404, 50, 10))
 
+    def test_looking_for_a_queue(self) -> None:
+        """That a queue is not there is an answer to a passive declaration, and no warning in the log; elsewhere it is one."""
+        self.client().call("queue.declare", queue="none", passive=True)
+        self.assertEqual([line for line in self.log if "none" in line], [])
+        self.client().call("basic.consume", queue="none")
+        self.assertEqual(len([line for line in self.log if "none" in line]), 1)
+
     def test_cancel_notification(self) -> None:
         """A consumer whose queue goes is told, if its client understands."""
         for capabilities, expected in [(CAPABLE, ["basic.cancel"]), ({}, [])]:
@@ -444,7 +451,7 @@ class HostileTests(Base):
         """What a client makes up goes to the log and back as printable text that fits."""
         client = self.client()
         name = b"a\n\xff\x1b" + "é".encode() * 120
-        ((_, fields),) = client.call("queue.declare", queue=name, passive=True)
+        ((_, fields),) = client.call("queue.purge", queue=name)
         self.assertTrue(fields["reply_text"].startswith("NOT_FOUND - no queue 'a\\n\\udcff\\x1bé"))
         self.assertEqual(len([line for line in self.log if fields["reply_text"] in line]), 1)
 

@@ -1,0 +1,383 @@
+"""Several nodes on one RabbitMQ: forwards, nodes that die, nodes that were only away, and nodes that say goodbye."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from ._support.backend import Backend, Message
+from ._support.device import Device
+from ._support.lab import Gateway, Lab
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import pause, reactor_test, until
+
+EVENTS = "connection_events"
+
+GRACE = 1.5
+"""Seconds of --node-grace: short for the tests, and long enough for a busy machine to answer in."""
+
+
+class Nodes:
+    """Gateways on the same queues, and what their back end hears."""
+
+    def __init__(self, lab: Lab, broker: RabbitMQ, first: Gateway, options: dict[str, Any]) -> None:
+        self.lab = lab
+        self.broker = broker
+        self.first = first
+        self.options = options
+        self.presence: list[Message] = []
+
+    @staticmethod
+    async def start(lab: Lab, broker: RabbitMQ, count: int = 2, **more: Any) -> Nodes:
+        options = {"node_grace": f"{GRACE}s", "heartbeat": "2", "events": ["console", "amqp"]} | more
+        first = await lab.gateway(options.pop("first_broker", broker.url), backend=False, **options)
+        first.broker_url = broker.url
+        nodes = Nodes(lab, broker, first, options)
+        await nodes.listen()
+        for _ in range(count - 1):
+            await nodes.another()
+        await nodes.registered(count)
+        return nodes
+
+    async def listen(self) -> None:
+        """Give them a back end: again, after the broker was away."""
+        self.collect()
+        self.first._backend = await self.lab.backend(
+            self.broker.url, self.first.from_device, self.first.undeliverable, EVENTS
+        )
+
+    @property
+    def backend(self) -> Backend:
+        return self.first.backend
+
+    async def another(self, broker: str | None = None, **more: Any) -> Gateway:
+        """Start one more."""
+        owsla = self.lab.new_owsla(
+            **{
+                **self.options,
+                "broker": broker or self.broker.url,
+                "from_device": self.first.from_device,
+                "to_device": self.first.to_device,
+                **more,
+            }
+        )
+        await owsla.start()
+        gateway = Gateway(self.lab, owsla, self.broker.url, self.first.from_device, self.first.to_device)
+        gateway._backend = self.first._backend
+        return gateway
+
+    # -- what the broker has ---------------------------------------------------------------------------------------------
+
+    @property
+    def register(self) -> str:
+        return f"{self.first.to_device}.nodes"
+
+    def queue(self, node: str) -> str:
+        return f"{self.first.to_device}.{node}"
+
+    async def queues(self) -> dict[str, tuple[int, int, int]]:
+        """Every queue of theirs: ready, unacknowledged, consumers."""
+        said = await self.broker.ctl("list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers")
+        rows = [line.split("\t") for line in said.splitlines() if line.startswith(self.first.to_device)]
+        return {name: (int(ready), int(held), int(consumers)) for name, ready, held, consumers in rows}
+
+    async def registered(self, count: int) -> None:
+        """Wait until the register has so many notices, and the registrar holds them all."""
+        await self.when(lambda queues: queues[self.register][:2] == (0, count), f"{count} nodes in the register")
+
+    async def when(self, condition: Any, what: str) -> dict[str, tuple[int, int, int]]:
+        queues: dict[str, tuple[int, int, int]] = {}
+        for _ in range(20):
+            queues = await self.queues()
+            if condition(queues):
+                return queues
+            await pause(0.3)
+        raise AssertionError(f"still waiting for {what}: {queues}")
+
+    # -- what it hears ---------------------------------------------------------------------------------------------------
+
+    def collect(self) -> list[Message]:
+        """All presence so far."""
+        if self.first._backend is not None:
+            self.presence += self.backend.inbox[EVENTS].clear()
+        return self.presence
+
+    def lost(self, node: str | None = None) -> list[Message]:
+        """The node-lost messages so far, of one node or of all."""
+        return [
+            message
+            for message in self.collect()
+            if message.headers["event"] == "node-lost" and node in (None, message.headers["node"])
+        ]
+
+    async def introduce(self, device: Device) -> str:
+        return await self.first.introduce(device)
+
+    async def gone(self, node: str) -> None:
+        """Wait until the node is said to be lost, and nothing of it is left."""
+        await until(lambda: self.lost(node), what=f"node-lost of {node}")
+        await self.when(lambda queues: self.queue(node) not in queues, f"the end of {node}'s queue")
+
+
+@reactor_test
+async def test_a_node_that_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A node is killed with messages in its queue: they are undeliverable with all their properties and a report, within the
+    grace; its queue goes; back ends hear once that it is lost, under its name; and the register has the survivor only.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 2)
+    second = await nodes.another()
+    await nodes.registered(3)
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    node = connection_id[:8]
+    reports = f"{nodes.first.to_device}_reports"
+    await nodes.backend.call(lambda channel: channel.queue_declare(reports))
+    second.owsla.process.signal(signal.SIGSTOP)  # so that it takes nothing from its queue
+    for number in range(600):
+        asks: dict[str, Any] = {"reply_to": reports} if number == 0 else {}
+        await nodes.backend.publish(
+            nodes.queue(node),
+            b"%d" % number,
+            {"connection_id": connection_id, "to_device_seq": number},
+            message_id=f"m{number}",
+            **asks,
+        )
+    second.owsla.kill()
+    records = await nodes.backend.inbox[nodes.first.undeliverable].take(600)
+    assert sorted(int(record.body) for record in records) == list(range(600))
+    for record in records:
+        assert record.headers["owsla_reason"] == "unknown-connection"
+        assert record.headers["connection_id"] == connection_id
+        assert record.properties.message_id == f"m{record.body.decode()}"
+        assert record.headers["owsla_node"] != node
+    report = await nodes.backend.fetch(reports)
+    assert report is not None
+    assert report.headers["owsla_report"] == "unknown-connection"
+    await nodes.gone(node)
+    (lost,) = nodes.lost(node)
+    assert (lost.properties.message_id, lost.headers["node"]) == (node, node)
+    assert json.loads(lost.body)["reported_by"] != node
+    await nodes.registered(2)
+    await nodes.first.owsla.wait_for_line("Node lost|Listening")
+    assert len(nodes.lost()) == 1, "nobody else is"
+
+
+@reactor_test
+async def test_the_registrar_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """The first of three nodes, which watches the others, is killed: the next one does its work, and says so of it."""
+    nodes = await Nodes.start(lab, own_rabbitmq, 3)
+    device = await lab.device(nodes.first)
+    node = (await nodes.introduce(device))[:8]
+    nodes.first.owsla.kill()
+    await nodes.gone(node)
+    await nodes.registered(2)
+    assert [message.headers["node"] for message in nodes.lost()] == [node]
+
+
+@reactor_test
+async def test_a_graceful_stop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """Nodes that stop in order, the registrar too, leave no queue and no notice behind, and are not said to be lost: their
+    connections were told of one by one. The last one leaves an empty register.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 2, drain_spread="0s")
+    second = await nodes.another()
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    await nodes.registered(3)
+    assert await second.owsla.terminate() == 0
+    await nodes.registered(2)
+    assert nodes.queue(connection_id[:8]) not in await nodes.queues()
+    await until(
+        lambda: [one for one in nodes.collect() if one.headers.get("connection_id") == connection_id][1:], what="disconnected"
+    )
+    assert await nodes.first.owsla.terminate() == 0
+    await nodes.registered(1)
+    (last,) = [owsla for owsla in lab._owslas if owsla.process.poll() is None]
+    assert await last.terminate() == 0
+    queues = await nodes.queues()
+    assert set(queues) == {nodes.first.to_device, nodes.first.undeliverable, nodes.register}
+    assert queues[nodes.register] == (0, 0, 0)
+    await pause(GRACE)
+    assert nodes.lost() == []
+
+
+@reactor_test
+async def test_forwards(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """What arrives at the wrong node is forwarded with its properties, and acknowledged then; numbered messages reach the
+    device in order, whether they come over to_device, with a hop or without, or straight to its node.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 3)
+    device = await lab.device(nodes.first)
+    connection_id = await nodes.introduce(device)
+    reports = f"{nodes.first.to_device}_reports"
+    await nodes.backend.call(lambda channel: channel.queue_declare(reports))
+    for number in range(300):
+        queue = nodes.queue(connection_id[:8]) if number % 3 == 0 else nodes.first.to_device
+        await nodes.backend.publish(
+            queue,
+            b"line %d" % number,
+            {"connection_id": connection_id, "to_device_seq": number},
+            reply_to=reports,
+            correlation_id=str(number),
+        )
+    assert [await device.line() for _ in range(300)] == [b"line %d" % number for number in range(300)]
+    found = await nodes.when(
+        lambda queues: queues[reports][0] == 300 and not any(ready + held for ready, held, _ in _lines(nodes, queues)),
+        "300 reports, and nothing else left",
+    )
+    assert found[nodes.first.undeliverable][0] == 0
+
+
+def _lines(nodes: Nodes, queues: dict[str, tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    reports = f"{nodes.first.to_device}_reports"
+    return [counts for name, counts in queues.items() if name not in (nodes.register, reports)]
+
+
+@reactor_test
+async def test_no_loop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """What somebody puts into one node's queue for a connection of another is on record, and not sent round."""
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    second = await nodes.another()
+    mine, other = await lab.device(nodes.first), await lab.device(second)
+    here, there = await nodes.introduce(mine), await nodes.introduce(other)
+    await nodes.backend.publish(nodes.queue(here[:8]), b"lost", {"connection_id": there})
+    record = await nodes.first.refused()
+    assert (record.body, record.headers["owsla_reason"]) == (b"lost", "unknown-connection")
+    assert record.headers["owsla_node"] == here[:8]
+
+
+@reactor_test
+async def test_the_broker_restarts(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A restart of the broker breaks every node's connection at once, and they come back when they do: nobody is lost, and
+    what was in their queues is delivered.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 3)
+    device = await lab.device(nodes.first)
+    connection_id = await nodes.introduce(device)
+    nodes.first.owsla.process.signal(signal.SIGSTOP)  # or it would take the message before the broker goes
+    later = {"connection_id": connection_id, "to_device_seq": 0}  # it may have been delivered, and comes again
+    await nodes.backend.publish(nodes.queue(connection_id[:8]), b"later", later, delivery_mode=2)
+    await nodes.broker.kill()
+    nodes.first.owsla.process.signal(signal.SIGCONT)
+    await nodes.broker.start()
+    await nodes.listen()
+    assert await device.line(30) == b"later"
+    await nodes.registered(3)
+    await pause(8 + GRACE)  # as long as the registrar waits for others, and the grace
+    assert nodes.lost() == []
+    await nodes.first.round_trip(device)
+
+
+@reactor_test
+async def test_a_node_that_stood_still(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A node that stood still for longer than heartbeats and grace is buried. When it goes on it is back under its name, and
+    tells of its connections again, after it was said to be lost.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    second = await nodes.another()
+    await nodes.registered(2)
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    node = connection_id[:8]
+    second.owsla.process.signal(signal.SIGSTOP)
+    await nodes.backend.publish(nodes.queue(node), b"too late", {"connection_id": connection_id})
+    assert (await nodes.first.refused(30)).body == b"too late"
+    await nodes.gone(node)
+    second.owsla.process.signal(signal.SIGCONT)
+    await until(lambda: _resynced(nodes, connection_id), what="the connection's second announcement")
+    await nodes.registered(2)
+    assert device.is_open
+    await nodes.backend.publish(nodes.queue(node), b"welcome back", {"connection_id": connection_id})
+    await device.lines.find(lambda line: line == b"welcome back")
+    assert len(nodes.lost(node)) == 1
+
+
+def _resynced(nodes: Nodes, connection_id: str) -> bool:
+    """Whether the last that was told of a connection, and of its node, is that it is connected."""
+    told = [one.headers for one in nodes.collect() if one.headers["node"] == connection_id[:8]]
+    return bool(told) and told[-1]["event"] == "connected" and told[-1].get("resync") is True
+
+
+@reactor_test
+async def test_a_node_that_was_cut_off(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A node that is cut off from the broker for a moment comes back to its queue and to what is in it. For longer than the
+    grace: it is buried, and comes back all the same. Its devices stay connected all the while.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    proxy = await lab.proxy(own_rabbitmq.port)
+    second = await nodes.another(proxy.url)
+    await nodes.registered(2)
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    node = connection_id[:8]
+    proxy.cut()
+    await nodes.backend.publish(nodes.queue(node), b"kept", {"connection_id": connection_id})
+    assert await device.line() == b"kept"
+    await nodes.when(lambda queues: queues[nodes.queue(node)] == (0, 0, 1), "its acknowledgement")
+    assert nodes.lost() == []
+    await proxy.refuse()
+    proxy.cut()
+    await nodes.backend.publish(nodes.queue(node), b"buried", {"connection_id": connection_id})
+    assert (await nodes.first.refused(30)).body == b"buried"
+    await nodes.gone(node)
+    await proxy.start()
+    await until(lambda: _resynced(nodes, connection_id), what="the connection's second announcement")
+    assert device.is_open
+    await second.round_trip(device)
+
+
+@reactor_test
+async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A node comes back and finds that its queue is consumed by somebody else, who is no ghost of its own: it takes another
+    name, closes its devices, with their lines confirmed, and serves those that connect anew.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1, first_broker=(proxy := await lab.proxy(own_rabbitmq.port)).url,
+                              heartbeat="1", drain_spread="0s", device_ack="ACK {seq}")  # fmt: skip
+    device = await lab.device(nodes.first)
+    device.send_line(b"hello")
+    connection_id = (await nodes.first.message()).connection_id
+    assert await device.line() == b"ACK 0"
+    await proxy.refuse()
+    proxy.cut()
+    thief = await lab.backend(own_rabbitmq.url)
+    thief.inbox[nodes.queue(connection_id[:8])] = nodes.backend.inbox[EVENTS]
+    await thief.call(lambda channel: channel.basic_consume(nodes.queue(connection_id[:8]), lambda *_: None))
+    device.send_line(b"kept")
+    await proxy.start()
+    renamed = await nodes.first.owsla.wait_for_line(r"Node renamed: (\w+) is (\w+) now", 30)
+    assert renamed[1] == connection_id[:8] != renamed[2]
+    assert await device.line() == b"ACK 1"
+    await device.closed()
+    again = await lab.device(nodes.first)
+    again.send_line(b"hello")
+    heard = await nodes.backend.inbox[nodes.first.from_device].find(lambda one: one.connection_id != connection_id)
+    assert heard.connection_id[:8] == renamed[2]
+    assert heard.properties.reply_to == nodes.queue(renamed[2])
+    await nodes.backend.publish(nodes.queue(renamed[2]), b"hello yourself", {"connection_id": heard.connection_id})
+    assert await again.lines.find(lambda line: not line.startswith(b"ACK")) == b"hello yourself"
+    assert nodes.lost() == []
+
+
+@reactor_test
+async def test_a_dead_node_with_a_quorum_queue(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """The same where the nodes' queues are quorum queues, which can neither be read without consuming them nor be deleted on a
+    condition.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1, node_queue_argument=["x-queue-type=quorum"])
+    second = await nodes.another()
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    node = connection_id[:8]
+    await nodes.registered(2)
+    second.owsla.process.signal(signal.SIGSTOP)
+    for number in range(300):
+        await nodes.backend.publish(nodes.queue(node), b"%d" % number, {"connection_id": connection_id})
+    second.owsla.kill()
+    records = await nodes.backend.inbox[nodes.first.undeliverable].take(300, 30)
+    assert sorted(int(record.body) for record in records) == list(range(300))
+    await nodes.gone(node)
+    await nodes.registered(1)
+    assert [message.headers["node"] for message in nodes.lost()] == [node]
+    assert await nodes.first.owsla.terminate() == 0
+    assert nodes.queue("") not in [name[:-8] for name in await nodes.queues() if len(name) == len(nodes.queue(node))]
