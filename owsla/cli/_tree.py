@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 TIMEOUT: Final = 10.0
-"""Seconds for the gateway to answer. It does within milliseconds, unless it is stuck."""
+"""Seconds for the gateway to answer. It does within milliseconds, or two seconds where a worker of its is stuck."""
 
-LARGEST: Final = 1 << 20
-"""Bytes of an answer that are read: a tree is some kilobytes."""
+LARGEST: Final = 1 << 24
+"""Bytes of an answer that are read: a tree is some kilobytes, for each worker."""
 
 _PLACE: Final = re.compile(r"(?:(?P<address>\[[0-9A-Fa-f:.%]+\]|[^\s:/@?#\[\]]+):)?(?P<port>[0-9]{1,5})", re.ASCII)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from twisted.logger import Logger
+from collections.abc import Callable
+
+from twisted.logger import Logger, LogLevel
 
 from ..boundaries import Clock, DelayedCall
 from ._manager import Fail
@@ -15,11 +17,13 @@ BURST = 20
 class Console:
     """Logs each event as a line, and what comes by the hundred as a number."""
 
-    def __init__(self, clock: Clock, burst: int = BURST) -> None:
+    def __init__(self, clock: Clock, own: Callable[[], str], burst: int = BURST) -> None:
+        """`own()` is the node whose events need not say of which node they are."""
         self._log = Logger(namespace="owsla")
         self._clock = clock
+        self._own = own
         self._burst = burst
-        self._seen: dict[type[Event], int] = {}
+        self._seen: dict[str, int] = {}
         self._call: DelayedCall | None = None
 
     def start(self, fail: Fail) -> None:
@@ -31,22 +35,23 @@ class Console:
             self._call.cancel()
             self._summarise()
 
-    def handle(self, event: Event) -> None:
-        kind = type(event)
+    def handle(self, event: Event, node: str, when: float) -> None:
+        name = event.name
         if self._call is None:
             self._call = self._clock.callLater(1.0, self._summarise)
-        count = self._seen.get(kind, 0) + 1
-        self._seen[kind] = count
+        count = self._seen.get(name, 0) + 1
+        self._seen[name] = count
         if count > self._burst:
             return
-        if event.warning:
-            self._log.warn("{event}", event=event)
+        level = LogLevel.warn if event.warning else LogLevel.info
+        if node == self._own():
+            self._log.emit(level, "{event}", event=event)
         else:
-            self._log.info("{event}", event=event)
+            self._log.emit(level, "Node {node}: {event}", event=event, node=node)
 
     def _summarise(self) -> None:
         self._call = None
-        for kind, count in self._seen.items():
+        for name, count in self._seen.items():
             if count > self._burst:
-                self._log.info("… and {more} more: {name}", more=count - self._burst, name=kind.name)
+                self._log.info("… and {more} more: {name}", more=count - self._burst, name=name)
         self._seen = {}

@@ -103,17 +103,16 @@ class Database(Protocol):
 
     def connect(self) -> Connection: ...
 
-    def row(self, node: str, record: Record) -> Row: ...
+    def row(self, record: Record) -> Row: ...
 
 
 class DatabaseWriter:
     """Inserts events, a batch a transaction; connects when there is something to insert."""
 
-    def __init__(self, database: Database, where: str, node: str) -> None:
+    def __init__(self, database: Database, where: str) -> None:
         """`where` is how the database is called in a log: without a password."""
         self._database = database
         self._where = where
-        self._node = node
         self._connection: Connection | None = None
 
     def write(self, batch: Sequence[Record]) -> int:
@@ -132,7 +131,7 @@ class DatabaseWriter:
         if connection is None:
             connection = self._connection = self._database.connect()
             connection.migrate()
-        rows = [self._database.row(self._node, record) for record in batch]
+        rows = [self._database.row(record) for record in batch]
         try:
             connection.insert(rows)
             return 0
@@ -187,8 +186,8 @@ def _fields(record: Record) -> str:
 
 
 def _text_of(record: Record, name: str) -> str | None:
-    value = getattr(record.event, name, None)
-    return None if value is None else _clean(value)
+    value = record.event.fields().get(name)
+    return None if value is None else _clean(str(value))
 
 
 # -- SQLite ------------------------------------------------------------------------------------------------------------
@@ -207,11 +206,11 @@ class SQLite:
     def connect(self) -> SQLiteConnection:
         return SQLiteConnection(self._path, self._migrations)
 
-    def row(self, node: str, record: Record) -> Row:
+    def row(self, record: Record) -> Row:
         event = record.event
         return (
             utc(record.time),
-            node,
+            record.node,
             record.number,
             event.name,
             event.warning,
@@ -289,11 +288,11 @@ class PostgreSQL:
         )
         return PostgreSQLConnection(connection, self._migrations)
 
-    def row(self, node: str, record: Record) -> Row:
+    def row(self, record: Record) -> Row:
         event = record.event
         return (
             datetime.fromtimestamp(record.time, UTC),
-            node,
+            record.node,
             record.number,
             event.name,
             event.warning,

@@ -25,12 +25,12 @@ def utc(time: float) -> str:
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def as_json(node: str, record: Record) -> dict[str, Any]:
+def as_json(record: Record) -> dict[str, Any]:
     """An event as one flat object."""
     event: Event = record.event
     return {
         "time": utc(record.time),
-        "node": node,
+        "node": record.node,
         "number": record.number,
         "event": event.name,
         "warning": event.warning,
@@ -41,14 +41,13 @@ def as_json(node: str, record: Record) -> dict[str, Any]:
 class JSONWriter:
     """Appends to a file: whole lines only, whatever goes wrong meanwhile."""
 
-    def __init__(self, path: Path, node: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._node = node
         self._file = -1
         self._reopen = False
 
     def write(self, batch: Sequence[Record]) -> int:
-        data = "".join(json.dumps(as_json(self._node, record)) + "\n" for record in batch).encode()
+        data = "".join(json.dumps(as_json(record)) + "\n" for record in batch).encode()
         try:
             if self._reopen:
                 self._reopen = False

@@ -35,7 +35,7 @@ class Mailbox:
         self._handler = handler
         self._stats = stats
         self._limit = limit
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[tuple[Event, str, float]] = deque()
         self._missed = 0
         self._call: DelayedCall | None = None
         self._fail: Fail | None = None
@@ -44,13 +44,13 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def handle(self, event: Event) -> None:
-        self._stats.number += 1
+    def handle(self, event: Event, node: str, when: float) -> None:
+        self._stats.count(node)
         if len(self._waiting) >= self._limit:
             self._stats.dropped += 1
             self._missed += 1
             return
-        self._waiting.append(event)
+        self._waiting.append((event, node, when))
         if self._call is None:
             self._call = self._clock.callLater(0, self._deliver)
 
@@ -77,9 +77,9 @@ class Mailbox:
             reopen()
 
     def _hand_over(self) -> bool:
-        event = self._waiting.popleft()
+        event, node, when = self._waiting.popleft()
         try:
-            self._handler.handle(event)
+            self._handler.handle(event, node, when)
         except Exception:
             # What waits here is its next life's no more: one event that it cannot bear must not come back.
             self._stats.dropped += 1 + len(self._waiting)

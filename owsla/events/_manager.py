@@ -1,11 +1,15 @@
 """The event manager: one place to report to, any number of handlers, which may come and go.
 
+Most events happen here and now. A parent of workers is sent theirs, too, and hands them on with the node they are of and the
+time at which they happened; so handlers are always told both.
+
 Reporting is on the path of every connection that comes or goes, so it is a look into a dictionary and a call for each handler
 that wants this type of event. A handler that has work to do keeps the event and does it later: see `_mailbox` and `_outbox`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import Protocol, runtime_checkable
 
@@ -25,8 +29,11 @@ class Handler(Protocol):
     It may have an attribute `wants`, a collection of event types: then it is told of no others. What it raises removes it.
     """
 
-    def handle(self, event: Event) -> None:
-        """Something happened. Called in the reactor's thread, while the cause of the event waits: to be quick."""
+    def handle(self, event: Event, node: str, when: float) -> None:
+        """Something happened on this node, at `when` in seconds since the epoch.
+
+        Called in the reactor's thread, while the cause of the event waits: to be quick.
+        """
 
 
 @runtime_checkable
@@ -51,18 +58,27 @@ class Reopens(Protocol):
 class HandlerStats:
     """A handler's numbers. They outlive its restarts."""
 
-    __slots__ = ("dropped", "failures", "handled", "name", "number")
+    __slots__ = ("_numbers", "dropped", "failures", "handled", "name", "number")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.number = 0
-        """Events that were meant for it so far: each one has its number, and what is missing in between was dropped."""
+        """Events that were meant for it so far, of all nodes."""
+        self._numbers: dict[str, int] = {}
         self.handled = 0
         """Events it is done with."""
         self.dropped = 0
         """Events it never saw, or could not keep."""
         self.failures = 0
         """How often it raised an exception."""
+
+    def count(self, node: str) -> int:
+        """One more event of this node is meant for it: its number, counted for each node from 1. One that is missing in
+        between was dropped.
+        """
+        self.number += 1
+        number = self._numbers[node] = self._numbers.get(node, 0) + 1
+        return number
 
 
 class _Installed:
@@ -82,7 +98,12 @@ class EventManager:
 
     _log = Logger()
 
-    def __init__(self) -> None:
+    def __init__(self, node: Callable[[], str], *, now: Callable[[], float] = time.time) -> None:
+        """`node()` is whose events are reported here without saying whose they are; it may be another one later on. `now()` is
+        in seconds since the epoch.
+        """
+        self._node = node
+        self._now = now
         self._installed: list[_Installed] = []
         self._routes: dict[type[Event], tuple[_Installed, ...]] = {}
         self._stats: dict[str, HandlerStats] = {}
@@ -102,14 +123,27 @@ class EventManager:
         self._installed = [installed for installed in self._installed if installed.handler is not handler]
         self._routes.clear()
 
-    def emit(self, event: Event) -> None:
-        """Report that something happened. In the reactor's thread only."""
+    @property
+    def node(self) -> str:
+        """The node that is meant where none is named."""
+        return self._node()
+
+    def emit(self, event: Event, node: str | None = None, when: float | None = None) -> None:
+        """Report that something happened: here and now, or on the node and at the time that are given. In the reactor's thread
+        only.
+        """
         routes = self._routes.get(event.__class__)
         if routes is None:
             routes = self._route(event.__class__)
+        if not routes:
+            return
+        if node is None:
+            node = self._node()
+        if when is None:
+            when = self._now()
         for installed in routes:
             try:
-                installed.handle(event)
+                installed.handle(event, node, when)
             except Exception:
                 self._failed(installed, Failure())
 

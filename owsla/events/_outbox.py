@@ -41,10 +41,12 @@ STOP_WITHIN: Final = 3.0
 class Record(NamedTuple):
     """An event, with what only the one who is told of it knows."""
 
+    node: str
+    """Where it happened."""
     number: int
-    """Counts the events of this process that were meant for this handler. One that is missing was dropped."""
+    """Counts the events of that node that were meant for this handler. One that is missing was dropped."""
     time: float
-    """Seconds since the epoch."""
+    """When it happened, in seconds since the epoch."""
     event: Event
 
 
@@ -103,19 +105,17 @@ class Outbox:
         writer: Writer,
         stats: HandlerStats,
         *,
-        now: Callable[[], float],
         in_reactor: Callable[..., Any],
         limit: int = LIMIT,
         batch: int = BATCH,
         linger: float = LINGER,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`now()` is in seconds since the epoch; `in_reactor(f, …)` calls `f` in the reactor's thread (`callFromThread`)."""
+        """`in_reactor(f, …)` calls `f` in the reactor's thread (`callFromThread`)."""
         self._clock = clock
         self._manager = manager
         self._writer = writer
         self._stats = stats
-        self._now = now
         self._in_reactor = in_reactor
         self._batch_size = batch
         self._linger = linger
@@ -139,10 +139,9 @@ class Outbox:
 
     # -- in the reactor's thread -----------------------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: Event, node: str, when: float) -> None:
         stats = self._stats
-        stats.number += 1
-        if not self._spool.put(Record(stats.number, self._now(), event)):
+        if not self._spool.put(Record(node, stats.count(node), when, event)):
             stats.dropped += 1
             self._missed += 1
             return

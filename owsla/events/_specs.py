@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,9 +119,7 @@ def handlers_from(
     reactor: Any,
     manager: EventManager,
     *,
-    node: str,
     presence: Handler | None = None,
-    now: Callable[[], float] = time.time,
 ) -> list[HandlerChild]:
     """The handlers of `--events`, in this order. `presence` is what `amqp` stands for: a `PresenceRole`, made by who connects
     it to the broker too.
@@ -133,7 +130,7 @@ def handlers_from(
     for spec in specs:
         used[spec.kind] = used.get(spec.kind, 0) + 1
         name = spec.kind if used[spec.kind] == 1 else f"{spec.kind}-{used[spec.kind]}"
-        children.append(HandlerChild(name, partial(_service, spec, name, reactor, manager, node, presence, now)))
+        children.append(HandlerChild(name, partial(_service, spec, name, reactor, manager, presence)))
     return children
 
 
@@ -142,31 +139,29 @@ def _service(
     name: str,
     reactor: Any,
     manager: EventManager,
-    node: str,
     presence: Handler | None,
-    now: Callable[[], float],
 ) -> HandlerService:
     stats = manager.stats(name)
     handler: Handler
     if spec.kind == "console":
-        handler = Mailbox(reactor, manager, Console(reactor), stats)
+        handler = Mailbox(reactor, manager, Console(reactor, lambda: manager.node), stats)
     elif spec.kind == "amqp":
         if presence is None:
             raise ValueError("amqp needs to be given what announces presence")
         handler = presence  # its queue is its own: it drops nothing
     else:
-        handler = Outbox(reactor, manager, _writer(spec, node), stats, now=now, in_reactor=reactor.callFromThread)
+        handler = Outbox(reactor, manager, _writer(spec), stats, in_reactor=reactor.callFromThread)
     return HandlerService(manager, handler, name)
 
 
-def _writer(spec: HandlerSpec, node: str) -> Writer:
+def _writer(spec: HandlerSpec) -> Writer:
     if spec.kind == "json":
         assert spec.path is not None
-        return JSONWriter(spec.path, node)
+        return JSONWriter(spec.path)
     database: Database
     if spec.url is not None:
         database = PostgreSQL(spec.url)
     else:
         assert spec.path is not None
         database = SQLite(spec.path)
-    return DatabaseWriter(database, spec.where, node)
+    return DatabaseWriter(database, spec.where)

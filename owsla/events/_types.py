@@ -88,6 +88,41 @@ class HandshakeFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SilentEvicted(Event):
+    """Connections that had said nothing were closed to make way for others. Told now and then, as a number."""
+
+    name: ClassVar[str] = "silent-evicted"
+    warning: ClassVar[bool] = True
+    connections: int
+    limit: int
+
+    def __str__(self) -> str:
+        return (
+            f"Silent connections evicted: {self.connections}, each the oldest of those that had said nothing "
+            f"({self.limit} at a time may, fewer where --max-connections is near)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedAway(Event):
+    """Connections were closed at once, since there were too many from their address. Told now and then, as a number."""
+
+    name: ClassVar[str] = "turned-away"
+    warning: ClassVar[bool] = True
+    connections: int
+    limit: int
+    address: str
+    """That of the last one."""
+
+    def __str__(self) -> str:
+        plural = "s" * (self.connections != 1)
+        return (
+            f"Turned away: {self.connections} connection{plural} from addresses that have as many as may be "
+            f"({self.limit}, --max-per-address); the last one from {self.address}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LineTooLong(Event):
     """A device sent a line longer than allowed; its connection is closed, and nothing of the line is published."""
 
@@ -369,6 +404,37 @@ class EventsDropped(Event):
 
     def __str__(self) -> str:
         return f"Events dropped: {self.handler} has missed {self.events}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost(Event):
+    """Another node is dead, and its connections with it. What was in its queue is on record as undeliverable."""
+
+    name: ClassVar[str] = "node-lost"
+    warning: ClassVar[bool] = True
+    lost: str
+    """Its name."""
+    messages: int
+    """Of its queue, that are on record now."""
+
+    def __str__(self) -> str:
+        return f"Node lost: {self.lost}; {self.messages} messages for its connections are on record as undeliverable"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRenamed(Event):
+    """This node has taken another name. Its connections, whose ids name the old one, are closed one after another."""
+
+    name: ClassVar[str] = "node-renamed"
+    warning: ClassVar[bool] = True
+    before: str
+    now: str
+    connections: int
+    """That are to be closed."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Node renamed: {self.before} is {self.now} now: {self.reason}; {self.connections} connections are closed for it"
 
 
 @dataclass(frozen=True, slots=True)

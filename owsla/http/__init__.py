@@ -8,13 +8,32 @@
 | `/tree`    | the supervision tree, as JSON                                                   |
 | `/`        | the same for people, in short                                                   |
 
-Everything is read when it is asked for, from counters that are there anyway.
+Everything is read when it is asked for, from counters that are there anyway. `Alone` is one process that tells of itself;
+`Whole` is a parent, which asks its workers, and each of them has an `answer`.
 """
 
 from ._collector import OwslaCollector, collector_for
 from ._counts import EventCounts
 from ._histogram import Histogram
-from ._readings import Readings, readiness
-from ._service import HttpService, claim
+from ._readings import ParentReadings, Question, Readings, WorkerProcess, readiness
+from ._service import Beat, HttpService, claim
+from ._sources import Alone, Source, Whole, answer
 
-__all__ = ["EventCounts", "Histogram", "HttpService", "OwslaCollector", "Readings", "claim", "collector_for", "readiness"]
+__all__ = [
+    "Alone",
+    "Beat",
+    "EventCounts",
+    "Histogram",
+    "HttpService",
+    "OwslaCollector",
+    "ParentReadings",
+    "Question",
+    "Readings",
+    "Source",
+    "Whole",
+    "WorkerProcess",
+    "answer",
+    "claim",
+    "collector_for",
+    "readiness",
+]

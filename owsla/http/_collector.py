@@ -10,7 +10,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Final
 
@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..supervision import Node
 from ._histogram import Histogram
-from ._readings import Readings, readiness
+from ._readings import ParentReadings, Readings, readiness
 
 REASONS: Final = (
     "no-connection-id",
@@ -52,7 +52,6 @@ class OwslaCollector(Collector):
     def __init__(self, readings: Readings, now: Callable[[], float]) -> None:
         self._readings = readings
         self._now = now
-        self._started = now()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._devices()
@@ -60,17 +59,18 @@ class OwslaCollector(Collector):
         yield from self._messages()
         yield from self._broker()
         yield from self._itself()
-        yield from self._process()
+        yield from _process(self._readings.started)
 
     def _devices(self) -> Iterator[Metric]:
         admission, listener, hub = self._readings.admission, self._readings.listener, self._readings.hub
-        handshaking = admission.handshaking
-        accepted = admission.connections - admission.open - handshaking
+        handshaking, waiting = admission.handshaking, admission.waiting
+        accepted = admission.connections - admission.open - handshaking - waiting
         yield _gauges(
             "owsla_connections",
-            "Connections of devices: accepted (nothing said yet), handshaking, or open (whatever becomes of them).",
+            "Connections of devices: accepted (no ClientHello yet), waiting (for a place to begin their handshake), "
+            "handshaking, or open (whatever becomes of them).",
             "state",
-            {"accepted": accepted, "handshaking": handshaking, "open": admission.open},
+            {"accepted": accepted, "waiting": waiting, "handshaking": handshaking, "open": admission.open},
         )
         yield _gauge(
             "owsla_connections_limit",
@@ -83,6 +83,16 @@ class OwslaCollector(Collector):
             "TLS handshakes by outcome; a connection closed before its handshake began counts as failed.",
             "outcome",
             {"completed": listener.handshakes, "failed": listener.failed_handshakes},
+        )
+        yield _counter(
+            "owsla_silent_evicted",
+            "Connections that had said nothing, closed to make way for others; not among the failed handshakes.",
+            listener.evicted,
+        )
+        yield _counter(
+            "owsla_turned_away",
+            "Connections closed at once, since there were as many from their address as --max-per-address allows.",
+            listener.turned_away,
         )
 
     def _lines(self) -> Iterator[Metric]:
@@ -146,45 +156,70 @@ class OwslaCollector(Collector):
 
     def _itself(self) -> Iterator[Metric]:
         readings = self._readings
-        yield _gauges("owsla_ready", "What /readyz asks for: 1 where it is so.", "condition", readiness(readings))
-        yield _counters("owsla_restarts", "Restarts by the supervisors, by child.", "child", dict(restarts(readings.tree())))
-        yield _counters("owsla_events", "Events, by kind.", "event", readings.events.by_name)
-        yield _counters(
-            "owsla_event_drops", "Events that a handler was too slow for, by handler.", "handler", readings.event_drops()
-        )
-        yield _histogram(
-            "owsla_reactor_lateness_seconds",
-            "How late the event loop makes a call that is due once a second.",
-            readings.lateness,
-        )
+        yield _ready(readiness(readings))
+        yield from _parts(readings)
         expires = readings.certificate_expires()
         if expires is not None:
             yield _gauge(
                 "owsla_certificate_expiry_timestamp_seconds", "When the certificate that devices are shown ends.", expires
             )
-        yield InfoMetricFamily(
-            "owsla_build",
-            "What runs here.",
-            {
-                "version": __version__,
-                "python": platform.python_version(),
-                "twisted": version("twisted"),
-                "openssl": SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1],
-            },
-        )
 
-    def _process(self) -> Iterator[Metric]:
-        # prometheus-client's ProcessCollector lists the open files, and each device is one: with 50,000 of them that is
-        # tens of milliseconds in which nobody is served.
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        yield _counter("process_cpu_seconds", "User and system CPU time.", usage.ru_utime + usage.ru_stime)
-        memory = _resident_memory()
-        if memory is not None:
-            yield _gauge("process_resident_memory_bytes", "Resident memory.", memory)
-        yield _gauge("process_start_time_seconds", "When the process started, or nearly.", self._started)
-        yield _gauge(
-            "process_max_fds", "Files that may be open: each device is one.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        )
+
+def parent_families(readings: ParentReadings, checks: Mapping[str, bool]) -> Iterator[Metric]:
+    """What a parent tells of itself: it has no devices, and no broker. `checks` are those of the whole."""
+    yield _ready(checks)
+    yield from _parts(readings)
+    yield from _process(readings.started)
+
+
+def worker_is_ready(families: Iterable[Metric]) -> bool:
+    """Whether a worker with these metrics takes devices."""
+    return any(
+        family.name == "owsla_ready" and family.samples and all(one.value == 1 for one in family.samples) for family in families
+    )
+
+
+def _ready(checks: Mapping[str, bool]) -> Metric:
+    return _gauges("owsla_ready", "What /readyz asks for: 1 where it is so.", "condition", checks)
+
+
+def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
+    """What any process of ours has."""
+    yield _counters("owsla_restarts", "Restarts by the supervisors, by child.", "child", dict(restarts(readings.tree())))
+    yield _counters("owsla_events", "Events, by kind.", "event", readings.events.by_name)
+    yield _counters(
+        "owsla_event_drops", "Events that a handler was too slow for, by handler.", "handler", readings.event_drops()
+    )
+    yield _histogram(
+        "owsla_reactor_lateness_seconds",
+        "How late the event loop makes a call that is due once a second.",
+        readings.lateness,
+    )
+    yield InfoMetricFamily(
+        "owsla_build",
+        "What runs here.",
+        {
+            "version": __version__,
+            "python": platform.python_version(),
+            "twisted": version("twisted"),
+            "openssl": SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode().split()[1],
+        },
+    )
+
+
+def _process(started: float) -> Iterator[Metric]:
+    """What any process has."""
+    # prometheus-client's ProcessCollector lists the open files, and each device is one: with 50,000 of them that is tens of
+    # milliseconds in which nobody is served.
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    yield _counter("process_cpu_seconds", "User and system CPU time.", usage.ru_utime + usage.ru_stime)
+    memory = _resident_memory()
+    if memory is not None:
+        yield _gauge("process_resident_memory_bytes", "Resident memory.", memory)
+    yield _gauge("process_start_time_seconds", "When the process started, or nearly.", started)
+    yield _gauge(
+        "process_max_fds", "Files that may be open: each device is one.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    )
 
 
 def restarts(node: Node, above: str = "") -> Iterator[tuple[str, int]]:

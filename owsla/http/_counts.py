@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from ..events import Event
+from ..events._wire import KINDS
 
 
 class EventCounts:
-    """How often each kind of event happened."""
+    """How often each kind of event happened.
 
-    __slots__ = ("by_name",)
+    A parent counts its own alone, since each of its workers counts its own, too.
+    """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        """`names` are those to begin with 0: a series that is there before its first event has an increase to show."""
-        self.by_name = dict.fromkeys(names or _names(), 0)
+    __slots__ = ("_own", "by_name")
 
-    def handle(self, event: Event) -> None:
-        name = event.name
-        self.by_name[name] = self.by_name.get(name, 0) + 1
+    def __init__(self, own: Callable[[], str] | None = None) -> None:
+        """`own()` is the node whose events are counted; without it all are."""
+        self._own = own
+        # A series that is there before its first event has an increase to show.
+        self.by_name = dict.fromkeys(sorted(KINDS), 0)
 
-
-def _names() -> list[str]:
-    return sorted({kind.name for kind in Event.__subclasses__()})
+    def handle(self, event: Event, node: str, when: float) -> None:
+        if self._own is None or node == self._own():
+            self.by_name[event.name] = self.by_name.get(event.name, 0) + 1

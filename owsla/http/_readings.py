@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred
 
 from ..supervision import Node
 from ._counts import EventCounts
@@ -25,6 +28,10 @@ class Admission(Protocol):
     @property
     def handshaking(self) -> int: ...
 
+    @property
+    def waiting(self) -> int:
+        """Those that wait for a place to begin their handshake."""
+
 
 class Listener(Protocol):
     """The device port."""
@@ -32,6 +39,14 @@ class Listener(Protocol):
     handshakes: int
     """Completed so far."""
     failed_handshakes: int
+
+    @property
+    def evicted(self) -> int:
+        """Silent connections closed so far since there were too many."""
+
+    @property
+    def turned_away(self) -> int:
+        """Connections closed so far since there were too many from their address."""
 
     @property
     def accepting(self) -> bool:
@@ -96,7 +111,7 @@ class Health(Protocol):
 class Readings:
     """Where everything is read that is told over HTTP."""
 
-    node: str
+    node: Callable[[], str]
     """The node's name."""
     admission: Admission
     listener: Listener
@@ -118,6 +133,53 @@ class Readings:
     """How late the reactor calls what is due."""
     certificate_expires: Callable[[], float | None] = lambda: None
     """When the certificate that devices are shown ends, in seconds since the epoch; `None` where that is not known."""
+    started: float = field(default_factory=time.time)
+    """When the process started, or nearly, in seconds since the epoch."""
+
+
+Question: TypeAlias = Literal["metrics", "state"]
+"""What a parent asks its workers: see `answer`."""
+
+
+class WorkerProcess(Protocol):
+    """A worker, as its parent sees it: the same object as long as it is the same process."""
+
+    @property
+    def number(self) -> int:
+        """Counted from 1; of those that are there at a time each has its own."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs, and in the parent's tree."""
+
+    @property
+    def state(self) -> str:
+        """How far it is, in a word for people: `starting`, `ready`, `draining`, `ended`."""
+
+    def ask(self, what: Question) -> Deferred[Any]:
+        """What its `answer` returns. It may fail, and at once where nobody is there to be asked; it may never fire, and then
+        it is cancelled some time.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentReadings:
+    """Where a parent reads what it tells over HTTP."""
+
+    workers: Callable[[], Sequence[WorkerProcess]]
+    """Those there are now."""
+    draining: Callable[[], bool]
+    """Whether all of it is stopping."""
+    tree: Callable[[], Node]
+    """The parent's own supervision tree, with a child for each worker, by its name."""
+    events: EventCounts
+    """The parent's own."""
+    event_drops: Callable[[], Mapping[str, int]] = dict
+    """Events that a handler in the parent was too slow for, by its name."""
+    lateness: Histogram = field(default_factory=Histogram)
+    """How late the reactor calls what is due."""
+    started: float = field(default_factory=time.time)
+    """When the process started, or nearly, in seconds since the epoch."""
 
 
 def readiness(readings: Readings) -> dict[str, bool]:
@@ -127,3 +189,8 @@ def readiness(readings: Readings) -> dict[str, bool]:
         "listener_accepting": readings.listener.accepting,
         "not_draining": not readings.draining(),
     }
+
+
+def readiness_of_all(readings: ParentReadings, workers: Iterable[bool]) -> dict[str, bool]:
+    """The same for a parent: one worker that takes devices is enough. `workers` says of each whether it is ready."""
+    return {"worker_ready": any(workers), "not_draining": not readings.draining()}

@@ -13,8 +13,9 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from ..config import ConfigError, os_reason
 from ..device.listener import claim as bind
 from ..supervision import Worker
+from ._histogram import Histogram
 from ._pages import site
-from ._readings import Readings
+from ._sources import Source
 
 CONNECTIONS: Final = 64
 """At most: one Prometheus, a load balancer's checks and some people need a handful; each is a file that a device could have."""
@@ -35,20 +36,40 @@ def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-class HttpService(Worker):
+class Beat(Worker):
+    """Looks once a second how late the reactor is."""
+
+    def __init__(self, reactor: Any, lateness: Histogram) -> None:
+        super().__init__(reactor)
+        self.setName("beat")
+        self._reactor = reactor
+        self._lateness = lateness
+        self._due = 0.0
+
+    def startService(self) -> None:
+        super().startService()
+        self._beat_later()
+
+    def _beat_later(self) -> None:
+        self._due = self._reactor.seconds() + BEAT
+        self.later(BEAT, self._beat)
+
+    def _beat(self) -> None:
+        self._lateness.observe(self._reactor.seconds() - self._due)
+        self._beat_later()
+
+
+class HttpService(Beat):
     """Serves the pages on a socket that listens. The socket outlives it, so that it can be started again."""
 
     _log = Logger(namespace="owsla")
 
-    def __init__(self, reactor: Any, sock: socket.socket, readings: Readings) -> None:
-        super().__init__(reactor)
+    def __init__(self, reactor: Any, sock: socket.socket, source: Source) -> None:
+        super().__init__(reactor, source.lateness)
         self.setName("http")
-        self._reactor = reactor
         self._socket = sock
-        self._readings = readings
-        self._connections = _Limited(site(readings, reactor))
+        self._connections = _Limited(site(source, reactor))
         self._port: Any = None
-        self._due = 0.0
 
     @property
     def port(self) -> int:
@@ -67,7 +88,6 @@ class HttpService(Worker):
         super().startService()
         self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, self._connections)
         self._log.info("Metrics and health on {url}", url=self.url)
-        self._beat_later()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -76,14 +96,6 @@ class HttpService(Worker):
             connection.transport.abortConnection()
         stopped: Deferred[None] = maybeDeferred(port.stopListening) if port is not None else maybeDeferred(lambda: None)
         return stopped
-
-    def _beat_later(self) -> None:
-        self._due = self._reactor.seconds() + BEAT
-        self.later(BEAT, self._beat)
-
-    def _beat(self) -> None:
-        self._readings.lateness.observe(self._reactor.seconds() - self._due)
-        self._beat_later()
 
 
 class _Limited(WrappingFactory):

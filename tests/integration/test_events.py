@@ -78,12 +78,12 @@ class Running:
     """An event manager with the handlers of some `--events`."""
 
     def __init__(self, *specs: str, presence: Any = None) -> None:
-        self.manager = EventManager()
+        node = secrets.token_hex(4)
+        self.manager = EventManager(lambda: node)
         children = handlers_from(
             [handler_spec(spec) for spec in specs],
             current_reactor(),
             self.manager,
-            node=secrets.token_hex(4),
             presence=presence,
         )
         self.services: list[HandlerService] = [child.start() for child in children]
@@ -355,9 +355,9 @@ async def test_nodes_that_start_together(postgresql: PostgreSQLServer) -> None:
     results: list[Any] = []
 
     def write(node: str) -> None:
-        writer = DatabaseWriter(PostgreSQL(postgresql.url), "x", node)
+        writer = DatabaseWriter(PostgreSQL(postgresql.url), "x")
         try:
-            results.append(writer.write([Record(1, time.time(), BrokerWarning(node))]))
+            results.append(writer.write([Record(node, 1, time.time(), BrokerWarning(node))]))
         except Exception as error:
             results.append(error)
         finally:
@@ -375,8 +375,8 @@ async def test_nodes_that_start_together(postgresql: PostgreSQLServer) -> None:
 @reactor_test
 async def test_written_again(postgresql: PostgreSQLServer) -> None:
     """A batch of which nobody knows whether it was committed comes again, and makes no second rows."""
-    writer = DatabaseWriter(PostgreSQL(postgresql.url), "x", "node")
-    batch = [Record(number, time.time(), BrokerWarning(str(number))) for number in range(3)]
+    writer = DatabaseWriter(PostgreSQL(postgresql.url), "x")
+    batch = [Record("node", number, time.time(), BrokerWarning(str(number))) for number in range(3)]
     assert [writer.write(batch[:2]), writer.write(batch)] == [0, 0]
     writer.close()
     assert postgresql.texts() == ["0", "1", "2"]
@@ -391,7 +391,7 @@ async def test_one_bad_row(postgresql: PostgreSQLServer) -> None:
     class Teller:
         wants = (EventsDropped,)
 
-        def handle(self, event: Event) -> None:
+        def handle(self, event: Event, node: str, when: float) -> None:
             told.append(event)
 
     running.manager.add(Teller())
@@ -416,7 +416,7 @@ class Announcer:
         self.live: dict[str, DeviceConnected] = {}
         self.events: list[Event] = []
         self.role = PresenceRole(
-            reactor, self.events.append, node="0123abcd", live=lambda: list(self.live.values()), queue=queue
+            reactor, self.events.append, node=lambda: "0123abcd", live=lambda: list(self.live.values()), queue=queue
         )
         self.running = Running("amqp", presence=self.role)
         self.health = BrokerHealth([self.role.name], self.events.append, lambda: None)
@@ -494,7 +494,7 @@ async def test_presence(broker: Broker, lab: Lab) -> None:
     assert {key for key, event in last.items() if event == "connected"} == set(keys[1000:])
     assert {key for key, event in last.items() if event == "disconnected"} == set(keys[:1000])
     assert not any(body.get("resync") for body in bodies)
-    assert bodies[-1]["node"] == "0123abcd"
+    assert all(body["node"] == body["connection_id"][:8] for body in bodies), "the node is in the id"
 
 
 @reactor_test
@@ -570,12 +570,12 @@ def _quick(function: Callable[[], object], count: int) -> float:
 
 def test_the_cost_of_an_event() -> None:
     """With nobody interested an event costs next to nothing: far less than the handshake that it tells of."""
-    manager = EventManager()
+    manager = EventManager(lambda: "node")
 
     class Picky:
         wants = (BrokerWarning,)
 
-        def handle(self, event: Event) -> None: ...
+        def handle(self, event: Event, node: str, when: float) -> None: ...
 
     manager.add(Picky())
     event = connected("a")

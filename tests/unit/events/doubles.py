@@ -10,7 +10,7 @@ from unittest import TestCase
 
 from twisted.python.failure import Failure
 
-from owsla.events import DeviceConnected, DeviceDisconnected, Event, Record, Trouble
+from owsla.events import DeviceConnected, DeviceDisconnected, Event, EventManager, Record, Trouble
 
 
 def connected(key: str, device_id: str | None = None) -> DeviceConnected:
@@ -21,17 +21,31 @@ def disconnected(key: str, device_id: str | None = None) -> DeviceDisconnected:
     return DeviceDisconnected(key, device_id, "closed by the device", 3, 4, 5.0, 0)
 
 
+NODE = "0123abcd"
+"""The node of the tests."""
+
+NOW = 1000.25
+"""When everything happens in them, unless said otherwise: in seconds since the epoch."""
+
+
+def manager() -> EventManager:
+    """One of that node, at that time."""
+    return EventManager(lambda: NODE, now=lambda: NOW)
+
+
 class Recorder:
     """Keeps what it is told; raises `error`, if there is one."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.seen: list[Event] = []
+        self.origins: list[tuple[str, float]] = []
         self.error = error
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: Event, node: str, when: float) -> None:
         if self.error is not None:
             raise self.error
         self.seen.append(event)
+        self.origins.append((node, when))
 
 
 class Picky(Recorder):

@@ -11,7 +11,7 @@ from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event,
 from owsla.events.amqp import PRESENCE, QUEUE, PresenceRole
 from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server
 
-from .doubles import Supervised, connected, disconnected
+from .doubles import NODE, Supervised, connected, disconnected
 
 
 class Base(BrokerTestCase):
@@ -21,8 +21,11 @@ class Base(BrokerTestCase):
         self.events: list[Event] = []
         self.live: list[DeviceConnected] = []
         self.role = PresenceRole(
-            self.clock, self.events.append, node="0123abcd", live=lambda: self.live, now=lambda: 1000.0 + self.clock.seconds()
+            self.clock, self.events.append, node=lambda: NODE, live=lambda: self.live, now=self.now
         )
+
+    def now(self) -> float:
+        return 1000.0 + float(self.clock.seconds())
 
     def connect(self) -> Result:
         if self.server.client.transport is not None:
@@ -41,11 +44,11 @@ class Base(BrokerTestCase):
 
     def come(self, *keys: str) -> None:
         for key in keys:
-            self.role.handle(connected(key))
+            self.role.handle(connected(key), NODE, self.now())
 
     def go(self, *keys: str) -> None:
         for key in keys:
-            self.role.handle(disconnected(key))
+            self.role.handle(disconnected(key), NODE, self.now())
 
     def pass_time(self, seconds: float) -> None:
         for _ in range(int(seconds * 10)):
@@ -76,12 +79,12 @@ class PublishingTests(Base):
 
     def test_the_message(self) -> None:
         """Mandatory, persistent, JSON, with headers as the contract says."""
-        self.role.handle(connected("a", "sensor 7"))
+        self.role.handle(connected("a", "sensor 7"), NODE, self.now())
         (publish,) = self.server.take()
         self.assertTrue(publish.method["mandatory"])
         self.assertEqual((publish.method["exchange"], publish.queue), ("", QUEUE))
         self.assertEqual(
-            publish.headers, {"event": "connected", "connection_id": "a", "device_id": "sensor 7", "node": "0123abcd"}
+            publish.headers, {"event": "connected", "connection_id": "a", "device_id": "sensor 7", "node": "a"}
         )
         properties = publish.properties
         self.assertEqual(
@@ -92,14 +95,14 @@ class PublishingTests(Base):
 
     def test_strange_names(self) -> None:
         """A name from a certificate that is no text is announced all the same."""
-        self.role.handle(connected("a", "x\ud800\0\u00e9"))
+        self.role.handle(connected("a", "x\ud800\0\u00e9"), NODE, self.now())
         (publish,) = self.server.take()
         self.assertEqual(publish.headers["device_id"], "x?\0\u00e9")
         self.assertEqual(json.loads(publish.body)["device_id"], "x\ud800\0\u00e9")
 
     def test_other_events(self) -> None:
         """It wants no others, and does nothing with them."""
-        self.role.handle(BrokerUnblocked())
+        self.role.handle(BrokerUnblocked(), NODE, self.now())
         self.assertEqual(self.told(), [])
 
     def test_in_order(self) -> None:
@@ -119,7 +122,19 @@ class PublishingTests(Base):
     def test_another_node(self) -> None:
         """The loss of a node is announced too."""
         self.role.node_lost("89abcdef")
-        self.assertEqual(self.told(), ["!89abcdef"])
+        (publish,) = self.server.take()
+        self.assertEqual((describe(publish), publish.properties["message_id"]), ("!89abcdef", "89abcdef"))
+        self.assertFalse(self.role.told("89abcdef"))
+        self.server.ack(PRESENCE, 1)
+        self.assertTrue(self.role.told("89abcdef"))
+
+    def test_again(self) -> None:
+        """On demand everybody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.role.resync()
+        self.assertEqual(self.told(), ["+a*"])
 
     def test_refused(self) -> None:
         """What is refused is sent again after a wait; one warning."""
@@ -234,7 +249,7 @@ class HandlerTests(Base):
     def test_reinstalled(self) -> None:
         """As a handler that failed and is installed again it announces what it missed, and everybody."""
         self.connect()
-        manager = EventManager()
+        manager = EventManager(lambda: NODE)
         report = Supervised()
         service = HandlerService(manager, self.role, "amqp")
         service.supervise(report)

@@ -22,13 +22,16 @@ from owsla.events import (
     DeviceDisconnected,
     Event,
     GapSkipped,
+    UnknownEvent,
 )
 from owsla.events._json import COMMON
+
+from .doubles import NODE, NOW
 
 KINDS: list[type[Event]] = [
     kind
     for kind in vars(events).values()
-    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+    if isinstance(kind, type) and issubclass(kind, Event) and kind not in (Event, UnknownEvent)
 ]
 
 SAMPLES: dict[str, Any] = {
@@ -106,7 +109,7 @@ class EventTests(SynchronousTestCase):
 class ConsoleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = cast("Any", Clock())
-        self.console = Console(self.clock, burst=3)
+        self.console = Console(self.clock, lambda: NODE, burst=3)
         self.logged: list[tuple[Any, str]] = []
 
         def observe(event: LogEvent) -> None:
@@ -119,34 +122,39 @@ class ConsoleTests(SynchronousTestCase):
 
     def test_levels(self) -> None:
         """An event is a line at info level, one that somebody should look at a warning."""
-        self.console.handle(BrokerUnblocked())
-        self.console.handle(BrokerWarning("odd {braces}"))
+        self.console.handle(BrokerUnblocked(), NODE, NOW)
+        self.console.handle(BrokerWarning("odd {braces}"), NODE, NOW)
         self.assertEqual(
             self.logged, [(LogLevel.info, "Broker unblocked"), (LogLevel.warn, "Broker: odd {braces}")]
         )
 
+    def test_other_nodes(self) -> None:
+        """An event of another node says so; of the own one it goes without saying."""
+        self.console.handle(BrokerWarning("{x}"), "deadbeef", NOW)
+        self.assertEqual(self.logged, [(LogLevel.warn, "Node deadbeef: Broker: {x}")])
+
     def test_a_stampede(self) -> None:
         """What comes by the hundred in a second is logged a few times and then counted, each kind for itself."""
         for number in range(10):
-            self.console.handle(BrokerWarning(str(number)))
-        self.console.handle(BrokerUnblocked())
+            self.console.handle(BrokerWarning(str(number)), NODE, NOW)
+        self.console.handle(BrokerUnblocked(), NODE, NOW)
         self.assertEqual(len(self.logged), 4)
         self.clock.advance(1)
         self.assertEqual(self.logged[4:], [(LogLevel.info, "… and 7 more: broker-warning")])
-        self.console.handle(BrokerWarning("later"))
+        self.console.handle(BrokerWarning("later"), NODE, NOW)
         self.assertEqual(self.logged[-1], (LogLevel.warn, "Broker: later"))
 
     def test_stopping(self) -> None:
         """What was only counted is told at the end, and no timer is left."""
         for number in range(5):
-            self.console.handle(BrokerWarning(str(number)))
+            self.console.handle(BrokerWarning(str(number)), NODE, NOW)
         self.console.stop()
         self.assertEqual(self.logged[3:], [(LogLevel.info, "… and 2 more: broker-warning")])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_no_timer_when_nothing_happens(self) -> None:
         """A quiet console has nothing left to do."""
-        self.console.handle(BrokerUnblocked())
+        self.console.handle(BrokerUnblocked(), NODE, NOW)
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -14,19 +14,19 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import BrokerWarning, JSONWriter, Record, Trouble
+from owsla.events import BrokerWarning, JSONWriter, Record, Trouble, UnknownEvent
 
-from .doubles import connected, free_path
+from .doubles import NODE, NOW, connected, free_path
 
 
 def warnings(*texts: str) -> list[Record]:
-    return [Record(number, 1000.25, BrokerWarning(text)) for number, text in enumerate(texts, 1)]
+    return [Record(NODE, number, NOW, BrokerWarning(text)) for number, text in enumerate(texts, 1)]
 
 
 class JSONTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.path = free_path(self)
-        self.writer = JSONWriter(self.path, "0123abcd")
+        self.writer = JSONWriter(self.path)
         self.addCleanup(self.writer.close)
 
     def lines(self, path: Path | None = None) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ class JSONTests(SynchronousTestCase):
 
     def test_a_line(self) -> None:
         """An event is one flat object on one line: what all have first, then its own fields."""
-        self.writer.write([Record(7, 1000.25, connected("a", "x\n\u00e9\ud800"))])
+        self.writer.write([Record(NODE, 7, NOW, connected("a", "x\n\u00e9\ud800"))])
         (line,) = self.lines()
         self.assertEqual(list(line)[:5], ["time", "node", "number", "event", "warning"])
         self.assertEqual(
@@ -57,10 +57,21 @@ class JSONTests(SynchronousTestCase):
             },
         )
 
+    def test_several_nodes(self) -> None:
+        """Each event names its own node; an event that is not known here is written as it was sent."""
+        new = UnknownEvent("new-thing", True, "New: 5", {"count": 5, "what": ["a", {"b": None}]})
+        self.writer.write([Record("a", 1, NOW, BrokerWarning("x")), Record("b", 1, NOW, new)])
+        first, second = self.lines()
+        self.assertEqual((first["node"], second["node"]), ("a", "b"))
+        self.assertEqual(
+            {key: second[key] for key in second if key not in ("time", "node", "number")},
+            {"event": "new-thing", "warning": True, "count": 5, "what": ["a", {"b": None}]},
+        )
+
     def test_appends(self) -> None:
         """What is in the file stays; nobody else on the machine can read it."""
         self.writer.write(warnings("a"))
-        again = JSONWriter(self.path, "n")
+        again = JSONWriter(self.path)
         again.write(warnings("b"))
         again.close()
         self.assertEqual(self.texts(), ["a", "b"])
@@ -79,7 +90,7 @@ class JSONTests(SynchronousTestCase):
     def test_a_missing_folder(self) -> None:
         """It is trouble, and over when the folder is there."""
         path = self.path / "events.json"
-        writer = JSONWriter(path, "n")
+        writer = JSONWriter(path)
         self.addCleanup(writer.close)
         with self.assertRaises(Trouble) as caught:
             writer.write(warnings("a"))
@@ -90,7 +101,7 @@ class JSONTests(SynchronousTestCase):
 
     def test_a_full_disk(self) -> None:
         """It is trouble."""
-        writer = JSONWriter(Path("/dev/full"), "n")
+        writer = JSONWriter(Path("/dev/full"))
         with self.assertRaises(Trouble) as caught:
             writer.write(warnings("a"))
         self.assertEqual(str(caught.exception), "/dev/full: no space left on device")

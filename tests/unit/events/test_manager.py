@@ -12,15 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.events import BrokerUnblocked, BrokerWarning, Event, EventManager, HandlerFailed, HandlerService
 from owsla.supervision import ChildSpec, Intensity, Supervised, Supervisor
 
-from .doubles import Alive, Picky, Recorder, connected
+from .doubles import NODE, NOW, Alive, Picky, Recorder, connected
 from .doubles import Supervised as Report
+from .doubles import manager as new_manager
 
 ONE, TWO = BrokerWarning("one"), BrokerWarning("two")
 
 
 class ManagerTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.manager = EventManager()
+        self.manager = new_manager()
 
     def test_everybody_is_told(self) -> None:
         """Each handler is told of each event, in order, until it is removed."""
@@ -89,6 +90,33 @@ class ManagerTests(SynchronousTestCase):
         self.manager.emit(ONE)
         self.assertNotIn(ONE, broken.seen)
 
+    def test_here_and_now(self) -> None:
+        """An event is of the manager's own node, whichever that is just then, and happens now."""
+        names = ["a", "b"]
+        times = [1.0, 2.0]
+        manager = EventManager(lambda: names[0], now=lambda: times[0])
+        handler = Recorder()
+        manager.add(handler)
+        manager.emit(ONE)
+        del names[0], times[0]
+        manager.emit(ONE)
+        self.assertEqual((handler.origins, manager.node), ([("a", 1.0), ("b", 2.0)], "b"))
+
+    def test_elsewhere(self) -> None:
+        """One of another node, or of another time, is told of as that; what a handler does wrong with it is our own node's."""
+        handler = Recorder()
+        self.manager.add(handler)
+        self.manager.add(Recorder(ZeroDivisionError()))
+        self.manager.emit(ONE, "deadbeef", 5.0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(sorted(handler.origins), [(NODE, NOW), ("deadbeef", 5.0)])
+
+    def test_numbers(self) -> None:
+        """A handler's events are numbered for each node by itself."""
+        stats = self.manager.stats("it")
+        self.assertEqual([stats.count(node) for node in ("a", "a", "b", "a")], [1, 2, 1, 3])
+        self.assertEqual(stats.number, 4)
+
     def test_drops_by_handler(self) -> None:
         """Drops are counted by the handler's name, and outlive it."""
         self.manager.add(Recorder(), "one")
@@ -98,7 +126,7 @@ class ManagerTests(SynchronousTestCase):
 
 class ServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.manager = EventManager()
+        self.manager = new_manager()
         self.handler = Alive()
         self.service = HandlerService(self.manager, self.handler, "alive")
         self.report = Report()
@@ -153,7 +181,7 @@ class SupervisionTests(SynchronousTestCase):
 
     def start(self, restarts: int) -> tuple[EventManager, list[Recorder], list[Any], Any]:
         clock: Any = cast("Any", Clock())
-        manager = EventManager()
+        manager = new_manager()
         made: list[Recorder] = []
         gave_up: list[Any] = []
 
@@ -197,7 +225,7 @@ class SupervisionTests(SynchronousTestCase):
 class DeferredStopTests(SynchronousTestCase):
     def test_waits_for_the_handler(self) -> None:
         """Stopping waits for what the handler has still to do."""
-        manager = EventManager()
+        manager = new_manager()
         handler = Alive()
         stopping: Deferred[None] = Deferred()
         handler.stop = lambda: stopping  # type: ignore[method-assign, assignment]

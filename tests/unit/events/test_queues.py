@@ -13,10 +13,11 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import BrokerWarning, Event, EventManager, EventsDropped, Mailbox, Outbox, Record
+from owsla.events import BrokerWarning, Event, EventsDropped, Mailbox, Outbox, Record
 from owsla.events._outbox import LONGEST_WAIT, Spool
 
-from .doubles import Alive, MemoryWriter, Recorder
+from .doubles import NODE, Alive, MemoryWriter, Recorder
+from .doubles import manager as new_manager
 
 
 def event(number: int) -> Event:
@@ -29,15 +30,15 @@ class SlowRecorder(Recorder):
         self.clock = clock
         self.takes = takes
 
-    def handle(self, event: Event) -> None:
-        super().handle(event)
+    def handle(self, event: Event, node: str, when: float) -> None:
+        super().handle(event, node, when)
         self.clock.rightNow += self.takes
 
 
 class MailboxTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = cast("Any", Clock())
-        self.manager = EventManager()
+        self.manager = new_manager()
         self.stats = self.manager.stats("it")
         self.others = Recorder()
         self.manager.add(self.others)
@@ -50,19 +51,28 @@ class MailboxTests(SynchronousTestCase):
         handler = Recorder()
         mailbox = self.mailbox(handler)
         for number in range(3):
-            mailbox.handle(event(number))
+            mailbox.handle(event(number), NODE, 0.0)
         self.assertEqual(handler.seen, [])
         self.clock.advance(0)
         self.assertEqual(handler.seen, [event(0), event(1), event(2)])
         self.assertEqual((self.stats.number, self.stats.handled, self.stats.dropped), (3, 3, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_where_and_when(self) -> None:
+        """However late they are handed over: with the node and the time that they happened at."""
+        handler = Recorder()
+        mailbox = self.mailbox(handler)
+        mailbox.handle(event(0), "a", 5.0)
+        mailbox.handle(event(0), "b", 4.0)
+        self.clock.advance(1)
+        self.assertEqual(handler.origins, [("a", 5.0), ("b", 4.0)])
+
     def test_what_does_not_fit(self) -> None:
         """Past its limit events are dropped, counted, and told of when there is room again."""
         handler = Recorder()
         mailbox = self.mailbox(handler, limit=2)
         for number in range(5):
-            mailbox.handle(event(number))
+            mailbox.handle(event(number), NODE, 0.0)
         self.assertEqual(len(mailbox), 2)
         self.clock.advance(0)
         self.assertEqual(handler.seen, [event(0), event(1)])
@@ -74,7 +84,7 @@ class MailboxTests(SynchronousTestCase):
         handler = SlowRecorder(self.clock, 0.01)
         mailbox = self.mailbox(handler, limit=1000)
         for number in range(1000):
-            mailbox.handle(event(number))
+            mailbox.handle(event(number), NODE, 0.0)
         self.clock.advance(0)
         self.assertEqual(len(handler.seen), 1)
         began = self.clock.seconds()
@@ -90,7 +100,7 @@ class MailboxTests(SynchronousTestCase):
         mailbox.start(failures.append)
         handler.error = error = ValueError()
         for number in range(3):
-            mailbox.handle(event(number))
+            mailbox.handle(event(number), NODE, 0.0)
         self.clock.advance(0)
         self.assertEqual([failure.value for failure in failures], [error])
         self.assertEqual(self.stats.dropped, 3)
@@ -104,7 +114,7 @@ class MailboxTests(SynchronousTestCase):
         handler = Alive()
         mailbox = self.mailbox(handler)
         mailbox.start(lambda failure: None)
-        mailbox.handle(event(1))
+        mailbox.handle(event(1), NODE, 0.0)
         mailbox.reopen()
         mailbox.stop()
         self.assertEqual((handler.seen, handler.calls), ([event(1)], ["start", "reopen", "stop"]))
@@ -116,7 +126,7 @@ class OutboxTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = cast("Any", Clock())
-        self.manager = EventManager()
+        self.manager = new_manager()
         self.others = Recorder()
         self.manager.add(self.others, "others")
         self.writer = MemoryWriter()
@@ -127,7 +137,6 @@ class OutboxTests(SynchronousTestCase):
             self.manager,
             self.writer,
             self.stats,
-            now=lambda: 1000.0 + self.clock.seconds(),
             in_reactor=lambda f, *args, **more: f(*args, **more),
             limit=5,
             batch=3,
@@ -146,7 +155,7 @@ class OutboxTests(SynchronousTestCase):
 
     def put(self, *numbers: int) -> None:
         for number in numbers:
-            self.outbox.handle(event(number))
+            self.outbox.handle(event(number), NODE, 1000.0 + self.clock.seconds())
 
     def test_batches(self) -> None:
         """Events are written in order and in batches, with the time at which they happened and their numbers."""
@@ -157,9 +166,18 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.writer.batches, [3, 1])
         times = (1000.0, 1000.0, 1005.0, 1005.0)
         self.assertEqual(
-            self.writer.written, [Record(n + 1, time, event(n)) for n, time in enumerate(times)]
+            self.writer.written, [Record(NODE, n + 1, time, event(n)) for n, time in enumerate(times)]
         )
         self.assertEqual(self.stats.handled, 4)
+
+    def test_several_nodes(self) -> None:
+        """Each event is written as its own node's, with the time that it happened at there, and a number of that node's."""
+        for node, when in (("a", 5.0), ("b", 4.0), ("a", 6.0)):
+            self.outbox.handle(event(0), node, when)
+        self.outbox.work()
+        self.assertEqual(
+            self.writer.written, [Record("a", 1, 5.0, event(0)), Record("b", 1, 4.0, event(0)), Record("a", 2, 6.0, event(0))]
+        )
 
     def test_trouble(self) -> None:
         """While the writer is in trouble the batch is kept and tried again with back-off; one line says so, and one when it
@@ -225,7 +243,7 @@ class OutboxTests(SynchronousTestCase):
         """What comes after the thread's last look and before the stop is written too."""
         spool: Any = self.outbox._spool
         spool_take = spool.take
-        late = [Record(2, 0.0, event(2))]
+        late = [Record(NODE, 2, 0.0, event(2))]
 
         class Late:
             def take(inner, most: int) -> list[Record]:
@@ -307,7 +325,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule()
     def put(self) -> None:
         self.count += 1
-        record = Record(self.count, 0.0, event(0))
+        record = Record(NODE, self.count, 0.0, event(0))
         taken = self.spool.put(record)
         assert taken == (len(self.model) < self.spool.limit)
         if taken:
@@ -328,7 +346,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 6), batch=st.integers(1, 4))
     def begin(self, limit: int, batch: int) -> None:
-        manager = EventManager()
+        manager = new_manager()
         self.writer = MemoryWriter()
         self.stats = manager.stats("it")
         self.outbox = Outbox(
@@ -336,7 +354,6 @@ class OutboxMachine(RuleBasedStateMachine):
             manager,
             self.writer,
             self.stats,
-            now=lambda: 0.0,
             in_reactor=lambda f, *args, **more: f(*args, **more),
             limit=limit,
             batch=batch,
@@ -345,7 +362,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def happens(self) -> None:
-        self.outbox.handle(event(0))
+        self.outbox.handle(event(0), NODE, 0.0)
 
     @rule(trouble=st.sampled_from([None, "a", "b"]))
     def changes(self, trouble: str | None) -> None:

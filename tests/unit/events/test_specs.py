@@ -19,7 +19,6 @@ from owsla.events import (
     DuplicatesDropped,
     DuplicatesWatch,
     Event,
-    EventManager,
     SupervisorGaveUp,
     check_handlers,
     handler_spec,
@@ -30,7 +29,7 @@ from owsla.supervision import ChildRestarted as RestartReport
 from owsla.supervision import GaveUp
 from owsla.supervision import SupervisorGaveUp as GaveUpReport
 
-from .doubles import Recorder, Supervised, free_path
+from .doubles import NODE, Recorder, Supervised, free_path, manager
 
 try:
     importlib.import_module("psycopg")
@@ -124,17 +123,17 @@ class HandlersTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = cast("Any", Clock())
         self.clock.callFromThread = lambda f, *args, **more: f(*args, **more)
-        self.manager = EventManager()
+        self.manager = manager()
 
     def test_children(self) -> None:
         """One child each, in order, with names of their own that can stand in a tree."""
         specs = [handler_spec(text) for text in ("json:a", "console", "json:b", "database:c", "amqp")]
-        children = handlers_from(specs, self.clock, self.manager, node="n", presence=Recorder())
+        children = handlers_from(specs, self.clock, self.manager, presence=Recorder())
         self.assertEqual([child.id for child in children], ["json", "console", "json-2", "database", "amqp"])
 
     def test_a_console(self) -> None:
         """Each start makes a new service; the handler is told of events from then on."""
-        (child,) = handlers_from([handler_spec("console")], self.clock, self.manager, node="n")
+        (child,) = handlers_from([handler_spec("console")], self.clock, self.manager)
         service = child.start()
         self.assertIsNot(service, child.start())
         service.startService()
@@ -148,7 +147,7 @@ class HandlersTests(SynchronousTestCase):
         """A file gets its events by way of its thread, all of them before the stop is over."""
         path = free_path(self)
         spec = handler_spec(f"json:{path}")
-        (child,) = handlers_from([spec], self.clock, self.manager, node="n", now=lambda: 10.0)
+        (child,) = handlers_from([spec], self.clock, self.manager)
         service = child.start()
         service.startService()
         self.manager.emit(BrokerUnblocked())
@@ -158,12 +157,12 @@ class HandlersTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(
             json.loads(path.read_text()),
-            {"time": "1970-01-01T00:00:10.000000Z", "node": "n", "number": 1, "event": "broker-unblocked", "warning": False},
+            {"time": "1970-01-01T00:16:40.250000Z", "node": NODE, "number": 1, "event": "broker-unblocked", "warning": False},
         )
 
     def test_presence_without_its_role(self) -> None:
         """Forgetting to make what announces presence is a defect, not a quiet omission."""
-        (child,) = handlers_from([handler_spec("amqp")], self.clock, self.manager, node="n")
+        (child,) = handlers_from([handler_spec("amqp")], self.clock, self.manager)
         with self.assertRaises(ValueError):
             child.start()
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import BrokerWarning, DatabaseWriter, Record, SQLite, Trouble
+from owsla.events import BrokerWarning, DatabaseWriter, Record, SQLite, Trouble, UnknownEvent
 from owsla.events._database import SQLITE_MIGRATIONS
 
-from .doubles import connected, free_path
+from .doubles import NODE, NOW, connected, free_path
 
 
 def records(*texts: str) -> list[Record]:
-    return [Record(number, 1000.25, BrokerWarning(text)) for number, text in enumerate(texts, 1)]
+    return [Record(NODE, number, NOW, BrokerWarning(text)) for number, text in enumerate(texts, 1)]
 
 
 class SQLiteTests(SynchronousTestCase):
@@ -27,7 +27,7 @@ class SQLiteTests(SynchronousTestCase):
         self.writer = self.make()
 
     def make(self, migrations: Sequence[Sequence[str]] = SQLITE_MIGRATIONS, path: Path | None = None) -> DatabaseWriter:
-        writer = DatabaseWriter(SQLite(path or self.path, migrations), "the database", "0123abcd")
+        writer = DatabaseWriter(SQLite(path or self.path, migrations), "the database")
         self.addCleanup(writer.close)
         return writer
 
@@ -41,7 +41,7 @@ class SQLiteTests(SynchronousTestCase):
     def test_a_row(self) -> None:
         """A row has what one looks for in columns, all fields as JSON, and the line for people."""
         event = connected("a", "sensor 7")
-        self.assertEqual(self.writer.write([Record(7, 1000.25, event)]), 0)
+        self.assertEqual(self.writer.write([Record(NODE, 7, NOW, event)]), 0)
         self.assertEqual(
             self.query(
                 "SELECT time, node, number, event, warning, connection_id, device_id, text, fields ->> '$.peer' "
@@ -62,6 +62,14 @@ class SQLiteTests(SynchronousTestCase):
             ],
         )
 
+    def test_several_nodes(self) -> None:
+        """Events of several nodes may have the same numbers; one that is not known here is written as it was sent."""
+        new = UnknownEvent("new-thing", True, "New\0", {"connection_id": 5, "device_id": "\ud800", "what": ["a", {"b": None}]})
+        self.writer.write([Record(node, 1, NOW, event) for node, event in (("a", BrokerWarning("x")), ("b", new))])
+        rows = self.query("SELECT node, number, event, warning, text, connection_id, device_id FROM owsla_events ORDER BY node")
+        self.assertEqual(rows[0][:5], ("a", 1, "broker-warning", 1, "Broker: x"))
+        self.assertEqual(rows[1], ("b", 1, "new-thing", 1, "New\ufffd", "5", "\ufffd"))
+
     def test_written_again(self) -> None:
         """A batch that comes again makes no second rows."""
         self.writer.write(records("a", "b"))
@@ -70,7 +78,7 @@ class SQLiteTests(SynchronousTestCase):
 
     def test_strange_text(self) -> None:
         """NUL and halves of surrogate pairs, which databases refuse, are replaced."""
-        self.writer.write([Record(1, 0.0, connected("a", "x\0\ud800\u00e9"))])
+        self.writer.write([Record(NODE, 1, 0.0, connected("a", "x\0\ud800\u00e9"))])
         self.assertEqual(self.query("SELECT device_id FROM owsla_events"), [("x\ufffd\ufffd\u00e9",)])
 
     def test_the_version(self) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
-from owsla.http import EventCounts, Readings
+from twisted.internet.defer import Deferred
+
+from owsla.http import EventCounts, ParentReadings, Question, Readings, answer
 from owsla.supervision import Node
 
 NOW = 1_700_000_000.0
@@ -15,6 +19,7 @@ class FakeAdmission:
     max_connections: int = 10_000
     open: int = 0
     handshaking: int = 0
+    waiting: int = 0
     connections: int = 0
 
 
@@ -23,6 +28,8 @@ class FakeListener:
     handshakes: int = 0
     failed_handshakes: int = 0
     accepting: bool = True
+    evicted: int = 0
+    turned_away: int = 0
 
 
 @dataclass
@@ -94,6 +101,7 @@ class World:
     """Everything that is read, to be changed by a test."""
 
     def __init__(self) -> None:
+        self.node = "0badcafe"
         self.admission = FakeAdmission()
         self.listener = FakeListener()
         self.hub = FakeHub()
@@ -107,7 +115,7 @@ class World:
         self.event_drops: dict[str, int] = {}
         self.certificate_expires: float | None = None
         self.readings = Readings(
-            node="0badcafe",
+            node=lambda: self.node,
             admission=self.admission,
             listener=self.listener,
             hub=self.hub,
@@ -120,4 +128,62 @@ class World:
             events=self.events,
             event_drops=lambda: self.event_drops,
             certificate_expires=lambda: self.certificate_expires,
+            started=NOW,
+        )
+
+
+class FakeWorker:
+    """A worker process that is a world of its own. It answers at once; or later, where a test has it `hang`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.name = f"worker-{number}"
+        self.state = "ready"
+        self.world = World()
+        self.world.node = f"0000000{number}"
+        self.hangs = False
+        self.error: Exception | None = None
+        self.says: Any = None
+        """What it answers instead."""
+        self.asked: list[tuple[Question, Deferred[Any]]] = []
+        self.cancelled = 0
+
+    def ask(self, what: Question) -> Deferred[Any]:
+        asked: Deferred[Any] = Deferred(self._cancel)
+        self.asked.append((what, asked))
+        if self.error is not None:
+            asked.errback(self.error)
+        elif not self.hangs:
+            self.answer()
+        return asked
+
+    def answer(self) -> None:
+        """Answer the last question, as it comes through a pipe."""
+        what, asked = self.asked[-1]
+        asked.callback(json.loads(json.dumps(self.says if self.says is not None else answer(self.world.readings, what))))
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
+class Family:
+    """A parent and its workers."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.workers = [FakeWorker(number) for number in range(1, count + 1)]
+        self.draining = False
+        self.events = EventCounts(own=lambda: "parent")
+        self.event_drops: dict[str, int] = {}
+        self.readings = ParentReadings(
+            workers=lambda: list(self.workers),
+            draining=lambda: self.draining,
+            tree=self.tree,
+            events=self.events,
+            event_drops=lambda: self.event_drops,
+            started=NOW,
+        )
+
+    def tree(self) -> Node:
+        return node(
+            "owsla", 0, node("events"), node("http"), node("workers", 0, *(node(worker.name, 1) for worker in self.workers))
         )

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.events import BrokerConnected, BrokerLost, GapSkipped
-from owsla.http import collector_for
+from owsla.events._wire import KINDS
+from owsla.http import EventCounts, collector_for
 from owsla.http._collector import REASONS, restarts
 
 from ._fakes import NOW, World, node
@@ -84,13 +85,15 @@ class CollectorTests(SynchronousTestCase):
     def test_connections(self) -> None:
         """Connections are counted by state, and the states add up to all of them."""
         admission = self.world.admission
-        admission.connections, admission.open, admission.handshaking = 10, 6, 3
-        self.assertEqual(self.samples("owsla_connections"), {"accepted": 1, "handshaking": 3, "open": 6})
+        admission.connections, admission.open, admission.handshaking, admission.waiting = 12, 6, 3, 2
+        self.assertEqual(self.samples("owsla_connections"), {"accepted": 1, "waiting": 2, "handshaking": 3, "open": 6})
         self.assertEqual(self.value("owsla_connections_limit"), 10_000)
         self.world.hub.paused_connections = 4
         self.assertEqual(self.value("owsla_paused_connections"), 4)
         self.world.listener.handshakes, self.world.listener.failed_handshakes = 7, 2
         self.assertEqual(self.samples("owsla_handshakes_total"), {"completed": 7, "failed": 2})
+        self.world.listener.evicted, self.world.listener.turned_away = 8, 9
+        self.assertEqual((self.value("owsla_silent_evicted_total"), self.value("owsla_turned_away_total")), (8, 9))
 
     def test_lines(self) -> None:
         """A line is received when it is published; a confirm moves it from the window and changes nothing of that."""
@@ -148,20 +151,28 @@ class CollectorTests(SynchronousTestCase):
         """The first connection to the broker is no reconnect."""
         self.assertEqual(self.value("owsla_broker_reconnects_total"), 0)
         for expected in (0, 1, 2):
-            self.world.events.handle(BrokerConnected("amqp://host"))
+            self.world.events.handle(BrokerConnected("amqp://host"), "n", NOW)
             self.assertEqual(self.value("owsla_broker_reconnects_total"), expected)
 
     def test_events(self) -> None:
         """Events are counted by kind, those that never happened too; drops by handler."""
-        self.world.events.handle(BrokerLost("amqp://host", "gone"))
+        self.world.events.handle(BrokerLost("amqp://host", "gone"), "n", NOW)
         for _ in range(2):
-            self.world.events.handle(GapSkipped("id", 1, 2))
+            self.world.events.handle(GapSkipped("id", 1, 2), "n", NOW)
         events = self.samples("owsla_events_total")
         self.assertEqual((events["broker-lost"], events["gap-skipped"], events["slow-device"]), (1, 2, 0))
         self.assertNotIn("event", events)
+        self.assertEqual(set(events), set(KINDS))
         self.assertEqual(self.samples("owsla_event_drops_total"), {})
         self.world.event_drops["database"] = 7
         self.assertEqual(self.samples("owsla_event_drops_total"), {"database": 7})
+
+    def test_own_events(self) -> None:
+        """A parent counts those of its own alone: its workers count theirs."""
+        counts = EventCounts(own=lambda: "n")
+        for origin in ("n", "m", "n"):
+            counts.handle(GapSkipped("id", 1, 2), origin, NOW)
+        self.assertEqual(counts.by_name["gap-skipped"], 2)
 
     def test_restarts(self) -> None:
         """Restarts are by the child's path; a dynamic supervisor's children, one for each device, are not listed."""

@@ -9,7 +9,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisc
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
-from owsla.http import HttpService, claim
+from owsla.http import Alone, Beat, Histogram, HttpService, claim
 from owsla.http._service import BEAT, CONNECTIONS
 
 from ._fakes import World
@@ -57,7 +57,7 @@ class ServiceTests(SynchronousTestCase):
         self.reactor: Any = MemoryReactorClock()
         self.socket = claim(0)
         self.addCleanup(self.socket.close)
-        self.service = HttpService(self.reactor, self.socket, self.world.readings)
+        self.service = HttpService(self.reactor, self.socket, Alone(self.world.readings))
 
     def connect(self) -> Transport | None:
         factory = self.reactor.adoptedPorts[-1][2]
@@ -88,7 +88,7 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(self.service.stopService())
         assert transport is not None
         self.assertFalse(transport.connected)
-        again = HttpService(self.reactor, self.socket, self.world.readings)
+        again = HttpService(self.reactor, self.socket, Alone(self.world.readings))
         again.startService()
         self.assertEqual(len(self.reactor.adoptedPorts), 2)
         self.successResultOf(again.stopService())
@@ -116,3 +116,21 @@ class ServiceTests(SynchronousTestCase):
         self.reactor.advance(BEAT + 0.2)
         self.assertAlmostEqual(lateness.sum, 0.2)
         self.assertEqual([count for _, count in lateness.buckets()][-1], 2)
+
+
+class BeatTests(SynchronousTestCase):
+    """Lateness without HTTP: of a worker, whose parent serves it."""
+
+    def test_it(self) -> None:
+        """It is looked at once a second, from the start to the stop, and again after another start."""
+        reactor: Any = MemoryReactorClock()
+        lateness = Histogram()
+        beat = Beat(reactor, lateness)
+        for expected in (2, 4):
+            beat.startService()
+            reactor.advance(BEAT)
+            reactor.advance(BEAT + 0.5)
+            beat.stopService()
+            reactor.advance(5 * BEAT)
+            self.assertEqual([count for _, count in lateness.buckets()][-1], expected)
+        self.assertAlmostEqual(lateness.sum, 1.0)

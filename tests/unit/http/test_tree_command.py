@@ -123,6 +123,14 @@ class CommandTests(Case):
         self.assertEqual(self.run_it(lambda: show(server.base)), (0, render(tree()) + "\n", ""))
         self.assertTrue(server.asked.startswith(b"GET /tree HTTP/1.1\r\n"))
 
+    def test_many_workers(self) -> None:
+        """A parent's tree with each of its workers' trees in it is shown as a whole, however many there are."""
+        whole = node("owsla", 0, *(node(f"worker-{number}", 0, tree()) for number in range(500)))
+        body = json.dumps(whole, indent=2).encode()
+        self.assertGreater(len(body), 1 << 20)
+        status, out, err = self.run_it(lambda: show(self.server(http(body)).base))
+        self.assertEqual((status, out, err), (0, render(whole) + "\n", ""))
+
     def test_terminal(self) -> None:
         """Nothing in a failure's text moves the terminal's cursor."""
         server = self.server(http(json.dumps(node("owsla", 0, node("a", 1, failure="\x1b[2J\u202egone"))).encode()))

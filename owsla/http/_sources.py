@@ -1,0 +1,115 @@
+"""Where the pages are made from: one process, or a parent that asks its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from twisted.internet.defer import Deferred, succeed
+
+from ..boundaries import Clock
+from ._asking import Answers, Questions
+from ._collector import collector_for, parent_families, worker_is_ready
+from ._families import LABEL, families_from_json, families_to_json, merge
+from ._histogram import Histogram
+from ._readings import ParentReadings, Readings, readiness_of_all
+from ._state import State, WorkerState, state_from_json, state_of, state_of_all, state_to_json
+
+PARENT: Final = "parent"
+"""The label of the parent's own metrics."""
+
+
+class Source(Protocol):
+    """What there is to tell. Asked anew for each page."""
+
+    @property
+    def lateness(self) -> Histogram:
+        """For how late the reactor of this process is."""
+
+    def metrics(self) -> Deferred[Iterable[Metric]]: ...
+
+    def state(self) -> Deferred[State]: ...
+
+
+class Alone:
+    """One process, with no parent and no workers."""
+
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
+
+    @property
+    def lateness(self) -> Histogram:
+        return self._readings.lateness
+
+    def metrics(self) -> Deferred[Iterable[Metric]]:
+        return succeed(list(collector_for(self._readings).collect()))
+
+    def state(self) -> Deferred[State]:
+        return succeed(state_of(self._readings))
+
+
+class Whole:
+    """A parent and its workers, each of which is asked, and left out where it does not answer in time."""
+
+    def __init__(self, clock: Clock, readings: ParentReadings) -> None:
+        self._readings = readings
+        self._questions = Questions(clock, readings.workers)
+
+    @property
+    def lateness(self) -> Histogram:
+        return self._readings.lateness
+
+    def metrics(self) -> Deferred[Iterable[Metric]]:
+        return self._questions.ask("metrics").addCallback(self._merged)
+
+    def _merged(self, answers: Answers) -> Iterable[Metric]:
+        up = GaugeMetricFamily("owsla_worker_up", "Whether a worker answers: its metrics are among these.", labels=[LABEL])
+        parts: list[tuple[str, Iterable[Metric]]] = []
+        seen = set()
+        for worker, sent in answers:
+            label = str(worker.number)
+            if label in seen:
+                continue
+            seen.add(label)
+            families = _families(sent)
+            up.add_metric([label], 0 if families is None else 1)
+            if families is not None:
+                parts.append((label, families))
+        checks = readiness_of_all(self._readings, (worker_is_ready(families) for _, families in parts))
+        return [up, *merge([(PARENT, parent_families(self._readings, checks)), *parts])]
+
+    def state(self) -> Deferred[State]:
+        return self._questions.ask("state").addCallback(self._pictured)
+
+    def _pictured(self, answers: Answers) -> State:
+        return state_of_all(
+            self._readings, [WorkerState(worker.name, worker.state, _state(sent)) for worker, sent in answers]
+        )
+
+
+# A worker of another version, during a rolling restart, may answer what is no answer here.
+
+
+def _families(sent: Any) -> list[Metric] | None:
+    try:
+        return None if sent is None else families_from_json(sent)
+    except ValueError:
+        return None
+
+
+def _state(sent: Any) -> State | None:
+    try:
+        return None if sent is None else state_from_json(sent)
+    except ValueError:
+        return None
+
+
+def answer(readings: Readings, what: str) -> Any:
+    """What a worker answers to its parent's `Question`, as JSON can hold it; `None`, where it does not know the question."""
+    if what == "metrics":
+        return families_to_json(collector_for(readings).collect())
+    if what == "state":
+        return state_to_json(state_of(readings))
+    return None
