@@ -180,7 +180,7 @@ class Node:
 
     def router(self, find: Callable[[bytes], Any]) -> Router:
         return Router(
-            self.ids.node,
+            lambda: self.ids.node,
             find,
             NoCourier(),
             max_line=self.framing.max_line,

@@ -32,6 +32,7 @@ from owsla._argv import scrub_command_line
 if TYPE_CHECKING:
     from twisted.cred.checkers import ICredentialsChecker
 
+    from owsla.broker.routing_key import RoutingKey
     from owsla.dialects import Dialect
     from owsla.events import HandlerSpec
 
@@ -146,6 +147,7 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
 ClientCertificate = Literal["require", "optional"]
 Identity = Literal["cn", "san-dns", "san-uri", "fingerprint"]
 Duplicates = Literal["keep", "replace"]
+QueueArgument = tuple[str, str | int | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Settings:
 
     port: int
     interface: str  # "" is all
+    workers: int
     cert: Path | None  # None, like key: the development pair in certs_dir
     key: Path | None
     certs_dir: Path
@@ -166,8 +169,14 @@ class Settings:
     heartbeat: int
     embedded_port: int
     embedded_memory: int
-    from_device: str
+    from_device: str  # not used with publish_exchange
+    from_device_arguments: tuple[QueueArgument, ...]
+    publish_exchange: str | None  # None: the default exchange, with from_device as the routing key
+    routing_key: RoutingKey
     to_device: str
+    to_device_arguments: tuple[QueueArgument, ...]
+    undeliverable_arguments: tuple[QueueArgument, ...]
+    node_queue_arguments: tuple[QueueArgument, ...]
     seq_header: str
     delivery_mode: Literal[1, 2]
     consumers: int
@@ -176,6 +185,7 @@ class Settings:
     window_bytes: int
     max_connections: int | None  # None: from the open-files limit
     max_handshakes: int
+    max_per_address: int | None
     handshake_timeout: float
     idle_timeout: float  # 0 is off
     max_line: int
@@ -256,6 +266,12 @@ def _duration(*, zero: bool, longest: float = _LONGEST) -> Callable[[str], float
         return seconds
 
     return read
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _number(1, 256)(text)
 
 
 def _heartbeat(text: str) -> int:
@@ -353,6 +369,33 @@ def _header(text: str) -> str:
     return _short_string(text, "a header's name", 255)
 
 
+def _exchange(text: str) -> str:
+    return _short_string(text, "an exchange's name", 255)
+
+
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+
+
+def _argument(text: str) -> QueueArgument:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"{text!r} is not NAME=VALUE, as in x-queue-type=quorum")
+    _short_string(name, "an argument's name", 255)
+    if value in ("true", "false"):
+        return name, value == "true"
+    if _INTEGER.fullmatch(value):
+        if len(value) > 18:
+            raise ConfigError(f"{name}: {value} is not a 64-bit number")
+        return name, int(value)
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    try:
+        value.encode()
+    except UnicodeError:
+        raise ConfigError(f"{value!r} is not UTF-8") from None
+    return name, value
+
+
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|([rnt0\\])|(.?))", re.DOTALL)
 _ESCAPES = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "\\": b"\\"}
 _LONGEST_DELIMITER = 16
@@ -386,7 +429,13 @@ def _template(text: str) -> str:
     return text
 
 
-# Imported where they are used: dialects read the settings, and there is no need for them without one.
+# Imported where they are used: they read the settings, and there is no need for them without one.
+
+
+def _routing_key(text: str) -> RoutingKey:
+    from owsla.broker.routing_key import RoutingKey
+
+    return RoutingKey(text)
 
 
 def _events(text: str) -> HandlerSpec:
@@ -471,6 +520,10 @@ OPTIONS: tuple[Option, ...] = (
         "IP address to listen on; all is every IPv4 and IPv6 address.",
     ),
     Option(
+        _LISTEN, "workers", "COUNT", "1", _workers,
+        "Processes that share the port, 1 to 256; auto is one for each core. Limits of connections and messages are for each.",
+    ),
+    Option(
         _TLS, "cert", "FILE", None, _readable,
         "PEM file with the server's certificate first, then those up to its authority. Needs --key.",
         shown="a development certificate in --certs-dir",
@@ -524,8 +577,36 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(_MESSAGES, "from-device", "QUEUE", "from_device", _queue, "Queue of lines from devices."),
     Option(
+        _MESSAGES, "publish-exchange", "NAME", "off", _or("off", None, _exchange),
+        "Exchange to publish lines from devices to, which has to be there, instead of the queue --from-device.",
+    ),
+    Option(
+        _MESSAGES, "routing-key", "TEMPLATE", "{connection_id}", _routing_key,
+        "With --publish-exchange: the routing key of a connection's lines, with {connection_id}, {device_id} (the connection's "
+        "id where a device has none), {node} and {shard:N}, a hash of the device from 0 to N-1.",
+    ),
+    Option(
         _MESSAGES, "to-device", "QUEUE", "to_device", _queue,
         f"Queue of lines to devices; what can't be delivered goes to QUEUE{UNDELIVERABLE_SUFFIX}.",
+    ),
+    Option(
+        _MESSAGES, "from-device-argument", "NAME=VALUE", None, _argument,
+        "Argument to declare the from-device queue with, such as x-queue-type=quorum; a number, true, false or text.",
+        repeatable=True, setting="from_device_arguments",
+    ),
+    Option(
+        _MESSAGES, "to-device-argument", "NAME=VALUE", None, _argument, "The same for the to-device queue.",
+        repeatable=True, setting="to_device_arguments",
+    ),
+    Option(
+        _MESSAGES, "undeliverable-argument", "NAME=VALUE", None, _argument,
+        f"The same for the queue QUEUE{UNDELIVERABLE_SUFFIX}.",
+        repeatable=True, setting="undeliverable_arguments",
+    ),
+    Option(
+        _MESSAGES, "node-queue-argument", "NAME=VALUE", None, _argument,
+        "The same for the queue that each node has of its own.",
+        repeatable=True, setting="node_queue_arguments",
     ),
     Option(
         _MESSAGES, "seq-header", "NAME", "from_device_seq", _header,
@@ -586,7 +667,16 @@ OPTIONS: tuple[Option, ...] = (
         _CONNECTIONS, "max-connections", "COUNT", "auto", _or("auto", None, _number(1, _LARGEST_COUNT)),
         "Devices connected at a time; more wait to be accepted. auto is what the limit on open files allows.",
     ),
-    Option(_CONNECTIONS, "max-handshakes", "COUNT", "512", _number(1, _LARGEST_COUNT), "TLS handshakes under way at a time."),
+    Option(
+        _CONNECTIONS, "max-handshakes", "COUNT", "512", _number(1, _LARGEST_COUNT),
+        "TLS handshakes under way at a time. Connections that have said nothing are not among them: there may be four times "
+        "as many, or half of --max-connections; then the oldest is closed.",
+    ),
+    Option(
+        _CONNECTIONS, "max-per-address", "COUNT", "off", _or("off", None, _number(1, _LARGEST_COUNT)),
+        "Connections at a time from one IPv4 address, or one IPv6 network (/64); one more is closed at once. Devices behind "
+        "one NAT share an address.",
+    ),
     Option(
         _CONNECTIONS, "handshake-timeout", "TIME", "15s", _duration(zero=False),
         "Time a device has for its TLS handshake.",
@@ -617,7 +707,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _ORDER, "node-grace", "TIME", "10s", _duration(zero=True),
-        "How long a message for a node that doesn't answer is held before its connection counts as gone.",
+        "How long a node may be without the broker before it counts as dead, and what is for its devices as undeliverable.",
     ),
     Option(
         _STOP, "drain-timeout", "TIME", "30s", _duration(zero=True),
@@ -642,6 +732,15 @@ OPTIONS: tuple[Option, ...] = (
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _BY_VARIABLE = {option.variable: option for option in OPTIONS}
+
+_NODES_OWN = "Owsla's own to set: a node comes back to its queue, and is its only consumer"
+_ARGUMENTS: Mapping[str, tuple[Mapping[str, str], bool]] = {
+    "from-device-argument": ({}, False),
+    "to-device-argument": ({}, True),
+    "undeliverable-argument": ({"x-max-length": "what --undeliverable-limit sets"}, False),
+    "node-queue-argument": ({"x-expires": _NODES_OWN, "x-single-active-consumer": _NODES_OWN}, True),
+}
+"""For each option with arguments of a queue: those that are not the user's, and why; whether Owsla consumes the queue."""
 
 
 # -- From the sources to the settings ----------------------------------------------------------------------------------
@@ -775,6 +874,7 @@ def _checked(given: Mapping[str, _Given]) -> Settings:
         values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
     _check_brokers(values, given)
     _check_events(values, given)
+    _check_arguments(values, given)
     settings = Settings(**values)
     _check_together(settings, given)
     _check_certificates(settings)
@@ -827,7 +927,14 @@ def _check_together(settings: Settings, given: Mapping[str, _Given]) -> None:
     if "client-cert" in given and settings.client_ca is None:
         refuse(("client-cert",), "only has a meaning with --client-ca")
     undeliverable = settings.to_device + UNDELIVERABLE_SUFFIX
-    if settings.from_device in (settings.to_device, undeliverable):
+    if settings.publish_exchange is None:
+        if "routing-key" in given:
+            refuse(("routing-key",), "only has a meaning with --publish-exchange")
+    else:
+        for name in ("from-device", "from-device-argument"):
+            if name in given:
+                refuse((name,), "has no meaning with --publish-exchange: lines go there, not to a queue")
+    if settings.publish_exchange is None and settings.from_device in (settings.to_device, undeliverable):
         both = f"from-device and to-device can't both use the queue {settings.from_device!r}"
         refuse(("from-device", "to-device"), both)
     if settings.max_line > settings.window_bytes:
@@ -850,6 +957,20 @@ def _acknowledgement_fault(template: str, delimiter: bytes) -> str:
     line = template.replace("{seq}", "0").encode()
     # With the delimiter added, since the end of one and the beginning of the other may be a delimiter too.
     return "" if (line + delimiter).index(delimiter) == len(line) else "the delimiter is in the template"
+
+
+def _check_arguments(values: Mapping[str, Any], given: Mapping[str, _Given]) -> None:
+    for name, (owned, consumed) in _ARGUMENTS.items():
+        seen: set[str] = set()
+        arguments: tuple[QueueArgument, ...] = values[_BY_NAME[name].field]
+        for argument, value in arguments:
+            if argument in seen:
+                raise ConfigError(f"{given[name].origin}: {argument} is given twice")
+            if argument in owned:
+                raise ConfigError(f"{given[name].origin}: {argument} is {owned[argument]}")
+            if consumed and (argument, value) == ("x-queue-type", "stream"):
+                raise ConfigError(f"{given[name].origin}: a message that was taken from a stream stays there; use another type")
+            seen.add(argument)
 
 
 def _check_certificates(settings: Settings) -> None:
@@ -895,6 +1016,8 @@ class Options(usage.Options):
     optParameters = [[option.name, None, None, option.help] for option in OPTIONS]
 
     settings: Settings
+    arguments: Sequence[str]
+    """What `settings` were read from, besides the environment: for worker processes, which read them again."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read ``options`` (or the process's arguments) and all other sources into ``settings``."""
@@ -910,6 +1033,7 @@ class Options(usage.Options):
                 self.opt_help()
             if "--version" in flags:
                 self.opt_version()
+            self.arguments = arguments
             self.settings = load_settings(arguments)
         except ConfigError as error:
             exit_with(error)

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from twisted.application.service import Service
 from twisted.logger import Logger
@@ -24,10 +25,11 @@ from .broker.health import BrokerHealth
 from .broker.packing import LinePacker
 from .broker.producer import LINES, Producer
 from .broker.protocol import FRAME_MAX
+from .broker.roster import Roster, register_queue
 from .broker.tls import verifier
 from .broker.window import Window
 from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
-from .device.admission import Admission
+from .device.admission import Admission, Sources
 from .device.conversation import speaking
 from .device.endpoint import Endpoint
 from .device.expiry import ExpiryWatch
@@ -39,15 +41,36 @@ from .device.listener import Listener, claim
 from .device.tls import certificates_in, development_certificates, device_identity, server_context
 from .device.transport import CLOSING_TIMEOUT, TLSTransport
 from .embedded import EmbeddedBroker
-from .events import DeviceConnected, DuplicatesWatch, EventManager, handlers_from, supervision_event
+from .events import (
+    DeviceConnected,
+    DuplicatesWatch,
+    EventManager,
+    NodeRenamed,
+    from_wire,
+    handlers_from,
+    supervision_event,
+)
 from .events.amqp import PresenceRole
 from .gateway import Gateway
-from .process import fail, take_signals
+from .membership import Membership
+from .process import fail, settle, take_signals, take_worker_signals
 from .routing import ConnectionIds, Registry, Router
-from .supervision import AnyService, ChildSpec, DynamicSupervisor, Supervisor
+from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
 from .turn import Turn
+from .workers import EventsToParent, Inherited, OfNode, Parent, Reports, Start, WorkerProcess
 
 _log = Logger(namespace="owsla")
+
+GHOST_HEARTBEATS: Final = 3
+"""RabbitMQ looks once a heartbeat whether something came, and gives a connection up at the second look in vain: with the time
+before the first one that is three."""
+
+UNREACHABLE: Final = 30.0
+"""Seconds, or --node-grace if that is longer, after which a node takes another name if the broker cannot reach its own queue,
+which is so while the broker node is down that has it. Much longer than a restart of that."""
+
+FOR_ALL: Final = frozenset({"json", "database"})
+"""Event handlers of which one does for all workers: the parent's. Two on one file get in each other's way."""
 
 
 def makeService(options: Options) -> Service:
@@ -55,61 +78,153 @@ def makeService(options: Options) -> Service:
     from twisted.internet import reactor
 
     try:
+        if options.settings.workers > 1:
+            return parent(reactor, options.settings, options.arguments)
         return gateway(reactor, options.settings)
     except ConfigError as error:
         exit_with(error)
 
 
-def gateway(reactor: Any, settings: Settings) -> Gateway:
-    """A whole node. `ConfigError` says what of the settings, or of the machine, is in the way."""
+def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent:
+    """The parent of `--workers`: processes, each with a node of its own (`gateway`), and what they have in common.
+
+    `arguments` are those that the settings were read from; workers read them again. `ConfigError` as for a gateway.
+    """
+    cert, _ = _server_certificate(settings)
+    not_after = certificates_in(cert)[0].not_valid_after_utc
+    port = claim(settings.port, settings.interface)
+    http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
+    embedded, addresses = _embedded_broker(reactor, settings)
+
+    # Files and databases are told of everything. Its own events go to the console, too, where the workers' are in their logs.
+    name = ConnectionIds().node.decode()
+    events, own = EventManager(lambda: name), EventManager(lambda: name)
+    counts = http.EventCounts(own=lambda: name)
+    events.add(counts)
+    events.add(OfNode(name, own), "own")
+    told = [
+        *handlers_from([spec for spec in settings.events if spec.kind == "console"], reactor, own),
+        *handlers_from([spec for spec in settings.events if spec.kind in FOR_ALL], reactor, events),
+    ]
+    workers: list[WorkerProcess] = []
+    reports = Reports(
+        workers=workers,
+        emit=lambda when, node, event: events.emit(from_wire(event), node, when),
+        refused=lambda why: fail(reactor, why),
+    )
+    start = Start(
+        argv=arguments,
+        count=settings.workers,
+        broker_port=addresses[0].port if embedded is not None else None,
+        port=port,
+        cwd=os.getcwd(),
+        drain_timeout=settings.drain_timeout,
+    )
+    workers += [WorkerProcess(reactor, number, start, reports) for number in range(1, settings.workers + 1)]
+    whole = http.ParentReadings(
+        workers=lambda: [worker.process for worker in workers if worker.process is not None],
+        draining=lambda: service.draining,
+        tree=lambda: service.tree(),
+        events=counts,
+        event_drops=lambda: events.drops | own.drops,
+    )
+    root = Supervisor(
+        reactor,
+        [
+            ChildSpec(
+                "events",
+                lambda: Supervisor(reactor, [ChildSpec(handler.id, handler.start) for handler in told]),
+                type="supervisor",
+            ),
+            *([_child("http", http.HttpService(reactor, http_socket, http.Whole(reactor, whole)))] if http_socket else []),
+            *([_child("embedded", embedded)] if embedded is not None else []),
+            *(_child(f"worker-{worker.number}", worker, shutdown=start.longest_stop) for worker in workers),
+            _child("certificate", ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)),
+        ],
+        name="owsla",
+        # What ends one worker may end them all at once, and those of two rounds may be a coincidence.
+        intensity=Intensity(restarts=max(Intensity().restarts, 2 * settings.workers)),
+        on_event=lambda report: events.emit(supervision_event(report)),
+        on_give_up=lambda gave_up: service.give_up(str(gave_up)),
+    )
+    service: Parent = Parent(port=port, workers=workers, root=root, fail=partial(fail, reactor))
+
+    def reopen() -> None:
+        events.reopen()
+        service.reopen()
+
+    take_signals(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace)
+    return service
+
+
+def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None) -> Gateway:
+    """A whole node; `inherited` is what it has from its parent, if it is a worker.
+
+    `ConfigError` says what of the settings, or of the machine, is in the way.
+    """
     open_files = raise_open_files_limit()
     max_connections, warning = allowed_connections(settings.max_connections, open_files)
     if warning is not None:
         _log.warn("{warning}", warning=warning)
 
-    cert, key = _server_certificate(settings)
+    cert, key = _server_certificate(settings, say=inherited is None)
     context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
     not_after = certificates_in(cert)[0].not_valid_after_utc
-    device_socket = claim(settings.port, settings.interface)
-    http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
-    embedded, addresses = _embedded_broker(reactor, settings)
+    http_socket = None
+    embedded: EmbeddedBroker | None = None
+    if inherited is None:
+        device_socket = claim(settings.port, settings.interface)
+        if settings.http is not None:
+            http_socket = http.claim(settings.http[1], settings.http[0])
+        embedded, addresses = _embedded_broker(reactor, settings)
+    else:
+        device_socket = inherited.port
+        addresses = [inherited.broker] if inherited.broker is not None else list(settings.brokers)
 
     turn = Turn(reactor)
-    events = EventManager()
+    ids = ConnectionIds()
+    events = EventManager(lambda: ids.node.decode())
     counts, latency = http.EventCounts(), http.Histogram()
     events.add(counts)
-    ids = ConnectionIds()
     registry: Registry[Endpoint] = Registry()
     framing = Framing(settings.delimiter, settings.max_line)
-    own_queue = topology.node_queue(settings.to_device, ids.node)
+    node_arguments = dict(settings.node_queue_arguments)
+    node_queue = partial(topology.node_queue, settings.to_device, arguments=node_arguments)
 
     # The broker's side
     window = Window(settings.window, settings.window_bytes)
+    packer = LinePacker(
+        channel=LINES,
+        exchange=settings.publish_exchange or "",
+        routing_key=settings.from_device if settings.publish_exchange is None else settings.routing_key,
+        seq_header=settings.seq_header,
+        delivery_mode=settings.delivery_mode,
+        reply_to=node_queue(ids.node).name.encode(),
+        frame_max=FRAME_MAX,
+    )
     producer = Producer(
         reactor,
         events.emit,
-        queue=topology.Queue(settings.from_device),
-        packer=LinePacker(
-            channel=LINES,
-            exchange="",
-            routing_key=settings.from_device,
-            seq_header=settings.seq_header,
-            delivery_mode=settings.delivery_mode,
-            reply_to=own_queue.name.encode(),
-            frame_max=FRAME_MAX,
+        queue=(
+            topology.Queue(settings.from_device, dict(settings.from_device_arguments))
+            if settings.publish_exchange is None
+            else topology.Exchange(settings.publish_exchange)
         ),
+        packer=packer,
         window=window,
         seq_header=settings.seq_header,
         frame_max=FRAME_MAX,
         acknowledge=settings.device_ack is not None,
-        observe=latency.observe if http_socket is not None else None,
+        observe=latency.observe if settings.http is not None else None,
     )
     courier = Courier(
         reactor,
         events.emit,
-        undeliverable=topology.undeliverable_queue(settings.to_device, settings.undeliverable_limit),
+        undeliverable=topology.undeliverable_queue(
+            settings.to_device, settings.undeliverable_limit, dict(settings.undeliverable_arguments)
+        ),
         to_device=settings.to_device,
-        node=ids.node,
+        node=lambda: ids.node,
         node_grace=settings.node_grace,
         held_limit=settings.consumers * settings.prefetch // 4,
     )
@@ -139,25 +254,13 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
 
     # From the broker to the devices
     router = Router(
-        ids.node,
+        lambda: ids.node,
         registry.find,
         courier,
         max_line=settings.max_line,
         forbidden=framing.forbidden,
         now=time.time,
         forget=hub.forget,
-    )
-    consumers = Consumers(
-        reactor,
-        turn,
-        events.emit,
-        router,
-        shared=topology.Queue(settings.to_device),
-        own=own_queue,
-        count=settings.consumers,
-        prefetch=settings.prefetch,
-        now=time.time,
-        flowing=hub.flowing,
     )
 
     # From devices
@@ -179,25 +282,76 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else lambda connection: None
         ),
         fail=partial(fail, reactor),
+        sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
         make=_speaking(settings),
     )
 
-    expiry = ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)
-
     # Who is told of what happens
-    node = ids.node.decode()
     presence = None
     if any(spec.kind == "amqp" for spec in settings.events):
-        presence = PresenceRole(reactor, events.emit, node=node, live=lambda: map(_connected, registry))
-    told = handlers_from(settings.events, reactor, events, node=node, presence=presence)
+        presence = PresenceRole(
+            reactor, events.emit, node=lambda: ids.node.decode(), live=lambda: map(_connected, registry)
+        )
+    specs = [spec for spec in settings.events if inherited is None or spec.kind not in FOR_ALL]
     handlers = [
-        *(ChildSpec(handler.id, handler.start) for handler in told),
+        *(ChildSpec(handler.id, handler.start) for handler in handlers_from(specs, reactor, events, presence=presence)),
         ChildSpec("duplicates", lambda: DuplicatesWatch(reactor, events.emit, lambda: hub.duplicates)),
     ]
+    if inherited is not None and len(specs) < len(settings.events):
+        events.add(EventsToParent(inherited.link, events.stats("parent")), "parent")
+
+    # This node among the others
+    roster = Roster(
+        reactor,
+        events.emit,
+        node=lambda: ids.node,
+        to_device=settings.to_device,
+        register=register_queue(settings.to_device, node_arguments),
+        node_grace=settings.node_grace,
+        courier=courier,
+        presence=presence,
+        now=time.time,
+    )
+
+    def renamed(before: str, reason: str) -> None:
+        packer.answer_to(node_queue(ids.node).name.encode())
+        if inherited is not None:
+            inherited.link.node(ids.node.decode())
+        events.emit(NodeRenamed(before, ids.node.decode(), len(registry), reason))
+        service.let_go(f"this node has another name now: {reason}")
+
+    consumers = Consumers(
+        reactor,
+        turn,
+        events.emit,
+        router,
+        shared=topology.Queue(settings.to_device, dict(settings.to_device_arguments)),
+        place=Membership(
+            ids,
+            roster,
+            queue=node_queue,
+            announce=presence.resync if presence is not None else lambda: None,
+            renamed=renamed,
+        ),
+        count=settings.consumers,
+        prefetch=settings.prefetch,
+        grace=settings.node_grace,
+        ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
+        patience=max(UNREACHABLE, settings.node_grace),
+        now=time.time,
+        flowing=hub.flowing,
+    )
 
     # What connects them
-    roles: list[Role] = [courier, *([presence] if presence is not None else []), producer, consumers]
-    health = BrokerHealth([role.name for role in roles], events.emit, listener.open)
+    roles: list[Role] = [courier, *([presence] if presence is not None else []), roster, producer, consumers]
+
+    def open_port() -> None:
+        listener.open()
+        settle()
+        if inherited is not None:
+            inherited.link.ready()
+
+    health = BrokerHealth([role.name for role in roles], events.emit, open_port)
     trust = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
     connections = [
         BrokerConnection(
@@ -207,7 +361,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
             role,
             health,
             heartbeat=settings.heartbeat,
-            connection_name=f"owsla {node} {role.name} ({socket.gethostname()})",
+            connection_name=partial(_connection_name, ids, role.name),
             tls=trust,
         )
         for role in roles
@@ -216,7 +370,7 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
     # The tree. What is made above outlives a restart: it is the same service that starts again. Events and HTTP are the first,
     # and so stop last: while devices are closed one after another HTTP says that this node is not ready any more.
     readings = http.Readings(
-        node=node,
+        node=lambda: ids.node.decode(),
         admission=admission,
         listener=listener,
         hub=hub,
@@ -231,12 +385,21 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         latency=latency,
         certificate_expires=not_after.timestamp,
     )
+    services = []
+    if http_socket is not None:
+        services.append(_child("http", http.HttpService(reactor, http_socket, http.Alone(readings))))
+    elif settings.http is not None:
+        services.append(_child("beat", http.Beat(reactor, readings.lateness)))
+    if embedded is not None:
+        services.append(_child("embedded", embedded))
+    if inherited is None:  # else it is the parent's to watch
+        expiry = ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)
+        services.append(_child("certificate", expiry))
     root = Supervisor(
         reactor,
         [
             ChildSpec("events", lambda: Supervisor(reactor, handlers), type="supervisor"),
-            *([_child("http", http.HttpService(reactor, http_socket, readings))] if http_socket is not None else []),
-            *([_child("embedded", embedded)] if embedded is not None else []),
+            *services,
             ChildSpec(
                 "broker",
                 lambda: Supervisor(reactor, [_child(link.role.name, link) for link in connections]),
@@ -251,7 +414,6 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
                 ),
                 type="supervisor",
             ),
-            _child("certificate", expiry),
         ],
         name="owsla",
         on_event=lambda report: events.emit(supervision_event(report)),
@@ -264,14 +426,24 @@ def gateway(reactor: Any, settings: Settings) -> Gateway:
         producer=producer,
         parcels=[courier, *([presence] if presence is not None else [])],
         consumers=consumers,
+        roster=roster,
         connections=connections,
         root=root,
         fail=partial(fail, reactor),
         drain_timeout=settings.drain_timeout,
         drain_spread=settings.drain_spread,
     )
-    take_signals(reactor, hurry=service.hurry, reopen=events.reopen)
+    if inherited is None:
+        take_signals(reactor, hurry=service.hurry, reopen=events.reopen, replace=_nothing_to_replace)
+    else:
+        inherited.link.introduce(readings, service, reopen=events.reopen, bury=roster.gone)
+        inherited.link.node(ids.node.decode())
+        take_worker_signals(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
     return service
+
+
+def _nothing_to_replace() -> None:
+    _log.warn("Got SIGUSR2, which replaces workers, and there are none (--workers): nothing is done")
 
 
 def _connected(endpoint: Endpoint) -> DeviceConnected:
@@ -282,17 +454,25 @@ def _connected(endpoint: Endpoint) -> DeviceConnected:
     )
 
 
-def _child(name: str, service: AnyService, type: Literal["worker", "supervisor"] = "worker") -> ChildSpec:
+def _connection_name(ids: ConnectionIds, role: str) -> str:
+    """What the broker shows of a connection."""
+    return f"owsla {ids.node.decode()} {role} ({socket.gethostname()})"
+
+
+def _child(
+    name: str, service: AnyService, type: Literal["worker", "supervisor"] = "worker", shutdown: float | None = None
+) -> ChildSpec:
     """A service that can be started again after it was stopped."""
-    return ChildSpec(name, lambda: service, type=type)
+    return ChildSpec(name, lambda: service, type=type, shutdown=shutdown)
 
 
-def _server_certificate(settings: Settings) -> tuple[Path, Path]:
-    """What devices are shown, and its key."""
+def _server_certificate(settings: Settings, *, say: bool = True) -> tuple[Path, Path]:
+    """What devices are shown, and its key. `say`: where it is one of ours, in which authority devices should trust."""
     if settings.cert is not None and settings.key is not None:
         return settings.cert, settings.key
     made = development_certificates(settings.certs_dir, socket.gethostname())
-    _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
+    if say:
+        _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
     return made.cert, made.key
 
 

@@ -8,7 +8,7 @@ https://www.erlang.org/doc/system/sup_princ
 from ._decisions import Backoff, Intensity, Restart, RestartPlan, RestartWindow, Strategy, plan_restart, to_be_restarted
 from ._dynamic import DynamicSupervisor, NotRunning
 from ._interfaces import AnyService, Clock, DelayedCall, Report, Supervised, TemporaryChild
-from ._reports import EXIT_STATUS, ChildRestarted, GaveUp, SupervisorGaveUp, explain
+from ._reports import EXIT_STATUS, ChildRestarted, GaveUp, SupervisorGaveUp, Untraced, explain
 from ._spec import KILL, ChildSpec, Type
 from ._supervisor import ChildCounts, ChildExists, ChildInfo, ChildNotStopped, NoSuchChild, Supervisor
 from ._tree import Limit, Node, State, render
@@ -45,6 +45,7 @@ __all__ = [
     "SupervisorGaveUp",
     "TemporaryChild",
     "Type",
+    "Untraced",
     "Worker",
     "explain",
     "guarded",

@@ -20,7 +20,7 @@ def explain(failure: Failure | None) -> str:
     if failure is None:
         return "it ended, without a failure"
     error = failure.value
-    if isinstance(error, GaveUp):
+    if isinstance(error, Untraced):
         return str(error)
     text = " ".join(str(error).split())
     if len(text) > LONGEST:
@@ -29,7 +29,11 @@ def explain(failure: Failure | None) -> str:
     return f"{name}: {text}" if text else name
 
 
-class GaveUp(Exception):
+class Untraced(Exception):
+    """Why a child ended, where the text says it all: it is logged without a traceback, which would tell nothing."""
+
+
+class GaveUp(Untraced):
     """A supervisor's children failed more often than its intensity allows. `str()` of it is the line that says so."""
 
     def __init__(

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from ._decisions import Backoff, Intensity, RestartWindow, Strategy, plan_restart, to_be_restarted
 from ._dynamic import NotRunning
 from ._interfaces import AnyService, Clock, DelayedCall, Report, Supervised
-from ._reports import ChildRestarted, GaveUp, SupervisorGaveUp, explain
+from ._reports import ChildRestarted, GaveUp, SupervisorGaveUp, Untraced, explain
 from ._spec import ChildSpec
 from ._tree import HasTree, Node, State
 from ._waiting import Wait, as_deferred
@@ -482,7 +482,7 @@ class Supervisor(MultiService):
 
     def _log_end(self, child: _Child, reason: Failure | None, what: str) -> None:
         path = f"{self.path}/{child.spec.id}"
-        if reason is None or reason.check(GaveUp):
+        if reason is None or reason.check(Untraced):
             self._log.warn("{path} ended ({what}): {reason}", path=path, what=what, reason=explain(reason))
         else:
             self._log.failure("{path} failed ({what})", reason, path=path, what=what)

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
 from owsla._argv import password_spans
+from owsla.broker.routing_key import RoutingKey
 from owsla.config import OPTIONS, BrokerAddress, ConfigError, Options, Settings, load_settings
 from owsla.events import HandlerSpec
 
@@ -131,6 +132,7 @@ class ValueTests(_Files):
             {
                 "port": 8883,
                 "interface": "",
+                "workers": 1,
                 "cert": None,
                 "key": None,
                 "certs_dir": Path("certs"),
@@ -144,7 +146,13 @@ class ValueTests(_Files):
                 "embedded_port": 5672,
                 "embedded_memory": 512 * 2**20,
                 "from_device": "from_device",
+                "from_device_arguments": (),
+                "publish_exchange": None,
+                "routing_key": RoutingKey("{connection_id}"),
                 "to_device": "to_device",
+                "to_device_arguments": (),
+                "undeliverable_arguments": (),
+                "node_queue_arguments": (),
                 "seq_header": "from_device_seq",
                 "delivery_mode": 2,
                 "consumers": 8,
@@ -153,6 +161,7 @@ class ValueTests(_Files):
                 "window_bytes": 16 * 2**20,
                 "max_connections": None,
                 "max_handshakes": 512,
+                "max_per_address": None,
                 "http": None,
                 "events": (dataclasses.asdict(HandlerSpec("console")),),
                 "handshake_timeout": 15.0,
@@ -184,6 +193,8 @@ class ValueTests(_Files):
             ("interface", "all", ""),
             ("interface", "127.0.0.1", "127.0.0.1"),
             ("interface", "::1", "::1"),
+            ("workers", "4", 4),
+            ("workers", "auto", len(os.sched_getaffinity(0))),
             ("heartbeat", "1", 1),
             ("heartbeat", "1h", 3600),
             ("embedded-memory", "1MiB", 2**20),
@@ -228,6 +239,8 @@ class ValueTests(_Files):
             ("port", "\u0663", "not a port number"),
             ("port", "9" * 5000, "not a port number"),
             ("interface", "localhost", "IP address"),
+            ("workers", "0", "(1 to 256)"),
+            ("workers", "all", "(1 to 256)"),
             ("heartbeat", "0", "(1 to 3600)"),
             ("heartbeat", "1.5", "whole number of seconds"),
             ("heartbeat", "2h", "(1 to 3600)"),
@@ -251,6 +264,17 @@ class ValueTests(_Files):
             ("to-device", "x" * 242, "1 to 241 bytes"),
             ("to-device", "amq.x", "the broker's own"),
             ("to-device", "\udcff", "not UTF-8"),
+            ("publish-exchange", "", "1 to 255 bytes"),
+            ("routing-key", "{queue}", "{queue} is none of {connection_id}, {device_id}, {node} and {shard:N}"),
+            ("routing-key", "a}", "a brace belongs to a placeholder"),
+            ("routing-key", "{shard:0}", "not a number of shards (1 to 65536)"),
+            ("routing-key", "x" * 256, "256 bytes long, and AMQP allows 255"),
+            ("from-device-argument", "x-max-length", "not NAME=VALUE"),
+            ("to-device-argument", "=1", "not NAME=VALUE"),
+            ("to-device-argument", "x-queue-type=stream", "stays there"),
+            ("undeliverable-argument", "x-max-length=5", "what --undeliverable-limit sets"),
+            ("node-queue-argument", "x-expires=1000", "Owsla's own"),
+            ("node-queue-argument", "x-max-length=1" + "0" * 18, "not a 64-bit number"),
             ("seq-header", "\u00e9" * 128, "1 to 255 bytes"),
             ("seq-header", "connection_id", "another header"),
             ("delimiter", "", "1 to 16 bytes, not 0"),
@@ -285,6 +309,16 @@ class ValueTests(_Files):
             (
                 ["--to-device", "q", "--from-device", "q.undeliverable"],
                 "--from-device: from-device and to-device can't both use the queue 'q.undeliverable'",
+            ),
+            (["--routing-key", "{device_id}"], "--routing-key: only has a meaning with --publish-exchange"),
+            (["--publish-exchange", "x", "--from-device", "q"], "--from-device: has no meaning with --publish-exchange"),
+            (
+                ["--publish-exchange", "x", "--from-device-argument", "x-max-length=1"],
+                "--from-device-argument: has no meaning with --publish-exchange",
+            ),
+            (
+                ["--to-device-argument", "a=1", "--to-device-argument", "a=2"],
+                "--to-device-argument: a is given twice",
             ),
             (["--window-bytes", "1KiB"], "--window-bytes: max-line (16384 bytes) is more than window-bytes (1024 bytes)"),
             (["--device-ack", "a\r{seq}"], "--device-ack: there is a line's end in the template"),
@@ -366,6 +400,16 @@ class SourceTests(_Files):
         self.assertEqual(_load(OWSLA_BROKER="amqp://a, amqp://b/x").brokers, expected)
         self.assertEqual(_load("--config", self.file('broker = ["amqp://a", "amqp://b/x"]')).brokers, expected)
         self.assertEqual(_load("--config", self.file('broker = "amqp://a"')).brokers, expected[:1])
+
+    def test_arguments_of_queues(self) -> None:
+        """Their values are whole numbers, true and false, or text; in quotes they are text in any case."""
+        expected = (("a", 5), ("b", -1), ("c", True), ("d", False), ("e", "quorum"), ("f", "5"), ("g", ""), ("h", "x=y"))
+        texts = ("a=5", "b=-1", "c=true", "d=false", "e=quorum", 'f="5"', "g=", "h=x=y")
+        argv = [f"--from-device-argument={text}" for text in texts]
+        self.assertEqual(_load(*argv).from_device_arguments, expected)
+        self.assertEqual(_load(OWSLA_NODE_QUEUE_ARGUMENT=",".join(texts)).node_queue_arguments, expected)
+        path = self.file("to-device-argument = ['x-queue-type=quorum', 'x-max-length=7']")
+        self.assertEqual(_load("--config", path).to_device_arguments, (("x-queue-type", "quorum"), ("x-max-length", 7)))
 
     def test_repeated_replaces(self) -> None:
         """A later source replaces the whole list; embedded undoes it."""

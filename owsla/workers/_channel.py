@@ -1,0 +1,145 @@
+"""What a parent and a worker say to each other: lines of JSON over a socket pair, each an object with a `type`.
+
+    parent to worker
+        start   argv, number, count, broker_port        the first line, read before anything else
+        stop    in order, as after SIGTERM              hurry   at once
+        reopen  files, as after SIGHUP
+        gone    node                                    this node's process is dead: bury it
+        ask     id, what ("metrics", "state")
+        ping
+    worker to parent
+        node    node                                    the node's name: at the start, and when it takes another
+        ready                                           its port is open
+        log     level, namespace, text
+        event   time, node, event                       `owsla.events.to_wire`
+        answer  id, value
+        pong
+        fatal   text                                    a user's error: this worker cannot start with these settings
+
+During a rolling restart the two may be of different versions: what one does not know it passes over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..boundaries import Clock, DelayedCall
+
+LONGEST: Final = 64 << 20
+"""Bytes of a line: the metrics of a worker are some 50 KB."""
+
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds for the other end to take the last of what was said."""
+
+WAITING: Final = 20_000
+"""Logs and events that wait for a parent that does not read, at most: some 5 MB, and 10 s of a stampede."""
+
+
+@implementer(IPushProducer)
+class Channel(LineOnlyReceiver):
+    """One end. What is sent never blocks and never waits for the other end."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = LONGEST
+
+    transport: Any
+
+    def __init__(self, clock: Clock, receive: Callable[[dict[str, Any]], None], lost: Callable[[], None]) -> None:
+        """`receive` is told of each message, and `lost` once of the end of the connection."""
+        self._clock = clock
+        self._receive = receive
+        self._lost = lost
+        self._paused = False
+        self._later: deque[bytes] = deque()
+        self._closed: Deferred[None] | None = None
+        self._abort: DelayedCall | None = None
+        self.open = False
+
+    def connectionMade(self) -> None:
+        self.open = True
+        self.transport.registerProducer(self, True)
+
+    def send(self, type: str, **values: Any) -> None:
+        """Say something that must not be left out. After the end it goes nowhere."""
+        if self.open:
+            self.sendLine(_line(type, values))
+
+    def offer(self, type: str, **values: Any) -> bool:
+        """Say something that may be left out, where the other end does not keep up. Whether it was not."""
+        if not self.open or len(self._later) >= WAITING:
+            return False
+        line = _line(type, values)
+        if self._paused:
+            self._later.append(line)
+        else:
+            self.sendLine(line)
+        return True
+
+    def lineReceived(self, line: bytes) -> None:
+        message = json.loads(line)
+        self._receive(message)
+
+    def close(self) -> Deferred[None]:
+        """End the connection, once everything that was said is sent, or after a moment. Fires when that is done."""
+        closed: Deferred[None] = Deferred()
+        if not self.open:
+            closed.callback(None)
+            return closed
+        self._closed = closed
+        while self._later:
+            self.sendLine(self._later.popleft())
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+        self._abort = self._clock.callLater(CLOSE_TIMEOUT, self.transport.abortConnection)
+        return closed
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.open = False
+        self._later.clear()
+        self._lost()
+        if self._abort is not None and self._abort.active():
+            self._abort.cancel()
+        if self._closed is not None:
+            self._closed.callback(None)
+
+    # -- as its own producer: whether the other end keeps up ---------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        while self._later and not self._paused:
+            self.sendLine(self._later.popleft())
+
+    def stopProducing(self) -> None:
+        self._paused = True
+
+
+def _line(type: str, values: dict[str, Any]) -> bytes:
+    return json.dumps({"type": type, **values}, separators=(",", ":")).encode()
+
+
+def read_first(recv: Callable[[int], bytes]) -> dict[str, Any]:
+    """The first message, read a byte at a time from a blocking socket, so that nothing that follows it is taken.
+
+    `EOFError` where it ended before that.
+    """
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = recv(1)
+        if not byte:
+            raise EOFError("the parent is gone")
+        line += byte
+    message: dict[str, Any] = json.loads(line)
+    return message

@@ -1,0 +1,374 @@
+"""The parent's side of one worker: its process, supervised as a child of the tree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.protocol import Factory, ProcessProtocol
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from ..boundaries import Clock
+from ..supervision import Untraced, Worker
+from ._channel import Channel
+from ._worker import CHANNEL_FD, PORT_FD
+
+State: TypeAlias = Literal["starting", "ready", "draining", "ended"]
+"""Of a process. `ready`: its port is open; `draining`: it was told to stop."""
+
+KILL_AFTER: Final = 10.0
+"""Seconds past its own deadline (`--drain-timeout`) after which a worker that stops is killed. It has its broker's connections
+to close then, and the last of the log to send."""
+
+KILLED_WITHIN: Final = 5.0
+"""Seconds for a killed process to be gone: one in the middle of a write to a slow disk takes a moment."""
+
+REPLACE_TIMEOUT: Final = 60.0
+"""Seconds that a fresh worker has to open its port before the one that it is to replace stays instead."""
+
+PING: Final = 5.0
+"""Seconds between two looks at whether a worker still turns."""
+
+SILENCES: Final = 12
+"""Pings in a row without a sign of life after which a worker is killed: a minute. Its devices are not served meanwhile, and the
+broker gives up on it after two heartbeats, a minute too; nothing that a worker does takes nearly as long."""
+
+LEVELS: Final = frozenset(level.name for level in LogLevel.iterconstants())
+
+
+class WorkerEnded(Untraced):
+    """A worker's process ended that was not told to."""
+
+
+class Listener(Protocol):
+    """Who is told what workers say."""
+
+    def ready(self, process: Process) -> None:
+        """Its port is open."""
+
+    def ended(self, process: Process, graceful: bool) -> None:
+        """It is gone; `graceful`: in order, with nothing left of it."""
+
+    def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
+        """Something happened in it (`owsla.events.from_wire`)."""
+
+    def cannot_start(self, why: str) -> None:
+        """It is the settings' fault, and would be each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What each worker is started with."""
+
+    argv: Sequence[str]
+    """The arguments of this process: `twistd owsla`'s."""
+    count: int
+    broker_port: int | None
+    """The embedded broker's."""
+    port: socket.socket
+    """The device port, bound."""
+    cwd: str
+    """Where the names of files in the settings begin: twistd itself may go elsewhere."""
+    drain_timeout: float
+    """Seconds that a worker may take to bring everything under way to its end."""
+
+    @property
+    def longest_stop(self) -> float:
+        """Seconds after which a worker that stops is gone for certain."""
+        return self.drain_timeout + KILL_AFTER + KILLED_WITHIN
+
+
+class Process(ProcessProtocol):
+    """One process of a worker, from its start to its end."""
+
+    def __init__(self, reactor: Any, name: str, number: int, start: Start, listener: Listener) -> None:
+        """`number` counts from 1."""
+        self._clock: Clock = reactor
+        self._reactor = reactor
+        self.name = name
+        self.number = number
+        self._start = start
+        self._listener = listener
+        self._log = Logger(namespace=f"owsla.{name}")
+        self._channel = Channel(reactor, self._received, self._channel_lost)
+        self._asked: dict[int, Deferred[Any]] = {}
+        self._asks = 0
+        self._kill_call: Any = None
+        self._lines = {1: b"", 2: b""}
+        self._waiting: list[Deferred[None]] = []
+        self.state: State = "starting"
+        self.node: str | None = None
+        """Its node's name, as soon as it has said so."""
+        self.reason: str = ""
+        """How it ended."""
+        self.refused: str | None = None
+        """Why it cannot start, where it said so."""
+        self.pid = 0
+        self._silences = 0
+
+    def spawn(self) -> None:
+        """Start it."""
+        ours, theirs = socket.socketpair()
+        with theirs, open(os.devnull, "rb") as nothing:
+            ours.setblocking(False)
+            factory = Factory.forProtocol(lambda: self._channel)
+            factory.noisy = False
+            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+            ours.close()  # the reactor has one of its own
+            self._channel.send(
+                "start",
+                argv=list(self._start.argv),
+                number=self.number,
+                count=self._start.count,
+                broker_port=self._start.broker_port,
+            )
+            transport = self._reactor.spawnProcess(
+                self,
+                sys.executable,
+                [sys.executable, "-P", "-m", "owsla.workers", self.name],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                path=self._start.cwd,
+                childFDs={0: nothing.fileno(), 1: "r", 2: "r", CHANNEL_FD: theirs.fileno(), PORT_FD: self._start.port.fileno()},
+            )
+        self.pid = transport.pid
+
+    # -- towards it --------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> Deferred[None]:
+        """Have it stop in order; it is killed if that takes too long. Fires when it is gone."""
+        if self.state not in ("draining", "ended"):
+            self.state = "draining"
+            self._channel.send("stop")
+            self._kill_call = self._clock.callLater(self._start.drain_timeout + KILL_AFTER, self._kill_late)
+        return self.gone()
+
+    def gone(self) -> Deferred[None]:
+        """Fires when it is."""
+        gone: Deferred[None] = Deferred()
+        if self.state == "ended":
+            gone.callback(None)
+        else:
+            self._waiting.append(gone)
+        return gone
+
+    def tell(self, type: str, **values: Any) -> None:
+        """Say something to it (see `_channel`)."""
+        self._channel.send(type, **values)
+
+    def ask(self, what: str) -> Deferred[Any]:
+        """Ask it for "metrics" or "state". Fails with `WorkerEnded` when it is gone."""
+        answered: Deferred[Any] = Deferred()
+        if not self._channel.open:
+            answered.errback(WorkerEnded(f"{self.name} is gone"))
+            return answered
+        self._asks += 1
+        self._asked[self._asks] = answered
+        self._channel.send("ask", id=self._asks, what=what)
+        return answered
+
+    def ping(self) -> None:
+        """Look whether it still turns. One that has not for too long is killed: it hangs, and its devices with it."""
+        if self.state != "ready":
+            return
+        if self._silences >= SILENCES:
+            self._log.error("{name} (process {pid}) hangs, and is killed", name=self.name, pid=self.pid)
+            self._silences = 0
+            self.kill()
+        else:
+            self._silences += 1
+            self._channel.send("ping")
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.state != "ended" and self.pid:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it is gone, and we hear of it in a moment
+
+    def _kill_late(self) -> None:
+        self._kill_call = None
+        self._log.warn("{name} (process {pid}) does not stop, and is killed", name=self.name, pid=self.pid)
+        self.kill()
+
+    # -- from it -----------------------------------------------------------------------------------------------------------
+
+    def _received(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        self._silences = 0
+        if kind == "log":
+            level = message["level"] if message["level"] in LEVELS else "info"
+            namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
+            logger = self._log if not namespace else Logger(namespace=f"owsla.{self.name}.{namespace}")
+            logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"])
+        elif kind == "event":
+            self._listener.event(message["time"], message["node"], message["event"])
+        elif kind == "answer":
+            asked = self._asked.pop(message["id"], None)
+            if asked is not None and not asked.called:
+                asked.callback(message["value"])
+        elif kind == "node":
+            self.node = message["node"]
+        elif kind == "ready":
+            if self.state == "starting":
+                self.state = "ready"
+            self._listener.ready(self)
+        elif kind == "fatal":
+            self.refused = message["text"]
+
+    def _channel_lost(self) -> None:
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            if not answer.called:
+                answer.errback(WorkerEnded(f"{self.name} is gone"))
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        # What it writes there came past its log: an interpreter's own complaint, mostly.
+        *lines, self._lines[childFD] = (self._lines[childFD] + data).split(b"\n")
+        for line in lines:
+            self._log.warn("{line}", line=line.decode("utf-8", "replace"))
+
+    def processEnded(self, reason: Failure) -> None:
+        ended: Any = reason.value
+        graceful = self.state == "draining" and ended.exitCode == 0
+        self.state = "ended"
+        self.reason = _how(ended)
+        if self._kill_call is not None:
+            self._kill_call.cancel()
+            self._kill_call = None
+        for line in self._lines.values():
+            if line:
+                self._log.warn("{line}", line=line.decode("utf-8", "replace"))
+        self._listener.ended(self, graceful)
+        waiting, self._waiting = self._waiting, []
+        for gone in waiting:
+            gone.callback(None)
+
+
+def _how(ended: Any) -> str:
+    """A process's end, in words."""
+    if ended.signal is not None:
+        return f"it was ended by {signal.Signals(ended.signal).name}"
+    return f"it ended with status {ended.exitCode}"
+
+
+class WorkerProcess(Worker):
+    """A worker, whichever process it is just now: started, restarted when it dies, and replaced by a fresh one."""
+
+    def __init__(self, reactor: Any, number: int, start: Start, listener: Listener) -> None:
+        """`number` counts from 1."""
+        super().__init__(reactor)
+        self.number = number
+        self.setName(f"worker-{number}")
+        self._reactor = reactor
+        self._start = start
+        self._listener = listener
+        self._process: Process | None = None
+        self._successor: Process | None = None
+        self._opened: dict[Process, Deferred[None]] = {}
+        self._log = Logger(namespace="owsla")
+
+    @property
+    def process(self) -> Process | None:
+        """The one that devices connect to; `None` before there is one."""
+        return self._process
+
+    def startService(self) -> None:
+        super().startService()
+        self._process = self._spawn()
+        self.later(PING, self._ping)
+
+    def _ping(self) -> None:
+        self.later(PING, self._ping)
+        if self._process is not None:
+            self._process.ping()
+
+    def _spawn(self) -> Process:
+        assert self.name is not None
+        process = Process(self._reactor, self.name, self.number, self._start, self)
+        process.spawn()
+        self._log.info("{name} is process {pid}", name=self.name, pid=process.pid)
+        return process
+
+    def drain(self) -> Deferred[Any]:
+        """Have it stop in order. It is not started again for that."""
+        self.running = 0
+        return self.stopService()
+
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        going = [process for process in (self._process, self._successor) if process is not None]
+        return DeferredList([process.stop() for process in going])
+
+    def hurry(self) -> None:
+        """Have it stop at once."""
+        for process in (self._process, self._successor):
+            if process is not None:
+                process.tell("hurry")
+
+    def tell(self, type: str, **values: Any) -> None:
+        """Say something to it."""
+        if self._process is not None:
+            self._process.tell(type, **values)
+
+    async def replace(self) -> bool:
+        """Start a fresh process and, when its port is open, have the old one stop. Whether that worked; if not, the old one
+        stays.
+        """
+        if not self.running or self._process is None or self._successor is not None:
+            return False
+        fresh = self._successor = self._spawn()
+        opened = self._opened[fresh] = Deferred()
+        why = f"its port is not open after {REPLACE_TIMEOUT:g} s"
+        late = self._reactor.callLater(REPLACE_TIMEOUT, self._not_opened, fresh, why)
+        try:
+            await opened
+        except WorkerEnded as error:
+            self._log.warn(
+                "{name} is not replaced, and goes on as it is: {why}", name=self.name, why=fresh.refused or str(error)
+            )
+            self._successor = None
+            fresh.kill()
+            return False
+        finally:
+            self._opened.pop(fresh, None)
+            if late.active():
+                late.cancel()
+        old, self._process, self._successor = self._process, fresh, None
+        await old.stop()
+        return True
+
+    def _not_opened(self, process: Process, why: str) -> None:
+        opened = self._opened.pop(process, None)
+        if opened is not None:
+            opened.errback(WorkerEnded(why))
+
+    # -- what processes say ------------------------------------------------------------------------------------------------
+
+    def ready(self, process: Process) -> None:
+        self._listener.ready(process)
+        opened = self._opened.pop(process, None)
+        if opened is not None:
+            opened.callback(None)
+
+    def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
+        self._listener.event(time, node, event)
+
+    def cannot_start(self, why: str) -> None:
+        self._listener.cannot_start(why)
+
+    def ended(self, process: Process, graceful: bool) -> None:
+        self._listener.ended(process, graceful)
+        if process is self._successor:
+            self._not_opened(process, process.reason)
+        elif process is self._process and self.running:
+            if process.refused is not None:
+                self._listener.cannot_start(process.refused)
+            self.end(WorkerEnded(process.refused or f"{process.reason} (process {process.pid})"))

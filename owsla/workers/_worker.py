@@ -1,0 +1,235 @@
+"""A worker: a node in a process of its own, with a parent.
+
+    python -m owsla.workers worker-2
+
+It is started by a parent only, which gives it two sockets: the device port, and the one end of the channel between them. Its
+settings are read here, from the arguments that the parent was given (they come through the channel: there may be a password in
+them), the environment and the file: after a change a fresh worker has the new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..config import BrokerAddress, ConfigError, load_settings
+from ..events import Event, EventsDropped, HandlerStats, to_wire
+from ..http import Readings, answer
+from ..process import end_with
+from ._channel import Channel, read_first
+
+if TYPE_CHECKING:
+    from ..gateway import Gateway
+
+CHANNEL_FD: Final = 3
+PORT_FD: Final = 4
+
+ORPHAN_TIMEOUT: Final = 5.0
+"""Seconds for a worker to stop whose parent is gone. Whatever runs Owsla starts a new parent at once, and wants the machine."""
+
+
+class Stoppable(Protocol):
+    """The gateway, as its parent sees it."""
+
+    def hurry(self) -> None:
+        """Wait for nothing more."""
+
+    def shorten(self, drain_timeout: float) -> None:
+        """Stop within this time, in seconds, if a stop would take longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a worker has from its parent."""
+
+    link: ParentLink
+    port: socket.socket
+    """Bound to the device port, and shared with the other workers."""
+    broker: BrokerAddress | None
+    """The parent's embedded broker, if there is one."""
+
+
+class ParentLink:
+    """A worker's end of the channel: what it tells its parent, and what it does when told."""
+
+    def __init__(self, reactor: Any, name: str) -> None:
+        self._reactor = reactor
+        self._log = Logger(namespace="owsla")
+        self.name = name
+        self.channel = Channel(reactor, self._received, self._parent_gone)
+        self._readings: Readings | None = None
+        self._stoppable: Stoppable | None = None
+        self._reopen: Callable[[], None] = lambda: None
+        self._bury: Callable[[str], None] = lambda node: None
+        self._ready = False
+        self._stopping = False
+
+    def introduce(
+        self, readings: Readings, service: Stoppable, *, reopen: Callable[[], None], bury: Callable[[str], None]
+    ) -> None:
+        """Who it is about. `bury` is told the name of a node whose process is dead."""
+        self._readings = readings
+        self._stoppable = service
+        self._reopen = reopen
+        self._bury = bury
+
+    # -- towards the parent ------------------------------------------------------------------------------------------------
+
+    def node(self, node: str) -> None:
+        """This is the node's name, from now on."""
+        self.channel.send("node", node=node)
+
+    def ready(self) -> None:
+        """The port is open."""
+        if not self._ready:
+            self._ready = True
+            self.channel.send("ready")
+
+    # -- from the parent ---------------------------------------------------------------------------------------------------
+
+    def _received(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "ask":
+            value = answer(self._readings, message["what"]) if self._readings is not None else None
+            self.channel.send("answer", id=message["id"], value=value)
+        elif kind == "ping":
+            self.channel.send("pong")
+        elif kind == "stop":
+            self.stop("told to stop")
+        elif kind == "hurry":
+            if self._stoppable is not None:
+                self._stoppable.hurry()
+        elif kind == "reopen":
+            self._reopen()
+        elif kind == "gone":
+            self._bury(message["node"])
+
+    def stop(self, why: str) -> None:
+        """Stop in order, once."""
+        if not self._stopping:
+            self._stopping = True
+            self._log.info("Stopping: {why}", why=why)
+            try:
+                self._reactor.stop()
+            except ReactorNotRunning:
+                pass  # it is on its way already: something failed
+
+    def _parent_gone(self) -> None:
+        if self._stopping or self._stoppable is None:
+            return
+        self._stoppable.shorten(ORPHAN_TIMEOUT)
+        self.stop("the parent is gone")
+
+
+class EventsToParent:
+    """An event handler that passes them on to the parent, which writes them to files and databases."""
+
+    def __init__(self, link: ParentLink, stats: HandlerStats) -> None:
+        """`stats` counts what the parent was too slow for."""
+        self._channel = link.channel
+        self._stats = stats
+        self._untold = 0
+
+    def handle(self, event: Event, node: str, when: float) -> None:
+        if self._untold and self._offer(EventsDropped(self._stats.name, self._untold), node, when):
+            self._untold = 0
+        if not self._offer(event, node, when):
+            self._untold += 1
+            self._stats.dropped += 1
+
+    def _offer(self, event: Event, node: str, when: float) -> bool:
+        return self._channel.offer("event", time=when, node=node, event=to_wire(event))
+
+
+@implementer(ILogObserver)
+class LogToParent:
+    """A log observer that passes lines on to the parent, which has the log."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._untold = 0
+
+    def __call__(self, event: Any) -> None:
+        level = event.get("log_level", LogLevel.info)
+        if level < LogLevel.info:
+            return
+        text = formatEvent(event)
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure):
+            text = f"{text}\n{failure.getTraceback()}".strip()
+        if self._untold and self._channel.offer(
+            "log", level="warn", namespace="owsla", text=f"{self._untold} lines of the log were left out: too many at a time"
+        ):
+            self._untold = 0
+        if not self._channel.offer("log", level=level.name, namespace=event.get("log_namespace", "-"), text=text):
+            self._untold += 1
+
+
+def main() -> None:
+    """The whole life of a worker's process."""
+    channel_socket = socket.socket(fileno=CHANNEL_FD)
+    port = socket.socket(fileno=PORT_FD)
+    for descriptor in (CHANNEL_FD, PORT_FD):
+        os.set_inheritable(descriptor, False)
+    channel_socket.setblocking(True)
+    try:
+        start = read_first(channel_socket.recv)
+    except (EOFError, OSError):
+        return
+    name = f"worker-{start['number']}"
+    _show(name)
+
+    from twisted.internet import reactor as _reactor
+
+    reactor: Any = _reactor
+    link = ParentLink(reactor, name)
+    factory = Factory.forProtocol(lambda: link.channel)
+    factory.noisy = False
+    channel_socket.setblocking(False)
+    port.setblocking(False)
+    reactor.adoptStreamConnection(channel_socket.fileno(), socket.AF_UNIX, factory)
+    channel_socket.close()  # the reactor has one of its own
+    globalLogBeginner.beginLoggingTo([cast(ILogObserver, LogToParent(link.channel))], redirectStandardIO=False)
+
+    from ..tap import gateway
+
+    try:
+        settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has said it
+        broker_port = start["broker_port"]
+        broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
+        service = gateway(reactor, settings, Inherited(link, port, broker))
+    except ConfigError as error:
+        link.channel.send("fatal", text=str(error))
+        reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)
+        reactor.callWhenRunning(reactor.stop)
+        end_with(1)
+    else:
+        reactor.callWhenRunning(service.startService)
+        reactor.addSystemEventTrigger("before", "shutdown", lambda: ensureDeferred(_end(service, link)))
+    reactor.run(installSignalHandlers=False)
+
+
+async def _end(service: Gateway, link: ParentLink) -> None:
+    """Stop in order; the parent is to have the last lines of the log."""
+    await service.stopService()
+    await link.channel.close()
+
+
+def _show(name: str) -> None:
+    """What `top` and `ps -o comm` call this process; `ps -f` shows its arguments."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(f"owsla {name}"[:15])
+    except OSError:
+        pass  # not Linux
+

@@ -1,0 +1,395 @@
+"""`--workers`: several processes on one port, their parent, and what becomes of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from ._support.device import Device
+from ._support.lab import Gateway, Lab
+from ._support.owsla import Owsla, environment
+from ._support.process import ChildProcess, accepts, free_port
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import pause, reactor_test, until
+from .test_http import ask
+
+#: Seconds for a worker to be there again: an interpreter's start, and its connections to the broker.
+RESTART = 30
+
+
+async def processes(owsla: Owsla, count: int, start: int = 0) -> dict[str, int]:
+    """Wait until so many workers have opened the port since `start`, and give the process of each."""
+
+    def ready() -> bool:
+        return len(set(re.findall(r"\[owsla\.(worker-\d+)#info\] Listening", owsla.process.output()[start:]))) >= count
+
+    await until(ready, RESTART, lambda: f"{count} workers: {owsla.output()}")
+    return pids(owsla)
+
+
+def pids(owsla: Owsla) -> dict[str, int]:
+    """The newest process of each worker."""
+    return {name: int(pid) for name, pid in re.findall(r"(worker-\d+) is process (\d+)", owsla.process.output())}
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it is not just waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def node_queues(rabbitmq: RabbitMQ, gateway: Gateway) -> list[str]:
+    """The queues that nodes of this gateway have, or left behind."""
+    queues = (await rabbitmq.ctl("list_queues", "name")).split()
+    return [queue for queue in queues if re.fullmatch(rf"{gateway.to_device}\.[0-9a-f]{{8}}", queue)]
+
+
+async def devices_on_each(gateway: Gateway, lab: Lab, nodes: int) -> dict[str, list[tuple[Device, str]]]:
+    """Connect devices until every node has one: by node, each with its connection's id."""
+    found: dict[str, list[tuple[Device, str]]] = {}
+    for _ in range(100):
+        device = await lab.device(gateway)
+        connection_id = await gateway.introduce(device)
+        found.setdefault(connection_id[:8], []).append((device, connection_id))
+        if len(found) == nodes:
+            return found
+    raise AssertionError(f"100 devices are on {len(found)} of {nodes} nodes")
+
+
+async def served(gateway: Gateway, device: Device, connection_id: str) -> None:
+    """A message on to_device finds this device, whichever worker consumes it, and a line of its own arrives."""
+    for number in range(4):
+        await gateway.send(connection_id, b"to %d" % number)
+    assert sorted([await device.line() for _ in range(4)]) == [b"to %d" % number for number in range(4)]
+    await gateway.introduce(device)
+
+
+@reactor_test
+async def test_each_device_is_found(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """Each worker is a node of its own and gets devices; messages for them find them, whichever worker consumes them."""
+    gateway = await lab.gateway(rabbitmq.url, workers=3)
+    await processes(gateway.owsla, 3)
+    found = await devices_on_each(gateway, lab, 3)
+    for devices in found.values():
+        for device, connection_id in devices:
+            await served(gateway, device, connection_id)
+    assert await gateway.owsla.terminate() == 0
+    assert not await node_queues(rabbitmq, gateway)
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_one_is_killed(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """A worker that is killed is started again, costs its own devices only, and its node is buried at once."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, node_grace="60s")
+    before = await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    os.kill(before["worker-1"], signal.SIGKILL)
+    await gateway.owsla.wait_for_line(r"worker-1 ended.*SIGKILL")
+    await until(lambda: pids(gateway.owsla)["worker-1"] != before["worker-1"], RESTART, "the next worker-1")
+    assert pids(gateway.owsla)["worker-2"] == before["worker-2"]
+    lost = [node for node, devices in found.items() if not devices[0][0].is_open]
+    if not lost:
+        await until(lambda: any(not devices[0][0].is_open for devices in found.values()), what="the end of its devices")
+        lost = [node for node, devices in found.items() if not devices[0][0].is_open]
+    (dead,) = lost
+    (living,) = [node for node in found if node != dead]
+    for device, connection_id in found[living]:
+        await served(gateway, device, connection_id)
+    # Long before its grace is over the parent has said that it is dead.
+    await gateway.send(found[dead][0][1], b"too late")
+    refused = await gateway.refused(20)
+    assert refused.headers["owsla_reason"] == "unknown-connection"
+    assert refused.body == b"too late"
+    for _ in range(20):
+        left = await node_queues(rabbitmq, gateway)
+        if f"{gateway.to_device}.{dead}" not in left:
+            break
+        await pause(0.5)
+    else:
+        raise AssertionError("the queue of the dead node is left")
+    fresh = await devices_on_each(gateway, lab, 2)
+    assert dead not in fresh
+    assert await gateway.owsla.terminate() == 0
+
+
+@reactor_test
+async def test_parent_is_killed(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """kill -9 of the parent leaves no worker behind: they stop in order, and soon; the port is free at once."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2)
+    workers = await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    os.kill(gateway.owsla.pid, signal.SIGKILL)
+    await until(lambda: not accepts(gateway.owsla.port), 5, "the port to close")
+    await until(lambda: not any(alive(pid) for pid in workers.values()), 15, "the end of the workers")
+    for devices in found.values():
+        await devices[0][0].closed()
+    assert not await node_queues(rabbitmq, gateway), "they did not stop in order"
+
+
+@reactor_test
+async def test_parent_stands_still(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """A parent that reads nothing (SIGSTOP) holds up no line, whatever its workers would have to tell it."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, events=["console", f"json:{tmp_path / 'events.json'}"])
+    await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    gateway.owsla.process.signal(signal.SIGSTOP)
+    try:
+        for _ in range(50):  # each is some lines for the log and the file
+            await (await lab.device(gateway)).close()
+        for devices in found.values():
+            await served(gateway, *devices[0])
+    finally:
+        gateway.owsla.process.signal(signal.SIGCONT)
+    assert await gateway.owsla.terminate() == 0
+    events = [json.loads(line) for line in (tmp_path / "events.json").read_text().splitlines()]
+    assert len([event for event in events if event["event"] == "device-connected"]) >= 52
+
+
+@reactor_test
+async def test_stopped_in_the_terminal(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """Ctrl-C reaches parent and workers alike: all stop in order, once, with status 0."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="2s")
+    workers = await processes(gateway.owsla, 2)
+    await devices_on_each(gateway, lab, 2)
+    os.killpg(os.getpgid(gateway.owsla.pid), signal.SIGINT)
+    assert await gateway.owsla.exited(30) == 0
+    assert not any(alive(pid) for pid in workers.values())
+    assert not gateway.owsla.lines("stopping at once"), gateway.owsla.output()
+    assert len(gateway.owsla.lines("Stopped: [0-9]+ devices closed, everything confirmed")) == 2
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_unit_is_stopped(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """systemd sends SIGTERM to every process of a unit: one stop in order, with status 0, and no worker is started again."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="1s")
+    workers = await processes(gateway.owsla, 2)
+    for pid in [*workers.values(), gateway.owsla.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert await gateway.owsla.exited(30) == 0
+    assert pids(gateway.owsla) == workers, "a worker was started again"
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_second_signal(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """A second SIGTERM ends the wait for the devices' turns in all workers."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="30s", drain_timeout="60s")
+    await processes(gateway.owsla, 2)
+    await devices_on_each(gateway, lab, 2)
+    gateway.owsla.process.signal(signal.SIGTERM)
+    await gateway.owsla.wait_for_line(r"worker-2#info\] Stopping: \d+ devices")
+    gateway.owsla.process.signal(signal.SIGTERM)
+    assert await gateway.owsla.exited(15) == 0
+
+
+@reactor_test
+async def test_dies_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Workers that die again and again while they start end the whole with status 70, and a line that says why."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'owsla.workers' in sys.orig_argv:\n    sys.stderr.write('no such luck\\n')\n    os._exit(9)\n"
+    )
+    owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, env={"PYTHONPATH": str(tmp_path)})
+    owsla.launch()
+    assert await owsla.exited(60) == os.EX_SOFTWARE
+    assert re.search(r"^owsla: owsla gave up: .*worker-[12].* it ended with status 9", owsla.errors(), re.MULTILINE)
+    assert owsla.lines(r"worker-1#warn\] no such luck"), "what a worker says on standard error is not in the log"
+    owsla.assert_tidy()
+
+
+@reactor_test
+async def test_user_errors(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """What a user gets wrong is one line and status 1, as with one process."""
+    for options, line in (
+        ({"workers": 0}, r"--workers: '0' is not a number \(1 to 256\)"),
+        ({"workers": "many"}, r"--workers: 'many' is not a number"),
+        ({"workers": 2, "cert": "/nowhere.pem", "key": "/nowhere.pem"}, "--cert: /nowhere.pem: no such file"),
+    ):
+        owsla = lab.new_owsla(broker=rabbitmq.url, **options)
+        owsla.launch()
+        assert await owsla.exited() == 1
+        assert re.search(f"^owsla: {line}", owsla.errors(), re.MULTILINE), owsla.errors()
+        assert owsla.errors().count("\n") == 1, owsla.errors()
+
+
+def refused_connects(port: int, folder: Path) -> ChildProcess:
+    """Connects to a port as fast as it can, until it is stopped; its output is a line for each that was refused."""
+    script = (
+        "import socket, sys\n"
+        "while True:\n"
+        f"    try: socket.create_connection(('127.0.0.1', {port}), 5).close()\n"
+        "    except OSError as error: print('refused', error, flush=True)\n"
+    )
+    return ChildProcess([sys.executable, "-c", script], output=folder / "connects", env=environment())
+
+
+@reactor_test
+async def test_rolling_restart(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """SIGUSR2: fresh processes with the settings as they are now, one after another; no connect is refused, no line is lost."""
+    settings = tmp_path / "owsla.toml"
+    settings.write_text("device-ack = 'OLD {seq}'\n")
+    gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="1s")
+    before = await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    settings.write_text("device-ack = 'NEW {seq}'\n")
+    connects = refused_connects(gateway.owsla.port, tmp_path)
+    mark = gateway.owsla.mark()
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    try:
+        await gateway.owsla.wait_for_line("All 2 workers were replaced", 90, start=mark)
+    finally:
+        connects.kill()
+    assert connects.output() == ""
+    after = pids(gateway.owsla)
+    assert not set(after.values()) & set(before.values())
+    assert not any(alive(pid) for pid in before.values())
+    for devices in found.values():
+        for device, _ in devices:
+            await device.closed()
+    fresh = await devices_on_each(gateway, lab, 2)
+    assert not set(fresh) & set(found)
+    for devices in fresh.values():
+        assert await devices[0][0].line() == b"NEW 0"
+    assert len(gateway.owsla.lines("everything confirmed", start=mark)) == 2
+    assert await gateway.owsla.terminate() == 0
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_rolling_restart_with_a_mistake(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """A mistake in the file is one line in the log; the workers go on as they are, and the next SIGUSR2 works."""
+    settings = tmp_path / "owsla.toml"
+    settings.write_text("max-line = 1000\n")
+    gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="0s")
+    before = await processes(gateway.owsla, 2)
+    device = await lab.device(gateway)
+    settings.write_text("max-line = 'long'\n")
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    await gateway.owsla.wait_for_line(r"worker-1 is not replaced, .* as it is: .*owsla.toml: max-line: 'long' is not a size")
+    assert all(alive(pid) for pid in before.values())
+    await gateway.round_trip(device)
+    settings.write_text("max-line = 2000\n")
+    mark = gateway.owsla.mark()
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    await gateway.owsla.wait_for_line("All 2 workers were replaced", 60, start=mark)
+    assert await gateway.owsla.terminate() == 0
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_sigusr2_alone(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """One process without a parent takes no harm from SIGUSR2."""
+    gateway = await lab.gateway(rabbitmq.url)
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    await gateway.owsla.wait_for_line("SIGUSR2.*nothing is done")
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+
+
+@reactor_test
+async def test_secrets(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """No worker's arguments, and no line of the log, show the broker's password."""
+    url = rabbitmq.url.replace("guest:guest", "guest:g%75est")
+    gateway = await lab.gateway(rabbitmq.url, workers=2, broker=url)
+    workers = await processes(gateway.owsla, 2)
+    for name, pid in workers.items():
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert arguments[1:-1] == ["-P", "-m", "owsla.workers", name]
+        assert Path(f"/proc/{pid}/comm").read_text().strip() == f"owsla {name}"[:15]
+    assert "g%75est" not in gateway.owsla.output()
+
+
+@reactor_test
+async def test_events_of_all(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """One file has the events of all workers, each with its node, and is opened again on SIGHUP."""
+    file = tmp_path / "events.json"
+    gateway = await lab.gateway(rabbitmq.url, workers=2, events=["console", f"json:{file}"])
+    await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    ids = {connection_id for devices in found.values() for _, connection_id in devices}
+
+    def connected(path: Path) -> dict[str, str]:
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return {event["connection_id"]: event["node"] for event in events if event["event"] == "device-connected"}
+
+    await until(lambda: ids <= set(connected(file)), what="the events of all devices")
+    assert all(node == connection_id[:8] for connection_id, node in connected(file).items())
+    moved = file.rename(tmp_path / "moved.json")
+    gateway.owsla.process.signal(signal.SIGHUP)
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    await until(lambda: connection_id in connected(file), what="the event in the new file")
+    assert connection_id not in connected(moved)
+    assert await gateway.owsla.terminate() == 0
+    ends = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len([event for event in ends if event["event"] == "device-disconnected"]) == len(ids) + 1
+
+
+@reactor_test
+async def test_http_for_all(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """The parent's pages are about all workers: metrics by worker, readiness, the tree with each worker's own below it."""
+    port = free_port()
+    gateway = await lab.gateway(rabbitmq.url, workers=2, http=port, drain_spread="5s")
+    workers = await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+
+    async def metric(name: str) -> dict[str, float]:
+        _, text = await ask(port, "/metrics")
+        samples = [sample for family in parse(text) for sample in family.samples]
+        return {sample.labels["worker"]: sample.value for sample in samples if sample.name == name}
+
+    lines = await metric("owsla_lines_confirmed_total")
+    assert {worker: lines[worker] for worker in ("1", "2")}.keys() == {"1", "2"}
+    assert lines["1"] + lines["2"] == sum(map(len, found.values()))
+    assert (await metric("owsla_worker_up")) == {"1": 1.0, "2": 1.0}
+    status, _ = await ask(port, "/readyz")
+    assert status == 200
+    _, text = await ask(port, "/tree")
+    below: Any = json.loads(text)
+    of_workers = [child for child in below["children"] if child["id"].startswith("worker-")]
+    assert [child["id"] for child in of_workers] == ["worker-1", "worker-2"]
+    for child in of_workers:
+        (node,) = child["children"]
+        assert "broker" in [each["id"] for each in node["children"]]
+    # One of them stops where it is: the others' answers come all the same.
+    os.kill(workers["worker-1"], signal.SIGSTOP)
+    try:
+        assert (await metric("owsla_worker_up")) == {"1": 0.0, "2": 1.0}
+        status, _ = await ask(port, "/readyz")
+        assert status == 200
+    finally:
+        os.kill(workers["worker-1"], signal.SIGCONT)
+    gateway.owsla.process.signal(signal.SIGTERM)
+    await gateway.owsla.wait_for_line("Stopping 2 workers")
+    status, _ = await ask(port, "/readyz")
+    assert status == 503
+    assert await gateway.owsla.exited(30) == 0
+
+
+@pytest.mark.parametrize("wanted", [["worker-1"], ["worker-1", "worker-2"]])
+@reactor_test
+async def test_embedded(lab: Lab, wanted: Sequence[str]) -> None:
+    """The parent has the embedded broker, on which its workers meet."""
+    port = free_port()
+    gateway = await lab.gateway(f"amqp://guest:guest@127.0.0.1:{port}/%2f", broker="embedded", embedded_port=port, workers=2)
+    before = await processes(gateway.owsla, 2)
+    mark = gateway.owsla.mark()
+    for name in wanted:
+        os.kill(before[name], signal.SIGKILL)
+    await processes(gateway.owsla, len(wanted), mark)
+    found = await devices_on_each(gateway, lab, 2)
+    for devices in found.values():
+        await served(gateway, *devices[0])

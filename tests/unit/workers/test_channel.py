@@ -1,0 +1,118 @@
+"""The channel between a parent and a worker: lines of JSON, and what becomes of them when one end does not read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.workers._channel import CLOSE_TIMEOUT, WAITING, Channel, read_first
+
+
+class ChannelTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.received: list[dict[str, Any]] = []
+        self.ends = 0
+        self.channel = Channel(cast(Any, self.clock), self.received.append, self.ended)
+        self.transport = StringTransport()
+        self.aborted = False
+        self.transport.abortConnection = self.abort  # type: ignore[method-assign]
+        self.channel.makeConnection(self.transport)
+
+    def ended(self) -> None:
+        self.ends += 1
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def sent(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.transport.value().splitlines()]
+
+    def test_both_ways(self) -> None:
+        """A message is one line, and arrives as what it was, however it was cut in between."""
+        self.channel.send("log", text="line 1\nline 2 \udce9 é")
+        data = self.transport.value()
+        self.assertEqual(data.count(b"\n"), 1)
+        for byte in data:
+            self.channel.dataReceived(bytes([byte]))
+        self.assertEqual(self.received, [{"type": "log", "text": "line 1\nline 2 \udce9 é"}])
+
+    def test_other_end_does_not_read(self) -> None:
+        """What may be left out waits, so many at most, while what must not be is sent; then it follows in order."""
+        self.channel.offer("event", number=0)
+        self.channel.pauseProducing()
+        taken = [self.channel.offer("event", number=number) for number in range(1, WAITING + 11)]
+        self.assertEqual(taken, [True] * WAITING + [False] * 10)
+        self.channel.send("ready")
+        self.assertEqual([message["type"] for message in self.sent()], ["event", "ready"])
+        self.channel.resumeProducing()
+        numbers = [message["number"] for message in self.sent() if message["type"] == "event"]
+        self.assertEqual(numbers, list(range(WAITING + 1)))
+
+    def test_paused_again_meanwhile(self) -> None:
+        """What waits is not written faster than the transport takes it."""
+        self.channel.pauseProducing()
+        for number in range(3):
+            self.channel.offer("event", number=number)
+        write = self.transport.write
+
+        def full(data: bytes) -> None:
+            write(data)
+            self.channel.pauseProducing()
+
+        self.transport.write = full  # type: ignore[method-assign]
+        self.transport.writeSequence = lambda data: full(b"".join(data))  # type: ignore[method-assign]
+        self.channel.resumeProducing()
+        self.assertEqual(len(self.sent()), 1)
+        self.channel.resumeProducing()
+        self.assertEqual(len(self.sent()), 2)
+
+    def test_close(self) -> None:
+        """Closing sends what waits first, and is done when the connection is gone."""
+        self.channel.pauseProducing()
+        self.channel.offer("log", text="the last line")
+        closed = self.channel.close()
+        self.assertEqual(self.sent(), [{"type": "log", "text": "the last line"}])
+        self.assertTrue(self.transport.disconnecting)
+        self.assertNoResult(closed)
+        self.channel.connectionLost()
+        self.successResultOf(closed)
+        self.assertEqual(self.ends, 1)
+        self.clock.advance(CLOSE_TIMEOUT)
+        self.assertFalse(self.aborted)
+
+    def test_close_in_vain(self) -> None:
+        """An other end that takes nothing is not waited for long."""
+        self.channel.close()
+        self.clock.advance(CLOSE_TIMEOUT)
+        self.assertTrue(self.aborted)
+
+    def test_after_the_end(self) -> None:
+        """What is said after the end goes nowhere, and closing again is done at once."""
+        self.channel.connectionLost()
+        self.channel.send("ready")
+        self.assertFalse(self.channel.offer("log", text="unheard"))
+        self.assertEqual(self.sent(), [])
+        self.successResultOf(self.channel.close())
+
+
+class FirstTests(SynchronousTestCase):
+    def test_takes_no_more(self) -> None:
+        """The first message is read and nothing of what follows."""
+        data = bytearray(b'{"type":"start"}\n{"type":"stop"}\n')
+
+        def recv(size: int) -> bytes:
+            taken = bytes(data[:size])
+            del data[:size]
+            return taken
+
+        self.assertEqual(read_first(recv), {"type": "start"})
+        self.assertEqual(bytes(data), b'{"type":"stop"}\n')
+
+    def test_no_parent(self) -> None:
+        """An end before the first message is said as such."""
+        self.assertRaises(EOFError, read_first, lambda size: b"")

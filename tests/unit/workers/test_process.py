@@ -1,0 +1,369 @@
+"""A worker's process as its parent sees it, without one: started, told, asked, replaced, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.workers._parent import Reports
+from owsla.workers._process import KILL_AFTER, PING, REPLACE_TIMEOUT, SILENCES, Process, Start, WorkerEnded, WorkerProcess
+
+DRAIN = 30.0
+
+
+class FakeReactor(Clock):
+    """Starts no process, and keeps the worker's end of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.children: list[Child] = []
+        self._factory: Any = None
+
+    def adoptStreamConnection(self, fd: int, family: int, factory: Any) -> None:
+        self._factory = factory
+
+    def spawnProcess(self, protocol: Any, executable: str, args: list[str], **options: Any) -> Any:
+        self.children.append(Child(len(self.children) + 1000, protocol, self._factory, args, options))
+        return self.children[-1]
+
+
+class Child:
+    """A process that is none."""
+
+    def __init__(self, pid: int, protocol: Process, factory: Any, args: list[str], options: dict[str, Any]) -> None:
+        self.pid = pid
+        self.protocol = protocol
+        self.args = args
+        self.options = options
+        self.channel = protocol._channel
+        self.transport = StringTransport()
+        self.transport.abortConnection = lambda: None  # type: ignore[method-assign]
+        self.channel.makeConnection(self.transport)
+
+    def told(self) -> list[dict[str, Any]]:
+        """What it was told so far; before the process was made, nothing was."""
+        return [json.loads(line) for line in self.transport.value().splitlines()]
+
+    def says(self, type: str, **values: Any) -> None:
+        self.channel.dataReceived(json.dumps({"type": type, **values}).encode() + b"\n")
+
+    def ends(self, status: int | None = 0, signal_number: int | None = None) -> None:
+        self.channel.connectionLost()
+        error = ProcessDone(0) if status == 0 else ProcessTerminated(status, signal_number)
+        self.protocol.processEnded(Failure(error))
+
+
+class Told:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.ready_ones: list[int] = []
+        self.ends: list[tuple[int, bool]] = []
+        self.refusals: list[str] = []
+        self.events: list[tuple[float, str, Mapping[str, Any]]] = []
+
+    def ready(self, process: Process) -> None:
+        self.ready_ones.append(process.pid)
+
+    def ended(self, process: Process, graceful: bool) -> None:
+        self.ends.append((process.pid, graceful))
+
+    def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
+        self.events.append((time, node, event))
+
+    def cannot_start(self, why: str) -> None:
+        self.refusals.append(why)
+
+
+class ProcessTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.port = socket.socket()
+        self.addCleanup(self.port.close)
+        self.start = Start(
+            argv=["--workers", "2"], count=2, broker_port=5672, port=self.port, cwd="/", drain_timeout=DRAIN
+        )
+        self.told = Told()
+        self.killed: list[tuple[int, int]] = []
+        self.patch(os, "kill", lambda pid, number: self.killed.append((pid, number)))
+        self.worker = self.make(1)
+        self.reports: list[Failure | None] = []
+        self.worker.supervise(self.reports.append)
+
+    def make(self, number: int) -> WorkerProcess:
+        return WorkerProcess(self.reactor, number, self.start, self.told)
+
+    @property
+    def child(self) -> Child:
+        return self.reactor.children[-1]
+
+    def logged(self) -> list[tuple[str, str]]:
+        """What is logged from here on: level and text."""
+        lines: list[tuple[str, str]] = []
+
+        def observe(event: Any) -> None:
+            text = str(event.get("text") or event.get("line") or event.get("log_format", ""))
+            lines.append((event["log_level"].name if event.get("log_level") in LogLevel.iterconstants() else "", text))
+
+        globalLogPublisher.addObserver(cast(Any, observe))
+        self.addCleanup(globalLogPublisher.removeObserver, cast(Any, observe))
+        return lines
+
+
+class OneProcessTests(ProcessTestCase):
+    def test_start(self) -> None:
+        """It is started with its name to be seen, and nothing else: neither arguments nor secrets."""
+        self.worker.startService()
+        self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.workers", "worker-1"])
+        self.assertEqual(self.child.options["childFDs"][4], self.port.fileno())
+        self.assertEqual(self.child.options["path"], "/")
+
+    def test_logs(self) -> None:
+        """Its log's lines are the parent's, at their level; what it writes past its log is a warning, line by line."""
+        self.worker.startService()
+        lines = self.logged()
+        self.child.says("log", level="error", namespace="owsla", text="bad news")
+        self.child.says("log", level="new in a later version", namespace="owsla.broker", text="news")
+        self.child.protocol.childDataReceived(2, b"Fatal Python err")
+        self.child.protocol.childDataReceived(2, b"or\nand more")
+        self.child.ends(1)
+        self.assertEqual(
+            lines[:4],
+            [("error", "bad news"), ("info", "news"), ("warn", "Fatal Python error"), ("warn", "and more")],
+        )
+
+    def test_strange_message(self) -> None:
+        """What a newer worker says and this parent does not know is passed over."""
+        self.worker.startService()
+        self.child.says("dance", partner="none")
+        self.child.says("ready")
+        self.assertEqual(self.told.ready_ones, [self.child.pid])
+
+    def test_ask(self) -> None:
+        """Answers find their questions; when the process ends, those that are open fail."""
+        self.worker.startService()
+        process = self.worker.process
+        assert process is not None
+        first, second = process.ask("metrics"), process.ask("state")
+        questions = [message for message in self.child.told() if message["type"] == "ask"]
+        self.assertEqual([question["what"] for question in questions], ["metrics", "state"])
+        self.child.says("answer", id=questions[1]["id"], value={"ready": True})
+        self.assertEqual(self.successResultOf(second), {"ready": True})
+        self.child.says("answer", id=99, value=None)
+        self.child.ends(signal_number=9, status=None)
+        self.failureResultOf(first, WorkerEnded)
+        self.failureResultOf(process.ask("state"), WorkerEnded)
+
+    def test_cancelled_question(self) -> None:
+        """A question that nobody waits for any more may be answered late."""
+        self.worker.startService()
+        process = self.worker.process
+        assert process is not None
+        asked = process.ask("metrics")
+        asked.addErrback(lambda failure: None)
+        asked.cancel()
+        self.child.says("answer", id=1, value=None)
+        self.child.ends(1)
+
+    def test_dies(self) -> None:
+        """A process that ends by itself is its child's end, with how it ended and without a traceback."""
+        self.worker.startService()
+        self.child.ends(status=None, signal_number=signal.SIGKILL)
+        (reason,) = self.reports
+        assert reason is not None
+        self.assertEqual(str(reason.value), "it was ended by SIGKILL (process 1000)")
+        self.assertEqual(self.told.ends, [(1000, False)])
+
+    def test_ends_well_unasked(self) -> None:
+        """Also with status 0: whoever told it to stop, it is to run."""
+        self.worker.startService()
+        self.child.ends(0)
+        self.assertEqual(len(self.reports), 1)
+
+    def test_refuses(self) -> None:
+        """A worker that cannot start with these settings says why, and that is its end's reason."""
+        self.worker.startService()
+        self.child.says("fatal", text="--cert: gone")
+        self.child.ends(1)
+        self.assertEqual(self.told.refusals, ["--cert: gone"])
+        self.assertEqual(str(cast(Failure, self.reports[0]).value), "--cert: gone")
+
+    def test_stop(self) -> None:
+        """It is told to stop in words, its end is none for the supervisor, and it is waited for."""
+        self.worker.startService()
+        stopped = self.worker.stopService()
+        self.assertEqual(self.child.told()[-1], {"type": "stop"})
+        self.assertNoResult(stopped)
+        self.child.ends(0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reports, [])
+        self.assertEqual(self.told.ends, [(1000, True)])
+        self.reactor.advance(DRAIN + KILL_AFTER)
+        self.assertEqual(self.killed, [])
+
+    def test_does_not_stop(self) -> None:
+        """One that does not stop within its drain timeout and a while is killed."""
+        self.worker.startService()
+        stopped = self.worker.stopService()
+        self.reactor.advance(DRAIN + KILL_AFTER - 0.1)
+        self.assertEqual(self.killed, [])
+        self.reactor.advance(0.1)
+        self.assertEqual(self.killed, [(1000, signal.SIGKILL)])
+        self.child.ends(status=None, signal_number=9)
+        self.successResultOf(stopped)
+        self.assertEqual(self.told.ends, [(1000, False)])
+
+
+    def test_hangs(self) -> None:
+        """A worker without a sign of life for a minute is killed; whatever it says is one."""
+        self.worker.startService()
+        self.child.says("ready")
+        for _ in range(3):
+            self.reactor.pump([PING] * SILENCES)
+            self.child.says("pong")
+        self.assertEqual(self.killed, [])
+        self.assertEqual(self.child.told()[-1], {"type": "ping"})
+        self.reactor.pump([PING] * SILENCES)
+        self.assertEqual(self.killed, [])
+        self.reactor.advance(PING)
+        self.assertEqual(self.killed, [(1000, signal.SIGKILL)])
+        self.flushLoggedErrors()
+
+    def test_starts_slowly(self) -> None:
+        """One that is not ready yet, or stops, is not watched like that."""
+        self.worker.startService()
+        self.reactor.pump([PING] * (SILENCES + 2))
+        self.assertEqual(self.killed, [])
+
+
+class ReplaceTests(ProcessTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.worker.startService()
+        self.old = self.child
+        self.old.says("ready")
+
+    def replace(self) -> Deferred[bool]:
+        return ensureDeferred(self.worker.replace())
+
+    def test_works(self) -> None:
+        """The old one is told to stop when the fresh one's port is open, and not before; it is done when it is gone."""
+        replaced = self.replace()
+        self.assertNotIn({"type": "stop"}, self.old.told())
+        self.child.says("ready")
+        self.assertIn({"type": "stop"}, self.old.told())
+        self.assertNoResult(replaced)
+        self.old.ends(0)
+        self.assertIs(self.successResultOf(replaced), True)
+        process = self.worker.process
+        assert process is not None
+        self.assertEqual(process.pid, self.child.pid)
+        self.assertEqual(self.reports, [])
+        self.child.ends(1)
+        self.assertEqual(len(self.reports), 1)
+
+    def test_fresh_one_refuses(self) -> None:
+        """A fresh one that cannot start leaves the old one as it is, with a line that says why."""
+        lines = self.logged()
+        replaced = self.replace()
+        self.child.says("fatal", text="owsla.toml: a mistake")
+        self.child.ends(1)
+        self.assertIs(self.successResultOf(replaced), False)
+        self.assertNotIn({"type": "stop"}, self.old.told())
+        self.assertEqual(self.reports, [])
+        self.assertEqual(self.told.refusals, [])
+        self.assertTrue(any("is not replaced" in text for _, text in lines))
+
+    def test_fresh_one_is_late(self) -> None:
+        """A fresh one that does not open its port in time is killed, and the old one goes on."""
+        replaced = self.replace()
+        self.reactor.advance(REPLACE_TIMEOUT)
+        self.assertIs(self.successResultOf(replaced), False)
+        self.assertEqual(self.killed, [(self.child.pid, signal.SIGKILL)])
+        self.child.ends(status=None, signal_number=9)
+        self.assertEqual(self.reports, [])
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop in the middle stops both."""
+        self.replace()
+        stopped = self.worker.stopService()
+        self.assertIn({"type": "stop"}, self.old.told())
+        self.assertIn({"type": "stop"}, self.child.told())
+        self.old.ends(0)
+        self.assertNoResult(stopped)
+        self.child.ends(0)
+        self.successResultOf(stopped)
+
+    def test_old_one_dies_meanwhile(self) -> None:
+        """If the old one dies before the fresh one is there, the worker has ended, as ever."""
+        self.replace()
+        self.old.ends(1)
+        self.assertEqual(len(self.reports), 1)
+
+
+class ReportsTests(ProcessTestCase):
+    """What the parent does about what its workers say."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.workers: list[WorkerProcess] = []
+        self.refused: list[str] = []
+        self.told = cast(Any, Reports(workers=self.workers, emit=lambda *event: None, refused=self.refused.append))
+        self.workers += [self.make(1), self.make(2)]
+        for worker in self.workers:
+            worker.supervise(lambda reason: None)
+            worker.startService()
+        self.first, self.second = self.reactor.children
+
+    def gone(self, child: Child) -> list[str]:
+        return [message["node"] for message in child.told() if message["type"] == "gone"]
+
+    def test_another_is_told(self) -> None:
+        """Of a worker that died another one is told, which is ready."""
+        self.first.says("node", node="0000aaaa")
+        self.second.says("ready")
+        self.first.ends(status=None, signal_number=9)
+        self.assertEqual(self.gone(self.second), ["0000aaaa"])
+
+    def test_nobody_is_ready(self) -> None:
+        """If none is ready the first one that is, is told."""
+        self.first.says("node", node="0000aaaa")
+        self.second.says("node", node="0000bbbb")
+        self.first.ends(1)
+        self.second.ends(1)
+        self.workers[0].startService()
+        self.child.says("ready")
+        self.assertEqual(self.gone(self.child), ["0000aaaa", "0000bbbb"])
+
+    def test_died_nameless(self) -> None:
+        """One that had no name yet has left nothing."""
+        self.second.says("ready")
+        self.first.ends(1)
+        self.assertEqual(self.gone(self.second), [])
+
+    def test_stopped_in_order(self) -> None:
+        """One that was told to stop, and did, has tidied up itself."""
+        self.first.says("node", node="0000aaaa")
+        self.second.says("ready")
+        self.workers[0].stopService()
+        self.first.ends(0)
+        self.assertEqual(self.gone(self.second), [])
+
+    def test_refusals(self) -> None:
+        """A user's error is told once, and only while nothing has worked: later it is the file that was changed."""
+        for child in (self.first, self.second):
+            child.says("fatal", text="--cert: gone")
+            child.ends(1)
+        self.assertEqual(self.refused, ["--cert: gone"])

@@ -1,0 +1,159 @@
+"""A worker's side of the channel: what it tells its parent, and what it does when told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.events import BrokerUnblocked, HandlerStats, from_wire
+from owsla.workers._channel import WAITING
+from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, ParentLink
+
+
+class FakeReactor(Clock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops = 0
+
+    def stop(self) -> None:
+        self.stops += 1
+        if self.stops > 1:
+            raise ReactorNotRunning
+
+
+class FakeGateway:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def hurry(self) -> None:
+        self.calls.append("hurry")
+
+    def shorten(self, drain_timeout: float) -> None:
+        self.calls.append(("shorten", drain_timeout))
+
+
+class LinkTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = FakeReactor()
+        self.link = ParentLink(self.reactor, "worker-1")
+        self.transport = StringTransport()
+        self.link.channel.makeConnection(self.transport)
+        self.gateway = FakeGateway()
+        self.done: list[str] = []
+        self.link.introduce(
+            cast(Any, None), self.gateway, reopen=lambda: self.done.append("reopen"), bury=self.done.append
+        )
+
+    def told(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.transport.value().splitlines()]
+
+    def says(self, type: str, **values: Any) -> None:
+        self.link.channel.dataReceived(json.dumps({"type": type, **values}).encode() + b"\n")
+
+
+class ParentLinkTests(LinkTestCase):
+    def test_orders(self) -> None:
+        """It does what it is told, and passes over what it does not know."""
+        self.says("reopen")
+        self.says("gone", node="0123abcd")
+        self.says("hurry")
+        self.says("dance")
+        self.says("ping")
+        self.assertEqual(self.done, ["reopen", "0123abcd"])
+        self.assertEqual(self.gateway.calls, ["hurry"])
+        self.assertEqual(self.told(), [{"type": "pong"}])
+
+    def test_stop(self) -> None:
+        """Told to stop twice, or by a signal, too, it stops once; also when something else had stopped it before."""
+        self.says("stop")
+        self.link.stop("Got SIGTERM")
+        self.assertEqual(self.reactor.stops, 1)
+        other = ParentLink(self.reactor, "worker-2")
+        other.stop("Got SIGTERM")
+
+    def test_ready_once(self) -> None:
+        """Each time that the broker is back is no news to the parent."""
+        self.link.ready()
+        self.link.ready()
+        self.assertEqual(self.told(), [{"type": "ready"}])
+
+    def test_parent_is_gone(self) -> None:
+        """Without a parent it stops, and soon."""
+        self.link.channel.connectionLost()
+        self.assertEqual(self.gateway.calls, [("shorten", ORPHAN_TIMEOUT)])
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_end_of_a_stop(self) -> None:
+        """The channel's end is part of a stop, and then no reason to hurry."""
+        self.says("stop")
+        self.link.channel.connectionLost()
+        self.assertEqual(self.gateway.calls, [])
+
+
+class EventsTests(LinkTestCase):
+    def test_passed_on(self) -> None:
+        """An event goes to the parent with its node and its time."""
+        stats = HandlerStats("parent")
+        EventsToParent(self.link, stats).handle(BrokerUnblocked(), "0123abcd", 12.5)
+        (message,) = self.told()
+        self.assertEqual((message["type"], message["node"], message["time"]), ("event", "0123abcd", 12.5))
+        self.assertEqual(from_wire(message["event"]), BrokerUnblocked())
+        self.assertEqual(stats.dropped, 0)
+
+    def test_parent_is_slow(self) -> None:
+        """What the parent is too slow for is counted, and it is told how much that was as soon as it takes something."""
+        stats = HandlerStats("parent")
+        handler = EventsToParent(self.link, stats)
+        self.link.channel.pauseProducing()
+        for _ in range(WAITING + 3):
+            handler.handle(BrokerUnblocked(), "0123abcd", 1.0)
+        self.assertEqual(stats.dropped, 3)
+        self.link.channel.resumeProducing()
+        handler.handle(BrokerUnblocked(), "0123abcd", 2.0)
+        last_but_one, last = (from_wire(message["event"]) for message in self.told()[-2:])
+        self.assertEqual(str(last_but_one), "Events dropped: parent has missed 3")
+        self.assertEqual(last, BrokerUnblocked())
+
+
+class LogTests(LinkTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.log = Logger(namespace="owsla.somewhere", observer=cast(Any, LogToParent(self.link.channel)))
+
+    def test_lines(self) -> None:
+        """A line of the log is its level, namespace and text; debugging is for nobody."""
+        self.log.debug("unheard")
+        self.log.warn("{count} devices", count=3)
+        self.assertEqual(
+            self.told(), [{"type": "log", "level": "warn", "namespace": "owsla.somewhere", "text": "3 devices"}]
+        )
+
+    def test_failure(self) -> None:
+        """A failure is told with its traceback."""
+        try:
+            raise ValueError("ours")
+        except ValueError:
+            self.log.failure("It failed", Failure())
+        (message,) = self.told()
+        self.assertEqual(message["level"], LogLevel.critical.name)
+        self.assertTrue(message["text"].startswith("It failed\nTraceback"), message["text"])
+        self.assertIn("ValueError: ours", message["text"])
+
+    def test_parent_is_slow(self) -> None:
+        """What was left out is told as a number."""
+        self.link.channel.pauseProducing()
+        for _ in range(WAITING + 2):
+            self.log.info("a line")
+        self.link.channel.resumeProducing()
+        self.log.info("the next")
+        self.assertEqual(
+            [message["text"] for message in self.told()[-2:]],
+            ["2 lines of the log were left out: too many at a time", "the next"],
+        )
