@@ -216,6 +216,7 @@ class Process(ProcessProtocol):
                 asked.callback(message["value"])
         elif kind == "node":
             self.node = message["node"]
+            self._log.info("This is node {node}", node=self.node)
         elif kind == "ready":
             if self.state == "starting":
                 self.state = "ready"

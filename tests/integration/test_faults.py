@@ -6,8 +6,11 @@ doubled (see `_support.books`). OWSLA_FAULT_SEED repeats a run's choices, though
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import secrets
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -371,6 +374,34 @@ async def test_sudden_ends(run: Run) -> None:
     assert len(run.fleet.sessions) > 3 * len(run.fleet.devices)
     reasons = {reason for _, reason in books.remains.undeliverable}
     assert reasons <= {"unknown-connection", "connection-closed"}
+
+
+async def worker_killed(run: Run) -> None:
+    """One of several workers is killed, and started again: its devices reconnect, and nobody else's notice."""
+    output = run.owsla.output()
+    name = run.rng.choice(("worker-1", "worker-2"))
+    pid = int(re.findall(rf"{name} is process (\d+)", output)[-1])
+    node = re.findall(rf"{name}#info\] This is node (\w+)", output)[-1]
+    ids, _ = Books(run.fleet, run.backend).connections()
+    for session in run.fleet.sessions:
+        if session.open and ids.get(session.name, node)[:8] == node:
+            session.uncertain = session.killed = True
+    mark = run.owsla.mark()
+    os.kill(pid, signal.SIGKILL)
+    await run.owsla.wait_for_line(rf"{name}#info\] Listening", 30, start=mark)
+
+
+@reactor_test
+async def test_a_worker_is_killed(run: Run) -> None:
+    """Workers are killed under load: what was acknowledged is there, in order, and only their own devices reconnect."""
+    await run.start(workers=2)
+    await run.faults(worker_killed, one_connection_cut, worker_killed, worker_killed)
+    # A device of the last one may not have heard of it yet.
+    await until(lambda: all(session.open or session.killed for session in run.fleet.sessions), what="only those of the killed")
+    assert any(session.killed for session in run.fleet.sessions)
+    books = await run.finish(in_order=True)
+    assert {reason for _, reason in books.remains.undeliverable} <= {"unknown-connection", "connection-closed"}
+    assert not books.remains.stranded, "what was in the queue of a killed worker's node is left there"
 
 
 @reactor_test
