@@ -6,6 +6,7 @@
 | `owsla tail`                    | shows what arrives on `from_device` |
 | `owsla send CONNECTION_ID TEXT` | sends a line to a device            |
 | `owsla tree`                    | shows the tree of a running gateway |
+| `owsla swarm`                   | simulates devices, and measures     |
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ commands:
   tail                      show what arrives from devices
   send CONNECTION_ID TEXT   send a line to a device
   tree                      show a running gateway's supervision tree
+  swarm                     simulate devices, and measure
 
 'owsla COMMAND --help' says more of each. The gateway itself is 'twistd owsla'.
 """
@@ -165,6 +166,9 @@ def parser() -> Parser:
         metavar="URL",
         help="where the gateway serves HTTP: http://HOST:PORT, or [ADDRESS:]PORT as in its own --http (OWSLA_HTTP)",
     )
+    from .swarm import _arguments as swarm
+
+    swarm.add_arguments(_command(commands, "swarm", "[options]", swarm.DESCRIPTION, epilog=None))
     return top
 
 
@@ -230,7 +234,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str], *, hidden: bool 
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command is None:
-        top.error("which command? echo, tail, send or tree; 'owsla --help' says more")
+        top.error("which command? echo, tail, send, tree or swarm; 'owsla --help' says more")
     prog = top.prog
     from ..config import ConfigError
 
@@ -238,7 +242,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str], *, hidden: bool 
     if not hidden and broker is not None and "@" in broker:
         sys.stderr.write(f"{prog}: the password can't be hidden from the process list here; use --broker-password-file\n")
     try:
-        return {"echo": _echo, "tail": _tail, "send": _send, "tree": _tree}[args.command](args, environ)
+        return {"echo": _echo, "tail": _tail, "send": _send, "tree": _tree, "swarm": _swarm}[args.command](args, environ)
     except (UserError, ConfigError) as error:
         fail(prog, str(error))
 
@@ -307,6 +311,12 @@ def _tree(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], 
         return partial(show, base_url(given))
     except ValueError as error:
         raise UserError(f"{'--http' if args.http is not None else 'OWSLA_HTTP'}: {error}") from None
+
+
+def _swarm(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
+    from .swarm._arguments import command
+
+    return command(args)
 
 
 def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

@@ -59,7 +59,7 @@ class ArgumentsTests(SynchronousTestCase):
 
     def test_no_command(self) -> None:
         """Without a command it says which there are."""
-        self.assertEqual(self.refused(), "owsla: which command? echo, tail, send or tree; 'owsla --help' says more")
+        self.assertEqual(self.refused(), "owsla: which command? echo, tail, send, tree or swarm; 'owsla --help' says more")
 
     def test_mistakes_are_one_line(self) -> None:
         """A mistake is one line that names the command and what is wrong, and the status is 1."""

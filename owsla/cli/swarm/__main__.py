@@ -1,0 +1,7 @@
+"""One process of a swarm; see `_process`."""
+
+import sys
+
+from ._process import main
+
+sys.exit(main())

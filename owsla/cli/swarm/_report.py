@@ -1,0 +1,247 @@
+"""What the processes of a swarm have seen, summed up, judged, and shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ._histogram import Histogram
+from ._plan import Plan
+
+PERCENTS: Final = (50, 90, 99, 99.9)
+
+BUSY: Final = 0.9
+"""Of a core, used or waited for: above this a process has no time to be on time."""
+LATE: Final = 10.0
+"""Milliseconds that one line in a hundred may be late by us: longer, and a good part of a latency may be ours."""
+LONG: Final = 0.5
+"""Seconds from which on it can be told how busy a process was."""
+SHORT: Final = 0.98
+"""Of the lines asked for: fewer is another rate than the one that was asked for."""
+
+MANY: Final = 1000
+"""Connections of a process from which on its memory is theirs: what comes with the first is some megabytes."""
+
+_SUMS: Final = (
+    "up", "resumed", "failed", "dropped", "said", "written", "bytes", "acked",
+    "answers", "disordered", "duplicates", "strange", "lost", "held", "memory",
+)  # fmt: skip
+
+
+class Report:
+    """The sum of the reports of all processes."""
+
+    def __init__(self, plan: Plan, parts: Sequence[dict[str, Any]], *, interrupted: bool = False) -> None:
+        self.plan = plan
+        self.interrupted = interrupted
+        self.sums: dict[str, int] = {name: sum(part[name] for part in parts) for name in _SUMS}
+        self.reasons: Counter[str] = Counter()
+        self.histograms = {name: Histogram() for name in ("connect_times", "latency", "service", "lateness")}
+        for part in parts:
+            self.reasons.update(part["reasons"])
+            for name, histogram in self.histograms.items():
+                histogram.merge(Histogram.load(part[name]))
+        self._connecting = [part["connecting"] for part in parts]
+        self._talking = [part["talking"] for part in parts if part["talking"]]
+
+    # -- judging -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def talked(self) -> float:
+        """Seconds of lines."""
+        return max((use["took"] for use in self._talking), default=0.0)
+
+    @property
+    def connected(self) -> float:
+        """Seconds of connecting."""
+        return max((use["took"] for use in self._connecting), default=0.0)
+
+    def problems(self) -> list[str]:
+        """What was asked for and did not hold, a phrase for each."""
+        sums, plan = self.sums, self.plan
+        found = []
+        if sums["failed"]:
+            found.append(f"{sums['failed']} connections failed")
+        if sums["dropped"]:
+            found.append(f"{sums['dropped']} connections dropped")
+        if self.interrupted:
+            return [*found, *self._about_answers()]
+        if plan.mode == "storm" and not sums["up"]:
+            found.append("no connection")
+        if sums["lost"]:
+            found.append(f"{sums['lost']} lines not answered within {plan.grace:g} s")
+        found += self._about_answers()
+        missing = sums["said"] - sums["written"]
+        if missing and plan.mode != "storm":
+            found.append(f"{missing} lines not written")
+        if plan.device_ack is not None and sums["acked"] < sums["said"] and plan.mode != "hold":
+            found.append(f"{sums['said'] - sums['acked']} lines not acknowledged")
+        asked = int(plan.rate * plan.seconds)
+        if plan.mode != "storm" and asked and sums["said"] < int(asked * SHORT) - plan.processes:
+            found.append(f"{sums['said']} of {asked} lines said in time")
+        return found
+
+    def _about_answers(self) -> list[str]:
+        words = {"duplicates": "answers came twice", "disordered": "answers out of order", "strange": "lines answer nothing"}
+        return [f"{self.sums[name]} {text}" for name, text in words.items() if self.sums[name]]
+
+    def limits(self) -> list[str]:
+        """Where the swarm itself was at its limit, so that the figures are its own rather than the gateway's."""
+        found = []
+        for what, uses in (("connecting", self._connecting), ("talking", self._talking)):
+            for use in uses:
+                if use["seconds"] < LONG:
+                    continue
+                cpu, starved = use["cpu"] / use["seconds"], use["starved"] / use["seconds"]
+                if cpu + starved > BUSY:
+                    waited = f", and waited for one for another {starved:.0%}" if starved > 0.02 else ""
+                    found.append(f"while {what} a process used {cpu:.0%} of a CPU{waited}")
+                    break
+        late = self.histograms["lateness"].percentile(99)
+        if self.plan.rate and late is not None and late / 1000 > LATE:
+            found.append(f"1 % of the lines were said more than {late / 1000:.1f} ms late")
+        return found
+
+    def status(self) -> int:
+        """The exit status: 0 where all held, 2 where something did not."""
+        return 2 if self.problems() else 0
+
+    def _memory(self) -> int | None:
+        """Bytes of a connection, where there are enough of them to be more than what the first one brings with it."""
+        up = self.sums["up"]
+        return None if self.plan.mode == "storm" or up < MANY * self.plan.processes else round(self.sums["memory"] / up)
+
+    # -- showing -------------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON. Times are milliseconds where the name says so, else seconds."""
+        sums, plan = self.sums, self.plan
+        connect = {
+            "asked": plan.connections or None,
+            "connected": sums["up"],
+            "failed": sums["failed"],
+            "dropped": sums["dropped"],
+            "resumed": sums["resumed"],
+            "reasons": dict(self.reasons),
+            "seconds": _round(self.connected),
+            "per_second": _rate(sums["up"], self.connected),
+            "ms": _times(self.histograms["connect_times"]),
+        }
+        summary: dict[str, Any] = {"mode": plan.mode, "processes": plan.processes, "connections": connect}
+        if plan.mode != "storm":
+            summary["lines"] = {
+                "rate": plan.rate or None,
+                "seconds": _round(self.talked),
+                "said": sums["said"],
+                "written": sums["written"],
+                "bytes": sums["bytes"],
+                "per_second": _rate(sums["written"], self.talked),
+                "held_back": sums["held"],
+                # Without a rate a line is due when it is said.
+                "late_ms": _times(self.histograms["lateness"]) if plan.rate else None,
+            }
+            if plan.device_ack is not None:
+                summary["lines"]["acknowledged"] = sums["acked"]
+                summary["lines"]["acknowledged_per_second"] = _rate(sums["acked"], self.talked)
+        if plan.mode == "echo":
+            summary["answers"] = {
+                "answered": sums["answers"],
+                "per_second": _rate(sums["answers"], self.talked),
+                **{name: sums[name] for name in ("lost", "duplicates", "disordered", "strange")},
+                "ms_since_due": _times(self.histograms["latency"]),
+                "ms_since_written": _times(self.histograms["service"]),
+            }
+        summary["swarm"] = {
+            "cpu_connecting": [_use(use) for use in self._connecting],
+            "cpu_talking": [_use(use) for use in self._talking],
+            "memory_per_connection": self._memory(),
+            "limits": self.limits(),
+        }
+        summary["interrupted"] = self.interrupted
+        summary["problems"] = self.problems()
+        summary["held"] = not summary["problems"]
+        return summary
+
+    def table(self) -> str:
+        """For people."""
+        summary = self.summary()
+        connections, swarm = summary["connections"], summary["swarm"]
+        rows = [("connections", _connections(connections))]
+        rows.append(("", _milliseconds(connections["ms"])))
+        if lines := summary.get("lines"):
+            rows.append(
+                ("lines", f"{lines['written']} in {lines['seconds']} s: {lines['per_second']} a second, {lines['bytes']} bytes")
+            )
+            if "acknowledged" in lines:
+                rows.append(
+                    ("acknowledged", f"{lines['acknowledged']}: {lines['acknowledged_per_second']} a second meanwhile")
+                )
+            if summary["lines"]["rate"]:
+                late = _milliseconds(lines["late_ms"])
+                rows.append(("late by us", f"{late}; {lines['held_back']} lines held back by the gateway"))
+        if answers := summary.get("answers"):
+            rows += [
+                (
+                    "answers",
+                    f"{answers['answered']}: {answers['per_second']} a second; {answers['lost']} lost, "
+                    f"{answers['duplicates']} twice, {answers['disordered']} out of order, {answers['strange']} strange",
+                ),
+                ("since due", _milliseconds(answers["ms_since_due"])),
+                ("since written", _milliseconds(answers["ms_since_written"])),
+            ]
+        cpu = " and ".join(
+            f"{sum(use['cpu'] for use in uses):.2f} s of CPU {what} ({max(use['share'] for use in uses):.0%} of one at most)"
+            for what, uses in (("connecting", swarm["cpu_connecting"]), ("talking", swarm["cpu_talking"]))
+            if uses
+        )
+        rows.append(("the swarm", f"{_count(summary['processes'], 'process', 'processes')}: {cpu}"))
+        if swarm["memory_per_connection"]:
+            rows.append(("", f"{swarm['memory_per_connection'] / 1024:.1f} KiB a connection"))
+        text = [f"{name:<14} {what}" for name, what in rows]
+        text += [f"{'':<14} {count} times: {reason}" for reason, count in self.reasons.most_common(5)]
+        text += [f"Limited by the swarm or its machine: {limit}." for limit in swarm["limits"]]
+        if self.interrupted:
+            text.append("Interrupted.")
+        text.append("It held." if summary["held"] else f"It did not hold: {'; '.join(summary['problems'])}.")
+        return "\n".join(text) + "\n"
+
+
+def _connections(of: dict[str, Any]) -> str:
+    text = f"{of['connected']} in {of['seconds']} s: {of['per_second']} a second; "
+    text += f"{of['failed']} failed, {of['dropped']} dropped"
+    return text + (f", {of['resumed']} resumed" if of["resumed"] else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _milliseconds(times: dict[str, float] | None) -> str:
+    if times is None:
+        return "-"
+    return "  ".join(f"{name} {value:g}" for name, value in times.items() if name != "mean") + " ms"
+
+
+def _times(histogram: Histogram) -> dict[str, float] | None:
+    mean = histogram.mean()
+    if mean is None:
+        return None
+    times = {f"p{percent:g}": (histogram.percentile(percent) or 0) / 1000 for percent in PERCENTS}
+    return {**times, "max": histogram.largest / 1000, "mean": round(mean / 1000, 3)}
+
+
+def _use(use: dict[str, float]) -> dict[str, float]:
+    return {
+        "cpu": _round(use["cpu"]),
+        "share": round(use["cpu"] / use["seconds"], 3) if use["seconds"] else 0.0,
+        "starved": round(use["starved"] / use["seconds"], 3) if use["seconds"] else 0.0,
+    }
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 1) if seconds else 0.0
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 3)

@@ -1,0 +1,270 @@
+"""`owsla swarm` as a user runs it: real processes, against a real gateway on the embedded broker, and against others."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
+from xml.etree import ElementTree
+
+import pytest
+
+from ._support.certificates import Authority
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Gateway, Lab
+from ._support.process import ChildProcess, accepts, free_port
+from ._support.waiting import block_on, reactor_test, until
+from .test_cli import Command, Commands
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """What starts commands; they end with the test, and none of them may have shown a traceback."""
+    one = Commands(tmp_path / "commands")
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def shared(embedded: EmbeddedBrokerProcess, module_lab: Lab) -> Gateway:
+    """The gateway of those tests that leave it as it was."""
+    return block_on(module_lab.gateway(embedded.url, backend=False))
+
+
+def swarm(commands: Commands, where: Gateway | int, *arguments: str) -> Command:
+    """Start a swarm against a gateway, which it trusts, or whatever is on a port."""
+    if isinstance(where, int):
+        return commands.start("swarm", f"--port={where}", "--json", *arguments)
+    owsla = where.owsla
+    return commands.start("swarm", f"--port={owsla.port}", f"--ca={owsla.ca}", "--json", *arguments)
+
+
+async def summary(command: Command, status: int) -> Any:
+    """Wait for its end, and return what it says."""
+    found = await command.ended(60)
+    assert found == status, command.output() + command.errors()
+    # No bar where nobody sees it.
+    assert command.errors() == ""
+    return json.loads(command.output())
+
+
+@reactor_test
+async def test_echo(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
+    """Every answer is matched to its line; two processes are summed up; latencies are drawn."""
+    gateway = await lab.gateway(embedded.url, backend=False)
+    queues = [f"--from-device={gateway.from_device}", f"--to-device={gateway.to_device}"]
+    echo = commands.start("echo", "--prefix=> ", "--broker", embedded.url, *queues)
+    await echo.said("answering the lines")
+    arguments = ["--connections=10", "--seconds=1", "--processes=2", f"--histogram={tmp_path}/h.svg"]
+    found = await summary(swarm(commands, gateway, "--rate=200", "--size=60", *arguments), 0)
+    assert (found["connections"]["connected"], found["held"]) == (10, True)
+    assert (found["lines"]["said"], found["lines"]["bytes"]) == (200, 200 * 61)
+    assert found["answers"]["answered"] == 200
+    due, written = found["answers"]["ms_since_due"], found["answers"]["ms_since_written"]
+    assert 0 < written["p50"] <= due["p50"] <= due["p99"] <= due["max"]
+    bars = [one for one in ElementTree.parse(tmp_path / "h.svg").iter() if one.get("class") == "bar"]
+    assert bars
+
+    found = await summary(swarm(commands, gateway, *arguments), 0)  # as fast as it goes
+    assert found["answers"]["answered"] == found["lines"]["said"] > 100
+    assert len(found["swarm"]["cpu_talking"]) == 2
+
+
+@reactor_test
+async def test_lost(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """Without a back end every line is lost: the status says so."""
+    gateway = await lab.gateway(embedded.url, backend=False)
+    found = await summary(swarm(commands, gateway, "--connections=4", "--rate=40", "--seconds=0.5", "--grace=0.1"), 2)
+    assert (found["lines"]["written"], found["answers"]["lost"]) == (20, 20)
+    assert found["problems"] == ["20 lines not answered within 0.1 s"]
+
+
+@reactor_test
+async def test_wrong_answers(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """Answers that come twice, out of order, to another device, or to nothing, are told apart."""
+    gateway = await lab.gateway(embedded.url)
+    command = swarm(commands, gateway, "--connections=1", "--rate=4", "--seconds=1", "--line={device} {n}", "--grace=20")
+    lines = await gateway.messages(4)
+    assert [line.body for line in lines] == [b"0 0", b"0 1", b"0 2", b"0 3"]
+    for seq, answer in enumerate((b"0 1", b"0 0", b"0 0", b"7 2", b"what?", b"0 2", b"0 3")):
+        headers = {"connection_id": lines[0].connection_id, "to_device_seq": seq}
+        await gateway.backend.publish(gateway.to_device, answer, headers)
+    found = await summary(command, 2)
+    answers = {name: found["answers"][name] for name in ("answered", "lost", "duplicates", "disordered", "strange")}
+    assert answers == {"answered": 4, "lost": 0, "duplicates": 1, "disordered": 1, "strange": 2}
+
+
+@reactor_test
+async def test_flood(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """A flood counts what was written, and with the gateway's own template, what is safe."""
+    gateway = await lab.gateway(embedded.url, device_ack="ACK {seq}")
+    mode = ["--mode=flood", "--connections=5", "--device-ack=ACK {seq}"]
+    found = await summary(swarm(commands, gateway, *mode, "--rate=100", "--seconds=0.5", "--line={device}/{n}"), 0)
+    assert (found["lines"]["written"], found["lines"]["acknowledged"]) == (50, 50)
+    bodies = {message.body for message in await gateway.messages(50)}
+    assert bodies == {b"%d/%d" % (device, n) for device in range(5) for n in range(10)}
+
+    found = await summary(swarm(commands, gateway, *mode, "--in-flight=10", "--seconds=0.5"), 0)
+    assert found["lines"]["acknowledged"] == found["lines"]["written"] > 50
+
+
+@reactor_test
+async def test_hold_notices_drops(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """A gateway that dies drops what it held: the swarm does not wait for the time to pass."""
+    gateway = await lab.gateway(embedded.url)
+    command = swarm(commands, gateway, "--mode=hold", "--connections=5", "--rate=50", "--seconds=300")
+    await gateway.messages(10)
+    gateway.owsla.kill()
+    found = await summary(command, 2)
+    assert (found["connections"]["connected"], found["connections"]["dropped"]) == (5, 5)
+    assert "5 connections dropped" in found["problems"]
+
+
+@reactor_test
+async def test_storm(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """A storm shakes hands and leaves, so that the gateway sees each to its end; for a time, or for a number."""
+    http = free_port()
+    gateway = await lab.gateway(embedded.url, backend=False, http=http)
+    found = await summary(swarm(commands, gateway, "--mode=storm", "--connections=40", "--seconds=30"), 0)
+    assert (found["connections"]["connected"], found["connections"]["failed"]) == (40, 0)
+    found = await summary(swarm(commands, gateway, "--mode=storm", "--connect-rate=50", "--seconds=1"), 0)
+    assert 10 <= found["connections"]["connected"] <= 52
+    complete = 40 + found["connections"]["connected"]
+    found = await summary(swarm(commands, gateway, "--mode=storm", "--seconds=0.5"), 0)  # as fast as it goes
+    complete += found["connections"]["connected"]
+    with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{http}/metrics", timeout=10) as answer:
+        assert f'owsla_handshakes_total{{outcome="completed"}} {complete}.0' in answer.read().decode()
+    assert gateway.owsla.lines("Device disconnected: .*, closed by the device")
+    assert not gateway.owsla.lines("Device disconnected: .*, closed without")
+    assert not gateway.owsla.lines("Handshake failed")
+
+
+@reactor_test
+async def test_certificates(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
+    """Devices have one certificate for all, those of a folder in turn, or each its own by name."""
+    authority = Authority(tmp_path / "pairs")
+    for device in range(3):
+        authority.issue(f"device-{device}")
+    gateway = await lab.gateway(embedded.url, client_ca=authority.ca)
+    pairs = authority.folder
+    mode = ["--mode=flood", "--connections=3", "--rate=12", "--seconds=1", "--line={device}"]
+    everyone = {(b"%d" % device, f"device-{device}") for device in range(3)}
+    first = {(b"%d" % device, "device-0") for device in range(3)}
+    for arguments, expected in (
+        ([f"--cert={pairs}"], everyone),
+        ([f"--cert={pairs}/device-{{device}}.pem", f"--key={pairs}/device-{{device}}.key"], everyone),
+        ([f"--cert={pairs}/device-0.pem", f"--key={pairs}/device-0.key"], first),
+    ):
+        await summary(swarm(commands, gateway, *mode, *arguments), 0)
+        messages = await gateway.messages(12)
+        assert {(message.body, message.headers["device_id"]) for message in messages} == expected
+
+
+@reactor_test
+async def test_sources(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """Connections come from the addresses that were given, in turn."""
+    gateway = await lab.gateway(embedded.url, backend=False, max_per_address=3)
+    mode = ["--mode=hold", "--connections=9", "--seconds=0.2"]
+    found = await summary(swarm(commands, gateway, *mode, "--source=127.0.0.2-127.0.0.4"), 0)
+    assert found["connections"]["connected"] == 9
+    found = await summary(swarm(commands, gateway, *mode, "--source=127.0.0.2/31"), 2)
+    assert found["connections"]["connected"] < 9
+
+
+@reactor_test
+async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """Ctrl-C ends it with what it has so far."""
+    gateway = await lab.gateway(embedded.url)
+    command = swarm(commands, gateway, "--mode=flood", "--connections=3", "--rate=60", "--seconds=300", "--processes=2")
+    await gateway.messages(10)
+    assert await command.interrupt(signal.SIGINT) == 130
+    found = json.loads(command.output())
+    assert found["interrupted"]
+    assert found["lines"]["written"] >= 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ca={ca}", "--server-name=example.org"], "the gateway's certificate is not for example.org"),
+        (["--ca={other}"], "the gateway's certificate is not trusted: its authority is not one that is trusted"),
+        (["--ca={ca}", "--port={nobody}"], "127.0.0.1 port {nobody}: connection refused"),
+        (["--insecure", "--port={broker}"], "what answers does not speak TLS"),
+        (["--ca=/nowhere/ca.pem"], "/nowhere/ca.pem: no such file or directory"),
+        (["--ca={ca}", "--cert={ca}"], "{ca}: there is no private key in it that can be read without a password"),
+        (["--ca={ca}", "--host=nowhere.invalid"], "nowhere.invalid: "),
+        (["--ca={ca}", "--server-name=a..b"], "'a..b' is not a name that a certificate can be for"),
+        (["--ca={ca}", "--source=::1"], "127.0.0.1: "),
+        (["--ca={ca}", "--source=192.0.2.1"], "no local address or port is left; more addresses with --source"),
+        (["--ca={ca}", "--connections=90000000"], "--processes"),
+        (["--ca={ca}", "--histogram=/nowhere/h.svg"], "--histogram: /nowhere/h.svg: no such file or directory"),
+    ],
+)
+@reactor_test
+async def test_mistakes(
+    arguments: list[str], says: str, embedded: EmbeddedBrokerProcess, shared: Gateway, commands: Commands, tmp_path: Path
+) -> None:
+    """What a person can get wrong is one line on standard error that says what it is, and status 1."""
+    names = {"ca": shared.owsla.ca, "other": Authority(tmp_path / "other").ca, "nobody": free_port(), "broker": embedded.port}
+    command = commands.start(
+        "swarm", f"--port={shared.owsla.port}", "--connections=3", *[argument.format(**names) for argument in arguments]
+    )
+    assert await command.ended() == 1
+    assert command.output() == ""
+    assert command.errors().startswith("owsla swarm: ")
+    assert command.errors().count("\n") == 1
+    assert says.format(**names) in command.errors()
+
+
+@reactor_test
+async def test_insecure(shared: Gateway, commands: Commands) -> None:
+    """Whatever answers is trusted, if that is what is asked for."""
+    await summary(swarm(commands, shared.owsla.port, "--insecure", "--mode=hold", "--connections=2", "--seconds=0.1"), 0)
+
+
+@reactor_test
+async def test_name(shared: Gateway, commands: Commands) -> None:
+    """A name is looked up, and the certificate has to be for it; of its addresses the one that answers is taken."""
+    mode = ["--host=localhost", "--mode=hold", "--connections=2", "--seconds=0.1"]
+    await summary(swarm(commands, shared, *mode), 0)
+
+
+@reactor_test
+async def test_bar(shared: Gateway, commands: Commands) -> None:
+    """On a terminal there is a bar, gone when the table comes."""
+    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    arguments = [f"--port={shared.owsla.port}", f"--ca={shared.owsla.ca}", "--mode=hold", "--connections=3", "--seconds=1"]
+    command = commands.shell(f"exec {sys.executable} -c '{terminal}' @", "swarm", *arguments)
+    assert await command.ended() == 0, command.output()
+    assert "] 3 connected" in command.output()
+    assert "\n\x1b[Kconnections " in command.output()  # read with its carriage returns as ends of lines
+    assert command.output().rstrip().endswith("It held.")
+
+
+@pytest.mark.parametrize(
+    ("options", "resumed"), [(["-tls1_2"], 5), (["-tls1_3"], 5), (["-tls1_2", "-no_ticket", "-no_cache"], 0)]
+)
+@reactor_test
+async def test_resumption(options: list[str], resumed: int, commands: Commands, tmp_path: Path) -> None:
+    """Sessions are resumed where that is asked for and the other side does it, and counted as the handshakes show it."""
+    authority = Authority(tmp_path / "server")
+    cert, key = authority.issue("server")
+    port = free_port()
+    # It serves one connection at a time.
+    server = ChildProcess(
+        ["openssl", "s_server", "-quiet", "-rev", *options, "-accept", str(port), "-cert", str(cert), "-key", str(key)],
+        output=tmp_path / "server.log",
+    )
+    try:
+        await until(lambda: accepts(port), what="the server")
+        mode = ["--mode=storm", f"--ca={authority.ca}", "--connections=6", "--connecting=1"]
+        found = await summary(swarm(commands, port, *mode, "--resume"), 0)
+        assert (found["connections"]["connected"], found["connections"]["resumed"]) == (6, resumed)
+        found = await summary(swarm(commands, port, *mode), 0)
+        assert (found["connections"]["connected"], found["connections"]["resumed"]) == (6, 0)
+    finally:
+        server.kill()
