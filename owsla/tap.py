@@ -392,9 +392,10 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         services.append(_child("beat", http.Beat(reactor, readings.lateness)))
     if embedded is not None:
         services.append(_child("embedded", embedded))
+    watches = []
     if inherited is None:  # else it is the parent's to watch
         expiry = ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)
-        services.append(_child("certificate", expiry))
+        watches.append(_child("certificate", expiry))
     root = Supervisor(
         reactor,
         [
@@ -414,6 +415,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
                 ),
                 type="supervisor",
             ),
+            *watches,
         ],
         name="owsla",
         on_event=lambda report: events.emit(supervision_event(report)),

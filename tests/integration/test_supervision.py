@@ -528,6 +528,7 @@ owsla (one_for_one, OFTEN): running
 ├── http (permanent): running
 ├── broker (permanent, one_for_one, OFTEN): running
 │   ├── courier (permanent): running
+│   ├── roster (permanent): running
 │   ├── producer (permanent): running
 │   └── consumers (permanent): running
 ├── listener (permanent, rest_for_one, OFTEN): running
