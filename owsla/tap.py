@@ -57,7 +57,7 @@ from .process import fail, settle, take_signals, take_worker_signals
 from .routing import ConnectionIds, Registry, Router
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
 from .turn import Turn
-from .workers import EventsToParent, Inherited, OfNode, Parent, Reports, Start, WorkerProcess
+from .workers import EventsToParent, Inherited, Loads, OfNode, Parent, Reports, Start, WorkerProcess
 
 _log = Logger(namespace="owsla")
 
@@ -117,6 +117,7 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent
         count=settings.workers,
         broker_port=addresses[0].port if embedded is not None else None,
         port=port,
+        loads=Loads.create(settings.workers),
         cwd=os.getcwd(),
         drain_timeout=settings.drain_timeout,
     )
@@ -283,6 +284,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         ),
         fail=partial(fail, reactor),
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
+        share=inherited.share if inherited is not None else None,
         make=_speaking(settings),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IReadDescriptor
@@ -39,6 +39,10 @@ TURNED_AWAY_AT_ONCE: Final = 64
 """Connections that are accepted and closed again in one reactor turn, for their address: each costs a twentieth of a handshake,
 and those behind them in the system's queue should not have to wait for as many turns."""
 
+STAND_BACK: Final = 0.005
+"""Seconds for which a process that has more devices than others leaves the next one to them. A turn of theirs takes a
+millisecond or two; if they are too busy for it, the device has lost no more than this."""
+
 DEFER_ACCEPT: Final = 3
 """Seconds for which the system keeps a connection to itself that says nothing (TCP_DEFER_ACCEPT, tcp(7)); it rounds them to
 its own retransmissions. Only then it is accepted, and has the handshake timeout before it."""
@@ -48,6 +52,16 @@ SWEEP: Final = 1.0
 
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
+
+
+class Share(Protocol):
+    """The connections of this process among those of others on the same port."""
+
+    def tell(self, connections: int) -> None:
+        """There are so many now."""
+
+    def stands_back(self, connections: int) -> bool:
+        """Whether the next one is rather for others."""
 
 
 def claim(port: int, interface: str, option: str = "--port") -> socket.socket:
@@ -109,11 +123,12 @@ class Listener(Worker):
         identify: Callable[[SSL.Connection], str | None],
         fail: Callable[[str], None],
         sources: Sources | None = None,
+        share: Share | None = None,
         make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
     ) -> None:
         """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
         makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
-        address.
+        address; `share` is there where other processes listen on the same socket.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -136,6 +151,8 @@ class Listener(Worker):
         self._endpoints = endpoints
         self._fail = fail
         self._sources = sources
+        self._share = share
+        self._standing_back = False
         self._make = make
         self._accepting = False
         self._opened = False
@@ -194,6 +211,8 @@ class Listener(Worker):
             self._log.critical("{reason}", reason=reason)
             self._fail(reason)
             return
+        if self._share is not None:
+            self._share.tell(self._admission.connections)
         self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
         self._resume()
 
@@ -215,6 +234,7 @@ class Listener(Worker):
     def stopService(self) -> None:
         if self.running:
             self._hangups.stop()
+            self._standing_back = False  # its timer goes with the others
             self._pause()
             self._tell_of_attacks(last=True)
         super().stopService()
@@ -231,6 +251,11 @@ class Listener(Worker):
         self.end(reason)
 
     def doRead(self) -> None:
+        if self._share is not None and self._share.stands_back(self._admission.connections):
+            self._standing_back = True
+            self._pause()
+            self.later(STAND_BACK, self._take_what_is_left)
+            return
         try:
             self._accept()
         except Exception:
@@ -269,6 +294,12 @@ class Listener(Worker):
             admission.accepted(transport, self._clock.seconds() + self._handshake_timeout)
         self._check_room()
 
+    def _take_what_is_left(self) -> None:
+        self._standing_back = False
+        if self.running and self._socket.fileno() >= 0:
+            self._accept()
+            self._resume()
+
     def _least_welcome(self) -> TLSTransport | None:
         """Who is to go for the next one: whoever is silent for longest, if what came in this very turn is heard first."""
         admission = self._admission
@@ -285,6 +316,8 @@ class Listener(Worker):
         sock.close()
 
     def _check_room(self) -> None:
+        if self._share is not None:
+            self._share.tell(self._admission.connections)
         if self._admission.room > 0:
             return
         self._pause()
@@ -302,7 +335,14 @@ class Listener(Worker):
             self._reactor.removeReader(self)
 
     def _resume(self) -> None:
-        if not self._accepting and self.running and self._opened and self._socket.fileno() >= 0 and self._admission.room > 0:
+        if (
+            not self._accepting
+            and not self._standing_back
+            and self.running
+            and self._opened
+            and self._socket.fileno() >= 0
+            and self._admission.room > 0
+        ):
             self._accepting = True
             self._reactor.addReader(self)
 
@@ -342,6 +382,8 @@ class Listener(Worker):
 
     def lost(self, transport: TLSTransport, failed: str | None) -> None:
         self._admission.lost(transport)
+        if self._share is not None and self._socket.fileno() >= 0:
+            self._share.tell(self._admission.connections)
         if self._sources is not None:
             self._sources.leave(transport.getPeer().host)
         self._closing.pop(transport, None)

@@ -8,8 +8,9 @@ The parent is the workers' supervisor, in OTP's terms. Between it and each worke
 of JSON (`_channel`). A worker that loses it has lost its parent, and stops in order.
 """
 
+from ._loads import Loads
 from ._parent import OfNode, Parent, Reports
 from ._process import Start, WorkerProcess
 from ._worker import EventsToParent, Inherited, ParentLink
 
-__all__ = ["EventsToParent", "Inherited", "OfNode", "Parent", "ParentLink", "Reports", "Start", "WorkerProcess"]
+__all__ = ["EventsToParent", "Inherited", "Loads", "OfNode", "Parent", "ParentLink", "Reports", "Start", "WorkerProcess"]

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from ..boundaries import Clock
 from ..supervision import Untraced, Worker
 from ._channel import Channel
-from ._worker import CHANNEL_FD, PORT_FD
+from ._loads import Loads
+from ._worker import CHANNEL_FD, LOADS_FD, PORT_FD
 
 State: TypeAlias = Literal["starting", "ready", "draining", "ended"]
 """Of a process. `ready`: its port is open; `draining`: it was told to stop."""
@@ -74,6 +75,8 @@ class Start:
     """The embedded broker's."""
     port: socket.socket
     """The device port, bound."""
+    loads: Loads
+    """How many connections each has."""
     cwd: str
     """Where the names of files in the settings begin: twistd itself may go elsewhere."""
     drain_timeout: float
@@ -135,7 +138,14 @@ class Process(ProcessProtocol):
                 [sys.executable, "-P", "-m", "owsla.workers", self.name],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 path=self._start.cwd,
-                childFDs={0: nothing.fileno(), 1: "r", 2: "r", CHANNEL_FD: theirs.fileno(), PORT_FD: self._start.port.fileno()},
+                childFDs={
+                    0: nothing.fileno(),
+                    1: "r",
+                    2: "r",
+                    CHANNEL_FD: theirs.fileno(),
+                    PORT_FD: self._start.port.fileno(),
+                    LOADS_FD: self._start.loads.descriptor,
+                },
             )
         self.pid = transport.pid
 
@@ -367,6 +377,8 @@ class WorkerProcess(Worker):
 
     def ended(self, process: Process, graceful: bool) -> None:
         self._listener.ended(process, graceful)
+        if process is self._process:
+            self._start.loads.absent(self.number)
         if process is self._successor:
             self._not_opened(process, process.reason)
         elif process is self._process and self.running:

@@ -27,12 +27,14 @@ from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..process import end_with
 from ._channel import Channel, read_first
+from ._loads import Loads, Share
 
 if TYPE_CHECKING:
     from ..gateway import Gateway
 
 CHANNEL_FD: Final = 3
 PORT_FD: Final = 4
+LOADS_FD: Final = 5
 
 ORPHAN_TIMEOUT: Final = 5.0
 """Seconds for a worker to stop whose parent is gone. Whatever runs Owsla starts a new parent at once, and wants the machine."""
@@ -57,6 +59,8 @@ class Inherited:
     """Bound to the device port, and shared with the other workers."""
     broker: BrokerAddress | None
     """The parent's embedded broker, if there is one."""
+    share: Share
+    """How many connections it has among the others."""
 
 
 class ParentLink:
@@ -179,7 +183,7 @@ def main() -> None:
     """The whole life of a worker's process."""
     channel_socket = socket.socket(fileno=CHANNEL_FD)
     port = socket.socket(fileno=PORT_FD)
-    for descriptor in (CHANNEL_FD, PORT_FD):
+    for descriptor in (CHANNEL_FD, PORT_FD, LOADS_FD):
         os.set_inheritable(descriptor, False)
     channel_socket.setblocking(True)
     try:
@@ -207,7 +211,8 @@ def main() -> None:
         settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has said it
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
-        service = gateway(reactor, settings, Inherited(link, port, broker))
+        share = Loads(LOADS_FD, start["count"]).share(start["number"])
+        service = gateway(reactor, settings, Inherited(link, port, broker, share))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
+from twisted.internet.defer import Deferred, gatherResults
 
 from ._support.device import Device
 from ._support.lab import Gateway, Lab
@@ -88,6 +89,38 @@ async def test_each_device_is_found(rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert await gateway.owsla.terminate() == 0
     assert not await node_queues(rabbitmq, gateway)
     gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_evenly_spread(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """Devices that connect one after another, or all at once, are spread evenly; so are those that come after a worker died."""
+    gateway = await lab.gateway(rabbitmq.url, workers=3)
+    before = await processes(gateway.owsla, 3)
+
+    async def spread() -> list[int]:
+        counts: dict[str, int] = {}
+        for device in devices:
+            if device.is_open:
+                node = (await gateway.introduce(device))[:8]
+                counts[node] = counts.get(node, 0) + 1
+        return sorted(counts.values())
+
+    devices = [await lab.device(gateway) for _ in range(30)]
+    counts = await spread()
+    assert len(counts) == 3
+    assert counts[0] >= 7, counts
+    more = [lab.waiting_device(gateway.owsla) for _ in range(60)]
+    await gatherResults([Deferred.fromCoroutine(device.connect()) for device in more])
+    devices += more
+    counts = await spread()
+    assert counts[0] >= 24, counts
+    mark = gateway.owsla.mark()
+    os.kill(before["worker-2"], signal.SIGKILL)
+    await processes(gateway.owsla, 1, mark)
+    devices += [await lab.device(gateway) for _ in range(30)]
+    counts = await spread()
+    assert len(counts) == 3
+    assert counts[0] >= 24, counts
 
 
 @reactor_test

@@ -19,7 +19,7 @@ from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
-from owsla.device.listener import BACKLOG, Listener, claim
+from owsla.device.listener import BACKLOG, STAND_BACK, Listener, Share, claim
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -143,6 +143,7 @@ class Base(SynchronousTestCase):
         max_handshakes: int = 100,
         idle_timeout: float = 0.0,
         max_per_address: int | None = None,
+        share: Share | None = None,
         **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
@@ -181,6 +182,7 @@ class Base(SynchronousTestCase):
             identify=lambda connection: "somebody",
             fail=self.failures.append,
             sources=self.sources,
+            share=share,
         )
         self.listener.startService()
         self.listener.open()
@@ -713,6 +715,80 @@ class AddressTests(Base):
         for _ in range(3):
             self.connect("127.0.0.2")
         self.assertEqual((listener.turned_away, listener.evicted, self.admission.connections), (1, 0, 2))
+
+
+class OneOfSeveral:
+    """This process among others on the same port."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.least = 0
+
+    def tell(self, connections: int) -> None:
+        self.told.append(connections)
+
+    def stands_back(self, connections: int) -> bool:
+        return connections > self.least
+
+
+class SharedPortTests(Base):
+    def test_tells(self) -> None:
+        """The others hear how many connections there are: when the port opens, and with each that comes or goes."""
+        share = OneOfSeveral()
+        self.listen(share=share)
+        self.assertEqual(share.told, [0])
+        client = self.connect()
+        self.assertEqual(share.told[-1], 1)
+        client.close()
+        self.loop.settle()
+        self.assertEqual(share.told[-1], 0)
+
+    def test_stands_back(self) -> None:
+        """With more than others it leaves the next one to them, and takes it when they have not after a moment."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        self.connect()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertNotIn(listener, self.loop.readers)
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 2)
+        self.connect()
+        self.assertEqual(self.admission.connections, 2, "each time anew")
+        share.least = 5
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.connect()
+        self.assertEqual(self.admission.connections, 4)
+
+    def test_taken_by_another(self) -> None:
+        """If another one took it, there is nothing left, and all goes on as before."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        late = self.connect()
+        other = listener._socket.dup()
+        other.setblocking(False)
+        with other:
+            other.accept()[0].close()
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertIn(listener, self.loop.readers)
+        late.close()
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop in that moment leaves no timer, and after a start the port is served again."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        self.connect()
+        listener.stopService()
+        self.loop.advance(STAND_BACK)
+        self.assertEqual(self.admission.connections, 1)
+        listener.startService()
+        self.assertIn(listener, self.loop.readers)
 
 
 class TimeTests(Base):

@@ -17,6 +17,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import Reports
 from owsla.workers._process import KILL_AFTER, PING, REPLACE_TIMEOUT, SILENCES, Process, Start, WorkerEnded, WorkerProcess
 
@@ -92,8 +93,16 @@ class ProcessTestCase(SynchronousTestCase):
         self.reactor = FakeReactor()
         self.port = socket.socket()
         self.addCleanup(self.port.close)
+        self.loads = Loads.create(2)
+        self.addCleanup(os.close, self.loads.descriptor)
         self.start = Start(
-            argv=["--workers", "2"], count=2, broker_port=5672, port=self.port, cwd="/", drain_timeout=DRAIN
+            argv=["--workers", "2"],
+            count=2,
+            broker_port=5672,
+            port=self.port,
+            loads=self.loads,
+            cwd="/",
+            drain_timeout=DRAIN,
         )
         self.told = Told()
         self.killed: list[tuple[int, int]] = []
@@ -128,6 +137,7 @@ class OneProcessTests(ProcessTestCase):
         self.worker.startService()
         self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.workers", "worker-1"])
         self.assertEqual(self.child.options["childFDs"][4], self.port.fileno())
+        self.assertEqual(self.child.options["childFDs"][5], self.loads.descriptor)
         self.assertEqual(self.child.options["path"], "/")
 
     def test_logs(self) -> None:
@@ -180,7 +190,9 @@ class OneProcessTests(ProcessTestCase):
     def test_dies(self) -> None:
         """A process that ends by itself is its child's end, with how it ended and without a traceback."""
         self.worker.startService()
+        self.loads.share(1).tell(0)
         self.child.ends(status=None, signal_number=signal.SIGKILL)
+        self.assertEqual(self.loads.all[0], ABSENT, "others would leave devices to it")
         (reason,) = self.reports
         assert reason is not None
         self.assertEqual(str(reason.value), "it was ended by SIGKILL (process 1000)")
