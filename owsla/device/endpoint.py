@@ -493,6 +493,8 @@ class Endpoint:
         """An error of ours in dealing with it: it is closed at once, and its supervisor hears of it."""
         if self.transport is not None:
             self.transport.abortConnection(failure)
+        else:
+            self.hub.failed(self, failure)  # a confirm that comes late, say: its end has been told of already
 
     def stop(self) -> None:
         """Its supervisor stops."""

@@ -250,7 +250,7 @@ class Hub:
             del devices[device_id]
 
     def failed(self, endpoint: Endpoint, failure: Failure) -> None:
-        """Its dialect raised this, and it is gone."""
+        """It is gone, and this was raised in its name: by its dialect, or by us."""
         self._endpoints.ended(endpoint, failure)
 
     def slow(self, endpoint: Endpoint, why: str) -> None:

@@ -210,6 +210,8 @@ class TLSTransport:
         """Close at once."""
         if self._reason is None and self._state != CLOSED:
             self._reason = reason or _Failures.ABORTED
+        elif reason is not None and not reason.check(*EXPECTED):
+            self._log.failure("The connection of {peer} failed while it was closed", reason, peer=self.peer)
         self._life.abort()
 
     def hungUp(self) -> None:

@@ -232,7 +232,9 @@ class MischievousOwsla(Owsla):
         answer: dict[str, Any] = json.loads(await self._channel.lines.get())
         return answer
 
-    async def fail(self, target: str, *, times: int = 1, when: When = "before", only: Mapping[str, str] | None = None) -> Fault:
+    async def fail(
+        self, target: str, *, times: int = 1, when: When = "before", only: Mapping[str, object] | None = None
+    ) -> Fault:
         """Make a method, as in `owsla.device.hub:Hub.tick`, raise so many times (below 0: for ever), before or after its work.
 
         `only`: of objects with such attributes, as in `{"role.name": "courier"}`.

@@ -325,6 +325,17 @@ class RateTests(SynchronousTestCase):
         self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
 
 
+class FailureTests(SynchronousTestCase):
+    def test_when_it_is_gone(self) -> None:
+        """What goes wrong in the name of a connection that is gone already (a late confirm, say) is not swallowed."""
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.connectionLost(GONE)
+        endpoint.failed(Failure(RuntimeError("ours")))
+        self.assertEqual(world.endpoints.failures, 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+
 class DeviceAckTests(SynchronousTestCase):
     def world(self) -> World:
         return World(device_ack=lambda seq: b"ACK %d\r\n" % seq)

@@ -513,6 +513,16 @@ class HandshakeTests(HandshakeBase):
 
 
 class RobustnessTests(Base):
+    def test_an_error_too_late(self) -> None:
+        """An error of ours in a connection whose end has a reason already is logged: it is nobody else's to tell of."""
+        client = self.connect()
+        self.transport.abortConnection()
+        self.transport.abortConnection(Failure(RuntimeError("ours")))
+        self.loop.until(lambda: self.lines.lost, client.step)
+        self.transport.abortConnection(Failure(ConnectionLost()))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_an_error_at_the_end(self) -> None:
         """An error in the protocol's own end costs no descriptor: the owner is told, and the socket is closed."""
         client = self.connect()
