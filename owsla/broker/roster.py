@@ -269,6 +269,10 @@ class Roster(BaseHandler):
 
     def _go_on(self) -> None:
         self._retry_call = None
+        if self._client is not None:
+            self._client.run(self._publish_again())
+
+    async def _publish_again(self) -> None:
         self._publish()
 
     def _take(self, tag: int, multiple: bool) -> list[_Word]:

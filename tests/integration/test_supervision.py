@@ -30,6 +30,8 @@ EXIT_STATUS = 70
 CONSUMERS = "owsla/broker/consumers"
 PRODUCER = "owsla/broker/producer"
 COURIER = "owsla/broker/courier"
+ROSTER = "owsla/broker/roster"
+BROKER = {CONSUMERS, PRODUCER, COURIER, ROSTER}
 PORT = "owsla/listener/port"
 ENDPOINTS = "owsla/listener/endpoints"
 HTTP = "owsla/http"
@@ -234,10 +236,14 @@ async def test_broker_connections(run: Run) -> None:
 
 @reactor_test
 async def test_broker_timers(run: Run) -> None:
-    """A failure in a timer of a connection's, or in what is sent at the end of a turn, restarts that one; nothing is lost."""
+    """A failure in a timer of a connection's, in what is sent at the end of a turn, or in the registrar's work restarts that
+    one; nothing is lost.
+    """
     it = await trial(run)
-    await it.fails_somewhere("owsla.broker.protocol:BrokerProtocol._listen_and_speak", {PRODUCER, COURIER, CONSUMERS})
-    await it.fails_somewhere("twisted.internet.tcp:Client.write", {PRODUCER, COURIER, CONSUMERS})
+    await it.fails_somewhere("owsla.broker.protocol:BrokerProtocol._listen_and_speak", BROKER)
+    await it.fails_somewhere("twisted.internet.tcp:Client.write", BROKER)
+    await it.fails("owsla.broker.roster:Roster._look_round", ROSTER)
+    await it.fails("owsla.broker.roster:Roster.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()
 
 
