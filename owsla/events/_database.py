@@ -193,6 +193,21 @@ def _text_of(record: Record, name: str) -> str | None:
 # -- SQLite ------------------------------------------------------------------------------------------------------------
 
 
+def _after_time(record: Record) -> Row:
+    """A row but for its first column, the time, which each database has a form of its own for."""
+    event = record.event
+    return (
+        record.node,
+        record.number,
+        event.name,
+        event.warning,
+        _text_of(record, "connection_id"),
+        _text_of(record, "device_id"),
+        _clean(str(event)),
+        _fields(record),
+    )
+
+
 class SQLite:
     """A file."""
 
@@ -207,18 +222,7 @@ class SQLite:
         return SQLiteConnection(self._path, self._migrations)
 
     def row(self, record: Record) -> Row:
-        event = record.event
-        return (
-            utc(record.time),
-            record.node,
-            record.number,
-            event.name,
-            event.warning,
-            _text_of(record, "connection_id"),
-            _text_of(record, "device_id"),
-            _clean(str(event)),
-            _fields(record),
-        )
+        return (utc(record.time), *_after_time(record))
 
 
 class SQLiteConnection:
@@ -289,18 +293,7 @@ class PostgreSQL:
         return PostgreSQLConnection(connection, self._migrations)
 
     def row(self, record: Record) -> Row:
-        event = record.event
-        return (
-            datetime.fromtimestamp(record.time, UTC),
-            record.node,
-            record.number,
-            event.name,
-            event.warning,
-            _text_of(record, "connection_id"),
-            _text_of(record, "device_id"),
-            _clean(str(event)),
-            _fields(record),
-        )
+        return (datetime.fromtimestamp(record.time, UTC), *_after_time(record))
 
 
 class PostgreSQLConnection:

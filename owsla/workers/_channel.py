@@ -29,6 +29,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -53,6 +54,7 @@ class Channel(LineOnlyReceiver):
     MAX_LENGTH = LONGEST
 
     transport: Any
+    _log = Logger(namespace="owsla")
 
     def __init__(self, clock: Clock, receive: Callable[[dict[str, Any]], None], lost: Callable[[], None]) -> None:
         """`receive` is told of each message, and `lost` once of the end of the connection."""
@@ -86,8 +88,11 @@ class Channel(LineOnlyReceiver):
         return True
 
     def lineReceived(self, line: bytes) -> None:
-        message = json.loads(line)
-        self._receive(message)
+        try:
+            self._receive(json.loads(line))
+        except Exception:
+            # Raised from here it would end the connection, and with that the worker: for a page that could not be made, say.
+            self._log.failure("A message between parent and worker could not be dealt with")
 
     def close(self) -> Deferred[None]:
         """End the connection, once everything that was said is sent, or after a moment. Fires when that is done."""

@@ -137,7 +137,6 @@ class Reports:
         self._workers = workers
         self._emit = emit
         self._refused = refused
-        self._log = Logger(namespace="owsla")
         self._dead: dict[str, None] = {}
         self._worked = False
 

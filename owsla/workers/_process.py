@@ -283,6 +283,7 @@ class WorkerProcess(Worker):
         self._listener = listener
         self._process: Process | None = None
         self._successor: Process | None = None
+        self._predecessor: Process | None = None  # it was replaced, and its devices are leaving
         self._opened: dict[Process, Deferred[None]] = {}
         self._log = Logger(namespace="owsla")
 
@@ -315,14 +316,16 @@ class WorkerProcess(Worker):
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()
-        going = [process for process in (self._process, self._successor) if process is not None]
-        return DeferredList([process.stop() for process in going])
+        return DeferredList([process.stop() for process in self._processes()])
 
     def hurry(self) -> None:
         """Have it stop at once."""
-        for process in (self._process, self._successor):
-            if process is not None:
-                process.tell("hurry")
+        for process in self._processes():
+            process.tell("hurry")
+
+    def _processes(self) -> list[Process]:
+        """All that may run in its name just now."""
+        return [one for one in (self._process, self._successor, self._predecessor) if one is not None]
 
     def tell(self, type: str, **values: Any) -> None:
         """Say something to it."""
@@ -352,8 +355,10 @@ class WorkerProcess(Worker):
             self._opened.pop(fresh, None)
             if late.active():
                 late.cancel()
-        old, self._process, self._successor = self._process, fresh, None
+        old = self._predecessor = self._process
+        self._process, self._successor = fresh, None
         await old.stop()
+        self._predecessor = None
         return True
 
     def _not_opened(self, process: Process, why: str) -> None:

@@ -71,6 +71,24 @@ class ChannelTests(SynchronousTestCase):
         self.channel.resumeProducing()
         self.assertEqual(len(self.sent()), 2)
 
+    def test_an_error_in_dealing_with_it(self) -> None:
+        """A message that cannot be dealt with is logged, and costs itself: the channel's end would be the worker's."""
+        receive = self.received.append
+
+        def fail(message: dict[str, Any]) -> None:
+            receive(message)
+            if message["type"] == "ask":
+                raise RuntimeError("ours")
+
+        channel = Channel(cast(Any, self.clock), fail, self.ended)
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(b'{"type":"ask"}\nno json\n{"type":"stop"}\n')
+        self.assertEqual([message["type"] for message in self.received], ["ask", "stop"])
+        self.assertFalse(transport.disconnecting)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def test_close(self) -> None:
         """Closing sends what waits first, and is done when the connection is gone."""
         self.channel.pauseProducing()

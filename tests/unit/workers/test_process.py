@@ -318,6 +318,18 @@ class ReplaceTests(ProcessTestCase):
         self.child.ends(0)
         self.successResultOf(stopped)
 
+    def test_stopped_while_the_old_one_leaves(self) -> None:
+        """A stop waits for one that was replaced and still lets its devices go, too; hurrying reaches it."""
+        self.replace()
+        self.child.says("ready")
+        stopped = self.worker.stopService()
+        self.worker.hurry()
+        self.assertIn({"type": "hurry"}, self.old.told())
+        self.child.ends(0)
+        self.assertNoResult(stopped)
+        self.old.ends(0)
+        self.successResultOf(stopped)
+
     def test_old_one_dies_meanwhile(self) -> None:
         """If the old one dies before the fresh one is there, the worker has ended, as ever."""
         self.replace()
