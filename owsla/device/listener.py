@@ -26,6 +26,7 @@ from .admission import Admission, Sources, Tally, source_of
 from .endpoint import Endpoint
 from .hangup import HangupWatch
 from .hub import TICK, Hub
+from .polling import Poller
 from .transport import CLOSING_TIMEOUT, TLSTransport, without_goodbye
 
 BACKLOG: Final = 4096
@@ -137,6 +138,7 @@ class Listener(Worker):
         self._log = Logger(namespace="owsla")
         self._reactor = reactor
         self._clock: Clock = reactor
+        self._poller = Poller(reactor)
         self._socket = sock
         self._context = context
         self._hub = hub
@@ -290,7 +292,7 @@ class Listener(Worker):
                 silent.evicted()
             left -= 1
             sock.setblocking(False)
-            transport = TLSTransport(self._reactor, sock, address, self._context, self)
+            transport = TLSTransport(self._poller, sock, address, self._context, self)
             admission.accepted(transport, self._clock.seconds() + self._handshake_timeout)
         self._check_room()
 

@@ -1,0 +1,196 @@
+"""Sockets in an epoll set inside a reactor's, on real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.polling import AT_ONCE, Poller
+
+from ._sockets import Loop, reset, tcp_pair, unix_pair
+
+
+class Descriptor:
+    """Counts what it is told."""
+
+    def __init__(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        self.socket, self.peer = pair
+        self.reads = self.writes = 0
+        self.lost: list[Failure] = []
+        self.after_reading: Callable[[], None] = lambda: None
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def doRead(self) -> None:
+        self.reads += 1
+        try:
+            self.socket.recv(1)
+        except ConnectionResetError:
+            pass
+        self.after_reading()
+
+    def doWrite(self) -> None:
+        self.writes += 1
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+
+class PollerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.loop = cast(Any, Loop())
+        self.poller = Poller(self.loop)
+        self.made: list[Descriptor] = []
+
+    def tearDown(self) -> None:
+        for one in self.made:
+            if one.fileno() >= 0:
+                self.poller.removeReader(one)
+                self.poller.removeWriter(one)
+                one.socket.close()
+            one.peer.close()
+        self.assertEqual(self.loop.readers, set(), "the set goes with the last socket in it")
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+
+    def descriptor(self) -> Descriptor:
+        self.made.append(Descriptor(unix_pair()))
+        return self.made[-1]
+
+    def test_reading(self) -> None:
+        """Whoever reads is told of what is there until it has been read, and nobody else is."""
+        one, other = self.descriptor(), self.descriptor()
+        self.poller.addReader(one)
+        self.poller.addReader(one)
+        self.poller.addReader(other)
+        one.peer.send(b"ab")
+        self.loop.settle()
+        self.assertEqual((one.reads, one.writes, other.reads), (2, 0, 0))
+        self.poller.removeReader(one)
+        self.poller.removeReader(one)
+        one.peer.send(b"c")
+        other.peer.send(b"c")
+        self.loop.settle()
+        self.assertEqual((one.reads, other.reads), (2, 1))
+        self.poller.addReader(one)
+        self.loop.settle()
+        self.assertEqual(one.reads, 3)
+
+    def test_writing(self) -> None:
+        """Reading and writing are asked for, and left, each by itself."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.poller.addWriter(one)
+        one.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (1, 1))
+        self.poller.removeReader(one)
+        one.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (1, 2))
+        self.poller.addReader(one)
+        self.poller.removeWriter(one)
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (2, 2))
+
+    def test_closed_in_the_same_turn(self) -> None:
+        """Whoever is closed for another's event, or for its own reading, is not told of what was ready then."""
+        one, other = self.descriptor(), self.descriptor()
+
+        def close(*which: Descriptor) -> None:
+            for each in which:
+                if each.fileno() >= 0:
+                    self.poller.removeReader(each)
+                    self.poller.removeWriter(each)
+                    each.socket.close()
+
+        for each in (one, other):
+            each.after_reading = lambda: close(one, other)
+            self.poller.addReader(each)
+            self.poller.addWriter(each)
+            each.peer.send(b"a")
+        self.loop.settle()
+        self.assertEqual((one.reads + other.reads, one.writes + other.writes), (1, 0))
+
+    def test_dead(self) -> None:
+        """A reset is read by who reads. Who only writes finds out by writing."""
+        reading, writing = self.descriptor(), self.descriptor()
+        self.poller.addReader(reading)
+        self.poller.addWriter(writing)
+        for each in (reading, writing):
+            each.peer.close()
+        self.loop.turn()
+        self.assertEqual((reading.reads, reading.lost), (1, []))
+        self.assertEqual((writing.writes, writing.lost), (1, []))
+
+    def test_dead_and_not_ready(self) -> None:
+        """An error alone ends a connection: a connection that was refused, say, or whose keepalive was not answered."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+
+        class Set:
+            """An epoll set with an error in it, which no system can be made to report alone."""
+
+            def __init__(self, real: Any) -> None:
+                self.real = real
+
+            def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+                return [(one.fileno(), 8)]  # EPOLLERR
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.real, name)
+
+        self.patch(self.poller, "_epoll", Set(self.poller._epoll))
+        self.poller.doRead()
+        self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
+
+    def test_a_fault_costs_one(self) -> None:
+        """What one socket's owner raises is in the log, and the others have their turn."""
+
+        def fail() -> None:
+            raise RuntimeError("no good")
+
+        bad, good = self.descriptor(), self.descriptor()
+        bad.after_reading = fail
+        for each in (bad, good):
+            self.poller.addReader(each)
+            each.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((bad.reads, good.reads), (1, 1))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_a_turn_has_its_measure(self) -> None:
+        """Of many that are ready so many have a turn at once, and the others the next: none waits for those that talk on."""
+        many = [self.descriptor() for _ in range(AT_ONCE + AT_ONCE // 2)]
+        for each in many:
+            self.poller.addReader(each)
+            each.peer.send(b"aaa")
+        self.loop.turn()
+        self.assertEqual(sum(each.reads for each in many), AT_ONCE)
+        self.loop.turn()
+        self.assertEqual(sum(each.reads > 0 for each in many), len(many))
+
+    def test_the_end_of_the_reactor(self) -> None:
+        """A reactor that stops tells its descriptors so, and they hear of it; nothing of the set is left then."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.poller.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual((self.poller.fileno(), self.loop.readers), (-1, set()))
+        self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
+
+    def test_reset_in_tcp(self) -> None:
+        """With a reset EPOLLERR and EPOLLHUP come beside something to read: who reads finds out by reading, once."""
+        one = Descriptor(tcp_pair())
+        self.made.append(one)
+        one.after_reading = lambda: self.poller.removeReader(one)
+        self.poller.addReader(one)
+        reset(one.peer)
+        self.loop.settle()
+        self.assertEqual((one.reads, one.lost), (1, []))
