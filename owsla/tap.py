@@ -53,7 +53,7 @@ from .events import (
 from .events.amqp import PresenceRole
 from .gateway import Gateway
 from .membership import Membership
-from .process import fail, settle, take_signals, take_worker_signals
+from .process import Settling, fail, take_signals, take_worker_signals
 from .routing import ConnectionIds, Registry, Router
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
 from .turn import Turn
@@ -265,6 +265,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
     )
 
     # From devices
+    settling = Settling()
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     listener = Listener(
         reactor,
@@ -286,6 +287,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
         share=inherited.share if inherited is not None else None,
         make=_speaking(settings),
+        settle=settling.settle,
     )
 
     # Who is told of what happens
@@ -349,7 +351,6 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
 
     def open_port() -> None:
         listener.open()
-        settle()
         if inherited is not None:
             inherited.link.ready()
 

@@ -40,6 +40,9 @@ TURNED_AWAY_AT_ONCE: Final = 64
 """Connections that are accepted and closed again in one reactor turn, for their address: each costs a twentieth of a handshake,
 and those behind them in the system's queue should not have to wait for as many turns."""
 
+SETTLED_TOGETHER: Final = 500
+"""Connections after which those that stay are put out of the garbage collector's sight: a pause of some 2 ms each time."""
+
 STAND_BACK: Final = 0.005
 """Seconds for which a process that has more devices than others leaves the next one to them. A turn of theirs takes a
 millisecond or two; if they are too busy for it, the device has lost no more than this."""
@@ -126,10 +129,12 @@ class Listener(Worker):
         sources: Sources | None = None,
         share: Share | None = None,
         make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
         makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
-        address; `share` is there where other processes listen on the same socket.
+        address; `share` is there where other processes listen on the same socket; `settle` is called when the port opens, and
+        for every so many connections more.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -156,6 +161,7 @@ class Listener(Worker):
         self._share = share
         self._standing_back = False
         self._make = make
+        self._settle = settle
         self._accepting = False
         self._opened = False
         self._closing: dict[TLSTransport, float] = {}
@@ -215,6 +221,7 @@ class Listener(Worker):
             return
         if self._share is not None:
             self._share.tell(self._admission.connections)
+        self._settle()
         self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
         self._resume()
 
@@ -377,6 +384,8 @@ class Listener(Worker):
             )
         )
         self._hub.identified(endpoint)
+        if self.handshakes % SETTLED_TOGETHER == 0:
+            self._settle()
         return endpoint
 
     def closing(self, transport: TLSTransport) -> None:

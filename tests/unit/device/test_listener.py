@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
@@ -143,6 +144,7 @@ class Base(SynchronousTestCase):
         idle_timeout: float = 0.0,
         max_per_address: int | None = None,
         share: Share | None = None,
+        settle: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
@@ -182,6 +184,7 @@ class Base(SynchronousTestCase):
             fail=self.failures.append,
             sources=self.sources,
             share=share,
+            settle=settle,
         )
         self.listener.startService()
         self.listener.open()
@@ -244,6 +247,15 @@ class PortTests(Base):
         self.assertEqual(len(self.failures), 1)
         self.assertIn(str(listener.port), self.failures[0])
         self.assertEqual((self.events, listener in self.loop.readers), ([], False))
+
+    def test_settles(self) -> None:
+        """When the port opens, and for so many connections more, what stays is settled for the garbage collector."""
+        settled: list[int] = []
+        with mock.patch("owsla.device.listener.SETTLED_TOGETHER", 2):
+            self.listen(settle=lambda: settled.append(len(self.registry)))
+            for _ in range(5):
+                self.device()
+        self.assertEqual(settled, [0, 2, 4])
 
     def test_deep_backlog(self) -> None:
         """A stampede waits in the system's queue."""
