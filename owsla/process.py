@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from twisted.logger import Logger
 
@@ -79,26 +78,3 @@ def fail(reactor: Any, reason: str, status: int = 1) -> None:
     end_with(status)
     if reactor.running:
         reactor.stop()
-
-
-class Settling:
-    """What stays is put out of the garbage collector's sight, again and again.
-
-    A full collection is a pause for everybody, and looks at whatever is there: some 10 ms for each 1,000 connections. What is
-    frozen is left out. Connections leave nothing to it when they end (`tests/unit/device/test_footprint.py`); what else was
-    frozen while it was in use, and is garbage since, waits for one of the rare times when everything is looked at.
-    """
-
-    ALL: Final = 100
-    """Everything is looked at once in so many times."""
-
-    def __init__(self) -> None:
-        self._times = 0
-
-    def settle(self) -> None:
-        """Collect what is garbage, of what came since the last time, and freeze what is not."""
-        if self._times % self.ALL == 0:
-            gc.unfreeze()
-        self._times += 1
-        gc.collect()
-        gc.freeze()

@@ -53,7 +53,8 @@ from .events import (
 from .events.amqp import PresenceRole
 from .gateway import Gateway
 from .membership import Membership
-from .process import Settling, fail, take_signals, take_worker_signals
+from .memory import Memory
+from .process import fail, take_signals, take_worker_signals
 from .routing import ConnectionIds, Registry, Router
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
 from .turn import Turn
@@ -265,7 +266,6 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
     )
 
     # From devices
-    settling = Settling()
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     listener = Listener(
         reactor,
@@ -287,7 +287,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
         share=inherited.share if inherited is not None else None,
         make=_speaking(settings),
-        settle=settling.settle,
+        memory=Memory(),
     )
 
     # Who is told of what happens

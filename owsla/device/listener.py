@@ -58,6 +58,20 @@ KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
 
 
+GIVEN_BACK_EVERY: Final = 60.0
+"""Seconds, at the least, between two times that free memory is given back to the system, if there were so many handshakes."""
+
+
+class Memory(Protocol):
+    """The memory of the process."""
+
+    def settle(self) -> None:
+        """What there is now will stay: it need not be looked at again."""
+
+    def give_back(self) -> None:
+        """A crowd has come in: what it has left behind is to be given back to the system."""
+
+
 class Share(Protocol):
     """The connections of this process among those of others on the same port."""
 
@@ -129,12 +143,11 @@ class Listener(Worker):
         sources: Sources | None = None,
         share: Share | None = None,
         make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
-        settle: Callable[[], None] = lambda: None,
+        memory: Memory | None = None,
     ) -> None:
         """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
         makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
-        address; `share` is there where other processes listen on the same socket; `settle` is called when the port opens, and
-        for every so many connections more.
+        address; `share` is there where other processes listen on the same socket; `memory` is that of the process.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -161,7 +174,8 @@ class Listener(Worker):
         self._share = share
         self._standing_back = False
         self._make = make
-        self._settle = settle
+        self._memory = memory
+        self._given_back = (0, 0.0)  # at so many handshakes, and when
         self._accepting = False
         self._opened = False
         self._closing: dict[TLSTransport, float] = {}
@@ -221,7 +235,8 @@ class Listener(Worker):
             return
         if self._share is not None:
             self._share.tell(self._admission.connections)
-        self._settle()
+        if self._memory is not None:
+            self._memory.settle()
         self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
         self._resume()
 
@@ -384,8 +399,8 @@ class Listener(Worker):
             )
         )
         self._hub.identified(endpoint)
-        if self.handshakes % SETTLED_TOGETHER == 0:
-            self._settle()
+        if self._memory is not None and self.handshakes % SETTLED_TOGETHER == 0:
+            self._memory.settle()
         return endpoint
 
     def closing(self, transport: TLSTransport) -> None:
@@ -423,6 +438,7 @@ class Listener(Worker):
                 break
             transport.goodbyeOverdue()
         self._tell_of_attacks()
+        self._give_back(now)
         self._resume()
         if self._idle_timeout:
             self._check_idle(now)
@@ -435,6 +451,12 @@ class Listener(Worker):
             self._emit(SilentEvicted(evicted, self._admission.max_silent))
         if turned_away and self._sources is not None:
             self._emit(TurnedAway(turned_away, self._sources.limit, source_of(self._turned_away_last)))
+
+    def _give_back(self, now: float) -> None:
+        handshakes, then = self._given_back
+        if self._memory is not None and self.handshakes >= handshakes + SETTLED_TOGETHER and now >= then + GIVEN_BACK_EVERY:
+            self._given_back = (self.handshakes, now)
+            self._memory.give_back()
 
     def _check_idle(self, now: float) -> None:
         """Look at a share of the connections, so that each is looked at eight times in an idle timeout.

@@ -1,16 +1,14 @@
-"""How the process ends, and what it does not look at again meanwhile."""
+"""How the process ends."""
 
 from __future__ import annotations
 
-import gc
 import signal
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.process import Settling, take_signals, take_worker_signals
+from owsla.process import take_signals, take_worker_signals
 
 
 class Reactor:
@@ -97,43 +95,3 @@ class WorkerSignalTests(SynchronousTestCase):
             self.assertEqual(handlers[number], signal.SIG_IGN)
         handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.assertEqual(stops, [1])
-
-
-class Knot:
-    """Garbage that only the collector finds, once it is let go of."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-class SettlingTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        frozen = gc.get_freeze_count()
-        self.addCleanup(gc.unfreeze)
-        self.assertEqual(frozen, 0)
-
-    def test_out_of_sight(self) -> None:
-        """What there is then is not looked at again; what is garbage already is gone."""
-        settling = Settling()
-        garbage = weakref.ref(Knot())
-        stays = Knot()
-        settling.settle()
-        self.assertIsNone(garbage())
-        self.assertFalse(any(each is stays for each in gc.get_objects()))
-        comes = Knot()
-        self.assertTrue(any(each is comes for each in gc.get_objects()))
-        settling.settle()
-        self.assertFalse(any(each is comes for each in gc.get_objects()))
-
-    def test_garbage_in_the_end(self) -> None:
-        """What was frozen, and became garbage, is found, if not soon."""
-        settling = Settling()
-        knot = Knot()
-        gone = weakref.ref(knot)
-        settling.settle()
-        del knot
-        settling.settle()
-        self.assertIsNotNone(gone())
-        for _ in range(Settling.ALL):
-            settling.settle()
-        self.assertIsNone(gone())

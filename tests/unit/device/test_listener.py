@@ -6,7 +6,6 @@ import errno
 import inspect
 import os
 import socket
-from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
@@ -20,7 +19,7 @@ from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
-from owsla.device.listener import BACKLOG, STAND_BACK, Listener, Share, claim
+from owsla.device.listener import BACKLOG, STAND_BACK, Listener, Memory, Share, claim
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -144,7 +143,7 @@ class Base(SynchronousTestCase):
         idle_timeout: float = 0.0,
         max_per_address: int | None = None,
         share: Share | None = None,
-        settle: Callable[[], None] = lambda: None,
+        memory: Memory | None = None,
         **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
@@ -184,7 +183,7 @@ class Base(SynchronousTestCase):
             fail=self.failures.append,
             sources=self.sources,
             share=share,
-            settle=settle,
+            memory=memory,
         )
         self.listener.startService()
         self.listener.open()
@@ -249,13 +248,34 @@ class PortTests(Base):
         self.assertEqual((self.events, listener in self.loop.readers), ([], False))
 
     def test_settles(self) -> None:
-        """When the port opens, and for so many connections more, what stays is settled for the garbage collector."""
+        """When the port opens, and for so many connections more, what there is is settled for the garbage collector."""
+        memory = mock.Mock(spec=Memory)
         settled: list[int] = []
+        memory.settle.side_effect = lambda: settled.append(len(self.registry))
         with mock.patch("owsla.device.listener.SETTLED_TOGETHER", 2):
-            self.listen(settle=lambda: settled.append(len(self.registry)))
+            self.listen(memory=memory)
             for _ in range(5):
                 self.device()
         self.assertEqual(settled, [0, 2, 4])
+
+    def test_gives_back(self) -> None:
+        """After a crowd memory is given back once, and again after another, but not more than once a minute."""
+        memory = mock.Mock(spec=Memory)
+
+        def given_back_after(devices: int, seconds: int) -> int:
+            for _ in range(devices):
+                self.device()
+            self.later(seconds)
+            return int(memory.give_back.call_count)
+
+        with mock.patch("owsla.device.listener.SETTLED_TOGETHER", 2):
+            self.listen(memory=memory)
+            self.later(70)
+            self.assertEqual(given_back_after(1, 10), 0)
+            self.assertEqual(given_back_after(1, 10), 1)
+            self.assertEqual(given_back_after(2, 40), 1)
+            self.assertEqual(given_back_after(0, 20), 2)
+            self.assertEqual(given_back_after(1, 70), 2)
 
     def test_deep_backlog(self) -> None:
         """A stampede waits in the system's queue."""
