@@ -21,6 +21,7 @@ from ..boundaries import Clock, DelayedCall, Letter
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from . import records, topology
 from .backoff import Backoff
+from .doubts import Doubts
 from .packing import APP_ID
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 
@@ -123,6 +124,8 @@ class Courier(BaseHandler):
         self._suspects = 0
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=10.0)
+        self._doubts = Doubts()
+        self._tried: set[str] = set()  # queues that took something on this channel: records', and those of nodes
         self.recorded: dict[str, int] = {}
         """How many messages were undeliverable so far, by reason."""
         self.reports_dropped = 0
@@ -222,6 +225,7 @@ class Courier(BaseHandler):
         channel = await client.open_channel(PARCELS, self)
         await channel.confirm_select()
         self._next_tag = 1
+        self._tried.clear()
         self._client = client
         self._continue()
 
@@ -284,6 +288,9 @@ class Courier(BaseHandler):
                 self._undelivered(parcel)
             elif parcel.letter is not None:
                 self._retry_wait.reset()
+                if parcel.queue not in self._tried:
+                    self._tried.add(parcel.queue)
+                    self._doubts.taken()
                 if parcel.reason is None:
                     self._absences.present(parcel.queue)
                 parcel.letter.source.done(parcel.letter.tag)
@@ -291,7 +298,9 @@ class Courier(BaseHandler):
 
     def refused(self, tag: int, multiple: bool) -> None:
         for parcel in self._take(tag, multiple):
-            if parcel.reason is None and parcel.letter is not None:
+            untried = parcel.letter is not None and parcel.queue not in self._tried
+            self._doubts.refused(untried=untried)
+            if parcel.letter is not None and (parcel.reason is None or (untried and not self._doubts.believed)):
                 # A node's own queue has no bound of ours, but an operator's policy may have given it one.
                 self._again_later(parcel)
             else:
@@ -359,6 +368,9 @@ class Courier(BaseHandler):
     async def _declare_and_continue(self) -> None:
         client = self._client
         if client is None:
+            return
+        if self._doubts.again():
+            client.abort(BrokerError(0, "a queue takes no more, or not on this channel: trying another", scope="channel"))
             return
         try:
             await topology.declare(client, SCRATCH, self._undeliverable, self._warn)

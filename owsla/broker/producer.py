@@ -25,6 +25,7 @@ from ..boundaries import Clock, DelayedCall, LineSource
 from ..events import BrokerWarning, Event, LinesRefused
 from . import topology
 from .backoff import Backoff
+from .doubts import Doubts
 from .packing import LinePacker, Template, Unroutable, refit
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from .routing_key import KeyTooLong
@@ -36,6 +37,9 @@ LINES = 1
 
 SCRATCH = 2
 """The channel for declarations."""
+
+UNTRIED = 5.0
+"""Seconds after which all routes of an exchange count as tried on a channel. Of a queue's one route the first confirm tells."""
 
 RESUMED_AT_ONCE = 200
 """How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
@@ -85,6 +89,9 @@ class Producer(BaseHandler):
         self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.1, most=5.0)
+        self._doubts = Doubts()
+        self._tried = False  # a line was taken on this channel
+        self._up_since = 0.0
         self._outstanding: Counter[LineSource] | None = None
         self.accepting = False
         self.confirmed_lines = 0
@@ -206,6 +213,8 @@ class Producer(BaseHandler):
             self._frame_max = client.frame_max
             self._packer.limit(client.frame_max)
         self._client = client
+        self._tried = False
+        self._up_since = self._clock.seconds()
         self._returned.clear()
         self._refusing = False
         if self._stalls is not None:
@@ -249,6 +258,10 @@ class Producer(BaseHandler):
         if self._returned:
             entries = self._without_returned(entries)
         self.confirmed_lines += len(entries)
+        if not self._tried and entries:
+            self._tried = True
+            if self._stalls is None:
+                self._doubts.taken()
         if self.confirmed_lines >= self._followed:
             self._arrived()
         if self._acknowledge:
@@ -274,6 +287,7 @@ class Producer(BaseHandler):
             self._protest(error)
             return
         if entries:  # none of them may be left that is not on its way again already
+            self._doubts.refused(untried=self._untried)
             self._refuse(entries, self._full())
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
@@ -303,6 +317,13 @@ class Producer(BaseHandler):
             for key, returned in keys.items():
                 self._refuse(returned, self._nowhere(key))
         return safe
+
+    @property
+    def _untried(self) -> bool:
+        """Whether what is refused now may be so for the channel's sake."""
+        if self._stalls is None:
+            return not self._tried
+        return self._clock.seconds() - self._up_since < UNTRIED
 
     def _full(self) -> str:
         if isinstance(self._queue, topology.Exchange):
@@ -358,6 +379,7 @@ class Producer(BaseHandler):
             self._reopen()
         if not stalls:
             self._retry_wait.reset()
+            self._doubts.taken()
 
     def _retry(self) -> None:
         if self._client is not None:
@@ -377,6 +399,9 @@ class Producer(BaseHandler):
         if client is None or client is not self._client:
             return
         self._retry_call = None
+        if self._doubts.again():
+            client.abort(BrokerError(0, f"{self._full()}, or not on this channel: trying another", scope="channel"))
+            return
         client.write(b"".join(self._window.retry()))
         # Devices are read again when the first of these is confirmed: of each connection, where each stalls by itself.
         if self._stalls is not None:

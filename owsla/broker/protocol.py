@@ -67,7 +67,7 @@ class BrokerError(Exception):
 
     def __init__(self, code: int, text: str, *, scope: str) -> None:
         text = "".join(char if char.isprintable() else "?" for char in text)  # it goes to a log, and to a terminal
-        super().__init__(text if text.startswith(str(code)) else f"{text} ({code})")
+        super().__init__(text if not code or text.startswith(str(code)) else f"{text} ({code})")
         self.code = code
         """AMQP's reply code: https://www.rabbitmq.com/amqp-0-9-1-reference.html#constants."""
         self.text = text

@@ -155,6 +155,7 @@ class Roster(BaseHandler):
         self._telling: list[str] = []
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
+        self._tried: set[str] = set()  # queues that took something on this channel
         self._warned: str | None = None
         self._plain = False  # the nodes' queues are quorum queues
 
@@ -250,6 +251,7 @@ class Roster(BaseHandler):
         missing = False
         for word in self._take(tag, multiple):
             if not word.returned:
+                self._tried.add(word.queue)
                 self._retry_wait.reset()
                 self._warned = None
                 if word.arrived is not None:
@@ -261,9 +263,14 @@ class Roster(BaseHandler):
             self._begin_again(f"the queue {self._register.name} is gone; declaring it again")
 
     def refused(self, tag: int, multiple: bool) -> None:
-        for word in self._take(tag, multiple):
+        words = self._take(tag, multiple)
+        for word in words:
             self._waiting.setdefault(word.key, word)
-        self._warn("a queue of the nodes refuses a message; trying again")
+        why = "a queue of the nodes refuses a message; trying again"
+        if any(word.queue not in self._tried for word in words):
+            self._begin_again(why)  # the channel itself may be what is refused: see `doubts`
+            return
+        self._warn(why)
         if self._retry_call is None:
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._go_on)
 
@@ -298,6 +305,7 @@ class Roster(BaseHandler):
         self._roll.begin(self._clock.seconds() + REGROUP if self._was_up else 0.0)
         self._acks = AckTracker()
         self._next_tag = 1
+        self._tried.clear()
         try:
             await topology.declare(client, SCRATCH, self._register, self._warn)
             channel = await client.open_channel(REGISTER, self)

@@ -73,6 +73,7 @@ class PresenceRole(BaseHandler):
         )
         self._client: BrokerProtocol | None = None
         self._ready = False  # the channel takes announcements
+        self._tried = False  # it has taken some
         self._pump_call: DelayedCall | None = None
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
@@ -189,6 +190,7 @@ class PresenceRole(BaseHandler):
                 self._presence.resync()  # it is gone with all that was in it
             await topology.declare(client, SCRATCH, self._queue, self._warn)
             channel = await client.open_channel(PRESENCE, self)
+            self._tried = False
             await channel.confirm_select()
         except (BrokerError, Closed) as error:
             reason = as_failure(error).value
@@ -241,6 +243,7 @@ class PresenceRole(BaseHandler):
         except UnknownTag as error:
             raise WireError(str(error)) from None
         if kept:
+            self._tried = True
             self._retry_wait.reset()
             self._warned = None
             self._soon()
@@ -256,7 +259,8 @@ class PresenceRole(BaseHandler):
             raise WireError(str(error)) from None
         self._warn(f"the queue {self._queue.name} refuses presence; trying again")
         if self._retry_call is None:
-            self._again_later(self._go_on)
+            # The channel itself may be what is refused: see `broker.doubts`.
+            self._again_later(self._go_on if self._tried else self._reset)
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         # A return carries no tag; but of each connection at most one is in flight.

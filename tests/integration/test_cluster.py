@@ -7,11 +7,13 @@ that is down the gateway says so, waits, and goes on when it is back.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pika
 import pytest
+from pika.exceptions import NackError, UnroutableError
 
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
 from ._support.lab import Lab
@@ -25,9 +27,49 @@ QUORUM = {f"{queue}_argument": "x-queue-type=quorum" for queue in ("from_device"
 #: Lines between two faults: some seconds of talk.
 SOME = 300
 
+#: Tenths of a second in which a quorum queue has a new leader. It takes five.
+ELECTION = 300
+
+
+class TriedRoutes:
+    """Publishes for `AnsweringBackend`: the first message to each queue with a confirm, and what follows on its own channel.
+
+    On a channel that uses a quorum queue for the first time while its leader is dead RabbitMQ 3.10 refuses everything for that
+    queue until the dead node is back, whoever leads it by then; and a transaction that was refused it commits. So a new
+    connection begins with a confirm, on a channel that nothing depends on.
+    """
+
+    def __init__(self, channel: Any, returned: Callable[[Any, Any, Any, bytes], None]) -> None:
+        """`channel` is the one with transactions; `returned` is told of returns as pika tells it."""
+        self._channel = channel
+        self._returned = returned
+        self._tried: set[str] = set()
+
+    def basic_publish(self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool) -> None:
+        if queue in self._tried:
+            self._channel.basic_publish(exchange, queue, body, properties, mandatory=mandatory)
+            return
+        for _ in range(ELECTION):
+            trial = self._channel.connection.channel()
+            trial.confirm_delivery()
+            try:
+                trial.basic_publish(exchange, queue, body, properties, mandatory=mandatory)
+            except UnroutableError as error:
+                for message in error.messages:
+                    self._returned(trial, message.method, message.properties, message.body)
+            except NackError:
+                time.sleep(0.1)  # the connection's own sleep would hear the next lines in the middle of this
+                continue
+            else:
+                self._tried.add(queue)
+            finally:
+                trial.close()
+            return
+        raise AssertionError(f"{queue} refuses everything")
+
 
 class ClusterBackend(AnsweringBackend):
-    """A back end that knows several nodes."""
+    """A back end that knows several nodes, and relies on no transaction before a queue has a leader."""
 
     def __init__(self, urls: Sequence[str], from_device: str, to_device: str, seed: int) -> None:
         super().__init__(urls[0], from_device, to_device, seed)
@@ -37,6 +79,16 @@ class ClusterBackend(AnsweringBackend):
             parameters.socket_timeout = 10
             parameters.stack_timeout = 30
         self.reports_arguments = {"x-queue-type": "quorum"}
+        self._routes: TriedRoutes | None = None
+
+    def _serve(self) -> None:
+        self._routes = None
+        super()._serve()
+
+    def _publish(self, channel: Any) -> None:
+        if self._routes is None:
+            self._routes = TriedRoutes(channel, self._on_return)
+        super()._publish(self._routes)
 
 
 class Run:
@@ -154,6 +206,8 @@ async def test_quorum_queues_survive(run: Run) -> None:
     await run.owsla.wait_for_line("Broker lost", 30, start=start)
     await run.owsla.wait_for_line(f"Broker connected: .*:{second.port}/", 60, start=start)
     await run.fleet.talk(SOME)
+    await run.fleet.hush()  # the other two take everything, also on a channel that was new while there was no leader
+    run.fleet.talk_on()
     await first.start()
 
     # The one that leads the queue of lines now, whether or not Owsla is connected to it.

@@ -8,6 +8,7 @@ from owsla.amqp import wire
 from owsla.boundaries import Letter
 from owsla.broker import topology
 from owsla.broker.courier import PARCELS, Absences, Courier
+from owsla.broker.doubts import Doubts
 from owsla.events import Event, Undeliverable, UndeliverableLost
 
 from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
@@ -59,6 +60,17 @@ class Base(BrokerTestCase):
 
     def letters(self, *tags: int, **more: Any) -> list[Letter]:
         return [self.source.letter(tag, body=b"%d" % tag, **more) for tag in tags]
+
+    def refuse(self) -> bool:
+        """Refuse what was sent, and wait until it is tried again. Whether that is on another connection."""
+        for one in self.taken():
+            self.server.nack(PARCELS, one.tag)
+        self.pass_time(10)
+        if not self.server.lost:
+            return False
+        self.courier.down()
+        self.connect()
+        return True
 
 
 class SettingUpTests(Base):
@@ -122,12 +134,39 @@ class RecordTests(Base):
             self.assertEqual(one.body, b"body")
             self.assertEqual(one.headers, {**headers, "owsla_reason": "bad-connection-id", "owsla_node": "0123abcd"})
 
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """Where the queue took nothing on this channel yet a refusal is doubted: others are tried, and it is recorded there."""
+        self.courier.record(self.source.letter(7), "late")
+        self.assertEqual([self.refuse() for _ in range(Doubts.FIRST + 1)], [False] * (Doubts.FIRST - 1) + [True, True])
+        self.assertEqual(self.source.finished, [])
+        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
+
+    def test_full_on_every_channel(self) -> None:
+        """In the end a refusal is believed, and then at once for those that follow, until the queue takes something."""
+        self.courier.record(self.source.letter(7), "late")
+        for _ in range(Doubts.LAST):
+            self.assertEqual(self.source.finished, [])
+            self.refuse()
+        self.courier.record(self.source.letter(8), "late")
+        self.refuse()
+        self.assertEqual(self.source.finished, [7, 8])
+        self.assertEqual([type(event) for event in self.events[-2:]], [UndeliverableLost] * 2)
+        self.courier.record(self.source.letter(9), "late")
+        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.courier.down()
+        self.connect()
+        self.courier.record(self.source.letter(10), "late")
+        self.refuse()
+        self.assertEqual(self.source.finished, [7, 8, 9])
+
     def test_the_queue_is_full(self) -> None:
         """A record that is refused is given up: the original is done, and one event says what was lost and why."""
+        self.courier.record(self.source.letter(6), "late")
+        self.server.ack(PARCELS, self.taken()[0].tag)
         self.courier.record(self.source.letter(7), "late")
-        self.taken()
-        self.server.nack(PARCELS, 1)
-        self.assertEqual(self.source.finished, [7])
+        self.server.nack(PARCELS, self.taken()[0].tag)
+        self.assertEqual(self.source.finished, [6, 7])
         lost = self.events[-1]
         assert isinstance(lost, UndeliverableLost)
         self.assertEqual((lost.reason, lost.connection_id), ("late", "some-id"))
@@ -310,6 +349,14 @@ class ForwardTests(Base):
         self.server.ack(PARCELS, self.taken()[0].tag)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """A forward that is refused by a queue that took nothing yet is tried on other channels, and never given up."""
+        self.courier.forward(self.source.letter(7), ELSEWHERE)
+        tried = [self.refuse() for _ in range(Doubts.LAST + 2)]
+        self.assertEqual(tried, [Doubts.FIRST <= number <= Doubts.LAST for number in range(1, Doubts.LAST + 3)])
+        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.assertEqual((self.source.finished, self.events), ([7], []))
+
     def test_returns_are_told_apart(self) -> None:
         """A return carries no tag: it is matched with what is just like it, even among those for the same queue."""
         self.courier.forward(self.source.letter(1, body=b"same", headers={"n": 1}), ELSEWHERE)
@@ -467,6 +514,9 @@ class ChannelErrorTests(Base):
         (record,) = self.taken()
         self.assertEqual(record.queue, RECORDS)
         self.server.nack(PARCELS, record.tag)
+        for _ in range(Doubts.LAST):
+            self.pass_time(10)
+            self.refuse()
         self.assertEqual(self.source.finished, [2])
         self.assertIsInstance(self.events[-1], UndeliverableLost)
         self.assertEqual(self.courier.unconfirmed, 0)

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import topology
+from owsla.broker.doubts import Doubts
 from owsla.broker.packing import LinePacker
 from owsla.broker.producer import LINES, SCRATCH, Producer
 from owsla.broker.protocol import BrokerError
@@ -123,6 +124,25 @@ class Lab:
 
     def taken(self) -> list[Numbered]:
         return lines(self.server.take())
+
+
+def given_up(lab: Lab, taken: str = "") -> bool:
+    """Refuse what was published, or take one connection's, and wait until the rest is published again. Whether that is on
+    another connection, this one being given up.
+    """
+    for one in lab.server.take():
+        (lab.server.ack if lines([one])[0][0] == taken else lab.server.nack)(LINES, one.tag)
+    for _ in range(100):
+        if lab.server.published:
+            return False
+        if lab.server.lost:
+            assert "takes no more, or not on this channel" in str(lab.server.lost[0])
+            lab.producer.down()
+            lab.connect()
+            return True
+        lab.clock.advance(0.1)
+        lab.server.settle()
+    raise AssertionError("nothing was tried in ten seconds")
 
 
 class ProducerTests(BrokerTestCase):
@@ -353,29 +373,52 @@ class ProducerTests(BrokerTestCase):
     def test_refused_again_and_again(self) -> None:
         """The waits grow, and begin again with the shortest once a line was taken; each time of trouble is said once."""
         self.lab.connect()
-        self.lab.publish(self.device, b"0")
-        tag = 1
+        self.lab.publish(self.device, b"-", b"0")
+        self.lab.server.ack(LINES, self.lab.server.take()[0].tag)
+        tag = 2
         waits = []
         for _ in range(6):
-            self.lab.server.take()
             self.lab.server.nack(LINES, tag)
             waited = 0.0
             while not self.lab.server.published:
+                self.assertLess(waited, 10.0)
                 self.lab.clock.advance(0.01)
                 self.lab.server.settle()
                 waited += 0.01
             waits.append(waited)
-            tag += 1
+            tag = self.lab.server.take()[-1].tag
         self.assertGreater(waits[5], 10 * waits[0])
         self.assertEqual(len(self.lab.events), 1)
         self.lab.server.ack(LINES, tag)
         self.assertTrue(self.lab.producer.accepting)
         self.lab.publish(self.device, b"1")
-        self.lab.server.take()
-        self.lab.server.nack(LINES, tag + 1)
+        self.lab.server.nack(LINES, self.lab.server.take()[-1].tag)
         self.lab.clock.advance(0.1)
-        self.assertEqual(self.lab.taken(), [("a", 1)])
+        self.assertEqual(self.lab.taken(), [("a", 2)])
         self.assertEqual(len(self.lab.events), 2)
+        self.assertEqual(self.lab.server.lost, [], "the channel takes lines, and so is good")
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """Where nothing was ever taken on a channel the third refusal may be the channel's: another one is tried, with all that
+        is not confirmed, in order. That goes on for a while; then the refusal is believed.
+        """
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1")
+        tried = [given_up(self.lab) for _ in range(Doubts.LAST + 5)]
+        self.assertEqual(tried, [Doubts.FIRST <= number <= Doubts.LAST for number in range(1, Doubts.LAST + 6)])
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+
+    def test_a_good_channel_at_last(self) -> None:
+        """When another channel takes what was refused everything is as it was, and the next trouble is doubted anew."""
+        self.lab.connect()
+        for time in range(3):
+            self.lab.publish(self.device, b"0", b"1")
+            self.assertEqual([given_up(self.lab) for _ in range(Doubts.FIRST)], [False, False, True])
+            self.lab.server.ack(LINES, self.lab.server.take()[-1].tag, True)
+            self.assertTrue(self.lab.producer.accepting)
+            self.assertEqual(self.device.safe, list(range(2 * time + 2)))
+            self.lab.producer.down()
+            self.lab.connect()
 
     def test_a_late_refusal_of_a_first_copy(self) -> None:
         """When the broker at last refuses the first copy of a line whose second one it has taken, nothing is amiss."""
@@ -585,6 +628,19 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((self.a.safe, self.a.resumed), ([0], 1))
         self.lab.server.ack(LINES, 5)
         self.assertEqual((self.a.safe, self.lab.producer.unconfirmed), ([0, 1], 0))
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """Behind an exchange one queue may take nothing on a channel while others do: another is tried, if this one is new."""
+        for age, tried in ((0.0, [False, False, True, True]), (60.0, [False] * 4)):
+            lab = Lab(routing_key="{connection_id}")
+            lab.connect()
+            lab.clock.advance(age)
+            a, b = lab.device("a"), lab.device("b")
+            lab.publish(a, b"0")
+            for number, expected in enumerate(tried):
+                lab.publish(b, b"-")
+                self.assertEqual(given_up(lab, taken="b"), expected, (age, number))
+            self.assertEqual((lab.taken(), a.safe, b.safe), ([("a", 0)], [], [0, 1, 2, 3]))
 
     def test_a_full_queue(self) -> None:
         """What is refused stalls its connection alike; the reason is told once for all that it concerns."""

@@ -238,13 +238,20 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
     def test_refused(self) -> None:
-        """A notice that the queue refuses is published again."""
+        """A notice that the queue refuses is published again: on a new channel, if it took nothing on this one yet."""
         self.connect()
         self.roster.here()
-        self.server.take()
-        self.server.nack(REGISTER, 1)
-        self.pass_time(0.3)
-        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+        for new in (1, 1, 0):
+            (one,) = self.server.take()
+            opened = len(self.server.called("confirm.select"))
+            if not new:
+                self.server.ack(REGISTER, one.tag)
+                self.roster.here()
+                (one,) = self.server.take()
+            self.server.nack(REGISTER, one.tag)
+            self.pass_time(1)
+            self.assertEqual([one.queue for one in self.server.published], [NODES])
+            self.assertEqual(len(self.server.called("confirm.select")), opened + new)
 
     def test_a_probe(self) -> None:
         """What this node says to itself goes to its own queue, for no connection; it is told when it is in there."""

@@ -144,10 +144,24 @@ class PublishingTests(Base):
         self.assertEqual(self.told(), [])
         self.pass_time(1)
         self.assertEqual(self.told(), ["+a", "+b"])
-        self.server.nack(PRESENCE, 3)
-        self.server.ack(PRESENCE, 4)
+        self.server.ack(PRESENCE, 2)
+        self.server.nack(PRESENCE, 1)
+        opened = len(self.server.called("confirm.select"))
         self.pass_time(1)
         self.assertEqual(self.told(), ["+a"])
+        self.assertEqual(len(self.server.called("confirm.select")), opened, "it takes others, and so is good")
+        self.assertEqual(len(self.events), 2)
+        self.assertEqual({type(event) for event in self.events}, {BrokerWarning})
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """What is refused where nothing was taken before is sent on a new channel."""
+        self.come("a")
+        self.assertEqual(self.told(), ["+a"])
+        for _ in range(3):
+            opened = len(self.server.called("confirm.select"))
+            self.server.nack(PRESENCE, 1)
+            self.pass_time(3)
+            self.assertEqual((self.told(), len(self.server.called("confirm.select"))), (["+a"], opened + 1))
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
 
     def test_returned(self) -> None:
