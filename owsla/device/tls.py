@@ -86,9 +86,7 @@ def check_server_files(cert: Path, key: Path) -> None:
     _context(cert, key, None, "require")
 
 
-def _context(
-    cert: Path, key: Path, client_ca: Path | None, client_cert: str
-) -> tuple[SSL.Context, list[x509.Certificate]]:
+def _context(cert: Path, key: Path, client_ca: Path | None, client_cert: str) -> tuple[SSL.Context, list[x509.Certificate]]:
     certificates = certificates_in(cert)
     private_key = _private_key(key)
     if not isinstance(private_key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
@@ -100,12 +98,14 @@ def _context(
         raise ConfigError(f"{key}: this is not the key of the certificate in {cert}{hint}")
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_options(
-        SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_TICKET
-    )
+    # No session is resumed: docs/operations.md says why, bench/results/resumption.md what it would save. With OP_NO_TICKET and
+    # without a cache there is nothing of it in TLS 1.2. In 1.3 OpenSSL sends two tickets all the same, 158 bytes together, for
+    # sessions that nobody has kept: a device that comes back with one gets a full handshake. To have it send none takes
+    # SSL_CTX_set_num_tickets(), which pyOpenSSL does not have.
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # An idle connection then keeps no read and write buffers: 34 KB less for each.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     try:
         context.use_certificate(certificates[0])
         for certificate in certificates[1:]:
@@ -132,9 +132,7 @@ def _context(
 
 
 def _public_bytes(holder: x509.Certificate | PrivateKeyTypes) -> bytes:
-    return holder.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _openssl_reason(error: SSL.Error) -> str:
@@ -197,9 +195,7 @@ class DevelopmentCertificates:
     key: Path
 
 
-def development_certificates(
-    directory: Path, hostname: str, now: Callable[[], datetime] = _utc_now
-) -> DevelopmentCertificates:
+def development_certificates(directory: Path, hostname: str, now: Callable[[], datetime] = _utc_now) -> DevelopmentCertificates:
     """A development authority and a server certificate in ``directory``, made once and used again afterwards.
 
     The server's is for localhost, 127.0.0.1, ::1 and ``hostname``; it is made anew, by the same authority, when it
@@ -304,9 +300,7 @@ def _own_key(path: Path, needed_for: Path | None) -> ec.EllipticCurvePrivateKey:
     if needed_for is not None and needed_for.exists():
         raise ConfigError(f"{path}: needed to sign a server certificate, and not there; delete {needed_for} to begin anew")
     key = ec.generate_private_key(ec.SECP256R1())
-    content = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     _write(path, content, 0o600)
     return key
 
@@ -396,8 +390,6 @@ def _new_server(
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )

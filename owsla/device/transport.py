@@ -459,6 +459,8 @@ class TLSTransport:
 
     def _ended(self, error: Exception) -> None:
         """The peer has closed its side, or broke the protocol."""
+        if isinstance(error, SSL.SysCallError) and self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+            error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
         if self._reason is None:
             self._reason = _failure(error)
         if isinstance(error, SSL.ZeroReturnError):

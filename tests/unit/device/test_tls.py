@@ -118,6 +118,26 @@ def _shake(server: SSL.Context, client: SSL.Context) -> tuple[SSL.Connection, SS
     raise AssertionError("the handshake doesn't end")
 
 
+def _shake_with(server: SSL.Context, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLObject:
+    """A handshake in memory with Python's own client, which tells of sessions, and what the server sends behind it."""
+    end = SSL.Connection(server)
+    end.set_accept_state()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    device = client.wrap_bio(incoming, outgoing, session=session)
+    for step in (device.do_handshake, end.do_handshake) * 2 + (lambda: device.read(1),):
+        try:
+            step()
+        except (ssl.SSLWantReadError, SSL.WantReadError):
+            pass
+        if data := outgoing.read():
+            end.bio_write(data)
+        try:
+            incoming.write(end.bio_read(1 << 16))
+        except SSL.WantReadError:
+            pass
+    return device
+
+
 class _Files(SynchronousTestCase):
     def new_path(self) -> Path:
         # Not mktemp(): under pytest its folders would be left in the current one.
@@ -189,6 +209,25 @@ class ServerContextTests(_Files):
                         other.bio_write(end.bio_read(1 << 16))
                     except SSL.WantReadError:
                         pass
+
+    def test_no_resumption(self) -> None:
+        """A device that kept its session has a full handshake all the same, and shows its certificate again."""
+        key = _ec_key()
+        certificate = self.file(_pem(_issue(key, common_names=("device",)), key))
+        for client_ca in (None, certificate):
+            server = self.context(client_ca=client_ca)
+            client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            client.check_hostname = False
+            client.verify_mode = ssl.CERT_NONE
+            client.load_cert_chain(certificate)
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                client.maximum_version = ssl.TLSVersion.TLSv1_3
+                client.minimum_version = version
+                client.maximum_version = version
+                session = _shake_with(server, client).session
+                self.assertIsNotNone(session)
+                again = _shake_with(server, client, session)
+                self.assertFalse(again.session_reused)
 
     def test_chain(self) -> None:
         """The certificates after the first in the file are sent to devices too."""
@@ -286,9 +325,7 @@ class ClientCertificateTests(_Files):
     ) -> tuple[SSL.Connection, x509.Certificate]:
         """The server's side of a connection with a device's certificate."""
         key = _ec_key()
-        certificate = _issue(
-            key, (self.authority, self.authority_key), common_names=names, alternatives=alternatives, age=age
-        )
+        certificate = _issue(key, (self.authority, self.authority_key), common_names=names, alternatives=alternatives, age=age)
         server, _ = _shake(self.context("require"), _client(certificate=certificate, key=key))
         return server, certificate
 
@@ -540,9 +577,7 @@ class DevelopmentCertificatesTests(_Files):
         self.assertEqual(self.refused(), f"{self.folder}: can't keep development certificates here: file exists")
         self.folder.unlink()
         with mock.patch("tempfile.mkstemp", side_effect=PermissionError(13, "Permission denied")):
-            self.assertEqual(
-                self.refused(), f"{self.folder}: can't keep development certificates here: permission denied"
-            )
+            self.assertEqual(self.refused(), f"{self.folder}: can't keep development certificates here: permission denied")
 
     def test_broken(self) -> None:
         """What was damaged or doesn't fit is named, with what to do, and is never overwritten."""
@@ -569,6 +604,4 @@ class DevelopmentCertificatesTests(_Files):
         """An authority that expires is not replaced behind the devices' backs: its user is told."""
         self.make()
         error = self.assertRaises(ConfigError, self.make, now=_NOW + timedelta(days=3640))
-        self.assertEqual(
-            str(error), f"{self.folder / 'ca.pem'}: this authority expires; delete it and ca.key to begin anew"
-        )
+        self.assertEqual(str(error), f"{self.folder / 'ca.pem'}: this authority expires; delete it and ca.key to begin anew")
