@@ -22,7 +22,12 @@ class Child:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for who measures; this one ends with its input
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def ask(self, do: str, **arguments: Any) -> None:
         """Give a command, and don't wait."""

@@ -16,12 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pika
 from cryptography.hazmat.backends.openssl import backend as openssl
 
 import twisted
+
+from . import proc
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BROKER = "amqp://guest:guest@127.0.0.1:5672"
@@ -71,23 +73,12 @@ class Gateway:
         raise SystemExit(f"the gateway did not start:\n{self.log.read_text()}")
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has spent so far: all threads, to the nanosecond where the system says so."""
-        try:
-            spent = 0
-            for task in Path(f"/proc/{self.pid}/task").iterdir():
-                spent += int((task / "schedstat").read_text().split()[0])
-            if spent:
-                return spent / 1e9
-        except OSError:
-            pass
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU that it has spent so far."""
+        return proc.cpu(self.pid)
 
     def pss(self) -> float:
         """Its memory in KB: proportional set size."""
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{self.pid}/smaps_rollup").read_text(), re.MULTILINE)
-        assert found is not None
-        return float(found[1])
+        return proc.pss(self.pid)
 
     def __enter__(self) -> Gateway:
         return self
@@ -118,7 +109,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def settled(gateway: Gateway, patience: float = 15.0) -> float:
+class HasMemory(Protocol):
+    """What can be asked for its memory."""
+
+    def pss(self) -> float: ...
+
+
+def settled(gateway: HasMemory, patience: float = 15.0) -> float:
     """Wait until its memory no longer changes, and say what it is, in KB."""
     end = time.monotonic() + patience
     last = gateway.pss()
@@ -157,15 +154,15 @@ def broker_version(broker: str) -> str:
         return f"{properties.get('product', '?')} {properties.get('version', '?')}"
 
 
-def circumstances(broker: str | None = None) -> str:
-    """What a figure depends on, in a line."""
+def circumstances(broker: str | None = None, devices: str = ssl.OPENSSL_VERSION) -> str:
+    """What a figure depends on, in a line; `devices` is the OpenSSL of the swarm."""
     parts = [
         time.strftime("%Y-%m-%d"),
         f"{os.cpu_count()} cores",
         f"Python {platform.python_version()}",
         f"Twisted {twisted.__version__}",
         f"gateway {openssl.openssl_version_text().rsplit(' ', 3)[0]}",
-        f"devices {ssl.OPENSSL_VERSION.rsplit(' ', 3)[0].strip()}",
+        f"devices {devices.rsplit(' ', 3)[0].strip()}",
     ]
     if broker is not None:
         parts.append(broker_version(broker))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -185,6 +186,32 @@ async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: 
     found = json.loads(command.output())
     assert found["interrupted"]
     assert found["lines"]["written"] >= 10
+
+
+@reactor_test
+async def test_waits(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
+    """With --wait nothing is said before Enter, or the end of the input, which may be a file; and Ctrl-C ends the waiting."""
+    gateway = await lab.gateway(embedded.url, backend=False)
+    mode = ["swarm", f"--port={gateway.owsla.port}", f"--ca={gateway.owsla.ca}", "--json", "--wait", "--mode=flood"]
+    mode += ["--connections=3", "--rate=60", "--seconds=0.5", "--processes=2"]
+    os.mkfifo(tmp_path / "input")
+    command = commands.shell(f"exec @ <{tmp_path}/input", *mode)
+    with (tmp_path / "input").open("wb") as enter:
+        await command.said("3 connected; Enter begins")
+        enter.write(b"\n")
+        enter.flush()
+        assert await command.ended(60) == 0
+    assert json.loads(command.output())["lines"]["written"] == 30
+
+    command = commands.shell("exec @ </dev/null", *mode, "--tick=40")
+    assert await command.ended(60) == 0
+    assert json.loads(command.output())["lines"]["written"] == 30
+
+    command = commands.shell(f"exec @ <{tmp_path}/input", *mode)
+    with (tmp_path / "input").open("wb"):
+        await command.said("Enter begins")
+        assert await command.interrupt(signal.SIGINT) == 130
+    assert json.loads(command.output())["lines"]["written"] == 0
 
 
 @pytest.mark.parametrize(

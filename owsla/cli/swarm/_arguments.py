@@ -72,6 +72,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="lines a second over all; 0: as fast as it goes (0; hold: a line a minute from each connection)",
     )
     what.add_argument(
+        "--tick",
+        metavar="MS",
+        type=_number(0),
+        default=0.0,
+        help="at a --rate: say lines every so many milliseconds, all that are due by then; 0: each when it is due, which "
+        "costs both sides more (0)",
+    )
+    what.add_argument(
         "--in-flight",
         metavar="N",
         type=_whole(0),
@@ -79,6 +87,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         f"(echo: 1, or {BEFORE_ANSWERED} at a --rate; else 0)",
     )
     what.add_argument("--seconds", metavar="SECONDS", type=_number(0.001), default=10.0, help="how long, once connected (10)")
+    what.add_argument(
+        "--wait",
+        action="store_true",
+        help="when all are connected, say so on standard error, and begin with Enter (or the end of standard input)",
+    )
     what.add_argument(
         "--grace", metavar="SECONDS", type=_number(0), default=10.0, help="how long to wait for the last answers (10)"
     )
@@ -137,6 +150,10 @@ def plan(args: argparse.Namespace) -> Plan:
         raise ConfigError("--in-flight: without a --rate there has to be a limit")
     elif in_flight and args.mode == "flood" and args.device_ack is None:
         raise ConfigError("--in-flight: without --device-ack nothing says what has arrived")
+    if args.tick and not rate:
+        raise ConfigError("--tick: without a --rate no line is due at any time")
+    if args.wait and storm:
+        raise ConfigError("--wait: a storm has nothing that comes after its connects")
     _check_line(args)
     if args.insecure and args.ca is not None:
         raise ConfigError("--insecure: whatever answers is trusted, so what is --ca for?")
@@ -163,6 +180,8 @@ def plan(args: argparse.Namespace) -> Plan:
         resume=args.resume,
         sources=_read_sources(args.source),
         processes=min(args.processes, connections or args.processes, args.connecting if storm else args.processes),
+        wait=args.wait,
+        tick=args.tick / 1000,
     )
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     check_files(made, math.inf if files == resource.RLIM_INFINITY else files)

@@ -28,6 +28,8 @@ from ._histogram import Histogram
 from ._lines import LineTemplate, ack_pattern
 from ._plan import Plan
 
+SEND_BUFFER: Final = 8192
+"""Bytes of a flood that wait in a socket, as the system counts them; some 70 lines."""
 RECORD: Final = 16384
 """Bytes read at once: the most that a TLS record holds (RFC 8446, 5.1), so that none of it is left in OpenSSL's buffer."""
 LONGEST: Final = 1 << 20
@@ -156,6 +158,7 @@ class Devices:
 
         template = LineTemplate(plan.line, plan.size)
         self._line = template.line
+        self._timed = "time" in template.fields
         self._answer = template.pattern().search if plan.mode == "echo" else None
         self._named = "device" in template.fields
         self._ack = ack_pattern(plan.device_ack).fullmatch if plan.device_ack is not None else None
@@ -164,7 +167,7 @@ class Devices:
         self.connect_times = Histogram()
         self.latency = Histogram()
         """From when a line was due to its answer."""
-        self.service = Histogram()
+        self.service = Histogram() if plan.rate else self.latency  # without a schedule a line is due when it is written
         """From when a line was written to its answer."""
         self.lateness = Histogram()
         """From when a line was due until it was written, where nothing but this process was the reason."""
@@ -179,6 +182,7 @@ class Devices:
         self._flying = 0
         self._ready: deque[Device] = deque()
         self._stormy = plan.mode == "storm"
+        self._scheduled = bool(plan.rate)
         self._limits = (
             Deadlines(HANDSHAKING, plan.connect_timeout),
             Deadlines(UP, TICKET),
@@ -211,11 +215,12 @@ class Devices:
 
     def _turn(self, timeout: float) -> int:
         """Wait so many seconds for something, and serve it. The time after."""
+        ready = True
         if 0 < timeout < 0.005:
             # epoll counts in milliseconds, and rounds up: as much as an answer takes.
-            select.select([self._epoll], (), (), timeout)
+            ready = bool(select.select([self._epoll], (), (), timeout)[0])
             timeout = 0
-        for fd, events in self._epoll.poll(timeout, 256):
+        for fd, events in self._epoll.poll(timeout, 256) if ready else ():
             device = self._devices.get(fd)
             if device is None:
                 if fd == 0 and not self.stopped:
@@ -263,6 +268,10 @@ class Devices:
         device = Device(index, sock, Book(self.counts.tally), now)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if plan.mode == "flood":
+                # The system's own buffer grows to megabytes for each connection: for seconds more lines than any gateway
+                # takes would be written, and what that costs is missed elsewhere.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if plan.sources:
                 sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((plan.sources[index % len(plan.sources)], 0))
@@ -417,7 +426,7 @@ class Devices:
 
     def _say(self, device: Device, due: int | None) -> None:
         book = device.book
-        line = self._line(book.said, device.index, time.time_ns() // _MS) + b"\n"
+        line = self._line(book.said, device.index, time.time_ns() // _MS if self._timed else 0) + b"\n"
         now = clock()
         if due is None:
             due = now
@@ -429,7 +438,7 @@ class Devices:
         counts.said += 1
         if counts.said <= self._held_to:
             self.held += 1
-        else:
+        elif self._scheduled:
             self.lateness.add((now - due) // 1000)
         try:
             assert device.tls is not None
@@ -501,7 +510,8 @@ class Devices:
                 self.counts.tally.strange += 1
             elif (times := device.book.hear(int(match["n"]))) is not None:
                 self.latency.add((now - times[0]) // 1000)
-                self.service.add((now - times[1]) // 1000)
+                if self._scheduled:
+                    self.service.add((now - times[1]) // 1000)
         self._free(device)
 
     def _ticket(self, device: Device) -> None:
@@ -522,6 +532,7 @@ class Devices:
         start = now = clock()
         end = start + int(plan.seconds * _SECOND)
         pace = Pace(start, plan.rate, plan.seconds) if plan.rate else None
+        tick = int(plan.tick * _SECOND)
         ready = self._ready
         while now < end and not self.stopped and self._devices:
             due = BURST if pace is None else min(BURST, pace.due(now))
@@ -544,7 +555,10 @@ class Devices:
                 self._held_to = self.counts.said + pace.due(clock())
                 timeout = 0.05
             else:
-                timeout = max(0.0, (min(pace.next if pace.said < pace.total else end, end) - clock()) / _SECOND)
+                wake = pace.next if pace.said < pace.total else end
+                if tick:
+                    wake = start - (start - wake) // tick * tick
+                timeout = max(0.0, (min(wake, end) - clock()) / _SECOND)
             now = self._turn(min(timeout, PROGRESS))
         return (clock() - start) / _SECOND
 

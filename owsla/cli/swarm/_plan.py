@@ -47,6 +47,10 @@ class Plan:
     resume: bool
     sources: tuple[str, ...]
     processes: int
+    wait: bool = False
+    """Whether the lines wait for a word of whoever started it."""
+    tick: float = 0.0
+    """Seconds; lines that are due within one are said together at its end. 0: each when it is due."""
     first: int = 0
     """The number of the first device."""
 

@@ -139,21 +139,34 @@ def _collect(plan: Plan) -> Report:
     bar = _Bar(plan)
     children: list[_Child] = []
     interrupted = False
-    selector = selectors.DefaultSelector()
+    waits = plan.wait
+    # Not epoll, which refuses a file: standard input may be one.
+    selector = selectors.PollSelector()
     try:
         for share in plan.shares():
             child = _Child(share)
             children.append(child)
             selector.register(child.output, selectors.EVENT_READ, child)
-        talking = False
+        talking = asked = False
         while selector.get_map():
             try:
                 for key, _ in selector.select():
-                    if not key.data.read():
+                    if key.data is None:
+                        asked = False
+                        selector.unregister(key.fileobj)
+                        os.read(0, 4096)
+                    elif not key.data.read():
                         selector.unregister(key.fileobj)
                         if key.data.report is None:
                             raise Failed("one of its processes ended early; what it said of it is above, if it could")
-                if not talking and all(child.ready for child in children):
+                if not talking and not asked and all(child.ready for child in children):
+                    if waits and not interrupted:
+                        waits, asked = False, True
+                        bar.clear()
+                        sys.stderr.write(f"{sum(child.counts['up'] for child in children)} connected; Enter begins\n")
+                        sys.stderr.flush()
+                        selector.register(0, selectors.EVENT_READ)
+                        continue
                     talking = True
                     bar.begin()
                     for child in children:
@@ -163,6 +176,8 @@ def _collect(plan: Plan) -> Report:
                 if interrupted:
                     raise
                 interrupted = True
+                if 0 in selector.get_map():
+                    selector.unregister(0)
                 for child in children:
                     child.tell("stop")
         return Report(plan, [child.report for child in children if child.report is not None], interrupted=interrupted)

@@ -217,6 +217,8 @@ class PlanTests(SynchronousTestCase):
             "--device-ack": ["--device-ack", "ok"],
             "--source": ["--source", "nowhere"],
             "--insecure": ["--insecure", "--ca", "x"],
+            "--tick": ["--tick", "1"],
+            "--wait": ["--mode", "storm", "--wait"],
         }.items():
             self.assertTrue(self.refused(*arguments).startswith(option), option)
         self.assertIn("--device-ack", self.refused("--mode", "flood", "--in-flight", "3"))

@@ -1,0 +1,235 @@
+"""What is measured: a gateway, Owsla or another one, as a command that runs in the foreground; and the swarm before it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shlex
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pika
+
+from . import proc
+from .behind import Failed
+from .harness import free_port
+
+
+@dataclass(frozen=True)
+class System:
+    """A gateway that can be started."""
+
+    name: str
+    command: str
+    """For the shell, with {port}, {cert} and {key} in it."""
+    from_device: str = "from_device"
+    to_device: str = "to_device"
+    ours: bool = False
+    processes: int = 1
+
+    @property
+    def queues(self) -> tuple[str, str]:
+        return self.from_device, self.to_device
+
+
+def owsla(processes: int) -> System:
+    """Owsla as it comes, but for what makes it end quickly, and queues of its own."""
+    queues = "owsla-bench-from", "owsla-bench-to"
+    twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
+    command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
+    command += f"--from-device {queues[0]} --to-device {queues[1]} --workers {processes} --drain-spread 0s --idle-timeout off"
+    name = "Owsla" if processes == 1 else f"Owsla, {processes} workers"
+    return System(name, command, *queues, ours=True, processes=processes)
+
+
+class Running:
+    """A gateway that runs. A context manager: it, all that it has started, and its queues go with the block."""
+
+    def __init__(self, system: System, broker: str, cert: Path, key: Path) -> None:
+        self.system = system
+        self.port = free_port()
+        self._broker = broker
+        self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
+        self._log = Path(self._folder.name) / "log"
+        delete_queues(broker, system.queues)
+        command = system.command
+        for word, value in (("port", str(self.port)), ("cert", shlex.quote(str(cert))), ("key", shlex.quote(str(key)))):
+            command = command.replace(f"{{{word}}}", value)
+        # Settings of the user's own must not change what is measured. The URL is not for the process list.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OWSLA_")}
+        if system.ours:
+            environment["OWSLA_BROKER"] = broker
+        with self._log.open("wb") as log:
+            # In a session of its own: then it can be ended with all that it has started, and Ctrl-C is ours to deal with.
+            self._process = subprocess.Popen(
+                command,
+                shell=True,
+                env=environment,
+                cwd=self._folder.name if system.ours else None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        try:
+            self._wait(60)
+        except BaseException:
+            self._end()
+            raise
+
+    def _wait(self, patience: float) -> None:
+        """Until it shakes hands."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock, context.wrap_socket(sock):
+                    return
+            except OSError:
+                pass  # not yet
+            if not self.alive:
+                break
+            time.sleep(0.1)
+        raise Failed(f"it did not start: {self.said()}")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def said(self) -> str:
+        """The last line of its log."""
+        lines = self._log.read_text(errors="replace").split("\n")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "and said nothing")
+
+    def cpu(self) -> float:
+        return proc.cpu(self.pid)
+
+    def pss(self) -> float:
+        return proc.pss(self.pid)
+
+    def _end(self) -> None:
+        end_group(self._process, 20)
+        self._folder.cleanup()
+        with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+            delete_queues(self._broker, self.system.queues)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+
+def end_group(process: subprocess.Popen[Any], patience: float) -> None:
+    """End a process that leads a session, and what it has started: first kindly."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        pass
+    # What it has started may have outlived it.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def delete_queues(broker: str, queues: tuple[str, str]) -> None:
+    """The queues of a gateway, and what is in them."""
+    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
+        channel = connection.channel()
+        for queue in (*queues, f"{queues[1]}.undeliverable"):
+            channel.queue_delete(queue)
+
+
+DEVICES = """\
+openssl_conf = all
+[all]
+ssl_conf = tls
+[tls]
+system_default = devices
+[devices]
+Groups = {groups}
+"""
+"""OpenSSL's own configuration: how devices agree on keys."""
+
+
+class Swarm:
+    """An `owsla swarm` in front of a gateway. A context manager."""
+
+    def __init__(self, port: int, ca: Path, openssl: Path, *options: str, waits: bool = False) -> None:
+        """`openssl` is a file with OpenSSL's configuration."""
+        command = [str(Path(sys.executable).with_name("owsla")), "swarm", "--port", str(port), "--ca", str(ca)]
+        command += ["--server-name", "localhost", "--json", *options]
+        if waits:
+            command.append("--wait")
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - ended in __exit__
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "OPENSSL_CONF": str(openssl)},
+            stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def ready(self, patience: float = 120) -> int:
+        """Wait until all are connected that can be: how many."""
+        assert self._process.stderr is not None
+        if not select.select([self._process.stderr], (), (), patience)[0]:
+            raise Failed(f"the swarm was not connected within {patience:g} s")
+        line = self._process.stderr.readline().decode()
+        if "connected; Enter" not in line:
+            raise Failed(line.strip() or "the swarm ended early")
+        return int(line.split()[0])
+
+    def begin(self) -> None:
+        """Let them talk."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def interrupt(self) -> dict[str, Any]:
+        """End it before its time; what it has to say."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        return self.summary(60)
+
+    def summary(self, patience: float) -> dict[str, Any]:
+        """Wait for its end; what it has to say."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"the swarm did not end within {patience:g} s") from None
+        self._output.seek(0)
+        text = self._output.read()
+        if not text:
+            assert self._process.stderr is not None
+            raise Failed(self._process.stderr.read().decode().strip() or "the swarm ended early")
+        summary: dict[str, Any] = json.loads(text)
+        return summary
+
+    def cpu(self) -> float:
+        return proc.cpu(self.pid)
+
+    def __enter__(self) -> Swarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_group(self._process, 0 if self._process.poll() is not None else 2)
+        for pipe in (self._process.stdin, self._process.stderr, self._output):
+            if pipe is not None:
+                pipe.close()
