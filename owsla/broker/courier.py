@@ -125,7 +125,6 @@ class Courier(BaseHandler):
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=10.0)
         self._doubts = Doubts()
-        self._tried: set[str] = set()  # queues that took something on this channel: records', and those of nodes
         self.recorded: dict[str, int] = {}
         """How many messages were undeliverable so far, by reason."""
         self.reports_dropped = 0
@@ -225,7 +224,7 @@ class Courier(BaseHandler):
         channel = await client.open_channel(PARCELS, self)
         await channel.confirm_select()
         self._next_tag = 1
-        self._tried.clear()
+        self._doubts.began()
         self._client = client
         self._continue()
 
@@ -288,9 +287,7 @@ class Courier(BaseHandler):
                 self._undelivered(parcel)
             elif parcel.letter is not None:
                 self._retry_wait.reset()
-                if parcel.queue not in self._tried:
-                    self._tried.add(parcel.queue)
-                    self._doubts.taken()
+                self._doubts.taken(parcel.queue)
                 if parcel.reason is None:
                     self._absences.present(parcel.queue)
                 parcel.letter.source.done(parcel.letter.tag)
@@ -298,9 +295,9 @@ class Courier(BaseHandler):
 
     def refused(self, tag: int, multiple: bool) -> None:
         for parcel in self._take(tag, multiple):
-            untried = parcel.letter is not None and parcel.queue not in self._tried
-            self._doubts.refused(untried=untried)
-            if parcel.letter is not None and (parcel.reason is None or (untried and not self._doubts.believed)):
+            forward = parcel.reason is None
+            if parcel.letter is not None and (forward or not self._doubts.believed(parcel.queue)):
+                self._doubts.refused(parcel.queue)
                 # A node's own queue has no bound of ours, but an operator's policy may have given it one.
                 self._again_later(parcel)
             else:

@@ -12,38 +12,53 @@ from typing import Final
 
 
 class Doubts:
-    """How often in a row what was refused was refused again."""
+    """Of each queue: whether it took something on this channel, and how often in a row it refused what it was given.
+
+    What refuses once in a while is no matter here: who publishes waits, and publishes again. This says on which channel.
+    """
 
     FIRST: Final = 3
-    """After so many refusals a new channel is tried; the leader may be there before that."""
+    """After so many refusals in a row another channel is tried; the leader may be there before that."""
 
-    LAST: Final = 10
-    """After so many it is believed: with the waits between them, which double up to five seconds, that is half a minute."""
+    LAST: Final = 7
+    """After so many the refusal is believed. With the waits in between, which double, that is some fifteen seconds."""
 
-    __slots__ = ("_doubtful", "_in_vain")
+    RARELY: Final = 12
+    """Past that, another channel is still tried after each so many: the last one may have come too early as well."""
+
+    __slots__ = ("_doubtful", "_in_vain", "_tried")
 
     def __init__(self) -> None:
-        self._in_vain = 0
-        self._doubtful = False
+        self._tried: set[str] = set()
+        self._doubtful: set[str] = set()
+        self._in_vain: dict[str, int] = {}
 
-    def refused(self, *, untried: bool) -> None:
-        """The broker refused something. `untried`: nothing was taken on this channel before."""
-        self._doubtful = self._doubtful or untried
+    def began(self) -> None:
+        """There is a new channel, on which nothing was tried."""
+        self._tried.clear()
+        self._doubtful.clear()
+
+    def taken(self, queue: str) -> None:
+        """The queue has taken something on this channel."""
+        if queue not in self._tried:
+            self._tried.add(queue)
+            self._doubtful.discard(queue)
+            self._in_vain.pop(queue, None)
+
+    def refused(self, queue: str) -> None:
+        """The queue has refused something."""
+        if queue not in self._tried:
+            self._doubtful.add(queue)
 
     def again(self) -> bool:
-        """What was refused is to be published again: whether that should be on a new channel."""
-        doubtful, self._doubtful = self._doubtful, False
-        if not doubtful:
-            return False
-        self._in_vain += 1
-        return self.FIRST <= self._in_vain <= self.LAST
+        """What was refused is to be published again now: whether on a new channel."""
+        new = False
+        for queue in self._doubtful:
+            times = self._in_vain[queue] = self._in_vain.get(queue, 0) + 1
+            new = new or self.FIRST <= times <= self.LAST or (times > self.LAST and times % self.RARELY == 0)
+        self._doubtful.clear()
+        return new
 
-    def taken(self) -> None:
-        """The broker takes what it refused, or something else of that kind."""
-        self._in_vain = 0
-        self._doubtful = False
-
-    @property
-    def believed(self) -> bool:
-        """Whether it was tried often enough: the queue itself takes no more."""
-        return self._in_vain >= self.LAST
+    def believed(self, queue: str) -> bool:
+        """Whether a refusal of this queue's is its own: it took something on this channel, or nothing on several."""
+        return queue in self._tried or self._in_vain.get(queue, 0) >= self.LAST

@@ -38,9 +38,6 @@ LINES = 1
 SCRATCH = 2
 """The channel for declarations."""
 
-UNTRIED = 5.0
-"""Seconds after which all routes of an exchange count as tried on a channel. Of a queue's one route the first confirm tells."""
-
 RESUMED_AT_ONCE = 200
 """How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
 
@@ -91,7 +88,6 @@ class Producer(BaseHandler):
         self._retry_wait = Backoff(first=0.1, most=5.0)
         self._doubts = Doubts()
         self._tried = False  # a line was taken on this channel
-        self._up_since = 0.0
         self._outstanding: Counter[LineSource] | None = None
         self.accepting = False
         self.confirmed_lines = 0
@@ -214,7 +210,7 @@ class Producer(BaseHandler):
             self._packer.limit(client.frame_max)
         self._client = client
         self._tried = False
-        self._up_since = self._clock.seconds()
+        self._doubts.began()
         self._returned.clear()
         self._refusing = False
         if self._stalls is not None:
@@ -260,8 +256,7 @@ class Producer(BaseHandler):
         self.confirmed_lines += len(entries)
         if not self._tried and entries:
             self._tried = True
-            if self._stalls is None:
-                self._doubts.taken()
+            self._doubts.taken(self._queue.name)
         if self.confirmed_lines >= self._followed:
             self._arrived()
         if self._acknowledge:
@@ -287,7 +282,7 @@ class Producer(BaseHandler):
             self._protest(error)
             return
         if entries:  # none of them may be left that is not on its way again already
-            self._doubts.refused(untried=self._untried)
+            self._doubts.refused(self._queue.name)
             self._refuse(entries, self._full())
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
@@ -317,13 +312,6 @@ class Producer(BaseHandler):
             for key, returned in keys.items():
                 self._refuse(returned, self._nowhere(key))
         return safe
-
-    @property
-    def _untried(self) -> bool:
-        """Whether what is refused now may be so for the channel's sake."""
-        if self._stalls is None:
-            return not self._tried
-        return self._clock.seconds() - self._up_since < UNTRIED
 
     def _full(self) -> str:
         if isinstance(self._queue, topology.Exchange):
@@ -379,7 +367,6 @@ class Producer(BaseHandler):
             self._reopen()
         if not stalls:
             self._retry_wait.reset()
-            self._doubts.taken()
 
     def _retry(self) -> None:
         if self._client is not None:

@@ -30,6 +30,7 @@ from . import delivery, topology
 from .acks import AckTracker
 from .backoff import Backoff
 from .consumer import letter
+from .doubts import Doubts
 from .looking import look
 from .packing import APP_ID
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, Getter, as_failure
@@ -155,7 +156,7 @@ class Roster(BaseHandler):
         self._telling: list[str] = []
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
-        self._tried: set[str] = set()  # queues that took something on this channel
+        self._doubts = Doubts()
         self._warned: str | None = None
         self._plain = False  # the nodes' queues are quorum queues
 
@@ -251,9 +252,10 @@ class Roster(BaseHandler):
         missing = False
         for word in self._take(tag, multiple):
             if not word.returned:
-                self._tried.add(word.queue)
-                self._retry_wait.reset()
-                self._warned = None
+                self._doubts.taken(word.queue)
+                if not self._waiting:  # nothing that is refused
+                    self._retry_wait.reset()
+                    self._warned = None
                 if word.arrived is not None:
                     word.arrived()
             elif word.queue == self._register.name:
@@ -263,20 +265,19 @@ class Roster(BaseHandler):
             self._begin_again(f"the queue {self._register.name} is gone; declaring it again")
 
     def refused(self, tag: int, multiple: bool) -> None:
-        words = self._take(tag, multiple)
-        for word in words:
+        for word in self._take(tag, multiple):
             self._waiting.setdefault(word.key, word)
-        why = "a queue of the nodes refuses a message; trying again"
-        if any(word.queue not in self._tried for word in words):
-            self._begin_again(why)  # the channel itself may be what is refused: see `doubts`
-            return
-        self._warn(why)
+            self._doubts.refused(word.queue)
+        self._warn("a queue of the nodes refuses a message; trying again")
         if self._retry_call is None:
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._go_on)
 
     def _go_on(self) -> None:
         self._retry_call = None
-        if self._client is not None:
+        if self._doubts.again():
+            self._forget()
+            self._reset()
+        elif self._client is not None:
             self._client.run(self._publish_again())
 
     async def _publish_again(self) -> None:
@@ -305,7 +306,7 @@ class Roster(BaseHandler):
         self._roll.begin(self._clock.seconds() + REGROUP if self._was_up else 0.0)
         self._acks = AckTracker()
         self._next_tag = 1
-        self._tried.clear()
+        self._doubts.began()
         try:
             await topology.declare(client, SCRATCH, self._register, self._warn)
             channel = await client.open_channel(REGISTER, self)

@@ -25,6 +25,7 @@ from ..amqp.wire import WireError
 from ..boundaries import Clock, DelayedCall
 from ..broker import topology
 from ..broker.backoff import Backoff
+from ..broker.doubts import Doubts
 from ..broker.packing import APP_ID
 from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from ._manager import Fail
@@ -73,7 +74,7 @@ class PresenceRole(BaseHandler):
         )
         self._client: BrokerProtocol | None = None
         self._ready = False  # the channel takes announcements
-        self._tried = False  # it has taken some
+        self._doubts = Doubts()
         self._pump_call: DelayedCall | None = None
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
@@ -190,7 +191,7 @@ class PresenceRole(BaseHandler):
                 self._presence.resync()  # it is gone with all that was in it
             await topology.declare(client, SCRATCH, self._queue, self._warn)
             channel = await client.open_channel(PRESENCE, self)
-            self._tried = False
+            self._doubts.began()
             await channel.confirm_select()
         except (BrokerError, Closed) as error:
             reason = as_failure(error).value
@@ -243,7 +244,7 @@ class PresenceRole(BaseHandler):
         except UnknownTag as error:
             raise WireError(str(error)) from None
         if kept:
-            self._tried = True
+            self._doubts.taken(self._queue.name)
             self._retry_wait.reset()
             self._warned = None
             self._soon()
@@ -258,9 +259,9 @@ class PresenceRole(BaseHandler):
         except UnknownTag as error:
             raise WireError(str(error)) from None
         self._warn(f"the queue {self._queue.name} refuses presence; trying again")
+        self._doubts.refused(self._queue.name)
         if self._retry_call is None:
-            # The channel itself may be what is refused: see `broker.doubts`.
-            self._again_later(self._go_on if self._tried else self._reset)
+            self._again_later(self._go_on)
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         # A return carries no tag; but of each connection at most one is in flight.
@@ -284,11 +285,15 @@ class PresenceRole(BaseHandler):
 
     def _go_on(self) -> None:
         self._retry_call = None
-        self._soon()
+        if self._doubts.again():
+            self._reset()
+        else:
+            self._soon()
 
     def _reset(self) -> None:
         """Begin again with a new channel on the same connection."""
         self._retry_call = None
+        self._ready = False
         client = self._client
         if client is not None:
             self._presence.lost()
