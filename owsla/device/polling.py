@@ -17,9 +17,15 @@ from twisted.python.failure import Failure
 
 from ..boundaries import DelayedCall, Reactor
 
-AT_ONCE: Final = 256
-"""Events dealt with in one turn of the reactor; the system puts the others first in the next (epoll_wait(2)). Lines of a turn
-share what is done once a turn, such as writing to the broker; 256 of them take some five milliseconds."""
+SLICE: Final = 16
+"""Events asked for at a time; the system puts the other sockets first the next time (epoll_wait(2))."""
+
+SLICES: Final = 16
+"""How often that is done in one turn of the reactor, at most. Lines of a turn share what is done once a turn, such as writing
+to the broker; 256 of them take some five milliseconds."""
+
+TURN: Final = 0.005
+"""Seconds after which a turn takes no more events. 256 handshakes would take fifty milliseconds."""
 
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
@@ -121,9 +127,18 @@ class Poller:
         return "devices"
 
     def doRead(self) -> None:
-        assert self._epoll is not None
+        end = self.seconds() + TURN
+        for _ in range(SLICES):
+            if self._epoll is None:
+                return
+            ready = self._epoll.poll(0, SLICE)
+            self._deal_with(ready)
+            if len(ready) < SLICE or self.seconds() >= end:
+                return
+
+    def _deal_with(self, ready: list[tuple[int, int]]) -> None:
         sockets = self._sockets
-        for fd, events in self._epoll.poll(0, AT_ONCE):
+        for fd, events in ready:
             one = sockets.get(fd)
             if one is None:
                 continue  # closed for an event before this one

@@ -293,8 +293,8 @@ class TLSTransport:
         try:
             state = self._state
             if state == OPEN:
-                # One record a turn: without read-ahead OpenSSL takes no more than that from the socket, so what is left makes
-                # the socket readable again, and no connection gets more than its turn.
+                # One record at a time: without read-ahead OpenSSL takes no more than that from the socket, so what is left
+                # makes the socket readable again, and others have their turn before it.
                 try:
                     data = self._tls.recv(RECORD)  # type: ignore[union-attr]
                 except SSL.WantReadError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,7 +12,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.polling import AT_ONCE, Poller
+from owsla.device.polling import SLICE, SLICES, TURN, Poller
 
 from ._sockets import Loop, reset, tcp_pair, unix_pair
 
@@ -142,7 +143,7 @@ class PollerTests(SynchronousTestCase):
                 self.real = real
 
             def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
-                return [(one.fileno(), 8)]  # EPOLLERR
+                return [(one.fileno(), select.EPOLLERR)]
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.real, name)
@@ -166,16 +167,33 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual((bad.reads, good.reads), (1, 1))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
-    def test_a_turn_has_its_measure(self) -> None:
-        """Of many that are ready so many have a turn at once, and the others the next: none waits for those that talk on."""
-        many = [self.descriptor() for _ in range(AT_ONCE + AT_ONCE // 2)]
+    def many(self, count: int) -> list[Descriptor]:
+        """So many that have more to say than they are read of in a turn."""
+        many = [self.descriptor() for _ in range(count)]
         for each in many:
             self.poller.addReader(each)
-            each.peer.send(b"aaa")
+            each.peer.send(b"aaaaaa")
+        return many
+
+    def test_a_turn_has_its_measure(self) -> None:
+        """Of many that are ready so many have a turn at once, and the others the next: none waits for those that talk on."""
+        most = SLICE * SLICES
+        many = self.many(most + most // 2)
         self.loop.turn()
-        self.assertEqual(sum(each.reads for each in many), AT_ONCE)
+        self.assertEqual(sum(each.reads for each in many), most)
         self.loop.turn()
-        self.assertEqual(sum(each.reads > 0 for each in many), len(many))
+        self.assertEqual({each.reads for each in many}, {1, 2})
+
+    def test_a_turn_has_its_time(self) -> None:
+        """When those that had their turn took long the others wait for the next; the same ones never have two before them."""
+        many = self.many(4 * SLICE)
+        for each in many:
+            each.after_reading = lambda: self.loop.advance(TURN / SLICE)
+        for turn in range(1, 9):
+            self.loop.turn()
+            self.assertEqual(sum(each.reads for each in many), turn * SLICE)
+            if turn % 4 == 0:
+                self.assertEqual({each.reads for each in many}, {turn // 4})
 
     def test_the_end_of_the_reactor(self) -> None:
         """A reactor that stops tells its descriptors so, and they hear of it; nothing of the set is left then."""
