@@ -190,6 +190,7 @@ class Settings:
     idle_timeout: float  # 0 is off
     max_line: int
     max_rate: float | None
+    linger: float  # seconds
     delimiter: bytes
     device_ack: str | None
     dialect: type[Dialect] | None  # None: lines pass as they are
@@ -647,6 +648,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _LINES, "max-rate", "NUMBER", "off", _or("off", None, _rate),
         "Lines a second that one connection may send; a faster one is read more slowly.",
+    ),
+    Option(
+        _LINES, "linger", "TIME", "2ms", _duration(zero=True, longest=1.0),
+        "While devices send more than some 3,000 lines a second, lines wait up to this long for each other to be read and "
+        "published together, which saves CPU here and in the broker; 0: never.",
     ),
     Option(
         _LINES, "dialect", "NAME", "lines", _or("lines", None, _dialect),

@@ -288,6 +288,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         share=inherited.share if inherited is not None else None,
         make=_speaking(settings),
         memory=Memory(),
+        linger=settings.linger,
     )
 
     # Who is told of what happens

@@ -144,10 +144,12 @@ class Listener(Worker):
         share: Share | None = None,
         make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
         memory: Memory | None = None,
+        linger: float = 0.0,
     ) -> None:
         """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
         makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
-        address; `share` is there where other processes listen on the same socket; `memory` is that of the process.
+        address; `share` is there where other processes listen on the same socket; `memory` is that of the process; `linger`
+        is that of a `Poller`.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -156,7 +158,7 @@ class Listener(Worker):
         self._log = Logger(namespace="owsla")
         self._reactor = reactor
         self._clock: Clock = reactor
-        self._poller = Poller(reactor)
+        self._poller = Poller(reactor, linger)
         self._socket = sock
         self._context = context
         self._hub = hub

@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.polling import SLICE, SLICES, TURN, Poller
+from owsla.device.polling import BUSY, LOOK, SLICE, SLICES, TURN, Poller
 
 from ._sockets import Loop, reset, tcp_pair, unix_pair
 
@@ -212,3 +212,88 @@ class PollerTests(SynchronousTestCase):
         reset(one.peer)
         self.loop.settle()
         self.assertEqual((one.reads, one.lost), (1, []))
+
+
+LINGER = 0.002
+
+
+class LingerTests(PollerTests):
+    """The same is true of one that lingers; and many events wait for each other."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.poller = Poller(self.loop, LINGER)
+
+    def talk(self, rate: float, seconds: float) -> tuple[int, int]:
+        """One device says a byte so many times a second, evenly: how many turns that took, and how many bytes waited."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        turns: list[int] = []
+        said = waiting = 0
+        read = one.reads
+
+        def turn() -> None:
+            nonlocal read
+            while self.loop.turn():
+                pass
+            if one.reads > read:
+                turns.append(one.reads - read)
+                read = one.reads
+
+        for _ in range(round(rate * seconds)):
+            one.peer.send(b"a")
+            said += 1
+            turn()
+            waiting = max(waiting, said - one.reads)
+            self.loop.advance(1 / rate)
+        self.loop.advance(LINGER)
+        turn()
+        self.assertEqual(one.reads, said)
+        self.poller.removeReader(one)
+        return len(turns), waiting
+
+    def test_few_do_not_wait(self) -> None:
+        rate = BUSY * 0.9
+        turns, waiting = self.talk(rate, 1.0)
+        self.assertEqual((turns, waiting), (round(rate), 0))
+
+    def test_many_wait_for_each_other(self) -> None:
+        """None of them longer than that."""
+        rate = BUSY * 2
+        self.talk(rate, 2 * LOOK)
+        turns, waiting = self.talk(rate, 1.0)
+        self.assertLess(turns, 1.1 / LINGER + rate * LOOK)
+        self.assertGreater(waiting, 1)
+        self.assertLessEqual(waiting, rate * LINGER + 1)
+
+    def test_the_last_does_not_wait_long(self) -> None:
+        """When many become few again they wait no more."""
+        self.talk(BUSY * 2, 1.0)
+        self.loop.advance(LOOK)
+        turns, waiting = self.talk(100, 1.0)
+        self.assertGreaterEqual(turns, 99)
+        self.assertLessEqual(waiting, 1)
+
+    def test_one_that_talks_on(self) -> None:
+        """What is there already does not wait, however many turns of one socket it takes."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.assertNotIn(self.poller, self.loop.readers, "it does not linger")
+        one.peer.send(b"a" * 200)
+        self.loop.advance(LINGER)
+        self.assertEqual(one.reads, 200)
+
+    def test_closed_while_it_lingers(self) -> None:
+        """Nothing is left of it then."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        for _ in range(round(BUSY)):
+            one.peer.send(b"a")
+            self.loop.advance(0.5 / BUSY)
+            self.loop.turn()
+            if self.poller not in self.loop.readers:
+                break
+        self.assertEqual(len(self.loop.getDelayedCalls()), 1, "it does not linger")
+        self.poller.removeReader(one)
+        self.assertEqual(self.loop.getDelayedCalls(), [])
