@@ -155,7 +155,7 @@ class Poller:
 
     def _take(self, end: float) -> bool:
         """Deal with what is ready, with a turn's measure, and until then. Whether that was all there was."""
-        # Who has more to say than was read is ready again. A reactor says so at once; we should have to wait for ourselves.
+        # Who has more to say than one read took is ready again at once, and is not to wait for the next turn when that lingers.
         enough = 1 if self._busy else SLICE
         for _ in range(SLICES):
             if self._epoll is None:
