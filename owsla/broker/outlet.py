@@ -7,17 +7,29 @@ time: more than putting a line's frames together.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPullProducer, ISystemHandle
 from zope.interface import implementer
 
 
-def writer(transport: Any) -> Callable[[bytes], object]:
-    """How bytes are best written to a connected transport: to its socket, where it has one of its own and no TLS before it."""
+class Writable(Protocol):
+    """Takes bytes."""
+
+    def write(self, data: bytes) -> object: ...
+
+
+def outlet(transport: Any) -> Writable:
+    """What is best written to of a connected transport: its socket, where it has one of its own and no TLS before it."""
     handle = transport.getHandle() if ISystemHandle.providedBy(transport) else None
-    return Outlet(transport, handle).write if isinstance(handle, socket.socket) else transport.write
+    return Outlet(transport, handle) if isinstance(handle, socket.socket) else transport
+
+
+class Nowhere:
+    """Stands where there is no connection, or one that was aborted."""
+
+    def write(self, data: bytes) -> None:
+        """Drop it."""
 
 
 @implementer(IPullProducer)

@@ -12,7 +12,7 @@ bodies, bodies of several frames, client properties, heartbeats, and the methods
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, inlineCallbacks
@@ -33,7 +33,7 @@ from ..amqp import methods, wire
 from ..amqp.wire import WireError
 from ..boundaries import Clock, DelayedCall
 from ..turn import Turn
-from .outlet import writer
+from .outlet import Nowhere, Writable, outlet
 
 FRAME_MAX: Final = 131072
 """The largest frame we ask for, in bytes: RabbitMQ's own default."""
@@ -266,7 +266,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self.heartbeat = heartbeat
         self._turn = turn
         self._out: list[bytes] = []
-        self._send: Callable[[bytes], object] = _nowhere
+        self._outlet: Writable = Nowhere()
         self._flushing = False
         self._rest = b""
         self._content: dict[int, _Content] = {}
@@ -280,7 +280,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._send = writer(self.transport)
+        self._outlet = outlet(self.transport)
         # txAMQP's own is that of AMQP 0-9.
         self.write(wire.PROTOCOL_HEADER)
         ensureDeferred(self._open()).addErrback(self._refused)
@@ -379,7 +379,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if self._reason is None:
             self._reason = Failure(reason)
         if self.transport is not None:
-            self._send = _nowhere
+            self._outlet = Nowhere()
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -389,7 +389,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self._reason = reason
         reason = self._reason
         self._out.clear()
-        self._send = _nowhere
+        self._outlet = Nowhere()
         if not self.closed:
             self.do_close(reason)
         self.disconnected.fire()
@@ -441,7 +441,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             data = b"".join(self._out)
             self._out.clear()
             try:
-                self._send(data)
+                self._outlet.write(data)
             except Exception as error:
                 self.abort(error)
 
@@ -625,10 +625,6 @@ class _Content:
         self.header = b""
         self.missing = 0
         self.parts: list[bytes] = []
-
-
-def _nowhere(data: bytes) -> None:
-    """Write to a connection that is not there, or that is aborted."""
 
 
 def _describe(head: bytes) -> str:

@@ -241,7 +241,7 @@ async def test_broker_timers(run: Run) -> None:
     """
     it = await trial(run)
     await it.fails_somewhere("owsla.broker.protocol:BrokerProtocol._listen_and_speak", BROKER)
-    await it.fails_somewhere("twisted.internet.tcp:Client.write", BROKER)
+    await it.fails_somewhere("owsla.broker.outlet:Outlet.write", BROKER)
     await it.fails("owsla.broker.roster:Roster._look_round", ROSTER)
     await it.fails("owsla.broker.roster:Roster.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()
