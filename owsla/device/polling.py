@@ -181,10 +181,18 @@ class Poller:
         if self._busy:
             if self._waking is None:
                 self._reactor.removeReader(self)
-            self._waking = self._reactor.callLater(max(0.0, start + linger - self.seconds()), self.doRead)
+            self._waking = self._reactor.callLater(min(linger, max(0.0, start + linger - self.seconds())), self._wake)
         elif self._waking is not None:
             self._waking = None
             self._reactor.addReader(self)
+
+    def _wake(self) -> None:
+        try:
+            self.doRead()
+        except Exception:
+            # What a reactor does with a descriptor that raises; nobody else would wake the devices again.
+            self._log.failure("Polling the devices failed")
+            self.connectionLost(Failure())
 
     def _deal_with(self, ready: list[tuple[int, int]]) -> None:
         sockets = self._sockets

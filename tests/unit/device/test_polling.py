@@ -284,6 +284,16 @@ class LingerTests(PollerTests):
         self.loop.advance(LINGER)
         self.assertEqual(one.reads, 200)
 
+    def test_failed_while_it_lingers(self) -> None:
+        """An epoll set that fails is given up with its sockets, as by a reactor; none of them is forgotten in silence."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.patch(self.poller, "_take", lambda end: 1 / 0)
+        self.loop.advance(LINGER)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual((len(one.lost), self.poller.fileno(), self.loop.getDelayedCalls()), (1, -1, []))
+
     def test_closed_while_it_lingers(self) -> None:
         """Nothing is left of it then."""
         one = self.descriptor()
