@@ -651,8 +651,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _LINES, "linger", "TIME", "2ms", _duration(zero=True, longest=1.0),
-        "While more than some 3,000 lines a second come to a process they wait for each other, about this long at most, to be read "
-        "and published together, which saves CPU here and in the broker; 0: never.",
+        "While more than some 3,000 lines a second come to a process they wait for each other, about this long at most, to be "
+        "read and published together, which saves CPU here and in the broker; 0: never.",
     ),
     Option(
         _LINES, "dialect", "NAME", "lines", _or("lines", None, _dialect),

@@ -29,7 +29,7 @@ from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import HangupWatch
 from owsla.device.hub import Hub
-from owsla.device.lifecycle import Life, Lifecycle, diagram
+from owsla.device.lifecycle import MACHINE, Life, Lifecycle, diagram
 from owsla.device.listener import Listener, claim
 from owsla.device.transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
@@ -124,9 +124,8 @@ class Effects:
 
 
 def state_of(life: Life) -> str:
-    """The name of a machine's state. Automat shows it to nobody."""
-    name: str = cast(Any, life).__automat_transitioner__._state.name
-    return name
+    """The name of a machine's state."""
+    return cast(Lifecycle, life).state.name
 
 
 def happen(life: Life, *inputs: str) -> None:
@@ -153,9 +152,8 @@ class MachineTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """The table of these tests is of all states and all inputs that there are."""
-        automaton = Lifecycle.__automat_automaton__
-        self.assertEqual({state.name for state in automaton.states()}, set(LIVES))
-        self.assertEqual(automaton.inputAlphabet(), set(INPUTS))
+        self.assertEqual({state.name for state in MACHINE.states()}, set(LIVES))
+        self.assertEqual(MACHINE.inputAlphabet(), set(INPUTS))
         self.assertEqual({name for name in vars(Life) if not name.startswith("_")}, set(INPUTS))
         for row in LIVES.values():
             self.assertEqual(len(row), len(INPUTS))

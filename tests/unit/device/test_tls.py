@@ -184,6 +184,41 @@ class ServerContextTests(_Files):
         server, _ = _shake(self.context(), client)
         self.assertEqual(server.get_cipher_name(), "ECDHE-ECDSA-AES128-GCM-SHA256")
 
+    def test_quickest_suite(self) -> None:
+        """AES-128 with SHA-256 is taken, whose handshake costs least; a device that does not know it gets what it knows."""
+        context = self.context()
+        for version, name in (
+            (SSL.TLS1_2_VERSION, "ECDHE-ECDSA-AES128-GCM-SHA256"),
+            (SSL.TLS1_3_VERSION, "TLS_AES_128_GCM_SHA256"),
+        ):
+            server, _ = _shake(context, _client(version=version))
+            self.assertEqual(server.get_cipher_name(), name)
+        for name in ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"):
+            client = _client(version=SSL.TLS1_3_VERSION)
+            client.set_tls13_ciphersuites(name.encode())
+            server, _ = _shake(context, client)
+            self.assertEqual(server.get_cipher_name(), name)
+
+    def test_suites_of_the_operator(self) -> None:
+        """Where OpenSSL's configuration file names the suites of TLS 1.3, its list stays as it is."""
+        configuration = self.file(
+            b"openssl_conf = init\n[init]\nssl_conf = ssl\n[ssl]\nsystem_default = all\n"
+            b"[all]\nCiphersuites = TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256\n"
+        )
+        key = _ec_key()
+        cert = self.file(_pem(_issue(key, common_names=("server",)), key))
+        script = (
+            "import pathlib, sys; from OpenSSL import SSL; from owsla.device.tls import server_context\n"
+            "file = pathlib.Path(sys.argv[1])\n"
+            "context = server_context(file, file, client_ca=None, client_cert='require')\n"
+            "print([name for name in SSL.Connection(context).get_cipher_list() if name.startswith('TLS_')])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, cert],
+            env=os.environ | {"OPENSSL_CONF": str(configuration)}, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual(done.stdout.strip(), "['TLS_CHACHA20_POLY1305_SHA256', 'TLS_AES_128_GCM_SHA256']")
+
     def test_old_cipher(self) -> None:
         """A small device that knows only AES-CBC with TLS 1.2 can connect; one without forward secrecy can't."""
         for cipher, accepted in ((b"ECDHE-RSA-AES128-SHA", True), (b"AES128-SHA", False)):
