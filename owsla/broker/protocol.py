@@ -267,6 +267,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self._turn = turn
         self._out: list[bytes] = []
         self._outlet: Writable = Nowhere()
+        self._gone = False
         self._flushing = False
         self._rest = b""
         self._content: dict[int, _Content] = {}
@@ -378,7 +379,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             reason = BrokerError(reason.code, reason.text, scope="connection")
         if self._reason is None:
             self._reason = Failure(reason)
-        if self.transport is not None:
+        if self.transport is not None and not self._gone:
             self._outlet = Nowhere()
             self.transport.abortConnection()
 
@@ -388,6 +389,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if self._reason is None:
             self._reason = reason
         reason = self._reason
+        self._gone = True
         self._out.clear()
         self._outlet = Nowhere()
         if not self.closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from cryptography import x509
 
 from ._support.certificates import Authority
@@ -37,6 +38,22 @@ async def test_another_name(broker: Broker, lab: Lab) -> None:
     assert "Listening" not in owsla.output()
 
 
+@pytest.mark.parametrize("hosts", [[], [x509.DNSName("*.local")]], ids=["no-name", "odd-wildcard"])
+@reactor_test
+async def test_no_name(broker: Broker, lab: Lab, hosts: list[x509.GeneralName]) -> None:
+    """A certificate that says of nobody in particular whose it is is refused, in one line that says so: the password goes to
+    nobody. A stop while it is tried again is in order.
+    """
+    authority = Authority(lab.folder / "authority")
+    proxy = await lab.proxy(broker.port, authority.issue("localhost", hosts=hosts))
+    owsla = lab.new_owsla(broker=f"amqps://guest:guest@localhost:{proxy.port}", broker_ca=str(authority.ca))
+    owsla.launch()
+    await owsla.wait_for_line(r"Broker unavailable: amqps://guest@localhost:\d+/%2F: TLS: .*'s certificate is refused: ")
+    assert await owsla.terminate() == 0
+    assert "Broker connected" not in owsla.output()
+    assert "Traceback" not in owsla.output()
+
+
 @reactor_test
 async def test_another_authority(broker: Broker, lab: Lab) -> None:
     """A certificate that nobody trusted has signed is refused, in one line."""
@@ -44,7 +61,7 @@ async def test_another_authority(broker: Broker, lab: Lab) -> None:
     trusted = Authority(lab.folder / "another")
     owsla = lab.new_owsla(broker=f"amqps://guest:guest@localhost:{proxy.port}", broker_ca=str(trusted.ca))
     owsla.launch()
-    await owsla.wait_for_line(r"Broker unavailable: amqps://.*: TLS: certificate verify failed")
+    await owsla.wait_for_line(r"Broker unavailable: amqps://.*certificate is refused: its authority is not one that is trusted")
     assert "Listening" not in owsla.output()
 
 

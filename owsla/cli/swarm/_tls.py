@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -14,17 +14,7 @@ from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
 from ...config import ConfigError, os_reason, read_file
-
-_WORDS: Final = {
-    "DEPTH_ZERO_SELF_SIGNED_CERT": "it is signed by itself",
-    "SELF_SIGNED_CERT_IN_CHAIN": "its authority is not one that is trusted",
-    "UNABLE_TO_GET_ISSUER_CERT": "its authority is not one that is trusted",
-    "UNABLE_TO_GET_ISSUER_CERT_LOCALLY": "its authority is not one that is trusted",
-    "UNABLE_TO_VERIFY_LEAF_SIGNATURE": "its authority is not one that is trusted",
-    "CERT_SIGNATURE_FAILURE": "its authority is not one that is trusted",
-    "CERT_HAS_EXPIRED": "it has expired",
-    "CERT_NOT_YET_VALID": "it is not valid yet",
-}
+from ...verification import why_not
 
 
 class Pairs:
@@ -170,19 +160,11 @@ def context(ca: str | None, insecure: bool, pair: tuple[str, str] | None, verdic
     def verified(_: SSL.Connection, __: Any, error: int, depth: int, good: int) -> bool:
         verdict.asked = True
         if not good:
-            verdict.problem = f"the gateway's certificate is not trusted: {_reason(error)}"
+            verdict.problem = f"the gateway's certificate is not trusted: {why_not(error)}"
         return insecure or bool(good)
 
     made.set_verify(SSL.VERIFY_PEER, verified)
     return made
-
-
-def _reason(error: int) -> str:
-    for name, number in vars(SSL.X509VerificationCodes).items():
-        if number == error and not name.startswith("_"):
-            name = name.removeprefix("ERR_")
-            return _WORDS.get(name) or name.replace("_", " ").lower()
-    return f"error {error}"
 
 
 def failure(error: Exception) -> str:

@@ -48,24 +48,22 @@ class Authority:
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None) -> tuple[Path, Path]:
-        """Make a certificate for these hosts, or localhost and the loopback addresses; return its file and its key's."""
+        """Make a certificate for these hosts, or localhost and the loopback addresses; return its file and its key's.
+
+        For no hosts at all (`[]`) it has no subjectAltName.
+        """
         key = _key(self.kind)
-        certificate = (
-            self._builder(_name(name), key)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName(
-                    hosts
-                    or [
-                        x509.DNSName("localhost"),
-                        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-                        x509.IPAddress(ipaddress.ip_address("::1")),
-                    ]
-                ),
-                critical=False,
-            )
-            .sign(self._key, hashes.SHA256())
-        )
+        builder = self._builder(_name(name), key)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        if hosts is None:
+            hosts = [
+                x509.DNSName("localhost"),
+                x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                x509.IPAddress(ipaddress.ip_address("::1")),
+            ]
+        if hosts:
+            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         certificate_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(_pem(key))
