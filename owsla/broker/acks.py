@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+
 
 class AckTracker:
     """The delivery tags of one consuming channel, from delivered to acknowledged.
@@ -11,41 +13,39 @@ class AckTracker:
     the prefetch behind it.
     """
 
-    __slots__ = ("_acked_alone", "_ahead", "_low", "_top")
+    __slots__ = ("_ahead", "_held", "_high", "_top")
 
     def __init__(self) -> None:
-        self._low = 1  # the lowest tag that is not done
-        self._top = 0  # the highest tag below it that is done and not acknowledged; 0: none
-        self._ahead: set[int] = set()  # done beyond _low, not acknowledged
-        self._acked_alone: set[int] = set()  # acknowledged beyond _low
+        self._high = 0  # the highest tag that is done
+        self._held: dict[int, None] = {}  # the tags below it that are not, ascending
+        self._top = 0  # done with none held before it, and not acknowledged; 0: none
+        self._ahead: list[int] = []  # others that are done and not acknowledged
 
     def done(self, tag: int) -> None:
         """This delivery has been dealt with. Saying so twice changes nothing."""
-        if tag != self._low:
-            if tag > self._low and tag not in self._acked_alone:
-                self._ahead.add(tag)
+        high = self._high
+        if tag > high:
+            self._high = tag
+            if tag == high + 1 and not self._held:
+                self._top = tag
+                return
+            # What is held is remembered, and not what is done beyond it: that goes on for as long as one is held.
+            self._held.update(dict.fromkeys(range(high + 1, tag)))
+        elif tag in self._held:
+            del self._held[tag]
+        else:
             return
-        self._top = tag
-        tag += 1
-        if self._ahead or self._acked_alone:
-            while True:
-                if tag in self._ahead:
-                    self._ahead.remove(tag)
-                    self._top = tag
-                elif tag in self._acked_alone:
-                    # A cumulative acknowledgement has to name a tag that is still outstanding, so _top stays.
-                    self._acked_alone.remove(tag)
-                else:
-                    break
-                tag += 1
-        self._low = tag
+        self._ahead.append(tag)
 
     def take(self) -> tuple[int, list[int]]:
         """What to acknowledge now: cumulatively up to this tag (0: nothing), and these ones alone."""
         top, self._top = self._top, 0
         if not self._ahead:
             return top, []
-        alone = sorted(self._ahead)
-        self._acked_alone |= self._ahead
-        self._ahead = set()
-        return top, alone
+        ahead, self._ahead = sorted(self._ahead), []
+        held = next(iter(self._held), self._high + 1)
+        # A cumulative acknowledgement has to name a tag that is still outstanding, so it is one of these.
+        contiguous = bisect(ahead, held)
+        if contiguous:
+            top = max(top, ahead[contiguous - 1])
+        return top, ahead[contiguous:]

@@ -169,11 +169,15 @@ class BrokerConnection(Worker):
             )
         )
         factory.noisy = False
-        endpoint: Any = HostnameEndpoint(self._reactor, address.host.encode(), address.port, timeout=CONNECT_TIMEOUT)
-        if address.tls:
-            assert self._tls is not None
-            endpoint = wrapClientTLS(self._tls(address.host), endpoint)
-        client: BrokerProtocol = await endpoint.connect(factory)
+        try:
+            endpoint: Any = HostnameEndpoint(self._reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)
+            if address.tls:
+                assert self._tls is not None
+                endpoint = wrapClientTLS(self._tls(address.host), endpoint)
+            client: BrokerProtocol = await endpoint.connect(factory)
+        except ValueError as error:
+            # A name that cannot be one, or that TLS cannot verify: it is this address's fault, and others may do.
+            raise BrokerError(0, f"it cannot be connected to: {error}", scope="connection") from error
         self._client = client
         ready = client.ready
         timeout = self._clock.callLater(

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
-from ..boundaries import Clock, DelayedCall, DeliverySource, Letter, Router
+from ..boundaries import BAD, Clock, DelayedCall, DeliverySource, Letter, Router
 from ..events import BrokerWarning, Event
 from ..turn import Turn
 from . import delivery, topology
@@ -180,8 +180,8 @@ def letter(
     now: Callable[[], float],
 ) -> Letter:
     """A message with all that its headers say; `now()` is in seconds since the epoch."""
-    expires_at = None if address.expires_at is None else address.expires_at / 1000
-    if address.expiration is not None:
+    expires_at = None if address.expires_at is None else address.expires_at / 1000 if address.expires_at != BAD else BAD
+    if address.expiration is not None and expires_at != BAD:
         counted = now() + address.expiration / 1000
         expires_at = counted if expires_at is None else min(expires_at, counted)
     return Letter(

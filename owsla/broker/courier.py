@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final
 
 from twisted.python.failure import Failure
@@ -36,6 +37,10 @@ FORWARD_AGAIN: Final = 0.5
 
 ABSENCES_REMEMBERED: Final = 1000
 """How many nodes that are not there are remembered: an id that somebody made up names one, too."""
+
+REPORTS_WAITING: Final = 10_000
+"""How many delivery reports may be on their way. Nothing waits for them, so nothing else bounds them while the broker is
+blocked; what comes on top is dropped."""
 
 
 class Parcel:
@@ -117,8 +122,11 @@ class Courier(BaseHandler):
         self._held: deque[Parcel] = deque()
         self._hold_call: DelayedCall | None = None
         self._client: BrokerProtocol | None = None
-        self._sent: dict[int, Parcel] = {}
+        self._sent: dict[int, Parcel] = {}  # by delivery tag, ascending
+        # Of those sent that a message waits for, the ones that were not returned: by queue and tag.
+        self._returnable: dict[str, dict[int, Parcel]] = {}
         self._next_tag = 1
+        self._reports = 0  # how many of those that are sent, or wait, are reports
         self._waiting: deque[Parcel] = deque()
         # How many of the first that wait may be what the broker closed the channel for. They are sent one at a time.
         self._suspects = 0
@@ -128,7 +136,7 @@ class Courier(BaseHandler):
         self.recorded: dict[str, int] = {}
         """How many messages were undeliverable so far, by reason."""
         self.reports_dropped = 0
-        """How many delivery reports had nowhere to go."""
+        """How many delivery reports had nowhere to go, or were too many."""
 
     # -- what is asked of it ---------------------------------------------------------------------------------------------
 
@@ -154,8 +162,12 @@ class Courier(BaseHandler):
     def report(self, letter: Letter, outcome: str) -> None:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
+        if self._reports >= REPORTS_WAITING:
+            self.reports_dropped += 1
+            return
         queue = letter.reply_to.decode("utf-8", "surrogateescape")
         properties = records.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
+        self._reports += 1
         self._send(Parcel(queue, properties, b"", None, None))
 
     def lost(self, queue: str) -> None:
@@ -189,6 +201,8 @@ class Courier(BaseHandler):
             self._strip(parcel)
         parcel.returned = False
         self._sent[self._next_tag] = parcel
+        if parcel.letter is not None:
+            self._returnable.setdefault(parcel.queue, {})[self._next_tag] = parcel
         self._next_tag += 1
         client.write(
             wire.frame(
@@ -242,6 +256,7 @@ class Courier(BaseHandler):
         """What was sent and not confirmed goes to the front of what waits, in order."""
         self._waiting.extendleft(reversed(self._sent.values()))
         self._sent.clear()
+        self._returnable.clear()
 
     def blocked(self, reason: str) -> None:
         """Nothing to do: what is sent waits in the socket, and is confirmed late."""
@@ -258,7 +273,7 @@ class Courier(BaseHandler):
         if self._suspects and len(self._sent) == 1:
             culprit = next(iter(self._sent.values()))
             if culprit.letter is None or culprit.alone:
-                self._sent.clear()
+                self._take(0, True)
                 self._give_up(culprit, str(reason.value))
             else:
                 self._strip(culprit)
@@ -283,9 +298,11 @@ class Courier(BaseHandler):
 
     def confirmed(self, tag: int, multiple: bool) -> None:
         for parcel in self._take(tag, multiple):
+            if parcel.letter is None:
+                continue
             if parcel.returned:
-                self._undelivered(parcel)
-            elif parcel.letter is not None:
+                self._undelivered(parcel, parcel.letter)
+            else:
                 self._retry_wait.reset()
                 self._doubts.taken(parcel.queue)
                 if parcel.reason is None:
@@ -305,30 +322,45 @@ class Courier(BaseHandler):
         self._continue()
 
     def _take(self, tag: int, multiple: bool) -> list[Parcel]:
-        tags = [sent for sent in self._sent if not tag or sent <= tag] if multiple else [tag] if tag in self._sent else []
-        taken = [self._sent.pop(tag) for tag in tags]
+        if not multiple:
+            tags = [tag] if tag in self._sent else []
+        else:
+            tags = list(takewhile(tag.__ge__, self._sent) if tag else self._sent)
+        taken: list[Parcel] = []
+        for tag in tags:
+            parcel = self._sent.pop(tag)
+            taken.append(parcel)
+            if parcel.letter is None:
+                self._reports -= 1
+            elif not parcel.returned:
+                self._no_longer_returnable(parcel.queue, tag)
         self._suspects = max(0, self._suspects - len(taken))
         return taken
 
+    def _no_longer_returnable(self, queue: str, tag: int) -> None:
+        parcels = self._returnable[queue]
+        del parcels[tag]
+        if not parcels:
+            del self._returnable[queue]
+
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
+        parcels = self._returnable.get(routing_key)
+        if parcels is None:
+            self.reports_dropped += 1  # nothing else goes to that queue, so it is a report, no matter which one
+            return
         # A return carries no tag. It is the oldest that is just like it; the properties come back as they were sent.
         properties = header[12:]
-        same_queue = [parcel for parcel in self._sent.values() if parcel.queue == routing_key and not parcel.returned]
-        for parcel in same_queue:
-            if parcel.properties == properties and parcel.body == body:
-                parcel.returned = True
-                return
-        if same_queue:
-            same_queue[0].returned = True
+        alike = (tag for tag, parcel in parcels.items() if parcel.properties == properties and parcel.body == body)
+        tag = next(alike, next(iter(parcels)))
+        parcels[tag].returned = True
+        self._no_longer_returnable(routing_key, tag)
 
-    def _undelivered(self, parcel: Parcel) -> None:
+    def _undelivered(self, parcel: Parcel, letter: Letter) -> None:
         """It was returned: there is no such queue."""
-        if parcel.letter is None:
-            self.reports_dropped += 1
-        elif parcel.reason is not None:
+        if parcel.reason is not None:
             self._again_later(parcel)
         elif self._absences.gone(parcel.queue, self._clock.seconds()):
-            self.record(parcel.letter, "unknown-connection")
+            self.record(letter, "unknown-connection")
         else:
             self._hold(parcel)
 

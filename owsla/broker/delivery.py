@@ -23,6 +23,9 @@ _HEADERS: Final = wire.PROPERTIES["headers"][0]
 _BEFORE_HEADERS: Final = wire.PROPERTIES["content_type"][0] | wire.PROPERTIES["content_encoding"][0]
 _NEEDS_A_LOOK: Final = wire.PROPERTIES["reply_to"][0] | wire.PROPERTIES["expiration"][0]
 
+_MOST: Final = 2**63 - 1
+"""The greatest number of a message: what a field of AMQP's type `l` holds. Nobody counts further from 0."""
+
 
 class Address:
     """What a delivery's headers say. Made for those that say more than a connection and a number."""
@@ -33,7 +36,7 @@ class Address:
         self.close = headers.get("owsla_close") is True
         """Close the connection after this line."""
         self.expires_at = _expires_at(headers.get("expires_at"))
-        """Milliseconds since the epoch past which it is not to be sent; `None`: no such moment."""
+        """Milliseconds since the epoch past which it is not to be sent; `None`: no such moment; `BAD`: no moment at all."""
         expiration = properties["expiration"][1:] if "expiration" in properties else headers.get("owsla_expiration")
         self.expiration = _number(expiration)
         """Milliseconds that it may still wait, counted from its arrival here; `None`: no bound."""
@@ -119,7 +122,7 @@ def details(header: bytes) -> Address:
 def _seq(header: bytes, offset: int) -> int:
     """A number of any integer type, or in decimal text."""
     number = _number(wire.decode_value(header, offset)[0])
-    return BAD if number is None else number
+    return BAD if number is None or number > _MOST else number
 
 
 def _number(value: Any) -> int | None:
@@ -135,6 +138,7 @@ def _number(value: Any) -> int | None:
 
 
 def _expires_at(value: Any) -> int | None:
-    if isinstance(value, wire.Timestamp):
-        return int(value) * 1000
-    return _number(value)
+    if value is None:
+        return None
+    moment = int(value) * 1000 if isinstance(value, wire.Timestamp) else _number(value)
+    return BAD if moment is None or moment > _MOST else moment

@@ -48,6 +48,10 @@ class Template:
         """Property flags, and the headers up to the sequence number."""
 
 
+class LineTooLarge(ValueError):
+    """The broker takes no message of this size."""
+
+
 class Unroutable(Template):
     """In a template's place, for a connection whose lines cannot be published. To pack with it raises why.
 
@@ -56,7 +60,7 @@ class Unroutable(Template):
 
     __slots__ = ("said", "why")
 
-    def __init__(self, why: KeyTooLong) -> None:
+    def __init__(self, why: KeyTooLong | LineTooLarge) -> None:
         self.why = why
         self.said = False
         """Whether that was told."""
@@ -78,8 +82,10 @@ class LinePacker:
         "_body_room",
         "_channel",
         "_exchange",
+        "_frame_room",
         "_heads",
         "_key",
+        "_largest",
         "_method",
         "_second",
         "_seq_key",
@@ -116,7 +122,9 @@ class LinePacker:
         self._before_timestamp = bytes([delivery_mode]) + wire.short_string(reply_to)
         self._after_reply_to = wire.short_string(APP_ID)
         self._tail_size = len(self._before_timestamp) + 8 + len(self._after_reply_to)
-        self._body_room = frame_max - wire.FRAME_OVERHEAD
+        self._frame_room = frame_max - wire.FRAME_OVERHEAD
+        self._largest: int | None = None
+        self._body_room = self._frame_room  # what needs no second look: one frame, which the broker takes
         self._second = -1
         self._tail = b""
         self._heads: dict[int, bytes] = {}
@@ -149,7 +157,10 @@ class LinePacker:
         return Template(before_size, before_seq)
 
     def pack(self, template: Template, seq: int, line: bytes, second: int) -> bytes:
-        """The frames that publish a line. `second` is when it was received, in seconds since the epoch."""
+        """The frames that publish a line. `second` is when it was received, in seconds since the epoch.
+
+        `LineTooLarge` where the broker is known not to take it.
+        """
         if second != self._second:
             self._second = second
             self._tail = (
@@ -170,9 +181,11 @@ class LinePacker:
                 _U32(size),
                 line,
             )
+        if self._largest is not None and size > self._largest:
+            raise LineTooLarge(f"a line of {size} bytes, and the broker takes {self._largest}")
         # An empty body has no frame at all, a large one has several.
         head = b"".join((template.before_size, _U64(size), template.before_seq, _I64(seq), self._tail[:-3]))
-        room = self._body_room
+        room = self._frame_room
         return head + b"".join(
             wire.frame(wire.FRAME_BODY, self._channel, line[start : start + room]) for start in range(0, size, room)
         )
@@ -187,7 +200,20 @@ class LinePacker:
 
     def limit(self, frame_max: int) -> None:
         """Make frames no larger than this many bytes from now on."""
-        self._body_room = frame_max - wire.FRAME_OVERHEAD
+        self._frame_room = frame_max - wire.FRAME_OVERHEAD
+        self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
+
+    def largest(self, size: int) -> None:
+        """The broker takes no body of more than this many bytes."""
+        self._largest = size
+        self._body_room = min(self._frame_room, size)
+
+
+def body_size(packed: bytes) -> int:
+    """How long the line is that these frames publish."""
+    (method,) = struct.unpack_from(">I", packed, 3)
+    (size,) = struct.unpack_from(">Q", packed, method + wire.FRAME_OVERHEAD + 7 + 4)
+    return int(size)
 
 
 def refit(packed: bytes, frame_max: int) -> bytes:

@@ -11,6 +11,7 @@ they have no more than the window, and when it is full of their lines the others
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from ..events import BrokerWarning, Event, LinesRefused
 from . import topology
 from .backoff import Backoff
 from .doubts import Doubts
-from .packing import LinePacker, Template, Unroutable, refit
+from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from .routing_key import KeyTooLong
 from .stalls import Stalls
@@ -37,6 +38,9 @@ LINES = 1
 
 SCRATCH = 2
 """The channel for declarations."""
+
+TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
+"""In RabbitMQ's words on closing a channel over a message that is larger than its max_message_size."""
 
 RESUMED_AT_ONCE = 200
 """How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
@@ -92,6 +96,8 @@ class Producer(BaseHandler):
         self.accepting = False
         self.confirmed_lines = 0
         """Lines that the broker has confirmed so far."""
+        self.given_up_lines = 0
+        """Lines that were published and given up, since the broker takes none so large."""
         # One line at a time is followed to its confirm: it has come when as many lines are confirmed as were published then.
         self._observe = observe
         self._followed: float = math.inf
@@ -111,7 +117,7 @@ class Producer(BaseHandler):
         now = self._now()
         try:
             packed = self._packer.pack(source.template, seq, line, int(now))
-        except KeyTooLong as error:
+        except (KeyTooLong, LineTooLarge) as error:
             self._turn_away(source, error)
             return
         source.seq = seq + 1
@@ -127,9 +133,11 @@ class Producer(BaseHandler):
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
             self.accepting = False
 
-    def _turn_away(self, source: LineSource, error: KeyTooLong) -> None:
-        """Its lines cannot be published. None of them is acknowledged, and with the first of them it is closed."""
-        if isinstance(source.template, Unroutable) and not source.template.said:
+    def _turn_away(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
+        """This line, and those after it, cannot be published: none of them is acknowledged, and it is closed."""
+        if not isinstance(source.template, Unroutable):
+            source.template = Unroutable(error)
+        if not source.template.said:
             source.template.said = True
             self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
         source.close(str(error))
@@ -150,6 +158,13 @@ class Producer(BaseHandler):
         if self._outstanding is None:
             self._outstanding = Counter(self._window.sources())
         return self._outstanding[source] == 0
+
+    def _no_longer_outstanding(self, outstanding: Counter[LineSource], entries: list[Entry]) -> None:
+        for entry in entries:
+            source = entry.source
+            outstanding[source] -= 1
+            if not outstanding[source]:
+                del outstanding[source]  # or it would keep connections that are long gone
 
     def _arrived(self) -> None:
         """The line that is followed is confirmed; the next one that is published is followed."""
@@ -237,8 +252,35 @@ class Producer(BaseHandler):
 
     def closed(self, reason: Failure) -> None:
         # The channel alone: the broker found fault with something. Begin anew with the whole connection, which backs off.
+        if isinstance(reason.value, BrokerError) and (too_large := TOO_LARGE.search(reason.value.text)):
+            self._limit(int(too_large[1]))
         if self._client is not None and not self._client.closed:
             self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+    def _limit(self, largest: int) -> None:
+        """The broker takes no line of more bytes than these. Those that have one lose it, and their connection: or nobody's
+        lines would ever get past it.
+        """
+        self._packer.largest(largest)
+        hopeless = self._window.give_up(lambda packed: body_size(packed) > largest)
+        if hopeless:
+            self._warn(
+                f"RabbitMQ takes no message of more than {largest} bytes, and devices may send longer lines: lower --max-line, "
+                "or raise RabbitMQ's max_message_size and restart Owsla"
+            )
+        self.given_up_lines += len(hopeless)
+        if hopeless and self._observe is not None:
+            # What is followed was counted with these before it: follow the next one that is published.
+            self._followed = math.inf
+            self._followed_since = None
+        if self._outstanding is not None:
+            self._no_longer_outstanding(self._outstanding, hopeless)
+        for entry in hopeless:
+            size = body_size(entry.packed)
+            try:
+                self._turn_away(entry.source, LineTooLarge(f"a line of {size} bytes, and the broker takes {largest}"))
+            except Exception:
+                entry.source.failed(Failure())
 
     def _warn(self, text: str) -> None:
         self._emit(BrokerWarning(text))
@@ -259,14 +301,14 @@ class Producer(BaseHandler):
             self._doubts.taken(self._queue.name)
         if self.confirmed_lines >= self._followed:
             self._arrived()
+        if self._outstanding is not None:
+            self._no_longer_outstanding(self._outstanding, entries)
         if self._acknowledge:
             for entry in entries:
                 try:
                     entry.source.confirmed(entry.seq)
                 except Exception:
                     entry.source.failed(Failure())  # its own connection's fault, and nobody else's
-        if self._outstanding is not None:
-            self._outstanding.subtract(entry.source for entry in entries)
         if self._refusing and entries and not self._window.refused:
             self._refusing = False
             self._retry_wait.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain, takewhile
 from typing import Any, Final, NamedTuple
 
 
@@ -35,9 +36,10 @@ class Window:
     """Unconfirmed lines, at most so many and so many bytes.
 
     The bounds are advice to the caller (`full`), not enforced here: lines that were read already have to go somewhere.
+    Memory is bounded with the unconfirmed lines, however many are confirmed behind one that is not.
     """
 
-    __slots__ = ("_entries", "_first", "_refused", "max_bytes", "max_messages", "messages", "size")
+    __slots__ = ("_aside", "_entries", "_first", "_refused", "_stretch", "max_bytes", "max_messages", "messages", "size")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         """Both bounds count what is published and unconfirmed; `max_bytes` counts frames, headers and all."""
@@ -50,6 +52,10 @@ class Window:
         # Entry i has the delivery tag _first + i; None where the broker has answered ahead of an earlier one.
         self._entries: deque[Entry | None] = deque()
         self._first = 1
+        # One that is not answered for long would make those behind it a longer and longer stretch of None. So past a length
+        # the first of them are moved here, by tag, ascending: only those that are not answered.
+        self._aside: dict[int, Entry] = {}
+        self._stretch = 2 * max_messages
         self._refused: list[Entry] = []
 
     @property
@@ -98,20 +104,22 @@ class Window:
         index = tag - self._first
         if multiple and tag == 0:
             index = len(entries) - 1
+        taken: list[Entry] = []
+        if self._aside and index < len(entries) and (multiple or index < 0):
+            taken = self._take_aside(self._first + index, multiple)
+            if index < 0:
+                return taken
         if index >= len(entries) or index < 0:
             if multiple and index == -1:
                 return []  # all of them were confirmed one by one before
             raise UnknownTag(f"delivery tag {tag} is not one of the {len(entries)} from {self._first} on")
-        taken: list[Entry] = []
         if multiple or index == 0:
             self._first += index + 1
             for _ in range(index + 1):
                 entry = entries.popleft()
                 if entry is not None and entry is not _REPEATED:
                     taken.append(entry)
-            while entries and entries[0] is None:
-                entries.popleft()
-                self._first += 1
+            self._drop_answered()
         else:
             entry = entries[index]
             if entry is None:
@@ -119,7 +127,55 @@ class Window:
             entries[index] = None
             if entry is not _REPEATED:
                 taken.append(entry)
+            if len(entries) > self._stretch:
+                self._set_aside()
         return taken
+
+    def _drop_answered(self) -> None:
+        """The first entry is always one that is not answered."""
+        entries = self._entries
+        while entries and entries[0] is None:
+            entries.popleft()
+            self._first += 1
+
+    def _set_aside(self) -> None:
+        """Keep a length of the last ones, and of those before them what is not answered."""
+        entries = self._entries
+        while len(entries) > self.max_messages:
+            entry = entries.popleft()
+            if entry is not None:
+                self._aside[self._first] = entry
+            self._first += 1
+        self._drop_answered()
+
+    def _take_aside(self, tag: int, multiple: bool) -> list[Entry]:
+        """Of those set aside this one, or all up to it."""
+        aside = self._aside
+        if multiple:
+            tags = list(takewhile(tag.__ge__, aside))
+            if not tags and tag != next(iter(aside)) - 1:
+                raise UnknownTag(f"delivery tag {tag}, and all before it, were confirmed before")
+        elif tag in aside:
+            tags = [tag]
+        else:
+            raise UnknownTag(f"delivery tag {tag} was confirmed before")
+        return [entry for entry in map(aside.pop, tags) if entry is not _REPEATED]
+
+    def give_up(self, hopeless: Callable[[bytes], bool]) -> list[Entry]:
+        """Take out the lines that can never be published, in order. Their tags may still be answered."""
+        given_up = [entry for entry in self._refused if hopeless(entry.packed)]
+        self._refused = [entry for entry in self._refused if not hopeless(entry.packed)]
+        for tag, entry in self._aside.items():
+            if entry is not _REPEATED and hopeless(entry.packed):
+                given_up.append(entry)
+                self._aside[tag] = _REPEATED
+        for index, waiting in enumerate(self._entries):
+            if waiting is not None and waiting is not _REPEATED and hopeless(waiting.packed):
+                given_up.append(waiting)
+                self._entries[index] = _REPEATED
+        self.messages -= len(given_up)
+        self.size -= sum(len(entry.packed) for entry in given_up)
+        return given_up
 
     def retry(self) -> list[bytes]:
         """Go back to the first refused line of every connection that has one, and repeat from there: what to publish again.
@@ -130,9 +186,13 @@ class Window:
         sources = {entry.source for entry in self._refused}
         again = self._refused
         self._refused = []
-        for index, entry in enumerate(self._entries):
-            if entry is not None and entry is not _REPEATED and entry.source in sources:
+        for tag, entry in self._aside.items():
+            if entry.source in sources:  # _REPEATED has none
                 again.append(entry)
+                self._aside[tag] = _REPEATED
+        for index, waiting in enumerate(self._entries):
+            if waiting is not None and waiting is not _REPEATED and waiting.source in sources:
+                again.append(waiting)
                 self._entries[index] = _REPEATED
         again.sort(key=_seq)
         self._entries.extend(again)
@@ -143,7 +203,7 @@ class Window:
 
         `refit` is applied to each, where the broker wants other frames than the last one.
         """
-        again = self._refused + [entry for entry in self._entries if entry is not None and entry is not _REPEATED]
+        again = self._refused + list(self._unanswered())
         if self._refused:
             again.sort(key=_seq)  # stable, so each connection's lines come in the order of their numbers
             self._refused = []
@@ -151,6 +211,7 @@ class Window:
             again = [entry._replace(packed=refit(entry.packed)) for entry in again]
             self.size = sum(len(entry.packed) for entry in again)
         self._entries = deque(again)
+        self._aside.clear()
         self._first = 1
         return [entry.packed for entry in again]
 
@@ -158,9 +219,14 @@ class Window:
         """Where each unconfirmed line came from."""
         for entry in self._refused:
             yield entry.source
-        for waiting in self._entries:
-            if waiting is not None and waiting is not _REPEATED:
-                yield waiting.source
+        for entry in self._unanswered():
+            yield entry.source
+
+    def _unanswered(self) -> Iterator[Entry]:
+        """The lines that the broker has yet to answer, in the order of their tags."""
+        for entry in chain(self._aside.values(), self._entries):
+            if entry is not None and entry is not _REPEATED:
+                yield entry
 
     def __len__(self) -> int:
         return self.messages

@@ -128,4 +128,15 @@ class AckTests(SynchronousTestCase):
             tracker.take()
             tracker.done(first)
             tracker.take()
-        self.assertFalse(tracker._ahead or tracker._acked_alone)
+        self.assertFalse(tracker._ahead or tracker._held)
+
+    def test_memory_while_one_is_held(self) -> None:
+        """However many are acknowledged alone behind one that is held, nothing of them is kept."""
+        tracker = AckTracker()
+        for tag in range(2, 1000):
+            tracker.done(tag)
+            self.assertEqual(tracker.take(), (0, [tag]))
+        kept = [getattr(tracker, name) for name in AckTracker.__slots__]
+        self.assertLess(sum(len(one) for one in kept if not isinstance(one, int)), 3)
+        tracker.done(1)
+        self.assertEqual(tracker.take(), (1, []))

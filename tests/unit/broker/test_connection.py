@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -122,15 +123,16 @@ class ConnectionTests(BrokerTestCase):
         self.reporter = Reporter()
         self.service = self.make("10.0.0.1")
 
-    def make(self, *hosts: str) -> BrokerConnection:
+    def make(self, *hosts: str, tls: Callable[[str], Any] | None = None) -> BrokerConnection:
         return BrokerConnection(
             self.reactor,
             Turn(self.reactor),
-            [BrokerAddress(host, username="me", password="secret", vhost="/v") for host in hosts],
+            [BrokerAddress(host, username="me", password="secret", vhost="/v", tls=tls is not None) for host in hosts],
             self.role,
             self.reporter,
             heartbeat=1000,
             connection_name="test",
+            tls=tls,
             backoff=Backoff(first=1, most=60, random=lambda: 1.0),
         )
 
@@ -215,6 +217,36 @@ class ConnectionTests(BrokerTestCase):
             self.refuse(ConnectionRefusedError())
             self.reactor.advance(8)
         self.assertEqual([host for _, host, _ in self.reporter.notes], ["10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.2"])
+
+    def test_a_name_that_is_none(self) -> None:
+        """A host name that cannot be one, or a broker that TLS cannot be made for, is said and backed off from as any other
+        that cannot be reached; others are tried.
+        """
+
+        def tls(host: str) -> Any:
+            raise UnicodeError("no such name")
+
+        self.service = self.make("rabbit_mq", "10.0.0.2")
+        self.service.startService()
+        self.assertEqual(self.attempts(), [])
+        self.reactor.advance(1)
+        self.assertEqual(self.attempts(), [("127.0.0.1", 5672)])
+        self.stop()
+        self.service = self.make("10.0.0.1", tls=tls)
+        self.service.startService()
+        self.assertEqual(
+            self.reporter.notes,
+            [
+                ("failed", "rabbit_mq", "it cannot be connected to: invalid hostname: rabbit_mq"),
+                ("failed", "10.0.0.1", "it cannot be connected to: no such name"),
+            ],
+        )
+
+    def test_a_name_that_is_not_in_ascii(self) -> None:
+        """A broker may have an internationalized name."""
+        self.service = self.make("b\u00fccher.example")
+        self.service.startService()
+        self.assertEqual(len(self.attempts()), 1)
 
     def test_setting_up_fails(self) -> None:
         """A role that can't be set up ends the connection, is told with the broker's words, and tried again."""

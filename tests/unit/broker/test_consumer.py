@@ -211,6 +211,8 @@ class DeliveryTests(Base):
             ({"expires_at": 1_000_900}, "500", 1000.5),
             ({"owsla_expiration": "0"}, None, 1000.0),
             ({"expires_at": 5}, None, 0.005),
+            ({"expires_at": "soon"}, None, BAD),
+            ({"expires_at": "soon"}, "500", BAD),
         ):
             self.deliver(1, headers, expiration=expiration)
             self.assertEqual(self.router.letters.pop().expires_at, expected)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from owsla.amqp import wire
 from owsla.boundaries import Letter
-from owsla.broker import topology
+from owsla.broker import courier, topology
 from owsla.broker.courier import PARCELS, Absences, Courier
 from owsla.broker.doubts import Doubts
 from owsla.events import Event, Undeliverable, UndeliverableLost
@@ -25,7 +27,10 @@ class Base(BrokerTestCase):
         self.clock = self.server.clock
         self.events: list[Event] = []
         self.source = Source()
-        self.courier = Courier(
+        self.courier = self.make()
+
+    def make(self) -> Courier:
+        return Courier(
             self.clock,
             self.events.append,
             undeliverable=topology.undeliverable_queue("to_device", 1000),
@@ -265,6 +270,89 @@ class ReportTests(Base):
         self.server.nack(PARCELS, second.tag)
         self.pass_time(60)
         self.assertEqual((self.courier.reports_dropped, self.taken(), self.events), (2, [], []))
+
+    def test_too_many(self) -> None:
+        """While the broker answers nothing only so many reports are kept; those above are dropped and counted, and what a
+        message waits for is not. When it answers there is room again.
+        """
+        self.patch(courier, "REPORTS_WAITING", 4)
+        ask = self.source.letter(7, reply_to=b"answers")
+        for _ in range(2):
+            self.courier.report(ask, "delivered")
+        self.lose()
+        for _ in range(3):
+            self.courier.report(ask, "delivered")
+        self.courier.record(ask, "late")
+        self.assertEqual((self.courier.unconfirmed, self.courier.reports_dropped), (5, 2))
+        self.connect()
+        self.assertEqual([one.queue for one in self.taken()], ["answers"] * 4 + [RECORDS])
+        self.server.ack(PARCELS, 1)
+        self.server.nack(PARCELS, 2)
+        self.courier.report(ask, "delivered")
+        self.courier.report(ask, "delivered")
+        self.courier.report(ask, "delivered")
+        self.assertEqual((len(self.taken()), self.courier.reports_dropped), (2, 4), "one was refused")
+        self.server.ack(PARCELS, 0, True)
+        self.assertEqual(self.source.finished, [7])
+        for _ in range(5):
+            self.courier.report(ask, "delivered")
+        self.assertEqual((len(self.taken()), self.courier.reports_dropped), (4, 5))
+
+    def test_one_that_closes_the_channel(self) -> None:
+        """A report that is given up since the broker closes the channel over it makes room for another."""
+        self.patch(courier, "REPORTS_WAITING", 1)
+        self.courier.report(self.source.letter(7, reply_to=b"answers"), "delivered")
+        for _ in range(2):
+            self.server.close_channel(PARCELS)
+            self.courier.down()
+            self.connect()
+        self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 0))
+        self.courier.report(self.source.letter(8, reply_to=b"answers"), "delivered")
+        self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 1))
+
+    def looks(self, act: Callable[[], None]) -> int:
+        """How many lines of the courier's code run in this, which is what it costs."""
+        count = 0
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename != courier.__file__:
+                return None
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            act()
+        finally:
+            sys.settrace(before)
+        return count
+
+    def test_each_answer_costs_the_same(self) -> None:
+        """What a confirm or a return costs does not grow with how many parcels are on their way."""
+
+        def confirms() -> None:
+            for tag in range(1, 11):
+                self.courier.confirmed(tag, True)
+
+        def returns() -> None:
+            for one in sent[10:20] + records[:10]:
+                self.courier.returned("NO_ROUTE", one.queue, one.header, one.body)
+
+        costs: list[tuple[int, int]] = []
+        for many in (20, 1000):
+            for tag in range(many):
+                self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
+            for tag in range(many):
+                self.courier.record(self.source.letter(tag, body=b"%d" % tag), "late")
+            published = self.taken()
+            sent, records = published[:many], published[many:]
+            costs.append((self.looks(confirms), self.looks(returns)))
+            self.lose()
+            self.courier = self.make()
+            self.connect()
+        self.assertEqual(costs[0], costs[1])
 
 
 class ForwardTests(Base):

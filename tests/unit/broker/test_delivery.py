@@ -69,7 +69,7 @@ class NumberTests(SynchronousTestCase):
         raw = number.to_bytes(8)[-struct.calcsize(INTEGERS[letter]) :]
         value = struct.unpack(INTEGERS[letter], raw)[0]
         header = with_raw_headers((b"to_device_seq", letter.encode() + raw), (b"connection_id", b"S" + wire.long_string(ID)))
-        self.assertEqual(delivery.read(header), (ID, value if value >= 0 else BAD, False))
+        self.assertEqual(delivery.read(header), (ID, value if 0 <= value < 1 << 63 else BAD, False))
 
     def test_negative_numbers(self) -> None:
         """A negative number is `BAD`, in whichever type."""
@@ -89,6 +89,7 @@ class NumberTests(SynchronousTestCase):
         """Everything else is `BAD`: it is neither a number nor none."""
         values: list[Any] = [True, False, None, 1.0, float("nan"), [1], {}, -1, b"\xb2", b"\xff"]
         values += ["-1", "+1", "", " 1", "1 ", "1.0", "0x1", "1_0", "x", "\u0663", "\xb2", "1" * 20, "9" * 500]
+        values += [1 << 63, "9" * 19]
         for value in values:
             self.assertEqual(delivery.read(with_headers({"to_device_seq": value}))[1], BAD, value)
 
@@ -119,15 +120,17 @@ class MoreTests(SynchronousTestCase):
         self.assertEqual(delivery.details(header).reply_to, b"q")
 
     def test_expires_at(self) -> None:
-        """An integer is milliseconds, a timestamp is seconds; anything else is no bound."""
+        """An integer is milliseconds, a timestamp is seconds; anything else is a mistake, and nothing is none."""
         for value, expected in (
             (1_700_000_000_123, 1_700_000_000_123),
             (Timestamp(1_700_000_000), 1_700_000_000_000),
             ("1700000000123", 1_700_000_000_123),
             (0, 0),
-            (-1, None),
-            (True, None),
-            (1.5, None),
+            (-1, BAD),
+            (True, BAD),
+            (1.5, BAD),
+            ("2026-11-27T12:00:00Z", BAD),
+            (Timestamp(2**63), BAD),
             (None, None),
         ):
             self.assertEqual(delivery.details(with_headers({"expires_at": value})).expires_at, expected, value)

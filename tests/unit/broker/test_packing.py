@@ -14,7 +14,7 @@ from pamqp.header import ContentHeader
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
-from owsla.broker.packing import LinePacker, Unroutable, refit
+from owsla.broker.packing import LinePacker, LineTooLarge, Unroutable, body_size, refit
 from owsla.broker.routing_key import KeyTooLong, RoutingKey
 
 LINES = st.binary(max_size=20) | st.integers(0, 200).map(lambda size: bytes(range(size)))
@@ -198,6 +198,28 @@ class PackTests(SynchronousTestCase):
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 120, 5)).bodies], [50, 50, 20])
         one.limit(4096)
         self.assertEqual(len(Message(one.pack(template, 0, b"x" * 120, 5)).bodies), 1)
+
+    def test_largest(self) -> None:
+        """A line of more bytes than the broker takes is not packed, whether it would fill one frame or several, and whatever
+        frames are packed for afterwards; one of just as many is.
+        """
+        for largest in (10, 4088, 4089, 10000):
+            for frame_max in (4096, 131072):
+                pack = packer()
+                template = pack.template(ID, None)
+                pack.largest(largest)
+                pack.limit(frame_max)
+                message = Message(pack.pack(template, 0, b"x" * largest, 0))
+                self.assertEqual(message.body, b"x" * largest)
+                self.assertLessEqual(max(message.sizes), frame_max)
+                error = self.assertRaises(LineTooLarge, pack.pack, template, 1, b"x" * (largest + 1), 0)
+                self.assertIn(f"a line of {largest + 1} bytes", str(error))
+
+    def test_body_size(self) -> None:
+        """A packed line says how long the line is."""
+        for size in (0, 1, 4088, 10000):
+            pack = packer(exchange="x" * 99)
+            self.assertEqual(body_size(pack.pack(pack.template(ID, "door"), 0, b"x" * size, 0)), size)
 
     def test_shared(self) -> None:
         """What is the same for all device ids of one length is there once, unless each has its own routing key."""

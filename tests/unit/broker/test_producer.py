@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,9 @@ from .fakes import BrokerTestCase, Publish, Result, Server, message
 
 Numbered = tuple[str, int]
 
+TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max size %d"
+"""What RabbitMQ says of a message above its max_message_size."""
+
 
 class Device:
     """A connection with lines to publish."""
@@ -41,6 +46,7 @@ class Device:
         self.fault: Exception | None = None
         self.failures: list[BaseException | None] = []
         self.on_resume: Callable[[], None] = lambda: None
+        self.on_confirmed: Callable[[], None] = lambda: None
 
     def stall(self) -> None:
         if self.fault is not None:
@@ -49,6 +55,8 @@ class Device:
         self.producer.wait(self)
 
     def close(self, reason: str) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.closed.append(reason)
 
     def resume(self) -> None:
@@ -61,6 +69,7 @@ class Device:
         if self.fault is not None:
             raise self.fault
         self.safe.append(seq)
+        self.on_confirmed()
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure.value)
@@ -569,6 +578,91 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 4, True)
         self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (True, True))
 
+    def test_settled_remembers_nobody(self) -> None:
+        """Once somebody has asked, a connection whose lines are all confirmed and that is gone leaves nothing behind."""
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.settled(self.device))
+        gone = weakref.ref(device := self.lab.device("b"))
+        self.lab.publish(device, b"0", b"1")
+        self.lab.server.ack(LINES, 2, True)
+        del device
+        gc.collect()
+        self.assertIsNone(gone())
+
+    def test_asked_while_it_is_told(self) -> None:
+        """Whether a connection is settled may be asked first when it is told that a line is safe."""
+        self.lab.connect()
+        asked: list[bool] = []
+        self.device.on_confirmed = lambda: asked.append(self.lab.producer.settled(self.device))
+        self.lab.publish(self.device, b"0", b"1")
+        self.lab.server.ack(LINES, 1)
+        self.lab.server.ack(LINES, 2)
+        self.assertEqual(asked, [False, True])
+        self.assertTrue(self.lab.producer.settled(self.device))
+
+    def test_too_large(self) -> None:
+        """A line that the broker closes the channel for, since it takes none of that size, is given up, and its connection is
+        closed and not told that it is safe. It is said what to do, and everybody else's lines go on, on the next connection.
+        """
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.settled(other))
+        self.lab.publish(other, b"small")
+        self.lab.publish(self.device, b"x" * 70)
+        self.lab.publish(self.device, b"x" * 64)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (70, 64))
+        self.assertIn("message size 70", str(self.lab.server.lost[0]))
+        advice, closed = map(str, self.lab.events)
+        self.assertIn("no message of more than 64 bytes", advice)
+        self.assertIn("--max-line", advice)
+        self.assertIn("max_message_size", advice)
+        self.assertIn("a line of 70 bytes", closed)
+        self.assertEqual((len(self.device.closed), other.closed), (1, []))
+        self.assertIsNone(self.lab.producer.unconfirmed_since)
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("b", 0), ("a", 1)])
+        self.lab.server.ack(LINES, 2, True)
+        self.assertEqual((self.device.safe, other.safe), ([1], [0]))
+        self.assertTrue(self.lab.producer.settled(self.device))
+        self.assertEqual((self.lab.producer.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
+
+    def test_too_large_the_next_time(self) -> None:
+        """A line of a size that the broker is known not to take is not published: its connection is closed at once, which is
+        said; none of its lines after that one is taken.
+        """
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.lab.events.clear()
+        other = self.lab.device("b")
+        self.lab.publish(other, b"x" * 64, b"x" * 65, b"small", b"")
+        self.assertEqual(self.lab.taken(), [("b", 0)])
+        (said,) = self.lab.events
+        self.assertIn("lines of b cannot be published: a line of 65 bytes, and the broker takes 64; it is closed", str(said))
+        self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
+
+    def test_too_large_and_nobody_has_it(self) -> None:
+        """Where none of the lines is that large the connection ends as with any other fault of the channel."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.assertEqual((self.lab.events, len(self.lab.server.lost)), ([], 1))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+
+    def test_too_large_and_an_error_of_ours(self) -> None:
+        """An error in closing the connection of such a line costs that connection only."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.device.fault = ZeroDivisionError()
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.assertEqual(self.device.failures, [self.device.fault])
+        self.assertEqual([type(error) for error in self.lab.server.lost], [BrokerError])
+
 
 class ExchangeTests(BrokerTestCase):
     """Lines that go to an exchange, each connection's with a key of its own."""
@@ -778,6 +872,11 @@ class ProducerMachine(RuleBasedStateMachine):
         self.lab.connect()
 
     def arrive(self) -> None:
+        if self.lab.server.lost:  # after several refusals in a row another channel is tried
+            assert "not on this channel" in str(self.lab.server.lost[0])
+            self.pending = []
+            self.lab.producer.down()
+            self.lab.connect()
         self.pending += self.lab.server.take()
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 4))

@@ -28,9 +28,10 @@ class WindowMachine(RuleBasedStateMachine):
     Towards the window it does all that RabbitMQ does: it confirms and refuses, one or many, in any order, and each tag once.
     """
 
-    @initialize()
-    def begin(self) -> None:
-        self.window = Window(20, 200)
+    @initialize(bound=st.sampled_from([1, 3, 20]))
+    def begin(self, bound: int) -> None:
+        self.window = Window(bound, 200)
+        self.bound = bound
         self.next_seq = {"a": 0, "b": 0, "c": 0}
         self.by_bytes: dict[bytes, Line] = {}
         self.tag = 1
@@ -110,6 +111,19 @@ class WindowMachine(RuleBasedStateMachine):
             self.publish(line)
         self.refused.clear()
 
+    @rule(least=st.integers(3, 5), source=st.sampled_from("abc"))
+    def give_up(self, least: int, source: str) -> None:
+        """The longest lines of somebody are given up, wherever they are."""
+
+        def hopeless(data: bytes) -> bool:
+            return data.startswith(source.encode()) and data.count(b"x") >= least
+
+        gone = {line for line in self.unsafe if hopeless(packed(line))}
+        assert sorted(lines(self.window.give_up(hopeless))) == sorted(gone)
+        self.unsafe -= gone
+        self.refused -= gone
+        self.repeated.update(tag for tag, line in self.unanswered.items() if line in gone)
+
     @rule(smaller=st.booleans())
     def reconnect(self, smaller: bool) -> None:
         def refit(data: bytes) -> bytes:
@@ -149,10 +163,14 @@ class WindowMachine(RuleBasedStateMachine):
         window = self.window
         assert window.messages == len(window) == len(self.unsafe)
         assert window.size == sum(len(packed(line)) for line in self.unsafe)
-        assert window.full == (window.messages >= 20 or window.size >= 200)
+        assert window.full == (window.messages >= self.bound or window.size >= 200)
         assert not (window.roomy and window.full)
         assert window.refused == bool(self.refused)
         assert sorted(window.sources()) == sorted(source for source, _ in self.unsafe)
+        # What is kept is what is not answered, and a bounded stretch of places where something was.
+        kept = [tag for tag, entry in enumerate(window._entries, window._first) if entry is not None]
+        assert [*window._aside, *kept] == sorted(self.unanswered)
+        assert len(window._entries) - len(kept) <= 2 * self.bound
 
 
 class WindowTests(SynchronousTestCase):
@@ -261,6 +279,42 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(self.window.size, 13)
         self.window.confirm(2, True)
         self.assertEqual(self.window.size, 0)
+
+    def test_memory_behind_one_that_is_not_answered(self) -> None:
+        """However many lines are confirmed one by one behind some that are not answered, nothing of them is kept; those are
+        confirmed, refused, repeated and published again as ever, before what came after them.
+        """
+
+        def begin() -> None:
+            self.window = Window(4, 1000)
+            self.add(0, 1, 2, source="b")
+            for number in range(500):
+                self.add(number)
+                self.assertEqual(self.numbers(self.window.confirm(number + 4, False)), [number])
+            self.assertLess(len(self.window._entries) + len(self.window._aside), 20)
+            self.assertEqual(list(self.window.sources()), ["b"] * 3)
+
+        begin()
+        self.assertEqual(self.numbers(self.window.confirm(2, False)), [1])
+        for tag, multiple in ((2, False), (4, False), (0, False), (504, True)):
+            self.assertRaises(UnknownTag, self.window.confirm, tag, multiple)
+        self.assertEqual(self.numbers(self.window.confirm(2, True)), [0])
+        self.assertEqual(self.window.confirm(2, True), [])
+        self.assertRaises(UnknownTag, self.window.confirm, 1, True)
+        self.assertEqual(self.numbers(self.window.confirm(503, True)), [2])
+        self.assertEqual((self.window.messages, self.window.size), (0, 0))
+        begin()
+        self.add(500)
+        self.assertEqual(self.numbers(self.window.confirm(0, True)), [0, 1, 2, 500])
+        begin()
+        self.window.refuse(2, False)
+        self.assertEqual(self.window.retry(), [packed(("b", number)) for number in range(3)])
+        self.assertEqual(self.window.confirm(503, True), [], "the answers to the first copies")
+        self.assertEqual(self.numbers(self.window.confirm(506, True)), [0, 1, 2])
+        begin()
+        self.add(500)
+        self.assertEqual(self.window.restart(), [packed(("b", number)) for number in range(3)] + [packed(("a", 500))])
+        self.assertEqual(self.numbers(self.window.confirm(3, True)), [0, 1, 2])
 
     def test_memory(self) -> None:
         """Confirmed lines leave nothing behind, in whatever order they are confirmed."""
