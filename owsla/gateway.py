@@ -145,6 +145,9 @@ class Gateway(MultiService):
             self._roster.leave()
         await self._give_up_own_queue()
         await self._until(lambda: not self._on_their_way() and not self._roster.unconfirmed)
+        for endpoint in list(self._registry):
+            if endpoint.transport is not None:
+                endpoint.transport.abortConnection()  # past the deadline nobody's goodbye is waited for
         lines, messages = self._producer.unconfirmed, self._on_their_way()
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:

@@ -187,7 +187,7 @@ class Router:
         if self._forbidden(letter.body):
             return "delimiter-in-body"
         if letter.expires_at is not None and letter.expires_at <= self._now():
-            return "expired"
+            return "bad-expires-at" if letter.expires_at == BAD else "expired"
         return None
 
     def refuse(self, letter: Letter, reason: str) -> None:

@@ -463,6 +463,11 @@ class Endpoint:
             self._queue = deque()
             self.hub.congested(self)
 
+    def taking(self) -> None:
+        """The socket has taken some of what waits for it."""
+        if self._queue is not None:
+            self.hub.congested(self)
+
     def writable(self) -> None:
         """The socket has taken everything: those that waited go next."""
         queue, self._queue = self._queue, None
@@ -502,7 +507,7 @@ class Endpoint:
 
     def idle(self, reason: str) -> None:
         """Close the connection, since nothing was said for too long."""
-        if self._in_line:
+        if self._in_line or self._paused:
             self.idle_since = self.hub.clock.seconds()  # it is not read, and has its time anew when it is
         elif not self._closing:
             self._leave(reason)

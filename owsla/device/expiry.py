@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
-from typing import Final
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 
 from ..boundaries import Clock
 from ..events import CertificateExpiring, Event
@@ -17,24 +16,33 @@ WARNING: Final = 21
 """Days before the end from which it is said, once a day: time for a ticket, and a week more than ACME clients leave."""
 
 
+class Shown(NamedTuple):
+    """A certificate that devices are shown."""
+
+    certificate: str
+    """Its file."""
+    not_after: float
+    """Its end, in seconds since the epoch."""
+
+
 class ExpiryWatch(Worker):
-    """Looks at one certificate's end, at the start and then every day."""
+    """Looks at the end of the certificate that devices are shown, at the start and then every day."""
 
     def __init__(
         self,
         clock: Clock,
         emit: Callable[[Event], None],
         *,
-        certificate: Path,
-        not_after: datetime,
+        shown: Callable[[], Shown],
         now: Callable[[], float],
     ) -> None:
-        """`not_after` has a time zone; `now()` is in seconds since the epoch."""
+        """`shown()` is asked at each look: a renewed file is not what devices are shown until a process has read it. `now()` is
+        in seconds since the epoch.
+        """
         super().__init__(clock)
         self.setName("certificate")
         self._emit = emit
-        self._certificate = certificate
-        self._not_after = not_after
+        self._shown = shown
         self._now = now
 
     def startService(self) -> None:
@@ -43,6 +51,8 @@ class ExpiryWatch(Worker):
 
     def _look(self) -> None:
         self.later(DAY, self._look)
-        days = (self._not_after.timestamp() - self._now()) / DAY
+        certificate, not_after = self._shown()
+        days = (not_after - self._now()) / DAY
         if days < WARNING:
-            self._emit(CertificateExpiring(str(self._certificate), f"{self._not_after:%Y-%m-%dT%H:%M:%SZ}", days))
+            end = datetime.fromtimestamp(not_after, UTC)
+            self._emit(CertificateExpiring(certificate, f"{end:%Y-%m-%dT%H:%M:%SZ}", days))

@@ -93,7 +93,8 @@ class Hub:
         self._catching_up = 0.0  # until then limits on what is held do not count; 0: they do
         self._holding: dict[Endpoint, None] = {}
         self._held: Holdings[Endpoint] = Holdings()
-        self._congested: dict[Endpoint, float] = {}
+        # Since when each of them has taken nothing, and how many bytes the system still had for it then. In that order.
+        self._congested: dict[Endpoint, tuple[float, int]] = {}
         self._queued: Holdings[Endpoint] = Holdings()
         self._rated: list[tuple[float, int, Endpoint]] = []
         self._rated_count = 0
@@ -128,13 +129,15 @@ class Hub:
         self._courier.report(letter, outcome)
 
     def duplicate(self, letter: Letter) -> None:
-        """It was sent before."""
+        """It was sent before; if its back end still asks whether, it may have missed the answer."""
         self.duplicates += 1
         letter.source.done(letter.tag)
+        if letter.reply_to is not None:
+            self.report(letter, "delivered")
 
     def skipped(self, endpoint: Endpoint, missing: range) -> None:
         """It waits no longer for these numbers."""
-        self.skips += len(missing)
+        self.skips += missing.stop - missing.start  # len() has no numbers as large as a back end may choose
         self.emit(GapSkipped(endpoint.connection_id.decode(), missing.start, missing.stop - 1))
 
     def forget(self, source: DeliverySource) -> None:
@@ -193,8 +196,9 @@ class Hub:
     # -- slow devices ----------------------------------------------------------------------------------------------------
 
     def congested(self, endpoint: Endpoint) -> None:
-        """Its socket does not take what was written."""
-        self._congested[endpoint] = self.clock.seconds()
+        """Its socket does not take what was written, or took only some of it just now."""
+        self._congested.pop(endpoint, None)
+        self._congested[endpoint] = (self.clock.seconds(), endpoint.transport.unsent)
 
     def queue(self, endpoint: Endpoint, letter: Letter) -> None:
         """This message waits for its socket. Such must not use up the prefetch of the others."""
@@ -273,7 +277,8 @@ class Hub:
         if self._catching_up and now >= self._catching_up:
             self._caught_up()
         while self._rated and self._rated[0][0] <= now:
-            heapq.heappop(self._rated)[2].unrate()
+            rated = heapq.heappop(self._rated)[2]
+            self._by_itself(rated, rated.unrate)
         if self.timers:
             for waiter in self.timers.due(now):
                 waiter.timed_out()
@@ -282,9 +287,19 @@ class Hub:
             for endpoint in list(self._holding):
                 missed_since = endpoint.missed_since
                 if missed_since is not None and missed_since <= due:
-                    endpoint.skip()
+                    self._by_itself(endpoint, endpoint.skip)
         if self._congested:
-            for endpoint, since in list(self._congested.items()):
+            for endpoint, (since, unsent) in list(self._congested.items()):
                 if now - since < self._write_timeout:
                     break
-                endpoint.close_slow(f"it took nothing for {self._write_timeout:g} s")
+                if endpoint.transport.unsent < unsent:
+                    self.congested(endpoint)  # slow, but it reads: the system asks for more only when a good part has gone
+                else:
+                    self._by_itself(endpoint, endpoint.close_slow, f"it took nothing for {self._write_timeout:g} s")
+
+    def _by_itself(self, endpoint: Endpoint, act: Callable[..., object], *args: object) -> None:
+        """An error of ours in dealing with one connection costs that one, and not all of them their time."""
+        try:
+            act(*args)
+        except Exception:
+            endpoint.failed(Failure())

@@ -57,6 +57,15 @@ SWEEP: Final = 1.0
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
 
+SEND_BUFFER: Final = 32768
+"""Bytes for SO_SNDBUF, which Linux doubles (socket(7)): of what was written, and acknowledged for that, the system has 64 KB at
+most. Left to itself it takes megabytes for a device that reads nothing."""
+
+LOST_ALREADY: Final = frozenset({
+    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,
+})  # fmt: skip
+"""What accept(2) says of a connection that ended before it was accepted, or that a firewall forbids. The next may be well."""
 
 GIVEN_BACK_EVERY: Final = 60.0
 """Seconds, at the least, between two times that free memory is given back to the system, if there were so many handshakes."""
@@ -221,6 +230,7 @@ class Listener(Worker):
         # What a listening socket is set to, the sockets accepted from it inherit (Linux): no call for each of them.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if hasattr(socket, "TCP_KEEPIDLE"):
             for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True):
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -300,9 +310,11 @@ class Listener(Worker):
                 break
             try:
                 sock, address = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            except (BlockingIOError, InterruptedError):
                 break  # another process may have been quicker
             except OSError as error:
+                if error.errno in LOST_ALREADY:
+                    continue
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
                 self._say_full(f"the system says: {os_reason(error)}")

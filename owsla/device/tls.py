@@ -26,6 +26,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from owsla.config import ConfigError, os_reason, read_file
+from owsla.verification import why_not
 
 _log = Logger()
 
@@ -126,7 +127,7 @@ def _context(cert: Path, key: Path, client_ca: Path | None, client_cert: str) ->
             store.add_cert(crypto.X509.from_cryptography(authority))
             context.add_client_ca(authority)
         context.set_verify(
-            SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if client_cert == "require" else 0),
+            SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if client_cert == "require" else 0), _note_why_not
         )
         # OpenSSL wants one wherever client certificates are verified; of a context of its own nothing can be resumed.
         context.set_session_id(secrets.token_bytes(16))
@@ -134,6 +135,14 @@ def _context(cert: Path, key: Path, client_ca: Path | None, client_cert: str) ->
     # Last: it makes a connection to see whether the list is good, after which pyOpenSSL wants no more changes.
     context.set_cipher_list(_CIPHERS)
     return context, certificates
+
+
+def _note_why_not(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, trusted: int) -> bool:
+    """OpenSSL's own verdict; if it is a refusal, why is noted as the connection's application data, for whoever tells of it."""
+    if not trusted:
+        whose = "the device's certificate" if depth == 0 else "an authority's certificate"
+        connection.set_app_data(f"{whose} is refused: {why_not(error)}")
+    return bool(trusted)
 
 
 def _suites() -> list[str]:
@@ -153,12 +162,14 @@ def _openssl_reason(error: SSL.Error) -> str:
 
 # -- A device's identity -----------------------------------------------------------------------------------------------
 
+_LONGEST_IDENTITY = 255  # bytes in UTF-8, as for the ids that dialects give
+
 
 def device_identity(connection: SSL.Connection, kind: str) -> str | None:
     """Who a device proved to be, by ``kind``: ``cn``, ``san-dns``, ``san-uri`` (the first) or ``fingerprint``.
 
     The fingerprint is the SHA-256 of the certificate, in lower-case hex. None without a certificate, and without the
-    field; a name that is empty or not printable is no name either.
+    field; a name that is empty, not printable, or longer than 255 bytes is no name either.
     """
     certificate = connection.get_peer_certificate(as_cryptography=True)
     if certificate is None:
@@ -169,7 +180,8 @@ def device_identity(connection: SSL.Connection, kind: str) -> str | None:
         name = next(iter(_names(certificate, kind)), None)
     except ValueError:  # An authority signed something malformed.
         return None
-    return name if name and name.isprintable() else None
+    # It goes into the headers of each line, which have to fit into one frame: one that did not would stop the lines of all.
+    return name if name and name.isprintable() and len(name.encode()) <= _LONGEST_IDENTITY else None
 
 
 def _names(certificate: x509.Certificate, kind: str) -> list[str]:

@@ -9,8 +9,10 @@ What state a connection is in, and what may happen to it there, is `lifecycle`'s
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
 from typing import Any, Final, Protocol
 
 from OpenSSL import SSL
@@ -42,6 +44,9 @@ class Lines(Protocol):
 
     def connectionLost(self, reason: Failure) -> None:
         """An open connection is gone."""
+
+    def taking(self) -> None:
+        """Some of what was written has left."""
 
     def writable(self) -> None:
         """What was written has left; `congested` is over."""
@@ -148,6 +153,14 @@ class TLSTransport:
     def congested(self) -> bool:
         """Whether something written has not left yet, or will never leave, and it is better to wait."""
         return self._outgoing is not None or self._state != OPEN
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the system has taken and the peer's has not (SIOCOUTQ, tcp(7)); 0 where there is no connection."""
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)))[0])
+        except (OSError, ValueError):
+            return 0
 
     @property
     def disconnecting(self) -> bool:
@@ -325,6 +338,7 @@ class TLSTransport:
             self._handshake()
             return
         waiting = self._outgoing
+        some = False
         while waiting:
             data = waiting[0]
             rest = self._send(data)
@@ -333,9 +347,12 @@ class TLSTransport:
             if rest:
                 waiting[0] = rest
                 if len(rest) == len(data):
+                    if some and self._lines is not None:
+                        self._lines.taking()
                     return
             else:
                 del waiting[0]
+            some = True
         self._stop_writing()
         self._outgoing = None
         if self._state == CLOSING:
@@ -461,6 +478,8 @@ class TLSTransport:
         """The peer has closed its side, or broke the protocol."""
         if isinstance(error, SSL.SysCallError) and self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
+        if self._state == HANDSHAKING and (why := self.tls.get_app_data()) is not None:
+            error = SSL.Error([("", "", why)])  # of a certificate OpenSSL says no more than that its verification failed
         if self._reason is None:
             self._reason = _failure(error)
         if isinstance(error, SSL.ZeroReturnError):

@@ -34,6 +34,7 @@ REASONS: Final = (
     "too-long",
     "delimiter-in-body",
     "bad-seq",
+    "bad-expires-at",
     "slow-device",
     "refused-by-dialect",
     "refused",
@@ -98,7 +99,8 @@ class OwslaCollector(Collector):
     def _lines(self) -> Iterator[Metric]:
         hub, producer, window = self._readings.hub, self._readings.producer, self._readings.window
         confirmed = producer.confirmed_lines
-        yield _counter("owsla_lines_received", "Lines from devices.", confirmed + window.messages)
+        received = confirmed + producer.given_up_lines + window.messages
+        yield _counter("owsla_lines_received", "Lines from devices.", received)
         yield _counter("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", confirmed)
         yield _counter("owsla_lines_sent", "Lines handed over to devices.", hub.lines_out)
         yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", hub.bytes_in)
@@ -141,7 +143,9 @@ class OwslaCollector(Collector):
         )
         yield _counter("owsla_duplicates", "Messages with a number that its device had been sent; dropped.", hub.duplicates)
         yield _counter("owsla_gaps_skipped", "Numbers of messages that were waited for in vain.", hub.skips)
-        yield _counter("owsla_reports_dropped", "Delivery reports that had nowhere to go.", courier.reports_dropped)
+        yield _counter(
+            "owsla_reports_dropped", "Delivery reports that had nowhere to go, or were too many.", courier.reports_dropped
+        )
         yield _gauge(
             "owsla_courier_unconfirmed_messages",
             "Records, forwards to other nodes and delivery reports that have not arrived.",

@@ -75,6 +75,8 @@ class Producer(Protocol):
 
     accepting: bool
     confirmed_lines: int
+    given_up_lines: int
+    """Lines that the broker would never have taken."""
 
     @property
     def unconfirmed_since(self) -> float | None:

@@ -81,7 +81,7 @@ def state_of(readings: Readings) -> State:
             max_connections=admission.max_connections,
             handshaking=admission.handshaking,
             paused=hub.paused_connections,
-            lines_in=readings.producer.confirmed_lines + window.messages,
+            lines_in=readings.producer.confirmed_lines + readings.producer.given_up_lines + window.messages,
             lines_out=hub.lines_out,
             unconfirmed=window.messages,
             window=window.max_messages,

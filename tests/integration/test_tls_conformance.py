@@ -1009,6 +1009,16 @@ _TURNED_AWAY: dict[str, dict[str, int]] = {
     "server": {"1.2": UNSUPPORTED_CERTIFICATE, "1.3": UNSUPPORTED_CERTIFICATE},
 }
 
+_WHY: dict[str, str] = {
+    "none": "did not return a certificate",
+    "stranger": "the device's certificate is refused: its authority is not one that is trusted",
+    "pretender": "the device's certificate is refused: its authority is not one that is trusted",
+    "expired": "the device's certificate is refused: it has expired",
+    "not-yet": "the device's certificate is refused: it is not valid yet",
+    "server": "the device's certificate is refused: invalid purpose",
+}
+"""What the operator is told."""
+
 
 @both_versions
 @pytest.mark.parametrize("word", ["require", "optional"])
@@ -1032,7 +1042,8 @@ async def test_client_certificate(
             await round_trip(gateway, peer.finish())
         else:
             assert peer.end()[:2] == ([("fatal", _TURNED_AWAY[name][version])], False)
-            await told(gateway, "handshake-failed", peer=f"127.0.0.1:{peer.local_port}")
+            failed = await told(gateway, "handshake-failed", peer=f"127.0.0.1:{peer.local_port}")
+            assert _WHY[name] in failed["reason"]
             assert not gateway.owsla.lines("Device connected", start=mark)
     finally:
         peer.close()

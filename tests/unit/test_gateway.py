@@ -17,13 +17,25 @@ from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
 
 
+class Wire:
+    """The transport of a connection."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def abortConnection(self) -> None:
+        self.device.aborted = True
+        self.device.world.clock.callLater(0, self.device.gone)
+
+
 class Device:
     """A connection that is settled when the test says so, and gone when it was closed."""
 
     def __init__(self, world: World, name: bytes) -> None:
         self.world = world
         self.name = name
-        self.transport: object | None = object()
+        self.transport: Wire | None = Wire(self)
+        self.aborted = False
         self.backlog = False
         self.settled = True
         self.stubborn = False
@@ -393,6 +405,7 @@ class StoppingTests(SynchronousTestCase):
         world.later(0.8)
         self.successResultOf(stopping)
         self.assertEqual(len(devices[0].closed), 1)
+        self.assertEqual([device.aborted for device in devices], [True, True, False, False])
         self.assertEqual([world.log[0], world.log[1], world.log[-1]], ["port closed", "listener stopped", "embedded stopped"])
         self.assertEqual(len(world.log), 6)
         self.assertEqual([connection.close_timeout for connection in world.connections], [0.0] * 3)

@@ -245,6 +245,12 @@ class RouterTests(SynchronousTestCase):
         self.assertEqual(self.courier.recorded, [(ELSEWHERE, "expired")])
         self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")])
 
+    def test_no_moment(self) -> None:
+        """A moment that is none is a mistake, and not to be taken for all the time in the world."""
+        self.assertEqual(self.letter(ID, 1, expires_at=BAD).fault, "bad-expires-at")
+        self.letter(ELSEWHERE, 1, expires_at=BAD)
+        self.assertEqual(self.courier.recorded, [(ELSEWHERE, "bad-expires-at")])
+
     def test_a_bad_number_goes_to_nobody(self) -> None:
         """A number that is none cannot be used up: the message is recorded, even for a connection here."""
         self.letter(ID, BAD, reply_to=b"q")

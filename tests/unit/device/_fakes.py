@@ -125,6 +125,8 @@ class Wire:
         self.endpoint: Endpoint | None = None
         self.written: list[bytes] = []
         self.congested = False
+        self.unsent = 0
+        """Bytes that the system has taken, and the device has not."""
         self.reading = True
         self.closed = ""
         self.lost = False
@@ -160,7 +162,7 @@ class Wire:
     def loseConnection(self) -> None:
         self.closed = self.closed or "lost"
 
-    def abortConnection(self) -> None:
+    def abortConnection(self, reason: Failure | None = None) -> None:
         self.closed = "aborted"
 
     writeOverdue = abortConnection

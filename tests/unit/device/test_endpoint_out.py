@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +139,43 @@ class OrderTests(Base):
         world.turns()
         self.assertEqual((lines(self.wire), self.source.outstanding), ([b"0", b"1", b"2"], 0))
         self.assertEqual((world.hub.duplicates, world.courier.records), (3, []))
+
+    def test_duplicates_are_reported(self) -> None:
+        """A back end that asks again, since its report was lost, hears that it is delivered."""
+        world = self.world()
+        for _ in range(2):
+            world.post(self.endpoint, self.source, b"x", 0, reply_to=b"answers")
+        world.turns()
+        self.assertEqual(lines(self.wire), [b"x"])
+        self.assertEqual([outcome for _, outcome in world.courier.reports], ["delivered", "delivered"])
+
+    def test_an_error_of_ours_in_a_tick(self) -> None:
+        """An error in what is due for one connection costs that connection, and none of the others their time."""
+        world = self.world(gap_timeout=2.0)
+        other, wire = world.connect()
+        self.send(world, 3)
+        world.send(other, self.source, b"3", 3)
+        with mock.patch.object(Endpoint, "skip", autospec=True, side_effect=self.fail_for(self.endpoint)):
+            world.later(2.5)
+        self.assertEqual((self.wire.closed, lines(wire)), ("aborted", [b"3"]))
+
+    def fail_for(self, one: Endpoint) -> Callable[[Endpoint], None]:
+        """`Endpoint.skip`, with an error for one of them."""
+        skip = Endpoint.skip
+
+        def either(endpoint: Endpoint) -> None:
+            if endpoint is one:
+                raise ZeroDivisionError
+            skip(endpoint)
+
+        return either
+
+    def test_greatest_number(self) -> None:
+        """The greatest number that there may be is waited for, and skipped to, like any other."""
+        world = self.world(gap_timeout=2.0)
+        self.send(world, 2**63 - 1)
+        world.later(2.5)
+        self.assertEqual((len(lines(self.wire)), world.hub.skips), (1, 2**63 - 1))
 
     def test_gap_timeout(self) -> None:
         """A missing number is waited for so long, then skipped with an event; it is late when it comes."""
@@ -393,6 +432,21 @@ class SlowTests(Base):
             self.assertEqual(self.wire.closed, "aborted")
             self.assertEqual([reason for _, reason in world.courier.reasons], ["slow-device"] * waiting)
             self.assertEqual(self.source.outstanding, 0)
+
+    def test_slow_but_reading(self) -> None:
+        """A device that takes some of it has its time anew: seen by what its socket took, or by what the system still has."""
+        world = self.slow(write_timeout=5.0)
+        for _ in range(3):
+            world.later(4)
+            self.endpoint.taking()
+        self.wire.unsent = 1000
+        self.endpoint.taking()
+        for unsent in (999, 500, 1):
+            self.wire.unsent = unsent
+            world.later(6)
+        self.assertEqual((self.wire.closed, world.of_type(SlowDevice)), ("", []))
+        world.later(5)
+        self.assertEqual(self.wire.closed, "aborted")
 
     def test_write_timeout_begins_anew(self) -> None:
         """A device that took everything in between has its whole time again."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.expiry import DAY, WARNING, ExpiryWatch
+from owsla.device.expiry import DAY, WARNING, ExpiryWatch, Shown
 from owsla.events import CertificateExpiring, Event
 
 
@@ -18,11 +17,11 @@ class ExpiryTests(SynchronousTestCase):
         clock = Clock()
         events: list[Event] = []
         start = datetime(2026, 1, 1, tzinfo=UTC)
+        self.shown = Shown("server.pem", (start + timedelta(days=days)).timestamp())
         watch = ExpiryWatch(
             cast(Any, clock),
             events.append,
-            certificate=Path("server.pem"),
-            not_after=start + timedelta(days=days),
+            shown=lambda: self.shown,
             now=lambda: start.timestamp() + clock.seconds(),
         )
         watch.startService()
@@ -44,6 +43,16 @@ class ExpiryTests(SynchronousTestCase):
     def test_at_the_start(self) -> None:
         """One that ends soon is told of at the start."""
         self.assertEqual(len(self.watch(3)[1]), 1)
+
+    def test_replaced(self) -> None:
+        """When devices are shown another certificate the old one is no matter any more."""
+        clock, events, _ = self.watch(3)
+        self.shown = Shown("renewed.pem", self.shown.not_after + 19 * DAY)
+        clock.advance(DAY)
+        self.assertEqual(len(events), 1)
+        clock.advance(DAY)
+        self.assertIn("renewed.pem", str(events[1]))
+        self.assertIn("2026-01-23T00:00:00Z", str(events[1]))
 
     def test_stopped(self) -> None:
         """After the stop it says nothing more."""

@@ -19,7 +19,7 @@ from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
-from owsla.device.listener import BACKLOG, STAND_BACK, Listener, Memory, Share, claim
+from owsla.device.listener import BACKLOG, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share, claim
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -444,8 +444,8 @@ class CountingTests(Base):
         """One that is gone when it is accepted is nothing to speak of."""
         listener = self.listen()
         with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
-            for error in (ConnectionAbortedError(), BlockingIOError(), InterruptedError()):
-                sock.accept.side_effect = error
+            for code in (errno.EAGAIN, errno.EINTR, *LOST_ALREADY):
+                sock.accept.side_effect = OSError(code, os.strerror(code))
                 listener.doRead()
         self.assertIn(listener, self.loop.readers)
         self.device()
@@ -888,6 +888,43 @@ class TimeTests(Base):
         self.later(10)
         client.step()
         self.assertEqual(client.ended, "notify")
+
+    def test_not_idle_while_it_is_slowed_down(self) -> None:
+        """A device that is read more slowly than it talks (`--max-rate`) is not idle; what it said is still to be read."""
+        self.listen(idle_timeout=40.0, max_rate=5.0)
+        client = self.device()
+        for _ in range(2):
+            client.write(b"x\n" * 500)  # a hundred seconds' worth, each time
+        for _ in range(215):
+            self.later(1)
+            client.step()
+        self.assertEqual((len(self.sink.lines), client.ended), (1000, ""))
+
+    def test_not_idle_while_it_drains(self) -> None:
+        """A device whose turn to leave has come is closed when it is drained, and not for being idle meanwhile."""
+        self.listen(idle_timeout=40.0)
+        client = self.device()
+        (endpoint,) = self.registry
+        endpoint.drain()
+        self.later(100)
+        client.step()
+        self.assertEqual(client.ended, "")
+        endpoint.close("enough")
+        self.loop.until(lambda: client.ended, client.step)
+        client.close()
+        self.loop.until(lambda: self.of_type(DeviceDisconnected))
+        self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
+
+    def test_send_buffer(self) -> None:
+        """Of what is written to a device that reads nothing the system takes no more than is promised (and a packet's rest)."""
+        self.listen()
+        self.device()
+        (endpoint,) = self.registry
+        accepted = endpoint.transport._socket
+        self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 2 * SEND_BUFFER)
+        endpoint.transport.write(b"x" * 1_000_000)
+        self.loop.settle()
+        self.assertLessEqual(endpoint.transport.unsent, 2 * SEND_BUFFER + 1460)
 
     def test_gone_while_paused(self) -> None:
         """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""

@@ -99,7 +99,10 @@ def _client(*, version: int | None = None, certificate: x509.Certificate | None 
 
 def _shake(server: SSL.Context, client: SSL.Context) -> tuple[SSL.Connection, SSL.Connection]:
     """A handshake in memory; raises SSL.Error where either side refuses."""
-    ends = SSL.Connection(server), SSL.Connection(client)
+    return _shake_ends(SSL.Connection(server), SSL.Connection(client))
+
+
+def _shake_ends(*ends: SSL.Connection) -> tuple[SSL.Connection, SSL.Connection]:
     ends[0].set_accept_state()
     ends[1].set_connect_state()
     for _ in range(10):
@@ -114,7 +117,7 @@ def _shake(server: SSL.Context, client: SSL.Context) -> tuple[SSL.Connection, SS
             except SSL.WantReadError:
                 pass
         if not waiting:
-            return ends
+            return ends[0], ends[1]
     raise AssertionError("the handshake doesn't end")
 
 
@@ -381,10 +384,12 @@ class ClientCertificateTests(_Files):
         key = _ec_key()
         stranger = _issue(key, common_names=("device CA",))
         expired = _issue(key, (self.authority, self.authority_key), age=timedelta(days=2))
-        for certificate in (stranger, expired):
+        for certificate, why in ((stranger, "it is signed by itself"), (expired, "it has expired")):
             for word in ("require", "optional"):
                 client = _client(certificate=certificate, key=key)
-                self.assertRaises(SSL.Error, _shake, self.context(word), client)
+                server = SSL.Connection(self.context(word))
+                self.assertRaises(SSL.Error, _shake_ends, server, SSL.Connection(client))
+                self.assertEqual(server.get_app_data(), f"the device's certificate is refused: {why}")
 
     def test_authorities_are_named(self) -> None:
         """Devices are told which authorities are accepted, all of those in the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -25,6 +26,7 @@ class Recorder:
         self.received = b""
         self.lost: list[Failure] = []
         self.writables = 0
+        self.took = 0
         self.on_data: Any = None
         self.on_writable: Any = None
 
@@ -41,6 +43,11 @@ class Recorder:
 
     def connectionLost(self, reason: Failure) -> None:
         self.lost.append(reason)
+
+    def taking(self) -> None:
+        assert not self.lost
+        assert self.transport.congested
+        self.took += 1
 
     def writable(self) -> None:
         assert not self.lost
@@ -185,6 +192,21 @@ class OpenTests(Base):
         self.loop.until(lambda: len(client.received) == len(data) + 6, client.step)
         self.assertEqual(client.received, data + b"behind")
         self.assertEqual((self.lines.writables, self.loop.writers), (1, set()))
+
+    def test_slow_reader(self) -> None:
+        """A device that reads now and then is seen to: by what it leaves with the system, and by what that takes for it."""
+        client = self.connect()
+        client.reading = False
+        self.transport.write(b"x" * 600_000)
+        self.loop.settle(client.step)
+        unsent = self.transport.unsent
+        self.assertGreater(unsent, 0)
+        self.assertEqual((self.lines.took, self.transport.unsent), (0, unsent))
+        self.loop.until(lambda: self.lines.took, partial(client.socket.recv, 4096))
+        self.assertEqual((self.lines.writables, self.transport.congested), (0, True))
+        self.transport.abortConnection()
+        self.loop.settle()
+        self.assertEqual(self.transport.unsent, 0)
 
     def test_writes_of_any_size(self) -> None:
         """Writes of all sizes around a record's arrive whole, with a device that reads now and then."""

@@ -46,6 +46,7 @@ class FakeHub:
 class FakeProducer:
     accepting: bool = True
     confirmed_lines: int = 0
+    given_up_lines: int = 0
     unconfirmed_since: float | None = None
 
 

@@ -103,6 +103,9 @@ class CollectorTests(SynchronousTestCase):
         self.assertEqual(self.value("owsla_lines_confirmed_total"), 90)
         world.producer.confirmed_lines, world.window.messages = 95, 5
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
+        world.producer.given_up_lines, world.window.messages = 2, 3
+        self.assertEqual(self.value("owsla_lines_received_total"), 100)
+        world.producer.given_up_lines, world.window.messages = 0, 5
         self.assertEqual(self.value("owsla_window_lines"), 5)
         self.assertEqual(self.value("owsla_window_bytes"), 2000)
         self.assertEqual(self.value("owsla_window_limit_lines"), 10_000)

@@ -1,0 +1,23 @@
+"""How long the name may be that a device's certificate gives it."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from cryptography import x509
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.tls import device_identity
+
+from .test_tls import _ec_key, _issue
+
+
+class LengthTests(SynchronousTestCase):
+    def test_a_long_name(self) -> None:
+        """A name of more than 255 bytes in UTF-8 is no identity: in the headers of each line it could be more than a frame."""
+        for name in ("spiffe://x/" + "a" * 244, "spiffe://x/" + "a" * 245):
+            connection: Any = mock.Mock()
+            certificate = _issue(_ec_key(), alternatives=(x509.UniformResourceIdentifier(name),))
+            connection.get_peer_certificate.return_value = certificate
+            self.assertEqual(device_identity(connection, "san-uri"), name if len(name) == 255 else None)
