@@ -17,10 +17,13 @@ _MASK = b"*"
 # a password but with an "@" further on loses its port from the process list: that harms nobody.
 _PASSWORD = re.compile(rb"(?:amqps?|postgres(?:ql)?)://[^:\0]*:([^\0]+)@", re.IGNORECASE)
 
+# libpq takes it among the parameters of a URL, too. Up to the argument's end, so that one with an unescaped "&" is covered.
+_PARAMETER = re.compile(rb"postgres(?:ql)?://[^\0]*?[?&](?:ssl)?password=([^\0]+)", re.IGNORECASE)
+
 
 def password_spans(arguments: bytes) -> list[tuple[int, int]]:
     """Where the passwords of broker and database URLs are in a NUL-separated argument area: (start, end) pairs."""
-    return [match.span(1) for match in _PASSWORD.finditer(arguments)]
+    return [match.span(1) for pattern in (_PASSWORD, _PARAMETER) for match in pattern.finditer(arguments)]
 
 
 def scrub_command_line() -> bool:

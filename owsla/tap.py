@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -32,7 +33,7 @@ from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
 from .device.admission import Admission, Sources
 from .device.conversation import speaking
 from .device.endpoint import Endpoint
-from .device.expiry import ExpiryWatch
+from .device.expiry import ExpiryWatch, Shown
 from .device.framing import Framing
 from .device.hangup import HangupWatch
 from .device.hub import Hub
@@ -56,9 +57,10 @@ from .membership import Membership
 from .memory import Memory
 from .process import fail, take_signals, take_worker_signals
 from .routing import ConnectionIds, Registry, Router
+from .steady import keep_steady
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
 from .turn import Turn
-from .workers import EventsToParent, Inherited, Loads, OfNode, Parent, Reports, Start, WorkerProcess
+from .workers import EventsToParent, Inherited, Loads, OfNode, Parent, Reports, Start, WorkerProcess, shown_by
 
 _log = Logger(namespace="owsla")
 
@@ -78,6 +80,7 @@ def makeService(options: Options) -> Service:
     """The service of `twistd owsla`. A user's error ends the process with one line."""
     from twisted.internet import reactor
 
+    keep_steady(reactor)
     try:
         if options.settings.workers > 1:
             return parent(reactor, options.settings, options.arguments)
@@ -92,7 +95,7 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent
     `arguments` are those that the settings were read from; workers read them again. `ConfigError` as for a gateway.
     """
     cert, _ = _server_certificate(settings)
-    not_after = certificates_in(cert)[0].not_valid_after_utc
+    shown = Shown(str(cert), certificates_in(cert)[0].not_valid_after_utc.timestamp())
     port = claim(settings.port, settings.interface)
     http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
     embedded, addresses = _embedded_broker(reactor, settings)
@@ -140,8 +143,12 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent
             ),
             *([_child("http", http.HttpService(reactor, http_socket, http.Whole(reactor, whole)))] if http_socket else []),
             *([_child("embedded", embedded)] if embedded is not None else []),
-            *(_child(f"worker-{worker.number}", worker, shutdown=start.longest_stop) for worker in workers),
-            _child("certificate", ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)),
+            # A worker sees to it itself that a stop has an end: each has a --drain-timeout of its own.
+            *(_child(f"worker-{worker.number}", worker, shutdown=math.inf) for worker in workers),
+            _child(
+                "certificate",
+                ExpiryWatch(reactor, events.emit, shown=lambda: shown_by(workers, shown), now=time.time),
+            ),
         ],
         name="owsla",
         # What ends one worker may end them all at once, and those of two rounds may be a coincidence.
@@ -171,7 +178,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
 
     cert, key = _server_certificate(settings, say=inherited is None)
     context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
-    not_after = certificates_in(cert)[0].not_valid_after_utc
+    shown = Shown(str(cert), certificates_in(cert)[0].not_valid_after_utc.timestamp())
     http_socket = None
     embedded: EmbeddedBroker | None = None
     if inherited is None:
@@ -353,7 +360,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
     def open_port() -> None:
         listener.open()
         if inherited is not None:
-            inherited.link.ready()
+            inherited.link.ready(settings.drain_timeout, shown)
 
     health = BrokerHealth([role.name for role in roles], events.emit, open_port)
     trust = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
@@ -387,7 +394,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         events=counts,
         event_drops=lambda: events.drops,
         latency=latency,
-        certificate_expires=not_after.timestamp,
+        certificate_expires=lambda: shown.not_after,
     )
     services = []
     if http_socket is not None:
@@ -398,7 +405,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         services.append(_child("embedded", embedded))
     watches = []
     if inherited is None:  # else it is the parent's to watch
-        expiry = ExpiryWatch(reactor, events.emit, certificate=cert, not_after=not_after, now=time.time)
+        expiry = ExpiryWatch(reactor, events.emit, shown=lambda: shown, now=time.time)
         watches.append(_child("certificate", expiry))
     root = Supervisor(
         reactor,

@@ -9,7 +9,7 @@
         ping
     worker to parent
         node    node                                    the node's name: at the start, and when it takes another
-        ready                                           its port is open
+        ready   drain_timeout, certificate, not_after   its port is open; how long it may take to stop, what devices are shown
         log     level, namespace, text
         event   time, node, event                       `owsla.events.to_wire`
         answer  id, value

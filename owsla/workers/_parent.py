@@ -13,6 +13,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.logger import Logger
 
+from ..device.expiry import Shown
 from ..events import Event, EventManager
 from ..supervision import EXIT_STATUS, Node, Supervisor
 from ._process import Process, WorkerProcess
@@ -103,10 +104,17 @@ class Parent(MultiService):
             if self.draining:
                 return
             if not await worker.replace():
-                self._log.warn("{count} of {all} workers were replaced", count=count, all=len(self.workers))
+                if not self.draining:
+                    self._log.warn("{count} of {all} workers were replaced", count=count, all=len(self.workers))
                 return
             count += 1
         self._log.info("All {count} workers were replaced", count=count)
+
+
+def shown_by(workers: Sequence[WorkerProcess], otherwise: Shown) -> Shown:
+    """Of the certificates that devices are shown just now, the one that ends first; `otherwise` as long as no port is open."""
+    shown = [worker.process.shown for worker in workers if worker.process is not None and worker.process.shown is not None]
+    return min(shown, key=lambda certificate: certificate.not_after, default=otherwise)
 
 
 class OfNode:
@@ -139,6 +147,7 @@ class Reports:
         self._refused = refused
         self._dead: dict[str, None] = {}
         self._worked = False
+        self._refusing = False
 
     def ready(self, process: Process) -> None:
         self._worked = True
@@ -159,7 +168,8 @@ class Reports:
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
         self._emit(time, node, event)
 
-    def cannot_start(self, why: str) -> None:
+    def cannot_start(self, why: str) -> bool:
         if not self._worked:
-            self._worked = True  # the others will say the same
+            self._worked = self._refusing = True  # the others will say the same
             self._refused(why)
+        return self._refusing

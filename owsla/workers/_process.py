@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ..boundaries import Clock
+from ..device.expiry import Shown
 from ..supervision import Untraced, Worker
 from ._channel import Channel
 from ._loads import Loads
@@ -28,8 +30,16 @@ KILL_AFTER: Final = 10.0
 """Seconds past its own deadline (`--drain-timeout`) after which a worker that stops is killed. It has its broker's connections
 to close then, and the last of the log to send."""
 
+HURRIED: Final = 5.0
+"""Seconds after which a worker that was told to hurry, and to stop, is killed: what waits for its event handlers has three."""
+
 KILLED_WITHIN: Final = 5.0
-"""Seconds for a killed process to be gone: one in the middle of a write to a slow disk takes a moment."""
+"""Seconds for a killed process to be gone: one in the middle of a write to a slow disk takes a moment. Past them nobody
+waits for it any more."""
+
+LAST_WORDS: Final = 1.0
+"""Seconds past its end for what a process said last, which mostly is there already: whatever it started itself may have its
+standard streams, and keep them open as long as it likes."""
 
 REPLACE_TIMEOUT: Final = 60.0
 """Seconds that a fresh worker has to open its port before the one that it is to replace stays instead."""
@@ -40,6 +50,9 @@ PING: Final = 5.0
 SILENCES: Final = 12
 """Pings in a row without a sign of life after which a worker is killed: a minute. Its devices are not served meanwhile, and the
 broker gives up on it after two heartbeats, a minute too; nothing that a worker does takes nearly as long."""
+
+STARTING: Final = 12
+"""Pings more that a worker has for its first word: a minute, in which a busy machine has imported everything."""
 
 LEVELS: Final = frozenset(level.name for level in LogLevel.iterconstants())
 
@@ -60,8 +73,8 @@ class Listener(Protocol):
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
         """Something happened in it (`owsla.events.from_wire`)."""
 
-    def cannot_start(self, why: str) -> None:
-        """It is the settings' fault, and would be each time."""
+    def cannot_start(self, why: str) -> bool:
+        """It is the settings' fault, and would be each time. Whether everything ends for that: then it is not restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +93,7 @@ class Start:
     cwd: str
     """Where the names of files in the settings begin: twistd itself may go elsewhere."""
     drain_timeout: float
-    """Seconds that a worker may take to bring everything under way to its end."""
-
-    @property
-    def longest_stop(self) -> float:
-        """Seconds after which a worker that stops is gone for certain."""
-        return self.drain_timeout + KILL_AFTER + KILLED_WITHIN
+    """Seconds that a worker may take to bring everything under way to its end, as long as it has not said so itself."""
 
 
 class Process(ProcessProtocol):
@@ -104,7 +112,14 @@ class Process(ProcessProtocol):
         self._asked: dict[int, Deferred[Any]] = {}
         self._asks = 0
         self._kill_call: Any = None
+        self._last_words_call: Any = None
         self._lines = {1: b"", 2: b""}
+        self._transport: Any = None
+        self._drain_timeout = start.drain_timeout
+        self._hurried = False
+        self._exited = False
+        self._graceful = False
+        self._streams_open = True
         self._waiting: list[Deferred[None]] = []
         self.state: State = "starting"
         self.node: str | None = None
@@ -113,8 +128,10 @@ class Process(ProcessProtocol):
         """How it ended."""
         self.refused: str | None = None
         """Why it cannot start, where it said so."""
+        self.shown: Shown | None = None
+        """The certificate that its devices are shown, as soon as its port is open."""
         self.pid = 0
-        self._silences = 0
+        self._silences = -STARTING
 
     def spawn(self) -> None:
         """Start it."""
@@ -132,7 +149,7 @@ class Process(ProcessProtocol):
                 count=self._start.count,
                 broker_port=self._start.broker_port,
             )
-            transport = self._reactor.spawnProcess(
+            self._transport = self._reactor.spawnProcess(
                 self,
                 sys.executable,
                 [sys.executable, "-P", "-m", "owsla.workers", self.name],
@@ -147,7 +164,7 @@ class Process(ProcessProtocol):
                     LOADS_FD: self._start.loads.descriptor,
                 },
             )
-        self.pid = transport.pid
+        self.pid = self._transport.pid
 
     # -- towards it --------------------------------------------------------------------------------------------------------
 
@@ -156,8 +173,17 @@ class Process(ProcessProtocol):
         if self.state not in ("draining", "ended"):
             self.state = "draining"
             self._channel.send("stop")
-            self._kill_call = self._clock.callLater(self._start.drain_timeout + KILL_AFTER, self._kill_late)
+            if not self._exited:
+                patience = HURRIED if self._hurried else self._drain_timeout + KILL_AFTER
+                self._kill_call = self._clock.callLater(patience, self._kill_late)
         return self.gone()
+
+    def hurry(self) -> None:
+        """Have it wait for nothing more; if it stops, or once it does, it is killed soon."""
+        self._hurried = True
+        self._channel.send("hurry")
+        if self._kill_call is not None and self._kill_call.getTime() > self._clock.seconds() + HURRIED:
+            self._kill_call.reset(HURRIED)
 
     def gone(self) -> Deferred[None]:
         """Fires when it is."""
@@ -185,7 +211,7 @@ class Process(ProcessProtocol):
 
     def ping(self) -> None:
         """Look whether it still turns. One that has not for too long is killed: it hangs, and its devices with it."""
-        if self.state != "ready":
+        if self.state in ("draining", "ended") or self._exited:
             return
         if self._silences >= SILENCES:
             self._log.error("{name} (process {pid}) hangs, and is killed", name=self.name, pid=self.pid)
@@ -197,16 +223,22 @@ class Process(ProcessProtocol):
 
     def kill(self) -> None:
         """End it at once."""
-        if self.state != "ended" and self.pid:
+        # By the transport, which knows when it was reaped: after that its number may be another process's.
+        if self._transport is not None:
             try:
-                os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it is gone, and we hear of it in a moment
+                self._transport.signalProcess("KILL")
+            except ProcessExitedAlready:
+                pass
 
     def _kill_late(self) -> None:
-        self._kill_call = None
         self._log.warn("{name} (process {pid}) does not stop, and is killed", name=self.name, pid=self.pid)
+        self._kill_call = self._clock.callLater(KILLED_WITHIN, self._leave_behind)
         self.kill()
+
+    def _leave_behind(self) -> None:
+        self._kill_call = None
+        self._log.error("{name} (process {pid}) was killed, and is not gone: it is left behind", name=self.name, pid=self.pid)
+        self._release()
 
     # -- from it -----------------------------------------------------------------------------------------------------------
 
@@ -228,6 +260,9 @@ class Process(ProcessProtocol):
             self.node = message["node"]
             self._log.info("This is node {node}", node=self.node)
         elif kind == "ready":
+            self._drain_timeout = float(message.get("drain_timeout", self._drain_timeout))
+            if "certificate" in message:
+                self.shown = Shown(message["certificate"], message["not_after"])
             if self.state == "starting":
                 self.state = "ready"
             self._listener.ready(self)
@@ -239,6 +274,7 @@ class Process(ProcessProtocol):
         for answer in asked.values():
             if not answer.called:
                 answer.errback(WorkerEnded(f"{self.name} is gone"))
+        self._look_for_the_end()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         # What it writes there came past its log: an interpreter's own complaint, mostly.
@@ -246,18 +282,40 @@ class Process(ProcessProtocol):
         for line in lines:
             self._log.warn("{line}", line=line.decode("utf-8", "replace"))
 
-    def processEnded(self, reason: Failure) -> None:
+    def processExited(self, reason: Failure) -> None:
         ended: Any = reason.value
-        graceful = self.state == "draining" and ended.exitCode == 0
-        self.state = "ended"
+        self._exited = True
+        self._graceful = self.state == "draining" and ended.exitCode == 0
         self.reason = _how(ended)
         if self._kill_call is not None:
             self._kill_call.cancel()
             self._kill_call = None
+        self._last_words_call = self._clock.callLater(LAST_WORDS, self._end)
+        self._look_for_the_end()
+
+    def processEnded(self, reason: Failure) -> None:
+        # Twisted says so when the streams are closed, too: which may be long after the process is gone.
         for line in self._lines.values():
             if line:
                 self._log.warn("{line}", line=line.decode("utf-8", "replace"))
-        self._listener.ended(self, graceful)
+        self._streams_open = False
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        """It has ended once it is gone and has said everything: why it could not start, say."""
+        if self._exited and not self._streams_open and not self._channel.open:
+            self._end()
+
+    def _end(self) -> None:
+        if self.state == "ended":
+            return
+        self.state = "ended"
+        if self._last_words_call.active():
+            self._last_words_call.cancel()
+        self._listener.ended(self, self._graceful)
+        self._release()
+
+    def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
         for gone in waiting:
             gone.callback(None)
@@ -285,6 +343,7 @@ class WorkerProcess(Worker):
         self._successor: Process | None = None
         self._predecessor: Process | None = None  # it was replaced, and its devices are leaving
         self._opened: dict[Process, Deferred[None]] = {}
+        self._leaving = False
         self._log = Logger(namespace="owsla")
 
     @property
@@ -294,6 +353,8 @@ class WorkerProcess(Worker):
 
     def startService(self) -> None:
         super().startService()
+        if self._leaving:
+            return  # a restart that waited when the stop began: there is no port any more
         self._process = self._spawn()
         self.later(PING, self._ping)
 
@@ -310,7 +371,8 @@ class WorkerProcess(Worker):
         return process
 
     def drain(self) -> Deferred[Any]:
-        """Have it stop in order. It is not started again for that."""
+        """Have it stop in order, for good: it is not started again for that, nor by a restart that waits."""
+        self._leaving = True
         self.running = 0
         return self.stopService()
 
@@ -321,7 +383,7 @@ class WorkerProcess(Worker):
     def hurry(self) -> None:
         """Have it stop at once."""
         for process in self._processes():
-            process.tell("hurry")
+            process.hurry()
 
     def _processes(self) -> list[Process]:
         """All that may run in its name just now."""
@@ -338,6 +400,7 @@ class WorkerProcess(Worker):
         """
         if not self.running or self._process is None or self._successor is not None:
             return False
+        old = self._process
         fresh = self._successor = self._spawn()
         opened = self._opened[fresh] = Deferred()
         why = f"its port is not open after {REPLACE_TIMEOUT:g} s"
@@ -345,9 +408,10 @@ class WorkerProcess(Worker):
         try:
             await opened
         except WorkerEnded as error:
-            self._log.warn(
-                "{name} is not replaced, and goes on as it is: {why}", name=self.name, why=fresh.refused or str(error)
-            )
+            if self.running and self._process is old:  # else it was stopped, or has died itself
+                self._log.warn(
+                    "{name} is not replaced, and goes on as it is: {why}", name=self.name, why=fresh.refused or str(error)
+                )
             self._successor = None
             fresh.kill()
             return False
@@ -355,7 +419,7 @@ class WorkerProcess(Worker):
             self._opened.pop(fresh, None)
             if late.active():
                 late.cancel()
-        old = self._predecessor = self._process
+        self._predecessor = old = self._process
         self._process, self._successor = fresh, None
         await old.stop()
         self._predecessor = None
@@ -377,8 +441,8 @@ class WorkerProcess(Worker):
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
         self._listener.event(time, node, event)
 
-    def cannot_start(self, why: str) -> None:
-        self._listener.cannot_start(why)
+    def cannot_start(self, why: str) -> bool:
+        return self._listener.cannot_start(why)
 
     def ended(self, process: Process, graceful: bool) -> None:
         self._listener.ended(process, graceful)
@@ -387,6 +451,6 @@ class WorkerProcess(Worker):
         if process is self._successor:
             self._not_opened(process, process.reason)
         elif process is self._process and self.running:
-            if process.refused is not None:
-                self._listener.cannot_start(process.refused)
+            if process.refused is not None and self._listener.cannot_start(process.refused):
+                return
             self.end(WorkerEnded(process.refused or f"{process.reason} (process {process.pid})"))

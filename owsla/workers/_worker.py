@@ -23,9 +23,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..config import BrokerAddress, ConfigError, load_settings
+from ..device.expiry import Shown
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..process import end_with
+from ..steady import keep_steady
 from ._channel import Channel, read_first
 from ._loads import Loads, Share
 
@@ -93,11 +95,15 @@ class ParentLink:
         """This is the node's name, from now on."""
         self.channel.send("node", node=node)
 
-    def ready(self) -> None:
-        """The port is open."""
+    def ready(self, drain_timeout: float, shown: Shown) -> None:
+        """The port is open. A stop may take as long as `drain_timeout`, and devices are shown this certificate: the parent may
+        have been started with other settings.
+        """
         if not self._ready:
             self._ready = True
-            self.channel.send("ready")
+            self.channel.send(
+                "ready", drain_timeout=drain_timeout, certificate=shown.certificate, not_after=shown.not_after
+            )
 
     # -- from the parent ---------------------------------------------------------------------------------------------------
 
@@ -196,6 +202,7 @@ def main() -> None:
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
+    keep_steady(reactor)
     link = ParentLink(reactor, name)
     factory = Factory.forProtocol(lambda: link.channel)
     factory.noisy = False

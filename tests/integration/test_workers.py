@@ -231,6 +231,84 @@ async def test_second_signal(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 
 @reactor_test
+async def test_second_signal_to_one_that_hangs(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """A second SIGTERM is at once also where a worker hangs: it is killed, and the whole ends in order."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_timeout="60s")
+    workers = await processes(gateway.owsla, 2)
+    os.kill(workers["worker-1"], signal.SIGSTOP)
+    gateway.owsla.process.signal(signal.SIGTERM)
+    await gateway.owsla.wait_for_line("Stopping 2 workers")
+    gateway.owsla.process.signal(signal.SIGTERM)
+    assert await gateway.owsla.exited(20) == 0
+    assert gateway.owsla.lines("worker-1 .* does not stop, and is killed")
+    assert not any(alive(pid) for pid in workers.values())
+
+
+@reactor_test
+async def test_stopped_while_a_restart_waits(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """A stop begins while a worker that died again and again waits for its restart: it is not started on the closed port."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="3s")
+    await processes(gateway.owsla, 2)
+    await devices_on_each(gateway, lab, 2)
+    killed = 0
+    for restart in range(1, 6):  # the last of them waits for half a second
+        await until(lambda last=killed: pids(gateway.owsla)["worker-1"] != last, RESTART, "the next worker-1")  # type: ignore[misc]
+        killed = pids(gateway.owsla)["worker-1"]
+        os.kill(killed, signal.SIGKILL)
+        await gateway.owsla.wait_for_line(rf"Restarting owsla/worker-1.*\(restart {restart}\)")
+    gateway.owsla.process.signal(signal.SIGTERM)
+    assert await gateway.owsla.exited(30) == 0
+    assert not gateway.owsla.lines("gave up|Bad file descriptor"), gateway.owsla.output()
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_helper_is_left(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """A worker that dies is restarted at once also if a process that its dialect started has its standard streams yet."""
+    (tmp_path / "helped.py").write_text(
+        "import pathlib, subprocess\n"
+        "from owsla.dialects import Dialect\n"
+        "class Helped(Dialect):\n"
+        "    @classmethod\n"
+        "    def configured(cls, settings):\n"
+        "        helper = subprocess.Popen(['sleep', '60'])\n"
+        f"        with open({str(tmp_path / 'helpers')!r}, 'a') as file: file.write(f'{{helper.pid}}\\n')\n"
+        "        return cls\n"
+    )
+    try:
+        owsla = lab.new_owsla(
+            broker=rabbitmq.url, workers=2, dialect="helped:Helped", drain_spread=0, env={"PYTHONPATH": str(tmp_path)}
+        )
+        owsla.launch()
+        before = await processes(owsla, 2)
+        os.kill(before["worker-1"], signal.SIGKILL)
+        await owsla.wait_for_line("worker-1 ended .*SIGKILL", 10)
+        await until(lambda: pids(owsla)["worker-1"] != before["worker-1"], RESTART, "the next worker-1")
+        assert await owsla.terminate() == 0
+    finally:
+        for pid in (tmp_path / "helpers").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@reactor_test
+async def test_signals_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """What a terminal or systemd sends to all processes ends no worker, from before it imports what takes time."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Sender:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'twisted':\n"
+        "            for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGINT): os.kill(os.getpid(), number)\n"
+        "if 'owsla.workers' in sys.orig_argv: sys.meta_path.insert(0, Sender())\n"
+    )
+    owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, env={"PYTHONPATH": str(tmp_path)})
+    owsla.launch()
+    await processes(owsla, 2)
+    assert not owsla.lines("worker-[12] ended"), owsla.output()
+    assert await owsla.terminate() == 0
+
+
+@reactor_test
 async def test_dies_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """Workers that die again and again while they start end the whole with status 70, and a line that says why."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -257,6 +335,17 @@ async def test_user_errors(lab: Lab, rabbitmq: RabbitMQ) -> None:
         assert await owsla.exited() == 1
         assert re.search(f"^owsla: {line}", owsla.errors(), re.MULTILINE), owsla.errors()
         assert owsla.errors().count("\n") == 1, owsla.errors()
+
+
+@reactor_test
+async def test_user_error_that_workers_find(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """What only the workers notice is one line and status 1, too; nobody is restarted, and nothing is given up."""
+    owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, dialect="login")
+    owsla.launch()
+    assert await owsla.exited() == 1
+    assert owsla.errors() == "owsla: --dialect: the login needs --login-checker, such as file:/etc/owsla/devices\n"
+    assert not owsla.lines("Restarting|restarting|gave up"), owsla.output()
+    owsla.assert_tidy()
 
 
 def refused_connects(port: int, folder: Path) -> ChildProcess:
@@ -299,6 +388,37 @@ async def test_rolling_restart(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> 
         assert await devices[0][0].line() == b"NEW 0"
     assert len(gateway.owsla.lines("everything confirmed", start=mark)) == 2
     assert await gateway.owsla.terminate() == 0
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_longer_drain_timeout(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """After a rolling restart with a longer --drain-timeout a stop may take as long as that: the parent has an older one."""
+    settings = tmp_path / "owsla.toml"
+    settings.write_text("drain-timeout = 0\n")
+    gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="13s")
+    await processes(gateway.owsla, 2)
+    settings.write_text("drain-timeout = '40s'\n")
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    await gateway.owsla.wait_for_line("All 2 workers were replaced", 60)
+    device = await lab.device(gateway)
+    mark = gateway.owsla.mark()
+    assert await gateway.owsla.terminate() == 0
+    await device.closed()
+    assert not gateway.owsla.lines("is killed"), gateway.owsla.output()
+    assert len(gateway.owsla.lines("Stopped: [01] devices closed, everything confirmed", start=mark)) == 2
+    gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_stopped_while_workers_are_replaced(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """A stop in the middle of a rolling restart stops the old and the fresh, and is no reason for a warning."""
+    gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="0s")
+    before = await processes(gateway.owsla, 2)
+    gateway.owsla.process.signal(signal.SIGUSR2)
+    await until(lambda: pids(gateway.owsla)["worker-1"] != before["worker-1"], what="the fresh worker-1")
+    assert await gateway.owsla.terminate() == 0
+    assert not gateway.owsla.lines("not replaced|workers were replaced"), gateway.owsla.output()
     gateway.owsla.assert_tidy()
 
 

@@ -10,16 +10,31 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.device.expiry import Shown
+from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.workers._loads import ABSENT, Loads
-from owsla.workers._parent import Reports
-from owsla.workers._process import KILL_AFTER, PING, REPLACE_TIMEOUT, SILENCES, Process, Start, WorkerEnded, WorkerProcess
+from owsla.workers._parent import Parent, Reports, shown_by
+from owsla.workers._process import (
+    HURRIED,
+    KILL_AFTER,
+    KILLED_WITHIN,
+    LAST_WORDS,
+    PING,
+    REPLACE_TIMEOUT,
+    SILENCES,
+    STARTING,
+    Process,
+    Start,
+    WorkerEnded,
+    WorkerProcess,
+)
 
 DRAIN = 30.0
 
@@ -52,6 +67,13 @@ class Child:
         self.transport = StringTransport()
         self.transport.abortConnection = lambda: None  # type: ignore[method-assign]
         self.channel.makeConnection(self.transport)
+        self.signals: list[str] = []
+        self.reaped = False
+
+    def signalProcess(self, name: str) -> None:
+        if self.reaped:
+            raise ProcessExitedAlready
+        self.signals.append(name)
 
     def told(self) -> list[dict[str, Any]]:
         """What it was told so far; before the process was made, nothing was."""
@@ -62,12 +84,27 @@ class Child:
 
     def ends(self, status: int | None = 0, signal_number: int | None = None) -> None:
         self.channel.connectionLost()
-        error = ProcessDone(0) if status == 0 else ProcessTerminated(status, signal_number)
-        self.protocol.processEnded(Failure(error))
+        self.exits(status, signal_number)
+        self.closes_streams(status, signal_number)
+
+    def exits(self, status: int | None = 0, signal_number: int | None = None) -> None:
+        """It is gone, and what it has said may come yet."""
+        self.reaped = True
+        self.protocol.processExited(_how(status, signal_number))
+
+    def closes_streams(self, status: int | None = 0, signal_number: int | None = None) -> None:
+        """Nobody has its standard streams any more."""
+        self.protocol.processEnded(_how(status, signal_number))
+
+
+def _how(status: int | None, signal_number: int | None) -> Failure:
+    return Failure(ProcessDone(0) if status == 0 else ProcessTerminated(status, signal_number))
 
 
 class Told:
     """A listener that writes down what it is told."""
+
+    everything_ends = False
 
     def __init__(self) -> None:
         self.ready_ones: list[int] = []
@@ -84,8 +121,9 @@ class Told:
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
         self.events.append((time, node, event))
 
-    def cannot_start(self, why: str) -> None:
+    def cannot_start(self, why: str) -> bool:
         self.refusals.append(why)
+        return self.everything_ends
 
 
 class ProcessTestCase(SynchronousTestCase):
@@ -105,8 +143,6 @@ class ProcessTestCase(SynchronousTestCase):
             drain_timeout=DRAIN,
         )
         self.told = Told()
-        self.killed: list[tuple[int, int]] = []
-        self.patch(os, "kill", lambda pid, number: self.killed.append((pid, number)))
         self.worker = self.make(1)
         self.reports: list[Failure | None] = []
         self.worker.supervise(self.reports.append)
@@ -117,6 +153,11 @@ class ProcessTestCase(SynchronousTestCase):
     @property
     def child(self) -> Child:
         return self.reactor.children[-1]
+
+    @property
+    def killed(self) -> list[int]:
+        """Who was killed."""
+        return [child.pid for child in self.reactor.children if child.signals]
 
     def logged(self) -> list[tuple[str, str]]:
         """What is logged from here on: level and text."""
@@ -232,11 +273,100 @@ class OneProcessTests(ProcessTestCase):
         self.reactor.advance(DRAIN + KILL_AFTER - 0.1)
         self.assertEqual(self.killed, [])
         self.reactor.advance(0.1)
-        self.assertEqual(self.killed, [(1000, signal.SIGKILL)])
+        self.assertEqual(self.killed, [1000])
         self.child.ends(status=None, signal_number=9)
         self.successResultOf(stopped)
         self.assertEqual(self.told.ends, [(1000, False)])
 
+    def test_cannot_be_killed(self) -> None:
+        """One that is not gone after that, in the middle of a write to a disk that is lost say, is not waited for."""
+        self.worker.startService()
+        stopped = self.worker.stopService()
+        self.reactor.advance(DRAIN + KILL_AFTER)
+        self.reactor.advance(KILLED_WITHIN - 0.1)
+        self.assertNoResult(stopped)
+        self.reactor.advance(0.1)
+        self.successResultOf(stopped)
+        self.child.ends(status=None, signal_number=9)
+
+    def test_its_own_drain_timeout(self) -> None:
+        """A worker that has read other settings than its parent has as long to stop as it says itself."""
+        self.worker.startService()
+        self.child.says("ready", drain_timeout=2 * DRAIN, certificate="server.pem", not_after=1.0)
+        self.worker.stopService()
+        self.reactor.advance(2 * DRAIN + KILL_AFTER - 0.1)
+        self.assertEqual(self.killed, [])
+        self.reactor.advance(0.1)
+        self.assertEqual(self.killed, [1000])
+
+    def test_hurry(self) -> None:
+        """One that is to hurry while it stops, and hangs, is killed soon."""
+        self.worker.startService()
+        self.worker.stopService()
+        self.reactor.advance(1)
+        self.worker.hurry()
+        self.assertEqual(self.child.told()[-1], {"type": "hurry"})
+        self.reactor.advance(HURRIED - 0.1)
+        self.assertEqual(self.killed, [])
+        self.reactor.advance(0.1)
+        self.assertEqual(self.killed, [1000])
+
+    def test_hurry_before_the_stop(self) -> None:
+        """That holds if the stop comes after, as when everything is given up."""
+        self.worker.startService()
+        self.worker.hurry()
+        self.reactor.advance(HURRIED)
+        self.assertEqual(self.killed, [], "nobody has told it to stop")
+        self.worker.stopService()
+        self.reactor.advance(HURRIED)
+        self.assertEqual(self.killed, [1000])
+
+    def test_hurry_late(self) -> None:
+        """Hurrying puts nothing off: neither the kill, nor how long it is waited for after that."""
+        self.worker.startService()
+        stopped = self.worker.stopService()
+        self.reactor.advance(DRAIN + KILL_AFTER - 1)
+        self.worker.hurry()
+        self.reactor.advance(1)
+        self.assertEqual(self.killed, [1000])
+        self.worker.hurry()
+        self.reactor.advance(KILLED_WITHIN)
+        self.successResultOf(stopped)
+
+    def test_left_helpers(self) -> None:
+        """A process that is gone has ended, although something that it started still has its standard streams."""
+        self.worker.startService()
+        self.child.says("ready")
+        self.child.channel.connectionLost()
+        self.child.exits(status=None, signal_number=signal.SIGKILL)
+        self.reactor.advance(LAST_WORDS)
+        (reason,) = self.reports
+        self.assertEqual(str(cast(Failure, reason).value), "it was ended by SIGKILL (process 1000)")
+        lines = self.logged()
+        self.child.protocol.childDataReceived(2, b"the helper's\nlast")
+        self.child.closes_streams(status=None, signal_number=signal.SIGKILL)
+        self.assertEqual(lines, [("warn", "the helper's"), ("warn", "last")])
+        self.assertEqual((len(self.reports), len(self.told.ends)), (1, 1))
+
+    def test_last_words(self) -> None:
+        """What a process said before its end counts, also where its end is noticed first."""
+        self.worker.startService()
+        self.child.exits(1)
+        self.child.says("fatal", text="--cert: gone")
+        self.child.channel.connectionLost()
+        self.assertEqual(self.reports, [])
+        self.child.closes_streams(1)
+        self.assertEqual(str(cast(Failure, self.reports[0]).value), "--cert: gone")
+
+    def test_killed_when_gone(self) -> None:
+        """A process that was reaped gets no signal any more: its number may be another's."""
+        self.worker.startService()
+        process = self.worker.process
+        assert process is not None
+        self.child.exits(1)
+        process.kill()
+        self.reactor.pump([PING] * (STARTING + SILENCES + 2))
+        self.assertEqual(self.killed, [])
 
     def test_hangs(self) -> None:
         """A worker without a sign of life for a minute is killed; whatever it says is one."""
@@ -250,14 +380,55 @@ class OneProcessTests(ProcessTestCase):
         self.reactor.pump([PING] * SILENCES)
         self.assertEqual(self.killed, [])
         self.reactor.advance(PING)
-        self.assertEqual(self.killed, [(1000, signal.SIGKILL)])
+        self.assertEqual(self.killed, [1000])
         self.flushLoggedErrors()
 
-    def test_starts_slowly(self) -> None:
-        """One that is not ready yet, or stops, is not watched like that."""
+    def test_hangs_before_its_port_is_open(self) -> None:
+        """While the broker is away, say, a worker may have no port for a day; it turns all the same, or is killed."""
         self.worker.startService()
-        self.reactor.pump([PING] * (SILENCES + 2))
+        self.child.says("node", node="0000aaaa")
+        for _ in range(3):
+            self.reactor.pump([PING] * SILENCES)
+            self.child.says("pong")
         self.assertEqual(self.killed, [])
+        self.reactor.pump([PING] * (SILENCES + 1))
+        self.assertEqual(self.killed, [1000])
+
+    def test_hangs_at_its_start(self) -> None:
+        """A worker has a minute more until it says anything at all: it may be slow to start."""
+        self.worker.startService()
+        self.reactor.pump([PING] * (STARTING + SILENCES))
+        self.assertEqual(self.killed, [])
+        self.reactor.advance(PING)
+        self.assertEqual(self.killed, [1000])
+
+    def test_stops_slowly(self) -> None:
+        """One that stops is not watched like that: it has its own time."""
+        self.worker.startService()
+        process = self.worker.process
+        assert process is not None
+        self.worker.stopService()
+        for _ in range(STARTING + SILENCES + 2):
+            process.ping()
+        self.assertEqual(self.killed, [])
+
+    def test_drained_while_its_restart_waits(self) -> None:
+        """Once everything stops no restart starts it again: there is no port any more."""
+        self.worker.startService()
+        self.child.ends(1)
+        self.successResultOf(self.worker.drain())
+        self.worker.startService()
+        self.assertEqual(len(self.reactor.children), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.successResultOf(self.worker.stopService())
+
+    def test_everything_ends(self) -> None:
+        """Where its refusal is the end of everything it is not restarted, and says nothing more."""
+        self.told.everything_ends = True
+        self.worker.startService()
+        self.child.says("fatal", text="--cert: gone")
+        self.child.ends(1)
+        self.assertEqual((self.told.refusals, self.reports), (["--cert: gone"], []))
 
 
 class ReplaceTests(ProcessTestCase):
@@ -303,7 +474,7 @@ class ReplaceTests(ProcessTestCase):
         replaced = self.replace()
         self.reactor.advance(REPLACE_TIMEOUT)
         self.assertIs(self.successResultOf(replaced), False)
-        self.assertEqual(self.killed, [(self.child.pid, signal.SIGKILL)])
+        self.assertEqual(self.killed, [self.child.pid])
         self.child.ends(status=None, signal_number=9)
         self.assertEqual(self.reports, [])
 
@@ -315,8 +486,10 @@ class ReplaceTests(ProcessTestCase):
         self.assertIn({"type": "stop"}, self.child.told())
         self.old.ends(0)
         self.assertNoResult(stopped)
+        lines = self.logged()
         self.child.ends(0)
         self.successResultOf(stopped)
+        self.assertEqual(lines, [], "nothing goes on as it is")
 
     def test_stopped_while_the_old_one_leaves(self) -> None:
         """A stop waits for one that was replaced and still lets its devices go, too; hurrying reaches it."""
@@ -331,10 +504,15 @@ class ReplaceTests(ProcessTestCase):
         self.successResultOf(stopped)
 
     def test_old_one_dies_meanwhile(self) -> None:
-        """If the old one dies before the fresh one is there, the worker has ended, as ever."""
-        self.replace()
+        """If the old one dies before the fresh one is there, the worker has ended, as ever; it does not go on as it is."""
+        replaced = self.replace()
         self.old.ends(1)
         self.assertEqual(len(self.reports), 1)
+        lines = self.logged()
+        self.worker.stopService()
+        self.child.ends(0)
+        self.assertIs(self.successResultOf(replaced), False)
+        self.assertEqual(lines, [])
 
 
 class ReportsTests(ProcessTestCase):
@@ -346,8 +524,9 @@ class ReportsTests(ProcessTestCase):
         self.refused: list[str] = []
         self.told = cast(Any, Reports(workers=self.workers, emit=lambda *event: None, refused=self.refused.append))
         self.workers += [self.make(1), self.make(2)]
+        self.ended: list[Failure | None] = []
         for worker in self.workers:
-            worker.supervise(lambda reason: None)
+            worker.supervise(self.ended.append)
             worker.startService()
         self.first, self.second = self.reactor.children
 
@@ -391,3 +570,86 @@ class ReportsTests(ProcessTestCase):
             child.says("fatal", text="--cert: gone")
             child.ends(1)
         self.assertEqual(self.refused, ["--cert: gone"])
+        self.assertEqual(self.ended, [], "they are restarted, though everything ends")
+
+    def test_refusal_later(self) -> None:
+        """Once one has worked, a worker that refuses is restarted: the file may be put right."""
+        self.second.says("ready")
+        self.first.says("fatal", text="--cert: gone")
+        self.first.ends(1)
+        self.assertEqual((self.refused, len(self.ended)), ([], 1))
+
+    def test_certificate(self) -> None:
+        """The certificate that counts is what devices are shown: of several workers' the one that ends first, whatever the
+        parent was started with.
+        """
+        at_start = Shown("old.pem", 3.0)
+        self.assertEqual(shown_by(self.workers, at_start), at_start)
+        self.first.says("ready", drain_timeout=DRAIN, certificate="new.pem", not_after=20.0)
+        self.assertEqual(shown_by(self.workers, at_start), Shown("new.pem", 20.0))
+        self.second.says("ready", drain_timeout=DRAIN, certificate="newer.pem", not_after=10.0)
+        self.assertEqual(shown_by(self.workers, at_start), Shown("newer.pem", 10.0))
+        replaced = ensureDeferred(self.workers[1].replace())
+        self.child.says("ready", drain_timeout=DRAIN, certificate="newest.pem", not_after=30.0)
+        self.second.ends(0)
+        self.successResultOf(replaced)
+        self.assertEqual(shown_by(self.workers, at_start), Shown("new.pem", 20.0))
+
+
+class ParentTests(ProcessTestCase):
+    """The parent as a whole, with its supervisor."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.failures: list[tuple[str, int]] = []
+        self.gave_up: list[GaveUp] = []
+        reports = Reports(workers=[], emit=lambda *event: None, refused=lambda why: None)
+        workers = [WorkerProcess(self.reactor, number, self.start, reports) for number in (1, 2)]
+
+        def child(worker: WorkerProcess) -> ChildSpec:
+            def start() -> AnyService:
+                return worker
+
+            return ChildSpec(f"worker-{worker.number}", start)
+
+        root = Supervisor(
+            cast(Any, self.reactor),
+            [child(worker) for worker in workers],
+            name="owsla",
+            on_give_up=self.gave_up.append,
+            random=lambda: 1.0,
+        )
+        self.parent = Parent(
+            port=self.port, workers=workers, root=root, fail=lambda why, status: self.failures.append((why, status))
+        )
+        self.parent.startService()
+        self.first, self.second = self.reactor.children
+        for one in self.reactor.children:
+            one.says("ready")
+
+    def test_stopped_while_a_restart_waits(self) -> None:
+        """A worker whose restart waits when the stop begins is not started on a port that is closed, nor given up on."""
+        self.first.ends(1)
+        self.reactor.advance(0)
+        self.reactor.advance(0)
+        self.child.ends(1)  # the first restart comes at once; now it waits
+        self.reactor.advance(0)
+        self.assertEqual(len(self.reactor.children), 3)
+        lines = self.logged()
+        stopped = self.parent.stopService()
+        self.reactor.pump([1.0] * 10)
+        self.assertEqual(len(self.reactor.children), 3)
+        self.second.ends(0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.gave_up, [])
+        self.assertEqual([line for line in lines if line[0] not in ("info", "")], [])
+
+    def test_stopped_while_workers_are_replaced(self) -> None:
+        """A stop in the middle of a rolling restart is no failure of it."""
+        self.parent.replace()
+        lines = self.logged()
+        stopped = self.parent.stopService()
+        for one in self.reactor.children:
+            one.ends(0)
+        self.successResultOf(stopped)
+        self.assertEqual([line for line in lines if line[0] not in ("info", "")], [])

@@ -12,6 +12,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.device.expiry import Shown
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
 from owsla.workers._channel import WAITING
 from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, ParentLink
@@ -79,10 +80,12 @@ class ParentLinkTests(LinkTestCase):
         other.stop("Got SIGTERM")
 
     def test_ready_once(self) -> None:
-        """Each time that the broker is back is no news to the parent."""
-        self.link.ready()
-        self.link.ready()
-        self.assertEqual(self.told(), [{"type": "ready"}])
+        """The parent is told what this worker has read that it may not have; each time that the broker is back is no news."""
+        self.link.ready(30.0, Shown("server.pem", 1e9))
+        self.link.ready(30.0, Shown("server.pem", 1e9))
+        self.assertEqual(
+            self.told(), [{"type": "ready", "drain_timeout": 30.0, "certificate": "server.pem", "not_after": 1e9}]
+        )
 
     def test_parent_is_gone(self) -> None:
         """Without a parent it stops, and soon."""
