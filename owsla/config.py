@@ -11,7 +11,6 @@ Nothing else in Owsla knows TOML, the environment or the command line.
 from __future__ import annotations
 
 import difflib
-import getopt
 import ipaddress
 import os
 import re
@@ -20,14 +19,16 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 from urllib.parse import quote, unquote_to_bytes
 
+import idna
 from twisted.python import usage
 
 from owsla import __version__
-from owsla._argv import scrub_command_line
+from owsla._argv import password_spans, scrub_command_line
 
 if TYPE_CHECKING:
     from twisted.cred.checkers import ICredentialsChecker
@@ -134,6 +135,14 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
             raise ConfigError("there is no host name in the broker's URL")
         if not _HOST_NAME.fullmatch(host):
             raise ConfigError("the host name in the broker's URL has characters that a host name can't have")
+        try:
+            idna.encode(host)  # as Twisted does before it resolves a name
+        except UnicodeError:
+            if "_" in host:
+                raise ConfigError(
+                    "a host name can't have an underscore, as the broker's has: give its IP address, or an alias without one"
+                ) from None
+            raise ConfigError("the host name in the broker's URL is none that DNS allows, such as rabbit.example.com") from None
     if port_text in ("", ":"):
         return host, port
     digits = port_text[1:]
@@ -792,15 +801,47 @@ def load_settings(
 
 
 def _split(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[list[tuple[str, str]], list[str]]:
-    try:
-        return getopt.gnu_getopt(list(argv), "", [*flags, *(f"{name}=" for name in _BY_NAME)])
-    except getopt.GetoptError as error:
-        flag = error.msg.split()[1]  # "option --prot not recognized"; error.opt has no dashes
-        if "requires argument" in error.msg:
-            raise ConfigError(f"{flag}: a value is missing") from None
-        if "unique prefix" in error.msg:
-            raise ConfigError(f"{flag}: more than one option begins like this") from None
-        raise ConfigError(f"{flag}: no such option{_closest(error.opt, _BY_NAME, '--')}") from None
+    """The options of ``argv`` with their texts, those of ``flags`` without, and what is no option.
+
+    Not getopt, nor argparse: these names are for good, so --wind may not mean --window until there is a --winder.
+    """
+    pairs: list[tuple[str, str]] = []
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            rest += arguments
+        elif not argument.startswith("-") or argument == "-":
+            rest.append(argument)
+        elif not argument.startswith("--"):
+            raise ConfigError(f"{argument[:2]}: no such option")  # the rest of it may be anything
+        else:
+            flag, equals, text = argument.partition("=")
+            name = flag.removeprefix("--")
+            if name in flags:
+                if equals:
+                    raise ConfigError(f"{flag}: takes no value")
+            elif name not in _BY_NAME:
+                shown = flag if _hidden(flag) == repr(flag) else "a URL"
+                raise ConfigError(f"{shown}: {_unknown(name, (*_BY_NAME, *flags))}")
+            elif not equals:
+                given = next(arguments, None)
+                if given is None:
+                    raise ConfigError(f"{flag}: a value is missing")
+                text = given
+            pairs.append((flag, text))
+    return pairs, rest
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    """What is to be said of an option that is none of these. No abbreviation is taken, but each is worth a hint."""
+    hint = _closest(name, names, "--")
+    longer = [known for known in names if name and known.startswith(name)]
+    if not hint and longer:
+        if len(longer) > 1:
+            return "more than one option begins like this"
+        hint = f"; did you mean --{longer[0]}?"
+    return f"no such option{hint}"
 
 
 def _closest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -825,9 +866,19 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, _Given], li
         if option is None:
             strangers.append(variable)
         elif text:  # An empty one is how compose files and unit files write "not set".
-            texts = tuple(part.strip() for part in text.split(",")) if option.repeatable else (text,)
-            given[option.name] = _Given(texts, variable)
+            given[option.name] = _Given(_parts(text, option) if option.repeatable else (text,), variable)
     return given, strangers
+
+
+def _parts(text: str, option: Option) -> tuple[str, ...]:
+    """What is separated by commas in a variable."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if option.name == "broker":
+        return parts  # in a URL %2c is an escape anyway, as any other
+    return tuple(_COMMA.sub(",", part) for part in parts)
+
+
+_COMMA = re.compile("%2c", re.IGNORECASE)
 
 
 def _from_file(config: _Given) -> dict[str, _Given]:
@@ -946,12 +997,32 @@ def _check_together(settings: Settings, given: Mapping[str, _Given]) -> None:
     if settings.max_line > settings.window_bytes:
         sizes = f"max-line ({settings.max_line} bytes) is more than window-bytes ({settings.window_bytes} bytes)"
         refuse(("max-line", "window-bytes"), sizes)
-    if settings.login_checker is not None and settings.dialect is None:
-        refuse(("login-checker",), "only has a meaning with a --dialect that logs devices in")
+    if settings.dialect is None:
+        no_login = "only has a meaning with a --dialect that logs devices in"
+        if settings.login_checker is not None:
+            refuse(("login-checker",), no_login)
+        if "login-timeout" in given:
+            refuse(("login-timeout",), no_login)
+    ports = [("port", settings.interface, settings.port)]
+    if settings.http is not None:
+        ports.append(("http", *settings.http))
+    if not settings.brokers:
+        ports.append(("embedded-port", "127.0.0.1", settings.embedded_port))
+    for (one, address, port), (other, another, same) in combinations(ports, 2):
+        if port == same != 0 and _overlap(address, another):
+            refuse((other, one), f"--{one} and --{other} can't both use port {port}")
     if settings.device_ack is not None:
         why_not = _acknowledgement_fault(settings.device_ack, settings.delimiter)
         if why_not:
             refuse(("device-ack", "delimiter"), why_not)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two sockets on these addresses (empty: all) would be in each other's way on the same port."""
+    if not one or not other or one == other:
+        return True
+    first, second = ipaddress.ip_address(one), ipaddress.ip_address(other)
+    return first.version == second.version and (first.is_unspecified or second.is_unspecified)
 
 
 def _acknowledgement_fault(template: str, delimiter: bytes) -> str:
@@ -1044,7 +1115,7 @@ class Options(usage.Options):
         except ConfigError as error:
             exit_with(error)
         for option, instead in (("--broker", "--broker-password-file"), ("--events", "OWSLA_EVENTS")):
-            if not hidden and any(flag == option and "@" in text for flag, text in pairs):
+            if not hidden and any(flag == option and password_spans(os.fsencode(text)) for flag, text in pairs):
                 _write_warning(f"{option}: its password can't be hidden from the process list here; use {instead}")
 
     def opt_version(self) -> NoReturn:

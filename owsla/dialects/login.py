@@ -10,21 +10,26 @@ answer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from twisted.cred.checkers import FilePasswordDB, ICredentialsChecker
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
-from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.error import LoginDenied, UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.cred.strcred import InvalidAuthArgumentString, InvalidAuthType, findCheckerFactories, makeChecker
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from ..config import ConfigError, Settings, read_file
+from ..config import ConfigError, Settings
+from ..supervision import explain
+from ._devices_file import DevicesFile
 from ._interfaces import REFUSED, Conversation, Dialect, Factory, Refused
+from ._sparingly import Sparingly
 
 WAITING: Final = 0
 CHECKING: Final = 1
@@ -48,15 +53,52 @@ class Devices:
         return IDevice, name, lambda: None
 
 
+class Gate:
+    """The checker that all devices log in with. That it fails is said for all of them together."""
+
+    _log = Logger()
+
+    def __init__(self, checker: ICredentialsChecker, now: Callable[[], float] = time.monotonic) -> None:
+        realm: Any = Devices()
+        self._portal = Portal(realm, [checker])
+        self._name = type(checker).__name__
+        self._sparingly = Sparingly(now)
+
+    def login(self, name: bytes, token: bytes) -> Deferred[Any]:
+        credentials: Any = UsernamePassword(name, token)
+        checking: Deferred[Any] = self._portal.login(credentials, None, IDevice)
+        return checking
+
+    def failed(self, failure: Failure, token: bytes) -> None:
+        """Say that a device could not be checked; `token` is what must not be in the log."""
+        if not self._sparingly.due():
+            return
+        unsaid = self._sparingly.unsaid()
+        self._log.warn(
+            "The login's checker {checker} failed, and the device is denied: {reason}{more}",
+            checker=self._name,
+            reason=_explain_without(token, failure),
+            more=f" (and {unsaid} more since the last such line)" if unsaid else "",
+        )
+
+
+def _explain_without(token: bytes, failure: Failure) -> str:
+    # A database's errors, say, may quote what it was asked.
+    text = str(failure.value)
+    if token.decode("utf-8", "replace") in text or repr(token)[2:-1] in text:
+        return f"{type(failure.value).__name__}, with the token in its text"
+    return explain(failure)
+
+
 class Login(Dialect):
     """Publishes nothing, and takes no message, before the device has logged in."""
 
-    __slots__ = ("_portal", "_state", "_timeout")
+    __slots__ = ("_gate", "_state", "_timeout")
 
-    def __init__(self, conversation: Conversation, portal: Portal, timeout: float) -> None:
+    def __init__(self, conversation: Conversation, gate: Gate, timeout: float) -> None:
         """`timeout` is in seconds, from the handshake to the whole first line."""
         super().__init__(conversation)
-        self._portal = portal
+        self._gate = gate
         self._timeout = timeout
         self._state = WAITING
 
@@ -64,10 +106,9 @@ class Login(Dialect):
     def configured(cls, settings: Settings) -> Factory:
         if settings.login_checker is None:
             raise ConfigError("the login needs --login-checker, such as file:/etc/owsla/devices")
-        realm: Any = Devices()
-        portal = Portal(realm, [settings.login_checker])
+        gate = Gate(settings.login_checker)
         timeout = settings.login_timeout
-        return lambda conversation: cls(conversation, portal, timeout)
+        return lambda conversation: cls(conversation, gate, timeout)
 
     def connected(self) -> None:
         self.conversation.hold()
@@ -89,25 +130,35 @@ class Login(Dialect):
             return
         self._state = CHECKING
         self.conversation.clear_timeout()
-        credentials: Any = UsernamePassword(name, token)
-        checking: Deferred[Any] = self._portal.login(credentials, None, IDevice)
-        checking.addCallbacks(self._welcome, self._denied)
+        checking = self._gate.login(name, token)
+        checking.addCallbacks(self._known, self._denied, callbackArgs=(token,), errbackArgs=(token,))
         checking.addErrback(self.conversation.fail)
 
-    def _welcome(self, logged_in: tuple[Any, str, Any]) -> None:
+    def _known(self, logged_in: tuple[Any, str, Any], token: bytes) -> None:
         _, name, _ = logged_in
+        try:
+            self.conversation.identify(name)
+        except ValueError:  # the checker's name for it cannot be a device's
+            self._unchecked(Failure(), token)
+            return
         self._state = WELCOME
-        self.conversation.identify(name)
         self.conversation.answer(b"WELCOME " + name.encode())
         self.conversation.release()
 
-    def _denied(self, failure: Failure) -> None:
-        failure.trap(UnauthorizedLogin)
-        self._deny()
+    def _denied(self, failure: Failure, token: bytes) -> None:
+        if failure.check(UnauthorizedLogin, LoginDenied):
+            self._deny()
+        else:
+            self._unchecked(failure, token)
 
-    def _deny(self) -> None:
+    def _unchecked(self, failure: Failure, token: bytes) -> None:
+        # The checker's trouble, or its database's, and none of this device's: it is denied for now, and may come again.
+        self._gate.failed(failure, token)
+        self._deny("login could not be checked")
+
+    def _deny(self, reason: str = "login denied") -> None:
         self.conversation.answer(b"DENIED")
-        self.conversation.hang_up("login denied")
+        self.conversation.hang_up(reason)
 
     def timed_out(self) -> None:
         self.conversation.answer(b"DENIED")
@@ -123,12 +174,10 @@ def checker(text: str) -> ICredentialsChecker:
     if kind == "memory":
         raise ConfigError("memory: its tokens would be in the process list; put them into a file: file:PATH")
     if kind == "file":
-        # Twisted's own plugin reads the whole file for every login. This looks whether it has changed.
         try:
-            read_file(_path(argument))
+            made: Any = DevicesFile(_path(argument))
         except ConfigError as error:
             raise ConfigError(f"file: {error}") from None
-        made: Any = FilePasswordDB(argument, cache=True)
         return made  # type: ignore[no-any-return]
     try:
         made = makeChecker(text)

@@ -77,6 +77,33 @@ async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 
 @reactor_test
+async def test_devices_file_in_trouble(broker: Broker, lab: Lab, tmp_path: Path) -> None:
+    """A file that is gone, or spoilt, keeps nobody out whom it knew: a line in the log says so. A good one is in use again."""
+    devices = tmp_path / "devices"
+    devices.write_text("d1:s3cret\n")
+    gateway = await lab.gateway(broker.url, dialect="login", login_checker=f"file:{devices}", backend=False)
+
+    async def answer(hello: bytes) -> bytes:
+        device = await lab.device(gateway)
+        device.send_line(hello)
+        return await device.line()
+
+    devices.unlink()
+    for _ in range(3):
+        assert await answer(b"HELLO d1 s3cret") == b"WELCOME d1"
+        assert await answer(b"HELLO d2 s3cret") == b"DENIED"
+    devices.write_text("# new\nd1:s3:cret\n")
+    assert await answer(b"HELLO d1 s3cret") == b"WELCOME d1"
+    devices.write_text("# new\nd2:s3cret\n")
+    assert await answer(b"HELLO d1 s3cret") == b"DENIED"
+    assert await answer(b"HELLO d2 s3cret") == b"WELCOME d2"
+    await gateway.owsla.wait_for_line("devices is in use again")
+    assert gateway.owsla.output().count("no such file or directory") == 1
+    assert "Traceback" not in gateway.owsla.output()
+    assert "s3cret" not in gateway.owsla.output()
+
+
+@reactor_test
 async def test_of_ones_own(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     """A dialect by its module and name; acknowledgements count received lines; one that raises closes its own connection."""
     (tmp_path / "beating.py").write_text(DIALECT)
@@ -158,6 +185,18 @@ async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> No
         (
             {"dialect": "login", "login_checker": "file:/nonexistent/x"},
             "owsla: --login-checker: file: /nonexistent/x: no such file or directory\n",
+        ),
+        (
+            {"dialect": "login", "login_checker": "file:/bin/ls"},
+            "owsla: --login-checker: file: /bin/ls: it is not a text file\n",
+        ),
+        (
+            {"port": "27411", "http": "27411"},
+            "owsla: --http: --port and --http can't both use port 27411\n",
+        ),
+        (
+            {"por": "27411"},
+            "owsla: --por: no such option; did you mean --port?\n",
         ),
     ],
 )

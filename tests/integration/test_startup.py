@@ -82,6 +82,7 @@ _BAD: dict[str, _Case] = {
     "config-unknown-option": lambda place: ({"config": place.folder / "strange.toml"}, "strange.toml.*prot"),
     "broker-not-amqp": lambda place: ({"broker": "http://127.0.0.1"}, "--broker.*amqp"),
     "broker-nonsense": lambda place: ({"broker": "nonsense"}, "--broker.*amqp"),
+    "broker-underscore": lambda place: ({"broker": "amqp://rabbit_mq"}, "--broker.*underscore"),
     "broker-port": lambda place: ({"broker": "amqp://127.0.0.1:none"}, "--broker.*port"),
     "password-file-missing": lambda place: (
         {"broker": "amqp://127.0.0.1", "broker_password_file": place.folder / "none"},

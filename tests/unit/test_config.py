@@ -17,6 +17,8 @@ from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
@@ -68,6 +70,12 @@ class BrokerAddressTests(SynchronousTestCase):
         self.assertEqual(str(address), "amqp://guest@[::1]:1234/x")
         self.assertEqual(BrokerAddress.parse("amqp://[fe80::2]").port, 5672)
 
+    def test_host_names(self) -> None:
+        """A name that Twisted connects to is taken as it is: of one label or more, an IPv4 address, or not in ASCII."""
+        for host in ("h", "H9-x.test", "rabbit.test.", "10.0.0.1", "a" * 63, "b\u00fccher.test", "xn--bcher-kva.test"):
+            self.assertEqual(BrokerAddress.parse(f"amqp://{host}:1").host, host)
+            self.assertNotIn("\\", repr(HostnameEndpoint(MemoryReactorClock(), host, 1)), "which it says of a bad one")
+
     def test_password_is_never_shown(self) -> None:
         """Neither str() nor repr() shows the password."""
         address = BrokerAddress.parse("amqps://us%2fer:secret@h/v%2fh")
@@ -101,6 +109,17 @@ class BrokerAddressTests(SynchronousTestCase):
             ("amqp://u:secret@[::1]5672", "IPv6"),
             ("amqp://u:secret@a b", "host name"),
             ("amqp://u:secret@a,b", "host name"),
+            ("amqp://u:secret@rabbit_mq", "underscore"),
+            ("amqp://u:secret@a.b_c.local", "underscore"),
+            ("amqp://u:secret@foo..bar", "DNS"),
+            ("amqp://u:secret@.foo", "DNS"),
+            ("amqp://u:secret@-x", "DNS"),
+            ("amqp://u:secret@x-", "DNS"),
+            ("amqp://u:secret@x!y", "DNS"),
+            ("amqp://u:secret@" + "a" * 64, "DNS"),
+            ("amqp://u:secret@" + "a." * 127 + "a", "DNS"),
+            ("amqp://u:secret@xn--", "DNS"),
+            ("amqp://u:secret@\u2603.example", "DNS"),
         ]:
             message = self.refused(url)
             self.assertIn(reason, message, url)
@@ -406,6 +425,15 @@ class SourceTests(_Files):
         self.assertEqual(_load("--config", self.file('broker = ["amqp://a", "amqp://b/x"]')).brokers, expected)
         self.assertEqual(_load("--config", self.file('broker = "amqp://a"')).brokers, expected[:1])
 
+    def test_comma_in_a_list(self) -> None:
+        """In the environment a comma within one of several is %2c, whatever the option; only there."""
+        arguments = _load(OWSLA_TO_DEVICE_ARGUMENT="a=x%2cy, b=%2C").to_device_arguments
+        self.assertEqual(arguments, (("a", "x,y"), ("b", ",")))
+        specs = _load(OWSLA_EVENTS="json:one%2ctwo.json,database:sqlite:///a%2cb.db").events
+        self.assertEqual([str(spec) for spec in specs], ["json:one,two.json", "database:/a,b.db"])
+        self.assertEqual(_load(OWSLA_BROKER="amqp://u:a%2cb%40c@h").brokers[0].password, "a,b@c")
+        self.assertEqual(_load("--to-device-argument", "a=x%2cy").to_device_arguments, (("a", "x%2cy"),))
+
     def test_arguments_of_queues(self) -> None:
         """Their values are whole numbers, true and false, or text; in quotes they are text in any case."""
         expected = (("a", 5), ("b", -1), ("c", True), ("d", False), ("e", "quorum"), ("f", "5"), ("g", ""), ("h", "x=y"))
@@ -577,13 +605,18 @@ class ArgumentTests(SynchronousTestCase):
         return bytes(result)
 
     def test_spans(self) -> None:
-        """The passwords of broker URLs are found, and nothing else."""
+        """The passwords of broker and database URLs are found, and nothing else."""
         for area, expected in [
             (b"x\0--broker\0amqp://u:pw@h\0", b"x\0--broker\0amqp://u:**@h\0"),
             (b"x\0--broker=AMQPS://u:pw@h/v\0", b"x\0--broker=AMQPS://u:**@h/v\0"),
             (b"amqp://u:p@w/x@h\0amqp://:q@h", b"amqp://u:*****@h\0amqp://:*@h"),
             (b"amqp://h:5672\0a@b\0", b"amqp://h:5672\0a@b\0"),
             (b"http://u:pw@h\0amqp://u@h\0", b"http://u:pw@h\0amqp://u@h\0"),
+            (b"database:postgresql://h/d?user=u&password=pw\0x", b"database:postgresql://h/d?user=u&password=**\0x"),
+            (b"POSTGRES://u@h/d?PASSWORD=p&w\0x?password=y", b"POSTGRES://u@h/d?PASSWORD=***\0x?password=y"),
+            (b"postgresql://u:pw@h/d?sslpassword=p\0", b"postgresql://u:**@h/d?sslpassword=*\0"),
+            (b"postgresql://h:5432/d?password=p@w\0", b"postgresql://h:*******************\0"),
+            (b"postgresql://h/d?user=u\0http://h?password=x\0", b"postgresql://h/d?user=u\0http://h?password=x\0"),
         ]:
             self.assertEqual(self.hidden(area), expected)
 
@@ -618,3 +651,13 @@ class ArgumentTests(SynchronousTestCase):
             stderr.getvalue(),
             "owsla: --broker: its password can't be hidden from the process list here; use --broker-password-file\n",
         )
+
+    def test_unsupported_parameter(self) -> None:
+        """The same for a database's password among its URL's parameters, and nothing is said of a URL without one."""
+        for url, warnings in (("postgresql://h/d?user=u&password=s3cret", 1), ("postgresql://u@h/d", 0)):
+            with (
+                mock.patch("owsla.config.scrub_command_line", return_value=False),
+                contextlib.redirect_stderr(io.StringIO()) as stderr,
+            ):
+                Options().parseOptions(["--events", f"database:{url}"])
+            self.assertEqual(stderr.getvalue().count("OWSLA_EVENTS"), warnings, stderr.getvalue())

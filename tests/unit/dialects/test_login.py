@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
-from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.error import LoginDenied, UnauthorizedLogin
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from owsla.config import ConfigError, load_settings
-from owsla.dialects.login import Login, checker
+from owsla.dialects.login import Gate, Login, checker
 from owsla.events import DeviceDisconnected, DialectFailed
 
 from ..device._fakes import Source
@@ -141,15 +144,133 @@ class LoginTests(SynchronousTestCase):
                 self.checker.answer.errback(UnauthorizedLogin())
             self.assertEqual((self.world.sink.lines, self.world.of_type(DialectFailed)), ([], []))
 
-    def test_checker_fails(self) -> None:
-        """A checker that cannot say anything ends the connection, and is an event."""
+    def test_denied_otherwise(self) -> None:
+        """A checker that refuses a login by another error of cred's is no trouble."""
+        endpoint, wire = self.world.speak()
+        with capturedLogs() as logs:
+            endpoint.dataReceived(b"HELLO d1 t\n")
+            self.checker.answer.errback(LoginDenied("too many of them"))
+        self.assertEqual((self.world.heard(wire), self.reason(endpoint)), ([b"DENIED"], "login denied"))
+        self.assertEqual(_said(logs), [])
+
+    def test_bug(self) -> None:
+        """What is a defect of the dialect's is told as one."""
+
+        def broken(line: bytes) -> None:
+            raise ZeroDivisionError("ours")
+
         endpoint, wire = self.world.speak()
         endpoint.dataReceived(b"HELLO d1 t\n")
-        self.checker.answer.errback(ZeroDivisionError("no database"))
+        self.patch(type(endpoint), "answer", lambda self, line: broken(line))
+        self.checker.answer.callback(b"d1")
         self.assertEqual(wire.closed, "lost")
-        self.assertIn("no database", self.world.of_type(DialectFailed)[0].reason)
+        self.assertIn("ours", self.world.of_type(DialectFailed)[0].reason)
         self.world.end(endpoint)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+@implementer(ICredentialsChecker)
+class Saying:
+    """A checker that says at once what it is told to, or raises it."""
+
+    credentialInterfaces = (IUsernamePassword,)
+
+    def __init__(self) -> None:
+        self.what: Any = None
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        if isinstance(self.what, Exception):
+            raise self.what
+        return self.what
+
+
+class TroubleTests(SynchronousTestCase):
+    """A checker that cannot do its work: devices are denied for now, and it is a line in the log."""
+
+    def setUp(self) -> None:
+        self.checker = Saying()
+        self.clock = Clock()
+        checker: Any = self.checker
+        gate = Gate(checker, self.clock.seconds)
+        self.world = DialectWorld(lambda conversation: Login(conversation, gate, 5.0))
+
+    def denied(self, what: Any, line: bytes = b"HELLO d1 s3cret") -> list[str]:
+        """What is said of a device's login."""
+        self.checker.what = what
+        endpoint, wire = self.world.speak()
+        with capturedLogs() as logs:
+            endpoint.dataReceived(line + b"\nmore\n")
+        self.assertEqual((self.world.heard(wire), wire.closed), ([b"DENIED"], "lost"))
+        self.world.end(endpoint)
+        self.assertEqual(self.world.of_type(DeviceDisconnected)[-1].reason, "login could not be checked")
+        self.assertEqual((self.world.of_type(DialectFailed), self.world.sink.lines), ([], []))
+        return _said(logs)
+
+    def test_said(self) -> None:
+        """The line names the checker and the error; it is no failure of the dialect's."""
+        self.assertEqual(
+            self.denied(OSError("no database")),
+            ["warn: The login's checker Saying failed, and the device is denied: OSError: no database"],
+        )
+
+    def test_later(self) -> None:
+        """The same where the checker fails after a while."""
+        later: Deferred[Any] = Deferred()
+        self.checker.what = later
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 t\n")
+        with capturedLogs() as logs:
+            later.errback(OSError("no database"))
+        self.assertEqual((self.world.heard(wire), len(_said(logs))), ([b"DENIED"], 1))
+
+    def test_sparingly(self) -> None:
+        """For many devices it is one line a minute, and the next one has the number of the others."""
+        self.assertEqual(len(self.denied(OSError("no database"))), 1)
+        for number in range(99):
+            self.clock.advance(0.5)
+            self.assertEqual(self.denied(OSError(f"no database {number}")), [])
+        self.clock.advance(10.5)
+        [line] = self.denied(OSError("no database"))
+        self.assertIn("no database (and 99 more since the last such line)", line)
+        self.clock.advance(60.0)
+        [line] = self.denied(OSError("no database"))
+        self.assertTrue(line.endswith("OSError: no database"), line)
+
+    def test_recovered(self) -> None:
+        """A device that comes again when the checker works is let in."""
+        self.denied(OSError("no database"))
+        self.checker.what = b"d1"
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 s3cret\n")
+        self.assertEqual(self.world.heard(wire), [b"WELCOME d1"])
+
+    def test_no_name(self) -> None:
+        """So it is with a name of the checker's that cannot be a device's id."""
+        for name in (b"\xff", "a\nb", "x" * 300):
+            [line] = self.denied(name)
+            self.assertIn("The login's checker Saying failed", line)
+            self.clock.advance(60.0)
+
+    def test_token(self) -> None:
+        """No token is in the log, though the error has it in its text."""
+        for error, line in [
+            (OSError("no row ('d1', 's3cret')"), b"HELLO d1 s3cret"),
+            (OSError("no row ('d1', b'\\xffs3cret')"), b"HELLO d1 \xffs3cret"),
+            (OSError("no row ('d1', 's3cret  x')"), b"HELLO d1 s3cret  x"),
+        ]:
+            [said] = self.denied(error, line)
+            self.assertTrue(said.endswith("is denied: OSError, with the token in its text"), said)
+            self.clock.advance(60.0)
+
+    def test_one_line(self) -> None:
+        """An error of several lines is one in the log."""
+        [line] = self.denied(OSError("no database\nat all"))
+        self.assertTrue(line.endswith("OSError: no database at all"), line)
+
+
+def _said(logs: Sequence[Any]) -> list[str]:
+    """The lines of the log, with their level. Events are not among them."""
+    return [f"{event['log_level'].name}: {formatEvent(event)}" for event in logs]
 
 
 class CheckerTests(SynchronousTestCase):
@@ -179,7 +300,13 @@ class CheckerTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """What is no checker for names and tokens is refused in one line."""
+        descriptor, path = tempfile.mkstemp()
+        self.addCleanup(os.unlink, path)
+        os.write(descriptor, b"d1:one\nd2 s3cret\n")
+        os.close(descriptor)
         for text, reason in [
+            ("file:/bin/ls", "file: /bin/ls: it is not a text file"),
+            (f"file:{path}", f"file: {path}: line 2: there is no colon in it"),
             ("file:/nonexistent/x", "file: /nonexistent/x: no such file or directory"),
             ("file:", "file: it needs a file"),
             ("qqqq:x", "there is no checker of the kind 'qqqq' (file, unix)"),
