@@ -333,7 +333,7 @@ class Broker:
     ) -> Exchange:
         """Make an exchange, or check that the one that is there is like it."""
         if kind not in TYPES:
-            raise AMQPError(503, f"invalid exchange type '{kind}'")
+            raise AMQPError(503, f"unknown exchange type '{kind}'")
         arguments = arguments or {}
         if not name or name in self.exchanges:
             exchange = self.exchange(name)

@@ -14,6 +14,9 @@ from .broker import Broker, unique_name
 from .errors import AMQPError, type_name
 from .queues import Consumer, Entry, Message, Queue
 
+REPLY_TO: Final = "amq.rabbitmq.reply-to"
+"""RabbitMQ's name for replies straight to the asking connection, which are not offered."""
+
 MAX_MESSAGE: Final = 128 << 20
 """Bytes in one body at most: RabbitMQ 3.10's `max_message_size`."""
 
@@ -23,6 +26,8 @@ _ACK = struct.Struct(">BHIHHQBB")
 
 _EXPIRATION: Final = wire.PROPERTIES["expiration"][0]
 _HEADERS: Final = wire.PROPERTIES["headers"][0]
+_REPLY_TO: Final = wire.PROPERTIES["reply_to"][0]
+_REPLIES = REPLY_TO.encode()
 _USER_ID: Final = wire.PROPERTIES["user_id"][0]
 
 
@@ -88,7 +93,7 @@ class Subscriber(Consumer):
 
     def can_take(self) -> bool:
         channel = self.channel
-        if channel.connection.paused or channel.closing or not channel.flowing:
+        if channel.connection.paused or channel.closing:
             return False
         if self.no_ack:
             return True
@@ -125,7 +130,6 @@ class Channel:
         "connection",
         "consumer_prefetch",
         "consumers",
-        "flowing",
         "held",
         "holding",
         "incoming",
@@ -140,7 +144,6 @@ class Channel:
         self.broker = connection.broker
         self.closing = False
         """We sent channel.close: whatever comes before its close-ok is ignored."""
-        self.flowing = True
         self.prefetch = 0
         """basic.qos with global: what all consumers of the channel hold together. 0 is no limit, here and below."""
         self.consumer_prefetch = 0
@@ -270,7 +273,7 @@ class Channel:
         if not flags and len(header) != 14:
             raise wire.WireError("something follows the property flags")
         values = wire.split_properties(header, 12) if flags else {}
-        if flags & (_EXPIRATION | _HEADERS | _USER_ID):
+        if flags & (_EXPIRATION | _HEADERS | _REPLY_TO | _USER_ID):
             if flags & _HEADERS:
                 entries = wire.split_table(values["headers"])
                 for name, value in entries:
@@ -282,6 +285,9 @@ class Channel:
             if flags & _USER_ID and values["user_id"][1:].decode("utf-8", "replace") != self.connection.user:
                 user = values["user_id"][1:].decode("utf-8", "replace")
                 raise AMQPError(406, f"user_id property set to '{user}' but authenticated user was '{self.connection.user}'")
+            if flags & _REPLY_TO and values["reply_to"][1:] == _REPLIES:
+                # As RabbitMQ answers to who has no consumer there, and here nobody can have one.
+                raise AMQPError(406, "fast reply consumer does not exist")
         if incoming.exchange and self.broker.exchange(incoming.exchange).internal:
             raise AMQPError(403, f"cannot publish to internal exchange '{incoming.exchange}' in vhost '/'")
         message = Message(incoming.exchange, incoming.routing_key, incoming.address, header, body)
@@ -419,10 +425,9 @@ class Channel:
         return self.broker.queue(self._name(fields), self.connection)
 
     def flow(self, fields: dict[str, Any]) -> None:
-        self.flowing = fields["active"]
-        self.reply("channel.flow-ok", active=self.flowing)
-        if self.flowing:
-            self.serve()
+        if not fields["active"]:
+            raise AMQPError(540, "active=false")
+        self.reply("channel.flow-ok", active=True)
 
     def exchange_declare(self, fields: dict[str, Any]) -> None:
         if fields["passive"]:
@@ -513,6 +518,8 @@ class Channel:
             self.serve()
 
     def basic_consume(self, fields: dict[str, Any]) -> None:
+        if fields["queue"] == REPLY_TO:
+            raise AMQPError(540, f"direct reply-to ({REPLY_TO})")
         queue = self._queue(fields)
         tag = fields["consumer_tag"] or unique_name("amq.ctag-")
         if tag in self.consumers:

@@ -1,21 +1,34 @@
 """Queues: what waits, in which order, and who gets it next. No transport, and no clock but the one passed in.
 
 A message keeps its *position* in a queue for as long as it is there: one that is given back (a nack, a channel's end) returns
-to where it was, ahead of what came after it, as in RabbitMQ's classic queues.
+to where it was, ahead of what came after it, as in RabbitMQ's classic queues. With `x-max-priority` the higher priorities are
+before the lower ones; the head, which expires and which makes way in a full queue, is then the oldest of the highest, as there.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from owsla.amqp import wire
+
 from .errors import AMQPError, inequivalent, type_name
 from .exchanges import Destination
 
+_PRIORITY: Final = wire.PROPERTIES["priority"][0]
+
 OVERHEAD: Final = 512
 """Bytes that a waiting message costs beyond its body and header: its objects, as `sys.getsizeof` and the allocator see them."""
+
+
+MOST_PRIORITY: Final = 255
+"""RabbitMQ's limit for x-max-priority; a message's priority is an octet."""
+
+_ROOM: Final = 1 << 64
+"""Positions of one priority: so many that they never reach those of the one below."""
 
 
 class Message:
@@ -34,6 +47,12 @@ class Message:
         self.refs = 0
         """Queues and unacknowledged deliveries that hold it."""
         self.size = len(header) + len(body) + OVERHEAD
+
+    def priority(self) -> int:
+        """Its property of that name; 0 without one."""
+        if not int.from_bytes(self.header[12:14]) & _PRIORITY:
+            return 0
+        return wire.split_properties(self.header, 12)["priority"][0]
 
 
 class Entry:
@@ -101,6 +120,7 @@ class QueuePolicy:
     single_active: bool = False
     dead_exchange: str | None = None
     dead_key: str | None = None
+    max_priority: int | None = None
 
 
 COMPARED: Final = (
@@ -117,6 +137,19 @@ COMPARED: Final = (
     "x-queue-type",
 )
 """The arguments that a second declaration must repeat; RabbitMQ ignores differences in the others."""
+
+NOT_FOR: Final = {
+    "classic": (
+        "x-dead-letter-strategy",
+        "x-delivery-limit",
+        "x-max-age",
+        "x-max-in-memory-bytes",
+        "x-max-in-memory-length",
+        "x-quorum-initial-group-size",
+    ),
+    "quorum": ("x-max-age", "x-max-priority", "x-queue-mode"),
+}
+"""The arguments that RabbitMQ refuses for a type of queue, since they are for another one."""
 
 
 def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
@@ -158,6 +191,14 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
         raise AMQPError(540, "x-queue-type=stream", hard=True)
     if kind not in ("classic", "quorum"):
         raise invalid("x-queue-type", f"\"unsupported queue type '{kind}'\"")
+    for arg in NOT_FOR[kind]:
+        if arg in arguments:
+            raise AMQPError(406, f"invalid arg '{arg}' for queue '{name}' in vhost '/' of queue type rabbit_{kind}_queue")
+    if arguments.get("x-delivery-limit") is not None:
+        raise AMQPError(540, "x-delivery-limit", hard=True)
+    priorities = number("x-max-priority")
+    if priorities is not None and priorities > MOST_PRIORITY:
+        raise invalid("x-max-priority", f"{{max_value_exceeded,{priorities}}}")
     dead_exchange, dead_key = text("x-dead-letter-exchange"), text("x-dead-letter-routing-key")
     if dead_key is not None and dead_exchange is None:
         raise invalid("x-dead-letter-routing-key", "routing_key_but_no_dlx_defined")
@@ -170,7 +211,17 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
         single,
         dead_exchange,
         dead_key,
+        priorities,
     )
+
+
+def check_properties(name: str, arguments: dict[str, Any], *, durable: bool, exclusive: bool, auto_delete: bool) -> None:
+    """406 where a quorum queue is to be what none can be."""
+    if arguments.get("x-queue-type") != "quorum":
+        return
+    for wrong, what in ((auto_delete, "auto-delete"), (exclusive, "exclusive-owner"), (not durable, "non-durable")):
+        if wrong:
+            raise AMQPError(406, f"invalid property '{what}' for queue '{name}' in vhost '/'")
 
 
 class Queue(Destination):
@@ -216,6 +267,7 @@ class Queue(Destination):
         self.auto_delete = auto_delete
         self.arguments = arguments or {}
         self.policy = read_policy(name, self.arguments)
+        check_properties(name, self.arguments, durable=durable, exclusive=owner is not None, auto_delete=auto_delete)
         self.ready: deque[Entry] = deque()
         self.body_bytes = 0
         """The ready messages' bodies together: what x-max-length-bytes counts."""
@@ -265,14 +317,20 @@ class Queue(Destination):
             ttl = policy.ttl
         self._host.retain(message)
         self._position += 1
-        entry = Entry(message, self._position, None if ttl is None else self._now() + ttl / 1000)
+        position = self._position
+        if policy.max_priority:
+            position -= min(message.priority(), policy.max_priority) * _ROOM
+        entry = Entry(message, position, None if ttl is None else self._now() + ttl / 1000)
         if not self.ready and self.consumers and not self._stalled and not self._dispatching:
             consumer = self._next()
             if consumer is not None:
                 self._deliver(consumer, entry)
                 return True
             self._stalled = True
-        self.ready.append(entry)
+        if self.ready and self.ready[-1].position > position:
+            insort(self.ready, entry, key=_position)
+        else:
+            self.ready.append(entry)
         self.body_bytes += len(message.body)
         if entry.expires_at is not None:
             self._host.deadline(self, entry.expires_at)

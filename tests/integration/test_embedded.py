@@ -189,8 +189,60 @@ def refusals(channel: BlockingChannel, name: str) -> None:
     other = on()
     other.basic_ack(7)
     refused(406, lambda: other.queue_declare(name, passive=True), "PRECONDITION_FAILED - unknown delivery tag 7")
+    other = on()
+    other.basic_publish("", name, b"", pika.BasicProperties(reply_to="amq.rabbitmq.reply-to"))
+    refused(
+        406,
+        lambda: other.queue_declare(name, passive=True),
+        "PRECONDITION_FAILED - fast reply consumer does not exist",
+    )
+    for arguments, text in [
+        ({"x-max-priority": 256}, f"invalid arg 'x-max-priority' for {where}: {{max_value_exceeded,256}}"),
+        ({"x-max-priority": -1}, f"invalid arg 'x-max-priority' for {where}: {{value_negative,-1}}"),
+    ]:
+        refused(
+            406,
+            lambda arguments=arguments: on().queue_declare(name + ".none", arguments=arguments),  # type: ignore[misc]
+            "PRECONDITION_FAILED - " + text.replace(name, name + ".none"),
+        )
     channel.queue_delete(name)
     refused(540, lambda: channel.basic_qos(prefetch_size=1), "NOT_IMPLEMENTED - prefetch_size!=0 (1)")
+
+
+def priorities(channel: BlockingChannel, name: str) -> None:
+    """With x-max-priority higher ones are first; what is given back keeps its place; the head makes way in a full queue."""
+    channel.confirm_delivery()
+    channel.queue_declare(name, arguments={"x-max-priority": 5, "x-max-length": 5})
+    for priority in (None, 9, 5, 3, 7, 0):
+        channel.basic_publish("", name, str(priority).encode(), pika.BasicProperties(priority=priority))
+    taken = [get(channel, name, auto_ack=False) for _ in range(2)]
+    assert [body for _, _, body in taken] == [b"5", b"7"]
+    channel.basic_nack(taken[0][0].delivery_tag, requeue=True)
+    found = [get(channel, name) for _ in range(5)]
+    assert [body for _, _, body in found] == [b"5", b"3", b"None", b"0", None]
+
+
+def quorum_queues(channel: BlockingChannel, name: str) -> None:
+    """What a quorum queue cannot be or have, and a classic one not either, is refused."""
+    on = channel.connection.channel
+    quorum = {"x-queue-type": "quorum"}
+    refused(
+        406,
+        lambda: on().queue_declare(name, arguments=quorum),
+        f"PRECONDITION_FAILED - invalid property 'non-durable' for queue '{name}' in vhost '/'",
+    )
+    refused(
+        406,
+        lambda: on().queue_declare(name, exclusive=True, auto_delete=True, arguments=quorum),
+        f"PRECONDITION_FAILED - invalid property 'auto-delete' for queue '{name}' in vhost '/'",
+    )
+    for kind, arg in (("quorum", "x-max-priority"), ("classic", "x-delivery-limit")):
+        arguments = {"x-queue-type": kind, arg: 3}
+        refused(
+            406,
+            lambda arguments=arguments: on().queue_declare(name, durable=True, arguments=arguments),  # type: ignore[misc]
+            f"PRECONDITION_FAILED - invalid arg '{arg}' for queue '{name}' in vhost '/' of queue type rabbit_{kind}_queue",
+        )
 
 
 def exclusive_queue(channel: BlockingChannel, name: str) -> None:
@@ -211,6 +263,8 @@ CASES: list[Case] = [
     single_active_consumer,
     cancelled_consumer,
     refusals,
+    priorities,
+    quorum_queues,
     exclusive_queue,
 ]
 

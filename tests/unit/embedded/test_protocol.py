@@ -299,9 +299,7 @@ class ChannelTests(Base):
         one.call("basic.qos", prefetch_count=1)
         one.call("basic.consume", queue="q")
         two.call("basic.qos", prefetch_count=1)
-        two.call("channel.flow", active=False)
-        two.call("basic.consume", queue="q")
-        two.send(two.method("channel.flow", active=True))
+        two.send(two.method("basic.consume", queue="q"))
         self.assertEqual(two.bodies(), [b"2"])
         one.protocol.connectionLost(Failure(ConnectionDone()))
         two.send(two.method("basic.ack", delivery_tag=1))
@@ -410,6 +408,9 @@ class ChannelTests(Base):
         self.assertEqual(client.transport.producerState, "producing")
 
 
+LIMITED = {"x-queue-type": "quorum", "x-delivery-limit": 3}
+
+
 class HostileTests(Base):
     def test_what_is_not_frames(self) -> None:
         """Malformed frames, methods and contents close the connection with the code for it and one log line."""
@@ -435,6 +436,9 @@ class HostileTests(Base):
             (client.method("queue.declare", 7, queue="q"), 504),
             (client.method("channel.open"), 504),
             (client.method("tx.select"), 540),
+            (client.method("channel.flow", active=False), 540),
+            (client.method("basic.consume", queue="amq.rabbitmq.reply-to", no_ack=True), 540),
+            (client.method("queue.declare", queue="x", durable=True, arguments=LIMITED), 540),
             (client.method("basic.publish", immediate=True), 540),
             (client.method("exchange.declare", exchange="x", type="headers"), 503),
             (client.method("connection.open", 0, virtual_host="/"), 503),

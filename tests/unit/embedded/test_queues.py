@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hypothesis import given
@@ -104,6 +105,42 @@ class QueueTests(Base):
         queue.add(high)
         self.fill(queue, 3)
         self.assertEqual((high.bodies, low.bodies), ([b"0", b"1"], [b"2"]))
+
+    def put(self, queue: Queue, *priorities: int | None) -> None:
+        """Publish messages that say their priorities."""
+        for priority in priorities:
+            properties = wire.encode_properties({} if priority is None else {"priority": priority})
+            queue.publish(message(str(priority).encode(), properties=properties))
+
+    def test_priorities(self) -> None:
+        """With x-max-priority higher ones are first, in their order; none is 0, and above the limit is the limit."""
+        queue = self.declare(max_priority=5)
+        self.put(queue, None, 9, 5, 3, 7, 0, 3)
+        self.assertEqual(self.bodies(queue), [b"9", b"5", b"7", b"3", b"3", b"None", b"0"])
+        taken = [queue.get() for _ in range(5)]
+        self.put(queue, 3, 5)
+        queue.requeue([entry for entry in taken[1:4:2] if entry])  # b"5" and the first b"3"
+        self.assertEqual(self.bodies(queue), [b"5", b"5", b"3", b"3", b"None", b"0"])
+        self.assertEqual([entry.redelivered for entry in queue.ready], [True, False, True, False, False, False])
+
+    def test_no_priorities(self) -> None:
+        """Without the argument, or with 0, a message's priority means nothing."""
+        for arguments in ({}, {"max_priority": 0}):
+            queue = self.declare(f"q{len(arguments)}", **arguments)
+            self.put(queue, 1, 3, 2)
+            self.assertEqual(self.bodies(queue), [b"1", b"3", b"2"])
+
+    def test_priorities_and_limits(self) -> None:
+        """A full queue drops its head, and only the head expires: as in RabbitMQ the highest priority."""
+        queue = self.declare(max_priority=5, max_length=2)
+        self.put(queue, 1, 5, 3)
+        self.assertEqual(self.bodies(queue), [b"3", b"1"])
+        queue.publish(message(b"late"), ttl=1000)
+        self.assertEqual(self.bodies(queue), [b"1", b"late"])
+        self.clock.advance(2)
+        self.assertEqual(self.bodies(queue), [b"1", b"late"])
+        self.assertIsNotNone(queue.get())
+        self.assertIsNone(queue.get())
 
     def test_single_active_consumer(self) -> None:
         """Only the first is served; when it leaves, the next is."""
@@ -221,10 +258,32 @@ class QueueTests(Base):
             ({"x-single-active-consumer": 1}, 406),
             ({"x-dead-letter-routing-key": "k"}, 406),
             ({"x-queue-type": "stream"}, 540),
+            ({"x-max-priority": 256}, 406),
+            ({"x-max-priority": -1}, 406),
+            ({"x-max-priority": True}, 406),
+            ({"x-delivery-limit": 3}, 406),
+            ({"x-quorum-initial-group-size": 3}, 406),
         ]:
             error = self.assertRaises(AMQPError, self.broker.declare_queue, "n", None, arguments=arguments)
             self.assertEqual(error.code, code, arguments)
             self.assertNotIn("n", self.broker.queues)
+
+    def test_quorum_queues(self) -> None:
+        """A quorum queue is durable, nobody's own, and stays; 406 for what it cannot have, 540 for what it has only there."""
+        quorum = {"x-queue-type": "quorum"}
+        cases: list[tuple[dict[str, bool], dict[str, Any], int]] = [
+            ({}, {}, 406),
+            ({"durable": True, "exclusive": True}, {}, 406),
+            ({"durable": True, "auto_delete": True}, {}, 406),
+            ({"durable": True}, {"x-max-priority": 3}, 406),
+            ({"durable": True}, {"x-queue-mode": "lazy"}, 406),
+            ({"durable": True}, {"x-delivery-limit": 3}, 540),
+        ]
+        for properties, arguments, code in cases:
+            declare = partial(self.broker.declare_queue, "n", object(), arguments={**quorum, **arguments}, **properties)
+            self.assertEqual(self.assertRaises(AMQPError, declare).code, code, (properties, arguments))
+            self.assertNotIn("n", self.broker.queues)
+        self.broker.declare_queue("n", None, durable=True, arguments=quorum)
 
 
 class BrokerTests(Base):
