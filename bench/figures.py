@@ -31,8 +31,8 @@ from owsla.device.tls import development_certificates
 from . import proc
 from .behind import WINDOW, Books, Ceiling, Failed, behind, build
 from .figures_report import CEILINGS, PUBLISHER, TRIPS, Results, write
-from .harness import BROKER, RESULTS, settled
-from .systems import DEVICES, Running, Swarm, System, delete_queues, owsla
+from .harness import BROKER, RESULTS, delete_queues, settled
+from .systems import DEVICES, Running, Swarm, System, owsla
 
 WARM = 1.0
 """Seconds of lines before it counts."""
@@ -283,11 +283,11 @@ class Bench:
         with self.failing(name, CEILINGS[name]):
             if self.program is None:
                 raise Failed(self.no_program)
-            delete_queues(self.broker, BARE)
+            delete_queues(self.broker, *BARE)
             try:
                 self.keep(name, CEILINGS[name], measure(self.program))
             finally:
-                delete_queues(self.broker, BARE)
+                delete_queues(self.broker, *BARE)
 
     def publisher(self, program: Path) -> dict[str, float]:
         """A bare publisher with confirms; what it publishes is taken, as with the others."""

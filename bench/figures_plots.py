@@ -57,19 +57,19 @@ class Spread:
 
 
 def draw_bars(title: str, panels: Sequence[Panel]) -> str:
-    """A panel below the other, each with an axis of its own, from 0. Nothing where there are none."""
+    """A panel below the other, each with an axis of its own, from 0 (below it is drawn as 0). Nothing where there are none."""
     if not panels:
         return ""
     parts = []
     top = 56
     for panel in panels:
-        most = max(bar.most for bar in panel.bars) or 1.0
+        most = max(0.0, *(bar.most for bar in panel.bars)) or 1.0
         step = nice(most / 5)
         end = math.ceil(most / step) * step
         bottom = top + 12 + ROW * len(panel.bars)
 
         def x(value: float, end: float = end) -> float:
-            return LEFT + value / end * (WIDTH - LEFT - RIGHT)
+            return LEFT + max(0.0, value) / end * (WIDTH - LEFT - RIGHT)
 
         parts.append(text(LEFT, top + 2, panel.title, "head"))
         for number in range(round(end / step) + 1):

@@ -136,7 +136,10 @@ def write(results: Results, folder: Path) -> list[Path]:
     """All of it into a folder; the files."""
     folder.mkdir(parents=True, exist_ok=True)
     around = surroundings(results)
-    files = {"figures.json": json.dumps(raw(results, around), indent=1) + "\n"}
+    numbers = folder / "figures.json"
+    # Before the rest is made of them: they took minutes to measure, and are what cannot be made again.
+    numbers.write_text(json.dumps(raw(results, around), indent=1) + "\n")
+    files: dict[str, str] = {}
     costs = draw_bars("Cost and throughput: medians, with the least and the most of the runs", panels(results))
     latencies = draw_spreads("Round trips", "milliseconds", spreads(results))
     files.update({name: text for name, text in (("figures-costs.svg", costs), ("figures-latency.svg", latencies)) if text})
@@ -146,7 +149,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     for name in ("figures-costs.svg", "figures-latency.svg"):
         if name not in files:
             (folder / name).unlink(missing_ok=True)  # of another time
-    return [folder / name for name in files]
+    return [numbers, *(folder / name for name in files)]
 
 
 def raw(results: Results, around: list[str]) -> dict[str, Any]:

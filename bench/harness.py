@@ -91,15 +91,19 @@ class Gateway:
             self._process.kill()
             self._process.wait()
         if not self.embedded:
-            self._delete_queues()
+            delete_queues(self.broker, self.from_device, self.to_device)
         self._folder.cleanup()
 
-    def _delete_queues(self) -> None:
-        # The node's own queue is the node's to delete, as it stops; should it not have come to that, the queue expires.
-        with pika.BlockingConnection(pika.URLParameters(self.broker)) as connection:
-            channel = connection.channel()
-            for queue in {self.from_device, self.to_device, f"{self.to_device}.undeliverable"}:
-                channel.queue_delete(queue)
+
+def delete_queues(broker: str, from_device: str, to_device: str) -> None:
+    """The queues of a gateway, and what is in them.
+
+    A node's own queue is the node's to delete, as it stops; should it not have come to that, the queue expires.
+    """
+    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
+        channel = connection.channel()
+        for queue in (from_device, to_device, f"{to_device}.undeliverable", f"{to_device}.nodes"):
+            channel.queue_delete(queue)
 
 
 def free_port() -> int:

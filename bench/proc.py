@@ -6,17 +6,19 @@ import os
 import re
 from pathlib import Path
 
+PROC = Path("/proc")
+
 
 def tree(pid: int) -> list[int]:
     """A process and all below it."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir(PROC):
         if name.isdigit():
             try:
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                parent = int(_stat(int(name))[1])
             except OSError:
                 continue  # it has just ended
-            children.setdefault(int(fields[1]), []).append(int(name))
+            children.setdefault(parent, []).append(int(name))
     found = [pid]
     for one in found:
         found += children.get(one, ())
@@ -24,21 +26,44 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process and all below it have spent so far: all threads, to the nanosecond where it is said."""
+    """Seconds of CPU that a process and all below it have spent so far, those included that have ended and were waited for.
+
+    To the nanosecond for threads that live, where the system says so; to some 10 ms for those that have ended, and for
+    processes. `ProcessLookupError` when the process itself is gone: a difference to what was read before would be nonsense.
+    """
+    if not (PROC / str(pid)).exists():
+        raise ProcessLookupError(f"process {pid} is gone")
     return sum(_cpu(one) for one in tree(pid))
 
 
+def _stat(pid: int) -> list[str]:
+    """What follows the name in proc(5)'s stat, from the state on: its field N is number N - 3 here."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
 def _cpu(pid: int) -> float:
-    spent = 0
+    tick = os.sysconf("SC_CLK_TCK")
     try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            spent += int((task / "schedstat").read_text().split()[0])
-        if spent:
-            return spent / 1e9
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user, system, ended_user, ended_system = (int(field) for field in _stat(pid)[11:15])
     except OSError:
         return 0.0  # it has just ended
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (user + system) / tick  # of ended threads too, each of the two rounded down
+    # What ended children spent is their parent's once it has waited for them. Parents are first in a tree: none counts twice.
+    return max(own, _threads(pid)) + (ended_user + ended_system) / tick
+
+
+def _threads(pid: int) -> float:
+    """Seconds of CPU of a process's living threads."""
+    spent = 0
+    try:
+        for task in (PROC / str(pid) / "task").iterdir():
+            try:
+                spent += int((task / "schedstat").read_text().split()[0])
+            except OSError:
+                continue  # it has just ended, or the system does not say
+    except OSError:
+        pass
+    return spent / 1e9
 
 
 def pss(pid: int) -> float:

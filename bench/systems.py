@@ -22,7 +22,7 @@ import pika
 
 from . import proc
 from .behind import Failed
-from .harness import free_port
+from .harness import delete_queues, free_port
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Running:
         self._broker = broker
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         self._log = Path(self._folder.name) / "log"
-        delete_queues(broker, system.queues)
+        delete_queues(broker, *system.queues)
         command = system.command
         for word, value in (("port", str(self.port)), ("cert", shlex.quote(str(cert))), ("key", shlex.quote(str(key)))):
             command = command.replace(f"{{{word}}}", value)
@@ -124,7 +124,7 @@ class Running:
         end_group(self._process, 20)
         self._folder.cleanup()
         with contextlib.suppress(pika.exceptions.AMQPError, OSError):
-            delete_queues(self._broker, self.system.queues)
+            delete_queues(self._broker, *self.system.queues)
 
     def __enter__(self) -> Running:
         return self
@@ -145,14 +145,6 @@ def end_group(process: subprocess.Popen[Any], patience: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def delete_queues(broker: str, queues: tuple[str, str]) -> None:
-    """The queues of a gateway, and what is in them."""
-    with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
-        channel = connection.channel()
-        for queue in (*queues, f"{queues[1]}.undeliverable"):
-            channel.queue_delete(queue)
 
 
 DEVICES = """\

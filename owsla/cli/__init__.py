@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ._print import Unwritable, put
+
 INTERRUPTED = 130
 """The exit status of what Ctrl-C ended: 128 and the signal's number, as shells have it."""
 
@@ -33,13 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = parse(sys.argv[1:] if arguments is None else arguments, os.environ, hidden=hidden)
             return command()
         finally:
-            sys.stdout.flush()
+            put()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain of the same again when it flushes at exit.
+    except (BrokenPipeError, Unwritable) as error:
+        # Python would complain of the same again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):
+            return 0  # whoever read our output has seen enough
+        sys.stderr.write(f"owsla: standard output: {error}\n")
+        return 1
 
 
 def _fill_standard_streams() -> None:

@@ -155,8 +155,9 @@ def parser() -> Parser:
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=10.0,
-        help="how long to wait for the broker, and for a report (10)",
+        default=15.0,
+        help="how long to wait for the broker, and for a report (15): longer than the gateway's --node-grace, for which it "
+        "keeps what is for a node that is away",
     )
     _add_broker(send, from_device=False, to_device=True)
 

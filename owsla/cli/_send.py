@@ -202,7 +202,7 @@ class Send(BaseHandler):
             for _ in taken:
                 self._room.release()
         elif not self._unconfirmed:
-            self._wait("there is no delivery report: is the gateway running?")
+            self._wait("there is no delivery report: is the gateway running, and its --node-grace over?")
         self._settled()
 
     def refused(self, tag: int, multiple: bool) -> None:

@@ -11,6 +11,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+from ._print import put
+
 TIMEOUT: Final = 10.0
 """Seconds for the gateway to answer. It does within milliseconds, or two seconds where a worker of its is stuck."""
 
@@ -92,5 +94,5 @@ def show(base: str) -> int:
         return 1
     # What comes over a network may hold what moves a terminal's cursor.
     lines = ("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line) for line in text.split("\n"))
-    sys.stdout.write("\n".join(lines) + "\n")
+    put("\n".join(lines) + "\n")
     return 0

@@ -301,6 +301,16 @@ async def test_output_that_is_full(place: Place, lab: Lab, commands: Commands) -
     assert json.loads(tail.output())["redelivered"]
 
 
+@reactor_test
+async def test_tree_that_is_full(lab: Lab, embedded: EmbeddedBrokerProcess, commands: Commands) -> None:
+    """What is printed in one go, and cannot be, is one line, too."""
+    http = free_port()
+    await lab.gateway(embedded.url, http=http)
+    tree = commands.shell("exec @ > /dev/full", "tree", f"--http=http://127.0.0.1:{http}")
+    assert await tree.ended() == 1
+    assert tree.errors() == "owsla: standard output: no space left on device\n"
+
+
 # -- send --------------------------------------------------------------------------------------------------------------
 
 
@@ -386,7 +396,9 @@ async def test_no_report(broker: Broker, lab: Lab, commands: Commands) -> None:
     where = ("--report", NOBODY, "x", "--broker", broker.url, "--to-device", name)
     send = commands.start("send", "--timeout=0.2", *where)
     assert await send.ended() == 1
-    assert send.errors() == "owsla send: there is no delivery report: is the gateway running? (waited 0.2 s)\n"
+    assert send.errors() == (
+        "owsla send: there is no delivery report: is the gateway running, and its --node-grace over? (waited 0.2 s)\n"
+    )
     send = commands.start("send", "--timeout=1000", *where)
     await arrived(backend, name, 2)
     assert await send.interrupt() == 130

@@ -177,6 +177,15 @@ async def test_sources(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comm
 
 
 @reactor_test
+async def test_partly_refused(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """A process whose connections are all refused is a failure among the others' successes, not a swarm that cannot begin."""
+    gateway = await lab.gateway(embedded.url, backend=False, max_per_address=3)
+    found = await summary(swarm(commands, gateway, "--mode=hold", "--connections=4", "--seconds=0.2", "--processes=4"), 2)
+    assert (found["connections"]["connected"], found["connections"]["failed"]) == (3, 1)
+    assert "1 connections failed" in found["problems"]
+
+
+@reactor_test
 async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
     """Ctrl-C ends it with what it has so far."""
     gateway = await lab.gateway(embedded.url)
@@ -186,6 +195,38 @@ async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: 
     found = json.loads(command.output())
     assert found["interrupted"]
     assert found["lines"]["written"] >= 10
+
+
+@reactor_test
+async def test_interrupted_while_it_starts(shared: Gateway, commands: Commands, tmp_path: Path) -> None:
+    """Ctrl-C, which a terminal sends to all of them, ends it in the same way while its processes still load."""
+    os.mkfifo(tmp_path / "door")
+    # Python imports this before anything else: each of the processes stands at the door until it is given a byte.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'owsla.cli.swarm' in sys.orig_argv:\n"
+        f"    os.read(os.open({str(tmp_path / 'door')!r}, os.O_RDONLY), 1)\n"
+    )
+    where = f"--port={shared.owsla.port}", f"--ca={shared.owsla.ca}"
+    arguments = "--json", "--mode=hold", "--connections=4", "--seconds=300", "--processes=2"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = commands.start("swarm", *where, *arguments, PYTHONPATH=path)
+
+    def at_the_door() -> int | None:
+        try:
+            return os.open(tmp_path / "door", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+
+    door = await until(at_the_door, what="a process of the swarm")
+    assert door is not None
+    try:
+        os.killpg(command.process.pid, signal.SIGINT)
+        os.write(door, b"12")
+        assert await command.ended() == 130, command.errors()
+    finally:
+        os.close(door)
+    assert command.errors() == ""
+    assert json.loads(command.output())["interrupted"]
 
 
 @reactor_test
@@ -220,6 +261,7 @@ async def test_waits(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
         (["--ca={ca}", "--server-name=example.org"], "the gateway's certificate is not for example.org"),
         (["--ca={other}"], "the gateway's certificate is not trusted: its authority is not one that is trusted"),
         (["--ca={ca}", "--port={nobody}"], "127.0.0.1 port {nobody}: connection refused"),
+        (["--ca={ca}", "--port={nobody}", "--processes=3"], "127.0.0.1 port {nobody}: connection refused"),
         (["--insecure", "--port={broker}"], "what answers does not speak TLS"),
         (["--ca=/nowhere/ca.pem"], "/nowhere/ca.pem: no such file or directory"),
         (["--ca={ca}", "--cert={ca}"], "{ca}: there is no private key in it that can be read without a password"),

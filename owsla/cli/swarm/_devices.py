@@ -39,7 +39,7 @@ BURST: Final = 64
 DIALS: Final = 32
 """Connections begun before the loop looks at the others."""
 HOPELESS: Final = 8
-"""So many failures without one success are a mistake of the person's, or a gateway that is not there."""
+"""So many failures without one success are a mistake of the person's, or a gateway that is not there: the parent is told."""
 TICKET: Final = 1.0
 """Seconds that a storm waits for a session ticket before it closes."""
 GOODBYE: Final = 5.0
@@ -64,7 +64,7 @@ clock = time.monotonic_ns
 
 
 class Hopeless(Exception):
-    """No connection succeeds; the text says why in one line."""
+    """No connection can succeed, whatever the gateway does; the text says why in one line."""
 
 
 class Device:
@@ -144,10 +144,14 @@ class Counts:
 class Devices:
     """All devices of one process."""
 
-    def __init__(self, plan: Plan, progress: Callable[[dict[str, Any]], None]) -> None:
-        """`ConfigError` where a file is not what it should be."""
+    def __init__(
+        self, plan: Plan, progress: Callable[[dict[str, Any]], None], hopeless: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """`progress` and `hopeless` take the counts so far. `ConfigError` where a file is not what it should be."""
         self._plan = plan
         self._progress = progress
+        self._hopeless = hopeless
+        self._enough = min(HOPELESS, plan.connections or HOPELESS)
         self._verdict = _tls.Verdict()
         self._pairs = _tls.Pairs(plan.cert, plan.key)
         self._context = _tls.context(plan.ca, plan.insecure, self._pairs.one, self._verdict, resume=plan.resume)
@@ -371,8 +375,9 @@ class Devices:
         counts.reasons[reason] += 1
         self._flying -= 1
         self._forget(device)
-        if not counts.up and counts.failed >= min(HOPELESS, self._plan.connections or HOPELESS):
-            raise Hopeless(f"{self._plan.host} port {self._plan.port}: {counts.reasons.most_common(1)[0][0]}")
+        if not counts.up and counts.failed == self._enough:
+            # It goes on: where other processes have connections, these are failures among successes.
+            self._hopeless(counts.dump())
 
     def connect(self) -> float:
         """Open all connections, or in a storm, open and close them until the time is over. How long it took, in seconds."""

@@ -1,7 +1,8 @@
 """One process of a swarm: `python -m owsla.cli.swarm` with a plan on standard input.
 
     parent ─▶ child   the plan as a line of JSON; go; stop. The end of the input is the parent's
-    child ─▶ parent   lines of JSON: {"progress": …} again and again; {"ready": …}; then {"report": …}, or {"fatal": …}
+    child ─▶ parent   lines of JSON: {"progress": …} again and again; {"hopeless": …} where the first connections all fail;
+                      {"ready": …}; then {"report": …}, or {"fatal": …}
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _resident() -> int:
 
 def main() -> int:
     """Do what the plan says; the exit status."""
-    # A terminal's Ctrl-C goes to all; the parent says what it means.
+    # A terminal's Ctrl-C goes to all; the parent says what it means (and keeps it from us until here).
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = b""
     while not line.endswith(b"\n"):
@@ -88,7 +89,7 @@ def main() -> int:
 def _run(plan: Plan, tell: Any) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    devices = Devices(plan, lambda counts: tell(progress=counts))
+    devices = Devices(plan, lambda counts: tell(progress=counts), lambda counts: tell(hopeless=counts))
     before = _resident()
     used = _Usage()
     connecting = {"took": devices.connect(), **used.since()}
@@ -100,21 +101,18 @@ def _run(plan: Plan, tell: Any) -> None:
         used = _Usage()
         talking = {"took": devices.talk(), **used.since()}
         devices.settle()
-    counts = devices.counts.dump()
+    # Before the goodbyes: what comes, or ends, during them is no part of what was measured.
+    report = {
+        **devices.counts.dump(),
+        "lost": devices.lost,
+        "held": devices.held,
+        "connecting": connecting,
+        "talking": talking,
+        "memory": held,
+        "connect_times": devices.connect_times.dump(),
+        "latency": devices.latency.dump(),
+        "service": devices.service.dump(),
+        "lateness": devices.lateness.dump(),
+    }
     devices.close()
-    tell(
-        report={
-            **counts,
-            "lost": devices.lost,
-            "held": devices.held,
-            "connecting": connecting,
-            "talking": talking,
-            "memory": held,
-            "connect_times": devices.connect_times.dump(),
-            "latency": devices.latency.dump(),
-            "service": devices.service.dump(),
-            "lateness": devices.lateness.dump(),
-        }
-    )
-
-
+    tell(report=report)

@@ -84,6 +84,8 @@ class Report:
 
     def _about_answers(self) -> list[str]:
         words = {"duplicates": "answers came twice", "disordered": "answers out of order", "strange": "lines answer nothing"}
+        if self.sums["strange"] and self.plan.device_ack is None:
+            words["strange"] += " (with the gateway's --device-ack, give it here, too)"
         return [f"{self.sums[name]} {text}" for name, text in words.items() if self.sums[name]]
 
     def limits(self) -> list[str]:

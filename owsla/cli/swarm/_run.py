@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
 from ...config import ConfigError, os_reason
+from .._print import put
 from ._plan import Plan
 from ._report import PERCENTS, Report
 from ._svg import draw
@@ -36,6 +41,8 @@ class _Child:
         )
         self.counts: dict[str, Any] = {}
         self.ready = False
+        self.hopeless = False
+        """So many of its connections have failed, and not one succeeded, that it would have given up."""
         self.report: dict[str, Any] | None = None
         self._rest = b""
         self.tell(share.dump())
@@ -64,6 +71,7 @@ class _Child:
                 if word == "report":
                     self.report = value
                 self.ready = self.ready or word == "ready"
+                self.hopeless = self.hopeless or word == "hopeless"
                 self.counts = value
         return bool(data)
 
@@ -131,7 +139,7 @@ def run(plan: Plan, *, as_json: bool, histogram: str | None) -> int:
     except (Failed, ConfigError) as error:
         sys.stderr.write(f"owsla swarm: {' '.join(str(error).split())}\n")
         return 1
-    sys.stdout.write(json.dumps(report.summary(), indent=2) + "\n" if as_json else report.table())
+    put(json.dumps(report.summary(), indent=2) + "\n" if as_json else report.table())
     return INTERRUPTED if report.interrupted else report.status()
 
 
@@ -143,10 +151,16 @@ def _collect(plan: Plan) -> Report:
     # Not epoll, which refuses a file: standard input may be one.
     selector = selectors.PollSelector()
     try:
-        for share in plan.shares():
-            child = _Child(share)
-            children.append(child)
-            selector.register(child.output, selectors.EVENT_READ, child)
+        try:
+            with _ctrl_c_later():
+                for share in plan.shares():
+                    child = _Child(share)
+                    children.append(child)
+                    selector.register(child.output, selectors.EVENT_READ, child)
+        except KeyboardInterrupt:
+            interrupted = True
+            for child in children:
+                child.tell("stop")
         talking = asked = False
         while selector.get_map():
             try:
@@ -159,6 +173,8 @@ def _collect(plan: Plan) -> Report:
                         selector.unregister(key.fileobj)
                         if key.data.report is None:
                             raise Failed("one of its processes ended early; what it said of it is above, if it could")
+                if not interrupted:
+                    _give_up_where_hopeless(plan, children)
                 if not talking and not asked and all(child.ready for child in children):
                     if waits and not interrupted:
                         waits, asked = False, True
@@ -186,6 +202,29 @@ def _collect(plan: Plan) -> Report:
         selector.close()
         for child in children:
             child.end()
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Within the block Ctrl-C waits, to come as KeyboardInterrupt at its end; in processes that are started in it, for ever.
+
+    Those get it from the terminal too, and Python would end one that is still loading with a traceback. Ignored it would not be
+    theirs either, but lost for us.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _give_up_where_hopeless(plan: Plan, children: list[_Child]) -> None:
+    """`Failed`, where no process gets a connection: with one anywhere, failures are results."""
+    if all(child.hopeless for child in children) and not any(child.counts["up"] for child in children):
+        reasons: Counter[str] = Counter()
+        for child in children:
+            reasons.update(child.counts["reasons"])
+        raise Failed(f"{plan.host} port {plan.port}: {reasons.most_common(1)[0][0]}")
 
 
 def _check_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import math
+import resource
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -17,8 +18,9 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._arguments import parser
-from owsla.cli.swarm import _arguments, _sources, _tls
+from owsla.cli.swarm import _arguments, _process, _sources, _tls
 from owsla.cli.swarm._books import Book, Pace, Tally
+from owsla.cli.swarm._devices import Counts
 from owsla.cli.swarm._histogram import LARGEST, Histogram, bounds, bucket
 from owsla.cli.swarm._lines import LineTemplate, ack_pattern
 from owsla.cli.swarm._plan import Plan
@@ -284,6 +286,53 @@ def part(**changes: Any) -> dict[str, Any]:
     histograms = {name: times.dump() for name in ("connect_times", "latency", "service", "lateness")}
     counts = {**dict.fromkeys(names, 0), "up": 5, "said": 10, "written": 10, "answers": 10, "bytes": 100}
     return {**counts, "reasons": {}, "connecting": use, "talking": use, **histograms, **changes}
+
+
+class DroppedAtTheEnd:
+    """Devices of which one that waits for two answers is dropped, with an answer still read, while the others say goodbye."""
+
+    def __init__(self, plan: Plan, *_: object) -> None:
+        self.counts = Counts()
+        self.counts.up = self.counts.said = self.counts.written = 2
+        self.held = self.lost = 0
+        self.connect_times, self.latency, self.service, self.lateness = (Histogram() for _ in range(4))
+
+    def connect(self) -> float:
+        return 1.0
+
+    def wait(self) -> None:
+        pass
+
+    def talk(self) -> float:
+        return 1.0
+
+    def settle(self) -> None:
+        self.lost += 2
+
+    def close(self) -> None:
+        self.lost += 2
+        self.held += 1
+        self.counts.dropped += 1
+        self.counts.tally.answers += 1
+        for histogram in (self.connect_times, self.latency, self.service, self.lateness):
+            histogram.add(1000)
+
+
+class ProcessTests(SynchronousTestCase):
+    """What a process reports."""
+
+    def test_goodbyes_do_not_count(self) -> None:
+        """What is lost is counted once: the report is of what there was before the connections were closed."""
+        self.patch(_process, "Devices", DroppedAtTheEnd)
+        # It takes as many open files as it may.
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        told: list[dict[str, Any]] = []
+        _process._run(typed("--mode", "echo"), lambda **what: told.append(what))
+        report = told[-1]["report"]
+        found = {name: report[name] for name in ("said", "lost", "held", "dropped", "answers")}
+        self.assertEqual(found, {"said": 2, "lost": 2, "held": 0, "dropped": 0, "answers": 0})
+        for name in ("connect_times", "latency", "service", "lateness"):
+            self.assertEqual(Histogram.load(report[name]).count, 0, name)
 
 
 class ReportTests(SynchronousTestCase):

@@ -1,0 +1,58 @@
+"""What the measurements read of /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from bench import proc
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class CpuTests(SynchronousTestCase):
+    """CPU of a process and all below it, from a /proc of our own."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.root.mkdir()
+        (self.root / "self").mkdir()
+        self.patch(proc, "PROC", self.root)
+
+    def process(self, pid: int, parent: int, *, ticks: int, ended: int = 0, threads: tuple[int, ...] = ()) -> None:
+        """One that has used so many ticks, its ended children `ended`, and its living threads so many nanoseconds."""
+        folder = self.root / str(pid)
+        folder.mkdir(exist_ok=True)
+        numbers = ["0"] * 6 + ["0"] + [str(ticks), "0", str(ended), "0"] + ["0"] * 30
+        (folder / "stat").write_text(f"{pid} (a ) b) S {parent} 1 1 {' '.join(numbers)}\n")
+        for thread, spent in enumerate(threads):
+            task = folder / "task" / str(pid + thread)
+            task.mkdir(parents=True, exist_ok=True)
+            (task / "schedstat").write_text(f"{spent} 5 7\n")
+
+    def test_all_below(self) -> None:
+        """A process and all below it are counted, and nobody else; to the nanosecond, where threads say so."""
+        self.process(10, 1, ticks=2 * TICK, threads=(1_500_000_000, 500_000_001))
+        self.process(11, 10, ticks=TICK)
+        self.process(12, 11, ticks=TICK)
+        self.process(20, 1, ticks=TICK)
+        self.assertEqual(proc.cpu(10), 4.000000001)
+
+    def test_ended(self) -> None:
+        """What threads and processes that have ended spent is not lost: a window is never below what was spent in it."""
+        self.process(10, 1, ticks=TICK, threads=(1_000_000_000,))
+        self.process(11, 10, ticks=3 * TICK, threads=(3_000_000_000,))
+        before = proc.cpu(10)
+        self.assertEqual(before, 4.0)
+        # The child ends and is waited for; and so does a thread, which had a second.
+        for path in sorted(self.root.glob("11/**/*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (self.root / "11").rmdir()
+        self.process(10, 1, ticks=2 * TICK, ended=4 * TICK, threads=(1_000_000_000,))
+        self.assertEqual(proc.cpu(10) - before, 2.0)
+
+    def test_gone(self) -> None:
+        """When the process itself is gone that is said, for its CPU would seem to be 0 again."""
+        self.assertRaises(ProcessLookupError, proc.cpu, 10)
