@@ -170,11 +170,11 @@ async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) ->
     )
     backend = await layout.backend(queue)
     good = await named.device(gateway, "good", [x509.UniformResourceIdentifier("urn:good")])
-    bad = await named.device(gateway, "bad", [x509.UniformResourceIdentifier("urn:" + "x" * 300)])
+    bad = await named.device(gateway, "bad", [x509.UniformResourceIdentifier("urn:" + "x" * 246)])
     bad.send_line(b"1", b"2")
     await bad.closed()
     assert bad.lines.clear() == []
-    reason = "the routing key would be 310 bytes long, and AMQP allows 255"
+    reason = "the routing key would be 256 bytes long, and AMQP allows 255"
     await gateway.owsla.wait_for_line(f"Device disconnected.*{reason}")
     assert len(gateway.owsla.lines(f"Broker: the lines of .* cannot be published: {reason}; it is closed")) == 1
     good.send_line(b"3")

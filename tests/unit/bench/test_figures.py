@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,7 +44,8 @@ class WriteTests(SynchronousTestCase):
         self.results.systems = ["Owsla"]
         self.results.begin()
         self.results.keep("Owsla", {"idle_kb": -1.5})
-        self.folder = Path(self.mktemp())
+        self.folder = Path(tempfile.mkdtemp())  # mktemp() would leave it in the current folder, under pytest
+        self.addCleanup(shutil.rmtree, self.folder)
 
     def kept(self) -> Any:
         return json.loads((self.folder / "figures.json").read_text())["runs"]

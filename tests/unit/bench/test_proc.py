@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,8 +18,8 @@ class CpuTests(SynchronousTestCase):
     """CPU of a process and all below it, from a /proc of our own."""
 
     def setUp(self) -> None:
-        self.root = Path(self.mktemp())
-        self.root.mkdir()
+        self.root = Path(tempfile.mkdtemp())  # mktemp() would leave it in the current folder, under pytest
+        self.addCleanup(shutil.rmtree, self.root)
         (self.root / "self").mkdir()
         self.patch(proc, "PROC", self.root)
 
