@@ -208,7 +208,7 @@ class Lifecycle:
     `NoTransition`, and changes nothing.
 
     Automat's own instances look at one transition after another until they find theirs, which was 6 % of what a handshake
-    costs (sampled over 20,000 of them), and take 250 bytes more.
+    costs (sampled over 20,000 of them), and take 209 bytes where these take 73.
     """
 
     __slots__ = ("_at_work", "_next", "_socket", "state")

@@ -291,7 +291,9 @@ async def from_device_deleted(run: Run) -> None:
     run.fleet.talk_on()
     await run.owsla.wait_for_line("Broker refused .* lines", 30, start=start)
     await until(lambda: run.backend.connections > before, 30, "from_device to be there again")
-    assert len(run.owsla.lines("Broker refused", start=start)) == 1
+    # A refusal of another kind, by a queue that was full, may still have been on its way.
+    refusals = run.owsla.lines("Broker refused .*there is no queue", start=start)
+    assert len(refusals) == 1, refusals
 
 
 async def to_device_deleted(run: Run) -> None:

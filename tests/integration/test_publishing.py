@@ -189,6 +189,8 @@ async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) ->
 async def test_the_exchange_is_not_there(lab: Lab, broker: Broker) -> None:
     """Without the exchange there is one clear line and no port, until somebody makes it; from_device is not declared."""
     layout = Layout(lab, broker)
+    # Another test on this broker may have left one.
+    await (await lab.backend(broker.url)).call(lambda channel: channel.queue_delete("from_device"))
     owsla = lab.new_owsla(
         broker=broker.url, publish_exchange=layout.exchange, to_device=f"to_{layout.exchange}", drain_spread="0"
     )
