@@ -31,7 +31,7 @@ from .acks import AckTracker
 from .backoff import Backoff
 from .consumer import letter
 from .doubts import Doubts
-from .looking import look
+from .looking import Found, look
 from .packing import APP_ID
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, Getter, as_failure
 from .roll import GONE, HERE, LEFT, LOST, Notice, Roll, Sight, Verdict
@@ -49,6 +49,9 @@ GRAVE: Final = 5
 
 LOOKS: Final = 5
 """How often a node is looked at within its grace."""
+
+LEAVING: Final = 5.0
+"""Seconds for which a consumer of ours that has left may still be counted among those of a queue."""
 
 LEAST_INTERVAL: Final = 0.2
 MOST_INTERVAL: Final = 2.0
@@ -548,7 +551,7 @@ class Burial(Getter):
                 plain = True
                 if not await self._consume_all():
                     return False
-            found = await look(self._client, GRAVE, self._queue)
+            found = await self._without_us()
             if found is None:
                 return True
             if found.consumers:
@@ -586,12 +589,26 @@ class Burial(Getter):
                 break
             if not found.messages and not self._held:
                 break
-            waiting: Deferred[None] = Deferred()
-            self._clock.callLater(LEAST_INTERVAL, waiting.callback, None)
-            await waiting
+            await self._wait()
         self.open = False
         await self._client.end_channel(BURIAL)
         return found is None or found.consumers < 2
+
+    async def _without_us(self) -> Found | None:
+        """What is in the queue, and who, once our own consumer has left it: of a quorum queue a busy broker says so late, and
+        to take ourselves for the node would leave it unburied.
+        """
+        patience = self._clock.seconds() + LEAVING
+        while True:
+            found = await look(self._client, GRAVE, self._queue)
+            if found is None or not found.consumers or self._clock.seconds() >= patience:
+                return found
+            await self._wait()
+
+    async def _wait(self) -> None:
+        waiting: Deferred[None] = Deferred()
+        self._clock.callLater(LEAST_INTERVAL, waiting.callback, None)
+        await waiting
 
     async def _delete(self, plain: bool) -> bool:
         """Whether it is deleted; if not, something came into it, or somebody."""

@@ -57,7 +57,7 @@ async def within(awaitable: Awaitable[T], timeout: float = PATIENCE, what: str =
 
 
 async def pause(seconds: float) -> None:
-    """Let the reactor run for a while: for showing that something does *not* happen, and between looks at something far away."""
+    """Let the reactor run for a while: for showing that something does *not* happen, and between looks from afar."""
     await deferLater(current_reactor(), seconds, lambda: None)
 
 

@@ -6,7 +6,7 @@ from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.boundaries import Letter
 from owsla.broker.roll import GONE, HERE, LEFT, Notice
-from owsla.broker.roster import AT_ONCE, BURIAL, REGISTER, Roster, register_queue
+from owsla.broker.roster import AT_ONCE, BURIAL, LEAVING, REGISTER, Roster, register_queue
 from owsla.events import BrokerWarning, Event, NodeLost
 
 from .fakes import BrokerTestCase, Result, Server, deliver, message
@@ -424,3 +424,18 @@ class RegistrarTests(Base):
         (deleted,) = self.server.called("queue.delete")
         self.assertEqual((deleted["if_unused"], deleted["if_empty"]), (False, False))
         self.assertEqual(self.presence.lost, [A])
+
+    def test_a_quorum_queue_that_counts_us_late(self) -> None:
+        """Our own consumer may be counted for a while after it has left, and is not taken for the node; one that stays is."""
+        for back in (False, True):
+            self.setUp()
+            self.die()
+            self.put(messages=0, consumers=1)
+            self.server.close_channel(BURIAL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+            self.pass_time(LEAVING - 1)
+            self.assertEqual((self.server.called("queue.delete"), self.presence.lost), ([], []))
+            if not back:
+                self.put(messages=0, consumers=0)
+            self.pass_time(3)
+            self.assertEqual(len(self.server.called("queue.delete")), 0 if back else 1)
+            self.assertEqual(self.presence.lost, [] if back else [A])
