@@ -129,11 +129,11 @@ class Hub:
         self._courier.report(letter, outcome)
 
     def duplicate(self, letter: Letter) -> None:
-        """It was sent before; if its back end still asks whether, it may have missed the answer."""
+        """One of its number came before. What became of that is not remembered, so no more than this is said to who asks."""
         self.duplicates += 1
         letter.source.done(letter.tag)
         if letter.reply_to is not None:
-            self.report(letter, "delivered")
+            self.report(letter, "duplicate")
 
     def skipped(self, endpoint: Endpoint, missing: range) -> None:
         """It waits no longer for these numbers."""

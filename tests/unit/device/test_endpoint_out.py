@@ -141,13 +141,19 @@ class OrderTests(Base):
         self.assertEqual((world.hub.duplicates, world.courier.records), (3, []))
 
     def test_duplicates_are_reported(self) -> None:
-        """A back end that asks again, since its report was lost, hears that it is delivered."""
+        """A back end that asks again, since its report was lost, hears that the number came before, and no more than is known:
+        the first one may have expired, or wait for its turn.
+        """
         world = self.world()
         for _ in range(2):
             world.post(self.endpoint, self.source, b"x", 0, reply_to=b"answers")
         world.turns()
         self.assertEqual(lines(self.wire), [b"x"])
-        self.assertEqual([outcome for _, outcome in world.courier.reports], ["delivered", "delivered"])
+        self.assertEqual([outcome for _, outcome in world.courier.reports], ["delivered", "duplicate"])
+        for _ in range(2):
+            world.post(self.endpoint, self.source, b"x", 1, fault="expired", reply_to=b"answers")
+            world.post(self.endpoint, self.source, b"held", 3, reply_to=b"answers")
+        self.assertEqual([outcome for _, outcome in world.courier.reports[2:]], ["duplicate", "duplicate"])
 
     def test_an_error_of_ours_in_a_tick(self) -> None:
         """An error in what is due for one connection costs that connection, and none of the others their time."""
