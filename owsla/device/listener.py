@@ -27,6 +27,7 @@ from .endpoint import Endpoint
 from .hangup import HangupWatch
 from .hub import TICK, Hub
 from .polling import Poller
+from .posthandshake import PostHandshake
 from .transport import CLOSING_TIMEOUT, TLSTransport, without_goodbye
 
 BACKLOG: Final = 4096
@@ -170,6 +171,7 @@ class Listener(Worker):
         self._poller = Poller(reactor, linger)
         self._socket = sock
         self._context = context
+        self._post_handshake = PostHandshake(reactor.seconds)
         self._hub = hub
         self._ids = ids
         self._registry = registry
@@ -385,6 +387,10 @@ class Listener(Worker):
             self._reactor.addReader(self)
 
     # -- what becomes of a connection --------------------------------------------------------------------------------------
+
+    @property
+    def established(self) -> SSL.Context:
+        return self._post_handshake.context
 
     def spoke(self, transport: TLSTransport) -> bool:
         begins = self._admission.spoke(transport)

@@ -26,6 +26,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from owsla.config import ConfigError, os_reason, read_file
+from owsla.device.refusal import Refusal
 from owsla.verification import why_not
 
 _log = Logger()
@@ -138,10 +139,10 @@ def _context(cert: Path, key: Path, client_ca: Path | None, client_cert: str) ->
 
 
 def _note_why_not(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, trusted: int) -> bool:
-    """OpenSSL's own verdict; if it is a refusal, why is noted as the connection's application data, for whoever tells of it."""
+    """OpenSSL's own verdict; if it is a refusal, its reason is noted on the connection."""
     if not trusted:
         whose = "the device's certificate" if depth == 0 else "an authority's certificate"
-        connection.set_app_data(f"{whose} is refused: {why_not(error)}")
+        Refusal(f"{whose} is refused: {why_not(error)}").note(connection)
     return bool(trusted)
 
 

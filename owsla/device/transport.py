@@ -26,6 +26,7 @@ from zope.interface import implementer
 from ..boundaries import Reactor
 from . import hello
 from .lifecycle import Life, Lifecycle
+from .refusal import noted
 
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
@@ -54,6 +55,10 @@ class Lines(Protocol):
 
 class Owner(Protocol):
     """Who made a transport, and counts it."""
+
+    @property
+    def established(self) -> SSL.Context:
+        """The context of connections whose handshake is complete: `PostHandshake.context`."""
 
     def spoke(self, transport: TLSTransport) -> bool:
         """Its ClientHello is there: whether the handshake may begin. If not, `handshakeAllowed` says when."""
@@ -310,7 +315,9 @@ class TLSTransport:
                 # makes the socket readable again, and others have their turn before it.
                 try:
                     data = self._tls.recv(RECORD)  # type: ignore[union-attr]
-                except SSL.WantReadError:
+                except SSL.WantReadError as error:
+                    if noted(self.tls) is not None:
+                        self._ended(error)
                     return
                 except (SSL.Error, OSError) as error:
                     self._ended(error)
@@ -464,6 +471,7 @@ class TLSTransport:
         except (SSL.Error, OSError) as error:
             self._ended(error)
             return
+        self._tls.set_context(self._owner.established)
         self._life.secured()
         lines = self._owner.secured(self)
         if lines is None:
@@ -478,8 +486,8 @@ class TLSTransport:
         """The peer has closed its side, or broke the protocol."""
         if isinstance(error, SSL.SysCallError) and self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
-        if self._state == HANDSHAKING and (why := self.tls.get_app_data()) is not None:
-            error = SSL.Error([("", "", why)])  # of a certificate OpenSSL says no more than that its verification failed
+        if (refusal := noted(self.tls)) is not None:
+            error = SSL.Error([("", "", refusal.reason)])  # OpenSSL does not know what its callbacks know
         if self._reason is None:
             self._reason = _failure(error)
         if isinstance(error, SSL.ZeroReturnError):

@@ -7,7 +7,9 @@ opinion. What is promised to a device's lines by all of this: those that were sa
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
 import json
 import re
 import secrets
@@ -782,14 +784,16 @@ async def test_breach(gateway: Gateway, connect: Connect, breach: str, version: 
 # -- Another handshake, other keys -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [1, 200])
+@pytest.mark.parametrize("times", [1, 5])
 @reactor_test
 async def test_no_renegotiation(gateway: Gateway, connect: Connect, times: int) -> None:
     """A device that asks for another handshake in TLS 1.2 is told that there is none; its connection goes on, as it may."""
     peer = connect("1.2").shake()
     await introduce(gateway, peer)
-    asked = b"".join(peer.seal.record(HANDSHAKE, client_hello()) for _ in range(times))
-    peer.sock.sendall(asked + peer.seal.record(DATA, b"behind\n"))
+    for _ in range(times):
+        peer.sock.sendall(peer.seal.record(HANDSHAKE, client_hello()))
+        peer.taken()
+    peer.say(b"behind")
     message = await gateway.message()
     assert message.body == b"behind"
     await gateway.send(message.connection_id, b"answer")
@@ -804,6 +808,53 @@ async def test_no_renegotiation(gateway: Gateway, connect: Connect, times: int) 
     with pytest.raises(SSL.Error, match="no renegotiation"):
         peer.tls.recv(RECORD)
     assert peer.alerts == [("warning", NO_RENEGOTIATION)]
+
+
+_LONGEST_HELLO: Final = b"\x01\x02\x01\x40" + bytes(0x020140)
+"""A ClientHello of the 131,396 bytes that OpenSSL takes at most."""
+
+#: What holds no data, and takes OpenSSL long to read: the version, and the segments of it.
+_FLOODS: dict[str, tuple[str, Callable[[Any], Iterator[bytes]]]] = {
+    "key-updates": ("1.3", lambda seal: (seal.update() for _ in range(50_000))),
+    "key-updates-for-both": ("1.3", lambda seal: (seal.update(KEY_UPDATE_BOTH) for _ in range(50_000))),
+    "renegotiations": ("1.2", lambda seal: (seal.record(HANDSHAKE, client_hello()) for _ in range(20_000))),
+    "renegotiation-in-records-of-1-byte": (
+        "1.2",
+        lambda seal: (seal.record(HANDSHAKE, _LONGEST_HELLO[at : at + 1]) for at in range(len(_LONGEST_HELLO))),
+    ),
+}
+
+
+@pytest.mark.parametrize("flood", list(_FLOODS))
+@reactor_test
+async def test_flood_without_data(gateway: Gateway, connect: Connect, flood: str) -> None:
+    """A device that floods its connection with messages of TLS's own, and says nothing, is closed for it. It is not read to the
+    end of what it sends first: others are served.
+    """
+    version, make = _FLOODS[flood]
+    peer = connect(version).shake()
+    connection_id = await introduce(gateway, peer)
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    segments = make(peer.seal)
+    sent = 0
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while segment := b"".join(itertools.islice(segments, 100)):
+            peer.sock.sendall(segment)
+            sent += len(segment)
+        pytest.fail(f"all {sent} bytes were read")
+    reason, lines = await obituary(gateway, connection_id)
+    assert re.match("TLS: (more than 32 key updates or renegotiations within 1 s|renegotiation asked for in several)", reason)
+    assert lines == 1
+    await round_trip(gateway, connect(version).shake())
+
+
+@reactor_test
+async def test_renegotiation_that_is_never_whole(gateway: Gateway, connect: Connect) -> None:
+    """In TLS 1.2 the rest of a ClientHello is not waited for: it could be long, in records of a byte."""
+    peer = connect("1.2").shake()
+    connection_id = await introduce(gateway, peer)
+    peer.sock.sendall(peer.seal.record(HANDSHAKE, _LONGEST_HELLO[:20]))
+    assert (await obituary(gateway, connection_id))[0] == "TLS: renegotiation asked for in several records"
 
 
 @reactor_test

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.conversation import SpokenEndpoint
 from owsla.device.endpoint import Endpoint
+from owsla.device.posthandshake import PostHandshake
 from owsla.device.transport import TLSTransport
 
 from ._fakes import Source, World
@@ -27,6 +28,7 @@ class Owner:
         self.world = world
         self.endpoint: Endpoint | None = None
         self.gone = False
+        self.established = PostHandshake(world.clock.seconds).context
 
     def spoke(self, transport: TLSTransport) -> bool:
         return True

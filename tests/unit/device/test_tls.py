@@ -24,6 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
 from owsla.device import tls
+from owsla.device.refusal import noted
 from owsla.device.tls import (
     certificates_in,
     check_server_files,
@@ -389,7 +390,8 @@ class ClientCertificateTests(_Files):
                 client = _client(certificate=certificate, key=key)
                 server = SSL.Connection(self.context(word))
                 self.assertRaises(SSL.Error, _shake_ends, server, SSL.Connection(client))
-                self.assertEqual(server.get_app_data(), f"the device's certificate is refused: {why}")
+                refusal = noted(server)
+                self.assertEqual(refusal and refusal.reason, f"the device's certificate is refused: {why}")
 
     def test_authorities_are_named(self) -> None:
         """Devices are told which authorities are accepted, all of those in the file."""

@@ -13,6 +13,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.device.posthandshake import PostHandshake
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport, explain
 
 from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
@@ -66,6 +67,7 @@ class Owner:
         self.places = 1
         """How many handshakes may begin."""
         self.lines = Recorder()
+        self.established = PostHandshake(lambda: 0.0).context
 
     def spoke(self, transport: TLSTransport) -> bool:
         self.told.append("spoke")
