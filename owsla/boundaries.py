@@ -65,6 +65,7 @@ class Letter:
         "close",
         "connection_id",
         "correlation_id",
+        "device_id",
         "expires_at",
         "fault",
         "header",
@@ -106,6 +107,8 @@ class Letter:
         """The queue that wants a delivery report."""
         self.correlation_id = correlation_id
         """The property as it stands on the wire."""
+        self.device_id: str | None = None
+        """The device of its connection, where the courier knew it when the message's fate was decided."""
         self.fault: str | None = None
         """Why it is not to be sent, known before it is its turn."""
         self.settled = False

@@ -234,6 +234,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         ),
         to_device=settings.to_device,
         node=lambda: ids.node,
+        device=lambda connection_id: _device_of(registry.find(connection_id)),
         node_grace=settings.node_grace,
         held_limit=settings.consumers * settings.prefetch // 4,
     )
@@ -465,6 +466,10 @@ def _connected(endpoint: Endpoint) -> DeviceConnected:
     return DeviceConnected(
         endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
     )
+
+
+def _device_of(endpoint: Endpoint | None) -> str | None:
+    return None if endpoint is None else endpoint.device_id
 
 
 def _connection_name(ids: ConnectionIds, role: str) -> str:

@@ -105,11 +105,13 @@ class Courier(BaseHandler):
         undeliverable: topology.Queue,
         to_device: str,
         node: Callable[[], bytes],
+        device: Callable[[bytes], str | None],
         node_grace: float,
         held_limit: int,
     ) -> None:
-        """`node()` is this node's name. `node_grace`: seconds for which a node whose queue is not there may still come back; at
-        most `held_limit` messages are held for such nodes meanwhile.
+        """`node()` is this node's name; `device` returns the device id of a connection that is open here, or `None`.
+        `node_grace`: seconds for which a node whose queue is not there may still come back; at most `held_limit` messages are
+        held for such nodes meanwhile.
         """
         self._clock = clock
         self._emit = emit
@@ -117,6 +119,7 @@ class Courier(BaseHandler):
         self._to_device = to_device
         self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|nodes|undeliverable))?").fullmatch
         self._node = node
+        self._device = device
         self._absences = Absences(node_grace)
         self._held_limit = held_limit
         self._held: deque[Parcel] = deque()
@@ -148,7 +151,9 @@ class Courier(BaseHandler):
 
     def _note(self, letter: Letter, reason: str) -> None:
         self.recorded[reason] = self.recorded.get(reason, 0) + 1
-        self._emit(Undeliverable(reason, _text(letter.connection_id)))
+        if letter.connection_id is not None:
+            letter.device_id = self._device(letter.connection_id)
+        self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id))
 
     def forward(self, letter: Letter, node: bytes) -> None:
         queue = f"{self._to_device}.{node.decode()}"
@@ -415,8 +420,9 @@ class Courier(BaseHandler):
         if parcel.letter is None:
             self.reports_dropped += 1
             return
-        self._emit(UndeliverableLost(parcel.reason or "refused", _text(parcel.letter.connection_id), why))
-        parcel.letter.source.done(parcel.letter.tag)
+        letter = parcel.letter
+        self._emit(UndeliverableLost(parcel.reason or "refused", _text(letter.connection_id), letter.device_id, why))
+        letter.source.done(letter.tag)
 
 
 def _text(connection_id: bytes | None) -> str | None:

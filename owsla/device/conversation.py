@@ -14,8 +14,9 @@ from twisted.python.failure import Failure
 
 from ..boundaries import DeliverySource, Letter
 from ..dialects import Conversation, Dialect, Factory, Refused
-from ..events import DeviceIdentified, DialectFailed
+from ..events import DeviceIdentified, DialectFailed, LoginFailed
 from ..supervision import explain
+from .admission import source_of
 from .endpoint import _WAITING, Endpoint
 from .hub import TICK, Hub
 from .marks import Marks
@@ -96,9 +97,7 @@ class SpokenEndpoint(Endpoint):
         marks = self._marks
         if marks is not None:
             marks.add(self.seq + len(self._kept), self._safe)
-            if marks.safe > self._told and not self._telling:
-                self._telling = True
-                self.hub.turn.devices(self._tell)
+            self._tell_later()
 
     @property
     def lines_in(self) -> int:
@@ -109,10 +108,19 @@ class SpokenEndpoint(Endpoint):
         if self._marks is not None:
             self._marks.confirm(self._safe)
 
-    def _tell(self) -> None:
-        self._telling = False
+    def _tell_later(self) -> None:
         marks = self._marks
-        if marks is not None and marks.safe > self._told and self._direct and self.hub.device_ack is not None:
+        if marks is not None and marks.safe > self._told and not self._telling and not self._held_back:
+            self._telling = True
+            self.hub.turn.devices(self._tell_soon)
+
+    def _tell(self) -> None:
+        marks = self._marks
+        # While publication is held the dialect has not decided about these lines: a login's answer goes before its
+        # acknowledgement, and a denied one gets none.
+        if self._held_back or marks is None or self.hub.device_ack is None:
+            return
+        if marks.safe > self._told and self._direct:
             self._told = marks.safe
             self.transport.write(self.hub.device_ack(marks.safe - 1))
             self._check_congestion()
@@ -169,6 +177,10 @@ class SpokenEndpoint(Endpoint):
         return str(self.transport.peer) if self.transport is not None else ""
 
     @property
+    def source(self) -> str:
+        return source_of(self.transport.getPeer().host) if self.transport is not None else ""
+
+    @property
     def closed(self) -> bool:
         return self._over or bool(self._closing)
 
@@ -218,6 +230,7 @@ class SpokenEndpoint(Endpoint):
     def release(self) -> None:
         self._held_back = False
         self._publish_kept()
+        self._tell_later()
 
     def identify(self, device_id: str) -> None:
         if self.closed:
@@ -234,6 +247,11 @@ class SpokenEndpoint(Endpoint):
         self.template = hub.sink.open(self.connection_id, device_id)
         hub.emit(DeviceIdentified(self.connection_id.decode(), device_id))
         hub.identified(self)
+
+    def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
+        if not self.closed:
+            connection_id = self.connection_id.decode()
+            self.hub.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported))
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
         if self.closed:
@@ -269,7 +287,7 @@ class SpokenEndpoint(Endpoint):
         if not self._over:
             self._over = True
             self._failure = failure
-            self.hub.emit(DialectFailed(self.connection_id.decode(), self._name, explain(failure)))
+            self.hub.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
             self.close("its dialect failed")
 
     # -- reading, and the end --------------------------------------------------------------------------------------------
@@ -309,7 +327,7 @@ class SpokenEndpoint(Endpoint):
                 dialect.disconnected(self._closing)
             except Exception:
                 self._failure = Failure()
-                self.hub.emit(DialectFailed(self.connection_id.decode(), self._name, explain(self._failure)))
+                self.hub.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(self._failure)))
         if self._failure is not None:
             self.hub.failed(self, self._failure)
             self._failure = None

@@ -170,7 +170,7 @@ class Endpoint:
         self._rest = b""
         self._long = None
         longest = self.hub.framing.max_line
-        self.hub.emit(LineTooLong(self.connection_id.decode(), longest))
+        self.hub.emit(LineTooLong(self.connection_id.decode(), self.device_id, longest))
         self.close(f"a line longer than {longest} bytes")
 
     def _check_rest(self, rest: bytes) -> None:
@@ -581,6 +581,7 @@ class Endpoint:
             DeviceDisconnected(
                 self.connection_id.decode(),
                 self.device_id,
+                self.transport.peer,
                 self._closing,
                 self.lines_in,
                 self.lines_out,

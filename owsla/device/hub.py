@@ -138,7 +138,7 @@ class Hub:
     def skipped(self, endpoint: Endpoint, missing: range) -> None:
         """It waits no longer for these numbers."""
         self.skips += missing.stop - missing.start  # len() has no numbers as large as a back end may choose
-        self.emit(GapSkipped(endpoint.connection_id.decode(), missing.start, missing.stop - 1))
+        self.emit(GapSkipped(endpoint.connection_id.decode(), endpoint.device_id, missing.start, missing.stop - 1))
 
     def forget(self, source: DeliverySource) -> None:
         """A consumer is gone, and what it brought comes again."""
@@ -258,7 +258,7 @@ class Hub:
         self._endpoints.ended(endpoint, failure)
 
     def slow(self, endpoint: Endpoint, why: str) -> None:
-        self.emit(SlowDevice(endpoint.connection_id.decode(), why))
+        self.emit(SlowDevice(endpoint.connection_id.decode(), endpoint.device_id, why))
 
     def closed(self, endpoint: Endpoint, failure: Failure | None) -> None:
         """Its connection is gone; `failure` is an exception of our own that ended it."""

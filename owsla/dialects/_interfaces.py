@@ -30,6 +30,10 @@ class Conversation(Protocol):
         """The device's address, for people."""
 
     @property
+    def source(self) -> str:
+        """The address without the port: of IPv6 its /64 network. Limits for each address count by this."""
+
+    @property
     def closed(self) -> bool:
         """Whether it has ended, or is about to."""
 
@@ -51,6 +55,12 @@ class Conversation(Protocol):
         """Say who the device is: each line that is published carries it, so this comes before the first one.
 
         `ValueError`, if it is empty, unprintable or longer than 255 bytes; `RuntimeError`, if a line was published already.
+        """
+
+    def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
+        """Report that the device could not prove that it is `claimed_id`: an event (`login-failed`). The connection stays open.
+
+        `unreported`: failed logins before this one that were not reported.
         """
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:

@@ -20,7 +20,7 @@ from twisted.cred.credentials import IUsernamePassword, UsernamePassword
 from twisted.cred.error import LoginDenied, UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.cred.strcred import InvalidAuthArgumentString, InvalidAuthType, findCheckerFactories, makeChecker
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
@@ -28,6 +28,7 @@ from zope.interface import Interface, implementer
 from ..config import ConfigError, Settings
 from ..supervision import explain
 from ._devices_file import DevicesFile
+from ._failed_logins import LONGEST, FailedLogins
 from ._interfaces import REFUSED, Conversation, Dialect, Factory, Refused
 from ._sparingly import Sparingly
 
@@ -53,8 +54,16 @@ class Devices:
         return IDevice, name, lambda: None
 
 
+class Denied(Exception):
+    """The device is not known by this id and token. The text says why, without the token."""
+
+
+class TooMany(Exception):
+    """The login was not checked, since too many have failed. The text says which."""
+
+
 class Gate:
-    """The checker that all devices log in with. That it fails is said for all of them together."""
+    """The checker that all devices log in with, and the limits on logins that fail."""
 
     _log = Logger()
 
@@ -63,11 +72,37 @@ class Gate:
         self._portal = Portal(realm, [checker])
         self._name = type(checker).__name__
         self._sparingly = Sparingly(now)
+        self._refusals = Sparingly(now)
+        self._now = now
+        self._limits = FailedLogins()
 
-    def login(self, name: bytes, token: bytes) -> Deferred[Any]:
+    def login(self, name: bytes, token: bytes, source: str) -> Deferred[str]:
+        """Check a login from this address. The result is the id that the checker has for the device; the failure is `Denied` or
+        `TooMany`, or otherwise the checker's own trouble.
+        """
+        limits, now = self._limits, self._now
+        attempt = limits.begin(name, source, now())
+        if isinstance(attempt, str):
+            return fail(TooMany(attempt))
+
+        def known(logged_in: tuple[Any, str, Any]) -> str:
+            limits.succeeded(attempt)
+            return logged_in[1]
+
+        def unknown(failure: Failure) -> Failure:
+            if failure.check(UnauthorizedLogin, LoginDenied):
+                limits.failed(attempt, now())
+                raise Denied("there is no such device, or it has another token")
+            limits.unchecked(attempt)
+            return failure
+
         credentials: Any = UsernamePassword(name, token)
         checking: Deferred[Any] = self._portal.login(credentials, None, IDevice)
-        return checking
+        return checking.addCallbacks(known, unknown)
+
+    def refused(self) -> int | None:
+        """A login was refused unchecked: return how many before it were not reported, or `None` if this one is not to be."""
+        return self._refusals.unsaid() if self._refusals.due() else None
 
     def failed(self, failure: Failure, token: bytes) -> None:
         """Say that a device could not be checked; `token` is what must not be in the log."""
@@ -123,49 +158,63 @@ class Login(Dialect):
     def _hello(self, line: bytes) -> None:
         word, _, rest = line.partition(b" ")
         name, _, token = rest.partition(b" ")
+        if word != b"HELLO" or not name or not token:
+            self._deny(None, "not a login")  # and nothing of it is told: it may be a token
+            return
         known = self.conversation.device_id
-        if word != b"HELLO" or not name or not token or (known is not None and name != known.encode()):
+        if known is not None and name != known.encode():
             # Who has a certificate is who it says.
-            self._deny()
+            self._deny(name, "its certificate is another device's")
             return
         self._state = CHECKING
         self.conversation.clear_timeout()
-        checking = self._gate.login(name, token)
-        checking.addCallbacks(self._known, self._denied, callbackArgs=(token,), errbackArgs=(token,))
+        checking = self._gate.login(name, token, self.conversation.source)
+        checking.addCallbacks(self._known, self._failed, callbackArgs=(name, token), errbackArgs=(name, token))
         checking.addErrback(self.conversation.fail)
 
-    def _known(self, logged_in: tuple[Any, str, Any], token: bytes) -> None:
-        _, name, _ = logged_in
+    def _known(self, device_id: str, name: bytes, token: bytes) -> None:
         try:
-            self.conversation.identify(name)
+            self.conversation.identify(device_id)
         except ValueError:  # the checker's name for it cannot be a device's
-            self._unchecked(Failure(), token)
+            self._failed(Failure(), name, token)
             return
         self._state = WELCOME
-        self.conversation.answer(b"WELCOME " + name.encode())
+        self.conversation.answer(b"WELCOME " + device_id.encode())
         self.conversation.release()
 
-    def _denied(self, failure: Failure, token: bytes) -> None:
-        if failure.check(UnauthorizedLogin, LoginDenied):
-            self._deny()
+    def _failed(self, failure: Failure, name: bytes, token: bytes) -> None:
+        if failure.check(Denied):
+            self._deny(name, str(failure.value))
+        elif failure.check(TooMany):
+            unreported = self._gate.refused()
+            if unreported is not None:
+                self.conversation.login_failed(_shown(name), str(failure.value), unreported)
+            self._close("too many failed logins")
         else:
-            self._unchecked(failure, token)
+            # The checker's trouble, or its database's, and none of this device's: it is denied for now, and may come again.
+            self._gate.failed(failure, token)
+            self._deny(name, "login could not be checked", "login could not be checked")
 
-    def _unchecked(self, failure: Failure, token: bytes) -> None:
-        # The checker's trouble, or its database's, and none of this device's: it is denied for now, and may come again.
-        self._gate.failed(failure, token)
-        self._deny("login could not be checked")
+    def _deny(self, name: bytes | None, why: str, reason: str = "login denied") -> None:
+        self.conversation.login_failed(None if name is None else _shown(name), why)
+        self._close(reason)
 
-    def _deny(self, reason: str = "login denied") -> None:
+    def _close(self, reason: str) -> None:
         self.conversation.answer(b"DENIED")
         self.conversation.hang_up(reason)
 
     def timed_out(self) -> None:
-        self.conversation.answer(b"DENIED")
-        self.conversation.hang_up(f"no login within {self._timeout:g} s")
+        why = f"no login within {self._timeout:g} s"
+        self._deny(None, why, why)
 
     def outgoing(self, line: bytes) -> Iterable[bytes] | Refused:
         return (line,) if self._state == WELCOME else REFUSED
+
+
+def _shown(name: bytes) -> str:
+    """An id that nobody has proved, for an event: bounded, and in printable text. It may be anything."""
+    text = name[:LONGEST].decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def checker(text: str) -> ICredentialsChecker:

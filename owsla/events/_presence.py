@@ -74,7 +74,7 @@ class Announcement:
             "device_id": self._device_id,
             "node": self.node,
             "time": utc(self.time),
-            "peer": None if connected is None else connected.peer,
+            "peer": connected.peer if connected is not None else None if ended is None else ended.peer,
             "tls": None if connected is None else connected.tls,
         }
         if self.change == "connected":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,21 @@ class Event:
         """What it holds, by name: text, numbers, and tuples of them, ready for `json.dumps`."""
         names: tuple[str, ...] = self.__match_args__
         return {name: getattr(self, name) for name in names}
+
+
+class _OfConnection(Protocol):
+    """An event about a connection."""
+
+    @property
+    def connection_id(self) -> str | None: ...
+
+    @property
+    def device_id(self) -> str | None: ...
+
+
+def _connection(event: _OfConnection) -> str:
+    """Name a connection for people: its id, and the device's where the device has proved one."""
+    return f"{event.connection_id} (device {event.device_id})" if event.device_id is not None else f"{event.connection_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +63,7 @@ class DeviceConnected(Event):
     tls: str
 
     def __str__(self) -> str:
-        device = f" (device {self.device_id})" if self.device_id is not None else ""
-        return f"Device connected: {self.connection_id}{device} from {self.peer}, {self.tls}"
+        return f"Device connected: {_connection(self)} from {self.peer}, {self.tls}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,7 @@ class DeviceDisconnected(Event):
     name: ClassVar[str] = "device-disconnected"
     connection_id: str
     device_id: str | None
+    peer: str
     reason: str
     lines_in: int
     lines_out: int
@@ -67,10 +82,9 @@ class DeviceDisconnected(Event):
     """Bytes of a line that was never finished; they were not published."""
 
     def __str__(self) -> str:
-        device = f" (device {self.device_id})" if self.device_id is not None else ""
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
         return (
-            f"Device disconnected: {self.connection_id}{device}, {self.reason}; "
+            f"Device disconnected: {_connection(self)} from {self.peer}, {self.reason}; "
             f"{self.lines_in} lines in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
         )
 
@@ -129,10 +143,11 @@ class LineTooLong(Event):
     name: ClassVar[str] = "line-too-long"
     warning: ClassVar[bool] = True
     connection_id: str
+    device_id: str | None
     limit: int
 
     def __str__(self) -> str:
-        return f"Line too long: {self.connection_id} sent more than {self.limit} bytes without a delimiter; closed"
+        return f"Line too long: {_connection(self)} sent more than {self.limit} bytes without a delimiter; closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +157,13 @@ class GapSkipped(Event):
     name: ClassVar[str] = "gap-skipped"
     warning: ClassVar[bool] = True
     connection_id: str
+    device_id: str | None
     first: int
     last: int
 
     def __str__(self) -> str:
         numbers = f"number {self.first}" if self.first == self.last else f"numbers {self.first} to {self.last}"
-        return f"Gap skipped: {self.connection_id} goes on without {numbers}"
+        return f"Gap skipped: {_connection(self)} goes on without {numbers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +173,11 @@ class SlowDevice(Event):
     name: ClassVar[str] = "slow-device"
     warning: ClassVar[bool] = True
     connection_id: str
+    device_id: str | None
     why: str
 
     def __str__(self) -> str:
-        return f"Slow device: {self.connection_id}: {self.why}; closed"
+        return f"Slow device: {_connection(self)}: {self.why}; closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +200,11 @@ class Undeliverable(Event):
     name: ClassVar[str] = "undeliverable"
     reason: str
     connection_id: str | None
+    device_id: str | None
+    """Null where the connection has no identity, or is not known any more."""
 
     def __str__(self) -> str:
-        return f"Undeliverable: {self.reason}" + (f", {self.connection_id}" if self.connection_id else "")
+        return f"Undeliverable: {self.reason}" + (f", {_connection(self)}" if self.connection_id else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +215,12 @@ class UndeliverableLost(Event):
     warning: ClassVar[bool] = True
     reason: str
     connection_id: str | None
+    device_id: str | None
     why: str
 
     def __str__(self) -> str:
         return f"Undeliverable and not recorded ({self.why}): {self.reason}" + (
-            f", {self.connection_id}" if self.connection_id else ""
+            f", {_connection(self)}" if self.connection_id else ""
         )
 
 
@@ -450,14 +470,37 @@ class DeviceIdentified(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LoginFailed(Event):
+    """A device could not prove who it says it is. Its connection is closed."""
+
+    name: ClassVar[str] = "login-failed"
+    warning: ClassVar[bool] = True
+    connection_id: str
+    device_id: str | None
+    """The identity that the device has proved otherwise, by its certificate."""
+    claimed_id: str | None
+    """The device id that it tried to log in with. Nobody has proved it."""
+    peer: str
+    reason: str
+    unreported: int
+    """Failed logins before this one that have no event of their own."""
+
+    def __str__(self) -> str:
+        claimed = f" as device {self.claimed_id}" if self.claimed_id is not None else ""
+        more = f" (and {self.unreported} more that were refused unchecked)" if self.unreported else ""
+        return f"Login failed: {_connection(self)} from {self.peer}{claimed}: {self.reason}{more}"
+
+
+@dataclass(frozen=True, slots=True)
 class DialectFailed(Event):
     """A dialect raised an exception. Its connection is closed, and no other."""
 
     name: ClassVar[str] = "dialect-failed"
     warning: ClassVar[bool] = True
     connection_id: str
+    device_id: str | None
     dialect: str
     reason: str
 
     def __str__(self) -> str:
-        return f"Dialect {self.dialect} failed: {self.connection_id} is closed: {self.reason}"
+        return f"Dialect {self.dialect} failed: {_connection(self)} is closed: {self.reason}"

@@ -72,6 +72,7 @@ async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     assert await silent.line() == b"DENIED"
     await silent.closed()
     await gateway.round_trip(device)  # and nothing of the others was published before
+    await gateway.owsla.wait_for_line(r"Login failed: .* from 127\.0\.0\.1:\d+ as device d2: there is no such device")
     assert "s3cret" not in gateway.owsla.output()
     assert await gateway.owsla.terminate() == 0
 
@@ -147,7 +148,7 @@ async def test_replaced(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     await gateway.introduce(first)
     second = await lab.device(gateway, certificate=one)
     await first.closed()
-    await gateway.owsla.wait_for_line(r"Device disconnected: .*device d1\), replaced")
+    await gateway.owsla.wait_for_line(r"Device disconnected: .*device d1\) from 127.*, replaced")
     await gateway.round_trip(second)
     await gateway.round_trip(other)
 

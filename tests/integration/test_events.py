@@ -55,7 +55,7 @@ def connected(key: str, device_id: str | None = None) -> DeviceConnected:
 
 
 def disconnected(key: str, device_id: str | None = None) -> DeviceDisconnected:
-    return DeviceDisconnected(key, device_id, "closed by the device", 3, 4, 5.0, 0)
+    return DeviceDisconnected(key, device_id, "192.0.2.1:1234", "closed by the device", 3, 4, 5.0, 0)
 
 
 @contextmanager

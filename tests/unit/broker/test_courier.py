@@ -27,6 +27,7 @@ class Base(BrokerTestCase):
         self.clock = self.server.clock
         self.events: list[Event] = []
         self.source = Source()
+        self.devices: dict[bytes, str] = {}
         self.courier = self.make()
 
     def make(self) -> Courier:
@@ -36,6 +37,7 @@ class Base(BrokerTestCase):
             undeliverable=topology.undeliverable_queue("to_device", 1000),
             to_device="to_device",
             node=lambda: b"0123abcd",
+            device=self.devices.get,
             node_grace=GRACE,
             held_limit=3,
         )
@@ -115,8 +117,23 @@ class RecordTests(Base):
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
         self.server.ack(PARCELS, one.tag)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
-        self.assertEqual(self.events, [Undeliverable("late", "some-id")])
+        self.assertEqual(self.events, [Undeliverable("late", "some-id", None)])
         self.assertEqual(self.courier.recorded, {"late": 1})
+
+    def test_device(self) -> None:
+        """Both events name the device, as long as its connection was open when the message's fate was decided."""
+        self.connect()
+        self.devices[b"some-id"] = "d1"
+        self.courier.record(self.source.letter(7, connection_id=b"some-id"), "late")
+        self.courier.record(self.source.letter(8, connection_id=b"some-id"), "late")
+        first, second = self.taken()
+        self.devices.clear()
+        self.server.ack(PARCELS, first.tag)
+        self.server.nack(PARCELS, second.tag)
+        self.assertEqual(self.events[:2], [Undeliverable("late", "some-id", "d1")] * 2)
+        lost = self.events[-1]
+        assert isinstance(lost, UndeliverableLost)
+        self.assertEqual((lost.connection_id, lost.device_id), ("some-id", "d1"))
 
     def test_confirmed_together(self) -> None:
         """A cumulative confirm is of all up to it, and tag 0 of all there are."""

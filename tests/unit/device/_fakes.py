@@ -120,6 +120,8 @@ class Source:
 class Wire:
     """A transport to a device: takes `room` bytes, all of them by default, and is congested beyond."""
 
+    peer = "192.0.2.1:1234"
+
     def __init__(self, room: float = float("inf")) -> None:
         self.room = room
         self.endpoint: Endpoint | None = None

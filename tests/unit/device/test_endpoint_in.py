@@ -48,7 +48,7 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual((one.template, one.seq), ((one.connection_id, "d1"), 3))
 
     def test_disconnected_event(self) -> None:
-        """The end of a connection is told with its reason, its lines both ways, and how long it was there."""
+        """The end of a connection is told with its peer, its reason, its lines both ways, and how long it was there."""
         world = World()
         endpoint, _ = world.connect(device_id="d1")
         endpoint.dataReceived(b"a\nb\nc")
@@ -57,7 +57,10 @@ class LinesTests(SynchronousTestCase):
         world.clock.advance(12.5)
         world.end(endpoint, Failure(ConnectionDone()))
         connection_id = endpoint.connection_id.decode()
-        self.assertEqual(world.events, [DeviceDisconnected(connection_id, "d1", "closed by the device", 2, 1, 12.5, 1)])
+        self.assertEqual(
+            world.events,
+            [DeviceDisconnected(connection_id, "d1", "192.0.2.1:1234", "closed by the device", 2, 1, 12.5, 1)],
+        )
         self.assertEqual(len(world.registry), 0)
 
     def test_counted(self) -> None:

@@ -186,13 +186,14 @@ class OrderTests(Base):
     def test_gap_timeout(self) -> None:
         """A missing number is waited for so long, then skipped with an event; it is late when it comes."""
         world = self.world(gap_timeout=2.0)
+        self.endpoint.device_id = "d1"
         self.send(world, 0, 3)
         world.later(1.8)
         self.assertEqual(lines(self.wire), [b"0"])
         world.later(0.4)
         self.assertEqual(lines(self.wire), [b"0", b"3"])
         connection_id = self.endpoint.connection_id.decode()
-        self.assertEqual(world.of_type(GapSkipped), [GapSkipped(connection_id, 1, 2)])
+        self.assertEqual(world.of_type(GapSkipped), [GapSkipped(connection_id, "d1", 1, 2)])
         self.assertEqual(world.hub.skips, 2)
         self.send(world, 2, 4)
         world.turns()
@@ -413,13 +414,15 @@ class SlowTests(Base):
         as `connection-closed`.
         """
         world = self.slow(write_buffer=10)
+        self.endpoint.device_id = "d1"
         world.send(self.endpoint, self.source, b"held", 9)
         world.send(self.endpoint, self.source, b"12345", 1)
         world.send(self.endpoint, self.source, b"67890", 2)
         self.assertEqual(self.wire.closed, "")
         world.send(self.endpoint, self.source, b"x", None)
         self.assertEqual(self.wire.closed, "aborted")
-        self.assertEqual(len(world.of_type(SlowDevice)), 1)
+        (event,) = world.of_type(SlowDevice)
+        self.assertEqual((event.connection_id, event.device_id), (self.endpoint.connection_id.decode(), "d1"))
         self.assertEqual(
             world.courier.reasons,
             [(b"12345", "slow-device"), (b"67890", "slow-device"), (b"x", "slow-device"), (b"held", "connection-closed")],

@@ -180,11 +180,11 @@ class EndpointTests(SynchronousTestCase):
             stream = b"before\n" + b"x" * (limit + 1) + b"\nafter\n"
             for cuts in ([], [3], [7], [limit], [limit + 8], [limit + 9], list(range(0, limit, 1000))):
                 world = World(Framing(max_line=limit))
-                endpoint, wire = world.connect()
+                endpoint, wire = world.connect(device_id="d1")
                 for piece in cut(stream, cuts):
                     endpoint.dataReceived(piece)
                 self.assertEqual((world.sink.of(endpoint), wire.closed), ([b"before"], "lost"))
-                self.assertEqual(world.of_type(LineTooLong), [LineTooLong(endpoint.connection_id.decode(), limit)])
+                self.assertEqual(world.of_type(LineTooLong), [LineTooLong(endpoint.connection_id.decode(), "d1", limit)])
 
     def test_too_long_without_delimiter(self) -> None:
         """A line that never ends closes the connection as soon as it can no longer be short enough."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.address import IPv4Address
+
 from owsla.device.conversation import SpokenEndpoint
 from owsla.dialects import Factory
 
@@ -19,7 +21,7 @@ class DialectWorld(World):
 
     def speak(
         self, room: float = float("inf"), device_id: str | None = None, make: Factory | None = None
-    ) -> tuple[SpokenEndpoint, Wire]:
+    ) -> tuple[SpokenEndpoint, DialectWire]:
         """A device whose handshake is complete: what the listener does."""
         endpoint = SpokenEndpoint(make or self.make, "Test", self.hub, self.ids.new(), device_id)
         self.registry.add(endpoint.connection_id, endpoint)
@@ -43,3 +45,7 @@ class DialectWire(Wire):
     """A transport that knows the peer."""
 
     peer = "192.0.2.1:5"
+    host = "192.0.2.1"
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", self.host, 5)

@@ -603,13 +603,16 @@ class AcknowledgementTests(Base):
         self.assertEqual(world.heard(wire), [b"ACK 4"])
 
     def test_held(self) -> None:
-        """A line that is kept is not safe before it was published and confirmed; what was answered behind it waits for it."""
+        """A line that is kept is not safe before it was published and confirmed; what was answered behind it waits for it.
+
+        Until publication is released no line is acknowledged, or a device would hear that its login is safe before its answer.
+        """
         world = self.world()
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"hold\na\nnothing\n")
-        self.assertEqual(world.heard(wire), [b"ACK 0"])
-        endpoint.dataReceived(b"release\n")
         self.assertEqual(world.heard(wire), [])
+        endpoint.dataReceived(b"release\n")
+        self.assertEqual(world.heard(wire), [b"ACK 0"])
         endpoint.confirmed(0)
         self.assertEqual(world.heard(wire), [b"ACK 3"])
 

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from owsla.config import ConfigError, load_settings
 from owsla.dialects.login import Gate, Login, checker
-from owsla.events import DeviceDisconnected, DialectFailed
+from owsla.events import DeviceDisconnected, DialectFailed, LoginFailed
 
 from ..device._fakes import Source
 from ._fakes import DialectWorld
@@ -42,10 +42,13 @@ class Asking:
 
 class LoginTests(SynchronousTestCase):
     def setUp(self) -> None:
+        self.begin()
+
+    def begin(self, **options: Any) -> None:
         self.checker = Asking()
         checker: Any = self.checker
         settings = replace(load_settings([], {}), login_checker=checker, login_timeout=5.0)
-        self.world = DialectWorld(Login.configured(settings))
+        self.world = DialectWorld(Login.configured(settings), **options)
 
     def reason(self, endpoint: Any) -> str:
         self.world.end(endpoint)
@@ -62,6 +65,20 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual((self.world.sink.of(endpoint), endpoint.template[1]), ([b"a"], "D1"))
         self.world.later(20.0)
         self.assertEqual(wire.closed, "")
+
+    def test_acknowledged_after_the_answer(self) -> None:
+        """With --device-ack the login is acknowledged after WELCOME, however long the checker takes; and never after DENIED."""
+        for known in (True, False):
+            self.begin(device_ack=lambda seq: b"ACK %d\r\n" % seq)
+            endpoint, wire = self.world.speak()
+            endpoint.dataReceived(b"HELLO d1 t\n")
+            self.assertEqual(self.world.heard(wire), [])
+            if known:
+                self.checker.answer.callback(b"d1")
+                self.assertEqual(self.world.heard(wire), [b"WELCOME d1", b"ACK 0"])
+            else:
+                self.checker.answer.errback(UnauthorizedLogin())
+                self.assertEqual(self.world.heard(wire), [b"DENIED"])
 
     def test_impatient(self) -> None:
         """Lines that follow the login at once wait for its answer, and are published in order behind it; or not at all."""
@@ -177,8 +194,10 @@ class Saying:
 
     def __init__(self) -> None:
         self.what: Any = None
+        self.asked = False
 
     def requestAvatarId(self, credentials: Any) -> Any:
+        self.asked = True
         if isinstance(self.what, Exception):
             raise self.what
         return self.what
@@ -271,6 +290,107 @@ class TroubleTests(SynchronousTestCase):
 def _said(logs: Sequence[Any]) -> list[str]:
     """The lines of the log, with their level. Events are not among them."""
     return [f"{event['log_level'].name}: {formatEvent(event)}" for event in logs]
+
+
+class FailedTests(SynchronousTestCase):
+    """Logins that fail: who tried it is an event, and the rate has a limit."""
+
+    def setUp(self) -> None:
+        self.checker = Saying()
+        self.clock = Clock()
+        checker: Any = self.checker
+        gate = Gate(checker, self.clock.seconds)
+        self.world = DialectWorld(lambda conversation: Login(conversation, gate, 5.0))
+
+    def login(self, line: bytes, what: Any, host: str = "192.0.2.1", device_id: str | None = None) -> list[bytes]:
+        """What a device hears that says this line from there, if the checker says that."""
+        self.checker.what = what
+        self.checker.asked = False
+        endpoint, wire = self.world.speak(device_id=device_id)
+        wire.host = host
+        endpoint.dataReceived(line + b"\n")
+        heard = self.world.heard(wire)
+        self.world.end(endpoint)
+        return heard
+
+    def failed(self) -> list[LoginFailed]:
+        """The failed logins that were told since this was last asked."""
+        events = self.world.of_type(LoginFailed)
+        self.world.events.clear()
+        return events
+
+    def test_told(self) -> None:
+        """The event has the connection, its peer, and the id that was tried: printable, and bounded. Never the token."""
+        for line, claimed in [
+            (b"HELLO d1 s3cret", "d1"),
+            (b"HELLO d\xff\x1b[2J s3cret", "d\\xff\\x1b[2J"),
+            (b"HELLO " + b"d" * 300 + b" s3cret", "d" * 255),
+            (b"HELLO s3cret", None),
+            (b"s3cret", None),
+        ]:
+            self.login(line, UnauthorizedLogin())
+            (event,) = self.failed()
+            self.assertEqual((event.claimed_id, event.device_id, event.peer), (claimed, None, "192.0.2.1:5"))
+            self.assertEqual(len(event.connection_id), 36)
+            self.assertNotIn("s3cret", str(event))
+
+    def test_other_reasons(self) -> None:
+        """A login in another's name, one that could not be checked, and none at all are told with the reason."""
+        self.login(b"HELLO d1 t", b"d1", device_id="d2")
+        (event,) = self.failed()
+        self.assertEqual((event.claimed_id, event.device_id), ("d1", "d2"))
+        self.login(b"HELLO d1 t", OSError("no database"))
+        self.assertEqual([event.reason for event in self.failed()], ["login could not be checked"])
+        self.world.speak()
+        self.world.later(6.0)
+        self.assertEqual([event.reason for event in self.failed()], ["no login within 5 s"])
+
+    def test_limit(self) -> None:
+        """After some failures in a row the checker is not asked any more, not even for the right token; after a while it is.
+
+        What is refused so is told once a minute, with the number of the others.
+        """
+        for _ in range(10):
+            self.login(b"HELLO d1 wrong", UnauthorizedLogin())
+        self.assertEqual(len(self.failed()), 10)
+        for _ in range(20):
+            self.assertEqual(self.login(b"HELLO d1 right", b"d1"), [b"DENIED"])
+            self.assertFalse(self.checker.asked)
+        (event,) = self.failed()
+        self.assertEqual((event.claimed_id, event.unreported), ("d1", 0))
+        self.assertIn("too many failed logins", event.reason)
+        self.clock.advance(6.1)
+        self.login(b"HELLO d1 wrong", UnauthorizedLogin())
+        self.assertTrue(self.checker.asked)
+        self.clock.advance(54.0)
+        for _ in range(10):
+            self.login(b"HELLO d1 wrong", UnauthorizedLogin())
+        self.assertEqual([event.unreported for event in self.failed()][-1], 19)
+        self.clock.advance(60.0)
+        self.assertEqual(self.login(b"HELLO d1 right", b"d1"), [b"WELCOME d1"])
+
+    def test_others(self) -> None:
+        """The failures of one device hold up no other device of its address, nor the device itself at another one."""
+        for _ in range(30):
+            self.login(b"HELLO d1 wrong", UnauthorizedLogin())
+        self.assertEqual(self.login(b"HELLO d2 right", b"d2"), [b"WELCOME d2"])
+        self.assertEqual(self.login(b"HELLO d1 right", b"d1", host="192.0.2.2"), [b"WELCOME d1"])
+
+    def test_trouble(self) -> None:
+        """A checker that fails counts against nobody, nor do logins that succeed."""
+        for what in (OSError("no database"), b"d1"):
+            for _ in range(30):
+                self.login(b"HELLO d1 right", what)
+        self.assertEqual(self.login(b"HELLO d1 right", b"d1"), [b"WELCOME d1"])
+
+    def test_at_the_same_time(self) -> None:
+        """Guesses that are made while a checker takes its time do not get past the limit."""
+        asked = []
+        for _ in range(30):
+            later: Deferred[Any] = Deferred()
+            self.login(b"HELLO d1 wrong", later)
+            asked.append(self.checker.asked)
+        self.assertEqual(asked.count(True), 10)
 
 
 class CheckerTests(SynchronousTestCase):

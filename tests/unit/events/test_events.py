@@ -97,13 +97,13 @@ class EventTests(SynchronousTestCase):
 
     def test_gaps(self) -> None:
         """One number that was skipped reads as one, and several as a range."""
-        self.assertIn("without number 3", str(GapSkipped("c", 3, 3)))
-        self.assertIn("without numbers 3 to 5", str(GapSkipped("c", 3, 5)))
+        self.assertIn("without number 3", str(GapSkipped("c", None, 3, 3)))
+        self.assertIn("without numbers 3 to 5", str(GapSkipped("c", None, 3, 5)))
 
     def test_unterminated_rest(self) -> None:
         """Bytes of a line that was never finished are told of, where there are any."""
-        self.assertIn("5 bytes", str(DeviceDisconnected("c", "d", "gone", 1, 2, 3.0, 5)))
-        self.assertNotIn("unterminated", str(DeviceDisconnected("c", "d", "gone", 1, 2, 3.0, 0)))
+        self.assertIn("5 bytes", str(DeviceDisconnected("c", "d", "p", "gone", 1, 2, 3.0, 5)))
+        self.assertNotIn("unterminated", str(DeviceDisconnected("c", "d", "p", "gone", 1, 2, 3.0, 0)))
 
 
 class ConsoleTests(SynchronousTestCase):

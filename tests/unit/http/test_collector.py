@@ -161,7 +161,7 @@ class CollectorTests(SynchronousTestCase):
         """Events are counted by kind, those that never happened too; drops by handler."""
         self.world.events.handle(BrokerLost("amqp://host", "gone"), "n", NOW)
         for _ in range(2):
-            self.world.events.handle(GapSkipped("id", 1, 2), "n", NOW)
+            self.world.events.handle(GapSkipped("id", None, 1, 2), "n", NOW)
         events = self.samples("owsla_events_total")
         self.assertEqual((events["broker-lost"], events["gap-skipped"], events["slow-device"]), (1, 2, 0))
         self.assertNotIn("event", events)
@@ -174,7 +174,7 @@ class CollectorTests(SynchronousTestCase):
         """A parent counts those of its own alone: its workers count theirs."""
         counts = EventCounts(own=lambda: "n")
         for origin in ("n", "m", "n"):
-            counts.handle(GapSkipped("id", 1, 2), origin, NOW)
+            counts.handle(GapSkipped("id", None, 1, 2), origin, NOW)
         self.assertEqual(counts.by_name["gap-skipped"], 2)
 
     def test_restarts(self) -> None:

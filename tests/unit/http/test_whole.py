@@ -116,8 +116,8 @@ class MetricsTests(Case):
 
     def test_the_parent(self) -> None:
         """The parent tells of itself: its process, its children's restarts, its handlers, and whether a worker is ready."""
-        self.family.events.handle(GapSkipped("c", 1, 2), "parent", NOW)
-        self.family.events.handle(GapSkipped("c", 1, 2), "another", NOW)
+        self.family.events.handle(GapSkipped("c", None, 1, 2), "parent", NOW)
+        self.family.events.handle(GapSkipped("c", None, 1, 2), "another", NOW)
         self.family.event_drops["json"] = 5
         self.assertEqual(self.values("owsla_restarts_total")["parent/owsla/workers/worker-2"], 1)
         self.assertEqual(self.values("owsla_restarts_total")["2/owsla/broker/producer"], 3)

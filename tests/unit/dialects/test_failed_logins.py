@@ -1,0 +1,71 @@
+"""Limits on failed logins: who is held up by whom."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.dialects import _failed_logins
+from owsla.dialects._failed_logins import ADDRESS, DEVICE, PAIR, Attempt, FailedLogins
+
+
+class FailedLoginsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.limits = FailedLogins()
+
+    def fails(self, name: bytes, source: str, now: float = 0.0) -> bool:
+        """Try a wrong token: whether it was checked."""
+        attempt = self.limits.begin(name, source, now)
+        if isinstance(attempt, str):
+            return False
+        self.limits.failed(attempt, now)
+        return True
+
+    def succeeds(self, name: bytes, source: str, now: float = 0.0) -> bool:
+        """Try the right token: whether that helped."""
+        attempt = self.limits.begin(name, source, now)
+        if isinstance(attempt, str):
+            return False
+        self.limits.succeeded(attempt)
+        return True
+
+    def test_rate(self) -> None:
+        """A device at one address may fail some times in a row, and then at a steady rate."""
+        burst, interval = PAIR
+        self.assertEqual(sum(self.fails(b"d1", "a") for _ in range(100)), burst)
+        minutes = sum(self.fails(b"d1", "a", second / 10) for second in range(36_000))
+        self.assertLess(abs(minutes - 3600 / interval), 2)
+
+    def test_one_device_from_everywhere(self) -> None:
+        """Guesses at one device from many addresses have a limit, which does not concern the device where it is known."""
+        self.assertTrue(self.succeeds(b"d1", "home"))
+        tried = sum(self.fails(b"d1", f"host {number}") for number in range(1000))
+        self.assertEqual(tried, DEVICE[0])
+        self.assertFalse(self.succeeds(b"d1", "elsewhere"))
+        self.assertTrue(self.succeeds(b"d1", "home"))
+
+    def test_many_devices_from_one_address(self) -> None:
+        """The same for many devices tried from one address: those that have logged in there go on."""
+        self.assertTrue(self.succeeds(b"d1", "nat"))
+        tried = sum(self.fails(b"x %d" % number, "nat") for number in range(5000))
+        self.assertEqual(tried, ADDRESS[0])
+        self.assertFalse(self.succeeds(b"d2", "nat"))
+        self.assertTrue(self.succeeds(b"d1", "nat"))
+        self.assertTrue(self.succeeds(b"d2", "home"))
+
+    def test_known_device(self) -> None:
+        """A device that is known at an address has a limit of its own there all the same."""
+        self.assertTrue(self.succeeds(b"d1", "home"))
+        self.assertEqual(sum(self.fails(b"d1", "home") for _ in range(100)), PAIR[0])
+
+    def test_bounded(self) -> None:
+        """Whatever is tried, and whoever logs in, memory has a bound; what is kept of an id, too."""
+        self.patch(_failed_logins, "REMEMBERED", 100)
+        limits = self.limits = FailedLogins(known=50)
+        for number in range(1000):
+            self.fails(b"x %d" % number, f"host {number}")
+            self.succeeds(b"y %d" % number, f"host {number}")
+        self.assertEqual([len(each) for each in (limits._pairs, limits._devices, limits._addresses)], [100] * 3)
+        self.assertEqual(len(limits._known), 50)
+        attempt = limits.begin(b"x" * 60_000, "host", 0.0)
+        assert isinstance(attempt, Attempt)
+        self.assertEqual(len(attempt.name), 255)
