@@ -165,12 +165,13 @@ class Router:
                 held.post(letter)  # a fault or not: its number is used up when it is its turn
             except Exception:
                 self._failed(held, letter)
-        elif letter.fault is not None:
-            self._courier.record(letter, letter.fault)
         elif letter.source.own or node_of(letter.connection_id) == self._node():
             # What came on this node's own queue was meant for it, or forwarded here: it is not sent round any further.
-            self._courier.record(letter, "unknown-connection")
+            self._courier.record(letter, letter.fault or "unknown-connection")
+        elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
+            self._courier.record(letter, letter.fault)
         else:
+            # A fault or not: only the node of the connection can use up its number, so that those behind it do not wait.
             self._courier.forward(letter, node_of(letter.connection_id))
 
     def _failed(self, held: Held, letter: Letter) -> None:

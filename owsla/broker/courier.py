@@ -160,7 +160,7 @@ class Courier(BaseHandler):
         try:
             properties = records.passed_on(letter.header[12:], {})
         except WireError:
-            self.record(letter, "bad-connection-id")
+            self.record(letter, letter.fault or "bad-connection-id")
             return
         self._send(Parcel(queue, properties, letter.body, letter, None))
 
@@ -292,7 +292,7 @@ class Courier(BaseHandler):
         if letter is None:
             return  # a report has none but ours
         if parcel.reason is None:  # a forward; from here on it is a record
-            parcel.reason = "refused"
+            parcel.reason = letter.fault or "refused"
             self._note(letter, parcel.reason)
         extra = {"owsla_reason": parcel.reason, "owsla_node": self._node().decode()}
         parcel.properties = records.alone(letter.connection_id, extra)
@@ -365,7 +365,7 @@ class Courier(BaseHandler):
         if parcel.reason is not None:
             self._again_later(parcel)
         elif self._absences.gone(parcel.queue, self._clock.seconds()):
-            self.record(letter, "unknown-connection")
+            self.record(letter, letter.fault or "unknown-connection")
         else:
             self._hold(parcel)
 
@@ -377,7 +377,7 @@ class Courier(BaseHandler):
         if len(self._held) > self._held_limit:
             letter = self._held.popleft().letter
             if letter is not None:
-                self.record(letter, "unknown-connection")
+                self.record(letter, letter.fault or "unknown-connection")
 
     def _forward_again(self) -> None:
         self._hold_call = None

@@ -1,7 +1,8 @@
 """What a message from a back end says about itself: which connection it is for, its number, and what else was asked for. Pure.
 
 Back ends are written in many languages, and their clients choose field types as they like: a connection id comes as a long
-string or as a byte array, a number with any width and sign, or as decimal text.
+string or as a byte array, a number with any width and sign, as a double, a timestamp or decimal text. What leaves this module
+is an exact `int`, `bytes` or `str`: a subclass (`wire.Timestamp`) may behave differently where it is compared or looked up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _NEEDS_A_LOOK: Final = wire.PROPERTIES["reply_to"][0] | wire.PROPERTIES["expirat
 
 _MOST: Final = 2**63 - 1
 """The greatest number of a message: what a field of AMQP's type `l` holds. Nobody counts further from 0."""
+
+_MOST_AS_DOUBLE: Final = 2**53
+"""The greatest number read from a double. Doubles above it skip whole numbers, so the one that was meant is not known."""
 
 
 class Address:
@@ -120,16 +124,19 @@ def details(header: bytes) -> Address:
 
 
 def _seq(header: bytes, offset: int) -> int:
-    """A number of any integer type, or in decimal text."""
+    """Read a message's number; `BAD` where it is none."""
     number = _number(wire.decode_value(header, offset)[0])
     return BAD if number is None or number > _MOST else number
 
 
 def _number(value: Any) -> int | None:
+    """Read a number of any integer type, a timestamp's seconds, a whole double or decimal text; `None` where it is none."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value if value >= 0 else None
+        return int(value) if value >= 0 else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and 0 <= value <= _MOST_AS_DOUBLE else None
     if isinstance(value, str | bytes) and len(value) < 20:
         text = value if isinstance(value, bytes) else value.encode()
         if text.isdigit():

@@ -7,15 +7,17 @@ for, a bounded time and with a bounded number of messages held meanwhile; then i
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
 
-SKIPS_REMEMBERED: Final = 64
-"""How many stretches of skipped numbers are told apart from numbers that were sent. What is below all of them counts as late:
-a message too many on record is better than one too few."""
+SKIPS_REMEMBERED: Final = 4096
+"""Ranges of skipped numbers that are remembered for a connection. They take 64 KB at most, as much as its write buffer.
+A number below all of them counts as late: one record too many is better than one too few."""
 
 
 class Arrival(Enum):
@@ -36,7 +38,7 @@ class Ordering(Generic[Item]):
         """`expected` is the number that is next."""
         self.expected = expected
         self._held: dict[int, tuple[float, Item]] = {}
-        self._skipped: list[range] = []
+        self._skipped: array[int] | None = None  # start and stop of each range, ascending
         self._floor = 0
 
     def arrive(self, seq: int, item: Item, now: float) -> Arrival:
@@ -45,12 +47,15 @@ class Ordering(Generic[Item]):
             self.expected += 1
             return Arrival.NEXT
         if seq < self.expected:
-            late = seq < self._floor or any(seq in skipped for skipped in self._skipped)
-            return Arrival.LATE if late else Arrival.DUPLICATE
+            return Arrival.LATE if self._was_skipped(seq) else Arrival.DUPLICATE
         if seq in self._held:
             return Arrival.DUPLICATE
         self._held[seq] = (now, item)
         return Arrival.HELD
+
+    def _was_skipped(self, seq: int) -> bool:
+        # Behind a start and before its stop there is an odd number of bounds.
+        return seq < self._floor or (self._skipped is not None and bisect_right(self._skipped, seq) % 2 == 1)
 
     def take(self) -> list[Item]:
         """What is held and whose turn it is now, in order."""
@@ -77,12 +82,16 @@ class Ordering(Generic[Item]):
         """Give up waiting: go on at the lowest number held. What is skipped by that; `take` has what follows."""
         missing = range(self.expected, min(self._held))
         self.expected = missing.stop
-        if self._skipped and self._skipped[-1].stop == missing.start:
-            self._skipped[-1] = range(self._skipped[-1].start, missing.stop)
+        skipped = self._skipped
+        if skipped is None:
+            skipped = self._skipped = array("q")
+        if skipped and skipped[-1] == missing.start:
+            skipped[-1] = missing.stop
         else:
-            self._skipped.append(missing)
-            if len(self._skipped) > SKIPS_REMEMBERED:
-                self._floor = max(self._floor, self._skipped.pop(0).stop)
+            skipped.extend((missing.start, missing.stop))
+            if len(skipped) > 2 * SKIPS_REMEMBERED:
+                self._floor = max(self._floor, skipped[1])
+                del skipped[:2]
         return missing
 
     def forget(self, gone: Callable[[Item], bool]) -> list[Item]:
@@ -95,6 +104,8 @@ class Ordering(Generic[Item]):
     def rewind(self, seq: int, items: Iterable[tuple[int, Item]], now: float) -> None:
         """Numbers from `seq` on were given out and not used after all: that one comes again, and these are held for it."""
         self.expected = min(self.expected, seq)
+        if self._skipped:
+            del self._skipped[bisect_right(self._skipped, seq) :]  # what is still missing is waited for once more
         for number, item in items:
             self._held[number] = (now, item)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,23 @@ async def test_reorder_limit(broker: Broker, lab: Lab) -> None:
     for seq in range(1, 12):
         await _send(gateway, connection_id, seq, b"%d" % seq)
     assert await device.lines.take(11) == [b"%d" % seq for seq in range(1, 12)]
+
+
+@reactor_test
+async def test_a_date_for_a_number(broker: Broker, lab: Lab) -> None:
+    """A number that a client wrote as a timestamp stops nobody, however far away it is; those it skipped are late."""
+    gateway = await lab.gateway(broker.url, gap_timeout="100ms")
+    devices = await _devices(lab, gateway, 2)
+    (connection_id, _) = await _introduce(gateway, devices)
+    headers: dict[str, Any] = {"connection_id": connection_id}
+    await gateway.backend.publish(gateway.to_device, b"far", {**headers, "to_device_seq": 2**40})
+    assert await devices[0].line() == b"far"
+    for year in (9999, 2026):
+        passed = {**headers, "to_device_seq": datetime(year, 1, 1, tzinfo=UTC)}
+        await gateway.backend.publish(gateway.to_device, b"late", passed)
+        record = await gateway.refused()
+        assert (record.body, record.headers["owsla_reason"]) == (b"late", "late")
+    await gateway.round_trip(devices[1])
 
 
 @reactor_test

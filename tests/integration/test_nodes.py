@@ -235,6 +235,27 @@ def _lines(nodes: Nodes, queues: dict[str, tuple[int, int, int]]) -> list[tuple[
 
 
 @reactor_test
+async def test_numbers_of_what_cannot_be_sent(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A numbered message that cannot be sent uses up its number whichever node it reaches first: no device waits for it."""
+    nodes = await Nodes.start(lab, own_rabbitmq, 2, gap_timeout="10m", max_line="100")
+    device = await lab.device(nodes.first)
+    connection_id = await nodes.introduce(device)
+    bad: list[tuple[str, bytes, dict[str, Any]]] = [
+        ("too-long", b"x" * 101, {}),
+        ("delimiter-in-body", b"one\ntwo", {}),
+        ("expired", b"old", {"expires_at": 1}),
+        ("bad-expires-at", b"soon", {"expires_at": "soon"}),
+    ] * 5
+    for number, (_, body, headers) in enumerate(bad):
+        for seq, text, more in ((2 * number, body, headers), (2 * number + 1, b"good %d" % number, {})):
+            headers = {"connection_id": connection_id, "to_device_seq": seq, **more}
+            await nodes.backend.publish(nodes.first.to_device, text, headers)
+    assert await device.lines.take(len(bad)) == [b"good %d" % number for number in range(len(bad))]
+    records = [await nodes.first.refused() for _ in bad]
+    assert sorted(record.headers["owsla_reason"] for record in records) == sorted(reason for reason, _, _ in bad)
+
+
+@reactor_test
 async def test_no_loop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     """What somebody puts into one node's queue for a connection of another is on record, and not sent round."""
     nodes = await Nodes.start(lab, own_rabbitmq, 1)

@@ -433,7 +433,7 @@ async def test_connection_id_types(gateway: Gateway, lab: Lab, broker: Broker, k
 
 
 def _integers() -> list[Any]:
-    codes = {"b": "b", "B": "B", "s": "h", "u": "H", "I": "i", "i": "I", "l": "q"}
+    codes = {"b": "b", "B": "B", "s": "h", "u": "H", "I": "i", "i": "I", "l": "q", "d": "d", "f": "f", "T": "Q"}
     found = [pytest.param(code.encode(), ">" + pack, id=code) for code, pack in codes.items()]
     return [*found, pytest.param(b"S", "", id="text"), pytest.param(b"x", "", id="byte-array")]
 
@@ -441,7 +441,7 @@ def _integers() -> list[Any]:
 @pytest.mark.parametrize(("kind", "pack"), _integers())
 @reactor_test
 async def test_to_device_seq_types(gateway: Gateway, lab: Lab, broker: Broker, kind: bytes, pack: str) -> None:
-    """to_device_seq is understood as an integer of every AMQP width, signed or not, and as decimal text."""
+    """to_device_seq is understood as an integer of every AMQP width, as a double, a timestamp, and as decimal text."""
     device = await lab.device(gateway)
     connection_id = (await gateway.introduce(device)).encode()
     wire = await lab.wire(broker.port)

@@ -236,19 +236,29 @@ class RouterTests(SynchronousTestCase):
             self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, fault)])
         self.assertEqual((self.held.sent, self.courier.recorded), ([], []))
 
+    def test_faults_use_up_their_number_elsewhere(self) -> None:
+        """A numbered message that must not be sent goes to the connection's node all the same, which puts it on record."""
+        self.route(ELSEWHERE, 4, b"x" * 11)
+        self.letter(ELSEWHERE, 5, expires_at=99.0)
+        self.letter(ELSEWHERE, 6, expires_at=BAD)
+        self.assertEqual((self.courier.recorded, self.courier.forwarded), ([], [(ELSEWHERE, b"89abcdef")] * 3))
+        self.source.own = True
+        self.letter(ELSEWHERE, 5, expires_at=99.0)
+        self.assertEqual(self.courier.recorded, [(ELSEWHERE, "expired")])
+
     def test_expired(self) -> None:
         """What has expired is not sent: at its moment, and after it, and not before."""
         self.assertEqual(self.letter(ID, 1, expires_at=100.0).fault, "expired")
         self.assertIsNone(self.letter(ID, 2, expires_at=100.1).fault)
-        self.letter(ELSEWHERE, 1, expires_at=99.0)
-        self.letter(ELSEWHERE, 1, expires_at=101.0)
+        self.letter(ELSEWHERE, expires_at=99.0)
+        self.letter(ELSEWHERE, expires_at=101.0)
         self.assertEqual(self.courier.recorded, [(ELSEWHERE, "expired")])
         self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")])
 
     def test_no_moment(self) -> None:
         """A moment that is none is a mistake, and not to be taken for all the time in the world."""
         self.assertEqual(self.letter(ID, 1, expires_at=BAD).fault, "bad-expires-at")
-        self.letter(ELSEWHERE, 1, expires_at=BAD)
+        self.letter(ELSEWHERE, expires_at=BAD)
         self.assertEqual(self.courier.recorded, [(ELSEWHERE, "bad-expires-at")])
 
     def test_a_bad_number_goes_to_nobody(self) -> None:

@@ -439,6 +439,16 @@ class ForwardTests(Base):
         self.server.give_back(self.taken()[0])
         self.assertEqual(self.taken(), [], "it is waited for like any other")
 
+    def test_a_fault_is_the_reason(self) -> None:
+        """A message that could not have been sent anyway is recorded with that reason where its node is gone."""
+        self.courier.lost(FORWARDS)
+        letter = self.source.letter(7)
+        letter.fault = "too-long"
+        self.courier.forward(letter, ELSEWHERE)
+        self.server.give_back(self.taken()[0])
+        (record,) = self.taken()
+        self.assertEqual(record.headers["owsla_reason"], "too-long")
+
     def test_a_node_that_comes_back(self) -> None:
         """A forward that is returned is held and tried again, and arrives when the node is back; its absence is forgotten."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)

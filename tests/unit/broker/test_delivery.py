@@ -85,9 +85,26 @@ class NumberTests(SynchronousTestCase):
                 header = with_raw_headers((b"to_device_seq", kind + wire.long_string(text)))
                 self.assertEqual(delivery.read(header)[1], number)
 
+    def test_whole_doubles(self) -> None:
+        """A double is a number where it is whole and exact: languages without integers write theirs so."""
+        for value, number in ((0.0, 0), (-0.0, 0), (17.0, 17), (2.0**53, 2**53)):
+            self.assertEqual(delivery.read(with_headers({"to_device_seq": value}))[1], number)
+        header = with_raw_headers((b"to_device_seq", b"f" + struct.pack(">f", 12.0)))
+        self.assertEqual(delivery.read(header)[1], 12)
+
+    def test_numbers_are_exact(self) -> None:
+        """A number is an exact `int`, whatever type it came as: `x in range` searches one by one for any subclass."""
+        for value in (Timestamp(2**40), 2**40, float(2**40), str(2**40), str(2**40).encode()):
+            header = with_headers({"to_device_seq": value, "expires_at": value, "owsla_expiration": value})
+            address = delivery.details(header)
+            for number in (delivery.read(header)[1], address.expires_at, address.expiration):
+                self.assertIs(type(number), int, value)
+            self.assertEqual(delivery.read(header)[1], 2**40)
+
     def test_what_is_no_number(self) -> None:
         """Everything else is `BAD`: it is neither a number nor none."""
-        values: list[Any] = [True, False, None, 1.0, float("nan"), [1], {}, -1, b"\xb2", b"\xff"]
+        values: list[Any] = [True, False, None, [1], {}, -1, b"\xb2", b"\xff"]
+        values += [1.5, -1.0, float("nan"), float("inf"), 2.0**53 + 2, 1e300]
         values += ["-1", "+1", "", " 1", "1 ", "1.0", "0x1", "1_0", "x", "\u0663", "\xb2", "1" * 20, "9" * 500]
         values += [1 << 63, "9" * 19]
         for value in values:
@@ -120,11 +137,13 @@ class MoreTests(SynchronousTestCase):
         self.assertEqual(delivery.details(header).reply_to, b"q")
 
     def test_expires_at(self) -> None:
-        """An integer is milliseconds, a timestamp is seconds; anything else is a mistake, and nothing is none."""
+        """A number or decimal text is milliseconds, a timestamp is seconds; anything else is a mistake, and nothing is none."""
         for value, expected in (
             (1_700_000_000_123, 1_700_000_000_123),
             (Timestamp(1_700_000_000), 1_700_000_000_000),
             ("1700000000123", 1_700_000_000_123),
+            (b"1700000000123", 1_700_000_000_123),
+            (1_700_000_000_123.0, 1_700_000_000_123),
             (0, 0),
             (-1, BAD),
             (True, BAD),

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.amqp.wire import Timestamp
 from owsla.device import ordering as ordering_module
 from owsla.device.ordering import SKIPS_REMEMBERED, Arrival, Ordering, PausableClock
 
@@ -126,6 +127,36 @@ class OrderingTests(SynchronousTestCase):
         remembered = range(2 * stretches - 2 * SKIPS_REMEMBERED + 1, 2 * stretches, 2)
         for number in remembered:
             self.assertIs(ordering.arrive(number, "", 0.0), Arrival.DUPLICATE, number)
+
+    def test_a_thousand_gaps(self) -> None:
+        """What was sent is told from what was skipped after a thousand gaps, too: a repeat is no late number."""
+        ordering: Ordering[str] = Ordering()
+        for number in range(1, 2001, 2):
+            ordering.arrive(number, "", 0.0)
+            ordering.skip()
+            ordering.take()
+        self.assertEqual({ordering.arrive(number, "", 0.0) for number in range(1, 2001, 2)}, {Arrival.DUPLICATE})
+        self.assertEqual({ordering.arrive(number, "", 0.0) for number in range(0, 2000, 2)}, {Arrival.LATE})
+
+    def test_a_long_way(self) -> None:
+        """A range of skipped numbers is looked up at once however long it is, for a subclass of `int`, too."""
+        ordering: Ordering[str] = Ordering()
+        ordering.arrive(2**62, "", 0.0)
+        self.assertEqual(ordering.skip(), range(2**62))
+        self.assertIs(ordering.arrive(Timestamp(2**40), "", 0.0), Arrival.LATE)
+
+    def test_a_gap_that_comes_again(self) -> None:
+        """What was skipped behind a number that comes again is waited for again, and is late once it is skipped again."""
+        ordering: Ordering[str] = Ordering()
+        self.arrive(ordering, 0, 2)
+        ordering.skip()
+        self.assertEqual(ordering.take(), ["2"])
+        ordering.rewind(0, [(2, "2")], 0.0)
+        self.assertEqual(self.arrive(ordering, 0), ["0"])
+        self.assertEqual(ordering.skip(), range(1, 2))
+        self.assertEqual(ordering.take(), ["2"])
+        self.assertIs(ordering.arrive(1, "1", 0.0), Arrival.LATE)
+        self.assertIs(ordering.arrive(2, "2", 0.0), Arrival.DUPLICATE)
 
     def test_any_history(self) -> None:
         """Against a model, over any history: each number is given out at most once and in order, a number that was neither
