@@ -29,6 +29,7 @@ from twisted.python import usage
 
 from owsla import __version__
 from owsla._argv import password_spans, scrub_command_line
+from owsla.process import remove_own_pid_file
 
 if TYPE_CHECKING:
     from twisted.cred.checkers import ICredentialsChecker
@@ -527,7 +528,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_LISTEN, "port", "PORT", "8883", _number(0, 65535, "port number"), "TCP port for devices; 0 takes any free one."),
     Option(
         _LISTEN, "interface", "ADDRESS", "all", _or("all", "", _interface),
-        "IP address to listen on; all is every IPv4 and IPv6 address.",
+        "IP address to listen on; all is every IPv4 and IPv6 address, :: every IPv6 address only, and 0.0.0.0 every IPv4 "
+        "address only.",
     ),
     Option(
         _LISTEN, "workers", "COUNT", "1", _workers,
@@ -1104,16 +1106,21 @@ class Options(usage.Options):
             return
         hidden = scrub_command_line()
         try:
-            pairs, _ = _split(arguments, ("help", "version"))
+            pairs, _ = _split(arguments, ("help", "version", "check"))
             flags = [flag for flag, _ in pairs]
             if "--help" in flags:
                 self.opt_help()
             if "--version" in flags:
                 self.opt_version()
+            if "--check" in flags:
+                self.settings = load_settings([argument for argument in arguments if argument != "--check"])
+                self._check()
             self.arguments = arguments
             self.settings = load_settings(arguments)
         except ConfigError as error:
             exit_with(error)
+        if self.parent is not None and self.parent.get("pidfile"):
+            remove_own_pid_file(self.parent["pidfile"])
         for option, instead in (("--broker", "--broker-password-file"), ("--events", "OWSLA_EVENTS")):
             if not hidden and any(flag == option and password_spans(os.fsencode(text)) for flag, text in pairs):
                 _write_warning(f"{option}: its password can't be hidden from the process list here; use {instead}")
@@ -1121,6 +1128,17 @@ class Options(usage.Options):
     def opt_version(self) -> NoReturn:
         """Say which Owsla this is."""
         print(f"owsla {__version__}")
+        raise SystemExit(0)
+
+    def _check(self) -> NoReturn:
+        """Say that everything the settings name can be used, and exit. `ConfigError` if a dialect cannot use its own."""
+        dialect = self.settings.dialect
+        if dialect is not None:
+            try:
+                dialect.configured(self.settings)
+            except ConfigError as error:
+                raise ConfigError(f"--dialect: {error}") from None
+        print("owsla: the settings, and the files that they name, can be used")
         raise SystemExit(0)
 
     def getUsage(self, width: int | None = None) -> str:
@@ -1139,6 +1157,12 @@ class Options(usage.Options):
             if option.name == "config":
                 lines += _help_lines("--help", "Show this and exit.", width)
                 lines += _help_lines("--version", "Show the version and exit.", width)
+                lines += _help_lines(
+                    "--check",
+                    "Check the settings and the files that they name, change nothing, and exit: with 0, or with 1 and a line "
+                    "that says what cannot be used.",
+                    width,
+                )
         return "\n".join(lines) + "\n"
 
 

@@ -9,9 +9,34 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 _log = Logger(namespace="owsla")
+
+
+def ignore_early_signals() -> None:
+    """Ignore SIGHUP and SIGUSR2 until `take_signals` handles them.
+
+    By default both end a process. A gateway that still starts has no files to open again yet, and no workers to replace.
+    """
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def remove_own_pid_file(path: str) -> None:
+    """Remove a pid file that names this very process: its author was killed, and had the same number.
+
+    In a container that is the rule: twistd is always process 1, or 7, and after a kill it takes its own file for that of
+    `Another twistd server` (twisted.scripts._twistd_unix.checkPID, Twisted 26.10).
+    """
+    try:
+        with open(path) as file:
+            if int(file.read()) == os.getpid():
+                os.remove(path)
+    except (OSError, ValueError):
+        pass  # twistd looks at it next, and says what is wrong with it
 
 
 def take_signals(
@@ -29,13 +54,18 @@ def take_signals(
     def stop(number: int) -> None:
         nonlocal stopping
         name = signal.Signals(number).name
+        try:
+            if not stopping:
+                reactor.stop()
+        except ReactorNotRunning:
+            # It stops already, without a signal: the root supervisor gave up, say. This one is the second word then.
+            stopping = True
         if stopping:
             _log.warn("Got {name} again: stopping at once", name=name)
             hurry()
         else:
             stopping = True
             _log.info("Got {name}", name=name)
-            reactor.stop()
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

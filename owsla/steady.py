@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from twisted.logger import Logger
+
+_log = Logger(namespace="owsla")
+
 
 def keep_steady(reactor: Any) -> None:
     """Have this reactor's timers go by a clock that nobody sets (`time.monotonic`), if there are none yet.
@@ -15,3 +19,9 @@ def keep_steady(reactor: Any) -> None:
     """
     if not reactor.getDelayedCalls():
         reactor.seconds = time.monotonic
+    elif reactor.seconds is not time.monotonic:
+        # Their times are those of the other clock, and cannot be changed. A .tac file may have scheduled them.
+        _log.warn(
+            "Timers follow the wall clock: a call was scheduled before the Owsla service was made. When the clock is set back, "
+            "timeouts and heartbeats wait that much longer; make the service first, and schedule calls after it"
+        )

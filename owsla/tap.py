@@ -56,6 +56,7 @@ from .gateway import Gateway
 from .membership import Membership
 from .memory import Memory
 from .process import fail, take_signals, take_worker_signals
+from .resolver import resolve_in_daemon_threads
 from .routing import ConnectionIds, Registry, Router
 from .steady import keep_steady
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
@@ -81,6 +82,7 @@ def makeService(options: Options) -> Service:
     from twisted.internet import reactor
 
     keep_steady(reactor)
+    resolve_in_daemon_threads(reactor)
     try:
         if options.settings.workers > 1:
             return parent(reactor, options.settings, options.arguments)

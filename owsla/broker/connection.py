@@ -149,6 +149,8 @@ class BrokerConnection(Worker):
             except ConnectingCancelledError:
                 return  # it is to stop
             except EXPECTED as error:
+                if not self.running:
+                    return  # an attempt that our own stop ended: a name lookup fails then as one of an unknown host would
                 self._reporter.failed(self.role.name, address, explain(error))
             else:
                 await self._serve(client, address)

@@ -16,6 +16,7 @@ from ..broker.connection import BrokerConnection, Role
 from ..broker.tls import verifier
 from ..config import BrokerAddress, Settings
 from ..device.tls import certificates_in
+from ..resolver import resolve_in_daemon_threads
 from ..turn import Turn
 
 
@@ -104,6 +105,7 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
+    resolve_in_daemon_threads(reactor)
     session = Session(reactor, name, patient=patient)
     complain: Any = partial(_complain, session.say)
     globalLogBeginner.beginLoggingTo([complain], redirectStandardIO=False, discardBuffer=True)

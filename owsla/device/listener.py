@@ -111,6 +111,16 @@ def claim(port: int, interface: str, option: str = "--port") -> socket.socket:
     return sock
 
 
+def _shown(sock: socket.socket, host: str) -> str:
+    """Return the address of a bound socket as the log shows it: for a wildcard, of which IP versions it takes connections."""
+    if host == "0.0.0.0":
+        return "all IPv4 interfaces"
+    if host == "::":
+        only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        return "all IPv6 interfaces" if only else "all interfaces"
+    return host
+
+
 def _family(interface: str) -> tuple[socket.AddressFamily, str]:
     if interface == "":
         return (socket.AF_INET6, "::") if _has_ipv6() else (socket.AF_INET, "0.0.0.0")
@@ -251,7 +261,7 @@ class Listener(Worker):
             self._share.tell(self._admission.connections)
         if self._memory is not None:
             self._memory.settle()
-        self._emit(Listening(address="all interfaces" if host in ("::", "0.0.0.0") else host, port=port))
+        self._emit(Listening(address=_shown(self._socket, host), port=port))
         self._resume()
 
     @property

@@ -27,6 +27,7 @@ from ..device.expiry import Shown
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..process import end_with
+from ..resolver import resolve_in_daemon_threads
 from ..steady import keep_steady
 from ._channel import Channel, read_first
 from ._loads import Loads, Share
@@ -203,6 +204,7 @@ def main() -> None:
 
     reactor: Any = _reactor
     keep_steady(reactor)
+    resolve_in_daemon_threads(reactor)
     link = ParentLink(reactor, name)
     factory = Factory.forProtocol(lambda: link.channel)
     factory.noisy = False

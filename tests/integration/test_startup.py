@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from ._support.certificates import Authority
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Gateway, Lab
-from ._support.owsla import Option, environment, twistd
+from ._support.owsla import Option, command_line, environment, twistd
 from ._support.process import ChildProcess, free_port
 from ._support.waiting import pause, reactor_test, until
 
@@ -188,6 +190,20 @@ async def test_listens_on_ipv4_and_ipv6(lab: Lab, embedded: EmbeddedBrokerProces
 
 
 @reactor_test
+async def test_wildcard_of_one_ip_version(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
+    """`--interface ::` takes IPv6 only and `0.0.0.0` IPv4 only, and the log says so."""
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 here")
+    hosts = {"IPv6": (socket.AF_INET6, "::1"), "IPv4": (socket.AF_INET, "127.0.0.1")}
+    for interface, version in (("::", "IPv6"), ("0.0.0.0", "IPv4")):
+        gateway = await lab.gateway(embedded.url, interface=interface)
+        assert gateway.owsla.lines(f"[Ll]istening for devices on all {version} interfaces"), gateway.owsla.output()
+        for its_version, (family, host) in hosts.items():
+            with socket.socket(family) as probe:
+                assert (probe.connect_ex((host, gateway.owsla.port)) == 0) == (its_version == version), (interface, host)
+
+
+@reactor_test
 async def test_openssl_and_echo(lab: Lab, tmp_path: Path, embedded: EmbeddedBrokerProcess) -> None:
     """The minute of the README: `openssl s_client`, `owsla echo`, a line typed comes back."""
     openssl = shutil.which("openssl")
@@ -270,6 +286,83 @@ async def test_command_line_wins(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_
     await device.closed()
 
 
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal (proc(5), SigCgt)."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> number - 1 & 1)
+
+
+# -- While it starts ---------------------------------------------------------------------------------------------------
+
+
+async def _reading(fifo: Path) -> int:
+    """Wait until a process has opened a named pipe for reading, and return a descriptor to write to it."""
+
+    def open_for_writing() -> int | None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+
+    descriptor = await until(open_for_writing, 30, "a reader of the pipe")
+    assert descriptor is not None
+    return descriptor
+
+
+@reactor_test
+async def test_signals_while_it_starts(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """SIGHUP and SIGUSR2 do no harm to a process that still reads its settings."""
+    fifo = tmp_path / "password"
+    os.mkfifo(fifo)
+    owsla = lab.new_owsla(broker=embedded.url, broker_password_file=fifo)
+    owsla.launch()
+    descriptor = await _reading(fifo)
+    owsla.process.signal(signal.SIGHUP)
+    owsla.process.signal(signal.SIGUSR2)
+    os.write(descriptor, b"guest\n")
+    os.close(descriptor)
+    await owsla.listening()
+    owsla.assert_tidy()
+
+
+@reactor_test
+async def test_pid_file_of_a_killed_container(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """A pid file with the process's own number is not taken for that of another server: in a container it is always 1."""
+    fifo, pid_file = tmp_path / "password", tmp_path / "twistd.pid"
+    os.mkfifo(fifo)
+    options = [f"--broker={embedded.url}", f"--broker-password-file={fifo}", "--port=0", "--interface=127.0.0.1"]
+    owsla = lab.new_owsla(argv=["-n", f"--pidfile={pid_file}", "owsla", f"--certs-dir={tmp_path / 'certs'}", *options])
+    owsla.launch()
+    descriptor = await _reading(fifo)
+    pid_file.write_text(str(owsla.pid))  # what it finds there from its predecessor
+    os.write(descriptor, b"guest\n")
+    os.close(descriptor)
+    await owsla.listening()
+    assert pid_file.read_text() == str(owsla.pid)
+    assert await owsla.terminate() == 0
+    assert not pid_file.exists()
+
+
+@reactor_test
+async def test_check(lab: Lab, embedded: EmbeddedBrokerProcess, place: Place, tmp_path: Path) -> None:
+    """`--check` says in one line whether the settings can be used, ends with 0 or 1, and leaves nothing behind."""
+    tokens = tmp_path / "tokens"
+    good: dict[str, Option] = {"cert": place.cert, "key": place.key, "port": place.taken, "dialect": "login"}
+    for checker, status, said in ((f"file:{tokens}", 1, "tokens.*[Nn]o such file"), (None, 1, "--login-checker"), ("", 0, "")):
+        if checker == "":
+            tokens.write_text("door-7:secret\n")
+            tokens.chmod(0o600)
+            checker = f"file:{tokens}"
+        owsla = lab.new_owsla(argv=["owsla", "--check", *command_line({**good, "login_checker": checker})])
+        owsla.launch()
+        assert await owsla.exited(20) == status, owsla.output()
+        lines = owsla.output().splitlines()
+        assert len(lines) == 1, owsla.output()
+        assert re.search(said or "can be used", lines[0])
+        assert not [name for name in os.listdir(owsla.folder) if not name.startswith(("output.", "errors."))]
+
+
 # -- The end -----------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +377,29 @@ async def test_sigterm(broker: Broker, lab: Lab) -> None:
     assert await gateway.owsla.terminate() == 0
     await device.closed()
     gateway.owsla.assert_tidy()
+
+
+@reactor_test
+async def test_sigterm_while_a_name_is_looked_up(lab: Lab, tmp_path: Path) -> None:
+    """A name server that does not answer does not hold up the end: neither of a single process nor of workers."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, time\n"
+        "answer = socket.getaddrinfo\n"
+        "def getaddrinfo(host, *args, **kwargs):\n"
+        "    if host == 'silent.example':\n"
+        "        print('looking up', flush=True)\n"
+        "        time.sleep(600)\n"
+        "    return answer(host, *args, **kwargs)\n"
+        "socket.getaddrinfo = getaddrinfo\n"
+    )
+    for workers in (1, 2):
+        owsla = lab.new_owsla(broker="amqp://silent.example", workers=workers, env={"PYTHONPATH": str(tmp_path)})
+        owsla.launch()
+        await owsla.wait_for_line("looking up", 30)
+        await until(partial(_catches, owsla.pid, signal.SIGUSR2), 30, "its own handlers of signals")
+        assert await owsla.terminate() == 0, owsla.output()
+        assert not owsla.lines("Broker unavailable"), owsla.output()
+        owsla.assert_tidy()
 
 
 @reactor_test

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import ReactorNotRunning
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.process import take_signals, take_worker_signals
+from owsla.process import remove_own_pid_file, take_signals, take_worker_signals
 
 
 class Reactor:
@@ -25,6 +30,8 @@ class Reactor:
         call(*args)
 
     def stop(self) -> None:
+        if self.stopped:
+            raise ReactorNotRunning
         self.stopped += 1
 
 
@@ -78,6 +85,41 @@ class SignalTests(SynchronousTestCase):
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
         self.get(signal.SIGINT)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
+
+
+    def test_while_it_stops_already(self) -> None:
+        """A signal while the process stops for another reason, such as a supervisor that gave up, is a wish to hurry."""
+        for call in self.reactor.starting:
+            call()
+        self.reactor.stop()
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
+
+
+class PidFileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = f"{folder}/twistd.pid"
+
+    def left(self, content: str) -> bool:
+        """Return whether a pid file with this content is still there afterwards."""
+        Path(self.path).write_text(content)
+        remove_own_pid_file(self.path)
+        return Path(self.path).exists()
+
+    def test_own(self) -> None:
+        """A file with this process's own number cannot be another server's: it goes."""
+        self.assertFalse(self.left(f"{os.getpid()}\n"))
+
+    def test_not_own(self) -> None:
+        """Any other file stays for twistd to judge."""
+        for content in (str(os.getppid()), "", "nonsense"):
+            self.assertTrue(self.left(content), content)
+
+    def test_none(self) -> None:
+        """A file that is not there is no error."""
+        remove_own_pid_file(self.path)
 
 
 class WorkerSignalTests(SynchronousTestCase):

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.steady import keep_steady
@@ -43,4 +44,29 @@ class SteadyTests(SynchronousTestCase):
         before = self.reactor.seconds
         keep_steady(self.reactor)
         self.assertIs(self.reactor.seconds, before)
+        call.cancel()
+
+    def test_the_wall_clock_is_said(self) -> None:
+        """Where timers go on following the wall clock, a warning says so, and what to do; once."""
+        call = self.reactor.callLater(10, lambda: None)
+        events: list[LogEvent] = []
+        observer: Any = events.append  # zope.interface has no types
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        keep_steady(self.reactor)
+        warned = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(warned), 1)
+        self.assertIn("wall clock", warned[0])
+        call.cancel()
+
+    def test_steady_already(self) -> None:
+        """A second service on the same reactor is no reason to warn."""
+        keep_steady(self.reactor)
+        call = self.reactor.callLater(10, lambda: None)
+        events: list[LogEvent] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        keep_steady(self.reactor)
+        self.assertEqual(events, [])
         call.cancel()
