@@ -51,6 +51,9 @@ HEARTBEAT_FRAME: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 BASIC: Final = 60
 """The class whose messages carry content."""
 
+BARE_HEADER: Final = 12
+"""Bytes of a content header before its properties: class, weight and the body's size."""
+
 MAX_DEPTH: Final = 32
 """How deep tables and arrays may nest. The specification sets no bound; a stack does."""
 

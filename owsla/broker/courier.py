@@ -22,6 +22,7 @@ from ..boundaries import Clock, DelayedCall, Letter
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from . import records, topology
 from .backoff import Backoff
+from .direct_reply import DirectReplies, is_direct
 from .doubts import Doubts
 from .packing import APP_ID
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
@@ -29,8 +30,16 @@ from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 PARCELS: Final = 1
 SCRATCH: Final = 2
 
-OUR_FAULT: Final = frozenset({501, 502, 503, 505, 541})
-"""Reply codes with which a broker ends a whole connection over something that was sent on it."""
+MESSAGE_FAULTS: Final = frozenset({311, 406, 501, 502, 503, 505})
+"""Reply codes with which a broker closes a channel, or a whole connection, over a message itself: its size, its properties, its
+encoding. Others are about permissions, queues, or the broker: the message has to wait.
+"""
+
+INTERNAL_ERROR: Final = 541
+"""The reply code with which RabbitMQ closes a connection when it crashes over a message, or for reasons of its own."""
+
+CRASHES: Final = 3
+"""How often the broker may crash over a message that is sent alone before its properties are taken for the reason."""
 
 FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward is tried again whose node was not there."""
@@ -46,7 +55,7 @@ blocked; what comes on top is dropped."""
 class Parcel:
     """Something on its way to a queue."""
 
-    __slots__ = ("alone", "body", "letter", "properties", "queue", "reason", "returned")
+    __slots__ = ("alone", "body", "crashes", "letter", "properties", "queue", "reason", "returned")
 
     def __init__(self, queue: str, properties: bytes, body: bytes, letter: Letter | None, reason: str | None) -> None:
         self.queue = queue
@@ -58,6 +67,8 @@ class Parcel:
         """Why it is undeliverable; `None` for what is not a record."""
         self.alone = False
         """Whether its own properties were left out, since the broker closed the channel for them."""
+        self.crashes = 0
+        """How often the broker crashed while this one alone was on its way."""
         self.returned = False
 
 
@@ -136,6 +147,7 @@ class Courier(BaseHandler):
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=10.0)
         self._doubts = Doubts()
+        self._direct_replies = DirectReplies()
         self.recorded: dict[str, int] = {}
         """How many messages were undeliverable so far, by reason."""
         self.reports_dropped = 0
@@ -167,10 +179,11 @@ class Courier(BaseHandler):
     def report(self, letter: Letter, outcome: str) -> None:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
-        if self._reports >= REPORTS_WAITING:
+        queue = letter.reply_to.decode("utf-8", "surrogateescape")
+        usable = not is_direct(queue) or self._direct_replies.allowed(queue, self._clock.seconds())
+        if self._reports >= REPORTS_WAITING or not usable:
             self.reports_dropped += 1
             return
-        queue = letter.reply_to.decode("utf-8", "surrogateescape")
         properties = records.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
         self._reports += 1
         self._send(Parcel(queue, properties, b"", None, None))
@@ -186,6 +199,8 @@ class Courier(BaseHandler):
 
     def _record(self, letter: Letter, reason: str) -> Parcel:
         extra = {"owsla_reason": reason, "owsla_node": self._node().decode()}
+        if len(letter.header) == wire.BARE_HEADER:
+            extra[records.NOTE] = "its properties are too large: they are left out"
         try:
             properties = records.passed_on(letter.header[12:], extra)
         except WireError:
@@ -202,8 +217,8 @@ class Courier(BaseHandler):
 
     def _write(self, client: BrokerProtocol, parcel: Parcel) -> None:
         if len(parcel.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
-            # A content header has to fit into one frame, and what we added to it was too much.
-            self._strip(parcel)
+            # A content header has to fit into one frame of those that the broker takes. It sends larger ones.
+            parcel.properties = records.cut_down(parcel.properties)
         parcel.returned = False
         self._sent[self._next_tag] = parcel
         if parcel.letter is not None:
@@ -272,19 +287,48 @@ class Courier(BaseHandler):
         client = self._client
         if client is None:
             return
-        if client.closed and not (isinstance(reason.value, BrokerError) and reason.value.code in OUR_FAULT):
-            return
-        # The broker did not like one of those sent. Which one shows when they are sent again one at a time.
-        if self._suspects and len(self._sent) == 1:
-            culprit = next(iter(self._sent.values()))
-            if culprit.letter is None or culprit.alone:
-                self._take(0, True)
-                self._give_up(culprit, str(reason.value))
-            else:
-                self._strip(culprit)
+        error = reason.value or BrokerError(0, "the channel was closed", scope="channel")
+        code = error.code if isinstance(error, BrokerError) else 0
+        if code == INTERNAL_ERROR and self._drop_direct_replies():
+            pass  # one of those was it
+        elif code in MESSAGE_FAULTS or code == INTERNAL_ERROR:
+            self._suspect(code, str(error))
         self._take_back()
-        self._suspects = len(self._waiting)
-        client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+        if not client.closed:
+            client.abort(error)
+
+    def _suspect(self, code: int, why: str) -> None:
+        """The broker did not like one of those sent. Which one shows when they are sent again one at a time."""
+        if self._suspects and len(self._sent) == 1:
+            (culprit,) = self._sent.values()
+            if culprit.letter is None or (culprit.alone and code != INTERNAL_ERROR):
+                self._take(0, True)
+                self._give_up(culprit, why)
+            elif code != INTERNAL_ERROR:
+                self._strip(culprit)
+            else:
+                # It may be the broker's own trouble: let the others go first, and never give this one up for it.
+                culprit.crashes += 1
+                if culprit.crashes >= CRASHES and not culprit.alone:
+                    self._strip(culprit)
+                self._sent.clear()
+                self._waiting.append(culprit)
+        self._suspects = len(self._sent) + len(self._waiting)
+
+    def _drop_direct_replies(self) -> bool:
+        """Drop the reports for direct reply-to; nothing waits for them. Whether one of them was on its way."""
+        sent = [tag for tag, parcel in self._sent.items() if is_direct(parcel.queue)]
+        if not sent:
+            return False
+        self._direct_replies.failed(self._clock.seconds())
+        dropped = [self._sent.pop(tag) for tag in sent]
+        waiting, self._waiting = self._waiting, deque()
+        for parcel in waiting:
+            (dropped if is_direct(parcel.queue) else self._waiting).append(parcel)
+        self._reports -= len(dropped)
+        self.reports_dropped += len(dropped)
+        self._suspects = min(self._suspects, len(self._sent) + len(self._waiting))
+        return True
 
     def _strip(self, parcel: Parcel) -> None:
         """Its properties cannot be sent: make it a record with the least that one needs."""

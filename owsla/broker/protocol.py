@@ -37,6 +37,13 @@ from .outlet import Nowhere, Writable, outlet
 
 FRAME_MAX: Final = 131072
 """The largest frame we ask for, in bytes: RabbitMQ's own default."""
+HEADER_MAX: Final = 1 << 20
+"""The largest content header that is kept, in bytes.
+
+RabbitMQ limits the header frames that a publisher sends to frame_max, and not those that it sends itself: dead-lettering adds
+`x-death`, the management API takes any size, and another client may have agreed on larger frames. Of a larger header only the
+body's size is kept: reading its properties is a `WireError`, as for a header that is no AMQP.
+"""
 CHANNEL_MAX: Final = 2047
 """The most channels we ask for: RabbitMQ's own default."""
 
@@ -80,7 +87,9 @@ class Handler(Protocol):
     """Who takes the frequent frames of one channel."""
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """A message came. `header` is its content header's payload: properties begin at offset 12."""
+        """A message came. `header` is its content header's payload: properties begin at offset 12. Where they
+        exceed `HEADER_MAX` it ends there, and reading them is a `WireError`.
+        """
 
     def confirmed(self, tag: int, multiple: bool) -> None:
         """The broker has this publish (all up to it, if multiple)."""
@@ -269,7 +278,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self._outlet: Writable = Nowhere()
         self._gone = False
         self._flushing = False
-        self._rest = b""
+        self._rest: list[bytes] = []  # the pieces of a frame that is not complete
+        self._missing = 0  # how many bytes it needs at least
+        self._dropping = 0  # how many bytes are left of a header frame that is not kept
         self._content: dict[int, _Content] = {}
         self._heard = self._spoke = True
         self._silent = 0
@@ -478,8 +489,12 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     def dataReceived(self, data: bytes) -> None:
         self._heard = True
         if self._rest:
-            data = self._rest + data
-            self._rest = b""
+            self._rest.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return  # joining the pieces of a large frame for each of them takes quadratic time
+            data = b"".join(self._rest)
+            self._rest.clear()
         try:
             offset = self._read(data)
         except Exception as error:
@@ -487,18 +502,27 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self.abort(error)
             return
         if offset < len(data):
-            self._rest = data[offset:]
+            rest = data[offset:]
+            self._rest.append(rest)
+            self._missing = _least(rest) - len(rest)
 
     def _read(self, data: bytes) -> int:
         """Read whole frames; where the first incomplete one begins."""
-        offset = 0
+        offset = self._drop(data, 0, self._dropping) if self._dropping else 0
         end = len(data)
         handlers = self.handlers
         limit = self.frame_max
         while end - offset >= 8:
             kind, channel, size = _HEAD(data, offset)
             if size > limit or kind > 8:
-                raise WireError(_describe(data[offset : offset + 8]))
+                if kind != 2:
+                    raise WireError(_describe(data[offset : offset + 8]))
+                if size > HEADER_MAX:
+                    if end - offset < _HEADER_LEAST:
+                        break
+                    self._header(channel, data[offset + 7 : offset + _HEADER_LEAST], kept=False)
+                    offset = self._drop(data, offset, size + 8)
+                    continue
             start = offset + 7
             stop = start + size
             if stop >= end:
@@ -517,7 +541,13 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                         kind, same, size = _HEAD(data, offset)
                         header = data[offset + 7 : offset + 7 + size]
                         body_at = offset + 8 + size
-                        if kind == 2 and same == channel and size >= 14 and end - body_at >= 8 and data[body_at - 1] == 0xCE:
+                        if (
+                            kind == 2
+                            and same == channel
+                            and 14 <= size <= HEADER_MAX
+                            and end - body_at >= 8
+                            and data[body_at - 1] == 0xCE
+                        ):
                             kind, same, length = _HEAD(data, body_at)
                             if kind == 3 and same == channel and length == _SIZE(header, 4)[0]:
                                 after = body_at + 7 + length
@@ -548,9 +578,15 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                 self._body(channel, data[start:stop])
             elif kind != 8:
                 raise WireError(f"there is no frame of type {kind}")
-        if end - offset >= 8 and _HEAD(data, offset)[2] > limit:
-            raise WireError(_describe(data[offset : offset + 8]))
         return offset
+
+    def _drop(self, data: bytes, offset: int, size: int) -> int:
+        """Pass over a frame, or the rest of one, of `size` bytes; where the next one begins, or the data ends."""
+        stop = min(offset + size, len(data))
+        self._dropping = size - (stop - offset)
+        if not self._dropping and data[stop - 1] != 0xCE:
+            raise WireError("a frame does not end where it says")
+        return stop
 
     def _rare(self, channel: int, payload: bytes) -> None:
         method, fields = methods.decode_method(payload)
@@ -571,12 +607,13 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             raise WireError(f"the broker speaks on channel {channel}, which is not open")
         self.process_frame(Frame(channel, payload))
 
-    def _header(self, channel: int, payload: bytes) -> None:
+    def _header(self, channel: int, payload: bytes, *, kept: bool = True) -> None:
+        """Take a content header. `kept`: `payload` is all of it, and not only its first bytes."""
         content = self._content.get(channel)
         if content is None or content.header:
             raise WireError("a content header without its method")
         content.missing = wire.read_header_payload(payload)[1]
-        content.header = payload
+        content.header = payload if kept else payload[: wire.BARE_HEADER]
         if content.missing == 0:
             self._complete(channel, content)
 
@@ -627,6 +664,18 @@ class _Content:
         self.header = b""
         self.missing = 0
         self.parts: list[bytes] = []
+
+
+_HEADER_LEAST: Final = 7 + 14
+"""The first bytes of a header frame: the frame's own, then all before the properties."""
+
+
+def _least(rest: bytes) -> int:
+    """How many bytes are needed to go on with the frame that begins so."""
+    if len(rest) < 8:
+        return 8
+    size: int = _HEAD(rest)[2]
+    return 8 + size if size <= HEADER_MAX else _HEADER_LEAST
 
 
 def _describe(head: bytes) -> str:

@@ -2,6 +2,9 @@
 
 Body and properties stay as they are, byte for byte, but for what RabbitMQ acts on, which moves to headers: a `user_id` other
 than our login's closes the channel (406), an `expiration` makes the record expire, and `CC` would deliver its copies again.
+
+RabbitMQ delivers content headers that are larger than the frames that it takes (`protocol.HEADER_MAX`). Of those only the
+properties and the headers that Owsla reads are passed on, and `owsla_note` says so.
 """
 
 from __future__ import annotations
@@ -11,8 +14,20 @@ from typing import Final
 
 from ..amqp import wire
 
-_MOVED_PROPERTIES: Final = {"user_id": b"owsla_user_id", "expiration": b"owsla_expiration"}
+_MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": b"owsla_expiration"}
 _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
+
+NOTE: Final = "owsla_note"
+"""The header that says what of a message was not passed on."""
+
+_KEPT: Final = frozenset(
+    {b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason", b"owsla_node"}
+    | {*_MOVED_PROPERTIES.values()}
+)
+"""The headers that are passed on of a message that has too many."""
+
+_LONGEST: Final = 255
+"""Bytes of a value of these. All together, with the properties, they fit into AMQP's smallest frame (4096 bytes)."""
 
 
 def passed_on(properties: bytes, extra: Mapping[str, str]) -> bytes:
@@ -34,11 +49,33 @@ def passed_on(properties: bytes, extra: Mapping[str, str]) -> bytes:
     return wire.join_properties(values)
 
 
+def cut_down(properties: bytes) -> bytes:
+    """Properties (from the flags on) with those headers alone that Owsla reads, none of them longer than 255 bytes.
+
+    `WireError` where they cannot be read.
+    """
+    values = wire.split_properties(properties)
+    headers = dict(wire.split_table(values["headers"])) if "headers" in values else {}
+    kept = [(key, cut) for key, value in headers.items() if key in _KEPT and (cut := _cut(value)) is not None]
+    note = f"headers of {len(values.get('headers', b''))} bytes do not fit into a frame: others than Owsla's own are left out"
+    kept.append((NOTE.encode(), wire.encode_value(note)))
+    values["headers"] = wire.join_table(kept)
+    return wire.join_properties(values)
+
+
+def _cut(value: bytes) -> bytes | None:
+    """A header's value, a longer string or byte array cut off. `None`: another type that is as long."""
+    if len(value) <= 5 + _LONGEST:
+        return value
+    return value[:1] + wire.long_string(value[5 : 5 + _LONGEST]) if value[:1] in (b"S", b"x") else None
+
+
 def alone(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
     """The least that a record needs, for a message whose own properties cannot be passed on."""
     headers: dict[str, str | bytes] = {}
     if connection_id is not None:
-        headers["connection_id"] = connection_id[:255].decode("utf-8", "backslashreplace")  # it may be anything, of any length
+        # It may be anything, of any length.
+        headers["connection_id"] = connection_id[:_LONGEST].decode("utf-8", "backslashreplace")
     headers.update(extra)
     return wire.encode_properties({"headers": headers, "delivery_mode": 2})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -156,6 +157,41 @@ class RecordTests(Base):
             self.assertEqual(one.body, b"body")
             self.assertEqual(one.headers, {**headers, "owsla_reason": "bad-connection-id", "owsla_node": "0123abcd"})
 
+    def test_properties_larger_than_a_frame(self) -> None:
+        """A message whose headers are larger than the broker's frames is recorded, and forwarded, with those that Owsla reads:
+        its frames are no larger than was agreed on, and the broker is not lost.
+        """
+        headers = {"x-death": ["x" * 1000] * 200, "connection_id": "some-id", "to_device_seq": 7}
+        for frame_max in (131072, 4096):
+            self.lose()
+            self.server = Server(self.clock, heartbeat=1000, tune=(0, frame_max, 0))
+            self.server.ready()
+            Result(self.courier.up(self.server.client))
+            self.server.settle()
+            self.courier.record(self.source.letter(1, body=b"body", headers=headers, message_id="m"), "late")
+            self.courier.forward(self.source.letter(2, body=b"body", headers=headers, message_id="m"), ELSEWHERE)
+            for one, more in zip(
+                self.taken(), ({"owsla_reason": "late", "owsla_node": "0123abcd"}, {}), strict=True
+            ):
+                self.assertLessEqual(len(one.header) + 8, frame_max)
+                note = one.headers.pop("owsla_note")
+                self.assertIn("do not fit", note)
+                self.assertEqual((one.body, one.properties["message_id"]), (b"body", "m"))
+                self.assertEqual(
+                    {name: value for name, value in one.headers.items() if name != "owsla_note"},
+                    {"connection_id": "some-id", "to_device_seq": 7, **more},
+                )
+            self.server.ack(PARCELS, 2, True)
+            self.assertEqual(self.source.finished[-2:], [1, 2])
+
+    def test_properties_that_were_not_kept(self) -> None:
+        """A message whose properties were too large to be kept is recorded with a note."""
+        header = message(b"body")[: wire.BARE_HEADER]
+        self.courier.record(self.source.letter(7, None, b"body", header=header), "bad-connection-id")
+        (one,) = self.taken()
+        self.assertEqual(one.body, b"body")
+        self.assertIn("too large", one.headers["owsla_note"])
+
     def test_a_channel_that_takes_nothing(self) -> None:
         """Where the queue took nothing on this channel yet a refusal is doubted: others are tried, and it is recorded there."""
         self.courier.record(self.source.letter(7), "late")
@@ -287,6 +323,50 @@ class ReportTests(Base):
         self.server.nack(PARCELS, second.tag)
         self.pass_time(60)
         self.assertEqual((self.courier.reports_dropped, self.taken(), self.events), (2, [], []))
+
+    def test_direct_reply_to(self) -> None:
+        """A report goes to a name of direct reply-to as RabbitMQ makes them; any other would close the connection."""
+        process = base64.b64encode(b"\x83\x58v\0\x0freply@123456789" + bytes(12)).decode()
+        for name, sent in (
+            (f"{process}.a2V5", True),
+            (process, False),
+            (f"{process}.", False),
+            (f"{process}.a.b", False),
+            (f"!{process}.a2V5", False),
+            ("nonsense", False),
+            ("bm90IGEgcHJvY2Vzcw==.a2V5", False),
+            ("\udcff.a2V5", False),
+            ("", False),
+        ):
+            dropped = self.courier.reports_dropped
+            queue = f"amq.rabbitmq.reply-to.{name}"
+            self.courier.report(self.source.letter(7, reply_to=queue.encode("utf-8", "surrogateescape")), "delivered")
+            self.assertEqual([one.queue for one in self.taken()], [queue] if sent else [])
+            self.assertEqual(self.courier.reports_dropped - dropped, not sent)
+
+    def test_direct_replies_that_close_the_connection(self) -> None:
+        """When the connection is closed over one of them all that are on their way are dropped, and more for a while; nothing
+        else is, nor is it sent one at a time.
+        """
+        process = base64.b64encode(b"\x83\x58v\0\x0freply@123456789" + bytes(12))
+        direct = [b"amq.rabbitmq.reply-to.%b.%d" % (process, number) for number in range(5)]
+        for number in range(3):
+            self.courier.report(self.source.letter(number, reply_to=direct[number]), "delivered")
+        for letter in self.letters(4, 5):
+            self.courier.record(letter, "late")
+        self.courier.report(self.source.letter(6, reply_to=b"answers"), "delivered")
+        self.assertEqual(len(self.taken()), 6)
+        self.server.send(0, "connection.close", reply_code=541, reply_text="INTERNAL_ERROR")
+        self.courier.down()
+        self.courier.report(self.source.letter(7, reply_to=direct[3]), "delivered")
+        self.connect()
+        self.assertEqual([(one.queue, one.body) for one in self.taken()], [(RECORDS, b"4"), (RECORDS, b"5"), ("answers", b"")])
+        self.assertEqual(self.courier.reports_dropped, 4)
+        self.server.ack(PARCELS, 3, True)
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([4, 5], 0))
+        self.pass_time(1)
+        self.courier.report(self.source.letter(8, reply_to=direct[4]), "delivered")
+        self.assertEqual(len(self.taken()), 1, "they are sent again")
 
     def test_too_many(self) -> None:
         """While the broker answers nothing only so many reports are kept; those above are dropped and counted, and what a
@@ -624,6 +704,80 @@ class ChannelErrorTests(Base):
         for letter in self.letters(4, 5):
             self.courier.record(letter, "late")
         self.assertEqual(self.bodies(), [b"4", b"5"], "and then all at once again")
+
+    def again(self, code: int, *, channel: bool = True) -> list[bytes]:
+        """Close the channel, or the whole connection, with this code, and connect again. What is sent then."""
+        if channel:
+            self.server.close_channel(PARCELS, code, "no")
+        else:
+            self.server.send(0, "connection.close", reply_code=code, reply_text="no")
+        self.courier.down()
+        self.connect()
+        return self.bodies()
+
+    def test_codes_that_are_no_fault_of_a_message(self) -> None:
+        """A channel that is closed over permissions, or over a queue, costs no message its properties: all are sent again, in
+        order and together, for as long as it takes.
+        """
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        self.courier.forward(self.letters(4)[0], ELSEWHERE)
+        self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
+        self.taken()
+        for code in (403, 404, 405, 504, 506) * 3:
+            self.assertEqual(self.again(code), [b"1", b"2", b"3", b"4", b""])
+        self.lose()
+        self.connect()
+        self.serve()
+        self.assertEqual(self.connections, 2, "the culprit is still found")
+        self.assertEqual([self.books[body][0].get("n") for body in (b"1", b"3", b"4")], [1, 3, 4])
+        self.assertEqual((sorted(self.source.finished), self.courier.reports_dropped), ([1, 2, 3, 4], 0))
+
+    def test_one_alone_and_no_permission(self) -> None:
+        """The same for one that is sent alone: it is neither stripped nor given up."""
+        self.courier.record(self.letters(1)[0], "late")
+        for _ in range(10):
+            self.assertEqual(self.again(403), [b"1"])
+        self.lose()
+        self.connect()
+        self.courier.record(self.letters(3)[0], "late")
+        self.serve()
+        self.assertEqual(self.books[b"3"][0]["n"], 3)
+        self.assertEqual(self.source.finished, [1, 3])
+        self.assertEqual([event for event in self.events if not isinstance(event, Undeliverable)], [])
+
+    def test_the_broker_crashes(self) -> None:
+        """A connection that is closed with an internal error may be the broker's own trouble: messages are sent one at a time,
+        the others before one over which it was, and none is ever given up for that.
+        """
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        self.taken()
+        order = [self.again(541, channel=False)[0] for _ in range(12)]
+        self.assertEqual(order, [b"1", b"2", b"3"] * 4)
+        self.lose()
+        self.connect()
+        self.serve()
+        self.assertEqual(sorted(self.source.finished), [1, 2, 3])
+        self.assertEqual([event for event in self.events if not isinstance(event, Undeliverable)], [])
+
+    def test_the_broker_crashes_over_one(self) -> None:
+        """One over which the broker crashes again and again is recorded without its properties, behind the others."""
+        for letter in self.letters(1, 2, 3):
+            self.courier.record(letter, "late")
+        for _ in range(20):
+            for one in self.taken():
+                if one.body == b"2" and "n" in one.headers:
+                    self.connections += 1
+                    self.server.send(0, "connection.close", reply_code=541, reply_text="no")
+                    self.courier.down()
+                    self.connect()
+                    break
+                self.books.setdefault(one.body, []).append(one.headers)
+                self.server.ack(PARCELS, one.tag)
+        self.assertEqual(self.connections, 1 + courier.CRASHES)
+        self.assertEqual(self.source.finished, [1, 3, 2])
+        self.assertNotIn("n", self.books[b"2"][0])
 
     def test_a_forward(self) -> None:
         """A forward that closes the channel is recorded as refused."""

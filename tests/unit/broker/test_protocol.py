@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from owsla import __version__
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.amqp.wire import WireError
-from owsla.broker.protocol import FRAME_MAX, BaseHandler, BrokerError, Getter, as_failure
+from owsla.broker.protocol import FRAME_MAX, HEADER_MAX, BaseHandler, BrokerError, Getter, as_failure
 
 from .fakes import START, BrokerTestCase, Result, Server, deliver, message
 
@@ -202,6 +204,69 @@ class ReceivingTests(BrokerTestCase):
             self.assertEqual(self.notes(), [])
             self.server.client.dataReceived(data[-1:])
             self.assertEqual(self.notes(), [("deliver", 1, False, header, body)])
+
+    def test_headers_larger_than_a_frame(self) -> None:
+        """A content header may be larger than the frames that were agreed on, wherever the stream is cut: RabbitMQ limits those
+        of publishers only.
+        """
+        for size in (FRAME_MAX - 7, FRAME_MAX, 200_000, HEADER_MAX - 100):
+            for body, room in ((b"", 100), (b"hello", 100), (b"hello" * 5, 10)):
+                header = message(body, {"a": "x" * size})
+                data = deliver(5, 1, header, body, room=room) + deliver(5, 2, message(b"next"), b"next")
+                cuts = [0, len(data) - len(header) - 100, 65536, len(data) - 200, len(data)]
+                for start, stop in pairwise(cuts):
+                    self.server.client.dataReceived(data[start:stop])
+                expected = [("deliver", 1, False, header, body), ("deliver", 2, False, message(b"next"), b"next")]
+                self.assertEqual(self.notes() == expected, True, (size, body))
+
+    def test_headers_larger_than_any_that_is_kept(self) -> None:
+        """Of a content header above the bound no properties are kept. Its message comes, and those behind it as they are."""
+        for body, room in ((b"", 100), (b"hello", 100), (b"hello" * 5, 10)):
+            header = message(body, {"a": "x" * HEADER_MAX})
+            data = deliver(5, 1, header, body, room=room) + deliver(5, 2, message(b"next"), b"next")
+            expected = [("deliver", 1, False, header[:12], body), ("deliver", 2, False, message(b"next"), b"next")]
+            start = data.index(header[:12])  # of the header's payload
+            for cut in (0, start - 8, start - 7, start - 1, start, start + 13, start + 14, start + 5000):
+                self.server.client.dataReceived(data[:cut])
+                rest = data[cut:]
+                for offset in range(0, len(rest), 65536):
+                    self.server.client.dataReceived(rest[offset : offset + 65536])
+                self.assertEqual(self.notes(), expected)
+            end = start + len(header)
+            for cut in (end - 1, end, end + 1, end + 2):
+                self.server.client.dataReceived(data[:cut])
+                self.server.client.dataReceived(data[cut:])
+                self.assertEqual(self.notes(), expected)
+        self.assertFalse(self.server.transport.ended)
+
+    def test_the_memory_of_a_header_that_is_not_kept(self) -> None:
+        """A header above the bound takes no memory, however large it says it is, and its end is where it says."""
+        body = b"body"
+        method, *_ = deliver(5, 1, message(body), body).split(b"\xce")
+        self.server.client.dataReceived(method + b"\xce" + struct.pack(">BHI", 2, 5, 1 << 31) + wire.header_payload(4, b"\0\0"))
+        chunk = bytes(1 << 16)
+        for _ in range(100):
+            self.server.client.dataReceived(chunk)
+        self.assertLess(sum(map(len, self.server.client._rest)), 100)
+        self.assertFalse(self.server.transport.ended)
+
+    def test_frames_that_may_not_be_large(self) -> None:
+        """Methods and bodies larger than a frame, and a large header that belongs to nothing, end the connection at once; so
+        does a header that is not kept and does not end where it says.
+        """
+        method = deliver(5, 1, message(b"x"), b"x").split(b"\xce")[0] + b"\xce"
+        header = wire.frame(2, 5, message(b"x"))
+        large = wire.frame(2, 5, wire.header_payload(1, b"\0\0" + bytes(HEADER_MAX)))[:-1] + b"\0"
+        for data in (
+            struct.pack(">BHI", 1, 5, FRAME_MAX + 1) + b"x",
+            method + header + struct.pack(">BHI", 3, 5, FRAME_MAX + 1) + b"x",
+            struct.pack(">BHI", 2, 5, HEADER_MAX + 1) + message(b"x"),
+            method + large,
+        ):
+            self.setUp()
+            self.server.raw(data)
+            self.assertTrue(self.server.transport.aborted)
+            self.assertIsInstance(self.server.lost[0], WireError)
 
     def test_channels_interleaved(self) -> None:
         """Frames of several channels' messages may alternate."""

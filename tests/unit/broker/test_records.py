@@ -94,6 +94,34 @@ class PassedOnTests(SynchronousTestCase):
             return
 
 
+class CutDownTests(SynchronousTestCase):
+    def test_what_is_kept(self) -> None:
+        """Of too many headers those are kept that Owsla reads, byte for byte, and a note says so; all properties are."""
+        values = {"connection_id": "some-id", "to_device_seq": 7, "expires_at": 5, "owsla_close": True, **EXTRA}
+        properties = {"message_id": "m", "reply_to": "answers", "correlation_id": "c", "delivery_mode": 2}
+        raw = wire.encode_properties({"headers": {"x-death": ["x" * 200_000], **values}, **properties})
+        got = wire.decode_properties(records.cut_down(raw))
+        note = got["headers"].pop(records.NOTE)
+        self.assertIn("200", note)
+        self.assertEqual(got, {"headers": values, **properties})
+
+    def test_the_smallest_frame(self) -> None:
+        """However long the values are, and however often they come, what is left fits into AMQP's smallest frame."""
+        names = [name for name, (_, kind) in wire.PROPERTIES.items() if kind == "shortstr"]
+        keys = ["connection_id", "to_device_seq", "expires_at", "owsla_close", "owsla_user_id", "owsla_expiration"]
+        table = [(key.encode(), b"S" + wire.long_string("x" * 1000)) for key in keys for _ in range(100)]
+        values = {name: wire.short_string("x" * 255) for name in names} | {"headers": wire.join_table(table)}
+        passed = records.passed_on(wire.join_properties(values), EXTRA)
+        self.assertLessEqual(len(records.cut_down(passed)), wire.FRAME_MIN_SIZE - wire.FRAME_OVERHEAD - 12)
+
+    def test_long_values(self) -> None:
+        """A long string is cut off, and a long value of another type is left out."""
+        headers = {"connection_id": "x" * 300, "to_device_seq": b"1" * 300, "expires_at": [1] * 300}
+        got = wire.decode_properties(records.cut_down(wire.encode_properties({"headers": headers})))["headers"]
+        self.assertEqual((got["connection_id"], got["to_device_seq"]), ("x" * 255, b"1" * 255))
+        self.assertNotIn("expires_at", got)
+
+
 class AloneTests(SynchronousTestCase):
     def test_the_least(self) -> None:
         """A record alone has its connection id and what is said of it, and is persistent."""
