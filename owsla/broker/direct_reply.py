@@ -12,14 +12,18 @@ used; and when a connection is closed all the same, there are no direct replies 
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final
 
 from .backoff import Backoff
 
 PREFIX: Final = "amq.rabbitmq.reply-to."
 
-_PROCESS_IDS: Final = (b"\x83\x58", b"\x83\x67")
-"""How Erlang's external term format begins for a process id: since Erlang 23, and before."""
+_PROCESS = re.compile(rb"\x83[Xg](?:[ws](.)|[vd](..))", re.DOTALL)
+"""How a process id begins in Erlang's external term format, up to its node's name: NEW_PID_EXT or PID_EXT, then an atom."""
+
+_PROCESS_NUMBERS: Final = {0x58: 12, 0x67: 9}
+"""Bytes of the three numbers behind the name: since Erlang 23, and before."""
 
 FORGIVEN: Final = 600.0
 """Seconds after which the next closed connection counts as the first one again."""
@@ -37,7 +41,11 @@ def is_valid(queue: str) -> bool:
         decoded = base64.b64decode(process, validate=True)
     except ValueError:
         return False
-    return decoded.startswith(_PROCESS_IDS) and bool(key) and "." not in key
+    begin = _PROCESS.match(decoded)
+    if begin is None or not key or "." in key:
+        return False
+    name = int.from_bytes(begin[1] or begin[2])
+    return len(decoded) == begin.end() + name + _PROCESS_NUMBERS[decoded[1]]
 
 
 class DirectReplies:

@@ -138,9 +138,9 @@ class Lab:
         self._ends.append(backend.close)
         return await backend.start()
 
-    async def wire(self, port: int) -> WireClient:
+    async def wire(self, port: int, **options: Any) -> WireClient:
         """Connect a client that shows bytes."""
-        wire = WireClient(port)
+        wire = WireClient(port, **options)
         self._ends.append(wire.close)
         return await wire.connect()
 

@@ -166,8 +166,8 @@ def _factory(build: Any) -> IProtocolFactory:
 class WireClient:
     """A client with one channel that shows and sends the bytes themselves."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self._host, self._port = host, port
+    def __init__(self, port: int, host: str = "127.0.0.1", frame_max: int = 131072) -> None:
+        self._host, self._port, self._frame_max = host, port, frame_max
         self._frames: Inbox[tuple[int, int, bytes]] = Inbox("frames")
         self._protocol = _FrameProtocol(self._frames)
 
@@ -186,7 +186,7 @@ class WireClient:
             )
         )
         await self.expect(commands.Connection.Tune)
-        self.send(method(commands.Connection.TuneOk(channel_max=10, frame_max=131072, heartbeat=0), 0))
+        self.send(method(commands.Connection.TuneOk(channel_max=10, frame_max=self._frame_max, heartbeat=0), 0))
         self.send(method(commands.Connection.Open(virtual_host="/"), 0))
         await self.expect(commands.Connection.OpenOk)
         self.send(method(commands.Channel.Open()))

@@ -329,6 +329,10 @@ class ReportTests(Base):
         process = base64.b64encode(b"\x83\x58v\0\x0freply@123456789" + bytes(12)).decode()
         for name, sent in (
             (f"{process}.a2V5", True),
+            (base64.b64encode(b"\x83gw\x05r@\0e\x31" + bytes(9)).decode() + ".a2V5", True),
+            (f"{process[:-4]}.a2V5", False),
+            (f"{process}AAAA.a2V5", False),
+            ("g1gAAAA=.a2V5", False),
             (process, False),
             (f"{process}.", False),
             (f"{process}.a.b", False),
