@@ -4,19 +4,25 @@ Starting: connect to the broker, declare the queues, consume; then open the devi
 
 Stopping: the port closes. The devices are closed one after another, their turns spread over a while, so that a fleet does not
 come back in one instant; until its turn each is served. At its turn a device is read no more, what it sent is published and
-confirmed, it is told so, what waits for it is written, and it is closed. Messages are consumed until the last device is gone;
-what came too late goes on record; the node takes leave of the others; its own queue is deleted when it is empty, and the
-connections to the broker close. All of it within a bound, past which what is left is given up, and counted.
+confirmed, it is told so, what waits for it is written, and it is closed. Messages are consumed until the last device is gone.
+When back ends have been told of every connection the node takes leave of the others, and the connections to the broker close.
+All of it within a bound, past which what is left is given up, and counted.
+
+The node's own queue is left to the other nodes. Back ends may still be sending to it, and RabbitMQ confirms a message that it
+routes to a classic queue in the instant in which that is deleted. So the registrar deletes it, when nothing has come into it
+for a while (`broker.cleanup`). A node that is alone does so itself, if the queue is silent in time; otherwise the next one to
+start does. Each wait for the broker ends at the deadline, also for one that has logged us in and answers nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from .boundaries import Clock
@@ -30,6 +36,12 @@ from .supervision import EXIT_STATUS, Node, Supervisor
 STEP = 0.05
 """Seconds between two looks at whether something is settled."""
 
+SILENCE: Final = 1.0
+"""Seconds without a message after which a node that is alone deletes its own queue. Back ends answer within less, and were told
+by then that the devices are gone."""
+
+T = TypeVar("T")
+
 
 class Sink(Protocol):
     """The producer, as stopping sees it."""
@@ -41,7 +53,7 @@ class Sink(Protocol):
 
 
 class Parcels(Protocol):
-    """The courier, and whoever else sends messages to other queues, as stopping sees them."""
+    """The courier, or presence, as stopping sees them."""
 
     @property
     def unconfirmed(self) -> int: ...
@@ -54,16 +66,33 @@ class Goodbye(Protocol):
         """Tell the other nodes that this one stops in order."""
 
     @property
-    def unconfirmed(self) -> int: ...
+    def unconfirmed(self) -> int:
+        """Whether the broker does not have the goodbye yet."""
+
+    @property
+    def listed(self) -> bool:
+        """Whether this node is the registrar, and has itself on the roll."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether this node is the registrar, and has nobody else on the roll."""
 
 
-class OwnQueue(Protocol):
+class Consuming(Protocol):
     """The consumers, as stopping sees them."""
 
     @property
     def connected(self) -> bool: ...
 
-    async def give_up_own_queue(self) -> bool: ...
+    @property
+    def handled(self) -> int:
+        """A number that changes when messages of the node's own queue are dealt with."""
+
+    async def stop_consuming(self, *, own: bool) -> None:
+        """Take no more messages of the shared queue, or of the node's own. Those that came can still be acknowledged."""
+
+    async def delete_own_queue(self) -> bool:
+        """Delete the node's own queue if nothing is in it. Whether it is gone."""
 
 
 class Gateway(MultiService):
@@ -76,8 +105,9 @@ class Gateway(MultiService):
         listener: Listener,
         registry: Registry[Endpoint],
         producer: Sink,
-        parcels: Sequence[Parcels],
-        consumers: OwnQueue,
+        courier: Parcels,
+        presence: Parcels | None,
+        consumers: Consuming,
         roster: Goodbye,
         connections: Sequence[BrokerConnection],
         root: Supervisor,
@@ -92,7 +122,8 @@ class Gateway(MultiService):
         self._listener = listener
         self._registry = registry
         self._producer = producer
-        self._parcels = parcels
+        self._courier = courier
+        self._presence = presence
         self._consumers = consumers
         self._roster = roster
         self._connections = connections
@@ -116,6 +147,8 @@ class Gateway(MultiService):
         """Wait for nothing more."""
         self._hurried = True
         self._deadline = 0.0
+        for connection in self._connections:
+            connection.hurry()
 
     def shorten(self, drain_timeout: float) -> None:
         """Stop within this time, in seconds, if a stop would take longer."""
@@ -139,11 +172,14 @@ class Gateway(MultiService):
         cut = len(self._registry)
         for endpoint in self._registry:
             endpoint.close("the gateway stops")
-        await self._until(lambda: not self._producer.unconfirmed and not self._on_their_way())
-        if not self._on_their_way() and not len(self._registry):
+        await self._answer(self._consumers.stop_consuming(own=False))
+        await self._until(lambda: not self._producer.unconfirmed and not self._untold())
+        if not self._untold() and not len(self._registry):
             # Back ends were told of every connection. Otherwise it is the others' part to say that this node is gone.
             self._roster.leave()
-        await self._give_up_own_queue()
+            if self._roster.alone and await self._silent() and await self._answer(self._consumers.delete_own_queue()):
+                await self._until(lambda: not self._roster.listed)
+        await self._answer(self._consumers.stop_consuming(own=True))
         await self._until(lambda: not self._on_their_way() and not self._roster.unconfirmed)
         for endpoint in list(self._registry):
             if endpoint.transport is not None:
@@ -151,7 +187,7 @@ class Gateway(MultiService):
         lines, messages = self._producer.unconfirmed, self._on_their_way()
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
-            connection.close_timeout = min(connection.close_timeout, left / len(self._connections))
+            connection.close_within(left / len(self._connections))
         await self._root.stopService()
         if lines or messages or cut:
             self._log.warn(
@@ -166,7 +202,11 @@ class Gateway(MultiService):
 
     def _on_their_way(self) -> int:
         """Messages to other queues that are not confirmed."""
-        return sum(parcels.unconfirmed for parcels in self._parcels)
+        return self._courier.unconfirmed + self._untold()
+
+    def _untold(self) -> int:
+        """Announcements to back ends that are not confirmed."""
+        return self._presence.unconfirmed if self._presence is not None else 0
 
     def let_go(self, reason: str) -> Deferred[None]:
         """Close all devices that are connected now, each in its turn, as if the gateway stopped. Others may come meanwhile."""
@@ -204,16 +244,30 @@ class Gateway(MultiService):
             leaving = still
             await self._pause(STEP)
 
-    async def _give_up_own_queue(self) -> None:
-        # Without a connection there is nothing to wait for: another node empties the queue, or the last of all starts again.
+    async def _silent(self) -> bool:
+        """Wait until nothing has come into the own queue for a while, and what came is settled. Whether that was in time."""
+        handled, since = self._consumers.handled, self._clock.seconds()
         while self._consumers.connected and self._clock.seconds() < self._deadline:
-            try:
-                if await self._consumers.give_up_own_queue():
-                    return
-            except (BrokerError, Closed) as error:
-                self._log.info("The node's own queue is left to the other nodes: {error}", error=explain(error))
-                return
+            if self._clock.seconds() - since >= SILENCE:
+                return True
             await self._pause(STEP)
+            if self._consumers.handled != handled or self._courier.unconfirmed:
+                handled, since = self._consumers.handled, self._clock.seconds()
+        return False
+
+    async def _answer(self, asking: Coroutine[Any, Any, T]) -> T | None:
+        """Wait for the broker's answer, until the deadline at most; `None` where there is none, or the broker refuses."""
+        answers: list[T | Failure] = []
+        ensureDeferred(asking).addBoth(answers.append)
+        await self._until(lambda: answers)
+        answer = answers[0] if answers else None
+        if not isinstance(answer, Failure):
+            return answer
+        if answer.check(BrokerError, Closed):
+            self._log.info("The broker did not do what a stop asks for: {error}", error=explain(answer))
+        else:
+            self._log.failure("Stopping went wrong, and goes on", answer)
+        return None
 
     async def _until(self, settled: Any) -> None:
         while not settled() and self._clock.seconds() < self._deadline:

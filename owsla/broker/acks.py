@@ -37,6 +37,11 @@ class AckTracker:
             return
         self._ahead.append(tag)
 
+    @property
+    def high(self) -> int:
+        """The highest tag that is done."""
+        return self._high
+
     def take(self) -> tuple[int, list[int]]:
         """What to acknowledge now: cumulatively up to this tag (0: nothing), and these ones alone."""
         top, self._top = self._top, 0

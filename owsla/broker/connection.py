@@ -110,8 +110,7 @@ class BrokerConnection(Worker):
         self._connection_name = connection_name
         self._tls = tls
         self._backoff = backoff or Backoff()
-        self.close_timeout = CLOSE_TIMEOUT
-        """Seconds for the broker to agree to our closing the connection; 0: it is not asked."""
+        self._close_timeout = CLOSE_TIMEOUT
         self._client: BrokerProtocol | None = None
         self._over: Deferred[None] | None = None
 
@@ -123,11 +122,21 @@ class BrokerConnection(Worker):
         self.running = 0
         return ensureDeferred(self._stop())
 
+    def close_within(self, seconds: float) -> None:
+        """Give the broker this long at most to agree to our closing the connection; 0: do not ask it."""
+        self._close_timeout = min(self._close_timeout, seconds)
+
+    def hurry(self) -> None:
+        """Do not ask the broker when the connection is closed; if it is being asked, wait no longer."""
+        self._close_timeout = 0.0
+        if not self.running and self._client is not None:
+            self._client.abort(ConnectionDone("closed by us"))
+
     async def _stop(self) -> None:
         client = self._client
         if client is not None:
-            if self.close_timeout > 0:
-                await client.shut(self.close_timeout)
+            if self._close_timeout > 0:
+                await client.shut(self._close_timeout)
             else:
                 client.abort(ConnectionDone("closed by us"))
         super().stopService()  # it ends what still runs: a wait, or an attempt to connect

@@ -79,6 +79,7 @@ class Consumer(BaseHandler):
         "_lost",
         "_now",
         "_router",
+        "_tags",
         "_told",
         "_turn",
         "open",
@@ -113,6 +114,7 @@ class Consumer(BaseHandler):
         self.own = told is not None
         self._acks = AckTracker()
         self._flushing = False
+        self._tags: list[str] = []
         self.prefetch = 0
         self.open = True
         """Whether messages still come and can be acknowledged."""
@@ -123,7 +125,19 @@ class Consumer(BaseHandler):
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
         for number in range(count):
-            await channel.basic_consume(queue=self.queue.name, consumer_tag=f"owsla-{number}")
+            self._tags.append(f"owsla-{number}")
+            await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
+
+    async def stop(self) -> None:
+        """Take no more messages. Those that came are still acknowledged when their fate is known."""
+        channel = self._client.channels[self._channel]
+        while self.open and self._tags:
+            await channel.basic_cancel(consumer_tag=self._tags.pop())
+
+    @property
+    def handled(self) -> int:
+        """The highest delivery tag that was dealt with."""
+        return self._acks.high
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         try:
@@ -254,12 +268,15 @@ class Consumers:
         self._client: BrokerProtocol | None = None
         self._consumers: dict[int, Consumer] = {}
         self._restart_call: DelayedCall | None = None
+        self._stopping = False
         self._declaring = DeferredLock()  # one at a time on the channel for declarations
         self._replacing = DeferredLock()
         self._wait = Backoff(first=0.2, most=10.0)
 
     async def up(self, client: BrokerProtocol) -> None:
         self._client = client
+        if self._stopping:
+            return
         await self._declare(client, self._shared)
         again, gone = await self._claim(client)
         for number in (SHARED, OWN):
@@ -409,7 +426,23 @@ class Consumers:
         """Whether there is a connection to consume on."""
         return self._client is not None
 
-    async def give_up_own_queue(self) -> bool:
+    @property
+    def handled(self) -> int:
+        """The highest delivery tag of the own queue that was dealt with."""
+        own = self._consumers.get(OWN)
+        return own.handled if own is not None else 0
+
+    async def stop_consuming(self, *, own: bool) -> None:
+        """Take no more messages of the shared queue, or of the node's own, for good: also after a reconnect.
+
+        Fails with `Closed` where the broker goes away meanwhile.
+        """
+        self._stopping = True
+        consumer = self._consumers.get(OWN if own else SHARED)
+        if consumer is not None:
+            await consumer.stop()
+
+    async def delete_own_queue(self) -> bool:
         """Delete the node's own queue if nothing is in it. Whether it is gone.
 
         Fails with `Closed` where the broker refuses that, or goes away.
@@ -442,7 +475,7 @@ class Consumers:
         """One consumer is gone. With its connection: it comes back with it. Alone: declare its queue and begin again."""
         self._router.forget(consumer)
         client = self._client
-        if client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
+        if self._stopping or client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
             return
         if self._restart_call is None:
             self._flowing(False)
@@ -450,7 +483,7 @@ class Consumers:
             self._restart_call = self._clock.callLater(self._wait.next(), self._restart)
 
     def _restart(self) -> None:
-        if self._client is not None:
+        if self._client is not None and not self._stopping:
             self._client.run(self._restart_lost())
 
     async def _restart_lost(self) -> None:

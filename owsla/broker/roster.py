@@ -204,14 +204,23 @@ class Roster(BaseHandler):
 
     @property
     def unconfirmed(self) -> int:
-        """Whether this node's goodbye has not arrived, or it is itself the registrar, and has not struck itself off: what a
-        stop waits for. Not for the broker: without it, the others will miss this node.
+        """Whether this node's goodbye has not arrived: what a stop waits for. Not for the broker: without it, the others will
+        miss this node.
         """
         if not self._left or not self._ready:
             return 0
         left = self._key(LEFT, self._me)
-        under_way = left in self._waiting or any(word.key == left for word in self._sent.values())
-        return int(under_way or self._me in self._roll)
+        return int(left in self._waiting or any(word.key == left for word in self._sent.values()))
+
+    @property
+    def listed(self) -> bool:
+        """Whether this node is the registrar, and has itself on the roll."""
+        return self._ready and self._me in self._roll
+
+    @property
+    def alone(self) -> bool:
+        """Whether this node is the registrar, and has nobody else on the roll."""
+        return self.listed and len(self._roll) == 1
 
     @property
     def _me(self) -> str:

@@ -202,6 +202,29 @@ async def test_deadline_with_a_broker_that_hangs(rabbitmq: RabbitMQ, lab: Lab) -
 
 
 @reactor_test
+async def test_a_broker_that_answers_nothing(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """A broker that has logged us in and answers nothing any more delays the end by --drain-timeout at most, long before its
+    heartbeats are missed; and a second signal waits for nothing. Nothing is unconfirmed: a stop has questions of its own.
+    """
+    for drain_timeout, signals in (("2s", 1), ("10m", 2)):
+        proxy = await lab.proxy(rabbitmq.port)
+        gateway = await lab.gateway(
+            rabbitmq.url, broker=proxy.url, drain_spread=0, drain_timeout=drain_timeout, heartbeat="60s"
+        )
+        await gateway.round_trip(await lab.device(gateway))
+        proxy.hold()
+        gateway.owsla.process.signal(signal.SIGTERM)
+        await gateway.owsla.wait_for_line("Got SIGTERM")
+        if signals == 2:
+            await pause(2)
+            assert gateway.owsla.process.poll() is None
+            gateway.owsla.process.signal(signal.SIGTERM)
+        assert await gateway.owsla.exited(20) == 0
+        last = "Got SIGTERM again" if signals == 2 else "Got SIGTERM"
+        assert _seconds_between(gateway, last, "Stopped") < 6, gateway.owsla.output()
+
+
+@reactor_test
 async def test_deadline_without_a_broker(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """The same where the broker is gone."""
     gateway, proxy = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="2s")

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txamqp.client import Closed
 
 from owsla.broker.protocol import BrokerError
-from owsla.gateway import STEP, Gateway
+from owsla.gateway import SILENCE, STEP, Gateway
 from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
 
@@ -71,6 +71,7 @@ class Child(Service):
         self.takes = takes
         self.close_timeout = 5.0
         """For a connection to the broker: how long its goodbye may take."""
+        self.hurried = False
 
     def startService(self) -> None:
         super().startService()
@@ -78,6 +79,13 @@ class Child(Service):
 
     def stop_accepting(self) -> None:
         self.world.log.append("port closed")
+
+    def close_within(self, seconds: float) -> None:
+        self.close_timeout = min(self.close_timeout, seconds)
+
+    def hurry(self) -> None:
+        self.hurried = True
+        self.close_timeout = 0.0
 
     def stopService(self) -> Deferred[None] | None:
         super().stopService()
@@ -100,29 +108,43 @@ class Parcels:
         return source.settled
 
 
-class OwnQueue:
-    """The node's own queue, and what looking at it finds: empty if nothing else is said."""
+class Consumers:
+    """The consumers. `silent` are the calls that the broker does not answer, and `errors` those that it refuses."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.connected = True
-        self.answers: list[bool | Exception] = []
+        self.handled = 0
+        self.empty = True
+        self.silent: set[str] = set()
+        self.errors: dict[str, Exception] = {}
 
-    async def give_up_own_queue(self) -> bool:
-        answer = self.answers.pop(0) if self.answers else True
-        if isinstance(answer, Exception):
-            raise answer
-        if answer:
+    async def _call(self, name: str) -> None:
+        if name in self.silent:
+            await Deferred()
+        if name in self.errors:
+            raise self.errors[name]
+
+    async def stop_consuming(self, *, own: bool) -> None:
+        name = "own queue left" if own else "consuming stopped"
+        await self._call(name)
+        self.world.log.append(name)
+
+    async def delete_own_queue(self) -> bool:
+        await self._call("own queue gone")
+        if self.empty:
             self.world.log.append("own queue gone")
-        return answer
+            self.world.roster.listed = False
+        return self.empty
 
 
 class Roster:
-    """The other nodes, to whom this one says goodbye."""
+    """The other nodes, to whom this one says goodbye: there are some, if nothing else is said."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.unconfirmed = 0
+        self.listed = self.alone = False
 
     def leave(self) -> None:
         self.world.log.append("left")
@@ -138,7 +160,7 @@ class World:
         self.reason: str | None = "the gateway stops"
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
-        self.producer, self.courier, self.consumers = Parcels(), Parcels(), OwnQueue(self)
+        self.producer, self.courier, self.presence, self.consumers = Parcels(), Parcels(), Parcels(), Consumers(self)
         self.roster = Roster(self)
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
@@ -148,7 +170,8 @@ class World:
             listener=cast(Any, listener),
             registry=cast(Any, self.registry),
             producer=self.producer,
-            parcels=[self.courier],
+            courier=self.courier,
+            presence=self.presence,
             consumers=self.consumers,
             roster=self.roster,
             connections=cast(Any, self.connections),
@@ -174,6 +197,10 @@ class World:
             self.registry.add(device.name, device)
         self.devices += devices
         return devices
+
+    def be_alone(self) -> None:
+        """This node is the only one."""
+        self.roster.listed = self.roster.alone = True
 
     def stop(self) -> Deferred[Any]:
         self.log.clear()
@@ -204,8 +231,8 @@ class StoppingTests(SynchronousTestCase):
         )
 
     def test_order(self) -> None:
-        """The port closes first; then the devices, the own queue, the listener, the connections to the broker, and the
-        embedded broker last.
+        """The port closes first; then the devices, then nothing is consumed, the others are told, and the listener, the
+        connections to the broker, and the embedded broker stop. The own queue is left to the others.
         """
         world = World()
         devices = world.connect(3)
@@ -219,9 +246,10 @@ class StoppingTests(SynchronousTestCase):
             world.later(0.01)
         world.later(2)
         self.successResultOf(stopping)
-        self.assertEqual(world.log[:4], ["port closed", "left", "own queue gone", "listener stopped"])
-        self.assertEqual(set(world.log[4:7]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
-        self.assertEqual(world.log[7:], ["embedded stopped"])
+        first = ["port closed", "consuming stopped", "left", "own queue left", "listener stopped"]
+        self.assertEqual(world.log[:5], first)
+        self.assertEqual(set(world.log[5:8]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
+        self.assertEqual(world.log[8:], ["embedded stopped"])
         self.assertTrue(all(len(device.drained) == 1 for device in devices))
         self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
         self.assertEqual(world.clock.getDelayedCalls(), [])
@@ -229,11 +257,12 @@ class StoppingTests(SynchronousTestCase):
     def test_no_goodbye(self) -> None:
         """Where back ends have not been told of every connection it says no goodbye: others say that this node is lost."""
         world = World(drain_timeout=2.0)
-        world.courier.unconfirmed = 1
+        world.presence.unconfirmed = 1
         stopping = world.stop()
         world.later(3)
         self.successResultOf(stopping)
         self.assertNotIn("left", world.log)
+        self.assertIn("1 messages", self.lines[-1])
 
     def test_the_goodbye_is_waited_for(self) -> None:
         """Until the broker has its goodbye, within the deadline."""
@@ -362,34 +391,84 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual([device.closed for device in devices], [[]] * 10)
 
     def test_confirms_are_waited_for(self) -> None:
-        """The own queue is given up when everything is confirmed, and the connections close when the records of what was in it
-        are.
-        """
+        """It says goodbye when lines are confirmed and back ends are told, and the connections close when all records are."""
         world = World()
         world.producer.unconfirmed = 3
+        world.courier.unconfirmed = 1
         stopping = world.stop()
         world.later(1)
-        self.assertEqual(world.log, ["port closed"])
+        self.assertEqual(world.log, ["port closed", "consuming stopped"])
         world.producer.unconfirmed = 0
-        world.courier.unconfirmed = 1
+        world.presence.unconfirmed = 1
         world.later(1)
-        self.assertEqual(world.log, ["port closed"])
+        self.assertEqual(world.log, ["port closed", "consuming stopped"])
+        world.presence.unconfirmed = 0
+        world.later(1)
+        self.assertEqual(world.log[2:], ["left", "own queue left"], "messages that still come do not hold it up")
         world.courier.unconfirmed = 0
         world.later(1)
-        self.assertEqual(world.log[2], "own queue gone")
         self.successResultOf(stopping)
 
-    def test_own_queue(self) -> None:
-        """The own queue is looked at until it is empty."""
+    def test_own_queue_of_the_only_node(self) -> None:
+        """A node that is alone deletes its own queue when nothing has come into it for a while, and strikes itself off."""
         world = World()
-        world.consumers.answers = [False, False, False, True]
+        world.be_alone()
         stopping = world.stop()
-        world.later(3 * STEP - 0.01)
+        for _ in range(5):
+            world.later(SILENCE - 2 * STEP)
+            world.consumers.handled += 1
+            self.assertEqual(world.log, ["port closed", "consuming stopped", "left"])
+        world.later(SILENCE - 2 * STEP)
+        world.courier.unconfirmed = 1
+        world.later(SILENCE)
+        world.courier.unconfirmed = 0
+        world.later(SILENCE - 2 * STEP)
         self.assertNotIn("own queue gone", world.log)
-        world.later(0.03)
-        self.assertIn("own queue gone", world.log)
         world.later(1)
+        self.assertIn("own queue gone", world.log)
         self.successResultOf(stopping)
+
+    def test_own_queue_that_is_not_silent(self) -> None:
+        """One that back ends go on filling is left to the next node that starts, within the deadline."""
+        world = World(drain_timeout=2.0)
+        world.be_alone()
+        stopping = world.stop()
+        for _ in range(25):
+            world.consumers.handled += 1
+            world.later(0.1)
+        self.successResultOf(stopping)
+        self.assertNotIn("own queue gone", world.log)
+        self.assertIn("left", world.log)
+        self.assertEqual(world.log[-1], "embedded stopped")
+
+    def test_own_queue_that_fills_in_the_last_moment(self) -> None:
+        """The same where there is something in it after all."""
+        world = World()
+        world.be_alone()
+        world.consumers.empty = False
+        stopping = world.stop()
+        world.later(SILENCE + 1)
+        self.successResultOf(stopping)
+        self.assertNotIn("own queue gone", world.log)
+
+    def test_a_broker_that_answers_nothing(self) -> None:
+        """A broker that answers nothing of what a stop asks delays it by the deadline at most, and not at all in a hurry."""
+        for call in ("consuming stopped", "own queue gone", "own queue left"):
+            for hurry in (False, True):
+                world = World(drain_timeout=4.0)
+                world.be_alone()
+                if call == "own queue left":
+                    world.roster.alone = False
+                world.consumers.silent.add(call)
+                stopping = world.stop()
+                world.later(2)
+                self.assertNoResult(stopping)
+                if hurry:
+                    world.gateway.hurry()
+                    self.assertTrue(all(connection.hurried for connection in world.connections))
+                world.later(0.7 if hurry else 2.6)
+                self.successResultOf(stopping)
+                self.assertEqual(world.log[-1], "embedded stopped")
 
     def test_deadline(self) -> None:
         """At the deadline it stops all the same, in the same order, and its last line counts what it gave up."""
@@ -406,45 +485,38 @@ class StoppingTests(SynchronousTestCase):
         self.successResultOf(stopping)
         self.assertEqual(len(devices[0].closed), 1)
         self.assertEqual([device.aborted for device in devices], [True, True, False, False])
-        self.assertEqual([world.log[0], world.log[1], world.log[-1]], ["port closed", "listener stopped", "embedded stopped"])
-        self.assertEqual(len(world.log), 6)
+        self.assertEqual([world.log[0], world.log[-1]], ["port closed", "embedded stopped"])
+        self.assertNotIn("left", world.log)
         self.assertEqual([connection.close_timeout for connection in world.connections], [0.0] * 3)
         (line,) = [line for line in self.lines if "deadline" in line]
         self.assertEqual(line, self.lines[-1])
         for part in ("7 lines", "2 messages", "2 devices"):
             self.assertIn(part, line)
 
-    def test_own_queue_is_never_empty(self) -> None:
-        """A back end that goes on filling it does not keep the node beyond the deadline."""
-        world = World(drain_timeout=2.0)
-        world.consumers.answers = [False] * 1000
-        stopping = world.stop()
-        world.later(1.9)
-        self.assertNoResult(stopping)
-        world.later(0.7)
-        self.successResultOf(stopping)
-        self.assertEqual(world.log[-1], "embedded stopped")
-
     def test_the_broker_is_away(self) -> None:
-        """Without a connection to the broker the own queue is left to expire, and nothing is waited for."""
+        """Without a connection to the broker the own queue is left, and nothing is waited for."""
         world = World()
+        world.be_alone()
         world.consumers.connected = False
-        world.consumers.answers = [RuntimeError("not to be asked")]
         stopping = world.stop()
         world.later(0.6)
         self.successResultOf(stopping)
+        self.assertNotIn("own queue gone", world.log)
         self.assertEqual(world.log[-1], "embedded stopped")
 
     def test_the_broker_objects(self) -> None:
         """Where the broker objects, or goes meanwhile, that is said, and the rest is stopped."""
         for error in (Closed("away"), BrokerError(404, "no such queue", scope="channel")):
-            world = World()
-            world.consumers.answers = [False, error]
-            stopping = world.stop()
-            world.later(1)
-            self.successResultOf(stopping)
-            self.assertEqual(world.log[-1], "embedded stopped")
-            self.assertIn("own queue", self.lines[-2])
+            for call in ("consuming stopped", "own queue gone", "own queue left"):
+                world = World()
+                world.be_alone()
+                world.consumers.errors[call] = error
+                stopping = world.stop()
+                world.later(2)
+                self.successResultOf(stopping)
+                self.assertEqual(world.log[-1], "embedded stopped")
+                self.assertTrue([line for line in self.lines if "The broker did not do" in line])
+                self.lines.clear()
 
     def test_hurry(self) -> None:
         """Told to hurry, it waits for nothing more."""

@@ -244,6 +244,8 @@ class Server:
             )
         elif method.name == "basic.consume":
             self.send(channel, "basic.consume-ok", consumer_tag=fields["consumer_tag"])
+        elif method.name == "basic.cancel":
+            self.send(channel, "basic.cancel-ok", consumer_tag=fields["consumer_tag"])
         elif method.name in ANSWERS:
             if method.name == "channel.open":
                 self._tags[channel] = 0

@@ -347,3 +347,37 @@ class ConnectionTests(BrokerTestCase):
             before = len(self.attempts())
             self.reactor.advance(1000)
             self.assertEqual(len(self.attempts()), before, moment)
+
+    def test_closed_within(self) -> None:
+        """A broker that does not agree is waited for no longer than it is given, and not asked where that is nothing."""
+        for within, asked in ((0.5, 1), (0.0, 0)):
+            self.setUp()
+            self.service.startService()
+            remote = self.welcome()
+            remote.silent.add("connection.close")
+            self.service.close_within(within)
+            stopped = self.stop()
+            remote.settle()
+            self.assertEqual((len(remote.called("connection.close")), stopped.done), (asked, not asked))
+            self.reactor.advance(within)
+            self.assertTrue(stopped.done)
+
+    def test_hurry(self) -> None:
+        """In a hurry a broker that is being asked to close the connection is waited for no longer; one that is not asked yet is
+        not asked.
+        """
+        self.service.startService()
+        self.welcome().silent.add("connection.close")
+        stopped = self.stop()
+        self.assertFalse(stopped.done)
+        self.service.hurry()
+        self.reactor.advance(0)
+        self.assertTrue(stopped.done)
+        self.setUp()
+        self.service.startService()
+        remote = self.welcome()
+        self.service.hurry()
+        remote.settle()
+        self.assertFalse(remote.transport.aborted, "it is not told to stop yet")
+        self.assertTrue(self.stop().done)
+        self.assertEqual(remote.called("connection.close"), [])

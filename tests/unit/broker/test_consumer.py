@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from txamqp.client import Closed
+
 from owsla.amqp import wire
 from owsla.boundaries import BAD, DeliverySource, Letter
 from owsla.broker import topology
@@ -115,6 +117,9 @@ class Base(BrokerTestCase):
 
     def deliver(self, tag: int, headers: dict[str, Any] | None, channel: int = SHARED, **properties: Any) -> None:
         self.server.raw(deliver(channel, tag, message(b"body", headers, **properties), b"body"))
+
+    def channels(self, name: str) -> list[int]:
+        return [channel for channel, called, _ in self.server.calls if called == name]
 
     def acks(self) -> list[tuple[int, int, bool]]:
         self.server.settle()
@@ -254,9 +259,6 @@ class DeliveryTests(Base):
 
 
 class LossTests(Base):
-    def channels(self, name: str) -> list[int]:
-        return [channel for channel, called, _ in self.server.calls if called == name]
-
     def test_cancelled(self) -> None:
         """A consumer that the broker cancels is said once; after a wait its queue is declared and it consumes again, on a new
         channel, so that what it held comes again. The others go on.
@@ -353,16 +355,16 @@ class LossTests(Base):
 
 
 class OwnQueueTests(Base):
-    def give_up(self, messages: int) -> Result:
+    def delete(self, messages: int) -> Result:
         self.server.silent.add("queue.declare")
-        result = Result(self.consumers.give_up_own_queue())
+        result = Result(self.consumers.delete_own_queue())
         self.server.settle()
         self.server.send(SCRATCH, "queue.declare-ok", queue="to_device.0123abcd", message_count=messages)
         return result
 
     def test_empty(self) -> None:
         """An empty queue of the node's own is deleted, and that its consumer is cancelled surprises nobody."""
-        self.assertTrue(self.give_up(0).value)
+        self.assertTrue(self.delete(0).value)
         self.assertEqual([one["queue"] for one in self.server.called("queue.delete")], ["to_device.0123abcd"])
         self.server.send(OWN, "basic.cancel", consumer_tag="owsla", nowait=True)
         self.pass_time(30)
@@ -371,14 +373,63 @@ class OwnQueueTests(Base):
 
     def test_not_empty(self) -> None:
         """While something is in it, it is left alone."""
-        self.assertIs(self.give_up(1).value, False)
+        self.assertIs(self.delete(1).value, False)
         self.assertEqual(self.server.called("queue.delete"), [])
 
     def test_no_connection(self) -> None:
         """Without a connection it stays where it is."""
         self.server.drop()
         self.consumers.down()
-        self.assertIs(Result(self.consumers.give_up_own_queue()).value, False)
+        self.assertIs(Result(self.consumers.delete_own_queue()).value, False)
+
+
+class StopTests(Base):
+    def stop(self, *, own: bool) -> Result:
+        result = Result(self.consumers.stop_consuming(own=own))
+        self.server.settle()
+        return result
+
+    def test_stopped(self) -> None:
+        """Every consumer of a queue is cancelled; what came is still acknowledged when it is done with, on the open channel."""
+        self.deliver(1, {"connection_id": ID}, channel=SHARED)
+        self.assertTrue(self.stop(own=False).done)
+        self.assertEqual(self.channels("basic.cancel"), [SHARED, SHARED])
+        self.router.plain[0][0].done(1)
+        self.server.settle()
+        self.assertEqual(self.acks(), [(SHARED, 1, True)])
+        self.assertTrue(self.stop(own=True).done)
+        self.assertEqual(self.channels("basic.cancel"), [OWN])
+
+    def test_stopped_for_good(self) -> None:
+        """A node that stops consumes no more after a channel or the connection was lost, and warns of neither."""
+        self.stop(own=False)
+        self.server.close_channel(SHARED)
+        self.server.close_channel(OWN)
+        self.pass_time(30)
+        self.server.drop()
+        self.consumers.down()
+        self.server = Server(self.clock, heartbeat=1000)
+        self.connect()
+        self.assertEqual(self.server.called("basic.consume"), [])
+        self.assertEqual(self.events, [])
+        self.assertTrue(self.stop(own=True).done)
+
+    def test_stopped_while_consuming_again(self) -> None:
+        """The same for one that is waiting to consume again."""
+        self.server.close_channel(SHARED)
+        self.server.calls.clear()
+        self.stop(own=False)
+        self.pass_time(30)
+        self.assertEqual(self.server.called("basic.consume"), [])
+
+    def test_a_broker_that_goes_meanwhile(self) -> None:
+        """When the broker goes before it has answered the call fails, and does not hang."""
+        self.server.silent.add("basic.cancel")
+        result = self.stop(own=False)
+        self.assertFalse(result.done)
+        self.server.drop()
+        self.assertTrue(result.done)
+        self.assertIsInstance(result.error, Closed)
 
 
 class NameTests(Base):

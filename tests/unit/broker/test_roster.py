@@ -189,18 +189,21 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [])
 
     def test_the_registrar_leaves(self) -> None:
-        """The registrar strikes itself off when its queue is gone, and that is waited for, too."""
+        """A registrar knows whether it is alone, and strikes itself off when its queue is gone."""
         self.connect()
         self.roster.here()
+        self.assertEqual((self.roster.listed, self.roster.alone), (False, False))
         self.hear(1, ME)
+        self.assertEqual((self.roster.listed, self.roster.alone), (True, True))
+        self.hear(2, A)
+        self.assertEqual((self.roster.listed, self.roster.alone), (True, False))
         self.roster.leave()
         self.server.take()
         self.server.ack(REGISTER, 2, True)
-        self.hear(2, ME, LEFT)
-        self.assertEqual(self.roster.unconfirmed, 1)
+        self.hear(3, ME, LEFT)
         self.server.refusals[f"to_device.{ME}", True] = (404, "NOT_FOUND - no queue")
         self.pass_time(0.2)
-        self.assertEqual((self.roster.unconfirmed, self.acks()), (0, [1, 2]))
+        self.assertEqual((self.roster.listed, self.roster.alone, self.acks()), (False, False, [1, 3]))
 
     def test_the_register_is_gone(self) -> None:
         """A notice that is returned means that the register was deleted: it is declared again, and everything said again."""
