@@ -316,6 +316,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         events.add(EventsToParent(inherited.link, events.stats("parent")), "parent")
 
     # This node among the others
+    users = frozenset(address.username for address in addresses)
     roster = Roster(
         reactor,
         events.emit,
@@ -323,8 +324,10 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         to_device=settings.to_device,
         register=register_queue(settings.to_device, node_arguments),
         node_grace=settings.node_grace,
+        users=users,
         courier=courier,
         presence=presence,
+        joined=lambda: open_port(),
         now=time.time,
     )
 
@@ -348,6 +351,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
             announce=presence.resync if presence is not None else lambda: None,
             renamed=renamed,
         ),
+        users=users,
         count=settings.consumers,
         prefetch=settings.prefetch,
         grace=settings.node_grace,
@@ -361,9 +365,11 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
     roles: list[Role] = [courier, *([presence] if presence is not None else []), roster, producer, consumers]
 
     def open_port() -> None:
-        listener.open()
-        if inherited is not None:
-            inherited.link.ready(settings.drain_timeout, shown)
+        """Open the port once lines can be confirmed: all connections are up, and the broker is not blocked."""
+        if health.ready and roster.joined:
+            listener.open()
+            if inherited is not None:
+                inherited.link.ready(settings.drain_timeout, shown)
 
     health = BrokerHealth([role.name for role in roles], events.emit, open_port)
     trust = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
@@ -453,7 +459,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
     if inherited is None:
         take_signals(reactor, hurry=service.hurry, reopen=events.reopen, replace=_nothing_to_replace)
     else:
-        inherited.link.introduce(readings, service, reopen=events.reopen, bury=roster.gone)
+        inherited.link.introduce(readings, service, reopen=events.reopen, gone=roster.gone)
         inherited.link.node(ids.node.decode())
         take_worker_signals(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
     return service

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from twisted.internet.defer import DeferredLock
@@ -97,11 +97,12 @@ class Consumer(BaseHandler):
         turn: Turn,
         now: Callable[[], float],
         lost: Callable[[Consumer, str], None],
-        told: Callable[[str], None] | None = None,
+        told: Callable[[str, str | None], bool] | None = None,
     ) -> None:
         """`now()` is in seconds since the epoch; `lost` is told when the channel ends, or the consumer is cancelled.
 
-        `told`: this is the node's own queue, and here go messages that are for the node itself.
+        `told`: this is the node's own queue, and here go messages that are for the node itself, with the user who wrote them.
+        Whether they were believed.
         """
         self._client = client
         self._channel = channel
@@ -150,9 +151,8 @@ class Consumer(BaseHandler):
             # The headers are no field table: nothing in them can be relied on.
             self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
             return
-        if address.notice is not None and self._told is not None:
+        if address.notice is not None and self._told is not None and self._told(address.notice, address.user_id):
             self.done(tag)
-            self._told(address.notice)
             return
         self._router.route_letter(letter(self, tag, header, body, connection_id, seq, address, self._now))
 
@@ -234,6 +234,7 @@ class Consumers:
         *,
         shared: topology.Queue,
         place: Place,
+        users: Collection[str],
         count: int,
         prefetch: int,
         grace: float,
@@ -242,7 +243,8 @@ class Consumers:
         now: Callable[[], float],
         flowing: Callable[[bool], None],
     ) -> None:
-        """`now()` is in seconds since the epoch; `flowing` is told whether messages come.
+        """`users` are the names that nodes log in with. `now()` is in seconds since the epoch; `flowing` is told whether
+        messages come.
 
         In seconds: `grace`, after which others may take a node for dead that consumes its queue no more; `ghost`, within which
         the broker notices that a connection is dead; `patience`, for an own queue that the broker cannot reach.
@@ -253,6 +255,7 @@ class Consumers:
         self._router = router
         self._shared = shared
         self._place = place
+        self._users = users
         self._counts = {SHARED: count, OWN: 1}
         self._prefetch = prefetch
         self._grace = grace
@@ -370,12 +373,15 @@ class Consumers:
             self._probe_call.cancel()
         self._probe_call = None
 
-    def _told(self, notice: str) -> None:
-        """A message on the own queue that is for the node itself."""
+    def _told(self, notice: str, user: str | None) -> bool:
+        """A message on the own queue that is for the node itself, if a node has written it."""
+        if user not in self._users:
+            return False
         if notice == f"{PROBE} {self._probes}":
             self._stop_probing()
         elif notice == LOST:
             self._place.lost()
+        return True
 
     def _unanswered(self) -> None:
         self._probe_call = None

@@ -34,7 +34,7 @@ _MOST_AS_DOUBLE: Final = 2**53
 class Address:
     """What a delivery's headers say. Made for those that say more than a connection and a number."""
 
-    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "reply_to")
+    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "reply_to", "user_id")
 
     def __init__(self, properties: dict[str, bytes], headers: dict[str, Any]) -> None:
         self.close = headers.get("owsla_close") is True
@@ -48,6 +48,8 @@ class Address:
         """Where a delivery report is to go."""
         self.correlation_id = properties.get("correlation_id")
         """As it stands on the wire, to be copied to the report."""
+        self.user_id = properties["user_id"][1:].decode("utf-8", "replace") if "user_id" in properties else None
+        """Who has published it, where that is said: the broker has made sure of it."""
         notice = headers.get(NOTICE)
         self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
         """What one node says to another, or to itself, in a message that is for no connection."""

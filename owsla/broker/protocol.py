@@ -259,6 +259,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         # txAMQP restarts two timers for every frame that it sends or gets; ours is one, and looks at a flag (`_beat`).
         super().__init__(Delegate(), vhost, methods.SPEC, heartbeat=0, clock=clock)
         self.mechanism = "PLAIN"
+        self.username = username
         self.response = b"\0" + username.encode() + b"\0" + password.encode()
         self.properties = {
             "product": "Owsla",

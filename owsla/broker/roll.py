@@ -5,8 +5,14 @@ unacknowledged, so that they go to the next one should it die itself, and looks 
 
     here ──▶ watched ──no consumer for the grace──▶ burying ──▶ struck     (node-lost is told)
     gone ──▶ watched ──no consumer────────────────▶ burying ──▶ struck     (node-lost is told)
-    left ──▶ watched ──its queue is not there─────────────────▶ struck
-                     └─no consumer for the grace──▶ burying ──▶ struck     (nothing is told: it said goodbye)
+                     └─never here, and no queue───────────────▶ struck     (it never joined)
+    left ──▶ watched ──no queue───────────────────────────────▶ struck
+                     └─no consumer────────────────▶ burying ──▶ struck     (nothing is told: it said goodbye)
+
+A node renews its notice every `RENEW` seconds. So a notice that the broker has dropped (a policy with a message-ttl or a
+max-length, a delivery limit) is back soon, none is held long enough for a consumer time-out, and a goodbye that a node did not
+say itself is taken back by the node's next notice. The registrar keeps the notices of nodes that are gone, and renew them no
+more.
 
 Only an answer of the broker's counts. Time passes for an absence between two answers, and never more than a bit over the
 interval at which they are asked for: while the broker, this process or the whole machine stood still, nobody could come back.
@@ -27,8 +33,16 @@ HERE: Final = "here"
 LEFT: Final = "left"
 GONE: Final = "gone"
 
-RENEW: Final = 600.0
-"""Seconds after which a notice that is held is replaced: RabbitMQ closes channels that hold one for 30 minutes."""
+RENEW: Final = 20.0
+"""Seconds after which a node puts its notice into the register again."""
+
+KEEP: Final = 45.0
+"""Seconds after which the registrar replaces a notice that it holds and that nobody renews: RabbitMQ closes channels that hold
+one for too long (consumer_timeout: 30 minutes; operators set less)."""
+
+FIRST: Final = "first"
+RENEWED: Final = "renewed"
+KEPT: Final = "kept"
 
 HURRY: Final = 0.1
 """Seconds between two looks at nodes that are said to be gone, or to have left."""
@@ -48,22 +62,24 @@ class Notice(NamedTuple):
     node: str
     state: str
     """`here`, `left` (it stopped in order) or `gone` (its process is dead)."""
+    origin: str = FIRST
+    """`first`, `renewed` (by its node, which said so before) or `kept` (by the registrar, for a node that may be gone)."""
 
     def pack(self) -> bytes:
         """The message's body."""
-        return json.dumps({"node": self.node, "state": self.state}).encode()
+        return json.dumps(self._asdict()).encode()
 
     @staticmethod
     def read(body: bytes) -> Notice | None:
         """The inverse of `pack`; `None` for what no node has written."""
         try:
             values = json.loads(body)
-            node, state = values["node"], values["state"]
+            node, state, origin = values["node"], values["state"], values["origin"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         if not isinstance(node, str) or not _NODE.fullmatch(node) or state not in (HERE, LEFT, GONE):
             return None
-        return Notice(node, state)
+        return Notice(node, state, origin) if origin in (FIRST, RENEWED, KEPT) else None
 
 
 class Sight(enum.Enum):
@@ -92,12 +108,13 @@ class Verdict(enum.Enum):
 class _Entry:
     """A node on the roll."""
 
-    __slots__ = ("absent", "buried", "held", "looked", "told")
+    __slots__ = ("absent", "buried", "held", "looked", "not_before", "told")
 
     def __init__(self) -> None:
         self.held: dict[str, tuple[int, float]] = {}  # by state: the delivery tag, and since when
         self.absent = 0.0  # seconds for which it has not been there
         self.looked: float | None = None  # when it was last seen not to be there
+        self.not_before = 0.0  # when it may be buried again: the last attempt failed
         self.told = False  # whether it was said to be lost, and does not know yet
         self.buried: dict[str, tuple[int, float]] | None = None  # while it is being buried: the notices that are done with then
 
@@ -136,28 +153,46 @@ class Roll:
 
     # -- notices ---------------------------------------------------------------------------------------------------------
 
-    def heard(self, tag: int, notice: Notice, now: float) -> list[int]:
-        """A notice was delivered. The tags that are done with: that of an older copy of it, usually."""
-        entry = self._entries.get(notice.node)
+    def vanished(self, notice: Notice) -> bool:
+        """Whether the notice that this one renews is not in the register any more: the broker has dropped it."""
+        return notice.origin == RENEWED and notice.node not in self._entries and notice.node not in self._lost
+
+    def heard(self, tag: int, notice: Notice, now: float, redelivered: bool = False) -> list[int]:
+        """A notice was delivered. The tags that are done with: that of an older copy of it, usually.
+
+        One that was delivered before is no news: what it led to may not have come to its end, and is to be done again.
+
+        Between `here` and `left` the last one counts: a node that has left says no more.
+        """
+        node, state, kept = notice.node, notice.state, notice.origin == KEPT
+        entry = self._entries.get(node)
         if entry is None:
-            if notice.state != HERE and notice.node in self._lost:
+            if node in self._lost and not redelivered and (kept or state != HERE):
                 return [tag]  # it is dealt with
-            entry = self._entries[notice.node] = _Entry()
-        if notice.state == HERE and notice.node in self._lost:
-            del self._lost[notice.node]
+            entry = self._entries[node] = _Entry()
+        held = entry.held
+        if kept:
+            if entry.buried is not None:
+                held = entry.buried
+            if held and state not in held:
+                return [tag]  # it was taken back meanwhile
+        elif state == HERE and node in self._lost and not redelivered:
+            del self._lost[node]
             entry.told = True
-        older = entry.held.get(notice.state)
-        entry.held[notice.state] = tag, now
-        return [older[0]] if older is not None else []
+        replaced = {HERE: (HERE, LEFT), LEFT: (HERE, LEFT), GONE: (GONE,)}[state]
+        done = [held.pop(other)[0] for other in replaced if other in held]
+        held[state] = tag, now
+        return done
 
     def stale(self, now: float) -> list[Notice]:
-        """The notices to put into the register anew, since they have been held for long."""
+        """The notices to put into the register again, since they have been held for long and their nodes do not renew them."""
         stale = []
         for node, entry in self._entries.items():
-            for state, (tag, since) in entry.held.items():
-                if now - since >= RENEW:
-                    entry.held[state] = tag, now
-                    stale.append(Notice(node, state))
+            for held in (entry.held, entry.buried or {}):
+                for state, (tag, since) in held.items():
+                    if now - since >= KEEP:
+                        held[state] = tag, now
+                        stale.append(Notice(node, state, KEPT))
         return stale
 
     def surprised(self) -> list[str]:
@@ -187,25 +222,20 @@ class Roll:
             entry.absent = 0.0
             entry.looked = None
             return Verdict.WAIT, self._doubt(entry, now)
-        if sight is Sight.MISSING and LEFT in entry.held:
+        if sight is Sight.MISSING and (LEFT in entry.held or (GONE in entry.held and HERE not in entry.held)):
             return Verdict.STRIKE, self._strike(node)
         if entry.looked is not None:
             entry.absent += min(now - entry.looked, 2 * self._interval)
         entry.looked = now
-        if GONE in entry.held or (entry.absent >= self._grace and now >= self._not_before):
+        known = LEFT in entry.held or GONE in entry.held
+        if now >= entry.not_before and (known or (entry.absent >= self._grace and now >= self._not_before)):
             return Verdict.BURY, []
         return Verdict.WAIT, []
 
     def _doubt(self, entry: _Entry, now: float) -> list[int]:
         """It is said to be gone, and somebody consumes its queue all the same: after a while, believe the broker."""
         gone = entry.held.get(GONE)
-        if gone is None or now - gone[1] < HURRY_FOR:
-            return []
-        del entry.held[GONE]
-        if not entry.held:
-            entry.held[HERE] = gone[0], now  # the only notice of it that there is
-            return []
-        return [gone[0]]
+        return self._not_gone(entry) if gone is not None and now - gone[1] >= HURRY_FOR else []
 
     def _strike(self, node: str) -> list[int]:
         return [tag for tag, _ in self._entries.pop(node).held.values()]
@@ -213,33 +243,45 @@ class Roll:
     # -- burials ---------------------------------------------------------------------------------------------------------
 
     def loud(self, node: str) -> bool:
-        """Whether everybody is to be told that the node that is being buried is lost."""
-        return LEFT not in (self._entries[node].buried or {})
+        """Whether everybody is still to be told that the node that is being buried is lost."""
+        return LEFT not in (self._entries[node].buried or {}) and node not in self._lost
 
     def burying(self, node: str) -> None:
         """Its burial begins."""
         entry = self._entries[node]
         entry.buried, entry.held = entry.held, {}
-        if self.loud(node):
-            if len(self._lost) >= LOST_REMEMBERED:
-                del self._lost[next(iter(self._lost))]
-            self._lost[node] = None
 
-    def spared(self, node: str) -> list[int]:
-        """It came back before its queue was deleted, and was not said to be lost: it is watched as before."""
+    def announced(self, node: str) -> None:
+        """Everybody is told that it is lost."""
+        if len(self._lost) >= LOST_REMEMBERED:
+            del self._lost[next(iter(self._lost))]
+        self._lost[node] = None
+
+    def spared(self, node: str, not_before: float = 0.0) -> list[int]:
+        """Its queue was not deleted, since it came back, or the broker would not have it: then not to be tried before a certain
+        time. It is watched as before.
+        """
         entry = self._entries[node]
         before, entry.buried = entry.buried or {}, None
         entry.absent = 0.0
         entry.looked = None
-        entry.told = False
-        self._lost.pop(node, None)
-        gone = before.pop(GONE, None)
-        if gone is not None and not before and not entry.held:
-            before[HERE] = gone  # the only notice of it that there is
-            gone = None
-        tags = [tag for state, (tag, _) in before.items() if state in entry.held]
+        entry.not_before = not_before
+        replaced = {HERE, LEFT} if HERE in entry.held or LEFT in entry.held else set()
+        tags = [before.pop(state)[0] for state in (HERE, LEFT, GONE) if state in before and state in replaced | set(entry.held)]
         entry.held = before | entry.held
-        return tags if gone is None else [*tags, gone[0]]
+        if not not_before:
+            tags += self._not_gone(entry)
+        return tags
+
+    def _not_gone(self, entry: _Entry) -> list[int]:
+        """Its process is not dead. The tag of the notice that says so, unless that is the only notice of the node."""
+        gone = entry.held.pop(GONE, None)
+        if gone is None:
+            return []
+        if not entry.held:
+            entry.held[HERE] = gone
+            return []
+        return [gone[0]]
 
     def buried(self, node: str) -> list[int]:
         """Its queue is gone, and everybody was told: the notices of it are done with. It may have come back meanwhile."""

@@ -14,27 +14,27 @@ reason to change the registrar.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import count
 from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..boundaries import Clock, DelayedCall, Letter
+from ..boundaries import Clock, DelayedCall
 from ..events import BrokerWarning, Event, NodeLost
 from . import delivery, topology
 from .acks import AckTracker
 from .backoff import Backoff
-from .consumer import letter
+from .cleanup import Cleanup, Recorder
 from .doubts import Doubts
-from .looking import Found, look
+from .looking import look
 from .packing import APP_ID
-from .protocol import BaseHandler, BrokerError, BrokerProtocol, Getter, as_failure
-from .roll import GONE, HERE, LEFT, LOST, Notice, Roll, Sight, Verdict
+from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .roll import FIRST, GONE, HERE, LEFT, LOST, RENEW, RENEWED, Notice, Roll, Sight, Verdict
 
 REGISTER: Final = 1
 """The channel that publishes notices, and consumes them."""
@@ -42,16 +42,17 @@ SCRATCH: Final = 2
 """The channel for declarations."""
 LOOK: Final = 3
 """The channel on which queues are looked at."""
-BURIAL: Final = 4
-"""The channel that empties a dead node's queue."""
-GRAVE: Final = 5
-"""The channel on which that queue is looked at."""
+CLEANUP: Final = 4
+"""The first of the channels for clean-ups: each has two."""
+
+CLEANUPS: Final = 50
+"""Clean-ups at a time, at most."""
+
+RETRY: Final = 10.0
+"""Seconds after which a clean-up that the broker refused is tried again."""
 
 LOOKS: Final = 5
 """How often a node is looked at within its grace."""
-
-LEAVING: Final = 5.0
-"""Seconds for which a consumer of ours that has left may still be counted among those of a queue."""
 
 LEAST_INTERVAL: Final = 0.2
 MOST_INTERVAL: Final = 2.0
@@ -60,29 +61,14 @@ MOST_INTERVAL: Final = 2.0
 REGROUP: Final = 7.0
 """Seconds after a reconnect in which no node is dead: all have lost their connections, and back off for up to 5."""
 
-AT_ONCE: Final = 200
-"""Messages of a dead node's queue that are in memory at once."""
-
-LOCKED: Final = 405
-"""RabbitMQ has no basic.get for a quorum queue with a single active consumer."""
 NOT_IMPLEMENTED: Final = 540
-"""Nor a conditional deletion of a quorum queue; that ends the connection."""
+"""RabbitMQ has no conditional deletion of a quorum queue; asking for one ends the connection."""
 
 
 def register_queue(to_device: str, arguments: Mapping[str, Any]) -> topology.Queue:
     """The register of nodes: `<to-device>.nodes`. It is replicated where the nodes' own queues are (`arguments` are theirs)."""
     kind = {name: value for name, value in arguments.items() if name.startswith(("x-queue-type", "x-quorum-"))}
     return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind})
-
-
-class Recorder(Protocol):
-    """The courier, as a burial sees it."""
-
-    def record(self, letter: Letter, reason: str) -> None:
-        """Bring it to the undeliverable queue, and say that it is done."""
-
-    def lost(self, queue: str) -> None:
-        """The node of this queue is dead."""
 
 
 class Announcer(Protocol):
@@ -101,7 +87,7 @@ class _Word:
     __slots__ = ("arrived", "body", "key", "properties", "queue", "returned")
 
     def __init__(
-        self, key: str, queue: str, properties: bytes, body: bytes, arrived: Callable[[], None] | None = None
+        self, key: str, queue: str, properties: Mapping[str, Any], body: bytes, arrived: Callable[[], None] | None = None
     ) -> None:
         self.key = key
         """Of two with the same one, only the newer is still of interest."""
@@ -126,11 +112,15 @@ class Roster(BaseHandler):
         to_device: str,
         register: topology.Queue,
         node_grace: float,
+        users: Collection[str],
         courier: Recorder,
         presence: Announcer | None,
+        joined: Callable[[], None],
         now: Callable[[], float],
     ) -> None:
-        """`node()` is this node's name; `node_grace` in seconds; `now()` is in seconds since the epoch."""
+        """`node()` is this node's name; `node_grace` in seconds; `now()` is in seconds since the epoch. `users` are the names
+        that nodes log in with: others' notices are not believed. `joined` is called when this node has joined the others.
+        """
         self._clock = clock
         self._emit = emit
         self._node = node
@@ -138,6 +128,12 @@ class Roster(BaseHandler):
         self._register = register
         self._courier = courier
         self._presence = presence
+        self._users = users
+        self._on_joined = joined
+        self.joined = False
+        """Whether the broker has confirmed this node's notice once, and so takes publishes. Where the register cannot be used
+        that cannot be known, and is not waited for.
+        """
         self._now = now
         self._roll = Roll(
             lambda: node().decode(), node_grace, min(MOST_INTERVAL, max(LEAST_INTERVAL, node_grace / LOOKS))
@@ -153,10 +149,11 @@ class Roster(BaseHandler):
         self._acks = AckTracker()
         self._round_call: DelayedCall | None = None
         self._looking = False
-        self._graves: deque[str] = deque()
-        self._burying = False
-        self._burial: Burial | None = None
+        self._renew_call: DelayedCall | None = None
+        self._dead: deque[str] = deque()
+        self._cleanups: dict[int, Cleanup] = {}  # by their first channel
         self._telling: list[str] = []
+        self._vanished = False  # the operator knows that the register loses notices
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
         self._doubts = Doubts()
@@ -169,7 +166,18 @@ class Roster(BaseHandler):
         """This node's own queue is consumed: say so."""
         if not self._left:
             self._here = True
-            self._notice(Notice(self._me, HERE))
+            self._say_here()
+
+    def _say_here(self, origin: str = FIRST) -> None:
+        """Put this node's notice into the register, now and from time to time."""
+        if self._renew_call is not None and self._renew_call.active():
+            self._renew_call.cancel()
+        self._renew_call = None
+        if self._here and self._ready:
+            key = self._key(HERE, self._me)
+            if origin == FIRST or not any(word.key == key for word in self._sent.values()):  # the broker may be blocked
+                self._notice(Notice(self._me, HERE, origin))
+            self._renew_call = self._clock.callLater(RENEW, self._say_here, RENEWED)
 
     def away(self) -> None:
         """This node's own queue is not consumed. The register has its notice; another one, from a node that was said to be lost
@@ -191,16 +199,17 @@ class Roster(BaseHandler):
         self._waiting.pop(self._key(HERE, node), None)
         self._notice(Notice(node, LEFT))
 
-    def gone(self, node: str) -> None:
-        """A node's process is dead: it need not be waited for. Known for certain, by the parent of that process.
+    def gone(self, node: str, served: bool) -> None:
+        """A node's process is dead: it need not be waited for. Known for certain, by the parent of that process. `served`: it
+        had its port open, so that back ends may know of connections.
 
         The registrar is told, whoever that is, so that it is one node only that buries. What cannot be told yet is kept.
         """
-        self._notice(Notice(node, GONE))
+        self._notice(Notice(node, GONE if served else LEFT))
 
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
         """Send a notice to this node's own queue; `arrived` is called when the broker has it."""
-        self._say(_Word("probe", queue, _notice_properties(text), b"", arrived))
+        self._say(_Word("probe", queue, _to_a_node(text), b"", arrived))
 
     @property
     def unconfirmed(self) -> int:
@@ -233,7 +242,8 @@ class Roster(BaseHandler):
         return f"{state} {node}"
 
     def _notice(self, notice: Notice) -> None:
-        self._say(_Word(self._key(notice.state, notice.node), self._register.name, _PERSISTENT, notice.pack()))
+        key = self._key(notice.state, notice.node)
+        self._say(_Word(key, self._register.name, {"content_type": "application/json"}, notice.pack()))
 
     def _say(self, word: _Word) -> None:
         self._waiting.pop(word.key, None)
@@ -248,15 +258,17 @@ class Roster(BaseHandler):
             word.returned = False
             self._sent[self._next_tag] = word
             self._next_tag += 1
+            # RabbitMQ takes no other user's name than that of the login: so a notice shows who has written it.
+            properties = wire.encode_properties(
+                {**word.properties, "user_id": client.username, "delivery_mode": 2, "app_id": APP_ID}
+            )
             client.write(
                 wire.frame(
                     wire.FRAME_METHOD,
                     REGISTER,
                     encode_method("basic.publish", routing_key=word.queue.encode(), mandatory=True),
                 )
-                + wire.content_frames(
-                    REGISTER, wire.header_payload(len(word.body), word.properties), word.body, client.frame_max
-                )
+                + wire.content_frames(REGISTER, wire.header_payload(len(word.body), properties), word.body, client.frame_max)
             )
         self._waiting.clear()
 
@@ -270,6 +282,8 @@ class Roster(BaseHandler):
                     self._warned = None
                 if word.arrived is not None:
                     word.arrived()
+                if word.key == self._key(HERE, self._me):
+                    self._join()
             elif word.queue == self._register.name:
                 missing = True
                 self._waiting.setdefault(word.key, word)
@@ -281,8 +295,14 @@ class Roster(BaseHandler):
             self._waiting.setdefault(word.key, word)
             self._doubts.refused(word.queue)
         self._warn("a queue of the nodes refuses a message; trying again")
+        self._join()
         if self._retry_call is None:
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._go_on)
+
+    def _join(self) -> None:
+        if not self.joined:
+            self.joined = True
+            self._on_joined()
 
     def _go_on(self) -> None:
         self._retry_call = None
@@ -332,8 +352,7 @@ class Roster(BaseHandler):
             return
         if client is self._client:
             self._ready = self._was_up = True
-            if self._here:
-                self._notice(Notice(self._me, HERE))
+            self._say_here()
             self._publish()
 
     def down(self) -> None:
@@ -343,16 +362,16 @@ class Roster(BaseHandler):
     def _forget(self) -> None:
         """The channel is gone, and the notices with it. What was said of others, and to oneself, is kept."""
         self._ready = False
-        for call in (self._round_call, self._retry_call):
+        for call in (self._round_call, self._retry_call, self._renew_call):
             if call is not None and call.active():
                 call.cancel()
-        self._round_call = self._retry_call = None
-        self._looking = self._burying = False
-        if self._burial is not None:
-            self._burial.open = False
-            self._burial = None
+        self._round_call = self._retry_call = self._renew_call = None
+        self._looking = False
+        for cleanup in self._cleanups.values():
+            cleanup.abandon()
+        self._cleanups.clear()
         self._acks = AckTracker()
-        self._graves.clear()
+        self._dead.clear()
         self._telling.clear()
         self._roll.begin(0.0)
         sent, self._sent = list(self._sent.values()), {}
@@ -374,6 +393,7 @@ class Roster(BaseHandler):
     def _begin_again(self, why: str) -> None:
         """Try once more with new channels, on the same connection."""
         self._warn(why)
+        self._join()
         self._forget()
         self._retry_call = self._clock.callLater(self._retry_wait.next(), self._reset)
 
@@ -384,7 +404,7 @@ class Roster(BaseHandler):
             client.run(self._set_up_again(client))
 
     async def _set_up_again(self, client: BrokerProtocol) -> None:
-        for number in (REGISTER, BURIAL):
+        for number in [number for number in client.channels if number == REGISTER or number >= CLEANUP]:
             await client.end_channel(number)
         await self._set_up(client)
 
@@ -397,11 +417,19 @@ class Roster(BaseHandler):
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         notice = Notice.read(body)
-        if notice is None:
-            self._warn(f"a message on {self._register.name} is none of a node's; it is dropped")
+        user = _user(header)
+        if notice is None or user not in self._users:
+            what = "is none of a node's" if notice is None else f"was written by {user or 'nobody'}, and not by a node"
+            self._warn(f"a message on {self._register.name} {what}; it is dropped")
             self._done([tag])
             return
-        self._done(self._roll.heard(tag, notice, self._clock.seconds()))
+        if self._roll.vanished(notice) and not self._vanished:
+            self._vanished = True
+            self._warn(
+                f"notices vanish from {self._register.name}, and are renewed: make sure that no policy with a message-ttl or a "
+                "max-length applies to it"
+            )
+        self._done(self._roll.heard(tag, notice, self._clock.seconds(), redelivered))
         if notice.state != HERE and self._round_call is not None and self._round_call.active():
             self._round_call.cancel()
             self._round_call = None
@@ -438,16 +466,16 @@ class Roster(BaseHandler):
             verdict, tags = self._roll.saw(node, sight, self._clock.seconds())
             self._done(tags)
             if verdict is Verdict.BURY:
-                self._graves.append(node)
+                self._dead.append(node)
                 self._roll.burying(node)
         self._tell()
         for notice in self._roll.stale(self._clock.seconds()):
             self._notice(notice)
         for node in self._roll.surprised():
-            self._say(_Word(f"{LOST} {node}", self._queue(node), _notice_properties(LOST), b""))
+            self._say(_Word(f"{LOST} {node}", self._queue(node), _to_a_node(LOST), b""))
         self._looking = False
         self._schedule()
-        self._dig(client, life)
+        self._clean_up(client, life)
 
     def _queue(self, node: str) -> str:
         return f"{self._to_device}.{node}"
@@ -462,45 +490,65 @@ class Roster(BaseHandler):
             return Sight.MISSING
         return Sight.CONSUMED if found.consumers else Sight.IDLE
 
-    # -- burials ---------------------------------------------------------------------------------------------------------
+    # -- clean-ups -------------------------------------------------------------------------------------------------------
 
-    def _dig(self, client: BrokerProtocol, life: AckTracker) -> None:
-        if self._graves and not self._burying:
-            self._burying = True
-            client.run(self._bury(client, life))
+    def _clean_up(self, client: BrokerProtocol, life: AckTracker) -> None:
+        while self._dead and len(self._cleanups) < CLEANUPS:
+            node = self._dead.popleft()
+            channel = next(number for number in count(CLEANUP, 2) if number not in self._cleanups)
+            self._cleanups[channel] = Cleanup(
+                client,
+                channel,
+                self._queue(node),
+                self._clock,
+                self._courier,
+                self._now,
+                lambda messages, node=node: self._announce(node, messages),  # type: ignore[misc]
+                self._warn,
+            )
+            client.run(self._clean_up_after(client, life, node, channel))
 
-    async def _bury(self, client: BrokerProtocol, life: AckTracker) -> None:
-        """Empty the queues of dead nodes and delete them, one after another."""
-        while self._graves:
-            node = self._graves.popleft()
-            queue = self._queue(node)
-            burial = self._burial = Burial(client, queue, self._clock, self._courier, self._now)
-            try:
-                came_back = not await burial.run(plain=self._plain)
-                refused = None
-            except (BrokerError, Closed) as error:
-                reason = as_failure(error).value
-                if isinstance(reason, BrokerError) and reason.code == NOT_IMPLEMENTED:
-                    self._plain = True
-                if not isinstance(reason, BrokerError) or reason.scope != "channel":
-                    raise
-                came_back, refused = True, reason
+    async def _clean_up_after(self, client: BrokerProtocol, life: AckTracker, node: str, channel: int) -> None:
+        """Empty and delete the queue of a node that is gone. `life` as for `_look_round`."""
+        queue = self._queue(node)
+        cleanup = self._cleanups[channel]
+        refused: BrokerError | None = None
+        gone = False
+        try:
+            gone = await cleanup.run(plain=self._plain)
+        except (BrokerError, Closed) as error:
+            reason = as_failure(error).value
+            if isinstance(reason, BrokerError) and reason.code == NOT_IMPLEMENTED:
+                self._plain = True
             if life is not self._acks or client is not self._client:
                 return
-            if refused is not None:
-                self._warn(f"the queue {queue} of a dead node cannot be emptied: {refused}; trying again")
-            if came_back:
-                self._done(self._roll.spared(node))
-                continue
+            if not isinstance(reason, BrokerError) or reason.scope != "channel":
+                raise
+            refused = reason
+        if life is self._acks and client is self._client:
+            await cleanup.end()
+        if life is not self._acks or client is not self._client:
+            return
+        del self._cleanups[channel]
+        if gone:
             self._courier.lost(queue)
-            if self._roll.loud(node):
-                self._emit(NodeLost(node, burial.messages))
-                if self._presence is not None:
-                    self._presence.node_lost(node)
             self._telling.append(node)
             self._tell()
-        self._burying = False
+        elif refused is not None:
+            self._warn(f"the queue {queue} of a node that is gone cannot be emptied: {refused}; trying again")
+            self._done(self._roll.spared(node, self._clock.seconds() + RETRY))
+        else:
+            self._done(self._roll.spared(node))
         self._schedule()
+        self._clean_up(client, life)
+
+    def _announce(self, node: str, messages: int) -> None:
+        """Tell everybody that a node is lost, unless it said goodbye."""
+        if self._roll.loud(node):
+            self._roll.announced(node)
+            self._emit(NodeLost(node, messages))
+            if self._presence is not None:
+                self._presence.node_lost(node)
 
     def _tell(self) -> None:
         """Strike those who are buried, and of whom back ends were told."""
@@ -510,184 +558,15 @@ class Roster(BaseHandler):
                 self._done(self._roll.buried(node))
 
 
-class Burial(Getter):
-    """Takes what is in a dead node's queue, has it put on record, and deletes the queue."""
-
-    open = True
-    prefetch = AT_ONCE
-    own = True
-
-    def __init__(
-        self,
-        client: BrokerProtocol,
-        queue: str,
-        clock: Clock,
-        courier: Recorder,
-        now: Callable[[], float],
-    ) -> None:
-        """`now()` is in seconds since the epoch."""
-        self._client = client
-        self._queue = queue
-        self._clock = clock
-        self._courier = courier
-        self._now = now
-        self._asked = 0
-        self._held = 0
-        self._empty = False
-        self._settled: Deferred[None] | None = None
-        self._end: Failure | None = None
-        self.messages = 0
-        """How many were put on record."""
-
-    async def run(self, *, plain: bool) -> bool:
-        """Whether the queue is gone; if not, the node is back. `plain`: it is a quorum queue, which has no conditions.
-
-        Raises `BrokerError` where the broker will not have it, and `Closed` when the connection ends.
-        """
-        while True:
-            found = await look(self._client, GRAVE, self._queue)
-            if found is None:
-                return True
-            if found.consumers:
-                return False
-            try:
-                await self._take_all()
-            except BrokerError as error:
-                if error.code == topology.NOT_FOUND:
-                    return True
-                if error.code != LOCKED:
-                    raise
-                plain = True
-                if not await self._consume_all():
-                    return False
-            found = await self._without_us()
-            if found is None:
-                return True
-            if found.consumers:
-                return False
-            if not found.messages and await self._delete(plain):
-                return True
-
-    async def _channel(self) -> Any:
-        await self._client.end_channel(BURIAL)
-        self._end = None
-        self.open = True
-        return await self._client.open_channel(BURIAL, self)
-
-    async def _take_all(self) -> None:
-        """Ask for messages until there are none: as a consumer of a queue that has a single active one we would be in the way
-        of a node that comes back.
-        """
-        await self._channel()
-        self._empty = False
-        while not self._empty:
-            self._asked = AT_ONCE
-            for _ in range(AT_ONCE):
-                self._client.get(BURIAL, self._queue)
-            await self._all_settled()
-
-    async def _consume_all(self) -> bool:
-        """The same by consuming, where there is no other way. Whether nobody else came."""
-        channel = await self._channel()
-        await channel.basic_qos(prefetch_count=AT_ONCE)
-        await channel.basic_consume(queue=self._queue, consumer_tag="owsla-burial")
-        while True:
-            await self._all_settled()
-            found = await look(self._client, GRAVE, self._queue)
-            if found is None or found.consumers > 1:
-                break
-            if not found.messages and not self._held:
-                break
-            await self._wait()
-        self.open = False
-        await self._client.end_channel(BURIAL)
-        return found is None or found.consumers < 2
-
-    async def _without_us(self) -> Found | None:
-        """What is in the queue, and who, once our own consumer has left it: of a quorum queue a busy broker says so late, and
-        to take ourselves for the node would leave it unburied.
-        """
-        patience = self._clock.seconds() + LEAVING
-        while True:
-            found = await look(self._client, GRAVE, self._queue)
-            if found is None or not found.consumers or self._clock.seconds() >= patience:
-                return found
-            await self._wait()
-
-    async def _wait(self) -> None:
-        waiting: Deferred[None] = Deferred()
-        self._clock.callLater(LEAST_INTERVAL, waiting.callback, None)
-        await waiting
-
-    async def _delete(self, plain: bool) -> bool:
-        """Whether it is deleted; if not, something came into it, or somebody."""
-        channel = await self._channel()
-        try:
-            await channel.queue_delete(queue=self._queue, if_unused=not plain, if_empty=not plain)
-        except Closed as closed:
-            error = as_failure(closed).value
-            if not isinstance(error, BrokerError) or error.scope != "channel":
-                raise
-            if error.code != topology.PRECONDITION_FAILED:
-                raise error from None
-            return False
-        return True
-
-    # -- messages --------------------------------------------------------------------------------------------------------
-
-    def got(self, tag: int, header: bytes, body: bytes) -> None:
-        self._asked -= 1
-        self.deliver(tag, False, header, body)
-
-    def got_nothing(self) -> None:
-        self._asked -= 1
-        self._empty = True
-        self._check()
-
-    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        self._held += 1
-        try:
-            connection_id, seq, _ = delivery.read(header)
-            address = delivery.details(header)
-        except WireError:
-            one = Letter(self, tag, header, body, None, None)
-        else:
-            if address.notice is not None:
-                self.done(tag)  # the node's own, to itself
-                return
-            one = letter(self, tag, header, body, connection_id, seq, address, self._now)
-        self.messages += 1
-        self._courier.record(one, "unknown-connection")
-
-    def done(self, tag: int) -> None:
-        self._held -= 1
-        if self.open:
-            self._client.ack(BURIAL, tag, False)
-        self._check()
-
-    def closed(self, reason: Failure) -> None:
-        self.open = False
-        self._end = reason
-        self._check()
-
-    def _check(self) -> None:
-        waiting = self._settled
-        if waiting is not None and (self._end is not None or not (self._asked or self._held)):
-            self._settled = None
-            waiting.callback(None)
-
-    async def _all_settled(self) -> None:
-        if self._end is None and (self._asked or self._held):
-            self._settled = Deferred()
-            await self._settled
-        if self._end is not None:
-            self._asked = self._held = 0
-            reason = self._end.value
-            raise reason if isinstance(reason, BrokerError) else Closed(reason)
+def _to_a_node(text: str) -> dict[str, Any]:
+    """Return the properties of what nodes tell each other on their own queues."""
+    return {"headers": {delivery.NOTICE: text}}
 
 
-_PERSISTENT: Final = wire.encode_properties({"delivery_mode": 2, "content_type": "application/json", "app_id": APP_ID})
-
-
-def _notice_properties(text: str) -> bytes:
-    return wire.encode_properties({"headers": {delivery.NOTICE: text}, "delivery_mode": 2, "app_id": APP_ID})
+def _user(header: bytes) -> str | None:
+    """Return the broker's word for who has published a message."""
+    try:
+        user = wire.decode_properties(header, 12).get("user_id")
+    except WireError:
+        return None
+    return user if isinstance(user, str) else None

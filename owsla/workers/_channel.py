@@ -4,7 +4,7 @@
         start   argv, number, count, broker_port        the first line, read before anything else
         stop    in order, as after SIGTERM              hurry   at once
         reopen  files, as after SIGHUP
-        gone    node                                    this node's process is dead: bury it
+        gone    node, served                            this node's process is dead; whether its port was open
         ask     id, what ("metrics", "state")
         ping
     worker to parent

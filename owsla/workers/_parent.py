@@ -145,14 +145,14 @@ class Reports:
         self._workers = workers
         self._emit = emit
         self._refused = refused
-        self._dead: dict[str, None] = {}
+        self._dead: dict[str, bool] = {}
         self._worked = False
         self._refusing = False
 
     def ready(self, process: Process) -> None:
         self._worked = True
-        for node in self._dead:
-            process.tell("gone", node=node)
+        for node, served in self._dead.items():
+            process.tell("gone", node=node, served=served)
         self._dead.clear()
 
     def ended(self, process: Process, graceful: bool) -> None:
@@ -161,9 +161,9 @@ class Reports:
             return
         for worker in self._workers:
             if worker.process is not None and worker.process.state == "ready":
-                worker.process.tell("gone", node=process.node)
+                worker.process.tell("gone", node=process.node, served=process.served)
                 return
-        self._dead[process.node] = None
+        self._dead[process.node] = process.served
 
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
         self._emit(time, node, event)

@@ -124,6 +124,8 @@ class Process(ProcessProtocol):
         self.state: State = "starting"
         self.node: str | None = None
         """Its node's name, as soon as it has said so."""
+        self.served = False
+        """Whether its port was open."""
         self.reason: str = ""
         """How it ended."""
         self.refused: str | None = None
@@ -260,6 +262,7 @@ class Process(ProcessProtocol):
             self.node = message["node"]
             self._log.info("This is node {node}", node=self.node)
         elif kind == "ready":
+            self.served = True
             self._drain_timeout = float(message.get("drain_timeout", self._drain_timeout))
             if "certificate" in message:
                 self.shown = Shown(message["certificate"], message["not_after"])

@@ -77,18 +77,18 @@ class ParentLink:
         self._readings: Readings | None = None
         self._stoppable: Stoppable | None = None
         self._reopen: Callable[[], None] = lambda: None
-        self._bury: Callable[[str], None] = lambda node: None
+        self._gone: Callable[[str, bool], None] = lambda node, served: None
         self._ready = False
         self._stopping = False
 
     def introduce(
-        self, readings: Readings, service: Stoppable, *, reopen: Callable[[], None], bury: Callable[[str], None]
+        self, readings: Readings, service: Stoppable, *, reopen: Callable[[], None], gone: Callable[[str, bool], None]
     ) -> None:
-        """Who it is about. `bury` is told the name of a node whose process is dead."""
+        """Who it is about. `gone` is told the name of a node whose process is dead, and whether its port had been open."""
         self._readings = readings
         self._stoppable = service
         self._reopen = reopen
-        self._bury = bury
+        self._gone = gone
 
     # -- towards the parent ------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class ParentLink:
         elif kind == "reopen":
             self._reopen()
         elif kind == "gone":
-            self._bury(message["node"])
+            self._gone(message["node"], message.get("served", True))
 
     def stop(self, why: str) -> None:
         """Stop in order, once."""

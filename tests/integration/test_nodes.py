@@ -6,6 +6,10 @@ import json
 import signal
 from typing import Any
 
+import pytest
+from pika.exceptions import UnroutableError
+from twisted.internet.defer import ensureDeferred
+
 from ._support.backend import Backend, Message
 from ._support.device import Device
 from ._support.lab import Gateway, Lab
@@ -88,7 +92,7 @@ class Nodes:
 
     async def when(self, condition: Any, what: str) -> dict[str, tuple[int, int, int]]:
         queues: dict[str, tuple[int, int, int]] = {}
-        for _ in range(20):
+        for _ in range(40):
             queues = await self.queues()
             if condition(queues):
                 return queues
@@ -187,7 +191,7 @@ async def test_a_graceful_stop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     await nodes.registered(3)
     assert await second.owsla.terminate() == 0
     await nodes.registered(2)
-    assert nodes.queue(connection_id[:8]) not in await nodes.queues()
+    await nodes.when(lambda queues: nodes.queue(connection_id[:8]) not in queues, "the end of its queue")
     await until(
         lambda: [one for one in nodes.collect() if one.headers.get("connection_id") == connection_id][1:], what="disconnected"
     )
@@ -199,6 +203,118 @@ async def test_a_graceful_stop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     assert set(queues) == {nodes.first.to_device, nodes.first.undeliverable, nodes.register}
     assert queues[nodes.register] == (0, 0, 0)
     await pause(GRACE)
+    assert nodes.lost() == []
+
+
+ROUNDS = 3
+"""How many stops in order, and how many kills, of nodes that a back end sends to without a pause."""
+
+
+class Stream:
+    """A back end that publishes to one node's queue, a hundred messages a second, each confirmed, until it is told to stop."""
+
+    def __init__(self, nodes: Nodes, connection_id: str) -> None:
+        self.nodes = nodes
+        self.connection_id = connection_id
+        self.confirmed: list[bytes] = []
+        self.returned = 0
+        self._on = True
+        self._running = ensureDeferred(self._run())
+
+    async def _run(self) -> None:
+        queue = self.nodes.queue(self.connection_id[:8])
+        number = 0
+        while self._on:
+            number += 1
+            body = f"{self.connection_id} {number}".encode()
+            try:
+                await self.nodes.backend.publish(queue, body, {"connection_id": self.connection_id}, delivery_mode=2)
+            except UnroutableError:
+                self.returned += 1
+            else:
+                self.confirmed.append(body)
+            await pause(0.008)
+
+    async def stop(self) -> None:
+        self._on = False
+        await self._running
+
+    def unaccounted(self, device: Device) -> set[bytes]:
+        """Return the confirmed messages that were neither delivered nor recorded."""
+        records = self.nodes.backend.inbox[self.nodes.first.undeliverable].clear()
+        return set(self.confirmed) - set(device.lines.clear()) - {record.body for record in records}
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+@reactor_test
+async def test_a_node_that_goes_while_a_back_end_sends(lab: Lab, own_rabbitmq: RabbitMQ, how: str) -> None:
+    """A node stops, or is killed, while a back end sends to its queue, and goes on for a moment after it has heard that: each
+    message that RabbitMQ has confirmed was delivered, or is on record. Then the queue goes.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1, drain_spread="0s")
+    for _ in range(ROUNDS):
+        await _goes(nodes, how)
+
+
+async def _goes(nodes: Nodes, how: str) -> None:
+    gateway = await nodes.another()
+    device = await nodes.lab.device(gateway)
+    connection_id = await nodes.introduce(device)
+    queue = nodes.queue(connection_id[:8])
+    stream = Stream(nodes, connection_id)
+    await until(lambda: len(stream.confirmed) > 50, what="the stream")
+    if how == "stopped":
+        assert await gateway.owsla.terminate() == 0
+    else:
+        gateway.owsla.kill()
+        await until(lambda: nodes.lost(connection_id[:8]), what="node-lost")
+    await pause(1.5)
+    assert not stream.returned, "the queue was deleted while somebody sent to it"
+    await stream.stop()
+    await nodes.when(lambda queues: queue not in queues, "the end of the node's queue")
+    assert stream.unaccounted(device) == set()
+
+
+@reactor_test
+async def test_a_back_end_that_never_stops(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """While a back end goes on sending to a node that is gone its messages are on record, the node is said to be lost, and the
+    next node that dies is cleaned up all the same.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    second, third = await nodes.another(), await nodes.another()
+    device = await lab.device(second)
+    connection_id = await nodes.introduce(device)
+    other = (await nodes.introduce(await lab.device(third)))[:8]
+    await nodes.registered(3)
+    stream = Stream(nodes, connection_id)
+    second.owsla.kill()
+    await until(lambda: nodes.lost(connection_id[:8]), what="node-lost")
+    third.owsla.kill()
+    await nodes.gone(other)
+    assert nodes.queue(connection_id[:8]) in await nodes.queues()
+    await stream.stop()
+    await nodes.gone(connection_id[:8])
+    assert stream.unaccounted(device) == set()
+
+
+@reactor_test
+async def test_the_only_node_stops_while_a_back_end_sends(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """Where no other node is left, and a back end goes on sending, the queue stays, and the next node to start records what is
+    in it and deletes it. The stop ends within --drain-timeout all the same.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1, drain_spread="0s", drain_timeout="3s")
+    device = await lab.device(nodes.first)
+    connection_id = await nodes.introduce(device)
+    stream = Stream(nodes, connection_id)
+    await until(lambda: len(stream.confirmed) > 50, what="the stream")
+    assert await nodes.first.owsla.terminate(15) == 0
+    at_the_end = len(stream.confirmed)
+    await until(lambda: len(stream.confirmed) > at_the_end + 20, what="more messages")
+    await stream.stop()
+    assert not stream.returned
+    await nodes.another()
+    await nodes.when(lambda queues: nodes.queue(connection_id[:8]) not in queues, "the end of the node's queue")
+    assert stream.unaccounted(device) == set()
     assert nodes.lost() == []
 
 

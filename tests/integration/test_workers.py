@@ -392,6 +392,36 @@ async def test_rolling_restart(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> 
 
 
 @reactor_test
+async def test_rolling_restart_while_the_broker_is_blocked(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """While the broker takes nothing no worker is replaced: the fresh one opens no port, and the old one keeps its devices and
+    their lines. When it is over the restart goes on, and no line is lost.
+    """
+    gateway = await lab.gateway(own_rabbitmq.url, workers=2, drain_spread="1s", device_ack="ACK {seq}")
+    before = await processes(gateway.owsla, 2)
+    found = await devices_on_each(gateway, lab, 2)
+    devices = [devices[0][0] for devices in found.values()]
+    mark = gateway.owsla.mark()
+    await own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        for device in devices:
+            device.send_line(b"while blocked")
+        await gateway.owsla.wait_for_line("Broker blocked", start=mark)
+        gateway.owsla.process.signal(signal.SIGUSR2)
+        await until(lambda: pids(gateway.owsla)["worker-1"] != before["worker-1"], what="the fresh worker-1")
+        await until(lambda: len(gateway.owsla.lines("worker-1.*Broker blocked", start=mark)) == 2, RESTART, "its being blocked")
+        await pause(5)
+        assert not gateway.owsla.lines("Stopping: told to stop", start=mark), gateway.owsla.output()
+        assert all(device.is_open for device in devices)
+    finally:
+        await own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    await gateway.owsla.wait_for_line("All 2 workers were replaced", 90, start=mark)
+    said = [message.body for message in await gateway.messages(2) if message.body == b"while blocked"]
+    assert len(said) == 2
+    assert len(gateway.owsla.lines("everything confirmed", start=mark)) == 2, gateway.owsla.output()
+    assert await gateway.owsla.terminate() == 0
+
+
+@reactor_test
 async def test_longer_drain_timeout(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """After a rolling restart with a longer --drain-timeout a stop may take as long as that: the parent has an older one."""
     settings = tmp_path / "owsla.toml"

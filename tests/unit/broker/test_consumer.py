@@ -99,6 +99,7 @@ class Base(BrokerTestCase):
             self.router,
             shared=topology.Queue("to_device"),
             place=self.place,
+            users={"me"},
             count=2,
             prefetch=50,
             grace=10.0,
@@ -445,8 +446,8 @@ class NameTests(Base):
         self.server.found = found
         self.connect()
 
-    def notice(self, text: str, channel: int = OWN) -> None:
-        self.server.raw(deliver(channel, 1, message(b"", {"owsla_notice": text}), b""))
+    def notice(self, text: str, channel: int = OWN, user: str | None = "me") -> None:
+        self.server.raw(deliver(channel, 1, message(b"", {"owsla_notice": text}, user_id=user), b""))
 
     def test_said_so(self) -> None:
         """The others hear of this node when its queue is consumed; there is nothing to find out of a name that is new."""
@@ -523,9 +524,12 @@ class NameTests(Base):
         self.assertEqual(len(self.router.letters), 1)
 
     def test_told_that_it_is_lost(self) -> None:
-        """A node hears from the registrar that it was said to be lost."""
+        """A node hears from the registrar that it was said to be lost, and from nobody else."""
         self.notice("lost")
         self.assertEqual(self.place.losses, 1)
+        for user in (None, "backend"):
+            self.notice("lost", user=user)
+        self.assertEqual((self.place.losses, len(self.router.letters)), (1, 2))
 
     def test_away_for_long(self) -> None:
         """After an absence of as long as the grace, others may have taken it for dead, and it says so when it is back."""

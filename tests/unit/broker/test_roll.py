@@ -8,7 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.roll import GONE, HERE, HURRY, HURRY_FOR, LEFT, RENEW, Notice, Roll, Sight, Verdict
+from owsla.broker.roll import (
+    FIRST,
+    GONE,
+    HERE,
+    HURRY,
+    HURRY_FOR,
+    KEEP,
+    KEPT,
+    LEFT,
+    RENEW,
+    RENEWED,
+    Notice,
+    Roll,
+    Sight,
+    Verdict,
+)
 
 ME, A, B = "00000000", "aaaaaaaa", "bbbbbbbb"
 GRACE, INTERVAL = 10.0, 2.0
@@ -22,7 +37,8 @@ class NoticeTests(SynchronousTestCase):
     def test_packed(self) -> None:
         """What is packed is read again."""
         for state in (HERE, LEFT, GONE):
-            self.assertEqual(Notice.read(Notice(A, state).pack()), Notice(A, state))
+            for origin in (FIRST, RENEWED, KEPT):
+                self.assertEqual(Notice.read(Notice(A, state, origin).pack()), Notice(A, state, origin))
 
     @given(st.binary() | st.dictionaries(st.sampled_from(["node", "state"]), st.text() | st.none()).map(as_json))
     def test_any_bytes(self, body: bytes) -> None:
@@ -30,7 +46,8 @@ class NoticeTests(SynchronousTestCase):
         Notice.read(body)
         for odd in (
             b"", b"[]", b"7", b'{"node": 7, "state": "here"}', b'{"node": "aaaaaaaa\\n", "state": "here"}',
-            b'{"node": "AAAAAAAA", "state": "here"}', b'{"node": "aaaaaaaa", "state": []}', b"[" * 100_000,
+            b'{"node": "AAAAAAAA", "state": "here", "origin": "first"}', b'{"node": "aaaaaaaa", "state": [], "origin": "kept"}',
+            b'{"node": "aaaaaaaa", "state": "here", "origin": []}', b'{"node": "aaaaaaaa", "state": "here"}', b"[" * 100_000,
         ):  # fmt: skip
             self.assertIsNone(Notice.read(odd), odd)
 
@@ -41,9 +58,9 @@ class Base(SynchronousTestCase):
         self.roll = Roll(lambda: ME, GRACE, INTERVAL)
         self.tag = 0
 
-    def hear(self, node: str, state: str = HERE) -> list[int]:
+    def hear(self, node: str, state: str = HERE, origin: str = FIRST) -> list[int]:
         self.tag += 1
-        return self.roll.heard(self.tag, Notice(node, state), self.now)
+        return self.roll.heard(self.tag, Notice(node, state, origin), self.now)
 
     def see(self, sight: Sight, node: str = A, after: float = INTERVAL) -> Verdict:
         self.now += after
@@ -93,22 +110,46 @@ class WatchTests(Base):
         self.hear(ME, LEFT)
         self.assertEqual(self.roll.due(), [ME])
         self.assertIs(self.see(Sight.MISSING, ME), Verdict.STRIKE)
-        self.assertEqual((self.done, len(self.roll)), ([1, 2], 0))
+        self.assertEqual((self.done, len(self.roll)), ([2], 0))
 
     def test_copies(self) -> None:
         """Of several copies of a notice the last is held."""
         self.assertEqual([self.hear(A), self.hear(A), self.hear(B), self.hear(A)], [[], [1], [], [2]])
         self.assertEqual(self.roll.due(), [A, B])
 
-    def test_renewed(self) -> None:
-        """What is held for long is put into the register anew, once."""
+    def test_kept(self) -> None:
+        """What is held for long, since its node does not renew it, is put into the register again: once, also while a queue is
+        cleaned up. The copy takes the place of the notice, and means nothing new.
+        """
+        self.assertLess(RENEW, KEEP, "a living node renews its notice before")
         self.hear(A)
-        self.hear(B, LEFT)
-        self.now += RENEW - 1
+        self.hear(B, GONE)
+        self.bury(B)
+        self.now += KEEP - 1
         self.assertEqual(self.roll.stale(self.now), [])
         self.now += 1
-        self.assertEqual(self.roll.stale(self.now), [Notice(A, HERE), Notice(B, LEFT)])
+        self.assertEqual(self.roll.stale(self.now), [Notice(A, HERE, KEPT), Notice(B, GONE, KEPT)])
         self.assertEqual(self.roll.stale(self.now), [])
+        self.assertEqual([self.hear(A, HERE, KEPT), self.hear(B, GONE, KEPT)], [[1], [2]])
+        self.roll.announced(B)
+        self.assertEqual(self.roll.buried(B), [4])
+        self.assertEqual([self.hear(B, GONE, KEPT), self.hear(B, HERE, KEPT)], [[5], [6]], "that is dealt with")
+        self.assertEqual(self.roll.surprised(), [])
+
+    def test_kept_and_taken_back(self) -> None:
+        """A copy that the registrar has put there, and that its node has taken back meanwhile, does not count any more."""
+        for before, after in ((HERE, LEFT), (LEFT, HERE)):
+            self.setUp()
+            self.hear(A, before)
+            self.assertEqual(self.hear(A, after), [1])
+            self.assertEqual(self.hear(A, before, KEPT), [3])
+
+    def test_vanished(self) -> None:
+        """A renewal of a notice that the registrar does not have shows that the broker has dropped it."""
+        self.assertFalse(self.roll.vanished(Notice(A, HERE)))
+        self.assertTrue(self.roll.vanished(Notice(A, HERE, RENEWED)))
+        self.hear(A)
+        self.assertFalse(self.roll.vanished(Notice(A, HERE, RENEWED)))
 
 
 class GoodbyeTests(Base):
@@ -118,14 +159,32 @@ class GoodbyeTests(Base):
         self.hear(A, LEFT)
         self.assertIs(self.see(Sight.CONSUMED), Verdict.WAIT)
         self.assertIs(self.see(Sight.MISSING), Verdict.STRIKE)
-        self.assertEqual((self.done, A in self.roll), ([1, 2], False))
+        self.assertEqual((self.done, A in self.roll), ([2], False))
 
     def test_left_something(self) -> None:
-        """What it left in its queue is recorded after the grace, and nobody is told either."""
+        """What it left in its queue is recorded at once, and nobody is told either."""
         self.hear(A, LEFT)
-        self.assertEqual([self.see(Sight.IDLE) for _ in range(6)], [Verdict.WAIT] * 5 + [Verdict.BURY])
+        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
         self.bury()
         self.assertFalse(self.roll.loud(A))
+
+    def test_a_goodbye_that_it_did_not_say(self) -> None:
+        """A node that says that it is here has not left, whoever said so: its death is told."""
+        self.hear(A)
+        self.assertEqual(self.hear(A, LEFT), [1])
+        self.assertIs(self.see(Sight.CONSUMED), Verdict.WAIT)
+        self.assertEqual(self.hear(A, HERE, RENEWED), [2])
+        self.assertEqual([self.see(Sight.IDLE) for _ in range(6)], [Verdict.WAIT] * 5 + [Verdict.BURY])
+        self.bury()
+        self.assertTrue(self.roll.loud(A))
+
+    def test_gone_and_never_here(self) -> None:
+        """One that is dead before it joined, and has no queue, is struck off, and nobody is told."""
+        self.hear(A, GONE)
+        self.assertIs(self.see(Sight.MISSING), Verdict.STRIKE)
+        self.hear(A, GONE)
+        self.hear(A)
+        self.assertIs(self.see(Sight.MISSING), Verdict.BURY)
 
     def test_gone(self) -> None:
         """A node whose process is known to be dead is not waited for, once nobody consumes its queue."""
@@ -136,6 +195,8 @@ class GoodbyeTests(Base):
         self.assertIs(self.see(Sight.IDLE, after=0), Verdict.BURY)
         self.bury()
         self.assertTrue(self.roll.loud(A))
+        self.roll.announced(A)
+        self.assertFalse(self.roll.loud(A), "it is told once")
         self.assertEqual(self.roll.buried(A), [1, 2])
         self.assertEqual(self.roll.interval(self.now), INTERVAL)
         self.assertEqual(self.hear(A, GONE), [3], "somebody says so again: it is dealt with")
@@ -181,6 +242,7 @@ class BurialTests(Base):
 
     def test_back_meanwhile(self) -> None:
         """One that came back while it was buried stays on the roll, and is told that it was said to be lost: afterwards."""
+        self.roll.announced(A)
         self.hear(A)
         self.assertEqual(self.roll.surprised(), [])
         self.assertEqual(self.roll.buried(A), [1])
@@ -189,9 +251,41 @@ class BurialTests(Base):
 
     def test_back_later(self) -> None:
         """So is one that comes back later."""
+        self.roll.announced(A)
         self.assertEqual(self.roll.buried(A), [1])
         self.hear(A)
         self.assertEqual(self.roll.surprised(), [A])
+
+    def test_back_and_told(self) -> None:
+        """One that came back before its queue was deleted, and after all were told, hears of that as soon as it says so."""
+        self.roll.announced(A)
+        self.assertEqual((self.roll.spared(A), self.roll.surprised()), ([], []))
+        self.assertEqual(self.hear(A, HERE, RENEWED), [1])
+        self.assertEqual(self.roll.surprised(), [A])
+
+    def test_delivered_again(self) -> None:
+        """A notice that was delivered before, when the registrar begins again, does not say that a node is back; what was not
+        brought to its end is done again, and not told again.
+        """
+        self.roll.announced(A)
+        self.roll.begin(0.0)
+        for state, origin in ((HERE, FIRST), (HERE, KEPT), (GONE, FIRST)):
+            self.tag += 1
+            self.assertLessEqual(len(self.roll.heard(self.tag, Notice(A, state, origin), self.now, redelivered=True)), 1)
+        self.assertEqual(self.roll.surprised(), [])
+        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
+        self.bury()
+        self.assertFalse(self.roll.loud(A))
+
+    def test_refused(self) -> None:
+        """One whose queue the broker does not give out is tried again later, and not said to be lost a second time."""
+        self.roll.announced(A)
+        self.hear(A, LEFT)
+        self.assertEqual(self.roll.spared(A, self.now + 10), [1])
+        self.assertIs(self.see(Sight.IDLE, after=9), Verdict.WAIT)
+        self.assertIs(self.see(Sight.IDLE, after=1), Verdict.BURY)
+        self.bury()
+        self.assertFalse(self.roll.loud(A))
 
     def test_gone_by_mistake(self) -> None:
         """One that was said to be gone, and is back, is not said to be gone any more."""
@@ -206,12 +300,13 @@ class BurialTests(Base):
 class AnyOrderTests(SynchronousTestCase):
     @given(
         st.lists(
-            st.tuples(st.sampled_from(["hear", "see", "bury", "done", "spare"]), st.sampled_from([HERE, LEFT, GONE]),
-                      st.sampled_from(list(Sight)), st.sampled_from([A, B, ME]), st.floats(0, 30)),
+            st.tuples(st.sampled_from(["hear", "see", "announce", "done", "spare"]), st.sampled_from([HERE, LEFT, GONE]),
+                      st.sampled_from([FIRST, RENEWED, KEPT]), st.sampled_from(list(Sight)), st.sampled_from([A, B, ME]),
+                      st.floats(0, 30)),
             max_size=60,
         )
     )  # fmt: skip
-    def test_every_tag_once(self, steps: list[tuple[str, str, Sight, str, float]]) -> None:
+    def test_every_tag_once(self, steps: list[tuple[str, str, str, Sight, str, float]]) -> None:
         """Whatever happens, a notice is acknowledged at most once, and a node on the roll has one that is not: so that the next
         registrar hears of it.
         """
@@ -219,18 +314,20 @@ class AnyOrderTests(SynchronousTestCase):
         roll = Roll(lambda: ME, GRACE, INTERVAL)
         told: dict[int, str] = {}
         burying: set[str] = set()
-        for what, state, sight, node, after in steps:
+        for what, state, origin, sight, node, after in steps:
             now += after
             done: list[int] = []
             if what == "hear":
                 tag += 1
                 told[tag] = node
-                done = roll.heard(tag, Notice(node, state), now)
+                done = roll.heard(tag, Notice(node, state, origin), now)
             elif what == "see":
                 verdict, done = roll.saw(node, sight, now)
                 if verdict is Verdict.BURY:
                     burying.add(node)
                     roll.burying(node)
+            elif node in burying and what == "announce":
+                roll.announced(node)
             elif node in burying:
                 burying.remove(node)
                 done = roll.spared(node) if what == "spare" else roll.buried(node)

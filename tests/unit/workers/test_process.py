@@ -530,15 +530,23 @@ class ReportsTests(ProcessTestCase):
             worker.startService()
         self.first, self.second = self.reactor.children
 
-    def gone(self, child: Child) -> list[str]:
-        return [message["node"] for message in child.told() if message["type"] == "gone"]
+    def gone(self, child: Child) -> list[tuple[str, bool]]:
+        return [(message["node"], message["served"]) for message in child.told() if message["type"] == "gone"]
 
     def test_another_is_told(self) -> None:
         """Of a worker that died another one is told, which is ready."""
         self.first.says("node", node="0000aaaa")
+        self.first.says("ready")
         self.second.says("ready")
         self.first.ends(status=None, signal_number=9)
-        self.assertEqual(self.gone(self.second), ["0000aaaa"])
+        self.assertEqual(self.gone(self.second), [("0000aaaa", True)])
+
+    def test_died_before_its_port_was_open(self) -> None:
+        """Of one whose port was never open no back end knows a connection, and that is said, too."""
+        self.first.says("node", node="0000aaaa")
+        self.second.says("ready")
+        self.first.ends(status=None, signal_number=9)
+        self.assertEqual(self.gone(self.second), [("0000aaaa", False)])
 
     def test_nobody_is_ready(self) -> None:
         """If none is ready the first one that is, is told."""
@@ -548,7 +556,7 @@ class ReportsTests(ProcessTestCase):
         self.second.ends(1)
         self.workers[0].startService()
         self.child.says("ready")
-        self.assertEqual(self.gone(self.child), ["0000aaaa", "0000bbbb"])
+        self.assertEqual(self.gone(self.child), [("0000aaaa", False), ("0000bbbb", False)])
 
     def test_died_nameless(self) -> None:
         """One that had no name yet has left nothing."""

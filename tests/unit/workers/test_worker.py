@@ -47,9 +47,9 @@ class LinkTestCase(SynchronousTestCase):
         self.transport = StringTransport()
         self.link.channel.makeConnection(self.transport)
         self.gateway = FakeGateway()
-        self.done: list[str] = []
+        self.done: list[Any] = []
         self.link.introduce(
-            cast(Any, None), self.gateway, reopen=lambda: self.done.append("reopen"), bury=self.done.append
+            cast(Any, None), self.gateway, reopen=lambda: self.done.append("reopen"), gone=lambda *who: self.done.append(who)
         )
 
     def told(self) -> list[dict[str, Any]]:
@@ -64,10 +64,11 @@ class ParentLinkTests(LinkTestCase):
         """It does what it is told, and passes over what it does not know."""
         self.says("reopen")
         self.says("gone", node="0123abcd")
+        self.says("gone", node="4567abcd", served=False)
         self.says("hurry")
         self.says("dance")
         self.says("ping")
-        self.assertEqual(self.done, ["reopen", "0123abcd"])
+        self.assertEqual(self.done, ["reopen", ("0123abcd", True), ("4567abcd", False)])
         self.assertEqual(self.gateway.calls, ["hurry"])
         self.assertEqual(self.told(), [{"type": "pong"}])
 
