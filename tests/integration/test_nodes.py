@@ -319,6 +319,55 @@ async def test_the_only_node_stops_while_a_back_end_sends(lab: Lab, own_rabbitmq
 
 
 @reactor_test
+async def test_a_register_that_loses_notices(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """Where a policy makes the register drop notices they are back soon after, the log says so, and deaths are told."""
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    second, third = await nodes.another(), await nodes.another()
+    node = (await nodes.introduce(await lab.device(third)))[:8]
+    await nodes.registered(3)
+    await own_rabbitmq.ctl("set_policy", "--apply-to", "queues", nodes.register, f"^{nodes.register}$", '{"max-length": 1}')
+    try:
+        assert await nodes.first.owsla.terminate() == 0  # the registrar: what it held goes back, and is too much
+        await second.owsla.wait_for_line(f"notices vanish from {nodes.register}", 60)
+        await nodes.registered(2)
+        third.owsla.kill()
+        await nodes.gone(node)
+    finally:
+        await own_rabbitmq.ctl("clear_policy", nodes.register)
+
+
+@reactor_test
+async def test_forged_notices(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """What a back end writes in the nodes' name is not believed: nodes that are not there are not lost, a death is told all the
+    same, and nothing is announced again.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    second = await nodes.another()
+    await nodes.registered(2)
+    here = await nodes.introduce(await lab.device(nodes.first))
+    node = (await nodes.introduce(await lab.device(second)))[:8]
+    await own_rabbitmq.ctl("add_user", "backend", "backend")
+    await own_rabbitmq.ctl("set_permissions", "backend", ".*", ".*", ".*")
+    forger = await lab.backend(own_rabbitmq.url.replace("guest:guest", "backend:backend"))
+    for who in (nodes.backend, forger):
+        properties: dict[str, Any] = {"user_id": "backend"} if who is forger else {}
+        for number in range(20):
+            forged = {"node": f"{number:08x}", "state": "here", "origin": "first"}
+            await who.publish(nodes.register, json.dumps(forged).encode(), **properties)
+        forged = {"node": node, "state": "left", "origin": "first"}
+        await who.publish(nodes.register, json.dumps(forged).encode(), **properties)
+        await who.publish(nodes.queue(here[:8]), b"", {"owsla_notice": "lost"}, **properties)
+    refused = await nodes.backend.inbox[nodes.first.undeliverable].take(2)
+    assert {one.headers["owsla_reason"] for one in refused} == {"no-connection-id"}
+    second.owsla.kill()
+    await nodes.gone(node)
+    await pause(2 * GRACE)
+    assert [message.headers["node"] for message in nodes.lost()] == [node]
+    assert not [message for message in nodes.collect() if message.headers.get("resync")]
+    assert nodes.first.owsla.lines("was written by backend, and not by a node")
+
+
+@reactor_test
 async def test_forwards(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     """What arrives at the wrong node is forwarded with its properties, and acknowledged then; numbered messages reach the
     device in order, whether they come over to_device, with a hop or without, or straight to its node.
