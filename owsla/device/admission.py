@@ -13,30 +13,62 @@ SILENT_SHARE: Final = 4
 second come and say nothing, each has two seconds for its first words (a device has mostly said them when it is accepted, see
 the listener's DEFER_ACCEPT), and all of them together take 2 MB."""
 
+STALLED: Final = 1.0
+"""Seconds, at the least, that a handshake has from its beginning before it makes way for others."""
+
+STALLED_TIMES: Final = 4.0
+"""How many times as long as usual it has. Small devices and slow networks take seconds, and all of them alike."""
+
+STALLED_AT_FIRST: Final = 5.0
+"""Seconds that it has while nothing is known of how long handshakes take."""
+
+USUAL_OF: Final = 16
+"""Handshakes whose mean (a moving one) is what is usual."""
+
 OFTEN: Final = 10.0
 """Seconds between two reports of what comes by the thousand in an attack."""
 
 
 class Admission(Generic[Connection]):
-    """Counts connections from accepted to closed, and says whether one more may be accepted.
+    """Counts connections from accepted to closed, and says whether one more may be accepted, and whose handshake is next.
 
-    A connection is silent until its ClientHello is there. Then it takes a place among the handshakes, or, while all are taken,
-    waits for one: first come, first served. Whoever is silent takes no such place, and keeps nobody out: health checks,
-    stalled devices and attackers have a pool of their own, and when that is full, or when there are as many connections as may
-    be, the one that was silent for longest makes way for the next (`crowded`, `oldest`).
+    A connection is silent until its ClientHello is there. Then it waits for its turn, and has a place among the handshakes
+    from its turn on. A silent connection takes no such place, and keeps nobody out: health checks, stalled devices and
+    attackers have a pool of their own. When that is full, or when there are as many connections as may be, the one that was
+    silent for longest makes way for the next (`crowded`, `oldest`).
+
+    First come, first served, as long as devices have the patience for it. Once a peer is found gone at its turn (`gave_up`),
+    the newest is served first until nobody waits (adaptive LIFO). In the order of coming each would be served when it is about
+    to leave, and nobody would get in.
+
+    A handshake whose peer says nothing more keeps its place while there are others. When all are taken and others wait, the
+    oldest one goes if it takes much longer than those of late (`stalled`).
     """
 
-    __slots__ = ("_handshaking", "_silent", "_waiting", "max_connections", "max_handshakes", "max_silent", "open")
+    __slots__ = (
+        "_handshaking",
+        "_impatient",
+        "_silent",
+        "_usual",
+        "_waiting",
+        "max_connections",
+        "max_handshakes",
+        "max_silent",
+        "open",
+    )
 
     def __init__(self, max_connections: int, max_handshakes: int) -> None:
         self.max_connections = max_connections
         self.max_handshakes = max_handshakes
         self.max_silent = max(1, min(SILENT_SHARE * max_handshakes, max_connections // 2))
-        """Silent connections at a time: more than handshakes, as long as that leaves half of the connections to devices."""
+        """Silent connections at a time: more than handshakes, as long as that leaves half of the connections to devices. As
+        many may wait for their handshake."""
         # Each with the time by which they have to be done. In the order of their coming, speaking, and beginning.
         self._silent: dict[Connection, float] = {}
         self._waiting: dict[Connection, float] = {}
-        self._handshaking: dict[Connection, float] = {}
+        self._handshaking: dict[Connection, tuple[float, float]] = {}  # and since when
+        self._impatient = False
+        self._usual = STALLED_AT_FIRST / STALLED_TIMES  # seconds that a handshake takes
         self.open = 0
         """Connections whose handshake is complete."""
 
@@ -67,11 +99,8 @@ class Admission(Generic[Connection]):
 
     @property
     def room(self) -> int:
-        """How many more there is a use in accepting now; 0 or less: none.
-
-        Who could not begin a handshake waits in the system's queue rather than here.
-        """
-        return min(self.max_handshakes - len(self._handshaking), self.max_connections - self.spoken)
+        """How many more there is a use in accepting now; 0 or less: none. The rest waits in the system's queue."""
+        return min(self.max_silent - len(self._waiting), self.max_connections - self.spoken)
 
     @property
     def crowded(self) -> bool:
@@ -87,34 +116,53 @@ class Admission(Generic[Connection]):
         """It is there, and has to have completed its handshake by `deadline`."""
         self._silent[connection] = deadline
 
-    def spoke(self, connection: Connection) -> bool:
-        """Its hello is there: whether its handshake may begin. If not, `next_turn` names it later, and it says so again."""
-        if connection in self._handshaking:
-            return True
-        deadline = self._silent.pop(connection)
-        begins = len(self._handshaking) < self.max_handshakes
-        (self._handshaking if begins else self._waiting)[connection] = deadline
-        return begins
+    def spoke(self, connection: Connection) -> None:
+        """Its hello is there: it waits for its turn."""
+        self._waiting[connection] = self._silent.pop(connection)
 
-    def next_turn(self) -> Connection | None:
+    def next_turn(self, now: float) -> Connection | None:
         """The next one whose handshake may begin, of those that wait. The place is its own from now on."""
         if not self._waiting or len(self._handshaking) >= self.max_handshakes:
             return None
-        connection = next(iter(self._waiting))
-        self._handshaking[connection] = self._waiting.pop(connection)
+        if self._impatient:
+            connection, deadline = self._waiting.popitem()
+        else:
+            connection = next(iter(self._waiting))
+            deadline = self._waiting.pop(connection)
+        self._handshaking[connection] = deadline, now
+        if not self._waiting:
+            self._impatient = False
         return connection
 
-    def secured(self, connection: Connection) -> None:
+    def gave_up(self) -> None:
+        """One that waited was gone before its turn, or at it."""
+        self._impatient = True
+
+    def those_waiting(self) -> list[Connection]:
+        """The connections that wait for their turn."""
+        return list(self._waiting)
+
+    def stalled(self, now: float) -> Connection | None:
+        """The oldest handshake, if others wait for its place and it takes much longer than handshakes usually do."""
+        if not self._waiting or len(self._handshaking) < self.max_handshakes:
+            return None
+        connection, (_, since) = next(iter(self._handshaking.items()))
+        return connection if now - since >= max(STALLED, STALLED_TIMES * self._usual) else None
+
+    def secured(self, connection: Connection, now: float) -> None:
         """Its handshake is complete."""
-        del self._handshaking[connection]
+        _, since = self._handshaking.pop(connection)
+        self._usual += (now - since - self._usual) / USUAL_OF
         self.open += 1
 
     def lost(self, connection: Connection) -> None:
         """It is closed."""
-        for among in (self._handshaking, self._silent, self._waiting):
-            if among.pop(connection, None) is not None:
-                return
-        self.open -= 1
+        if (
+            self._handshaking.pop(connection, None) is None
+            and self._silent.pop(connection, None) is None
+            and self._waiting.pop(connection, None) is None
+        ):
+            self.open -= 1
 
     def overdue(self, now: float) -> Iterator[Connection]:
         """Those whose deadline has passed."""
@@ -123,8 +171,8 @@ class Admission(Generic[Connection]):
             if deadline > now:
                 break  # they came in order; those that spoke did not speak in order
             late.append(connection)
-        for among in (self._waiting, self._handshaking):
-            late += [connection for connection, deadline in among.items() if deadline <= now]
+        late += [connection for connection, deadline in self._waiting.items() if deadline <= now]
+        late += [connection for connection, (deadline, _) in self._handshaking.items() if deadline <= now]
         yield from late
 
 

@@ -74,6 +74,8 @@ class Poller:
         """How many there were since `_since`."""
         self._since = 0.0
         self._epoll: select.epoll | None = None
+        self.turns = 0
+        """Turns so far."""
         self._sockets: dict[int, Socket] = {}
         self._wanted: dict[int, int] = {}
         self.seconds: Final = reactor.seconds
@@ -148,6 +150,7 @@ class Poller:
         return "devices"
 
     def doRead(self) -> None:
+        self.turns += 1
         start = self.seconds()
         all_of_it = self._take(start + TURN)
         if self._linger:

@@ -10,6 +10,7 @@ What state a connection is in, and what may happen to it there, is `lifecycle`'s
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -61,7 +62,7 @@ class Owner(Protocol):
         """The context of connections whose handshake is complete: `PostHandshake.context`."""
 
     def spoke(self, transport: TLSTransport) -> bool:
-        """Its ClientHello is there: whether the handshake may begin. If not, `handshakeAllowed` says when."""
+        """Its ClientHello is there: whether the handshake begins at once. If not, `handshakeAllowed` says when."""
 
     def secured(self, transport: TLSTransport) -> Lines | None:
         """The handshake is complete: what speaks over it from now on, or `None` to close it."""
@@ -85,6 +86,7 @@ class _Failures:
     DONE: Final = Failure(ConnectionDone("closed cleanly"))
     LOST: Final = Failure(ConnectionLost("closed without a goodbye"))
     SILENT: Final = Failure(ConnectionLost("closed before it said anything"))
+    GAVE_UP: Final = Failure(ConnectionLost("closed while it waited for its handshake"))
     ABORTED: Final = Failure(ConnectionAborted("aborted"))
     EVICTED: Final = Failure(ConnectionAborted("silent for longer than all others"))
 
@@ -98,6 +100,7 @@ OPEN: Final = 3
 CLOSING: Final = 4
 CLOSED: Final = 5
 
+_HANDSHAKE_FAILURE: Final = b"\x15\x03\x01\x00\x02\x02\x28"
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -242,21 +245,49 @@ class TLSTransport:
             self._reason = Failure(TimeoutError(why))
         self._life.handshake_overdue()
 
-    def handshakeAllowed(self) -> None:
-        """There is a place for its handshake now."""
-        if self._state in (ACCEPTED, GREETING):
+    def handshakeAllowed(self) -> bool:
+        """Begin the handshake, whose turn has come; whether the peer is still there for it."""
+        if self._state not in (ACCEPTED, GREETING):
+            return True
+        if self.closeIfGone():
+            return False
+        try:
             self.start_reading()
+            self._life.spoke()
+            self._handshake()
+        except Exception:
+            self.abortConnection(Failure())
+        return True
+
+    def closeIfGone(self) -> bool:
+        """Close a connection that waits for its handshake if the peer has closed it; whether that is so.
+
+        A peer that has closed its side cannot complete a handshake. What it said before is in the socket all the same, and
+        would cost a signature.
+        """
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        if not poll.poll(0):
+            return False
+        self._reason = _Failures.GAVE_UP
+        self._life.ended()
+        return True
 
     def lookAgain(self) -> None:
         """If it has spoken, or gone, since the reactor looked, deal with that now."""
         first = self._first_bytes()
-        if first is not None and (not first or len(first) >= hello.needed(first)):
+        if first is not None and (not first or len(first) >= min(hello.needed(first), hello.LONGEST)):
             self.doRead()
 
     def evicted(self) -> None:
         """It has said nothing for longer than all the others who do so, and its place is needed."""
         self._reason = _Failures.EVICTED
         without_goodbye(self._socket)
+        self._life.ended()
+
+    def makeWay(self) -> None:
+        """Its handshake takes long, and its place is needed."""
+        self._reason = Failure(TimeoutError("its handshake stalled, and others waited for its place"))
         self._life.ended()
 
     def idleOverdue(self) -> None:
@@ -426,13 +457,28 @@ class TLSTransport:
             self._reason = _Failures.SILENT  # a health check, most likely
             self._life.ended()
             return
-        if (self._state == GREETING or len(first) < hello.needed(first)) and self._said_too_little(first):
+        needed = hello.needed(first)
+        greets = self._state == GREETING or len(first) < needed <= hello.LONGEST
+        if greets and self._said_too_little(first, needed):
+            return
+        if (reason := hello.refusal(first)) is not None:
+            self._refuse(reason, len(first))
             return
         if not self._owner.spoke(self):
             self.stop_reading()
-            return
-        self._life.spoke()
-        self._handshake()
+        elif not self.closeIfGone():
+            self._life.spoke()
+            self._handshake()
+
+    def _refuse(self, reason: str, length: int) -> None:
+        """Close it for its first bytes, so many, with the alert handshake_failure (RFC 8446, 6.2)."""
+        self._reason = Failure(SSL.Error([("", "", reason)]))
+        try:
+            self._socket.recv(length)  # what is not read would have the system send a reset, which overtakes the alert
+            self._socket.send(_HANDSHAKE_FAILURE)
+        except OSError:
+            pass
+        self._life.ended()
 
     def _first_bytes(self) -> bytes | None:
         """What it has said so far, which stays where it is; `None`: nothing yet, and nothing at all when it is gone."""
@@ -443,15 +489,16 @@ class TLSTransport:
         except OSError:
             return b""
 
-    def _said_too_little(self, first: bytes) -> bool:
+    def _said_too_little(self, first: bytes, needed: int) -> bool:
         """Whether the rest of its hello is still to come; then the system is asked to wake us for no less than that."""
         sock = self._socket
-        needed = hello.needed(first)
         # Woken for less than it was asked for means that no more will come: the peer has closed. OpenSSL finds that out.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) <= len(first) < needed:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
-            self._state = GREETING
-            return True
+            # Where buffers are too small for that (tcp_rmem, tcp(7)) the system takes less, and OpenSSL has to wait instead.
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) >= needed:
+                self._state = GREETING
+                return True
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._state = ACCEPTED
         return False
@@ -585,5 +632,5 @@ def explain(reason: Failure) -> str:
     if isinstance(error, ConnectionDone):
         return "closed by the device"
     if isinstance(error, ConnectionLost):
-        return "closed before it said anything" if reason is _Failures.SILENT else "lost"
+        return str(error.args[0]) if reason in (_Failures.SILENT, _Failures.GAVE_UP) else "lost"
     return str(error) or type(error).__name__

@@ -75,6 +75,26 @@ async def test_nonsense_at_the_device_port(gateway: Gateway, lab: Lab, kind: str
     await gateway.round_trip(await lab.device(gateway))
 
 
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 8883\r\n" + _CLIENT_HELLO, "a PROXY protocol header"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "a PROXY protocol header .version 2."),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "an HTTP request"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH client's greeting"),
+    ],
+)
+@reactor_test
+async def test_other_protocols_are_named(gateway: Gateway, lab: Lab, sent: bytes, name: str) -> None:
+    """Who sends something else than TLS, such as a load balancer's PROXY header, can be told from the log."""
+    start = gateway.owsla.mark()
+    plain = await lab.plain(gateway.owsla.port)
+    peer = f"127.0.0.1:{plain.local_port}"
+    plain.send_raw(sent)
+    await plain.closed(10)
+    await gateway.owsla.wait_for_line(f"Handshake failed: {peer}: TLS: {name} instead of a ClientHello", start=start)
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16", _CLIENT_HELLO], ids=["nothing", "a-byte", "half-hello"])
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 @reactor_test

@@ -134,9 +134,9 @@ async def test_silent_ones_that_speak_at_once(embedded: EmbeddedBrokerProcess, l
 
 @reactor_test
 async def test_stalled_handshakes(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """A handshake that does not go on holds its place for --handshake-timeout, and then a device has it."""
+    """Handshakes that do not go on hold all places; a device that waits has one long before --handshake-timeout."""
     http = free_port()
-    gateway = await lab.gateway(embedded.url, http=http, max_handshakes=2, handshake_timeout="3s")
+    gateway = await lab.gateway(embedded.url, http=http, max_handshakes=2, handshake_timeout="120s")
     stalled = [await lab.plain(gateway.owsla.port) for _ in range(2)]
     for plain in stalled:
         plain.send_raw(hello())
@@ -144,10 +144,20 @@ async def test_stalled_handshakes(embedded: EmbeddedBrokerProcess, lab: Lab) -> 
     device = lab.waiting_device(gateway)
     device.begin(60)
     assert not device.is_ready
-    await until(lambda: device.is_ready, 30, "a place among the handshakes")
+    await until(lambda: device.is_ready, 60, "a place among the handshakes")
     await gateway.round_trip(device)
-    for plain in stalled:
-        await plain.closed()
+    await gateway.owsla.wait_for_line("Handshake failed: .*its handshake stalled, and others waited for its place")
+
+
+@reactor_test
+async def test_first_bytes_of_a_hello(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
+    """A TLS record that holds a ClientHello's first byte is not a ClientHello: it holds no place among the handshakes."""
+    gateway = await lab.gateway(embedded.url, max_handshakes=1)
+    first = [await lab.plain(gateway.owsla.port) for _ in range(3)]
+    for plain in first:
+        plain.send_raw(b"\x16\x03\x01\x00\x01\x01")
+    await gateway.round_trip(await lab.device(gateway))
+    assert all(plain.is_open for plain in first)
 
 
 @reactor_test

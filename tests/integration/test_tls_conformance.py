@@ -456,6 +456,7 @@ _REFUSED: dict[str, tuple[bytes, int]] = {
     "psk-of-nobody": (client_hello((0x00A8, 0xC037, 0xCCAB)), HANDSHAKE_FAILURE),
     "sha-1-signatures": (client_hello(signatures=(0x0203, 0x0201)), HANDSHAKE_FAILURE),
     "no-group": (client_hello(groups=(16,), versions=(0x0304,), suites=(0x1301,)), HANDSHAKE_FAILURE),
+    "finite-fields": (client_hello(groups=(256, 257), versions=(0x0304,), suites=(0x1301,)), HANDSHAKE_FAILURE),
     "only-compressed": (client_hello(compressions=b"\x01"), ILLEGAL_PARAMETER),
     "compressed-1.3": (client_hello((0x1301,), versions=(0x0304,), compressions=b"\x01\x00"), ILLEGAL_PARAMETER),
 }

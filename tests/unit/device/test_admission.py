@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.admission import OFTEN, SILENT_SHARE, Admission, Sources, Tally, source_of
+from owsla.device.admission import (
+    OFTEN,
+    SILENT_SHARE,
+    STALLED,
+    STALLED_AT_FIRST,
+    USUAL_OF,
+    Admission,
+    Sources,
+    Tally,
+    source_of,
+)
 
 
 class AdmissionTests(SynchronousTestCase):
@@ -19,29 +29,91 @@ class AdmissionTests(SynchronousTestCase):
         admission: Admission[str] = Admission(max_connections=10, max_handshakes=2)
         for name in "abcde":
             admission.accepted(name, 1.0)
-        self.assertEqual((admission.connections, admission.handshaking, admission.room), (5, 0, 2))
-        self.assertTrue(admission.spoke("c"))
-        self.assertTrue(admission.spoke("a"))
-        self.assertEqual((admission.handshaking, admission.room), (2, 0))
-        admission.secured("c")
-        self.assertEqual((admission.open, admission.handshaking, admission.room), (1, 1, 1))
+        self.assertEqual((admission.connections, admission.handshaking, admission.next_turn(0.0)), (5, 0, None))
+        admission.spoke("c")
+        admission.spoke("a")
+        self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0), admission.handshaking), ("c", "a", 2))
+        admission.secured("c", 0.0)
+        self.assertEqual((admission.open, admission.handshaking), (1, 1))
 
     def test_handshakes_are_bounded(self) -> None:
         """However many speak, no more handshakes than allowed are under way; the others wait, in the order of speaking."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
         for name in "abcdef":
             admission.accepted(name, 1.0)
-        self.assertEqual([name for name in "fbeacd" if admission.spoke(name)], ["f", "b"])
-        self.assertEqual((admission.handshaking, admission.waiting, admission.next_turn()), (2, 4, None))
-        admission.secured("b")
-        self.assertEqual((admission.next_turn(), admission.next_turn()), ("e", None))
-        self.assertTrue(admission.spoke("e"))  # its turn has come, and stays its own
+        for name in "fbeacd":
+            admission.spoke(name)
+        self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0), admission.next_turn(0.0)), ("f", "b", None))
+        self.assertEqual((admission.handshaking, admission.waiting), (2, 4))
+        admission.secured("b", 0.0)
+        self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0)), ("e", None))
         admission.lost("f")
-        self.assertEqual(admission.next_turn(), "a")
+        self.assertEqual(admission.next_turn(0.0), "a")
         admission.lost("c")  # it gave up waiting
         admission.lost("e")
-        self.assertEqual((admission.next_turn(), admission.next_turn(), admission.waiting), ("d", None, 0))
-        self.assertEqual((admission.handshaking, admission.room), (2, 0))
+        self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0), admission.waiting), ("d", None, 0))
+        self.assertEqual(admission.handshaking, 2)
+
+    def test_impatient(self) -> None:
+        """Once one that waited has given up, the newest is next, until nobody waits."""
+        admission: Admission[str] = Admission(max_connections=100, max_handshakes=9)
+        for name in "abcd":
+            admission.accepted(name, 1.0)
+            admission.spoke(name)
+        self.assertEqual(admission.next_turn(0.0), "a")
+        admission.lost("a")
+        admission.gave_up()
+        self.assertEqual([admission.next_turn(0.0) for _ in range(4)], ["d", "c", "b", None])
+        for name in "ef":
+            admission.accepted(name, 1.0)
+            admission.spoke(name)
+        self.assertEqual([admission.next_turn(0.0) for _ in range(2)], ["e", "f"])
+
+    def test_stalled(self) -> None:
+        """The oldest handshake is stalled when all places are taken, others wait, and it takes several times as long as
+        usual."""
+        admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
+
+        def begin(name: str, now: float) -> None:
+            admission.accepted(name, 99.0)
+            admission.spoke(name)
+            admission.next_turn(now)
+
+        begin("a", 0.0)
+        begin("b", 0.5)
+        self.assertIsNone(admission.stalled(50.0))  # nobody waits
+        begin("c", 0.6)
+        self.assertEqual((admission.stalled(STALLED_AT_FIRST - 0.01), admission.stalled(STALLED_AT_FIRST)), (None, "a"))
+        admission.lost("a")
+        self.assertIsNone(admission.stalled(50.0))  # a place is free
+        self.assertEqual(admission.next_turn(6.0), "c")
+        admission.lost("b")
+        for number in range(10 * USUAL_OF):  # those of late take 10 ms
+            begin(f"fast {number}", 7.0)
+            admission.secured(f"fast {number}", 7.01)
+        begin("d", 7.0)
+        begin("e", 7.0)
+        self.assertEqual((admission.stalled(6.0 + STALLED - 0.1), admission.stalled(6.0 + STALLED)), (None, "c"))
+        admission.lost("c")
+        admission.next_turn(8.0)
+        for _ in range(10 * USUAL_OF):  # and now 3 s: whoever takes so long is not stalled
+            admission.secured("e", 11.0)
+            begin("e", 8.0)
+        admission.accepted("f", 99.0)
+        admission.spoke("f")
+        self.assertIsNone(admission.stalled(7.0 + 11.0))
+        self.assertEqual(admission.stalled(7.0 + 12.1), "d")
+
+    def test_room(self) -> None:
+        """As many may wait for a handshake as may be silent; the rest stays in the system's queue."""
+        admission: Admission[int] = Admission(max_connections=1000, max_handshakes=5)
+        for number in range(SILENT_SHARE * 5):
+            self.assertGreater(admission.room, 0)
+            admission.accepted(number, 1.0)
+            admission.spoke(number)
+        self.assertEqual(admission.room, 0)
+        admission.next_turn(0.0)
+        self.assertEqual(admission.room, 1)
 
     def test_silent_pool(self) -> None:
         """The pool of silent ones is larger than that of the handshakes, and leaves half of the connections to devices."""
@@ -62,7 +134,7 @@ class AdmissionTests(SynchronousTestCase):
         for name in "abc":
             self.assertFalse(admission.crowded)
             admission.accepted(name, 1.0)
-        self.assertEqual((admission.crowded, admission.oldest, admission.room), (True, "a", 2))
+        self.assertEqual((admission.crowded, admission.oldest, admission.room), (True, "a", 3))
         admission.spoke("a")
         self.assertEqual((admission.crowded, admission.oldest), (False, "b"))
 
@@ -71,15 +143,16 @@ class AdmissionTests(SynchronousTestCase):
         admission: Admission[str] = Admission(max_connections=3, max_handshakes=5)
         for name in "abc":
             admission.accepted(name, 1.0)
-        self.assertEqual((admission.room, admission.full, admission.crowded), (3, False, True))
-        for room, name in zip((2, 1, 0), "abc", strict=True):
-            self.assertTrue(admission.spoke(name))
-            self.assertEqual((admission.room, admission.full), (room, room == 0))
-            admission.secured(name)
+        self.assertEqual((admission.full, admission.crowded), (False, True))
+        for full, name in zip((False, False, True), "abc", strict=True):
+            admission.spoke(name)
+            self.assertEqual(admission.full, full)
+            self.assertEqual(admission.next_turn(0.0), name)
+            admission.secured(name, 0.0)
         self.assertEqual(admission.room, 0)
-        for room, name in enumerate("bca", 1):
+        for name in "bca":
             admission.lost(name)
-            self.assertEqual((admission.room, admission.full), (room, False))
+            self.assertEqual((admission.room, admission.full), (1, False))
 
     def test_overdue(self) -> None:
         """Overdue are those whose deadline has passed and whose handshake is not complete, silent, waiting or at it."""
@@ -88,7 +161,9 @@ class AdmissionTests(SynchronousTestCase):
             admission.accepted(name, float(deadline))
         for name in "dbehc":  # they speak in an order of their own; the last two wait
             admission.spoke(name)
-        admission.secured("e")
+        for name in "dbe":
+            self.assertEqual(admission.next_turn(0.0), name)
+        admission.secured("e", 0.0)
         self.assertEqual(set(admission.overdue(-1.0)), set())
         self.assertEqual(set(admission.overdue(2.0)), {"a", "b", "c"})
         self.assertEqual(set(admission.overdue(9.0)), {"a", "b", "c", "d", "f", "g", "h"})
@@ -100,6 +175,7 @@ class AdmissionTests(SynchronousTestCase):
             admission.accepted(name, 1.0)
         for name in "bde":
             admission.spoke(name)
+        admission.next_turn(0.0)
         for name in admission.overdue(1.0):
             admission.lost(name)
         self.assertEqual(admission.connections, 0)
@@ -115,6 +191,7 @@ class Machine(RuleBasedStateMachine):
         self.admission: Admission[int] = Admission(8, 2)
         self.states: dict[int, str] = {}
         self.queue: list[int] = []
+        self.impatient = False
         self.deadlines: dict[int, float] = {}
         self.now = 0.0
 
@@ -125,11 +202,22 @@ class Machine(RuleBasedStateMachine):
         among = [name for name, state in self.states.items() if state in states]
         return data.draw(st.sampled_from(among)) if among else None
 
-    def go_on(self) -> None:
+    @rule()
+    def turn(self) -> None:
         """As the listener does when there may be a place."""
-        while (name := self.admission.next_turn()) is not None:
-            assert self.queue.pop(0) == name
-            self.states[name] = "handshaking"
+        name = self.admission.next_turn(self.now)
+        if name is None:
+            assert not self.queue or self.count("handshaking") == 2
+            return
+        assert self.queue.pop(-1 if self.impatient else 0) == name
+        self.impatient = self.impatient and bool(self.queue)
+        self.states[name] = "handshaking"
+
+    @precondition(lambda self: self.queue)
+    @rule()
+    def gave_up(self) -> None:
+        self.admission.gave_up()
+        self.impatient = True
 
     @precondition(lambda self: self.admission.room > 0)
     @rule()
@@ -149,19 +237,16 @@ class Machine(RuleBasedStateMachine):
     def spoke(self, data: st.DataObject) -> None:
         name = self.some(data, "silent")
         if name is not None:
-            begins = self.count("handshaking") < 2
-            assert self.admission.spoke(name) is begins
-            self.states[name] = "handshaking" if begins else "waiting"
-            if not begins:
-                self.queue.append(name)
+            self.admission.spoke(name)
+            self.states[name] = "waiting"
+            self.queue.append(name)
 
     @rule(data=st.data())
     def secured(self, data: st.DataObject) -> None:
         name = self.some(data, "handshaking")
         if name is not None:
             self.states[name] = "open"
-            self.admission.secured(name)
-            self.go_on()
+            self.admission.secured(name, self.now)
 
     @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
@@ -170,7 +255,6 @@ class Machine(RuleBasedStateMachine):
             if self.states.pop(name) == "waiting":
                 self.queue.remove(name)
             self.admission.lost(name)
-            self.go_on()
 
     @rule(ahead=st.integers(0, 20))
     def overdue(self, ahead: int) -> None:
@@ -186,7 +270,7 @@ class Machine(RuleBasedStateMachine):
         assert admission.handshaking == handshaking
         assert admission.waiting == waiting
         assert admission.open == self.count("open")
-        assert admission.room == min(8 - (len(self.states) - silent), 2 - handshaking)
+        assert admission.room == min(8 - (len(self.states) - silent), 4 - waiting)
         assert admission.full == (len(self.states) - silent >= 8)
 
     @invariant()
@@ -194,7 +278,6 @@ class Machine(RuleBasedStateMachine):
         assert len(self.states) <= 8
         assert self.count("handshaking") <= 2
         assert self.count("silent") <= 4
-        assert not self.count("waiting") or self.count("handshaking") == 2
 
 
 class SourcesTests(SynchronousTestCase):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.hello import HEADER, LONGEST, needed
+from owsla.device.hello import HEADER, LONGEST, needed, refusal
 
 
 def client_hello() -> bytes:
@@ -29,19 +31,73 @@ class NeededTests(SynchronousTestCase):
             self.assertEqual(needed(hello[:size]), HEADER if size < HEADER else len(hello))
         self.assertEqual(needed(hello + b"more"), len(hello))
 
+    def test_several_records(self) -> None:
+        """The message counts, not its first record: with pieces of any size, no more is ever waited for than is to come, and in
+        the end it is all.
+        """
+        content = client_hello()[HEADER:]
+        for size in (1, 2, 3, 4, 5, 100, len(content) - 1):
+            pieces = [content[at : at + size] for at in range(0, len(content), size)]
+            hello = b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+            for end in range(len(hello)):
+                self.assertTrue(end < needed(hello[:end]) <= len(hello), (size, end))
+            self.assertEqual(needed(hello + b"more"), len(hello))
+            self.assertIsNone(refusal(hello))
+
+    def test_six_bytes(self) -> None:
+        """A record with the first byte of a ClientHello is not one."""
+        self.assertGreater(needed(b"\x16\x03\x01\x00\x01\x01"), 6)
+
     def test_nonsense(self) -> None:
         """What is not TLS need not be there as a whole: OpenSSL knows after a few bytes."""
-        for nonsense in (b"GET / HTTP/1.1\r\n", bytes(5), b"\xff" * 5, b"\x80\x2e\x01\x00\x02"):
+        for nonsense in (b"GET / HTTP/1.1\r\n", bytes(5), b"\xff" * 5, b"\x80\x2e\x01\x00\x02", b"\x16\x03\x01\xff\xff"):
             self.assertEqual(needed(nonsense), HEADER)
+        self.assertEqual(needed(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"), 9)  # a ServerHello
 
-    def test_bounded(self) -> None:
-        """A record that claims to be large is not waited for to its end."""
-        self.assertEqual(needed(b"\x16\x03\x01\xff\xff"), LONGEST)
+    def test_too_long(self) -> None:
+        """A hello that takes more bytes than are waited for is refused as soon as its length is known."""
+        first = b"\x16\x03\x01\x00\x04\x01\x01\x00\x00"
+        self.assertGreater(needed(first), LONGEST)
+        self.assertEqual(refusal(first), f"a ClientHello that takes more than {LONGEST} bytes")
+
+    def test_other_protocols(self) -> None:
+        """What comes in place of a ClientHello is named, where it is known."""
+        for first, name in (
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "a PROXY protocol header"),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c", "a PROXY protocol header (version 2)"),
+            (b"GET / HTTP/1.1\r\n", "an HTTP request"),
+            (b"OPTIONS * HTTP/1.1\r\n", "an HTTP request"),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "an HTTP/2 request"),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH client's greeting"),
+            (b"AMQP\x00\x00\x09\x01", "an AMQP client's greeting"),
+        ):
+            self.assertEqual(refusal(first), f"{name} instead of a ClientHello")
+        for first in (b"hello?\n", bytes(20), b"\x16\x03\x01\x00\x01\x01"):
+            self.assertIsNone(refusal(first))
+
+    def test_groups(self) -> None:
+        """A hello that offers finite fields, and no curve that is known, is refused."""
+        for groups, refused in (
+            ((0x0101,), True),
+            ((0x0A0A, 0x0101, 0x0100), True),
+            ((0x0101, 29), False),
+            ((0x11EC, 0x0101), False),
+            ((1,), False),  # OpenSSL knows no such group either, and says so
+            ((), False),
+        ):
+            offered = struct.pack(f">{len(groups)}H", *groups)
+            extension = struct.pack(">HHH", 10, len(offered) + 2, len(offered)) + offered
+            extensions = struct.pack(">HH", 0xFF01, 1) + b"\0" + extension
+            body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\x13\x01" + b"\x01\x00"
+            body += len(extensions).to_bytes(2, "big") + extensions
+            message = b"\x01" + len(body).to_bytes(3, "big") + body
+            hello = b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message
+            self.assertEqual(needed(hello), len(hello))
+            self.assertEqual(refusal(hello) is not None, refused, groups)
 
     @given(st.binary(max_size=100))
     def test_any_bytes(self, first: bytes) -> None:
-        """Whatever comes, a bounded number of bytes is waited for; and what more there is does not change how many."""
-        size = needed(first)
-        self.assertTrue(HEADER <= size <= LONGEST)
-        if len(first) >= HEADER:
-            self.assertEqual(needed(first + b"x"), size)
+        """Whatever comes, at least a record's header is waited for, and nothing is raised."""
+        for start in (b"", b"\x16\x03\x01\x00", b"\x16\x03\x01\x00\x60\x01\x00\x00"):
+            self.assertGreaterEqual(needed(start + first), HEADER)
+            refusal(start + first)

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
 from owsla.device import listener as listener_module
-from owsla.device.admission import OFTEN, Admission, Sources
+from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
 from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
@@ -389,19 +389,17 @@ class CountingTests(Base):
         self.assertEqual(served, 35)
 
     def test_handshakes_are_bounded(self) -> None:
-        """With as many handshakes as may be at once accepting pauses, and goes on when one is complete or fails; it is no
-        reason to say that the gateway is full.
+        """No more handshakes than allowed are under way. Others wait; when as many wait as may, accepting pauses, and goes on
+        when a handshake is complete or fails. It is no reason to say that the gateway is full.
         """
         listener = self.listen(max_handshakes=2)
-        one, two = Client(self.connect()), Client(self.connect())
-        one.step()
-        two.step()
-        self.loop.turn(0.1)
-        self.loop.turn(0.1)
-        self.assertEqual(self.admission.handshaking, 2)
+        clients = [Client(self.knock()) for _ in range(2 + self.admission.max_silent)]
+        for client in clients:
+            client.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, self.admission.max_silent))
         self.assertNotIn(listener, self.loop.readers)
-        self.loop.until(lambda: len(self.registry) == 1, one.step)
-        self.assertIn(listener, self.loop.readers)
+        self.loop.until(lambda: self.registry and listener in self.loop.readers, *[client.step for client in clients])
         self.assertEqual(self.of_type(Full), [])
 
     def test_silent_ones_take_no_handshake(self) -> None:
@@ -469,19 +467,83 @@ class StampedeTests(Base):
         self.assertEqual(self.of_type(HandshakeFailed), [])
 
     def test_stalled_handshakes(self) -> None:
-        """A stalled handshake holds its place until its time is over, and no longer; then the next one has it."""
-        listener = self.listen(max_handshakes=2)
+        """A stalled handshake holds its place until its time is over. When others wait it is the oldest that makes way, as
+        soon as it takes much longer than usual.
+        """
+        self.listen(max_handshakes=2)
         for _ in range(2):
             Client(self.connect()).step()
-        self.loop.settle()
-        self.assertNotIn(listener, self.loop.readers)
-        late = Client(self.knock())
+            self.loop.settle()
+        late = Client(self.connect())
         late.step()
-        self.later(14)
-        self.assertEqual((self.admission.handshaking, self.admission.connections), (2, 2))
+        self.later(int(STALLED_AT_FIRST) - 1)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 1))
         self.later(2)
         self.loop.until(lambda: len(self.registry) == 1, late.step)
-        self.assertEqual(len(self.of_type(HandshakeFailed)), 2)
+        self.assertEqual(
+            [event.reason for event in self.of_type(HandshakeFailed)],
+            ["its handshake stalled, and others waited for its place"],
+        )
+        self.later(15 - int(STALLED_AT_FIRST))
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)][1:], ["no handshake within 15 s"])
+
+    def test_gone_before_its_turn(self) -> None:
+        """No handshake begins for a peer that has gone: whoever comes last is served first then, and still there."""
+        self.listen(max_handshakes=1)
+        stalled, gone, patient, newest = clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        gone.socket.close()
+        begin = TLSTransport.begin_handshake
+        with mock.patch.object(TLSTransport, "begin_handshake", autospec=True, side_effect=begin) as begun:
+            stalled.socket.close()
+            self.loop.settle()
+            self.assertEqual(begun.call_count, 1)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.assertEqual(
+            [event.reason for event in self.of_type(HandshakeFailed)], ["lost", "closed while it waited for its handshake"]
+        )
+        newest.socket.close()
+        self.loop.until(lambda: patient.secure, patient.step)
+
+    def test_gone_while_others_are_served(self) -> None:
+        """A peer that goes while it waits is let go within a second, also if its turn never comes."""
+        self.listen(max_handshakes=1)
+        stalled, gone = clients = [Client(self.connect()) for _ in range(2)]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        gone.socket.close()
+        self.later(2)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 0))
+        stalled.socket.close()
+
+    def test_what_is_begun_is_completed_first(self) -> None:
+        """Where one handshake takes all of a turn's time, no second one begins in that turn: the answers of peers come
+        first."""
+        listener = self.listen()
+        clients = [Client(self.connect()) for _ in range(4)]
+        later: list[Any] = []
+        begin = SSL.Connection.set_accept_state
+
+        def slow(tls: SSL.Connection) -> None:
+            self.loop.rightNow += 0.1  # the clock goes on, and nothing is called
+            begin(tls)
+
+        with (
+            mock.patch.object(SSL.Connection, "set_accept_state", slow),
+            mock.patch.object(listener, "later", lambda delay, call: later.append(call)),
+        ):
+            for client in clients:
+                client.step()
+            listener._poller.doRead()
+            for waiting in (3, 2, 1, 0):
+                self.assertEqual((self.admission.handshaking, self.admission.waiting), (4 - waiting, waiting))
+                self.assertEqual(len(later), min(waiting, 1))
+                if later:
+                    later.pop()()
+        self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
     def test_waiting_is_bounded(self) -> None:
         """Who waits for a place has the handshake's time for that as well; it is counted from when it was accepted."""
@@ -531,7 +593,7 @@ class StampedeTests(Base):
             stalled.step()
             self.loop.settle()
             for client in crowd:
-                client.send(b"GET / HTTP/1.0\r\n\r\n")
+                client.send(b"no TLS at all\r\n")
             self.loop.settle()
             self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 390))
             stalled.close()
@@ -656,15 +718,20 @@ class StampedeTests(Base):
         self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
 
     def test_all_have_spoken(self) -> None:
-        """Where nobody is silent after all, and all places are taken, nobody is accepted nor evicted."""
+        """Where nobody is silent after all, and as many wait as may, nobody is accepted nor evicted."""
         listener = self.listen(max_connections=8, max_handshakes=1)
         clients = [Client(self.connect()) for _ in range(4)]
         for client in clients:
             client.step()
+        clients.append(Client(self.knock()))
+        listener.doRead()
+        self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (5, 1, 0))
+        clients[-1].step()
+        self.loop.settle()
         self.knock()
         listener.doRead()
-        self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (4, 1, 0))
-        self.loop.until(lambda: self.admission.connections == 5, *[client.step for client in clients])
+        self.assertEqual((self.admission.connections, self.admission.waiting, listener.evicted), (5, 4, 0))
+        self.loop.until(lambda: self.admission.connections == 6, *[client.step for client in clients])
         self.assertEqual(listener.evicted, 0)
 
     def test_another_process_was_quicker(self) -> None:
