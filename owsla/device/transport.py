@@ -32,6 +32,12 @@ from .refusal import noted
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
 
+UNCHECKED: Final = 4096
+"""Bytes that are written without asking whether the socket takes them. Linux lets a write into the last packet of a full send
+buffer succeed until that packet has 64 KB (tcp_sendmsg_locked in net/ipv4/tcp.c looks at SO_SNDBUF for a new packet only), so
+a device that reads nothing would be sent twice as much. EPOLLOUT goes by two thirds of the buffer: with what is unchecked,
+and one record more, that stays below the buffer's size."""
+
 CLOSING_TIMEOUT: Final = 5.0
 """Seconds that a peer has to take our last bytes and close its side."""
 
@@ -130,6 +136,7 @@ class TLSTransport:
         "_socket",
         "_state",
         "_tls",
+        "_unchecked",
         "_writing",
     )
 
@@ -149,6 +156,7 @@ class TLSTransport:
         self._state = ACCEPTED
         self._reading = True
         self._writing = False
+        self._unchecked = 0
         self._reason: Failure | None = None
         self._opened = False
         self._gone = False
@@ -182,8 +190,8 @@ class TLSTransport:
             self._outgoing.append(data)
             return
         rest = self._send(data)
-        if rest:
-            self._outgoing = [rest]
+        if rest or self._full():
+            self._outgoing = [rest] if rest else []
             if not self._writing:
                 self._writing = True
                 self._reactor.addWriter(self)
@@ -196,12 +204,25 @@ class TLSTransport:
             while sent < len(data):
                 # OpenSSL may take less than a record at once: where the device asked for small ones (RFC 6066), for one.
                 sent += self._tls.send(data[sent : sent + RECORD] if sent or len(data) > RECORD else data)
+                if sent < len(data) and self._full(RECORD):
+                    return data[sent:]
         except (SSL.WantWriteError, SSL.WantReadError):
             # OpenSSL wants the same bytes again, at whatever address (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER).
             return data[sent:]
         except (SSL.Error, OSError) as error:
             self._broken(error)
+        self._unchecked += len(data)
         return b""
+
+    def _full(self, written: int = 0) -> bool:
+        """Whether the socket takes no more, which the system is asked once for each `UNCHECKED` bytes."""
+        self._unchecked += written
+        if self._unchecked < UNCHECKED or self._state == CLOSED:
+            return False
+        self._unchecked = 0
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return not poll.poll(0)
 
     def _broken(self, error: Exception) -> None:
         """A write found the connection dead."""
@@ -384,13 +405,13 @@ class TLSTransport:
                 return
             if rest:
                 waiting[0] = rest
-                if len(rest) == len(data):
-                    if some and self._lines is not None:
-                        self._lines.taking()
-                    return
             else:
                 del waiting[0]
-            some = True
+            some = some or len(rest) < len(data)
+            if rest or self._full():
+                if some and self._lines is not None:
+                    self._lines.taking()
+                return
         self._stop_writing()
         self._outgoing = None
         if self._state == CLOSING:

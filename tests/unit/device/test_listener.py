@@ -983,15 +983,20 @@ class TimeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
 
     def test_send_buffer(self) -> None:
-        """Of what is written to a device that reads nothing the system takes no more than is promised (and a packet's rest)."""
+        """Of what is written to a device that reads nothing the system takes no more than is promised, in whatever pieces."""
         self.listen()
-        self.device()
-        (endpoint,) = self.registry
-        accepted = endpoint.transport._socket
-        self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 2 * SEND_BUFFER)
-        endpoint.transport.write(b"x" * 1_000_000)
-        self.loop.settle()
-        self.assertLessEqual(endpoint.transport.unsent, 2 * SEND_BUFFER + 1460)
+        for size in (1_000_000, 16384, 4000, 50):
+            before = set(self.registry)
+            self.device()
+            (endpoint,) = set(self.registry) - before
+            accepted = endpoint.transport._socket
+            self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 2 * SEND_BUFFER)
+            for _ in range(0, 1_000_000, size):
+                endpoint.transport.write(b"x" * size)
+            self.loop.settle()
+            self.assertTrue(endpoint.transport.congested)
+            self.assertLessEqual(endpoint.transport.unsent, 2 * SEND_BUFFER, size)
+            self.assertGreater(endpoint.transport.unsent, SEND_BUFFER // 2)
 
     def test_gone_while_paused(self) -> None:
         """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""
