@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
+from select import PIPE_BUF
 from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
+
+from .log import escaped
 
 _log = Logger(namespace="owsla")
 
@@ -97,14 +101,25 @@ def end_with(status: int) -> None:
     atexit.register(os._exit, status)
 
 
+def _complain(text: str) -> None:
+    """Write a line to standard error, unless that would block: it may be a pipe that nobody reads."""
+    stream = sys.__stderr__  # sys.stderr is the log's by now
+    if stream is None:
+        return
+    try:
+        descriptor = stream.fileno()
+        if select.select([], [descriptor], [], 0)[1]:
+            os.write(descriptor, text.encode("utf-8", "backslashreplace")[:PIPE_BUF])
+    except (OSError, ValueError):
+        pass  # a disk that is full: the log has it, too
+
+
 def fail(reactor: Any, reason: str, status: int = 1) -> None:
     """Nothing can be done here any more: say so on standard error, stop in order, and end with this status.
 
     The log is the caller's part.
     """
-    if sys.__stderr__ is not None:  # sys.stderr is the log's by now
-        sys.__stderr__.write(f"owsla: {reason}\n")
-        sys.__stderr__.flush()
+    _complain(f"owsla: {escaped(reason)}\n")
     end_with(status)
     if reactor.running:
         reactor.stop()

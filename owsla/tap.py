@@ -53,6 +53,7 @@ from .events import (
 )
 from .events.amqp import PresenceRole
 from .gateway import Gateway
+from .log import Lossy, install_log
 from .membership import Membership
 from .memory import Memory
 from .process import fail, take_signals, take_worker_signals
@@ -83,15 +84,20 @@ def makeService(options: Options) -> Service:
 
     keep_steady(reactor)
     resolve_in_daemon_threads(reactor)
+    logged = install_log(reactor, options.parent)
+    service: Service
     try:
         if options.settings.workers > 1:
-            return parent(reactor, options.settings, options.arguments)
-        return gateway(reactor, options.settings)
+            service = parent(reactor, options.settings, options.arguments, logged.log)
+        else:
+            service = gateway(reactor, options.settings, logged.log)
     except ConfigError as error:
         exit_with(error)
+    service.setServiceParent(logged)
+    return logged
 
 
-def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent:
+def parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Lossy) -> Parent:
     """The parent of `--workers`: processes, each with a node of its own (`gateway`), and what they have in common.
 
     `arguments` are those that the settings were read from; workers read them again. `ConfigError` as for a gateway.
@@ -134,6 +140,7 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent
         tree=lambda: service.tree(),
         events=counts,
         event_drops=lambda: events.drops | own.drops,
+        log_lost=lambda: log.lost,
     )
     root = Supervisor(
         reactor,
@@ -168,8 +175,8 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str]) -> Parent
     return service
 
 
-def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None) -> Gateway:
-    """A whole node; `inherited` is what it has from its parent, if it is a worker.
+def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited | None = None) -> Gateway:
+    """A whole node; `log` is its process's, and `inherited` is what it has from its parent, if it is a worker.
 
     `ConfigError` says what of the settings, or of the machine, is in the way.
     """
@@ -402,6 +409,7 @@ def gateway(reactor: Any, settings: Settings, inherited: Inherited | None = None
         tree=lambda: service.tree(),
         events=counts,
         event_drops=lambda: events.drops,
+        log_lost=lambda: log.lost,
         latency=latency,
         certificate_expires=lambda: shown.not_after,
     )

@@ -194,6 +194,11 @@ def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
     yield _counters(
         "owsla_event_drops", "Events that a handler was too slow for, by handler.", "handler", readings.event_drops()
     )
+    yield _counter(
+        "owsla_log_lines_lost",
+        "Lines of the log that could not be written: nobody read them, or the disk was full.",
+        readings.log_lost(),
+    )
     yield _histogram(
         "owsla_reactor_lateness_seconds",
         "How late the event loop makes a call that is due once a second.",

@@ -129,6 +129,8 @@ class Readings:
     events: EventCounts
     event_drops: Callable[[], Mapping[str, int]] = dict
     """Events that a handler was too slow for, by its name."""
+    log_lost: Callable[[], int] = int
+    """Lines of the log that could not be written."""
     latency: Histogram = field(default_factory=Histogram)
     """From publishing a line to its confirm."""
     lateness: Histogram = field(default_factory=Histogram)
@@ -178,6 +180,8 @@ class ParentReadings:
     """The parent's own."""
     event_drops: Callable[[], Mapping[str, int]] = dict
     """Events that a handler in the parent was too slow for, by its name."""
+    log_lost: Callable[[], int] = int
+    """Lines of the log that the parent could not write."""
     lateness: Histogram = field(default_factory=Histogram)
     """How late the reactor calls what is due."""
     started: float = field(default_factory=time.time)

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from ..boundaries import Clock
 from ..device.expiry import Shown
+from ..log import ESCAPED
 from ..supervision import Untraced, Worker
 from ._channel import Channel
 from ._loads import Loads
@@ -251,7 +252,7 @@ class Process(ProcessProtocol):
             level = message["level"] if message["level"] in LEVELS else "info"
             namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
             logger = self._log if not namespace else Logger(namespace=f"owsla.{self.name}.{namespace}")
-            logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"])
+            logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"], **{ESCAPED: True})
         elif kind == "event":
             self._listener.event(message["time"], message["node"], message["event"])
         elif kind == "answer":

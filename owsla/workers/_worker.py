@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent, globalLogBeginner
-from twisted.python.failure import Failure
+from twisted.logger import ILogObserver, Logger, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
 from ..config import BrokerAddress, ConfigError, load_settings
 from ..device.expiry import Shown
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
+from ..log import with_traceback
 from ..process import end_with
 from ..resolver import resolve_in_daemon_threads
 from ..steady import keep_steady
@@ -169,21 +170,21 @@ class LogToParent:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._untold = 0
+        self.lost = 0
+        """Lines lost so far."""
 
     def __call__(self, event: Any) -> None:
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
-        text = formatEvent(event)
-        failure = event.get("log_failure")
-        if isinstance(failure, Failure):
-            text = f"{text}\n{failure.getTraceback()}".strip()
+        text = with_traceback(event)
         if self._untold and self._channel.offer(
-            "log", level="warn", namespace="owsla", text=f"{self._untold} lines of the log were left out: too many at a time"
+            "log", level="warn", namespace="owsla", text=f"The log has lost {self._untold} lines here: the parent is too slow"
         ):
             self._untold = 0
         if not self._channel.offer("log", level=level.name, namespace=event.get("log_namespace", "-"), text=text):
             self._untold += 1
+            self.lost += 1
 
 
 def main() -> None:
@@ -212,7 +213,9 @@ def main() -> None:
     port.setblocking(False)
     reactor.adoptStreamConnection(channel_socket.fileno(), socket.AF_UNIX, factory)
     channel_socket.close()  # the reactor has one of its own
-    globalLogBeginner.beginLoggingTo([cast(ILogObserver, LogToParent(link.channel))], redirectStandardIO=False)
+    log = LogToParent(link.channel)
+    # Standard streams, too: a dialect that prints would wait for a parent that hangs.
+    globalLogBeginner.beginLoggingTo([cast(ILogObserver, log)])
 
     from ..tap import gateway
 
@@ -221,7 +224,7 @@ def main() -> None:
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
         share = Loads(LOADS_FD, start["count"]).share(start["number"])
-        service = gateway(reactor, settings, Inherited(link, port, broker, share))
+        service = gateway(reactor, settings, log, Inherited(link, port, broker, share))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)
@@ -231,6 +234,8 @@ def main() -> None:
         reactor.callWhenRunning(service.startService)
         reactor.addSystemEventTrigger("before", "shutdown", lambda: ensureDeferred(_end(service, link)))
     reactor.run(installSignalHandlers=False)
+    # The channel is closed; what the interpreter still has to say goes to the pipe that the parent reads.
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 async def _end(service: Gateway, link: ParentLink) -> None:

@@ -53,7 +53,8 @@ class Owsla:
     """One Owsla process in `folder`, with the options given; `port=0` unless another is asked for.
 
     `certs_dir` is where its development certificates are (made at the first start: share it, it saves time), and
-    `ca` what a device should trust.
+    `ca` what a device should trust. `redirect` is a shell's redirection for the process, as in `> /dev/full`, and
+    `twistd_options` are more options of twistd's own.
     """
 
     def __init__(
@@ -63,16 +64,19 @@ class Owsla:
         *,
         env: Mapping[str, str] | None = None,
         argv: Sequence[str] | None = None,
+        redirect: str = "",
+        twistd_options: Sequence[str] = (),
         **options: Option,
     ) -> None:
         self.folder = folder
         self.ca = certs_dir / "ca.pem"
         self.port = 0
         settings: dict[str, Option] = {"port": 0, "interface": "127.0.0.1", "certs_dir": certs_dir, **options}
-        self._argv = list(argv) if argv is not None else ["-n", "--pidfile=", "owsla", *command_line(settings)]
+        self._argv = list(argv) if argv is not None else ["-n", "--pidfile=", *twistd_options, "owsla", *command_line(settings)]
         self._env = environment(env)
         self._process: ChildProcess | None = None
         self._starts = 0
+        self._shell = ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh"] if redirect else []
         self.tracebacks = 0  #: how many a test has provoked in code that is not Owsla's
 
     @property
@@ -89,7 +93,7 @@ class Owsla:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._starts += 1
         self._process = ChildProcess(
-            [*twistd(), *self._argv],
+            [*self._shell, *twistd(), *self._argv],
             output=self.folder / f"output.{self._starts}",
             errors=self.folder / f"errors.{self._starts}",
             env=self._env,

@@ -159,5 +159,5 @@ class LogTests(LinkTestCase):
         self.log.info("the next")
         self.assertEqual(
             [message["text"] for message in self.told()[-2:]],
-            ["2 lines of the log were left out: too many at a time", "the next"],
+            ["The log has lost 2 lines here: the parent is too slow", "the next"],
         )

@@ -1,0 +1,60 @@
+"""Text from outside, made fit for a line of a log. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.logger import LogEvent, formatEvent
+from twisted.python.failure import Failure
+
+LONGEST: Final = 4096
+"""Characters of a message. What is longer is cut: a certificate or a header may have megabytes."""
+
+LONGEST_TRACE: Final = 65536
+"""Characters of a traceback."""
+
+ESCAPED: Final = "owsla_escaped"
+"""The key of an event whose text is escaped already, and may have several lines: a worker's, in its parent."""
+
+
+def escaped(text: str, longest: int = LONGEST, keep: str = "") -> str:
+    """Replace what is not printable by its escape sequence, except `keep`, and cut the rest of a text that is too long.
+
+    A terminal obeys control characters, and a newline would begin a line that nobody logged.
+    """
+    length = len(text)
+    if length > longest:
+        text = text[:longest]
+    if not text.isprintable():
+        text = "".join(
+            one if one.isprintable() or one in keep else one.encode("unicode_escape").decode("ascii") for one in text
+        )
+    return text if length <= longest else f"{text}… ({length} characters)"
+
+
+def message_of(event: LogEvent) -> str:
+    """Return the message of a log event, escaped. Lines of a traceback stay lines."""
+    text = formatEvent(event)
+    if event.get(ESCAPED):
+        return escaped(text, LONGEST + LONGEST_TRACE, keep="\n\t")
+    if event.get("isError"):  # twisted.python.log puts the traceback into the message
+        return escaped(text, LONGEST_TRACE, keep="\n\t")
+    return escaped(text.rstrip("\n"))
+
+
+def traceback_of(event: LogEvent) -> str:
+    """Return the traceback of a log event that has a failure, escaped; an empty text for others."""
+    failure = event.get("log_failure")
+    if not isinstance(failure, Failure) or event.get("isError"):
+        return ""
+    try:
+        trace = failure.getTraceback()
+    except Exception as error:  # an exception whose own __str__ fails
+        trace = f"(no traceback: {type(error).__name__})"
+    return escaped(trace.rstrip("\n"), LONGEST_TRACE, keep="\n\t")
+
+
+def with_traceback(event: LogEvent) -> str:
+    """Return the message of a log event, with its traceback below where it has one."""
+    text, trace = message_of(event), traceback_of(event)
+    return f"{text}\n{trace}".strip("\n") if trace else text

@@ -1,0 +1,161 @@
+"""A log that nobody reads, or that cannot be written: real `twistd` processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Lab
+from ._support.owsla import Owsla
+from ._support.process import accepts, free_port
+from ._support.waiting import pause, reactor_test, until
+from .test_http import ask, metrics
+
+F_SETPIPE_SZ: Final = 1031
+
+WORKERS = pytest.mark.parametrize("workers", [None, 2], ids=["alone", "workers"])
+
+LOGGER: Final = """\
+from twisted.logger import textFileLogObserver
+
+def logger():
+    return textFileLogObserver(open({fifo!r}, "w"))
+"""
+
+
+class Pipe:
+    """A named pipe that nobody reads, of one page."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        fcntl.fcntl(self._descriptor, F_SETPIPE_SZ, 4096)
+
+    def fill(self) -> None:
+        """Write until it takes no more."""
+        try:
+            while True:
+                os.write(self._descriptor, b"x" * 256)
+        except BlockingIOError:
+            pass
+
+    def read(self) -> str:
+        """Read what is there."""
+        try:
+            return os.read(self._descriptor, 65536).decode()
+        except BlockingIOError:
+            return ""
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Pipe]:
+    one = Pipe(tmp_path / "log")
+    yield one
+    one.close()
+
+
+async def started(owsla: Owsla, port: int, http: int) -> None:
+    """Start it, and wait until devices are taken: its log says nothing here."""
+    owsla.launch()
+    owsla.port = port
+
+    for _ in range(600):
+        await until(lambda: owsla.process.poll() is not None or accepts(http), 60)
+        assert owsla.process.poll() is None, owsla.output()
+        if (await ask(http, "/readyz"))[0] == 200:
+            return
+        await pause(0.1)
+    raise AssertionError("it does not become ready")
+
+
+async def chatter(lab: Lab, owsla: Owsla, devices: int = 60) -> None:
+    """Have devices come and go, each with lines in the log."""
+    for _ in range(devices):
+        device = await lab.device(owsla)
+        await device.close()
+
+
+async def log_lines_lost(http: int) -> float:
+    """The sum of all processes."""
+    return sum(value for name, value in (await metrics(http)).items() if name.startswith("owsla_log_lines_lost_total"))
+
+
+@WORKERS
+@pytest.mark.parametrize("redirect", ["> {pipe} 2>&1", "> /dev/full 2>&1", ">&- 2>&-"])
+@reactor_test
+async def test_standard_output(
+    lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, redirect: str, workers: int | None
+) -> None:
+    """Standard output that is full from the start, or a closed descriptor, stops neither devices, nor health, nor SIGTERM."""
+    pipe.fill()
+    port, http = free_port(), free_port()
+    owsla = lab.new_owsla(
+        broker=embedded.url,
+        port=port,
+        http=http,
+        workers=workers,
+        drain_spread=0,
+        redirect=redirect.format(pipe=pipe.path),
+    )
+    await started(owsla, port, http)
+    await chatter(lab, owsla)
+    assert (await ask(http, "/healthz"))[0] == 200
+    if "pipe" not in redirect:
+        assert await log_lines_lost(http) > 10
+    assert await owsla.terminate() == 0
+
+
+@WORKERS
+@reactor_test
+async def test_read_later(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, workers: int | None) -> None:
+    """What waited is there, in order and whole, when somebody reads."""
+    port, http = free_port(), free_port()
+    owsla = lab.new_owsla(broker=embedded.url, port=port, http=http, workers=workers, redirect=f"> {pipe.path}")
+    await started(owsla, port, http)
+    await chatter(lab, owsla)
+    text = ""
+
+    def all_read() -> bool:
+        nonlocal text
+        text += pipe.read()
+        return text.count("Device disconnected") >= 20 and text.endswith("\n")
+
+    await until(all_read)
+    lines = text.splitlines()
+    assert all(line[:4].isdigit() for line in lines), text
+    assert [line[:19] for line in lines] == sorted(line[:19] for line in lines)
+    assert await log_lines_lost(http) == 0
+    assert await owsla.terminate() == 0
+
+
+@pytest.mark.parametrize("option", ["--logfile=/dev/full", "--logfile=-", "--logger=blocking_log.logger"])
+@reactor_test
+async def test_twistd_options(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, tmp_path: Path, option: str) -> None:
+    """The same where twistd is told to log elsewhere: to a file, to standard output by name, by an operator's own observer."""
+    (tmp_path / "blocking_log.py").write_text(LOGGER.format(fifo=str(pipe.path)))
+    port, http = free_port(), free_port()
+    owsla = lab.new_owsla(
+        env={"PYTHONPATH": str(tmp_path)},
+        broker=embedded.url,
+        port=port,
+        http=http,
+        drain_spread=0,
+        twistd_options=[option],
+        redirect=f"> {pipe.path}",
+    )
+    await started(owsla, port, http)
+    await chatter(lab, owsla)
+    assert (await ask(http, "/healthz"))[0] == 200
+    if "full" in option:
+        assert await log_lines_lost(http) > 10
+    assert await owsla.terminate() == 0
