@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
@@ -23,6 +25,9 @@ from ._state import Numbers, State, WorkerState
 
 IDLE: Final = 60.0
 """Seconds after which a connection that asks nothing is closed."""
+
+CHECKS: Final = frozenset({b"/healthz", b"/readyz"})
+"""Pages that answer under any name: an orchestrator must not end a gateway over a Host header."""
 
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json"
@@ -91,12 +96,18 @@ class Pages(Resource):
     isLeaf = True
     _log = Logger(namespace="owsla.http")
 
-    def __init__(self, pages: Mapping[bytes, Make]) -> None:
+    def __init__(self, pages: Mapping[bytes, Make], names: Collection[str] | None = None) -> None:
+        """`names` are those of this machine, where others are not to be asked for (`is_ours`); `None`, where any are."""
         super().__init__()
         self._pages = pages
+        self._names = names
 
     def render(self, request: Request) -> int:
         make = self._pages.get(request.path, _nothing)
+        if self._names is not None and request.path not in CHECKS:
+            hosts = request.requestHeaders.getRawHeaders(b"host", [])
+            if not all(is_ours(host, self._names) for host in hosts):
+                make = _misdirected
         if request.method not in (b"GET", b"HEAD"):
             make = _read_only
         answer: Deferred[Answer] = maybeDeferred(make, request)
@@ -136,11 +147,59 @@ def _read_only(request: Request) -> Deferred[Answer]:
     return succeed((405, _TEXT, "There is nothing to change here.\n"))
 
 
+def _misdirected(_: Request) -> Deferred[Answer]:
+    return succeed((421, _TEXT, "Ask by an address, as localhost, or by this machine's own name (Host).\n"))
+
+
+def is_ours(host: bytes, names: Collection[str]) -> bool:
+    """Return whether a Host header is an address, localhost, or one of `names`. Pure.
+
+    In a browser another name may be that of a web page. Its owner can let it lead to 127.0.0.1, to read what answers there (DNS
+    rebinding).
+    """
+    try:
+        name = urlsplit(f"//{host.decode('ascii')}").hostname or ""
+    except (UnicodeDecodeError, ValueError):
+        return False
+    name = name.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost") or name in (own.lower() for own in names):
+        return True
+    try:
+        ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+class BodilessRequest(Request):
+    """A request whose body is refused at its headers: Twisted would keep it on disk, without bound."""
+
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        super().gotLength(0)
+        if length == 0:
+            return
+        self._refused = True
+        self.requestHeaders.removeHeader(b"expect")  # no "100 Continue"
+        transport: Any = self.channel.transport
+        transport.write(b"HTTP/1.1 413 Content Too Large\r\nserver: owsla\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.channel.loseConnection()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Drop what comes before the connection is closed."""
+
+    def process(self) -> None:
+        if not self._refused:
+            super().process()
+
+
 class QuietSite(Site):
     """A site that does not log each request: Prometheus comes every few seconds, for ever."""
 
     noisy = False
     displayTracebacks = False
+    requestFactory = BodilessRequest
 
     def log(self, request: Any) -> None: ...
 
@@ -155,14 +214,14 @@ class _Collected(Collector):
         return self._families
 
 
-def site(source: Source, reactor: Any) -> QuietSite:
-    """All pages."""
+def site(source: Source, reactor: Any, names: Collection[str] | None = None) -> QuietSite:
+    """All pages. `names` are as for `Pages`."""
 
     def index(_: Request) -> Deferred[Answer]:
         return source.state().addCallback(lambda state: (200, _HTML, index_page(state)))
 
     def metrics(request: Request) -> Deferred[Answer]:
-        encode, media_type = choose_encoder(request.getHeader("accept") or "")
+        encode, media_type = _encoder(request)
         return source.metrics().addCallback(lambda families: (200, media_type, encode(_Collected(families))))
 
     def healthz(_: Request) -> Deferred[Answer]:
@@ -177,7 +236,15 @@ def site(source: Source, reactor: Any) -> QuietSite:
         return source.state().addCallback(lambda state: (200, _JSON, json.dumps(state.tree, indent=2) + "\n"))
 
     pages: dict[bytes, Make] = {b"/": index, b"/metrics": metrics, b"/healthz": healthz, b"/readyz": readyz, b"/tree": tree}
-    return QuietSite(Pages(pages), timeout=IDLE, reactor=reactor)
+    return QuietSite(Pages(pages, names), timeout=IDLE, reactor=reactor)
+
+
+def _encoder(request: Request) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(request.getHeader("accept") or "")
+    except Exception:
+        # Whatever prometheus-client cannot read (`version=` without a number, bytes that are no text) asks for nothing special.
+        return choose_encoder("")
 
 
 def _readiness(state: State) -> dict[str, Any]:

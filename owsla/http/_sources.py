@@ -84,9 +84,7 @@ class Whole:
         return self._questions.ask("state").addCallback(self._pictured)
 
     def _pictured(self, answers: Answers) -> State:
-        return state_of_all(
-            self._readings, [WorkerState(worker.name, worker.state, _state(sent)) for worker, sent in answers]
-        )
+        return state_of_all(self._readings, [WorkerState(worker.name, worker.state, _state(sent)) for worker, sent in answers])
 
 
 # A worker of another version, during a rolling restart, may answer what is no answer here.

@@ -97,6 +97,35 @@ class PagesTests(SynchronousTestCase):
         self.assertTrue(headers["content-type"].startswith("application/openmetrics-text"))
         self.assertTrue(body.endswith("# EOF\n"))
 
+    def test_odd_accept(self) -> None:
+        """Whoever asks for a format that nobody can read gets plain text, and nothing is logged."""
+        for accept in (
+            "application/openmetrics-text; version",
+            "application/openmetrics-text; version=",
+            "application/openmetrics-text; version=x",
+            "application/openmetrics-text; version=1.0.0; escaping",
+            "text/plain; version=; escaping=nonsense",
+            ";;;,,,==",
+            "\u00ff",
+        ):
+            status, _, body = self.ask("/metrics", headers=f"Accept: {accept}\r\n")
+            self.assertEqual((status, "owsla_connections" in body), (200, True), accept)
+
+    def test_body(self) -> None:
+        """A body is refused at its headers, before any of it is kept, in whichever way its length is told."""
+        for method in ("POST", "PUT", "GET"):
+            for headers in ("Content-Length: 1000000000000", "Transfer-Encoding: chunked", "Content-Length: 3"):
+                protocol, transport = self.connect()
+                protocol.dataReceived(
+                    f"{method} /metrics HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n{headers}\r\n\r\n".encode()
+                )
+                self.assertTrue(transport.value().startswith(b"HTTP/1.1 413 "), transport.value())
+                self.assertTrue(transport.disconnecting)
+                request = protocol._channel.requests[-1]
+                protocol.dataReceived(b"3\r\nabc\r\n0\r\n\r\n" * 1000)
+                self.assertEqual(request.content.read(), b"")
+                self.assertEqual(transport.value().count(b"HTTP/1.1"), 1)
+
     def test_tree(self) -> None:
         """The tree's JSON is what `render` takes."""
         status, headers, body = self.ask("/tree")

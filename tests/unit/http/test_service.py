@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
 from owsla.http import Alone, Beat, Histogram, HttpService, claim
-from owsla.http._service import BEAT, CONNECTIONS
+from owsla.http._service import BEAT, CONNECTIONS, REQUEST
 
 from ._fakes import World
 
@@ -97,15 +97,94 @@ class ServiceTests(SynchronousTestCase):
         """Stopping what never started is nothing."""
         self.successResultOf(self.service.stopService())
 
+    def connected(self) -> Transport:
+        transport = self.connect()
+        assert transport is not None
+        return transport
+
+    def says(self, transport: Transport, data: bytes) -> None:
+        protocol: Any = transport.protocol
+        protocol.dataReceived(data)
+
     def test_limit(self) -> None:
-        """Too many connections are refused: they must not use up the files that are for devices."""
+        """There are only so many connections: they must not use up the files that are for devices. The oldest makes way."""
         self.service.startService()
-        first = [self.connect() for _ in range(CONNECTIONS)]
-        self.assertNotIn(None, first)
-        self.assertIsNone(self.connect())
-        assert first[0] is not None
-        first[0].loseConnection()
-        self.assertIsNotNone(self.connect())
+        all_of_them = [self.connected() for _ in range(CONNECTIONS)]
+        self.reactor.advance(1)
+        newest = self.connected()
+        self.assertEqual([one.connected for one in all_of_them].count(False), 1)
+        self.assertTrue(newest.connected)
+
+    def test_limit_spares_who_was_answered(self) -> None:
+        """Connections that send a header line now and then keep nobody out: one that was answered lately stays."""
+        self.service.startService()
+        good = self.connected()
+        bad = [self.connected() for _ in range(CONNECTIONS - 1)]
+        for one in bad:
+            self.says(one, b"GET / HTTP/1.1\r\n")
+        for _ in range(5):
+            self.reactor.advance(1)
+            for one in bad:
+                self.says(one, b"a: b\r\n")
+            self.says(good, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(CONNECTIONS - 1):
+            self.says(self.connected(), b"GET / HTTP/1.1\r\n")
+        self.assertTrue(good.connected)
+        self.assertFalse(any(one.connected for one in bad))
+
+    def test_whole_request(self) -> None:
+        """A request has a time as a whole; the next one on the same connection has one of its own."""
+        self.service.startService()
+        transport = self.connected()
+        for _ in range(3):
+            self.says(transport, b"GET /healthz HTTP/1.1\r\n")
+            self.reactor.pump([1.0] * (int(REQUEST) - 1))
+            self.says(transport, b"Host: localhost\r\n\r\n")
+        self.assertEqual(transport.value().count(b"200 OK"), 3)
+        self.says(transport, b"GET /healthz HTTP/1.1\r\n")
+        for _ in range(int(REQUEST) - 1):
+            self.reactor.advance(1)
+            self.says(transport, b"a: b\r\n")
+        self.reactor.advance(1)
+        self.assertFalse(transport.connected)
+
+    def test_host(self) -> None:
+        """On this machine's own address it answers to addresses, localhost and this machine's name: no web page has those."""
+        self.service.startService()
+        own = socket.gethostname()
+        for host, status in (
+            ("127.0.0.1:9100", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:9100", 200),
+            ("10.1.2.3", 200),
+            ("localhost:9100", 200),
+            ("LocalHost.", 200),
+            (f"{own}:9100", 200),
+            ("rebind.example:9100", 421),
+            ("localhost.example", 421),
+            ("127.0.0.1.example", 421),
+            ("", 421),
+            ("[", 421),
+            ("h\u00f6st", 421),
+        ):
+            for path in ("/", "/metrics", "/tree", "/healthz", "/readyz"):
+                transport = self.connected()
+                self.says(transport, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                expected = 200 if path in ("/healthz", "/readyz") else status
+                self.assertEqual(transport.value().split()[1], b"%d" % expected, (host, path))
+        transport = self.connected()
+        self.says(transport, b"GET /metrics HTTP/1.0\r\n\r\n")
+        self.assertEqual(transport.value().split()[1], b"200")
+
+    def test_host_on_the_network(self) -> None:
+        """On an address of the network it answers to every name: operators have their own, and whoever is there may read it."""
+        with claim(0, "") as sock:
+            service = HttpService(self.reactor, sock, Alone(self.world.readings))
+            service.startService()
+            transport = self.connected()
+            self.says(transport, b"GET /metrics HTTP/1.1\r\nHost: gateway.example\r\n\r\n")
+            self.assertEqual(transport.value().split()[1], b"200")
+            self.successResultOf(service.stopService())
 
     def test_lateness(self) -> None:
         """Once a second it is seen how late the reactor is."""
