@@ -20,6 +20,7 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..boundaries import Clock, DelayedCall, Letter
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
+from ..log import escaped
 from . import records, topology
 from .backoff import Backoff
 from .direct_reply import DirectReplies, is_direct
@@ -40,6 +41,9 @@ INTERNAL_ERROR: Final = 541
 
 CRASHES: Final = 3
 """How often the broker may crash over a message that is sent alone before its properties are taken for the reason."""
+
+LONGEST_ID: Final = 100
+"""Characters of a connection id in an event. One of ours has 36; a back end may send anything."""
 
 FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward is tried again whose node was not there."""
@@ -470,4 +474,5 @@ class Courier(BaseHandler):
 
 
 def _text(connection_id: bytes | None) -> str | None:
-    return None if connection_id is None else connection_id.decode("ascii", "backslashreplace")
+    # A back end's text: a header may be as large as a frame.
+    return None if connection_id is None else escaped(connection_id.decode("ascii", "backslashreplace"), LONGEST_ID)

@@ -10,6 +10,7 @@ import fcntl
 import ipaddress
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -225,24 +226,47 @@ def development_certificates(directory: Path, hostname: str, now: Callable[[], d
     The server's is for localhost, 127.0.0.1, ::1 and ``hostname``; it is made anew, by the same authority, when it
     expires within 30 days or is not for these names. A folder lock and renames keep two processes that start at once,
     or one that is killed, from leaving half a pair. Where there is nothing to make the folder needs not be writable.
+
+    The folder is made with mode 0700. It must be this user's (or root's); the write permission of others is taken away. Neither
+    it nor a file in it may be a symbolic link: keys would go, or come from, where somebody else wants them.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        with _locked(directory) as descriptor:
+            _check_owner(directory, descriptor)
+            for name in ("ca.pem", "ca.key", "server.pem", "server.key"):
+                if (directory / name).is_symlink():
+                    raise ConfigError(f"{directory / name}: this is a symbolic link; development certificates follow none")
             return _make_missing(directory, hostname, now())
     except OSError as error:
         raise ConfigError(f"{directory}: can't keep development certificates here: {os_reason(error)}") from None
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Iterator[int]:
     # The folder itself is locked: a lock file would be one more thing in it.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if directory.is_symlink():
+        raise ConfigError(f"{directory}: this is a symbolic link; give --certs-dir the folder itself")
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _check_owner(directory: Path, descriptor: int) -> None:
+    """`ConfigError` where others decide what is in a folder; their write permission is taken away where it is this user's."""
+    status = os.fstat(descriptor)
+    if status.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"{directory}: this folder is another user's (uid {status.st_uid}), who could replace the keys in it; "
+            "give another --certs-dir, or --cert and --key"
+        )
+    if status.st_mode & 0o022 and status.st_uid == os.geteuid():
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o022)
 
 
 def _make_missing(directory: Path, hostname: str, now: datetime) -> DevelopmentCertificates:

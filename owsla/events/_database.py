@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -234,6 +235,11 @@ class SQLiteConnection:
 
     def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
         self._migrations = migrations
+        try:
+            # SQLite's own mode is 0644. Its other files (-wal, -shm) get that of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
+        except OSError:
+            pass  # SQLite says why
         self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         # With a write-ahead log readers and a writer do not wait for each other, and a commit is no fsync:
         # https://www.sqlite.org/wal.html. A power cut may take the last second; it leaves the rest whole.

@@ -49,6 +49,7 @@ def handler_spec(text: str) -> HandlerSpec:
     if kind == "json":
         if not target or "\0" in target:
             raise ConfigError("json needs a file: json:FILE")
+        _check_file(target)
         return HandlerSpec("json", target, Path(target))
     if kind == "database":
         if not target or "\0" in target:
@@ -56,8 +57,17 @@ def handler_spec(text: str) -> HandlerSpec:
         return _database_spec(target)
     if kind in ("postgresql", "postgres", "sqlite"):
         raise ConfigError(f"a database is written database:{kind}:…")
-    shown = repr(kind) if len(kind) < 40 and "@" not in kind and "/" not in kind else "this"
+    shown = repr(kind) if len(kind) < 40 and kind.replace("-", "").isalnum() else "this"
     raise ConfigError(f"{shown} is no event handler (console, json:FILE, database:URL, amqp)")
+
+
+_LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:?//|//.*@|postgres|[^/]*:.*@", re.IGNORECASE)
+
+
+def _check_file(name: str) -> None:
+    """`ConfigError` for a file's name that looks like a mistyped URL: a password may be in it, and a file's name is logged."""
+    if _LIKE_URL.match(name):
+        raise ConfigError("this looks like a URL that is mistyped; a file of that name is written with a folder, as in ./NAME")
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(sqlite):", re.IGNORECASE)
@@ -66,6 +76,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(sqlite):", re.IGNORECAS
 def _database_spec(target: str) -> HandlerSpec:
     match = _SCHEME.match(target)
     if match is None:
+        _check_file(target)
         return HandlerSpec("database", target, Path(target))
     scheme = (match[1] or match[2]).lower()
     if scheme == "sqlite":

@@ -234,6 +234,15 @@ class RecordTests(Base):
         self.assertEqual(self.source.finished[-1], 7)
         self.assertIsInstance(self.events[-1], UndeliverableLost)
 
+    def test_odd_ids(self) -> None:
+        """A connection id of a back end's own making is escaped and bounded in events: a header may be as large as a frame."""
+        self.courier.record(self.source.letter(6, b"a\n\xff\x1b[2J" + b"x" * 100_000), "bad-connection-id")
+        event = self.events[-1]
+        assert isinstance(event, Undeliverable)
+        assert event.connection_id is not None
+        self.assertTrue(event.connection_id.startswith("a\\n\\xff\\x1b[2Jx"), event.connection_id)
+        self.assertLess(len(event.connection_id), 200)
+
     def test_the_queue_is_full(self) -> None:
         """A record that is refused is given up: the original is done, and one event says what was lost and why."""
         self.courier.record(self.source.letter(6), "late")
@@ -787,9 +796,7 @@ class ChannelErrorTests(Base):
         """A forward that closes the channel is recorded as refused."""
         self.courier.forward(self.letters(2)[0], ELSEWHERE)
         self.serve()
-        self.assertEqual(
-            self.books[b"2"], [{"connection_id": "some-id", "owsla_reason": "refused", "owsla_node": "0123abcd"}]
-        )
+        self.assertEqual(self.books[b"2"], [{"connection_id": "some-id", "owsla_reason": "refused", "owsla_node": "0123abcd"}])
         self.assertEqual(self.source.finished, [2])
 
     def test_a_forward_and_no_room(self) -> None:

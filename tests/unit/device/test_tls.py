@@ -612,11 +612,49 @@ class DevelopmentCertificatesTests(_Files):
         self.assertEqual([process.returncode for process in processes], [0] * 4)
         self.assertEqual(len(outputs), 1)
 
+    def test_folder_is_closed(self) -> None:
+        """The folder is made for its owner alone; where others may write to one that is there, they may no more."""
+        self.make()
+        self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o700)
+        self.folder.chmod(0o777)
+        self.make()
+        self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o755)
+
+    def test_links(self) -> None:
+        """No symbolic link is followed: neither the folder, nor a file in it, of whom keys would be read or written."""
+        elsewhere = self.new_path()
+        elsewhere.mkdir()
+        self.folder.parent.mkdir()
+        self.folder.symlink_to(elsewhere)
+        self.assertIn("this is a symbolic link", self.refused())
+        self.assertEqual(list(elsewhere.iterdir()), [])
+        self.folder.unlink()
+        self.make()
+        for name in ("ca.pem", "ca.key", "server.pem", "server.key"):
+            path = self.folder / name
+            moved = path.rename(elsewhere / name)
+            path.symlink_to(moved)
+            self.assertEqual(self.refused(), f"{path}: this is a symbolic link; development certificates follow none")
+            moved.rename(path)
+        self.make()
+
+    def test_somebody_elses(self) -> None:
+        """A folder of another user's is refused: who owns it can replace the keys in it. Root's is trusted."""
+        self.make()
+        owner = self.folder.stat().st_uid
+        with mock.patch("os.geteuid", return_value=owner + 1):
+            if owner == 0:
+                self.make()
+            else:
+                self.assertIn("is another user's", self.refused())
+        with mock.patch("os.fstat", return_value=os.stat_result((0o40755, 0, 0, 1, 4242, 0, 0, 0, 0, 0))):
+            self.assertIn("this folder is another user's (uid 4242)", self.refused())
+
     def test_folder_cannot_be_used(self) -> None:
         """A folder that can't be made, written to or is a file is named with the reason."""
         self.folder.parent.mkdir()
         self.folder.write_text("")
-        self.assertEqual(self.refused(), f"{self.folder}: can't keep development certificates here: file exists")
+        self.assertEqual(self.refused(), f"{self.folder}: can't keep development certificates here: not a directory")
         self.folder.unlink()
         with mock.patch("tempfile.mkstemp", side_effect=PermissionError(13, "Permission denied")):
             self.assertEqual(self.refused(), f"{self.folder}: can't keep development certificates here: permission denied")

@@ -51,6 +51,7 @@ class SpecTests(SynchronousTestCase):
             ("database:sqlite:///var/lib/e%20v.db", "database", Path("/var/lib/e v.db")),
             ("database:sqlite:////var/lib/events.db", "database", Path("//var/lib/events.db")),
             ("database:sqlite:events.db", "database", Path("events.db")),
+            ("json:./u:x@y.json", "json", Path("u:x@y.json")),
             ("database:C:events.db", "database", Path("C:events.db")),
         ):
             spec = handler_spec(text)
@@ -75,6 +76,15 @@ class SpecTests(SynchronousTestCase):
             ("postgresql://u:secret@h/d", "a database is written database:postgresql:"),
             ("u:secret@h", "'u' is no event handler"),
             ("/secret@h", "this is no event handler"),
+            ("database:postgresql:/u:secret@h/d", "looks like a URL"),
+            ("database:postgresql//u:secret@h/d", "looks like a URL"),
+            ("database:postgresql:u:secret@h/d", "looks like a URL"),
+            ("database:postgers:u:secret@h/d", "looks like a URL"),
+            ("database://u:secret@h/d", "looks like a URL"),
+            ("database:u:secret@h/d", "looks like a URL"),
+            ("json:postgresql://u:secret@h/d", "looks like a URL"),
+            ("json:u:secret@h", "looks like a URL"),
+            ("databse//u.secret", "this is no event handler"),
         ):
             with self.assertRaises(ConfigError) as caught:
                 handler_spec(text)
@@ -175,9 +185,7 @@ class SupervisionTests(SynchronousTestCase):
             ChildRestarted("owsla/http", "E: x", 2, 0.5, ("a",)),
         )
         gave_up = GaveUp("owsla/events", "json", failures=4, of_child=3, restarts=3, period=60.0, reason="E: x")
-        self.assertEqual(
-            supervision_event(GaveUpReport(gave_up)), SupervisorGaveUp("owsla/events", "json", 4, 60.0, "E: x")
-        )
+        self.assertEqual(supervision_event(GaveUpReport(gave_up)), SupervisorGaveUp("owsla/events", "json", 4, 60.0, "E: x"))
 
 
 class DuplicatesTests(SynchronousTestCase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import stat
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -37,6 +38,16 @@ class SQLiteTests(SynchronousTestCase):
 
     def texts(self) -> list[str]:
         return [json.loads(fields)["text"] for (fields,) in self.query("SELECT fields FROM owsla_events ORDER BY number")]
+
+    def test_closed_to_others(self) -> None:
+        """The files are for their owner and group, as the JSON lines are; one that is there keeps its mode."""
+        self.writer.write(records("one"))
+        for suffix in ("", "-wal", "-shm"):
+            self.assertEqual(stat.S_IMODE(Path(f"{self.path}{suffix}").stat().st_mode) & 0o027, 0, suffix)
+        self.writer.close()
+        self.path.chmod(0o600)
+        self.make().write(records("two"))
+        self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
     def test_a_row(self) -> None:
         """A row has what one looks for in columns, all fields as JSON, and the line for people."""
