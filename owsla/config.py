@@ -213,7 +213,7 @@ class Settings:
     write_timeout: float
     undeliverable_limit: int
     drain_timeout: float
-    drain_spread: float
+    drain_spread: float | None  # None: by the number of devices
     node_grace: float
     events: tuple[HandlerSpec, ...]
     http: tuple[str, int] | None  # address ("" is all) and port
@@ -731,8 +731,8 @@ OPTIONS: tuple[Option, ...] = (
         "After SIGTERM: time for everything under way to be finished, at most.",
     ),
     Option(
-        _STOP, "drain-spread", "TIME", "10s", _duration(zero=True),
-        "After SIGTERM: devices are disconnected over this time rather than in one instant.",
+        _STOP, "drain-spread", "TIME", "auto", _or("auto", None, _duration(zero=True)),
+        "After SIGTERM: devices are disconnected over this time rather than in one instant. auto: 50ms for each, 10s at most.",
     ),
     Option(
         _WATCH, "events", "HANDLER", "console", _events,

@@ -30,8 +30,13 @@ from .broker.connection import BrokerConnection, explain
 from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
 from .device.listener import Listener
+from .log import counted
 from .routing import Registry
 from .supervision import EXIT_STATUS, Node, Supervisor
+
+PACE = 0.05
+LONGEST_SPREAD = 10.0
+"""Seconds for each device, and for all of them at most, where --drain-spread is auto: a few that come back are no burst."""
 
 STEP = 0.05
 """Seconds between two looks at whether something is settled."""
@@ -113,9 +118,11 @@ class Gateway(MultiService):
         root: Supervisor,
         fail: Callable[[str, int], None],
         drain_timeout: float,
-        drain_spread: float,
+        drain_spread: float | None,
     ) -> None:
-        """`connections` are those to the broker. Times are in seconds. `fail` ends the process with a line and a status."""
+        """`connections` are those to the broker. Times are in seconds; a `drain_spread` of `None` is `PACE` for each device.
+        `fail` ends the process with a line and a status.
+        """
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._clock = clock
@@ -130,7 +137,7 @@ class Gateway(MultiService):
         self._root = root
         self._fail = fail
         self._drain_timeout = drain_timeout
-        self._drain_spread = min(drain_spread, drain_timeout / 2)
+        self._drain_spread = drain_spread
         self._deadline = 0.0
         self._hurried = False
         self.draining = False
@@ -153,7 +160,6 @@ class Gateway(MultiService):
     def shorten(self, drain_timeout: float) -> None:
         """Stop within this time, in seconds, if a stop would take longer."""
         self._drain_timeout = min(self._drain_timeout, drain_timeout)
-        self._drain_spread = min(self._drain_spread, self._drain_timeout / 2)
 
     def give_up(self, reason: str) -> None:
         """The root of the tree gave up: end the process, so that whatever runs it begins afresh."""
@@ -166,7 +172,7 @@ class Gateway(MultiService):
 
     async def _stop(self) -> None:
         devices = len(self._registry)
-        self._log.info("Stopping: {devices} devices are connected", devices=devices)
+        self._log.info("Stopping: {devices} connected", devices=counted(devices, "device is", "devices are"))
         self._listener.stop_accepting()
         await self._drain(list(self._registry), "the gateway stops", lambda: self._deadline)
         cut = len(self._registry)
@@ -191,14 +197,14 @@ class Gateway(MultiService):
         await self._root.stopService()
         if lines or messages or cut:
             self._log.warn(
-                "Stopped at the deadline: gave up {lines} lines that the broker has not confirmed, {messages} messages "
-                "on their way to other queues (they come again), and closed {cut} devices before their turn",
-                lines=lines,
-                messages=messages,
-                cut=cut,
+                "Stopped at the deadline: gave up {lines} that the broker has not confirmed, {messages} "
+                "on their way to other queues (they come again), and closed {cut} before their turn",
+                lines=counted(lines, "line"),
+                messages=counted(messages, "message"),
+                cut=counted(cut, "device"),
             )
         else:
-            self._log.info("Stopped: {devices} devices closed, everything confirmed", devices=devices)
+            self._log.info("Stopped: {devices} closed, everything confirmed", devices=counted(devices, "device"))
 
     def _on_their_way(self) -> int:
         """Messages to other queues that are not confirmed."""
@@ -225,10 +231,12 @@ class Gateway(MultiService):
         """Close devices, each when it is its turn and everything of it is settled."""
         devices = len(waiting)
         began = self._clock.seconds()
+        wanted = min(PACE * (devices - 1), LONGEST_SPREAD) if self._drain_spread is None else self._drain_spread
+        spread = min(wanted, self._drain_timeout / 2)
         leaving: list[Endpoint] = []
         while (waiting or leaving) and self._clock.seconds() < deadline():
             elapsed = self._clock.seconds() - began + STEP
-            due = devices if elapsed >= self._drain_spread else int(devices * elapsed / self._drain_spread)
+            due = devices if elapsed >= spread else int(devices * elapsed / spread)
             share = due - (devices - len(waiting))
             turn, waiting = waiting[:share], waiting[share:]
             for endpoint in turn:

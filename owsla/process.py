@@ -44,12 +44,12 @@ def remove_own_pid_file(path: str) -> None:
 
 
 def take_signals(
-    reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[], None], replace: Callable[[], None]
+    reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[], None], replace: Callable[[], None], within: float
 ) -> None:
     """Take SIGTERM, SIGINT, SIGHUP and SIGUSR2 once the reactor runs.
 
     The first of the former two stops in order, and `hurry` is called for the second. `reopen` is called for SIGHUP, and
-    `replace` for SIGUSR2.
+    `replace` for SIGUSR2. A stop in order takes `within` seconds at most.
 
     With Twisted's own handler twistd raises the signal again when it is done, and a stop in order ends with status 143.
     """
@@ -69,7 +69,9 @@ def take_signals(
             hurry()
         else:
             stopping = True
-            _log.info("Got {name}", name=name)
+            _log.info(
+                "Got {name}: stopping in order, within {within:g} s; a second signal stops at once", name=name, within=within
+            )
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

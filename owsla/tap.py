@@ -37,7 +37,7 @@ from .device.expiry import ExpiryWatch, Shown
 from .device.framing import Framing
 from .device.hangup import HangupWatch
 from .device.hub import Hub
-from .device.limits import allowed_connections, raise_open_files_limit
+from .device.limits import allowed_connections, capacity, raise_open_files_limit
 from .device.listener import Listener, claim
 from .device.tls import certificates_in, development_certificates, device_identity, server_context
 from .device.transport import CLOSING_TIMEOUT, TLSTransport
@@ -171,7 +171,9 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Loss
         events.reopen()
         service.reopen()
 
-    take_signals(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace)
+    take_signals(
+        reactor, hurry=service.hurry, reopen=reopen, replace=service.replace, within=settings.drain_timeout
+    )
     return service
 
 
@@ -184,6 +186,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
     max_connections, warning = allowed_connections(settings.max_connections, open_files)
     if warning is not None:
         _log.warn("{warning}", warning=warning)
+    _log.info("{capacity}", capacity=capacity(settings.max_connections, max_connections, open_files))
 
     cert, key = _server_certificate(settings, say=inherited is None)
     context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert)
@@ -465,7 +468,13 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         drain_spread=settings.drain_spread,
     )
     if inherited is None:
-        take_signals(reactor, hurry=service.hurry, reopen=events.reopen, replace=_nothing_to_replace)
+        take_signals(
+            reactor,
+            hurry=service.hurry,
+            reopen=events.reopen,
+            replace=_nothing_to_replace,
+            within=settings.drain_timeout,
+        )
     else:
         inherited.link.introduce(readings, service, reopen=events.reopen, gone=roster.gone)
         inherited.link.node(ids.node.decode())

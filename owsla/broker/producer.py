@@ -23,7 +23,7 @@ from txamqp.client import Closed
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..boundaries import Clock, DelayedCall, LineSource
-from ..events import BrokerWarning, Event, LinesRefused
+from ..events import BrokerWarning, Event, LinesAccepted, LinesRefused
 from . import topology
 from .backoff import Backoff
 from .doubts import Doubts
@@ -87,6 +87,7 @@ class Producer(BaseHandler):
         self._returned: dict[tuple[bytes, int], str] = {}  # with which routing key
         self._missing_queue = False
         self._refusing = False  # all devices wait for that
+        self._refusal_told = False
         self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.1, most=5.0)
@@ -314,6 +315,9 @@ class Producer(BaseHandler):
             self._retry_wait.reset()
         if self._stalls:
             self._go_on(self._stalls, entries)
+        if self._refusal_told and entries and not self._window.refused and not self._stalls:
+            self._refusal_told = False
+            self._emit(LinesAccepted(self._where()))
         if not self.accepting and self._window.roomy:
             self._reopen()
 
@@ -355,10 +359,18 @@ class Producer(BaseHandler):
                 self._refuse(returned, self._nowhere(key))
         return safe
 
+    def _tell_refusal(self, lines: int, reason: str) -> None:
+        self._refusal_told = True
+        self._emit(LinesRefused(lines, reason))
+
+    def _where(self) -> str:
+        kind = "exchange" if isinstance(self._queue, topology.Exchange) else "queue"
+        return f"{kind} {self._queue.name}"
+
     def _full(self) -> str:
         if isinstance(self._queue, topology.Exchange):
             return f"a queue behind the exchange {self._queue.name} takes no more"
-        return "the queue takes no more"
+        return f"the queue {self._queue.name} takes no more"
 
     def _nowhere(self, routing_key: str) -> str:
         if isinstance(self._queue, topology.Exchange):
@@ -377,7 +389,7 @@ class Producer(BaseHandler):
             self.accepting = False
             if not self._refusing:
                 self._refusing = True
-                self._emit(LinesRefused(len(entries), reason))
+                self._tell_refusal(len(entries), reason)
         else:
             self._stall(self._stalls, entries, reason)
         if self._retry_call is None:
@@ -389,7 +401,7 @@ class Producer(BaseHandler):
             source = entry.source
             stalled, tell = stalls.refuse(source, reason)
             if tell:
-                self._emit(LinesRefused(len(entries), reason))
+                self._tell_refusal(len(entries), reason)
             if not stalled:
                 continue
             if source in self._waiting:

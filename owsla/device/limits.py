@@ -5,6 +5,9 @@ from __future__ import annotations
 import resource
 from typing import Final
 
+from ..config import ConfigError
+from ..log import counted
+
 RESERVE: Final = 100
 """Files that are not devices: logs, the broker's connections, the reactor's own, back ends of the embedded broker."""
 
@@ -22,8 +25,17 @@ def raise_open_files_limit() -> int:
 
 
 def allowed_connections(wanted: int | None, open_files: int) -> tuple[int, str | None]:
-    """How many devices may be connected at once, and what to tell the user if that is less than wanted."""
-    possible = max(1, open_files - RESERVE)
+    """Return how many devices may be connected at once, and what to tell the user if that is less than wanted.
+
+    `ConfigError`, where there is not even one.
+    """
+    possible = open_files - RESERVE
+    if possible < 1:
+        raise ConfigError(
+            f"this process may have {open_files} open files, and needs {RESERVE} for itself and one for each device. Raise the "
+            "limit: LimitNOFILE= in the systemd unit, 'nofile' in /etc/security/limits.conf, or 'ulimit -n' in the shell that "
+            "starts it"
+        )
     if wanted is None:
         return possible, None
     if wanted <= possible:
@@ -33,3 +45,12 @@ def allowed_connections(wanted: int | None, open_files: int) -> tuple[int, str |
         f"{possible} devices can connect. Raise the limit: LimitNOFILE={wanted + RESERVE} in the systemd unit, "
         f"'nofile' in /etc/security/limits.conf, or 'ulimit -n {wanted + RESERVE}' in the shell that starts it"
     )
+
+
+def capacity(wanted: int | None, allowed: int, open_files: int) -> str:
+    """Return a line that says how many devices can be connected, and what limits them."""
+    if wanted is not None and allowed == wanted:
+        why = "--max-connections"
+    else:
+        why = f"this process may have {open_files} open files (LimitNOFILE=, ulimit -n) and keeps {RESERVE} of them for itself"
+    return f"Up to {counted(allowed, 'device')} can be connected: {why}"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from ..log import counted
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -85,7 +87,7 @@ class DeviceDisconnected(Event):
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
         return (
             f"Device disconnected: {_connection(self)} from {self.peer}, {self.reason}; "
-            f"{self.lines_in} lines in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
+            f"{counted(self.lines_in, 'line')} in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
         )
 
 
@@ -305,7 +307,19 @@ class LinesRefused(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"Broker refused {self.lines} lines: {self.reason}; devices wait, publishing again"
+        return f"Broker refused {counted(self.lines, 'line')}: {self.reason}; devices wait, publishing again"
+
+
+@dataclass(frozen=True, slots=True)
+class LinesAccepted(Event):
+    """The broker has confirmed lines that it had refused, and none is refused any more."""
+
+    name: ClassVar[str] = "lines-accepted"
+    where: str
+    """The queue or the exchange."""
+
+    def __str__(self) -> str:
+        return f"Broker takes lines again: {self.where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +346,7 @@ class DuplicatesDropped(Event):
     """Since this was last told."""
 
     def __str__(self) -> str:
-        return f"Duplicates dropped: {self.messages} messages had been sent before"
+        return f"Duplicates dropped: {counted(self.messages, 'message')} had been sent before"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ is the systemd journal, lines with a priority and without a second time stamp.
 from ._install import LoggedService, install_log
 from ._queue import LogQueue, Lossy
 from ._stream import StreamObserver, is_journal
-from ._text import ESCAPED, escaped, with_traceback
+from ._text import ESCAPED, counted, escaped, with_traceback
 
 __all__ = [
     "ESCAPED",
@@ -19,6 +19,7 @@ __all__ = [
     "LoggedService",
     "Lossy",
     "StreamObserver",
+    "counted",
     "escaped",
     "install_log",
     "is_journal",

@@ -32,6 +32,11 @@ def escaped(text: str, longest: int = LONGEST, keep: str = "") -> str:
     return text if length <= longest else f"{text}… ({length} characters)"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 device", "2 devices"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def message_of(event: LogEvent) -> str:
     """Return the message of a log event, escaped. Lines of a traceback stay lines."""
     text = formatEvent(event)

@@ -108,7 +108,8 @@ class Process(ProcessProtocol):
         self.number = number
         self._start = start
         self._listener = listener
-        self._log = Logger(namespace=f"owsla.{name}")
+        self._namespace = f"owsla.{name}"
+        self._log = Logger(namespace=self._namespace)
         self._channel = Channel(reactor, self._received, self._channel_lost)
         self._asked: dict[int, Deferred[Any]] = {}
         self._asks = 0
@@ -135,6 +136,11 @@ class Process(ProcessProtocol):
         """The certificate that its devices are shown, as soon as its port is open."""
         self.pid = 0
         self._silences = -STARTING
+
+    def distinguish(self, extra: bool) -> None:
+        """Name it in the log by its process id as well, where it is not the only process of its worker."""
+        self._namespace = f"owsla.{self.name}.{self.pid}" if extra else f"owsla.{self.name}"
+        self._log = Logger(namespace=self._namespace)
 
     def spawn(self) -> None:
         """Start it."""
@@ -251,7 +257,7 @@ class Process(ProcessProtocol):
         if kind == "log":
             level = message["level"] if message["level"] in LEVELS else "info"
             namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
-            logger = self._log if not namespace else Logger(namespace=f"owsla.{self.name}.{namespace}")
+            logger = self._log if not namespace else Logger(namespace=f"{self._namespace}.{namespace}")
             logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"], **{ESCAPED: True})
         elif kind == "event":
             self._listener.event(message["time"], message["node"], message["event"])
@@ -406,6 +412,8 @@ class WorkerProcess(Worker):
             return False
         old = self._process
         fresh = self._successor = self._spawn()
+        fresh.distinguish(True)
+        self._log.info("{name}: process {fresh} is to replace process {old}", name=self.name, fresh=fresh.pid, old=old.pid)
         opened = self._opened[fresh] = Deferred()
         why = f"its port is not open after {REPLACE_TIMEOUT:g} s"
         late = self._reactor.callLater(REPLACE_TIMEOUT, self._not_opened, fresh, why)
@@ -425,7 +433,16 @@ class WorkerProcess(Worker):
                 late.cancel()
         self._predecessor = old = self._process
         self._process, self._successor = fresh, None
+        fresh.distinguish(False)
+        old.distinguish(True)
+        self._log.info(
+            "{name}: process {fresh} has opened the port; process {old} lets its devices go, and ends",
+            name=self.name,
+            fresh=fresh.pid,
+            old=old.pid,
+        )
         await old.stop()
+        self._log.info("{name}: process {old} is replaced; {how}", name=self.name, old=old.pid, how=old.reason)
         self._predecessor = None
         return True
 

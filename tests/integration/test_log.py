@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -12,10 +14,10 @@ import pytest
 
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Lab
-from ._support.owsla import Owsla
+from ._support.owsla import Owsla, environment, twistd
 from ._support.process import accepts, free_port
 from ._support.waiting import pause, reactor_test, until
-from .test_http import ask, metrics
+from .test_http import ask, in_thread, metrics
 
 F_SETPIPE_SZ: Final = 1031
 
@@ -159,3 +161,45 @@ async def test_twistd_options(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: P
     if "full" in option:
         assert await log_lines_lost(http) > 10
     assert await owsla.terminate() == 0
+
+
+@reactor_test
+async def test_journal(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """Where standard output is the journal, lines have a priority and no time of their own; another file gets plain ones."""
+    journal = tmp_path / "journal"
+    journal.touch()
+    status = journal.stat()
+    port, http = free_port(), free_port()
+    owsla = lab.new_owsla(
+        env={"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"},
+        broker=embedded.url,
+        port=port,
+        http=http,
+        max_connections=50,
+        redirect=f">> {journal}",
+    )
+    await started(owsla, port, http)
+    assert await owsla.terminate() == 0
+    lines = journal.read_text().splitlines()
+    assert all(re.match(r"<[2-7]>(\[[a-zA-Z]|[A-Z(]|_)", line) for line in lines), lines
+    assert "<6>Up to 50 devices can be connected: --max-connections" in lines
+    assert "<6>Stopped: 0 devices closed, everything confirmed" in lines
+    (plain,) = (await lab.gateway(embedded.url, backend=False)).owsla.lines("Listening")
+    assert re.match(r"\d{4}-\d\d-\d\dT\S+ \[owsla#info\] Listening", plain)
+
+
+@reactor_test
+async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
+    """Where there are too few open files for one device, one line says what is short, and the status is 1."""
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *twistd(), "-n", "--pidfile=", "owsla", "--port=0",
+             f"--certs-dir={certs_dir}"],
+            capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=60,
+        )  # fmt: skip
+
+    done: subprocess.CompletedProcess[str] = await in_thread(run)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("owsla: this process may have 64 open files, and needs 100 for itself"), done
+    assert done.stderr.count("\n") == 1

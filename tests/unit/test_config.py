@@ -200,7 +200,7 @@ class ValueTests(_Files):
                 "write_timeout": 30.0,
                 "undeliverable_limit": 100000,
                 "drain_timeout": 30.0,
-                "drain_spread": 10.0,
+                "drain_spread": None,
                 "node_grace": 10.0,
             },
         )

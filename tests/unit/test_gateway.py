@@ -153,7 +153,7 @@ class Roster:
 class World:
     """A gateway and what is around it."""
 
-    def __init__(self, drain_timeout: float = 30.0, drain_spread: float = 10.0, embedded: bool = True) -> None:
+    def __init__(self, drain_timeout: float = 30.0, drain_spread: float | None = 10.0, embedded: bool = True) -> None:
         self.clock = cast(Any, Clock())
         self.clock.advance(1000)
         self.log: list[str] = []
@@ -262,7 +262,7 @@ class StoppingTests(SynchronousTestCase):
         world.later(3)
         self.successResultOf(stopping)
         self.assertNotIn("left", world.log)
-        self.assertIn("1 messages", self.lines[-1])
+        self.assertIn("1 message ", self.lines[-1])
 
     def test_the_goodbye_is_waited_for(self) -> None:
         """Until the broker has its goodbye, within the deadline."""
@@ -328,6 +328,26 @@ class StoppingTests(SynchronousTestCase):
         world.later(2)
         self.successResultOf(stopping)
         self.assertTrue(all(len(device.drained) == 1 for device in world.devices))
+
+    def test_spread_by_number(self) -> None:
+        """Unless told otherwise a few devices are closed soon, and many over ten seconds: one that comes back is no burst."""
+        for devices, soonest, latest in ((1, 0.0, 0.2), (20, 0.8, 1.2), (1000, 9.5, 10.5)):
+            world = World(drain_spread=None)
+            world.connect(devices)
+            began = world.clock.seconds()
+            world.stop()
+            world.later(12)
+            last = max(device.closed[0] for device in world.devices) - began
+            self.assertTrue(soonest <= last <= latest, (devices, last))
+
+    def test_one_device(self) -> None:
+        """What is one is said so."""
+        world = World(drain_spread=None)
+        world.connect(1)
+        world.stop()
+        world.later(2)
+        self.assertIn("Stopping: 1 device is connected", self.lines)
+        self.assertEqual(self.lines[-1], "Stopped: 1 device closed, everything confirmed")
 
     def test_few_devices_are_spread_too(self) -> None:
         """No two of a few go in the same instant where there is time."""
@@ -531,5 +551,5 @@ class StoppingTests(SynchronousTestCase):
         world.later(0.6)
         self.successResultOf(stopping)
         self.assertTrue(all(device.closed for device in devices))
-        self.assertIn("1 lines", self.lines[-1])
+        self.assertIn("1 line ", self.lines[-1])
         self.assertEqual(world.log[-1], "embedded stopped")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.process import remove_own_pid_file, take_signals, take_worker_signals
@@ -48,6 +49,7 @@ class SignalTests(SynchronousTestCase):
             hurry=self.hurry,
             reopen=lambda: self.reopened.append(1),
             replace=lambda: self.replaced.append(1),
+            within=30.0,
         )
 
     def hurry(self) -> None:
@@ -81,8 +83,17 @@ class SignalTests(SynchronousTestCase):
         """The first signal stops in order, and each after it, of either kind, at once."""
         for call in self.reactor.starting:
             call()
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        publisher: Any = globalLogPublisher
+        publisher.addObserver(observe)
+        self.addCleanup(publisher.removeObserver, observe)
         self.get(signal.SIGTERM)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
+        self.assertEqual(lines, ["Got SIGTERM: stopping in order, within 30 s; a second signal stops at once"])
         self.get(signal.SIGINT)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
 

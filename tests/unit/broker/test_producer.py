@@ -21,7 +21,7 @@ from owsla.broker.producer import LINES, SCRATCH, Producer
 from owsla.broker.protocol import BrokerError
 from owsla.broker.routing_key import RoutingKey
 from owsla.broker.window import Window
-from owsla.events import BrokerWarning, Event, LinesRefused
+from owsla.events import BrokerWarning, Event, LinesAccepted, LinesRefused
 
 from .fakes import BrokerTestCase, Publish, Result, Server, message
 
@@ -377,7 +377,8 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 5, True)
         self.assertEqual((self.device.safe, self.lab.producer.unconfirmed), ([0, 1, 2], 0))
         self.assertTrue(self.lab.producer.accepting)
-        self.assertEqual(len(self.lab.events), 1)
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted])
+        self.assertEqual(str(self.lab.events[-1]), "Broker takes lines again: queue from_device")
 
     def test_refused_again_and_again(self) -> None:
         """The waits grow, and begin again with the shortest once a line was taken; each time of trouble is said once."""
@@ -404,7 +405,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.nack(LINES, self.lab.server.take()[-1].tag)
         self.lab.clock.advance(0.1)
         self.assertEqual(self.lab.taken(), [("a", 2)])
-        self.assertEqual(len(self.lab.events), 2)
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted, LinesRefused])
         self.assertEqual(self.lab.server.lost, [], "the channel takes lines, and so is good")
 
     def test_a_channel_that_takes_nothing(self) -> None:
@@ -442,7 +443,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.nack(LINES, 2)
         self.lab.clock.advance(10)
         self.assertTrue(self.lab.producer.accepting)
-        self.assertEqual((self.lab.taken(), self.device.safe, len(self.lab.events)), ([], [0, 1], 1))
+        self.assertEqual((self.lab.taken(), self.device.safe, len(self.lab.events)), ([], [0, 1], 2))
 
     def test_returned(self) -> None:
         """A returned line is not safe although it is acknowledged: the queue is declared again, then it is published again."""
@@ -842,7 +843,8 @@ class ExchangeTests(BrokerTestCase):
         self.lab.server.give_back(published)
         self.lab.clock.advance(0.1)
         self.assertEqual(self.lab.taken(), [("a", 1)])
-        self.assertEqual(len(self.lab.events), 2)
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted, LinesRefused])
+        self.assertEqual(str(self.lab.events[1]), "Broker takes lines again: exchange lines")
 
     def test_unroutable(self) -> None:
         """A connection whose key is too long is closed at its first line, which is said once; none of its lines counts."""

@@ -8,7 +8,8 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.limits import RESERVE, allowed_connections, raise_open_files_limit
+from owsla.config import ConfigError
+from owsla.device.limits import RESERVE, allowed_connections, capacity, raise_open_files_limit
 
 
 class AllowedConnectionsTests(SynchronousTestCase):
@@ -17,8 +18,24 @@ class AllowedConnectionsTests(SynchronousTestCase):
         self.assertEqual(allowed_connections(None, 1024), (1024 - RESERVE, None))
 
     def test_few_files(self) -> None:
-        """However few files there are, one device can connect."""
-        self.assertEqual(allowed_connections(None, 10), (1, None))
+        """Where there is not one file left for a device, that is said, with what is short and how to have more."""
+        self.assertEqual(allowed_connections(None, RESERVE + 1), (1, None))
+        for wanted in (None, 10):
+            with self.assertRaises(ConfigError) as caught:
+                allowed_connections(wanted, 64)
+            for part in ("64 open files", str(RESERVE), "LimitNOFILE=", "ulimit -n"):
+                self.assertIn(part, str(caught.exception))
+
+    def test_capacity(self) -> None:
+        """One line says how many devices can be connected, and what limits them."""
+        self.assertEqual(capacity(500, 500, 1024), "Up to 500 devices can be connected: --max-connections")
+        for wanted in (None, 5000):
+            self.assertEqual(
+                capacity(wanted, 924, 1024),
+                "Up to 924 devices can be connected: this process may have 1024 open files (LimitNOFILE=, ulimit -n) and keeps "
+                "100 of them for itself",
+            )
+        self.assertIn("1 device can", capacity(1, 1, 1024))
 
     def test_wish_granted(self) -> None:
         """A wish that can be granted is, and nothing is said."""

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli import _tree
 from owsla.cli._arguments import parse
+from owsla.cli._print import put
 from owsla.cli._tree import base_url, show
 from owsla.supervision import render
 
@@ -104,6 +105,14 @@ class Case(SynchronousTestCase):
                 status = int(str(end.code))
         return status, out.getvalue(), err.getvalue()
 
+    def shown(self, text: str, encoding: str) -> str:
+        """What `put` writes to a terminal with this encoding."""
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with redirect_stdout(out):
+            put(text)
+        out.seek(0)
+        return out.read()
+
     def failed(self, base: str) -> str:
         """The one line that is said, with status 1."""
         status, out, err = self.run_it(lambda: show(base))
@@ -114,6 +123,12 @@ class Case(SynchronousTestCase):
 
 class CommandTests(Case):
     """The command against servers, good and bad."""
+
+    def test_terminal_without_utf8(self) -> None:
+        """A terminal that has ASCII only gets a tree of ASCII; what else it cannot show is escaped."""
+        text = "owsla\n├── events: a…\n│   └── ö 装\n"
+        self.assertEqual(self.shown(text, "ascii"), "owsla\n|-- events: a.\n|   `-- \\xf6 \\u88c5\n")
+        self.assertEqual(self.shown(text, "utf-8"), text)
 
     def test_shows(self) -> None:
         """The tree is shown as supervision renders it; a proxy that the environment names is not asked."""

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -456,6 +456,34 @@ class ReplaceTests(ProcessTestCase):
         self.assertEqual(self.reports, [])
         self.child.ends(1)
         self.assertEqual(len(self.reports), 1)
+
+    def test_which_is_which(self) -> None:
+        """While there are two processes of a worker, the log tells the one that is not in charge by its process id."""
+        lines: list[tuple[str, str]] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append((event["log_namespace"], formatEvent(event)))
+
+        publisher: Any = globalLogPublisher
+        publisher.addObserver(observe)
+        self.addCleanup(publisher.removeObserver, observe)
+        self.replace()
+        fresh, old = self.child, self.old
+        fresh.says("log", level="info", namespace="owsla", text="fresh starts")
+        old.says("log", level="info", namespace="owsla.broker", text="old works")
+        fresh.says("ready")
+        fresh.says("log", level="info", namespace="owsla", text="fresh works")
+        old.says("log", level="info", namespace="owsla.broker", text="old stops")
+        old.ends(0)
+        for line in (
+            ("owsla", f"worker-1: process {fresh.pid} is to replace process {old.pid}"),
+            (f"owsla.worker-1.{fresh.pid}", "fresh starts"),
+            ("owsla.worker-1.broker", "old works"),
+            ("owsla.worker-1", "fresh works"),
+            (f"owsla.worker-1.{old.pid}.broker", "old stops"),
+            ("owsla", f"worker-1: process {old.pid} is replaced; it ended with status 0"),
+        ):
+            self.assertIn(line, lines)
 
     def test_fresh_one_refuses(self) -> None:
         """A fresh one that cannot start leaves the old one as it is, with a line that says why."""
