@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -57,6 +58,9 @@ LOOKS: Final = 5
 LEAST_INTERVAL: Final = 0.2
 MOST_INTERVAL: Final = 2.0
 """Seconds between two looks at a node."""
+
+HANDOVER: Final = 1.0
+"""Seconds within which a new registrar has the notices that the last one held."""
 
 REGROUP: Final = 7.0
 """Seconds after a reconnect in which no node is dead: all have lost their connections, and back off for up to 5."""
@@ -153,6 +157,7 @@ class Roster(BaseHandler):
         self._dead: deque[str] = deque()
         self._cleanups: dict[int, Cleanup] = {}  # by their first channel
         self._telling: list[str] = []
+        self._active_since: float | None = None  # when the register's first notice came to this node
         self._vanished = False  # the operator knows that the register loses notices
         self._retry_call: DelayedCall | None = None
         self._retry_wait = Backoff(first=0.2, most=30.0)
@@ -371,6 +376,7 @@ class Roster(BaseHandler):
             cleanup.abandon()
         self._cleanups.clear()
         self._acks = AckTracker()
+        self._active_since = None
         self._dead.clear()
         self._telling.clear()
         self._roll.begin(0.0)
@@ -423,13 +429,17 @@ class Roster(BaseHandler):
             self._warn(f"a message on {self._register.name} {what}; it is dropped")
             self._done([tag])
             return
-        if self._roll.vanished(notice) and not self._vanished:
+        now = self._clock.seconds()
+        self._active_since = now if self._active_since is None else self._active_since
+        # What another registrar held comes first, and after a restart of the broker not always as delivered before.
+        fresh = not redelivered and now - self._active_since > HANDOVER
+        if fresh and self._roll.vanished(notice) and not self._vanished:
             self._vanished = True
             self._warn(
                 f"notices vanish from {self._register.name}, and are renewed: make sure that no policy with a message-ttl or a "
                 "max-length applies to it"
             )
-        self._done(self._roll.heard(tag, notice, self._clock.seconds(), redelivered))
+        self._done(self._roll.heard(tag, notice, now, redelivered))
         if notice.state != HERE and self._round_call is not None and self._round_call.active():
             self._round_call.cancel()
             self._round_call = None
@@ -503,7 +513,7 @@ class Roster(BaseHandler):
                 self._clock,
                 self._courier,
                 self._now,
-                lambda messages, node=node: self._announce(node, messages),  # type: ignore[misc]
+                partial(self._announce, node),
                 self._warn,
             )
             client.run(self._clean_up_after(client, life, node, channel))
