@@ -246,7 +246,7 @@ class SpokenEndpoint(Endpoint):
         self.device_id = device_id
         self.template = hub.sink.open(self.connection_id, device_id)
         hub.emit(DeviceIdentified(self.connection_id.decode(), device_id))
-        hub.identified(self)
+        hub.identified(self, self.peer)
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 from twisted.python.failure import Failure
 
 from ..boundaries import Clock, DeliverySource, Letter, LineSink
-from ..events import DeviceReplaced, Event, GapSkipped, SlowDevice
+from ..events import DeviceContested, DeviceReplaced, Event, GapSkipped, SlowDevice
 from ..routing import Registry
 from ..supervision import DynamicSupervisor
 from ..turn import Turn
 from .framing import Framing
 from .holdings import Holdings
 from .ordering import PausableClock
+from .rivals import Rivals
 from .timers import Timers
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Hub:
         self.timers: Timers[SpokenEndpoint] = Timers()
         """The time-outs of dialects."""
         self._devices: dict[str, Endpoint] | None = {} if replace else None
+        self._rivals: Rivals[Endpoint] = Rivals()
         self.paused_connections = 0
         """Connections that are not read, for whichever reason."""
         self.duplicates = 0
@@ -236,8 +238,8 @@ class Hub:
 
     # -- coming and going ------------------------------------------------------------------------------------------------
 
-    def identified(self, endpoint: Endpoint) -> None:
-        """It is known whose connection this is, if anybody's. An earlier one of theirs is closed, if that is wanted."""
+    def identified(self, endpoint: Endpoint, peer: str) -> None:
+        """Register the identified device. With --on-duplicate replace, close its previous connection."""
         devices, device_id = self._devices, endpoint.device_id
         if devices is None or device_id is None:
             return
@@ -245,7 +247,11 @@ class Hub:
         devices[device_id] = endpoint
         if earlier is not None and earlier is not endpoint and not earlier.closing:
             self.emit(DeviceReplaced(earlier.connection_id.decode(), device_id, endpoint.connection_id.decode()))
-            earlier.close("replaced")
+            closing, replacements = self._rivals.replaced(device_id, earlier, self.clock.seconds())
+            if replacements:
+                self.emit(DeviceContested(device_id, replacements, (earlier.transport.peer, peer)))
+            for each in closing:
+                each.close("replaced")
 
     def unidentified(self, endpoint: Endpoint) -> None:
         """This is no connection of its device's any more."""
@@ -279,6 +285,9 @@ class Hub:
         while self._rated and self._rated[0][0] <= now:
             rated = heapq.heappop(self._rated)[2]
             self._by_itself(rated, rated.unrate)
+        if self._rivals:
+            for endpoint in self._rivals.due(now):
+                self._by_itself(endpoint, endpoint.close, "replaced")
         if self.timers:
             for waiter in self.timers.due(now):
                 waiter.timed_out()

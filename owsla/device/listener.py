@@ -474,7 +474,7 @@ class Listener(Worker):
                 connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
             )
         )
-        self._hub.identified(endpoint)
+        self._hub.identified(endpoint, transport.peer)
         if self._memory is not None and self.handshakes % SETTLED_TOGETHER == 0:
             self._memory.settle()
         return endpoint

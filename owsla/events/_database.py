@@ -241,10 +241,15 @@ class SQLiteConnection:
         except OSError:
             pass  # SQLite says why
         self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-        # With a write-ahead log readers and a writer do not wait for each other, and a commit is no fsync:
-        # https://www.sqlite.org/wal.html. A power cut may take the last second; it leaves the rest whole.
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            # With a write-ahead log readers and a writer do not wait for each other, and a commit is no fsync:
+            # https://www.sqlite.org/wal.html. A power cut may take the last second; it leaves the rest whole.
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            # The file is opened by its first use, which is this. Nobody else could close it.
+            self._connection.close()
+            raise
 
     def migrate(self) -> None:
         def change() -> None:

@@ -338,6 +338,25 @@ class DeviceReplaced(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceContested(Event):
+    """Several connections replace each other as one device, again and again. Told once a minute while that lasts."""
+
+    name: ClassVar[str] = "device-contested"
+    warning: ClassVar[bool] = True
+    device_id: str
+    replacements: int
+    """Since this was last told."""
+    peers: tuple[str, ...]
+    """The addresses of the last two connections."""
+
+    def __str__(self) -> str:
+        return (
+            f"Device contested: {self.device_id} was replaced {self.replacements} times in a row, the last ones are "
+            f"{' and '.join(self.peers)}; if these are two devices, one of them needs an identity of its own"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DuplicatesDropped(Event):
     """Numbered messages came that were sent to their devices before. Told now and then, as a number."""
 

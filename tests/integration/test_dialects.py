@@ -154,6 +154,27 @@ async def test_replaced(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 
 @reactor_test
+async def test_contested(broker: Broker, lab: Lab, tmp_path: Path) -> None:
+    """Two devices with one identity replace each other a few times, and then only every few seconds; a warning says who."""
+    cert, key = Authority(tmp_path / "devices").issue("d1")
+    pair = tmp_path / "d1.pair"
+    pair.write_bytes(cert.read_bytes() + key.read_bytes())
+    gateway = await lab.gateway(broker.url, client_ca=tmp_path / "devices" / "ca.pem", on_duplicate="replace")
+    earlier = await lab.device(gateway, certificate=pair)
+    for _ in range(5):
+        later = await lab.device(gateway, certificate=pair)
+        await earlier.closed()
+        earlier = later
+    later = await lab.device(gateway, certificate=pair)
+    line = r"Device contested: d1 was replaced 6 times in a row, the last ones are 127\.0\.0\.1:\d+ and 127\.0\.0\.1:\d+;"
+    await gateway.owsla.wait_for_line(line)
+    for device in (earlier, later):
+        await gateway.round_trip(device)
+    await earlier.closed()
+    await gateway.round_trip(later)
+
+
+@reactor_test
 async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     """The same where a dialect says who the device is: not before it has."""
     devices = tmp_path / "devices"

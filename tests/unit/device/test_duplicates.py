@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.endpoint import Endpoint
-from owsla.events import DeviceDisconnected, DeviceReplaced
+from owsla.device.rivals import BURST, STAY, STAYING, Rivals
+from owsla.events import DeviceContested, DeviceDisconnected, DeviceReplaced
 
 from ._fakes import Source, Wire, World
 
@@ -13,7 +14,7 @@ from ._fakes import Source, Wire, World
 class DuplicateTests(SynchronousTestCase):
     def connect(self, world: World, device_id: str | None, room: float = float("inf")) -> tuple[Endpoint, Wire]:
         endpoint, wire = world.connect(room, device_id)
-        world.hub.identified(endpoint)
+        world.hub.identified(endpoint, wire.peer)
         return endpoint, wire
 
     def test_keep(self) -> None:
@@ -55,6 +56,54 @@ class DuplicateTests(SynchronousTestCase):
         world.end(third)
         self.assertEqual(world.hub._devices, {})
 
+    def test_two_with_one_identity(self) -> None:
+        """Two devices that share an identity and come back at once take turns every few seconds; a warning names the identity
+        and both addresses, once a minute.
+        """
+        world = World(replace=True)
+        connections: dict[str, tuple[Endpoint, Wire]] = {}
+        handshakes = 0
+        for _ in range(600):
+            for peer in ("192.0.2.1:1", "192.0.2.2:2"):
+                if peer in connections and not connections[peer][1].closed:
+                    continue
+                if peer in connections:
+                    world.end(connections[peer][0])
+                endpoint, wire = world.connect(device_id="d1")
+                wire.peer = peer
+                world.hub.identified(endpoint, peer)
+                connections[peer] = endpoint, wire
+                handshakes += 1
+            world.later(0.1)
+        self.assertLess(handshakes, BURST + 2 + 60 / STAY + 1)
+        self.assertGreater(handshakes, BURST + 2)
+        (event,) = world.of_type(DeviceContested)
+        self.assertEqual((event.device_id, event.replacements), ("d1", BURST + 1))
+        self.assertEqual(set(event.peers), {"192.0.2.1:1", "192.0.2.2:2"})
+
+    def test_contested_in_a_loop(self) -> None:
+        """A device that connects again and again and closes nothing has a few connections at a time, and is told of once."""
+        world = World(replace=True)
+        wires = [self.connect(world, "d1")[1] for _ in range(100)]
+        self.assertEqual([wire.closed for wire in wires].count(""), STAYING + 1)
+        self.assertEqual(len(world.of_type(DeviceContested)), 1)
+        world.later(STAY + 0.5)
+        self.assertEqual([wire.closed for wire in wires].count(""), 1)
+        self.assertEqual(wires[-1].closed, "")
+        self.assertEqual(len(world.hub._rivals), 0)
+
+    def test_back_now_and_then(self) -> None:
+        """A device that comes back once in a while replaces its earlier connection at once, however often."""
+        world = World(replace=True)
+        last = None
+        for _ in range(50):
+            _, wire = self.connect(world, "d1")
+            if last is not None:
+                self.assertEqual(last.closed, "lost")
+            last = wire
+            world.later(31.0)
+        self.assertEqual(world.of_type(DeviceContested), [])
+
     def test_what_waits(self) -> None:
         """What waits for the earlier connection is on record as connection-closed: held for a number, or for its socket."""
         world = World(replace=True)
@@ -79,3 +128,19 @@ class DuplicateTests(SynchronousTestCase):
         self.connect(world, "d1")
         world.end(first)
         self.assertEqual(world.sink.of(first), [b"a", b"b"])
+
+
+class RivalsTests(SynchronousTestCase):
+    def test_told(self) -> None:
+        """A contest that lasts is told once a minute, with the number of replacements since; device ids count alone."""
+        rivals: Rivals[int] = Rivals()
+        told = [rivals.replaced("d1", number, float(number))[1] for number in range(180)]
+        self.assertEqual([(at, count) for at, count in enumerate(told) if count], [(5, 6), (65, 60), (125, 60)])
+        self.assertEqual(rivals.replaced("d2", 1, 180.0), ([1], 0))
+
+    def test_over(self) -> None:
+        """After some quiet minutes it is nothing special any more."""
+        rivals: Rivals[int] = Rivals()
+        for number in range(20):
+            rivals.replaced("d1", number, 0.0)
+        self.assertEqual(rivals.replaced("d1", 1, 200.0), ([1], 0))

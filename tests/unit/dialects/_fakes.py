@@ -26,8 +26,8 @@ class DialectWorld(World):
         endpoint = SpokenEndpoint(make or self.make, "Test", self.hub, self.ids.new(), device_id)
         self.registry.add(endpoint.connection_id, endpoint)
         self.endpoints.start_child(endpoint)
-        self.hub.identified(endpoint)
         wire = DialectWire(room)
+        self.hub.identified(endpoint, wire.peer)
         wire.endpoint = endpoint
         endpoint.makeConnection(wire)
         return endpoint, wire

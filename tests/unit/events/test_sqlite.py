@@ -134,12 +134,22 @@ class SQLiteTests(SynchronousTestCase):
         self.assertEqual(writer.write(records("a")), 0)
 
     def test_no_database(self) -> None:
-        """A file that is something else is trouble, and stays as it is."""
+        """A file that is something else is trouble, and stays as it is; it is not kept open."""
+        opened: list[sqlite3.Connection] = []
+        connect = sqlite3.connect
+
+        def connect_and_note(*args: Any, **more: Any) -> sqlite3.Connection:
+            opened.append(connect(*args, **more))
+            return opened[-1]
+
+        self.patch(sqlite3, "connect", connect_and_note)
         self.path.write_text("something else, for long enough that nobody takes it for the head of a database " * 20)
         before = self.path.read_bytes()
         with self.assertRaises(Trouble):
             self.writer.write(records("a"))
         self.assertEqual(self.path.read_bytes(), before)
+        (connection,) = opened
+        self.assertRaises(sqlite3.ProgrammingError, connection.execute, "SELECT 1")
 
     def test_lost_tables(self) -> None:
         """Tables that somebody has dropped are trouble, not a defect; the next attempt begins anew, and makes them."""

@@ -1,0 +1,83 @@
+"""Connections that share a device id, with `--on-duplicate replace`. Pure.
+
+A device that comes back replaces its earlier connection at once. Two devices with one identity would do so to each other as
+fast as they can connect, and each time costs a handshake. So a device id that is replaced too often is contested: from then on
+a replaced connection stays for a while beside the newer one. The loser has no reason to come back before that, and two devices
+take turns every `STAY` seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
+
+from ..buckets import Buckets
+
+BURST: Final = 5
+"""Replacements in a row of one device id that are nothing special: a device at the edge of a radio cell."""
+
+INTERVAL: Final = 30.0
+"""Seconds after which there may be one more. More than `STAY`, so that damping a contest does not end it."""
+
+STAY: Final = 10.0
+"""Seconds for which a replaced connection of a contested device id stays."""
+
+STAYING: Final = 8
+"""Replaced connections of one device id that stay at a time, also of a device that connects in a loop and closes nothing."""
+
+TOLD_EVERY: Final = 60.0
+"""Seconds between two reports of one contested device id."""
+
+REMEMBERED: Final = 10_000
+"""Device ids whose replacements are remembered: 2 MB."""
+
+Connection = TypeVar("Connection", bound=Hashable)
+
+
+class Rivals(Generic[Connection]):
+    """Says when replaced connections are to be closed, and which device ids are contested."""
+
+    __slots__ = ("_rate", "_staying", "_told", "_untold")
+
+    def __init__(self) -> None:
+        self._rate: Buckets[str] = Buckets(BURST, INTERVAL, REMEMBERED)
+        self._told: Buckets[str] = Buckets(1, TOLD_EVERY, REMEMBERED)
+        self._untold: dict[str, int] = {}  # of contested device ids: replacements that were not reported
+        self._staying: dict[str, deque[tuple[float, Connection]]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of replaced connections that stay for a while."""
+        return sum(map(len, self._staying.values()))
+
+    def replaced(self, device_id: str, connection: Connection, now: float) -> tuple[list[Connection], int]:
+        """A connection of this device id is replaced by a newer one.
+
+        Return the connections to be closed now; and the number of replacements to be reported, if the device id is contested
+        and a report is due, or else 0.
+        """
+        contested = self._rate.full(device_id, now)
+        self._rate.add(device_id, now)
+        if not contested:
+            return [connection], 0
+        staying = self._staying.setdefault(device_id, deque())
+        staying.append((now + STAY, connection))
+        closing = [staying.popleft()[1]] if len(staying) > STAYING else []
+        untold = self._untold.pop(device_id, BURST) + 1
+        due = not self._told.full(device_id, now)
+        if due:
+            self._told.add(device_id, now)
+        self._untold[device_id] = 0 if due else untold
+        if len(self._untold) > REMEMBERED:
+            del self._untold[next(iter(self._untold))]
+        return closing, untold if due else 0
+
+    def due(self, now: float) -> list[Connection]:
+        """Return the connections whose time to stay is over. They may be closed already."""
+        over = []
+        for device_id, staying in list(self._staying.items()):
+            while staying and staying[0][0] <= now:
+                over.append(staying.popleft()[1])
+            if not staying:
+                del self._staying[device_id]
+        return over
