@@ -7,6 +7,10 @@
 There is at most one pending state for a connection, and one in flight: a newer one takes an older one's place, and waits for
 what is on its way. So `connected` precedes `disconnected`, and what is kept is bounded by the number of connections; except for
 those that came and went while nobody could be told, of which the last so many are kept.
+
+While the queue is too long (`hold`) only what is *owed* is announced: the end of a connection, or a node, whose beginning back
+ends were told of. Everything else stays pending. So the queue grows by no more than the connections that are in it, nothing is
+lost, and a stop need not wait for a back end that does not come.
 """
 
 from __future__ import annotations
@@ -131,9 +135,12 @@ class Presence:
         self._sent: dict[int, Announcement] = {}
         self._busy: dict[str, Announcement] = {}
         self._unseen: dict[str, None] = {}  # of the pending ones: came and went unannounced, the oldest first
+        self._owed: dict[str, None] = {}  # of the pending ones: the end of what was announced, or may have been
         self._next_tag = 1
         self._open = False
         self._gap = False
+        self.held = False
+        """Whether only what is owed is announced."""
         self.forgotten = 0
         """Connections that came and went while nobody could be told, and of which nobody will be, unless it was in vain that an
         announcement of one seemed lost."""
@@ -222,9 +229,12 @@ class Presence:
             return
         replaced = self._pending.pop(key, None)
         self._unseen.pop(key, None)
+        self._owed.pop(key, None)
         if replaced is not None and not self._open:
             self._gap = True
         self._pending[key] = announcement
+        if announcement.change != "connected" and not announcement.coalesced:
+            self._owed[key] = None
         if announcement.coalesced:
             self._unseen[key] = None
             if len(self._unseen) > self._unseen_limit:
@@ -246,11 +256,14 @@ class Presence:
 
     def next(self) -> Announcement | None:
         """What is to be published now, as the channel's next message; `None` for nothing, or nothing more for now."""
-        if not self._open or not self._pending or len(self._sent) >= self._window:
+        if not self._open or len(self._sent) >= self._window:
             return None
-        key = next(iter(self._pending))
+        key = next(iter(self._owed if self.held else self._pending), None)
+        if key is None:
+            return None
         announcement = self._pending.pop(key)
         self._unseen.pop(key, None)
+        self._owed.pop(key, None)
         announcement.returned = False
         self._sent[self._next_tag] = self._busy[key] = announcement
         self._next_tag += 1
@@ -258,6 +271,13 @@ class Presence:
         if live is not None:
             live.known = True
         return announcement
+
+    def hold(self, held: bool) -> None:
+        """Announce only what is owed from now on, or everything again."""
+        self.held = held
+        if not held and self._gap and self._open:
+            self._gap = False
+            self.resync()
 
     def returned(self, key: str) -> None:
         """The broker had nowhere to put the announcement of this key that is in flight."""
@@ -336,8 +356,8 @@ class Presence:
 
     @property
     def unconfirmed(self) -> int:
-        """Announcements that have not arrived."""
-        return len(self._pending) + len(self._behind) + len(self._sent)
+        """Announcements that have not arrived, without those that are held."""
+        return len(self._owed if self.held else self._pending) + len(self._behind) + len(self._sent)
 
     @property
     def in_flight(self) -> int:

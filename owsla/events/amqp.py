@@ -26,6 +26,7 @@ from ..boundaries import Clock, DelayedCall
 from ..broker import topology
 from ..broker.backoff import Backoff
 from ..broker.doubts import Doubts
+from ..broker.looking import Found, look
 from ..broker.packing import APP_ID
 from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from ._manager import Fail
@@ -36,6 +37,19 @@ QUEUE: Final = "connection_events"
 
 PRESENCE: Final = 1
 SCRATCH: Final = 2
+LOOKING: Final = 3
+
+LOOK: Final = 30.0
+"""Seconds between two looks at the queue's length, if something was announced meanwhile. A thousand devices a second that come
+and go are 60,000 messages until then."""
+
+LONG: Final = 100_000
+"""Messages in the queue past which announcements are held: some 60 MB on the broker's disk. A queue that nobody consumes would
+grow until the disk alarm stops all devices. There is no `x-max-length` against that, since back ends declare the queue without
+arguments; and what `drop-head` drops may be the last that was said of a connection."""
+
+SHORT: Final = LONG // 2
+"""Messages in the queue below which they are announced again."""
 
 
 class PresenceRole(BaseHandler):
@@ -77,6 +91,8 @@ class PresenceRole(BaseHandler):
         self._doubts = Doubts()
         self._pump_call: DelayedCall | None = None
         self._retry_call: DelayedCall | None = None
+        self._look_call: DelayedCall | None = None
+        self._unlooked = False  # something was announced since the last look
         self._retry_wait = Backoff(first=0.2, most=30.0)
         self._warned: str | None = None
         self._was_up = False
@@ -87,6 +103,11 @@ class PresenceRole(BaseHandler):
     def unconfirmed(self) -> int:
         """Announcements that have not arrived yet: what a stop waits for, within its bound."""
         return self._presence.unconfirmed
+
+    @property
+    def held(self) -> bool:
+        """Whether announcements wait until the queue is shorter."""
+        return self._presence.held
 
     @property
     def forgotten(self) -> int:
@@ -148,6 +169,7 @@ class PresenceRole(BaseHandler):
                 if announcement is None:
                     return
                 client.write(self._packed(announcement, client.frame_max))
+                self._unlooked = True
         except Exception:
             self._broken(Failure())
 
@@ -187,12 +209,13 @@ class PresenceRole(BaseHandler):
     async def _set_up(self, client: BrokerProtocol) -> None:
         """Declare the queue and open the channel. What the broker refuses is tried again: devices do not wait for presence."""
         try:
-            if self._was_up and not await self._is_there(client):
+            if self._was_up and await look(client, LOOKING, self._queue.name) is None:
                 self._presence.resync()  # it is gone with all that was in it
             await topology.declare(client, SCRATCH, self._queue, self._warn)
             channel = await client.open_channel(PRESENCE, self)
             self._doubts.began()
             await channel.confirm_select()
+            found = await look(client, LOOKING, self._queue.name)
         except (BrokerError, Closed) as error:
             reason = as_failure(error).value
             if client is not self._client or not isinstance(reason, BrokerError) or reason.scope != "channel":
@@ -202,20 +225,45 @@ class PresenceRole(BaseHandler):
             return
         if client is self._client:
             self._ready = self._was_up = True
+            self._measured(found)
             self._presence.begin()
             self._soon()
+            if self._look_call is None:
+                self._look_call = self._clock.callLater(LOOK, self._look)
 
-    async def _is_there(self, client: BrokerProtocol) -> bool:
-        channel = await client.open_channel(SCRATCH, BaseHandler())
+    def _look(self) -> None:
+        """Look at the queue's length now and then."""
+        self._look_call = self._clock.callLater(LOOK, self._look)
+        client = self._client
+        if client is not None and self._ready and (self._unlooked or self._presence.held):
+            self._unlooked = False
+            client.run(self._look_at(client))
+
+    async def _look_at(self, client: BrokerProtocol) -> None:
         try:
-            await channel.queue_declare(queue=self._queue.name, passive=True)
-        except Closed as closed:
-            error = as_failure(closed).value
-            if isinstance(error, BrokerError) and error.scope == "channel":
-                return error.code != topology.NOT_FOUND
-            raise
-        await client.end_channel(SCRATCH)
-        return True
+            found = await look(client, LOOKING, self._queue.name)
+        except (BrokerError, Closed):
+            return  # publishing runs into the same trouble, and says so
+        if client is self._client and self._ready:
+            self._measured(found)
+            self._soon()
+
+    def _measured(self, found: Found | None) -> None:
+        """Hold announcements while the queue is too long."""
+        messages = 0 if found is None else found.messages
+        held = self._presence.held
+        if found is not None and messages >= LONG and not held:
+            self._presence.hold(True)
+            consumers = f"{found.consumers} consumers" if found.consumers else "no consumer"
+            self._emit(
+                BrokerWarning(
+                    f"the queue {self._queue.name} has {messages} messages and {consumers}: devices that connect are announced "
+                    f"when it has less than {SHORT}; consume it, or leave out --events amqp"
+                )
+            )
+        elif messages < SHORT and held:
+            self._presence.hold(False)
+            self._log.info("The queue {queue} is short again: devices are announced", queue=self._queue.name)
 
     def _warn(self, text: str) -> None:
         if text != self._warned:
@@ -225,10 +273,10 @@ class PresenceRole(BaseHandler):
     def down(self) -> None:
         self._client = None
         self._ready = False
-        for call in (self._pump_call, self._retry_call):
+        for call in (self._pump_call, self._retry_call, self._look_call):
             if call is not None and call.active():
                 call.cancel()
-        self._pump_call = self._retry_call = None
+        self._pump_call = self._retry_call = self._look_call = None
         self._presence.lost()
 
     def blocked(self, reason: str) -> None:

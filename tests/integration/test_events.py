@@ -34,6 +34,7 @@ from owsla.events import (
     HandlerService,
     PostgreSQL,
     Record,
+    amqp,
     handler_spec,
     handlers_from,
 )
@@ -441,6 +442,9 @@ class Announcer:
             del self.live[key]
             self.running.manager.emit(disconnected(key, f"device {key}"))
 
+    def events_of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
     async def settled(self) -> None:
         await until(lambda: self.health.ready and not self.role.unconfirmed, 60, "all announcements")
 
@@ -507,6 +511,36 @@ async def test_a_back_ends_own_declaration(broker: Broker, lab: Lab) -> None:
         return channel.queue_declare(queue, durable=True)
 
     await backend.call(declare)
+
+
+@reactor_test
+async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not grow without end: new devices are announced when it is short again, and nothing is lost meanwhile."""
+    for name, value in (("LONG", 100), ("SHORT", 50), ("LOOK", 0.3)):
+        monkeypatch.setattr(amqp, name, value)
+    one, queue = await announcer(lab, broker)
+    first, later = [f"a{number}" for number in range(150)], [f"b{number}" for number in range(80)]
+    one.come(*first)
+    await until(lambda: one.events_of(BrokerWarning), what="a warning")
+    one.come(*later)
+    one.go(*first[:50], *later[:40])
+    await one.settled()
+    backend = await lab.backend(broker.url)
+
+    def look(channel: Any) -> Any:
+        return channel.queue_declare(queue, passive=True)
+
+    found = await backend.call(look)
+    assert found.method.message_count == 200
+    assert "has 150 messages and no consumer" in str(one.events_of(BrokerWarning)[0])
+    bodies = await read_all(backend, queue)
+    await until(lambda: not one.role.held, what="the queue to be short")
+    await one.settled()
+    bodies += await read_all(backend, queue)
+    last = check_order(bodies)
+    assert {key for key, event in last.items() if event == "connected"} == {*first[50:], *later[40:]}
+    assert len(last) == 230
+    assert len(one.events_of(BrokerWarning)) == 1
 
 
 @reactor_test

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event, EventManager, HandlerService
-from owsla.events.amqp import PRESENCE, QUEUE, PresenceRole
+from owsla.events.amqp import LONG, LOOK, PRESENCE, QUEUE, SHORT, PresenceRole
 from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server
 
 from .doubles import NODE, Supervised, connected, disconnected
@@ -73,7 +73,7 @@ class PublishingTests(Base):
 
     def test_the_queue(self) -> None:
         """The queue is declared durable and plain, so that a back end's own declaration matches; confirms are on."""
-        (declared,) = self.server.called("queue.declare")
+        (declared,) = [call for call in self.server.called("queue.declare") if not call["passive"]]
         self.assertEqual((declared["queue"], declared["durable"], declared["arguments"]), ("connection_events", True, {}))
         self.assertEqual(len(self.server.called("confirm.select")), 1)
 
@@ -152,6 +152,60 @@ class PublishingTests(Base):
         self.assertEqual(len(self.server.called("confirm.select")), opened, "it takes others, and so is good")
         self.assertEqual(len(self.events), 2)
         self.assertEqual({type(event) for event in self.events}, {BrokerWarning})
+
+    def test_a_long_queue(self) -> None:
+        """While nobody consumes the queue, and it is long, devices that connect are not announced, and one warning says so.
+
+        Those that were announced are told of when they go. When the queue is short again everything that waited is announced.
+        """
+        self.come("a")
+        self.server.found[QUEUE] = (LONG, 0)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(self.told(), ["+a"])
+        self.server.ack(PRESENCE, 1)
+        self.come("b", "c")
+        self.go("a", "c")
+        self.pass_time(2 * LOOK)
+        self.assertEqual(self.told(), ["-a"])
+        self.server.ack(PRESENCE, 2)
+        (event,) = self.events
+        self.assertIn(f"the queue connection_events has {LONG} messages and no consumer", str(event))
+        self.assertEqual(self.role.unconfirmed, 0)
+        self.server.found[QUEUE] = (SHORT, 1)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(self.told(), [])
+        self.server.found[QUEUE] = (SHORT - 1, 1)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(sorted(self.told()), ["+b", "-c"])
+
+    def test_long_from_the_start(self) -> None:
+        """A node that starts again and again does not make a long queue longer each time."""
+        self.lose()
+        self.server.found[QUEUE] = (LONG, 3)
+        found = self.server.found
+        self.role = PresenceRole(
+            self.clock, self.events.append, node=lambda: NODE, live=lambda: self.live, now=self.now
+        )
+        self.come("a")
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.found = found
+        self.server.ready()
+        Result(self.role.up(self.server.client))
+        self.pass_time(1)
+        self.assertEqual(self.told(), [])
+        self.assertIn("3 consumers", str(self.events[-1]))
+
+    def test_a_look_that_fails(self) -> None:
+        """A broker that does not tell the length changes nothing; an idle node does not ask."""
+        looks = len(self.server.called("queue.declare"))
+        self.pass_time(5 * LOOK)
+        self.assertEqual(len(self.server.called("queue.declare")), looks)
+        self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
+        for key in ("a", "b"):
+            self.come(key)
+            self.pass_time(LOOK + 1)
+        self.assertEqual((self.told(), self.events), (["+a", "+b"], []))
+        self.assertFalse(self.server.transport.ended)
 
     def test_a_channel_that_takes_nothing(self) -> None:
         """What is refused again and again where nothing was taken before is sent on new channels, for a while."""

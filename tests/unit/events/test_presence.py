@@ -54,6 +54,35 @@ class PresenceTests(SynchronousTestCase):
         self.presence.confirmed(2, True)
         self.assertEqual(self.sent(), ["+d", "+e"])
 
+    def test_held(self) -> None:
+        """While the queue is too long only the end of what was announced is announced; then everything that waited, once."""
+        self.presence.begin()
+        self.come("a", "b")
+        self.sent()
+        self.presence.confirmed(0, True)
+        self.presence.hold(True)
+        self.come("c", "d")
+        self.go("a", "c")
+        self.presence.resync()
+        self.presence.node_lost("89abcdef", 20.0)
+        self.assertEqual(self.sent(), ["-a", "!89abcdef"])
+        self.presence.confirmed(0, True)
+        self.assertEqual(self.presence.unconfirmed, 0, "a stop does not wait for what is held")
+        self.presence.hold(False)
+        self.assertEqual(sorted(self.sent()), ["+b*", "+d", "-c~"])
+
+    def test_held_for_too_many(self) -> None:
+        """Where more came and went than are kept, everybody is announced again afterwards."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.confirmed(0, True)
+        self.presence.hold(True)
+        self.come("b", "c", "d")
+        self.go("b", "c", "d")
+        self.presence.hold(False)
+        self.assertEqual((sorted(self.sent()), self.presence.forgotten), (["+a*", "-c~", "-d~"], 1))
+
     def test_one_in_flight(self) -> None:
         """That it disconnected waits until that it connected has arrived."""
         self.presence.begin()
@@ -346,6 +375,7 @@ class PresenceMachine(RuleBasedStateMachine):
         self.open: list[str] = []
         self.names: dict[str, str] = {}
         self.up = False
+        self.held = False
         self.flying: list[tuple[int, Announcement]] = []
         self.arrived: dict[str, list[Announcement]] = {}
         self.tag = 0
@@ -396,6 +426,7 @@ class PresenceMachine(RuleBasedStateMachine):
         one = self.presence.next()
         if one is not None:
             assert self.up
+            assert not self.held or (one.change == "disconnected" and not one.coalesced)
             assert all(one.key != other.key for _, other in self.flying)
             self.tag += 1
             self.flying.append((self.tag, one))
@@ -432,6 +463,11 @@ class PresenceMachine(RuleBasedStateMachine):
     def resync(self) -> None:
         self.presence.resync()
 
+    @rule(held=st.booleans())
+    def hold(self, held: bool) -> None:
+        self.held = held
+        self.presence.hold(held)
+
     @rule(data=st.data())
     def miss(self, data: st.DataObject) -> None:
         """Events are missed: some connections end and others come without a word."""
@@ -451,6 +487,7 @@ class PresenceMachine(RuleBasedStateMachine):
         """When the broker is there for long enough, back ends know who is connected."""
         if not hasattr(self, "presence"):
             return
+        self.hold(False)
         if not self.up:
             self.channel()
         for _ in range(10_000):
@@ -474,7 +511,7 @@ class PresenceMachine(RuleBasedStateMachine):
 class StateTests(SynchronousTestCase):
     def test_against_a_model(self) -> None:
         """Whatever the broker does: `connected` precedes `disconnected`, a repetition says so, nothing is coalesced that was
-        announced, and in the end everybody knows who is connected.
+        announced, only ends are announced while it is held, and in the end everybody knows who is connected.
         """
         run_state_machine_as_test(
             PresenceMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=50)
