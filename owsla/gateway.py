@@ -30,6 +30,7 @@ from .broker.connection import BrokerConnection, explain
 from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
 from .device.listener import Listener
+from .events import Event, NodeStopped
 from .log import counted
 from .routing import Registry
 from .supervision import EXIT_STATUS, Node, Supervisor
@@ -116,6 +117,7 @@ class Gateway(MultiService):
         roster: Goodbye,
         connections: Sequence[BrokerConnection],
         root: Supervisor,
+        emit: Callable[[Event], None],
         fail: Callable[[str, int], None],
         drain_timeout: float,
         drain_spread: float | None,
@@ -135,6 +137,7 @@ class Gateway(MultiService):
         self._roster = roster
         self._connections = connections
         self._root = root
+        self._emit = emit
         self._fail = fail
         self._drain_timeout = drain_timeout
         self._drain_spread = drain_spread
@@ -194,6 +197,7 @@ class Gateway(MultiService):
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
             connection.close_within(left / len(self._connections))
+        self._emit(NodeStopped(devices))  # before the handlers of events stop
         await self._root.stopService()
         if lines or messages or cut:
             self._log.warn(

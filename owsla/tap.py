@@ -47,6 +47,7 @@ from .events import (
     DuplicatesWatch,
     EventManager,
     NodeRenamed,
+    NodeStarted,
     from_wire,
     handlers_from,
     supervision_event,
@@ -341,11 +342,23 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         now=time.time,
     )
 
+    def started() -> None:
+        events.emit(
+            NodeStarted(
+                socket.gethostname(),
+                settings.interface or "all interfaces",
+                listener.port,
+                inherited.link.number if inherited is not None else 0,
+                os.getpid(),
+            )
+        )
+
     def renamed(before: str, reason: str) -> None:
         packer.answer_to(node_queue(ids.node).name.encode())
         if inherited is not None:
             inherited.link.node(ids.node.decode())
         events.emit(NodeRenamed(before, ids.node.decode(), len(registry), reason))
+        started()
         service.let_go(f"this node has another name now: {reason}")
 
     consumers = Consumers(
@@ -377,7 +390,8 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
     def open_port() -> None:
         """Open the port once lines can be confirmed: all connections are up, and the broker is not blocked."""
         if health.ready and roster.joined:
-            listener.open()
+            if listener.open():
+                started()
             if inherited is not None:
                 inherited.link.ready(settings.drain_timeout, shown)
 
@@ -463,6 +477,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         roster=roster,
         connections=connections,
         root=root,
+        emit=events.emit,
         fail=partial(fail, reactor),
         drain_timeout=settings.drain_timeout,
         drain_spread=settings.drain_spread,

@@ -245,10 +245,10 @@ class Listener(Worker):
         self.later(SWEEP, self._sweep)
         self._go_on()
 
-    def open(self) -> None:
-        """Open the port, if it is not: there is somewhere for lines to go."""
+    def open(self) -> bool:
+        """Open the port, if it is not: there is somewhere for lines to go. Return whether it was opened now."""
         if self._opened or not self.running:
-            return
+            return False
         self._opened = True
         sock = self._socket
         # What a listening socket is set to, the sockets accepted from it inherit (Linux): no call for each of them.
@@ -268,13 +268,14 @@ class Listener(Worker):
             reason = f"--port: port {port} cannot be opened: {os_reason(error)}"
             self._log.critical("{reason}", reason=reason)
             self._fail(reason)
-            return
+            return False
         if self._share is not None:
             self._share.tell(self._admission.connections)
         if self._memory is not None:
             self._memory.settle()
         self._emit(Listening(address=_shown(self._socket, host), port=port))
         self._resume()
+        return True
 
     @property
     def accepting(self) -> bool:

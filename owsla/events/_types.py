@@ -55,6 +55,35 @@ class Listening(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NodeStarted(Event):
+    """A node takes devices, under the name that the event has as its node. Whichever node was in its place before is gone."""
+
+    name: ClassVar[str] = "node-started"
+    host: str
+    address: str
+    port: int
+    worker: int
+    """The worker's number; 0 without --workers. With host, address and port this is the node's place."""
+    pid: int
+
+    def __str__(self) -> str:
+        worker = f"worker {self.worker}, " if self.worker else ""
+        return f"Node started: {worker}process {self.pid} on {self.host}, port {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStopped(Event):
+    """A node has stopped in order, and has no devices any more."""
+
+    name: ClassVar[str] = "node-stopped"
+    devices: int
+    """Devices that were connected when the stop began."""
+
+    def __str__(self) -> str:
+        return f"Node stopped: {self.devices} devices were connected when the stop began"
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceConnected(Event):
     """A device has completed its TLS handshake."""
 

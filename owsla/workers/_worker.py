@@ -70,10 +70,11 @@ class Inherited:
 class ParentLink:
     """A worker's end of the channel: what it tells its parent, and what it does when told."""
 
-    def __init__(self, reactor: Any, name: str) -> None:
+    def __init__(self, reactor: Any, number: int) -> None:
+        """`number` is the worker's."""
         self._reactor = reactor
         self._log = Logger(namespace="owsla")
-        self.name = name
+        self.number = number
         self.channel = Channel(reactor, self._received, self._parent_gone)
         self._readings: Readings | None = None
         self._stoppable: Stoppable | None = None
@@ -198,15 +199,15 @@ def main() -> None:
         start = read_first(channel_socket.recv)
     except (EOFError, OSError):
         return
-    name = f"worker-{start['number']}"
-    _show(name)
+    number = start["number"]
+    _show(f"worker-{number}")
 
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
     keep_steady(reactor)
     resolve_in_daemon_threads(reactor)
-    link = ParentLink(reactor, name)
+    link = ParentLink(reactor, number)
     factory = Factory.forProtocol(lambda: link.channel)
     factory.noisy = False
     channel_socket.setblocking(False)
@@ -223,7 +224,7 @@ def main() -> None:
         settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has said it
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
-        share = Loads(LOADS_FD, start["count"]).share(start["number"])
+        share = Loads(LOADS_FD, start["count"]).share(number)
         service = gateway(reactor, settings, log, Inherited(link, port, broker, share))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))

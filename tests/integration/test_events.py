@@ -40,9 +40,11 @@ from owsla.events import (
 )
 from owsla.events.amqp import QUEUE, PresenceRole
 from owsla.turn import Turn
+from tests.unit.events.doubles import nodes_that_end, who_is_connected
 
 from ._support.backend import Backend
 from ._support.lab import Broker, Lab
+from ._support.owsla import Owsla
 from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, current_reactor, pause, reactor_test, until
@@ -300,6 +302,45 @@ async def test_postgresql(postgresql: PostgreSQLServer) -> None:
     assert (kind, jsonb, age, warning) == ("timestamp with time zone", "jsonb", True, False)
     assert device_id == "x\ufffd\ufffd\u00e9"
     assert postgresql.query("SELECT version FROM owsla_schema_version") == [(1,)]
+
+
+@reactor_test
+async def test_who_is_connected_on_postgresql(postgresql: PostgreSQLServer) -> None:
+    """The documented query knows nodes that stopped, were killed, or are dead; and one that was only cut off is not."""
+    writer = DatabaseWriter(PostgreSQL(postgresql.url), "x")
+    assert writer.write(nodes_that_end()) == 0
+    writer.close()
+    rows = postgresql.query(who_is_connected())
+    assert [row[0] for row in rows] == ["3+", "5+", "7+", "8+", "9+", "A+"]
+    assert [row[1] for row in rows] == ["d3", None, "d7", None, None, None]
+
+
+@reactor_test
+async def test_who_is_connected_after_a_kill(lab: Lab, tmp_path: Path) -> None:
+    """Devices of an Owsla that was killed count as connected only until the next one is there; those of a stop never do."""
+    path, port = tmp_path / "events.db", free_port()
+
+    def who() -> set[str]:
+        if not sqlite_rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'owsla_events'"):
+            return set()  # it is being made
+        return {row[1] or row[0] for row in sqlite_rows(path, who_is_connected())}
+
+    async def start() -> tuple[Owsla, str]:
+        owsla = lab.new_owsla(port=port, embedded_port=0, events=[f"database:{path}", "console"])
+        await owsla.start()
+        await lab.device(owsla)
+        line = await owsla.wait_for_line("Device connected: ([-0-9a-f]{36})")
+        return owsla, line[1]
+
+    first, one = await start()
+    await until(lambda: path.exists() and who() == {one}, what="the device in the database")
+    first.kill()
+    second, two = await start()
+    await until(lambda: who() == {two}, what="the database without the devices of the first")
+    assert await second.terminate() == 0
+    assert who() == set()
+    ends = sqlite_rows(path, "SELECT event FROM owsla_events WHERE event LIKE 'node-%' ORDER BY time")
+    assert ends == [("node-started",), ("node-started",), ("node-stopped",)]
 
 
 @reactor_test

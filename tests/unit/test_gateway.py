@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from txamqp.client import Closed
 
 from owsla.broker.protocol import BrokerError
+from owsla.events import Event, NodeStopped
 from owsla.gateway import SILENCE, STEP, Gateway
 from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
@@ -157,6 +158,7 @@ class World:
         self.clock = cast(Any, Clock())
         self.clock.advance(1000)
         self.log: list[str] = []
+        self.events: list[Event] = []
         self.reason: str | None = "the gateway stops"
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
@@ -184,6 +186,7 @@ class World:
                 ],
                 name="owsla",
             ),
+            emit=self.events.append,
             fail=lambda reason, status: self.failed.append((reason, status)),
             drain_timeout=drain_timeout,
             drain_spread=drain_spread,
@@ -252,6 +255,7 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual(world.log[8:], ["embedded stopped"])
         self.assertTrue(all(len(device.drained) == 1 for device in devices))
         self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
+        self.assertEqual(world.events, [NodeStopped(3)])
         self.assertEqual(world.clock.getDelayedCalls(), [])
 
     def test_no_goodbye(self) -> None:

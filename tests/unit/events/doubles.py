@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,19 @@ from unittest import TestCase
 
 from twisted.python.failure import Failure
 
-from owsla.events import DeviceConnected, DeviceDisconnected, Event, EventManager, Record, Trouble
+from owsla.events import (
+    BrokerConnected,
+    DeviceConnected,
+    DeviceDisconnected,
+    DeviceIdentified,
+    Event,
+    EventManager,
+    NodeLost,
+    NodeStarted,
+    NodeStopped,
+    Record,
+    Trouble,
+)
 
 
 def connected(key: str, device_id: str | None = None) -> DeviceConnected:
@@ -19,6 +32,39 @@ def connected(key: str, device_id: str | None = None) -> DeviceConnected:
 
 def disconnected(key: str, device_id: str | None = None) -> DeviceDisconnected:
     return DeviceDisconnected(key, device_id, "192.0.2.1:1234", "closed by the device", 3, 4, 5.0, 0)
+
+
+def who_is_connected() -> str:
+    """The query of docs/events.md."""
+    page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+    (query,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return str(query)
+
+
+def nodes_that_end() -> list[Record]:
+    """Nodes that end in every way there is, each with a device that nobody saw leave: those of who is connected have a `+`."""
+    records: list[Record] = []
+
+    def happens(node: str, *events: Event) -> None:
+        for event in events:
+            number = sum(record.node == node for record in records) + 1
+            records.append(Record(node, number, NOW + len(records), event))
+
+    def start(worker: int = 0, host: str = "a", port: int = 8883) -> NodeStarted:
+        return NodeStarted(host, "all interfaces", port, worker, 1)
+
+    happens("stopped", start(host="s"), connected("1"), NodeStopped(1))
+    happens("killed", start(), connected("2"))
+    happens("cut-off", start(host="c"), connected("3+", "d3"))
+    happens("dead", start(host="d"), connected("4"))
+    happens("watcher", start(host="w"), NodeLost("cut-off", 0), NodeLost("dead", 0))
+    happens("cut-off", BrokerConnected("amqp://b"))
+    happens("again", start(), connected("5+"), connected("6"), disconnected("6"))
+    happens("again", connected("7+"), DeviceIdentified("7+", "early"), DeviceIdentified("7+", "d7"))
+    happens("worker-1", start(1, "x"), connected("8+"))
+    happens("worker-2", start(2, "x"), connected("9+"))
+    happens("elsewhere", start(port=8884), connected("A+"))
+    return records
 
 
 NODE = "0123abcd"

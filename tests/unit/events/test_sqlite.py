@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.events import BrokerWarning, DatabaseWriter, Record, SQLite, Trouble, UnknownEvent
 from owsla.events._database import SQLITE_MIGRATIONS
 
-from .doubles import NODE, NOW, connected, free_path
+from .doubles import NODE, NOW, connected, free_path, nodes_that_end, who_is_connected
 
 
 def records(*texts: str) -> list[Record]:
@@ -91,6 +91,14 @@ class SQLiteTests(SynchronousTestCase):
         """NUL and halves of surrogate pairs, which databases refuse, are replaced."""
         self.writer.write([Record(NODE, 1, 0.0, connected("a", "x\0\ud800\u00e9"))])
         self.assertEqual(self.query("SELECT device_id FROM owsla_events"), [("x\ufffd\ufffd\u00e9",)])
+
+    def test_who_is_connected(self) -> None:
+        """The documented query knows nodes that stopped, were killed, or are dead; and one that was only cut off is not."""
+        self.writer.write(nodes_that_end())
+        rows = self.query(who_is_connected())
+        self.assertEqual([row[0] for row in rows], ["3+", "5+", "7+", "8+", "9+", "A+"])
+        self.assertEqual([row[1] for row in rows], ["d3", None, "d7", None, None, None])
+        self.assertEqual((rows[1][2], rows[1][4]), ("again", "192.0.2.1:1234"))
 
     def test_the_version(self) -> None:
         """The schema's version is on record, and an existing schema is left as it is."""

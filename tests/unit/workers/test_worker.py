@@ -43,7 +43,7 @@ class FakeGateway:
 class LinkTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FakeReactor()
-        self.link = ParentLink(self.reactor, "worker-1")
+        self.link = ParentLink(self.reactor, 1)
         self.transport = StringTransport()
         self.link.channel.makeConnection(self.transport)
         self.gateway = FakeGateway()
@@ -77,7 +77,7 @@ class ParentLinkTests(LinkTestCase):
         self.says("stop")
         self.link.stop("Got SIGTERM")
         self.assertEqual(self.reactor.stops, 1)
-        other = ParentLink(self.reactor, "worker-2")
+        other = ParentLink(self.reactor, 2)
         other.stop("Got SIGTERM")
 
     def test_ready_once(self) -> None:
