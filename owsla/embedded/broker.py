@@ -21,12 +21,18 @@ from .queues import Message, Queue
 LOW_WATER: Final = 0.8
 """The part of the memory limit below which publishers go on: far enough down that they don't flap."""
 
+EXHAUSTED_AT: Final = 2
+"""Times the memory limit at which publishers that also consume have to wait, too."""
+
 
 class Publisher(Protocol):
     """A connection that waits for memory."""
 
     def unblocked(self) -> None:
-        """There is room again."""
+        """The alarm is over: publish freely."""
+
+    def relieved(self) -> None:
+        """The alarm goes on, but a connection that also consumes may publish again."""
 
 
 class Outcome(NamedTuple):
@@ -59,6 +65,8 @@ class Broker:
         """Bytes held by messages: ready, unacknowledged, and those arriving in parts."""
         self.alarm = False
         """Whether publishers are to wait."""
+        self.exhausted = False
+        """Whether publishers that also consume are to wait, too."""
         self._waiting: list[Publisher] = []
         self.queues: dict[str, Queue] = {}
         self.exchanges: dict[str, Exchange] = {
@@ -74,14 +82,19 @@ class Broker:
     def account(self, size: int) -> None:
         """Count bytes in (or, negative, out)."""
         self.memory += size
-        if self.alarm:
-            if self.memory <= self.memory_limit * LOW_WATER:
-                self.alarm = False
-                waiting, self._waiting = self._waiting, []
-                for publisher in waiting:
-                    publisher.unblocked()
-        elif self.memory > self.memory_limit:
-            self.alarm = True
+        if self.alarm or self.memory > self.memory_limit:
+            self._watch()
+
+    def _watch(self) -> None:
+        was_exhausted, self.exhausted = self.exhausted, self.memory > EXHAUSTED_AT * self.memory_limit
+        self.alarm = self.memory > self.memory_limit * LOW_WATER
+        if not self.alarm:
+            waiting, self._waiting = self._waiting, []
+            for publisher in waiting:
+                publisher.unblocked()
+        elif was_exhausted and not self.exhausted:
+            for publisher in tuple(self._waiting):
+                publisher.relieved()
 
     def wait(self, publisher: Publisher) -> None:
         """Tell a publisher when the alarm is over."""

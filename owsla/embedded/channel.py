@@ -381,6 +381,10 @@ class Channel:
             if consumer.queue.wants_dispatch():
                 consumer.queue.dispatch()
 
+    def consumes(self) -> bool:
+        """Whether it holds unacknowledged deliveries, or can get some."""
+        return bool(self.consumers or self.held)
+
     def consumer_cancelled(self, consumer: Subscriber) -> None:
         """A consumer's queue has gone: tell the client, where it understands."""
         self.consumers.pop(consumer.tag, None)

@@ -12,6 +12,14 @@
                               ←     connection.close-ok     (CLOSED)
 
 A refusal is sent as connection.close, and everything but its close-ok is ignored from then on (CLOSING).
+
+A closed connection is read, and what it sends is discarded, until the client closes its side or `LINGER` is over. Closing a
+socket with unread bytes in it sends a reset: a client that was still writing would fail instead of reading its close-ok.
+
+Memory. While messages take more than the limit (the broker's alarm), a connection that publishes is told (connection.blocked)
+and read up to its next publish only: acknowledgements free memory, so they are read for as long as possible. A publish of a
+connection that consumes is still carried out, since the acknowledgement of what it answers comes behind it, up to
+`broker.EXHAUSTED_AT` times the limit. A client that only publishes has nothing behind its publish that could free memory.
 """
 
 from __future__ import annotations
@@ -44,7 +52,10 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds to get from connecting to connection.open: RabbitMQ's `handshake_timeout`."""
 
 CLOSE_TIMEOUT: Final = 5.0
-"""Seconds to wait for a close-ok before the connection is aborted."""
+"""Seconds to wait for a close-ok, or for the last bytes to be written, before the connection is aborted."""
+
+LINGER: Final = 30.0
+"""Seconds to read and discard what a client sends after its connection is closed: RabbitMQ's `CLOSING_TIMEOUT`."""
 
 WRITE_AT: Final = 65536
 """Bytes that are written before the turn is over: what Twisted's transports hold before they ask to pause."""
@@ -56,6 +67,8 @@ QUEUE_DECLARE: Final = (50, 10)
 
 _FRAME = struct.Struct(">BHI")
 _ACK = struct.Struct(">QB")
+_BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28"
+_BASIC_ACK: Final = b"\x00\x3c\x00\x50"
 
 CAPABILITIES: Final = (
     "publisher_confirms",
@@ -127,6 +140,9 @@ class BrokerProtocol(Protocol):
         self._confirming: list[Channel] = []
         self._overrun = 0
         self._blocked = False
+        """Whether it published during the alarm, which goes on."""
+        self._at_publish = False
+        """Whether a publish that cannot be taken now is the first thing in the buffer."""
         self._held_back = False
         """Whether the transport has been told to stop reading."""
         self._heartbeat = 0
@@ -233,8 +249,8 @@ class BrokerProtocol(Protocol):
             self._read_or_not()
 
     def _read_or_not(self) -> None:
-        """Stop reading a client that is blocked or does not read our answers; go on when it is neither."""
-        stop = self.state is State.RUNNING and (self._blocked or (self.paused and self._overrun > OVERRUN))
+        """Stop reading a client that has to wait with its publish or does not read our answers; else go on."""
+        stop = self.state is State.RUNNING and (self._at_publish or (self.paused and self._overrun > OVERRUN))
         if stop != self._held_back:
             self._held_back = stop
             if stop:
@@ -312,6 +328,10 @@ class BrokerProtocol(Protocol):
                 if channel is None or channel.closing:
                     self._off_channel(kind, number, channel, payload)
                     continue
+                if self._blocked and kind == wire.FRAME_METHOD and payload[:4] == _BASIC_PUBLISH and not self._may_publish():
+                    self._at_publish = True
+                    self._read_or_not()
+                    return start - 7
                 try:
                     self._on_channel(channel, kind, payload)
                 except AMQPError as error:
@@ -332,9 +352,9 @@ class BrokerProtocol(Protocol):
             if channel.incoming is not None:
                 raise AMQPError(505, "expected content header for class 60, got non content header frame instead")
             prefix = payload[:4]
-            if prefix == b"\x00\x3c\x00\x28":
+            if prefix == _BASIC_PUBLISH:
                 channel.publish_arrived(payload)
-            elif prefix == b"\x00\x3c\x00\x50" and len(payload) == 13:
+            elif prefix == _BASIC_ACK and len(payload) == 13:
                 tag, bits = _ACK.unpack_from(payload, 4)
                 channel.ack_arrived(tag, bool(bits & 1))
             else:
@@ -404,7 +424,7 @@ class BrokerProtocol(Protocol):
                     self._hang_up()
                 elif payload[:4] == b"\x00\x0a\x00\x32":
                     self.send(0, "connection.close-ok")
-                    self._hang_up()
+                    self._finish()
             return
         if kind == wire.FRAME_HEARTBEAT:
             if number or payload:
@@ -419,7 +439,7 @@ class BrokerProtocol(Protocol):
                     channel.send_confirms()
             self._leave()
             self.send(0, "connection.close-ok")
-            self._hang_up()
+            self._finish()
         elif name == "connection.start-ok" and self.state is State.STARTING:
             self._log_in(fields)
         elif name == "connection.tune-ok" and self.state is State.TUNING:
@@ -505,8 +525,7 @@ class BrokerProtocol(Protocol):
         self._received = False
         if self._silent >= 4:
             self._warn("AMQP client {peer} missed its heartbeats ({seconds} s)", seconds=self._heartbeat)
-            self.state = State.CLOSED
-            self._tcp().abortConnection()
+            self.abort()
             return
         if not self._sent:
             self.write(wire.HEARTBEAT_FRAME)
@@ -516,19 +535,27 @@ class BrokerProtocol(Protocol):
     # -- memory ------------------------------------------------------------------------------------------------------------
 
     def _block(self) -> None:
-        """This client publishes while memory is short: read no more of it until there is room."""
+        """This client publishes while memory is short: tell it, and read it up to its next publish."""
         self._blocked = True
         self.broker.wait(self)
         if self.has_capability("connection.blocked"):
             self.send(0, "connection.blocked", reason="low on memory")
         self._warn("AMQP client {peer} is blocked: messages take more memory than allowed")
-        self._read_or_not()
+
+    def _may_publish(self) -> bool:
+        """Whether a blocked connection's publish is carried out: behind it can come the acknowledgement that frees memory."""
+        return not self.broker.exhausted and any(channel.consumes() for channel in self.channels.values())
 
     def unblocked(self) -> None:
-        """There is room again."""
-        self._blocked = False
+        """The alarm is over: read on."""
+        self._blocked = self._at_publish = False
         if self.has_capability("connection.blocked"):
             self.send(0, "connection.unblocked")
+        self._read_or_not()
+
+    def relieved(self) -> None:
+        """There is room for connections that also consume: look at the publish again."""
+        self._at_publish = False
         self._read_or_not()
 
     def _warn(self, form: str, /, **fields: object) -> None:
@@ -585,17 +612,29 @@ class BrokerProtocol(Protocol):
         self.flush()
         self._read_or_not()
         self._stop_timeout()
-        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self._abort)
+        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self.abort)
 
-    def _hang_up(self) -> None:
+    def _finish(self) -> None:
+        """The protocol is over: wait for the client to close the socket, and discard what it still sends."""
         self.flush()
         self.state = State.CLOSED
+        self._buffer = b""
+        self._read_or_not()
         self._stop_timeout()
-        transport = self._tcp()
+        if self._beating is not None and self._beating.active():
+            self._beating.cancel()
         # A transport waits for its producer before it closes.
-        transport.unregisterProducer()
-        transport.loseConnection()
-        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self._abort)
+        self._tcp().unregisterProducer()
+        self._timeout = self.clock.callLater(LINGER, self._disconnect)
+
+    def _hang_up(self) -> None:
+        """The same, where the client learns from the end of our side that it is over."""
+        self._finish()
+        self._tcp().loseWriteConnection()
+
+    def _disconnect(self) -> None:
+        self._tcp().loseConnection()
+        self._timeout = self.clock.callLater(CLOSE_TIMEOUT, self.abort)
 
     def _stop_timeout(self) -> None:
         if self._timeout is not None and self._timeout.active():
@@ -603,9 +642,10 @@ class BrokerProtocol(Protocol):
 
     def _too_slow(self) -> None:
         self._warn("AMQP client {peer} took too long to open its connection")
-        self._abort()
+        self.abort()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Reset the connection."""
         self.state = State.CLOSED
         self._tcp().abortConnection()
 

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from .broker import Broker
 from .errors import AMQPError
-from .protocol import BrokerProtocol, State, Turn
+from .protocol import BrokerProtocol, Turn
 
 MEMORY_LIMIT: Final = 512 << 20
 """Bytes of messages before publishers wait: well below what the smallest machine that runs Owsla has."""
@@ -156,9 +156,8 @@ class EmbeddedBroker(Service):
 
     def _abort(self) -> None:
         for connection in list(self._factory.connections):
-            connection.state = State.CLOSED
             if connection.transport is not None:
-                connection.transport.abortConnection()
+                connection.abort()
 
     def stopService(self) -> Deferred[None]:
         """Close the port, send every client connection.close (320), and fire when they have gone. What was queued stays."""

@@ -5,21 +5,26 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pika
 import pika.exceptions
 import pytest
+from pamqp import commands
 from pika.adapters.blocking_connection import BlockingChannel
 from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 
 from owsla.embedded import EmbeddedBroker
 
+from ._support import wire
 from ._support.lab import Broker
+from ._support.process import ChildProcess
 from ._support.waiting import current_reactor, reactor_test, until, within
 
 Case = Callable[[BlockingChannel, str], None]
@@ -307,6 +312,28 @@ async def test_refused_logins(broker: Broker) -> None:
 
 
 @reactor_test
+async def test_writing_after_close(broker: Broker) -> None:
+    """A client that still writes when its connection is closed reads close-ok, and can write on until it closes the socket."""
+
+    def session() -> None:
+        with socket.create_connection((broker.host, broker.port), 10) as sock:
+            start_ok = commands.Connection.StartOk({}, "PLAIN", "\0guest\0guest", "en_US")
+            tune_ok = commands.Connection.TuneOk(10, 131072, 0)
+            methods = [start_ok, tune_ok, commands.Connection.Open("/"), commands.Connection.Close(200, "", 0, 0)]
+            more = wire.raw_frame(wire.HEARTBEAT, 0, b"") * 100_000
+            sock.sendall(wire.PROTOCOL_HEADER + b"".join(wire.method(each, 0) for each in methods) + more)
+            received = b""
+            while wire.method(commands.Connection.CloseOk(), 0) not in received:
+                received += sock.recv(65536)
+            sock.sendall(more)
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):  # neither an end nor a reset
+                sock.recv(1)
+
+    await within(deferToThread(session), 30)
+
+
+@reactor_test
 async def test_amqp_tools(broker: Broker) -> None:
     """The command line tools of librabbitmq work."""
     if shutil.which("amqp-publish") is None:
@@ -416,4 +443,72 @@ async def test_memory_is_bounded() -> None:
         assert await within(publishing) > 0
         assert peak < limit + 20_000
     finally:
+        await service.stopService()
+
+
+def documented_back_end(url: str) -> None:
+    """Answer lines as the back end in docs/contract.md does, until none has come for a while."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=200)
+    for line, properties, body in channel.consume("from_device", inactivity_timeout=3):
+        if line is None:
+            break
+        answer = pika.BasicProperties(headers=properties.headers)
+        channel.basic_publish("", properties.reply_to, b"you said: " + body, answer)
+        channel.basic_ack(line.delivery_tag)
+    connection.close()
+
+
+@pytest.mark.parametrize("which", ["pika", "echo"])
+@reactor_test
+async def test_back_ends_at_the_memory_limit(which: str, tmp_path: Path) -> None:
+    """At the memory limit a back end that answers and then acknowledges goes on, and frees the memory that others wait for."""
+    service = EmbeddedBroker(current_reactor(), port=0, memory_limit=1 << 20)
+    service.startService()
+    url = f"amqp://guest:guest@127.0.0.1:{service.port}/%2f"
+    count = 3000
+
+    def flood() -> None:
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        channel = connection.channel()
+        channel.queue_declare("from_device", durable=True)
+        channel.queue_declare("to_device.node", durable=True)
+        for number in range(count):
+            headers = {"connection_id": "01234567-89ab-8cde-8f01-23456789abcd", "from_device_seq": number}
+            properties = pika.BasicProperties(headers=headers, reply_to="to_device.node")
+            channel.basic_publish("", "from_device", b"x" * 1000, properties)
+        channel.queue_declare("from_device", passive=True)
+        connection.close()
+
+    def drain() -> int:
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        channel = connection.channel()
+        found: list[int] = []
+        for answer, properties, _ in channel.consume("to_device.node", auto_ack=True, inactivity_timeout=20):
+            if answer is None:
+                break
+            found.append(properties.headers["from_device_seq" if which == "pika" else "to_device_seq"])
+            if len(found) == count:
+                break
+        connection.close()
+        return len(set(found))
+
+    echo: ChildProcess | None = None
+    try:
+        flooding = deferToThread(flood)
+        await until(lambda: service.broker.alarm, what="the memory limit")
+        if which == "pika":
+            answering = deferToThread(documented_back_end, url)
+        else:
+            command = [str(Path(sys.executable).with_name("owsla")), "echo", "--broker", url]
+            echo = ChildProcess(command, output=tmp_path / "echo", cwd=tmp_path)
+        await until(lambda: len(service.broker.queues["to_device.node"].ready) > 0, what="an answer")
+        assert await within(deferToThread(drain), 60) == count
+        await within(flooding)
+        if which == "pika":
+            await within(answering, 20)
+    finally:
+        if echo is not None:
+            echo.kill()
         await service.stopService()

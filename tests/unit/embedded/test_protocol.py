@@ -34,6 +34,11 @@ class Transport(StringTransport):
     """A transport that hangs up as a real one does: only once it has no producer."""
 
     aborted = False
+    half_closed = False
+
+    def loseWriteConnection(self) -> None:
+        assert self.producer is None
+        self.half_closed = True
 
     def loseConnection(self) -> None:
         assert self.producer is None
@@ -147,7 +152,7 @@ class Base(SynchronousTestCase):
         closes = [fields for name, fields in client.received() if name == "connection.close"]
         self.assertEqual([close["reply_code"] for close in closes], [code])
         client.send(client.method("connection.close-ok", 0))
-        self.assertTrue(client.transport.disconnecting)
+        self.assertTrue(client.transport.half_closed)
         return str(closes[0]["reply_text"])
 
 
@@ -158,7 +163,7 @@ class HandshakeTests(Base):
             client = Client(self.broker, self.clock)
             client.send(start)
             self.assertEqual(client.transport.value(), wire.PROTOCOL_HEADER)
-            self.assertTrue(client.transport.disconnecting)
+            self.assertTrue(client.transport.half_closed)
         self.assertEqual(len(self.log), 3)
 
     def test_byte_by_byte(self) -> None:
@@ -181,7 +186,7 @@ class HandshakeTests(Base):
             client = Client(self.broker, self.clock, {})
             client.send(client.start_bytes(response))
             self.assertEqual(client.names(), ["connection.start"])
-            self.assertTrue(client.transport.disconnecting)
+            self.assertTrue(client.transport.half_closed)
 
     def test_vhost(self) -> None:
         """530 for a virtual host other than /."""
@@ -195,6 +200,21 @@ class HandshakeTests(Base):
         client = Client(self.broker, self.clock)
         client.send(wire.PROTOCOL_HEADER)
         self.clock.advance(10)
+        self.assertTrue(client.transport.aborted)
+
+    def test_close(self) -> None:
+        """After close-ok what the client sends is discarded, for 30 s at most; it closes the socket."""
+        client = self.client(heartbeat=10)
+        client.send(client.method("connection.close", 0) + client.method("queue.declare", queue="late"))
+        self.assertEqual(client.names(), ["connection.close-ok"])
+        client.send(client.method("queue.declare", queue="later") + b"what is no frame")
+        self.clock.pump([5] * 5)
+        self.assertEqual((client.names(), self.broker.queues), ([], {}))
+        self.assertFalse(client.transport.half_closed or client.transport.disconnecting)
+        self.clock.advance(5)
+        self.assertTrue(client.transport.disconnecting)
+        self.assertFalse(client.transport.aborted)
+        self.clock.advance(5)
         self.assertTrue(client.transport.aborted)
 
     def test_heartbeats(self) -> None:
@@ -379,6 +399,58 @@ class ChannelTests(Base):
         self.assertEqual(total, 60)
         self.assertEqual(publisher.names(), ["connection.unblocked"])
         self.assertEqual(publisher.transport.producerState, "producing")
+
+    def test_acknowledgements_of_a_blocked_connection(self) -> None:
+        """A connection that answers what it consumes publishes and acknowledges past the memory limit, until there is room."""
+        publisher, echo = self.client(), self.client()
+        for queue in ("q", "answers"):
+            publisher.call("queue.declare", queue=queue)
+        publisher.send(publisher.publish_bytes(b"x" * 4000) * 60)
+        publisher.received()
+        echo.send(echo.method("basic.consume", queue="q"))
+        answer = echo.publish_bytes(b"y" * 4000, "answers")
+        taken = 0
+        while deliveries := [fields["delivery_tag"] for name, fields in echo.received() if name == "basic.deliver"]:
+            # All answers first, as a client with confirms does: each acknowledgement comes behind a publish.
+            echo.send(answer * len(deliveries))
+            echo.send(b"".join(echo.method("basic.ack", delivery_tag=tag) for tag in deliveries))
+            taken += len(deliveries)
+            self.assertLess(self.broker.memory, 210_000)
+            self.broker.queues["answers"].purge()
+            self.clock.advance(0)
+        self.assertEqual(taken, 60)
+        self.assertIn("connection.unblocked", publisher.names())
+
+    def test_answers_without_end(self) -> None:
+        """At twice the memory limit a connection that consumes waits, too, and goes on once there is room."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.call("queue.declare", queue="answers")
+        client.send(client.publish_bytes(b"1"))
+        client.send(client.method("basic.consume", queue="q"))
+        client.send(client.publish_bytes(b"x" * 4000, "answers") * 60 + client.method("basic.ack", delivery_tag=1))
+        self.assertEqual(client.transport.producerState, "paused")
+        self.assertLess(self.broker.memory, 210_000)
+        self.assertEqual(len(self.broker.queues["q"].ready), 0)
+        self.assertTrue(client.protocol.channels[1].held)
+        other = self.client()
+        total = 0
+        other.send(other.method("basic.consume", queue="answers", no_ack=True))
+        for _ in range(5):
+            self.clock.advance(0)
+            total += len(other.bodies())
+        self.assertEqual(total, 60)
+        self.assertEqual(client.transport.producerState, "producing")
+        self.assertFalse(client.protocol.channels[1].held)
+
+    def test_a_blocked_client_is_read(self) -> None:
+        """A client that stopped publishing when it was told is read: what it closes and acknowledges counts."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.send(client.publish_bytes(b"x" * 4000) * 23)
+        self.assertEqual(client.names(), ["connection.blocked"])
+        client.send(client.method("queue.purge", queue="q"))
+        self.assertEqual(client.names(), ["connection.unblocked", "queue.purge-ok"])
 
     def test_slow_reader_gets_nothing_more(self) -> None:
         """While the transport asks to pause nothing is delivered; afterwards all is, in order."""
