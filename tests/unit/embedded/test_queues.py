@@ -322,6 +322,9 @@ class BrokerTests(Base):
             def unblocked(self) -> None:
                 calls.append("unblocked")
 
+            def relieved(self) -> None:
+                calls.append("relieved")
+
         while not self.broker.alarm:
             queue.publish(message(b"x" * 400))
         self.broker.wait(Waiting())
