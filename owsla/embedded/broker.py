@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from owsla.amqp import wire
-
+from .dead_letters import dead_letter
 from .errors import AMQPError, inequivalent, locked, no_exchange, no_queue
 from .exchanges import TYPES, Destination, Exchange
 from .queues import Message, Queue
+from .replies import REPLY_TO, ReplyConsumer
 
 LOW_WATER: Final = 0.8
 """The part of the memory limit below which publishers go on: far enough down that they don't flap."""
@@ -71,8 +71,16 @@ class Broker:
         self.queues: dict[str, Queue] = {}
         self.exchanges: dict[str, Exchange] = {
             name: Exchange(name, kind, durable=True)
-            for name, kind in [("amq.direct", "direct"), ("amq.fanout", "fanout"), ("amq.topic", "topic")]
+            for name, kind in [
+                ("amq.direct", "direct"),
+                ("amq.fanout", "fanout"),
+                ("amq.headers", "headers"),
+                ("amq.match", "headers"),
+                ("amq.topic", "topic"),
+            ]
         }
+        self.exchanges["amq.rabbitmq.trace"] = Exchange("amq.rabbitmq.trace", "topic", durable=True, internal=True)
+        self._replies: dict[str, ReplyConsumer] = {}
         self._timed: set[Queue] = set()
         self._dead: deque[tuple[Queue, Message, str]] = deque()
         self._burying = False
@@ -150,22 +158,30 @@ class Broker:
         """Route a message to its queues, by its routing key and those of its `copies`."""
         if not message.exchange and not copies:
             queue = self.queues.get(message.routing_key)
-            if queue is None:
-                return Outcome(False, True)
-            return Outcome(True, queue.publish(message, ttl))
-        queues = self.route(message.exchange, [message.routing_key, *copies])
+            if queue is not None:
+                return Outcome(True, queue.publish(message, ttl))
+        queues = self.route(message.exchange, [message.routing_key, *copies], message)
+        return Outcome(bool(queues), self.enqueue(queues, message, ttl))
+
+    def enqueue(self, queues: Iterable[Queue], message: Message, ttl: int | None = None) -> bool:
+        """Put a message into its queues. Returns whether all of them took it."""
         # One more hold while it goes round: a first queue that lets it go at once must not end its accounting for the second.
         self.retain(message)
         accepted = True
         for queue in queues:
             accepted = queue.publish(message, ttl) and accepted
         self.release(message)
-        return Outcome(bool(queues), accepted)
+        return accepted
 
-    def route(self, exchange: str, keys: Iterable[str]) -> list[Queue]:
-        """The queues that a message to this exchange with these routing keys goes to, each once; 404 without the exchange."""
+    def route(self, exchange: str, keys: Iterable[str], message: Message) -> list[Queue]:
+        """The queues that a message to this exchange with these routing keys goes to, each once; 404 without the exchange.
+
+        A direct reply is delivered here: it goes to no queue.
+        """
         keys = list(keys)
         if not exchange:
+            if self._replies:
+                self._reply(keys, message)
             return list(dict.fromkeys(self.queues[key] for key in keys if key in self.queues))
         first = self.exchanges.get(exchange)
         if first is None:
@@ -175,7 +191,7 @@ class Broker:
         todo = [first]
         while todo:
             current = todo.pop()
-            destinations = [destination for key in keys for destination in current.route(key)]
+            destinations = [destination for key in keys for destination in current.route(key, message)]
             if not destinations:
                 alternate = self.exchanges.get(current.arguments.get("alternate-exchange", ""))
                 destinations = [alternate] if alternate is not None else []
@@ -186,6 +202,26 @@ class Broker:
                     seen.add(destination)
                     todo.append(destination)
         return list(found)
+
+    # -- direct replies ----------------------------------------------------------------------------------------------------
+
+    def _reply(self, keys: Iterable[str], message: Message) -> None:
+        for key in dict.fromkeys(keys):
+            consumer = self._replies.get(key)
+            if consumer is not None:
+                consumer.deliver(message)
+
+    def add_reply_consumer(self, consumer: ReplyConsumer) -> None:
+        """Deliver replies to this consumer's name."""
+        self._replies[consumer.name] = consumer
+
+    def remove_reply_consumer(self, consumer: ReplyConsumer) -> None:
+        """Its replies go nowhere from now on."""
+        self._replies.pop(consumer.name, None)
+
+    def takes_replies(self, name: str) -> bool:
+        """Whether this is the name of a direct reply consumer, or the one that stands for it."""
+        return name == REPLY_TO or name in self._replies
 
     # -- dead letters ------------------------------------------------------------------------------------------------------
 
@@ -208,47 +244,12 @@ class Broker:
         exchange = queue.policy.dead_exchange or ""
         if exchange and exchange not in self.exchanges:
             return
-        values = wire.split_properties(message.header, 12)
-        headers: dict[str, Any] = wire.decode_table(values["headers"])[0] if "headers" in values else {}
-        keys = [message.routing_key, *_strings(headers.get("CC"))]
-        deaths: list[Any] = [death for death in _list(headers.get("x-death")) if isinstance(death, dict)]
-        if queue.policy.dead_key is not None:
-            headers.pop("CC", None)
-        headers.pop("BCC", None)
-        death = next((d for d in deaths if d.get("queue") == queue.name and d.get("reason") == reason), None)
-        if death is None:
-            death = {
-                "count": 0,
-                "reason": reason,
-                "queue": queue.name,
-                "time": wire.Timestamp(self._wall()),
-                "exchange": message.exchange,
-                "routing-keys": keys,
-            }
-            if "expiration" in values:
-                death["original-expiration"] = values["expiration"][1:].decode("utf-8", "replace")
-        else:
-            deaths.remove(death)
-        count = death.get("count")
-        death["count"] = count + 1 if isinstance(count, int) else 1
-        headers["x-death"] = [death, *deaths]
-        for name, value in [("reason", reason), ("queue", queue.name), ("exchange", message.exchange)]:
-            headers.setdefault(f"x-first-death-{name}", value)
-        values.pop("expiration", None)
-        try:
-            values["headers"] = wire.encode_table(headers)
-            key = message.routing_key if queue.policy.dead_key is None else queue.policy.dead_key
-            address = wire.short_string(exchange) + wire.short_string(key)
-        except (wire.WireError, UnicodeEncodeError):
-            return  # a key of odd bytes cannot be written again; RabbitMQ would have refused it on arrival
-        header = wire.header_payload(len(message.body), wire.join_properties(values))
-        copy = Message(exchange, key, address, header, message.body)
-        for target in self.route(exchange, keys if queue.policy.dead_key is None else [key]):
-            # As RabbitMQ does: a message that comes round to a queue without ever having been rejected is dropped there.
-            cycle = any(d.get("queue") == target.name for d in headers["x-death"])
-            if cycle and not any(d.get("reason") == "rejected" for d in headers["x-death"]):
-                continue
-            target.publish(copy)
+        letter = dead_letter(queue, message, reason, self._wall())
+        if letter is None:
+            return
+        for target in self.route(exchange, letter.keys, letter.message):
+            if not letter.cycles_at(target.name):
+                target.publish(letter.message)
 
     # -- queues ------------------------------------------------------------------------------------------------------------
 
@@ -280,6 +281,8 @@ class Broker:
             queue.check_equivalent(durable=durable, auto_delete=auto_delete, arguments=arguments)
             queue.touch()
             return queue
+        if name.startswith(REPLY_TO):
+            raise no_queue(name)
         if name.startswith("amq."):
             raise AMQPError(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
         name = name or unique_name("amq.gen-")
@@ -387,14 +390,14 @@ class Broker:
 
     def bind(self, source: str, destination: Destination, key: str, arguments: dict[str, Any]) -> None:
         """Lead what the source exchange gets for this key to a queue or another exchange."""
-        self.exchange(source).bind(destination, key, repr(arguments))
+        self.exchange(source).bind(destination, key, arguments)
 
     def unbind(self, source: str, destination: Destination | None, key: str, arguments: dict[str, Any]) -> None:
         """Undo a binding. One that is not there, at either end, is undone already."""
         if not source:
             raise AMQPError(403, "operation not permitted on the default exchange")
         exchange = self.exchanges.get(source)
-        if exchange is not None and destination is not None and exchange.unbind(destination, key, repr(arguments)):
+        if exchange is not None and destination is not None and exchange.unbind(destination, key, arguments):
             self._auto_delete(exchange)
 
     def _forget(self, destination: Destination) -> None:
@@ -406,11 +409,3 @@ class Broker:
         if exchange.auto_delete and not exchange.bindings and self.exchanges.get(exchange.name) is exchange:
             del self.exchanges[exchange.name]
             self._forget(exchange)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _strings(value: Any) -> list[str]:
-    return [item for item in _list(value) if isinstance(item, str)]

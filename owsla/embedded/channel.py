@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from owsla.amqp import wire
 
 from .broker import Broker, unique_name
+from .declarations import DECLARATIONS, Declarations, raw
 from .errors import AMQPError, type_name
+from .publishing import MAX_MESSAGE, Incoming, Publish, read_content
 from .queues import Consumer, Entry, Message, Queue
-
-REPLY_TO: Final = "amq.rabbitmq.reply-to"
-"""RabbitMQ's name for replies straight to the asking connection, which are not offered."""
-
-MAX_MESSAGE: Final = 128 << 20
-"""Bytes in one body at most: RabbitMQ 3.10's `max_message_size`."""
+from .replies import REPLY_TO, ReplyConsumer
+from .transactions import Held, Settle, Transaction
 
 _FRAME = struct.Struct(">BHI")
 _TAG_AND_BIT = struct.Struct(">QB")
 _ACK = struct.Struct(">BHIHHQBB")
-
-_EXPIRATION: Final = wire.PROPERTIES["expiration"][0]
-_HEADERS: Final = wire.PROPERTIES["headers"][0]
-_REPLY_TO: Final = wire.PROPERTIES["reply_to"][0]
-_REPLIES = REPLY_TO.encode()
-_USER_ID: Final = wire.PROPERTIES["user_id"][0]
+_DELIVER = b"\x00\x3c\x00\x3c"
 
 
 class Connection(Protocol):
@@ -53,30 +45,6 @@ class Connection(Protocol):
         """Whether the client said that it understands this extension."""
 
 
-class Incoming:
-    """A publish whose header or body has not all arrived."""
-
-    __slots__ = ("address", "exchange", "header", "mandatory", "missing", "parts", "routing_key", "size")
-
-    def __init__(self, exchange: str, routing_key: str, address: bytes, mandatory: bool) -> None:
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.address = address
-        self.mandatory = mandatory
-        self.header: bytes | None = None
-        self.size = 0
-        self.missing = 0
-        self.parts: list[bytes] = []
-
-
-class Held(NamedTuple):
-    """A message that a client has and has not acknowledged."""
-
-    entry: Entry
-    queue: Queue
-    consumer: Subscriber | None
-
-
 class Subscriber(Consumer):
     """A consumer on a channel."""
 
@@ -89,7 +57,7 @@ class Subscriber(Consumer):
         self.channel = channel
         self.prefetch = prefetch
         self.holding = 0
-        self.prefix = b"\x00\x3c\x00\x3c" + wire.short_string(tag.encode("utf-8", "surrogateescape"))
+        self.prefix = _DELIVER + wire.short_string(tag.encode("utf-8", "surrogateescape"))
 
     def can_take(self) -> bool:
         channel = self.channel
@@ -105,10 +73,16 @@ class Subscriber(Consumer):
         channel = self.channel
         tag = channel.next_tag()
         if not self.no_ack:
-            channel.held[tag] = Held(entry, self.queue, self)
+            channel.held[tag] = Held(tag, entry, self.queue, self)
             self.holding += 1
             channel.holding += 1
-        channel.write_content(self.prefix + _TAG_AND_BIT.pack(tag, entry.redelivered) + entry.message.address, entry.message)
+        message = self.queue.outgoing(entry)
+        channel.write_content(self.prefix + _TAG_AND_BIT.pack(tag, entry.redelivered) + message.address, message)
+
+    def let_go(self) -> None:
+        """A delivery is settled."""
+        self.holding -= 1
+        self.channel.holding -= 1
 
     def cancelled(self) -> None:
         self.channel.consumer_cancelled(self)
@@ -124,16 +98,18 @@ class Channel:
         "_last_payload",
         "_last_publish",
         "_published",
+        "_reply_consumer",
+        "_transaction",
         "broker",
         "closing",
         "confirming",
         "connection",
         "consumer_prefetch",
         "consumers",
+        "declarations",
         "held",
         "holding",
         "incoming",
-        "last_queue",
         "number",
         "prefetch",
     )
@@ -154,7 +130,9 @@ class Channel:
         self.consumers: dict[str, Subscriber] = {}
         self.incoming: Incoming | None = None
         self.confirming = False
-        self.last_queue: str | None = None
+        self.declarations = Declarations(connection.broker, connection, self.reply)
+        self._reply_consumer: ReplyConsumer | None = None
+        self._transaction: Transaction | None = None
         self._delivery_tag = 0
         self._published = 0
         self._acked = 0
@@ -226,24 +204,15 @@ class Channel:
         incoming = self.incoming
         if incoming is None or incoming.header is not None:
             raise AMQPError(505, "expected method frame, got content header frame instead")
-        class_id, size = wire.read_header_payload(payload)
-        if class_id != wire.BASIC:
-            raise AMQPError(505, f"expected content header for class 60, got one for class {class_id} instead")
-        if size > MAX_MESSAGE:
-            raise AMQPError(406, f"message size {size} is larger than configured max size {MAX_MESSAGE}")
-        incoming.header = payload
-        incoming.size = incoming.missing = size
-        return not size
+        incoming.header_arrived(payload)
+        return not incoming.size
 
     def body_arrived(self, payload: bytes) -> bool:
         """A body frame. Returns whether the message is complete."""
         incoming = self.incoming
         if incoming is None or incoming.header is None:
             raise AMQPError(505, "expected method or content header frame, got content body frame instead")
-        if len(payload) > incoming.missing:
-            raise AMQPError(505, f"the body is longer than the {incoming.size} bytes that its header announced")
-        incoming.missing -= len(payload)
-        incoming.parts.append(payload)
+        incoming.body_arrived(payload)
         if not incoming.missing:
             if len(incoming.parts) > 1:
                 self.broker.account(-(incoming.size - len(payload)))
@@ -264,36 +233,21 @@ class Channel:
         incoming, self.incoming = self.incoming, None
         assert incoming is not None
         assert incoming.header is not None
-        header = incoming.header
         parts = incoming.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        ttl: int | None = None
-        copies: list[str] = []
-        flags = int.from_bytes(header[12:14])
-        if not flags and len(header) != 14:
-            raise wire.WireError("something follows the property flags")
-        values = wire.split_properties(header, 12) if flags else {}
-        if flags & (_EXPIRATION | _HEADERS | _REPLY_TO | _USER_ID):
-            if flags & _HEADERS:
-                entries = wire.split_table(values["headers"])
-                for name, value in entries:
-                    if value[0] in b"FA" or name in (b"CC", b"BCC"):
-                        header, copies = self._copies(header, values)
-                        break
-            if flags & _EXPIRATION:
-                ttl = _expiration(values["expiration"][1:].decode("utf-8", "replace"))
-            if flags & _USER_ID and values["user_id"][1:].decode("utf-8", "replace") != self.connection.user:
-                user = values["user_id"][1:].decode("utf-8", "replace")
-                raise AMQPError(406, f"user_id property set to '{user}' but authenticated user was '{self.connection.user}'")
-            if flags & _REPLY_TO and values["reply_to"][1:] == _REPLIES:
-                # As RabbitMQ answers to who has no consumer there, and here nobody can have one.
-                raise AMQPError(406, "fast reply consumer does not exist")
+        replies = self._reply_consumer
+        header, ttl, copies = read_content(incoming.header, self.connection.user, None if replies is None else replies.name)
         if incoming.exchange and self.broker.exchange(incoming.exchange).internal:
             raise AMQPError(403, f"cannot publish to internal exchange '{incoming.exchange}' in vhost '/'")
         message = Message(incoming.exchange, incoming.routing_key, incoming.address, header, body)
+        if self._transaction is not None:
+            queues = self.broker.route(message.exchange, [message.routing_key, *copies], message)
+            self.broker.retain(message)
+            self._transaction.publishes.append(Publish(message, queues, ttl, incoming.mandatory))
+            return
         routed, accepted = self.broker.publish(message, ttl, copies)
         if not routed and incoming.mandatory:
-            self.write_content(b"\x00\x3c\x00\x32\x01\x38\x08NO_ROUTE" + incoming.address, message)
+            self._return(message)
         if self.confirming:
             self._published += 1
             if accepted:
@@ -304,21 +258,8 @@ class Channel:
                 self._acked = self._confirmed = self._published
                 self.connection.write(_ACK.pack(1, self.number, 13, 60, 120, self._published, 0, 0xCE))
 
-    def _copies(self, header: bytes, values: Mapping[str, bytes]) -> tuple[bytes, list[str]]:
-        """The further routing keys of the headers CC and BCC, and the content header without BCC. Reads every header."""
-        headers = wire.decode_table(values["headers"])[0]
-        keys: list[str] = []
-        for name in ("CC", "BCC"):
-            if name in headers:
-                if not isinstance(headers[name], list):
-                    raise AMQPError(
-                        406, f'invalid message: {{unacceptable_type_in_header,"{name}",{type_name(headers[name])}}}'
-                    )
-                keys.extend(key for key in headers[name] if isinstance(key, str))
-        if "BCC" in headers:
-            rest = wire.join_table(e for e in wire.split_table(values["headers"]) if e[0] != b"BCC")
-            header = header[:12] + wire.join_properties({**values, "headers": rest})
-        return header, keys
+    def _return(self, message: Message) -> None:
+        self.write_content(b"\x00\x3c\x00\x32\x01\x38\x08NO_ROUTE" + message.address, message)
 
     def send_confirms(self) -> None:
         """Send one ack for all that has been settled well since the last."""
@@ -331,7 +272,17 @@ class Channel:
 
     def ack_arrived(self, tag: int, multiple: bool) -> None:
         """A basic.ack."""
-        self._settled(self._take(tag, multiple), lambda held: self.broker.release(held.entry.message))
+        self._settle(Settle.ACK, self._take(tag, multiple))
+
+    def _settle(self, how: Settle, taken: list[Held]) -> None:
+        if self._transaction is not None:
+            self._transaction.settled.append((how, taken))
+        elif how is Settle.ACK:
+            self._settled(taken, lambda held: self.broker.release(held.entry.message))
+        elif how is Settle.REJECT:
+            self._settled(taken, lambda held: held.queue.reject(held.entry))
+        else:
+            self._requeue(taken, rejected=True)
 
     def _take(self, tag: int, multiple: bool) -> list[Held]:
         held = self.held
@@ -352,9 +303,8 @@ class Channel:
         wanting: dict[Queue, None] = {}
         was_full = bool(self.prefetch) and self.holding >= self.prefetch
         for held in taken:
-            if held.consumer is not None:
-                held.consumer.holding -= 1
-                self.holding -= 1
+            if isinstance(held.consumer, Subscriber):
+                held.consumer.let_go()
                 wanting[held.queue] = None
             each(held)
         if was_full and self.holding < self.prefetch:
@@ -363,38 +313,46 @@ class Channel:
             if queue.wants_dispatch():
                 queue.dispatch()
 
-    def _requeue(self, taken: list[Held]) -> None:
+    def _requeue(self, taken: list[Held], *, rejected: bool = False) -> None:
         by_queue: dict[Queue, list[Entry]] = {}
         for held in taken:
-            if held.consumer is not None:
-                held.consumer.holding -= 1
-                self.holding -= 1
+            if isinstance(held.consumer, Subscriber):
+                held.consumer.let_go()
             by_queue.setdefault(held.queue, []).append(held.entry)
         for queue, entries in by_queue.items():
-            queue.requeue(entries)
+            queue.requeue(entries, rejected=rejected)
         if self.prefetch:
             self.serve()
 
     def serve(self) -> None:
         """There is room in this channel again: its consumers' queues go on."""
-        for consumer in list(self.consumers.values()):
+        if self._reply_consumer is not None:
+            self._reply_consumer.serve()
+        for tag, consumer in list(self.consumers.items()):
             if consumer.queue.wants_dispatch():
+                before = self._delivery_tag
                 consumer.queue.dispatch()
+                if self.prefetch and self._delivery_tag > before and self.consumers.pop(tag, None) is consumer:
+                    # The channel's limit is shared: a consumer that got something is the last one the next time.
+                    self.consumers[tag] = consumer
 
     def consumes(self) -> bool:
         """Whether it holds unacknowledged deliveries, or can get some."""
-        return bool(self.consumers or self.held)
+        return bool(self.consumers or self.held or (self._transaction is not None and self._transaction.settled))
 
     def consumer_cancelled(self, consumer: Subscriber) -> None:
         """A consumer's queue has gone: tell the client, where it understands."""
         self.consumers.pop(consumer.tag, None)
         if self.connection.has_capability("consumer_cancel_notify") and not self.closing:
-            self.reply("basic.cancel", consumer_tag=_raw(consumer.tag), nowait=True)
+            self.reply("basic.cancel", consumer_tag=raw(consumer.tag), nowait=True)
 
     def end(self) -> None:
         """The channel is over: consumers leave, what they hold goes back."""
         self.closing = True
         self.drop_incoming()
+        if self._transaction is not None:
+            self._roll_back()
+        self._forget_replies()
         # First back, then out: so that the next consumer begins with what this one had.
         taken = list(self.held.values())
         self.held.clear()
@@ -410,104 +368,18 @@ class Channel:
     def command(self, name: str, fields: dict[str, Any]) -> None:
         """Carry out a method that a client may send on an open channel; publish, ack and close come another way."""
         handler = COMMANDS.get(name)
-        if handler is None:
-            if name.startswith("tx.") and not name.endswith("-ok"):
-                raise AMQPError(540, "transactions are not offered by the embedded broker")
+        if handler is not None:
+            handler(self, fields)
+            return
+        declare = DECLARATIONS.get(name)
+        if declare is None:
             raise AMQPError(503, f"unimplemented method {name}")
-        handler(self, fields)
-
-    def _name(self, fields: dict[str, Any]) -> str:
-        """The queue that a command means: without a name, the one that this channel declared last."""
-        name: str = fields["queue"]
-        if name:
-            return name
-        if self.last_queue is None:
-            raise AMQPError(404, "no previously declared queue")
-        return self.last_queue
-
-    def _queue(self, fields: dict[str, Any]) -> Queue:
-        return self.broker.queue(self._name(fields), self.connection)
+        declare(self.declarations, fields)
 
     def flow(self, fields: dict[str, Any]) -> None:
         if not fields["active"]:
             raise AMQPError(540, "active=false")
         self.reply("channel.flow-ok", active=True)
-
-    def exchange_declare(self, fields: dict[str, Any]) -> None:
-        if fields["passive"]:
-            self.broker.exchange(fields["exchange"])
-        else:
-            self.broker.declare_exchange(
-                fields["exchange"],
-                fields["type"],
-                durable=fields["durable"],
-                auto_delete=fields["auto_delete"],
-                internal=fields["internal"],
-                arguments=fields["arguments"],
-            )
-        self._ok(fields, "exchange.declare-ok")
-
-    def exchange_delete(self, fields: dict[str, Any]) -> None:
-        self.broker.delete_exchange(fields["exchange"], if_unused=fields["if_unused"])
-        self._ok(fields, "exchange.delete-ok")
-
-    def exchange_bind(self, fields: dict[str, Any]) -> None:
-        destination = self.broker.exchange(fields["destination"])
-        self.broker.bind(fields["source"], destination, fields["routing_key"], fields["arguments"])
-        self._ok(fields, "exchange.bind-ok")
-
-    def exchange_unbind(self, fields: dict[str, Any]) -> None:
-        if not fields["destination"]:
-            raise AMQPError(403, "operation not permitted on the default exchange")
-        destination = self.broker.exchanges.get(fields["destination"])
-        self.broker.unbind(fields["source"], destination, fields["routing_key"], fields["arguments"])
-        self._ok(fields, "exchange.unbind-ok")
-
-    def queue_declare(self, fields: dict[str, Any]) -> None:
-        if fields["passive"]:
-            queue = self._queue(fields)
-            queue.touch()
-        else:
-            queue = self.broker.declare_queue(
-                fields["queue"],
-                self.connection,
-                durable=fields["durable"],
-                exclusive=fields["exclusive"],
-                auto_delete=fields["auto_delete"],
-                arguments=fields["arguments"],
-            )
-        queue.expire()
-        self.last_queue = queue.name
-        self._ok(
-            fields,
-            "queue.declare-ok",
-            queue=_raw(queue.name),
-            message_count=len(queue.ready),
-            consumer_count=len(queue.consumers),
-        )
-
-    def queue_bind(self, fields: dict[str, Any]) -> None:
-        queue = self._queue(fields)
-        key = fields["routing_key"]
-        if not fields["queue"] and not key:
-            key = queue.name  # specification: both left out mean the queue that was declared last
-        self.broker.bind(fields["exchange"], queue, key, fields["arguments"])
-        self._ok(fields, "queue.bind-ok")
-
-    def queue_unbind(self, fields: dict[str, Any]) -> None:
-        name = self._name(fields)
-        queue = self.broker.queue(name, self.connection) if name in self.broker.queues else None
-        self.broker.unbind(fields["exchange"], queue, fields["routing_key"], fields["arguments"])
-        self._ok(fields, "queue.unbind-ok")
-
-    def queue_purge(self, fields: dict[str, Any]) -> None:
-        self._ok(fields, "queue.purge-ok", message_count=self._queue(fields).purge())
-
-    def queue_delete(self, fields: dict[str, Any]) -> None:
-        count = self.broker.delete_queue(
-            self._name(fields), self.connection, if_unused=fields["if_unused"], if_empty=fields["if_empty"]
-        )
-        self._ok(fields, "queue.delete-ok", message_count=count)
 
     def basic_qos(self, fields: dict[str, Any]) -> None:
         if fields["prefetch_size"]:
@@ -522,11 +394,13 @@ class Channel:
             self.serve()
 
     def basic_consume(self, fields: dict[str, Any]) -> None:
-        if fields["queue"] == REPLY_TO:
-            raise AMQPError(540, f"direct reply-to ({REPLY_TO})")
-        queue = self._queue(fields)
         tag = fields["consumer_tag"] or unique_name("amq.ctag-")
-        if tag in self.consumers:
+        replies = self._reply_consumer
+        if fields["queue"] == REPLY_TO:
+            self._consume_replies(fields, tag)
+            return
+        queue = self.declarations.queue(fields)
+        if tag in self.consumers or (replies is not None and tag == replies.tag):
             raise AMQPError(530, f"attempt to reuse consumer tag '{tag}'")
         priority = fields["arguments"].get("x-priority", 0)
         if isinstance(priority, bool) or not isinstance(priority, int):
@@ -546,25 +420,53 @@ class Channel:
         )
         queue.add(consumer)
         self.consumers[tag] = consumer
-        self._ok(fields, "basic.consume-ok", consumer_tag=_raw(tag))
+        self._ok(fields, "basic.consume-ok", consumer_tag=raw(tag))
         queue.dispatch()
+
+    def _consume_replies(self, fields: dict[str, Any], tag: str) -> None:
+        if self._reply_consumer is not None:
+            raise AMQPError(406, "reply consumer already set")
+        if not fields["no_ack"]:
+            raise AMQPError(406, "reply consumer cannot acknowledge")
+        if tag in self.consumers:
+            raise AMQPError(530, f"attempt to reuse consumer tag '{tag}'")
+        self._reply_consumer = ReplyConsumer(unique_name(f"{REPLY_TO}."), tag, self, self.broker)
+        self.broker.add_reply_consumer(self._reply_consumer)
+        self._ok(fields, "basic.consume-ok", consumer_tag=raw(tag))
+
+    def can_take_reply(self) -> bool:
+        """Whether the client reads."""
+        return not self.connection.paused
+
+    def deliver_reply(self, tag: str, message: Message) -> None:
+        """Deliver a direct reply. It cannot be acknowledged, and its delivery tag counts for nothing."""
+        method = _DELIVER + wire.short_string(raw(tag)) + _TAG_AND_BIT.pack(self._delivery_tag + 1, False)
+        self.write_content(method + message.address, message)
+
+    def _forget_replies(self) -> None:
+        consumer, self._reply_consumer = self._reply_consumer, None
+        if consumer is not None:
+            self.broker.remove_reply_consumer(consumer)
+            consumer.end()
 
     def basic_cancel(self, fields: dict[str, Any]) -> None:
         tag = fields["consumer_tag"]
+        if self._reply_consumer is not None and tag == self._reply_consumer.tag:
+            self._forget_replies()
         consumer = self.consumers.pop(tag, None)
         if consumer is not None:
             consumer.queue.remove(consumer)
-        self._ok(fields, "basic.cancel-ok", consumer_tag=_raw(tag))
+        self._ok(fields, "basic.cancel-ok", consumer_tag=raw(tag))
         if consumer is not None:
             self.broker.consumer_removed(consumer.queue)
 
     def basic_get(self, fields: dict[str, Any]) -> None:
-        queue = self._queue(fields)
+        queue = self.declarations.queue(fields)
         entry = queue.get()
         if entry is None:
             self.reply("basic.get-empty")
             return
-        message = entry.message
+        message = queue.outgoing(entry)
         tag = self.next_tag()
         method = b"".join(
             (
@@ -578,16 +480,13 @@ class Channel:
             self.send_confirms()
         self.write_content(method, message)
         if fields["no_ack"]:
-            self.broker.release(message)
+            self.broker.release(entry.message)
         else:
-            self.held[tag] = Held(entry, queue, None)
+            self.held[tag] = Held(tag, entry, queue, None)
 
     def basic_reject(self, fields: dict[str, Any]) -> None:
         taken = self._take(fields["delivery_tag"], fields.get("multiple", False))
-        if fields["requeue"]:
-            self._requeue(taken)
-        else:
-            self._settled(taken, lambda held: held.queue.reject(held.entry))
+        self._settle(Settle.REQUEUE if fields["requeue"] else Settle.REJECT, taken)
 
     def basic_recover(self, fields: dict[str, Any]) -> None:
         if not fields["requeue"]:
@@ -604,7 +503,57 @@ class Channel:
         self.held.clear()
         self._requeue(taken)
 
+    # -- transactions ------------------------------------------------------------------------------------------------------
+
+    def tx_select(self, fields: dict[str, Any]) -> None:
+        if self.confirming:
+            raise AMQPError(406, "cannot switch from confirm to tx mode")
+        if self._transaction is None:
+            self._transaction = Transaction()
+        self.reply("tx.select-ok")
+
+    def _take_transaction(self) -> Transaction:
+        transaction = self._transaction
+        if transaction is None:
+            raise AMQPError(406, "channel is not transactional")
+        return transaction
+
+    def tx_commit(self, fields: dict[str, Any]) -> None:
+        transaction = self._take_transaction()
+        self._transaction = None
+        complete = True
+        for message, queues, ttl, mandatory in transaction.publishes:
+            there = [queue for queue in queues if not queue.deleted]
+            complete = self.broker.enqueue(there, message, ttl) and complete
+            self.broker.release(message)
+            if mandatory and not there:
+                self._return(message)
+        for how, taken in transaction.settled:
+            self._settle(how, taken)
+        self._transaction = Transaction()
+        if not complete:
+            raise AMQPError(406, "partial tx completion")
+        self.reply("tx.commit-ok")
+
+    def tx_rollback(self, fields: dict[str, Any]) -> None:
+        self._take_transaction()
+        self._roll_back()
+        self.reply("tx.rollback-ok")
+
+    def _roll_back(self) -> None:
+        """Drop the transaction's publishes; what it settled is unacknowledged again."""
+        transaction = self._take_transaction()
+        self._transaction = Transaction()
+        for publish in transaction.publishes:
+            self.broker.release(publish.message)
+        back = transaction.deliveries()
+        if back:
+            back = sorted([*back, *self.held.values()], key=lambda held: held.tag)
+            self.held = OrderedDict((held.tag, held) for held in back)
+
     def confirm_select(self, fields: dict[str, Any]) -> None:
+        if self._transaction is not None:
+            raise AMQPError(406, "cannot switch from tx to confirm mode")
         self.confirming = True
         self._ok(fields, "confirm.select-ok")
 
@@ -616,15 +565,6 @@ class Channel:
 COMMANDS: Final[Mapping[str, Callable[[Channel, dict[str, Any]], None]]] = {
     "channel.flow": Channel.flow,
     "channel.flow-ok": lambda channel, fields: None,
-    "exchange.declare": Channel.exchange_declare,
-    "exchange.delete": Channel.exchange_delete,
-    "exchange.bind": Channel.exchange_bind,
-    "exchange.unbind": Channel.exchange_unbind,
-    "queue.declare": Channel.queue_declare,
-    "queue.bind": Channel.queue_bind,
-    "queue.unbind": Channel.queue_unbind,
-    "queue.purge": Channel.queue_purge,
-    "queue.delete": Channel.queue_delete,
     "basic.qos": Channel.basic_qos,
     "basic.consume": Channel.basic_consume,
     "basic.cancel": Channel.basic_cancel,
@@ -635,24 +575,7 @@ COMMANDS: Final[Mapping[str, Callable[[Channel, dict[str, Any]], None]]] = {
     "basic.recover": Channel.basic_recover,
     "basic.recover-async": Channel.basic_recover_async,
     "confirm.select": Channel.confirm_select,
+    "tx.select": Channel.tx_select,
+    "tx.commit": Channel.tx_commit,
+    "tx.rollback": Channel.tx_rollback,
 }
-
-
-def _raw(name: str) -> bytes:
-    """A short string as the client sent it, odd bytes included."""
-    return name.encode("utf-8", "surrogateescape")
-
-
-def _expiration(text: str) -> int:
-    """A message's expiration in milliseconds, or 406 as RabbitMQ words it."""
-    number = re.match(r"-?[0-9]+", text)
-    if number is None:
-        raise AMQPError(406, f"invalid expiration '{text}': no_integer")
-    if number.end() != len(text):
-        raise AMQPError(406, f"invalid expiration '{text}': {{leftover_string,\"{text[number.end() :]}\"}}")
-    value = int(text)
-    if value < 0:
-        raise AMQPError(406, f"invalid expiration '{text}': {{value_negative,{value}}}")
-    if value >= 1 << 32:
-        raise AMQPError(406, f"invalid expiration '{text}': {{value_too_large,{value}}}")
-    return value

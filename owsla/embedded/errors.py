@@ -84,8 +84,10 @@ def type_name(value: object) -> str:
         return "bool"
     if isinstance(value, int):
         return "signedint" if -(1 << 31) <= value < 1 << 31 else "long"
-    if isinstance(value, str | bytes):
+    if isinstance(value, str):
         return "longstr"
+    if isinstance(value, bytes):
+        return "binary"
     if isinstance(value, list):
         return "array"
     if isinstance(value, dict):

@@ -25,7 +25,6 @@ connection that consumes is still carried out, since the acknowledgement of what
 from __future__ import annotations
 
 import enum
-import hmac
 import struct
 from typing import Any, Final
 
@@ -36,17 +35,14 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from owsla import __version__
 from owsla.amqp import methods, wire
+from owsla.turn import Turn
 
 from .broker import Broker
 from .channel import Channel
 from .errors import AMQPError
-
-FRAME_MAX: Final = 131072
-CHANNEL_MAX: Final = 2047
-HEARTBEAT: Final = 60
-"""What RabbitMQ proposes: bytes, channels, seconds."""
+from .login import CHANNEL_MAX, HEARTBEAT, PROTOCOL_HEADERS, authenticate, check_tune, server_properties
+from .queues import FRAME_MAX
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds to get from connecting to connection.open: RabbitMQ's `handshake_timeout`."""
@@ -70,17 +66,6 @@ _ACK = struct.Struct(">QB")
 _BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28"
 _BASIC_ACK: Final = b"\x00\x3c\x00\x50"
 
-CAPABILITIES: Final = (
-    "publisher_confirms",
-    "exchange_exchange_bindings",
-    "basic.nack",
-    "consumer_cancel_notify",
-    "connection.blocked",
-    "consumer_priorities",
-    "authentication_failure_close",
-    "per_consumer_qos",
-)
-
 
 class State(enum.Enum):
     """Where a connection is."""
@@ -92,27 +77,6 @@ class State(enum.Enum):
     RUNNING = enum.auto()
     CLOSING = enum.auto()
     CLOSED = enum.auto()
-
-
-class Turn:
-    """Collects what a reactor turn wants written, so that each connection's transport is written to once a turn."""
-
-    __slots__ = ("_clock", "_waiting")
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-        self._waiting: list[BrokerProtocol] = []
-
-    def add(self, connection: BrokerProtocol) -> None:
-        """The connection has something to write."""
-        if not self._waiting:
-            self._clock.callLater(0, self._write)
-        self._waiting.append(connection)
-
-    def _write(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for connection in waiting:
-            connection.flush()
 
 
 @implementer(IPushProducer)
@@ -213,7 +177,7 @@ class BrokerProtocol(Protocol):
             self.flush()
         elif not self._dirty:
             self._dirty = True
-            self._turn.add(self)
+            self._turn.broker(self.flush)
 
     def send(self, channel: int, name: str, **fields: Any) -> None:
         """Queue a method frame."""
@@ -224,7 +188,7 @@ class BrokerProtocol(Protocol):
         self._confirming.append(channel)
         if not self._dirty:
             self._dirty = True
-            self._turn.add(self)
+            self._turn.broker(self.flush)
 
     def flush(self) -> None:
         """Write what there is."""
@@ -297,7 +261,7 @@ class BrokerProtocol(Protocol):
         """Carry out the complete frames of `data`; returns how much of it they are."""
         at = 0
         if self.state is State.HEADER:
-            if not wire.PROTOCOL_HEADER.startswith(data[:8]):
+            if not any(header.startswith(data[:8]) for header in PROTOCOL_HEADERS):
                 self._not_amqp(data[:8])
                 return len(data)
             if len(data) < 8:
@@ -309,7 +273,8 @@ class BrokerProtocol(Protocol):
         channels = self.channels
         while end - at >= 7:
             kind, number, size = unpack(data, at)
-            if size > self.frame_max - wire.FRAME_OVERHEAD:
+            # Some clients take the limit for the payload's: RabbitMQ lets them (FRAME_SIZE_FUDGE). A header has to fit.
+            if size > self.frame_max - (0 if kind == wire.FRAME_BODY else wire.FRAME_OVERHEAD):
                 raise AMQPError(
                     501, f"a frame of {size + wire.FRAME_OVERHEAD} bytes, where at most {self.frame_max} are agreed on"
                 )
@@ -347,7 +312,6 @@ class BrokerProtocol(Protocol):
         return at
 
     def _on_channel(self, channel: Channel, kind: int, payload: bytes) -> None:
-        complete = False
         if kind == wire.FRAME_METHOD:
             if channel.incoming is not None:
                 raise AMQPError(505, "expected content header for class 60, got non content header frame instead")
@@ -356,15 +320,24 @@ class BrokerProtocol(Protocol):
                 channel.publish_arrived(payload)
             elif prefix == _BASIC_ACK and len(payload) == 13:
                 tag, bits = _ACK.unpack_from(payload, 4)
-                channel.ack_arrived(tag, bool(bits & 1))
+                try:
+                    channel.ack_arrived(tag, bool(bits & 1))
+                except AMQPError as error:
+                    error.method = _numbers(payload)
+                    raise
             else:
                 self._command(channel, payload)
-        elif kind == wire.FRAME_HEADER:
+            return
+        if kind == wire.FRAME_HEADER:
             complete = channel.header_arrived(payload)
         else:
             complete = channel.body_arrived(payload)
         if complete:
-            channel.publish()
+            try:
+                channel.publish()
+            except AMQPError as error:
+                error.method = _numbers(_BASIC_PUBLISH)
+                raise
             if self.broker.alarm and not self._blocked:
                 self._block()
 
@@ -462,13 +435,7 @@ class BrokerProtocol(Protocol):
             "connection.start",
             version_major=0,
             version_minor=9,
-            server_properties={
-                "product": "Owsla embedded broker",
-                "version": __version__,
-                "platform": "Python",
-                "information": "In memory, for trying out only",
-                "capabilities": dict.fromkeys(CAPABILITIES, True),
-            },
+            server_properties=server_properties(),
             mechanisms=b"PLAIN AMQPLAIN",
             locales=b"en_US",
         )
@@ -476,23 +443,8 @@ class BrokerProtocol(Protocol):
     def _log_in(self, fields: dict[str, Any]) -> None:
         capabilities = fields["client_properties"].get("capabilities")
         self._capabilities = capabilities if isinstance(capabilities, dict) else {}
-        mechanism, response = fields["mechanism"], fields["response"]
-        user: Any = b""
-        password: Any = b""
-        if mechanism == "PLAIN":
-            parts = response.split(b"\0")
-            if len(parts) == 3:
-                _, user, password = parts
-        elif mechanism == "AMQPLAIN":
-            table = wire.decode_table(len(response).to_bytes(4) + response)[0]
-            user, password = table.get("LOGIN", ""), table.get("PASSWORD", "")
-        else:
-            raise AMQPError(504, f"unknown authentication mechanism '{mechanism}'")
-        right = [
-            hmac.compare_digest(given if isinstance(given, bytes) else str(given).encode(), expected.encode())
-            for given, expected in zip((user, password), self._credentials, strict=True)
-        ]
-        if not all(right):
+        mechanism = fields["mechanism"]
+        if not authenticate(mechanism, fields["response"], self._credentials):
             text = f"Login was refused using authentication mechanism {mechanism}. For details see the broker logfile."
             if self.has_capability("authentication_failure_close"):
                 raise AMQPError(403, text, hard=True)
@@ -504,12 +456,7 @@ class BrokerProtocol(Protocol):
         self.send(0, "connection.tune", channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 
     def _tune(self, fields: dict[str, Any]) -> None:
-        for name, most, least in [("channel_max", CHANNEL_MAX, 1), ("frame_max", FRAME_MAX, wire.FRAME_MIN_SIZE)]:
-            value = fields[name]
-            if value and value < least:
-                raise AMQPError(530, f"negotiated {name} = {value} is lower than the minimum allowed value ({least})")
-            if not value or value > most:
-                raise AMQPError(530, f"negotiated {name} = {value} is higher than the maximum allowed value ({most})")
+        check_tune(fields)
         self.channel_max = fields["channel_max"]
         self.frame_max = fields["frame_max"]
         self._heartbeat = fields["heartbeat"]

@@ -3,6 +3,9 @@
 A message keeps its *position* in a queue for as long as it is there: one that is given back (a nack, a channel's end) returns
 to where it was, ahead of what came after it, as in RabbitMQ's classic queues. With `x-max-priority` the higher priorities are
 before the lower ones; the head, which expires and which makes way in a full queue, is then the oldest of the highest, as there.
+
+A quorum queue counts how often a message came back (`x-delivery-count`) and gives it up past `x-delivery-limit`. Without
+such a limit one that a client sent back goes behind the others, as in RabbitMQ 3.10.
 """
 
 from __future__ import annotations
@@ -10,25 +13,34 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from owsla.amqp import wire
 
-from .errors import AMQPError, inequivalent, type_name
+from .errors import AMQPError, inequivalent
 from .exchanges import Destination
+from .policy import check_equivalent, check_properties, read_policy
 
 _PRIORITY: Final = wire.PROPERTIES["priority"][0]
+_HEADERS: Final = wire.PROPERTIES["headers"][0]
+_DELIVERY_COUNT: Final = b"x-delivery-count"
+NO_HEADERS: Final = wire.encode_table({})
+"""An empty table, as bytes."""
+
+FRAME_MAX: Final = 131072
+"""Bytes of the largest frame that the broker proposes to its clients."""
 
 OVERHEAD: Final = 512
 """Bytes that a waiting message costs beyond its body and header: its objects, as `sys.getsizeof` and the allocator see them."""
 
 
-MOST_PRIORITY: Final = 255
-"""RabbitMQ's limit for x-max-priority; a message's priority is an octet."""
-
 _ROOM: Final = 1 << 64
 """Positions of one priority: so many that they never reach those of the one below."""
+
+
+def fits(header: bytes) -> bool:
+    """Whether a content header fits a frame, which it has to: unlike a body it cannot be split."""
+    return len(header) <= FRAME_MAX - wire.FRAME_OVERHEAD
 
 
 class Message:
@@ -54,17 +66,36 @@ class Message:
             return 0
         return wire.split_properties(self.header, 12)["priority"][0]
 
+    def headers(self) -> dict[str, Any]:
+        """Its property of that name, decoded; empty without one."""
+        if not int.from_bytes(self.header[12:14]) & _HEADERS:
+            return {}
+        return wire.decode_table(wire.split_properties(self.header, 12)["headers"])[0]
+
+    def counted(self, deliveries: int) -> Message:
+        """A copy whose headers say how often it came back; the message itself where that would not fit a frame."""
+        values = wire.split_properties(self.header, 12)
+        entries = wire.split_table(values.get("headers", NO_HEADERS))
+        entries = [entry for entry in entries if entry[0] != _DELIVERY_COUNT]
+        entries.append((_DELIVERY_COUNT, wire.encode_value(deliveries)))
+        header = self.header[:12] + wire.join_properties({**values, "headers": wire.join_table(entries)})
+        if not fits(header):
+            return self
+        return Message(self.exchange, self.routing_key, self.address, header, self.body)
+
 
 class Entry:
     """A message's place in one queue."""
 
-    __slots__ = ("expires_at", "message", "position", "redelivered")
+    __slots__ = ("expires_at", "message", "position", "redelivered", "returns")
 
     def __init__(self, message: Message, position: int, expires_at: float | None) -> None:
         self.message = message
         self.position = position
         self.expires_at = expires_at
         self.redelivered = False
+        self.returns = 0
+        """Times that it came back."""
 
 
 class Host(Protocol):
@@ -106,122 +137,6 @@ class Consumer:
     def cancelled(self) -> None:
         """The queue has gone."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePolicy:
-    """What a queue's arguments ask for. Times in milliseconds. Arguments not named here are accepted and have no effect."""
-
-    max_length: int | None = None
-    max_bytes: int | None = None
-    reject: bool = False
-    expires: int | None = None
-    ttl: int | None = None
-    single_active: bool = False
-    dead_exchange: str | None = None
-    dead_key: str | None = None
-    max_priority: int | None = None
-
-
-COMPARED: Final = (
-    "x-expires",
-    "x-message-ttl",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-max-priority",
-    "x-overflow",
-    "x-queue-mode",
-    "x-single-active-consumer",
-    "x-queue-type",
-)
-"""The arguments that a second declaration must repeat; RabbitMQ ignores differences in the others."""
-
-NOT_FOR: Final = {
-    "classic": (
-        "x-dead-letter-strategy",
-        "x-delivery-limit",
-        "x-max-age",
-        "x-max-in-memory-bytes",
-        "x-max-in-memory-length",
-        "x-quorum-initial-group-size",
-    ),
-    "quorum": ("x-max-age", "x-max-priority", "x-queue-mode"),
-}
-"""The arguments that RabbitMQ refuses for a type of queue, since they are for another one."""
-
-
-def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
-    """Read a queue's arguments; 406 for one that RabbitMQ would refuse, 540 for what only RabbitMQ has."""
-
-    def invalid(arg: str, why: str) -> AMQPError:
-        return AMQPError(406, f"invalid arg '{arg}' for queue '{name}' in vhost '/': {why}")
-
-    def number(arg: str, least: int = 0) -> int | None:
-        value = arguments.get(arg)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise invalid(arg, f'"expected integer, got {type_name(value)}"')
-        if value < 0:
-            raise invalid(arg, f"{{value_negative,{value}}}")
-        if value < least:
-            raise invalid(arg, f"{{value_zero,{value}}}")
-        if arg in ("x-expires", "x-message-ttl") and value >= 1 << 32:
-            raise invalid(arg, f"{{value_too_large,{value}}}")
-        return value
-
-    def text(arg: str) -> str | None:
-        value = arguments.get(arg)
-        if value is not None and not isinstance(value, str):
-            raise AMQPError(406, f"invalid type '{type_name(value)}' for arg '{arg}' in queue '{name}' in vhost '/'")
-        return value
-
-    overflow = arguments.get("x-overflow", "drop-head")
-    if overflow == "reject-publish-dlx":
-        raise AMQPError(540, "x-overflow=reject-publish-dlx", hard=True)
-    if overflow not in ("drop-head", "reject-publish"):
-        raise invalid("x-overflow", "invalid_overflow")
-    single = arguments.get("x-single-active-consumer", False)
-    if not isinstance(single, bool):
-        raise invalid("x-single-active-consumer", f"{{unacceptable_type,{type_name(single)}}}")
-    kind = arguments.get("x-queue-type", "classic")
-    if kind == "stream":
-        raise AMQPError(540, "x-queue-type=stream", hard=True)
-    if kind not in ("classic", "quorum"):
-        raise invalid("x-queue-type", f"\"unsupported queue type '{kind}'\"")
-    for arg in NOT_FOR[kind]:
-        if arg in arguments:
-            raise AMQPError(406, f"invalid arg '{arg}' for queue '{name}' in vhost '/' of queue type rabbit_{kind}_queue")
-    if arguments.get("x-delivery-limit") is not None:
-        raise AMQPError(540, "x-delivery-limit", hard=True)
-    priorities = number("x-max-priority")
-    if priorities is not None and priorities > MOST_PRIORITY:
-        raise invalid("x-max-priority", f"{{max_value_exceeded,{priorities}}}")
-    dead_exchange, dead_key = text("x-dead-letter-exchange"), text("x-dead-letter-routing-key")
-    if dead_key is not None and dead_exchange is None:
-        raise invalid("x-dead-letter-routing-key", "routing_key_but_no_dlx_defined")
-    return QueuePolicy(
-        number("x-max-length"),
-        number("x-max-length-bytes"),
-        overflow == "reject-publish",
-        number("x-expires", 1),
-        number("x-message-ttl"),
-        single,
-        dead_exchange,
-        dead_key,
-        priorities,
-    )
-
-
-def check_properties(name: str, arguments: dict[str, Any], *, durable: bool, exclusive: bool, auto_delete: bool) -> None:
-    """406 where a quorum queue is to be what none can be."""
-    if arguments.get("x-queue-type") != "quorum":
-        return
-    for wrong, what in ((auto_delete, "auto-delete"), (exclusive, "exclusive-owner"), (not durable, "non-durable")):
-        if wrong:
-            raise AMQPError(406, f"invalid property '{what}' for queue '{name}' in vhost '/'")
 
 
 class Queue(Destination):
@@ -287,14 +202,10 @@ class Queue(Destination):
 
     def check_equivalent(self, *, durable: bool, auto_delete: bool, arguments: dict[str, Any]) -> None:
         """Raise 406 where a second declaration differs from the first."""
-        pairs: list[tuple[str, object, object]] = [
-            ("durable", durable, self.durable),
-            ("auto_delete", auto_delete, self.auto_delete),
-        ]
-        pairs.extend((name, arguments.get(name), self.arguments.get(name)) for name in COMPARED)
-        for name, received, current in pairs:
-            if received != current or isinstance(received, bool) != isinstance(current, bool):
+        for name, received, current in [("durable", durable, self.durable), ("auto_delete", auto_delete, self.auto_delete)]:
+            if received != current:
                 raise inequivalent(name, "queue", self.name, received, current)
+        check_equivalent(self.name, arguments, self.arguments)
 
     def touch(self) -> None:
         """The queue is in use: its x-expires begins again."""
@@ -312,6 +223,8 @@ class Queue(Destination):
             if (policy.max_length is not None and len(self.ready) >= policy.max_length) or (
                 policy.max_bytes is not None and self.body_bytes + len(message.body) > policy.max_bytes
             ):
+                if policy.reject_to_dead_letters and policy.dead_exchange is not None:
+                    self._host.dead_letter(self, message, "maxlen")
                 return False
         if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
             ttl = policy.ttl
@@ -340,9 +253,16 @@ class Queue(Destination):
             self._drop_head()
         return True
 
-    def requeue(self, entries: Iterable[Entry]) -> None:
-        """Take messages back to where they were in the order, marked as redelivered."""
+    def requeue(self, entries: Iterable[Entry], *, rejected: bool = False) -> None:
+        """Take messages back to where they were in the order, marked as redelivered.
+
+        `rejected` ones, which a client sent back, go behind the others in a quorum queue without a limit of deliveries.
+        """
         back = sorted(entries, key=_position)
+        if self.policy.quorum and not self.deleted:
+            back = self._count_returns(back, rejected)
+            if not back:
+                return
         if not back:
             return
         if self.deleted:
@@ -363,6 +283,20 @@ class Queue(Destination):
         ready.extendleft(reversed(back))
         self.dispatch()
         self._drop_head()
+
+    def _count_returns(self, back: list[Entry], rejected: bool) -> list[Entry]:
+        limit = self.policy.delivery_limit
+        kept: list[Entry] = []
+        for entry in back:
+            entry.returns += 1
+            if limit is not None and entry.returns > limit:
+                self._give_up(entry, "delivery_limit")
+                continue
+            if rejected and limit is None:
+                self._position += 1
+                entry.position = self._position
+            kept.append(entry)
+        return kept
 
     # -- messages out ------------------------------------------------------------------------------------------------------
 
@@ -389,6 +323,10 @@ class Queue(Destination):
                     self._deliver(consumer, self._pop())
         finally:
             self._dispatching = False
+
+    def outgoing(self, entry: Entry) -> Message:
+        """The message as a client gets it."""
+        return entry.message.counted(entry.returns) if self.policy.quorum else entry.message
 
     def wants_dispatch(self) -> bool:
         """Whether messages wait because no consumer had room."""

@@ -13,15 +13,20 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from owsla.turn import Turn
+
 from .broker import Broker
 from .errors import AMQPError
-from .protocol import BrokerProtocol, Turn
+from .protocol import BrokerProtocol
 
 MEMORY_LIMIT: Final = 512 << 20
 """Bytes of messages before publishers wait: well below what the smallest machine that runs Owsla has."""
 
 BACKLOG: Final = 512
 """Connections that may wait to be accepted; Twisted's 50 is few for a test that starts them all at once."""
+
+LONGEST_WAIT: Final = 86400.0
+"""Seconds between two sweeps at most. A message may live for years, but epoll cannot wait longer than 24 days."""
 
 STOP_TIMEOUT: Final = 2.0
 """Seconds that clients have to answer connection.close when the broker stops."""
@@ -172,7 +177,8 @@ class EmbeddedBroker(Service):
             if self._sweep.getTime() <= when:
                 return
             self._sweep.cancel()
-        self._sweep = self.reactor.callLater(max(0.0, when - self.reactor.seconds()), self._swept)
+        delay = min(max(0.0, when - self.reactor.seconds()), LONGEST_WAIT)
+        self._sweep = self.reactor.callLater(delay, self._swept)
 
     def _swept(self) -> None:
         self._sweep = None

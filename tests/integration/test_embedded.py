@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,12 +21,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 
+from owsla.amqp import methods
 from owsla.embedded import EmbeddedBroker
 
 from ._support import wire
 from ._support.lab import Broker
 from ._support.process import ChildProcess
-from ._support.waiting import current_reactor, reactor_test, until, within
+from ._support.waiting import block_on, current_reactor, reactor_test, until, within
 
 Case = Callable[[BlockingChannel, str], None]
 
@@ -250,6 +252,257 @@ def quorum_queues(channel: BlockingChannel, name: str) -> None:
         )
 
 
+def quorum_returns(channel: BlockingChannel, name: str) -> None:
+    """A quorum queue counts returns. What is rejected goes behind the others; with a limit to the head, and then elsewhere."""
+
+    def take(on: BlockingChannel, queue: str) -> tuple[bytes | None, int | None, bool]:
+        """The next message as soon as there is one: a return takes a moment in a quorum queue."""
+        found: list[tuple[Any, Any, bytes | None]] = []
+
+        def look() -> bool:
+            found.append(get(on, queue, auto_ack=False))
+            return found[-1][2] is not None
+
+        pump(channel, look)
+        method, properties, body = found[-1]
+        return body, properties.headers.get("x-delivery-count"), method.redelivered
+
+    def counted(on: BlockingChannel, queue: str, bodies: int) -> None:
+        """Wait until this many messages are ready."""
+        pump(on, lambda: on.queue_declare(queue, passive=True).method.message_count == bodies)
+
+    channel.confirm_delivery()
+    quorum = {"x-queue-type": "quorum"}
+    channel.queue_declare(name, durable=True, arguments=quorum)
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", name, body)
+    assert take(channel, name) == (b"1", 0, False)
+    channel.basic_reject(1, requeue=True)
+    counted(channel, name, 3)
+    other = channel.connection.channel()
+    assert [take(other, name) for _ in range(2)] == [(b"2", 0, False), (b"3", 0, False)]
+    other.close()
+    counted(channel, name, 3)
+    assert [take(channel, name) for _ in range(3)] == [(b"2", 1, True), (b"3", 1, True), (b"1", 1, True)]
+    limited, dead = f"{name}.limited", f"{name}.dead"
+    channel.queue_declare(dead)
+    arguments = {"x-delivery-limit": 1, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+    channel.queue_declare(limited, durable=True, arguments={**quorum, **arguments})
+    channel.basic_publish("", limited, b"1")
+    channel.basic_publish("", limited, b"2")
+    other = channel.connection.channel()
+    assert take(other, limited) == (b"1", 0, False)
+    other.basic_reject(1, requeue=True)
+    counted(channel, limited, 2)
+    assert take(other, limited) == (b"1", 1, True)
+    other.close()
+    pump(channel, lambda: channel.queue_declare(dead, passive=True).method.message_count == 1)
+    _, properties, given_up = get(channel, dead)
+    assert (given_up, properties.headers["x-death"][0]["reason"]) == (b"1", "delivery_limit")
+    for queue in (limited, dead):
+        channel.queue_delete(queue)
+
+
+def refused_publishes_dead_lettered(channel: BlockingChannel, name: str) -> None:
+    """With reject-publish-dlx, what a full queue refuses is nacked and kept elsewhere."""
+    channel.confirm_delivery()
+    channel.queue_declare(name + ".dead")
+    arguments = {
+        "x-max-length": 1,
+        "x-overflow": "reject-publish-dlx",
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": name + ".dead",
+    }
+    channel.queue_declare(name, arguments=arguments)
+    channel.basic_publish("", name, b"1")
+    with pytest.raises(pika.exceptions.NackError):
+        channel.basic_publish("", name, b"2")
+    _, properties, body = get(channel, name + ".dead")
+    assert (body, properties.headers["x-first-death-reason"]) == (b"2", "maxlen")
+    channel.queue_delete(name + ".dead")
+
+
+def transactions(channel: BlockingChannel, name: str) -> None:
+    """Publishes and acknowledgements take effect with a commit, and not with a rollback or a close."""
+    on = channel.connection.channel
+
+    def count() -> int:
+        return int(on().queue_declare(name, passive=True).method.message_count)
+
+    channel.queue_declare(name, arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
+    channel.tx_select()
+    returned: list[int] = []
+    channel.add_on_return_callback(lambda c, method, p, b: returned.append(method.reply_code))
+    channel.basic_publish("", name, b"1")
+    channel.basic_publish("", name + ".none", b"x", mandatory=True)
+    channel.queue_declare(name, passive=True)
+    assert (count(), returned) == (0, [])
+    channel.tx_commit()
+    pump(channel, lambda: bool(returned))
+    assert (count(), returned) == (1, [312])
+    channel.basic_publish("", name, b"2")
+    tag = get(channel, name, auto_ack=False)[0].delivery_tag
+    channel.basic_ack(tag)
+    channel.tx_rollback()
+    channel.basic_nack(tag, requeue=True)
+    assert count() == 0
+    channel.tx_commit()
+    pump(channel, lambda: count() == 1)
+    channel.basic_ack(get(channel, name, auto_ack=False)[0].delivery_tag)
+    channel.close()
+    channel = on()
+    pump(channel, lambda: count() == 1)
+    channel.tx_select()
+    channel.basic_publish("", name, b"2")
+    channel.basic_publish("", name, b"3")
+    refused(406, channel.tx_commit, "PRECONDITION_FAILED - partial tx completion")
+    refused(406, on().tx_commit, "PRECONDITION_FAILED - channel is not transactional")
+    refused(406, on().tx_rollback, "PRECONDITION_FAILED - channel is not transactional")
+    for first, second, text in [
+        ("tx_select", "confirm_delivery", "cannot switch from tx to confirm mode"),
+        ("confirm_delivery", "tx_select", "cannot switch from confirm to tx mode"),
+    ]:
+        other = on()
+        getattr(other, first)()
+        refused(406, getattr(other, second), f"PRECONDITION_FAILED - {text}")
+    other = on()
+    other.tx_select()
+    other.basic_publish(name + ".none", "", b"")
+    refused(404, lambda: other.queue_declare(name, passive=True), f"NOT_FOUND - no exchange '{name}.none' in vhost '/'")
+
+
+def direct_reply_to(channel: BlockingChannel, name: str) -> None:
+    """Replies go to the channel that asked, by a name of its own, and to nobody once it has stopped to listen."""
+    pseudo = "amq.rabbitmq.reply-to"
+    on = channel.connection.channel
+    channel.queue_declare(name)
+    got: list[tuple[Any, bytes]] = []
+    tag = channel.basic_consume(pseudo, lambda c, method, p, body: got.append((method, body)), auto_ack=True)
+    channel.basic_publish("", name, b"question", pika.BasicProperties(reply_to=pseudo, correlation_id="1"))
+    _, properties, _ = get(on(), name)
+    assert properties.reply_to.startswith(pseudo + ".")
+    assert properties.correlation_id == "1"
+    other = pika.BlockingConnection(channel.connection._impl.params)
+    answering = other.channel()
+    assert answering.queue_declare(properties.reply_to, passive=True).method.consumer_count == 1
+    answering.confirm_delivery()
+    answering.basic_publish("", properties.reply_to, b"answer")
+    answering.basic_publish("", name + ".none", b"copy", pika.BasicProperties(headers={"CC": [properties.reply_to]}))
+    pump(channel, lambda: len(got) == 2)
+    assert [body for _, body in got] == [b"answer", b"copy"]
+    assert (got[0][0].routing_key, got[0][0].exchange, got[0][0].consumer_tag) == (properties.reply_to, "", tag)
+    refused(406, lambda: on().basic_consume(pseudo, print), "PRECONDITION_FAILED - reply consumer cannot acknowledge")
+    refused(404, lambda: on().basic_get(properties.reply_to))
+    refused(404, lambda: on().queue_declare(pseudo + ".x"))
+    channel.basic_cancel(tag)
+    answering.basic_publish("", properties.reply_to, b"late")
+    refused(404, lambda: answering.queue_declare(properties.reply_to, passive=True))
+    other.close()
+    twice = on()
+    twice.basic_consume(pseudo, print, auto_ack=True)
+    refused(406, lambda: twice.basic_consume(pseudo, print, auto_ack=True), "PRECONDITION_FAILED - reply consumer already set")
+
+
+def headers_exchange(channel: BlockingChannel, name: str) -> None:
+    """All or any of a binding's headers have to match, in type and value."""
+    channel.queue_declare(name)
+    channel.exchange_declare(name, "headers", auto_delete=True)
+    one = {"a": 1, "b": "x"}
+    for arguments, headers, expected in [
+        (one, one, True),
+        (one, {"a": 1}, False),
+        (one, {**one, "c": 1}, True),
+        (one, {"a": "1", "b": "x"}, False),
+        ({"x-match": "any", **one}, {"b": "x"}, True),
+        ({"x-match": "any", **one}, {"a": 2}, False),
+        ({"x-match": "any"}, {"a": 1}, False),
+        ({"x-a": 1}, {}, True),
+        ({"x-match": "all-with-x", "x-a": 1}, {}, False),
+        ({"x-match": "any-with-x", "x-a": 1}, {"x-a": 1}, True),
+        ({"a": None}, {"a": 5}, True),
+        ({"a": None}, {}, False),
+        ({"a": True}, {"a": 1}, False),
+        ({}, None, True),
+    ]:
+        channel.queue_bind(name, name, "", arguments)
+        # A second binding keeps the exchange.
+        channel.queue_bind(name, name, "", {"never": "never"})
+        channel.basic_publish(name, "any key", b"", pika.BasicProperties(headers=headers))
+        assert (get(channel, name)[2] is not None) is expected, (arguments, headers)
+        channel.queue_unbind(name, name, "", arguments)
+    channel.queue_bind(name, "amq.match", "", {name: 1})
+    channel.basic_publish("amq.match", "", b"", pika.BasicProperties(headers={name: 1}))
+    assert get(channel, name)[2] is not None
+    refused(
+        406,
+        lambda: channel.connection.channel().queue_bind(name, name, "", {"x-match": "none"}),
+        'PRECONDITION_FAILED - Invalid x-match field value <<"none">>; expected all, any, all-with-x, or any-with-x',
+    )
+
+
+def shared_prefetch(channel: BlockingChannel, name: str) -> None:
+    """A prefetch for the channel is shared: no queue of its consumers takes it all."""
+    queues = [f"{name}.{which}" for which in "abc"]
+    for queue in queues:
+        channel.queue_declare(queue)
+        for _ in range(20):
+            channel.basic_publish("", queue, queue[-1:].encode())
+    channel.basic_qos(prefetch_count=2, global_qos=True)
+    got: list[bytes] = []
+
+    def take(on: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+        got.append(body)
+        on.basic_ack(method.delivery_tag)
+
+    for queue in queues:
+        channel.basic_consume(queue, take)
+    pump(channel, lambda: len(got) == 60)
+    assert len(got) == 60
+    assert set(got[:30]) == {b"a", b"b", b"c"}
+    for queue in queues:
+        channel.queue_delete(queue)
+
+
+def odd_values(channel: BlockingChannel, name: str) -> None:
+    """What RabbitMQ takes, and what it refuses, of types, times and delivery modes."""
+    on = channel.connection.channel
+    channel.confirm_delivery()
+    channel.queue_declare(name)
+    channel.queue_declare(name, arguments={"x-queue-type": "classic"})
+    for expiration in ("4294967296", "315360000000", "+5000"):
+        channel.basic_publish("", name, b"", pika.BasicProperties(expiration=expiration))
+        assert get(channel, name)[2] == b""
+    for properties, text in [
+        (pika.BasicProperties(delivery_mode=3), "invalid message: {delivery_mode_unknown,3}"),
+        (
+            pika.BasicProperties(expiration="315360000001"),
+            "invalid expiration '315360000001': {value_too_large,315360000001}",
+        ),
+    ]:
+        other = on()
+        other.basic_publish("", name, b"", properties)
+        refused(406, lambda other=other: other.queue_declare(name), "PRECONDITION_FAILED - " + text)  # type: ignore[misc]
+    where = f"queue '{name}.none' in vhost '/'"
+    for arguments, text in [
+        ({"x-message-ttl": 315360000001}, f"invalid arg 'x-message-ttl' for {where}: {{value_too_large,315360000001}}"),
+        ({"x-queue-mode": "fast"}, f"invalid arg 'x-queue-mode' for {where}: \"unsupported queue mode 'fast'\""),
+        ({"x-max-length": b"\xff"}, f"invalid arg 'x-max-length' for {where}: \"expected integer, got binary\""),
+    ]:
+        refused(
+            406,
+            lambda arguments=arguments: on().queue_declare(name + ".none", arguments=arguments),  # type: ignore[misc]
+            "PRECONDITION_FAILED - " + text,
+        )
+    other = on()
+    other.basic_publish("amq.rabbitmq.trace", "", b"")
+    refused(
+        403,
+        lambda: other.queue_declare(name),
+        "ACCESS_REFUSED - cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'",
+    )
+    assert channel.connection._impl.server_properties["product"] == "RabbitMQ"
+
+
 def exclusive_queue(channel: BlockingChannel, name: str) -> None:
     """An exclusive queue is nobody else's, and goes with its connection."""
     other = pika.BlockingConnection(channel.connection._impl.params)
@@ -270,6 +523,13 @@ CASES: list[Case] = [
     refusals,
     priorities,
     quorum_queues,
+    quorum_returns,
+    refused_publishes_dead_lettered,
+    transactions,
+    direct_reply_to,
+    headers_exchange,
+    shared_prefetch,
+    odd_values,
     exclusive_queue,
 ]
 
@@ -309,6 +569,59 @@ async def test_refused_logins(broker: Broker) -> None:
 
     assert "403" in await deferToThread(attempt, credentials=pika.PlainCredentials("guest", "wrong"))
     assert "530" in await deferToThread(attempt, virtual_host="none")
+
+
+@pytest.fixture
+def wire_client(broker: Broker) -> Iterator[wire.WireClient]:
+    """A client that is not connected yet, for the bytes themselves."""
+    client = wire.WireClient(broker.port, broker.host)
+    yield client
+    block_on(client.close())
+
+
+@reactor_test
+async def test_protocol_header_of_0_9(wire_client: wire.WireClient) -> None:
+    """A client may begin with the header of 0-9, as txAMQP does by default."""
+    await wire_client.connect(b"AMQP\x01\x01\x00\x09")
+
+
+@reactor_test
+async def test_line_ends_in_names(wire_client: wire.WireClient) -> None:
+    """Line ends are taken out of names that are declared."""
+    await wire_client.connect()
+    name = f"name-{uuid4().hex[:8]}"
+    for declared in (f"{name}\r\n", name):
+        wire_client.send(wire.raw_frame(wire.METHOD, 1, methods.encode_method("queue.declare", queue=declared)))
+        assert (await wire_client.expect(commands.Queue.DeclareOk))[1:] == name.encode() + bytes(8)
+    wire_client.send(wire.raw_frame(wire.METHOD, 1, methods.encode_method("queue.delete", queue=f"\n{name}")))
+    await wire_client.expect(commands.Queue.DeleteOk)
+
+
+@reactor_test
+async def test_method_of_a_refused_publish(wire_client: wire.WireClient) -> None:
+    """channel.close names basic.publish and basic.ack as what was refused."""
+    await wire_client.connect()
+    publish = wire.method(commands.Basic.Publish(exchange="none")) + wire.raw_frame(wire.HEADER, 1, wire.content_header(0, {}))
+    for refused_frames, numbers in [(publish, (60, 40)), (wire.method(commands.Basic.Ack(7)), (60, 80))]:
+        wire_client.send(refused_frames)
+        assert struct.unpack(">HH", (await wire_client.expect(commands.Channel.Close))[-4:]) == numbers
+        wire_client.send(wire.method(commands.Channel.CloseOk()) + wire.method(commands.Channel.Open()))
+        await wire_client.expect(commands.Channel.OpenOk)
+
+
+@reactor_test
+async def test_body_frames_as_large_as_the_limit(broker: Broker) -> None:
+    """A body of frame_max bytes may come in one frame: some clients forget what a frame adds to it."""
+    client = wire.WireClient(broker.port, broker.host, frame_max=4096)
+    queue = f"frames-{uuid4().hex[:8]}"
+    try:
+        await client.connect()
+        client.send(wire.method(commands.Queue.Declare(queue=queue, exclusive=True)))
+        await client.expect(commands.Queue.DeclareOk)
+        await client.publish(queue, b"x" * 4096, {})
+        assert (await client.get(queue))[1] == b"x" * 4096
+    finally:
+        await client.close()
 
 
 @reactor_test

@@ -171,11 +171,11 @@ class WireClient:
         self._frames: Inbox[tuple[int, int, bytes]] = Inbox("frames")
         self._protocol = _FrameProtocol(self._frames)
 
-    async def connect(self) -> WireClient:
+    async def connect(self, header: bytes = PROTOCOL_HEADER) -> WireClient:
         """Connect, log in as guest and open channel 1 in confirm mode."""
         endpoint = TCP4ClientEndpoint(current_reactor(), self._host, self._port)
         await within(endpoint.connect(_factory(lambda: self._protocol)), what="a connection to the broker")
-        self.send(PROTOCOL_HEADER)
+        self.send(header)
         await self.expect(commands.Connection.Start)
         self.send(
             method(

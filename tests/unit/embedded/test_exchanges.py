@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,36 +47,68 @@ class TopicTests(SynchronousTestCase):
         self.assertFalse(topic_matches(".".join(["#", "a"] * 20), ".".join(["a"] * 100 + ["b"])))
 
 
+class Headers:
+    """A message of which only the headers count."""
+
+    def __init__(self, headers: dict[str, Any]) -> None:
+        self._headers = headers
+
+    def headers(self) -> dict[str, Any]:
+        return self._headers
+
+
+NO_HEADERS = Headers({})
+
+
 class ExchangeTests(SynchronousTestCase):
     def test_direct_fanout_topic(self) -> None:
         """Each type routes by its own rule, each destination once."""
         one, two = Destination("one"), Destination("two")
         for kind, expected in [("direct", (one,)), ("fanout", (one, two)), ("topic", (one, two))]:
             exchange = Exchange("x", kind)
-            exchange.bind(one, "a.b", "")
-            exchange.bind(two, "a.*", "")
-            exchange.bind(one, "#", "")
-            self.assertEqual(exchange.route("a.b"), expected)
+            exchange.bind(one, "a.b", {})
+            exchange.bind(two, "a.*", {})
+            exchange.bind(one, "#", {})
+            self.assertEqual(exchange.route("a.b", NO_HEADERS), expected)
 
     def test_unbind_takes_effect_on_remembered_routes(self) -> None:
         """A route that was looked up before is looked up again when the bindings change."""
         one = Destination("one")
         exchange = Exchange("x", "direct")
-        exchange.bind(one, "k", "")
-        self.assertEqual(exchange.route("k"), (one,))
-        self.assertFalse(exchange.unbind(one, "k", "other"))
-        self.assertTrue(exchange.unbind(one, "k", ""))
-        self.assertEqual(exchange.route("k"), ())
+        exchange.bind(one, "k", {})
+        self.assertEqual(exchange.route("k", NO_HEADERS), (one,))
+        self.assertFalse(exchange.unbind(one, "k", {"other": 1}))
+        self.assertTrue(exchange.unbind(one, "k", {}))
+        self.assertEqual(exchange.route("k", NO_HEADERS), ())
         self.assertEqual(exchange.bindings, {})
 
     def test_equal_bindings_count_once(self) -> None:
         """Binding twice and unbinding once leaves nothing; other arguments are another binding."""
         one = Destination("one")
         exchange = Exchange("x", "direct")
-        exchange.bind(one, "k", "")
-        exchange.bind(one, "k", "")
-        exchange.bind(one, "k", "{'a': 1}")
-        exchange.unbind(one, "k", "")
-        self.assertEqual(exchange.route("k"), (one,))
+        exchange.bind(one, "k", {})
+        exchange.bind(one, "k", {})
+        exchange.bind(one, "k", {"a": 1})
+        exchange.unbind(one, "k", {})
+        self.assertEqual(exchange.route("k", NO_HEADERS), (one,))
         self.assertTrue(exchange.forget(one))
         self.assertFalse(exchange.forget(one))
+
+    def test_headers(self) -> None:
+        """A headers exchange looks at headers only; of two bindings of a queue one that matches is enough."""
+        one, two = Destination("one"), Destination("two")
+        exchange = Exchange("x", "headers")
+        exchange.bind(one, "", {"a": 1, "b": "x"})
+        exchange.bind(one, "", {"a": 2})
+        exchange.bind(two, "other", {"x-match": "any", "a": 1, "b": "y"})
+        cases: list[tuple[dict[str, Any], tuple[Destination, ...]]] = [
+            ({"a": 1, "b": "x"}, (one, two)),
+            ({"a": 2}, (one,)),
+            ({"a": 1}, (two,)),
+            ({"a": True, "b": b"y"}, ()),
+            ({"a": 1.0}, ()),
+        ]
+        for headers, expected in cases:
+            self.assertEqual(exchange.route("any", Headers(headers)), expected, headers)
+        exchange.unbind(one, "", {"a": 2})
+        self.assertEqual(exchange.route("any", Headers({"a": 2})), ())

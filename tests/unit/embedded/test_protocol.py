@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import methods, wire
 from owsla.embedded.broker import Broker
-from owsla.embedded.protocol import OVERRUN, BrokerProtocol, Turn
+from owsla.embedded.protocol import OVERRUN, BrokerProtocol
+from owsla.turn import Turn
 
 Frame = tuple[int, int, bytes]
 
@@ -56,7 +57,7 @@ CAPABLE = {"consumer_cancel_notify": True, "connection.blocked": True, "authenti
 class Client:
     """The other end."""
 
-    def __init__(self, broker: Broker, clock: Clock, capabilities: dict[str, bool] | None = None) -> None:
+    def __init__(self, broker: Broker, clock: Any, capabilities: dict[str, bool] | None = None) -> None:
         self.clock = clock
         self.capabilities = CAPABLE if capabilities is None else capabilities
         self.transport = Transport()
@@ -452,6 +453,39 @@ class ChannelTests(Base):
         client.send(client.method("queue.purge", queue="q"))
         self.assertEqual(client.names(), ["connection.unblocked", "queue.purge-ok"])
 
+    def test_replies_wait_for_a_slow_reader(self) -> None:
+        """Direct replies to a client that does not read wait, count as memory, and go with its channel."""
+        asker, other = self.client(), self.client()
+        asker.call("queue.declare", queue="q")
+        asker.send(asker.method("basic.consume", queue="amq.rabbitmq.reply-to", no_ack=True))
+        asker.send(asker.publish_bytes(b"1", properties={"reply_to": "amq.rabbitmq.reply-to"}))
+        ((_, question),) = other.call("basic.get", queue="q", no_ack=True)
+        name = question["properties"]["reply_to"]
+        asker.received()
+        asker.protocol.pauseProducing()
+        other.send(other.publish_bytes(b"a", name) + other.publish_bytes(b"b", name))
+        self.assertEqual(asker.bodies(), [])
+        self.assertGreater(self.broker.memory, 0)
+        asker.protocol.resumeProducing()
+        self.clock.advance(0)
+        self.assertEqual(asker.bodies(), [b"a", b"b"])
+        asker.protocol.pauseProducing()
+        other.send(other.publish_bytes(b"c", name))
+        asker.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.broker.memory, 0)
+
+    def test_a_transaction_counts_as_memory(self) -> None:
+        """What is published in a transaction counts until it is committed and consumed, or rolled back."""
+        client = self.client()
+        client.call("queue.declare", queue="q")
+        client.call("tx.select")
+        for end in ("tx.rollback", "channel.close"):
+            client.send(client.publish_bytes(b"x" * 1000))
+            self.assertGreater(self.broker.memory, 1000)
+            client.call(end)
+            self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(len(self.broker.queues["q"].ready), 0)
+
     def test_slow_reader_gets_nothing_more(self) -> None:
         """While the transport asks to pause nothing is delivered; afterwards all is, in order."""
         client = self.client()
@@ -480,9 +514,6 @@ class ChannelTests(Base):
         self.assertEqual(client.transport.producerState, "producing")
 
 
-LIMITED = {"x-queue-type": "quorum", "x-delivery-limit": 3}
-
-
 class HostileTests(Base):
     def test_what_is_not_frames(self) -> None:
         """Malformed frames, methods and contents close the connection with the code for it and one log line."""
@@ -507,12 +538,12 @@ class HostileTests(Base):
             (client.method("queue.declare-ok"), 503),
             (client.method("queue.declare", 7, queue="q"), 504),
             (client.method("channel.open"), 504),
-            (client.method("tx.select"), 540),
             (client.method("channel.flow", active=False), 540),
-            (client.method("basic.consume", queue="amq.rabbitmq.reply-to", no_ack=True), 540),
-            (client.method("queue.declare", queue="x", durable=True, arguments=LIMITED), 540),
+            (client.method("queue.declare", queue="x", durable=True, arguments={"x-queue-type": "stream"}), 540),
+            (client.method("basic.publish") + wire.frame(2, 1, bytes(4089)), 501),
+            (client.method("basic.publish") + wire.frame(3, 1, bytes(4097)), 501),
             (client.method("basic.publish", immediate=True), 540),
-            (client.method("exchange.declare", exchange="x", type="headers"), 503),
+            (client.method("exchange.declare", exchange="x", type="x-none"), 503),
             (client.method("connection.open", 0, virtual_host="/"), 503),
         ]:
             client = self.client()
@@ -539,6 +570,7 @@ class HostileTests(Base):
         self.assertTrue(client.transport.aborted)
 
     def session(self, client: Client) -> bytes:
+        asking = {"reply_to": "amq.rabbitmq.reply-to", "headers": {"a": 1}, "delivery_mode": 2}
         return (
             client.start_bytes(heartbeat=5)
             + client.method("channel.open")
@@ -554,6 +586,21 @@ class HostileTests(Base):
             + client.method("basic.get", queue="q")
             + client.method("basic.nack", delivery_tag=1, requeue=True)
             + client.method("basic.cancel", consumer_tag="t")
+            + client.method("queue.bind", queue="q", exchange="amq.match", arguments={"x-match": "any", "a": 1})
+            + client.method("basic.consume", queue="amq.rabbitmq.reply-to", no_ack=True)
+            + client.method("channel.open", 2)
+            + client.method("tx.select", 2)
+            + client.method("channel.close", 2)
+            + client.publish_bytes(b"b" * 10, "", "amq.match", properties=asking)
+            + client.method("channel.close")
+            + client.method("channel.open")
+            + client.method("tx.select")
+            + client.publish_bytes(b"c" * 5000, "q")
+            + client.method("basic.get", queue="q")
+            + client.method("basic.ack", delivery_tag=1)
+            + client.method("tx.rollback")
+            + client.publish_bytes(b"d", "q")
+            + client.method("tx.commit")
             + client.method("channel.close")
         )
 
