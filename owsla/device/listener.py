@@ -28,6 +28,7 @@ from .hangup import HangupWatch
 from .hub import TICK, Hub
 from .polling import Poller
 from .posthandshake import PostHandshake
+from .refusal import Refusal, Refused
 from .transport import CLOSING_TIMEOUT, TLSTransport, without_goodbye
 
 BACKLOG: Final = 4096
@@ -462,12 +463,17 @@ class Listener(Worker):
 
     def secured(self, transport: TLSTransport) -> Endpoint | None:
         self._admission.secured(transport, self._clock.seconds())
-        self.handshakes += 1
         self._go_on()
+        try:
+            device_id = self._identify(transport.tls)
+        except Refused as error:
+            self._handshake_failed(transport, f"TLS: {error.refusal.reason}", error.refusal)
+            return None
+        self.handshakes += 1
         if self._socket.fileno() < 0 or not self._endpoints.running:
             return None  # it was accepted just before the port was closed
         connection_id = self._ids.new()
-        endpoint = self._make(self._hub, connection_id, self._identify(transport.tls))
+        endpoint = self._make(self._hub, connection_id, device_id)
         self._registry.add(connection_id, endpoint)
         self._endpoints.start_child(endpoint)
         self._emit(
@@ -480,6 +486,11 @@ class Listener(Worker):
             self._memory.settle()
         return endpoint
 
+    def _handshake_failed(self, transport: TLSTransport, reason: str, refusal: Refusal | None) -> None:
+        self.failed_handshakes += 1
+        subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
+        self._emit(HandshakeFailed(transport.peer, reason, subject, serial))
+
     def closing(self, transport: TLSTransport) -> None:
         self._closing[transport] = self._clock.seconds() + CLOSING_TIMEOUT
 
@@ -491,8 +502,7 @@ class Listener(Worker):
             self._sources.leave(transport.getPeer().host)
         self._closing.pop(transport, None)
         if failed is not None:
-            self.failed_handshakes += 1
-            self._emit(HandshakeFailed(transport.peer, failed))
+            self._handshake_failed(transport, failed, transport.refusal)
         limit = self._admission.max_connections
         if self._admission.spoken <= limit - max(1, limit // 100):
             self._full = False

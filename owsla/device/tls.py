@@ -27,7 +27,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from owsla.config import ConfigError, os_reason, read_file
-from owsla.device.refusal import Refusal
+from owsla.device.refusal import Refused, of_certificate
 from owsla.verification import why_not
 
 _log = Logger()
@@ -143,7 +143,7 @@ def _note_why_not(connection: SSL.Connection, certificate: crypto.X509, error: i
     """OpenSSL's own verdict; if it is a refusal, its reason is noted on the connection."""
     if not trusted:
         whose = "the device's certificate" if depth == 0 else "an authority's certificate"
-        Refusal(f"{whose} is refused: {why_not(error)}").note(connection)
+        of_certificate(f"{whose} is refused: {why_not(error)}", certificate).note(connection)
     return bool(trusted)
 
 
@@ -171,17 +171,18 @@ def device_identity(connection: SSL.Connection, kind: str) -> str | None:
     """Who a device proved to be, by ``kind``: ``cn``, ``san-dns``, ``san-uri`` (the first) or ``fingerprint``.
 
     The fingerprint is the SHA-256 of the certificate, in lower-case hex. None without a certificate, and without the
-    field; a name that is empty, not printable, or longer than 255 bytes is no name either.
+    field; a name that is empty, not printable, or longer than 255 bytes is no name either. `Refused` is raised for a
+    certificate whose names cannot be read: OpenSSL takes some that `cryptography` does not. A fingerprint needs no reading.
     """
-    certificate = connection.get_peer_certificate(as_cryptography=True)
+    certificate = connection.get_peer_certificate()
     if certificate is None:
         return None
     if kind == "fingerprint":
-        return certificate.fingerprint(hashes.SHA256()).hex()
+        return certificate.digest("sha256").decode().replace(":", "").lower()
     try:
-        name = next(iter(_names(certificate, kind)), None)
-    except ValueError:  # An authority signed something malformed.
-        return None
+        name = next(iter(_names(certificate.to_cryptography(), kind)), None)
+    except Exception as error:  # ValueError, TypeError, InvalidVersion: whatever `cryptography` finds wrong with it
+        raise Refused(of_certificate(f"the device's certificate cannot be read ({error})", certificate)) from None
     # It goes into the headers of each line, which have to fit into one frame: one that did not would stop the lines of all.
     return name if name and name.isprintable() and len(name.encode()) <= _LONGEST_IDENTITY else None
 
@@ -195,9 +196,7 @@ def _names(certificate: x509.Certificate, kind: str) -> list[str]:
         return []
     if kind == "san-dns":
         return alternatives.get_values_for_type(x509.DNSName)
-    if kind == "san-uri":
-        return alternatives.get_values_for_type(x509.UniformResourceIdentifier)
-    raise ValueError(kind)
+    return alternatives.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 # -- Certificates for trying out ---------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from ..boundaries import Reactor
 from . import hello
 from .lifecycle import Life, Lifecycle
-from .refusal import noted
+from .refusal import Refusal, Refused, noted
 
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
@@ -348,6 +348,11 @@ class TLSTransport:
         assert self._tls is not None
         return self._tls
 
+    @property
+    def refusal(self) -> Refusal | None:
+        """What a callback noted when it refused the connection."""
+        return self._reason.value.refusal if self._reason is not None and isinstance(self._reason.value, Refused) else None
+
     def getPeerCertificate(self) -> Any:
         return self.tls.get_peer_certificate()
 
@@ -555,7 +560,7 @@ class TLSTransport:
         if isinstance(error, SSL.SysCallError) and self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
         if (refusal := noted(self.tls)) is not None:
-            error = SSL.Error([("", "", refusal.reason)])  # OpenSSL does not know what its callbacks know
+            error = Refused(refusal)  # OpenSSL does not know what its callbacks know
         if self._reason is None:
             self._reason = _failure(error)
         if isinstance(error, SSL.ZeroReturnError):

@@ -127,9 +127,15 @@ class HandshakeFailed(Event):
     name: ClassVar[str] = "handshake-failed"
     peer: str
     reason: str
+    subject: str | None = None
+    """Of the certificate that was refused."""
+    serial: str | None = None
+    """Of the same, in hexadecimal."""
 
     def __str__(self) -> str:
-        return f"Handshake failed: {self.peer}: {self.reason}"
+        subject = "" if self.subject is None else f"subject {self.subject}, "
+        certificate = "" if self.serial is None else f" ({subject}serial {self.serial})"
+        return f"Handshake failed: {self.peer}: {self.reason}{certificate}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 from unittest import mock
 
 from cryptography import x509
+from OpenSSL import crypto
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.tls import device_identity
@@ -19,5 +20,5 @@ class LengthTests(SynchronousTestCase):
         for name in ("spiffe://x/" + "a" * 244, "spiffe://x/" + "a" * 245):
             connection: Any = mock.Mock()
             certificate = _issue(_ec_key(), alternatives=(x509.UniformResourceIdentifier(name),))
-            connection.get_peer_certificate.return_value = certificate
+            connection.get_peer_certificate.return_value = crypto.X509.from_cryptography(certificate)
             self.assertEqual(device_identity(connection, "san-uri"), name if len(name) == 255 else None)

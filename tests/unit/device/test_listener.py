@@ -20,6 +20,7 @@ from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
 from owsla.device.listener import BACKLOG, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share, claim
+from owsla.device.refusal import Refusal, Refused
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -486,6 +487,26 @@ class StampedeTests(Base):
         )
         self.later(15 - int(STALLED_AT_FIRST))
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)][1:], ["no handshake within 15 s"])
+
+    def test_refused_certificate(self) -> None:
+        """A certificate that is no identity is a failed handshake, with what is known of it; nothing is published for it."""
+        listener = self.listen()
+
+        def refuse(tls: SSL.Connection) -> str | None:
+            raise Refused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
+
+        with mock.patch.object(listener, "_identify", refuse):
+            client = Client(self.connect())
+            self.loop.until(lambda: client.ended, client.step)
+            client.close()
+            self.loop.settle()
+        (event,) = self.of_type(HandshakeFailed)
+        self.assertEqual(
+            (event.reason, event.subject, event.serial), ("TLS: the device's certificate cannot be read", "CN=dev", "0A")
+        )
+        self.assertEqual(str(event), f"Handshake failed: {event.peer}: {event.reason} (subject CN=dev, serial 0A)")
+        self.assertEqual((listener.handshakes, listener.failed_handshakes), (0, 1))
+        self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
 
     def test_gone_before_its_turn(self) -> None:
         """No handshake begins for a peer that has gone: whoever comes last is served first then, and still there."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Final
 from unittest import mock
 
 from cryptography import x509
@@ -24,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config import ConfigError
 from owsla.device import tls
-from owsla.device.refusal import noted
+from owsla.device.refusal import Refusal, Refused, noted
 from owsla.device.tls import (
     certificates_in,
     check_server_files,
@@ -55,6 +56,7 @@ def _issue(
     authority: bool = False,
     age: timedelta = timedelta(hours=1),
     lifetime: timedelta = timedelta(days=1),
+    serial: int | None = None,
 ) -> x509.Certificate:
     """A certificate for ``key``, signed by ``issuer`` or by itself, made ``age`` ago."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common_names])
@@ -64,7 +66,7 @@ def _issue(
         .subject_name(subject)
         .issuer_name(subject if issuer is None else issuer[0].subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(begin)
         .not_valid_after(begin + lifetime)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
@@ -390,8 +392,10 @@ class ClientCertificateTests(_Files):
                 client = _client(certificate=certificate, key=key)
                 server = SSL.Connection(self.context(word))
                 self.assertRaises(SSL.Error, _shake_ends, server, SSL.Connection(client))
-                refusal = noted(server)
-                self.assertEqual(refusal and refusal.reason, f"the device's certificate is refused: {why}")
+                serial = f"{certificate.serial_number:X}"
+                serial = serial.zfill(len(serial) + len(serial) % 2)
+                subject = certificate.subject.rfc4514_string()
+                self.assertEqual(noted(server), Refusal(f"the device's certificate is refused: {why}", subject, serial))
 
     def test_authorities_are_named(self) -> None:
         """Devices are told which authorities are accepted, all of those in the file."""
@@ -428,11 +432,53 @@ class ClientCertificateTests(_Files):
         server, _ = self.device(names=("one\ntwo",))
         self.assertIsNone(device_identity(server, "cn"))
 
-    def test_malformed(self) -> None:
-        """A certificate whose fields can't be read gives no identity, and no exception."""
-        connection = mock.Mock()
-        connection.get_peer_certificate().extensions.get_extension_for_class.side_effect = ValueError
-        self.assertIsNone(device_identity(connection, "san-dns"))
+    def test_unreadable(self) -> None:
+        """A certificate that OpenSSL takes, and `cryptography` cannot read, is refused where a name is asked for, with its
+        serial number. Its fingerprint is there all the same.
+        """
+        for case, old, new in (
+            ("critical FALSE encoded", b"\x55\x1d\x13\x01\x01\xff", b"\x55\x1d\x13\x01\x01\x00"),
+            ("PrintableString with other characters", b"\x0c\x07*dev@_1", b"\x13\x07*dev@_1"),
+            ("CN as BIT STRING", b"\x0c\x07*dev@_1", b"\x03\x07\x00dev@_1"),
+            ("version 2", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x01"),
+            ("version 5", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"),
+            ("ECDSA parameters NULL", _ECDSA_SHA256, _WITH_NULL),
+        ):
+            server = self.odd_device(old, new)
+            refused = self.assertRaises(Refused, device_identity, server, "cn").refusal
+            self.assertTrue(refused.reason.startswith("the device's certificate cannot be read ("), (case, refused))
+            self.assertEqual((refused.subject, refused.serial), (None, "0ABCDE"), case)
+            self.assertEqual(len(device_identity(server, "fingerprint") or ""), 64)
+
+    def odd_device(self, old: bytes, new: bytes) -> SSL.Connection:
+        """The server's end of a connection to a device whose certificate has these bytes in place of those, and a good
+        signature.
+        """
+        key = _ec_key()
+        issued = _issue(key, (self.authority, self.authority_key), common_names=("*dev@_1",), serial=0xABCDE)
+        content = issued.tbs_certificate_bytes
+        self.assertIn(old, content)
+        content = content.replace(old, new, 1)
+        algorithm = new if old == _ECDSA_SHA256 else _ECDSA_SHA256
+        if len(new) != len(old):
+            content = _sequence(content[4 if content[1] == 0x82 else 3 :])
+        signature = self.authority_key.sign(content, ec.ECDSA(hashes.SHA256()))
+        bits = b"\x03" + bytes([len(signature) + 1]) + b"\x00" + signature
+        certificate = self.file(ssl.DER_cert_to_PEM_cert(_sequence(content + algorithm + bits)).encode() + _pem(key))
+        client = _client()
+        client.use_certificate_file(str(certificate))
+        client.use_privatekey_file(str(certificate))
+        return _shake(self.context("require"), client)[0]
+
+
+_ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
+_WITH_NULL: Final = bytes.fromhex("300c06082a8648ce3d0403020500")
+
+
+def _sequence(content: bytes) -> bytes:
+    """A SEQUENCE of DER, of more than 127 bytes."""
+    length = len(content)
+    return b"\x30" + (bytes([0x81, length]) if length < 256 else b"\x82" + length.to_bytes(2, "big")) + content
 
 
 class DevelopmentCertificatesTests(_Files):
