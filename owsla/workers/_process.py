@@ -45,6 +45,9 @@ standard streams, and keep them open as long as it likes."""
 REPLACE_TIMEOUT: Final = 60.0
 """Seconds that a fresh worker has to open its port before the one that it is to replace stays instead."""
 
+LONGEST_LINE: Final = 4096
+"""Bytes of a line on a process's standard streams that are kept until its end comes."""
+
 PING: Final = 5.0
 """Seconds between two looks at whether a worker still turns."""
 
@@ -288,7 +291,11 @@ class Process(ProcessProtocol):
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         # What it writes there came past its log: an interpreter's own complaint, mostly.
-        *lines, self._lines[childFD] = (self._lines[childFD] + data).split(b"\n")
+        *lines, rest = (self._lines[childFD] + data).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            lines.append(rest)
+            rest = b""
+        self._lines[childFD] = rest
         for line in lines:
             self._log.warn("{line}", line=line.decode("utf-8", "replace"))
 

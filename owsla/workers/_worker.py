@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -168,8 +169,11 @@ class EventsToParent:
 class LogToParent:
     """A log observer that passes lines on to the parent, which has the log."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, in_reactor: Callable[..., Any]) -> None:
+        """To be made in the reactor's thread. `in_reactor(f, …)` calls `f` there (`callFromThread`): any thread may log."""
         self._channel = channel
+        self._in_reactor = in_reactor
+        self._thread = threading.get_ident()
         self._untold = 0
         self.lost = 0
         """Lines lost so far."""
@@ -178,12 +182,18 @@ class LogToParent:
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
-        text = with_traceback(event)
+        line = level.name, str(event.get("log_namespace", "-")), with_traceback(event)
+        if threading.get_ident() == self._thread:
+            self._tell(*line)
+        else:
+            self._in_reactor(self._tell, *line)
+
+    def _tell(self, level: str, namespace: str, text: str) -> None:
         if self._untold and self._channel.offer(
             "log", level="warn", namespace="owsla", text=f"The log has lost {self._untold} lines here: the parent is too slow"
         ):
             self._untold = 0
-        if not self._channel.offer("log", level=level.name, namespace=event.get("log_namespace", "-"), text=text):
+        if not self._channel.offer("log", level=level, namespace=namespace, text=text):
             self._untold += 1
             self.lost += 1
 
@@ -214,7 +224,7 @@ def main() -> None:
     port.setblocking(False)
     reactor.adoptStreamConnection(channel_socket.fileno(), socket.AF_UNIX, factory)
     channel_socket.close()  # the reactor has one of its own
-    log = LogToParent(link.channel)
+    log = LogToParent(link.channel, reactor.callFromThread)
     # Standard streams, too: a dialect that prints would wait for a parent that hangs.
     globalLogBeginner.beginLoggingTo([cast(ILogObserver, log)])
 

@@ -457,6 +457,13 @@ class ReplaceTests(ProcessTestCase):
         self.child.ends(1)
         self.assertEqual(len(self.reports), 1)
 
+    def test_endless_line(self) -> None:
+        """Output without a newline is logged in pieces, and not kept for ever."""
+        lines = self.logged()
+        for _ in range(100):
+            self.old.protocol.childDataReceived(2, b"x" * 1000)
+        self.assertEqual(len(lines), 20)
+
     def test_which_is_which(self) -> None:
         """While there are two processes of a worker, the log tells the one that is not in charge by its process id."""
         lines: list[tuple[str, str]] = []

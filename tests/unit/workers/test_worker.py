@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any, cast
 
 from twisted.internet.error import ReactorNotRunning
@@ -129,7 +130,9 @@ class EventsTests(LinkTestCase):
 class LogTests(LinkTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.log = Logger(namespace="owsla.somewhere", observer=cast(Any, LogToParent(self.link.channel)))
+        self.from_threads: list[tuple[Any, ...]] = []
+        observer = LogToParent(self.link.channel, lambda *call: self.from_threads.append(call))
+        self.log = Logger(namespace="owsla.somewhere", observer=cast(Any, observer))
 
     def test_lines(self) -> None:
         """A line of the log is its level, namespace and text; debugging is for nobody."""
@@ -138,6 +141,16 @@ class LogTests(LinkTestCase):
         self.assertEqual(
             self.told(), [{"type": "log", "level": "warn", "namespace": "owsla.somewhere", "text": "3 devices"}]
         )
+
+    def test_other_threads(self) -> None:
+        """What is logged, or printed, in another thread reaches the channel in the reactor's thread only."""
+        thread = threading.Thread(target=lambda: self.log.info("from a thread"))
+        thread.start()
+        thread.join()
+        self.assertEqual(self.told(), [])
+        ((tell, *line),) = self.from_threads
+        tell(*line)
+        self.assertEqual([message["text"] for message in self.told()], ["from a thread"])
 
     def test_failure(self) -> None:
         """A failure is told with its traceback."""
