@@ -185,13 +185,13 @@ class Node:
             NoCourier(),
             max_line=self.framing.max_line,
             forbidden=self.framing.forbidden,
-            now=time.time,
+            expired=self.hub.expired,
             forget=self.hub.forget,
         )
 
     def consumer(self, router: Any) -> Consumer:
         return Consumer(
-            self.consuming, 1, topology.Queue("to_device"), router, self.turn, time.time, lambda consumer, reason: None
+            self.consuming, 1, topology.Queue("to_device"), router, self.turn, self.clock, lambda consumer, reason: None
         )
 
 

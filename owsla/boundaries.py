@@ -65,6 +65,7 @@ class Letter:
         "close",
         "connection_id",
         "correlation_id",
+        "deadline",
         "device_id",
         "expires_at",
         "fault",
@@ -87,6 +88,7 @@ class Letter:
         *,
         close: bool = False,
         expires_at: float | None = None,
+        deadline: float | None = None,
         reply_to: bytes | None = None,
         correlation_id: bytes | None = None,
     ) -> None:
@@ -102,7 +104,9 @@ class Letter:
         self.close = close
         """Whether to close the connection after it."""
         self.expires_at = expires_at
-        """When it is no longer to be sent, in seconds since the epoch."""
+        """When it is no longer to be sent, in seconds since the epoch; `BAD`: that cannot be read."""
+        self.deadline = deadline
+        """The same in seconds of the reactor's clock, which nobody sets: for a time that is counted from its arrival."""
         self.reply_to = reply_to
         """The queue that wants a delivery report."""
         self.correlation_id = correlation_id
@@ -162,8 +166,11 @@ class LineSink(Protocol):
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         """Prepare for the lines of a connection; the result goes with each of them."""
 
-    def publish(self, source: LineSource, line: bytes) -> None:
-        """Take a line. It is taken even when not `accepting`: the caller has read it and must put it somewhere."""
+    def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
+        """Take a line. It is taken even when not `accepting`: the caller has read it and must put it somewhere.
+
+        `received` is when it was read from the device, in seconds since the epoch; 0: now.
+        """
 
     def wait(self, source: LineSource) -> None:
         """Call `source.resume()` when accepting again."""

@@ -110,7 +110,7 @@ class Held(Protocol):
 class Router:
     """Brings each message to where it belongs: a connection here, another node's queue, or the undeliverable one."""
 
-    __slots__ = ("_courier", "_find", "_forbidden", "_max_line", "_node", "_now", "forget")
+    __slots__ = ("_courier", "_expired", "_find", "_forbidden", "_max_line", "_node", "forget")
 
     def __init__(
         self,
@@ -120,19 +120,19 @@ class Router:
         *,
         max_line: int,
         forbidden: re.Pattern[bytes],
-        now: Callable[[], float],
+        expired: Callable[[Letter], bool],
         forget: Callable[[DeliverySource], None],
     ) -> None:
         """`node()` is this node's name; `find` has the connection of an id (`Registry.find`). `max_line` is in bytes;
-        `forbidden` matches where a body would be more than one line; `now()` is in seconds since the epoch. `forget` is told
-        of consumers that are gone.
+        `forbidden` matches where a body would be more than one line; `expired` says whether a message is too old to be sent.
+        `forget` is told of consumers that are gone.
         """
         self._node = node
         self._find = find
         self._courier = courier
         self._max_line = max_line
         self._forbidden = forbidden.search
-        self._now = now
+        self._expired = expired
         self.forget = forget
 
     def route(
@@ -187,8 +187,10 @@ class Router:
             return "too-long"
         if self._forbidden(letter.body):
             return "delimiter-in-body"
-        if letter.expires_at is not None and letter.expires_at <= self._now():
-            return "bad-expires-at" if letter.expires_at == BAD else "expired"
+        if letter.expires_at == BAD:
+            return "bad-expires-at"
+        if self._expired(letter):
+            return "expired"
         return None
 
     def refuse(self, letter: Letter, reason: str) -> None:

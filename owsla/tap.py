@@ -282,7 +282,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         courier,
         max_line=settings.max_line,
         forbidden=framing.forbidden,
-        now=time.time,
+        expired=hub.expired,
         forget=hub.forget,
     )
 
@@ -339,7 +339,6 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         courier=courier,
         presence=presence,
         joined=lambda: open_port(),
-        now=time.time,
     )
 
     def started() -> None:
@@ -380,7 +379,6 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         grace=settings.node_grace,
         ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
         patience=max(UNREACHABLE, settings.node_grace),
-        now=time.time,
         flowing=hub.flowing,
     )
 

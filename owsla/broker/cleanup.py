@@ -78,11 +78,10 @@ class Cleanup(Getter):
         queue: str,
         clock: Clock,
         courier: Recorder,
-        now: Callable[[], float],
         announce: Callable[[int], None],
         warn: Callable[[str], None],
     ) -> None:
-        """Use `channel` and the number after it. `now()` is in seconds since the epoch. `announce` is called once, with the
+        """Use `channel` and the number after it. `announce` is called once, with the
         number of messages that were taken by then, before the queue is deleted.
         """
         self._client = client
@@ -90,7 +89,6 @@ class Cleanup(Getter):
         self._queue = queue
         self._clock = clock
         self._courier = courier
-        self._now = now
         self._announce: Callable[[int], None] | None = announce
         self._warn = warn
         self._consuming = False
@@ -264,7 +262,7 @@ class Cleanup(Getter):
             if address.notice is not None:
                 self.done(tag)  # the node's own, to itself
                 return
-            one = letter(self, tag, header, body, connection_id, seq, address, self._now)
+            one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
         self._messages += 1
         self._courier.record(one, "unknown-connection")
 

@@ -75,9 +75,9 @@ class Consumer(BaseHandler):
         "_acks",
         "_channel",
         "_client",
+        "_clock",
         "_flushing",
         "_lost",
-        "_now",
         "_router",
         "_tags",
         "_told",
@@ -95,11 +95,11 @@ class Consumer(BaseHandler):
         queue: topology.Queue,
         router: Router,
         turn: Turn,
-        now: Callable[[], float],
+        clock: Clock,
         lost: Callable[[Consumer, str], None],
         told: Callable[[str, str | None], bool] | None = None,
     ) -> None:
-        """`now()` is in seconds since the epoch; `lost` is told when the channel ends, or the consumer is cancelled.
+        """`lost` is told when the channel ends, or the consumer is cancelled.
 
         `told`: this is the node's own queue, and here go messages that are for the node itself, with the user who wrote them.
         Whether they were believed.
@@ -109,7 +109,7 @@ class Consumer(BaseHandler):
         self.queue = queue
         self._router = router
         self._turn = turn
-        self._now = now
+        self._clock = clock
         self._lost = lost
         self._told = told
         self.own = told is not None
@@ -154,7 +154,7 @@ class Consumer(BaseHandler):
         if address.notice is not None and self._told is not None and self._told(address.notice, address.user_id):
             self.done(tag)
             return
-        self._router.route_letter(letter(self, tag, header, body, connection_id, seq, address, self._now))
+        self._router.route_letter(letter(self, tag, header, body, connection_id, seq, address, self._clock))
 
     def done(self, tag: int) -> None:
         self._acks.done(tag)
@@ -191,13 +191,10 @@ def letter(
     connection_id: bytes | None,
     seq: int | None,
     address: delivery.Address,
-    now: Callable[[], float],
+    clock: Clock,
 ) -> Letter:
-    """A message with all that its headers say; `now()` is in seconds since the epoch."""
+    """A message with all that its headers say."""
     expires_at = None if address.expires_at is None else address.expires_at / 1000 if address.expires_at != BAD else BAD
-    if address.expiration is not None and expires_at != BAD:
-        counted = now() + address.expiration / 1000
-        expires_at = counted if expires_at is None else min(expires_at, counted)
     return Letter(
         source,
         tag,
@@ -207,6 +204,7 @@ def letter(
         seq,
         close=address.close,
         expires_at=expires_at,
+        deadline=None if address.expiration is None else clock.seconds() + address.expiration / 1000,
         reply_to=address.reply_to,
         correlation_id=address.correlation_id,
     )
@@ -240,11 +238,9 @@ class Consumers:
         grace: float,
         ghost: float,
         patience: float,
-        now: Callable[[], float],
         flowing: Callable[[bool], None],
     ) -> None:
-        """`users` are the names that nodes log in with. `now()` is in seconds since the epoch; `flowing` is told whether
-        messages come.
+        """`users` are the names that nodes log in with; `flowing` is told whether messages come.
 
         In seconds: `grace`, after which others may take a node for dead that consumes its queue no more; `ghost`, within which
         the broker notices that a connection is dead; `patience`, for an own queue that the broker cannot reach.
@@ -261,7 +257,6 @@ class Consumers:
         self._grace = grace
         self._ghost = ghost
         self._patience = patience
-        self._now = now
         self._flowing = flowing
         self._name: str | None = None  # the own queue's that was declared last
         self._away_since: float | None = None
@@ -349,7 +344,7 @@ class Consumers:
         own = number == OWN
         queue = self._place.queue() if own else self._shared
         told = self._told if own else None
-        consumer = Consumer(client, number, queue, self._router, self._turn, self._now, self._lost, told)
+        consumer = Consumer(client, number, queue, self._router, self._turn, self._clock, self._lost, told)
         self._consumers[number] = consumer
         await consumer.start(self._counts[number], self._prefetch)
 

@@ -113,11 +113,11 @@ class Producer(BaseHandler):
             # Who it is may not be settled yet, and it may never say anything.
             return Unroutable(error)
 
-    def publish(self, source: LineSource, line: bytes) -> None:
+    def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
         seq = source.seq
         now = self._now()
         try:
-            packed = self._packer.pack(source.template, seq, line, int(now))
+            packed = self._packer.pack(source.template, seq, line, int(received or now))
         except (KeyTooLong, LineTooLarge) as error:
             self._turn_away(source, error)
             return

@@ -120,10 +120,9 @@ class Roster(BaseHandler):
         courier: Recorder,
         presence: Announcer | None,
         joined: Callable[[], None],
-        now: Callable[[], float],
     ) -> None:
-        """`node()` is this node's name; `node_grace` in seconds; `now()` is in seconds since the epoch. `users` are the names
-        that nodes log in with: others' notices are not believed. `joined` is called when this node has joined the others.
+        """`node()` is this node's name; `node_grace` in seconds. `users` are the names that nodes log in with: others' notices
+        are not believed. `joined` is called when this node has joined the others.
         """
         self._clock = clock
         self._emit = emit
@@ -138,7 +137,6 @@ class Roster(BaseHandler):
         """Whether the broker has confirmed this node's notice once, and so takes publishes. Where the register cannot be used
         that cannot be known, and is not waited for.
         """
-        self._now = now
         self._roll = Roll(
             lambda: node().decode(), node_grace, min(MOST_INTERVAL, max(LEAST_INTERVAL, node_grace / LOOKS))
         )
@@ -512,7 +510,6 @@ class Roster(BaseHandler):
                 self._queue(node),
                 self._clock,
                 self._courier,
-                self._now,
                 partial(self._announce, node),
                 self._warn,
             )

@@ -64,7 +64,7 @@ class SpokenEndpoint(Endpoint):
         self._received = 0
         self._marks = Marks() if hub.device_ack is not None else None
         self._held_back = False
-        self._kept: deque[bytes] = deque()
+        self._kept: deque[tuple[bytes, float]] = deque()  # each with when it was received, in seconds since the epoch
         self._kept_size = 0
         self._speaking = False  # the dialect is at work with a line that was read: what it publishes must go somewhere
         self._answers: list[bytes] = []  # wait for the socket
@@ -187,13 +187,14 @@ class SpokenEndpoint(Endpoint):
     def publish(self, line: bytes) -> None:
         if self._over:
             return
+        received = self._read_at if self._speaking else 0.0
         if self._held_back or self._kept or not (self._speaking or (self.hub.sink.accepting and not self._in_line)):
-            self._keep(line)
+            self._keep(line, received or self.hub.now())
         else:
-            self.hub.sink.publish(self, line)
+            self.hub.sink.publish(self, line, received)
 
-    def _keep(self, line: bytes) -> None:
-        self._kept.append(line)
+    def _keep(self, line: bytes, received: float) -> None:
+        self._kept.append((line, received))
         self._kept_size += len(line) + LINE_COST
         if self._kept_size > max(KEPT, self.hub.framing.max_line + LINE_COST):
             self.hang_up(f"more than {KEPT} bytes of lines that could not be published yet")
@@ -206,9 +207,9 @@ class SpokenEndpoint(Endpoint):
             return
         sink = self.hub.sink
         while self._kept and (at_once or sink.accepting):
-            line = self._kept.popleft()
+            line, received = self._kept.popleft()
             self._kept_size -= len(line) + LINE_COST
-            sink.publish(self, line)
+            sink.publish(self, line, received)
         if self._kept:
             self._wait()
 
@@ -308,11 +309,11 @@ class SpokenEndpoint(Endpoint):
         self._publish_kept(at_once=True)
         super().drain()
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, reason: str, outcome: str = "connection-closed") -> None:
         if self._answers:
             self._out = (self._out or []) + self._answers
             self._answers = []
-        super()._leave(reason)
+        super()._leave(reason, outcome)
 
     def connectionLost(self, reason: Failure) -> None:
         self._publish_kept(at_once=True)

@@ -48,6 +48,7 @@ class Endpoint:
         "_paused",
         "_queue",
         "_queued",
+        "_read_at",
         "_rest",
         "_safe",
         "_safe_ahead",
@@ -81,6 +82,7 @@ class Endpoint:
         """`lines` when the idle check last looked, and since when that has been so: `idle_since`."""
         self.idle_since = self.opened
         self._rest = b""
+        self._read_at = 0.0  # when the lines that are dealt with were read, in seconds since the epoch; 0: just now
         self._long: bytearray | None = None
         self._paused = 0  # why nothing is read: _WAITING, _RATED, _DRAINING
         self._in_line = False  # for the sink to call resume
@@ -126,8 +128,7 @@ class Endpoint:
         elif self._rest:
             data = self._rest + data
         if not hub.sink.accepting:
-            self._rest = data
-            self._wait()
+            self._keep_rest(data)
             return
         lines, rest = hub.split(data)
         limit = hub.framing.max_line
@@ -140,8 +141,7 @@ class Endpoint:
             if not hub.sink.accepting and index + 1 < len(lines):
                 # The rest was read already: it is published in its turn, and read from the wire no more till then. It is put
                 # together with the full ending, or a line that itself ends with \\r would lose that when it is split again.
-                self._rest = b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest
-                self._wait()
+                self._keep_rest(b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest)
                 lines = lines[: index + 1]
                 break
         else:
@@ -150,6 +150,12 @@ class Endpoint:
                 self._check_rest(rest)
         if hub.max_rate is not None and lines:
             self._slow_down(len(lines), hub.max_rate)
+
+    def _keep_rest(self, data: bytes) -> None:
+        """Keep what was read until the sink takes lines again, and when it was read: that is the lines' timestamp."""
+        self._rest = data
+        self._read_at = self._read_at or self.hub.now()
+        self._wait()
 
     def _slow_down(self, lines: int, rate: float) -> None:
         """Read no more until these lines are paid for; a second's worth is on credit."""
@@ -164,7 +170,7 @@ class Endpoint:
         self._unpause(_RATED)
 
     def lineReceived(self, line: bytes) -> None:
-        self.hub.sink.publish(self, line)
+        self.hub.sink.publish(self, line, self._read_at)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._rest = b""
@@ -231,6 +237,7 @@ class Endpoint:
             self.hub.bytes_in -= len(data)  # it was counted when it was read
             self.dataReceived(data)
         if not self._in_line:
+            self._read_at = 0.0
             self._unpause(_WAITING)
 
     def _publish_rest(self) -> None:
@@ -244,6 +251,7 @@ class Endpoint:
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
+        self._read_at = 0.0
 
     @property
     def lines_in(self) -> int:
@@ -406,7 +414,7 @@ class Endpoint:
                 self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
             return
         fault = letter.fault
-        if fault is None and letter.expires_at is not None and letter.expires_at <= self.hub.now():
+        if fault is None and self.hub.expired(letter):
             fault = "expired"
         if fault is not None:
             letter.settled = letter.seq is not None
@@ -513,11 +521,12 @@ class Endpoint:
             self._leave(reason)
             self.transport.idleOverdue()
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, reason: str, outcome: str = "connection-closed") -> None:
+        """Hand over and write nothing from now on. `outcome`: why what waits for the socket is undeliverable."""
         self._flush_now()
         self._closing = reason
         self._direct = False
-        self._give_up("connection-closed")
+        self._give_up(outcome)
 
     def drain(self) -> None:
         """Read no more. What was read is published, held or not; what waits for a missing number waits no longer."""
@@ -529,13 +538,14 @@ class Endpoint:
                 self.skip()
 
     def close_slow(self, why: str) -> None:
-        """The device does not take what is written: close it, and put on record what waits."""
+        """The device does not take what is written: close it, and put on record what waits.
+
+        What was written counts as delivered. So it is not thrown away with a reset: the device has some time to take it.
+        """
         if not self._closing:
-            self._closing = f"too slow: {why}"
-            self._direct = False
             self.hub.slow(self, why)
-            self._give_up("slow-device")
-            self.transport.writeOverdue()
+            self._leave(f"too slow: {why}", "slow-device")
+            self.transport.loseConnection()
 
     def _give_up(self, reason: str) -> None:
         """Put on record what was not handed over."""

@@ -130,6 +130,12 @@ class Hub:
         """Send the report that it asked for."""
         self._courier.report(letter, outcome)
 
+    def expired(self, letter: Letter) -> bool:
+        """Return whether a message is past the moment up to which it may be sent."""
+        if letter.deadline is not None and letter.deadline <= self.clock.seconds():
+            return True
+        return letter.expires_at is not None and letter.expires_at <= self.now()
+
     def duplicate(self, letter: Letter) -> None:
         """One of its number came before. What became of that is not remembered, so no more than this is said to who asks."""
         self.duplicates += 1

@@ -36,7 +36,9 @@ class Life(Protocol):
         """Its turn to leave has come: it is read no more, and closed when what it said is settled."""
 
     def close(self) -> None:
-        """It is to be closed in order: on the back end's word, after a line too long, or when it is drained."""
+        """It is to be closed in order: on the back end's word, after a line too long, when it is drained, or when it does not
+        take what is written (`--write-timeout`, `--write-buffer`): what it was sent is still on its way to it.
+        """
 
     def abort(self) -> None:
         """It is to be closed at once: a write failed, or something of ours did."""
@@ -46,9 +48,6 @@ class Life(Protocol):
 
     def idle_overdue(self) -> None:
         """There was no line for too long (`--idle-timeout`)."""
-
-    def write_overdue(self) -> None:
-        """It did not take what was written for too long, or too much waits for it (`--write-timeout`, `--write-buffer`)."""
 
     def goodbye_overdue(self) -> None:
         """It did not answer our goodbye."""
@@ -131,11 +130,8 @@ def say_goodbye(life: Life, socket: Effects) -> None:
 @handshaking.upon(Life.abort).to(closed)
 @handshaking.upon(Life.handshake_overdue).to(closed)
 @open_.upon(Life.abort).to(closed)
-@open_.upon(Life.write_overdue).to(closed)
 @paused.upon(Life.abort).to(closed)
-@paused.upon(Life.write_overdue).to(closed)
 @draining.upon(Life.abort).to(closed)
-@draining.upon(Life.write_overdue).to(closed)
 @closing.upon(Life.abort).to(closed)
 @closing.upon(Life.goodbye_overdue).to(closed)
 def let_go_soon(life: Life, socket: Effects) -> None:
@@ -157,7 +153,7 @@ open_.upon(Life.resume).loop().returns(None)
 paused.upon(Life.pause).loop().returns(None)
 for _input in (Life.pause, Life.resume, Life.drain, Life.idle_overdue):
     draining.upon(_input).loop().returns(None)
-for _input in (Life.pause, Life.resume, Life.drain, Life.close, Life.idle_overdue, Life.write_overdue):
+for _input in (Life.pause, Life.resume, Life.drain, Life.close, Life.idle_overdue):
     closing.upon(_input).loop().returns(None)
 for _input in (
     Life.pause,
@@ -167,7 +163,6 @@ for _input in (
     Life.abort,
     Life.handshake_overdue,
     Life.idle_overdue,
-    Life.write_overdue,
     Life.goodbye_overdue,
     Life.ended,
 ):
@@ -262,9 +257,6 @@ class Lifecycle:
 
     def idle_overdue(self) -> None:
         self._happens("idle_overdue")
-
-    def write_overdue(self) -> None:
-        self._happens("write_overdue")
 
     def goodbye_overdue(self) -> None:
         self._happens("goodbye_overdue")

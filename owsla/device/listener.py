@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IReadDescriptor
@@ -66,6 +66,10 @@ SWEEP: Final = 1.0
 
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds of silence before the first probe, between probes, and how many may fail."""
+
+LONGEST_GOODBYE: Final = 60.0
+"""Seconds that a peer has to take our last bytes, as long as it takes some within each `CLOSING_TIMEOUT`. With the 128 KB that
+the system and we may hold for it that is a line of 17 kbit/s. What the system still has then it goes on sending by itself."""
 
 SEND_BUFFER: Final = 32768
 """Bytes for SO_SNDBUF, which Linux doubles (socket(7)): of what was written, and acknowledged for that, the system has 64 KB at
@@ -145,6 +149,17 @@ def _has_ipv6() -> bool:
     return True
 
 
+class _Goodbye(NamedTuple):
+    """A connection that is closing."""
+
+    deadline: float
+    """When to look at it again."""
+    last: float
+    """When to close it, whatever it does."""
+    untaken: int
+    """Bytes that it had not taken when it was looked at."""
+
+
 @implementer(IReadDescriptor)
 class Listener(Worker):
     """Accepts devices on a bound socket.
@@ -214,7 +229,7 @@ class Listener(Worker):
         self._turn_ends = 0.0
         self._accepting = False
         self._opened = False
-        self._closing: dict[TLSTransport, float] = {}
+        self._closing: dict[TLSTransport, _Goodbye] = {}
         self._full = False
         self._to_check: list[Endpoint] = []
         self._check_share = 1
@@ -492,7 +507,8 @@ class Listener(Worker):
         self._emit(HandshakeFailed(transport.peer, reason, subject, serial))
 
     def closing(self, transport: TLSTransport) -> None:
-        self._closing[transport] = self._clock.seconds() + CLOSING_TIMEOUT
+        now = self._clock.seconds()
+        self._closing[transport] = _Goodbye(now + CLOSING_TIMEOUT, now + LONGEST_GOODBYE, transport.untaken)
 
     def lost(self, transport: TLSTransport, failed: str | None) -> None:
         self._admission.lost(transport)
@@ -523,10 +539,16 @@ class Listener(Worker):
         for transport in self._admission.those_waiting():
             if transport.closeIfGone():
                 self._admission.gave_up()
-        for transport, deadline in list(self._closing.items()):
-            if deadline > now:
+        for transport, goodbye in list(self._closing.items()):
+            if goodbye.deadline > now:
                 break
-            transport.goodbyeOverdue()
+            untaken = transport.untaken
+            if untaken < goodbye.untaken and now < goodbye.last:
+                # It is slow, but it takes what it was sent. A later deadline has its place at the end.
+                del self._closing[transport]
+                self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT, untaken=untaken)
+            else:
+                transport.goodbyeOverdue()
         self._tell_of_attacks()
         self._give_back(now)
         self._go_on()

@@ -179,6 +179,11 @@ class TLSTransport:
             return 0
 
     @property
+    def untaken(self) -> int:
+        """Bytes that were written and the peer's system has not taken: those that wait here, and `unsent`."""
+        return self.unsent + sum(map(len, self._outgoing or ()))
+
+    @property
     def disconnecting(self) -> bool:
         return self._state >= CLOSING
 
@@ -314,12 +319,6 @@ class TLSTransport:
     def idleOverdue(self) -> None:
         """There was no line for too long."""
         self._life.idle_overdue()
-
-    def writeOverdue(self) -> None:
-        """It does not take what is written."""
-        if self._reason is None:
-            self._reason = _Failures.ABORTED
-        self._life.write_overdue()
 
     def goodbyeOverdue(self) -> None:
         """It does not answer our goodbye."""
@@ -627,7 +626,7 @@ class _Over:
     def nothing(self) -> None: ...
 
     spoke = secured = pause = resume = drain = close = abort = nothing
-    handshake_overdue = idle_overdue = write_overdue = goodbye_overdue = ended = nothing
+    handshake_overdue = idle_overdue = goodbye_overdue = ended = nothing
 
 
 _OVER: Final = _Over()

@@ -155,7 +155,7 @@ class RouterTests(SynchronousTestCase):
             self.courier,
             max_line=10,
             forbidden=re.compile(rb"[\r\n]"),
-            now=lambda: 100.0,
+            expired=lambda letter: letter.expires_at is not None and letter.expires_at <= 100.0,
             forget=lambda source: self.forgotten.append(source),
         )
         self.forgotten: list[Any] = []

@@ -66,7 +66,6 @@ class Base(BrokerTestCase):
             courier=self.courier,
             presence=self.presence,
             joined=lambda: self.joined.append(self.roster.joined),
-            now=lambda: 1000.0,
         )
 
     def connect(self) -> None:

@@ -32,12 +32,15 @@ class Sink:
         self.room: int | None = None
         """How many lines it takes before it accepts no more."""
         self.lines: list[tuple[bytes, int, bytes]] = []
+        self.received: list[float] = []
+        """When each of them was received; 0: when it was published."""
         self.waiting: list[LineSource] = []
 
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         return connection_id, device_id
 
-    def publish(self, source: LineSource, line: bytes) -> None:
+    def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
+        self.received.append(received)
         self.lines.append((source.connection_id, source.seq, line))
         source.seq += 1
         if self.room is not None:
@@ -167,7 +170,6 @@ class Wire:
     def abortConnection(self, reason: Failure | None = None) -> None:
         self.closed = "aborted"
 
-    writeOverdue = abortConnection
     idleOverdue = loseConnection
 
     def drain(self) -> None:

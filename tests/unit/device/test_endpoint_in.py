@@ -156,6 +156,35 @@ class PausingTests(SynchronousTestCase):
         endpoint.dataReceived(b"a\nb\nrest")
         self.assertEqual((wire.reading, world.sink.waiting), (True, []))
 
+    def test_when_it_was_received(self) -> None:
+        """A line that waits for the sink has the time at which it was read, however long it waits, and later ones their own."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.sink.room = 1
+        world.later(10)
+        first = world.hub.now()
+        endpoint.dataReceived(b"a\nb\nc\nd")
+        for seconds in (100, 200):
+            world.clock.advance(seconds)
+            world.sink.resume(1)
+        endpoint.dataReceived(b"e\n")
+        world.clock.advance(100)
+        world.sink.resume()
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"c", b"de"])
+        self.assertEqual(world.sink.received, [0.0, first, first, first + 300])
+
+    def test_when_it_was_received_before_the_end(self) -> None:
+        """So has one that is published since its connection ends, or drains."""
+        for end in (World.end, lambda world, endpoint: endpoint.drain()):
+            world = World()
+            endpoint, _ = world.connect()
+            world.sink.stop()
+            first = world.hub.now()
+            endpoint.dataReceived(b"a\nb\n")
+            world.clock.advance(100)
+            end(world, endpoint)
+            self.assertEqual(world.sink.received, [first, first])
+
     def test_counted_once(self) -> None:
         """However often the sink stops again while a connection is resumed, it waits once and counts as one."""
         watch = Watch()
@@ -418,7 +447,7 @@ class DeviceAckTests(SynchronousTestCase):
         world.later(4.8)
         self.assertEqual(wire.closed, "")
         world.later(0.4)
-        self.assertEqual(wire.closed, "aborted")
+        self.assertEqual(wire.closed, "lost")
 
 
 class DrainTests(SynchronousTestCase):

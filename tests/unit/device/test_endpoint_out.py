@@ -357,6 +357,26 @@ class FaultTests(Base):
         self.assertEqual(world.courier.reasons, [(body, "expired") for body in (b"0", b"3", b"6")])
         self.assertEqual(self.source.outstanding, 0)
 
+    def test_expired_by_the_steady_clock(self) -> None:
+        """A time that is counted from the arrival is not changed by somebody who sets the clock, nor `expires_at` by time."""
+        world = self.world()
+        self.wire.room = 0
+        self.send(world, 0)
+        world.turns()
+        world.post(self.endpoint, self.source, b"1", 1, deadline=world.clock.seconds() + 10)
+        world.post(self.endpoint, self.source, b"2", 2, deadline=world.clock.seconds() + 4)
+        world.post(self.endpoint, self.source, b"3", 3, expires_at=world.epoch + 3600)
+        world.later(5)
+        world.epoch += 3000
+        self.wire.drained(room=0)
+        self.assertEqual(world.courier.reasons, [(b"2", "expired")])
+        world.epoch += 1000
+        world.post(self.endpoint, self.source, b"4", 4, expires_at=world.epoch)
+        world.post(self.endpoint, self.source, b"5", 5, deadline=world.clock.seconds() + 1)
+        self.wire.drained()
+        world.turns()
+        self.assertEqual(lines(self.wire), [b"0", b"1", b"3", b"5"])
+
     def test_duplicate_of_a_fault(self) -> None:
         """A copy of one that is on record is a duplicate, not a second record."""
         world = self.world()
@@ -420,7 +440,7 @@ class SlowTests(Base):
         world.send(self.endpoint, self.source, b"67890", 2)
         self.assertEqual(self.wire.closed, "")
         world.send(self.endpoint, self.source, b"x", None)
-        self.assertEqual(self.wire.closed, "aborted")
+        self.assertEqual(self.wire.closed, "lost")
         (event,) = world.of_type(SlowDevice)
         self.assertEqual((event.connection_id, event.device_id), (self.endpoint.connection_id.decode(), "d1"))
         self.assertEqual(
@@ -438,7 +458,7 @@ class SlowTests(Base):
             world.later(4.8)
             self.assertEqual(self.wire.closed, "")
             world.later(0.4)
-            self.assertEqual(self.wire.closed, "aborted")
+            self.assertEqual(self.wire.closed, "lost")
             self.assertEqual([reason for _, reason in world.courier.reasons], ["slow-device"] * waiting)
             self.assertEqual(self.source.outstanding, 0)
 
@@ -455,7 +475,7 @@ class SlowTests(Base):
             world.later(6)
         self.assertEqual((self.wire.closed, world.of_type(SlowDevice)), ("", []))
         world.later(5)
-        self.assertEqual(self.wire.closed, "aborted")
+        self.assertEqual(self.wire.closed, "lost")
 
     def test_write_timeout_begins_anew(self) -> None:
         """A device that took everything in between has its whole time again."""
@@ -468,7 +488,14 @@ class SlowTests(Base):
         world.later(4)
         self.assertEqual(self.wire.closed, "")
         world.later(2)
-        self.assertEqual(self.wire.closed, "aborted")
+        self.assertEqual(self.wire.closed, "lost")
+
+    def test_what_was_written_is_not_thrown_away(self) -> None:
+        """A slow device is closed in order, behind what was written to it: that counts as delivered."""
+        world = self.slow(write_buffer=10)
+        world.post(self.endpoint, self.source, b"x" * 20, 1, reply_to=b"q")
+        self.assertEqual((self.wire.closed, lines(self.wire)), ("lost", [b"0"]))
+        self.assertEqual([reason for _, reason in world.courier.reasons], ["slow-device"])
 
     def test_many_slow_devices(self) -> None:
         """Over all devices a quarter of the prefetch waits for slow ones; past that the one with most is closed."""
@@ -481,7 +508,7 @@ class SlowTests(Base):
             world.send(other, self.source, b"-")
         self.assertEqual((self.wire.closed, wire.closed), ("", ""))
         world.send(other, self.source, b"-")
-        self.assertEqual((self.wire.closed, wire.closed), ("aborted", ""))
+        self.assertEqual((self.wire.closed, wire.closed), ("lost", ""))
         self.assertEqual(len(world.courier.records), 6)
 
     def test_a_slow_device_that_is_closed_already(self) -> None:
@@ -495,7 +522,7 @@ class SlowTests(Base):
         for _ in range(20):
             world.send(other, self.source, b"-")
         world.end(self.endpoint)
-        self.assertEqual(wire.closed, "aborted")
+        self.assertEqual(wire.closed, "lost")
         self.assertEqual(self.source.outstanding, 0)
 
     def test_nothing_changes_for_others(self) -> None:
@@ -531,7 +558,7 @@ class ClosingTests(Base):
         self.wire.room = 0
         self.send(world, 0)
         world.later(1.2)
-        self.assertEqual(self.wire.closed, "aborted")
+        self.assertEqual(self.wire.closed, "lost")
         self.send(world, 1, None)
         world.turns()
         self.assertEqual(world.courier.reasons, [(b"1", "connection-closed"), (b"-", "connection-closed")])

@@ -63,7 +63,7 @@ class FootprintTests(SynchronousTestCase):
         source = Source()
         # What the sink prepares for it, and whether a line is kept, is the sink's.
         self.patch(world.sink, "open", lambda connection_id, device_id: None)
-        self.patch(world.sink, "publish", lambda source, line: None)
+        self.patch(world.sink, "publish", lambda source, line, received: None)
         connection_ids = [world.ids.new() for _ in range(500)]
         tracemalloc.start()
         try:

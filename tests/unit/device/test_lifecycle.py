@@ -45,37 +45,37 @@ NO: Final = ""
 
 INPUTS: Final = (
     "spoke", "secured", "pause", "resume", "drain", "close", "abort",
-    "handshake_overdue", "idle_overdue", "write_overdue", "goodbye_overdue", "ended",
+    "handshake_overdue", "idle_overdue", "goodbye_overdue", "ended",
 )  # fmt: skip
 
 LIVES: Final = {
     "accepted": (
         "handshaking", NO, NO, NO, NO, "closed", "closed",
-        "closed", NO, NO, NO, "closed",
+        "closed", NO, NO, "closed",
     ),
     "handshaking": (
         NO, "open", NO, NO, NO, "closed", "closed",
-        "closed", NO, NO, NO, "closed",
+        "closed", NO, NO, "closed",
     ),
     "open": (
         NO, NO, "paused", "open", "draining", "closing", "closed",
-        NO, "closing", "closed", NO, "closed",
+        NO, "closing", NO, "closed",
     ),
     "paused": (
         NO, NO, "paused", "open", "draining", "closing", "closed",
-        NO, "closing", "closed", NO, "closed",
+        NO, "closing", NO, "closed",
     ),
     "draining": (
         NO, NO, "draining", "draining", "draining", "closing", "closed",
-        NO, "draining", "closed", NO, "closed",
+        NO, "draining", NO, "closed",
     ),
     "closing": (
         NO, NO, "closing", "closing", "closing", "closing", "closed",
-        NO, "closing", "closing", "closed", "closed",
+        NO, "closing", "closed", "closed",
     ),
     "closed": (
         NO, NO, "closed", "closed", "closed", "closed", "closed",
-        "closed", "closed", "closed", "closed", "closed",
+        "closed", "closed", "closed", "closed",
     ),
 }  # fmt: skip
 """Every state, and what each of `INPUTS` makes of it."""

@@ -19,7 +19,17 @@ from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.hub import Hub
-from owsla.device.listener import BACKLOG, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share, claim
+from owsla.device.listener import (
+    BACKLOG,
+    LONGEST_GOODBYE,
+    LOST_ALREADY,
+    SEND_BUFFER,
+    STAND_BACK,
+    Listener,
+    Memory,
+    Share,
+    claim,
+)
 from owsla.device.refusal import Refusal, Refused
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
@@ -936,6 +946,32 @@ class TimeTests(Base):
         self.later(3)
         self.assertEqual(self.admission.connections, 0)
         self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
+
+    def take(self, client: Client) -> None:
+        """Take some of what was sent to a device: enough that its system asks for more."""
+        for _ in range(10):
+            try:
+                client.socket.recv(20_000)
+            except BlockingIOError:
+                break
+
+    def test_goodbye_to_a_slow_device(self) -> None:
+        """A device that takes what was written before our goodbye has time for that as long as it takes some, within bounds."""
+        self.listen()
+        for takes, longest in ((False, CLOSING_TIMEOUT), (True, LONGEST_GOODBYE)):
+            client = self.device()
+            client.reading = False
+            (endpoint,) = self.registry
+            endpoint.send(mock.Mock(), 1, b"", bytes(32_000_000), b"", None)
+            self.later(1)
+            endpoint.close("enough")
+            seconds = 0
+            while self.admission.connections and seconds < 100:
+                if takes:
+                    self.take(client)
+                self.later(1)
+                seconds += 1
+            self.assertTrue(longest - 1 <= seconds <= longest + CLOSING_TIMEOUT + 2, seconds)
 
     def test_idle(self) -> None:
         """A device with no line in either direction is closed within the timeout and an eighth; one that says or is told

@@ -114,6 +114,21 @@ class FromDeviceTests(Base):
         self.assertEqual(world.heard(wire), [b"hello"])
         self.assertEqual((endpoint.lines_in, endpoint.lines_out, endpoint.seq), (5, 1, 4))
 
+    def test_when_it_was_received(self) -> None:
+        """A line that is kept has the time at which it came, whether its dialect holds it or nothing is published."""
+        world = self.world()
+        endpoint, _ = world.speak()
+        first = world.hub.now()
+        endpoint.dataReceived(b"hold\na\n")
+        world.clock.advance(100)
+        world.sink.stop()
+        second = world.hub.now()
+        endpoint.dataReceived(b"b\nrelease\n")
+        world.clock.advance(100)
+        world.sink.resume()
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+        self.assertEqual(world.sink.received, [first, second])
+
     def test_hold(self) -> None:
         """While publication is held lines are kept, and published in order when it is released."""
         world = self.world()
@@ -345,7 +360,7 @@ class ToDeviceTests(Base):
         endpoint.dataReceived(b"answer fills it\n")
         world.turns()
         endpoint.dataReceived(b"answer more\n" * 100)
-        self.assertEqual((wire.closed, len(world.of_type(SlowDevice))), ("aborted", 1))
+        self.assertEqual((wire.closed, len(world.of_type(SlowDevice))), ("lost", 1))
         self.assertLess(len(endpoint._answers), 20)
 
     def test_closed_while_congested(self) -> None:
