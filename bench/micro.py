@@ -183,10 +183,9 @@ class Node:
             lambda: self.ids.node,
             find,
             NoCourier(),
+            self.hub,
             max_line=self.framing.max_line,
             forbidden=self.framing.forbidden,
-            expired=self.hub.expired,
-            forget=self.hub.forget,
         )
 
     def consumer(self, router: Any) -> Consumer:

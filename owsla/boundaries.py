@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from twisted.python.failure import Failure
@@ -56,6 +56,9 @@ class DeliverySource(Protocol):
     def done(self, tag: int) -> None:
         """The message with this delivery tag was handed over, or its fate is on record: acknowledge it."""
 
+    def written(self, header: bytes, body: bytes) -> None:
+        """Note a message without a number that was handed over: its acknowledgement may be lost, and then it comes again."""
+
 
 class Letter:
     """A message of a back end's that could not be handed over the moment it came, or that asks for more than that."""
@@ -69,7 +72,9 @@ class Letter:
         "device_id",
         "expires_at",
         "fault",
+        "handed_over",
         "header",
+        "identity",
         "reply_to",
         "seq",
         "settled",
@@ -115,6 +120,10 @@ class Letter:
         """The device of its connection, where the courier knew it when the message's fate was decided."""
         self.fault: str | None = None
         """Why it is not to be sent, known before it is its turn."""
+        self.identity: bytes | None = None
+        """What identifies it among messages without a number, where it may have been delivered before."""
+        self.handed_over = False
+        """Whether it is known to have been handed over when it was delivered before."""
         self.settled = False
         """Whether its number is used up: a copy that comes after its consumer's death is dropped as a duplicate of it."""
 
@@ -140,8 +149,10 @@ class Router(Protocol):
         """Put on record that a message cannot be delivered."""
 
     @property
-    def forget(self) -> Callable[[DeliverySource], None]:
-        """To be called when a consumer is gone: what it brought and is still held comes again."""
+    def forget(self) -> Callable[[DeliverySource, Iterable[bytes]], None]:
+        """To be called when a consumer is gone: what it brought and is still held comes again. So may messages that were handed
+        over; those without a number are known by what identifies them.
+        """
 
 
 class Courier(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from twisted.python.failure import Failure
@@ -107,33 +107,47 @@ class Held(Protocol):
         """An error of ours in dealing with it: close it."""
 
 
+class Deliveries(Protocol):
+    """What a node knows of messages beyond a single connection, as the router sees it."""
+
+    def expired(self, letter: Letter) -> bool:
+        """Return whether a message is too old to be sent."""
+
+    def repeated(self, letter: Letter) -> bool:
+        """Settle a message of a closed connection as a duplicate, if its number was written there. Return whether it was."""
+
+    def recall(self, identity: bytes) -> bool:
+        """Return whether a message without a number was handed over before its consumer ended."""
+
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
+        """A consumer is gone, and what it brought comes again; `handed_over`: as do these, which had no number."""
+
+
 class Router:
     """Brings each message to where it belongs: a connection here, another node's queue, or the undeliverable one."""
 
-    __slots__ = ("_courier", "_expired", "_find", "_forbidden", "_max_line", "_node", "forget")
+    __slots__ = ("_courier", "_deliveries", "_find", "_forbidden", "_max_line", "_node", "forget")
 
     def __init__(
         self,
         node: Callable[[], bytes],
         find: Callable[[bytes], Held | None],
         courier: Courier,
+        deliveries: Deliveries,
         *,
         max_line: int,
         forbidden: re.Pattern[bytes],
-        expired: Callable[[Letter], bool],
-        forget: Callable[[DeliverySource], None],
     ) -> None:
         """`node()` is this node's name; `find` has the connection of an id (`Registry.find`). `max_line` is in bytes;
-        `forbidden` matches where a body would be more than one line; `expired` says whether a message is too old to be sent.
-        `forget` is told of consumers that are gone.
+        `forbidden` matches where a body would be more than one line.
         """
         self._node = node
         self._find = find
         self._courier = courier
         self._max_line = max_line
         self._forbidden = forbidden.search
-        self._expired = expired
-        self.forget = forget
+        self._deliveries = deliveries
+        self.forget = deliveries.forget
 
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
@@ -160,6 +174,8 @@ class Router:
             letter.connection_id = connection_id
             held = self._find(connection_id)
         letter.fault = self._fault(letter)
+        if letter.identity is not None:
+            letter.handed_over = self._deliveries.recall(letter.identity)
         if held is not None and letter.seq != BAD:
             try:
                 held.post(letter)  # a fault or not: its number is used up when it is its turn
@@ -167,7 +183,8 @@ class Router:
                 self._failed(held, letter)
         elif letter.source.own or node_of(letter.connection_id) == self._node():
             # What came on this node's own queue was meant for it, or forwarded here: it is not sent round any further.
-            self._courier.record(letter, letter.fault or "unknown-connection")
+            if not self._deliveries.repeated(letter):
+                self._courier.record(letter, letter.fault or "unknown-connection")
         elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
             self._courier.record(letter, letter.fault)
         else:
@@ -177,6 +194,7 @@ class Router:
     def _failed(self, held: Held, letter: Letter) -> None:
         """An error of ours in dealing with one connection is not to cost the others their consumers."""
         held.failed(Failure())
+        letter.settled = letter.seq is not None  # its number may have been used up
         self._courier.record(letter, "connection-closed")
 
     def _fault(self, letter: Letter) -> str | None:
@@ -189,7 +207,7 @@ class Router:
             return "delimiter-in-body"
         if letter.expires_at == BAD:
             return "bad-expires-at"
-        if self._expired(letter):
+        if self._deliveries.expired(letter):
             return "expired"
         return None
 

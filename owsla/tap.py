@@ -280,10 +280,9 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         lambda: ids.node,
         registry.find,
         courier,
+        hub,
         max_line=settings.max_line,
         forbidden=framing.forbidden,
-        expired=hub.expired,
-        forget=hub.forget,
     )
 
     # From devices

@@ -266,6 +266,9 @@ class Cleanup(Getter):
         self._messages += 1
         self._courier.record(one, "unknown-connection")
 
+    def written(self, header: bytes, body: bytes) -> None:
+        """Nothing goes to a device from here."""
+
     def done(self, tag: int) -> None:
         self._held -= 1
         if self.open:

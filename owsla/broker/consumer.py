@@ -13,12 +13,13 @@ from ..amqp.wire import WireError
 from ..boundaries import BAD, Clock, DelayedCall, DeliverySource, Letter, Router
 from ..events import BrokerWarning, Event
 from ..turn import Turn
-from . import delivery, topology
+from . import delivery, records, topology
 from .acks import AckTracker
 from .backoff import Backoff
 from .looking import Found, look
 from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from .roll import LOST
+from .written import Written
 
 SCRATCH = 1
 """The channel for declarations."""
@@ -82,6 +83,7 @@ class Consumer(BaseHandler):
         "_tags",
         "_told",
         "_turn",
+        "_written",
         "open",
         "own",
         "prefetch",
@@ -116,6 +118,7 @@ class Consumer(BaseHandler):
         self._acks = AckTracker()
         self._flushing = False
         self._tags: list[str] = []
+        self._written = Written(0)
         self.prefetch = 0
         self.open = True
         """Whether messages still come and can be acknowledged."""
@@ -123,6 +126,7 @@ class Consumer(BaseHandler):
     async def start(self, count: int, prefetch: int) -> None:
         """Open the channel, and consume with so many consumers; `prefetch` messages of each may be unacknowledged."""
         self.prefetch = count * prefetch
+        self._written = Written(self.prefetch)
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
         for number in range(count):
@@ -143,7 +147,7 @@ class Consumer(BaseHandler):
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         try:
             connection_id, seq, more = delivery.read(header)
-            if not more:
+            if not more and (not redelivered or seq is not None):
                 self._router.route(self, tag, connection_id, seq, header, body)
                 return
             address = delivery.details(header)
@@ -154,7 +158,17 @@ class Consumer(BaseHandler):
         if address.notice is not None and self._told is not None and self._told(address.notice, address.user_id):
             self.done(tag)
             return
-        self._router.route_letter(letter(self, tag, header, body, connection_id, seq, address, self._clock))
+        one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
+        if seq is None and (redelivered or address.redelivered):
+            one.identity = records.identity(header, body)
+        self._router.route_letter(one)
+
+    def written(self, header: bytes, body: bytes) -> None:
+        self._written.add(header, body)
+
+    def forgotten(self) -> None:
+        """Tell those who hold messages that this consumer is gone."""
+        self._router.forget(self, self._written.identities())
 
     def done(self, tag: int) -> None:
         self._acks.done(tag)
@@ -402,7 +416,7 @@ class Consumers:
             again, gone = await self._claim(client, reason)
             if consumer.open:
                 consumer.open = False
-                self._router.forget(consumer)
+                consumer.forgotten()
             await client.end_channel(OWN)
             if self._consumers.get(OWN) is consumer:
                 await self._start(client, OWN)
@@ -474,7 +488,7 @@ class Consumers:
 
     def _lost(self, consumer: Consumer, reason: str) -> None:
         """One consumer is gone. With its connection: it comes back with it. Alone: declare its queue and begin again."""
-        self._router.forget(consumer)
+        consumer.forgotten()
         client = self._client
         if self._stopping or client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
             return

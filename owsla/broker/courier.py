@@ -160,6 +160,11 @@ class Courier(BaseHandler):
     # -- what is asked of it ---------------------------------------------------------------------------------------------
 
     def record(self, letter: Letter, reason: str) -> None:
+        if letter.handed_over:
+            # It was delivered again, and is settled as what it was: on record, too, it would contradict its own report.
+            letter.source.done(letter.tag)
+            self.report(letter, "delivered")
+            return
         self._note(letter, reason)
         self._send(self._record(letter, reason))
         if letter.reply_to is not None:
@@ -174,7 +179,7 @@ class Courier(BaseHandler):
     def forward(self, letter: Letter, node: bytes) -> None:
         queue = f"{self._to_device}.{node.decode()}"
         try:
-            properties = records.passed_on(letter.header[12:], {})
+            properties = records.passed_on(letter.header[12:], {records.REDELIVERED: True} if letter.identity else {})
         except WireError:
             self.record(letter, letter.fault or "bad-connection-id")
             return

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..boundaries import BAD
+from .records import REDELIVERED
 
 NOTICE: Final = "owsla_notice"
 """The header of messages between nodes, on their own queues."""
@@ -34,7 +35,7 @@ _MOST_AS_DOUBLE: Final = 2**53
 class Address:
     """What a delivery's headers say. Made for those that say more than a connection and a number."""
 
-    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "reply_to", "user_id")
+    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "redelivered", "reply_to", "user_id")
 
     def __init__(self, properties: dict[str, bytes], headers: dict[str, Any]) -> None:
         self.close = headers.get("owsla_close") is True
@@ -50,6 +51,8 @@ class Address:
         """As it stands on the wire, to be copied to the report."""
         self.user_id = properties["user_id"][1:].decode("utf-8", "replace") if "user_id" in properties else None
         """Who has published it, where that is said: the broker has made sure of it."""
+        self.redelivered = headers.get(REDELIVERED) is True
+        """Whether the node that forwarded it had it delivered more than once."""
         notice = headers.get(NOTICE)
         self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
         """What one node says to another, or to itself, in a message that is for no connection."""
@@ -115,7 +118,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more
 
 
-_NOTED: Final = frozenset({b"expires_at", b"owsla_close", b"owsla_expiration", NOTICE.encode()})
+_NOTED: Final = frozenset({b"expires_at", b"owsla_close", b"owsla_expiration", NOTICE.encode(), REDELIVERED.encode()})
 
 
 def details(header: bytes) -> Address:

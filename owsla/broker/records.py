@@ -10,27 +10,56 @@ properties and the headers that Owsla reads are passed on, and `owsla_note` says
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Final
 
 from ..amqp import wire
+from ..amqp.wire import WireError
 
 _MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": b"owsla_expiration"}
 _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
+
+REDELIVERED: Final = "owsla_redelivered"
+"""The header of a forward whose message was delivered before: it may have been forwarded, or handed over, then."""
 
 NOTE: Final = "owsla_note"
 """The header that says what of a message was not passed on."""
 
 _KEPT: Final = frozenset(
     {b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason", b"owsla_node"}
-    | {*_MOVED_PROPERTIES.values()}
+    | {*_MOVED_PROPERTIES.values(), REDELIVERED.encode()}
 )
 """The headers that are passed on of a message that has too many."""
 
 _LONGEST: Final = 255
 """Bytes of a value of these. All together, with the properties, they fit into AMQP's smallest frame (4096 bytes)."""
 
+_CHANGED: Final = frozenset({
+    *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED.encode()
+})  # fmt: skip
+"""Headers by which copies of one message may differ, beside the broker's own (`x-death`, `x-delivery-count`)."""
 
-def passed_on(properties: bytes, extra: Mapping[str, str]) -> bytes:
+
+def identity(header: bytes, body: bytes) -> bytes:
+    """Return a digest that is the same for all copies of a message: delivered again, or forwarded.
+
+    `header` is the payload of its content header frame.
+    """
+    try:
+        values = wire.split_properties(header, 12)
+        headers = wire.split_table(values["headers"]) if "headers" in values else []
+    except WireError:
+        values, headers = {}, [(b"", header)]
+    kept = [(key, value) for key, value in headers if key not in _CHANGED and not key.startswith(b"x-")]
+    values["headers"] = wire.join_table(kept)
+    for name in _MOVED_PROPERTIES:
+        values.pop(name, None)
+    digest = blake2b(wire.join_properties(values), digest_size=16)
+    digest.update(body)
+    return digest.digest()
+
+
+def passed_on(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
     """Properties (from the flags on) as they are to be sent on, with `extra` headers in place of any of the same names.
 
     `WireError` where they cannot be read.

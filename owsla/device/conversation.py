@@ -142,14 +142,13 @@ class SpokenEndpoint(Endpoint):
                     self._check(line)
         except Exception:
             self.fail(Failure())
-            self.hub.record(letter, "connection-closed")
+            self._settle(letter, "connection-closed")
             return False
         if isinstance(lines, Refused):
-            letter.settled = letter.seq is not None
-            self.hub.record(letter, "refused-by-dialect")
+            self._settle(letter, "refused-by-dialect")
             return False
         if lines and self._closing:
-            self.hub.record(letter, "connection-closed")
+            self._settle(letter, "connection-closed")
             return False
         for line in lines:
             self._write(line)

@@ -305,6 +305,8 @@ class Endpoint:
         if self._direct and (seq is None or (seq == self.expected and self._ordering is None)):
             if seq is not None:
                 self.expected += 1
+            else:
+                source.written(header, body)
             self._write(body)
             source.done(tag)
         else:
@@ -312,10 +314,13 @@ class Endpoint:
 
     def post(self, letter: Letter) -> None:
         """Hand over a message in its turn."""
-        if self._closing:
-            self.hub.record(letter, letter.fault or "connection-closed")
-            return
         seq = letter.seq
+        if self._closing:
+            if seq is not None and self._was_written(seq):
+                self.hub.duplicate(letter)
+            else:
+                self.hub.record(letter, letter.fault or "connection-closed")
+            return
         if seq is None:
             self._hand_over(letter)
             return
@@ -338,6 +343,14 @@ class Endpoint:
             self.hub.duplicate(letter)
         else:
             self.hub.record(letter, "late")
+
+    @property
+    def numbers(self) -> int | Ordering[Letter]:
+        """The numbers given out so far: the next one, where none was skipped, or what orders them."""
+        return self.expected if self._ordering is None else self._ordering
+
+    def _was_written(self, seq: int) -> bool:
+        return seq < self.expected if self._ordering is None else self._ordering.written(seq)
 
     def _take(self, ordering: Ordering[Letter]) -> None:
         """Hand over those held whose turn has come."""
@@ -404,7 +417,7 @@ class Endpoint:
     def _hand_over(self, letter: Letter) -> None:
         """It is its turn: write it, or let it wait until the device has taken what was written before."""
         if self._closing:
-            self.hub.record(letter, letter.fault or "connection-closed")
+            self._settle(letter, letter.fault or "connection-closed")
             return
         if self._queue is not None:
             self._queue.append(letter)
@@ -417,16 +430,22 @@ class Endpoint:
         if fault is None and self.hub.expired(letter):
             fault = "expired"
         if fault is not None:
-            letter.settled = letter.seq is not None
-            self.hub.record(letter, fault)
+            self._settle(letter, fault)
             return
         if (letter.body or not letter.close) and not self._say(letter):
             return
+        if letter.seq is None:
+            letter.source.written(letter.header, letter.body)
         letter.source.done(letter.tag)
         if letter.reply_to is not None:
             self.hub.report(letter, "delivered")
         if letter.close:
             self.close("closed by the back end")
+
+    def _settle(self, letter: Letter, reason: str) -> None:
+        """Put on record a message whose number was given out. A copy is a duplicate, so this record must not be dropped."""
+        letter.settled = letter.seq is not None
+        self.hub.record(letter, reason)
 
     def _say(self, letter: Letter) -> bool:
         """Write what it says. Whether that was done; if not, its fate is on record."""
@@ -554,7 +573,7 @@ class Endpoint:
             self.hub.relieved(self)
             self.hub.unqueue(self, queue)
             for letter in queue:
-                self.hub.record(letter, letter.fault or reason)
+                self._settle(letter, letter.fault or reason)
         if self._ordering is not None and self._ordering.held:
             held = self._ordering.clear()
             self.hub.release(self, held)

@@ -19,6 +19,7 @@ from ..turn import Turn
 from .framing import Framing
 from .holdings import Holdings
 from .ordering import PausableClock
+from .repeats import ClosedConnections, HandedOver
 from .rivals import Rivals
 from .timers import Timers
 
@@ -85,6 +86,8 @@ class Hub:
         self.quiet_since = 0.0
         """When devices were last not read, whatever they had to say; by the clock."""
         self.gap_clock = PausableClock(clock.seconds)
+        self._closed = ClosedConnections()
+        self._handed_over = HandedOver()
         self._courier = courier
         self._endpoints = endpoints
         self._hangups = hangups
@@ -143,13 +146,27 @@ class Hub:
         if letter.reply_to is not None:
             self.report(letter, "duplicate")
 
+    def repeated(self, letter: Letter) -> bool:
+        """Settle a message of a closed connection as a duplicate, if its number was written there. Return whether it was."""
+        if letter.seq is None or letter.connection_id is None:
+            return False
+        if not self._closed.written(letter.connection_id, letter.seq, self.gap_clock()):
+            return False
+        self.duplicate(letter)
+        return True
+
+    def recall(self, identity: bytes) -> bool:
+        """Return whether a message without a number was handed over before its consumer ended."""
+        return self._handed_over.take(identity, self.gap_clock())
+
     def skipped(self, endpoint: Endpoint, missing: range) -> None:
         """It waits no longer for these numbers."""
         self.skips += missing.stop - missing.start  # len() has no numbers as large as a back end may choose
         self.emit(GapSkipped(endpoint.connection_id.decode(), endpoint.device_id, missing.start, missing.stop - 1))
 
-    def forget(self, source: DeliverySource) -> None:
-        """A consumer is gone, and what it brought comes again."""
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes] = ()) -> None:
+        """A consumer is gone, and what it brought comes again; `handed_over`: as do these, which had no number."""
+        self._handed_over.add(handed_over, self.gap_clock())
         for endpoint in dict.fromkeys(self._held.holders(source) + self._queued.holders(source)):
             endpoint.forget(source)
 
@@ -275,6 +292,7 @@ class Hub:
     def closed(self, endpoint: Endpoint, failure: Failure | None) -> None:
         """Its connection is gone; `failure` is an exception of our own that ended it."""
         self.registry.remove(endpoint.connection_id)
+        self._closed.add(endpoint.connection_id, endpoint.numbers, self.gap_clock())
         self._lines_out += endpoint.lines_out
         self._congested.pop(endpoint, None)
         if self._devices:

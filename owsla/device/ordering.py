@@ -53,6 +53,10 @@ class Ordering(Generic[Item]):
         self._held[seq] = (now, item)
         return Arrival.HELD
 
+    def written(self, seq: int) -> bool:
+        """Return whether a number was given out, and not skipped."""
+        return seq < self.expected and not self._was_skipped(seq)
+
     def _was_skipped(self, seq: int) -> bool:
         # Behind a start and before its stop there is an odd number of bounds.
         return seq < self._floor or (self._skipped is not None and bisect_right(self._skipped, seq) % 2 == 1)

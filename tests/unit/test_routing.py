@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.boundaries import BAD, Letter
+from owsla.boundaries import BAD, DeliverySource, Letter
 from owsla.routing import ConnectionIds, Registry, Router, canonical, node_of
 
 HERE = b"0123abcd"
@@ -104,6 +105,9 @@ class Source:
     def done(self, tag: int) -> None:
         raise AssertionError("the router acknowledges nothing")
 
+    def written(self, header: bytes, body: bytes) -> None:
+        raise AssertionError("the router writes nothing")
+
 
 class Held:
     """A connection that notes what it is given."""
@@ -131,9 +135,11 @@ class Held:
 class Courier:
     def __init__(self) -> None:
         self.recorded: list[tuple[bytes | None, str]] = []
+        self.letters: list[Letter] = []
         self.forwarded: list[tuple[bytes | None, bytes]] = []
 
     def record(self, letter: Letter, reason: str) -> None:
+        self.letters.append(letter)
         self.recorded.append((letter.connection_id, reason))
 
     def forward(self, letter: Letter, node: bytes) -> None:
@@ -143,22 +149,46 @@ class Courier:
         raise AssertionError("nothing was delivered")
 
 
+class Deliveries:
+    """What was written before, as the test says; it is 100 s since the epoch."""
+
+    def __init__(self) -> None:
+        self.numbers: set[tuple[bytes | None, int | None]] = set()
+        self.identities: list[bytes] = []
+        self.repeats: list[Letter] = []
+        self.forgotten: list[Any] = []
+
+    def expired(self, letter: Letter) -> bool:
+        return letter.expires_at is not None and letter.expires_at <= 100.0
+
+    def repeated(self, letter: Letter) -> bool:
+        known = (letter.connection_id, letter.seq) in self.numbers
+        if known:
+            self.repeats.append(letter)
+        return known
+
+    def recall(self, identity: bytes) -> bool:
+        return identity in self.identities
+
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
+        self.forgotten.append((source, list(handed_over)))
+
+
 class RouterTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.held = Held()
         self.courier = Courier()
+        self.deliveries = Deliveries()
         registry: Registry[Held] = Registry()
         registry.add(ID, self.held)
         self.router = Router(
             lambda: HERE,
             registry.find,
             self.courier,
+            self.deliveries,
             max_line=10,
             forbidden=re.compile(rb"[\r\n]"),
-            expired=lambda letter: letter.expires_at is not None and letter.expires_at <= 100.0,
-            forget=lambda source: self.forgotten.append(source),
         )
-        self.forgotten: list[Any] = []
         self.source = Source()
 
     def route(self, connection_id: bytes | None, seq: int | None = None, body: bytes = b"body") -> None:
@@ -190,6 +220,7 @@ class RouterTests(SynchronousTestCase):
         self.route(ID, 3)
         self.letter(ID, 4)
         self.assertEqual(self.held.failures, [self.held.fault] * 2)
+        self.assertTrue(all(letter.settled for letter in self.courier.letters))
         self.assertEqual(self.courier.recorded, [(ID, "connection-closed")] * 2)
 
     def test_upper_case(self) -> None:
@@ -273,5 +304,25 @@ class RouterTests(SynchronousTestCase):
 
     def test_forget(self) -> None:
         """Whoever holds messages is told when their consumer is gone."""
-        self.router.forget(self.source)
-        self.assertEqual(self.forgotten, [self.source])
+        self.router.forget(self.source, [b"a"])
+        self.assertEqual(self.deliveries.forgotten, [(self.source, [b"a"])])
+
+    def test_repeats_for_a_closed_connection(self) -> None:
+        """What was written on a connection that is closed now is settled as a repeat and not recorded, whatever its fault."""
+        self.deliveries.numbers = {(GONE, 3)}
+        self.route(GONE, 3)
+        self.route(GONE.upper(), 3, b"x" * 11)
+        self.letter(GONE, 3, expires_at=99.0)
+        self.assertEqual((len(self.deliveries.repeats), self.courier.recorded), (3, []))
+        self.route(GONE, 4)
+        self.route(GONE)
+        self.assertEqual(self.courier.recorded, [(GONE, "unknown-connection")] * 2)
+
+    def test_what_was_handed_over_before(self) -> None:
+        """A message without a number that comes again is known by its identity, whatever becomes of it now."""
+        self.deliveries.identities = [b"known"]
+        for identity in (b"known", b"other", None):
+            letter = Letter(self.source, 7, b"header", b"body", ID, None)
+            letter.identity = identity
+            self.router.route_letter(letter)
+        self.assertEqual([letter.handed_over for letter in self.held.posted], [True, False, False])

@@ -306,6 +306,9 @@ class Source:
     def done(self, tag: int) -> None:
         self.finished.append(tag)
 
+    def written(self, header: bytes, body: bytes) -> None:
+        raise AssertionError("nothing is handed over here")
+
     def letter(self, tag: int, connection_id: bytes | None = b"some-id", body: bytes = b"body", **more: Any) -> Letter:
         """A message of this consumer's. Keywords of a letter go there; properties to its header."""
         asked = {name: more.pop(name) for name in ("reply_to", "correlation_id", "seq") if name in more}

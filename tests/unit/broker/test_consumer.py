@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from txamqp.client import Closed
 
 from owsla.amqp import wire
 from owsla.boundaries import BAD, DeliverySource, Letter
-from owsla.broker import topology
+from owsla.broker import records, topology
 from owsla.broker.consumer import OWN, SCRATCH, SHARED, Consumers
 from owsla.events import BrokerWarning, Event
 
@@ -26,6 +26,7 @@ class Router:
         self.letters: list[Letter] = []
         self.refused: list[tuple[Letter, str]] = []
         self.forgotten: list[DeliverySource] = []
+        self.handed_over: list[bytes] = []
 
     def route(self, *what: Any) -> None:
         self.plain.append(what)
@@ -36,8 +37,9 @@ class Router:
     def refuse(self, letter: Letter, reason: str) -> None:
         self.refused.append((letter, reason))
 
-    def forget(self, source: DeliverySource) -> None:
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
         self.forgotten.append(source)
+        self.handed_over += handed_over
 
 
 class Place:
@@ -222,6 +224,30 @@ class DeliveryTests(Base):
             self.deliver(1, headers, expiration=expiration)
             letter = self.router.letters.pop()
             self.assertEqual((letter.expires_at, letter.deadline), expected)
+
+    def test_delivered_again(self) -> None:
+        """A message without a number that is delivered again, to this node or to the one that forwarded it, has an identity;
+        one with a number has its number.
+        """
+        for redelivered, headers in ((True, {}), (False, {records.REDELIVERED: True})):
+            header = message(b"body", {"connection_id": ID, **headers})
+            self.server.raw(deliver(SHARED, 1, header, b"body", redelivered=redelivered))
+            self.assertEqual(self.router.letters.pop().identity, records.identity(header, b"body"))
+        for more in ({}, {"expires_at": 1}):
+            header = message(b"body", {"connection_id": ID, "to_device_seq": 1, **more})
+            self.server.raw(deliver(SHARED, 1, header, b"body", redelivered=True))
+        self.assertEqual(len(self.router.plain), 1)
+        self.assertIsNone(self.router.letters.pop().identity)
+        self.deliver(2, {"connection_id": ID, "expires_at": 1})
+        self.assertIsNone(self.router.letters.pop().identity)
+
+    def test_handed_over(self) -> None:
+        """When a channel ends those who remember are told what it handed over lately."""
+        self.deliver(1, {"connection_id": ID})
+        ((source, _, _, _, header, body),) = self.router.plain
+        source.written(header, body)
+        self.server.close_channel(SHARED)
+        self.assertEqual(self.router.handed_over, [records.identity(header, body)])
 
     def test_unreadable_headers(self) -> None:
         """A message whose headers are no field table is refused, and the connection goes on."""

@@ -482,6 +482,23 @@ class ForwardTests(Base):
         self.server.ack(PARCELS, 1)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
+    def test_delivered_again(self) -> None:
+        """The node that gets a forward is told that its message was delivered before."""
+        letter = self.source.letter(7, headers={"a": 1})
+        letter.identity = b"some"
+        self.courier.forward(letter, ELSEWHERE)
+        (one,) = self.taken()
+        self.assertEqual(one.headers, {"a": 1, "owsla_redelivered": True})
+
+    def test_handed_over_before(self) -> None:
+        """A message that was handed over before is settled as that, and not on record, whatever became of it now."""
+        letter = self.source.letter(7, reply_to=b"answers")
+        letter.handed_over = True
+        self.courier.record(letter, "unknown-connection")
+        (report,) = self.taken()
+        self.assertEqual((report.queue, report.headers["owsla_report"]), ("answers", "delivered"))
+        self.assertEqual((self.source.finished, self.courier.recorded, self.events), ([7], {}, []))
+
     def test_unreadable(self) -> None:
         """A message that cannot be read to its end is recorded and not forwarded, and nothing is raised."""
         self.courier.forward(self.source.letter(7, body=b"body", header=wire.header_payload(4, b"\0\x02")), ELSEWHERE)

@@ -105,6 +105,8 @@ class Source:
         self.own = False
         self.tags = 0
         self.acked: list[int] = []
+        self.bodies: list[bytes] = []
+        """Of messages without a number that were handed over."""
 
     def next(self) -> int:
         self.tags += 1
@@ -114,6 +116,9 @@ class Source:
         assert 0 < tag <= self.tags, f"no such delivery: {tag}"
         assert tag not in self.acked, f"acknowledged twice: {tag}"
         self.acked.append(tag)
+
+    def written(self, header: bytes, body: bytes) -> None:
+        self.bodies.append(body)
 
     @property
     def outstanding(self) -> int:

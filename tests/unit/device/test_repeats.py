@@ -1,0 +1,162 @@
+"""What was written to devices is recognized when it comes again."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.boundaries import Letter
+from owsla.device.ordering import Ordering
+from owsla.device.repeats import (
+    CONNECTIONS_REMEMBERED,
+    MESSAGES_REMEMBERED,
+    REMEMBERED_FOR,
+    ClosedConnections,
+    HandedOver,
+)
+from owsla.events import DeviceDisconnected
+
+from ._fakes import Source, World
+
+
+class ClosedConnectionsTests(SynchronousTestCase):
+    def test_numbers(self) -> None:
+        """What is below the next number was written; of a connection that is not known, nothing."""
+        closed = ClosedConnections()
+        closed.add(b"a", 2, 0.0)
+        self.assertEqual([closed.written(b"a", seq, 0.0) for seq in range(4)], [True, True, False, False])
+        self.assertFalse(closed.written(b"b", 0, 0.0))
+
+    def test_skipped(self) -> None:
+        """A number that was skipped was not written."""
+        ordering: Ordering[str] = Ordering()
+        for seq in (0, 3):
+            ordering.arrive(seq, "", 0.0)
+        ordering.skip()
+        ordering.take()
+        closed = ClosedConnections()
+        closed.add(b"a", ordering, 0.0)
+        self.assertEqual([closed.written(b"a", seq, 0.0) for seq in range(5)], [True, False, False, True, False])
+
+    def test_nothing_to_know(self) -> None:
+        """A connection without numbered messages takes no room."""
+        closed = ClosedConnections()
+        closed.add(b"a", 0, 0.0)
+        self.assertEqual(len(closed), 0)
+
+    def test_forgotten(self) -> None:
+        """It is forgotten after a time; and the oldest when there are many."""
+        closed = ClosedConnections()
+        closed.add(b"a", 1, 0.0)
+        closed.add(b"b", 1, 5.0)
+        self.assertTrue(closed.written(b"a", 0, REMEMBERED_FOR - 1))
+        self.assertFalse(closed.written(b"a", 0, REMEMBERED_FOR))
+        self.assertTrue(closed.written(b"b", 0, REMEMBERED_FOR))
+        for number in range(CONNECTIONS_REMEMBERED):
+            closed.add(b"%d" % number, 1, REMEMBERED_FOR)
+        self.assertEqual((len(closed), closed.written(b"b", 0, REMEMBERED_FOR)), (CONNECTIONS_REMEMBERED, False))
+
+
+class HandedOverTests(SynchronousTestCase):
+    def test_each_once(self) -> None:
+        """Each copy is recognized once."""
+        handed_over = HandedOver()
+        handed_over.add([b"a", b"b", b"a"], 0.0)
+        self.assertEqual([handed_over.take(b"a", 1.0) for _ in range(3)], [True, True, False])
+        self.assertEqual([handed_over.take(each, 1.0) for each in (b"b", b"b", b"c")], [True, False, False])
+        self.assertEqual(len(handed_over), 0)
+
+    def test_forgotten(self) -> None:
+        """It is forgotten after a time; and the oldest when there are many."""
+        handed_over = HandedOver()
+        handed_over.add([b"a"], 0.0)
+        self.assertFalse(handed_over.take(b"a", REMEMBERED_FOR))
+        handed_over.add([b"a"], 0.0)
+        handed_over.add((b"%d" % number for number in range(MESSAGES_REMEMBERED)), 0.0)
+        self.assertEqual((len(handed_over), handed_over.take(b"a", 0.0)), (MESSAGES_REMEMBERED, False))
+
+
+class EndpointTests(SynchronousTestCase):
+    """A connection that closes, and what comes again for it."""
+
+    def letter(self, source: Source, connection_id: bytes, body: bytes, seq: int | None) -> Letter:
+        return Letter(source, source.next(), b"header", body, connection_id, seq, reply_to=b"q")
+
+    def test_after_the_end(self) -> None:
+        """What was written on a connection that is gone is a duplicate; what was not, whatever it waited for, is not."""
+        world = World()
+        source, again = Source(), Source()
+        endpoint, wire = world.connect()
+        for seq in (0, 1):
+            world.send(endpoint, source, b"%d" % seq, seq)
+        wire.room = 0
+        world.turns()
+        world.send(endpoint, source, b"4", 4)
+        world.end(endpoint)
+        self.assertEqual(world.courier.reasons, [(b"4", "connection-closed")])
+        repeated: dict[int | None, bool] = {}
+        for number in (0, 1, 2, 4, None):
+            letter = self.letter(again, endpoint.connection_id, b"x", number)
+            repeated[number] = world.hub.repeated(letter)
+        self.assertEqual(repeated, {0: True, 1: True, 2: False, 4: False, None: False})
+        self.assertEqual([outcome for _, outcome in world.courier.reports], ["duplicate"] * 2)
+        self.assertEqual((again.acked, world.hub.duplicates), ([1, 2], 2))
+
+    def test_while_it_closes(self) -> None:
+        """So it is while the connection is closing."""
+        world = World()
+        source = Source()
+        endpoint, _ = world.connect()
+        world.send(endpoint, source, b"0", 0)
+        endpoint.close("enough")
+        for seq in (0, 1):
+            world.send(endpoint, source, b"again", seq)
+        self.assertEqual(world.courier.reasons, [(b"again", "connection-closed")])
+        self.assertEqual((world.hub.duplicates, source.outstanding), (1, 0))
+
+    def test_what_is_on_record_stays_so(self) -> None:
+        """The record of a message whose number was given out is not dropped with its consumer: a copy would be a duplicate."""
+        world = World()
+        source = Source()
+        endpoint, _ = world.connect(room=0)
+        world.send(endpoint, source, b"0", 0)
+        world.turns()
+        world.send(endpoint, source, b"1", 1)
+        world.send(endpoint, source, b"3", 3)
+        world.end(endpoint)
+        self.assertEqual([(letter.seq, letter.settled) for letter, _ in world.courier.records], [(1, True), (3, False)])
+        self.assertTrue(world.hub.repeated(self.letter(Source(), endpoint.connection_id, b"1", 1)))
+        self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
+
+    def test_without_a_number(self) -> None:
+        """Each message without a number that was handed over is noted, and no other one is."""
+        world = World()
+        source = Source()
+        endpoint, wire = world.connect()
+        world.send(endpoint, source, b"plain")
+        world.send(endpoint, source, b"numbered", 0)
+        world.post(endpoint, source, b"asks", None, reply_to=b"q")
+        world.post(endpoint, source, b"bad", None, fault="too-long")
+        wire.room = 0
+        world.turns()
+        world.send(endpoint, source, b"waits")
+        world.end(endpoint)
+        self.assertEqual(source.bodies, [b"plain", b"asks"])
+
+    def test_recall(self) -> None:
+        """When their consumer is gone they are recognized."""
+        world = World()
+        world.hub.forget(Source(), [b"a"])
+        self.assertEqual([world.hub.recall(b"a"), world.hub.recall(b"a")], [True, False])
+
+    def test_no_time_passes_in_an_outage(self) -> None:
+        """An outage may last: nothing can come again before it is over."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.send(endpoint, Source(), b"0", 0)
+        world.end(endpoint)
+        world.hub.flowing(False)
+        world.hub.forget(Source(), [b"a"])
+        world.clock.advance(10 * REMEMBERED_FOR)
+        world.hub.flowing(True)
+        self.assertTrue(world.hub.recall(b"a"))
+        self.assertTrue(world.hub.repeated(self.letter(Source(), endpoint.connection_id, b"0", 0)))
