@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -99,8 +101,52 @@ async def test_connections_cut(broker: Broker, lab: Lab) -> None:
 
 
 @reactor_test
+async def test_acknowledgements_are_lost(broker: Broker, lab: Lab) -> None:
+    """Messages that devices heard come again, since their acknowledgements were lost; the devices have gone meanwhile. None of
+    them goes on record, and no report says anything but that.
+    """
+    proxy = await lab.proxy(broker.port)
+    gateway = await lab.gateway(broker.url, broker=proxy.url)
+    reports = f"{gateway.to_device}_reports"
+    await gateway.backend.call(lambda channel: channel.queue_declare(reports))
+    devices = [await lab.device(gateway) for _ in range(3)]
+    ids = [await gateway.introduce(device) for device in devices]
+    proxy.hold(one_way=True)
+    asked: dict[str, Any] = {"reply_to": reports}
+    for number in range(20):
+        for connection_id in ids:
+            headers = {"connection_id": connection_id}
+            text = b"%d" % number
+            await gateway.backend.publish(gateway.to_device, text, {**headers, "to_device_seq": number}, **asked)
+            await gateway.backend.publish(gateway.to_device, b"plain " + text, headers)
+            await gateway.backend.publish(gateway.to_device, b"asks " + text, headers, message_id=f"{number}", **asked)
+    for device in devices:
+        assert len(await device.lines.take(60)) == 60
+    await gateway.backend.publish(gateway.to_device, b"", {"connection_id": ids[0], "owsla_close": True}, **asked)
+    await devices[0].closed()
+    for device in devices[1:]:
+        device.abort()
+    start = gateway.owsla.mark()
+    await until(lambda: len(gateway.owsla.lines("disconnected")) >= 3, what="the end of the devices")
+    proxy.cut()
+    proxy.held.clear()
+    proxy.release()
+    await gateway.owsla.wait_for_line("Broker lost", start=start)
+    last = await lab.device(gateway)
+    connection_id = await gateway.introduce(last)
+    await gateway.send(connection_id, b"all came again before this")
+    assert await last.line(60) == b"all came again before this"
+    await gateway.send("nobody", b"mark")
+    assert (await gateway.refused()).body == b"mark"
+    outcomes: Counter[str] = Counter()
+    while (report := await gateway.backend.fetch(reports)) is not None:
+        outcomes[report.headers["owsla_report"]] += 1
+    assert outcomes == {"delivered": 60 + 60 + 60 + 2, "duplicate": 60}
+
+
+@reactor_test
 async def test_idle_while_the_broker_is_away(broker: Broker, lab: Lab) -> None:
-    """While the broker is away devices are not thrown out for being idle."""
+    """While the broker is away devices are not thrown out for being idle, and what they say has its own time."""
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url, idle_timeout="1s")
     device = await lab.device(gateway)
@@ -112,9 +158,11 @@ async def test_idle_while_the_broker_is_away(broker: Broker, lab: Lab) -> None:
     device.send_line(b"while away")
     await pause(3)
     assert device.is_open
+    over = time.time()
     await proxy.start()
     message = await gateway.backend.inbox[gateway.from_device].find(lambda message: message.body == b"while away", 60)
     assert message.connection_id == connection_id
+    assert message.properties.timestamp <= over - 1
 
 
 @reactor_test

@@ -298,7 +298,9 @@ async def test_a_thousand_gaps(broker: Broker, lab: Lab) -> None:
 )
 @reactor_test
 async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) -> None:
-    """A device that stops reading is closed, what waited for it is on record; to others nothing happens."""
+    """A device that stops reading is closed, and what waited for it is on record. What was written before is not thrown away
+    with a reset: it hears that when it reads on. To others nothing happens.
+    """
     gateway = await lab.gateway(broker.url, **options)
     slow, other = await _devices(lab, gateway, 2)
     connection_id, other_id = await _introduce(gateway, [slow, other])
@@ -322,9 +324,7 @@ async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) ->
     assert "slow-device" in recorded.values()
     assert set(recorded.values()) <= {"slow-device", "unknown-connection", "connection-closed"}
     assert not received & set(recorded)
-    # What is neither was in the sockets' buffers when the connection was reset.
-    lost = set(range(sent)) - received - set(recorded)
-    assert not lost or (max(lost) < min(recorded) and min(lost) > max(received, default=-1))
+    assert received | set(recorded) == set(range(sent))
 
 
 @reactor_test

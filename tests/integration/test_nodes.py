@@ -426,6 +426,36 @@ async def test_numbers_of_what_cannot_be_sent(lab: Lab, own_rabbitmq: RabbitMQ) 
 
 
 @reactor_test
+async def test_acknowledgements_are_lost(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """What a device heard comes again, to its node and to others, since acknowledgements were lost with a connection. The
+    device has gone meanwhile, and none of it goes on record.
+    """
+    proxy = await lab.proxy(own_rabbitmq.port)
+    nodes = await Nodes.start(lab, own_rabbitmq, 2, first_broker=proxy.url, node_grace="20s", heartbeat="10")
+    device = await lab.device(nodes.first)
+    connection_id = await nodes.introduce(device)
+    headers = {"connection_id": connection_id}
+    proxy.hold(one_way=True)
+    for number in range(100):
+        text = b"%d" % number
+        await nodes.backend.publish(nodes.first.to_device, text, {**headers, "to_device_seq": number})
+        await nodes.backend.publish(nodes.first.to_device, b"plain " + text, headers, expiration="3600000")
+    assert len(await device.lines.take(200)) == 200
+    start = nodes.first.owsla.mark()
+    device.abort()
+    await nodes.first.owsla.wait_for_line("disconnected", start=start)
+    proxy.cut()
+    proxy.held.clear()
+    proxy.release()
+    await nodes.first.owsla.wait_for_line("Broker lost", start=start)
+    await nodes.when(
+        lambda queues: not any(ready + held for name, (ready, held, _) in queues.items() if name != nodes.register),
+        "the end of what comes again",
+    )
+    assert nodes.backend.inbox[nodes.first.undeliverable].clear() == []
+
+
+@reactor_test
 async def test_no_loop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     """What somebody puts into one node's queue for a connection of another is on record, and not sent round."""
     nodes = await Nodes.start(lab, own_rabbitmq, 1)

@@ -41,7 +41,7 @@ class _Side(Protocol):
                 self.write(self.other.early)
 
     def dataReceived(self, data: bytes) -> None:
-        if self.proxy.holding:
+        if self.proxy.holding and not (self.proxy.one_way and self in self.proxy.servers):
             self.proxy.held.append((self, data))
         else:
             self.forward(data)
@@ -105,6 +105,7 @@ class Proxy:
         self.sides: list[_Side] = []
         self.servers: list[_Side] = []
         self.holding = False
+        self.one_way = False
         self.held: list[tuple[_Side, bytes]] = []
         self._listening: Any = None
 
@@ -137,9 +138,10 @@ class Proxy:
         for side in list(self.sides):
             side.abort()
 
-    def hold(self) -> None:
-        """Forward nothing more for now: connections stay open and nothing comes through."""
+    def hold(self, *, one_way: bool = False) -> None:
+        """Forward nothing more for now, or nothing to the server (`one_way`): connections stay open."""
         self.holding = True
+        self.one_way = one_way
 
     def release(self) -> None:
         """Forward what was held, and go on."""
