@@ -157,6 +157,7 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
 ClientCertificate = Literal["require", "optional"]
 Identity = Literal["cn", "san-dns", "san-uri", "fingerprint"]
 Duplicates = Literal["keep", "replace"]
+SequenceType = Literal["int64", "int32"]
 QueueArgument = tuple[str, str | int | bool]
 
 
@@ -188,6 +189,7 @@ class Settings:
     undeliverable_arguments: tuple[QueueArgument, ...]
     node_queue_arguments: tuple[QueueArgument, ...]
     seq_header: str
+    seq_type: SequenceType
     delivery_mode: Literal[1, 2]
     consumers: int
     prefetch: int
@@ -623,6 +625,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _MESSAGES, "seq-header", "NAME", "from_device_seq", _header,
         "Header that counts the lines of a connection from 0.",
+    ),
+    Option(
+        _MESSAGES, "seq-type", "WORD", "int64", _choice("int64", "int32"),
+        "Type of that header: int64 is AMQP's l; int32 is its I, for client libraries that cannot read l in a table. A number "
+        "past 2147483647 is an l all the same.",
     ),
     Option(
         _MESSAGES, "delivery-mode", "1|2", "2", _number(1, 2, "delivery mode"),

@@ -223,6 +223,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         delivery_mode=settings.delivery_mode,
         reply_to=node_queue(ids.node).name.encode(),
         frame_max=FRAME_MAX,
+        narrow=settings.seq_type == "int32",
     )
     producer = Producer(
         reactor,

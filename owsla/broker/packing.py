@@ -8,7 +8,7 @@ sequence number and the time. And of what remains, all but the connection's own 
     |   class, weight                                   | connection
     |   body size                                       | line
     |   flags, headers {connection_id, device_id, seq:  | connection
-    |     'l' sequence number                           | line
+    |     sequence number ('l', or 'I' where asked for)   | line
     |   } delivery_mode, reply_to, timestamp, app_id    | node, once a second
     | body frame: type, channel                         | node, once a second
     |   size, body, end                                 | line
@@ -29,7 +29,11 @@ APP_ID: Final = "owsla"
 
 _U32 = struct.Struct(">I").pack
 _U64 = struct.Struct(">Q").pack
+_I32 = struct.Struct(">i").pack
 _I64 = struct.Struct(">q").pack
+
+_WIDER: Final = 4
+"""Bytes by which AMQP's 64-bit integer (`l`) is wider than its 32-bit one (`I`)."""
 
 _FLAGS = struct.pack(
     ">H", sum(wire.PROPERTIES[name][0] for name in ("headers", "delivery_mode", "reply_to", "timestamp", "app_id"))
@@ -87,6 +91,7 @@ class LinePacker:
         "_key",
         "_largest",
         "_method",
+        "_number",
         "_second",
         "_seq_key",
         "_tail",
@@ -103,8 +108,11 @@ class LinePacker:
         delivery_mode: int,
         reply_to: bytes,
         frame_max: int,
+        narrow: bool = False,
     ) -> None:
         """`routing_key` is a queue's name, the same for all, or a template for each connection's.
+
+        `narrow`: sequence numbers are 32-bit integers as far as they fit, for clients that cannot read 64-bit ones in a table.
 
         `frame_max` in bytes, a frame's overhead included: what the broker will take in one frame, at the least.
         """
@@ -118,7 +126,8 @@ class LinePacker:
             self._method = self._publish(routing_key.text)
         else:
             self._key = routing_key
-        self._seq_key = wire.short_string(seq_header) + b"l"
+        self._seq_key = wire.short_string(seq_header) + (b"I" if narrow else b"l")
+        self._number = _I32 if narrow else _I64
         self._before_timestamp = bytes([delivery_mode]) + wire.short_string(reply_to)
         self._after_reply_to = wire.short_string(APP_ID)
         self._tail_size = len(self._before_timestamp) + 8 + len(self._after_reply_to)
@@ -148,8 +157,9 @@ class LinePacker:
         if device_id is not None:
             headers += wire.short_string("device_id") + b"S" + wire.long_string(device_id)
         headers += self._seq_key
-        before_seq = _FLAGS + _U32(len(headers) + 8) + headers
-        size = 12 + len(before_seq) + 8 + self._tail_size
+        width = len(self._number(0))
+        before_seq = _FLAGS + _U32(len(headers) + width) + headers
+        size = 12 + len(before_seq) + width + self._tail_size
         before_size = method + struct.pack(">BHIHH", wire.FRAME_HEADER, self._channel, size, wire.BASIC, 0)
         if self._key is None:
             # The same for all whose device ids are of one length: 110 bytes less for each of them.
@@ -170,13 +180,17 @@ class LinePacker:
                 + b"\xce"
                 + struct.pack(">BH", wire.FRAME_BODY, self._channel)
             )
+        try:
+            number = self._number(seq)
+        except struct.error:
+            template, number = _widened(template), _I64(seq)
         size = len(line)
         if 0 < size <= self._body_room:
             return b"%b%b%b%b%b%b%b\xce" % (
                 template.before_size,
                 _U64(size),
                 template.before_seq,
-                _I64(seq),
+                number,
                 self._tail,
                 _U32(size),
                 line,
@@ -184,7 +198,7 @@ class LinePacker:
         if self._largest is not None and size > self._largest:
             raise LineTooLarge(f"a line of {size} bytes, and the broker takes {self._largest}")
         # An empty body has no frame at all, a large one has several.
-        head = b"".join((template.before_size, _U64(size), template.before_seq, _I64(seq), self._tail[:-3]))
+        head = b"".join((template.before_size, _U64(size), template.before_seq, number, self._tail[:-3]))
         room = self._frame_room
         return head + b"".join(
             wire.frame(wire.FRAME_BODY, self._channel, line[start : start + room]) for start in range(0, size, room)
@@ -207,6 +221,16 @@ class LinePacker:
         """The broker takes no body of more than this many bytes."""
         self._largest = size
         self._body_room = min(self._frame_room, size)
+
+
+def _widened(template: Template) -> Template:
+    """Return a template of 32-bit numbers for a number that needs 64 bits."""
+    head, (size, *rest) = template.before_size[:-8], struct.unpack(">IHH", template.before_size[-8:])
+    (length,) = struct.unpack(">I", template.before_seq[2:6])
+    return Template(
+        head + struct.pack(">IHH", size + _WIDER, *rest),
+        template.before_seq[:2] + _U32(length + _WIDER) + template.before_seq[6:-1] + b"l",
+    )
 
 
 def body_size(packed: bytes) -> int:

@@ -192,8 +192,8 @@ async def test_queues_as_rabbitmq_has_them(rabbitmq: RabbitMQ, lab: Lab) -> None
 
 @reactor_test
 async def test_names_are_options(broker: Broker, lab: Lab) -> None:
-    """The header that counts lines is named by --seq-header, the delivery mode is --delivery-mode's."""
-    gateway = await lab.gateway(broker.url, seq_header="line-number", delivery_mode=1)
+    """The header that counts lines is named by --seq-header and typed by --seq-type, the delivery mode is --delivery-mode's."""
+    gateway = await lab.gateway(broker.url, seq_header="line-number", seq_type="int32", delivery_mode=1)
     device = await lab.device(gateway)
     device.send_line(b"one", b"two")
     messages = await gateway.messages(2)

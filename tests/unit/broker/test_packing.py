@@ -27,6 +27,7 @@ def packer(
     delivery_mode: int = 2,
     exchange: str = "",
     routing_key: str | RoutingKey = "from_device",
+    narrow: bool = False,
 ) -> LinePacker:
     return LinePacker(
         channel=3,
@@ -36,6 +37,7 @@ def packer(
         delivery_mode=delivery_mode,
         reply_to=b"to_device.0123abcd",
         frame_max=frame_max,
+        narrow=narrow,
     )
 
 
@@ -107,6 +109,28 @@ class PackTests(SynchronousTestCase):
         offset = 8 + int.from_bytes(data[3:7])
         size = int.from_bytes(data[offset + 3 : offset + 7])
         return wire.split_table(wire.split_properties(data[offset + 7 : offset + 7 + size], 12)["headers"])
+
+    def test_narrow_numbers(self) -> None:
+        """For clients that cannot read `l` a number is a 32-bit integer as far as it fits, and a 64-bit one beyond; all else is
+        the same.
+        """
+        for exchange in ("", "lines"):
+            key = RoutingKey("{connection_id}") if exchange else "from_device"
+            one, wide = (packer(exchange=exchange, routing_key=key, narrow=narrow) for narrow in (True, False))
+            template = one.template(ID, "d")
+            for seq, value in (
+                (0, b"I" + bytes(4)),
+                (2**31 - 1, b"I\x7f\xff\xff\xff"),
+                (2**31, b"l" + (2**31).to_bytes(8)),
+                (2**62, b"l" + (2**62).to_bytes(8)),
+                (5, b"I" + (5).to_bytes(4)),
+            ):
+                for line in (b"", b"x", b"x" * 10_000):
+                    data = one.pack(template, seq, line, 7)
+                    self.assertEqual(self.headers_on_the_wire(data)[-1], (b"from_device_seq", value))
+                    message, other = Message(data), Message(wide.pack(wide.template(ID, "d"), seq, line, 7))
+                    self.assertEqual(dict(message.properties), dict(other.properties))
+                    self.assertEqual((message.body, body_size(data)), (line, len(line)))
 
     def test_field_types(self) -> None:
         """Ids are long strings, the number is a 64-bit integer (`l`)."""
