@@ -179,11 +179,20 @@ class Courier(BaseHandler):
     def forward(self, letter: Letter, node: bytes) -> None:
         queue = f"{self._to_device}.{node.decode()}"
         try:
-            properties = records.passed_on(letter.header[12:], {records.REDELIVERED: True} if letter.identity else {})
+            properties = self._forwarded(letter)
         except WireError:
             self.record(letter, letter.fault or "bad-connection-id")
             return
         self._send(Parcel(queue, properties, letter.body, letter, None))
+
+    def _forwarded(self, letter: Letter) -> bytes:
+        """Return the properties of a forward; the time that its message may still wait is what is left of it now."""
+        extra: dict[str, str | bool] = {}
+        if letter.identity is not None:
+            extra[records.REDELIVERED] = True
+        if letter.deadline is not None:
+            extra[records.EXPIRATION] = str(max(0, round((letter.deadline - self._clock.seconds()) * 1000)))
+        return records.passed_on(letter.header[12:], extra)
 
     def report(self, letter: Letter, outcome: str) -> None:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
@@ -438,6 +447,8 @@ class Courier(BaseHandler):
             for _ in range(len(self._held)):
                 parcel = self._held.popleft()
                 if parcel.letter is None or parcel.letter.source.open:
+                    if parcel.letter is not None:
+                        parcel.properties = self._forwarded(parcel.letter)
                     self._send(parcel)
         except Exception as error:
             if self._client is not None:

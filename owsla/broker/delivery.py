@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..boundaries import BAD
-from .records import REDELIVERED
+from .records import EXPIRATION, REDELIVERED
 
 NOTICE: Final = "owsla_notice"
 """The header of messages between nodes, on their own queues."""
@@ -42,7 +42,7 @@ class Address:
         """Close the connection after this line."""
         self.expires_at = _expires_at(headers.get("expires_at"))
         """Milliseconds since the epoch past which it is not to be sent; `None`: no such moment; `BAD`: no moment at all."""
-        expiration = properties["expiration"][1:] if "expiration" in properties else headers.get("owsla_expiration")
+        expiration = properties["expiration"][1:] if "expiration" in properties else headers.get(EXPIRATION)
         self.expiration = _number(expiration)
         """Milliseconds that it may still wait, counted from its arrival here; `None`: no bound."""
         self.reply_to = properties["reply_to"][1:] if "reply_to" in properties else None
@@ -118,7 +118,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more
 
 
-_NOTED: Final = frozenset({b"expires_at", b"owsla_close", b"owsla_expiration", NOTICE.encode(), REDELIVERED.encode()})
+_NOTED: Final = frozenset({b"expires_at", b"owsla_close", EXPIRATION.encode(), NOTICE.encode(), REDELIVERED.encode()})
 
 
 def details(header: bytes) -> Address:

@@ -16,7 +16,10 @@ from typing import Final
 from ..amqp import wire
 from ..amqp.wire import WireError
 
-_MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": b"owsla_expiration"}
+EXPIRATION: Final = "owsla_expiration"
+"""The header of what was the property `expiration`."""
+
+_MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": EXPIRATION.encode()}
 _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
 
 REDELIVERED: Final = "owsla_redelivered"
@@ -70,7 +73,7 @@ def passed_on(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
     kept = [(_MOVED_HEADERS.get(key, key), value) for key, value in headers if key not in names]
     for name, header in _MOVED_PROPERTIES.items():
         raw = values.pop(name, None)
-        if raw is not None:
+        if raw is not None and header not in names:
             kept = [entry for entry in kept if entry[0] != header]
             kept.append((header, b"S" + wire.long_string(raw[1:])))
     kept.extend((name.encode(), wire.encode_value(value)) for name, value in extra.items())

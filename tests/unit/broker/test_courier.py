@@ -482,6 +482,25 @@ class ForwardTests(Base):
         self.server.ack(PARCELS, 1)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
+    def test_what_is_left_of_its_time(self) -> None:
+        """A forward has what is left of its message's time: also one that is held, since its node is away."""
+        letter = self.source.letter(7, headers={}, expiration="5000")
+        letter.deadline = self.server.clock.seconds() + 4
+        self.courier.forward(letter, ELSEWHERE)
+        left = []
+        for _ in range(2):
+            (one,) = self.taken()
+            self.assertNotIn("expiration", one.properties)
+            left.append(int(one.headers["owsla_expiration"]))
+            self.server.give_back(one)
+            self.pass_time(1)
+        self.assertEqual(left[0], 4000)
+        self.assertLess(left[1], 4000)
+        self.taken()
+        letter.deadline = self.server.clock.seconds() - 1
+        self.courier.forward(letter, ELSEWHERE)
+        self.assertEqual(self.taken()[-1].headers["owsla_expiration"], "0")
+
     def test_delivered_again(self) -> None:
         """The node that gets a forward is told that its message was delivered before."""
         letter = self.source.letter(7, headers={"a": 1})
