@@ -80,7 +80,7 @@ class NodeStopped(Event):
     """Devices that were connected when the stop began."""
 
     def __str__(self) -> str:
-        return f"Node stopped: {self.devices} devices were connected when the stop began"
+        return f"Node stopped: {counted(self.devices, 'device')} connected when the stop began"
 
 
 @dataclass(frozen=True, slots=True)
