@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect
+from typing import Final
+
+FURTHEST: Final = 1 << 20
+"""How far a delivery tag may be ahead of the others: far above any prefetch, so a broker would have made it up."""
+
 
 
 class AckTracker:
@@ -22,9 +27,11 @@ class AckTracker:
         self._ahead: list[int] = []  # others that are done and not acknowledged
 
     def done(self, tag: int) -> None:
-        """This delivery has been dealt with. Saying so twice changes nothing."""
+        """This delivery has been dealt with. Saying so twice changes nothing, nor does a tag that was made up."""
         high = self._high
         if tag > high:
+            if tag - high > FURTHEST:
+                return
             self._high = tag
             if tag == high + 1 and not self._held:
                 self._top = tag

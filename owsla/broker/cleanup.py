@@ -243,13 +243,18 @@ class Cleanup(Getter):
 
     # -- messages --------------------------------------------------------------------------------------------------------
 
-    def got(self, tag: int, header: bytes, body: bytes) -> None:
-        self._asked -= 1
-        self.deliver(tag, False, header, body)
+    def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._answered()
+        self.deliver(tag, redelivered, header, body)
 
     def got_nothing(self) -> None:
-        self._asked -= 1
+        self._answered()
         self._check()
+
+    def _answered(self) -> None:
+        if not self._asked:
+            raise WireError("the broker answers a basic.get that was not sent")
+        self._asked -= 1
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self._held += 1

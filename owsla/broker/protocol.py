@@ -11,6 +11,7 @@ bodies, bodies of several frames, client properties, heartbeats, and the methods
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
@@ -56,6 +57,8 @@ CAPABILITIES: Final[Mapping[str, bool]] = {
     "exchange_exchange_bindings": True,
 }
 """What RabbitMQ tells only those who say that they understand it (https://www.rabbitmq.com/docs/connections#capabilities)."""
+
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\b", re.ASCII)
 
 _HEAD = struct.Struct(">BHI").unpack_from
 _U64 = struct.Struct(">Q").unpack_from
@@ -130,7 +133,7 @@ class Getter(BaseHandler):
 
     __slots__ = ()
 
-    def got(self, tag: int, header: bytes, body: bytes) -> None:
+    def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         """A message that was asked for. `header` is as in `Handler.deliver`."""
 
     def got_nothing(self) -> None:
@@ -199,6 +202,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
         return super().dispatch(channel, message)
 
     def connection_start(self, ch: Any, msg: Any) -> None:
+        self.client.introduced(msg.server_properties)
         mechanisms = msg.mechanisms.split()
         if b"PLAIN" not in mechanisms:
             raise WireError(f"the broker offers no PLAIN login, but {msg.mechanisms!r}")
@@ -273,6 +277,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self.ready: Deferred[BrokerProtocol] = Deferred()
         self.lost: Deferred[BaseException] = Deferred()
         self.frame_max = FRAME_MAX
+        self.rabbitmq = (0, 0)
+        """RabbitMQ's version, major and minor; zeros before the broker has said it, and for another broker."""
         self.heartbeat = heartbeat
         self._turn = turn
         self._out: list[bytes] = []
@@ -310,6 +316,12 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self._reason = as_failure(failure)
         if self.transport is not None:
             self.transport.loseConnection()
+
+    def introduced(self, properties: Mapping[str, Any]) -> None:
+        """The broker said what it is."""
+        version = _VERSION.match(str(properties.get("version")))
+        if properties.get("product") == "RabbitMQ" and version is not None:
+            self.rabbitmq = int(version[1]), int(version[2])
 
     def tuned(self, channel: Any, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """The broker proposed its limits: take the lower of both sides', where 0 means none."""
@@ -645,7 +657,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         elif handler is None:
             pass
         elif isinstance(handler, Getter) and method == _GET_OK:
-            handler.got(_U64(content.method, 4)[0], content.header, body)
+            handler.got(_U64(content.method, 4)[0], content.method[12] != 0, content.header, body)
         elif method == _DELIVER:
             tag_at = 5 + content.method[4]
             handler.deliver(_U64(content.method, tag_at)[0], content.method[tag_at + 8] != 0, content.header, body)

@@ -72,7 +72,7 @@ NOT_IMPLEMENTED: Final = 540
 def register_queue(to_device: str, arguments: Mapping[str, Any]) -> topology.Queue:
     """The register of nodes: `<to-device>.nodes`. It is replicated where the nodes' own queues are (`arguments` are theirs)."""
     kind = {name: value for name, value in arguments.items() if name.startswith(("x-queue-type", "x-quorum-"))}
-    return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind})
+    return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind}, own=True)
 
 
 class Announcer(Protocol):

@@ -6,6 +6,7 @@ that an option adds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,6 +22,9 @@ NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
 Well above the grace that a node has to return in, so that a confirmed forward waits for it through any restart of the broker.
 """
 
+_QUORUM = re.compile(r"current is .*quorum")
+"""In RabbitMQ's words on refusing a declaration: the type of the queue that is there."""
+
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 ACCESS_REFUSED: Final = 403
@@ -34,6 +38,8 @@ class Queue:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False
+    """Whether nobody but Owsla declares it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE
     return Queue(
         f"{to_device}.{node.decode()}",
         {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True, **arguments},
+        own=True,
     )
 
 
@@ -99,5 +106,32 @@ async def declare(client: BrokerProtocol, channel: int, queue: Queue, warn: Call
 
 async def _declare(client: BrokerProtocol, number: int, queue: Queue, *, passive: bool) -> None:
     channel = await client.open_channel(number, BaseHandler())
-    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=dict(queue.arguments))
+    arguments = dict(queue.arguments)
+    if queue.own and arguments.get("x-queue-type") == "quorum" and client.rabbitmq >= (4, 0):
+        # RabbitMQ 4 drops a message that came back 20 times: what a node holds comes back whenever its connection breaks.
+        arguments.setdefault("x-delivery-limit", -1)
+    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=arguments)
     await client.end_channel(number)
+
+
+async def counts_returns(client: BrokerProtocol, channel: int, queue: str) -> bool:
+    """Whether a queue that is there may be a quorum queue with a delivery limit: also where the broker will not say.
+
+    AMQP has no question for it. A declaration with another type than the queue's is refused, and says which that is.
+    """
+    different = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
+    if different is None or (different.code == PRECONDITION_FAILED and not _QUORUM.search(different.text)):
+        return False
+    return await _refused(client, channel, Queue(queue, {"x-queue-type": "quorum", "x-delivery-limit": -1})) is not None
+
+
+async def _refused(client: BrokerProtocol, channel: int, queue: Queue) -> BrokerError | None:
+    """Declare a queue as it may be: why the broker refuses that, if it does."""
+    try:
+        await _declare(client, channel, queue, passive=False)
+    except Closed as closed:
+        error = as_failure(closed).value
+        if not isinstance(error, BrokerError) or error.scope != "channel":
+            raise
+        return error
+    return None

@@ -20,9 +20,9 @@ DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/%2f"
 """Where the embedded broker listens, and a RabbitMQ fresh from its package."""
 
 PEEK_COUNT = 100
-"""Messages that `--peek` shows unless told otherwise: some screens full."""
+"""Messages that `tail` shows and gives back unless told otherwise: some screens full."""
 PEEK_MOST = 10_000
-"""Messages that `--peek` may hold at once: all of them are in memory here, and kept from everybody else, until it ends."""
+"""Messages that `tail` may hold at once to give them back: they are kept in memory, and from everybody else, until it ends."""
 
 _PASSWORD = re.compile(r"(amqps?://)\S*@", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ An example back end for Owsla, and tools to look at what passes through it.
 
 commands:
   echo                      an example back end: answers each line
-  tail                      show what arrives from devices
+  tail                      show what waits from devices, or take it
   send CONNECTION_ID TEXT   send a line to a device
   tree                      show a running gateway's supervision tree
   swarm                     simulate devices, and measure
@@ -50,13 +50,14 @@ on trying.
 """
 
 _TAIL = """\
-Shows the lines that arrive from devices, one message a line:
+Shows the lines of devices that wait in the queue, one message a line, gives
+them back, and ends:
 
   TIME CONNECTION_ID NUMBER DEVICE_ID TEXT
 
 with - for what a message does not have, and \\x1b for a byte that cannot be
-shown. Like any consumer it TAKES the messages: no other back end gets what is
-shown here. With --peek it gives them back.
+shown. With --take it shows lines as they arrive and TAKES them, like any
+consumer: no other back end gets what is shown.
 """
 
 _SEND = """\
@@ -116,12 +117,23 @@ def parser() -> Parser:
     _add_broker(echo, from_device=True, to_device=True)
 
     tail = _command(commands, "tail", "[options]", _TAIL)
-    tail.add_argument("--count", metavar="N", type=_whole(1), help="end after so many messages")
     tail.add_argument(
+        "--count",
+        metavar="N",
+        type=_whole(1),
+        help=f"end after so many messages; without --take {PEEK_COUNT} unless given, {PEEK_MOST} at most",
+    )
+    which = tail.add_mutually_exclusive_group()
+    which.add_argument("--take", action="store_true", help="take the messages, as they come")
+    which.add_argument(
         "--peek",
         action="store_true",
-        help="show what waits in the queue now, give it back, and end: --count at most "
-        f"({PEEK_COUNT} unless given, {PEEK_MOST} at most). It is marked redelivered from then on",
+        help="show what waits in the queue now and give it back: the default. It is marked redelivered from then on",
+    )
+    tail.add_argument(
+        "--force",
+        action="store_true",
+        help="look at a quorum queue too: RabbitMQ counts each look at a message, and drops it at the queue's delivery limit",
     )
     tail.add_argument(
         "--json",
@@ -268,16 +280,15 @@ def _tail(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], 
     from ._tail import Peek, Tail, as_json, as_text
 
     settings = broker_settings(args, environ)
-    if args.peek and (args.count or 0) > PEEK_MOST:
-        raise UserError(f"--count: --peek holds at most {PEEK_MOST} messages")
+    if not args.take and (args.count or 0) > PEEK_MOST:
+        raise UserError(f"--count: without --take at most {PEEK_MOST} messages are held")
     show = as_json if args.json else as_text
     queue = _name(args, environ, "from-device")
     show = partial(show, seq_header=_name(args, environ, "seq-header"))
-    if args.peek:
-        return partial(
-            run, "tail", settings, partial(Peek, queue=queue, show=show, count=args.count or PEEK_COUNT), patient=False
-        )
-    return partial(run, "tail", settings, partial(Tail, queue=queue, show=show, count=args.count), patient=True)
+    if args.take:
+        return partial(run, "tail", settings, partial(Tail, queue=queue, show=show, count=args.count), patient=True)
+    role = partial(Peek, queue=queue, show=show, count=args.count or PEEK_COUNT, force=args.force)
+    return partial(run, "tail", settings, role, patient=False)
 
 
 def _send(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:

@@ -176,7 +176,10 @@ class Answerer(BaseHandler):
             self._session.say("dropped a message without a connection_id")
             self._done(tag)
         else:
-            self._publish(Answer(tag, reply_to or self._fallback, connection_id, seq, self._prefix + body))
+            # No gateway names a queue of RabbitMQ's own, and over some of those names RabbitMQ closes the connection.
+            known = reply_to is not None and not reply_to.startswith(b"amq.")
+            queue = reply_to if known and reply_to is not None else self._fallback
+            self._publish(Answer(tag, queue, connection_id, seq, self._prefix + body))
 
     def _publish(self, answer: Answer) -> None:
         publish = self._publishes.get(answer.queue)
@@ -216,7 +219,8 @@ class Answerer(BaseHandler):
         if not multiple:
             answer = self._sent.pop(tag, None)
             return [] if answer is None else [answer]
-        tags = range(self._lowest, (tag or self._next - 1) + 1)
+        last = self._next - 1
+        tags = range(self._lowest, (min(tag, last) if tag else last) + 1)
         self._lowest = max(self._lowest, tags.stop)
         return [answer for one in tags if (answer := self._sent.pop(one, None)) is not None]
 

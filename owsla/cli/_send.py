@@ -214,9 +214,10 @@ class Send(BaseHandler):
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         """A delivery report."""
         report = read_report(header)
-        if report is None or not report[0].isdigit() or int(report[0]) not in self._unreported:
+        number = next((number for number in self._unreported if report is not None and report[0] == str(number)), None)
+        if report is None or number is None:
             return
-        self._unreported.remove(int(report[0]))
+        self._unreported.remove(number)
         if report[1] != "delivered":
             self._failed += 1
         assert self._output is not None

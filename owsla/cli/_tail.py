@@ -11,9 +11,11 @@ from typing import Any, Final, Protocol
 from twisted.python.failure import Failure
 
 from ..amqp import wire
+from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker import topology
-from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol
+from ..broker.looking import look
+from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, Getter
 from ..turn import Turn
 from ._output import Output
 from ._running import Session
@@ -109,6 +111,14 @@ def _json(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
+def _properties(header: bytes) -> Properties:
+    """The properties in a content header's payload; none where they cannot be read."""
+    try:
+        return wire.decode_properties(header, 12)
+    except WireError:
+        return {}
+
+
 # -- Taking them -----------------------------------------------------------------------------------------------------------
 
 
@@ -138,13 +148,9 @@ class Taker(BaseHandler):
             if not self._wanted:
                 return  # the broker gets it back when we end
             self._wanted -= 1
-        try:
-            properties = wire.decode_properties(header, 12)
-        except WireError:
-            properties = {}
         if not self._lines:
             self._turn.devices(self._write)
-        self._lines.append(self._show(properties, body, redelivered))
+        self._lines.append(self._show(_properties(header), body, redelivered))
         self._last = tag
 
     def _write(self) -> None:
@@ -178,7 +184,7 @@ class Tail:
         self._show = show
         self._count = count
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
-        session.on_up = f"taking the messages of {queue}: no other back end gets what is shown here; --peek gives it back"
+        session.on_up = f"taking the messages of {queue}: no other back end gets what is shown here"
 
     async def up(self, client: BrokerProtocol) -> None:
         await topology.declare(client, SCRATCH, topology.Queue(self._queue), self._session.say)
@@ -197,37 +203,79 @@ class Tail:
     def unblocked(self) -> None: ...
 
 
-class Peek:
-    """Shows what waits in the queue, and gives it back. A `Role`."""
+class Peek(Getter):
+    """Shows what waits in the queue, and gives it back. A `Role`, and the handler of the channel that gets messages.
+
+    A quorum queue counts how often a message was given back, and drops it above its delivery limit: 20 since RabbitMQ 4.0, if
+    neither the queue nor a policy says otherwise. So it is left alone, unless it was declared without a limit, or the user
+    insists.
+    """
 
     name = "tail"
 
-    def __init__(self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int) -> None:
-        """`count`: so many at most."""
+    def __init__(
+        self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int, force: bool = False
+    ) -> None:
+        """`count`: so many at most. `force`: look at a quorum queue, too."""
         self._session = session
         self._queue = queue
         self._show = show
         self._count = count
+        self._force = force
+        self._client: BrokerProtocol | None = None
+        self._counted = False
+        self._lines: list[bytes] = []
+        self._last = 0
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
 
     async def up(self, client: BrokerProtocol) -> None:
-        channel = await client.open_channel(LINES, BaseHandler())
-        lines: list[bytes] = []
-        while len(lines) < self._count:
+        if await look(client, SCRATCH, self._queue) is None:
+            self._session.finish(1, f"there is no queue {self._queue}")
+            return
+        self._counted = await topology.counts_returns(client, SCRATCH, self._queue)
+        if self._counted and not self._force:
+            self._session.finish(
+                1,
+                f"{self._queue} may be a quorum queue with a delivery limit: RabbitMQ counts each look at a message, and drops "
+                "it at the limit, 20 by default; --force looks all the same, --take takes the messages",
+            )
+            return
+        await client.open_channel(LINES, self)
+        self._client = client
+        client.get(LINES, self._queue)
+
+    def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._last = tag
+        self._lines.append(self._show(_properties(header), body, redelivered))
+        if self._client is not None and len(self._lines) < self._count:
             # One by one rather than as a consumer, since only this says when there are no more.
-            message = await channel.basic_get(queue=self._queue)
-            if message.method.name == "get-empty":
-                break
-            properties = {name.replace(" ", "_"): value for name, value in message.content.properties.items()}
-            lines.append(self._show(properties, message.content.body, bool(message.redelivered)))
-        await client.end_channel(LINES)  # which gives them back, before a slow reader of ours holds anything up
-        self._session.say(f"{len(lines)} messages of {self._queue}, given back")
-        if lines:
-            self._output.write(b"".join(lines), lambda: self._session.finish(0))
+            self._client.get(LINES, self._queue)
+        else:
+            self.got_nothing()
+
+    def got_nothing(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.run(self._give_back(client))
+
+    async def _give_back(self, client: BrokerProtocol) -> None:
+        """Give everything back before a slow reader of standard output can hold anything up."""
+        if self._counted and self._last:
+            # Later versions of RabbitMQ count only what comes back with a channel that closes.
+            nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
+            client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
+        await client.end_channel(LINES)
+        self._session.say(f"{len(self._lines)} messages of {self._queue}, given back")
+        if self._lines:
+            self._output.write(b"".join(self._lines), lambda: self._session.finish(0))
         else:
             self._session.finish(0)
 
-    def down(self) -> None: ...
+    def closed(self, reason: Failure) -> None:
+        self._session.finish(1, str(reason.value))
+
+    def down(self) -> None:
+        self._client = None
 
     def blocked(self, reason: str) -> None: ...
 

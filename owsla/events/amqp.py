@@ -313,8 +313,11 @@ class PresenceRole(BaseHandler):
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         # A return carries no tag; but of each connection at most one is in flight.
-        headers = wire.decode_properties(header, 12)["headers"]
-        self._presence.returned(str(headers.get("connection_id", headers["node"])))
+        headers = wire.decode_properties(header, 12).get("headers", {})
+        key = headers.get("connection_id", headers.get("node"))
+        if not isinstance(key, str):
+            raise WireError("a returned message is none of ours")
+        self._presence.returned(key)
 
     def closed(self, reason: Failure) -> None:
         client = self._client

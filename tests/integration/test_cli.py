@@ -135,7 +135,7 @@ async def introduced(place: Place, lab: Lab, commands: Commands) -> tuple[Any, s
     """A device, and its connection id."""
     device = await lab.device(place.gateway)
     device.send_line(b"hello")
-    tail = commands.start("tail", "--json", "--count=1", *place.from_device)
+    tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
     assert await tail.ended() == 0
     return device, json.loads(tail.output())["connection_id"]
 
@@ -222,7 +222,7 @@ async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> Non
 @reactor_test
 async def test_tail(place: Place, lab: Lab, commands: Commands) -> None:
     """It shows what arrives, a message a line, as it comes, and says that it takes it."""
-    tail = commands.start("tail", *place.from_device)
+    tail = commands.start("tail", "--take", *place.from_device)
     await tail.said("taking the messages")
     device = await lab.device(place.gateway)
     device.send_line(b"one \x1b \xff")
@@ -242,11 +242,11 @@ async def test_tail(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_tail_so_many(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--count` takes so many and leaves the rest, which the next one gets, in order."""
+    """`--take --count` takes so many and leaves the rest, which the next one gets, in order."""
     device = await lab.device(place.gateway)
     device.send_line(*(b"%d" % number for number in range(1300)))
     for start, count in ((0, 7), (7, 1), (8, 600), (608, 692)):  # 600 and more go beyond the prefetch
-        tail = commands.start("tail", "--json", f"--count={count}", *place.from_device)
+        tail = commands.start("tail", "--take", "--json", f"--count={count}", *place.from_device)
         assert await tail.ended() == 0
         assert [json.loads(line)["body"] for line in tail.output().splitlines()] == [
             str(number) for number in range(start, start + count)
@@ -255,13 +255,13 @@ async def test_tail_so_many(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--peek` shows what is there, at most so many, and gives it back: the same messages are there after it."""
+    """It shows what is there, at most so many, and gives it back: the same messages are there after it."""
     device = await lab.device(place.gateway)
     device.send_line(*(b"%d" % number for number in range(5)))
     backend = await lab.backend(place.gateway.broker_url)
 
     async def peek(*arguments: str) -> list[str]:
-        command = commands.start("tail", "--peek", "--json", *arguments, *place.from_device)
+        command = commands.start("tail", "--json", *arguments, *place.from_device)
         assert await command.ended() == 0
         assert "given back" in command.errors()
         return [json.loads(line)["body"] for line in command.output().splitlines()]
@@ -269,7 +269,7 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
     await arrived(backend, place.gateway.from_device, 5)
     assert await peek("--count=3") == ["0", "1", "2"]
     assert await peek() == ["0", "1", "2", "3", "4"]
-    tail = commands.start("tail", "--json", "--count=5", *place.from_device)
+    tail = commands.start("tail", "--take", "--json", "--count=5", *place.from_device)
     assert await tail.ended() == 0
     taken = [json.loads(line) for line in tail.output().splitlines()]
     assert [message["body"] for message in taken] == ["0", "1", "2", "3", "4"]
@@ -278,9 +278,53 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
 
 
 @reactor_test
+async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """A quorum queue with a delivery limit is left alone, however often it is looked at, and the user is told; `--force` looks.
+    One without a limit is shown, where RabbitMQ has such.
+    """
+    name = f"quorum-{secrets.token_hex(4)}"
+    where = ["--broker", rabbitmq.url, "--from-device", name]
+    backend = await lab.backend(rabbitmq.url)
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+    await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments=arguments))
+    for number in range(3):
+        await backend.publish(name, b"%d" % number, {})
+    for _ in range(4):
+        tail = commands.start("tail", *where)
+        assert await tail.ended() == 1
+        assert "delivery limit" in tail.errors()
+        assert tail.output() == ""
+    tail = commands.start("tail", "--json", "--force", *where)
+    assert await tail.ended() == 0
+    assert [json.loads(line)["body"] for line in tail.output().splitlines()] == ["0", "1", "2"]
+    await arrived(backend, name, 3)
+    missing = commands.start("tail", "--broker", rabbitmq.url, "--from-device", f"no-{name}")
+    assert await missing.ended() == 1
+    assert f"there is no queue no-{name}" in missing.errors()
+
+
+@reactor_test
+async def test_tail_of_large_headers(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """A message with headers larger than a frame is shown like any other, and those before it once."""
+    name = f"large-{secrets.token_hex(4)}"
+    backend = await lab.backend(rabbitmq.url)
+    dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name, "x-message-ttl": 1}
+    await backend.call(lambda channel: channel.queue_declare(name, durable=True))
+    await backend.call(lambda channel: channel.queue_declare(f"{name}-dead", auto_delete=True, arguments=dead))
+    await backend.publish(name, b"before", {})
+    await backend.publish(f"{name}-dead", b"large", {"large": "x" * 130_990})
+    await arrived(backend, name, 2)
+    await backend.publish(name, b"after", {})
+    for arguments in ([], ["--take", "--count=3"]):
+        tail = commands.start("tail", "--json", *arguments, "--broker", rabbitmq.url, "--from-device", name)
+        assert await tail.ended() == 0
+        assert [json.loads(line)["body"] for line in tail.output().splitlines()] == ["before", "large", "after"]
+
+
+@reactor_test
 async def test_tail_of_which_nobody_reads_more(place: Place, lab: Lab, commands: Commands) -> None:
     """`owsla tail | head` ends, without a word, when head has seen enough, not only at the next message."""
-    tail = commands.shell("@ | head -1", "tail", *place.from_device)
+    tail = commands.shell("@ | head -1", "tail", "--take", *place.from_device)
     device = await lab.device(place.gateway)
     device.send_line(b"hello")
     assert await tail.ended() == 0
@@ -293,10 +337,10 @@ async def test_output_that_is_full(place: Place, lab: Lab, commands: Commands) -
     """What cannot be written is not taken: one line, status 1, and the message is there for the next one."""
     device = await lab.device(place.gateway)
     device.send_line(b"hello")
-    tail = commands.shell("exec @ > /dev/full", "tail", *place.from_device)
+    tail = commands.shell("exec @ > /dev/full", "tail", "--take", *place.from_device)
     assert await tail.ended() == 1
     assert "standard output: no space left on device" in tail.errors()
-    tail = commands.start("tail", "--json", "--count=1", *place.from_device)
+    tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
     assert await tail.ended() == 0
     assert json.loads(tail.output())["redelivered"]
 
@@ -420,7 +464,7 @@ async def test_no_queue(broker: Broker, commands: Commands) -> None:
 async def test_no_broker(commands: Commands) -> None:
     """A command that does one thing ends with one line and status 1 where there is no broker."""
     where = ("--broker", f"amqp://127.0.0.1:{free_port()}")
-    for arguments in (("send", NOBODY, "x"), ("tail", "--peek")):
+    for arguments in (("send", NOBODY, "x"), ("tail",)):
         command = commands.start(*arguments, *where)
         assert await command.ended() == 1
         assert command.errors().startswith(f"owsla {arguments[0]}: broker amqp://guest@127.0.0.1:")
@@ -455,7 +499,7 @@ async def test_queue_of_other_arguments(rabbitmq: RabbitMQ, lab: Lab, commands: 
     backend = await lab.backend(rabbitmq.url)
     await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments={"x-max-length": 5}))
     await backend.publish(name, b"from somewhere else")
-    tail = commands.start("tail", "--count=1", "--broker", rabbitmq.url, "--from-device", name)
+    tail = commands.start("tail", "--take", "--count=1", "--broker", rabbitmq.url, "--from-device", name)
     assert await tail.ended() == 0
     assert tail.output() == "- - - - from somewhere else\n"
     assert f"the queue {name} is used as it is" in tail.errors()

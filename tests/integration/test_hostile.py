@@ -299,6 +299,9 @@ _INTERRUPTIONS = {
     + raw_frame(BODY, 1, b"x"),
     "frame-of-4-gigabytes": b"\x03\x00\x01\xff\xff\xff\xffx",
     "close": method(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0), 0),
+    "return-of-nothing": method(commands.Basic.Return(312, "NO_ROUTE", "", "x"))
+    + raw_frame(HEADER, 1, content_header(1, {}))
+    + raw_frame(BODY, 1, b"x"),
     "channel-close": method(commands.Channel.Close(406, "PRECONDITION_FAILED", 60, 80)),
 }
 
@@ -309,7 +312,8 @@ async def test_nonsense_in_the_middle(broker: Broker, lab: Lab, kind: str) -> No
     """Nonsense in the middle of a good connection ends that; devices stay, and lines go both ways again soon."""
     proxy = await lab.proxy(broker.port)
     name = secrets.token_hex(4)
-    owsla = lab.new_owsla(broker=proxy.url, from_device=f"from_{name}", to_device=f"to_{name}")
+    options = {"from_device": f"from_{name}", "to_device": f"to_{name}", "events": ["console", "amqp"]}
+    owsla = lab.new_owsla(broker=proxy.url, **options)
     await owsla.start()
     gateway = Gateway(lab, owsla, broker.url, f"from_{name}", f"to_{name}")
     await gateway.connect_backend()
@@ -324,3 +328,4 @@ async def test_nonsense_in_the_middle(broker: Broker, lab: Lab, kind: str) -> No
     assert message.connection_id == connection_id
     await gateway.send(connection_id, b"yes")
     assert await device.line(30) == b"yes"
+    assert "an error of our own" not in owsla.output()

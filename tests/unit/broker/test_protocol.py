@@ -95,6 +95,19 @@ class OpeningTests(BrokerTestCase):
         self.assertEqual(server.called("connection.open")[0]["virtual_host"], "/there")
         self.assertIs(ready.value, server.client)
 
+    def test_version(self) -> None:
+        """RabbitMQ's version is known when it has said it, and nobody else's is taken for one."""
+        for product, version, known in (
+            ("RabbitMQ", "4.0.5", (4, 0)),
+            ("RabbitMQ", "3.13.7+1.gabc", (3, 13)),
+            ("RabbitMQ", None, (0, 0)),
+            ("RabbitMQ", "4", (0, 0)),
+            ("Owsla embedded broker", "4.0.5", (0, 0)),
+        ):
+            server = Server().connect()
+            server.send(0, "connection.start", **{**START, "server_properties": {"product": product, "version": version}})
+            self.assertEqual(server.client.rabbitmq, known)
+
     def test_tuning(self) -> None:
         """The lower of both sides' limits counts, and 0 is no limit."""
         for proposed, agreed in (
@@ -363,7 +376,8 @@ class ReceivingTests(BrokerTestCase):
             def __init__(self) -> None:
                 self.messages: list[tuple[int, bytes, bytes] | None] = []
 
-            def got(self, tag: int, header: bytes, body: bytes) -> None:
+            def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+                assert redelivered is (tag == 2)
                 self.messages.append((tag, header, body))
 
             def got_nothing(self) -> None:
@@ -380,7 +394,8 @@ class ReceivingTests(BrokerTestCase):
         headers = [message(body, {"n": 1}) for body in bodies]
         for tag, (header, body) in enumerate(zip(headers, bodies, strict=True), 1):
             self.server.raw(
-                wire.frame(1, 6, encode_method("basic.get-ok", delivery_tag=tag)) + wire.content_frames(6, header, body, 20)
+                wire.frame(1, 6, encode_method("basic.get-ok", delivery_tag=tag, redelivered=tag == 2))
+                + wire.content_frames(6, header, body, 20)
             )
         self.server.send(6, "basic.get-empty")
         self.assertEqual(handler.messages, [(1, headers[0], bodies[0]), (2, headers[1], bodies[1]), None])

@@ -577,6 +577,15 @@ class RegistrarTests(Base):
         self.assertEqual((one.queue, one.headers), (QUEUE, {"owsla_notice": "lost"}))
         self.assertEqual(self.acks(), [1])
 
+    def test_an_answer_to_nothing(self) -> None:
+        """An answer to a basic.get that was not sent ends the connection, rather than the wait for those that were."""
+        self.die()
+        for _ in range(AT_ONCE + 1):
+            if not self.server.transport.ended:
+                self.server.client.dataReceived(wire.frame(wire.FRAME_METHOD, CLEANUP, encode_method("basic.get-empty")))
+        self.server.settle()
+        self.assertEqual([type(error) for error in self.server.lost], [wire.WireError])
+
     def test_said_to_be_gone(self) -> None:
         """A node whose process is known to be dead is cleaned up after at once."""
         self.put(messages=1)

@@ -8,7 +8,7 @@ from owsla.broker import topology
 from owsla.broker.protocol import BrokerError
 from owsla.broker.topology import Exchange, Queue
 
-from .fakes import BrokerTestCase, Result, Server
+from .fakes import START, BrokerTestCase, Result, Server
 
 
 class DeclareTests(BrokerTestCase):
@@ -43,6 +43,46 @@ class DeclareTests(BrokerTestCase):
             },
         )
         self.assertEqual(self.warnings, [])
+
+    def test_no_delivery_limit(self) -> None:
+        """A quorum queue that nobody but Owsla declares has no delivery limit where RabbitMQ would give it one, since
+        4.0, which takes -1. The operator's own limit stands.
+        """
+        quorum = {"x-queue-type": "quorum"}
+        for version, queue, limit in (
+            ("3.13.7", topology.node_queue("q", b"0123abcd", quorum), None),
+            ("4.0.5", topology.node_queue("q", b"0123abcd", quorum), -1),
+            ("4.0.5", topology.node_queue("q", b"0123abcd", {**quorum, "x-delivery-limit": 5}), 5),
+            ("4.0.5", topology.node_queue("q", b"0123abcd"), None),
+            ("4.0.5", Queue("q", quorum), None),
+        ):
+            self.server = Server().connect()
+            properties = {"product": "RabbitMQ", "version": version}
+            self.server.send(0, "connection.start", **{**START, "server_properties": properties})
+            self.declare(queue)
+            (declared,) = self.server.called("queue.declare")
+            self.assertEqual(declared["arguments"].get("x-delivery-limit"), limit)
+
+    def test_counts_returns(self) -> None:
+        """A quorum queue counts what comes back, unless it was declared without a limit; so may one of which the broker
+        will not say what it is.
+        """
+        classic = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'quorum' in vhost '/': received none but"
+        quorum = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but"
+        for code, text, counts in (
+            (0, "", False),
+            (406, f"{classic} current is the value '5' of type 'signedint'", False),
+            (406, f"{quorum} current is 'quorum'", True),
+            (406, f"{quorum} current is the value 'quorum' of type 'longstr'", True),
+            (403, "ACCESS_REFUSED - no", True),
+        ):
+            self.server = Server().ready()
+            if code:
+                self.server.refusals["q", False] = (code, text)
+            result = Result(topology.counts_returns(self.server.client, 9, "q"))
+            self.server.settle()
+            self.assertIs(result.value, counts)
+            self.assertFalse(self.server.transport.ended)
 
     def test_used_as_it_is(self) -> None:
         """One that exists with other arguments, or that is not ours to declare, is checked passively, with a warning."""

@@ -68,7 +68,8 @@ class ArgumentsTests(SynchronousTestCase):
             (["echo", "--prefx=x"], "owsla echo: unrecognized arguments: --prefx=x"),
             (["tail", "--count", "0"], "owsla tail: argument --count: '0' is not a whole number from 1 on"),
             (["tail", "--count", "x\ny"], "owsla tail: argument --count: 'x\\ny' is not a whole number"),
-            (["tail", "--peek", "--count", "10001"], "owsla tail: --count: --peek holds at most 10000 messages"),
+            (["tail", "--count", "10001"], "owsla tail: --count: without --take at most 10000 messages are held"),
+            (["tail", "--take", "--peek"], "owsla tail: argument --peek: not allowed with argument --take"),
             (["tail", "--from-device", "amq.x"], "owsla tail: --from-device: 'amq.x': names that begin with amq."),
             (["send", CONNECTION_ID], "owsla send: the following arguments are required: TEXT"),
             (["send", "a-device", "x"], "owsla send: 'a-device' is not a connection id"),
@@ -136,11 +137,14 @@ class ArgumentsTests(SynchronousTestCase):
         self.assertTrue(patient)
 
     def test_tail(self) -> None:
-        """`tail` waits for a broker; `--peek` does not, and has a bound."""
-        _, role, patient = self.understood("tail", "--count", "3")
-        self.assertEqual((role["queue"], role["count"], patient), ("from_device", 3, True))
-        _, role, patient = self.understood("tail", "--peek")
-        self.assertEqual((role["count"], patient), (_arguments.PEEK_COUNT, False))
+        """`tail` gives back what it shows, does not wait for a broker, and has a bound. `--take` takes, waits, and has none."""
+        _, role, patient = self.understood("tail", "--take", "--count", "20000")
+        self.assertEqual((role["queue"], role["count"], patient), ("from_device", 20000, True))
+        for arguments in ([], ["--peek"]):
+            _, role, patient = self.understood("tail", *arguments)
+            self.assertEqual((role["count"], role["force"], patient), (_arguments.PEEK_COUNT, False, False))
+        _, role, _ = self.understood("tail", "--force", "--count=3")
+        self.assertEqual((role["count"], role["force"]), (3, True))
 
     def test_tail_shows_any_queue(self) -> None:
         """`tail` can show the undeliverable messages, too, or what is on `to_device`."""

@@ -7,9 +7,12 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
+from owsla.amqp import wire
+from owsla.amqp.methods import encode_method
+from owsla.amqp.wire import WireError
 from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event, EventManager, HandlerService
 from owsla.events.amqp import LONG, LOOK, PRESENCE, QUEUE, SHORT, PresenceRole
-from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server
+from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server, message
 
 from .doubles import NODE, Supervised, connected, disconnected
 
@@ -336,6 +339,21 @@ class HandlerTests(Base):
         HandlerService(manager, self.role, "amqp").startService()
         self.connect()
         self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
+
+    def test_a_return_that_is_none_of_ours(self) -> None:
+        """A returned message that has nothing of an announcement is the broker's fault, and ends the connection as that."""
+        for headers in (None, {}, {"connection_id": 7}, {"node": None}, {"connection_id": ["a"], "node": NODE}):
+            self.setUp()
+            self.connect()
+            self.come("a")
+            self.server.take()
+            header = message(b"", headers)
+            method = wire.frame(wire.FRAME_METHOD, PRESENCE, encode_method("basic.return", reply_code=312))
+            self.server.raw(method + wire.content_frames(PRESENCE, header, b"", 4096))
+            self.assertEqual([type(error) for error in self.server.lost], [WireError])
+            self.role.down()
+            self.connect()
+            self.assertEqual(len(self.told()), 1)
 
     def test_the_first_start(self) -> None:
         """At its first start there is nothing that it missed."""

@@ -1,0 +1,316 @@
+"""Frames that are AMQP and make no sense, for everything that reads them: no frame from outside is a defect of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from owsla.amqp import wire
+from owsla.amqp.methods import BY_NAME, Method, encode_method
+from owsla.broker import topology
+from owsla.broker.connection import EXPECTED, Role
+from owsla.broker.consumer import Consumers
+from owsla.broker.courier import Courier
+from owsla.broker.packing import LinePacker
+from owsla.broker.producer import LINES, Producer
+from owsla.broker.roll import GONE, HERE, Notice
+from owsla.broker.roster import Roster, register_queue
+from owsla.broker.window import Window
+from owsla.cli import _send, _tail
+from owsla.cli._echo import Echo
+from owsla.cli._running import Session
+from owsla.cli._send import Send
+from owsla.cli._tail import Peek, Tail, as_json, as_text
+from owsla.events.amqp import PresenceRole
+from tests.unit.events.doubles import connected
+
+from ..amqp.values import TABLES
+from .fakes import BrokerTestCase, Result, Server, Source, deliver, message
+from .test_consumer import Place, Router
+from .test_producer import Device
+from .test_roster import ME, NODES, QUEUE, A
+from .test_roster import Courier as Recorder
+
+ID = f"{A}-0000-8000-8000-000000000001"
+
+_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "bit": st.booleans(),
+    "octet": st.sampled_from([0, 1, 255]),
+    "short": st.sampled_from([0, 1, 312, 404, 406, 541, 65535]),
+    "long": st.sampled_from([0, 1, 5, (1 << 32) - 1]),
+    "longlong": st.sampled_from([0, 1, 2, 3, 7, 1 << 20, 1 << 63, (1 << 64) - 1]),
+    "timestamp": st.just(0),
+    "shortstr": st.sampled_from(
+        [b"", b"x", b"to_device", b"from_device", NODES.encode(), QUEUE.encode(), b"owsla-0", b"owsla-roster", b"\xff" * 255]
+    ),
+    "longstr": st.sampled_from([b"", b"PLAIN", b"\xff" * 10]),
+    "table": st.just({}),
+}
+
+_HEADERS = st.one_of(
+    st.none(),
+    TABLES,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.sampled_from([ID, "x", "", b"\xff", 0, 1, -1, (1 << 63) - 1, wire.Timestamp(1 << 60), [], {"a": None}])
+            for name in ("connection_id", "from_device_seq", "to_device_seq", "node", "owsla_notice", "owsla_report")
+        },
+    ),
+)
+_TEXTS = st.sampled_from(["1", "\u00b2", "x" * 255, ""])
+_PROPERTIES = st.fixed_dictionaries(
+    {}, optional={"reply_to": _TEXTS, "correlation_id": _TEXTS, "timestamp": st.sampled_from([0, (1 << 64) - 1])}
+)
+_BODIES = st.sampled_from([b"", b"body", b"[]", Notice(A, HERE).pack(), Notice(A, GONE).pack(), b"x" * 9])
+
+
+@st.composite
+def method_frames(draw: st.DrawFn, methods: list[Method]) -> bytes:
+    """The frames of one method, with its content if it has any."""
+    method = draw(st.sampled_from(methods))
+    channel = draw(st.sampled_from([0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 9]))
+    fields = {name: draw(_VALUES[kind]) for name, kind in method.fields}
+    frames = wire.frame(wire.FRAME_METHOD, channel, encode_method(method.name, **fields))
+    if not method.has_content:
+        return frames
+    body = draw(_BODIES)
+    properties = wire.encode_properties({"headers": draw(_HEADERS), **draw(_PROPERTIES)})
+    if draw(st.integers(0, 9)) == 0:
+        properties = draw(st.binary(min_size=2, max_size=40))
+    return frames + wire.content_frames(channel, wire.header_payload(len(body), properties), body, 12)
+
+
+#: Those that the handlers of channels get, and any.
+_FREQUENT = [BY_NAME[f"basic.{name}"] for name in ("deliver", "ack", "nack", "return", "get-ok", "get-empty", "cancel")]
+FRAMES = st.lists(method_frames(_FREQUENT) | method_frames(list(BY_NAME.values())), min_size=1, max_size=6)
+
+
+class _Output:
+    """Standard output that takes everything at once, and shows nothing."""
+
+    def __init__(self, reactor: Any, broken: Callable[[str], None]) -> None: ...
+
+    def write(self, data: bytes, then: Callable[[], None]) -> None:
+        then()
+
+
+class OddFramesTests(BrokerTestCase):
+    """Whatever comes, it is dealt with, or the connection ends for a reason that is the broker's, and is made again."""
+
+    def setUp(self) -> None:
+        for command in (_send, _tail):
+            self.patch(command, "Output", _Output)
+
+    def play(self, make: Callable[[Server], tuple[Role, Callable[[], object]]], pieces: list[bytes], early: bool) -> None:
+        """Send these to a role that is up, or while it sets up."""
+        server = Server(heartbeat=60_000)
+        role, act = make(server)
+        server.client.watcher = role
+        if early:
+            server.silent |= {"queue.declare", "basic.consume", "confirm.select"}
+        server.ready()
+        up = Result(role.up(server.client))
+        server.settle()
+        act()
+        server.clock.advance(0)
+        for piece in pieces:
+            if not server.transport.ended:
+                server.raw(piece)
+        for _ in range(3):
+            server.clock.advance(1)
+            server.settle()
+        server.drop()
+        role.down()
+        for error in server.lost:
+            self.assertIsInstance(error, EXPECTED)
+        self.assertTrue(up.done)
+        if up.failure is not None:
+            self.assertIsInstance(up.failure.value, EXPECTED)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+
+    def test_a_report_with_an_odd_id(self) -> None:
+        """A report's correlation id may be anything: what is no number of ours is no report of ours."""
+        server = Server(heartbeat=60_000)
+        role, _ = make_send(server)
+        server.ready()
+        Result(role.up(server.client))
+        server.settle()
+        for text in ("\u00b2", "9" * 255, "\u0661", "", "-1"):
+            header = message(b"", {"owsla_report": "delivered"}, correlation_id=text)
+            server.raw(deliver(1, 1, header, b""))
+        self.assertEqual(server.lost, [])
+
+
+def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
+    producer = Producer(
+        server.clock,
+        lambda event: None,
+        queue=topology.Queue("from_device"),
+        packer=LinePacker(
+            channel=LINES,
+            exchange="",
+            routing_key="from_device",
+            seq_header="from_device_seq",
+            delivery_mode=2,
+            reply_to=b"",
+            frame_max=131072,
+        ),
+        window=Window(8, 1 << 20),
+        seq_header="from_device_seq",
+        frame_max=131072,
+        acknowledge=True,
+        observe=lambda seconds: None,
+    )
+    device = Device(producer, ID)
+
+    def act() -> None:
+        for _ in range(3):
+            producer.publish(device, b"line")
+
+    return producer, act
+
+
+def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
+    place = Place()
+    consumers = Consumers(
+        server.clock,
+        server.turn,
+        lambda event: None,
+        Router(),
+        shared=topology.Queue("to_device"),
+        place=place,
+        users={"me"},
+        count=2,
+        prefetch=10,
+        grace=1.5,
+        ghost=0.5,
+        patience=1.0,
+        now=lambda: 1000.0,
+        flowing=lambda flows: None,
+    )
+    return consumers, lambda: [arrived() for arrived in place.arrived]
+
+
+def make_courier(server: Server) -> tuple[Role, Callable[[], object]]:
+    courier = Courier(
+        server.clock,
+        lambda event: None,
+        undeliverable=topology.undeliverable_queue("to_device", 1000),
+        to_device="to_device",
+        node=lambda: ME.encode(),
+        node_grace=1.0,
+        held_limit=3,
+        device=lambda connection_id: None,
+    )
+    source = Source()
+
+    def act() -> None:
+        courier.record(source.letter(1), "late")
+        courier.forward(source.letter(2), A.encode())
+        courier.report(source.letter(3, reply_to=b"x"), "delivered")
+
+    return courier, act
+
+
+def make_roster(server: Server) -> tuple[Role, Callable[[], object]]:
+    roster = Roster(
+        server.clock,
+        lambda event: None,
+        node=lambda: ME.encode(),
+        to_device="to_device",
+        register=register_queue("to_device", {}),
+        users={"me"},
+        joined=lambda: None,
+        node_grace=0.5,
+        courier=Recorder(),
+        presence=None,
+        now=lambda: 1000.0,
+    )
+
+    def act() -> None:
+        roster.here()
+        roster.gone(A, True)
+
+    return roster, act
+
+
+def make_presence(server: Server) -> tuple[Role, Callable[[], object]]:
+    role = PresenceRole(server.clock, lambda event: None, node=lambda: ME, live=list, now=lambda: 1000.0)
+
+    def act() -> None:
+        role.handle(connected(ID), ME, 1000.0)
+        role.node_lost(A)
+
+    return role, act
+
+
+class _Quiet(Session):
+    def say(self, text: str) -> None: ...
+
+    def finish(self, status: int, text: str = "") -> None: ...
+
+
+def _session(server: Server) -> Session:
+    return _Quiet(server.clock, "test", patient=True)
+
+
+def _nothing() -> None: ...
+
+
+def make_echo(server: Server) -> tuple[Role, Callable[[], object]]:
+    names = {"from_device": "from_device", "to_device": "to_device", "seq_header": b"from_device_seq"}
+    echo: Any = Echo(server.clock, server.turn, _session(server), **names)  # type: ignore[arg-type]
+    return echo, _nothing
+
+
+def make_tail(server: Server) -> tuple[Role, Callable[[], object]]:
+    def show(properties: Any, body: bytes, redelivered: bool) -> bytes:
+        as_json(properties, body, redelivered, seq_header="from_device_seq")
+        return as_text(properties, body, redelivered, seq_header="from_device_seq")
+
+    tail: Any = Tail(server.clock, server.turn, _session(server), queue="from_device", show=show, count=None)
+    return tail, _nothing
+
+
+def make_peek(server: Server) -> tuple[Role, Callable[[], object]]:
+    def show(properties: Any, body: bytes, redelivered: bool) -> bytes:
+        return as_json(properties, body, redelivered, seq_header="from_device_seq")
+
+    peek: Any = Peek(server.clock, server.turn, _session(server), queue="from_device", show=show, count=3)
+    return peek, _nothing
+
+
+def make_send(server: Server) -> tuple[Role, Callable[[], object]]:
+    text = b"line"
+    send: Any = Send(
+        server.clock, server.turn, _session(server), queue="to_device", connection_id=ID.encode(), text=text, report=True
+    )
+    return send, _nothing
+
+
+def _case(make: Callable[[Server], tuple[Role, Callable[[], object]]]) -> Callable[[OddFramesTests], None]:
+    @settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+    @given(FRAMES, st.booleans())
+    def test(self: OddFramesTests, pieces: list[bytes], early: bool) -> None:
+        self.play(make, pieces, early)
+
+    return test
+
+
+for _name, _make in (
+    ("producer", make_producer),
+    ("consumers", make_consumers),
+    ("courier", make_courier),
+    ("roster", make_roster),
+    ("presence", make_presence),
+    ("echo", make_echo),
+    ("tail", make_tail),
+    ("peek", make_peek),
+    ("send", make_send),
+):
+    setattr(OddFramesTests, f"test_{_name}", _case(_make))
