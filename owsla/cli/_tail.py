@@ -22,6 +22,7 @@ from ._running import Session
 
 LINES: Final = 1
 SCRATCH: Final = 2
+LOOK: Final = 3
 
 PREFETCH: Final = 500
 """Messages on their way to standard output at most; kept from everybody else meanwhile."""
@@ -229,7 +230,7 @@ class Peek(Getter):
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
 
     async def up(self, client: BrokerProtocol) -> None:
-        if await look(client, SCRATCH, self._queue) is None:
+        if await look(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
             return
         self._counted = await topology.counts_returns(client, SCRATCH, self._queue)

@@ -262,7 +262,7 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
 
     async def peek(*arguments: str) -> list[str]:
         command = commands.start("tail", "--json", *arguments, *place.from_device)
-        assert await command.ended() == 0
+        assert await command.ended() == 0, command.errors()
         assert "given back" in command.errors()
         return [json.loads(line)["body"] for line in command.output().splitlines()]
 
