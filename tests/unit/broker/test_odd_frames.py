@@ -190,7 +190,6 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
         grace=1.5,
         ghost=0.5,
         patience=1.0,
-        now=lambda: 1000.0,
         flowing=lambda flows: None,
     )
     return consumers, lambda: [arrived() for arrived in place.arrived]
@@ -229,7 +228,6 @@ def make_roster(server: Server) -> tuple[Role, Callable[[], object]]:
         node_grace=0.5,
         courier=Recorder(),
         presence=None,
-        now=lambda: 1000.0,
     )
 
     def act() -> None:
