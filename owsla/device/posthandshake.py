@@ -13,8 +13,8 @@ In TLS 1.2 the message itself can be long: 131,396 bytes, one byte to a record. 
 calls nobody. A renegotiation whose ClientHello is not in one record, or is followed by another, is therefore refused when it
 begins.
 
-The callback belongs to a context of its own, which a connection gets after its handshake: during the handshake the callback
-would take 4 % of its CPU.
+The callback belongs to a context of its own, which a connection gets after its handshake: during the handshake OpenSSL
+would call it some twenty times.
 """
 
 from __future__ import annotations

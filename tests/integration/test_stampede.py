@@ -152,7 +152,7 @@ async def test_stalled_handshakes(embedded: EmbeddedBrokerProcess, lab: Lab) -> 
 @reactor_test
 async def test_first_bytes_of_a_hello(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
     """A TLS record that holds a ClientHello's first byte is not a ClientHello: it holds no place among the handshakes."""
-    gateway = await lab.gateway(embedded.url, max_handshakes=1)
+    gateway = await lab.gateway(embedded.url, max_handshakes=1, handshake_timeout="120s")
     first = [await lab.plain(gateway.owsla.port) for _ in range(3)]
     for plain in first:
         plain.send_raw(b"\x16\x03\x01\x00\x01\x01")
