@@ -173,6 +173,14 @@ class LineSink(Protocol):
 
     accepting: bool
     """Whether it takes lines now. It is `False` while it has too many that are not confirmed, or no broker to give them to."""
+    share: int
+    """How many lines a connection may publish before it asks for its next share (`position`)."""
+    line_size: int
+    """Bytes that count as one line: so many for each line that the sink keeps would reach its limit of bytes as well."""
+
+    @property
+    def spare(self) -> int:
+        """How many lines of a connection whose device has left it would keep now, though it is not `accepting`; 0: none."""
 
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         """Prepare for the lines of a connection; the result goes with each of them."""
@@ -183,8 +191,11 @@ class LineSink(Protocol):
         `received` is when it was read from the device, in seconds since the epoch; 0: now.
         """
 
-    def wait(self, source: LineSource) -> None:
-        """Call `source.resume()` when accepting again."""
+    def position(self, since: int) -> int:
+        """Return the present position, if all lines that had been published at the position `since` are settled; or else -1."""
+
+    def wait(self, source: LineSource, since: int = 0) -> None:
+        """Call `source.resume()` when accepting again, and when what had been published at the position `since` is settled."""
 
     def leave(self, source: LineSource) -> None:
         """It waits no longer: its connection is gone."""

@@ -58,6 +58,13 @@ class Sink(Protocol):
     def settled(self, source: Any) -> bool: ...
 
 
+class Losses(Protocol):
+    """The hub of the devices, as stopping sees it."""
+
+    def take_discards(self) -> tuple[int, int]:
+        """Return how many lines and unread bytes of devices were thrown away since the last call."""
+
+
 class Parcels(Protocol):
     """The courier, or presence, as stopping sees them."""
 
@@ -111,6 +118,7 @@ class Gateway(MultiService):
         listener: Listener,
         registry: Registry[Endpoint],
         producer: Sink,
+        losses: Losses,
         courier: Parcels,
         presence: Parcels | None,
         consumers: Consuming,
@@ -131,6 +139,7 @@ class Gateway(MultiService):
         self._listener = listener
         self._registry = registry
         self._producer = producer
+        self._losses = losses
         self._courier = courier
         self._presence = presence
         self._consumers = consumers
@@ -193,18 +202,22 @@ class Gateway(MultiService):
         for endpoint in list(self._registry):
             if endpoint.transport is not None:
                 endpoint.transport.abortConnection()  # past the deadline nobody's goodbye is waited for
-        lines, messages = self._producer.unconfirmed, self._on_their_way()
+        await self._pause(0)  # what was read of them is published, and counted, when they are closed
+        discarded, unread = self._losses.take_discards()
+        lines, messages = self._producer.unconfirmed + discarded, self._on_their_way()
         left = max(0.0, self._deadline - self._clock.seconds())
         for connection in self._connections:
             connection.close_within(left / len(self._connections))
         self._emit(NodeStopped(devices))  # before the handlers of events stop
         await self._root.stopService()
-        if lines or messages or cut:
+        if lines or messages or cut or unread:
             self._log.warn(
                 "Stopped at the deadline: gave up {lines} that the broker has not confirmed, {messages} "
-                "on their way to other queues (they come again), and closed {cut} before their turn",
+                "on their way to other queues (they come again), left {unread} of devices unread, "
+                "and closed {cut} before their turn",
                 lines=counted(lines, "line"),
                 messages=counted(messages, "message"),
+                unread=counted(unread, "byte"),
                 cut=counted(cut, "device"),
             )
         else:
@@ -250,7 +263,7 @@ class Gateway(MultiService):
             for endpoint in leaving:
                 if endpoint.transport is None:
                     continue
-                if self._producer.settled(endpoint) and not endpoint.backlog:
+                if not endpoint.backlog and (not endpoint.acknowledges or self._producer.settled(endpoint)):
                     endpoint.close(reason)
                 still.append(endpoint)
             leaving = still

@@ -469,6 +469,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         listener=listener,
         registry=registry,
         producer=producer,
+        losses=hub,
         courier=courier,
         presence=presence,
         consumers=consumers,

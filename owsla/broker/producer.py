@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from itertools import islice
 
 from twisted.python.failure import Failure
@@ -44,6 +45,16 @@ TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
 
 RESUMED_AT_ONCE = 200
 """How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
+
+RESUMED_WITHIN = 0.005
+"""Seconds after which no more are resumed in that turn: each may have a share of lines to publish."""
+
+SHARES = 64
+"""Shares in a window. A connection has two of them on their way at most, so what one that floods puts before the lines of all
+others is a thirty-second of the window: 312 lines by default, 10 ms of RabbitMQ's time."""
+
+SMALLEST_SHARE = 16
+"""Lines in a share, at least: giving one costs about as much as publishing a line."""
 
 
 class Producer(BaseHandler):
@@ -81,7 +92,15 @@ class Producer(BaseHandler):
         self._acknowledge = acknowledge
         self._now = now
         self._client: BrokerProtocol | None = None
+        self._straight: BrokerProtocol | None = None
+        """`_client`, if new lines go to it at once; `None` if refused ones are to go before them."""
         self._waiting: dict[LineSource, None] = {}  # in the order in which they came
+        # Those that wait for their next share, by the position that settles the last one. The queue may have some that left.
+        self._sharing: dict[LineSource, int] = {}
+        self._shares: list[tuple[int, int, LineSource]] = []
+        self._shares_asked = 0
+        self.share = min(window.max_messages, max(SMALLEST_SHARE, window.max_messages // SHARES))
+        self.line_size = max(1, window.max_bytes // window.max_messages)
         self._resuming = False
         self._blocked = False
         self._returned: dict[tuple[bytes, int], str] = {}  # with which routing key
@@ -122,17 +141,36 @@ class Producer(BaseHandler):
             self._turn_away(source, error)
             return
         source.seq = seq + 1
-        window = self._window
-        window.add(source, seq, packed)
+        window, straight = self._window, self._straight
+        if straight is not None:
+            window.add(source, seq, packed)
+            straight.write(packed)
+        else:
+            self._publish_behind(source, seq, packed)
         if self._followed_since is None:
             self._followed_since = now
             self._followed = self.confirmed_lines + window.messages
-        if self._client is not None:
-            self._client.write(packed)
         if self._outstanding is not None:
             self._outstanding[source] += 1
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
             self.accepting = False
+
+    def _publish_behind(self, source: LineSource, seq: int, packed: bytes) -> None:
+        """Publish a line where not every line may go at once: behind its connection's refused ones, or to the next client."""
+        client = self._client
+        if client is None:
+            self._window.add(source, seq, packed)
+        elif self._refusing or (self._stalls is not None and source in self._stalls):
+            self._window.defer(source, seq, packed)
+            if self._stalls is not None:
+                self._stalls.refuse(source, "")  # it stays stalled until this line, too, is on its way
+            self._retry_soon()
+        else:
+            self._window.add(source, seq, packed)
+            client.write(packed)
+
+    def _aim(self) -> None:
+        self._straight = self._client if not self._refusing and not self._stalls else None
 
     def _turn_away(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
         """This line, and those after it, cannot be published: none of them is acknowledged, and it is closed."""
@@ -143,14 +181,43 @@ class Producer(BaseHandler):
             self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
         source.close(str(error))
 
-    def wait(self, source: LineSource) -> None:
+    def wait(self, source: LineSource, since: int = 0) -> None:
         if self._stalls is not None and source in self._stalls:
             self._stalls.wait(source)
+        elif since > self._left:
+            self._sharing[source] = since
+            self._shares_asked += 1
+            heappush(self._shares, (since, self._shares_asked, source))
         else:
             self._waiting[source] = None
+            self._resume_soon()
+
+    @property
+    def _left(self) -> int:
+        """How many lines have left the window so far."""
+        return self.confirmed_lines + self.given_up_lines
+
+    def position(self, since: int) -> int:
+        left = self._left
+        return left + self._window.messages if left >= since else -1
+
+    def _give_shares(self) -> None:
+        """Let those go on whose last share is settled; they have their turn behind those that wait already."""
+        shares, left = self._shares, self._left
+        while shares and shares[0][0] <= left:
+            since, _, source = heappop(shares)
+            if self._sharing.get(source) == since:
+                del self._sharing[source]
+                self._waiting[source] = None
+        self._resume_soon()
+
+    @property
+    def spare(self) -> int:
+        return self._window.spare
 
     def leave(self, source: LineSource) -> None:
         self._waiting.pop(source, None)
+        self._sharing.pop(source, None)
         if self._stalls is not None:
             self._stalls.leave(source)
 
@@ -190,24 +257,28 @@ class Producer(BaseHandler):
         self.accepting = (
             self._client is not None and not self._blocked and not self._refusing and not self._window.full
         )
+        self._resume_soon()
+
+    def _resume_soon(self) -> None:
         if self.accepting and self._waiting and not self._resuming:
             self._resuming = True
             self._clock.callLater(0, self._resume)
 
     def _resume(self) -> None:
         self._resuming = False
+        end = self._clock.seconds() + RESUMED_WITHIN
         for source in list(islice(self._waiting, RESUMED_AT_ONCE)):
             if not self.accepting:
                 return
+            if self._clock.seconds() > end:
+                break
             if source in self._waiting:
                 del self._waiting[source]
                 try:
                     source.resume()
                 except Exception:
                     source.failed(Failure())
-        if self.accepting and self._waiting:
-            self._resuming = True
-            self._clock.callLater(0, self._resume)
+        self._resume_soon()
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
@@ -231,6 +302,7 @@ class Producer(BaseHandler):
         self._refusing = False
         if self._stalls is not None:
             self._waiting.update(dict.fromkeys(self._stalls.clear()))
+        self._aim()
         self._stop_retrying()
         again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
         if again:
@@ -239,6 +311,7 @@ class Producer(BaseHandler):
 
     def down(self) -> None:
         self._client = None
+        self._aim()
         self._blocked = False
         self.accepting = False
         self._stop_retrying()
@@ -276,6 +349,7 @@ class Producer(BaseHandler):
             self._followed_since = None
         if self._outstanding is not None:
             self._no_longer_outstanding(self._outstanding, hopeless)
+        self._give_shares()
         for entry in hopeless:
             size = body_size(entry.packed)
             try:
@@ -302,6 +376,8 @@ class Producer(BaseHandler):
             self._doubts.taken(self._queue.name)
         if self.confirmed_lines >= self._followed:
             self._arrived()
+        if self._shares and self._shares[0][0] <= self._left:
+            self._give_shares()
         if self._outstanding is not None:
             self._no_longer_outstanding(self._outstanding, entries)
         if self._acknowledge:
@@ -312,6 +388,7 @@ class Producer(BaseHandler):
                     entry.source.failed(Failure())  # its own connection's fault, and nobody else's
         if self._refusing and entries and not self._window.refused:
             self._refusing = False
+            self._aim()
             self._retry_wait.reset()
         if self._stalls:
             self._go_on(self._stalls, entries)
@@ -392,6 +469,10 @@ class Producer(BaseHandler):
                 self._tell_refusal(len(entries), reason)
         else:
             self._stall(self._stalls, entries, reason)
+        self._aim()
+        self._retry_soon()
+
+    def _retry_soon(self) -> None:
         if self._retry_call is None:
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
 
@@ -404,8 +485,9 @@ class Producer(BaseHandler):
                 self._tell_refusal(len(entries), reason)
             if not stalled:
                 continue
-            if source in self._waiting:
-                del self._waiting[source]
+            if source in self._waiting or source in self._sharing:
+                self._waiting.pop(source, None)
+                self._sharing.pop(source, None)
                 stalls.wait(source)
             else:
                 try:
@@ -420,6 +502,7 @@ class Producer(BaseHandler):
             self._waiting.update(dict.fromkeys(freed))
             self._reopen()
         if not stalls:
+            self._aim()
             self._retry_wait.reset()
 
     def _retry(self) -> None:

@@ -69,6 +69,18 @@ class Window:
         return self.messages <= self.max_messages * 7 // 8 and self.size <= self.max_bytes * 7 // 8
 
     @property
+    def spare(self) -> int:
+        """How many lines of a source that has left are still kept: an eighth of the free room, where twice the bounds are room.
+
+        So one source cannot take all of it, and there is some for the next one.
+        """
+        messages = 2 * self.max_messages - self.messages
+        if messages <= 0 or self.size >= 2 * self.max_bytes:
+            return 0
+        room = (2 * self.max_bytes - self.size) * self.max_messages // self.max_bytes
+        return max(1, min(messages, room) // 8)
+
+    @property
     def refused(self) -> bool:
         """Whether lines were refused and wait for `retry`."""
         return bool(self._refused)
@@ -76,6 +88,12 @@ class Window:
     def add(self, source: Any, seq: int, packed: bytes) -> None:
         """Note a line as published; it has the next delivery tag."""
         self._entries.append(Entry(source, seq, packed))
+        self.messages += 1
+        self.size += len(packed)
+
+    def defer(self, source: Any, seq: int, packed: bytes) -> None:
+        """Note a line that is to be published with the next `retry`, behind refused lines of its connection."""
+        self._refused.append(Entry(source, seq, packed))
         self.messages += 1
         self.size += len(packed)
 

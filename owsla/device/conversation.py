@@ -206,6 +206,10 @@ class SpokenEndpoint(Endpoint):
             return
         sink = self.hub.sink
         while self._kept and (at_once or sink.accepting):
+            if not sink.spare:
+                self.hub.discarded(len(self._kept), 0)
+                self._kept.clear()
+                break
             line, received = self._kept.popleft()
             self._kept_size -= len(line) + LINE_COST
             sink.publish(self, line, received)
@@ -233,7 +237,7 @@ class SpokenEndpoint(Endpoint):
         self._tell_later()
 
     def identify(self, device_id: str) -> None:
-        if self.closed:
+        if self._over:
             return
         if not device_id or not device_id.isprintable() or len(device_id.encode()) > LONGEST_DEVICE_ID:
             raise ValueError(f"a device id is 1 to {LONGEST_DEVICE_ID} bytes of printable text")
@@ -246,7 +250,8 @@ class SpokenEndpoint(Endpoint):
         self.device_id = device_id
         self.template = hub.sink.open(self.connection_id, device_id)
         hub.emit(DeviceIdentified(self.connection_id.decode(), device_id))
-        hub.identified(self, self.peer)
+        if not self._closing:
+            hub.identified(self, self.peer)  # or it would close a newer connection of its device
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:
@@ -280,12 +285,12 @@ class SpokenEndpoint(Endpoint):
 
     def hang_up(self, reason: str) -> None:
         if not self._over:
-            self._over = True
+            self._over = self.deaf = True
             self.close(reason)
 
     def fail(self, failure: Failure) -> None:
         if not self._over:
-            self._over = True
+            self._over = self.deaf = True
             self._failure = failure
             self.hub.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
             self.close("its dialect failed")
@@ -299,7 +304,7 @@ class SpokenEndpoint(Endpoint):
             self.set_timeout(self._patience, of_device=True)
 
     def resume(self) -> None:
-        self._publish_kept()
+        self._publish_kept(at_once=self._departing)
         super().resume()
         if self._kept and not self.closed:
             self._publish_kept()  # it has begun to wait anew, if it must

@@ -22,10 +22,13 @@ _WAITING: Final = 1
 _RATED: Final = 2
 """Reading is paused since the device talks too fast."""
 _DRAINING: Final = 4
-"""Reading is over: the connection is closed when everything before is settled."""
+"""Reading is over: the connection is closed when everything before is confirmed."""
 
 CHUNK: Final = 65536
 """Bytes written in one turn after which it is seen whether the socket takes them, before more are acknowledged."""
+
+ALERT: Final = 31
+"""Bytes of a TLS record with close_notify, at most (TLS 1.2, AES-GCM). So few unread bytes may be a goodbye and no line."""
 
 
 class Endpoint:
@@ -38,14 +41,17 @@ class Endpoint:
     __slots__ = (
         "_allowed_at",
         "_closing",
+        "_departing",
         "_direct",
         "_flushing",
         "_in_line",
         "_long",
+        "_mark",
         "_ordering",
         "_out",
         "_out_size",
         "_paused",
+        "_position",
         "_queue",
         "_queued",
         "_read_at",
@@ -55,6 +61,7 @@ class Endpoint:
         "_telling",
         "_told",
         "connection_id",
+        "deaf",
         "device_id",
         "expected",
         "hub",
@@ -81,9 +88,15 @@ class Endpoint:
         self.idle_mark = 0
         """`lines` when the idle check last looked, and since when that has been so: `idle_since`."""
         self.idle_since = self.opened
+        self.deaf = False
+        """Whether what the device still says is ignored."""
         self._rest = b""
         self._read_at = 0.0  # when the lines that are dealt with were read, in seconds since the epoch; 0: just now
         self._long: bytearray | None = None
+        # Its share of the window: at which number it is used up, and the sink's position when it was given.
+        self._mark = hub.sink.share
+        self._position = 0
+        self._departing = False  # its device has closed: what it sent before has a share of its own
         self._paused = 0  # why nothing is read: _WAITING, _RATED, _DRAINING
         self._in_line = False  # for the sink to call resume
         self._allowed_at = 0.0  # with a rate limit: when all lines so far would have been due
@@ -117,7 +130,7 @@ class Endpoint:
 
     def dataReceived(self, data: bytes) -> None:
         hub = self.hub
-        if self._closing:
+        if self.deaf:
             return
         hub.bytes_in += len(data)
         if self._long is not None:
@@ -127,10 +140,11 @@ class Endpoint:
             data = whole
         elif self._rest:
             data = self._rest + data
-        if not hub.sink.accepting:
+        if (not hub.sink.accepting or self.seq >= self._mark) and not self._has_share():
             self._keep_rest(data)
             return
-        lines, rest = hub.split(data)
+        most = self._mark - self.seq
+        lines, rest = hub.split(data, most)
         limit = hub.framing.max_line
         for index, line in enumerate(lines):
             if len(line) > limit:
@@ -138,7 +152,7 @@ class Endpoint:
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
-            if not hub.sink.accepting and index + 1 < len(lines):
+            if not hub.sink.accepting and index + 1 < len(lines) and not self._departing:
                 # The rest was read already: it is published in its turn, and read from the wire no more till then. It is put
                 # together with the full ending, or a line that itself ends with \\r would lose that when it is split again.
                 self._keep_rest(b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest)
@@ -146,7 +160,11 @@ class Endpoint:
                 break
         else:
             self._rest = rest
-            if len(rest) > hub.long:
+            if len(data) - len(rest) > hub.sink.line_size:
+                self._mark -= (len(data) - len(rest)) // hub.sink.line_size
+            if len(lines) >= most and hub.framing.delimiter in rest:
+                self._keep_rest(rest)
+            elif len(rest) > hub.long:
                 self._check_rest(rest)
         if hub.max_rate is not None and lines:
             self._slow_down(len(lines), hub.max_rate)
@@ -157,8 +175,25 @@ class Endpoint:
         self._read_at = self._read_at or self.hub.now()
         self._wait()
 
+    def _has_share(self) -> bool:
+        """Whether it may publish now: its share of the window is not used up, or it can have the next one."""
+        sink = self.hub.sink
+        if self._departing and self.seq < self._mark:
+            return sink.spare > 0
+        if not sink.accepting:
+            return False
+        if self.seq >= self._mark:
+            position = sink.position(self._position)
+            if position < 0:
+                return False
+            self._position = position
+            self._mark = self.seq + sink.share
+        return True
+
     def _slow_down(self, lines: int, rate: float) -> None:
         """Read no more until these lines are paid for; a second's worth is on credit."""
+        if self._closing or self._departing:
+            return  # it has not much more to say
         now = self.hub.clock.seconds()
         self._allowed_at = max(self._allowed_at, now) + lines / rate
         if self._allowed_at > now + 1.0 and not self._paused & _RATED:
@@ -175,6 +210,7 @@ class Endpoint:
     def lineLengthExceeded(self, line: bytes) -> None:
         self._rest = b""
         self._long = None
+        self.deaf = True
         longest = self.hub.framing.max_line
         self.hub.emit(LineTooLong(self.connection_id.decode(), self.device_id, longest))
         self.close(f"a line longer than {longest} bytes")
@@ -214,7 +250,7 @@ class Endpoint:
         self._paused &= ~reason
         if not self._paused:
             self.hub.unpaused(self)
-            if self.transport is not None and not self._closing:
+            if self.transport is not None and not self.deaf:
                 self.transport.resumeProducing()
 
     def _wait(self) -> None:
@@ -222,15 +258,15 @@ class Endpoint:
         self._pause(_WAITING)
         if not self._in_line:
             self._in_line = True
-            self.hub.sink.wait(self)
+            self.hub.sink.wait(self, self._position if self.seq >= self._mark else 0)
 
     def stall(self) -> None:
-        if not self._closing:
+        if not self.deaf:
             self._wait()
 
     def resume(self) -> None:
         self._in_line = False
-        if self._closing or not self._paused & _WAITING:
+        if self.deaf or not self._paused & _WAITING:
             return
         data, self._rest = self._rest, b""
         if data:
@@ -240,15 +276,44 @@ class Endpoint:
             self._read_at = 0.0
             self._unpause(_WAITING)
 
+    def peerClosed(self) -> bool:
+        """Read what the device sent before it closed or reset the connection, with a share of what the window can spare.
+
+        Nobody will send it again, and while the broker is away it would have to wait in vain. `False` if there is no room.
+        """
+        if self.deaf:
+            return False
+        if not self._departing:
+            self._departing = True
+            self._mark = self.seq + self.hub.sink.spare
+        if not self._has_share():
+            return False
+        if self._in_line:
+            self.hub.sink.leave(self)
+        self._unpause(_RATED)
+        self.resume()
+        return not self._paused
+
+    @property
+    def unread(self) -> int:
+        """Bytes that the device has sent, that were not read, and that nobody will send again; those of TLS included."""
+        if not self._paused or self.deaf or self.hub.device_ack is not None:
+            return 0
+        unread: int = self.transport.unread
+        return unread if unread > ALERT else 0
+
     def _publish_rest(self) -> None:
         """Publish the lines that were read and not published yet, now or never. One that is too long ends them, as always."""
         if not self._paused & _WAITING:
             return
         lines, rest = self.hub.split(self._rest)
         self._rest = rest
-        for line in lines:
+        for index, line in enumerate(lines):
             if len(line) > self.hub.framing.max_line:
                 self.lineLengthExceeded(line)
+                return
+            if not self.hub.sink.spare:
+                self.hub.discarded(len(lines) - index, 0)
                 return
             self.lineReceived(line)
         self._read_at = 0.0
@@ -544,15 +609,29 @@ class Endpoint:
         """Hand over and write nothing from now on. `outcome`: why what waits for the socket is undeliverable."""
         self._flush_now()
         self._closing = reason
+        # What it says until it hears of our goodbye is published. If it waits for acknowledgements it sends that again instead.
+        self.deaf = self.deaf or self.hub.device_ack is not None
+        self._unpause(_RATED)
         self._direct = False
         self._give_up(outcome)
 
+    @property
+    def acknowledges(self) -> bool:
+        """Whether its device is told which lines are safe, the last of them before the connection is closed."""
+        return self.hub.device_ack is not None
+
     def drain(self) -> None:
-        """Read no more. What was read is published, held or not; what waits for a missing number waits no longer."""
+        """Prepare to close: what waits for a missing number waits no longer.
+
+        What was read is published. A device that is told what is safe is read no more: it sends again what it was not told of.
+        Any other device is read until it has closed its side.
+        """
         if self.transport is not None and not self._closing:
-            self._pause(_DRAINING)
-            self.transport.drain()
+            if self.hub.device_ack is not None:
+                self._pause(_DRAINING)
+                self.transport.drain()
             self._publish_rest()
+            self.deaf = self.deaf or self.hub.device_ack is not None
             while self.holding:
                 self.skip()
 
@@ -594,6 +673,7 @@ class Endpoint:
         hub = self.hub
         # The device is gone, and the lines that it had finished are ours.
         self._publish_rest()
+        hub.discarded(0, self.unread)
         unterminated = len(self._rest) + (len(self._long) if self._long is not None else 0)
         self._rest = b""
         self._long = None

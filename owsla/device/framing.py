@@ -33,9 +33,9 @@ class Framing:
         """How many bytes of the delimiter may hang on to a line of full length before the delimiter is whole."""
         return 1 if self.delimiter == b"\n" else len(self.delimiter) - 1
 
-    def split(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """The whole lines in `data`, and the rest, which waits for more. Lengths are the caller's to check."""
-        lines = data.split(self.delimiter)
+    def split(self, data: bytes, most: int = -1) -> tuple[list[bytes], bytes]:
+        """Return the whole lines at the start of `data`, `most` of them at most, and the rest. Lengths are not checked."""
+        lines = data.split(self.delimiter, most)
         rest = lines.pop()
         if self.delimiter == b"\n":
             lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]

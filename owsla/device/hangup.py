@@ -3,6 +3,9 @@
 A socket that a reactor does not read reports neither the peer's end of the stream nor its reset. During an outage of the broker
 devices reconnect, and their dead predecessors would fill the limit. So paused sockets are in an epoll set of their own that
 asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads that set's descriptor.
+
+What the peer sent before its end is still in the socket (after a reset, too: Linux keeps a receive queue until the socket is
+closed). It is read at once if the window has room for it: nobody will send it again.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from twisted.python.failure import Failure
 from ..boundaries import Reactor
 
 PATIENCE: Final = 3.0
-"""Seconds for which a peer that closed its side in order is kept: what it sent before may still be read in that time."""
+"""Seconds for which a connection is kept whose peer closed its side in order, when there is no room for its last lines."""
 
 _HANGUPS: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -26,8 +29,15 @@ class Watched(Protocol):
 
     def fileno(self) -> int: ...
 
+    def peerClosed(self) -> bool:
+        """Begin to read what the peer sent before it closed or reset the connection. `False` if there is no room for it now."""
+
+    @property
+    def deaf(self) -> bool:
+        """Whether what the peer sent before is of no use to anybody."""
+
     def hungUp(self) -> None:
-        """Its peer has closed, or is gone."""
+        """Close the connection, whose peer is gone."""
 
 
 class HangupWatch:
@@ -38,6 +48,7 @@ class HangupWatch:
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Watched] = {}
         self._ended: dict[int, float] = {}
+        self._keeping = False
         self.failed: Callable[[Failure], object] = lambda reason: None
         """Who is told when this cannot go on."""
 
@@ -70,13 +81,18 @@ class HangupWatch:
                 except OSError:
                     pass  # it is closed already, and so has left the set
 
+    def keep(self) -> None:
+        """Keep connections until there is room for what their peers sent: nobody needs their places any more."""
+        self._keeping = True
+
     def tick(self) -> None:
         """Let go of those that closed a while ago and are still not read."""
         due = self._reactor.seconds() - PATIENCE
         for fd, since in list(self._ended.items()):
             if since > due:
                 break
-            self._hang_up(fd)
+            if not self._keeping or self._watched[fd].deaf:
+                self._hang_up(fd)
 
     def _hang_up(self, fd: int) -> None:
         connection = self._watched.get(fd)
@@ -102,9 +118,12 @@ class HangupWatch:
         for fd, flags in self._epoll.poll(0, 256) if self._epoll is not None else ():
             if fd not in self._watched:
                 continue
-            if flags & (select.EPOLLERR | select.EPOLLHUP):
+            connection = self._watched[fd]
+            if connection.peerClosed():
+                continue
+            if flags & (select.EPOLLERR | select.EPOLLHUP) and (not self._keeping or connection.deaf):
                 self._hang_up(fd)
-            else:
+            elif fd in self._watched:
                 self._ended[fd] = self._reactor.seconds()
 
     def connectionLost(self, reason: Failure) -> None:

@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..boundaries import Clock, DeliverySource, Letter, LineSink
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .hangup import HangupWatch
 
+TOLD_EVERY: Final = 10.0
+"""Seconds, at the least, between two warnings of lines that were thrown away."""
+
 TICK: Final = 0.1
 """Seconds between two looks at what waits for a time."""
 
@@ -42,6 +46,8 @@ LONG: Final = 32768
 
 class Hub:
     """Shared by the endpoints of a node."""
+
+    _log = Logger(namespace="owsla")
 
     def __init__(
         self,
@@ -117,6 +123,12 @@ class Hub:
         self.bytes_out = 0
         """Handed over to devices so far, without delimiters."""
         self._lines_out = 0  # to connections that are closed
+        self.discarded_lines = 0
+        """Lines that were read of devices that then left, and were thrown away since the window could not spare the room."""
+        self.discarded_bytes = 0
+        """Bytes that such devices had sent and that were not read, those of TLS included."""
+        self._discards_told = (0, 0)
+        self._discards_due = 0.0
 
     @property
     def lines_out(self) -> int:
@@ -254,6 +266,27 @@ class Hub:
         if self._hangups is not None and endpoint.transport is not None:
             self._hangups.unwatch(endpoint.transport)
 
+    def discarded(self, lines: int, unread: int) -> None:
+        """Count what was thrown away of a device that has left: lines that were read, and bytes that were not."""
+        self.discarded_lines += lines
+        self.discarded_bytes += unread
+
+    def take_discards(self) -> tuple[int, int]:
+        """Return how many lines and unread bytes were thrown away since the last call."""
+        lines, unread = self._discards_told
+        self._discards_told = (self.discarded_lines, self.discarded_bytes)
+        return self.discarded_lines - lines, self.discarded_bytes - unread
+
+    def _tell_of_discards(self) -> None:
+        lines, unread = self.take_discards()
+        if lines or unread:
+            self._log.warn(
+                "Threw away {lines} lines and {unread} unread bytes of devices that closed their connections while lines could "
+                "not be published: the window had no room for them. Raise `--window` and `--window-bytes` to keep more",
+                lines=lines,
+                unread=unread,
+            )
+
     def rated(self, endpoint: Endpoint, until: float) -> None:
         """It talks too fast, and is not read until then."""
         self._rated_count += 1
@@ -304,6 +337,9 @@ class Hub:
         now = self.clock.seconds()
         if self._hangups is not None:
             self._hangups.tick()
+        if now >= self._discards_due:
+            self._discards_due = now + TOLD_EVERY
+            self._tell_of_discards()
         if self._catching_up and now >= self._catching_up:
             self._caught_up()
         while self._rated and self._rated[0][0] <= now:

@@ -70,7 +70,7 @@ class Effects(Protocol):
     def start_reading(self) -> None: ...
 
     def say_goodbye(self) -> None:
-        """Send what was written, then our end of the stream; wait for the peer's."""
+        """Send what was written, then our end of the stream. What the peer still says is read until it closes its side."""
 
     def let_go(self) -> None:
         """Close the socket."""
@@ -102,11 +102,13 @@ def open_up(life: Life, socket: Effects) -> None:
 
 @open_.upon(Life.pause).to(paused)
 @open_.upon(Life.drain).to(draining)
+@closing.upon(Life.pause).loop()
 def stop_reading(life: Life, socket: Effects) -> None:
     socket.stop_reading()
 
 
 @paused.upon(Life.resume).to(open_)
+@closing.upon(Life.resume).loop()
 def start_reading(life: Life, socket: Effects) -> None:
     socket.start_reading()
 
@@ -153,7 +155,7 @@ open_.upon(Life.resume).loop().returns(None)
 paused.upon(Life.pause).loop().returns(None)
 for _input in (Life.pause, Life.resume, Life.drain, Life.idle_overdue):
     draining.upon(_input).loop().returns(None)
-for _input in (Life.pause, Life.resume, Life.drain, Life.close, Life.idle_overdue):
+for _input in (Life.drain, Life.close, Life.idle_overdue):
     closing.upon(_input).loop().returns(None)
 for _input in (
     Life.pause,

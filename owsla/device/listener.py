@@ -307,6 +307,7 @@ class Listener(Worker):
         """Close the port, for good; those connected stay."""
         self._pause()
         self._socket.close()
+        self._hangups.keep()
 
     def stopService(self) -> None:
         if self.running:
@@ -547,6 +548,10 @@ class Listener(Worker):
                 # It is slow, but it takes what it was sent. A later deadline has its place at the end.
                 del self._closing[transport]
                 self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT, untaken=untaken)
+            elif transport.held_back and (self._socket.fileno() < 0 or transport.peerClosed()):
+                # It waits for us. In a stop that has an end of its own; otherwise it has a last share of the window.
+                del self._closing[transport]
+                self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT)
             else:
                 transport.goodbyeOverdue()
         self._tell_of_attacks()

@@ -48,7 +48,14 @@ class Lines(Protocol):
     def makeConnection(self, transport: Any) -> None:
         """The handshake is complete."""
 
+    @property
+    def deaf(self) -> bool:
+        """Whether it ignores all further data."""
+
     def dataReceived(self, data: bytes) -> None: ...
+
+    def peerClosed(self) -> bool:
+        """Resume reading, since the peer has closed or reset the connection. `False` if there is no room for its data."""
 
     def connectionLost(self, reason: Failure) -> None:
         """An open connection is gone."""
@@ -230,7 +237,7 @@ class TLSTransport:
         return not poll.poll(0)
 
     def _broken(self, error: Exception) -> None:
-        """A write found the connection dead."""
+        """Close a connection that a write found dead. OpenSSL reads no more of it then, whatever is left in the socket."""
         if self._reason is None:
             self._reason = _failure(error)
         self._life.abort()
@@ -261,8 +268,30 @@ class TLSTransport:
             self._log.failure("The connection of {peer} failed while it was closed", reason, peer=self.peer)
         self._life.abort()
 
+    @property
+    def unread(self) -> int:
+        """Bytes that the peer sent and that were not read (FIONREAD, tcp(7)), those of TLS included."""
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0])
+        except (OSError, ValueError):
+            return 0
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it waits for its last data to be taken by the protocol, which has paused it."""
+        return self._state == CLOSING and not self._reading
+
+    @property
+    def deaf(self) -> bool:
+        """Whether its protocol ignores all further data."""
+        return self._lines is None or self._lines.deaf
+
+    def peerClosed(self) -> bool:
+        """The peer has closed or reset the connection while it was not read: read what it sent before, if there is room."""
+        return self._lines is not None and self._lines.peerClosed()
+
     def hungUp(self) -> None:
-        """The peer has gone while nothing was read: what it sent and was not read yet is in the socket, and is let go."""
+        """Close at once: the peer is gone, and what it sent and was not read is given up."""
         self.abortConnection(_Failures.LOST)
 
     def handshakeOverdue(self, why: str) -> None:
@@ -366,7 +395,7 @@ class TLSTransport:
     def doRead(self) -> None:
         try:
             state = self._state
-            if state == OPEN:
+            if state == OPEN or (state == CLOSING and self._lines is not None):
                 # One record at a time: without read-ahead OpenSSL takes no more than that from the socket, so what is left
                 # makes the socket readable again, and others have their turn before it.
                 try:
@@ -460,8 +489,10 @@ class TLSTransport:
     def say_goodbye(self) -> None:
         self._state = CLOSING
         self._owner.closing(self)
-        # Closing a socket with unread data resets the connection, and the peer may lose our last line over it. So it is read.
-        self.start_reading()
+        # Closing a socket with unread data resets the connection, and the peer may lose our last line over it. So it is read,
+        # and what the peer sent before it heard of our goodbye is the protocol's, which may have paused us.
+        if self.deaf:
+            self.start_reading()
         if self._outgoing is None:
             self._finish_goodbye()
 
@@ -561,7 +592,8 @@ class TLSTransport:
         if (refusal := noted(self.tls)) is not None:
             error = Refused(refusal)  # OpenSSL does not know what its callbacks know
         if self._reason is None:
-            self._reason = _failure(error)
+            # Behind our own goodbye the end of the stream is in order without the peer's.
+            self._reason = _Failures.DONE if self._state == CLOSING else _failure(error)
         if isinstance(error, SSL.ZeroReturnError):
             # A proper goodbye, which is answered with ours.
             try:
@@ -571,7 +603,7 @@ class TLSTransport:
         self._life.ended()
 
     def _finish_goodbye(self) -> None:
-        """Send close_notify, then our end of the stream; what the peer still sends is read and dropped (`_drain`)."""
+        """Send close_notify, then our end of the stream. Reading goes on until the peer closes its side."""
         try:
             self.tls.shutdown()
         except (SSL.Error, OSError):
@@ -579,7 +611,9 @@ class TLSTransport:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            self._broken(ConnectionLost())
+            # The peer has reset it: reading finds that out, behind what it sent before.
+            if self._reason is None:
+                self._reason = _Failures.LOST
 
     def _drain(self) -> None:
         try:

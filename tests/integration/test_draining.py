@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 import secrets
 import signal
+import socket
+import ssl
+import threading
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
 from ._support.lab import Gateway, Lab
@@ -158,6 +164,83 @@ async def test_unfinished_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
         bodies.append(body)
     assert bodies == lines[: len(bodies)]
     assert acknowledged == len(bodies) - 1
+
+
+def _talk_until_the_end(port: int, ca: Path, number: int, stopped: threading.Event) -> int:
+    """Be a device that talks until its connection ends; how many lines it sent before it heard of that."""
+    context = ssl.create_default_context(cafile=str(ca))
+    said = 0
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname="localhost") as tls:
+        while not stopped.is_set():
+            tls.settimeout(10)
+            tls.sendall(b"".join(b"%d %d\n" % (number, line) for line in range(said, said + 5)))
+            said += 5
+            tls.settimeout(0.01)
+            try:
+                assert tls.recv(100) == b"", "close_notify"
+                return said
+            except TimeoutError:
+                pass
+    raise AssertionError("the connection does not end")
+
+
+async def _heard(gateway: Gateway, lines: int, timeout: float = 30) -> list[list[int]]:
+    """What a back end hears of such devices, in order."""
+    heard: list[list[int]] = []
+    for message in await gateway.messages(lines, timeout):
+        number, line = message.body.split()
+        while len(heard) <= int(number):
+            heard.append([])
+        heard[int(number)].append(int(line))
+    return heard
+
+
+@pytest.mark.parametrize("window", [10_000, 50], ids=["", "slow broker"])
+@reactor_test
+async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int) -> None:
+    """Without acknowledgements a device is read until it has closed: all that it sent before it heard of the end arrives."""
+    proxy = await lab.proxy(rabbitmq.port)
+    gateway = await lab.gateway(rabbitmq.url, broker=proxy.url, drain_spread="1s", window=window)
+    port, ca, over = gateway.owsla.port, gateway.owsla.ca, threading.Event()
+    talks = [deferToThread(_talk_until_the_end, port, ca, number, over) for number in range(8)]
+    await until(lambda: len(gateway.owsla.lines("Device connected")) == 8, what="the devices")
+    await pause(0.5)
+    if window < 100:
+        proxy.hold()  # so that there are many more than a window of them
+        await pause(1)
+    try:
+        gateway.owsla.process.signal(signal.SIGTERM)
+        await gateway.owsla.wait_for_line("Stopping")
+        if window < 100:
+            await pause(2)
+            proxy.release()
+        assert await gateway.owsla.exited(60) == 0, gateway.owsla.output()
+    finally:
+        over.set()
+    said = await gatherResults(talks)
+    assert gateway.owsla.lines("Stopped: 8 devices closed, everything confirmed"), gateway.owsla.output()
+    assert await _heard(gateway, sum(said)) == [list(range(lines)) for lines in said]
+
+
+@reactor_test
+async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """Where the deadline comes first, the last line counts what devices had sent and nobody will hear of."""
+    proxy = await lab.proxy(rabbitmq.port)
+    gateway = await lab.gateway(rabbitmq.url, broker=proxy.url, drain_spread=0, drain_timeout="2s", heartbeat="30s", window=10)
+    device = await lab.device(gateway)
+    await gateway.introduce(device)
+    proxy.hold()
+    device.send_line(*(b"%d" % number for number in range(10)))
+    await until(lambda: any(data.endswith(b"9\xce") for _, data in proxy.held), what="the lines")
+    device.send_line(b"read, and not published")
+    await pause(0.3)
+    device.send_line(*[b"x" * 1000] * 40)
+    await pause(0.3)
+    assert await gateway.owsla.terminate(20) == 0
+    (last,) = gateway.owsla.lines("Stopped at the deadline")
+    counted = re.search("gave up ([0-9]+) lines .* left ([0-9]+) bytes of devices unread", last)
+    assert counted, last
+    assert 40_000 - 1500 < (int(counted[1]) - 11) * 1001 + int(counted[2]) < 40_040 + 2500, last
 
 
 # -- Limits ------------------------------------------------------------------------------------------------------------

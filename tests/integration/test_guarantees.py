@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from pika import BasicProperties as Properties
 from twisted.internet.defer import Deferred, gatherResults
 
-from ._support.backend import Backend
+from ._support.backend import Backend, Message
 from ._support.books import DEVICE_ACK
 from ._support.device import Device
 from ._support.lab import Broker, Gateway, Lab
+from ._support.proxy import Proxy
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import pause, reactor_test, until
 
@@ -166,6 +168,104 @@ async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> Non
         kept.add(message.connection_id)
     for device in successors:
         await gateway.round_trip(device)
+
+
+def _leave(device: Device, reset: bool) -> None:
+    """Have a device that has sent everything go without waiting for anything."""
+    if reset:
+        device.abort()
+    else:
+        device.transport.loseConnection()  # says goodbye, and waits for an answer
+        device.transport.transport.loseConnection()  # waits for nothing
+
+
+async def _outage(rabbitmq: RabbitMQ, gateway: Gateway, proxy: Proxy, way: str) -> Callable[[], Awaitable[object]]:
+    """Begin an outage of the broker; return what ends it."""
+    start = gateway.owsla.mark()
+    if way == "blocked":
+        await rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+        device = await gateway.lab.device(gateway)
+        device.send_line(b"RabbitMQ blocks those who publish")
+        await gateway.owsla.wait_for_line("Broker blocked", 30, start=start)
+        await device.close()
+        return lambda: rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    if way == "stopped":
+        rabbitmq.pause()
+
+        async def resume() -> None:
+            rabbitmq.resume()
+
+        return resume
+    await proxy.refuse()
+    proxy.cut()
+    await gateway.owsla.wait_for_line("Broker lost", start=start)
+    return proxy.start
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
+@pytest.mark.parametrize("way", ["down", "blocked", "stopped"])
+@reactor_test
+async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab, way: str, reset: bool) -> None:
+    """What devices said that came and went while the broker was away, or went, is published when it is back, in order."""
+    proxy = await lab.proxy(own_rabbitmq.port)
+    gateway = await lab.gateway(own_rabbitmq.url, broker=proxy.url, heartbeat="2s", window=1000)
+    there = await _devices(lab, gateway, 3)
+    await _introduce(gateway, there)
+    end = await _outage(own_rabbitmq, gateway, proxy, way)
+    start = gateway.owsla.mark()
+    devices = there + await _devices(lab, gateway, 9)
+    for chunk in range(5):
+        for number, device in enumerate(devices):
+            device.send_line(*(b"%d %d" % (number, line) for line in range(10 * chunk, 10 * chunk + 10)))
+        await pause(0.1)
+    try:
+        for device in devices:
+            _leave(device, reset)
+        await until(lambda: len(gateway.owsla.lines("Device disconnected", start=start)) >= 12, 30, gateway.owsla.output)
+    finally:
+        await end()
+    heard: dict[bytes, list[tuple[int, int]]] = {}
+    wanted = {b"%d" % number: list(range(50)) for number in range(12)}
+
+    def complete(message: Message) -> bool:
+        number, _, line = message.body.partition(b" ")
+        if number in wanted and line.isdigit():
+            heard.setdefault(number, []).append((message.seq, int(line)))
+        # Lines may come twice where their confirms were lost.
+        return {number: list(dict(lines).values()) for number, lines in heard.items()} == wanted
+
+    try:
+        await gateway.backend.inbox[gateway.from_device].find(complete, 30)
+    except AssertionError as error:
+        raise AssertionError(f"{ {number: len(dict(lines)) for number, lines in heard.items()} }") from error
+    assert not gateway.owsla.lines("Threw away"), gateway.owsla.output()
+
+
+@reactor_test
+async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
+    """Devices that come, talk and go in an outage have no more than twice the window, each its share; the rest is counted."""
+    proxy = await lab.proxy(broker.port)
+    gateway = await lab.gateway(broker.url, broker=proxy.url, window=100)
+    start = gateway.owsla.mark()
+    await proxy.refuse()
+    proxy.cut()
+    await gateway.owsla.wait_for_line("Broker lost", start=start)
+    devices = await _devices(lab, gateway, 15)
+    for number, device in enumerate(devices):
+        device.send_line(*(b"%d %d" % (number, line) for line in range(100)))
+        _leave(device, reset=False)
+    await until(lambda: len(gateway.owsla.lines("Device disconnected", start=start)) == 15, 30, gateway.owsla.output)
+    await gateway.owsla.wait_for_line("Threw away", 20)
+    await proxy.start()
+    last = await lab.device(gateway)
+    last.send_line(b"the end")
+    heard: dict[bytes, list[int]] = {}
+    while (message := await gateway.message(60)).body != b"the end":
+        name, line = message.body.split()
+        heard.setdefault(name, []).append(int(line))
+    assert all(lines == list(range(len(lines))) for lines in heard.values()), heard
+    assert len(heard) > 7, "a few took all of the room"
+    assert 100 <= sum(map(len, heard.values())) <= 220, heard
 
 
 @reactor_test

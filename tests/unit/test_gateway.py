@@ -37,6 +37,8 @@ class Device:
         self.name = name
         self.transport: Wire | None = Wire(self)
         self.aborted = False
+        self.acknowledges = True
+        """Whether it is told what is safe."""
         self.backlog = False
         self.settled = True
         self.stubborn = False
@@ -109,6 +111,16 @@ class Parcels:
         return source.settled
 
 
+class Losses:
+    """What was thrown away of devices: so many lines, and bytes that were not read."""
+
+    def __init__(self) -> None:
+        self.discards = (0, 0)
+
+    def take_discards(self) -> tuple[int, int]:
+        return self.discards
+
+
 class Consumers:
     """The consumers. `silent` are the calls that the broker does not answer, and `errors` those that it refuses."""
 
@@ -163,7 +175,7 @@ class World:
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.presence, self.consumers = Parcels(), Parcels(), Parcels(), Consumers(self)
-        self.roster = Roster(self)
+        self.roster, self.losses = Roster(self), Losses()
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
         listener = Child(self, "listener")
@@ -172,6 +184,7 @@ class World:
             listener=cast(Any, listener),
             registry=cast(Any, self.registry),
             producer=self.producer,
+            losses=self.losses,
             courier=self.courier,
             presence=self.presence,
             consumers=self.consumers,
@@ -391,6 +404,21 @@ class StoppingTests(SynchronousTestCase):
         world.later(1)
         self.successResultOf(stopping)
 
+    def test_a_device_that_is_not_told(self) -> None:
+        """A device that is not told what is safe is closed at its turn, and read until it has closed."""
+        world = World(drain_spread=0.1)
+        (device,) = world.connect(1)
+        device.acknowledges = device.settled = False
+        device.backlog = True
+        stopping = world.stop()
+        world.later(1)
+        self.assertEqual(device.closed, [])
+        device.backlog = False
+        world.later(2 * STEP)
+        self.assertEqual(len(device.closed), 1)
+        world.later(1)
+        self.successResultOf(stopping)
+
     def test_one_does_not_hold_up_the_others(self) -> None:
         """A device that is not settled keeps none behind it from its turn."""
         world = World(drain_spread=1.0)
@@ -502,6 +530,7 @@ class StoppingTests(SynchronousTestCase):
         devices[1].stubborn = True
         world.producer.unconfirmed = 7
         world.courier.unconfirmed = 2
+        world.losses.discards = (3, 500)
         stopping = world.stop()
         world.later(4.9)
         self.assertNoResult(stopping)
@@ -514,7 +543,7 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual([connection.close_timeout for connection in world.connections], [0.0] * 3)
         (line,) = [line for line in self.lines if "deadline" in line]
         self.assertEqual(line, self.lines[-1])
-        for part in ("7 lines", "2 messages", "2 devices"):
+        for part in ("10 lines", "2 messages", "500 bytes of devices unread", "2 devices"):
             self.assertIn(part, line)
 
     def test_the_broker_is_away(self) -> None:

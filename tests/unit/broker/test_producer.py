@@ -17,7 +17,7 @@ from owsla.amqp.wire import WireError
 from owsla.broker import topology
 from owsla.broker.doubts import Doubts
 from owsla.broker.packing import LinePacker
-from owsla.broker.producer import LINES, SCRATCH, Producer
+from owsla.broker.producer import LINES, SCRATCH, SMALLEST_SHARE, Producer
 from owsla.broker.protocol import BrokerError
 from owsla.broker.routing_key import RoutingKey
 from owsla.broker.window import Window
@@ -166,11 +166,11 @@ class ProducerTests(BrokerTestCase):
         self.lab.publish(self.device, b"1")
         self.lab.publish(other, b"2")
         self.device.fault = ZeroDivisionError()
-        for device in (self.device, other):
-            self.lab.producer.wait(device)
         self.lab.server.ack(LINES, 2, multiple=True)
         self.assertEqual((other.safe, self.device.failures), ([0], [self.device.fault]))
         self.lab.lose()
+        for device in (self.device, other):
+            self.lab.producer.wait(device)
         self.lab.connect()
         self.lab.clock.advance(0)
         self.assertEqual((other.resumed, self.device.failures), (1, [self.device.fault] * 2))
@@ -379,6 +379,51 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(self.lab.producer.accepting)
         self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted])
         self.assertEqual(str(self.lab.events[-1]), "Broker takes lines again: queue from_device")
+
+    def test_behind_refused_lines(self) -> None:
+        """A line that comes while refused ones wait goes behind them: published at once it would be before those."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.lab.server.take()
+        self.lab.server.nack(LINES, 1)
+        self.lab.publish(self.device, b"1")
+        self.assertEqual((self.lab.taken(), self.lab.producer.unconfirmed), ([], 2))
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        self.lab.publish(self.device, b"2")  # behind those whose answer is still to come
+        self.lab.server.ack(LINES, 3, True)
+        self.assertEqual(self.device.safe, [0, 1])
+        self.lab.clock.advance(5)
+        self.assertEqual(self.lab.taken(), [("a", 2)])
+        self.lab.server.ack(LINES, 4)
+        self.assertEqual((self.device.safe, self.lab.producer.accepting), ([0, 1, 2], True))
+
+    def test_shares(self) -> None:
+        """A connection that has used up its share goes on when what was published until then is settled."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        producer = self.lab.producer
+        self.lab.publish(self.device, b"0", b"1")
+        since = producer.position(0)
+        self.lab.publish(other, b"0")
+        self.assertEqual(producer.position(since), -1)
+        producer.wait(self.device, since)
+        self.lab.server.ack(LINES, 1)
+        self.lab.clock.advance(0)
+        self.assertEqual(self.device.resumed, 0)
+        self.lab.server.ack(LINES, 2)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.device.resumed, producer.position(since)), (1, since + 1))
+        producer.wait(self.device, since + 1)
+        producer.leave(self.device)
+        self.lab.server.ack(LINES, 3)
+        self.lab.clock.advance(0)
+        self.assertEqual(self.device.resumed, 1)
+
+    def test_a_share_of_the_window(self) -> None:
+        """A share is a sixty-fourth of the window, but never so small that giving shares costs more than publishing."""
+        for messages, share in ((10_000, 156), (500, SMALLEST_SHARE), (5, 5)):
+            self.assertEqual(Lab(messages=messages).producer.share, share)
 
     def test_refused_again_and_again(self) -> None:
         """The waits grow, and begin again with the shortest once a line was taken; each time of trouble is said once."""

@@ -209,6 +209,22 @@ class WindowTests(SynchronousTestCase):
         window.confirm(8, True)
         self.assertFalse(window.roomy, "93 bytes of 100")
 
+    def test_spare(self) -> None:
+        """Lines of sources that left have as much room again, each source an eighth of what is left of it."""
+        window = Window(80, 8000)
+        self.assertEqual(window.spare, 20)
+        for number in range(80):
+            window.add("a", number, b"x")
+        self.assertEqual(window.spare, 10)
+        window.defer("b", 0, b"x" * 15_000)  # 920 bytes are left: nine lines of a hundred
+        self.assertEqual(window.spare, 1)
+        window.defer("b", 1, b"x" * 920)
+        self.assertEqual(window.spare, 0)
+        for number in range(80):
+            window.confirm(number + 1, False)
+        self.assertEqual(window.messages, 2)
+        self.assertEqual(window.retry(), [b"x" * 15_000, b"x" * 920])
+
     def test_cumulative_then_none(self) -> None:
         """A cumulative confirm after all were confirmed one by one confirms nothing, and is no error."""
         self.add(0, 1)

@@ -29,6 +29,12 @@ class Sink:
 
     def __init__(self) -> None:
         self.accepting = True
+        self.share = 1_000_000
+        self.line_size = 16384
+        self.spare = 1000
+        """How many lines of a device that has left are kept."""
+        self.settled = 0
+        """How many lines are confirmed."""
         self.room: int | None = None
         """How many lines it takes before it accepts no more."""
         self.lines: list[tuple[bytes, int, bytes]] = []
@@ -43,12 +49,17 @@ class Sink:
         self.received.append(received)
         self.lines.append((source.connection_id, source.seq, line))
         source.seq += 1
+        if not self.accepting:
+            self.spare = max(0, self.spare - 1)
         if self.room is not None:
             self.room -= 1
             if self.room <= 0:
                 self.accepting = False
 
-    def wait(self, source: LineSource) -> None:
+    def position(self, since: int) -> int:
+        return len(self.lines) if self.settled >= since else -1
+
+    def wait(self, source: LineSource, since: int = 0) -> None:
         self.waiting.append(source)
 
     def leave(self, source: LineSource) -> None:
@@ -135,6 +146,7 @@ class Wire:
         self.endpoint: Endpoint | None = None
         self.written: list[bytes] = []
         self.congested = False
+        self.unread = 0
         self.unsent = 0
         """Bytes that the system has taken, and the device has not."""
         self.reading = True

@@ -97,15 +97,37 @@ class LinesTests(SynchronousTestCase):
         world.end(endpoint, tls)
         self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "no line for 5 s")
 
-    def test_nothing_is_read_after_close(self) -> None:
-        """What comes after we have closed a connection is not published."""
+    def test_until_the_device_has_closed(self) -> None:
+        """What a device says before it hears that we have closed its connection is published; nobody would send it again."""
         world = World()
+        endpoint, wire = world.connect()
+        endpoint.dataReceived(b"on its")
+        endpoint.close("enough")
+        endpoint.dataReceived(b" way\n")
+        self.assertEqual((world.sink.of(endpoint), wire.closed, endpoint.deaf), ([b"on its way"], "lost", False))
+        world.end(endpoint)
+        self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "enough")
+
+    def test_nothing_after_the_last_acknowledgement(self) -> None:
+        """A device that waits for acknowledgements sends again what comes after we have closed: that is not published."""
+        world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         endpoint.close("enough")
         endpoint.dataReceived(b"late\n")
-        self.assertEqual((world.sink.lines, wire.closed), ([], "lost"))
+        self.assertEqual((world.sink.lines, wire.closed, endpoint.deaf), ([], "lost", True))
         world.end(endpoint)
         self.assertEqual(world.sink.lines, [])
+
+    def test_nothing_after_a_line_too_long(self) -> None:
+        """Nothing is published behind a line that is too long, also when it comes after we have closed."""
+        for closed in (False, True):
+            world = World(Framing(max_line=5))
+            endpoint, _ = world.connect()
+            if closed:
+                endpoint.close("enough")
+            endpoint.dataReceived(b"a\nlonger\nb\n")
+            endpoint.dataReceived(b"c\n")
+            self.assertEqual((world.sink.of(endpoint), endpoint.deaf), ([b"a"], True))
 
 
 class PausingTests(SynchronousTestCase):
@@ -244,7 +266,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
 
     def test_closed_while_paused(self) -> None:
-        """A connection that is closed while it waits for the sink is not read on, nor counted as paused once it is gone."""
+        """A connection that is closed while it waits for the sink still waits for it, and is not counted once it is gone."""
         for resumed_first in (True, False):
             watch = Watch()
             world = World(hangups=watch)
@@ -252,9 +274,10 @@ class PausingTests(SynchronousTestCase):
             world.sink.stop()
             endpoint.dataReceived(b"a\n")
             endpoint.close("enough")
+            self.assertFalse(wire.reading)
             if resumed_first:
                 world.sink.resume()
-            self.assertFalse(wire.reading)
+            self.assertEqual(wire.reading, resumed_first)
             world.end(endpoint)
             world.sink.resume()
             self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
@@ -268,6 +291,113 @@ class PausingTests(SynchronousTestCase):
         endpoint.close("enough")
         world.end(endpoint)
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+
+
+class ShareTests(SynchronousTestCase):
+    def test_two_shares_on_their_way(self) -> None:
+        """Of a connection two shares are on their way at most: the next is for when the last but one is settled."""
+        world = World()
+        world.sink.share = 3
+        endpoint, wire = world.connect()
+        endpoint.dataReceived(b"\n" * 20)
+        self.assertEqual((len(world.sink.lines), wire.reading), (3, False))
+        world.sink.resume()
+        self.assertEqual((len(world.sink.lines), wire.reading), (6, False))
+        world.sink.resume()
+        self.assertEqual(len(world.sink.lines), 6)
+        world.sink.settled = 3
+        world.sink.resume()
+        self.assertEqual(len(world.sink.lines), 9)
+        world.sink.settled = 20
+        for _ in range(4):
+            world.sink.resume()
+        self.assertEqual((len(world.sink.of(endpoint)), wire.reading), (20, True))
+
+    def test_quiet_devices_never_wait(self) -> None:
+        """A connection whose lines are settled as they come is never paused, however many they become."""
+        world = World()
+        world.sink.share = 3
+        endpoint, wire = world.connect()
+        for number in range(50):
+            endpoint.dataReceived(b"x\n")
+            self.assertTrue(wire.reading)
+            world.sink.settled = number + 1
+        self.assertEqual(len(world.sink.of(endpoint)), 50)
+
+    def test_long_lines_cost_more(self) -> None:
+        """A share is one of bytes, too: a long line counts as several."""
+        world = World()
+        world.sink.share, world.sink.line_size = 10, 100
+        endpoint, wire = world.connect()
+        for _ in range(2):
+            endpoint.dataReceived(b"x" * 1000 + b"\n")
+            self.assertTrue(wire.reading)
+        endpoint.dataReceived(b"x" * 1000 + b"\n")
+        self.assertEqual((len(world.sink.lines), wire.reading), (2, False))
+
+
+class DepartureTests(SynchronousTestCase):
+    """The device has closed its side, or reset the connection, while it was not read."""
+
+    def test_in_an_outage(self) -> None:
+        """What it sent before is read and published, though the sink takes nothing of others."""
+        world = World(hangups=Watch())
+        world.sink.stop()
+        endpoint, wire = world.connect()
+        self.assertFalse(wire.reading)
+        self.assertTrue(endpoint.peerClosed())
+        self.assertTrue(wire.reading)
+        endpoint.dataReceived(b"a\nb\n")
+        endpoint.dataReceived(b"c\n")
+        self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"a", b"b", b"c"], True))
+
+    def test_what_waited_comes_first(self) -> None:
+        """What was read before the outage is published before what is read now."""
+        world = World()
+        endpoint, _ = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"a\nb")
+        endpoint.peerClosed()
+        endpoint.dataReceived(b"c\n")
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"bc"])
+        self.assertEqual(world.sink.waiting, [])
+
+    def test_no_more_than_its_share(self) -> None:
+        """It has the share that the sink can spare; what goes beyond waits, and is thrown away and counted when it must go."""
+        world = World()
+        world.sink.stop()
+        world.sink.spare = 3
+        endpoint, wire = world.connect()
+        endpoint.peerClosed()
+        endpoint.dataReceived(b"1\n2\n3\n4\n5\n")
+        self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"1", b"2", b"3"], False))
+        self.assertFalse(endpoint.peerClosed())
+        wire.unread = 1000
+        world.end(endpoint)
+        self.assertEqual(world.hub.take_discards(), (2, 1000))
+        self.assertEqual(world.hub.take_discards(), (0, 0))
+
+    def test_a_goodbye_is_no_loss(self) -> None:
+        """Unread bytes that may be a goodbye are not counted, nor what a device sends again that waits for acknowledgements."""
+        cases: list[tuple[int, dict[str, Any]]] = [(24, {}), (1000, {"device_ack": lambda seq: b""})]
+        for unread, options in cases:
+            world = World(**options)
+            world.sink.stop()
+            endpoint, wire = world.connect()
+            wire.unread = unread
+            world.end(endpoint)
+            self.assertEqual(world.hub.take_discards(), (0, 0))
+
+    def test_the_rate_is_over(self) -> None:
+        """A device that talked too fast, and has gone, is read to its end: there is not much more."""
+        world = World(max_rate=10.0)
+        endpoint, wire = world.connect()
+        endpoint.dataReceived(b"x\n" * 30)
+        self.assertFalse(wire.reading)
+        self.assertTrue(endpoint.peerClosed())
+        endpoint.dataReceived(b"x\n" * 30)
+        self.assertTrue(wire.reading)
+        self.assertEqual(len(world.sink.of(endpoint)), 60)
 
 
 class RateTests(SynchronousTestCase):
@@ -452,8 +582,8 @@ class DeviceAckTests(SynchronousTestCase):
 
 class DrainTests(SynchronousTestCase):
     def test_reads_no_more(self) -> None:
-        """A device that is drained is read no more, whatever resumes."""
-        world = World(max_rate=10.0)
+        """A device that is told what is safe is read no more once it is drained, whatever resumes."""
+        world = World(max_rate=10.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
         for state in ("reading", "waiting", "rated"):
             world.sink.resume()
             endpoint, wire = world.connect()

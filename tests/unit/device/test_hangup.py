@@ -18,10 +18,18 @@ class Paused:
 
     def __init__(self) -> None:
         self.socket, self.peer = tcp_pair()
+        self.deaf = False
         self.hung_up = 0
+        self.room = False
+        """Whether what its peer sent before it closed can be read."""
+        self.told = 0
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def peerClosed(self) -> bool:
+        self.told += 1
+        return self.room
 
     def hungUp(self) -> None:
         self.hung_up += 1
@@ -121,6 +129,28 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual((first.hung_up, second.hung_up), (1, 0))
         self.later(2)
         self.assertEqual(second.hung_up, 1)
+
+    def test_read_at_once(self) -> None:
+        """What a peer sent before it closed, or reset the connection, is read at once if there is room for it."""
+        for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
+            connection = self.paused()
+            connection.room = True
+            end(connection.peer)
+            self.loop.until(lambda connection=connection: connection.told)
+            self.later(PATIENCE + 1)
+            self.assertEqual((connection.told, connection.hung_up), (1, 0))
+            self.watch.unwatch(connection)
+
+    def test_kept(self) -> None:
+        """Once nobody needs their places connections are kept until there is room, except those whose data nobody wants."""
+        self.watch.keep()
+        for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
+            connection, deaf = self.paused(), self.paused()
+            deaf.deaf = True
+            end(connection.peer)
+            end(deaf.peer)
+            self.later(PATIENCE + 1)
+            self.assertEqual((connection.hung_up, deaf.hung_up), (0, 1))
 
     def test_idempotent(self) -> None:
         """Watching twice is watching once, and letting go of what is not watched does nothing."""

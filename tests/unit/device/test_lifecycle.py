@@ -168,7 +168,9 @@ class MachineTests(SynchronousTestCase):
                 happen(life, what)
                 self.assertEqual(state_of(life), next_state, (state, what))
                 if next_state == state:
-                    self.assertEqual(effects.done, [], (state, what))
+                    # A protocol may still pause what its peer says before it has heard of the goodbye.
+                    done = {("closing", "pause"): ["stop_reading"], ("closing", "resume"): ["start_reading"]}
+                    self.assertEqual(effects.done, done.get((state, what), []), (state, what))
 
     def test_impossible(self) -> None:
         """An input that is impossible in a state raises, does nothing, and leaves the machine as usable as it was."""

@@ -1026,7 +1026,7 @@ class TimeTests(Base):
 
     def test_not_idle_while_it_drains(self) -> None:
         """A device whose turn to leave has come is closed when it is drained, and not for being idle meanwhile."""
-        self.listen(idle_timeout=40.0)
+        self.listen(idle_timeout=40.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
         client = self.device()
         (endpoint,) = self.registry
         endpoint.drain()

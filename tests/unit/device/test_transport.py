@@ -24,6 +24,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.transport: Any = None
+        self.deaf = False
+        self.leaves = False
+        """Whether it has room for what a peer sent before it closed."""
         self.received = b""
         self.lost: list[Failure] = []
         self.writables = 0
@@ -41,6 +44,11 @@ class Recorder:
         self.received += data
         if self.on_data is not None:
             self.on_data()
+
+    def peerClosed(self) -> bool:
+        if self.leaves:
+            self.transport.resumeProducing()
+        return self.leaves
 
     def connectionLost(self, reason: Failure) -> None:
         self.lost.append(reason)
@@ -320,36 +328,60 @@ class CloseTests(Base):
         self.assertEqual(self.lines.writables, 0)
 
     def test_the_peer_still_talks(self) -> None:
-        """What the peer still sends is read and dropped, so that our last line is not lost over it."""
+        """What the peer still sends until it closes its side is read, so that our last line is not lost over it."""
         client = self.connect()
         self.transport.write(b"bye\r\n")
         self.transport.loseConnection()
-        client.tls.send(b"not read by anybody" * 100)
+        client.tls.send(b"on its way" * 100)
         self.loop.settle()
         client.step()
-        self.assertEqual((client.received, client.ended, self.lines.received), (b"bye\r\n", "notify", b""))
+        self.assertEqual((client.received, client.ended, self.lines.received), (b"bye\r\n", "notify", b"on its way" * 100))
+        client.tls.send(b" and the last")
         client.close()
         self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"on its way" * 100 + b" and the last")
+
+    def test_held_back(self) -> None:
+        """A protocol that has no room for what the peer still sends pauses that, before and after the goodbye."""
+        client = self.connect()
+        self.transport.pauseProducing()
+        client.write(b"one")
+        self.transport.loseConnection()
+        self.loop.settle(client.step)
+        self.assertEqual((self.lines.received, client.ended, self.transport.held_back), (b"", "notify", True))
+        self.assertGreater(self.transport.unread, 3)
+        self.transport.resumeProducing()
+        self.loop.settle()
+        self.assertEqual((self.lines.received, self.transport.held_back, self.transport.unread), (b"one", False, 0))
+        self.transport.pauseProducing()
+        client.tls.send(b"two")
+        client.close()
+        self.loop.settle()
+        self.assertEqual((self.lines.received, self.lines.lost), (b"one", []))
+        self.transport.resumeProducing()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"onetwo")
 
     def test_closed_while_paused(self) -> None:
         """A connection that was not being read notices the peer's end all the same once it is closing."""
         client = self.connect()
         self.transport.pauseProducing()
         client.write(b"unread")
+        self.lines.deaf = True
         self.transport.loseConnection()
         self.loop.until(lambda: client.ended, client.step)
         client.close()
         self.loop.until(lambda: self.lines.lost)
-        self.assertEqual(self.lines.received, b"")
 
     def test_close_inside_data(self) -> None:
-        """A protocol may close when it reads: it hears no more."""
+        """A protocol may close when it reads: it hears what was on its way."""
         client = self.connect()
         self.lines.on_data = self.transport.loseConnection
         client.write(b"one")
         client.write(b"two")
         self.loop.until(lambda: client.ended, client.step)
-        self.assertEqual((self.lines.received, client.ended), (b"one", "notify"))
+        self.loop.settle()
+        self.assertEqual((self.lines.received, client.ended), (b"onetwo", "notify"))
 
     def test_abort_inside_data(self) -> None:
         """It may abort as well."""
