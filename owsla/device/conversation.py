@@ -207,7 +207,7 @@ class SpokenEndpoint(Endpoint):
         sink = self.hub.sink
         while self._kept and (at_once or sink.accepting):
             if not sink.spare:
-                self.hub.discarded(len(self._kept), 0)
+                self._discard(len(self._kept))
                 self._kept.clear()
                 break
             line, received = self._kept.popleft()
@@ -310,7 +310,7 @@ class SpokenEndpoint(Endpoint):
             self._publish_kept()  # it has begun to wait anew, if it must
 
     def drain(self) -> None:
-        self._publish_kept(at_once=True)
+        self._publish_kept(at_once=self.acknowledges)
         super().drain()
 
     def _leave(self, reason: str, outcome: str = "connection-closed") -> None:

@@ -308,15 +308,21 @@ class Endpoint:
             return
         lines, rest = self.hub.split(self._rest)
         self._rest = rest
+        sink = self.hub.sink
         for index, line in enumerate(lines):
             if len(line) > self.hub.framing.max_line:
                 self.lineLengthExceeded(line)
                 return
-            if not self.hub.sink.spare:
-                self.hub.discarded(len(lines) - index, 0)
+            if not sink.spare or (self._departing and not sink.accepting and self.seq >= self._mark):
+                self._discard(len(lines) - index)
                 return
             self.lineReceived(line)
         self._read_at = 0.0
+
+    def _discard(self, lines: int) -> None:
+        """Count lines that are thrown away, unless the device sends them again."""
+        if self.hub.device_ack is None:
+            self.hub.discarded(lines, 0)
 
     @property
     def lines_in(self) -> int:
@@ -623,15 +629,15 @@ class Endpoint:
     def drain(self) -> None:
         """Prepare to close: what waits for a missing number waits no longer.
 
-        What was read is published. A device that is told what is safe is read no more: it sends again what it was not told of.
-        Any other device is read until it has closed its side.
+        A device that is told what is safe is read no more, and what was read is published: it sends again what it was not told
+        of. Any other device is read until it has closed its side, and its lines have their turn like all others.
         """
         if self.transport is not None and not self._closing:
             if self.hub.device_ack is not None:
                 self._pause(_DRAINING)
                 self.transport.drain()
-            self._publish_rest()
-            self.deaf = self.deaf or self.hub.device_ack is not None
+                self._publish_rest()
+                self.deaf = True
             while self.holding:
                 self.skip()
 

@@ -230,9 +230,9 @@ async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
     device = await lab.device(gateway)
     await gateway.introduce(device)
     proxy.hold()
-    device.send_line(*(b"%d" % number for number in range(10)))
-    await until(lambda: any(data.endswith(b"9\xce") for _, data in proxy.held), what="the lines")
-    device.send_line(b"read, and not published")
+    device.send_line(*(b"%d" % number for number in range(9)))
+    await until(lambda: any(data.endswith(b"8\xce") for _, data in proxy.held), what="the lines")
+    device.send_line(b"read, and perhaps not published")
     await pause(0.3)
     device.send_line(*[b"x" * 1000] * 40)
     await pause(0.3)
@@ -240,7 +240,8 @@ async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
     (last,) = gateway.owsla.lines("Stopped at the deadline")
     counted = re.search("gave up ([0-9]+) lines .* left ([0-9]+) bytes of devices unread", last)
     assert counted, last
-    assert 40_000 - 1500 < (int(counted[1]) - 11) * 1001 + int(counted[2]) < 40_040 + 2500, last
+    # The last line that was read may be unfinished, and the confirm of the device's first one may have come too late.
+    assert 40_000 - 1500 < (int(counted[1]) - 10) * 1001 + int(counted[2]) < 40_040 + 2500, last
 
 
 # -- Limits ------------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class PausingTests(SynchronousTestCase):
     def test_when_it_was_received_before_the_end(self) -> None:
         """So has one that is published since its connection ends, or drains."""
         for end in (World.end, lambda world, endpoint: endpoint.drain()):
-            world = World()
+            world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
             endpoint, _ = world.connect()
             world.sink.stop()
             first = world.hub.now()
@@ -372,6 +372,7 @@ class DepartureTests(SynchronousTestCase):
         endpoint.dataReceived(b"1\n2\n3\n4\n5\n")
         self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"1", b"2", b"3"], False))
         self.assertFalse(endpoint.peerClosed())
+        world.sink.spare = 100  # what others leave is not its share
         wire.unread = 1000
         world.end(endpoint)
         self.assertEqual(world.hub.take_discards(), (2, 1000))
@@ -601,8 +602,8 @@ class DrainTests(SynchronousTestCase):
             self.assertEqual(world.hub.paused_connections, 0)
 
     def test_publishes_what_was_read(self) -> None:
-        """What it said in whole lines is published, also if it waited for the sink; once."""
-        world = World()
+        """What a device that is told what is safe said in whole lines is published, also if it waited for the sink; once."""
+        world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, _ = world.connect()
         world.sink.room = 1
         endpoint.dataReceived(b"a\nb\nc\nrest")
@@ -615,12 +616,25 @@ class DrainTests(SynchronousTestCase):
 
     def test_too_long(self) -> None:
         """A line that is too long is not published by that either, nor is what stands behind it."""
-        world = World(Framing(max_line=5))
+        world = World(Framing(max_line=5), device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         world.sink.stop()
         endpoint.dataReceived(b"a\nlonger\nb\n")
         endpoint.drain()
         self.assertEqual((world.sink.of(endpoint), wire.closed), ([b"a"], "lost"))
+
+    def test_has_its_turn(self) -> None:
+        """What a device said that is told nothing has its turn like all lines, however full the sink is; then it is read on."""
+        world = World()
+        endpoint, wire = world.connect()
+        world.sink.stop()
+        world.sink.spare = 0
+        endpoint.dataReceived(b"a\nb\n")
+        endpoint.drain()
+        endpoint.close("enough")
+        self.assertEqual((world.sink.lines, world.hub.take_discards()), ([], (0, 0)))
+        world.sink.resume()
+        self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"a", b"b"], True))
 
     def test_waits_for_no_number(self) -> None:
         """What is held for a missing number is handed over: what is missing will not come in time."""
