@@ -351,7 +351,7 @@ async def test_device_that_does_not_read(rabbitmq: RabbitMQ, lab: Lab) -> None:
     for _ in range(600):
         await gateway.send(connection_id, b"x" * 16000)
     assert await gateway.owsla.terminate(30) == 0
-    assert gateway.owsla.lines("closed 1 devices before their turn"), gateway.owsla.output()
+    assert gateway.owsla.lines("closed 1 device before their turn"), gateway.owsla.output()
     records = gateway.backend.inbox[gateway.undeliverable]
     # Some of the first went into the buffers of the sockets.
     await until(lambda: len(records) or gateway.owsla.lines("gave up .* [1-9][0-9]* messages"), what="a word of the messages")
