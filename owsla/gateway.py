@@ -3,8 +3,9 @@
 Starting: connect to the broker, declare the queues, consume; then open the device port.
 
 Stopping: the port closes. The devices are closed one after another, their turns spread over a while, so that a fleet does not
-come back in one instant; until its turn each is served. At its turn a device is read no more, what it sent is published and
-confirmed, it is told so, what waits for it is written, and it is closed. Messages are consumed until the last device is gone.
+come back in one instant; until its turn each is served. At its turn a device is read no more (without --device-ack: it is told
+that the connection ends, and read until it closes), what it sent is published and confirmed, it is told so, what waits for it
+is written, and it is closed. Messages are consumed until the last device is gone.
 When back ends have been told of every connection the node takes leave of the others, and the connections to the broker close.
 All of it within a bound, past which what is left is given up, and counted.
 

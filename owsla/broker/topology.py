@@ -117,11 +117,15 @@ async def _declare(client: BrokerProtocol, number: int, queue: Queue, *, passive
 async def counts_returns(client: BrokerProtocol, channel: int, queue: str) -> bool:
     """Whether a queue that is there may be a quorum queue with a delivery limit: also where the broker will not say.
 
-    AMQP has no question for it. A declaration with another type than the queue's is refused, and says which that is.
+    AMQP has no question for it. A declaration with another type than the queue's is refused, and says which that is. Only
+    RabbitMQ 4 and later can be asked for the limit. Before, a policy may have set one, and 3.10 takes -1 for a limit that
+    the first return exceeds.
     """
     different = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
     if different is None or (different.code == PRECONDITION_FAILED and not _QUORUM.search(different.text)):
         return False
+    if client.rabbitmq < (4, 0):
+        return True
     return await _refused(client, channel, Queue(queue, {"x-queue-type": "quorum", "x-delivery-limit": -1})) is not None
 
 

@@ -48,6 +48,7 @@ COMPARED: Final = (
     "x-queue-mode",
     "x-single-active-consumer",
     "x-queue-type",
+    "x-delivery-limit",
 )
 """The arguments that a second declaration must repeat; RabbitMQ ignores differences in the others."""
 

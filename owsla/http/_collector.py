@@ -105,6 +105,16 @@ class OwslaCollector(Collector):
         yield _counter("owsla_lines_sent", "Lines handed over to devices.", hub.lines_out)
         yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", hub.bytes_in)
         yield _counter("owsla_sent_bytes", "Bytes of lines handed over to devices, without delimiters.", hub.bytes_out)
+        yield _counter(
+            "owsla_lines_discarded",
+            "Lines of devices that left while lines could not be published, thrown away for want of room in the window.",
+            hub.discarded_lines,
+        )
+        yield _counter(
+            "owsla_unread_bytes_discarded",
+            "Bytes that such devices had sent and that were not read, those of TLS included.",
+            hub.discarded_bytes,
+        )
         yield _gauge(
             "owsla_taking_lines",
             "1 while lines are taken; 0 while devices are not read, since the broker is away, blocks or refuses, "

@@ -64,6 +64,10 @@ class Hub(Protocol):
     """Read from devices so far, delimiters included."""
     bytes_out: int
     """Handed over to devices so far, without delimiters."""
+    discarded_lines: int
+    """Lines thrown away of devices that left while there was no room for them."""
+    discarded_bytes: int
+    """Bytes of such devices that were not read, those of TLS included."""
 
     @property
     def lines_out(self) -> int:

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from ._text import ESCAPED, message_of, with_traceback
 
 LIMIT: Final = 4 << 20
-"""Characters that wait at most: some 30,000 lines."""
+"""Characters that wait at most, `OVERHEAD` for each line included: some 8,000 lines."""
 
 OVERHEAD: Final = 400
 """What a waiting event counts besides its text: its dictionary is some hundred bytes."""

@@ -279,9 +279,7 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
-    """A quorum queue with a delivery limit is left alone, however often it is looked at, and the user is told; `--force` looks.
-    One without a limit is shown, where RabbitMQ has such.
-    """
+    """A quorum queue with a delivery limit is left alone, however often one looks, and the user is told; `--force` looks."""
     name = f"quorum-{secrets.token_hex(4)}"
     where = ["--broker", rabbitmq.url, "--from-device", name]
     backend = await lab.backend(rabbitmq.url)
@@ -301,6 +299,29 @@ async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Co
     missing = commands.start("tail", "--broker", rabbitmq.url, "--from-device", f"no-{name}")
     assert await missing.ended() == 1
     assert f"there is no queue no-{name}" in missing.errors()
+
+
+@reactor_test
+async def test_peek_at_a_quorum_queue_without_a_limit(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """A delivery limit of -1 is none on RabbitMQ 4, and the queue is shown. RabbitMQ 3 drops such messages at their first
+    return: there it is left alone.
+    """
+    name = f"quorum-{secrets.token_hex(4)}"
+    backend = await lab.backend(rabbitmq.url)
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+    await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments=arguments))
+    await backend.publish(name, b"looked at", {})
+    await arrived(backend, name, 1)
+    version = await rabbitmq.ctl("version")
+    for _ in range(2):
+        tail = commands.start("tail", "--json", "--broker", rabbitmq.url, "--from-device", name)
+        if int(version.split(".")[0]) < 4:
+            assert await tail.ended() == 1
+            assert "delivery limit" in tail.errors()
+        else:
+            assert await tail.ended() == 0
+            assert [json.loads(line)["body"] for line in tail.output().splitlines()] == ["looked at"]
+        await arrived(backend, name, 1)
 
 
 @reactor_test

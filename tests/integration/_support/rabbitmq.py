@@ -18,7 +18,7 @@ from .waiting import until
 _SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
 #: Seconds for a node to boot: it takes 5 to 6 on two idle cores.
-BOOT = 90.0
+BOOT = 240
 
 
 def _script(name: str) -> str | None:

@@ -64,8 +64,8 @@ class DeclareTests(BrokerTestCase):
             self.assertEqual(declared["arguments"].get("x-delivery-limit"), limit)
 
     def test_counts_returns(self) -> None:
-        """A quorum queue counts what comes back, unless it was declared without a limit; so may one of which the broker
-        will not say what it is.
+        """A quorum queue counts what comes back, unless RabbitMQ 4 says that it was declared without a limit; so may one of
+        which the broker will not say what it is.
         """
         classic = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'quorum' in vhost '/': received none but"
         quorum = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but"

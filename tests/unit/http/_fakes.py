@@ -39,6 +39,8 @@ class FakeHub:
     skips: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    discarded_lines: int = 0
+    discarded_bytes: int = 0
     lines_out: int = 0
 
 

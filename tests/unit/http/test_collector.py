@@ -143,6 +143,13 @@ class CollectorTests(SynchronousTestCase):
         found = self.samples("owsla_undeliverable_total")
         self.assertEqual((found["late"], found["refused"], found["expired"]), (2, 1, 0))
 
+    def test_discarded(self) -> None:
+        """Lines that were lost are counted, and bytes that nobody read."""
+        self.assertEqual(self.value("owsla_lines_discarded_total"), 0)
+        self.world.hub.discarded_lines, self.world.hub.discarded_bytes = 4, 500
+        self.assertEqual(self.value("owsla_lines_discarded_total"), 4)
+        self.assertEqual(self.value("owsla_unread_bytes_discarded_total"), 500)
+
     def test_messages(self) -> None:
         """What became of messages in other ways."""
         self.world.hub.skips, self.world.courier.reports_dropped, self.world.courier.unconfirmed = 1, 2, 3
