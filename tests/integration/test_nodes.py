@@ -268,7 +268,7 @@ async def _goes(nodes: Nodes, how: str) -> None:
     await until(lambda: len(stream.confirmed) > 50, what="the stream")
     if how == "stopped":
         assert await gateway.owsla.terminate() == 0
-        assert gateway.owsla.lines("Stopped: 1 devices closed, everything confirmed"), gateway.owsla.output()
+        assert gateway.owsla.lines("Stopped: 1 device closed, everything confirmed"), gateway.owsla.output()
     else:
         gateway.owsla.kill()
         await until(lambda: nodes.lost(connection_id[:8]), what="node-lost")
