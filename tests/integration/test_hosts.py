@@ -179,6 +179,14 @@ class Site:
             await pause(0.3)
         raise AssertionError(f"left in queues: {left}")
 
+    async def queue_is_deleted(self, queue: str) -> None:
+        """Wait until the registrar has deleted a queue: nothing has come into it for a while then."""
+        for _ in range(60):
+            if queue not in await self._queues():
+                return
+            await pause(0.3)
+        raise AssertionError(f"{queue} is still there")
+
     async def end(self) -> None:
         """End what is not the lab's, also after a failure, and mend the network."""
         self.network.a.restore()
@@ -458,6 +466,7 @@ async def test_a_host_dies(site: Site) -> None:
     # It is known now, so nothing waits any more.
     await site.backend.publish(site.to_device, b"too late", headers)
     assert (await undeliverable.get()).body == b"too late"
+    await site.queue_is_deleted(greeting.properties.reply_to)
     with pytest.raises(UnroutableError):
         await site.backend.publish(greeting.properties.reply_to, b"too late", headers)
     await site.undisturbed(other, others)
