@@ -17,6 +17,7 @@ from typing import Any
 import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
@@ -425,11 +426,17 @@ async def test_idle_while_blocked(rough_rabbitmq: RabbitMQ, lab: Lab) -> None:
     device = await lab.device(gateway)
     start = gateway.owsla.mark()
     connection_id = await gateway.introduce(device)
-    await rough_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
+    alarm = ensureDeferred(rough_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001"))
     try:
-        # The broker says so to those who publish.
-        device.send_line(b"does it block?")
-        await gateway.owsla.wait_for_line("Broker blocked", 30, start=start)
+        # It talks until the broker blocks, or it would be idle before that. The broker says so to those who publish.
+        for _ in range(300):
+            if gateway.owsla.lines("Broker blocked", start=start):
+                break
+            device.send_line(b"does it block?")
+            await pause(0.1)
+        else:
+            raise AssertionError("the broker did not block")
+        await alarm
         device.send_line(b"while blocked")
         await pause(3)
         assert device.is_open
