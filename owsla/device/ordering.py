@@ -113,6 +113,14 @@ class Ordering(Generic[Item]):
         for number, item in items:
             self._held[number] = (now, item)
 
+    def compact(self, ranges: int) -> None:
+        """Keep the last ranges of skipped numbers only. A number below them counts as skipped from then on."""
+        skipped = self._skipped
+        if skipped is not None and len(skipped) > 2 * ranges:
+            self._floor = max(self._floor, skipped[-2 * ranges - 1])
+            self._skipped = skipped[-2 * ranges :]
+        self._held = dict(self._held)  # a dict from which items were removed keeps its size
+
     def clear(self) -> list[Item]:
         """Drop and return all that is held, in the order of their numbers: the connection is closed."""
         items = [self._held[seq][1] for seq in sorted(self._held)]

@@ -21,7 +21,12 @@ REMEMBERED_FOR: Final = 600.0
 dead, ahead of what is in the queue."""
 
 CONNECTIONS_REMEMBERED: Final = 50_000
-"""Closed connections with numbered messages that are remembered, at some 280 bytes each."""
+"""Closed connections with numbered messages that are remembered: at some 280 bytes each, and up to 600 more where numbers were
+skipped, 44 MB at most."""
+
+RANGES_REMEMBERED: Final = 16
+"""Ranges of skipped numbers that are remembered for a closed connection. A number below all of them counts as not written: one
+record too many is better than one too few."""
 
 MESSAGES_REMEMBERED: Final = 20_000
 """Messages without a number that are remembered, at some 200 bytes each. One channel has no more than its prefetch of them."""
@@ -38,6 +43,8 @@ class ClosedConnections:
     def add(self, connection_id: bytes, numbers: int | Ordering[Any], now: float) -> None:
         """Note a connection that has closed: its next number, where none was skipped, or what orders them."""
         if numbers != 0:
+            if not isinstance(numbers, int):
+                numbers.compact(RANGES_REMEMBERED)
             self._connections[connection_id] = (now, numbers)
             if len(self._connections) > CONNECTIONS_REMEMBERED:
                 del self._connections[next(iter(self._connections))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.boundaries import Letter
@@ -9,6 +11,7 @@ from owsla.device.ordering import Ordering
 from owsla.device.repeats import (
     CONNECTIONS_REMEMBERED,
     MESSAGES_REMEMBERED,
+    RANGES_REMEMBERED,
     REMEMBERED_FOR,
     ClosedConnections,
     HandedOver,
@@ -36,6 +39,24 @@ class ClosedConnectionsTests(SynchronousTestCase):
         closed = ClosedConnections()
         closed.add(b"a", ordering, 0.0)
         self.assertEqual([closed.written(b"a", seq, 0.0) for seq in range(5)], [True, False, False, True, False])
+
+    def test_many_skipped(self) -> None:
+        """However much was skipped and held, a connection takes little room; what is no longer known was not written."""
+        ordering: Ordering[str] = Ordering()
+        for seq in range(1, 200):
+            ordering.arrive(seq, "", 0.0)
+        ordering.skip()
+        ordering.take()
+        for seq in range(201, 8001, 2):  # the even ones never come
+            ordering.arrive(seq, "", 0.0)
+            ordering.skip()
+            ordering.take()
+        closed = ClosedConnections()
+        closed.add(b"a", ordering, 0.0)
+        kept = [getattr(ordering, name) for name in Ordering.__slots__]
+        self.assertLess(sum(sys.getsizeof(each) for each in (ordering, *kept)), 600)
+        written = [seq for seq in range(8002) if closed.written(b"a", seq, 0.0)]
+        self.assertEqual(written, list(range(7999 - 2 * RANGES_REMEMBERED, 8000, 2)))
 
     def test_nothing_to_know(self) -> None:
         """A connection without numbered messages takes no room."""
