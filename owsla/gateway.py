@@ -17,6 +17,7 @@ start does. Each wait for the broker ends at the deadline, also for one that has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from .boundaries import Clock
+from .broker.cleanup import SILENCE as CLEANUP_SILENCE
 from .broker.connection import BrokerConnection, explain
 from .broker.protocol import BrokerError
 from .device.endpoint import Endpoint
@@ -35,6 +37,9 @@ from .events import Event, NodeStopped
 from .log import counted
 from .routing import Registry
 from .supervision import EXIT_STATUS, Node, Supervisor
+
+HAND_BACK: Final = CLEANUP_SILENCE - 1.0
+"""Seconds that a stop waits for records once its own queue has no consumer, where another node cleans up after it."""
 
 PACE = 0.05
 LONGEST_SPREAD = 10.0
@@ -199,7 +204,11 @@ class Gateway(MultiService):
             if self._roster.alone and await self._silent() and await self._answer(self._consumers.delete_own_queue()):
                 await self._until(lambda: not self._roster.listed)
         await self._answer(self._consumers.stop_consuming(own=True))
-        await self._until(lambda: not self._on_their_way() and not self._roster.unconfirmed)
+        # From here on the registrar may delete the node's own queue. A deletion does not look at what is held unacknowledged.
+        # What is not on record in time goes back into the queue while that is there.
+        await self._until(lambda: not self._on_their_way(), math.inf if self._roster.alone else HAND_BACK)
+        if not self._on_their_way():
+            await self._until(lambda: not self._roster.unconfirmed)
         for endpoint in list(self._registry):
             if endpoint.transport is not None:
                 endpoint.transport.abortConnection()  # past the deadline nobody's goodbye is waited for
@@ -295,8 +304,10 @@ class Gateway(MultiService):
             self._log.failure("Stopping went wrong, and goes on", answer)
         return None
 
-    async def _until(self, settled: Any) -> None:
-        while not settled() and self._clock.seconds() < self._deadline:
+    async def _until(self, settled: Any, longest: float = math.inf) -> None:
+        """Wait until something is settled, for `longest` seconds and to the deadline of the stop at most."""
+        end = self._clock.seconds() + longest
+        while not settled() and self._clock.seconds() < min(self._deadline, end):
             await self._pause(STEP)
 
     async def _pause(self, seconds: float) -> None:

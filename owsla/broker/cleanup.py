@@ -31,7 +31,7 @@ from ..amqp.wire import WireError
 from ..boundaries import Clock, Letter
 from . import delivery, topology
 from .consumer import letter
-from .looking import Found, look
+from .looking import OUT_OF_REACH, Found, look
 from .protocol import BrokerError, BrokerProtocol, Getter, as_failure
 
 SILENCE: Final = 5.0
@@ -135,7 +135,8 @@ class Cleanup(Getter):
                     f"back ends still send to {self._queue}, whose node is gone: {self._messages} messages are on record as "
                     "undeliverable so far; the queue is deleted when they stop"
                 )
-            if found.messages < AT_ONCE:
+            if self._consuming or found.messages < AT_ONCE:
+                # A consumer brings messages by itself: without a wait its looks would follow each other at once.
                 await self._wait()
         self._announced()
         return True
@@ -184,7 +185,7 @@ class Cleanup(Getter):
             elif self._end is not None:
                 self._raise_end(self._end)
         except BrokerError as error:
-            if error.code == topology.NOT_FOUND:
+            if error.code == topology.NOT_FOUND and OUT_OF_REACH not in error.text:
                 return False
             if error.code != LOCKED or self._consuming:
                 raise

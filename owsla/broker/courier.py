@@ -413,7 +413,9 @@ class Courier(BaseHandler):
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         parcels = self._returnable.get(routing_key)
         if parcels is None:
-            self.reports_dropped += 1  # nothing else goes to that queue, so it is a report, no matter which one
+            # Nothing else goes to that queue, so it is a report, no matter which one. RabbitMQ returns also those that it has
+            # delivered by direct reply-to.
+            self.reports_dropped += not is_direct(routing_key)
             return
         # A return carries no tag. It is the oldest that is just like it; the properties come back as they were sent.
         properties = header[12:]

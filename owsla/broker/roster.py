@@ -161,6 +161,7 @@ class Roster(BaseHandler):
         self._retry_wait = Backoff(first=0.2, most=30.0)
         self._doubts = Doubts()
         self._warned: str | None = None
+        self._troubled = False  # something was refused since a message was confirmed last
         self._plain = False  # the nodes' queues are quorum queues
 
     # -- what others ask of it -------------------------------------------------------------------------------------------
@@ -282,7 +283,9 @@ class Roster(BaseHandler):
                 self._doubts.taken(word.queue)
                 if not self._waiting:  # nothing that is refused
                     self._retry_wait.reset()
-                    self._warned = None
+                    if self._troubled:
+                        self._troubled = False
+                        self._warned = None
                 if word.arrived is not None:
                     word.arrived()
                 if word.key == self._key(HERE, self._me):
@@ -295,8 +298,9 @@ class Roster(BaseHandler):
 
     def refused(self, tag: int, multiple: bool) -> None:
         for word in self._take(tag, multiple):
-            self._waiting.setdefault(word.key, word)
+            self._put_back(word)
             self._doubts.refused(word.queue)
+        self._troubled = True
         self._warn("a queue of the nodes refuses a message; trying again")
         self._join()
         if self._retry_call is None:
@@ -380,6 +384,11 @@ class Roster(BaseHandler):
         self._roll.begin(0.0)
         sent, self._sent = list(self._sent.values()), {}
         for word in sent:
+            self._put_back(word)
+
+    def _put_back(self, word: _Word) -> None:
+        """Publish a message again later, unless it says that this node is here and that is not so any more."""
+        if self._here or word.key != self._key(HERE, self._me):
             self._waiting.setdefault(word.key, word)
 
     def blocked(self, reason: str) -> None:
@@ -396,6 +405,7 @@ class Roster(BaseHandler):
 
     def _begin_again(self, why: str) -> None:
         """Try once more with new channels, on the same connection."""
+        self._troubled = True
         self._warn(why)
         self._join()
         self._forget()

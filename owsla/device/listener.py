@@ -304,7 +304,8 @@ class Listener(Worker):
         return int(self._socket.getsockname()[1])
 
     def stop_accepting(self) -> None:
-        """Close the port, for good; those connected stay."""
+        """Close the port, for good; those connected stay. One that is not open yet stays closed."""
+        self._opened = True
         self._pause()
         self._socket.close()
         self._hangups.keep()

@@ -13,7 +13,7 @@ from txamqp.client import Closed
 
 from owsla.broker.protocol import BrokerError
 from owsla.events import Event, NodeStopped
-from owsla.gateway import SILENCE, STEP, Gateway
+from owsla.gateway import HAND_BACK, SILENCE, STEP, Gateway
 from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
 
@@ -291,6 +291,19 @@ class StoppingTests(SynchronousTestCase):
         world.roster.unconfirmed = 0
         world.later(1)
         self.successResultOf(stopping)
+
+    def test_records_that_are_not_confirmed(self) -> None:
+        """Where other nodes clean up, messages of its own queue are given back before they may delete that."""
+        for alone, stopped in ((False, True), (True, False)):
+            world = World()
+            world.roster.alone = alone
+            world.courier.unconfirmed = 1
+            stopping = world.stop()
+            world.later(HAND_BACK + 1)
+            self.assertIs(stopping.called, stopped)
+            world.courier.unconfirmed = 0
+            world.later(10)
+            self.successResultOf(stopping)
 
     def test_let_go(self) -> None:
         """All devices that are connected then are closed as on a stop, spread out and settled; those that come later are not,

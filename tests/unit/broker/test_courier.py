@@ -381,6 +381,15 @@ class ReportTests(Base):
         self.courier.report(self.source.letter(8, reply_to=direct[4]), "delivered")
         self.assertEqual(len(self.taken()), 1, "they are sent again")
 
+    def test_direct_replies_are_returned(self) -> None:
+        """RabbitMQ returns a mandatory direct reply that it has delivered: that is no report that was dropped."""
+        process = base64.b64encode(b"\x83X" + b"w\x06rabbit" + bytes(12)).decode()
+        self.courier.report(self.source.letter(1, reply_to=f"amq.rabbitmq.reply-to.{process}.a2V5".encode()), "delivered")
+        (sent,) = self.taken()
+        self.server.give_back(sent)
+        self.server.ack(PARCELS, sent.tag, False)
+        self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (0, 0))
+
     def test_too_many(self) -> None:
         """While the broker answers nothing only so many reports are kept; those above are dropped and counted, and what a
         message waits for is not. When it answers there is room again.

@@ -254,6 +254,26 @@ class NoticeTests(Base):
         self.connect()
         self.assertEqual(self.said(), [])
 
+    def test_left_behind_a_renewal(self) -> None:
+        """A notice that this node is here does not come after its goodbye, though the broker refuses it, or the connection
+        breaks before it is confirmed: the last one counts.
+        """
+        for breaks in (False, True):
+            self.setUp()
+            self.connect()
+            self.roster.here()
+            self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+            self.roster.leave()
+            self.said()
+            if breaks:
+                self.lose()
+                self.connect()
+            else:
+                self.server.nack(REGISTER, 1)
+                self.server.ack(REGISTER, 2, False)
+                self.pass_time(60)
+            self.assertNotIn(HERE, [notice.state for _, notice in self.said() if notice is not None])
+
     def test_the_registrar_leaves(self) -> None:
         """A registrar knows whether it is alone, and strikes itself off when its queue is gone."""
         self.connect()
@@ -649,6 +669,10 @@ class RegistrarTests(Base):
         self.put(messages=1, consumers=1)
         self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
         self.server.raw(deliver(CLEANUP, 1, message(b"one", {"connection_id": "x"}), b"one"))
+        looks = len(self.server.called("queue.declare"))
+        self.put(messages=5000, consumers=1)
+        self.pass_time(1)
+        self.assertLess(len(self.server.called("queue.declare")) - looks, 20, "looks that follow each other at once")
         self.put(messages=0, consumers=1)
         self.pass_time(SILENCE + 1)
         self.assertEqual(self.deleted(), [], "it is not on record yet")

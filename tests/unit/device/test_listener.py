@@ -323,6 +323,13 @@ class PortTests(Base):
         self.loop.until(lambda: self.sink.lines)
         self.assertEqual(len(self.registry), 1)
 
+    def test_stopped_before_it_was_open(self) -> None:
+        """A port that was not open when the node began to stop stays closed."""
+        with mock.patch.object(Listener, "open"):
+            listener = self.listen()
+        listener.stop_accepting()
+        self.assertFalse(listener.open())
+
     def test_handshake_after_the_port_closed(self) -> None:
         """One that was accepted just before is not let in: nobody would give it its turn."""
         listener = self.listen()
