@@ -123,13 +123,17 @@ class Consumer(BaseHandler):
         self.open = True
         """Whether messages still come and can be acknowledged."""
 
-    async def start(self, count: int, prefetch: int) -> None:
-        """Open the channel, and consume with so many consumers; `prefetch` messages of each may be unacknowledged."""
+    async def start(self, count: int, prefetch: int, wanted: Callable[[], bool]) -> None:
+        """Open the channel, and consume with so many consumers; `prefetch` messages of each may be unacknowledged. Begin no
+        consumer once `wanted` is false: the node stops.
+        """
         self.prefetch = count * prefetch
         self._written = Written(self.prefetch)
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
         for number in range(count):
+            if not wanted():
+                return
             self._tags.append(f"owsla-{number}")
             await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
 
@@ -293,9 +297,10 @@ class Consumers:
         again, gone = await self._claim(client)
         for number in (SHARED, OWN):
             await self._start(client, number)
-        self._wait.reset()
-        self._flowing(True)
-        self._settled(again, gone)
+        if not self._stopping:
+            self._wait.reset()
+            self._flowing(True)
+            self._settled(again, gone)
 
     async def _claim(self, client: BrokerProtocol, reason: str = "") -> tuple[bool, bool]:
         """Declare the node's own queue; if this one cannot be had, or there is a reason against it, take another name. That is
@@ -355,12 +360,14 @@ class Consumers:
             self._declaring.release()
 
     async def _start(self, client: BrokerProtocol, number: int) -> None:
+        if self._stopping:
+            return  # a stop that came while the broker was asked something
         own = number == OWN
         queue = self._place.queue() if own else self._shared
         told = self._told if own else None
         consumer = Consumer(client, number, queue, self._router, self._turn, self._clock, self._lost, told)
         self._consumers[number] = consumer
-        await consumer.start(self._counts[number], self._prefetch)
+        await consumer.start(self._counts[number], self._prefetch, lambda: not self._stopping)
 
     # -- whose the own queue is ------------------------------------------------------------------------------------------
 
@@ -411,7 +418,7 @@ class Consumers:
         """Begin again with the consumer of the own queue, in place of this one: of another queue, if there is a reason."""
         await self._replacing.acquire()
         try:
-            if self._consumers.get(OWN) is not consumer:
+            if self._consumers.get(OWN) is not consumer or self._stopping:
                 return
             again, gone = await self._claim(client, reason)
             if consumer.open:
@@ -420,7 +427,8 @@ class Consumers:
             await client.end_channel(OWN)
             if self._consumers.get(OWN) is consumer:
                 await self._start(client, OWN)
-                self._settled(again, gone)
+                if not self._stopping:
+                    self._settled(again, gone)
         finally:
             self._replacing.release()
 
@@ -508,6 +516,8 @@ class Consumers:
             return
         try:
             for number in self._ended():
+                if self._stopping:
+                    return
                 if number == OWN:
                     await self._own_again(client, self._consumers[OWN])
                 else:
@@ -518,7 +528,7 @@ class Consumers:
             if client is self._client and not client.closed:
                 client.abort(as_failure(error).value or error)
             return
-        if client is not self._client:
+        if client is not self._client or self._stopping:
             return
         if self._ended():
             self._restart_call = self._clock.callLater(self._wait.next(), self._restart)

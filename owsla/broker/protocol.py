@@ -277,6 +277,8 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self.ready: Deferred[BrokerProtocol] = Deferred()
         self.lost: Deferred[BaseException] = Deferred()
         self.frame_max = FRAME_MAX
+        self.channel_max = CHANNEL_MAX
+        """The highest channel number. RabbitMQ closes the connection (530) over a higher one."""
         self.rabbitmq = (0, 0)
         """RabbitMQ's version, major and minor; zeros before the broker has said it, and for another broker."""
         self.heartbeat = heartbeat
@@ -328,10 +330,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if 0 < frame_max < wire.FRAME_MIN_SIZE or self._beating is not None:
             raise WireError(f"the broker proposes frames of {frame_max} bytes, or tunes twice")
         self.frame_max = min(frame_max or FRAME_MAX, FRAME_MAX)
+        self.channel_max = min(channel_max or CHANNEL_MAX, CHANNEL_MAX)
         self.heartbeat = min(heartbeat or self.heartbeat, self.heartbeat)
-        channel.connection_tune_ok(
-            channel_max=min(channel_max or CHANNEL_MAX, CHANNEL_MAX), frame_max=self.frame_max, heartbeat=self.heartbeat
-        )
+        channel.connection_tune_ok(channel_max=self.channel_max, frame_max=self.frame_max, heartbeat=self.heartbeat)
         self._beating = self.clock.callLater(self.heartbeat / 2, self._beat)
         self.started.fire()
 
@@ -351,9 +352,13 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
     async def end_channel(self, number: int) -> None:
         """Close a channel at our own wish, if it is open; its handler is not told."""
-        self.handlers.pop(number, None)
+        handler = self.handlers.pop(number, None)
         channel = self.channels.get(number)
         if channel is not None and not channel.closed:
+            if isinstance(handler, Getter):
+                # Answers to basic.get may come before the broker has read channel.close. Without a `Getter` txAMQP would take
+                # the first of them for the answer to channel.close.
+                self.handlers[number] = Getter()
             await channel.channel_close(reply_code=200, reply_text="done")
             channel.close(ConnectionDone())
 

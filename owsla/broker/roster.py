@@ -47,7 +47,7 @@ CLEANUP: Final = 4
 """The first of the channels for clean-ups: each has two."""
 
 CLEANUPS: Final = 50
-"""Clean-ups at a time, at most."""
+"""Clean-ups at a time, at most; fewer where the broker's `channel_max` allows fewer channels."""
 
 RETRY: Final = 10.0
 """Seconds after which a clean-up that the broker refused is tried again."""
@@ -511,7 +511,8 @@ class Roster(BaseHandler):
     # -- clean-ups -------------------------------------------------------------------------------------------------------
 
     def _clean_up(self, client: BrokerProtocol, life: AckTracker) -> None:
-        while self._dead and len(self._cleanups) < CLEANUPS:
+        most = max(1, min(CLEANUPS, (client.channel_max - CLEANUP + 1) // 2))
+        while self._dead and len(self._cleanups) < most:
             node = self._dead.popleft()
             channel = next(number for number in count(CLEANUP, 2) if number not in self._cleanups)
             self._cleanups[channel] = Cleanup(

@@ -449,6 +449,61 @@ class StopTests(Base):
         self.pass_time(30)
         self.assertEqual(self.server.called("basic.consume"), [])
 
+    def test_stopped_while_setting_up(self) -> None:
+        """A node that stops while its consumers are set up begins to consume nothing more, whichever call is under way."""
+        for silent, number, consumed in (
+            ("queue.declare", SCRATCH, []),
+            ("channel.open", SHARED, []),
+            ("basic.qos", SHARED, []),
+            ("basic.consume", SHARED, [SHARED]),
+            ("basic.qos", OWN, [SHARED, SHARED]),
+        ):
+            self.setUp()
+            self.server.drop()
+            self.consumers.down()
+            self.server = Server(self.clock, heartbeat=1000)
+            self.server.ready()
+            self.flowing.clear()
+            self.place.heres.clear()
+            self.server.silent.update({silent, "basic.cancel"})
+            up = Result(self.consumers.up(self.server.client))
+            self.server.settle()
+            while self.server.calls[-1][:2] != (number, silent):
+                self.answer(self.server.calls[-1])
+            call = self.server.calls[-1]
+            stopped = self.stop(own=False)
+            self.server.silent.clear()
+            self.answer(call)
+            if not stopped.done:
+                self.answer(next(call for call in self.server.calls if call[1] == "basic.cancel"))
+            self.assertTrue(up.done and stopped.done, (silent, number))
+            self.assertIsNone(up.failure)
+            self.assertEqual(self.channels("basic.consume"), consumed)
+            self.assertEqual(self.channels("basic.cancel"), consumed)
+            self.assertEqual((self.flowing, self.place.heres), ([], []))
+
+    def answer(self, call: tuple[int, str, dict[str, Any]]) -> None:
+        """Answer a call."""
+        number, name, fields = call
+        more = {one: fields[one] for one in ("consumer_tag" if name.startswith("basic") else "queue",) if one in fields}
+        self.server.send(number, f"{name}-ok", **more)
+
+    def test_stopped_while_beginning_again(self) -> None:
+        """The same for consumers that ended alone, and are set up again."""
+        for number, consumer in ((SHARED, "to_device"), (OWN, "to_device.0123abcd")):
+            self.setUp()
+            self.server.close_channel(number)
+            self.server.calls.clear()
+            self.server.silent.add("queue.declare")
+            self.pass_time(1)
+            self.assertEqual(self.server.called("queue.declare")[0]["queue"], consumer)
+            stopped = self.stop(own=False)
+            self.server.silent.clear()
+            self.answer(self.server.calls[-1])
+            self.pass_time(30)
+            self.assertTrue(stopped.done)
+            self.assertEqual((self.channels("basic.consume"), self.server.lost), ([], []))
+
     def test_a_broker_that_goes_meanwhile(self) -> None:
         """When the broker goes before it has answered the call fails, and does not hang."""
         self.server.silent.add("basic.cancel")

@@ -118,7 +118,8 @@ class OpeningTests(BrokerTestCase):
             server = Server(heartbeat=20, tune=proposed).ready()
             (told,) = server.called("connection.tune-ok")
             self.assertEqual((told["channel_max"], told["frame_max"], told["heartbeat"]), agreed)
-            self.assertEqual((server.client.frame_max, server.client.heartbeat), agreed[1:])
+            client = server.client
+            self.assertEqual((client.channel_max, client.frame_max, client.heartbeat), agreed)
 
     def test_tiny_frames(self) -> None:
         """A broker that proposes frames smaller than AMQP allows is not spoken to."""
@@ -651,6 +652,30 @@ class ClosingTests(BrokerTestCase):
         server.drop()
         self.assertEqual(handler.ends, [])
         self.assertTrue(Result(server.client.end_channel(9)).done)
+
+    def test_end_a_channel_that_awaits_messages(self) -> None:
+        """Answers to `basic.get` that come before the broker agrees to close the channel are discarded."""
+        server = Server().ready()
+        Result(server.client.open_channel(3, Getter()))
+        server.settle()
+        for _ in range(3):
+            server.client.get(3, "q")
+        server.silent.update({"channel.close", "queue.declare"})
+        call = Result(server.client.channels[3].queue_declare(queue="q"))
+        result = Result(server.client.end_channel(3))
+        server.settle()
+        get_ok = wire.frame(1, 3, encode_method("basic.get-ok", delivery_tag=1))
+        server.raw(get_ok + wire.content_frames(3, message(b"x" * 50), b"x" * 50, 20))
+        server.raw(get_ok + wire.content_frames(3, message(), b"", 20))
+        server.send(3, "basic.get-empty")
+        self.assertFalse(result.done)
+        server.send(3, "queue.declare-ok", queue="q")
+        self.assertTrue(call.done)
+        self.assertIsNone(call.failure, "a call that was made before is answered")
+        server.send(3, "channel.close-ok")
+        self.assertTrue(result.done)
+        self.assertIsNone(result.failure)
+        self.assertEqual((server.client.handlers, server.transport.ended), ({}, False))
 
 
 METHOD_FRAMES = st.builds(

@@ -48,8 +48,10 @@ class Courier:
 
 
 class Base(BrokerTestCase):
+    tune = (0, 0, 0)
+
     def setUp(self) -> None:
-        self.server = Server(heartbeat=60_000)
+        self.server = Server(heartbeat=60_000, tune=self.tune)
         self.clock = self.server.clock
         self.events: list[Event] = []
         self.node = ME
@@ -498,6 +500,19 @@ class RegistrarTests(Base):
         self.pass_time(4 * SILENCE)
         self.assertEqual(len(self.deleted()), 148)
         self.assertEqual(self.server.lost, [])
+
+    def test_few_channels(self) -> None:
+        """Clean-ups use no channel above the negotiated `channel_max`; all nodes are cleaned up, one after another."""
+        for channel_max, used in ((16, 15), (5, 5)):
+            self.tune = (channel_max, 0, 0)
+            self.setUp()
+            for tag in range(2, 22):
+                self.put(f"to_device.{tag:08x}")
+                self.hear(tag, f"{tag:08x}", LEFT)
+            self.pass_time(21 * (SILENCE + 1))
+            self.assertEqual(len(self.deleted()), 20)
+            self.assertEqual(max(channel for channel, _, _ in self.server.calls), used)
+            self.assertEqual(self.server.lost, [])
 
     def test_a_long_queue(self) -> None:
         """A long queue is emptied so many at a time, and back ends are told when that is done."""
