@@ -460,7 +460,7 @@ class Listener(Worker):
         admission = self._admission
         end = self._clock.seconds() + BEGINNINGS
         while (now := self._clock.seconds()) < end:
-            while (stalled := admission.stalled(now)) is not None:
+            if (stalled := admission.stalled(now)) is not None:
                 stalled.makeWay()
             transport = admission.next_turn(now)
             if transport is None:

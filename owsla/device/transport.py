@@ -288,7 +288,12 @@ class TLSTransport:
 
     def peerClosed(self) -> bool:
         """The peer has closed or reset the connection while it was not read: read what it sent before, if there is room."""
-        return self._lines is not None and self._lines.peerClosed()
+        try:
+            return self._lines is not None and self._lines.peerClosed()
+        except Exception:
+            # The caller serves all connections: an error in what this one said costs this one, as in `doRead`.
+            self.abortConnection(Failure())
+            return True
 
     def hungUp(self) -> None:
         """Close at once: the peer is gone, and what it sent and was not read is given up."""
@@ -338,12 +343,18 @@ class TLSTransport:
         """It has said nothing for longer than all the others who do so, and its place is needed."""
         self._reason = _Failures.EVICTED
         without_goodbye(self._socket)
-        self._life.ended()
+        self._end_now()
 
     def makeWay(self) -> None:
         """Its handshake takes long, and its place is needed."""
-        self._reason = Failure(TimeoutError("its handshake stalled, and others waited for its place"))
+        if self._reason is None:
+            self._reason = Failure(TimeoutError("its handshake stalled, and others waited for its place"))
+        self._end_now()
+
+    def _end_now(self) -> None:
+        """Free the connection's place before returning, even if the connection is already closed and `_close` is scheduled."""
         self._life.ended()
+        self._close()
 
     def idleOverdue(self) -> None:
         """There was no line for too long."""

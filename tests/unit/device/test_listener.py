@@ -505,6 +505,22 @@ class StampedeTests(Base):
         self.later(15 - int(STALLED_AT_FIRST))
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)][1:], ["no handshake within 15 s"])
 
+    def test_stalled_and_overdue(self) -> None:
+        """A stalled handshake that is already being closed when others need its place frees it at once, for its own reason."""
+        listener = self.listen(max_handshakes=1)
+        Client(self.connect()).step()
+        self.loop.settle()
+        (stalled,) = cast(Any, listener._poller._sockets).values()
+        late = Client(self.connect())
+        late.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.loop.rightNow += STALLED_AT_FIRST
+        listener._begin_soon()
+        stalled.handshakeOverdue("no handshake in time")
+        self.loop.until(lambda: len(self.registry) == 1, late.step)
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake in time"])
+
     def test_refused_certificate(self) -> None:
         """A certificate that is no identity is a failed handshake, with what is known of it; nothing is published for it."""
         listener = self.listen()

@@ -33,6 +33,7 @@ class Recorder:
         self.took = 0
         self.on_data: Any = None
         self.on_writable: Any = None
+        self.on_peer_closed: Any = None
 
     def makeConnection(self, transport: Any) -> None:
         assert self.transport is None
@@ -46,6 +47,8 @@ class Recorder:
             self.on_data()
 
     def peerClosed(self) -> bool:
+        if self.on_peer_closed is not None:
+            self.on_peer_closed()
         if self.leaves:
             self.transport.resumeProducing()
         return self.leaves
@@ -301,6 +304,18 @@ class OpenTests(Base):
 
         self.lines.on_data = fail
         client.write(b"x")
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), RuntimeError)
+
+    def test_error_in_the_protocol_at_the_peers_end(self) -> None:
+        """An error in the protocol that hears of the peer's end costs its own connection only, not the caller."""
+        self.connect()
+
+        def fail() -> None:
+            raise RuntimeError("ours")
+
+        self.lines.on_peer_closed = fail
+        self.assertTrue(self.transport.peerClosed())
         self.loop.until(lambda: self.lines.lost)
         self.assertIsInstance(self.end(), RuntimeError)
 
