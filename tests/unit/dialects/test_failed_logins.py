@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.dialects import _failed_logins
-from owsla.dialects._failed_logins import ADDRESS, DEVICE, PAIR, Attempt, FailedLogins
+from owsla.dialects._failed_logins import ADDRESS, DEVICE, PAIR, SHARED, Attempt, FailedLogins
 
 
 class FailedLoginsTests(SynchronousTestCase):
@@ -38,19 +38,57 @@ class FailedLoginsTests(SynchronousTestCase):
     def test_one_device_from_everywhere(self) -> None:
         """Guesses at one device from many addresses have a limit, which does not concern the device where it is known."""
         self.assertTrue(self.succeeds(b"d1", "home"))
-        tried = sum(self.fails(b"d1", f"host {number}") for number in range(1000))
-        self.assertEqual(tried, DEVICE[0])
-        self.assertFalse(self.succeeds(b"d1", "elsewhere"))
+        tried = sum(self.fails(b"d1", f"host {number}") for _ in range(10) for number in range(200))
+        self.assertEqual(tried, DEVICE[0] + 200)
+        self.assertFalse(self.succeeds(b"d1", "host 0"))
         self.assertTrue(self.succeeds(b"d1", "home"))
+
+    def test_roaming(self) -> None:
+        """However many addresses fail in its name, a device logs in at each new address, and again from there."""
+        for number in range(1000):
+            self.fails(b"d1", f"host {number % 20}")
+        for source in ("hotel", "train", "hotel"):
+            self.assertTrue(self.succeeds(b"d1", source))
+        self.assertFalse(self.fails(b"d1", "host 0"))
 
     def test_many_devices_from_one_address(self) -> None:
         """The same for many devices tried from one address: those that have logged in there go on."""
         self.assertTrue(self.succeeds(b"d1", "nat"))
-        tried = sum(self.fails(b"x %d" % number, "nat") for number in range(5000))
-        self.assertEqual(tried, ADDRESS[0])
-        self.assertFalse(self.succeeds(b"d2", "nat"))
+        tried = sum(self.fails(b"x %d" % (number % 1000), "nat") for number in range(9000))
+        self.assertEqual(tried, ADDRESS[0] + 1000)
+        self.assertFalse(self.succeeds(b"x 0", "nat"))
         self.assertTrue(self.succeeds(b"d1", "nat"))
-        self.assertTrue(self.succeeds(b"d2", "home"))
+        self.assertTrue(self.succeeds(b"x 0", "home"))
+
+    def test_behind_a_proxy(self) -> None:
+        """Where one address is everybody's, failures keep no device with the right token out: not after a start, nor later."""
+        for number in range(5000):
+            self.fails(b"x %d" % number, "proxy")
+        self.assertTrue(all(self.succeeds(b"d %d" % number, "proxy") for number in range(100)))
+        self.assertTrue(self.fails(b"x 0", "proxy"))  # it is known to be shared: each device has a limit of its own only
+        self.assertTrue(self.fails(b"x 0", "proxy"))
+
+    def test_shared_no_longer(self) -> None:
+        """An address is shared while enough devices have logged in from there last."""
+        for source in ("nat", "home"):
+            for number in range(SHARED):
+                self.assertTrue(self.succeeds(b"d %d" % number, source))
+        for number in range(ADDRESS[0]):
+            self.fails(b"x %d" % number, "nat")
+        self.assertEqual([self.fails(b"y", "nat") for _ in range(3)], [True, False, False])
+
+    def test_the_attempt_past_a_limit(self) -> None:
+        """There is one an hour; one that could not be checked does not count."""
+        for number in range(ADDRESS[0]):
+            self.fails(b"x %d" % number, "nat")
+        attempt = self.limits.begin(b"d1", "nat", 0.0)
+        assert isinstance(attempt, Attempt)
+        self.limits.unchecked(attempt)
+        self.assertTrue(self.fails(b"d1", "nat"))
+        for hour, expected in ((0.9, [False]), (1.1, [True, False])):
+            for number in range(ADDRESS[0]):
+                self.fails(b"z %d %d" % (hour * 10, number), "nat", hour * 3600)
+            self.assertEqual([self.fails(b"d1", "nat", hour * 3600) for _ in expected], expected)
 
     def test_known_device(self) -> None:
         """A device that is known at an address has a limit of its own there all the same."""
@@ -65,7 +103,8 @@ class FailedLoginsTests(SynchronousTestCase):
             self.fails(b"x %d" % number, f"host {number}")
             self.succeeds(b"y %d" % number, f"host {number}")
         self.assertEqual([len(each) for each in (limits._pairs, limits._devices, limits._addresses)], [100] * 3)
-        self.assertEqual(len(limits._known), 50)
+        self.assertEqual((len(limits._known), limits._devices_at.total()), (50, 50))
+        self.assertLessEqual(max(len(limits._devices_at), len(limits._attempts)), 50)
         attempt = limits.begin(b"x" * 60_000, "host", 0.0)
         assert isinstance(attempt, Attempt)
         self.assertEqual(len(attempt.name), 255)
