@@ -61,6 +61,7 @@ class LoggedService(MultiService):
         self._take_over()
         # What is registered last runs first: before a status of the process's own (`owsla.process.end_with`).
         self._reactor.addSystemEventTrigger("after", "shutdown", atexit.register, self.log.flush)
+        self._reactor.addSystemEventTrigger("after", "shutdown", self.log.stopped)
         super().startService()
 
     def _take_over(self) -> None:

@@ -62,6 +62,7 @@ class LogQueue:
         self._untold = 0
         self._works = True
         self._why = ""
+        self._status = 1
 
     @property
     def lost(self) -> int:
@@ -97,13 +98,18 @@ class LogQueue:
         with self._changed:
             return self._changed.wait_for(lambda: not (self._waiting or self._writing), timeout)
 
-    def end(self) -> None:
-        """Flush; end the process where that takes too long, with status 0. For `atexit`.
+    def stopped(self) -> None:
+        """Note that the process has stopped in order, and ends with status 0."""
+        self._status = 0
 
-        A thread that hangs in a write may hold a lock that the interpreter's own end waits for.
+    def end(self) -> None:
+        """Flush; end the process where that takes too long, with status 0 if it has `stopped`, and 1 otherwise. For `atexit`.
+
+        A thread that hangs in a write may hold a lock that the interpreter's own end waits for. What status the interpreter
+        would end with is not known to `atexit`.
         """
         if not self.flush():
-            os._exit(0)
+            os._exit(self._status)
 
     def _fixed(self, event: LogEvent) -> LogEvent:
         """Return an event whose text is made: what it was made from may change before it is written."""

@@ -203,3 +203,18 @@ async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
     assert done.returncode == 1, done
     assert done.stderr.startswith("owsla: this process may have 64 open files, and needs 100 for itself"), done
     assert done.stderr.count("\n") == 1
+
+
+@reactor_test
+async def test_failure_with_a_full_pipe(tmp_path: Path, certs_dir: Path, pipe: Pipe) -> None:
+    """A process that cannot start ends with status 1, also where nobody reads its log (here: no pid file)."""
+    pipe.fill()
+
+    def run() -> int:
+        return subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" > {pipe.path}', "sh", *twistd(), "-n", f"--pidfile={tmp_path}/missing/pid", "owsla",
+             "--port=0", f"--certs-dir={certs_dir}"],
+            stderr=subprocess.DEVNULL, env=environment(), cwd=tmp_path, timeout=60,
+        ).returncode  # fmt: skip
+
+    assert await in_thread(run) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import Any
@@ -158,10 +159,24 @@ class ServiceTests(SynchronousTestCase):
         self.assertTrue(self.queue.flush(PATIENCE))
         self.assertEqual(self.observer.texts, ["a line"])
 
+    def test_stopped(self) -> None:
+        """A reactor that has stopped is a process that ends in order."""
+        self.service().startService()
+        statuses: list[int] = []
+        self.patch(os, "_exit", statuses.append)
+        self.patch(atexit, "register", lambda call: None)
+        self.patch(self.queue, "flush", lambda: False)
+        for call, args, kwargs in self.reactor.triggers["after"]["shutdown"]:
+            call(*args, **kwargs)
+        self.queue.end()
+        self.assertEqual(statuses, [0])
+
 
 class EndTests(SynchronousTestCase):
     def test_end(self) -> None:
-        """At the end of the process what waits is written, or given up after a while."""
+        """At the end of the process what waits is written, or given up after a while. Then the status tells whether the process
+        had stopped in order.
+        """
         statuses: list[int] = []
         self.patch(os, "_exit", statuses.append)
         observer = Slow()
@@ -170,4 +185,7 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(statuses, [])
         self.patch(queue, "flush", lambda: False)
         queue.end()
-        self.assertEqual(statuses, [0])
+        self.assertEqual(statuses, [1])
+        queue.stopped()
+        queue.end()
+        self.assertEqual(statuses, [1, 0])
