@@ -182,6 +182,9 @@ class LineSink(Protocol):
     def spare(self) -> int:
         """How many lines of a connection whose device has left it would keep now, though it is not `accepting`; 0: none."""
 
+    def serves(self, source: LineSource) -> bool:
+        """Return whether the broker takes and confirms lines of this connection: one that waits will have its turn."""
+
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         """Prepare for the lines of a connection; the result goes with each of them."""
 
@@ -219,8 +222,8 @@ class LineSource(Protocol):
     def confirmed(self, seq: int) -> None:
         """The broker has the line of this number. Called where devices are told what is safe (`--device-ack`)."""
 
-    def close(self, reason: str) -> None:
-        """Its lines cannot be published, now or ever; `reason` is for people."""
+    def reject(self, reason: str) -> None:
+        """Close the connection. Its lines cannot be published, now or ever; `reason` is for people."""
 
     def failed(self, failure: Failure) -> None:
         """An error of ours in dealing with this connection: it costs this one only."""

@@ -179,7 +179,7 @@ class Producer(BaseHandler):
         if not source.template.said:
             source.template.said = True
             self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
-        source.close(str(error))
+        source.reject(str(error))
 
     def wait(self, source: LineSource, since: int = 0) -> None:
         if self._stalls is not None and source in self._stalls:
@@ -214,6 +214,11 @@ class Producer(BaseHandler):
     @property
     def spare(self) -> int:
         return self._window.spare
+
+    def serves(self, source: LineSource) -> bool:
+        if self._client is None or self._blocked or self._refusing:
+            return False
+        return self._stalls is None or source not in self._stalls
 
     def leave(self, source: LineSource) -> None:
         self._waiting.pop(source, None)

@@ -288,6 +288,12 @@ class SpokenEndpoint(Endpoint):
             self._over = self.deaf = True
             self.close(reason)
 
+    def reject(self, reason: str) -> None:
+        self._kept.clear()
+        self._kept_size = 0
+        self._over = True
+        super().reject(reason)
+
     def fail(self, failure: Failure) -> None:
         if not self._over:
             self._over = self.deaf = True
@@ -304,7 +310,7 @@ class SpokenEndpoint(Endpoint):
             self.set_timeout(self._patience, of_device=True)
 
     def resume(self) -> None:
-        self._publish_kept(at_once=self._departing)
+        self._publish_kept(at_once=self._uses_spare)
         super().resume()
         if self._kept and not self.closed:
             self._publish_kept()  # it has begun to wait anew, if it must

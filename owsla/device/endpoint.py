@@ -58,8 +58,10 @@ class Endpoint:
         "_rest",
         "_safe",
         "_safe_ahead",
+        "_spared",
         "_telling",
         "_told",
+        "_unpublishable",
         "connection_id",
         "deaf",
         "device_id",
@@ -96,7 +98,9 @@ class Endpoint:
         # Its share of the window: at which number it is used up, and the sink's position when it was given.
         self._mark = hub.sink.share
         self._position = 0
-        self._departing = False  # its device has closed: what it sent before has a share of its own
+        self._departing = False  # its device has closed: nobody will send again what it sent before
+        self._unpublishable = False  # the sink can publish none of its lines
+        self._spared = False  # its share is one of the room that the sink keeps for those while the broker takes nothing
         self._paused = 0  # why nothing is read: _WAITING, _RATED, _DRAINING
         self._in_line = False  # for the sink to call resume
         self._allowed_at = 0.0  # with a rate limit: when all lines so far would have been due
@@ -152,7 +156,9 @@ class Endpoint:
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
-            if not hub.sink.accepting and index + 1 < len(lines) and not self._departing:
+            if self._unpublishable:
+                return
+            if not hub.sink.accepting and index + 1 < len(lines) and not self._uses_spare:
                 # The rest was read already: it is published in its turn, and read from the wire no more till then. It is put
                 # together with the full ending, or a line that itself ends with \\r would lose that when it is split again.
                 self._keep_rest(b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest)
@@ -178,7 +184,7 @@ class Endpoint:
     def _has_share(self) -> bool:
         """Whether it may publish now: its share of the window is not used up, or it can have the next one."""
         sink = self.hub.sink
-        if self._departing and self.seq < self._mark:
+        if self.seq < self._mark and self._uses_spare:
             return sink.spare > 0
         if not sink.accepting:
             return False
@@ -189,6 +195,11 @@ class Endpoint:
             self._position = position
             self._mark = self.seq + sink.share
         return True
+
+    @property
+    def _uses_spare(self) -> bool:
+        """Whether its lines go to the room that the sink keeps for devices that left while the broker takes nothing."""
+        return self._spared and not self.hub.sink.serves(self)
 
     def _slow_down(self, lines: int, rate: float) -> None:
         """Read no more until these lines are paid for; a second's worth is on credit."""
@@ -250,7 +261,8 @@ class Endpoint:
         self._paused &= ~reason
         if not self._paused:
             self.hub.unpaused(self)
-            if self.transport is not None and not self.deaf:
+            # A connection that closes is read to its end in any case: what is left in the socket would keep it open.
+            if self.transport is not None and (self._closing or not self.deaf):
                 self.transport.resumeProducing()
 
     def _wait(self) -> None:
@@ -277,22 +289,33 @@ class Endpoint:
             self._unpause(_WAITING)
 
     def peerClosed(self) -> bool:
-        """Read what the device sent before it closed or reset the connection, with a share of what the window can spare.
+        """Read what the device sent before it closed or reset the connection, which nobody will send again.
 
-        Nobody will send it again, and while the broker is away it would have to wait in vain. `False` if there is no room.
+        While the broker takes nothing it would wait in vain: it has a share of what the window can spare. Otherwise it keeps
+        its place in the line, or devices that come and go would have all of the window. `False` if it is not read now.
         """
         if self.deaf:
             return False
-        if not self._departing:
-            self._departing = True
-            self._mark = self.seq + self.hub.sink.spare
+        self._departing = True
+        sink = self.hub.sink
+        if sink.serves(self):
+            if self._in_line:
+                return False
+        elif not self._spared:
+            self._spared = True
+            self._mark = self.seq + sink.spare
         if not self._has_share():
             return False
         if self._in_line:
-            self.hub.sink.leave(self)
+            sink.leave(self)
         self._unpause(_RATED)
         self.resume()
         return not self._paused
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it is read again in its turn: it waits for a broker that takes lines."""
+        return self._in_line and self.hub.sink.serves(self)
 
     @property
     def unread(self) -> int:
@@ -313,10 +336,12 @@ class Endpoint:
             if len(line) > self.hub.framing.max_line:
                 self.lineLengthExceeded(line)
                 return
-            if not sink.spare or (self._departing and not sink.accepting and self.seq >= self._mark):
+            if not sink.spare or (self._spared and not sink.accepting and self.seq >= self._mark):
                 self._discard(len(lines) - index)
                 return
             self.lineReceived(line)
+            if self._unpublishable:
+                return
         self._read_at = 0.0
 
     def _discard(self, lines: int) -> None:
@@ -591,6 +616,13 @@ class Endpoint:
         if not self._closing:
             self._leave(reason)
             self.transport.loseConnection()
+
+    def reject(self, reason: str) -> None:
+        """Close the connection, none of whose lines can be published: read no more of them."""
+        self._unpublishable = self.deaf = True
+        self._rest = b""
+        self._long = None
+        self.close(reason)
 
     def failed(self, failure: Failure) -> None:
         """An error of ours in dealing with it: it is closed at once, and its supervisor hears of it."""

@@ -5,7 +5,8 @@ devices reconnect, and their dead predecessors would fill the limit. So paused s
 asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads that set's descriptor.
 
 What the peer sent before its end is still in the socket (after a reset, too: Linux keeps a receive queue until the socket is
-closed). It is read at once if the window has room for it: nobody will send it again.
+closed). It is read at once if the window has room for it, for nobody will send it again, and in its turn where the broker takes
+lines. So a reset is treated as an end of the stream.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from ..boundaries import Reactor
 
 PATIENCE: Final = 3.0
-"""Seconds for which a connection is kept whose peer closed its side in order, when there is no room for its last lines."""
+"""Seconds for which a connection is kept whose peer closed it, when there is no room and no broker for its last lines."""
 
 _HANGUPS: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -31,6 +32,10 @@ class Watched(Protocol):
 
     def peerClosed(self) -> bool:
         """Begin to read what the peer sent before it closed or reset the connection. `False` if there is no room for it now."""
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it is read again in its turn, since the broker takes lines."""
 
     @property
     def deaf(self) -> bool:
@@ -87,12 +92,18 @@ class HangupWatch:
 
     def tick(self) -> None:
         """Let go of those that closed a while ago and are still not read."""
-        due = self._reactor.seconds() - PATIENCE
+        now = self._reactor.seconds()
         for fd, since in list(self._ended.items()):
-            if since > due:
+            if since > now - PATIENCE:
                 break
-            if not self._keeping or self._watched[fd].deaf:
+            connection = self._watched.get(fd)
+            # The broker may have gone since: then there is room that there was not when it closed.
+            if connection is None or connection.peerClosed():
+                continue
+            if connection.deaf or not (self._keeping or connection.in_line):
                 self._hang_up(fd)
+            elif self._ended.pop(fd, None) is not None:
+                self._ended[fd] = now
 
     def _hang_up(self, fd: int) -> None:
         connection = self._watched.get(fd)
@@ -121,7 +132,7 @@ class HangupWatch:
             connection = self._watched[fd]
             if connection.peerClosed():
                 continue
-            if flags & (select.EPOLLERR | select.EPOLLHUP) and (not self._keeping or connection.deaf):
+            if flags & (select.EPOLLERR | select.EPOLLHUP) and connection.deaf:
                 self._hang_up(fd)
             elif fd in self._watched:
                 self._ended[fd] = self._reactor.seconds()

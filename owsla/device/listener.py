@@ -549,8 +549,10 @@ class Listener(Worker):
                 # It is slow, but it takes what it was sent. A later deadline has its place at the end.
                 del self._closing[transport]
                 self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT, untaken=untaken)
-            elif transport.held_back and (self._socket.fileno() < 0 or transport.peerClosed()):
-                # It waits for us. In a stop that has an end of its own; otherwise it has a last share of the window.
+            elif transport.held_back and (
+                self._socket.fileno() < 0 or (now < goodbye.last and (transport.peerClosed() or transport.in_line))
+            ):
+                # It waits for us. In a stop --drain-timeout ends that; otherwise it has its turn, or a last share.
                 del self._closing[transport]
                 self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT)
             else:

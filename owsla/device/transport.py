@@ -52,6 +52,10 @@ class Lines(Protocol):
     def deaf(self) -> bool:
         """Whether it ignores all further data."""
 
+    @property
+    def in_line(self) -> bool:
+        """Whether it is read again in its turn: it waits for a broker that takes lines."""
+
     def dataReceived(self, data: bytes) -> None: ...
 
     def peerClosed(self) -> bool:
@@ -279,7 +283,12 @@ class TLSTransport:
     @property
     def held_back(self) -> bool:
         """Whether it waits for its last data to be taken by the protocol, which has paused it."""
-        return self._state == CLOSING and not self._reading
+        return self._state == CLOSING and not self._reading and not self.deaf
+
+    @property
+    def in_line(self) -> bool:
+        """Whether its protocol is read again in its turn: it waits for a broker that takes lines."""
+        return self._lines is not None and self._lines.in_line
 
     @property
     def deaf(self) -> bool:

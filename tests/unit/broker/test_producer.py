@@ -54,7 +54,7 @@ class Device:
         self.stalled += 1
         self.producer.wait(self)
 
-    def close(self, reason: str) -> None:
+    def reject(self, reason: str) -> None:
         if self.fault is not None:
             raise self.fault
         self.closed.append(reason)

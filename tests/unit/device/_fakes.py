@@ -33,6 +33,8 @@ class Sink:
         self.line_size = 16384
         self.spare = 1000
         """How many lines of a device that has left are kept."""
+        self.away = False
+        """Whether nothing is confirmed."""
         self.settled = 0
         """How many lines are confirmed."""
         self.room: int | None = None
@@ -69,13 +71,19 @@ class Sink:
     def resume(self, room: int | None = None) -> None:
         """Take lines again: each of those who wait is called once, as long as there is room."""
         self.room = room
+        self.away = False
         self.accepting = True
         for _ in range(len(self.waiting)):
             if not self.accepting:
                 return
             self.waiting.pop(0).resume()
 
+    def serves(self, source: LineSource) -> bool:
+        return not self.away
+
     def stop(self) -> None:
+        """The broker is gone."""
+        self.away = True
         self.accepting = False
 
     def of(self, source: LineSource) -> list[bytes]:

@@ -389,6 +389,55 @@ class DepartureTests(SynchronousTestCase):
             world.end(endpoint)
             self.assertEqual(world.hub.take_discards(), (0, 0))
 
+    def test_in_line_with_a_working_broker(self) -> None:
+        """While the broker confirms, a device that left waits for its turn like all others, and takes no room beyond the
+        window; when the broker goes, it has its share of what the window can spare.
+        """
+        world = World(hangups=Watch())
+        world.sink.room = 2
+        endpoint, wire = world.connect()
+        other, _ = world.connect()
+        other.dataReceived(b"1\n2\n3\n")
+        endpoint.dataReceived(b"a\nb\n")
+        self.assertFalse(endpoint.peerClosed())
+        self.assertEqual((world.sink.of(endpoint), endpoint.in_line, wire.reading), ([], True, False))
+        self.assertEqual(world.sink.waiting, [other, endpoint])
+        world.sink.resume(2)
+        self.assertEqual((world.sink.of(other), world.sink.of(endpoint)), ([b"1", b"2", b"3"], [b"a"]))
+        self.assertFalse(endpoint.peerClosed())
+        world.sink.stop()
+        self.assertFalse(endpoint.in_line)
+        self.assertTrue(endpoint.peerClosed())
+        self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
+
+    def test_too_long_at_last(self) -> None:
+        """A connection that closes is read to its end, when what was kept of it turns out to be too long a line."""
+        world = World(Framing(max_line=5))
+        endpoint, wire = world.connect()
+        world.sink.stop()
+        endpoint.dataReceived(b"a\nlonger\nb\n")
+        endpoint.close("enough")
+        self.assertFalse(wire.reading)
+        world.sink.resume()
+        self.assertEqual((world.sink.of(endpoint), endpoint.deaf, wire.reading), ([b"a"], True, True))
+
+    def test_rejected(self) -> None:
+        """A connection whose lines cannot be published is closed at the first one; no other is tried."""
+        world = World()
+        endpoint, wire = world.connect()
+        tried: list[bytes] = []
+
+        def publish(source: Any, line: bytes, received: float = 0.0) -> None:
+            tried.append(line)
+            source.reject("no")
+
+        self.patch(world.sink, "publish", publish)
+        endpoint.dataReceived(b"a\nb\nc\nrest")
+        endpoint.dataReceived(b"d\n")
+        self.assertEqual((tried, endpoint.seq, endpoint.closing, endpoint.deaf, wire.closed), ([b"a"], 0, True, True, "lost"))
+        world.end(endpoint)
+        self.assertEqual(tried, [b"a"])
+
     def test_the_rate_is_over(self) -> None:
         """A device that talked too fast, and has gone, is read to its end: there is not much more."""
         world = World(max_rate=10.0)

@@ -19,6 +19,7 @@ class Paused:
     def __init__(self) -> None:
         self.socket, self.peer = tcp_pair()
         self.deaf = False
+        self.in_line = False
         self.hung_up = 0
         self.room = False
         """Whether what its peer sent before it closed can be read."""
@@ -67,14 +68,33 @@ class HangupTests(SynchronousTestCase):
         self.watch.tick()
 
     def test_reset(self) -> None:
-        """A peer that resets is noticed at once, by its own connection only."""
-        gone, there = self.paused(), self.paused()
+        """A peer that resets is noticed, by its own connection only: at once if nobody wants what it sent."""
+        gone, there, unread = self.paused(), self.paused(), self.paused()
+        gone.deaf = True
         self.loop.settle()
         self.assertEqual((gone.hung_up, there.hung_up), (0, 0))
         reset(gone.peer)
+        reset(unread.peer)
         self.loop.until(lambda: gone.hung_up)
-        self.later(10)
-        self.assertEqual((gone.hung_up, there.hung_up), (1, 0))
+        self.assertEqual(unread.hung_up, 0)
+        self.later(PATIENCE + 0.1)
+        self.assertEqual((gone.hung_up, there.hung_up, unread.hung_up), (1, 0, 1))
+
+    def test_in_line(self) -> None:
+        """One that waits for its turn with a broker that takes lines is kept, however its peer closed; when the broker goes it
+        is asked again to read, and let go of where there is no room.
+        """
+        for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
+            connection = self.paused()
+            connection.in_line = True
+            end(connection.peer)
+            for _ in range(5):
+                self.later(PATIENCE + 0.1)
+            self.assertEqual(connection.hung_up, 0)
+            connection.in_line = False
+            told = connection.told
+            self.later(PATIENCE + 0.1)
+            self.assertEqual((connection.told, connection.hung_up), (told + 1, 1))
 
     def test_end_in_order(self) -> None:
         """One that closes its side in order is kept for a while, in which what it sent before may still be read."""
@@ -171,6 +191,7 @@ class HangupTests(SynchronousTestCase):
         old.close()
         new = self.paused()
         self.assertEqual(new.fileno(), number)
+        new.deaf = True
         reset(new.peer)
         self.loop.until(lambda: new.hung_up)
         self.assertEqual(old.hung_up, 0)
@@ -200,6 +221,7 @@ class HangupTests(SynchronousTestCase):
         """More than are reported at once are all noticed."""
         connections = [self.paused() for _ in range(300)]
         for connection in connections:
+            connection.deaf = True
             reset(connection.peer)
         self.loop.until(lambda: all(connection.hung_up for connection in connections))
         self.assertEqual({connection.hung_up for connection in connections}, {1})

@@ -996,6 +996,19 @@ class TimeTests(Base):
                 seconds += 1
             self.assertTrue(longest - 1 <= seconds <= longest + CLOSING_TIMEOUT + 2, seconds)
 
+    def test_goodbye_to_a_flood(self) -> None:
+        """A device that waits for its turn when it is closed keeps its place for a minute at most, whatever it still says."""
+        self.listen()
+        self.device()
+        (endpoint,) = self.registry
+        self.sink.room = 1
+        endpoint.dataReceived(b"a\nb\n")
+        endpoint.close("enough")
+        self.later(int(LONGEST_GOODBYE) - 2)
+        self.assertEqual(self.admission.connections, 1)
+        self.later(int(CLOSING_TIMEOUT) + 5)
+        self.assertEqual(self.admission.connections, 0)
+
     def test_idle(self) -> None:
         """A device with no line in either direction is closed within the timeout and an eighth; one that says or is told
         something is not.

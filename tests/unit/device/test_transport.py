@@ -25,6 +25,7 @@ class Recorder:
     def __init__(self) -> None:
         self.transport: Any = None
         self.deaf = False
+        self.in_line = False
         self.leaves = False
         """Whether it has room for what a peer sent before it closed."""
         self.received = b""
