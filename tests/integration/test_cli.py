@@ -134,10 +134,14 @@ def place(shared_place: Place) -> Iterator[Place]:
 async def introduced(place: Place, lab: Lab, commands: Commands) -> tuple[Any, str]:
     """A device, and its connection id."""
     device = await lab.device(place.gateway)
-    device.send_line(b"hello")
-    tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
-    assert await tail.ended() == 0
-    return device, json.loads(tail.output())["connection_id"]
+    hello = f"hello {secrets.token_hex(4)}"
+    device.send_line(hello.encode())
+    while True:  # what another test has left in the queue may be before it
+        tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
+        assert await tail.ended() == 0
+        message = json.loads(tail.output())
+        if message["body"] == hello:
+            return device, message["connection_id"]
 
 
 async def arrived(backend: Backend, queue: str, count: int) -> None:

@@ -942,7 +942,9 @@ async def test_end(gateway: Gateway, connect: Connect, case: str, version: str) 
 @both_versions
 @reactor_test
 async def test_our_end(gateway: Gateway, connect: Connect, version: str) -> None:
-    """The last line, the goodbye and the end of the stream arrive, in order, at a device that goes on talking."""
+    """The last line, the goodbye and the end of the stream arrive, in order, at a device that goes on talking; and what it says
+    until its own end is heard.
+    """
     peer = connect(version).shake()
     connection_id = await introduce(gateway, peer)
     headers = {"connection_id": connection_id, "owsla_close": True}
@@ -955,7 +957,7 @@ async def test_our_end(gateway: Gateway, connect: Connect, version: str) -> None
     end = peer.end()
     assert (end.goodbye, end.tcp) == (True, "fin")
     peer.close()
-    assert await obituary(gateway, connection_id) == ("closed by the back end", 1)
+    assert await obituary(gateway, connection_id) == ("closed by the back end", 1 + 20)
 
 
 # -- Nothing is waited for busily --------------------------------------------------------------------------------------
