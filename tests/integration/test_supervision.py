@@ -269,7 +269,7 @@ async def test_hangup_watch(run: Run) -> None:
     it = await trial(run)
 
     mark = run.owsla.mark()
-    fault = await it.owsla.fail("owsla.device.hangup:HangupWatch._hang_up")
+    fault = await it.owsla.fail("owsla.device.hangup:HangupWatch._look")
     await run.proxy.refuse()
     run.proxy.cut()
     await run.owsla.wait_for_line("Broker lost", start=mark)

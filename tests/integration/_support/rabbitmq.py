@@ -167,7 +167,7 @@ class RabbitMQ:
         assert self._beam is not None
         self._beam.signal(signal.SIGCONT)
 
-    async def ctl(self, *arguments: str, timeout: float = 60) -> str:
+    async def ctl(self, *arguments: str, timeout: float = 180) -> str:
         """Run `rabbitmqctl` on this node (it takes half a second) and return what it says."""
         script = _script("rabbitmqctl")
         assert script is not None
