@@ -18,6 +18,10 @@ LONGEST: Final = 32768
 that withstand quantum computers. OpenSSL would take 131,396, and in records of one byte that takes it half a second. The system
 wakes us for 32 KB even where receive buffers are small."""
 
+RECORDS: Final = 2048
+"""Records of a hello at most: enough for the longest usual one, byte by byte (OpenSSL 4 says 1,530 bytes, with a key share
+of ML-KEM). To look at a record takes a microsecond or two."""
+
 _MESSAGE: Final = 4
 """Bytes before a handshake message's content: its type, and the length in three bytes."""
 
@@ -44,43 +48,64 @@ _OTHERS: Final = (
 )
 
 
-def needed(first: bytes) -> int:
-    """Return how many bytes have to be there before OpenSSL can do something, as far as the first ones show.
+class Scan:
+    """The position in a hello's records up to which they were looked at: each is looked at once, however often more comes."""
 
-    It is a lower bound while the rest may come in several records. More than `LONGEST` is not to be waited for.
+    __slots__ = ("_content", "_message", "_position", "_records")
+
+    def __init__(self) -> None:
+        self._position = self._content = self._records = 0
+        self._message = b""
+
+    def needed(self, first: bytes) -> int:
+        """Return how many bytes have to be there before OpenSSL can do something, as far as the first ones show.
+
+        It is a lower bound while the rest may come in several records. More than `LONGEST` is not to be waited for. `first`
+        begins with what it was in the last call.
+        """
+        position, content, records, message = self._position, self._content, self._records, self._message
+        total = _length(message)
+        while len(first) >= position + HEADER:
+            # The records before this one are there as a whole.
+            self._position, self._content, self._records, self._message = position, content, records, message
+            kind, major = first[position], first[position + 1]
+            length = int.from_bytes(first[position + 3 : position + HEADER], "big")
+            if kind != _HANDSHAKE or major != 3 or not 0 < length <= _RECORD:
+                return position + HEADER  # not TLS, or another record than is expected: OpenSSL says so at once
+            if records == RECORDS:
+                return LONGEST + 1
+            start = position + HEADER
+            if content < _MESSAGE:
+                message += first[start : start + min(length, _MESSAGE - content)]
+                total = _length(message)
+            records += 1
+            content += length
+            position = start + length
+            if message and message[0] != _CLIENT_HELLO:
+                return position
+            if content >= total:
+                return position
+            rest = position + HEADER + total - content
+            if rest > LONGEST:
+                return rest
+        return position + HEADER + total - content if position else HEADER
+
+
+def _length(message: bytes) -> int:
+    """Return the length of a handshake message, of which the first bytes are there; a lower bound before they all are."""
+    return _MESSAGE + (int.from_bytes(message[1:], "big") if len(message) >= _MESSAGE else 0)
+
+
+def refusal(first: bytes, needed: int) -> str | None:
+    """Return why this, as much as is needed of it, is refused without asking OpenSSL; `None`: it is not.
+
+    `needed` is what `Scan.needed` says of it.
     """
-    position = content = 0
-    total = _MESSAGE
-    message = b""
-    while len(first) >= position + HEADER:
-        kind, major = first[position], first[position + 1]
-        length = int.from_bytes(first[position + 3 : position + HEADER], "big")
-        if kind != _HANDSHAKE or major != 3 or not 0 < length <= _RECORD:
-            return position + HEADER  # not TLS, or another record than is expected: OpenSSL says so at once
-        start = position + HEADER
-        if content < _MESSAGE:
-            message += first[start : start + min(length, _MESSAGE - content)]
-        content += length
-        position = start + length
-        if message and message[0] != _CLIENT_HELLO:
-            return position
-        if len(message) >= _MESSAGE:
-            total = _MESSAGE + int.from_bytes(message[1:], "big")
-        if content >= total:
-            return position
-        rest = position + HEADER + total - content
-        if rest > LONGEST:
-            return rest
-    return position + HEADER + total - content if position else HEADER
-
-
-def refusal(first: bytes) -> str | None:
-    """Return why this, as much as is needed of it, is refused without asking OpenSSL; `None`: it is not."""
     for start, name in _OTHERS:
         if first.startswith(start):
             return f"{name} instead of a ClientHello"
-    if needed(first) > LONGEST:
-        return f"a ClientHello that takes more than {LONGEST} bytes"
+    if needed > LONGEST:
+        return f"a ClientHello that takes more than {LONGEST} bytes or {RECORDS} records"
     groups = _groups(_message(first))
     if groups and _CURVES.isdisjoint(groups) and any(group in _FINITE_FIELDS for group in groups):
         return "key exchange with finite fields only; curves are supported"

@@ -136,6 +136,7 @@ class TLSTransport:
         "_context",
         "_fd",
         "_gone",
+        "_hello",
         "_life",
         "_lines",
         "_opened",
@@ -161,6 +162,7 @@ class TLSTransport:
         self._address = address
         self._context: SSL.Context | None = context
         self._owner = owner
+        self._hello: hello.Scan | None = None
         self._tls: SSL.Connection | None = None
         self._lines: Lines | None = None
         self._outgoing: list[bytes] | None = None
@@ -345,7 +347,7 @@ class TLSTransport:
     def lookAgain(self) -> None:
         """If it has spoken, or gone, since the reactor looked, deal with that now."""
         first = self._first_bytes()
-        if first is not None and (not first or len(first) >= min(hello.needed(first), hello.LONGEST)):
+        if first is not None and (not first or len(first) >= min(self._needed(first), hello.LONGEST)):
             self.doRead()
 
     def evicted(self) -> None:
@@ -488,6 +490,7 @@ class TLSTransport:
     def begin_handshake(self) -> None:
         assert self._context is not None
         self._state = HANDSHAKING
+        self._hello = None
         self._tls = SSL.Connection(self._context, self._socket)
         self._context = None
         self._tls.set_accept_state()
@@ -533,11 +536,11 @@ class TLSTransport:
             self._reason = _Failures.SILENT  # a health check, most likely
             self._life.ended()
             return
-        needed = hello.needed(first)
+        needed = self._needed(first)
         greets = self._state == GREETING or len(first) < needed <= hello.LONGEST
         if greets and self._said_too_little(first, needed):
             return
-        if (reason := hello.refusal(first)) is not None:
+        if (reason := hello.refusal(first, needed)) is not None:
             self._refuse(reason, len(first))
             return
         if not self._owner.spoke(self):
@@ -564,6 +567,12 @@ class TLSTransport:
             return None
         except OSError:
             return b""
+
+    def _needed(self, first: bytes) -> int:
+        """Return how many bytes have to be there of a hello that begins so (`hello.Scan`)."""
+        if self._hello is None:
+            self._hello = hello.Scan()
+        return self._hello.needed(first)
 
     def _said_too_little(self, first: bytes, needed: int) -> bool:
         """Whether the rest of its hello is still to come; then the system is asked to wake us for no less than that."""

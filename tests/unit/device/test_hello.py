@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.hello import HEADER, LONGEST, needed, refusal
+from owsla.device import hello as hello_module
+from owsla.device.hello import HEADER, LONGEST, RECORDS, Scan
 
 
 def client_hello() -> bytes:
@@ -21,6 +23,22 @@ def client_hello() -> bytes:
     except SSL.WantReadError:
         pass
     return memory.bio_read(65536)
+
+
+def needed(first: bytes) -> int:
+    """What is needed of a hello whose first bytes have come at once."""
+    return Scan().needed(first)
+
+
+def refusal(first: bytes) -> str | None:
+    """Why that is refused."""
+    return hello_module.refusal(first, needed(first))
+
+
+def in_records(content: bytes, size: int) -> bytes:
+    """A message, cut into records of this size."""
+    pieces = [content[at : at + size] for at in range(0, len(content), size)]
+    return b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
 
 
 class NeededTests(SynchronousTestCase):
@@ -37,10 +55,11 @@ class NeededTests(SynchronousTestCase):
         """
         content = client_hello()[HEADER:]
         for size in (1, 2, 3, 4, 5, 100, len(content) - 1):
-            pieces = [content[at : at + size] for at in range(0, len(content), size)]
-            hello = b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+            hello = in_records(content, size)
+            scan = Scan()
             for end in range(len(hello)):
-                self.assertTrue(end < needed(hello[:end]) <= len(hello), (size, end))
+                self.assertTrue(end < scan.needed(hello[:end]) <= len(hello), (size, end))
+            self.assertEqual(scan.needed(hello), len(hello))
             self.assertEqual(needed(hello + b"more"), len(hello))
             self.assertIsNone(refusal(hello))
 
@@ -58,7 +77,38 @@ class NeededTests(SynchronousTestCase):
         """A hello that takes more bytes than are waited for is refused as soon as its length is known."""
         first = b"\x16\x03\x01\x00\x04\x01\x01\x00\x00"
         self.assertGreater(needed(first), LONGEST)
-        self.assertEqual(refusal(first), f"a ClientHello that takes more than {LONGEST} bytes")
+        self.assertEqual(refusal(first), f"a ClientHello that takes more than {LONGEST} bytes or {RECORDS} records")
+
+    def test_too_many_records(self) -> None:
+        """A hello in more records than a usual one has bytes is refused when the first record too many begins."""
+        message = b"\x01" + RECORDS.to_bytes(3, "big") + bytes(RECORDS)
+        hello = in_records(message, 1)
+        self.assertLess(len(hello), LONGEST)
+        allowed = RECORDS * (HEADER + 1)
+        self.assertLessEqual(needed(hello[:allowed]), LONGEST)
+        self.assertGreater(needed(hello[: allowed + HEADER]), LONGEST)
+        self.assertIn(f"or {RECORDS} records", refusal(hello) or "")
+        self.assertIsNone(refusal(in_records(message[:1] + (RECORDS - 4).to_bytes(3, "big") + bytes(RECORDS - 4), 1)))
+
+    def test_each_record_once(self) -> None:
+        """What was looked at is not looked at again when more comes: a hello in pieces costs no more than one that is whole."""
+        hello = in_records(b"\x01\x00\x07\xd0" + bytes(2000), 1)
+        looks = 0
+
+        class Seen(bytes):
+            def __getitem__(self, key: Any) -> Any:
+                nonlocal looks
+                looks += isinstance(key, int)
+                return super().__getitem__(key)
+
+        scan = Scan()
+        have = pieces = 0
+        while have < len(hello):
+            have = scan.needed(Seen(hello[:have]))
+            pieces += 1
+        self.assertEqual(scan.needed(Seen(hello)), len(hello))
+        self.assertGreater(pieces, 20)
+        self.assertLess(looks, 2 * (2004 + 2 * pieces))
 
     def test_other_protocols(self) -> None:
         """What comes in place of a ClientHello is named, where it is known."""
