@@ -317,7 +317,9 @@ async def test_gap(broker: Broker, lab: Lab) -> None:
     for seq in (2, 3, 5):
         await _send(gateway, connection_id, seq, b"%d" % seq)
     assert await device.lines.take(3) == [b"2", b"3", b"5"]
-    skipped = gateway.owsla.lines(f"Gap skipped: {connection_id}")
+    pattern = f"Gap skipped: {connection_id}"
+    await until(lambda: len(gateway.owsla.lines(pattern)) >= 2, what="both gaps in the log")
+    skipped = gateway.owsla.lines(pattern)
     assert len(skipped) == 2
     assert "numbers 0 to 1" in skipped[0]
     assert "number 4" in skipped[1]
