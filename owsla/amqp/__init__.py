@@ -1,5 +1,5 @@
-"""AMQP 0-9-1 as bytes: frames, field tables, properties and methods.
+"""Encoding and decoding of AMQP 0-9-1: frames, field tables, properties and methods.
 
-Nothing here does I/O or knows Twisted. Both sides of the wire are built on it: `owsla.broker`, which talks to RabbitMQ, and
-`owsla.embedded`, which stands in for one.
+Nothing here does I/O or imports Twisted. Both ends of the protocol use it: `owsla.broker`, the client of RabbitMQ, and
+`owsla.embedded`, a server in its place.
 """

@@ -1,6 +1,6 @@
-"""AMQP methods by name and by number, made from the project's own specification file.
+"""AMQP methods by name and by number, read from the specification file beside this module.
 
-A method frame's payload is `class(2) method(2) arguments`; consecutive bits share bytes, the lowest bit first.
+The payload of a method frame is `class(2) method(2) arguments`. Consecutive bits share bytes, the lowest bit first.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from .wire import WireError
 
 
 def load_spec() -> txspec.Spec:
-    """The protocol's specification as txAMQP's object model, from `amqp0-9-1.xml` beside this module."""
+    """Load the protocol specification `amqp0-9-1.xml` as the object model of txAMQP."""
     return txspec.load_string(resources.files(__package__).joinpath("amqp0-9-1.xml").read_text("utf-8"), "amqp0-9-1.xml")
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method of the protocol."""
+    """Definition of an AMQP method."""
 
     name: str
-    """As in the specification: `queue.declare`, `basic.get-ok`."""
+    """Name in the specification: `queue.declare`, `basic.get-ok`."""
     class_id: int
     method_id: int
     fields: tuple[tuple[str, str], ...]
-    """(name with `_` for `-`, type): `("consumer_tag", "shortstr")`."""
+    """Fields as (name with `_` for `-`, type): `("consumer_tag", "shortstr")`."""
     has_content: bool
 
     @property
     def prefix(self) -> bytes:
-        """The four bytes that a payload of this method begins with."""
+        """First four bytes of a payload of this method."""
         return wire.NUMBERS["short"].pack(self.class_id) + wire.NUMBERS["short"].pack(self.method_id)
 
 
@@ -59,18 +59,19 @@ _ZERO: Final[Mapping[str, Any]] = {"bit": False, "shortstr": b"", "longstr": b""
 
 
 def encode_method(name: str, **fields: Any) -> bytes:
-    """The payload of a method frame. Fields left out are zero, false or empty; `WireError` for one that does not fit."""
+    """Encode the payload of a method frame.
+
+    Omitted fields are zero, false or empty. A value that does not fit its field raises `WireError`.
+    """
     method = BY_NAME[name]
     unknown = fields.keys() - {field for field, _ in method.fields}
     if unknown:
         raise TypeError(f"{name} has no field {', '.join(sorted(unknown))}")
-    return method.prefix + encode_arguments(
-        method, [fields.get(field, _ZERO.get(kind, 0)) for field, kind in method.fields]
-    )
+    return method.prefix + encode_arguments(method, [fields.get(field, _ZERO.get(kind, 0)) for field, kind in method.fields])
 
 
 def encode_arguments(method: Method, values: list[Any] | tuple[Any, ...]) -> bytes:
-    """The bytes that follow a method's prefix: one value a field, in the specification's order."""
+    """Encode the arguments that follow the prefix of a method: one value per field, in the order of the specification."""
     parts: list[bytes] = []
     bits = count = 0
     for (_, kind), value in zip(method.fields, values, strict=True):
@@ -88,17 +89,17 @@ def encode_arguments(method: Method, values: list[Any] | tuple[Any, ...]) -> byt
 
 
 def decode_method(payload: bytes) -> tuple[Method, dict[str, Any]]:
-    """Read a method frame's payload: which method, and its fields by name.
+    """Decode the payload of a method frame into the method and its fields by name.
 
-    Short strings are `str` (odd bytes as surrogate escapes), long strings `bytes`, bits `bool`, tables `dict`. A method that
-    is not in the specification, arguments cut off, or bytes after the last one raise `WireError`.
+    Short strings are `str` (bytes that are not UTF-8 as surrogate escapes), long strings `bytes`, bits `bool`, tables `dict`.
+    A method that is not in the specification, truncated arguments, or bytes after the last argument raise `WireError`.
     """
     if len(payload) < 4:
-        raise WireError("a method frame is cut off")
+        raise WireError("a method frame is truncated")
     class_id, method_id = int.from_bytes(payload[:2]), int.from_bytes(payload[2:4])
     method = METHODS.get((class_id, method_id))
     if method is None:
-        raise WireError(f"there is no method {class_id}.{method_id}")
+        raise WireError(f"unknown method {class_id}.{method_id}")
     fields: dict[str, Any] = {}
     offset = 4
     count = 0
@@ -106,7 +107,7 @@ def decode_method(payload: bytes) -> tuple[Method, dict[str, Any]]:
         if kind == "bit":
             byte = offset + count // 8
             if byte >= len(payload):
-                raise WireError(f"{method.name} is cut off")
+                raise WireError(f"{method.name} is truncated")
             fields[name] = bool(payload[byte] >> count % 8 & 1)
             count += 1
             continue
@@ -123,11 +124,11 @@ def decode_method(payload: bytes) -> tuple[Method, dict[str, Any]]:
         else:
             form = wire.NUMBERS[kind]
             if offset + form.size > len(payload):
-                raise WireError(f"{method.name} is cut off")
+                raise WireError(f"{method.name} is truncated")
             fields[name] = form.unpack_from(payload, offset)[0]
             offset += form.size
     if count:
         offset += (count + 7) // 8
     if offset != len(payload):
-        raise WireError(f"something follows the arguments of {method.name}")
+        raise WireError(f"unexpected bytes after the arguments of {method.name}")
     return method, fields

@@ -1,14 +1,14 @@
-"""The AMQP 0-9-1 encodings that have no names: frames, field tables and basic properties.
+"""AMQP 0-9-1 encodings below the level of methods: frames, field tables and basic properties.
 
 A frame is
 
     type(1) channel(2) size(4) payload(size) 0xCE
 
-and a message on the wire is a method frame, a content header frame and as many body frames as it takes:
+and a message is a method frame, a content header frame and as many body frames as its body needs:
 
     header payload = class(2) weight(2) body-size(8) property-flags(2) property-values
 
-The field table's grammar is RabbitMQ's, which differs from the specification's in several type letters:
+Field tables follow the grammar of RabbitMQ, which differs from the specification in several type letters:
 https://www.rabbitmq.com/amqp-0-9-1-errata.html#section_3.
 
 | letter | value                    | in Python                                      |
@@ -41,21 +41,21 @@ FRAME_BODY: Final = 3
 FRAME_HEARTBEAT: Final = 8
 FRAME_END: Final = 206
 FRAME_OVERHEAD: Final = 8
-"""Bytes that a frame adds to its payload: type, channel, size, end."""
+"""Number of bytes that a frame adds to its payload: type, channel, size, end."""
 FRAME_MIN_SIZE: Final = 4096
-"""The least `frame_max` that either side may insist on, in bytes (specification, 4.2.3)."""
+"""Lowest `frame_max` that either side may insist on, in bytes (specification, 4.2.3)."""
 
 PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 HEARTBEAT_FRAME: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 BASIC: Final = 60
-"""The class whose messages carry content."""
+"""Number of the class `basic`, whose methods carry content."""
 
 BARE_HEADER: Final = 12
-"""Bytes of a content header before its properties: class, weight and the body's size."""
+"""Number of bytes of a content header before its properties: class, weight and body size."""
 
 MAX_DEPTH: Final = 32
-"""How deep tables and arrays may nest. The specification sets no bound; a stack does."""
+"""Nesting limit of tables and arrays. The specification sets none, but each level takes a frame of the Python stack."""
 
 _HEADER = struct.Struct(">BHI")
 _CONTENT = struct.Struct(">HHQ")
@@ -81,34 +81,34 @@ _FIXED: Final[Mapping[int, struct.Struct]] = {
 
 
 class WireError(ValueError):
-    """Bytes that are not AMQP, or a value that AMQP cannot carry."""
+    """Error for bytes that are not valid AMQP, and for values that AMQP cannot represent."""
 
 
 class Timestamp(int):
-    """Seconds since the epoch, so that they are written as a timestamp and not as a number."""
+    """Seconds since the epoch, as a type of its own so that it is encoded as a timestamp and not as an integer."""
 
     __slots__ = ()
 
 
 Value: TypeAlias = Any
-"""A value of a field table; the module's docstring says which Python types those are."""
+"""Value of a field table; the docstring of this module lists the Python types."""
 
 
 # -- strings ---------------------------------------------------------------------------------------------------------------
 
 
 def _bytes(value: str | bytes) -> bytes:
-    """Text as it is written; odd bytes that were read as surrogate escapes are written as they were."""
+    """Encode text as UTF-8, and surrogate escapes as the bytes that they were decoded from."""
     if isinstance(value, bytes):
         return value
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise WireError("a string holds what cannot be written as UTF-8") from None
+        raise WireError("a string cannot be encoded as UTF-8") from None
 
 
 def short_string(value: str | bytes) -> bytes:
-    """Encode a short string: one length byte, then at most 255 bytes; `WireError` for a longer one."""
+    """Encode a short string: one length byte, then at most 255 bytes. Raise `WireError` if it is longer."""
     raw = _bytes(value)
     if len(raw) > 255:
         raise WireError(f"a short string holds at most 255 bytes, not {len(raw)}")
@@ -129,22 +129,22 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def read_short_string(data: bytes, offset: int) -> tuple[bytes, int]:
-    """Read a short string: its bytes, and where the next field begins."""
+    """Read a short string and return its bytes and the offset of the next field."""
     if offset >= len(data):
-        raise WireError("a short string is cut off")
+        raise WireError("a short string is truncated")
     end = offset + 1 + data[offset]
     if end > len(data):
-        raise WireError("a short string is cut off")
+        raise WireError("a short string is truncated")
     return data[offset + 1 : end], end
 
 
 def read_long_string(data: bytes, offset: int) -> tuple[bytes, int]:
-    """Read a long string: its bytes, and where the next field begins."""
+    """Read a long string and return its bytes and the offset of the next field."""
     if offset + 4 > len(data):
-        raise WireError("a long string is cut off")
+        raise WireError("a long string is truncated")
     end = offset + 4 + _U32.unpack_from(data, offset)[0]
     if end > len(data):
-        raise WireError("a long string is cut off")
+        raise WireError("a long string is truncated")
     return data[offset + 4 : end], end
 
 
@@ -152,7 +152,7 @@ def read_long_string(data: bytes, offset: int) -> tuple[bytes, int]:
 
 
 def encode_table(table: Mapping[str | bytes, Value] | Mapping[str, Value]) -> bytes:
-    """Encode a field table, its four length bytes included."""
+    """Encode a field table with its four length bytes."""
     return _encode_table(table, 0)
 
 
@@ -190,18 +190,18 @@ def _encode_value(value: Value, depth: int) -> bytes:
         return b"A" + long_string(b"".join(_encode_value(item, depth + 1) for item in value))
     if isinstance(value, Decimal):
         return b"D" + _encode_decimal(value)
-    raise WireError(f"AMQP has no type for a {type(value).__name__}")
+    raise WireError(f"AMQP has no type for {type(value).__name__}")
 
 
 def _encode_decimal(value: Decimal) -> bytes:
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
-        raise WireError(f"AMQP has no {value}")
+        raise WireError(f"AMQP cannot represent {value}")
     number = int("".join(map(str, digits)) or "0")
     if exponent > 0:
         number, exponent = number * 10**exponent, 0
     if -exponent > 255 or number >= (1 << 31) + sign:
-        raise WireError(f"{value} does not fit AMQP's decimal")
+        raise WireError(f"{value} does not fit an AMQP decimal")
     return _U8.pack(-exponent) + struct.pack(">i", -number if sign else number)
 
 
@@ -213,9 +213,9 @@ def _pack(form: struct.Struct, value: int) -> bytes:
 
 
 def decode_table(data: bytes, offset: int = 0) -> tuple[dict[str, Value], int]:
-    """Read a field table (its length bytes first): the table, and the offset of what follows it.
+    """Decode a field table (from its length bytes on) and return it with the offset of the next byte.
 
-    A key that is not UTF-8 keeps its odd bytes as surrogate escapes. A key that comes twice has its last value.
+    Bytes of a key that are not UTF-8 become surrogate escapes. Of a repeated key the last value counts.
     """
     return _decode_table(data, offset, 0)
 
@@ -227,31 +227,31 @@ def _decode_table(data: bytes, offset: int, depth: int) -> tuple[dict[str, Value
         key, start = read_short_string(data, start)
         table[key.decode("utf-8", "surrogateescape")], start = _decode_value(data, start, end, depth)
     if start != end:
-        raise WireError("a field table's last value goes past its end")
+        raise WireError("the last value of a field table goes past its end")
     return table, end
 
 
 def _extent(data: bytes, offset: int, depth: int) -> tuple[int, int]:
-    """Where the inside of a table or an array begins and ends."""
+    """Return the offsets of the first byte inside a table or an array, and of the first byte after it."""
     if depth > MAX_DEPTH:
         raise WireError(f"tables and arrays nest more than {MAX_DEPTH} deep")
     if offset + 4 > len(data):
-        raise WireError("a field table is cut off")
+        raise WireError("a field table is truncated")
     start = offset + 4
     end = start + _U32.unpack_from(data, offset)[0]
     if end > len(data):
-        raise WireError("a field table is cut off")
+        raise WireError("a field table is truncated")
     return start, end
 
 
 def decode_value(data: bytes, offset: int = 0) -> tuple[Value, int]:
-    """Read one value of a field table (its type letter first): the value, and the offset of what follows it."""
+    """Decode one value of a field table (from its type letter on) and return it with the offset of the next byte."""
     return _decode_value(data, offset, len(data), 0)
 
 
 def _decode_value(data: bytes, offset: int, limit: int, depth: int) -> tuple[Value, int]:
     if offset >= limit:
-        raise WireError("a field table's value is missing")
+        raise WireError("a value of a field table is missing")
     kind = data[offset]
     offset += 1
     if kind == 0x53:  # S
@@ -261,17 +261,17 @@ def _decode_value(data: bytes, offset: int, limit: int, depth: int) -> tuple[Val
     if form is not None:
         end = offset + form.size
         if end > limit:
-            raise WireError("a number is cut off")
+            raise WireError("a number is truncated")
         return form.unpack_from(data, offset)[0], end
     if kind == 0x74:  # t
         if offset >= limit:
-            raise WireError("a boolean is cut off")
+            raise WireError("a boolean is truncated")
         return data[offset] != 0, offset + 1
     if kind == 0x78:  # x
         return read_long_string(data, offset)
     if kind == 0x54:  # T
         if offset + 8 > limit:
-            raise WireError("a timestamp is cut off")
+            raise WireError("a timestamp is truncated")
         return Timestamp(_U64.unpack_from(data, offset)[0]), offset + 8
     if kind == 0x46:  # F
         return _decode_table(data, offset, depth + 1)
@@ -282,27 +282,27 @@ def _decode_value(data: bytes, offset: int, limit: int, depth: int) -> tuple[Val
             item, offset = _decode_value(data, offset, end, depth + 1)
             items.append(item)
         if offset != end:
-            raise WireError("an array's last value goes past its end")
+            raise WireError("the last value of an array goes past its end")
         return items, end
     if kind == 0x56:  # V
         return None, offset
     if kind == 0x44:  # D
         if offset + 5 > limit:
-            raise WireError("a decimal is cut off")
+            raise WireError("a decimal is truncated")
         number: int = struct.unpack_from(">i", data, offset + 1)[0]
         digits = tuple(map(int, str(abs(number))))
         return Decimal((int(number < 0), digits, -data[offset])), offset + 5
-    raise WireError(f"a field table has a value of the unknown type {chr(kind)!r}")
+    raise WireError(f"unknown type of a field table value: {chr(kind)!r}")
 
 
 def skip_value(data: bytes, offset: int) -> int:
-    """Where the value that begins at `offset` (with its type letter) ends. Nothing is decoded."""
+    """Return the offset of the first byte after the value at `offset` (its type letter first), without decoding it."""
     if offset >= len(data):
-        raise WireError("a field table's value is missing")
+        raise WireError("a value of a field table is missing")
     kind = data[offset]
     if kind in b"SxFA":
         if offset + 5 > len(data):
-            raise WireError("a field table's value is cut off")
+            raise WireError("a value of a field table is truncated")
         end = offset + 5 + int(_U32.unpack_from(data, offset + 1)[0])
     elif kind in _FIXED:
         end = offset + 1 + _FIXED[kind].size
@@ -315,16 +315,16 @@ def skip_value(data: bytes, offset: int) -> int:
     elif kind == 0x44:  # D
         end = offset + 6
     else:
-        raise WireError(f"a field table has a value of the unknown type {chr(kind)!r}")
+        raise WireError(f"unknown type of a field table value: {chr(kind)!r}")
     if end > len(data):
-        raise WireError("a field table's value is cut off")
+        raise WireError("a value of a field table is truncated")
     return end
 
 
 def split_table(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Split an encoded table (length bytes first) into (key, type letter and value), each as it stands on the wire.
+    """Split an encoded table (length bytes first) into pairs of raw key and raw value with its type letter.
 
-    What is split and joined again keeps every type and every odd byte, which decoding and encoding does not.
+    Splitting and joining keeps every type and every byte. Decoding and encoding does not: it loses the width of integers.
     """
     entries: list[tuple[bytes, bytes]] = []
     offset, end = _extent(data, 0, 0)
@@ -334,12 +334,12 @@ def split_table(data: bytes) -> list[tuple[bytes, bytes]]:
         entries.append((key, data[offset:stop]))
         offset = stop
     if offset != end:
-        raise WireError("a field table's last value goes past its end")
+        raise WireError("the last value of a field table goes past its end")
     return entries
 
 
 def join_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The inverse of `split_table`."""
+    """Join raw entries to an encoded table: the inverse of `split_table`."""
     return long_string(b"".join(short_string(key) + value for key, value in entries))
 
 
@@ -366,15 +366,15 @@ PROPERTIES: Final[Mapping[str, tuple[int, str]]] = {
         ]
     )
 }
-"""Basic properties in the order of the wire: name, to (its flag, its type)."""
+"""Flag and type of each basic property by its name, in the order of the encoding."""
 
 _PROPERTY_FLAGS = sum(flag for flag, _ in PROPERTIES.values())
 
 
 def split_properties(data: bytes, offset: int = 0) -> dict[str, bytes]:
-    """Split property flags and values into name, to the value's bytes as they stand on the wire."""
+    """Split property flags and values into the raw value of each property by its name."""
     if offset + 2 > len(data):
-        raise WireError("the property flags are cut off")
+        raise WireError("the property flags are truncated")
     flags = _U16.unpack_from(data, offset)[0]
     if flags & ~_PROPERTY_FLAGS:
         raise WireError(f"unknown property flags: {flags:#06x}")
@@ -392,16 +392,16 @@ def split_properties(data: bytes, offset: int = 0) -> dict[str, bytes]:
         else:
             end = _extent(data, offset, 0)[1]
         if end > len(data):
-            raise WireError(f"the property {name} is cut off")
+            raise WireError(f"the property {name} is truncated")
         values[name] = data[offset:end]
         offset = end
     if offset != len(data):
-        raise WireError("something follows the last property")
+        raise WireError("unexpected bytes after the last property")
     return values
 
 
 def join_properties(values: Mapping[str, bytes]) -> bytes:
-    """The inverse of `split_properties`: flags, then values in the order of the wire."""
+    """Join raw values to property flags and values: the inverse of `split_properties`."""
     flags = 0
     parts = [b""]
     for name, (flag, _) in PROPERTIES.items():
@@ -414,20 +414,20 @@ def join_properties(values: Mapping[str, bytes]) -> bytes:
 
 
 def encode_properties(properties: Mapping[str, Any]) -> bytes:
-    """Encode basic properties: two flag bytes, then the values. Names are those of `PROPERTIES`; `None` is left out."""
+    """Encode basic properties: two flag bytes, then the values. Names are the keys of `PROPERTIES`; `None` is left out."""
     values: dict[str, bytes] = {}
     for name, value in properties.items():
         try:
             kind = PROPERTIES[name][1]
         except KeyError:
-            raise WireError(f"there is no property {name!r}") from None
+            raise WireError(f"unknown property {name!r}") from None
         if value is not None:
             values[name] = encode_field(kind, value)
     return join_properties(values)
 
 
 def decode_properties(data: bytes, offset: int = 0) -> dict[str, Any]:
-    """Decode basic properties, from the flags on: name, to value. Strings are `str`, or `bytes` where not UTF-8."""
+    """Decode basic properties, from the flags on, into values by name. Strings are `str`, or `bytes` if not UTF-8."""
     return {name: _decode_property(name, raw) for name, raw in split_properties(data, offset).items()}
 
 
@@ -443,7 +443,7 @@ def _decode_property(name: str, raw: bytes) -> Any:
 
 
 def encode_field(kind: str, value: Any) -> bytes:
-    """Encode a value of one of the specification's own types (all but `bit`, which share a byte)."""
+    """Encode a value of a type of the specification, except `bit`: several bits share a byte."""
     if kind == "shortstr":
         return short_string(value)
     if kind == "longstr":
@@ -454,26 +454,26 @@ def encode_field(kind: str, value: Any) -> bytes:
 
 
 NUMBERS: Final[Mapping[str, struct.Struct]] = {"octet": _U8, "short": _U16, "long": _U32, "longlong": _U64, "timestamp": _U64}
-"""The specification's numbers, by the names of their types."""
+"""Encodings of the numeric types of the specification, by the names of the types."""
 
 
 # -- frames ----------------------------------------------------------------------------------------------------------------
 
 
 def frame(frame_type: int, channel: int, payload: bytes) -> bytes:
-    """Put a payload into a frame."""
+    """Wrap a payload in a frame."""
     return _HEADER.pack(frame_type, channel, len(payload)) + payload + b"\xce"
 
 
 def header_payload(body_size: int, properties: bytes) -> bytes:
-    """The payload of a content header frame: class 60, weight 0, the body's size in bytes, property flags and values."""
+    """Build the payload of a content header frame: class 60, weight 0, body size in bytes, property flags and values."""
     return _CONTENT.pack(BASIC, 0, body_size) + properties
 
 
 def read_header_payload(payload: bytes) -> tuple[int, int]:
-    """A content header's class and body size in bytes. Its properties begin at offset 12."""
+    """Read the class and the body size in bytes of a content header. Its properties begin at `BARE_HEADER`."""
     if len(payload) < 14:
-        raise WireError("a content header is cut off")
+        raise WireError("a content header is truncated")
     class_id, weight, size = _CONTENT.unpack_from(payload)
     if weight:
         raise WireError(f"a content header has the weight {weight}")
@@ -481,7 +481,7 @@ def read_header_payload(payload: bytes) -> tuple[int, int]:
 
 
 def content_frames(channel: int, header: bytes, body: bytes, frame_max: int) -> bytes:
-    """A content header's frame and the body's, each at most `frame_max` bytes with its overhead. An empty body has none."""
+    """Build the frames of a content header and a body, each at most `frame_max` bytes long. An empty body has no frame."""
     room = frame_max - FRAME_OVERHEAD
     if len(body) <= room:
         if not body:

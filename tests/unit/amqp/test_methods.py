@@ -1,4 +1,4 @@
-"""Methods by name and by number, against pamqp's tables."""
+"""AMQP methods by name and by number, compared with the tables of pamqp."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from owsla.amqp.wire import WireError
 from .values import TABLES, TEXT, as_pamqp_reads, hostile, kinds
 
 RENAMED = {"type": "exchange_type", "global": "global_"}
-"""Fields that pamqp has another name for, since these are Python's."""
+"""Fields that have another name in pamqp, because the names of the specification are Python keywords or built-ins."""
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bit": st.booleans(),
     "octet": st.integers(0, 255),
     "short": st.integers(0, (1 << 16) - 1),
     "long": st.integers(0, (1 << 32) - 1),
-    "longlong": st.integers(0, (1 << 63) - 1),  # pamqp takes them for signed
+    "longlong": st.integers(0, (1 << 63) - 1),  # pamqp encodes them as signed
     "timestamp": st.integers(0, (1 << 32) - 1),
     "shortstr": TEXT,
     "longstr": st.binary(max_size=20),
@@ -35,7 +35,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def calls(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[Method, dict[str, Any]]:
-    """A method with values for all its fields."""
+    """Draw a method with values for all its fields."""
     method = draw(st.sampled_from(sorted(METHODS.values(), key=lambda method: method.name)))
     return method, {name: draw(FIELDS[kind]) for name, kind in method.fields}
 
@@ -49,7 +49,7 @@ def theirs(method: Method) -> type[base.Frame]:
 
 
 def made(kind: type[base.Frame]) -> base.Frame:
-    """One of pamqp's frames. It warns of those that nobody uses any more."""
+    """Make a pamqp frame, without the warnings that pamqp gives about deprecated methods."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return kind()
@@ -64,7 +64,7 @@ def text(raw: bytes) -> str | bytes:
 
 class SpecificationTests(SynchronousTestCase):
     def test_no_method_is_missing(self) -> None:
-        """The methods are pamqp's, RabbitMQ's extensions among them, with the same numbers and names."""
+        """The methods are those of pamqp, including the extensions of RabbitMQ, with the same numbers and names."""
         ours = {number: method.name.replace("-", "") for number, method in METHODS.items()}
         frames: dict[int, type[base.Frame]] = commands.INDEX_MAPPING
         pamqps = {(index >> 16, index & 0xFFFF): frame.name.lower() for index, frame in frames.items()}
@@ -73,7 +73,7 @@ class SpecificationTests(SynchronousTestCase):
             self.assertIn(name, BY_NAME)
 
     def test_fields(self) -> None:
-        """Each method's fields have the types of pamqp's, in the same order, and those in use have the same names."""
+        """The fields of each method have the types and the order of pamqp, and fields in use have the same names."""
         for method in METHODS.values():
             frame = theirs(method)
             kinds_of_theirs = [frame.amqp_type(name) for name in frame.attributes()]
@@ -102,7 +102,7 @@ class CodecTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=80)
     @given(calls())
     def test_round_trip(self, call: tuple[Method, dict[str, Any]]) -> None:
-        """What is written is read again: the method, and each field."""
+        """Decoding an encoded method returns the method and each field."""
         method, fields = call
         payload = encode_method(method.name, **fields)
         self.assertEqual(payload[:4], method.prefix)
@@ -113,7 +113,7 @@ class CodecTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=80)
     @given(calls())
     def test_pamqp_reads_what_we_write(self, call: tuple[Method, dict[str, Any]]) -> None:
-        """A method that we write is the same to pamqp, every bit of it."""
+        """pamqp decodes an encoded method to the same fields, each bit included."""
         method, fields = call
         frame = made(theirs(method))
         frame.unmarshal(encode_method(method.name, **fields)[4:])
@@ -128,9 +128,9 @@ class CodecTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=80)
     @given(calls())
     def test_we_read_what_pamqp_writes(self, call: tuple[Method, dict[str, Any]]) -> None:
-        """A method that pamqp writes is the same to us."""
+        """A method encoded by pamqp is decoded to the same fields."""
         method, fields = call
-        # It refuses to write what the specification reserves; the wire holds it all the same.
+        # pamqp refuses to encode values in reserved fields, although the encoding has room for them.
         lenient: type[base.Frame] = type("Lenient", (theirs(method),), {"validate": lambda self: None})
         frame = made(lenient)
         expected = dict(fields)
@@ -187,7 +187,7 @@ class CodecTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(calls(), st.data())
     def test_no_byte_too_few_or_too_many(self, call: tuple[Method, dict[str, Any]], data: st.DataObject) -> None:
-        """A method cut off at any byte, or followed by one, raises `WireError`."""
+        """A method truncated at any byte, or followed by a byte, raises `WireError`."""
         payload = encode_method(call[0].name, **call[1])
         with self.assertRaises(WireError):
             decode_method(payload + b"\0")
@@ -197,7 +197,7 @@ class CodecTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=200)
     @given(hostile(VALID))
     def test_hostile_methods(self, payload: bytes) -> None:
-        """Whatever the bytes, a method is read or `WireError` is raised."""
+        """Any bytes either decode to a method or raise `WireError`."""
         try:
             method, fields = decode_method(payload)
         except WireError:
@@ -205,7 +205,7 @@ class CodecTests(SynchronousTestCase):
         self.assertEqual(list(fields), [name for name, _ in method.fields])
 
     def test_unknown_methods(self) -> None:
-        """A number that no method has raises `WireError`."""
+        """An unknown method number raises `WireError`."""
         for payload in (b"\0\x3c\0\0", b"\xff\xff\xff\xff", wire.HEARTBEAT_FRAME):
             with self.assertRaises(WireError):
                 decode_method(payload)

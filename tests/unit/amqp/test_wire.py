@@ -1,4 +1,4 @@
-"""Frames, field tables and properties as bytes, against pamqp as a codec that others wrote."""
+"""Encoding of frames, field tables and properties, compared with pamqp as an independent codec."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PROPERTIES = st.fixed_dictionaries(
     },
 )
 
-# Each type letter with bytes, and what they mean.
+# An encoded value of each type, and its decoded value.
 LETTERS: list[tuple[bytes, Any]] = [
     (b"t\x00", False),
     (b"t\x01", True),
@@ -77,7 +77,7 @@ LETTERS: list[tuple[bytes, Any]] = [
 
 class ValueTests(SynchronousTestCase):
     def test_every_letter(self) -> None:
-        """Each type of RabbitMQ's grammar is read as the Python value that the module promises."""
+        """Each type of the RabbitMQ grammar is decoded to the Python type that the module documents."""
         for raw, value in LETTERS:
             got, end = wire.decode_value(raw + b"rest")
             self.assertEqual(kinds(got), kinds(value), raw)
@@ -85,13 +85,13 @@ class ValueTests(SynchronousTestCase):
             self.assertEqual(wire.skip_value(raw + b"rest", 0), len(raw), raw)
 
     def test_every_letter_is_what_pamqp_reads(self) -> None:
-        """pamqp, which others wrote, reads the same (it takes `L` for signed)."""
+        """pamqp decodes the same values (it reads `L` as signed)."""
         for raw, value in LETTERS:
             _, theirs = decode.embedded_value(raw)
             self.assertEqual(theirs, value if isinstance(value, Decimal) else as_pamqp_reads(value), raw)
 
     def test_unknown_letters(self) -> None:
-        """A letter that is none of RabbitMQ's raises `WireError`, wherever a value is read."""
+        """An unknown type letter raises `WireError`, wherever a value is read."""
         known = {raw[0] for raw, _ in LETTERS}
         for letter in set(range(256)) - known:
             raw = bytes([letter]) + b"\0" * 20
@@ -100,7 +100,7 @@ class ValueTests(SynchronousTestCase):
                     read(raw)
 
     def test_numbers_are_written_as_the_contract_says(self) -> None:
-        """Integers are `l`, or `L` past its range; what fits neither raises `WireError`."""
+        """Integers are encoded as `l`, or as `L` past its range; an integer that fits neither raises `WireError`."""
         self.assertEqual(wire.encode_value(0), b"l" + bytes(8))
         self.assertEqual(wire.encode_value((1 << 63) - 1)[:1], b"l")
         self.assertEqual(wire.encode_value(1 << 63), b"L\x80" + bytes(7))
@@ -112,19 +112,19 @@ class ValueTests(SynchronousTestCase):
                 wire.encode_value(seconds)
 
     def test_byte_arrays(self) -> None:
-        """Whatever holds bytes is written as a byte array."""
+        """`bytes`, `bytearray` and `memoryview` are encoded as a byte array."""
         for value in (b"a", bytearray(b"a"), memoryview(b"a")):
             self.assertEqual(wire.encode_value(value), b"x\x00\x00\x00\x01a")
 
     def test_decimals_that_do_not_fit(self) -> None:
-        """A decimal with too many digits or places, or that is no number, raises `WireError`; an exponent is written out."""
+        """A decimal with too many digits or places, or that is not a number, raises `WireError`; an exponent is expanded."""
         self.assertEqual(wire.decode_value(wire.encode_value(Decimal("12E2")))[0], Decimal(1200))
         for text in ("2147483648", "1E-256", "NaN", "Infinity", "-2147483649"):
             with self.assertRaises(WireError):
                 wire.encode_value(Decimal(text))
 
     def test_the_lowest_decimal(self) -> None:
-        """The lowest number that AMQP's decimal holds is written as it was read."""
+        """The lowest number that an AMQP decimal holds is encoded as it was decoded."""
         lowest = b"D\x00\x80\x00\x00\x00"
         self.assertEqual(wire.encode_value(wire.decode_value(lowest)[0]), lowest)
 
@@ -135,7 +135,7 @@ class ValueTests(SynchronousTestCase):
                 wire.encode_value(value)
 
     def test_text_that_is_no_text(self) -> None:
-        """A string with a lone surrogate in it cannot be carried, which is a `WireError` like any other."""
+        """A string with a lone surrogate raises `WireError`."""
         for encode_it in (wire.encode_value, wire.short_string, wire.long_string, lambda text: wire.encode_table({text: 1})):
             with self.assertRaises(WireError):
                 encode_it("\ud800")
@@ -169,7 +169,7 @@ class ValueTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(VALUES)
     def test_round_trip(self, value: Any) -> None:
-        """What is written is read again, with its types."""
+        """Decoding an encoded value returns the value with its types."""
         raw = wire.encode_value(value)
         got, end = wire.decode_value(b"??" + raw + b"!", 2)
         self.assertEqual(kinds(got), kinds(value))
@@ -179,7 +179,7 @@ class ValueTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(hostile(RAW_VALUES))
     def test_hostile_values(self, data: bytes) -> None:
-        """A value is read to an offset inside the data, and skipping it ends at the same, or `WireError` is raised."""
+        """Decoding and skipping a value end at the same offset inside the data, or raise `WireError`."""
         try:
             end = wire.decode_value(data)[1]
         except WireError:
@@ -199,7 +199,7 @@ class TableTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(TABLES)
     def test_pamqp_reads_what_we_write(self, table: dict[str, Any]) -> None:
-        """A table that we write is the same table to pamqp."""
+        """pamqp decodes an encoded table to the same table."""
         raw = wire.encode_table(table)
         consumed, theirs = decode.field_table(raw)
         self.assertEqual(consumed, len(raw))
@@ -208,7 +208,7 @@ class TableTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(TABLES)
     def test_we_read_what_pamqp_writes(self, table: dict[str, Any]) -> None:
-        """A table that pamqp writes, each number in its narrowest type, is the same table to us."""
+        """A table encoded by pamqp, each number in its narrowest type, is decoded to the same table."""
         raw = encode.field_table(as_pamqp_writes(table))
         ours, end = wire.decode_table(b"?" + raw + b"!", 1)
         self.assertEqual(end, 1 + len(raw))
@@ -235,7 +235,7 @@ class TableTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=200)
     @given(hostile(RAW_TABLES))
     def test_hostile_tables(self, data: bytes) -> None:
-        """Whatever the bytes, reading or splitting a table works or raises `WireError`, and reads nothing past the end."""
+        """Decoding or splitting any bytes as a table succeeds or raises `WireError`, and reads nothing past the end."""
         try:
             _, end = wire.decode_table(data)
         except WireError:
@@ -250,7 +250,7 @@ class TableTests(SynchronousTestCase):
             self.assertEqual(wire.join_table(entries), data[: len(wire.join_table(entries))])
 
     def test_values_do_not_reach_past_their_table(self) -> None:
-        """A value that ends after its table or array does is an error, even where there are bytes for it."""
+        """A value that extends past the end of its table or array is an error, even if the data has bytes for it."""
         for inside in (b"\x01kl\0\0\0", b"\x01kS\0\0\0\x09a", b"\x01kt", b"\x01kD\0", b"\x01kT\0", b"\x01k", b"\x05k"):
             data = struct.pack(">I", len(inside)) + inside + bytes(40)
             with self.assertRaises(WireError):
@@ -279,7 +279,7 @@ class StringTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(st.binary(max_size=255), st.binary(max_size=3))
     def test_round_trip(self, raw: bytes, before: bytes) -> None:
-        """Strings are read as they were written, and cut short at any byte they raise `WireError`."""
+        """Strings are decoded as they were encoded, and truncated at any byte they raise `WireError`."""
         for write, read in ((wire.short_string, wire.read_short_string), (wire.long_string, wire.read_long_string)):
             data = before + write(raw)
             self.assertEqual(read(data + b"!", len(before)), (raw, len(data)))
@@ -290,7 +290,7 @@ class StringTests(SynchronousTestCase):
 
 class PropertiesTests(SynchronousTestCase):
     def test_pamqps_table(self) -> None:
-        """Names, flags, types and order of the properties are those of pamqp."""
+        """Names, flags, types and order of the properties are the same as in pamqp."""
         theirs = commands.Basic.Properties
         self.assertEqual(
             [(PAMQP_NAMES.get(name, name), flag, kind) for name, (flag, kind) in wire.PROPERTIES.items()],
@@ -300,7 +300,7 @@ class PropertiesTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(PROPERTIES)
     def test_pamqp_reads_what_we_write(self, properties: dict[str, Any]) -> None:
-        """Properties that we write are the same to pamqp, and read back the same by us."""
+        """Encoded properties are decoded to the same values, by pamqp as well."""
         raw = wire.encode_properties(properties)
         header = ContentHeader()
         header.unmarshal(wire.header_payload(7, raw))
@@ -314,9 +314,9 @@ class PropertiesTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(PROPERTIES)
     def test_we_read_what_pamqp_writes(self, properties: dict[str, Any]) -> None:
-        """Properties that pamqp writes are the same to us."""
+        """Properties encoded by pamqp are decoded to the same values."""
         theirs = commands.Basic.Properties()
-        sent = {name: value for name, value in properties.items() if value != ""}  # pamqp leaves empty ones out
+        sent = {name: value for name, value in properties.items() if value != ""}  # pamqp omits empty strings
         for name, value in sent.items():
             setattr(theirs, PAMQP_NAMES.get(name, name), as_pamqp_writes(value) if name == "headers" else as_pamqp_reads(value))
         payload = ContentHeader(body_size=3, properties=theirs).marshal()
@@ -335,7 +335,7 @@ class PropertiesTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=200)
     @given(hostile(RAW_PROPERTIES.map(raw_properties)))
     def test_hostile_properties(self, data: bytes) -> None:
-        """Whatever the bytes, splitting and reading properties works or raises `WireError`."""
+        """Splitting and decoding any bytes as properties succeeds or raises `WireError`."""
         for read in (wire.split_properties, wire.decode_properties):
             try:
                 read(data)
@@ -343,7 +343,7 @@ class PropertiesTests(SynchronousTestCase):
                 continue
 
     def test_what_is_left_out(self) -> None:
-        """`None` is left out; without any there are only the flags. An unknown name raises `WireError`."""
+        """`None` is omitted; without any property there are only the flags. An unknown name raises `WireError`."""
         self.assertEqual(wire.encode_properties({"priority": None}), b"\0\0")
         with self.assertRaises(WireError):
             wire.encode_properties({"colour": "red"})
@@ -369,7 +369,7 @@ class FrameTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(st.binary(min_size=1, max_size=30), st.integers(0, 65535))
     def test_pamqp_reads_our_frames(self, payload: bytes, channel: int) -> None:
-        """A frame of ours is a frame to pamqp, with its channel and payload."""
+        """pamqp reads the channel and the payload of an encoded frame."""
         raw = wire.frame(wire.FRAME_BODY, channel, payload)
         self.assertEqual(len(raw), len(payload) + wire.FRAME_OVERHEAD)
         consumed, their_channel, body = pamqp_frame.unmarshal(raw)
@@ -377,14 +377,14 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual((consumed, their_channel, body.value), (len(raw), channel, payload))
 
     def test_the_constant_ones(self) -> None:
-        """The protocol header and the heartbeat are pamqp's."""
+        """The protocol header and the heartbeat frame are the same as in pamqp."""
         self.assertEqual(wire.PROTOCOL_HEADER, ProtocolHeader(0, 9, 1).marshal())
         self.assertEqual(wire.HEARTBEAT_FRAME, Heartbeat().marshal())
 
     @settings(deadline=None, max_examples=50)
     @given(st.integers(0, 100).map(lambda size: bytes(range(size))), st.integers(9, 60), TABLES)
     def test_content(self, body: bytes, frame_max: int, headers: dict[str, Any]) -> None:
-        """A body is cut into frames of at most `frame_max` bytes that are its body again; an empty one has none."""
+        """A body is split into frames of at most `frame_max` bytes; an empty body has none."""
         header = wire.header_payload(len(body), wire.encode_properties({"headers": headers}))
         data = wire.content_frames(5, header, body, frame_max)
         consumed, channel, first = pamqp_frame.unmarshal(data)
@@ -424,11 +424,11 @@ class TimestampTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(st.integers(0, (1 << 64) - 1), KEYS)
     def test_any_second(self, seconds: int, key: str) -> None:
-        """A timestamp of any second that the wire holds stays a timestamp."""
+        """A timestamp of any encodable second stays a timestamp."""
         table = wire.decode_table(wire.encode_table({key: Timestamp(seconds)}))[0]
         self.assertEqual(kinds(table), {key: (Timestamp, seconds)})
 
     def test_pamqps_seconds(self) -> None:
-        """Seconds, and not milliseconds: the same moment to pamqp."""
+        """A timestamp is in seconds, not milliseconds: pamqp decodes the same moment."""
         moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         self.assertEqual(wire.encode_value(Timestamp(moment.timestamp())), encode.encode_table_value(moment))

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what AMQP carries, and pamqp's words for the same values."""
+"""Hypothesis strategies for AMQP values, and their translation to and from the types of pamqp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 TIMESTAMPS = st.integers(0, 0xFFFFFFFF).map(Timestamp)
-"""pamqp takes later ones for milliseconds."""
+"""Latest second that pamqp reads as seconds: it takes greater numbers for milliseconds."""
 
 DECIMALS = st.builds(
     lambda number, scale: Decimal((int(number < 0), tuple(map(int, str(abs(number)))), -scale)),
@@ -44,7 +44,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 TABLES: st.SearchStrategy[dict[str, Any]] = st.dictionaries(KEYS, VALUES, max_size=5)
 
 RAW_FIXED = {"t": 1, "b": 1, "B": 1, "s": 2, "u": 2, "I": 4, "i": 4, "l": 8, "L": 8, "f": 4, "d": 8, "D": 5, "T": 8, "V": 0}
-"""Type letters of a fixed size, and that size."""
+"""Size in bytes of each type of a fixed size, by its letter."""
 
 
 def _raw_scalar(letter: str) -> st.SearchStrategy[bytes]:
@@ -64,13 +64,13 @@ RAW_VALUES: st.SearchStrategy[bytes] = st.recursive(
     ),
     max_leaves=6,
 )
-"""Values as they stand on the wire: every type, every odd byte."""
+"""Encoded values of every type, with any bytes in strings."""
 
 RAW_ENTRIES = st.lists(st.tuples(st.binary(max_size=20), RAW_VALUES), max_size=5)
 
 
 def raw_table(entries: list[tuple[bytes, bytes]]) -> bytes:
-    """A field table put together without the code under test."""
+    """Encode a field table without the code under test."""
     inside = b"".join(bytes([len(key)]) + key + value for key, value in entries)
     return struct.pack(">I", len(inside)) + inside
 
@@ -87,11 +87,11 @@ _RAW_PROPERTY: dict[str, st.SearchStrategy[bytes]] = {
 RAW_PROPERTIES: st.SearchStrategy[dict[str, bytes]] = st.fixed_dictionaries(
     {}, optional={name: _RAW_PROPERTY[kind] for name, (_, kind) in wire.PROPERTIES.items()}
 )
-"""Properties by name, each as it stands on the wire."""
+"""Encoded properties by name."""
 
 
 def raw_properties(values: dict[str, bytes]) -> bytes:
-    """Flags and values, put together without the code under test."""
+    """Encode property flags and values without the code under test."""
     names = list(wire.PROPERTIES)
     flags = sum(1 << (15 - names.index(name)) for name in values)
     return struct.pack(">H", flags) + b"".join(values[name] for name in names if name in values)
@@ -99,7 +99,7 @@ def raw_properties(values: dict[str, bytes]) -> bytes:
 
 @st.composite
 def mutated(draw: Callable[[st.SearchStrategy[Any]], Any], valid: st.SearchStrategy[bytes]) -> bytes:
-    """Valid bytes with a few of them changed, cut off, doubled or inserted."""
+    """Draw valid bytes with a few of them changed, removed, repeated or inserted."""
     data = bytearray(draw(valid))
     for _ in range(draw(st.integers(1, 4))):
         position = draw(st.integers(0, max(0, len(data) - 1)))
@@ -118,18 +118,18 @@ def mutated(draw: Callable[[st.SearchStrategy[Any]], Any], valid: st.SearchStrat
 
 
 def hostile(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Bytes from somebody who means no good: at random, or nearly right."""
+    """Draw hostile bytes: random, or valid bytes with a few changes."""
     return st.binary(max_size=60) | mutated(valid) | valid
 
 
 def as_pamqp_reads(value: Any) -> Any:
-    """What pamqp makes of a value that we wrote."""
+    """Return the value that pamqp decodes from our encoding of `value`."""
     if isinstance(value, bool):
         return value
     if isinstance(value, Timestamp):
         return datetime.fromtimestamp(value, UTC)
     if isinstance(value, int):
-        return value - (1 << 64) if value >= 1 << 63 else value  # it takes `L` for signed
+        return value - (1 << 64) if value >= 1 << 63 else value  # pamqp reads `L` as signed
     if isinstance(value, bytes):
         return bytearray(value)
     if isinstance(value, dict):
@@ -140,7 +140,7 @@ def as_pamqp_reads(value: Any) -> Any:
 
 
 def as_pamqp_writes(value: Any) -> Any:
-    """A value that makes pamqp write what we are to read as `as_we_read`."""
+    """Return the value that pamqp has to encode to test decoding; `as_we_read` returns the expected result."""
     if isinstance(value, int) and not isinstance(value, bool | Timestamp):
         return value if value < 1 << 63 else value - (1 << 63)
     if isinstance(value, float):
@@ -155,7 +155,7 @@ def as_pamqp_writes(value: Any) -> Any:
 
 
 def as_we_read(value: Any) -> Any:
-    """What we are to make of what pamqp wrote for `as_pamqp_writes` of the same."""
+    """Return the value that has to be decoded from the encoding of `as_pamqp_writes(value)` by pamqp."""
     if isinstance(value, int) and not isinstance(value, bool | Timestamp):
         return as_pamqp_writes(value)
     if isinstance(value, float):
@@ -168,7 +168,7 @@ def as_we_read(value: Any) -> Any:
 
 
 def narrow(value: float) -> float:
-    """A float as 32 bits hold it: pamqp writes those."""
+    """Round a float to 32 bits, which is the size that pamqp encodes."""
     if math.isinf(value) or abs(value) > 3e38:
         return 1.5
     narrowed: float = struct.unpack(">f", struct.pack(">f", value))[0]
@@ -176,7 +176,7 @@ def narrow(value: float) -> float:
 
 
 def kinds(value: Any) -> Any:
-    """A value with the types of all its parts: for comparing what `==` takes for the same (True and 1, Timestamp and int)."""
+    """Return a value with the types of all its parts, to compare values that are `==` (True and 1, Timestamp and int)."""
     if isinstance(value, dict):
         return {key: kinds(item) for key, item in value.items()}
     if isinstance(value, list):
