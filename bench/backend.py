@@ -22,10 +22,10 @@ from twisted.python.failure import Failure
 
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
+from owsla.broker.client import BaseHandler, BrokerProtocol
 from owsla.broker.connection import BrokerConnection
-from owsla.broker.protocol import BaseHandler, BrokerProtocol
-from owsla.config import BrokerAddress
-from owsla.turn import Turn
+from owsla.config.addresses import BrokerAddress
+from owsla.runtime.end_of_turn import Turn
 
 from .child import Child
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from OpenSSL import SSL
 
-from owsla.device.limits import raise_open_files_limit
-from owsla.device.tls import server_context
+from owsla.runtime.open_files import raise_open_files_limit
+from owsla.tls.certificates import server_context
 
 
 class Bare:

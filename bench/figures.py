@@ -26,7 +26,7 @@ from typing import Any
 
 import pika
 
-from owsla.device.tls import development_certificates
+from owsla.tls.certificates import development_certificates
 
 from . import proc
 from .behind import WINDOW, Books, Ceiling, Failed, behind, build

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from owsla.device.limits import raise_open_files_limit
-from owsla.device.tls import development_certificates
+from owsla.runtime.open_files import raise_open_files_limit
+from owsla.tls.certificates import development_certificates
 
 from .child import ROOT
 from .harness import BROKER, Gateway, arguments, circumstances, command_line, median, publish, settled, table

@@ -27,19 +27,20 @@ from twisted.internet.task import Clock
 
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
-from owsla.boundaries import Letter
-from owsla.broker import delivery, topology
-from owsla.broker.consumer import Consumer
+from owsla.broker import headers as delivery
+from owsla.broker import queues as topology
+from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerProtocol
+from owsla.broker.consumers import Consumer
+from owsla.broker.lines import LINES, Producer
 from owsla.broker.packing import LinePacker
-from owsla.broker.producer import LINES, Producer
-from owsla.broker.protocol import FRAME_MAX, BaseHandler, BrokerProtocol
 from owsla.broker.window import Window
-from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hub import Hub
+from owsla.device.protocol import Endpoint
+from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry, Router
+from owsla.runtime.end_of_turn import Turn
 from owsla.supervision import DynamicSupervisor
-from owsla.turn import Turn
 
 from .harness import arguments, circumstances, command_line, publish, table
 

@@ -16,7 +16,8 @@ from typing import Generic, Protocol, TypeVar
 
 from twisted.python.failure import Failure
 
-from .boundaries import BAD, Courier, DeliverySource, Letter
+from .interfaces import Courier
+from .letter import BAD, DeliverySource, Letter
 
 _HEX = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _VARIANT = b"89ab"

@@ -18,30 +18,30 @@ from twisted.application.service import Service
 from twisted.logger import Logger
 
 from . import http
-from .broker import topology
+from .broker import queues as topology
+from .broker.client import FRAME_MAX
 from .broker.connection import BrokerConnection, Role
-from .broker.consumer import Consumers
+from .broker.consumers import Consumers
 from .broker.courier import Courier
 from .broker.health import BrokerHealth
+from .broker.lines import LINES, Producer
 from .broker.packing import LinePacker
-from .broker.producer import LINES, Producer
-from .broker.protocol import FRAME_MAX
-from .broker.roster import Roster, register_queue
-from .broker.tls import verifier
+from .broker.presence import PresenceRole
 from .broker.window import Window
-from .config import BrokerAddress, ConfigError, Options, Settings, exit_with
+from .cluster.identity import Membership
+from .cluster.registrar import Roster, register_queue
+from .config import Options, Settings, exit_with
+from .config.addresses import BrokerAddress
 from .device.admission import Admission, Sources
-from .device.conversation import speaking
-from .device.endpoint import Endpoint
-from .device.expiry import ExpiryWatch, Shown
+from .device.dialect_protocol import speaking
 from .device.framing import Framing
 from .device.hangup import HangupWatch
 from .device.hub import Hub
-from .device.limits import allowed_connections, capacity, raise_open_files_limit
-from .device.listener import Listener, claim
-from .device.tls import certificates_in, development_certificates, device_identity, server_context
+from .device.port import Listener
+from .device.protocol import Endpoint
 from .device.transport import CLOSING_TIMEOUT, TLSTransport
 from .embedded import EmbeddedBroker
+from .errors import ConfigError
 from .events import (
     DeviceConnected,
     DuplicatesWatch,
@@ -52,17 +52,20 @@ from .events import (
     handlers_from,
     supervision_event,
 )
-from .events.amqp import PresenceRole
-from .gateway import Gateway
 from .log import Lossy, install_log
-from .membership import Membership
-from .memory import Memory
-from .process import fail, take_signals, take_worker_signals
-from .resolver import resolve_in_daemon_threads
 from .routing import ConnectionIds, Registry, Router
-from .steady import keep_steady
+from .runtime.clock import keep_steady
+from .runtime.end_of_turn import Turn
+from .runtime.memory import Memory
+from .runtime.open_files import allowed_connections, capacity, raise_open_files_limit
+from .runtime.process import fail, take_signals, take_worker_signals
+from .runtime.resolver import resolve_in_daemon_threads
+from .runtime.sockets import claim
 from .supervision import AnyService, ChildSpec, DynamicSupervisor, Intensity, Supervisor
-from .turn import Turn
+from .tls.broker import verifier
+from .tls.certificates import certificates_in, development_certificates, device_identity, server_context
+from .tls.expiry import ExpiryWatch, Shown
+from .wiring.shutdown import Gateway
 from .workers import EventsToParent, Inherited, Loads, OfNode, Parent, Reports, Start, WorkerProcess, shown_by
 
 _log = Logger(namespace="owsla")

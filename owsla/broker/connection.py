@@ -29,12 +29,12 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
-from ..boundaries import Clock
-from ..config import BrokerAddress
+from ..config.addresses import BrokerAddress
+from ..interfaces import Clock
+from ..runtime.end_of_turn import Turn
 from ..supervision import Worker
-from ..turn import Turn
 from .backoff import Backoff
-from .protocol import BrokerError, BrokerProtocol, Watcher, as_failure
+from .client import BrokerError, BrokerProtocol, Watcher, as_failure
 
 CONNECT_TIMEOUT = 15.0
 """Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""

@@ -18,15 +18,17 @@ from txamqp.client import Closed
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..boundaries import Clock, DelayedCall, Letter
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
+from ..interfaces import Clock, DelayedCall
+from ..letter import Letter
 from ..log import escaped
-from . import records, topology
+from . import queues as topology
+from . import records
 from .backoff import Backoff
+from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from .direct_reply import DirectReplies, is_direct
 from .doubts import Doubts
 from .packing import APP_ID
-from .protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
 
 PARCELS: Final = 1
 SCRATCH: Final = 2

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..config import BrokerAddress
-from ..events import (
-    BrokerBlocked,
-    BrokerConnected,
-    BrokerLost,
-    BrokerUnavailable,
-    BrokerUnblocked,
-    Event,
-)
+from ..config.addresses import BrokerAddress
+from ..events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
 
 
 class BrokerHealth:

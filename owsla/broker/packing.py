@@ -23,7 +23,7 @@ from typing import Final
 
 from ..amqp import wire
 from ..amqp.methods import encode_method
-from .routing_key import KeyTooLong, RoutingKey
+from ..routing_key import KeyTooLong, RoutingKey
 
 APP_ID: Final = "owsla"
 

@@ -249,7 +249,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str], *, hidden: bool 
     if args.command is None:
         top.error("which command? echo, tail, send, tree or swarm; 'owsla --help' says more")
     prog = top.prog
-    from ..config import ConfigError
+    from ..errors import ConfigError
 
     broker = getattr(args, "broker", None)
     if not hidden and broker is not None and "@" in broker:
@@ -349,7 +349,8 @@ def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Set
 
 def _name(args: argparse.Namespace, environ: Mapping[str, str], name: str) -> str:
     """An option that names a queue or a header: from the command line, the environment, or the default. `ConfigError`."""
-    from ..config import OPTIONS, ConfigError
+    from ..config import OPTIONS
+    from ..errors import ConfigError
 
     option = next(option for option in OPTIONS if option.name == name)
     given = getattr(args, name.replace("-", "_"))

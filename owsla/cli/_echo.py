@@ -23,12 +23,12 @@ from txamqp.client import Closed
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..boundaries import Clock, DelayedCall
-from ..broker import topology
+from ..broker import queues as topology
 from ..broker.acks import AckTracker
 from ..broker.backoff import Backoff
-from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, as_failure
-from ..turn import Turn
+from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from ..interfaces import Clock, DelayedCall
+from ..runtime.end_of_turn import Turn
 from ._running import Session
 
 LINES: Final = 1

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from ..broker.connection import BrokerConnection, Role
-from ..broker.tls import verifier
-from ..config import BrokerAddress, Settings
-from ..device.tls import certificates_in
-from ..resolver import resolve_in_daemon_threads
-from ..turn import Turn
+from ..config import Settings
+from ..config.addresses import BrokerAddress
+from ..runtime.end_of_turn import Turn
+from ..runtime.resolver import resolve_in_daemon_threads
+from ..tls.broker import verifier
+from ..tls.certificates import certificates_in
 
 
 class Session:

@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..boundaries import DelayedCall
-from ..broker.protocol import BaseHandler, BrokerProtocol
-from ..turn import Turn
+from ..broker.client import BaseHandler, BrokerProtocol
+from ..interfaces import DelayedCall
+from ..runtime.end_of_turn import Turn
 from ._output import Output
 from ._running import Session
 

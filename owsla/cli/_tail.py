@@ -13,10 +13,10 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..broker import topology
-from ..broker.looking import look
-from ..broker.protocol import BaseHandler, BrokerError, BrokerProtocol, Getter
-from ..turn import Turn
+from ..broker import queues as topology
+from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, Getter
+from ..broker.queue_state import look
+from ..runtime.end_of_turn import Turn
 from ._output import Output
 from ._running import Session
 

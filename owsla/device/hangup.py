@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from twisted.python.failure import Failure
 
-from ..boundaries import Reactor
+from ..interfaces import Reactor
 
 PATIENCE: Final = 3.0
 """Seconds for which a connection is kept whose peer closed it, when there is no room and no broker for its last lines."""

@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Final
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..boundaries import Clock, DeliverySource, Letter, LineSink
 from ..events import DeviceContested, DeviceReplaced, Event, GapSkipped, SlowDevice
+from ..interfaces import Clock, LineSink
+from ..letter import DeliverySource, Letter
 from ..routing import Registry
+from ..runtime.end_of_turn import Turn
 from ..supervision import DynamicSupervisor
-from ..turn import Turn
 from .framing import Framing
-from .holdings import Holdings
+from .held_messages import Holdings
 from .ordering import PausableClock
 from .repeats import ClosedConnections, HandedOver
 from .rivals import Rivals
 from .timers import Timers
 
 if TYPE_CHECKING:
-    from ..boundaries import Courier
-    from .conversation import SpokenEndpoint
-    from .endpoint import Endpoint
+    from ..interfaces import Courier
+    from .dialect_protocol import SpokenEndpoint
     from .hangup import HangupWatch
+    from .protocol import Endpoint
 
 TOLD_EVERY: Final = 10.0
 """Seconds, at the least, between two warnings of lines that were thrown away."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
-from ..buckets import Buckets
+from ..runtime.leaky_buckets import Buckets
 
 BURST: Final = 5
 """Replacements in a row of one device id that are nothing special: a device at the edge of a radio cell."""

@@ -24,10 +24,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..boundaries import Reactor
-from . import hello
+from ..interfaces import Reactor
+from ..tls import client_hello as hello
+from ..tls.refusal import Refusal, Refused, noted
 from .lifecycle import Life, Lifecycle
-from .refusal import Refusal, Refused, noted
 
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""

@@ -19,7 +19,7 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from ..config import ConfigError, os_reason
+from ..errors import ConfigError, os_reason
 from ._sparingly import Sparingly
 
 LONGEST_ID: Final = 255

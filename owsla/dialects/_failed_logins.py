@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from ..buckets import Buckets
+from ..runtime.leaky_buckets import Buckets
 
 PAIR: Final = (10, 6.0)
 """Failures in a row for one device at one address, and the seconds after which there may be another one: ten a minute. A person

@@ -7,7 +7,7 @@ import importlib
 
 from twisted.plugin import getPlugins
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from ._interfaces import Dialect, IDialect
 
 

@@ -25,7 +25,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from ..config import ConfigError, Settings
+from ..config import Settings
+from ..errors import ConfigError
 from ..supervision import explain
 from ._devices_file import DevicesFile
 from ._failed_logins import LONGEST, FailedLogins

@@ -36,7 +36,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from owsla.amqp import methods, wire
-from owsla.turn import Turn
+from owsla.runtime.end_of_turn import Turn
 
 from .broker import Broker
 from .channel import Channel

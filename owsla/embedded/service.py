@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from owsla.turn import Turn
+from owsla.runtime.end_of_turn import Turn
 
 from .broker import Broker
 from .errors import AMQPError

@@ -1,51 +1,18 @@
 """What happens, as typed values, and who is told of it.
 
-`docs/events.md` says what there is. `owsla.events.amqp` is not imported here: it knows the broker.
+`docs/events.md` says what there is. `owsla.broker.presence` is not imported here: it knows the broker.
 """
 
-from ._console import (
-    Console,
-)
-from ._database import (
-    DatabaseWriter,
-    PostgreSQL,
-    SQLite,
-)
-from ._json import (
-    JSONWriter,
-)
-from ._mailbox import (
-    Mailbox,
-)
-from ._manager import (
-    EventManager,
-    Handler,
-    HandlerStats,
-)
-from ._outbox import (
-    Outbox,
-    Record,
-    Trouble,
-    Writer,
-)
-from ._presence import (
-    Announcement,
-    Presence,
-)
-from ._service import (
-    HandlerService,
-)
-from ._specs import (
-    HandlerChild,
-    HandlerSpec,
-    check_handlers,
-    handler_spec,
-    handlers_from,
-)
-from ._supervised import (
-    DuplicatesWatch,
-    supervision_event,
-)
+from ..broker.announcements import Announcement, Presence
+from ._console import Console
+from ._database import DatabaseWriter, PostgreSQL, SQLite
+from ._json import JSONWriter
+from ._mailbox import Mailbox
+from ._manager import EventManager, Handler, HandlerStats
+from ._outbox import Outbox, Record, Trouble, Writer
+from ._service import HandlerService
+from ._specs import HandlerChild, HandlerSpec, check_handlers, handler_spec, handlers_from
+from ._supervised import DuplicatesWatch, supervision_event
 from ._types import (
     BrokerBlocked,
     BrokerConnected,
@@ -84,11 +51,7 @@ from ._types import (
     Undeliverable,
     UndeliverableLost,
 )
-from ._wire import (
-    UnknownEvent,
-    from_wire,
-    to_wire,
-)
+from ._wire import UnknownEvent, from_wire, to_wire
 
 __all__ = [
     "Announcement",

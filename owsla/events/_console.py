@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger, LogLevel
 
-from ..boundaries import Clock, DelayedCall
+from ..interfaces import Clock, DelayedCall
 from ._manager import Fail
 from ._types import Event
 

@@ -8,7 +8,7 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ..boundaries import Clock, DelayedCall
+from ..interfaces import Clock, DelayedCall
 from ._manager import EventManager, Fail, Handler, HandlerStats, Running
 from ._types import Event, EventsDropped
 

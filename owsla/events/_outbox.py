@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..boundaries import Clock
+from ..interfaces import Clock
 from ._manager import EventManager, Fail, HandlerStats
 from ._types import Event, EventsDropped
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from ._console import Console
 from ._database import Database, DatabaseWriter, PostgreSQL, SQLite
 from ._json import JSONWriter

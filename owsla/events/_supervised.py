@@ -8,7 +8,7 @@ from typing import Any, Final
 from twisted.application.service import Service
 from twisted.python.failure import Failure
 
-from ..boundaries import Clock, DelayedCall
+from ..interfaces import Clock, DelayedCall
 from ._types import ChildRestarted, DuplicatesDropped, Event, SupervisorGaveUp
 
 OFTEN: Final = 10.0

@@ -8,7 +8,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
-from ..boundaries import Clock, DelayedCall
+from ..interfaces import Clock, DelayedCall
 from ._readings import Question, WorkerProcess
 
 BOUND: Final = 2.0

@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
-from ..boundaries import Clock
-from ..config import ConfigError, os_reason
-from ..device.listener import claim as bind
+from ..errors import ConfigError, os_reason
+from ..interfaces import Clock
+from ..runtime.sockets import claim as bind
 from ..supervision import Worker
 from ._histogram import Histogram
 from ._pages import QuietSite, site

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from twisted.internet.defer import Deferred, succeed
 
-from ..boundaries import Clock
+from ..interfaces import Clock
 from ._asking import Answers, Questions
 from ._collector import collector_for, parent_families, worker_is_ready
 from ._families import LABEL, families_from_json, families_to_json, merge

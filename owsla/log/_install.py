@@ -59,7 +59,7 @@ class LoggedService(MultiService):
     def startService(self) -> None:
         # twistd has forked by now, if it does: a thread would not have survived that.
         self._take_over()
-        # What is registered last runs first: before a status of the process's own (`owsla.process.end_with`).
+        # What is registered last runs first: before a status of the process's own (`owsla.runtime.process.end_with`).
         self._reactor.addSystemEventTrigger("after", "shutdown", atexit.register, self.log.flush)
         self._reactor.addSystemEventTrigger("after", "shutdown", self.log.stopped)
         super().startService()

@@ -34,7 +34,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..boundaries import Clock, DelayedCall
+from ..interfaces import Clock, DelayedCall
 
 LONGEST: Final = 64 << 20
 """Bytes of a line: the metrics of a worker are some 50 KB."""

@@ -13,9 +13,9 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.logger import Logger
 
-from ..device.expiry import Shown
 from ..events import Event, EventManager
 from ..supervision import EXIT_STATUS, Node, Supervisor
+from ..tls.expiry import Shown
 from ._process import Process, WorkerProcess
 
 

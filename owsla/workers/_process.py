@@ -16,10 +16,10 @@ from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from ..boundaries import Clock
-from ..device.expiry import Shown
+from ..interfaces import Clock
 from ..log import ESCAPED
 from ..supervision import Untraced, Worker
+from ..tls.expiry import Shown
 from ._channel import Channel
 from ._loads import Loads
 from ._worker import CHANNEL_FD, LOADS_FD, PORT_FD

@@ -23,19 +23,21 @@ from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, Logger, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
-from ..config import BrokerAddress, ConfigError, load_settings
-from ..device.expiry import Shown
+from ..config import load_settings
+from ..config.addresses import BrokerAddress
+from ..errors import ConfigError
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..log import with_traceback
-from ..process import end_with
-from ..resolver import resolve_in_daemon_threads
-from ..steady import keep_steady
+from ..runtime.clock import keep_steady
+from ..runtime.process import end_with
+from ..runtime.resolver import resolve_in_daemon_threads
+from ..tls.expiry import Shown
 from ._channel import Channel, read_first
 from ._loads import Loads, Share
 
 if TYPE_CHECKING:
-    from ..gateway import Gateway
+    from ..wiring.shutdown import Gateway
 
 CHANNEL_FD: Final = 3
 PORT_FD: Final = 4

@@ -20,9 +20,11 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
+from owsla.broker import presence as amqp
 from owsla.broker.connection import BrokerConnection
 from owsla.broker.health import BrokerHealth
-from owsla.config import BrokerAddress
+from owsla.broker.presence import QUEUE, PresenceRole
+from owsla.config.addresses import BrokerAddress
 from owsla.events import (
     BrokerWarning,
     DatabaseWriter,
@@ -34,12 +36,10 @@ from owsla.events import (
     HandlerService,
     PostgreSQL,
     Record,
-    amqp,
     handler_spec,
     handlers_from,
 )
-from owsla.events.amqp import QUEUE, PresenceRole
-from owsla.turn import Turn
+from owsla.runtime.end_of_turn import Turn
 from tests.unit.events.doubles import nodes_that_end, who_is_connected
 
 from ._support.backend import Backend

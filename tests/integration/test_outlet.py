@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from owsla.broker.outlet import Writable, outlet
+from owsla.broker.socket_writer import Writable, outlet
 
 from ._support.waiting import reactor_test, until, within
 

@@ -50,15 +50,15 @@ async def _cut(it: Trial) -> None:
 
 
 STRIKES: dict[str, tuple[str, Strike]] = {
-    "deliver": ("broker", _fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)),
-    "confirmed": ("broker", _fails("owsla.broker.producer:Producer.confirmed", PRODUCER)),
+    "deliver": ("broker", _fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)),
+    "confirmed": ("broker", _fails("owsla.broker.lines:Producer.confirmed", PRODUCER)),
     "parcels": ("broker", _fails("owsla.broker.courier:Courier.confirmed", COURIER)),
-    "tick": ("listener", _fails("owsla.device.listener:Listener._tick", PORT)),
-    "sweep": ("listener", _fails("owsla.device.listener:Listener._sweep", PORT)),
-    "data": ("endpoints", _ends_one("owsla.device.endpoint:Endpoint.dataReceived")),
-    "send": ("endpoints", _ends_one("owsla.device.endpoint:Endpoint.send")),
-    "told": ("endpoints", _ends_one("owsla.device.endpoint:Endpoint.confirmed")),
-    "flush": ("endpoints", _ends_one("owsla.device.endpoint:Endpoint._flush_now")),
+    "tick": ("listener", _fails("owsla.device.port:Listener._tick", PORT)),
+    "sweep": ("listener", _fails("owsla.device.port:Listener._sweep", PORT)),
+    "data": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.dataReceived")),
+    "send": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.send")),
+    "told": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.confirmed")),
+    "flush": ("endpoints", _ends_one("owsla.device.protocol:Endpoint._flush_now")),
     "cut": ("world", _cut),
 }
 """What may happen, and which supervisor it counts against."""

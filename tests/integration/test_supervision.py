@@ -213,10 +213,10 @@ async def trial(run: Run, **options: Any) -> Trial:
 async def test_broker_handlers(run: Run) -> None:
     """A failure in a consumer's, the producer's or the courier's handler restarts that one; the books balance."""
     it = await trial(run)
-    await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)
-    await it.fails("owsla.broker.producer:Producer.confirmed", PRODUCER)
+    await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)
+    await it.fails("owsla.broker.lines:Producer.confirmed", PRODUCER)
     await it.fails("owsla.broker.courier:Courier.confirmed", COURIER)
-    await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS, when="after")
+    await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS, when="after")
     await it.fails("owsla.broker.courier:Courier._continue", COURIER)
     await it.finish()
 
@@ -228,9 +228,9 @@ async def test_broker_connections(run: Run) -> None:
     cut = run.proxy.cut
     await it.fails("owsla.broker.connection:BrokerConnection._wait", PRODUCER, provoke=cut, role="producer")
     await it.fails("owsla.broker.connection:BrokerConnection._connect", COURIER, provoke=cut, role="courier")
-    await it.fails("owsla.broker.consumer:Consumers.up", CONSUMERS, provoke=cut)
-    await it.fails("owsla.broker.producer:Producer.up", PRODUCER, provoke=cut, when="after")
-    await it.fails("owsla.broker.consumer:Consumers.down", CONSUMERS, provoke=cut)
+    await it.fails("owsla.broker.consumers:Consumers.up", CONSUMERS, provoke=cut)
+    await it.fails("owsla.broker.lines:Producer.up", PRODUCER, provoke=cut, when="after")
+    await it.fails("owsla.broker.consumers:Consumers.down", CONSUMERS, provoke=cut)
     await it.finish()
 
 
@@ -240,10 +240,10 @@ async def test_broker_timers(run: Run) -> None:
     one; nothing is lost.
     """
     it = await trial(run)
-    await it.fails_somewhere("owsla.broker.protocol:BrokerProtocol._listen_and_speak", BROKER)
-    await it.fails_somewhere("owsla.broker.outlet:Outlet.write", BROKER)
-    await it.fails("owsla.broker.roster:Roster._look_round", ROSTER)
-    await it.fails("owsla.broker.roster:Roster.deliver", ROSTER, provoke=run.proxy.cut)
+    await it.fails_somewhere("owsla.broker.client:BrokerProtocol._listen_and_speak", BROKER)
+    await it.fails_somewhere("owsla.broker.socket_writer:Outlet.write", BROKER)
+    await it.fails("owsla.cluster.registrar:Roster._look_round", ROSTER)
+    await it.fails("owsla.cluster.registrar:Roster.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()
 
 
@@ -251,8 +251,8 @@ async def test_broker_timers(run: Run) -> None:
 async def test_listener(run: Run) -> None:
     """A failure in a timer of the listener's, or while it accepts, restarts it alone: devices stay connected."""
     it = await trial(run)
-    await it.fails("owsla.device.listener:Listener._tick", PORT)
-    await it.fails("owsla.device.listener:Listener._sweep", PORT, when="after")
+    await it.fails("owsla.device.port:Listener._tick", PORT)
+    await it.fails("owsla.device.port:Listener._sweep", PORT, when="after")
     await it.fails("owsla.device.hangup:HangupWatch.tick", PORT)
 
     def knock() -> None:
@@ -287,7 +287,7 @@ async def test_hangup_watch(run: Run) -> None:
 async def test_certificate_watch(run: Run) -> None:
     """A failure in what looks at the certificate closes no device: nothing depends on it."""
     it = await trial(run)
-    await it.fails("owsla.device.expiry:ExpiryWatch._look", CERTIFICATE)
+    await it.fails("owsla.tls.expiry:ExpiryWatch._look", CERTIFICATE)
     await it.finish()
 
 
@@ -314,10 +314,10 @@ async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
 async def test_endpoints(run: Run) -> None:
     """A failure in a connection closes that one, and is counted; nothing is restarted, nothing is lost."""
     it = await trial(run)
-    await it.ends_one("owsla.device.endpoint:Endpoint.dataReceived")
-    await it.ends_one("owsla.device.endpoint:Endpoint.lineReceived", when="after")
-    await it.ends_one("owsla.device.endpoint:Endpoint._flush_now")
-    await it.ends_one("owsla.device.endpoint:Endpoint._tell")
+    await it.ends_one("owsla.device.protocol:Endpoint.dataReceived")
+    await it.ends_one("owsla.device.protocol:Endpoint.lineReceived", when="after")
+    await it.ends_one("owsla.device.protocol:Endpoint._flush_now")
+    await it.ends_one("owsla.device.protocol:Endpoint._tell")
     await it.finish()
 
 
@@ -325,8 +325,8 @@ async def test_endpoints(run: Run) -> None:
 async def test_a_message_that_hurts(run: Run) -> None:
     """A failure while one device is given a message, or told what is safe, ends that connection, and nobody else's."""
     it = await trial(run)
-    await it.ends_one("owsla.device.endpoint:Endpoint.send")
-    await it.ends_one("owsla.device.endpoint:Endpoint.confirmed")
+    await it.ends_one("owsla.device.protocol:Endpoint.send")
+    await it.ends_one("owsla.device.protocol:Endpoint.confirmed")
     await it.finish()
 
 
@@ -334,7 +334,7 @@ async def test_a_message_that_hurts(run: Run) -> None:
 async def test_resumed(run: Run) -> None:
     """A failure of one connection when it is read again after an outage ends that one; the others are read again."""
     it = await trial(run)
-    fault = await it.owsla.fail("owsla.device.endpoint:Endpoint.resume")
+    fault = await it.owsla.fail("owsla.device.protocol:Endpoint.resume")
     run.proxy.cut()
     await fault.strikes()
     it.failures += 1
@@ -347,7 +347,7 @@ async def test_resumed(run: Run) -> None:
 async def test_an_end_that_fails(run: Run) -> None:
     """A failure while a connection is taken leave of is counted, and leaves nothing behind: no child, no place taken."""
     it = await trial(run)
-    fault = await it.owsla.fail("owsla.device.endpoint:Endpoint._wind_up")
+    fault = await it.owsla.fail("owsla.device.protocol:Endpoint._wind_up")
     run.fleet.devices[0].abort()
     await fault.strikes()
     it.failures += 1
@@ -368,12 +368,12 @@ def mischievous(gateway: Gateway) -> MischievousOwsla:
 @pytest.mark.parametrize(
     ("target", "child"),
     [
-        ("owsla.device.listener:Listener._tick", "listener gave up: port failed 6 times within 60 s"),
+        ("owsla.device.port:Listener._tick", "listener gave up: port failed 6 times within 60 s"),
         (
             "owsla.broker.connection:BrokerConnection._connect",
             r"broker gave up: 6 failures within 60 s, \d of \w+, the last one",
         ),
-        ("owsla.broker.consumer:Consumer.deliver", "broker gave up: consumers failed 6 times within 60 s"),
+        ("owsla.broker.consumers:Consumer.deliver", "broker gave up: consumers failed 6 times within 60 s"),
     ],
     ids=["listener", "connections", "consumers"],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.boundaries import BAD, DeliverySource, Letter
+from owsla.letter import BAD, DeliverySource, Letter
 from owsla.routing import ConnectionIds, Registry, Router, canonical, node_of
 
 HERE = b"0123abcd"

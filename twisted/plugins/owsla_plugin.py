@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-from owsla.process import ignore_early_signals
+from owsla.runtime.process import ignore_early_signals
 
 
 class OwslaMaker(ServiceMaker):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from . import _lines, _sources
 from ._plan import BEFORE_ANSWERED, MODES, SPARE_FILES, Plan
 

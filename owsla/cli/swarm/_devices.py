@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from . import _tls
 from ._books import Book, Pace, Tally
 from ._histogram import Histogram

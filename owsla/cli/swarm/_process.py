@@ -15,7 +15,7 @@ import signal
 import time
 from typing import Any
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ._devices import Devices, Hopeless
 from ._plan import Plan
 

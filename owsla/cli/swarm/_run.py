@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-from ...config import ConfigError, os_reason
+from ...errors import ConfigError, os_reason
 from .._print import put
 from ._plan import Plan
 from ._report import PERCENTS, Report

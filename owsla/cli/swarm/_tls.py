@@ -13,8 +13,9 @@ from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
-from ...config import ConfigError, os_reason, read_file
-from ...verification import why_not
+from ...errors import ConfigError, os_reason
+from ...runtime.files import read_file
+from ...tls.verification import why_not
 
 
 class Pairs:

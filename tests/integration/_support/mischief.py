@@ -152,8 +152,8 @@ class _Ear(MultiService):
 def application_with_mischief() -> Any:
     """What tac/owsla.tac makes, configured by the environment, and an ear for orders."""
     from owsla.config import Options
-    from owsla.device import expiry
     from owsla.tap import makeService
+    from owsla.tls import expiry
 
     expiry.DAY = EXPIRY_DAY  # type: ignore[misc]
 

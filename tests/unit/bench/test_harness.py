@@ -8,8 +8,8 @@ import pika
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import harness
-from owsla.broker.roster import register_queue
-from owsla.broker.topology import undeliverable_queue
+from owsla.broker.queues import undeliverable_queue
+from owsla.cluster.registrar import register_queue
 
 
 class Connection:

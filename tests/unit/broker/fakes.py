@@ -14,9 +14,9 @@ from twisted.trial.util import suppress
 
 from owsla.amqp import wire
 from owsla.amqp.methods import decode_method, encode_method
-from owsla.boundaries import Letter
-from owsla.broker.protocol import BrokerProtocol
-from owsla.turn import Turn
+from owsla.broker.client import BrokerProtocol
+from owsla.letter import Letter
+from owsla.runtime.end_of_turn import Turn
 
 
 class BrokerTestCase(SynchronousTestCase):

@@ -21,10 +21,10 @@ from txamqp.client import Closed
 
 from owsla.amqp.wire import WireError
 from owsla.broker.backoff import Backoff
+from owsla.broker.client import BrokerError, BrokerProtocol
 from owsla.broker.connection import CONNECT_TIMEOUT, STEADY, BrokerConnection, explain
-from owsla.broker.protocol import BrokerError, BrokerProtocol
-from owsla.config import BrokerAddress
-from owsla.turn import Turn
+from owsla.config.addresses import BrokerAddress
+from owsla.runtime.end_of_turn import Turn
 
 from .fakes import START, BrokerTestCase, Result, Server
 

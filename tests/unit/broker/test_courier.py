@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from owsla.amqp import wire
-from owsla.boundaries import Letter
-from owsla.broker import courier, topology
+from owsla.broker import courier
+from owsla.broker import queues as topology
 from owsla.broker.courier import PARCELS, Absences, Courier
 from owsla.broker.doubts import Doubts
 from owsla.events import Event, Undeliverable, UndeliverableLost
+from owsla.letter import Letter
 
 from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
 

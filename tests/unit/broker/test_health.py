@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.broker.health import BrokerHealth
-from owsla.config import BrokerAddress
+from owsla.config.addresses import BrokerAddress
 from owsla.events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
 
 HERE = BrokerAddress("here", password="secret")

@@ -10,29 +10,29 @@ from hypothesis import strategies as st
 
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, Method, encode_method
-from owsla.broker import topology
+from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
-from owsla.broker.consumer import Consumers
+from owsla.broker.consumers import Consumers
 from owsla.broker.courier import Courier
+from owsla.broker.lines import LINES, Producer
 from owsla.broker.packing import LinePacker
-from owsla.broker.producer import LINES, Producer
-from owsla.broker.roll import GONE, HERE, Notice
-from owsla.broker.roster import Roster, register_queue
+from owsla.broker.presence import PresenceRole
 from owsla.broker.window import Window
 from owsla.cli import _send, _tail
 from owsla.cli._echo import Echo
 from owsla.cli._running import Session
 from owsla.cli._send import Send
 from owsla.cli._tail import Peek, Tail, as_json, as_text
-from owsla.events.amqp import PresenceRole
+from owsla.cluster.members import GONE, HERE, Notice
+from owsla.cluster.registrar import Roster, register_queue
 from tests.unit.events.doubles import connected
 
 from ..amqp.values import TABLES
+from ..cluster.test_registrar import ME, NODES, QUEUE, A
+from ..cluster.test_registrar import Courier as Recorder
 from .fakes import BrokerTestCase, Result, Server, Source, deliver, message
-from .test_consumer import Place, Router
-from .test_producer import Device
-from .test_roster import ME, NODES, QUEUE, A
-from .test_roster import Courier as Recorder
+from .test_consumers import Place, Router
+from .test_lines import Device
 
 ID = f"{A}-0000-8000-8000-000000000001"
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.broker.packing import LinePacker, LineTooLarge, Unroutable, body_size, refit
-from owsla.broker.routing_key import KeyTooLong, RoutingKey
+from owsla.routing_key import KeyTooLong, RoutingKey
 
 LINES = st.binary(max_size=20) | st.integers(0, 200).map(lambda size: bytes(range(size)))
 ID = b"0123abcd-0000-8000-8000-000000000001"

@@ -13,12 +13,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp, WireError
-from owsla.broker.delivery import read
+from owsla.broker.client import BrokerProtocol
+from owsla.broker.headers import read
 from owsla.broker.packing import LinePacker
-from owsla.broker.protocol import BrokerProtocol
 from owsla.cli._echo import Answerer, Line, answer_header, read_line
 from owsla.cli._running import Session
-from owsla.turn import Turn
+from owsla.runtime.end_of_turn import Turn
 
 CID = b"01234567-89ab-8cde-8f01-23456789abcd"
 NODE = b"to_device.01234567"

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._running import Session
-from owsla.config import BrokerAddress
+from owsla.config.addresses import BrokerAddress
 
 BROKER = BrokerAddress("host", password="secret")
 

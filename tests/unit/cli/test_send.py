@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
-from owsla.broker.delivery import details, read
+from owsla.broker.headers import details, read
 from owsla.broker.records import report
 from owsla.cli._send import lines_of, properties, read_report
 

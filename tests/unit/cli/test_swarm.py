@@ -26,7 +26,7 @@ from owsla.cli.swarm._lines import LineTemplate, ack_pattern
 from owsla.cli.swarm._plan import Plan
 from owsla.cli.swarm._report import Report
 from owsla.cli.swarm._svg import draw
-from owsla.config import ConfigError
+from owsla.errors import ConfigError
 
 
 def typed(*arguments: str) -> Plan:

@@ -10,14 +10,15 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from owsla.boundaries import Letter, LineSource
-from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hub import Hub
+from owsla.device.protocol import Endpoint
 from owsla.events import Event
+from owsla.interfaces import LineSource
+from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
+from owsla.runtime.end_of_turn import Turn
 from owsla.supervision import DynamicSupervisor
-from owsla.turn import Turn
 
 EventType = TypeVar("EventType", bound=Event)
 

@@ -15,7 +15,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 
-from owsla.device.tls import development_certificates, server_context
+from owsla.tls.certificates import development_certificates, server_context
 
 
 class Loop(Clock):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.endpoint import Endpoint
+from owsla.device.protocol import Endpoint
 from owsla.device.rivals import BURST, STAY, STAYING, Rivals
 from owsla.events import DeviceContested, DeviceDisconnected, DeviceReplaced
 

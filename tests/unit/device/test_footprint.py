@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.conversation import SpokenEndpoint
-from owsla.device.endpoint import Endpoint
-from owsla.device.posthandshake import PostHandshake
+from owsla.device.dialect_protocol import SpokenEndpoint
+from owsla.device.protocol import Endpoint
 from owsla.device.transport import TLSTransport
+from owsla.tls.post_handshake import PostHandshake
 
 from ._fakes import Source, World
 from ._sockets import Client, Loop, context, reset, unix_pair

@@ -9,9 +9,9 @@ from cryptography import x509
 from OpenSSL import crypto
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.tls import device_identity
+from owsla.tls.certificates import device_identity
 
-from .test_tls import _ec_key, _issue
+from ..tls.test_certificates import _ec_key, _issue
 
 
 class LengthTests(SynchronousTestCase):

@@ -22,20 +22,21 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.boundaries import Letter
 from owsla.device import transport as transport_module
 from owsla.device.admission import Admission
-from owsla.device.endpoint import Endpoint
 from owsla.device.framing import Framing
 from owsla.device.hangup import HangupWatch
 from owsla.device.hub import Hub
 from owsla.device.lifecycle import MACHINE, Life, Lifecycle, diagram
-from owsla.device.listener import Listener, claim
+from owsla.device.port import Listener
+from owsla.device.protocol import Endpoint
 from owsla.device.transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
+from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
+from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.sockets import claim
 from owsla.supervision import DynamicSupervisor
-from owsla.turn import Turn
 
 from ._fakes import Courier, Sink, Source
 from ._sockets import Loop, context, reset, tcp_pair, unix_pair

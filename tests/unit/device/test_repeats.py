@@ -6,7 +6,6 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.boundaries import Letter
 from owsla.device.ordering import Ordering
 from owsla.device.repeats import (
     CONNECTIONS_REMEMBERED,
@@ -17,6 +16,7 @@ from owsla.device.repeats import (
     HandedOver,
 )
 from owsla.events import DeviceDisconnected
+from owsla.letter import Letter
 
 from ._fakes import Source, World
 

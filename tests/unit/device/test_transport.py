@@ -13,8 +13,8 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.posthandshake import PostHandshake
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport, explain
+from owsla.tls.post_handshake import PostHandshake
 
 from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
 

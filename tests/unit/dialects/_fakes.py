@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address
 
-from owsla.device.conversation import SpokenEndpoint
+from owsla.device.dialect_protocol import SpokenEndpoint
 from owsla.dialects import Factory
 
 from ..device._fakes import Wire, World

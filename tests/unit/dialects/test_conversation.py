@@ -12,7 +12,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.conversation import KEPT, SpokenEndpoint
+from owsla.device.dialect_protocol import KEPT, SpokenEndpoint
 from owsla.device.framing import Framing
 from owsla.dialects import REFUSED, Conversation, Dialect, Refused
 from owsla.events import DeviceDisconnected, DeviceIdentified, DeviceReplaced, DialectFailed, SlowDevice

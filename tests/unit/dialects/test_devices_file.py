@@ -16,8 +16,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.config import ConfigError
 from owsla.dialects._devices_file import DevicesFile, read_tokens
+from owsla.errors import ConfigError
 
 KEPT = "until that is mended the devices that were in it before are known"
 

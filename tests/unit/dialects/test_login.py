@@ -17,8 +17,9 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from owsla.config import ConfigError, load_settings
+from owsla.config import load_settings
 from owsla.dialects.login import Gate, Login, checker
+from owsla.errors import ConfigError
 from owsla.events import DeviceDisconnected, DialectFailed, LoginFailed
 
 from ..device._fakes import Source

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import methods, wire
 from owsla.embedded.broker import Broker
 from owsla.embedded.protocol import OVERRUN, BrokerProtocol
-from owsla.turn import Turn
+from owsla.runtime.end_of_turn import Turn
 
 Frame = tuple[int, int, bytes]
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.config import ConfigError
+from owsla.errors import ConfigError
 from owsla.events import (
     BrokerUnblocked,
     ChildRestarted,

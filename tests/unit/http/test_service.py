@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.config import ConfigError
+from owsla.errors import ConfigError
 from owsla.http import Alone, Beat, Histogram, HttpService, claim
 from owsla.http._service import BEAT, CONNECTIONS, REQUEST
 

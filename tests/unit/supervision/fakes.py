@@ -10,7 +10,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.supervision import Backoff, ChildRestarted, ChildSpec, GaveUp, Intensity, Supervisor, SupervisorGaveUp, Worker
+from owsla.supervision import (
+    Backoff,
+    ChildRestarted,
+    ChildSpec,
+    GaveUp,
+    Intensity,
+    Supervisor,
+    SupervisorGaveUp,
+    Worker,
+)
 
 
 class Boom(Exception):

@@ -17,8 +17,8 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.expiry import Shown
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
+from owsla.tls.expiry import Shown
 from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import Parent, Reports, shown_by
 from owsla.workers._process import (

@@ -13,8 +13,8 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.expiry import Shown
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
+from owsla.tls.expiry import Shown
 from owsla.workers._channel import WAITING
 from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, ParentLink
 

@@ -1,0 +1,542 @@
+"""The way of a line from a device to RabbitMQ: packed, published, kept until it is confirmed.
+
+What the broker refuses, returns, or had not confirmed when its connection ended, is published again, in order, before
+anything new. While there is nowhere to publish to, or too much is unconfirmed, devices are not read.
+
+A refusal stops all devices where their lines all go the same way, one queue or one routing key: what is refused of one would be
+of any. Where connections have routing keys of their own it stops those connections only that lines were refused of; together
+they have no more than the window, and when it is full of their lines the others wait, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from itertools import islice
+
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..events import BrokerWarning, Event, LinesAccepted, LinesRefused
+from ..interfaces import Clock, DelayedCall, LineSource
+from ..routing_key import KeyTooLong
+from . import queues as topology
+from .backoff import Backoff
+from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .doubts import Doubts
+from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
+from .stalls import Stalls
+from .window import Entry, UnknownTag, Window
+
+LINES = 1
+"""The channel that lines are published on. It is packed into each line that waits for its confirm, so it never changes."""
+
+SCRATCH = 2
+"""The channel for declarations."""
+
+TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
+"""In RabbitMQ's words on closing a channel over a message that is larger than its max_message_size."""
+
+RESUMED_AT_ONCE = 200
+"""How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
+
+RESUMED_WITHIN = 0.005
+"""Seconds after which no more are resumed in that turn: each may have a share of lines to publish."""
+
+SHARES = 64
+"""Shares in a window. A connection has two of them on their way at most, so what one that floods puts before the lines of all
+others is a thirty-second of the window: 312 lines by default, 10 ms of RabbitMQ's time."""
+
+SMALLEST_SHARE = 16
+"""Lines in a share, at least: giving one costs about as much as publishing a line."""
+
+
+class Producer(BaseHandler):
+    """Publishes device lines on a connection of its own, within a window of unconfirmed ones."""
+
+    name = "producer"
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        queue: topology.Queue | topology.Exchange,
+        packer: LinePacker,
+        window: Window,
+        seq_header: str,
+        frame_max: int,
+        acknowledge: bool = False,
+        observe: Callable[[float], None] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
+
+        `frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe.
+
+        `observe` is told how many seconds some of the lines waited for their confirm.
+        """
+        self._clock = clock
+        self._emit = emit
+        self._queue = queue
+        self._packer = packer
+        self._frame_max = frame_max
+        self._window = window
+        self._seq_header = seq_header
+        self._acknowledge = acknowledge
+        self._now = now
+        self._client: BrokerProtocol | None = None
+        self._straight: BrokerProtocol | None = None
+        """`_client`, if new lines go to it at once; `None` if refused ones are to go before them."""
+        self._waiting: dict[LineSource, None] = {}  # in the order in which they came
+        # Those that wait for their next share, by the position that settles the last one. The queue may have some that left.
+        self._sharing: dict[LineSource, int] = {}
+        self._shares: list[tuple[int, int, LineSource]] = []
+        self._shares_asked = 0
+        self.share = min(window.max_messages, max(SMALLEST_SHARE, window.max_messages // SHARES))
+        self.line_size = max(1, window.max_bytes // window.max_messages)
+        self._resuming = False
+        self._blocked = False
+        self._returned: dict[tuple[bytes, int], str] = {}  # with which routing key
+        self._missing_queue = False
+        self._refusing = False  # all devices wait for that
+        self._refusal_told = False
+        self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
+        self._retry_call: DelayedCall | None = None
+        self._retry_wait = Backoff(first=0.1, most=5.0)
+        self._doubts = Doubts()
+        self._tried = False  # a line was taken on this channel
+        self._outstanding: Counter[LineSource] | None = None
+        self.accepting = False
+        self.confirmed_lines = 0
+        """Lines that the broker has confirmed so far."""
+        self.given_up_lines = 0
+        """Lines that were published and given up, since the broker takes none so large."""
+        # One line at a time is followed to its confirm: it has come when as many lines are confirmed as were published then.
+        self._observe = observe
+        self._followed: float = math.inf
+        self._followed_since: float | None = None if observe is not None else 0.0
+
+    # -- towards devices -------------------------------------------------------------------------------------------------
+
+    def open(self, connection_id: bytes, device_id: str | None) -> Template:
+        try:
+            return self._packer.template(connection_id, device_id)
+        except KeyTooLong as error:
+            # Who it is may not be settled yet, and it may never say anything.
+            return Unroutable(error)
+
+    def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
+        seq = source.seq
+        now = self._now()
+        try:
+            packed = self._packer.pack(source.template, seq, line, int(received or now))
+        except (KeyTooLong, LineTooLarge) as error:
+            self._turn_away(source, error)
+            return
+        source.seq = seq + 1
+        window, straight = self._window, self._straight
+        if straight is not None:
+            window.add(source, seq, packed)
+            straight.write(packed)
+        else:
+            self._publish_behind(source, seq, packed)
+        if self._followed_since is None:
+            self._followed_since = now
+            self._followed = self.confirmed_lines + window.messages
+        if self._outstanding is not None:
+            self._outstanding[source] += 1
+        if window.messages >= window.max_messages or window.size >= window.max_bytes:
+            self.accepting = False
+
+    def _publish_behind(self, source: LineSource, seq: int, packed: bytes) -> None:
+        """Publish a line where not every line may go at once: behind its connection's refused ones, or to the next client."""
+        client = self._client
+        if client is None:
+            self._window.add(source, seq, packed)
+        elif self._refusing or (self._stalls is not None and source in self._stalls):
+            self._window.defer(source, seq, packed)
+            if self._stalls is not None:
+                self._stalls.refuse(source, "")  # it stays stalled until this line, too, is on its way
+            self._retry_soon()
+        else:
+            self._window.add(source, seq, packed)
+            client.write(packed)
+
+    def _aim(self) -> None:
+        self._straight = self._client if not self._refusing and not self._stalls else None
+
+    def _turn_away(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
+        """This line, and those after it, cannot be published: none of them is acknowledged, and it is closed."""
+        if not isinstance(source.template, Unroutable):
+            source.template = Unroutable(error)
+        if not source.template.said:
+            source.template.said = True
+            self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
+        source.reject(str(error))
+
+    def wait(self, source: LineSource, since: int = 0) -> None:
+        if self._stalls is not None and source in self._stalls:
+            self._stalls.wait(source)
+        elif since > self._left:
+            self._sharing[source] = since
+            self._shares_asked += 1
+            heappush(self._shares, (since, self._shares_asked, source))
+        else:
+            self._waiting[source] = None
+            self._resume_soon()
+
+    @property
+    def _left(self) -> int:
+        """How many lines have left the window so far."""
+        return self.confirmed_lines + self.given_up_lines
+
+    def position(self, since: int) -> int:
+        left = self._left
+        return left + self._window.messages if left >= since else -1
+
+    def _give_shares(self) -> None:
+        """Let those go on whose last share is settled; they have their turn behind those that wait already."""
+        shares, left = self._shares, self._left
+        while shares and shares[0][0] <= left:
+            since, _, source = heappop(shares)
+            if self._sharing.get(source) == since:
+                del self._sharing[source]
+                self._waiting[source] = None
+        self._resume_soon()
+
+    @property
+    def spare(self) -> int:
+        return self._window.spare
+
+    def serves(self, source: LineSource) -> bool:
+        if self._client is None or self._blocked or self._refusing:
+            return False
+        return self._stalls is None or source not in self._stalls
+
+    def leave(self, source: LineSource) -> None:
+        self._waiting.pop(source, None)
+        self._sharing.pop(source, None)
+        if self._stalls is not None:
+            self._stalls.leave(source)
+
+    def settled(self, source: LineSource) -> bool:
+        """Whether the broker has all lines of a connection. Keeps count of that for all of them from the first call on."""
+        if self._outstanding is None:
+            self._outstanding = Counter(self._window.sources())
+        return self._outstanding[source] == 0
+
+    def _no_longer_outstanding(self, outstanding: Counter[LineSource], entries: list[Entry]) -> None:
+        for entry in entries:
+            source = entry.source
+            outstanding[source] -= 1
+            if not outstanding[source]:
+                del outstanding[source]  # or it would keep connections that are long gone
+
+    def _arrived(self) -> None:
+        """The line that is followed is confirmed; the next one that is published is followed."""
+        assert self._observe is not None
+        assert self._followed_since is not None
+        self._observe(self._now() - self._followed_since)
+        self._followed = math.inf
+        self._followed_since = None
+
+    @property
+    def unconfirmed_since(self) -> float | None:
+        """When the line was published that is followed to its confirm, in seconds since the epoch; `None`: none is."""
+        return self._followed_since if self._observe is not None else None
+
+    @property
+    def unconfirmed(self) -> int:
+        """Lines that were published and are not confirmed."""
+        return self._window.messages
+
+    def _reopen(self) -> None:
+        """Take lines again, if nothing is in the way; those who wait come first, each once around."""
+        self.accepting = (
+            self._client is not None and not self._blocked and not self._refusing and not self._window.full
+        )
+        self._resume_soon()
+
+    def _resume_soon(self) -> None:
+        if self.accepting and self._waiting and not self._resuming:
+            self._resuming = True
+            self._clock.callLater(0, self._resume)
+
+    def _resume(self) -> None:
+        self._resuming = False
+        end = self._clock.seconds() + RESUMED_WITHIN
+        for source in list(islice(self._waiting, RESUMED_AT_ONCE)):
+            if not self.accepting:
+                return
+            if self._clock.seconds() > end:
+                break
+            if source in self._waiting:
+                del self._waiting[source]
+                try:
+                    source.resume()
+                except Exception:
+                    source.failed(Failure())
+        self._resume_soon()
+
+    # -- the connection --------------------------------------------------------------------------------------------------
+
+    async def up(self, client: BrokerProtocol) -> None:
+        if isinstance(self._queue, topology.Exchange):
+            await topology.find_exchange(client, SCRATCH, self._queue)
+        else:
+            await topology.declare(client, SCRATCH, self._queue, self._warn)
+        channel = await client.open_channel(LINES, self)
+        await channel.confirm_select()
+        smaller = None
+        if client.frame_max != self._frame_max:
+            if client.frame_max < self._frame_max:
+                smaller = client.frame_max
+            self._frame_max = client.frame_max
+            self._packer.limit(client.frame_max)
+        self._client = client
+        self._tried = False
+        self._doubts.began()
+        self._returned.clear()
+        self._refusing = False
+        if self._stalls is not None:
+            self._waiting.update(dict.fromkeys(self._stalls.clear()))
+        self._aim()
+        self._stop_retrying()
+        again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
+        if again:
+            client.write(b"".join(again))
+        self._reopen()
+
+    def down(self) -> None:
+        self._client = None
+        self._aim()
+        self._blocked = False
+        self.accepting = False
+        self._stop_retrying()
+
+    def blocked(self, reason: str) -> None:
+        self._blocked = True
+        self.accepting = False
+
+    def unblocked(self) -> None:
+        self._blocked = False
+        self._reopen()
+
+    def closed(self, reason: Failure) -> None:
+        # The channel alone: the broker found fault with something. Begin anew with the whole connection, which backs off.
+        if isinstance(reason.value, BrokerError) and (too_large := TOO_LARGE.search(reason.value.text)):
+            self._limit(int(too_large[1]))
+        if self._client is not None and not self._client.closed:
+            self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+
+    def _limit(self, largest: int) -> None:
+        """The broker takes no line of more bytes than these. Those that have one lose it, and their connection: or nobody's
+        lines would ever get past it.
+        """
+        self._packer.largest(largest)
+        hopeless = self._window.give_up(lambda packed: body_size(packed) > largest)
+        if hopeless:
+            self._warn(
+                f"RabbitMQ takes no message of more than {largest} bytes, and devices may send longer lines: lower --max-line, "
+                "or raise RabbitMQ's max_message_size and restart Owsla"
+            )
+        self.given_up_lines += len(hopeless)
+        if hopeless and self._observe is not None:
+            # What is followed was counted with these before it: follow the next one that is published.
+            self._followed = math.inf
+            self._followed_since = None
+        if self._outstanding is not None:
+            self._no_longer_outstanding(self._outstanding, hopeless)
+        self._give_shares()
+        for entry in hopeless:
+            size = body_size(entry.packed)
+            try:
+                self._turn_away(entry.source, LineTooLarge(f"a line of {size} bytes, and the broker takes {largest}"))
+            except Exception:
+                entry.source.failed(Failure())
+
+    def _warn(self, text: str) -> None:
+        self._emit(BrokerWarning(text))
+
+    # -- confirms --------------------------------------------------------------------------------------------------------
+
+    def confirmed(self, tag: int, multiple: bool) -> None:
+        try:
+            entries = self._window.confirm(tag, multiple)
+        except UnknownTag as error:
+            self._protest(error)
+            return
+        if self._returned:
+            entries = self._without_returned(entries)
+        self.confirmed_lines += len(entries)
+        if not self._tried and entries:
+            self._tried = True
+            self._doubts.taken(self._queue.name)
+        if self.confirmed_lines >= self._followed:
+            self._arrived()
+        if self._shares and self._shares[0][0] <= self._left:
+            self._give_shares()
+        if self._outstanding is not None:
+            self._no_longer_outstanding(self._outstanding, entries)
+        if self._acknowledge:
+            for entry in entries:
+                try:
+                    entry.source.confirmed(entry.seq)
+                except Exception:
+                    entry.source.failed(Failure())  # its own connection's fault, and nobody else's
+        if self._refusing and entries and not self._window.refused:
+            self._refusing = False
+            self._aim()
+            self._retry_wait.reset()
+        if self._stalls:
+            self._go_on(self._stalls, entries)
+        if self._refusal_told and entries and not self._window.refused and not self._stalls:
+            self._refusal_told = False
+            self._emit(LinesAccepted(self._where()))
+        if not self.accepting and self._window.roomy:
+            self._reopen()
+
+    def refused(self, tag: int, multiple: bool) -> None:
+        try:
+            entries = self._window.refuse(tag, multiple)
+        except UnknownTag as error:
+            self._protest(error)
+            return
+        if entries:  # none of them may be left that is not on its way again already
+            self._doubts.refused(self._queue.name)
+            self._refuse(entries, self._full())
+
+    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
+        # It is acknowledged in a moment all the same; then it is known which one it is.
+        try:
+            headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
+            key = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
+        except (WireError, KeyError, ValueError, TypeError, OverflowError):
+            self._protest(WireError("a returned message is none of ours"))
+            return
+        self._returned[key] = routing_key
+        self._missing_queue = True
+
+    def _without_returned(self, entries: list[Entry]) -> list[Entry]:
+        safe: list[Entry] = []
+        back: list[Entry] = []
+        keys: dict[str, list[Entry]] = {}
+        for entry in entries:
+            key = self._returned.pop((entry.source.connection_id, entry.seq), None)
+            if key is None:
+                safe.append(entry)
+            else:
+                back.append(entry)
+                keys.setdefault(key, []).append(entry)
+        if back:
+            self._window.put_back(back)
+            for key, returned in keys.items():
+                self._refuse(returned, self._nowhere(key))
+        return safe
+
+    def _tell_refusal(self, lines: int, reason: str) -> None:
+        self._refusal_told = True
+        self._emit(LinesRefused(lines, reason))
+
+    def _where(self) -> str:
+        kind = "exchange" if isinstance(self._queue, topology.Exchange) else "queue"
+        return f"{kind} {self._queue.name}"
+
+    def _full(self) -> str:
+        if isinstance(self._queue, topology.Exchange):
+            return f"a queue behind the exchange {self._queue.name} takes no more"
+        return f"the queue {self._queue.name} takes no more"
+
+    def _nowhere(self, routing_key: str) -> str:
+        if isinstance(self._queue, topology.Exchange):
+            return f"the exchange {self._queue.name} has no queue for the routing key {routing_key!r}"
+        return f"there is no queue {self._queue.name}"
+
+    def _protest(self, error: Exception) -> None:
+        if self._client is not None:
+            self._client.abort(WireError(str(error)))
+
+    # -- refusals --------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, entries: list[Entry], reason: str) -> None:
+        """These are not safe, and in the window to be published again."""
+        if self._stalls is None:
+            self.accepting = False
+            if not self._refusing:
+                self._refusing = True
+                self._tell_refusal(len(entries), reason)
+        else:
+            self._stall(self._stalls, entries, reason)
+        self._aim()
+        self._retry_soon()
+
+    def _retry_soon(self) -> None:
+        if self._retry_call is None:
+            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
+
+    def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
+        """Read no more of the connections that these are of."""
+        for entry in entries:
+            source = entry.source
+            stalled, tell = stalls.refuse(source, reason)
+            if tell:
+                self._tell_refusal(len(entries), reason)
+            if not stalled:
+                continue
+            if source in self._waiting or source in self._sharing:
+                self._waiting.pop(source, None)
+                self._sharing.pop(source, None)
+                stalls.wait(source)
+            else:
+                try:
+                    source.stall()
+                except Exception:
+                    source.failed(Failure())
+
+    def _go_on(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> None:
+        """Read on from those that had stalled and now have a line that is safe."""
+        freed = stalls.safe(entry.source for entry in safe)
+        if freed:
+            self._waiting.update(dict.fromkeys(freed))
+            self._reopen()
+        if not stalls:
+            self._aim()
+            self._retry_wait.reset()
+
+    def _retry(self) -> None:
+        if self._client is not None:
+            self._client.run(self._publish_again())
+
+    async def _publish_again(self) -> None:
+        client = self._client
+        if client is not None and self._missing_queue and isinstance(self._queue, topology.Queue):
+            self._missing_queue = False
+            try:
+                await topology.declare(client, SCRATCH, self._queue, self._warn)
+            except (BrokerError, Closed) as error:
+                self._missing_queue = True
+                if client is self._client:
+                    client.abort(as_failure(error).value or error)
+                return
+        if client is None or client is not self._client:
+            return
+        self._retry_call = None
+        if self._doubts.again():
+            client.abort(BrokerError(0, f"{self._full()}, or not on this channel: trying another", scope="channel"))
+            return
+        client.write(b"".join(self._window.retry()))
+        # Devices are read again when the first of these is confirmed: of each connection, where each stalls by itself.
+        if self._stalls is not None:
+            self._stalls.published_again()
+
+    def _stop_retrying(self) -> None:
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
+        self._retry_call = None

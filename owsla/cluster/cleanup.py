@@ -1,0 +1,306 @@
+"""The clean-up after a node that is gone: what is in its queue goes on record, and the queue is deleted.
+
+RabbitMQ routes a message to a classic queue, and confirms it, in the instant in which that queue is deleted: the message is
+lost, and its sender does not know. No condition of `queue.delete` excludes it, nor does the expiry of a queue. So a queue is
+deleted only when back ends have stopped sending to it:
+
+    1. Take what is in the queue, and have it recorded. A returning consumer is the node itself: stop, and leave the rest to it.
+    2. Announce that the node is lost, so that back ends stop.
+    3. Go on as in 1 until nothing has come for `SILENCE` seconds.
+    4. Delete the queue, if it is still empty and unused.
+
+A back end that never stops keeps the queue, and finds its messages on record. Each clean-up has channels of its own, so that
+no other dead node waits for such a queue.
+
+A queue that has no `basic.get` (405: a quorum queue with a single active consumer) is consumed instead, and deleted without
+conditions, which it does not have either (540).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+from txamqp.client import Closed
+
+from ..amqp.wire import WireError
+from ..broker import headers as delivery
+from ..broker import queues as topology
+from ..broker.client import BrokerError, BrokerProtocol, Getter, as_failure
+from ..broker.consumers import letter
+from ..broker.queue_state import OUT_OF_REACH, Found, look
+from ..interfaces import Clock
+from ..letter import Letter
+
+SILENCE: Final = 5.0
+"""Seconds without a message after which a queue is deleted. The deletion takes some milliseconds: at the worst rate for it, a
+message in five seconds, one clean-up in thousands loses one."""
+
+PERSISTENT: Final = 60.0
+"""Seconds after which the operator hears of back ends that go on sending to a node that is gone."""
+
+LOOK_INTERVAL: Final = 0.2
+"""Seconds between two looks at a queue that was empty."""
+
+LEAVING: Final = 5.0
+"""Seconds for which a consumer of ours that has left may still be counted among those of a queue."""
+
+AT_ONCE: Final = 200
+"""Messages of one queue that are in memory at once."""
+
+LOCKED: Final = 405
+"""RabbitMQ has no basic.get for a quorum queue with a single active consumer."""
+
+
+class Recorder(Protocol):
+    """The courier, as a clean-up sees it."""
+
+    def record(self, letter: Letter, reason: str) -> None:
+        """Bring it to the undeliverable queue, and say that it is done."""
+
+    def lost(self, queue: str) -> None:
+        """The node of this queue is dead."""
+
+
+class Cleanup(Getter):
+    """The clean-up of one node's queue, from the first look to the deletion."""
+
+    open = True
+    prefetch = AT_ONCE
+    own = True
+
+    def __init__(
+        self,
+        client: BrokerProtocol,
+        channel: int,
+        queue: str,
+        clock: Clock,
+        courier: Recorder,
+        announce: Callable[[int], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Use `channel` and the number after it. `announce` is called once, with the
+        number of messages that were taken by then, before the queue is deleted.
+        """
+        self._client = client
+        self._channel = channel
+        self._queue = queue
+        self._clock = clock
+        self._courier = courier
+        self._announce: Callable[[int], None] | None = announce
+        self._warn = warn
+        self._consuming = False
+        self._abandoned = False
+        self._asked = 0
+        self._held = 0
+        self._settled: Deferred[None] | None = None
+        self._end: Failure | None = None
+        self._messages = 0
+
+    async def run(self, *, plain: bool) -> bool:
+        """Return whether the queue is gone; if not, the node is back. `plain`: the queue has no conditional deletion.
+
+        Raises `BrokerError` where the broker refuses something, and `Closed` when the connection ends.
+        """
+        backlog: int | None = None
+        seen = 0
+        quiet_since = self._clock.seconds()
+        warn_at: float | None = None
+        await self._open()
+        while True:
+            found = await self._look()
+            if found is None:
+                break
+            if found.consumers > self._consuming:
+                return False
+            if not await self._take(found.messages):
+                break
+            now = self._clock.seconds()
+            if found.messages or self._held or self._messages != seen:
+                seen, quiet_since = self._messages, now
+            backlog = found.messages if backlog is None else backlog
+            if warn_at is None and (self._messages >= backlog or not found.messages):
+                self._announced()
+                warn_at = now + PERSISTENT
+            if now - quiet_since >= SILENCE:
+                gone = await self._delete(plain or self._consuming)
+                if gone is not None:
+                    return gone
+                quiet_since = self._clock.seconds()
+            if warn_at is not None and now >= warn_at:
+                warn_at = math.inf
+                self._warn(
+                    f"back ends still send to {self._queue}, whose node is gone: {self._messages} messages are on record as "
+                    "undeliverable so far; the queue is deleted when they stop"
+                )
+            if self._consuming or found.messages < AT_ONCE:
+                # A consumer brings messages by itself: without a wait its looks would follow each other at once.
+                await self._wait()
+        self._announced()
+        return True
+
+    def abandon(self) -> None:
+        """The register's channel is gone: do nothing more. Somebody else begins the clean-up again."""
+        self.open = False
+        self._abandoned = True
+
+    async def end(self) -> None:
+        """Close the channels."""
+        self.open = False
+        for number in (self._channel, self._channel + 1):
+            await self._client.end_channel(number)
+
+    def _announced(self) -> None:
+        announce, self._announce = self._announce, None
+        if announce is not None and not self._abandoned:
+            announce(self._messages)
+
+    # -- the queue -------------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> Found | None:
+        if self._abandoned:
+            raise Closed(ConnectionDone("abandoned"))
+        return await look(self._client, self._channel + 1, self._queue)
+
+    async def _open(self) -> Any:
+        await self._client.end_channel(self._channel)
+        self._end = None
+        self.open = True
+        return await self._client.open_channel(self._channel, self)
+
+    async def _take(self, messages: int) -> bool:
+        """Have some of what is in the queue recorded: `False` where there is no queue any more.
+
+        Messages are asked for one by one: a consumer of a queue that has a single active one would be in the way of a node that
+        comes back.
+        """
+        try:
+            if not self._consuming:
+                self._asked = min(messages, AT_ONCE)
+                for _ in range(self._asked):
+                    self._client.get(self._channel, self._queue)
+                await self._all_settled()
+            elif self._end is not None:
+                self._raise_end(self._end)
+        except BrokerError as error:
+            if error.code == topology.NOT_FOUND and OUT_OF_REACH not in error.text:
+                return False
+            if error.code != LOCKED or self._consuming:
+                raise
+            await self._consume()
+        return True
+
+    async def _consume(self) -> None:
+        channel = await self._open()
+        await channel.basic_qos(prefetch_count=AT_ONCE)
+        self._consuming = True
+        await channel.basic_consume(queue=self._queue, consumer_tag="owsla-cleanup")
+
+    async def _delete(self, plain: bool) -> bool | None:
+        """Return whether the queue is gone, or `None` to go on: something came into it after all."""
+        if self._consuming:
+            # Cancelled, not closed: what is delivered meanwhile is recorded, and a quorum queue counts no return of it.
+            await self._client.channels[self._channel].basic_cancel(consumer_tag="owsla-cleanup")
+            await self._all_settled()
+            self._consuming = False
+        found = await self._without_us()
+        if found is None:
+            return True
+        if found.consumers:
+            return False
+        if found.messages:
+            return None
+        try:
+            await self._client.channels[self._channel].queue_delete(
+                queue=self._queue, if_unused=not plain, if_empty=not plain
+            )
+        except Closed as closed:
+            error = as_failure(closed).value
+            if not isinstance(error, BrokerError) or error.scope != "channel":
+                raise
+            if error.code != topology.PRECONDITION_FAILED:
+                raise error from None
+            await self._open()
+            return None
+        return True
+
+    async def _without_us(self) -> Found | None:
+        """Look at the queue once our own consumer has left it. A busy broker counts a cancelled consumer of a quorum queue for
+        a while; to take ourselves for the node would stop the clean-up.
+        """
+        patience = self._clock.seconds() + LEAVING
+        while True:
+            found = await self._look()
+            if found is None or not found.consumers or self._clock.seconds() >= patience:
+                return found
+            await self._wait()
+
+    async def _wait(self) -> None:
+        waiting: Deferred[None] = Deferred()
+        self._clock.callLater(LOOK_INTERVAL, waiting.callback, None)
+        await waiting
+
+    # -- messages --------------------------------------------------------------------------------------------------------
+
+    def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._answered()
+        self.deliver(tag, redelivered, header, body)
+
+    def got_nothing(self) -> None:
+        self._answered()
+        self._check()
+
+    def _answered(self) -> None:
+        if not self._asked:
+            raise WireError("the broker answers a basic.get that was not sent")
+        self._asked -= 1
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._held += 1
+        try:
+            connection_id, seq, _ = delivery.read(header)
+            address = delivery.details(header)
+        except WireError:
+            one = Letter(self, tag, header, body, None, None)
+        else:
+            if address.notice is not None:
+                self.done(tag)  # the node's own, to itself
+                return
+            one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
+        self._messages += 1
+        self._courier.record(one, "unknown-connection")
+
+    def written(self, header: bytes, body: bytes) -> None:
+        """Nothing goes to a device from here."""
+
+    def done(self, tag: int) -> None:
+        self._held -= 1
+        if self.open:
+            self._client.ack(self._channel, tag, False)
+        self._check()
+
+    def closed(self, reason: Failure) -> None:
+        self.open = False
+        self._end = reason
+        self._check()
+
+    def _check(self) -> None:
+        waiting = self._settled
+        if waiting is not None and (self._end is not None or not (self._asked or self._held)):
+            self._settled = None
+            waiting.callback(None)
+
+    async def _all_settled(self) -> None:
+        if self._end is None and (self._asked or self._held):
+            self._settled = Deferred()
+            await self._settled
+        if self._end is not None:
+            self._raise_end(self._end)
+
+    def _raise_end(self, end: Failure) -> NoReturn:
+        self._asked = self._held = 0
+        raise end.value if isinstance(end.value, BrokerError) else Closed(end.value)

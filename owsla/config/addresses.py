@@ -1,0 +1,118 @@
+"""Addresses of brokers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, unquote_to_bytes
+
+import idna
+
+from owsla.errors import ConfigError
+
+_HOST_NAME = re.compile(r"[^\s:/?#\[\]@%,\x00-\x20\x7f]+")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where a broker is and how to log in; neither ``str()`` nor ``repr()`` shows the password."""
+
+    host: str
+    port: int = 5672
+    username: str = "guest"
+    password: str = field(default="guest", repr=False)
+    vhost: str = "/"
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> BrokerAddress:
+        """Read ``amqp://user:password@host:port/vhost`` or ``amqps://…``; ConfigError says what is wrong with it.
+
+        As RabbitMQ's URI specification says (user, password and vhost percent-encoded; what is left out takes the
+        default), with one deviation: ``amqp://host/`` means the vhost ``/``, as ``amqp://host`` does, and not the vhost
+        with the empty name, which RabbitMQ can't have. No message quotes the URL, since there may be a password in it.
+        """
+        scheme, separator, rest = url.partition("://")
+        if not separator:
+            raise ConfigError("a broker's URL looks like amqp://user:password@host:port/vhost")
+        if scheme.lower() not in ("amqp", "amqps"):
+            raise ConfigError("a broker's URL begins with amqp:// or amqps://")
+        tls = scheme.lower() == "amqps"
+        for character, escape in (("?", "%3f"), ("#", "%23")):
+            if character in rest:
+                raise ConfigError(
+                    f"a broker's URL takes no query parameters or fragment (a {character} in a name or password is {escape})"
+                )
+        authority, _, path = rest.partition("/")
+        if "@" in path:
+            raise ConfigError("a / in the user name or password is written %2f, an @ in the vhost %40")
+        userinfo, at, location = authority.rpartition("@")
+        if "@" in userinfo:
+            raise ConfigError("an @ in the user name or password is written %40")
+        address = cls(*_host_and_port(location, 5671 if tls else 5672), tls=tls)
+        if at:
+            username, colon, password = userinfo.partition(":")
+            if not username:
+                raise ConfigError("there is no user name before the @")
+            address = replace(address, username=_decoded(username, "user name"))
+            if colon:
+                address = replace(address, password=_decoded(password, "password"))
+        if "/" in path:
+            raise ConfigError("a / in the vhost is written %2f")
+        if path:
+            address = replace(address, vhost=_decoded(path, "vhost"))
+        if len(address.vhost.encode()) > 255:  # an AMQP short string
+            raise ConfigError("the vhost is longer than 255 bytes")
+        return address
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "amqps" if self.tls else "amqp"
+        return f"{scheme}://{quote(self.username, safe='')}@{host}:{self.port}/{quote(self.vhost, safe='')}"
+
+
+def _decoded(text: str, what: str) -> str:
+    if _BAD_ESCAPE.search(text):
+        raise ConfigError(f"a % in the {what} is written %25")
+    try:
+        # A surrogate can only come from an argument that isn't UTF-8.
+        return unquote_to_bytes(text.encode()).decode()
+    except UnicodeError:
+        raise ConfigError(f"the {what} is not UTF-8") from None
+
+
+def _host_and_port(location: str, port: int) -> tuple[str, int]:
+    if location.startswith("["):
+        host, bracket, after = location[1:].partition("]")
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            bracket = ""
+        if not bracket or (after and not after.startswith(":")):
+            raise ConfigError("what is in brackets is an IPv6 address, as in amqp://[::1]:5672")
+        port_text = after
+    else:
+        host, colon, digits = location.partition(":")
+        if ":" in digits:
+            raise ConfigError("an IPv6 address is written in brackets, as in amqp://[::1]:5672")
+        port_text = colon + digits
+        if not host:
+            raise ConfigError("there is no host name in the broker's URL")
+        if not _HOST_NAME.fullmatch(host):
+            raise ConfigError("the host name in the broker's URL has characters that a host name can't have")
+        try:
+            idna.encode(host)  # as Twisted does before it resolves a name
+        except UnicodeError:
+            if "_" in host:
+                raise ConfigError(
+                    "a host name can't have an underscore, as the broker's has: give its IP address, or an alias without one"
+                ) from None
+            raise ConfigError("the host name in the broker's URL is none that DNS allows, such as rabbit.example.com") from None
+    if port_text in ("", ":"):
+        return host, port
+    digits = port_text[1:]
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 1 <= int(digits) <= 65535):
+        raise ConfigError("the port in the broker's URL is not a number from 1 to 65535")
+    return host, int(digits)

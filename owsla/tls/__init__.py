@@ -1,0 +1,1 @@
+"""Certificates and TLS contexts, for devices and for the broker."""

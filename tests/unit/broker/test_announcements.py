@@ -1,0 +1,518 @@
+"""What is announced of connections, when, and again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.announcements import UnknownTag
+from owsla.events import Announcement, DeviceIdentified, Presence
+
+from ..events.doubles import connected, disconnected
+
+
+def told(announcements: list[Announcement]) -> list[str]:
+    marks = {"connected": "+", "disconnected": "-", "node-lost": "!"}
+    return [marks[one.change] + one.key + ("*" if one.resync else "") + ("~" if one.coalesced else "") for one in announcements]
+
+
+class PresenceTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.presence = Presence(window=3, unseen_limit=2)
+
+    def sent(self) -> list[str]:
+        announcements = []
+        while (one := self.presence.next()) is not None:
+            announcements.append(one)
+        return told(announcements)
+
+    def come(self, *keys: str) -> None:
+        for key in keys:
+            self.presence.connected(connected(key), 10.0)
+
+    def go(self, *keys: str) -> None:
+        for key in keys:
+            self.presence.disconnected(disconnected(key), 20.0)
+
+    def test_nothing_before_the_channel(self) -> None:
+        """What happens waits for a channel."""
+        self.come("a")
+        self.assertEqual(self.sent(), [])
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["+a"])
+        self.assertEqual((self.presence.unconfirmed, self.presence.in_flight), (1, 1))
+
+    def test_the_window(self) -> None:
+        """So many are unconfirmed at most."""
+        self.presence.begin()
+        self.come(*"abcde")
+        self.assertEqual(self.sent(), ["+a", "+b", "+c"])
+        self.presence.confirmed(2, True)
+        self.assertEqual(self.sent(), ["+d", "+e"])
+
+    def test_held(self) -> None:
+        """While the queue is too long only the end of what was announced is announced; then everything that waited, once."""
+        self.presence.begin()
+        self.come("a", "b")
+        self.sent()
+        self.presence.confirmed(0, True)
+        self.presence.hold(True)
+        self.come("c", "d")
+        self.go("a", "c")
+        self.presence.resync()
+        self.presence.node_lost("89abcdef", 20.0)
+        self.assertEqual(self.sent(), ["-a", "!89abcdef"])
+        self.presence.confirmed(0, True)
+        self.assertEqual(self.presence.unconfirmed, 0, "a stop does not wait for what is held")
+        self.presence.hold(False)
+        self.assertEqual(sorted(self.sent()), ["+b*", "+d", "-c~"])
+
+    def test_held_for_too_many(self) -> None:
+        """Where more came and went than are kept, everybody is announced again afterwards."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.confirmed(0, True)
+        self.presence.hold(True)
+        self.come("b", "c", "d")
+        self.go("b", "c", "d")
+        self.presence.hold(False)
+        self.assertEqual((sorted(self.sent()), self.presence.forgotten), (["+a*", "-c~", "-d~"], 1))
+
+    def test_one_in_flight(self) -> None:
+        """That it disconnected waits until that it connected has arrived."""
+        self.presence.begin()
+        self.come("a")
+        self.assertEqual(self.sent(), ["+a"])
+        self.go("a")
+        self.assertEqual(self.sent(), [])
+        self.presence.confirmed(1, False)
+        self.assertEqual(self.sent(), ["-a"])
+        self.presence.confirmed(2, False)
+        self.assertEqual((self.presence.unconfirmed, self.presence.live), (0, 0))
+
+    def test_came_and_went(self) -> None:
+        """A connection that came and went unannounced is one announcement, which says so; all others are repeated then."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.confirmed(1, False)
+        self.presence.lost()
+        self.come("b")
+        self.go("b")
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["-b~", "+a*"])
+
+    def test_no_gap(self) -> None:
+        """A channel that was lost with nothing on its way, and nothing in between, leaves nothing to repeat."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.confirmed(1, False)
+        self.presence.lost()
+        self.presence.begin()
+        self.assertEqual(self.sent(), [])
+
+    def test_lost_in_flight(self) -> None:
+        """What was on its way may have arrived: it is announced again, and so are the others."""
+        self.presence.begin()
+        self.come("a", "b")
+        self.sent()
+        self.presence.confirmed(1, False)
+        self.presence.lost()
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["+b*", "+a*"])
+        self.presence.confirmed(2, True)
+        self.assertEqual(self.sent(), [])
+
+    def test_gone_with_the_channel(self) -> None:
+        """A newer state takes the place of what was on its way when the channel was lost."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.go("a")
+        self.presence.lost()
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["-a"])  # it may have been announced
+
+    def test_refused(self) -> None:
+        """What the broker refuses is pending again; if it was over meanwhile, only that is announced."""
+        self.presence.begin()
+        self.come("a", "b")
+        self.sent()
+        self.go("b")
+        self.presence.refused(0, True)
+        self.assertEqual(self.sent(), ["+a", "-b~"])
+
+    def test_refused_and_then_gone(self) -> None:
+        """A connection whose only announcement was refused is unannounced."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.refused(1, False)
+        self.go("a")
+        self.assertEqual(self.sent(), ["-a~"])
+
+    def test_lost_and_then_refused(self) -> None:
+        """A connection whose announcement was lost on its way may be known, also if a repetition of that is refused."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.lost()
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["+a*"])
+        self.go("a")
+        self.presence.refused(1, False)
+        self.assertEqual(self.sent(), ["-a"])
+
+    def test_returned(self) -> None:
+        """What was returned has not arrived, though it is confirmed; after a new start all are announced again."""
+        self.presence.begin()
+        self.come("a", "b")
+        self.sent()
+        self.assertTrue(self.presence.confirmed(1, False))
+        self.presence.returned("b")
+        self.presence.returned("nobody")
+        self.assertFalse(self.presence.confirmed(2, False))
+        self.presence.lost()
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["+b", "+a*"])
+
+    def test_forgotten(self) -> None:
+        """Of those that came and went unannounced the last are kept; who is still there is never forgotten."""
+        self.come("a", "b", "c", "d")
+        self.go("b", "c", "d")
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["+a", "-c~", "-d~"])
+        self.assertEqual(self.presence.forgotten, 1)
+
+    def test_announced_are_never_forgotten(self) -> None:
+        """That an announced connection is gone is kept, however many there are."""
+        presence = self.presence = Presence(window=10, unseen_limit=2)
+        presence.begin()
+        self.come(*"abcdef")
+        self.sent()
+        presence.confirmed(6, True)
+        presence.lost()
+        self.go(*"abcdef")
+        presence.begin()
+        self.assertEqual(self.sent(), [f"-{key}" for key in "abcdef"])
+
+    def test_missed(self) -> None:
+        """After a time in which it was told nothing, it announces what has changed, and all again."""
+        presence = self.presence = Presence(window=10)
+        presence.begin()
+        self.come("a", "b")
+        self.sent()
+        presence.confirmed(2, True)
+        presence.missed([connected("b"), connected("c")], 30.0)
+        self.assertEqual(self.sent(), ["-a", "+c", "+b*"])
+
+    def test_identified(self) -> None:
+        """A device that says who it is later is announced with that: once, if that was before the announcement, or again."""
+        self.presence.begin()
+        self.come("a")
+        self.presence.identified(DeviceIdentified("a", "early"))
+        (one,) = [self.presence.next()]
+        assert one is not None
+        self.assertEqual((one.headers().get("device_id"), one.resync), ("early", False))
+        self.presence.identified(DeviceIdentified("a", "early"))
+        self.presence.identified(DeviceIdentified("a", "late"))
+        self.presence.identified(DeviceIdentified("nobody", "late"))
+        self.assertEqual(self.sent(), [])
+        self.presence.confirmed(1, False)
+        one = self.presence.next()
+        assert one is not None
+        self.assertEqual((one.headers().get("device_id"), one.resync), ("late", True))
+        self.assertEqual(self.sent(), [])
+
+    def test_identified_and_refused(self) -> None:
+        """What was never announced is announced once, and not as a repetition."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        self.presence.identified(DeviceIdentified("a", "late"))
+        self.presence.refused(1, False)
+        self.assertEqual(self.sent(), ["+a"])
+
+    def test_nobody_said_that_it_came(self) -> None:
+        """That a connection is gone of which nothing was known is announced all the same."""
+        self.presence.begin()
+        self.go("a")
+        self.assertEqual(self.sent(), ["-a"])
+
+    def test_another_node(self) -> None:
+        """The loss of a node is announced once."""
+        self.presence.node_lost("89abcdef", 10.0)
+        self.presence.node_lost("89abcdef", 11.0)
+        self.presence.begin()
+        self.assertEqual(self.sent(), ["!89abcdef"])
+
+    def test_unknown_tags(self) -> None:
+        """A confirm of what was not published is an error, and changes nothing."""
+        self.presence.begin()
+        self.come("a")
+        self.sent()
+        for tag, multiple in ((2, False), (2, True), (0, False)):
+            with self.assertRaises(UnknownTag):
+                self.presence.confirmed(tag, multiple)
+        self.presence.confirmed(1, True)
+        with self.assertRaises(UnknownTag):
+            self.presence.refused(1, False)
+        self.assertEqual(self.presence.unconfirmed, 0)
+
+
+class MessageTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.presence = Presence()
+        self.presence.begin()
+
+    def next(self) -> Announcement:
+        announcement = self.presence.next()
+        assert announcement is not None
+        return announcement
+
+    def test_connected(self) -> None:
+        """What the contract says, and nothing else."""
+        self.presence.connected(connected("a", "sensor 7"), 10.5)
+        one = self.next()
+        self.assertEqual(
+            one.headers(),
+            {"event": "connected", "connection_id": "a", "device_id": "sensor 7", "node": "a"},
+        )
+        self.assertEqual(
+            one.body("0123abcd"),
+            {
+                "event": "connected",
+                "connection_id": "a",
+                "device_id": "sensor 7",
+                "node": "a",
+                "time": "1970-01-01T00:00:10.500000Z",
+                "peer": "192.0.2.1:1234",
+                "tls": "TLSv1.3",
+                "resync": False,
+            },
+        )
+
+    def test_without_an_identity(self) -> None:
+        """A device that proved no identity has no `device_id` header, and null in the body."""
+        self.presence.connected(connected("a"), 10.5)
+        one = self.next()
+        self.assertNotIn("device_id", one.headers())
+        self.assertIsNone(one.body("n")["device_id"])
+
+    def test_disconnected(self) -> None:
+        """It says all that is known of the connection."""
+        self.presence.connected(connected("a", "d"), 10.0)
+        self.next()
+        self.presence.disconnected(disconnected("a", "d"), 15.0)
+        self.presence.confirmed(1, False)
+        one = self.next()
+        self.assertEqual(
+            one.body("n"),
+            {
+                "event": "disconnected",
+                "connection_id": "a",
+                "device_id": "d",
+                "node": "a",
+                "time": "1970-01-01T00:00:15.000000Z",
+                "peer": "192.0.2.1:1234",
+                "tls": "TLSv1.3",
+                "connected_at": "1970-01-01T00:00:10.000000Z",
+                "coalesced": False,
+                "reason": "closed by the device",
+                "lines_in": 3,
+                "lines_out": 4,
+                "seconds": 5.0,
+            },
+        )
+
+    def test_missed(self) -> None:
+        """Of an end that was missed the reason and the counts are not known."""
+        self.presence.connected(connected("a", "d"), 10.0)
+        self.next()
+        self.presence.confirmed(1, False)
+        self.presence.missed([], 15.0)
+        body: dict[str, Any] = self.next().body("n")
+        self.assertEqual((body["reason"], body["lines_in"], body["device_id"]), ("unknown", None, "d"))
+
+    def test_resync(self) -> None:
+        """A repetition says so, in a header too."""
+        self.presence.connected(connected("a"), 10.0)
+        self.next()
+        self.presence.confirmed(1, False)
+        self.presence.resync()
+        one = self.next()
+        self.assertEqual((one.headers()["resync"], one.body("n")["resync"]), (True, True))
+
+    def test_node_lost(self) -> None:
+        """It names the node that is lost, and who says so."""
+        self.presence.node_lost("89abcdef", 10.0)
+        one = self.next()
+        self.assertEqual(one.headers(), {"event": "node-lost", "node": "89abcdef"})
+        self.assertTrue(self.presence.pending("89abcdef"))
+        self.presence.confirmed(1, False)
+        self.assertFalse(self.presence.pending("89abcdef"))
+        self.assertEqual(
+            one.body("n"),
+            {"event": "node-lost", "node": "89abcdef", "time": "1970-01-01T00:00:10.000000Z", "reported_by": "n"},
+        )
+
+
+class PresenceMachine(RuleBasedStateMachine):
+    """Against a broker that takes, refuses, returns, and disappears with or without what was on its way, and a back end that
+    reads all of it.
+    """
+
+    @initialize(window=st.integers(1, 4), unseen=st.integers(0, 3))
+    def begin(self, window: int, unseen: int) -> None:
+        self.presence = Presence(window, unseen)
+        self.count = 0
+        self.open: list[str] = []
+        self.names: dict[str, str] = {}
+        self.up = False
+        self.held = False
+        self.flying: list[tuple[int, Announcement]] = []
+        self.arrived: dict[str, list[Announcement]] = {}
+        self.tag = 0
+
+    def arrive(self, one: Announcement) -> None:
+        log = self.arrived.setdefault(one.key, [])
+        if one.change == "connected":
+            assert all(before.change == "connected" for before in log), "connected after disconnected"
+            if one.resync is False:
+                assert not log, "a repetition that does not say so"
+        else:
+            assert not (one.coalesced and any(before.change == "connected" for before in log))
+        # What arrives is what was sent: the announcement may be changed later.
+        copy = Announcement(one.key, one.change, one.time, one.since)
+        copy.connected = one.connected
+        log.append(copy)
+
+    @rule()
+    def connect(self) -> None:
+        self.count += 1
+        key = f"c{self.count}"
+        self.open.append(key)
+        self.presence.connected(connected(key), 1.0)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def disconnect(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.open))
+        self.open.remove(key)
+        self.presence.disconnected(disconnected(key), 2.0)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def identify(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.open))
+        self.names[key] = f"{self.names.get(key, '')}x"
+        self.presence.identified(DeviceIdentified(key, self.names[key]))
+
+    @precondition(lambda self: not self.up)
+    @rule()
+    def channel(self) -> None:
+        self.up = True
+        self.tag = 0
+        self.presence.begin()
+
+    @rule()
+    def publish(self) -> None:
+        one = self.presence.next()
+        if one is not None:
+            assert self.up
+            assert not self.held or (one.change == "disconnected" and not one.coalesced)
+            assert all(one.key != other.key for _, other in self.flying)
+            self.tag += 1
+            self.flying.append((self.tag, one))
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), outcome=st.sampled_from(["ack", "ack", "nack", "return"]), multiple=st.booleans())
+    def answer(self, data: st.DataObject, outcome: str, multiple: bool) -> None:
+        index = data.draw(st.integers(0, len(self.flying) - 1))
+        tag = self.flying[index][0]
+        answered = self.flying[: index + 1] if multiple else [self.flying[index]]
+        self.flying = [one for one in self.flying if one not in answered]
+        if outcome == "ack":
+            for _, one in answered:
+                self.arrive(one)
+            assert self.presence.confirmed(tag, multiple)
+        elif outcome == "nack":
+            self.presence.refused(tag, multiple)
+        else:
+            for _, one in answered:
+                self.presence.returned(one.key)
+            assert not self.presence.confirmed(tag, multiple)
+
+    @precondition(lambda self: self.up)
+    @rule(arrived=st.booleans())
+    def lose(self, arrived: bool) -> None:
+        if arrived:
+            for _, one in self.flying:
+                self.arrive(one)
+        self.flying = []
+        self.up = False
+        self.presence.lost()
+
+    @rule()
+    def resync(self) -> None:
+        self.presence.resync()
+
+    @rule(held=st.booleans())
+    def hold(self, held: bool) -> None:
+        self.held = held
+        self.presence.hold(held)
+
+    @rule(data=st.data())
+    def miss(self, data: st.DataObject) -> None:
+        """Events are missed: some connections end and others come without a word."""
+        if self.open:
+            self.open.remove(data.draw(st.sampled_from(self.open)))
+        self.count += 1
+        self.open.append(f"c{self.count}")
+        self.presence.missed([connected(key, self.names.get(key)) for key in self.open], 3.0)
+
+    @invariant()
+    def bounded(self) -> None:
+        if hasattr(self, "presence"):
+            assert self.presence.in_flight == len(self.flying)
+            assert self.presence.live == len(self.open)
+
+    def teardown(self) -> None:
+        """When the broker is there for long enough, back ends know who is connected."""
+        if not hasattr(self, "presence"):
+            return
+        self.hold(False)
+        if not self.up:
+            self.channel()
+        for _ in range(10_000):
+            self.publish()
+            while self.flying:
+                tag, one = self.flying.pop(0)
+                self.arrive(one)
+                self.presence.confirmed(tag, False)
+            if not self.presence.unconfirmed:
+                break
+        assert self.presence.unconfirmed == 0
+        last = {key: log[-1].change for key, log in self.arrived.items()}
+        assert {key for key, change in last.items() if change == "connected"} == set(self.open)
+        for key in self.open:
+            announced = self.arrived[key][-1].connected
+            assert announced is not None
+            assert announced.device_id == self.names.get(key)
+        assert self.count - len(last) <= self.presence.forgotten
+
+
+class StateTests(SynchronousTestCase):
+    def test_against_a_model(self) -> None:
+        """Whatever the broker does: `connected` precedes `disconnected`, a repetition says so, nothing is coalesced that was
+        announced, only ends are announced while it is held, and in the end everybody knows who is connected.
+        """
+        run_state_machine_as_test(
+            PresenceMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=50)
+        )

@@ -1,0 +1,1020 @@
+"""Device lines to the broker: published, confirmed, refused, returned, and published again."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from twisted.python.failure import Failure
+
+from owsla.amqp import wire
+from owsla.amqp.wire import WireError
+from owsla.broker import queues as topology
+from owsla.broker.client import BrokerError
+from owsla.broker.doubts import Doubts
+from owsla.broker.lines import LINES, SCRATCH, SMALLEST_SHARE, Producer
+from owsla.broker.packing import LinePacker
+from owsla.broker.window import Window
+from owsla.events import BrokerWarning, Event, LinesAccepted, LinesRefused
+from owsla.routing_key import RoutingKey
+
+from .fakes import BrokerTestCase, Publish, Result, Server, message
+
+Numbered = tuple[str, int]
+
+TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max size %d"
+"""What RabbitMQ says of a message above its max_message_size."""
+
+
+class Device:
+    """A connection with lines to publish."""
+
+    def __init__(self, producer: Producer, name: str) -> None:
+        self.producer = producer
+        self.connection_id = name.encode()
+        self.template = producer.open(self.connection_id, None)
+        self.seq = 0
+        self.safe: list[int] = []
+        self.resumed = 0
+        self.stalled = 0
+        self.closed: list[str] = []
+        self.fault: Exception | None = None
+        self.failures: list[BaseException | None] = []
+        self.on_resume: Callable[[], None] = lambda: None
+        self.on_confirmed: Callable[[], None] = lambda: None
+
+    def stall(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.stalled += 1
+        self.producer.wait(self)
+
+    def reject(self, reason: str) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.closed.append(reason)
+
+    def resume(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.resumed += 1
+        self.on_resume()
+
+    def confirmed(self, seq: int) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.safe.append(seq)
+        self.on_confirmed()
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure.value)
+
+
+def lines(published: list[Publish]) -> list[Numbered]:
+    return [(one.headers["connection_id"], one.headers["from_device_seq"]) for one in published]
+
+
+class Lab:
+    """A producer, and the broker that it publishes to."""
+
+    def __init__(self, *, messages: int = 8, size: int = 1 << 20, routing_key: str | None = None) -> None:
+        """With a `routing_key` it publishes to an exchange."""
+        self.server = Server()
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.window = Window(messages, size)
+        self.now = 1000.0
+        self.waits: list[float] = []
+        self.producer = Producer(
+            self.clock,
+            self.events.append,
+            queue=topology.Queue("from_device") if routing_key is None else topology.Exchange("lines"),
+            packer=LinePacker(
+                channel=LINES,
+                exchange="" if routing_key is None else "lines",
+                routing_key="from_device" if routing_key is None else RoutingKey(routing_key),
+                seq_header="from_device_seq",
+                delivery_mode=2,
+                reply_to=b"to_device.0123abcd",
+                frame_max=131072,
+            ),
+            window=self.window,
+            seq_header="from_device_seq",
+            frame_max=131072,
+            acknowledge=True,
+            observe=self.waits.append,
+            now=lambda: self.now,
+        )
+
+    def device(self, name: str = "a") -> Device:
+        return Device(self.producer, name)
+
+    def connect(self, **more: Any) -> Result:
+        """A (new) connection, up to where lines are published on it."""
+        if self.server.client.transport is not None:
+            self.server = Server(self.clock, **more)
+        self.server.ready()
+        result = Result(self.producer.up(self.server.client))
+        self.server.settle()
+        return result
+
+    def lose(self) -> None:
+        self.server.drop()
+        self.producer.down()
+
+    def publish(self, device: Device, *bodies: bytes) -> None:
+        for body in bodies:
+            self.producer.publish(device, body)
+
+    def taken(self) -> list[Numbered]:
+        return lines(self.server.take())
+
+
+def given_up(lab: Lab, taken: str = "") -> bool:
+    """Refuse what was published, or take one connection's, and wait until the rest is published again. Whether that is on
+    another connection, this one being given up.
+    """
+    for one in lab.server.take():
+        (lab.server.ack if lines([one])[0][0] == taken else lab.server.nack)(LINES, one.tag)
+    for _ in range(100):
+        if lab.server.published:
+            return False
+        if lab.server.lost:
+            assert "takes no more, or not on this channel" in str(lab.server.lost[0])
+            lab.producer.down()
+            lab.connect()
+            return True
+        lab.clock.advance(0.1)
+        lab.server.settle()
+    raise AssertionError("nothing was tried in ten seconds")
+
+
+class ProducerTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.lab = Lab()
+        self.device = self.lab.device()
+
+    def test_an_error_of_ours(self) -> None:
+        """An error in dealing with one connection costs that one only: others are told what is safe, and resumed."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.lab.publish(self.device, b"1")
+        self.lab.publish(other, b"2")
+        self.device.fault = ZeroDivisionError()
+        self.lab.server.ack(LINES, 2, multiple=True)
+        self.assertEqual((other.safe, self.device.failures), ([0], [self.device.fault]))
+        self.lab.lose()
+        for device in (self.device, other):
+            self.lab.producer.wait(device)
+        self.lab.connect()
+        self.lab.clock.advance(0)
+        self.assertEqual((other.resumed, self.device.failures), (1, [self.device.fault] * 2))
+
+    def test_setting_up(self) -> None:
+        """The queue is declared durable and without arguments, and confirms are on before the first line."""
+        self.assertFalse(self.lab.producer.accepting)
+        self.lab.connect()
+        names = [(channel, name) for channel, name, _ in self.lab.server.calls if name.split(".")[0] != "connection"]
+        self.assertEqual(
+            names,
+            [
+                (SCRATCH, "channel.open"),
+                (SCRATCH, "queue.declare"),
+                (SCRATCH, "channel.close"),
+                (LINES, "channel.open"),
+                (LINES, "confirm.select"),
+            ],
+        )
+        (declared,) = self.lab.server.called("queue.declare")
+        self.assertEqual(
+            {name: declared[name] for name in ("queue", "durable", "auto_delete", "exclusive", "arguments")},
+            {"queue": "from_device", "durable": True, "auto_delete": False, "exclusive": False, "arguments": {}},
+        )
+        self.assertTrue(self.lab.producer.accepting)
+
+    def test_publish_and_confirm(self) -> None:
+        """Lines are published in order, numbered from 0 for each connection, and told to be safe when they are confirmed."""
+        self.lab.connect()
+        other = self.lab.device("b")
+        self.lab.publish(self.device, b"one", b"two")
+        self.lab.publish(other, b"")
+        published = self.lab.server.take()
+        self.assertEqual(lines(published), [("a", 0), ("a", 1), ("b", 0)])
+        self.assertEqual([one.body for one in published], [b"one", b"two", b""])
+        self.assertTrue(all(one.queue == "from_device" and one.method["mandatory"] for one in published))
+        self.assertEqual(published[0].properties["timestamp"], 1000)
+        self.assertEqual((self.lab.producer.unconfirmed, self.device.safe), (3, []))
+        self.lab.server.ack(LINES, 2)
+        self.lab.server.ack(LINES, 3, True)
+        self.assertEqual((self.device.safe, other.safe), ([1, 0], [0]))
+        self.assertEqual((self.lab.producer.unconfirmed, self.lab.producer.confirmed_lines), (0, 3))
+
+    def test_followed(self) -> None:
+        """One line at a time is followed to its confirm, also past a return or a new connection; then the next one is."""
+        lab, producer = self.lab, self.lab.producer
+        self.assertIsNone(producer.unconfirmed_since)
+        lab.connect()
+        lab.publish(self.device, b"followed")
+        lab.now += 1
+        lab.publish(self.device, b"not followed")
+        self.assertEqual(producer.unconfirmed_since, 1000.0)
+        lab.server.ack(LINES, 1)
+        self.assertEqual((lab.waits, producer.unconfirmed_since), ([1.0], None))
+        lab.now += 1
+        lab.publish(self.device, b"followed")
+        lab.now += 1
+        lab.server.ack(LINES, 2)
+        self.assertEqual(lab.waits, [1.0])
+        lab.lose()
+        lab.now += 60
+        lab.connect()
+        self.assertEqual(producer.unconfirmed_since, 1002.0)
+        lab.server.take()
+        lab.server.ack(LINES, 1)
+        self.assertEqual(lab.waits, [1.0, 61.0])
+
+    def test_lines_before_the_broker(self) -> None:
+        """Lines that were read while there is no broker wait for it, and come first."""
+        self.lab.publish(self.device, b"one", b"two")
+        self.lab.connect()
+        self.lab.publish(self.device, b"three")
+        self.assertEqual([one.body for one in self.lab.server.take()], [b"one", b"two", b"three"])
+
+    def test_full(self) -> None:
+        """A full window stops devices, though what was read is taken; it opens again when an eighth is free."""
+        self.lab.connect()
+        self.lab.publish(self.device, *[b"x"] * 7)
+        self.assertTrue(self.lab.producer.accepting)
+        self.lab.publish(self.device, b"x")
+        self.assertFalse(self.lab.producer.accepting)
+        self.lab.publish(self.device, b"x")
+        self.assertEqual(len(self.lab.taken()), 9)
+        self.lab.server.ack(LINES, 1)
+        self.assertFalse(self.lab.producer.accepting)
+        self.lab.server.ack(LINES, 2)
+        self.assertTrue(self.lab.producer.accepting)
+
+    def test_full_of_bytes(self) -> None:
+        """So does one that holds too many bytes."""
+        lab = Lab(messages=1000, size=1000)
+        lab.connect()
+        device = lab.device()
+        lab.publish(device, b"x" * 900)
+        self.assertFalse(lab.producer.accepting)
+        lab.server.ack(LINES, 1)
+        self.assertTrue(lab.producer.accepting)
+
+    def test_resuming_is_fair(self) -> None:
+        """Those who wait are resumed in turn: one that fills the window at each chance goes to the end of the line."""
+        self.lab.connect()
+        order: list[str] = []
+        devices = [self.lab.device(name) for name in "abc"]
+
+        def talk(device: Device) -> None:
+            order.append(device.connection_id.decode())
+            while self.lab.producer.accepting:
+                self.lab.publish(device, b"x")
+            self.lab.producer.wait(device)
+
+        for device in devices:
+            device.on_resume = lambda device=device: talk(device)  # type: ignore[misc]
+        talk(devices[0])
+        for device in devices[1:]:
+            self.lab.producer.wait(device)
+        order.clear()
+        for _ in range(7):
+            self.lab.server.ack(LINES, 0, True)
+        self.assertEqual("".join(order), "abcabca")
+
+    def test_many_are_resumed_in_slices(self) -> None:
+        """Thousands that wait are not resumed in one turn, and yet all of them are."""
+        lab = Lab(messages=100_000)
+        devices = [lab.device(str(number)) for number in range(1000)]
+        for device in devices:
+            lab.producer.wait(device)
+        lab.server.ready()
+        up = Result(lab.producer.up(lab.server.client))
+        turns = 0
+        while not up.done or any(not device.resumed for device in devices):
+            lab.clock.advance(0)
+            data = lab.server.transport.value()
+            lab.server.transport.clear()
+            lab.server._read(data)
+            turns += 1
+            self.assertLess(turns, 100)
+        self.assertEqual({device.resumed for device in devices}, {1})
+
+    def test_blocked(self) -> None:
+        """While the broker is blocked devices are not read; afterwards they are, those who waited first."""
+        self.lab.connect()
+        self.lab.producer.wait(self.device)
+        self.lab.producer.blocked("memory")
+        self.lab.clock.advance(1)
+        self.assertEqual((self.lab.producer.accepting, self.device.resumed), (False, 0))
+        self.lab.producer.unblocked()
+        self.lab.clock.advance(0)
+        self.assertEqual((self.lab.producer.accepting, self.device.resumed), (True, 1))
+
+    def test_a_confirm_does_not_unblock(self) -> None:
+        """What is confirmed while the broker is blocked doesn't start devices again."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"x")
+        self.lab.producer.blocked("memory")
+        self.lab.server.ack(LINES, 1)
+        self.assertFalse(self.lab.producer.accepting)
+
+    def test_after_a_reconnect(self) -> None:
+        """What was unconfirmed is published again, in order, before anything new; what was confirmed is not."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1", b"2")
+        self.lab.server.take()
+        self.lab.server.ack(LINES, 2)
+        self.lab.lose()
+        self.assertFalse(self.lab.producer.accepting)
+        self.lab.publish(self.device, b"3")
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.accepting)
+        self.lab.publish(self.device, b"4")
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 2), ("a", 3), ("a", 4)])
+        self.lab.server.ack(LINES, 4, True)
+        self.assertEqual(self.device.safe, [1, 0, 2, 3, 4])
+
+    def test_a_broker_with_smaller_frames(self) -> None:
+        """Lines that wait are packed again for a broker that takes smaller frames, and new ones as well."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 9000)
+        self.lab.lose()
+        self.lab.connect(tune=(0, 4096, 0))
+        self.lab.publish(self.device, b"y" * 9000)
+        self.lab.clock.advance(0)
+        data = self.lab.server.transport.value()
+        sizes = []
+        while data:
+            sizes.append(8 + int.from_bytes(data[3:7]))
+            data = data[sizes[-1] :]
+        self.assertLessEqual(max(sizes), 4096)
+        self.assertEqual([one.body[:1] * len(one.body) for one in self.lab.server.take()], [b"x" * 9000, b"y" * 9000])
+
+    def test_refused(self) -> None:
+        """A refused line stops devices and is said once; after a wait it is published again, then its connection's others."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1", b"2")
+        self.lab.server.take()
+        self.lab.server.ack(LINES, 1)
+        self.lab.server.nack(LINES, 2)
+        self.assertFalse(self.lab.producer.accepting)
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused])
+        self.assertEqual(self.lab.taken(), [])
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 1), ("a", 2)])
+        self.assertEqual(len(self.lab.server.called("queue.declare")), 1, "the queue is there")
+        self.lab.server.ack(LINES, 3)
+        self.lab.server.ack(LINES, 5, True)
+        self.assertEqual((self.device.safe, self.lab.producer.unconfirmed), ([0, 1, 2], 0))
+        self.assertTrue(self.lab.producer.accepting)
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted])
+        self.assertEqual(str(self.lab.events[-1]), "Broker takes lines again: queue from_device")
+
+    def test_behind_refused_lines(self) -> None:
+        """A line that comes while refused ones wait goes behind them: published at once it would be before those."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.lab.server.take()
+        self.lab.server.nack(LINES, 1)
+        self.lab.publish(self.device, b"1")
+        self.assertEqual((self.lab.taken(), self.lab.producer.unconfirmed), ([], 2))
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        self.lab.publish(self.device, b"2")  # behind those whose answer is still to come
+        self.lab.server.ack(LINES, 3, True)
+        self.assertEqual(self.device.safe, [0, 1])
+        self.lab.clock.advance(5)
+        self.assertEqual(self.lab.taken(), [("a", 2)])
+        self.lab.server.ack(LINES, 4)
+        self.assertEqual((self.device.safe, self.lab.producer.accepting), ([0, 1, 2], True))
+
+    def test_shares(self) -> None:
+        """A connection that has used up its share goes on when what was published until then is settled."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        producer = self.lab.producer
+        self.lab.publish(self.device, b"0", b"1")
+        since = producer.position(0)
+        self.lab.publish(other, b"0")
+        self.assertEqual(producer.position(since), -1)
+        producer.wait(self.device, since)
+        self.lab.server.ack(LINES, 1)
+        self.lab.clock.advance(0)
+        self.assertEqual(self.device.resumed, 0)
+        self.lab.server.ack(LINES, 2)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.device.resumed, producer.position(since)), (1, since + 1))
+        producer.wait(self.device, since + 1)
+        producer.leave(self.device)
+        self.lab.server.ack(LINES, 3)
+        self.lab.clock.advance(0)
+        self.assertEqual(self.device.resumed, 1)
+
+    def test_a_share_of_the_window(self) -> None:
+        """A share is a sixty-fourth of the window, but never so small that giving shares costs more than publishing."""
+        for messages, share in ((10_000, 156), (500, SMALLEST_SHARE), (5, 5)):
+            self.assertEqual(Lab(messages=messages).producer.share, share)
+
+    def test_refused_again_and_again(self) -> None:
+        """The waits grow, and begin again with the shortest once a line was taken; each time of trouble is said once."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"-", b"0")
+        self.lab.server.ack(LINES, self.lab.server.take()[0].tag)
+        tag = 2
+        waits = []
+        for _ in range(6):
+            self.lab.server.nack(LINES, tag)
+            waited = 0.0
+            while not self.lab.server.published:
+                self.assertLess(waited, 10.0)
+                self.lab.clock.advance(0.01)
+                self.lab.server.settle()
+                waited += 0.01
+            waits.append(waited)
+            tag = self.lab.server.take()[-1].tag
+        self.assertGreater(waits[5], 10 * waits[0])
+        self.assertEqual(len(self.lab.events), 1)
+        self.lab.server.ack(LINES, tag)
+        self.assertTrue(self.lab.producer.accepting)
+        self.lab.publish(self.device, b"1")
+        self.lab.server.nack(LINES, self.lab.server.take()[-1].tag)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 2)])
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted, LinesRefused])
+        self.assertEqual(self.lab.server.lost, [], "the channel takes lines, and so is good")
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """Where nothing was ever taken on a channel the third refusal may be the channel's: another one is tried, with all that
+        is not confirmed, in order. That goes on for a while, and then rarely.
+        """
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1")
+        tried = [given_up(self.lab) for _ in range(25)]
+        self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7, 12, 24])
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+
+    def test_a_good_channel_at_last(self) -> None:
+        """When another channel takes what was refused everything is as it was, and the next trouble is doubted anew."""
+        self.lab.connect()
+        for time in range(3):
+            self.lab.publish(self.device, b"0", b"1")
+            self.assertEqual([given_up(self.lab) for _ in range(Doubts.FIRST)], [False, False, True])
+            self.lab.server.ack(LINES, self.lab.server.take()[-1].tag, True)
+            self.assertTrue(self.lab.producer.accepting)
+            self.assertEqual(self.device.safe, list(range(2 * time + 2)))
+            self.lab.producer.down()
+            self.lab.connect()
+
+    def test_a_late_refusal_of_a_first_copy(self) -> None:
+        """When the broker at last refuses the first copy of a line whose second one it has taken, nothing is amiss."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1")
+        self.lab.server.take()
+        self.lab.server.nack(LINES, 1)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        self.lab.server.ack(LINES, 3)
+        self.lab.server.ack(LINES, 4)
+        self.lab.server.nack(LINES, 2)
+        self.lab.clock.advance(10)
+        self.assertTrue(self.lab.producer.accepting)
+        self.assertEqual((self.lab.taken(), self.device.safe, len(self.lab.events)), ([], [0, 1], 2))
+
+    def test_returned(self) -> None:
+        """A returned line is not safe although it is acknowledged: the queue is declared again, then it is published again."""
+        self.lab.connect()
+        other = self.lab.device("b")
+        self.lab.publish(self.device, b"0", b"1")
+        self.lab.publish(other, b"0")
+        first, second, third = self.lab.server.take()
+        self.lab.server.give_back(first)
+        self.lab.server.give_back(second)
+        self.assertEqual((self.device.safe, self.lab.producer.accepting), ([], False))
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused])
+        self.lab.server.ack(LINES, third.tag)
+        self.assertEqual(other.safe, [0])
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        names = [name for _, name, _ in self.lab.server.calls]
+        self.assertEqual(names.count("queue.declare"), 2)
+        self.lab.server.ack(LINES, 5, True)
+        self.assertEqual((self.device.safe, self.lab.producer.accepting), ([0, 1], True))
+
+    def test_returned_and_acknowledged_together(self) -> None:
+        """A cumulative acknowledgement tells the returned ones from the others."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1", b"2")
+        published = self.lab.server.take()
+        self.lab.server.give_back(published[1], ack=False)
+        self.lab.server.ack(LINES, 3, True)
+        self.assertEqual(self.device.safe, [0, 2])
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 1)])
+
+    def test_the_queue_cannot_be_declared_again(self) -> None:
+        """Where it can't be declared the connection is given up with the broker's reason, and the lines are kept."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        (published,) = self.lab.server.take()
+        self.lab.server.refusals["from_device", False] = (404, "NOT_FOUND - home node is down")
+        self.lab.server.give_back(published)
+        self.lab.clock.advance(0.1)
+        self.lab.server.settle()
+        self.assertIn("home node is down", str(self.lab.server.lost[0]))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+        self.assertEqual(len(self.lab.clock.getDelayedCalls()), 1, "the heartbeat")
+
+    def test_a_channel_error(self) -> None:
+        """When the broker closes the channel the connection ends with its words, and nothing is lost."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.lab.server.close_channel(LINES, 403, "ACCESS_REFUSED - no")
+        (error,) = self.lab.server.lost
+        assert isinstance(error, BrokerError)
+        self.assertIn("ACCESS_REFUSED - no", str(error))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+
+    def test_a_channel_error_while_declaring(self) -> None:
+        """The same while the queue is being declared again: the connection ends, and the next one publishes."""
+        for code in (403, 404, 406):
+            lab = Lab()
+            lab.connect()
+            lab.publish(lab.device(), b"0")
+            (published,) = lab.server.take()
+            lab.server.silent.add("queue.declare")
+            lab.server.give_back(published)
+            lab.clock.advance(0.1)
+            lab.server.settle()
+            lab.server.close_channel(LINES, code)
+            self.assertEqual(len(lab.server.lost), 1)
+            lab.producer.down()
+            lab.connect()
+            self.assertEqual(lab.taken(), [("a", 0)])
+
+    def test_confirms_that_make_no_sense(self) -> None:
+        """A broker that confirms what was never published, or returns what is not ours, is left; nothing is forgotten."""
+
+        def unknown_ack(lab: Lab) -> None:
+            lab.server.ack(LINES, 9)
+
+        def unknown_nack(lab: Lab) -> None:
+            lab.server.nack(LINES, 9)
+
+        def returned(headers: dict[str, Any] | None) -> Callable[[Lab], None]:
+            def act(lab: Lab) -> None:
+                (published,) = lab.server.take()
+                lab.server.give_back(published._replace(header=message(published.body, headers)), ack=False)
+
+            return act
+
+        for act in (
+            unknown_ack,
+            unknown_nack,
+            returned(None),
+            returned({}),
+            returned({"connection_id": "a"}),
+            returned({"connection_id": "a", "from_device_seq": float("inf")}),
+            returned({"connection_id": "a", "from_device_seq": "x"}),
+            returned({"connection_id": "a", "from_device_seq": [1]}),
+        ):
+            lab = Lab()
+            lab.connect()
+            lab.publish(lab.device(), b"0")
+            act(lab)
+            self.assertEqual([type(error) for error in lab.server.lost], [WireError])
+            self.assertEqual(lab.producer.unconfirmed, 1)
+
+    def test_a_queue_that_is_declared_otherwise(self) -> None:
+        """A queue that exists with other arguments is used as it is, with a warning."""
+        lab = Lab()
+        lab.server.refusals["from_device", False] = (406, "PRECONDITION_FAILED - inequivalent arg")
+        self.assertIsNone(lab.connect().failure)
+        (warning,) = lab.events
+        assert isinstance(warning, BrokerWarning)
+        self.assertIn("from_device is used as it is", str(warning))
+        self.assertTrue(lab.producer.accepting)
+
+    def test_settled(self) -> None:
+        """A connection is settled once all its lines are confirmed, whenever one begins to ask."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1")
+        self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (False, True))
+        self.lab.server.ack(LINES, 1)
+        self.lab.publish(other, b"0")
+        self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (False, False))
+        self.lab.server.nack(LINES, 2)
+        self.assertFalse(self.lab.producer.settled(self.device))
+        self.lab.clock.advance(0.1)
+        self.lab.server.settle()
+        self.lab.server.ack(LINES, 4, True)
+        self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (True, True))
+
+    def test_settled_remembers_nobody(self) -> None:
+        """Once somebody has asked, a connection whose lines are all confirmed and that is gone leaves nothing behind."""
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.settled(self.device))
+        gone = weakref.ref(device := self.lab.device("b"))
+        self.lab.publish(device, b"0", b"1")
+        self.lab.server.ack(LINES, 2, True)
+        del device
+        gc.collect()
+        self.assertIsNone(gone())
+
+    def test_asked_while_it_is_told(self) -> None:
+        """Whether a connection is settled may be asked first when it is told that a line is safe."""
+        self.lab.connect()
+        asked: list[bool] = []
+        self.device.on_confirmed = lambda: asked.append(self.lab.producer.settled(self.device))
+        self.lab.publish(self.device, b"0", b"1")
+        self.lab.server.ack(LINES, 1)
+        self.lab.server.ack(LINES, 2)
+        self.assertEqual(asked, [False, True])
+        self.assertTrue(self.lab.producer.settled(self.device))
+
+    def test_too_large(self) -> None:
+        """A line that the broker closes the channel for, since it takes none of that size, is given up, and its connection is
+        closed and not told that it is safe. It is said what to do, and everybody else's lines go on, on the next connection.
+        """
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.settled(other))
+        self.lab.publish(other, b"small")
+        self.lab.publish(self.device, b"x" * 70)
+        self.lab.publish(self.device, b"x" * 64)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (70, 64))
+        self.assertIn("message size 70", str(self.lab.server.lost[0]))
+        advice, closed = map(str, self.lab.events)
+        self.assertIn("no message of more than 64 bytes", advice)
+        self.assertIn("--max-line", advice)
+        self.assertIn("max_message_size", advice)
+        self.assertIn("a line of 70 bytes", closed)
+        self.assertEqual((len(self.device.closed), other.closed), (1, []))
+        self.assertIsNone(self.lab.producer.unconfirmed_since)
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("b", 0), ("a", 1)])
+        self.lab.server.ack(LINES, 2, True)
+        self.assertEqual((self.device.safe, other.safe), ([1], [0]))
+        self.assertTrue(self.lab.producer.settled(self.device))
+        self.assertEqual((self.lab.producer.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
+
+    def test_too_large_the_next_time(self) -> None:
+        """A line of a size that the broker is known not to take is not published: its connection is closed at once, which is
+        said; none of its lines after that one is taken.
+        """
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.lab.events.clear()
+        other = self.lab.device("b")
+        self.lab.publish(other, b"x" * 64, b"x" * 65, b"small", b"")
+        self.assertEqual(self.lab.taken(), [("b", 0)])
+        (said,) = self.lab.events
+        self.assertIn("lines of b cannot be published: a line of 65 bytes, and the broker takes 64; it is closed", str(said))
+        self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
+
+    def test_too_large_and_nobody_has_it(self) -> None:
+        """Where none of the lines is that large the connection ends as with any other fault of the channel."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.assertEqual((self.lab.events, len(self.lab.server.lost)), ([], 1))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+
+    def test_too_large_and_an_error_of_ours(self) -> None:
+        """An error in closing the connection of such a line costs that connection only."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.device.fault = ZeroDivisionError()
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.assertEqual(self.device.failures, [self.device.fault])
+        self.assertEqual([type(error) for error in self.lab.server.lost], [BrokerError])
+
+
+class ExchangeTests(BrokerTestCase):
+    """Lines that go to an exchange, each connection's with a key of its own."""
+
+    def setUp(self) -> None:
+        self.lab = Lab(routing_key="{connection_id}")
+        self.a, self.b = self.lab.device("a"), self.lab.device("b")
+
+    def test_setting_up(self) -> None:
+        """The exchange is looked for, and no queue is declared."""
+        self.lab.connect()
+        self.assertEqual(self.lab.server.called("queue.declare"), [])
+        self.assertEqual([one["exchange"] for one in self.lab.server.called("exchange.declare")], ["lines"])
+        self.assertTrue(self.lab.producer.accepting)
+
+    def test_not_there(self) -> None:
+        """Without the exchange the setting up fails with the broker's reason."""
+        self.lab.server.refusals["lines", True] = (404, "NOT_FOUND - no exchange 'lines'")
+        result = self.lab.connect()
+        self.assertIn("no exchange 'lines'", str(result.error))
+        self.assertFalse(self.lab.producer.accepting)
+
+    def test_one_key(self) -> None:
+        """Where all have the same key a returned line stops all, and says where it was to go; no queue is declared for it."""
+        lab = Lab(routing_key="all")
+        lab.connect()
+        device = lab.device()
+        lab.publish(device, b"0")
+        (published,) = lab.server.take()
+        lab.server.give_back(published)
+        self.assertEqual((lab.producer.accepting, device.stalled), (False, 0))
+        self.assertEqual(lab.events, [LinesRefused(1, "the exchange lines has no queue for the routing key 'all'")])
+        lab.clock.advance(0.1)
+        self.assertEqual(lab.taken(), [("a", 0)])
+        self.assertEqual(lab.server.called("queue.declare"), [])
+        lab.server.ack(LINES, 2)
+        self.assertTrue(lab.producer.accepting)
+
+    def test_others_go_on(self) -> None:
+        """A returned line stalls its own connection; another's lines are taken, and do not set it free."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0", b"1")
+        first, second = self.lab.server.take()
+        self.lab.server.give_back(first)
+        self.lab.server.give_back(second)
+        self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 0, True))
+        self.assertEqual(self.lab.events, [LinesRefused(1, "the exchange lines has no queue for the routing key 'a'")])
+        self.lab.publish(self.b, b"0")
+        self.assertEqual(self.lab.taken(), [("b", 0)])
+        self.lab.server.ack(LINES, 3)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.b.safe, self.a.resumed), ([0], 0))
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
+        self.lab.server.ack(LINES, 4)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.a.safe, self.a.resumed), ([0], 1))
+        self.lab.server.ack(LINES, 5)
+        self.assertEqual((self.a.safe, self.lab.producer.unconfirmed), ([0, 1], 0))
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """Another channel is tried if nothing at all was taken; where others' lines are, they are not disturbed for one's."""
+        for taken, expected in (("", [3, 4, 5, 6, 7]), ("b", [])):
+            lab = Lab(routing_key="{connection_id}")
+            lab.connect()
+            a, b = lab.device("a"), lab.device("b")
+            lab.publish(a, b"0")
+            tried: list[bool] = []
+            for _ in range(8):
+                if taken:
+                    lab.publish(b, b"-")
+                tried.append(given_up(lab, taken))
+            self.assertEqual([number for number, new in enumerate(tried, 1) if new], expected)
+            self.assertEqual((lab.taken(), a.safe, b.safe), ([("a", 0)], [], list(range(8)) if taken else []))
+
+    def test_a_full_queue(self) -> None:
+        """What is refused stalls its connection alike; the reason is told once for all that it concerns."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        self.lab.publish(self.b, b"0")
+        self.lab.server.take()
+        self.lab.server.nack(LINES, 2, multiple=True)
+        self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 1, True))
+        self.assertEqual(self.lab.events, [LinesRefused(2, "a queue behind the exchange lines takes no more")])
+
+    def test_it_waited_already(self) -> None:
+        """A connection that waits for the window when its line is refused waits for its own line from then on."""
+        lab = Lab(messages=2, routing_key="{connection_id}")
+        a, b = lab.device("a"), lab.device("b")
+        lab.connect()
+        lab.publish(a, b"0")
+        lab.publish(b, b"0")
+        self.assertFalse(lab.producer.accepting)
+        lab.producer.wait(a)
+        lab.server.take()
+        lab.server.nack(LINES, 1)
+        lab.server.ack(LINES, 2)
+        lab.clock.advance(0)
+        self.assertEqual((a.stalled, a.resumed, lab.producer.accepting), (0, 0, True))
+        lab.clock.advance(0.1)
+        lab.server.settle()
+        lab.server.ack(LINES, 3)
+        lab.clock.advance(0)
+        self.assertEqual((a.resumed, a.safe), (1, [0]))
+
+    def test_a_window_full_of_refused_lines(self) -> None:
+        """What was refused counts in the window: when it is full of that all wait, and go on with the first that is safe."""
+        lab = Lab(messages=2, routing_key="{connection_id}")
+        a, b = lab.device("a"), lab.device("b")
+        lab.connect()
+        lab.publish(a, b"0", b"1")
+        for published in lab.server.take():
+            lab.server.give_back(published)
+        lab.producer.wait(b)
+        lab.clock.advance(0)
+        self.assertEqual((lab.producer.accepting, b.resumed), (False, 0))
+        lab.clock.advance(0.1)
+        lab.server.settle()
+        lab.server.ack(LINES, 3)
+        lab.clock.advance(0)
+        self.assertEqual((lab.producer.accepting, a.resumed, b.resumed), (True, 1, 1))
+
+    def test_a_new_connection(self) -> None:
+        """With a new connection to the broker everything is published again, and nobody is stalled any more."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        (published,) = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.lose()
+        self.lab.connect()
+        self.lab.clock.advance(0)
+        self.assertEqual((self.lab.taken(), self.a.resumed), ([("a", 0)], 1))
+        self.assertEqual(len(self.lab.clock.getDelayedCalls()), 1, "the heartbeat")
+
+    def test_it_leaves(self) -> None:
+        """A connection that ends while it is stalled is not resumed, and its lines are published all the same."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        (published,) = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.producer.leave(self.a)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 0)])
+        self.lab.server.ack(LINES, 2)
+        self.lab.clock.advance(0)
+        self.assertEqual((self.a.resumed, self.lab.producer.unconfirmed), (0, 0))
+
+    def test_an_error_of_ours(self) -> None:
+        """An error in stalling one connection costs that one only."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        self.lab.publish(self.b, b"0")
+        self.lab.server.take()
+        self.a.fault = ZeroDivisionError()
+        self.lab.server.nack(LINES, 2, multiple=True)
+        self.assertEqual((self.a.failures, self.b.stalled), ([self.a.fault], 1))
+
+    def test_the_waits(self) -> None:
+        """The waits grow while a line is returned again and again, and begin anew once nobody is stalled."""
+        self.lab.connect()
+        self.lab.publish(self.a, b"0")
+        waits = []
+        for _ in range(6):
+            (published,) = self.lab.server.take()
+            self.lab.server.give_back(published)
+            waited = 0.0
+            while not self.lab.server.published:
+                self.lab.clock.advance(0.01)
+                self.lab.server.settle()
+                waited += 0.01
+            waits.append(waited)
+        self.assertGreater(waits[5], 10 * waits[0])
+        self.assertEqual(len(self.lab.events), 1)
+        self.lab.server.ack(LINES, 7)
+        self.lab.publish(self.a, b"1")
+        _, published = self.lab.server.take()
+        self.lab.server.give_back(published)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.lab.taken(), [("a", 1)])
+        self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted, LinesRefused])
+        self.assertEqual(str(self.lab.events[1]), "Broker takes lines again: exchange lines")
+
+    def test_unroutable(self) -> None:
+        """A connection whose key is too long is closed at its first line, which is said once; none of its lines counts."""
+        long = self.lab.device("x" * 256)
+        self.lab.connect()
+        self.lab.publish(long, b"0", b"1")
+        reason = "the routing key would be 256 bytes long, and AMQP allows 255"
+        self.assertEqual((set(long.closed), long.seq, self.lab.producer.unconfirmed), ({reason}, 0, 0))
+        (warning,) = self.lab.events
+        self.assertIn(f"cannot be published: {reason}; it is closed", str(warning))
+        self.assertEqual(self.lab.taken(), [])
+        self.assertTrue(self.lab.producer.settled(long))
+
+
+class ProducerMachine(RuleBasedStateMachine):
+    """Two devices and a broker with a queue that keeps, refuses or returns, whose connection breaks now and then."""
+
+    routing_key: str | None = None
+
+    @initialize()
+    def begin(self) -> None:
+        self.lab = Lab(messages=6, routing_key=self.routing_key)
+        self.devices = [self.lab.device(name) for name in "ab"]
+        self.queue: list[Numbered] = []
+        self.pending: list[Publish] = []
+        self.refused_any = False
+        self.lab.connect()
+
+    def arrive(self) -> None:
+        if self.lab.server.lost:  # after several refusals in a row another channel is tried
+            assert "not on this channel" in str(self.lab.server.lost[0])
+            self.pending = []
+            self.lab.producer.down()
+            self.lab.connect()
+        self.pending += self.lab.server.take()
+
+    @rule(which=st.integers(0, 1), count=st.integers(1, 4))
+    def talk(self, which: int, count: int) -> None:
+        device = self.devices[which]
+        for _ in range(count):
+            if self.lab.producer.accepting and device.resumed == device.stalled:
+                self.lab.publish(device, b"line")
+        self.arrive()
+
+    @precondition(lambda self: self.pending)
+    @rule(count=st.integers(1, 5), single=st.booleans())
+    def take(self, count: int, single: bool) -> None:
+        taken, self.pending = self.pending[:count], self.pending[count:]
+        self.queue += lines(taken)
+        for one in reversed(taken) if single else taken[-1:]:
+            self.lab.server.ack(LINES, one.tag, not single)
+        self.arrive()
+
+    @precondition(lambda self: self.pending)
+    @rule(which=st.integers(0, 5), back=st.booleans())
+    def refuse(self, which: int, back: bool) -> None:
+        one = self.pending.pop(which % len(self.pending))
+        self.refused_any = True
+        if back:
+            self.lab.server.give_back(one)
+        else:
+            self.lab.server.nack(LINES, one.tag)
+        self.arrive()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
+    def wait(self, seconds: float) -> None:
+        self.lab.server.client.dataReceived(wire.HEARTBEAT_FRAME)
+        self.lab.clock.advance(seconds)
+        self.arrive()
+
+    @rule(reached=st.integers(0, 5))
+    def break_it(self, reached: int) -> None:
+        self.queue += lines(self.pending[:reached])  # these had reached the queue, and nobody was told
+        self.pending = []
+        self.lab.lose()
+        self.lab.connect()
+        self.arrive()
+
+    @invariant()
+    def what_is_safe_is_in_the_queue(self) -> None:
+        if not hasattr(self, "devices"):
+            return
+        assert not self.lab.server.lost
+        # What is confirmed and what is not are all lines, at any time: the count of lines received is made of them.
+        published = sum(device.seq for device in self.devices)
+        assert self.lab.producer.confirmed_lines + self.lab.window.messages == published
+        for device in self.devices:
+            name = device.connection_id.decode()
+            numbers = [number for one, number in self.queue if one == name]
+            assert set(device.safe) <= set(numbers)
+            assert len(device.safe) == len(set(device.safe)), "safe twice"
+            if not self.refused_any:
+                firsts = list(dict.fromkeys(numbers))
+                assert firsts == sorted(firsts), firsts
+
+    def teardown(self) -> None:
+        """Then the broker takes everything: each line is safe, and devices are read."""
+        if not hasattr(self, "devices"):
+            return
+        for _ in range(10):
+            self.lab.server.client.dataReceived(wire.HEARTBEAT_FRAME)
+            self.lab.clock.advance(6)
+            self.arrive()
+            for one in self.pending:
+                self.queue.append(lines([one])[0])
+                self.lab.server.ack(LINES, one.tag)
+            self.pending = []
+        self.what_is_safe_is_in_the_queue()
+        for device in self.devices:
+            assert sorted(device.safe) == list(range(device.seq))
+            assert device.resumed == device.stalled
+        assert self.lab.producer.unconfirmed == 0
+        assert self.lab.producer.accepting
+
+
+class ExchangeMachine(ProducerMachine):
+    """The same with an exchange and a key for each device, which stall one by one."""
+
+    routing_key = "{connection_id}"
+
+
+class BooksTests(BrokerTestCase):
+    def test_the_books_balance(self) -> None:
+        """Whatever the broker refuses and returns, and however often the connection breaks: what a device was told to be safe
+        is in the queue, told once, in order where nothing was refused; and at last everything is safe and devices are read.
+        """
+        for machine in (ProducerMachine, ExchangeMachine):
+            run_state_machine_as_test(machine, settings=settings(deadline=None, max_examples=30, stateful_step_count=15))

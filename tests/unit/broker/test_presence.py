@@ -1,0 +1,372 @@
+"""Presence on the wire: a role of a connection to the broker, and an event handler."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from owsla.amqp import wire
+from owsla.amqp.methods import encode_method
+from owsla.amqp.wire import WireError
+from owsla.broker.presence import LONG, LOOK, PRESENCE, QUEUE, SHORT, PresenceRole
+from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event, EventManager, HandlerService
+from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server, message
+
+from ..events.doubles import NODE, Supervised, connected, disconnected
+
+
+class Base(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=1000)
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.live: list[DeviceConnected] = []
+        self.role = PresenceRole(
+            self.clock, self.events.append, node=lambda: NODE, live=lambda: self.live, now=self.now
+        )
+
+    def now(self) -> float:
+        return 1000.0 + float(self.clock.seconds())
+
+    def connect(self) -> Result:
+        if self.server.client.transport is not None:
+            refusals = self.server.refusals
+            self.server = Server(self.clock, heartbeat=1000)
+            self.server.refusals = refusals
+        self.server.ready()
+        up = Result(self.role.up(self.server.client))
+        self.server.settle()
+        assert up.done
+        return up
+
+    def lose(self) -> None:
+        self.server.drop()
+        self.role.down()
+
+    def come(self, *keys: str) -> None:
+        for key in keys:
+            self.role.handle(connected(key), NODE, self.now())
+
+    def go(self, *keys: str) -> None:
+        for key in keys:
+            self.role.handle(disconnected(key), NODE, self.now())
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds * 10)):
+            self.clock.advance(0.1)
+            self.server.settle()
+
+    def told(self) -> list[str]:
+        return [describe(publish) for publish in self.server.take()]
+
+
+def describe(publish: Publish) -> str:
+    body: dict[str, Any] = json.loads(publish.body)
+    mark = {"connected": "+", "disconnected": "-", "node-lost": "!"}[body["event"]]
+    again = "*" if body.get("resync") else ""
+    return f"{mark}{body.get('connection_id', body['node'])}{again}"
+
+
+class PublishingTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def test_the_queue(self) -> None:
+        """The queue is declared durable and plain, so that a back end's own declaration matches; confirms are on."""
+        (declared,) = [call for call in self.server.called("queue.declare") if not call["passive"]]
+        self.assertEqual((declared["queue"], declared["durable"], declared["arguments"]), ("connection_events", True, {}))
+        self.assertEqual(len(self.server.called("confirm.select")), 1)
+
+    def test_the_message(self) -> None:
+        """Mandatory, persistent, JSON, with headers as the contract says."""
+        self.role.handle(connected("a", "sensor 7"), NODE, self.now())
+        (publish,) = self.server.take()
+        self.assertTrue(publish.method["mandatory"])
+        self.assertEqual((publish.method["exchange"], publish.queue), ("", QUEUE))
+        self.assertEqual(
+            publish.headers, {"event": "connected", "connection_id": "a", "device_id": "sensor 7", "node": "a"}
+        )
+        properties = publish.properties
+        self.assertEqual(
+            (properties["delivery_mode"], properties["content_type"], properties["timestamp"], properties["app_id"]),
+            (2, "application/json", 1000, "owsla"),
+        )
+        self.assertEqual(json.loads(publish.body)["peer"], "192.0.2.1:1234")
+
+    def test_strange_names(self) -> None:
+        """A name from a certificate that is no text is announced all the same."""
+        self.role.handle(connected("a", "x\ud800\0\u00e9"), NODE, self.now())
+        (publish,) = self.server.take()
+        self.assertEqual(publish.headers["device_id"], "x?\0\u00e9")
+        self.assertEqual(json.loads(publish.body)["device_id"], "x\ud800\0\u00e9")
+
+    def test_other_events(self) -> None:
+        """It wants no others, and does nothing with them."""
+        self.role.handle(BrokerUnblocked(), NODE, self.now())
+        self.assertEqual(self.told(), [])
+
+    def test_in_order(self) -> None:
+        """That a device disconnected follows the confirm of that it connected."""
+        self.come("a")
+        self.go("a")
+        self.assertEqual(self.told(), ["-a"])  # within a turn it came and went
+        self.come("b")
+        self.assertEqual(self.told(), ["+b"])
+        self.go("b")
+        self.assertEqual(self.told(), [])
+        self.server.ack(PRESENCE, 2, True)
+        self.assertEqual(self.told(), ["-b"])
+        self.server.ack(PRESENCE, 3)
+        self.assertEqual(self.role.unconfirmed, 0)
+
+    def test_another_node(self) -> None:
+        """The loss of a node is announced too."""
+        self.role.node_lost("89abcdef")
+        (publish,) = self.server.take()
+        self.assertEqual((describe(publish), publish.properties["message_id"]), ("!89abcdef", "89abcdef"))
+        self.assertFalse(self.role.told("89abcdef"))
+        self.server.ack(PRESENCE, 1)
+        self.assertTrue(self.role.told("89abcdef"))
+
+    def test_again(self) -> None:
+        """On demand everybody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.role.resync()
+        self.assertEqual(self.told(), ["+a*"])
+
+    def test_refused(self) -> None:
+        """What is refused is sent again after a wait; one warning."""
+        self.come("a", "b")
+        self.assertEqual(self.told(), ["+a", "+b"])
+        self.server.nack(PRESENCE, 2, True)
+        self.assertEqual(self.told(), [])
+        self.pass_time(1)
+        self.assertEqual(self.told(), ["+a", "+b"])
+        self.server.ack(PRESENCE, 4)
+        self.server.nack(PRESENCE, 3)
+        opened = len(self.server.called("confirm.select"))
+        self.pass_time(1)
+        self.assertEqual(self.told(), ["+a"])
+        self.assertEqual(len(self.server.called("confirm.select")), opened, "it takes others, and so is good")
+        self.assertEqual(len(self.events), 2)
+        self.assertEqual({type(event) for event in self.events}, {BrokerWarning})
+
+    def test_a_long_queue(self) -> None:
+        """While nobody consumes the queue, and it is long, devices that connect are not announced, and one warning says so.
+
+        Those that were announced are told of when they go. When the queue is short again everything that waited is announced.
+        """
+        self.come("a")
+        self.server.found[QUEUE] = (LONG, 0)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(self.told(), ["+a"])
+        self.server.ack(PRESENCE, 1)
+        self.come("b", "c")
+        self.go("a", "c")
+        self.pass_time(2 * LOOK)
+        self.assertEqual(self.told(), ["-a"])
+        self.server.ack(PRESENCE, 2)
+        (event,) = self.events
+        self.assertIn(f"the queue connection_events has {LONG} messages and no consumer", str(event))
+        self.assertEqual(self.role.unconfirmed, 0)
+        self.server.found[QUEUE] = (SHORT, 1)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(self.told(), [])
+        self.server.found[QUEUE] = (SHORT - 1, 1)
+        self.pass_time(LOOK + 1)
+        self.assertEqual(sorted(self.told()), ["+b", "-c"])
+
+    def test_long_from_the_start(self) -> None:
+        """A node that starts again and again does not make a long queue longer each time."""
+        self.lose()
+        self.server.found[QUEUE] = (LONG, 3)
+        found = self.server.found
+        self.role = PresenceRole(
+            self.clock, self.events.append, node=lambda: NODE, live=lambda: self.live, now=self.now
+        )
+        self.come("a")
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.found = found
+        self.server.ready()
+        Result(self.role.up(self.server.client))
+        self.pass_time(1)
+        self.assertEqual(self.told(), [])
+        self.assertIn("3 consumers", str(self.events[-1]))
+
+    def test_a_look_that_fails(self) -> None:
+        """A broker that does not tell the length changes nothing; an idle node does not ask."""
+        looks = len(self.server.called("queue.declare"))
+        self.pass_time(5 * LOOK)
+        self.assertEqual(len(self.server.called("queue.declare")), looks)
+        self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
+        for key in ("a", "b"):
+            self.come(key)
+            self.pass_time(LOOK + 1)
+        self.assertEqual((self.told(), self.events), (["+a", "+b"], []))
+        self.assertFalse(self.server.transport.ended)
+
+    def test_a_channel_that_takes_nothing(self) -> None:
+        """What is refused again and again where nothing was taken before is sent on new channels, for a while."""
+        self.come("a")
+        tried: list[bool] = []
+        for _ in range(9):
+            opened = len(self.server.called("confirm.select"))
+            self.assertEqual(self.told(), ["+a"])
+            self.server.nack(PRESENCE, 0, True)
+            self.pass_time(30)
+            tried.append(len(self.server.called("confirm.select")) > opened)
+        self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7])
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+
+    def test_returned(self) -> None:
+        """Where the queue is gone it is declared again, and everybody announced again on a new channel."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.come("b", "c")
+        b, c = self.server.take()
+        self.server.give_back(b)
+        self.server.give_back(c)
+        self.pass_time(1)
+        self.assertEqual(len([call for call in self.server.called("queue.declare") if not call["passive"]]), 2)
+        self.assertEqual(sorted(self.told()), ["+a*", "+b", "+c"])
+
+    def test_a_channel_that_is_closed(self) -> None:
+        """The broker closes the channel: a warning, and another channel on the same connection after a wait."""
+        self.come("a")
+        self.server.take()
+        self.server.close_channel(PRESENCE, 403, "ACCESS_REFUSED - not you")
+        self.come("b")
+        self.assertEqual(self.told(), [])
+        self.pass_time(1)
+        self.assertFalse(self.server.transport.ended)
+        self.assertEqual(sorted(self.told()), ["+a*", "+b"])
+        self.assertIn("ACCESS_REFUSED", str(self.events[0]))
+
+    def test_an_unknown_tag(self) -> None:
+        """A broker that confirms what was not published is not spoken to any more."""
+        self.server.ack(PRESENCE, 7)
+        self.assertTrue(self.server.transport.ended)
+
+    def test_lost(self) -> None:
+        """When the connection is lost announcements wait; then those on their way come again, and so does everybody."""
+        self.come("a", "b")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.go("a")
+        self.come("c")
+        self.connect()
+        self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
+
+    def test_a_queue_that_vanished(self) -> None:
+        """When the queue is not there any more after a reconnect, everybody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - no queue")
+        self.connect()
+        self.assertEqual(self.told(), ["+a*"])
+
+    def test_no_gap(self) -> None:
+        """After a reconnect with nothing missed nobody is announced again."""
+        self.come("a")
+        self.server.take()
+        self.server.ack(PRESENCE, 1)
+        self.lose()
+        self.connect()
+        self.assertEqual(self.told(), [])
+
+    def test_nothing_left(self) -> None:
+        """A connection that is gone leaves no timer."""
+        self.come("a")
+        self.server.take()
+        self.server.nack(PRESENCE, 1)
+        self.lose()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class RefusedTests(Base):
+    def test_a_queue_that_may_not_be_used(self) -> None:
+        """It is a warning, said once, and tried again; the connection, and the port that waits for it, are not held up."""
+        self.server.refusals[QUEUE, False] = (403, "ACCESS_REFUSED - no")
+        self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
+        self.come("a")
+        up = self.connect()
+        self.assertIsNone(up.failure)
+        self.pass_time(3)
+        self.assertFalse(self.server.transport.ended)
+        self.assertEqual(len(self.events), 1)
+        self.server.refusals.clear()
+        self.pass_time(30)
+        self.assertEqual(self.told(), ["+a"])
+
+    def test_a_connection_that_is_lost_meanwhile(self) -> None:
+        """Setting up fails with the connection, which is then made again."""
+        self.server.silent.add("queue.declare")
+        self.server.ready()
+        up = Result(self.role.up(self.server.client))
+        self.server.settle()
+        self.lose()
+        self.assertIsNotNone(up.failure)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class HandlerTests(Base):
+    def test_reinstalled(self) -> None:
+        """As a handler that failed and is installed again it announces what it missed, and everybody."""
+        self.connect()
+        manager = EventManager(lambda: NODE)
+        report = Supervised()
+        service = HandlerService(manager, self.role, "amqp")
+        service.supervise(report)
+        service.startService()
+        for key in "ab":
+            manager.emit(connected(key))
+        self.server.take()
+        self.server.ack(PRESENCE, 2, True)
+        self.role._broken(Failure(ZeroDivisionError()))
+        self.assertEqual([type(reason) for reason in report.reports], [ZeroDivisionError])
+        service.stopService()
+        self.lose()
+        self.live = [connected("b"), connected("c")]
+        HandlerService(manager, self.role, "amqp").startService()
+        self.connect()
+        self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
+
+    def test_a_return_that_is_none_of_ours(self) -> None:
+        """A returned message that has nothing of an announcement is the broker's fault, and ends the connection as that."""
+        for headers in (None, {}, {"connection_id": 7}, {"node": None}, {"connection_id": ["a"], "node": NODE}):
+            self.setUp()
+            self.connect()
+            self.come("a")
+            self.server.take()
+            header = message(b"", headers)
+            method = wire.frame(wire.FRAME_METHOD, PRESENCE, encode_method("basic.return", reply_code=312))
+            self.server.raw(method + wire.content_frames(PRESENCE, header, b"", 4096))
+            self.assertEqual([type(error) for error in self.server.lost], [WireError])
+            self.role.down()
+            self.connect()
+            self.assertEqual(len(self.told()), 1)
+
+    def test_the_first_start(self) -> None:
+        """At its first start there is nothing that it missed."""
+        self.connect()
+        self.live = [connected("a")]
+        self.role.start(lambda failure: None)
+        self.assertEqual(self.told(), [])
+
+    def test_a_defect(self) -> None:
+        """What goes wrong in packing is a failure of the handler; nobody's, it is logged."""
+        self.connect()
+        self.role._packed = lambda *arguments: 1 // 0  # type: ignore[method-assign, assignment]
+        self.come("a")
+        self.server.settle()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(self.server.transport.aborted)

@@ -1,0 +1,187 @@
+"""Queues: how they are declared, and used as they are where somebody else has declared them otherwise."""
+
+from __future__ import annotations
+
+from txamqp.client import Closed
+
+from owsla.broker import queues as topology
+from owsla.broker.client import BrokerError
+from owsla.broker.queues import Exchange, Queue
+
+from .fakes import START, BrokerTestCase, Result, Server
+
+
+class DeclareTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server().ready()
+        self.warnings: list[str] = []
+
+    def declare(self, queue: Queue | None = None) -> Result:
+        result = Result(topology.declare(self.server.client, 9, queue or Queue("q"), self.warnings.append))
+        self.server.settle()
+        return result
+
+    def test_declared(self) -> None:
+        """A queue is declared durable, with its arguments, on a channel that is closed again."""
+        self.assertIsNone(self.declare(Queue("q", {"x-max-length": 5, "x-flag": True})).failure)
+        self.assertEqual(
+            [(channel, name) for channel, name, _ in self.server.calls[-3:]],
+            [(9, "channel.open"), (9, "queue.declare"), (9, "channel.close")],
+        )
+        (declared,) = self.server.called("queue.declare")
+        self.assertEqual(
+            declared,
+            {
+                "ticket": 0,
+                "queue": "q",
+                "passive": False,
+                "durable": True,
+                "exclusive": False,
+                "auto_delete": False,
+                "nowait": False,
+                "arguments": {"x-max-length": 5, "x-flag": True},
+            },
+        )
+        self.assertEqual(self.warnings, [])
+
+    def test_no_delivery_limit(self) -> None:
+        """A quorum queue that nobody but Owsla declares has no delivery limit where RabbitMQ would give it one, since
+        4.0, which takes -1. The operator's own limit stands.
+        """
+        quorum = {"x-queue-type": "quorum"}
+        for version, queue, limit in (
+            ("3.13.7", topology.node_queue("q", b"0123abcd", quorum), None),
+            ("4.0.5", topology.node_queue("q", b"0123abcd", quorum), -1),
+            ("4.0.5", topology.node_queue("q", b"0123abcd", {**quorum, "x-delivery-limit": 5}), 5),
+            ("4.0.5", topology.node_queue("q", b"0123abcd"), None),
+            ("4.0.5", Queue("q", quorum), None),
+        ):
+            self.server = Server().connect()
+            properties = {"product": "RabbitMQ", "version": version}
+            self.server.send(0, "connection.start", **{**START, "server_properties": properties})
+            self.declare(queue)
+            (declared,) = self.server.called("queue.declare")
+            self.assertEqual(declared["arguments"].get("x-delivery-limit"), limit)
+
+    def test_counts_returns(self) -> None:
+        """A quorum queue counts what comes back, unless RabbitMQ 4 says that it was declared without a limit; so may one of
+        which the broker will not say what it is.
+        """
+        classic = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'quorum' in vhost '/': received none but"
+        quorum = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but"
+        for code, text, counts in (
+            (0, "", False),
+            (406, f"{classic} current is the value '5' of type 'signedint'", False),
+            (406, f"{quorum} current is 'quorum'", True),
+            (406, f"{quorum} current is the value 'quorum' of type 'longstr'", True),
+            (403, "ACCESS_REFUSED - no", True),
+        ):
+            self.server = Server().ready()
+            if code:
+                self.server.refusals["q", False] = (code, text)
+            result = Result(topology.counts_returns(self.server.client, 9, "q"))
+            self.server.settle()
+            self.assertIs(result.value, counts)
+            self.assertFalse(self.server.transport.ended)
+
+    def test_used_as_it_is(self) -> None:
+        """One that exists with other arguments, or that is not ours to declare, is checked passively, with a warning."""
+        for code, text in ((406, "PRECONDITION_FAILED - inequivalent arg"), (403, "ACCESS_REFUSED - no")):
+            self.warnings.clear()
+            self.server.refusals["q", False] = (code, text)
+            result = self.declare()
+            self.assertTrue(result.done)
+            self.assertIsNone(result.failure)
+            self.assertTrue(self.server.called("queue.declare")[-1]["passive"])
+            (warning,) = self.warnings
+            self.assertIn("q is used as it is", warning)
+            self.assertIn(text, warning)
+            self.assertFalse(self.server.transport.ended)
+
+    def test_neither_there_nor_ours(self) -> None:
+        """One that is not ours to declare, and not there, fails with the first reason."""
+        self.server.refusals["q", False] = (403, "ACCESS_REFUSED - no")
+        self.server.refusals["q", True] = (404, "NOT_FOUND - no queue")
+        result = self.declare()
+        self.assertIsInstance(result.error, BrokerError)
+        self.assertEqual((result.error.code, self.warnings), (403, []))
+
+    def test_any_other_error(self) -> None:
+        """Any other error is not tried again."""
+        self.server.refusals["q", False] = (404, "NOT_FOUND - home node is down")
+        result = self.declare()
+        self.assertIsInstance(result.error, BrokerError)
+        self.assertEqual((result.error.code, len(self.server.called("queue.declare"))), (404, 1))
+
+    def test_the_connection_ends(self) -> None:
+        """When the connection ends first it fails with that, at whichever step."""
+        for step in ("channel.open", "queue.declare", "channel.close"):
+            self.server = Server().ready()
+            self.server.silent.add(step)
+            result = self.declare()
+            self.assertFalse(result.done)
+            self.server.drop()
+            self.assertIsInstance(result.error, Closed)
+
+
+class FindExchangeTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server().ready()
+
+    def find(self) -> Result:
+        result = Result(topology.find_exchange(self.server.client, 9, Exchange("x")))
+        self.server.settle()
+        return result
+
+    def test_there(self) -> None:
+        """An exchange is only looked for, on a channel that is closed again."""
+        result = self.find()
+        self.assertTrue(result.done)
+        self.assertIsNone(result.failure)
+        self.assertEqual(
+            [(channel, name) for channel, name, _ in self.server.calls[-3:]],
+            [(9, "channel.open"), (9, "exchange.declare"), (9, "channel.close")],
+        )
+        (declared,) = self.server.called("exchange.declare")
+        self.assertEqual((declared["exchange"], declared["passive"]), ("x", True))
+
+    def test_not_there(self) -> None:
+        """Where it is not there the broker's reason is the error."""
+        self.server.refusals["x", True] = (404, "NOT_FOUND - no exchange 'x' in vhost '/'")
+        result = self.find()
+        self.assertIsInstance(result.error, BrokerError)
+        self.assertEqual((result.error.code, result.error.scope), (404, "channel"))
+
+    def test_the_connection_ends(self) -> None:
+        """When the connection ends first it fails with that, at whichever step."""
+        for step in ("channel.open", "exchange.declare", "channel.close"):
+            self.server = Server().ready()
+            self.server.silent.add(step)
+            result = self.find()
+            self.assertFalse(result.done)
+            self.server.drop()
+            self.assertIsInstance(result.error, Closed)
+
+
+class NamesTests(BrokerTestCase):
+    def test_the_nodes_queue(self) -> None:
+        """A node's queue is not exclusive, has one active consumer, and outlives any restart of the broker, not the node."""
+        queue = topology.node_queue("lines", b"0123abcd")
+        self.assertEqual(queue.name, "lines.0123abcd")
+        self.assertEqual(queue.arguments, {"x-expires": 30 * 60 * 1000, "x-single-active-consumer": True})
+
+    def test_the_undeliverable_queue(self) -> None:
+        """It is bounded, and refuses what is too much rather than drop what is there."""
+        queue = topology.undeliverable_queue("lines", 7)
+        self.assertEqual(queue.name, "lines.undeliverable")
+        self.assertEqual(queue.arguments, {"x-max-length": 7, "x-overflow": "reject-publish"})
+
+    def test_the_operators_arguments(self) -> None:
+        """Arguments of the operator's come to those that Owsla needs."""
+        quorum = {"x-queue-type": "quorum"}
+        queue = topology.node_queue("lines", b"0123abcd", quorum)
+        self.assertEqual(
+            queue.arguments, {"x-expires": 30 * 60 * 1000, "x-single-active-consumer": True, "x-queue-type": "quorum"}
+        )
+        queue = topology.undeliverable_queue("lines", 7, {"x-overflow": "drop-head"})
+        self.assertEqual(queue.arguments, {"x-max-length": 7, "x-overflow": "drop-head"})

@@ -1,0 +1,75 @@
+"""What the consumers of a node's own queue find out, and who hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.broker.consumers import Place
+from owsla.broker.queues import node_queue
+from owsla.cluster.identity import Membership
+from owsla.routing import ConnectionIds
+
+
+class Roster:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def here(self) -> None:
+        self.calls.append("here")
+
+    def away(self) -> None:
+        self.calls.append("away")
+
+    def moved(self, node: str) -> None:
+        self.calls.append(f"moved from {node}")
+
+    def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
+        self.calls.append(f"{text} to {queue}")
+
+
+class MembershipTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.random = [b"\x01\x23\xab\xcd", b"\x89\xab\xcd\xef", b"\x99\x99\x99\x99"]
+        self.ids = ConnectionIds(lambda size: self.random.pop(0))
+        self.roster = Roster()
+        self.announced: list[bool] = []
+        self.renamed: list[tuple[str, str, bytes]] = []
+        self.place: Place = Membership(
+            self.ids,
+            cast(Any, self.roster),
+            queue=lambda node: node_queue("to_device", node),
+            announce=lambda: self.announced.append(True),
+            renamed=lambda before, reason: self.renamed.append((before, reason, self.ids.node)),
+        )
+
+    def test_another_name(self) -> None:
+        """A name is only looked at before it is taken; then the others hear of the old one, and this node of the new one."""
+        self.assertEqual(self.place.queue().name, "to_device.0123abcd")
+        self.assertEqual(self.place.other().name, "to_device.89abcdef")
+        self.assertEqual(self.place.other().name, "to_device.99999999")
+        self.assertEqual((self.place.queue().name, self.renamed), ("to_device.0123abcd", []))
+        self.place.rename("why")
+        self.assertEqual(self.place.queue().name, "to_device.99999999")
+        self.assertEqual(self.renamed, [("0123abcd", "why", b"99999999")])
+        self.assertEqual(self.roster.calls, ["moved from 0123abcd"])
+
+    def test_here(self) -> None:
+        """The others hear that this node is here; back ends hear of its connections again where it was missed."""
+        self.place.here(missed=False)
+        self.assertEqual((self.roster.calls, self.announced), (["here"], []))
+        self.place.here(missed=True)
+        self.place.lost()
+        self.assertEqual((self.roster.calls, self.announced), (["here", "here"], [True, True]))
+
+    def test_away(self) -> None:
+        """Nor does it say that it is here while its queue is not consumed."""
+        self.place.away()
+        self.assertEqual(self.roster.calls, ["away"])
+
+    def test_a_probe(self) -> None:
+        """What this node says to itself goes through the roster."""
+        self.place.probe("q", "probe 1", lambda: None)
+        self.assertEqual(self.roster.calls, ["probe 1 to q"])

@@ -1,0 +1,732 @@
+"""This node's notice in the register, and the registrar's work, on the wire."""
+
+from __future__ import annotations
+
+from owsla.amqp import wire
+from owsla.amqp.methods import encode_method
+from owsla.cluster.cleanup import AT_ONCE, LEAVING, PERSISTENT, SILENCE
+from owsla.cluster.members import GONE, HERE, KEEP, KEPT, LEFT, RENEW, RENEWED, Notice
+from owsla.cluster.registrar import CLEANUP, HANDOVER, REGISTER, RETRY, Roster, register_queue
+from owsla.events import BrokerWarning, Event, NodeLost
+from owsla.letter import Letter
+
+from ..broker.fakes import BrokerTestCase, Result, Server, deliver, message
+
+ME, A, B = "0123abcd", "aaaaaaaa", "bbbbbbbb"
+NODES, QUEUE = "to_device.nodes", f"to_device.{A}"
+GRACE = 10.0
+
+
+class Presence:
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self.has = True
+
+    def node_lost(self, node: str) -> None:
+        self.lost.append(node)
+
+    def told(self, node: str) -> bool:
+        return self.has
+
+
+class Courier:
+    def __init__(self) -> None:
+        self.records: list[Letter] = []
+        self.dead: list[str] = []
+
+    def record(self, letter: Letter, reason: str) -> None:
+        assert reason == "unknown-connection"
+        self.records.append(letter)
+
+    def lost(self, queue: str) -> None:
+        self.dead.append(queue)
+
+    def confirm(self) -> None:
+        records, self.records = self.records, []
+        for letter in records:
+            letter.source.done(letter.tag)
+
+
+class Base(BrokerTestCase):
+    tune = (0, 0, 0)
+
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=60_000, tune=self.tune)
+        self.clock = self.server.clock
+        self.events: list[Event] = []
+        self.node = ME
+        self.joined: list[bool] = []
+        self.presence, self.courier = Presence(), Courier()
+        self.roster = Roster(
+            self.clock,
+            self.events.append,
+            node=lambda: self.node.encode(),
+            to_device="to_device",
+            register=register_queue("to_device", {}),
+            node_grace=GRACE,
+            users={"me", "us"},
+            courier=self.courier,
+            presence=self.presence,
+            joined=lambda: self.joined.append(self.roster.joined),
+        )
+
+    def connect(self) -> None:
+        if self.server.client.transport is not None:
+            found, refusals = self.server.found, self.server.refusals
+            self.server = Server(self.clock, heartbeat=60_000)
+            self.server.found, self.server.refusals = found, refusals
+        self.server.ready()
+        up = Result(self.roster.up(self.server.client))
+        self.server.settle()
+        assert up.done
+        assert up.failure is None, up.failure
+
+    def lose(self) -> None:
+        self.server.drop()
+        self.roster.down()
+
+    def said(self) -> list[tuple[str, Notice | None]]:
+        return [(one.queue, Notice.read(one.body)) for one in self.server.take()]
+
+    def hear(
+        self, tag: int, node: str, state: str = HERE, user: str | None = "us", *, redelivered: bool = False, **more: str
+    ) -> None:
+        body = Notice(node, state, **more).pack()
+        self.server.raw(deliver(REGISTER, tag, message(body, user_id=user), body, redelivered=redelivered))
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+            self.server.settle()
+
+    def acks(self, channel: int = REGISTER) -> list[int]:
+        """Which deliveries are acknowledged by now."""
+        tags: list[int] = []
+        for number, name, fields in self.server.calls:
+            if name == "basic.ack" and number == channel:
+                tag = fields["delivery_tag"]
+                tags += [one for one in range(1, tag) if one not in tags] if fields["multiple"] else []
+                tags.append(tag)
+        return sorted(tags)
+
+    def put(self, queue: str = QUEUE, messages: int = 0, consumers: int = 0) -> None:
+        self.server.found[queue] = messages, consumers
+
+    def gets(self) -> int:
+        """How many messages were asked for."""
+        return len(self.server.called("basic.get"))
+
+    def answer(self, *messages: bytes, first: int = 1, empty: int = 0, channel: int = CLEANUP) -> None:
+        """Answer what was asked for with these messages, and so many times that there are no more."""
+        data = b""
+        for tag, body in enumerate(messages, first):
+            method = encode_method("basic.get-ok", delivery_tag=tag, routing_key=QUEUE)
+            header = message(body, {"connection_id": f"{A}-x", "n": tag})
+            data += wire.frame(1, channel, method) + wire.content_frames(channel, header, body, 131072)
+        data += wire.frame(1, channel, encode_method("basic.get-empty")) * empty
+        self.server.raw(data)
+
+
+class NoticeTests(Base):
+    def test_the_register(self) -> None:
+        """The register is durable and has a single active consumer; its kind is that of the nodes' own queues."""
+        self.connect()
+        (declared,) = self.server.called("queue.declare")
+        self.assertEqual((declared["queue"], declared["durable"]), (NODES, True))
+        self.assertEqual(declared["arguments"], {"x-single-active-consumer": True})
+        arguments = register_queue("to_device", {"x-queue-type": "quorum", "x-max-length": 5}).arguments
+        self.assertEqual(arguments, {"x-single-active-consumer": True, "x-queue-type": "quorum"})
+
+    def test_here(self) -> None:
+        """This node's notice is published, persistent and mandatory, when its queue is consumed: and after each reconnect."""
+        self.connect()
+        self.assertEqual(self.said(), [])
+        self.roster.here()
+        (one,) = self.server.take()
+        self.assertEqual((one.queue, one.method["mandatory"], one.properties["delivery_mode"]), (NODES, True, 2))
+        self.assertEqual(Notice.read(one.body), Notice(ME, HERE))
+        self.server.ack(REGISTER, 1)
+        self.lose()
+        self.connect()
+        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+
+    def test_joined(self) -> None:
+        """A node has joined when the broker has confirmed its notice: so it takes publishes."""
+        self.connect()
+        self.roster.gone(A, True)
+        self.server.take()
+        self.server.ack(REGISTER, 1)
+        self.roster.here()
+        self.assertEqual((self.joined, self.roster.joined), ([], False))
+        self.server.ack(REGISTER, 2)
+        self.assertEqual((self.joined, self.roster.joined), ([True], True))
+        self.lose()
+        self.connect()
+        self.server.ack(REGISTER, 1)
+        self.assertEqual((self.joined, self.roster.joined), ([True], True))
+
+    def test_a_register_that_cannot_be_used(self) -> None:
+        """A register that refuses notices, or may not be used, shows nothing of the broker: devices do not wait for it."""
+        self.connect()
+        self.roster.here()
+        self.server.nack(REGISTER, self.server.take()[0].tag)
+        self.assertEqual(self.joined, [True])
+        self.setUp()
+        for passive in (True, False):
+            self.server.refusals[NODES, passive] = (403, "ACCESS_REFUSED - no")
+        self.connect()
+        self.assertEqual(self.joined, [True])
+
+    def test_away(self) -> None:
+        """A node whose queue is not consumed does not say that it is here, also when this connection is back first."""
+        self.connect()
+        self.roster.here()
+        self.server.take()
+        self.server.ack(REGISTER, 1)
+        self.lose()
+        self.roster.away()
+        self.connect()
+        self.assertEqual(self.said(), [])
+        self.lose()
+        self.roster.here()
+        self.roster.away()
+        self.connect()
+        self.assertEqual(self.said(), [])
+        self.roster.here()
+        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+
+    def test_before_the_broker(self) -> None:
+        """What there is to say before there is a connection is said when there is one, and again if it was not confirmed."""
+        self.roster.gone(A, True)
+        self.connect()
+        self.assertEqual(self.said(), [(NODES, Notice(A, GONE))])
+        self.lose()
+        self.connect()
+        self.assertEqual(self.said(), [(NODES, Notice(A, GONE))])
+        self.server.ack(REGISTER, 1)
+        self.lose()
+        self.connect()
+        self.assertEqual(self.said(), [])
+
+    def test_renewed(self) -> None:
+        """A node renews its notice from time to time, as long as its queue is consumed and it has not left."""
+        self.connect()
+        self.roster.here()
+        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+        self.pass_time(3 * RENEW - 1)
+        self.assertEqual(self.said(), [], "a broker that is blocked has not taken the last one")
+        for tag in range(1, 4):
+            self.server.ack(REGISTER, tag)
+            self.pass_time(RENEW + 0.1)
+            self.assertEqual(self.said(), [(NODES, Notice(ME, HERE, RENEWED))])
+        self.server.ack(REGISTER, 4)
+        self.roster.away()
+        self.pass_time(2 * RENEW)
+        self.assertEqual(self.said(), [])
+        self.roster.here()
+        self.roster.leave()
+        self.said()
+        self.pass_time(2 * RENEW)
+        self.assertEqual(self.said(), [])
+
+    def test_whose(self) -> None:
+        """What this node says bears the name of its login, which the broker makes sure of."""
+        self.connect()
+        self.roster.here()
+        self.roster.probe(f"to_device.{ME}", "probe 7", lambda: None)
+        self.assertEqual([one.properties["user_id"] for one in self.server.take()], ["me", "me"])
+
+    def test_died_before_it_served(self) -> None:
+        """Of a node whose process died before its port was open there is nothing to tell."""
+        self.roster.gone(A, False)
+        self.connect()
+        self.assertEqual(self.said(), [(NODES, Notice(A, LEFT))])
+
+    def test_left(self) -> None:
+        """A goodbye is waited for; after it this node says no more that it is here."""
+        self.connect()
+        self.roster.here()
+        self.roster.leave()
+        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE)), (NODES, Notice(ME, LEFT))])
+        self.assertEqual(self.roster.unconfirmed, 1)
+        self.server.ack(REGISTER, 2, True)
+        self.assertEqual(self.roster.unconfirmed, 0)
+        self.roster.here()
+        self.lose()
+        self.connect()
+        self.assertEqual(self.said(), [])
+
+    def test_left_behind_a_renewal(self) -> None:
+        """A notice that this node is here does not come after its goodbye, though the broker refuses it, or the connection
+        breaks before it is confirmed: the last one counts.
+        """
+        for breaks in (False, True):
+            self.setUp()
+            self.connect()
+            self.roster.here()
+            self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+            self.roster.leave()
+            self.said()
+            if breaks:
+                self.lose()
+                self.connect()
+            else:
+                self.server.nack(REGISTER, 1)
+                self.server.ack(REGISTER, 2, False)
+                self.pass_time(60)
+            self.assertNotIn(HERE, [notice.state for _, notice in self.said() if notice is not None])
+
+    def test_the_registrar_leaves(self) -> None:
+        """A registrar knows whether it is alone, and strikes itself off when its queue is gone."""
+        self.connect()
+        self.roster.here()
+        self.assertEqual((self.roster.listed, self.roster.alone), (False, False))
+        self.hear(1, ME)
+        self.assertEqual((self.roster.listed, self.roster.alone), (True, True))
+        self.hear(2, A)
+        self.assertEqual((self.roster.listed, self.roster.alone), (True, False))
+        self.roster.leave()
+        self.server.take()
+        self.server.ack(REGISTER, 2, True)
+        self.hear(3, ME, LEFT)
+        self.server.refusals[f"to_device.{ME}", True] = (404, "NOT_FOUND - no queue")
+        self.pass_time(0.2)
+        self.assertEqual((self.roster.listed, self.roster.alone, self.acks()), (False, False, [1, 3]))
+
+    def test_the_register_is_gone(self) -> None:
+        """A notice that is returned means that the register was deleted: it is declared again, and everything said again."""
+        self.connect()
+        self.roster.here()
+        self.roster.gone(A, True)
+        one, two = self.server.take()
+        self.server.give_back(one)
+        self.server.give_back(two)
+        self.pass_time(1)
+        self.assertEqual({said for _, said in self.said()}, {Notice(ME, HERE), Notice(A, GONE)})
+        self.assertEqual(len(self.server.called("basic.consume")), 2)
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+
+    def test_cancelled(self) -> None:
+        """So does a consumer that is cancelled."""
+        self.connect()
+        self.roster.here()
+        self.server.take()
+        self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-roster", nowait=True)
+        self.pass_time(1)
+        self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
+
+    def test_may_not_be_used(self) -> None:
+        """A register that may not be used is a warning, once, and tried again; devices do not wait for it."""
+        for passive in (True, False):
+            self.server.refusals[NODES, passive] = (403, "ACCESS_REFUSED - no")
+        self.connect()
+        self.pass_time(20)
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+        self.assertEqual(self.server.lost, [])
+        self.server.refusals.clear()
+        self.roster.here()
+        self.pass_time(40)
+        self.assertEqual(self.said()[0], (NODES, Notice(ME, HERE)))
+
+    def test_refused(self) -> None:
+        """A notice that the queue refuses is published again, and if it never took anything on new channels, for a while."""
+        self.connect()
+        self.roster.here()
+        tried: list[bool] = []
+        for _ in range(9):
+            opened = len(self.server.called("confirm.select"))
+            for one in self.server.take():
+                self.server.nack(REGISTER, one.tag)
+            self.pass_time(30)
+            self.assertEqual({one.queue for one in self.server.published}, {NODES})
+            tried.append(len(self.server.called("confirm.select")) > opened)
+        self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7])
+
+    def test_a_probe(self) -> None:
+        """What this node says to itself goes to its own queue, for no connection; it is told when it is in there."""
+        arrived: list[bool] = []
+        self.connect()
+        self.roster.probe(f"to_device.{ME}", "probe 7", lambda: arrived.append(True))
+        (one,) = self.server.take()
+        self.assertEqual((one.queue, one.headers), (f"to_device.{ME}", {"owsla_notice": "probe 7"}))
+        self.assertEqual(arrived, [])
+        self.server.ack(REGISTER, 1)
+        self.assertEqual(arrived, [True])
+
+    def test_no_timers_left(self) -> None:
+        """When the connection is lost nothing is left to do."""
+        self.connect()
+        self.hear(1, A)
+        self.lose()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_odd_notices(self) -> None:
+        """What no node has put into the register is dropped, with a warning."""
+        self.connect()
+        self.server.raw(deliver(REGISTER, 1, message(b"x", user_id="me"), b"x"))
+        self.assertEqual(self.acks(), [1])
+        self.assertEqual([type(event) for event in self.events], [BrokerWarning])
+
+    def test_forged_notices(self) -> None:
+        """So is what others than nodes have written, and the warning says who."""
+        self.connect()
+        for tag, (user, state) in enumerate([("backend", HERE), ("backend", LEFT), (None, HERE), ("", GONE)], 1):
+            self.hear(tag, A, state, user)
+        self.assertEqual(self.acks(), [1, 2, 3, 4])
+        self.assertEqual(len([text for text in map(str, self.events) if "backend" in text]), 1)
+        self.pass_time(60)
+        self.assertEqual((self.presence.lost, self.roster.listed), ([], False))
+
+    def test_vanished(self) -> None:
+        """A register that loses notices is a warning, once. What another registrar held shows nothing of that."""
+
+        def warnings() -> int:
+            return len([text for text in map(str, self.events) if "vanish" in text])
+
+        self.connect()
+        self.hear(1, A, origin=RENEWED, redelivered=True)
+        self.hear(2, B, origin=RENEWED)
+        self.put(f"to_device.{B}", consumers=1)
+        self.put(consumers=1)
+        self.pass_time(HANDOVER + 1)
+        self.hear(3, B, origin=RENEWED)
+        self.hear(4, "cccccccc", origin=RENEWED, redelivered=True)
+        self.assertEqual(warnings(), 0)
+        for tag, node in enumerate(("dddddddd", "eeeeeeee"), 5):
+            self.hear(tag, node, origin=RENEWED)
+        self.assertEqual(warnings(), 1)
+
+
+class RegistrarTests(Base):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+        self.put(consumers=1)
+        self.hear(1, A)
+
+    def die(self, messages: int = 0) -> None:
+        """The node is dead, and there are messages in its queue."""
+        self.put(messages=messages)
+        self.pass_time(GRACE + 4.2)
+
+    def deleted(self) -> list[dict[str, object]]:
+        return self.server.called("queue.delete")
+
+    def test_alive(self) -> None:
+        """A node whose queue has a consumer is left alone."""
+        self.pass_time(60)
+        self.assertEqual((self.gets(), self.events), (0, []))
+
+    def test_dead(self) -> None:
+        """A dead node's queue is emptied, each message on record before it is acknowledged; then back ends are told; then, when
+        nothing has come for a while, the queue is deleted, if it is empty and nobody uses it; then its notice is done with.
+        """
+        self.die(2)
+        self.assertEqual(self.gets(), 2)
+        self.answer(b"one", b"two")
+        self.assertEqual([one.body for one in self.courier.records], [b"one", b"two"])
+        self.assertEqual({one.connection_id for one in self.courier.records}, {b"aaaaaaaa-x"})
+        self.assertEqual(wire.decode_properties(self.courier.records[1].header, 12)["headers"]["n"], 2)
+        self.pass_time(30)
+        self.assertEqual((self.acks(CLEANUP), self.presence.lost), ([], []))
+        self.presence.has = False
+        self.put()
+        self.courier.confirm()
+        self.pass_time(0.1)
+        self.assertEqual(self.acks(CLEANUP), [1, 2])
+        self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
+        self.pass_time(SILENCE - 0.5)
+        self.assertEqual((self.deleted(), self.courier.dead), ([], []))
+        self.pass_time(1)
+        (deleted,) = self.deleted()
+        self.assertEqual((deleted["queue"], deleted["if_unused"], deleted["if_empty"]), (QUEUE, True, True))
+        before = self.acks()
+        self.assertEqual(self.courier.dead, [QUEUE])
+        self.presence.has = True
+        self.pass_time(3)
+        self.assertEqual(len(self.acks()), len(before) + 1)
+        self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
+
+    def test_silence(self) -> None:
+        """What comes into the queue later is recorded, and puts off its deletion; the operator hears of it, once."""
+        self.die(1)
+        for tag in range(1, 40):
+            self.put()
+            self.answer(b"more", first=tag)
+            self.courier.confirm()
+            self.pass_time(SILENCE - 1)
+            self.assertEqual(self.presence.lost, [A])
+            self.put(messages=1)
+            self.pass_time(0.2)
+        self.put()
+        self.answer(empty=1)
+        self.assertEqual((self.deleted(), self.acks(CLEANUP)), ([], list(range(1, 40))))
+        self.assertGreater(39 * (SILENCE - 1), PERSISTENT)
+        self.assertEqual(len([text for text in map(str, self.events) if "still send" in text]), 1)
+        self.pass_time(SILENCE + 1)
+        self.assertEqual(len(self.deleted()), 1)
+        self.assertEqual(self.presence.lost, [A])
+
+    def test_a_stream(self) -> None:
+        """Where there is always something in the queue the node's loss is told all the same."""
+        self.die(2)
+        self.answer(b"one", b"two")
+        self.courier.confirm()
+        self.pass_time(0.5)
+        self.assertEqual(self.presence.lost, [A])
+        self.assertEqual(self.gets(), 4)
+
+    def test_two_at_a_time(self) -> None:
+        """A dead node does not wait for another one's queue."""
+        other = f"to_device.{B}"
+        self.put(other)
+        self.hear(2, B)
+        self.die(1)
+        self.assertEqual(self.presence.lost, [B], "the first one's message is not on record yet")
+        self.pass_time(SILENCE + 1)
+        self.assertEqual([one["queue"] for one in self.deleted()], [other])
+        self.answer(b"one")
+        self.put()
+        self.courier.confirm()
+        self.pass_time(SILENCE + 1)
+        self.assertEqual([one["queue"] for one in self.deleted()], [other, QUEUE])
+        self.assertEqual(self.server.lost, [])
+
+    def test_many(self) -> None:
+        """However many nodes are gone, all are cleaned up."""
+        for tag in range(2, 150):
+            self.put(f"to_device.{tag:08x}")
+            self.hear(tag, f"{tag:08x}", LEFT)
+        self.pass_time(4 * SILENCE)
+        self.assertEqual(len(self.deleted()), 148)
+        self.assertEqual(self.server.lost, [])
+
+    def test_few_channels(self) -> None:
+        """Clean-ups use no channel above the negotiated `channel_max`; all nodes are cleaned up, one after another."""
+        for channel_max, used in ((16, 15), (5, 5)):
+            self.tune = (channel_max, 0, 0)
+            self.setUp()
+            for tag in range(2, 22):
+                self.put(f"to_device.{tag:08x}")
+                self.hear(tag, f"{tag:08x}", LEFT)
+            self.pass_time(21 * (SILENCE + 1))
+            self.assertEqual(len(self.deleted()), 20)
+            self.assertEqual(max(channel for channel, _, _ in self.server.calls), used)
+            self.assertEqual(self.server.lost, [])
+
+    def test_a_long_queue(self) -> None:
+        """A long queue is emptied so many at a time, and back ends are told when that is done."""
+        self.die(AT_ONCE + 7)
+        self.assertEqual(self.gets(), AT_ONCE)
+        self.answer(*[b"x"] * AT_ONCE)
+        self.assertEqual((self.gets(), len(self.courier.records)), (AT_ONCE, AT_ONCE))
+        self.put(messages=7)
+        self.courier.confirm()
+        self.pass_time(0.3)
+        self.assertEqual((self.gets(), self.presence.lost), (AT_ONCE + 7, []))
+        self.put()
+        self.answer(*[b"x"] * 7, first=AT_ONCE + 1)
+        self.courier.confirm()
+        self.pass_time(0.3)
+        self.assertEqual(self.presence.lost, [A])
+
+    def test_somebody_else_takes_them(self) -> None:
+        """Messages that expire, or that somebody else takes, are not waited for."""
+        self.die(3)
+        self.put()
+        self.answer(b"one", empty=2)
+        self.courier.confirm()
+        self.pass_time(0.5)
+        self.assertEqual(self.presence.lost, [A])
+
+    def test_only_the_notice_is_left(self) -> None:
+        """Where the queue is gone already, the next registrar only says that the node is lost."""
+        self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - no queue")
+        self.die()
+        self.assertEqual((self.gets(), self.presence.lost), (0, [A]))
+        self.assertEqual(self.acks(), [1])
+
+    def test_said_goodbye(self) -> None:
+        """A node that said goodbye is cleaned up after at once, and nobody is told."""
+        self.put(messages=1)
+        self.hear(2, A, LEFT)
+        self.pass_time(0.3)
+        self.put()
+        self.answer(b"one")
+        self.courier.confirm()
+        self.pass_time(SILENCE + 1)
+        self.assertEqual((len(self.deleted()), self.presence.lost, self.events), (1, [], []))
+        self.assertEqual(self.acks(), [1, 2])
+
+    def test_back_in_time(self) -> None:
+        """A node that is back before anybody was told keeps its queue, and nobody hears that it is lost."""
+        self.die(1)
+        self.put(consumers=1)
+        self.answer(b"one")
+        self.presence.lost.clear()
+        self.pass_time(30)
+        self.assertEqual((self.deleted(), self.presence.lost), ([], []))
+
+    def test_back_while_it_is_silent(self) -> None:
+        """A node that is back before its queue is deleted keeps that, and is told that it was said to be lost."""
+        self.die()
+        self.assertEqual(self.presence.lost, [A])
+        self.put(consumers=1)
+        self.server.take()
+        self.hear(2, A)
+        self.pass_time(30)
+        (one,) = [one for one in self.server.take() if one.queue == QUEUE]
+        self.assertEqual(one.headers, {"owsla_notice": "lost"})
+        self.assertEqual(self.deleted(), [])
+
+    def test_back_in_the_last_moment(self) -> None:
+        """The broker refuses to delete a queue that somebody consumes, and the node keeps it."""
+        self.server.silent.add("queue.delete")
+        self.die()
+        self.pass_time(SILENCE + 1)
+        self.assertEqual(len(self.deleted()), 1)
+        self.put(consumers=1)
+        self.server.close_channel(CLEANUP, 406, "PRECONDITION_FAILED - queue in use")
+        self.pass_time(30)
+        self.assertEqual((len(self.deleted()), self.server.lost), (1, []))
+
+    def test_a_message_in_the_last_moment(self) -> None:
+        """Nor one with a message in it, which is recorded."""
+        self.server.silent.add("queue.delete")
+        self.die()
+        self.pass_time(SILENCE + 1)
+        self.put(messages=1)
+        self.server.close_channel(CLEANUP, 406, "PRECONDITION_FAILED - queue not empty")
+        self.pass_time(0.5)
+        self.assertEqual(self.gets(), 1)
+
+    def test_back_later(self) -> None:
+        """A node that comes back after it was said to be lost is told so, on its own queue."""
+        self.die()
+        self.pass_time(SILENCE + 1)
+        self.server.take()
+        self.hear(2, A)
+        self.put(consumers=1)
+        self.pass_time(3)
+        (one,) = self.server.take()
+        self.assertEqual((one.queue, one.headers), (QUEUE, {"owsla_notice": "lost"}))
+        self.assertEqual(self.acks(), [1])
+
+    def test_an_answer_to_nothing(self) -> None:
+        """An answer to a basic.get that was not sent ends the connection, rather than the wait for those that were."""
+        self.die()
+        for _ in range(AT_ONCE + 1):
+            if not self.server.transport.ended:
+                self.server.client.dataReceived(wire.frame(wire.FRAME_METHOD, CLEANUP, encode_method("basic.get-empty")))
+        self.server.settle()
+        self.assertEqual([type(error) for error in self.server.lost], [wire.WireError])
+
+    def test_said_to_be_gone(self) -> None:
+        """A node whose process is known to be dead is cleaned up after at once."""
+        self.put(messages=1)
+        self.hear(2, A, GONE)
+        self.pass_time(0.2)
+        self.assertEqual(self.gets(), 1)
+
+    def test_kept(self) -> None:
+        """A notice that its node renews no more is put into the register again by the registrar."""
+        self.server.take()
+        self.pass_time(KEEP + 3)
+        self.assertEqual(self.said(), [(NODES, Notice(A, HERE, KEPT))])
+
+    def test_a_queue_that_cannot_be_read(self) -> None:
+        """What the broker refuses is a warning, and tried again after a while."""
+        self.die(1)
+        self.server.close_channel(CLEANUP, 403, "ACCESS_REFUSED - no")
+        self.assertIn("cannot be emptied", str(self.events[0]))
+        self.pass_time(GRACE + RETRY + 5)
+        self.assertEqual(self.gets(), 2)
+        self.assertEqual(self.presence.lost, [])
+
+    def test_a_broker_node_that_is_down(self) -> None:
+        """A queue on a broker node that is down may have a consumer tomorrow: nobody is dead for that."""
+        self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - home node 'a@b' of durable queue is down or inaccessible")
+        self.pass_time(60)
+        self.assertEqual((self.presence.lost, self.acks()), ([], []))
+
+    def test_lost_in_the_middle(self) -> None:
+        """When the registrar loses its connection in the middle of it, what is recorded later is acknowledged nowhere."""
+        self.die(1)
+        self.answer(b"one")
+        self.lose()
+        self.connect()
+        self.courier.confirm()
+        self.server.settle()
+        self.assertEqual(self.server.called("basic.ack"), [])
+        self.assertEqual((self.server.lost, self.presence.lost), ([], []))
+
+    def test_the_register_goes_in_the_middle(self) -> None:
+        """The same when it begins again with new channels on the same connection, at whatever point the clean-up is."""
+        for messages in (0, 1):
+            self.setUp()
+            self.die(messages)
+            self.answer(*[b"one"] * messages)
+            self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-roster", nowait=True)
+            self.pass_time(1)
+            self.courier.confirm()
+            self.server.settle()
+            self.pass_time(SILENCE + 1)
+            self.assertEqual((self.acks(CLEANUP), self.server.lost, self.deleted()), ([], [], []))
+            self.hear(1, A, redelivered=True)
+            self.die()
+            self.pass_time(SILENCE + 1)
+            self.assertEqual((len(self.deleted()), self.server.lost), (1, []))
+            self.assertEqual(self.presence.lost, [A])
+
+    def test_a_quorum_queue(self) -> None:
+        """A queue that has no basic.get is emptied by consuming it, and deleted without conditions."""
+        self.die(1)
+        self.put(messages=1, consumers=1)
+        self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+        self.server.raw(deliver(CLEANUP, 1, message(b"one", {"connection_id": "x"}), b"one"))
+        looks = len(self.server.called("queue.declare"))
+        self.put(messages=5000, consumers=1)
+        self.pass_time(1)
+        self.assertLess(len(self.server.called("queue.declare")) - looks, 20, "looks that follow each other at once")
+        self.put(messages=0, consumers=1)
+        self.pass_time(SILENCE + 1)
+        self.assertEqual(self.deleted(), [], "it is not on record yet")
+        self.courier.confirm()
+        self.pass_time(SILENCE - 1)
+        self.server.raw(deliver(CLEANUP, 2, message(b"two", {"connection_id": "x"}), b"two"))
+        self.courier.confirm()
+        self.pass_time(SILENCE - 1)
+        self.assertEqual((self.deleted(), self.presence.lost), ([], [A]))
+        self.pass_time(1.5)
+        self.assertEqual(len(self.server.called("basic.cancel")), 1)
+        self.put(messages=0, consumers=0)
+        self.pass_time(1)
+        self.assertEqual(self.acks(CLEANUP), [1, 2])
+        (deleted,) = self.deleted()
+        self.assertEqual((deleted["if_unused"], deleted["if_empty"]), (False, False))
+
+    def test_a_quorum_queue_whose_node_is_back(self) -> None:
+        """A node that comes back to such a queue waits behind our consumer, which leaves."""
+        self.die(1)
+        self.put(messages=0, consumers=1)
+        self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+        self.put(messages=0, consumers=2)
+        self.pass_time(1)
+        self.put(messages=0, consumers=1)
+        self.pass_time(30)
+        self.assertEqual(self.deleted(), [])
+        self.assertIn(CLEANUP, [channel for channel, name, _ in self.server.calls if name == "channel.close"])
+
+    def test_a_quorum_queue_that_counts_us_late(self) -> None:
+        """Our own consumer may be counted for a while after it has left, and is not taken for the node; one that stays is."""
+        for back in (False, True):
+            self.setUp()
+            self.die(1)
+            self.put(messages=0, consumers=1)
+            self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+            self.pass_time(SILENCE + LEAVING - 1)
+            self.assertEqual(self.deleted(), [])
+            if not back:
+                self.put(messages=0, consumers=0)
+            self.pass_time(3)
+            self.assertEqual(len(self.deleted()), 0 if back else 1)

@@ -1,0 +1,309 @@
+"""Sockets in an epoll set inside a reactor's, on real sockets."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device.poller import BUSY, LOOK, SLICE, SLICES, TURN, Poller
+
+from ._sockets import Loop, reset, tcp_pair, unix_pair
+
+
+class Descriptor:
+    """Counts what it is told."""
+
+    def __init__(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        self.socket, self.peer = pair
+        self.reads = self.writes = 0
+        self.lost: list[Failure] = []
+        self.after_reading: Callable[[], None] = lambda: None
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def doRead(self) -> None:
+        self.reads += 1
+        try:
+            self.socket.recv(1)
+        except ConnectionResetError:
+            pass
+        self.after_reading()
+
+    def doWrite(self) -> None:
+        self.writes += 1
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+
+class PollerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.loop = cast(Any, Loop())
+        self.poller = Poller(self.loop)
+        self.made: list[Descriptor] = []
+
+    def tearDown(self) -> None:
+        for one in self.made:
+            if one.fileno() >= 0:
+                self.poller.removeReader(one)
+                self.poller.removeWriter(one)
+                one.socket.close()
+            one.peer.close()
+        self.assertEqual(self.loop.readers, set(), "the set goes with the last socket in it")
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+
+    def descriptor(self) -> Descriptor:
+        self.made.append(Descriptor(unix_pair()))
+        return self.made[-1]
+
+    def test_reading(self) -> None:
+        """Whoever reads is told of what is there until it has been read, and nobody else is."""
+        one, other = self.descriptor(), self.descriptor()
+        self.poller.addReader(one)
+        self.poller.addReader(one)
+        self.poller.addReader(other)
+        one.peer.send(b"ab")
+        self.loop.settle()
+        self.assertEqual((one.reads, one.writes, other.reads), (2, 0, 0))
+        self.poller.removeReader(one)
+        self.poller.removeReader(one)
+        one.peer.send(b"c")
+        other.peer.send(b"c")
+        self.loop.settle()
+        self.assertEqual((one.reads, other.reads), (2, 1))
+        self.poller.addReader(one)
+        self.loop.settle()
+        self.assertEqual(one.reads, 3)
+
+    def test_writing(self) -> None:
+        """Reading and writing are asked for, and left, each by itself."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.poller.addWriter(one)
+        one.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (1, 1))
+        self.poller.removeReader(one)
+        one.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (1, 2))
+        self.poller.addReader(one)
+        self.poller.removeWriter(one)
+        self.loop.turn()
+        self.assertEqual((one.reads, one.writes), (2, 2))
+
+    def test_closed_in_the_same_turn(self) -> None:
+        """Whoever is closed for another's event, or for its own reading, is not told of what was ready then."""
+        one, other = self.descriptor(), self.descriptor()
+
+        def close(*which: Descriptor) -> None:
+            for each in which:
+                if each.fileno() >= 0:
+                    self.poller.removeReader(each)
+                    self.poller.removeWriter(each)
+                    each.socket.close()
+
+        for each in (one, other):
+            each.after_reading = lambda: close(one, other)
+            self.poller.addReader(each)
+            self.poller.addWriter(each)
+            each.peer.send(b"a")
+        self.loop.settle()
+        self.assertEqual((one.reads + other.reads, one.writes + other.writes), (1, 0))
+
+    def test_dead(self) -> None:
+        """A reset is read by who reads. Who only writes finds out by writing."""
+        reading, writing = self.descriptor(), self.descriptor()
+        self.poller.addReader(reading)
+        self.poller.addWriter(writing)
+        for each in (reading, writing):
+            each.peer.close()
+        self.loop.turn()
+        self.assertEqual((reading.reads, reading.lost), (1, []))
+        self.assertEqual((writing.writes, writing.lost), (1, []))
+
+    def test_dead_and_not_ready(self) -> None:
+        """An error alone ends a connection: a connection that was refused, say, or whose keepalive was not answered."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+
+        class Set:
+            """An epoll set with an error in it, which no system can be made to report alone."""
+
+            def __init__(self, real: Any) -> None:
+                self.real = real
+
+            def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+                return [(one.fileno(), select.EPOLLERR)]
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.real, name)
+
+        self.patch(self.poller, "_epoll", Set(self.poller._epoll))
+        self.poller.doRead()
+        self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
+
+    def test_a_fault_costs_one(self) -> None:
+        """What one socket's owner raises is in the log, and the others have their turn."""
+
+        def fail() -> None:
+            raise RuntimeError("no good")
+
+        bad, good = self.descriptor(), self.descriptor()
+        bad.after_reading = fail
+        for each in (bad, good):
+            self.poller.addReader(each)
+            each.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual((bad.reads, good.reads), (1, 1))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def many(self, count: int) -> list[Descriptor]:
+        """So many that have more to say than they are read of in a turn."""
+        many = [self.descriptor() for _ in range(count)]
+        for each in many:
+            self.poller.addReader(each)
+            each.peer.send(b"aaaaaa")
+        return many
+
+    def test_a_turn_has_its_measure(self) -> None:
+        """Of many that are ready so many have a turn at once, and the others the next: none waits for those that talk on."""
+        most = SLICE * SLICES
+        many = self.many(most + most // 2)
+        self.loop.turn()
+        self.assertEqual(sum(each.reads for each in many), most)
+        self.loop.turn()
+        self.assertEqual({each.reads for each in many}, {1, 2})
+
+    def test_a_turn_has_its_time(self) -> None:
+        """When those that had their turn took long the others wait for the next; the same ones never have two before them."""
+        many = self.many(4 * SLICE)
+        for each in many:
+            each.after_reading = lambda: self.loop.advance(TURN / SLICE)
+        for turn in range(1, 9):
+            self.loop.turn()
+            self.assertEqual(sum(each.reads for each in many), turn * SLICE)
+            if turn % 4 == 0:
+                self.assertEqual({each.reads for each in many}, {turn // 4})
+
+    def test_the_end_of_the_reactor(self) -> None:
+        """A reactor that stops tells its descriptors so, and they hear of it; nothing of the set is left then."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.poller.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual((self.poller.fileno(), self.loop.readers), (-1, set()))
+        self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
+
+    def test_reset_in_tcp(self) -> None:
+        """With a reset EPOLLERR and EPOLLHUP come beside something to read: who reads finds out by reading, once."""
+        one = Descriptor(tcp_pair())
+        self.made.append(one)
+        one.after_reading = lambda: self.poller.removeReader(one)
+        self.poller.addReader(one)
+        reset(one.peer)
+        self.loop.settle()
+        self.assertEqual((one.reads, one.lost), (1, []))
+
+
+LINGER = 0.002
+
+
+class LingerTests(PollerTests):
+    """The same is true of one that lingers; and many events wait for each other."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.poller = Poller(self.loop, LINGER)
+
+    def talk(self, rate: float, seconds: float) -> tuple[int, int]:
+        """One device says a byte so many times a second, evenly: how many turns that took, and how many bytes waited."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        turns: list[int] = []
+        said = waiting = 0
+        read = one.reads
+
+        def turn() -> None:
+            nonlocal read
+            while self.loop.turn():
+                pass
+            if one.reads > read:
+                turns.append(one.reads - read)
+                read = one.reads
+
+        for _ in range(round(rate * seconds)):
+            one.peer.send(b"a")
+            said += 1
+            turn()
+            waiting = max(waiting, said - one.reads)
+            self.loop.advance(1 / rate)
+        self.loop.advance(LINGER)
+        turn()
+        self.assertEqual(one.reads, said)
+        self.poller.removeReader(one)
+        return len(turns), waiting
+
+    def test_few_do_not_wait(self) -> None:
+        rate = BUSY * 0.9
+        turns, waiting = self.talk(rate, 1.0)
+        self.assertEqual((turns, waiting), (round(rate), 0))
+
+    def test_many_wait_for_each_other(self) -> None:
+        """None of them longer than that."""
+        rate = BUSY * 2
+        self.talk(rate, 2 * LOOK)
+        turns, waiting = self.talk(rate, 1.0)
+        self.assertLess(turns, 1.1 / LINGER + rate * LOOK)
+        self.assertGreater(waiting, 1)
+        self.assertLessEqual(waiting, rate * LINGER + 1)
+
+    def test_the_last_does_not_wait_long(self) -> None:
+        """When many become few again they wait no more."""
+        self.talk(BUSY * 2, 1.0)
+        self.loop.advance(LOOK)
+        turns, waiting = self.talk(100, 1.0)
+        self.assertGreaterEqual(turns, 99)
+        self.assertLessEqual(waiting, 1)
+
+    def test_one_that_talks_on(self) -> None:
+        """What is there already does not wait, however many turns of one socket it takes."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.assertNotIn(self.poller, self.loop.readers, "it does not linger")
+        one.peer.send(b"a" * 200)
+        self.loop.advance(LINGER)
+        self.assertEqual(one.reads, 200)
+
+    def test_failed_while_it_lingers(self) -> None:
+        """An epoll set that fails is given up with its sockets, as by a reactor; none of them is forgotten in silence."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.patch(self.poller, "_take", lambda end: 1 / 0)
+        self.loop.advance(LINGER)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual((len(one.lost), self.poller.fileno(), self.loop.getDelayedCalls()), (1, -1, []))
+
+    def test_closed_while_it_lingers(self) -> None:
+        """Nothing is left of it then."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        for _ in range(round(BUSY)):
+            one.peer.send(b"a")
+            self.loop.advance(0.5 / BUSY)
+            self.loop.turn()
+            if self.poller not in self.loop.readers:
+                break
+        self.assertEqual(len(self.loop.getDelayedCalls()), 1, "it does not linger")
+        self.poller.removeReader(one)
+        self.assertEqual(self.loop.getDelayedCalls(), [])

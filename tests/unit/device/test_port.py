@@ -1,0 +1,1052 @@
+"""The device port: who is accepted, counted, timed out and let go; on real sockets, with time in the test's hands."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import socket
+from typing import Any, cast
+from unittest import mock
+
+from OpenSSL import SSL
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.device import port as listener_module
+from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
+from owsla.device.framing import Framing
+from owsla.device.hangup import PATIENCE, HangupWatch
+from owsla.device.hub import Hub
+from owsla.device.port import BACKLOG, LONGEST_GOODBYE, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share
+from owsla.device.protocol import Endpoint
+from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
+from owsla.events import (
+    DeviceConnected,
+    DeviceDisconnected,
+    Event,
+    Full,
+    HandshakeFailed,
+    Listening,
+    SilentEvicted,
+    TurnedAway,
+)
+from owsla.routing import ConnectionIds, Registry
+from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.sockets import claim
+from owsla.supervision import DynamicSupervisor
+from owsla.tls.refusal import Refusal, Refused
+
+from ._fakes import Courier, Sink
+from ._sockets import Client, Loop, context, reset
+
+
+def close(listener: Listener) -> None:
+    """Stop it for good: the socket outlives a restart."""
+    listener.stop_accepting()
+    listener.stopService()
+
+
+class Base(SynchronousTestCase):
+    def setUp(self) -> None:
+        context()
+        import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
+
+        self.descriptors = set(os.listdir("/proc/self/fd"))
+        self.patch(listener_module, "DEFER_ACCEPT", 0)  # silent connections are seen at once
+        self.loop = cast(Any, Loop())
+        self.events: list[Event] = []
+        self.sink = Sink()
+        self.failures: list[str] = []
+        self.clients: list[socket.socket] = []
+        self.listener: Listener | None = None
+
+    def tearDown(self) -> None:
+        """When the listener is stopped and all connections are gone nothing is left."""
+        if self.listener is None:
+            return
+        for client in self.clients:
+            client.close()
+        self.loop.settle()
+        for one in list(self.listener._poller._sockets.values()):
+            cast(TLSTransport, one).abortConnection()
+        self.loop.settle()
+        close(self.listener)
+        self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
+        self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
+        self.assertEqual(len(self.sources or ()), 0)
+        self.assertEqual(self.hub.paused_connections, 0)
+        self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
+
+    def listen(
+        self,
+        max_connections: int = 100,
+        max_handshakes: int = 100,
+        idle_timeout: float = 0.0,
+        max_per_address: int | None = None,
+        share: Share | None = None,
+        memory: Memory | None = None,
+        **options: Any,
+    ) -> Listener:
+        """A listener whose port is open."""
+        self.registry: Registry[Endpoint] = Registry()
+        hangups = HangupWatch(self.loop)
+        endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.loop)
+        endpoints.startService()
+        self.hub = Hub(
+            self.loop,
+            Turn(self.loop),
+            self.events.append,
+            framing=Framing(),
+            sink=self.sink,
+            registry=self.registry,
+            courier=Courier(),
+            endpoints=endpoints,
+            now=self.loop.seconds,
+            hangups=hangups,
+            **options,
+        )
+        self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
+        self.sources = Sources(max_per_address) if max_per_address is not None else None
+        self.listener = Listener(
+            self.loop,
+            claim(0, "127.0.0.1"),
+            context(),
+            self.hub,
+            ConnectionIds(),
+            self.registry,
+            self.admission,
+            self.events.append,
+            hangups,
+            endpoints,
+            handshake_timeout=15.0,
+            idle_timeout=idle_timeout,
+            identify=lambda connection: "somebody",
+            fail=self.failures.append,
+            sources=self.sources,
+            share=share,
+            memory=memory,
+        )
+        self.listener.startService()
+        self.listener.open()
+        return self.listener
+
+    def knock(self, source: str = "127.0.0.1") -> socket.socket:
+        """Somebody who connects and says nothing; the listener has not had a look yet."""
+        assert self.listener is not None
+        client = socket.create_connection(("127.0.0.1", self.listener.port), source_address=(source, 0))
+        client.setblocking(False)
+        self.clients.append(client)
+        return client
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        """Somebody who connects and says nothing."""
+        client = self.knock(source)
+        self.loop.settle()
+        return client
+
+    def device(self, source: str = "127.0.0.1") -> Client:
+        """A device whose handshake is complete."""
+        client = Client(self.connect(source))
+        before = len(self.registry)
+        self.loop.until(lambda: client.secure and len(self.registry) > before, client.step)
+        self.loop.settle(client.step)
+        return client
+
+    def later(self, seconds: int) -> None:
+        for _ in range(seconds):
+            for _ in range(10):
+                self.loop.advance(0.1)
+            self.loop.settle()
+
+    def of_type(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class PortTests(Base):
+    def test_opens_once(self) -> None:
+        """The port opens once, with an event, when it is told to and not at the start."""
+        listener = self.listen()
+        listener.open()
+        self.assertEqual(self.events, [Listening("127.0.0.1", listener.port)])
+        self.assertIn(listener, self.loop.readers)
+
+    def test_not_before_the_start(self) -> None:
+        """It does not open before the service starts, nor after it has stopped."""
+        listener = self.listen()
+        self.events.clear()
+        listener.stopService()
+        listener.open()
+        self.assertEqual(self.events, [])
+        self.assertNotIn(listener, self.loop.readers)
+
+    def test_cannot_listen(self) -> None:
+        """Where another was quicker to listen on the port, it is said why, once, and nothing is accepted."""
+        with mock.patch.object(socket.socket, "listen", side_effect=OSError(errno.EADDRINUSE, "in use")):
+            listener = self.listen()
+            listener.open()
+        self.assertEqual(len(self.failures), 1)
+        self.assertIn(str(listener.port), self.failures[0])
+        self.assertEqual((self.events, listener in self.loop.readers), ([], False))
+
+    def test_settles(self) -> None:
+        """When the port opens, and for so many connections more, what there is is settled for the garbage collector."""
+        memory = mock.Mock(spec=Memory)
+        settled: list[int] = []
+        memory.settle.side_effect = lambda: settled.append(len(self.registry))
+        with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
+            self.listen(memory=memory)
+            for _ in range(5):
+                self.device()
+        self.assertEqual(settled, [0, 2, 4])
+
+    def test_gives_back(self) -> None:
+        """After a crowd memory is given back once, and again after another, but not more than once a minute."""
+        memory = mock.Mock(spec=Memory)
+
+        def given_back_after(devices: int, seconds: int) -> int:
+            for _ in range(devices):
+                self.device()
+            self.later(seconds)
+            return int(memory.give_back.call_count)
+
+        with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
+            self.listen(memory=memory)
+            self.later(70)
+            self.assertEqual(given_back_after(1, 10), 0)
+            self.assertEqual(given_back_after(1, 10), 1)
+            self.assertEqual(given_back_after(2, 40), 1)
+            self.assertEqual(given_back_after(0, 20), 2)
+            self.assertEqual(given_back_after(1, 70), 2)
+
+    def test_deep_backlog(self) -> None:
+        """A stampede waits in the system's queue."""
+        asked = []
+        real = socket.socket.listen
+
+        def listen(sock: socket.socket, backlog: int) -> None:
+            asked.append(backlog)
+            real(sock, backlog)
+
+        with mock.patch.object(socket.socket, "listen", listen):
+            self.listen()
+        self.assertEqual(asked, [BACKLOG])
+        self.assertGreaterEqual(BACKLOG, 1024)
+
+    def test_options_of_accepted_sockets(self) -> None:
+        """A device's socket sends at once, is probed when it is quiet, and does not block."""
+        self.listen()
+        self.device()
+        (endpoint,) = self.registry
+        sock = endpoint.transport._socket
+        self.assertTrue(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 120)
+        self.assertFalse(sock.getblocking())
+
+    def test_stop_accepting(self) -> None:
+        """When the port closes, those connected stay, and their lines go on."""
+        listener = self.listen()
+        device = self.device()
+        listener.stop_accepting()
+        self.assertNotIn(listener, self.loop.readers)
+        device.write(b"still here\n")
+        self.loop.until(lambda: self.sink.lines)
+        self.assertEqual(len(self.registry), 1)
+
+    def test_stopped_before_it_was_open(self) -> None:
+        """A port that was not open when the node began to stop stays closed."""
+        with mock.patch.object(Listener, "open"):
+            listener = self.listen()
+        listener.stop_accepting()
+        self.assertFalse(listener.open())
+
+    def test_handshake_after_the_port_closed(self) -> None:
+        """One that was accepted just before is not let in: nobody would give it its turn."""
+        listener = self.listen()
+        late = Client(self.connect())
+        listener.stop_accepting()
+        self.loop.until(lambda: late.ended, late.step)
+        self.assertEqual((late.ended, len(self.registry), self.of_type(DeviceConnected)), ("notify", 0, []))
+
+
+class CountingTests(Base):
+    def test_counted_when_secured(self) -> None:
+        """A device is registered, and told of, when its handshake is complete, and not before."""
+        listener = self.listen()
+        silent = self.connect()
+        self.assertEqual((self.admission.connections, self.admission.handshaking), (1, 0))
+        client = Client(silent)
+        client.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, len(self.registry), listener.handshakes), (1, 0, 0))
+        self.loop.until(lambda: len(self.registry), client.step)
+        (endpoint,) = self.registry
+        (event,) = self.of_type(DeviceConnected)
+        self.assertEqual(event.connection_id, endpoint.connection_id.decode())
+        self.assertEqual((event.device_id, event.tls), ("somebody", "TLSv1.3"))
+        self.assertEqual((self.admission.open, self.admission.handshaking, listener.handshakes), (1, 0, 1))
+        client.close()
+        self.loop.until(lambda: not len(self.registry))
+        self.assertEqual((self.admission.connections, len(self.of_type(DeviceDisconnected))), (0, 1))
+        self.assertEqual(listener.failed_handshakes, 0)
+
+    def test_failed_handshake(self) -> None:
+        """A failed handshake is an event, and counted; no device was there."""
+        listener = self.listen()
+        self.connect().send(b"GET / HTTP/1.0\r\n\r\n")
+        self.loop.until(lambda: self.of_type(HandshakeFailed))
+        self.assertEqual((listener.failed_handshakes, self.admission.connections), (1, 0))
+        self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
+
+    def test_full(self) -> None:
+        """At the limit accepting pauses, with one event, and goes on when one leaves: who waited gets in."""
+        listener = self.listen(max_connections=3)
+        inside = [self.device() for _ in range(3)]
+        self.assertNotIn(listener, self.loop.readers)
+        self.assertFalse(listener.accepting)
+        waiting = Client(self.connect())
+        for _ in range(3):
+            waiting.step()
+            self.later(1)
+        self.assertEqual((self.admission.connections, waiting.secure), (3, False))
+        self.assertEqual([event.connections for event in self.of_type(Full)], [3])
+        reset(inside[0].socket)
+        self.loop.until(lambda: waiting.secure, waiting.step)
+        self.assertEqual(self.admission.connections, 3)
+
+    def test_a_stampede(self) -> None:
+        """However many come at once, no more than the limit are ever accepted, and all get their turn."""
+        self.listen(max_connections=10)
+        assert self.listener is not None
+        waiting = []
+        for _ in range(35):
+            sock = socket.create_connection(("127.0.0.1", self.listener.port))
+            sock.setblocking(False)
+            self.clients.append(sock)
+            waiting.append(Client(sock))
+        served = 0
+        while waiting:
+            for client in waiting:
+                client.step()
+            self.loop.turn(0.01)
+            self.assertLessEqual(self.admission.connections, 10)
+            for client in [client for client in waiting if client.secure]:
+                waiting.remove(client)
+                served += 1
+                client.close()
+        self.assertEqual(served, 35)
+
+    def test_handshakes_are_bounded(self) -> None:
+        """No more handshakes than allowed are under way. Others wait; when as many wait as may, accepting pauses, and goes on
+        when a handshake is complete or fails. It is no reason to say that the gateway is full.
+        """
+        listener = self.listen(max_handshakes=2)
+        clients = [Client(self.knock()) for _ in range(2 + self.admission.max_silent)]
+        for client in clients:
+            client.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, self.admission.max_silent))
+        self.assertNotIn(listener, self.loop.readers)
+        self.loop.until(lambda: self.registry and listener in self.loop.readers, *[client.step for client in clients])
+        self.assertEqual(self.of_type(Full), [])
+
+    def test_silent_ones_take_no_handshake(self) -> None:
+        """Health checks and stalled devices do not keep others from their handshake."""
+        self.listen(max_handshakes=2)
+        for _ in range(10):
+            self.connect()
+        self.device()
+        self.assertEqual(len(self.registry), 1)
+
+    def test_silent_ones_keep_nobody_out(self) -> None:
+        """Where there are as many connections as may be, those that have said nothing make way for devices."""
+        listener = self.listen(max_connections=4)
+        silent = [self.connect() for _ in range(2)]
+        for _ in range(4):
+            self.assertTrue(listener.accepting)
+            self.device()
+        self.assertEqual((self.admission.open, self.admission.connections, listener.evicted), (4, 4, 2))
+        self.assertFalse(listener.accepting)
+        for client in silent:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+
+    def test_no_open_files(self) -> None:
+        """Where the system has no more files accepting pauses with one event, and is tried again a second later."""
+        for code in (errno.EMFILE, errno.ENFILE):
+            self.events.clear()
+            listener = self.listen()
+            with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+                sock.accept.side_effect = OSError(code, os.strerror(code))
+                waiting = Client(self.connect())
+                self.assertNotIn(listener, self.loop.readers)
+                self.later(3)
+                self.assertEqual(len(self.of_type(Full)), 1)
+            self.later(1)
+            self.loop.until(lambda: len(self.registry) == 1, waiting.step)
+            self.tearDown()
+            self.setUp()
+
+    def test_gone_before_accept(self) -> None:
+        """One that is gone when it is accepted is nothing to speak of."""
+        listener = self.listen()
+        with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+            for code in (errno.EAGAIN, errno.EINTR, *LOST_ALREADY):
+                sock.accept.side_effect = OSError(code, os.strerror(code))
+                listener.doRead()
+        self.assertIn(listener, self.loop.readers)
+        self.device()
+
+
+class StampedeTests(Base):
+    def test_all_speak_at_once(self) -> None:
+        """When all that were silent speak at once there are never more handshakes than allowed: the others wait unread, and
+        get their turn in the order of speaking.
+        """
+        listener = self.listen(max_handshakes=2)
+        clients = [Client(self.connect()) for _ in range(8)][::-1]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
+        self.assertEqual(len(listener._poller._sockets), 2)
+        for served in range(1, 9):
+            self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
+            self.assertEqual(self.admission.handshaking, min(2, 8 - served))
+        self.assertEqual(self.of_type(HandshakeFailed), [])
+
+    def test_stalled_handshakes(self) -> None:
+        """A stalled handshake holds its place until its time is over. When others wait it is the oldest that makes way, as
+        soon as it takes much longer than usual.
+        """
+        self.listen(max_handshakes=2)
+        for _ in range(2):
+            Client(self.connect()).step()
+            self.loop.settle()
+        late = Client(self.connect())
+        late.step()
+        self.later(int(STALLED_AT_FIRST) - 1)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 1))
+        self.later(2)
+        self.loop.until(lambda: len(self.registry) == 1, late.step)
+        self.assertEqual(
+            [event.reason for event in self.of_type(HandshakeFailed)],
+            ["its handshake stalled, and others waited for its place"],
+        )
+        self.later(15 - int(STALLED_AT_FIRST))
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)][1:], ["no handshake within 15 s"])
+
+    def test_stalled_and_overdue(self) -> None:
+        """A stalled handshake that is already being closed when others need its place frees it at once, for its own reason."""
+        listener = self.listen(max_handshakes=1)
+        Client(self.connect()).step()
+        self.loop.settle()
+        (stalled,) = cast(Any, listener._poller._sockets).values()
+        late = Client(self.connect())
+        late.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.loop.rightNow += STALLED_AT_FIRST
+        listener._begin_soon()
+        stalled.handshakeOverdue("no handshake in time")
+        self.loop.until(lambda: len(self.registry) == 1, late.step)
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake in time"])
+
+    def test_refused_certificate(self) -> None:
+        """A certificate that is no identity is a failed handshake, with what is known of it; nothing is published for it."""
+        listener = self.listen()
+
+        def refuse(tls: SSL.Connection) -> str | None:
+            raise Refused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
+
+        with mock.patch.object(listener, "_identify", refuse):
+            client = Client(self.connect())
+            self.loop.until(lambda: client.ended, client.step)
+            client.close()
+            self.loop.settle()
+        (event,) = self.of_type(HandshakeFailed)
+        self.assertEqual(
+            (event.reason, event.subject, event.serial), ("TLS: the device's certificate cannot be read", "CN=dev", "0A")
+        )
+        self.assertEqual(str(event), f"Handshake failed: {event.peer}: {event.reason} (subject CN=dev, serial 0A)")
+        self.assertEqual((listener.handshakes, listener.failed_handshakes), (0, 1))
+        self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
+
+    def test_gone_before_its_turn(self) -> None:
+        """No handshake begins for a peer that has gone: whoever comes last is served first then, and still there."""
+        self.listen(max_handshakes=1)
+        stalled, gone, patient, newest = clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        gone.socket.close()
+        begin = TLSTransport.begin_handshake
+        with mock.patch.object(TLSTransport, "begin_handshake", autospec=True, side_effect=begin) as begun:
+            stalled.socket.close()
+            self.loop.settle()
+            self.assertEqual(begun.call_count, 1)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.assertEqual(
+            [event.reason for event in self.of_type(HandshakeFailed)], ["lost", "closed while it waited for its handshake"]
+        )
+        newest.socket.close()
+        self.loop.until(lambda: patient.secure, patient.step)
+
+    def test_gone_while_others_are_served(self) -> None:
+        """A peer that goes while it waits is let go within a second, also if its turn never comes."""
+        self.listen(max_handshakes=1)
+        stalled, gone = clients = [Client(self.connect()) for _ in range(2)]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        gone.socket.close()
+        self.later(2)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 0))
+        stalled.socket.close()
+
+    def test_what_is_begun_is_completed_first(self) -> None:
+        """Where one handshake takes all of a turn's time, no second one begins in that turn: the answers of peers come
+        first."""
+        listener = self.listen()
+        clients = [Client(self.connect()) for _ in range(4)]
+        later: list[Any] = []
+        begin = SSL.Connection.set_accept_state
+
+        def slow(tls: SSL.Connection) -> None:
+            self.loop.rightNow += 0.1  # the clock goes on, and nothing is called
+            begin(tls)
+
+        with (
+            mock.patch.object(SSL.Connection, "set_accept_state", slow),
+            mock.patch.object(listener, "later", lambda delay, call: later.append(call)),
+        ):
+            for client in clients:
+                client.step()
+            listener._poller.doRead()
+            for waiting in (3, 2, 1, 0):
+                self.assertEqual((self.admission.handshaking, self.admission.waiting), (4 - waiting, waiting))
+                self.assertEqual(len(later), min(waiting, 1))
+                if later:
+                    later.pop()()
+        self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
+
+    def test_waiting_is_bounded(self) -> None:
+        """Who waits for a place has the handshake's time for that as well; it is counted from when it was accepted."""
+        self.listen(max_handshakes=1)
+        waiting = Client(self.connect())
+        self.later(10)
+        stalled = Client(self.connect())
+        stalled.step()
+        self.loop.settle()
+        waiting.step()
+        self.later(4)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.later(2)
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 0))
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"])
+
+    def test_gone_while_waiting(self) -> None:
+        """One that goes while it waits for a place takes it for no longer than it takes to find that out."""
+        self.listen(max_handshakes=1)
+        for leave in (socket.socket.close, reset):
+            stalled, gone, patient = clients = [Client(self.connect()) for _ in range(3)]
+            for client in clients:
+                client.step()
+                self.loop.settle()
+            self.assertEqual(self.admission.waiting, 2)
+            leave(gone.socket)
+            self.loop.settle()
+            leave(stalled.socket)
+            self.loop.until(lambda patient=patient: patient.secure, patient.step)
+            self.loop.settle()
+            self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
+
+    def test_many_fail_in_a_row(self) -> None:
+        """However many fail as soon as it is their turn, they follow each other and do not nest."""
+        self.listen(max_handshakes=100, max_connections=10_000)
+        crowd = [self.knock() for _ in range(390)]
+        self.loop.settle()
+        stalled = Client(self.connect())
+        depths = set()
+        lost = Admission.lost
+
+        def measure(admission: Admission[TLSTransport], connection: TLSTransport) -> None:
+            depths.add(len(inspect.stack(0)))
+            lost(admission, connection)
+
+        with mock.patch.object(self.admission, "max_handshakes", 1), mock.patch.object(Admission, "lost", measure):
+            stalled.step()
+            self.loop.settle()
+            for client in crowd:
+                client.send(b"no TLS at all\r\n")
+            self.loop.settle()
+            self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 390))
+            stalled.close()
+            self.loop.settle()
+        self.assertEqual(self.admission.connections, 0)
+        self.assertLess(max(depths) - min(depths), 10)
+        self.assertEqual(len(self.of_type(HandshakeFailed)), 391)
+
+    def test_half_a_hello(self) -> None:
+        """A hello that is not there as a whole holds no place among the handshakes, nor does it keep the reactor turning; when
+        the rest comes it is as good as any, and when the peer goes that is found out.
+        """
+        self.listen(max_handshakes=1)
+        memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        memory.set_connect_state()
+        self.assertRaises(SSL.WantReadError, memory.do_handshake)
+        hello = memory.bio_read(65536)
+        halves = []
+        for size in (1, 5, 6, len(hello) - 1):
+            halves.append(self.connect())
+            halves[-1].send(hello[:size])
+            self.loop.settle()
+            self.assertFalse(self.loop.turn())
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
+        self.device()  # for which the oldest has to make way
+        self.assertRaises(ConnectionResetError, halves.pop(0).recv, 1)
+        for byte in hello[5:]:
+            halves[0].send(bytes([byte]))
+            self.loop.turn()
+        self.loop.until(lambda: self.admission.handshaking)
+        self.loop.settle()
+        self.assertTrue(halves[0].recv(100).startswith(b"\x16"))
+        for leave, half in zip((reset, socket.socket.close, reset), halves, strict=True):
+            leave(half)
+            self.loop.settle()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertEqual(len(self.of_type(HandshakeFailed)), 3)
+
+    def test_everything_in_pieces(self) -> None:
+        """A device whose bytes arrive a few at a time is a device like others: short lines are read when they come."""
+        self.listen()
+        sock = self.connect()
+        tls = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        tls.set_connect_state()
+
+        def step() -> None:
+            try:
+                tls.bio_write(sock.recv(65536))
+            except BlockingIOError:
+                pass
+            try:
+                tls.do_handshake()
+                said = tls.bio_read(65536)
+            except SSL.WantReadError:
+                try:
+                    said = tls.bio_read(65536)
+                except SSL.WantReadError:
+                    return
+            for start in range(0, len(said), 100):
+                sock.send(said[start : start + 100])
+                self.loop.settle()
+
+        self.loop.until(lambda: len(self.registry) == 1, step)
+        for line in (b"1", b"2"):
+            tls.send(line + b"\n")
+            sock.send(tls.bio_read(65536))
+            self.loop.until(lambda line=line: self.sink.lines and self.sink.lines[-1][2] == line)
+
+    def test_half_a_hello_and_no_place(self) -> None:
+        """One that goes in the middle of its hello, and has to wait for its turn to be told so, leaves nothing behind."""
+        self.listen(max_handshakes=1)
+        half = self.connect()
+        stalled = Client(self.connect())
+        stalled.step()
+        half.send(b"\x16\x03")
+        self.loop.settle()
+        half.close()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
+        self.assertFalse(self.loop.turn())
+        stalled.close()
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 0)
+
+    def test_silent_pool(self) -> None:
+        """When too many are silent the oldest of them are closed: with a reset, counted, and told as a number."""
+        listener = self.listen(max_connections=8)
+        silent = [self.connect() for _ in range(4)]
+        self.assertEqual(listener.evicted, 0)
+        silent += [self.knock() for _ in range(6)]
+        self.loop.settle()
+        self.assertEqual((self.admission.connections, listener.evicted), (4, 6))
+        for client in silent[:6]:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+        for client in silent[6:]:
+            self.assertRaises(BlockingIOError, client.recv, 1)
+        self.assertEqual(self.of_type(SilentEvicted), [])
+        self.later(2)
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(6, 4)])
+        for _ in range(3):
+            self.connect()
+            self.later(1)
+        self.assertEqual(len(self.of_type(SilentEvicted)), 1)
+        self.later(int(OFTEN))
+        self.assertEqual(self.of_type(SilentEvicted)[1:], [SilentEvicted(3, 4)])
+        self.assertEqual(self.of_type(HandshakeFailed), [])
+        self.assertEqual(listener.failed_handshakes, 0)
+
+    def test_heard_before_it_is_evicted(self) -> None:
+        """Who has just spoken is not silent, even if nobody has had the time to look."""
+        listener = self.listen(max_connections=8)
+        clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients[:2]:
+            client.step()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 0))
+        self.knock()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 1))
+        self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
+
+    def test_all_have_spoken(self) -> None:
+        """Where nobody is silent after all, and as many wait as may, nobody is accepted nor evicted."""
+        listener = self.listen(max_connections=8, max_handshakes=1)
+        clients = [Client(self.connect()) for _ in range(4)]
+        for client in clients:
+            client.step()
+        clients.append(Client(self.knock()))
+        listener.doRead()
+        self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (5, 1, 0))
+        clients[-1].step()
+        self.loop.settle()
+        self.knock()
+        listener.doRead()
+        self.assertEqual((self.admission.connections, self.admission.waiting, listener.evicted), (5, 4, 0))
+        self.loop.until(lambda: self.admission.connections == 6, *[client.step for client in clients])
+        self.assertEqual(listener.evicted, 0)
+
+    def test_another_process_was_quicker(self) -> None:
+        """Where several processes listen, to be woken for nothing costs nobody a place."""
+        listener = self.listen(max_connections=8)
+        silent = [self.connect() for _ in range(4)]
+        for _ in range(3):
+            listener.doRead()
+        self.assertEqual((self.admission.connections, listener.evicted), (4, 0))
+        for client in silent:
+            self.assertRaises(BlockingIOError, client.recv, 1)
+
+    def test_told_at_the_end(self) -> None:
+        """What was only counted so far is told when the service stops."""
+        listener = self.listen(max_connections=2)
+        for _ in range(3):
+            self.connect()
+        self.later(2)
+        self.connect()
+        listener.stopService()
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(2, 1), SilentEvicted(1, 1)])
+
+
+class AddressTests(Base):
+    def test_limit(self) -> None:
+        """One connection more than --max-per-address from one address is closed at once; others are not touched by that."""
+        listener = self.listen(max_per_address=2)
+        self.device("127.0.0.2")
+        kept = self.connect("127.0.0.2")
+        refused = [self.connect("127.0.0.2") for _ in range(5)]
+        for client in refused:
+            self.assertRaises(ConnectionResetError, client.recv, 1)
+        self.assertRaises(BlockingIOError, kept.recv, 1)
+        self.device("127.0.0.3")
+        self.assertEqual((self.admission.open, self.admission.connections, listener.turned_away), (2, 3, 5))
+        self.assertEqual((listener.failed_handshakes, self.of_type(HandshakeFailed)), (0, []))
+        self.later(2)
+        self.assertEqual(self.of_type(TurnedAway), [TurnedAway(5, 2, "127.0.0.2")])
+        self.connect("127.0.0.2")
+        self.later(5)
+        self.assertEqual(len(self.of_type(TurnedAway)), 1)
+        self.later(int(OFTEN))
+        self.assertEqual(self.of_type(TurnedAway)[1:], [TurnedAway(1, 2, "127.0.0.2")])
+
+    def test_leaving(self) -> None:
+        """Whoever leaves, in whichever state, makes a place for another from the same address."""
+        listener = self.listen(max_per_address=1)
+        for leave in (socket.socket.close, reset):
+            leave(self.connect())
+            self.loop.settle()
+            half = self.connect()
+            half.send(b"\x16\x03")
+            self.loop.settle()
+            leave(half)
+            self.loop.settle()
+            stalled = Client(self.connect())
+            stalled.step()
+            self.loop.settle()
+            leave(stalled.socket)
+            self.loop.settle()
+            leave(self.device().socket)
+            self.loop.settle()
+        self.connect()
+        self.assertEqual((self.admission.connections, listener.turned_away), (1, 0))
+
+    def test_a_crowd_of_one_address(self) -> None:
+        """Many that are turned away do not hold up those behind them: a turn of the reactor does away with dozens."""
+        listener = self.listen(max_per_address=1)
+        self.connect("127.0.0.2")
+        for _ in range(50):
+            self.knock("127.0.0.2")
+        self.knock("127.0.0.3")
+        listener.doRead()
+        self.assertEqual((listener.turned_away, self.admission.connections), (50, 2))
+
+    def test_in_spite_of_all(self) -> None:
+        """One that is turned away costs no silent one its place."""
+        listener = self.listen(max_connections=4, max_per_address=2)
+        for _ in range(3):
+            self.connect("127.0.0.2")
+        self.assertEqual((listener.turned_away, listener.evicted, self.admission.connections), (1, 0, 2))
+
+
+class OneOfSeveral:
+    """This process among others on the same port."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.least = 0
+
+    def tell(self, connections: int) -> None:
+        self.told.append(connections)
+
+    def stands_back(self, connections: int) -> bool:
+        return connections > self.least
+
+
+class SharedPortTests(Base):
+    def test_tells(self) -> None:
+        """The others hear how many connections there are: when the port opens, and with each that comes or goes."""
+        share = OneOfSeveral()
+        self.listen(share=share)
+        self.assertEqual(share.told, [0])
+        client = self.connect()
+        self.assertEqual(share.told[-1], 1)
+        client.close()
+        self.loop.settle()
+        self.assertEqual(share.told[-1], 0)
+
+    def test_stands_back(self) -> None:
+        """With more than others it leaves the next one to them, and takes it when they have not after a moment."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        self.connect()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertNotIn(listener, self.loop.readers)
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 2)
+        self.connect()
+        self.assertEqual(self.admission.connections, 2, "each time anew")
+        share.least = 5
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.connect()
+        self.assertEqual(self.admission.connections, 4)
+
+    def test_taken_by_another(self) -> None:
+        """If another one took it, there is nothing left, and all goes on as before."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        late = self.connect()
+        other = listener._socket.dup()
+        other.setblocking(False)
+        with other:
+            other.accept()[0].close()
+        self.loop.advance(STAND_BACK)
+        self.loop.settle()
+        self.assertEqual(self.admission.connections, 1)
+        self.assertIn(listener, self.loop.readers)
+        late.close()
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop in that moment leaves no timer, and after a start the port is served again."""
+        share = OneOfSeveral()
+        listener = self.listen(share=share)
+        self.connect()
+        self.connect()
+        listener.stopService()
+        self.loop.advance(STAND_BACK)
+        self.assertEqual(self.admission.connections, 1)
+        listener.startService()
+        self.assertIn(listener, self.loop.readers)
+
+
+class TimeTests(Base):
+    def test_handshake_timeout(self) -> None:
+        """Who has not completed its handshake in time is closed and told of, whether it spoke or not; others stay."""
+        self.listen()
+        self.device()
+        self.connect()
+        Client(self.connect()).step()
+        self.loop.settle()
+        self.later(14)
+        self.assertEqual(self.admission.connections, 3)
+        self.later(2)
+        self.assertEqual(self.admission.connections, 1)
+        self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"] * 2)
+
+    def test_goodbye_is_bounded(self) -> None:
+        """A device that does not answer our goodbye keeps its place for so long and no longer."""
+        self.listen()
+        client = self.device()
+        client.reading = False
+        (endpoint,) = self.registry
+        endpoint.close("enough")
+        self.later(int(CLOSING_TIMEOUT) - 1)
+        self.assertEqual(self.admission.connections, 1)
+        self.later(3)
+        self.assertEqual(self.admission.connections, 0)
+        self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
+
+    def take(self, client: Client) -> None:
+        """Take some of what was sent to a device: enough that its system asks for more."""
+        for _ in range(10):
+            try:
+                client.socket.recv(20_000)
+            except BlockingIOError:
+                break
+
+    def test_goodbye_to_a_slow_device(self) -> None:
+        """A device that takes what was written before our goodbye has time for that as long as it takes some, within bounds."""
+        self.listen()
+        for takes, longest in ((False, CLOSING_TIMEOUT), (True, LONGEST_GOODBYE)):
+            client = self.device()
+            client.reading = False
+            (endpoint,) = self.registry
+            endpoint.send(mock.Mock(), 1, b"", bytes(32_000_000), b"", None)
+            self.later(1)
+            endpoint.close("enough")
+            seconds = 0
+            while self.admission.connections and seconds < 100:
+                if takes:
+                    self.take(client)
+                self.later(1)
+                seconds += 1
+            self.assertTrue(longest - 1 <= seconds <= longest + CLOSING_TIMEOUT + 2, seconds)
+
+    def test_goodbye_to_a_flood(self) -> None:
+        """A device that waits for its turn when it is closed keeps its place for a minute at most, whatever it still says."""
+        self.listen()
+        self.device()
+        (endpoint,) = self.registry
+        self.sink.room = 1
+        endpoint.dataReceived(b"a\nb\n")
+        endpoint.close("enough")
+        self.later(int(LONGEST_GOODBYE) - 2)
+        self.assertEqual(self.admission.connections, 1)
+        self.later(int(CLOSING_TIMEOUT) + 5)
+        self.assertEqual(self.admission.connections, 0)
+
+    def test_idle(self) -> None:
+        """A device with no line in either direction is closed within the timeout and an eighth; one that says or is told
+        something is not.
+        """
+        self.listen(idle_timeout=80.0)
+        quiet, talking, told = self.device(), self.device(), self.device()
+        by_age = list(self.registry)
+        for _ in range(9):
+            talking.write(b"x\n")
+            by_age[2].send(mock.Mock(), 1, b"", b"hello", b"", None)
+            self.later(10)
+            if self.loop.seconds() < 79:
+                self.assertEqual(len(self.registry), 3)
+        for client in (quiet, talking, told):
+            client.step()
+        self.assertEqual((quiet.ended, talking.ended, told.ended), ("notify", "", ""))
+
+    def test_no_idle_timeout(self) -> None:
+        """An idle timeout of 0 is none."""
+        self.listen(idle_timeout=0.0)
+        self.device()
+        for _ in range(10):
+            self.loop.advance(1000)
+        self.assertEqual(len(self.registry), 1)
+
+    def test_idle_time_stands_still(self) -> None:
+        """Devices that are quiet because they are not read are not idle: their time begins anew when they are read."""
+        self.listen(idle_timeout=40.0)
+        client = self.device()
+        self.later(30)
+        self.sink.stop()
+        self.later(100)
+        self.sink.resume()
+        self.later(38)
+        client.step()
+        self.assertEqual(client.ended, "")
+        self.later(10)
+        client.step()
+        self.assertEqual(client.ended, "notify")
+
+    def test_not_idle_while_it_is_slowed_down(self) -> None:
+        """A device that is read more slowly than it talks (`--max-rate`) is not idle; what it said is still to be read."""
+        self.listen(idle_timeout=40.0, max_rate=5.0)
+        client = self.device()
+        for _ in range(2):
+            client.write(b"x\n" * 500)  # a hundred seconds' worth, each time
+        for _ in range(215):
+            self.later(1)
+            client.step()
+        self.assertEqual((len(self.sink.lines), client.ended), (1000, ""))
+
+    def test_not_idle_while_it_drains(self) -> None:
+        """A device whose turn to leave has come is closed when it is drained, and not for being idle meanwhile."""
+        self.listen(idle_timeout=40.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        client = self.device()
+        (endpoint,) = self.registry
+        endpoint.drain()
+        self.later(100)
+        client.step()
+        self.assertEqual(client.ended, "")
+        endpoint.close("enough")
+        self.loop.until(lambda: client.ended, client.step)
+        client.close()
+        self.loop.until(lambda: self.of_type(DeviceDisconnected))
+        self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
+
+    def test_send_buffer(self) -> None:
+        """Of what is written to a device that reads nothing the system takes no more than is promised, in whatever pieces."""
+        self.listen()
+        for size in (1_000_000, 16384, 4000, 50):
+            before = set(self.registry)
+            self.device()
+            (endpoint,) = set(self.registry) - before
+            accepted = endpoint.transport._socket
+            self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 2 * SEND_BUFFER)
+            for _ in range(0, 1_000_000, size):
+                endpoint.transport.write(b"x" * size)
+            self.loop.settle()
+            self.assertTrue(endpoint.transport.congested)
+            self.assertLessEqual(endpoint.transport.unsent, 2 * SEND_BUFFER, size)
+            self.assertGreater(endpoint.transport.unsent, SEND_BUFFER // 2)
+
+    def test_gone_while_paused(self) -> None:
+        """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""
+        for leave in (Client.close, lambda client: reset(client.socket)):
+            self.listen()
+            client = self.device()
+            self.sink.stop()
+            client.write(b"whole\nrest")
+            self.loop.until(lambda: self.hub.paused_connections, client.step)
+            leave(client)
+            self.later(int(PATIENCE) + 2)
+            self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
+            self.assertEqual([line for _, _, line in self.sink.lines], [b"whole"])
+            self.tearDown()
+            self.setUp()
+
+    def test_an_error_in_a_tick(self) -> None:
+        """An error of ours while the clock ticks is logged, and the clock ticks on."""
+        self.listen()
+        self.connect()
+        with mock.patch.object(self.hub, "tick", side_effect=RuntimeError("ours")):
+            self.later(1)
+        with mock.patch.object(Admission, "overdue", side_effect=RuntimeError("ours")):
+            self.later(1)
+        self.assertTrue(self.flushLoggedErrors(RuntimeError))
+        with mock.patch.object(self.hub, "tick") as tick:
+            self.later(1)
+        self.assertTrue(tick.called)
+        self.later(16)
+        self.assertEqual(self.admission.connections, 0)

@@ -1,0 +1,72 @@
+"""Timers do not go by the wall clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.runtime.clock import keep_steady
+
+
+class SteadyTests(SynchronousTestCase):
+    """With a reactor of our own, which never runs, but turns once or twice."""
+
+    def setUp(self) -> None:
+        self.reactor: Any = EPollReactor()
+        self.addCleanup(self.close)
+
+    def close(self) -> None:
+        for waker in list(self.reactor.getReaders()):
+            self.reactor.removeReader(waker)
+            waker.connectionLost(None)
+        self.reactor._poller.close()
+
+    def test_clock_is_set_back(self) -> None:
+        """What is due soon is not put off when somebody sets the clock back by an hour."""
+        back = 0.0
+        self.reactor.seconds = lambda: time.time() - back
+        keep_steady(self.reactor)
+        called: list[int] = []
+        self.reactor.callLater(0.01, called.append, 1)
+        back = 3600.0
+        end = time.monotonic() + 5
+        while not called and time.monotonic() < end:
+            self.reactor.iterate(0.01)
+        self.assertEqual(called, [1])
+
+    def test_what_waits_already(self) -> None:
+        """A reactor on which something waits keeps its time, by which that is due."""
+        call = self.reactor.callLater(10, lambda: None)
+        before = self.reactor.seconds
+        keep_steady(self.reactor)
+        self.assertIs(self.reactor.seconds, before)
+        call.cancel()
+
+    def test_the_wall_clock_is_said(self) -> None:
+        """Where timers go on following the wall clock, a warning says so, and what to do; once."""
+        call = self.reactor.callLater(10, lambda: None)
+        events: list[LogEvent] = []
+        observer: Any = events.append  # zope.interface has no types
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        keep_steady(self.reactor)
+        warned = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(warned), 1)
+        self.assertIn("wall clock", warned[0])
+        call.cancel()
+
+    def test_steady_already(self) -> None:
+        """A second service on the same reactor is no reason to warn."""
+        keep_steady(self.reactor)
+        call = self.reactor.callLater(10, lambda: None)
+        events: list[LogEvent] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        keep_steady(self.reactor)
+        self.assertEqual(events, [])
+        call.cancel()

@@ -1,0 +1,78 @@
+"""How many devices the limit of open files allows."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.errors import ConfigError
+from owsla.runtime.open_files import RESERVE, allowed_connections, capacity, raise_open_files_limit
+
+
+class AllowedConnectionsTests(SynchronousTestCase):
+    def test_not_asked(self) -> None:
+        """Without a wish it is what the open files allow, less some for everything else."""
+        self.assertEqual(allowed_connections(None, 1024), (1024 - RESERVE, None))
+
+    def test_few_files(self) -> None:
+        """Where there is not one file left for a device, that is said, with what is short and how to have more."""
+        self.assertEqual(allowed_connections(None, RESERVE + 1), (1, None))
+        for wanted in (None, 10):
+            with self.assertRaises(ConfigError) as caught:
+                allowed_connections(wanted, 64)
+            for part in ("64 open files", str(RESERVE), "LimitNOFILE=", "ulimit -n"):
+                self.assertIn(part, str(caught.exception))
+
+    def test_capacity(self) -> None:
+        """One line says how many devices can be connected, and what limits them."""
+        self.assertEqual(capacity(500, 500, 1024), "Up to 500 devices can be connected: --max-connections")
+        for wanted in (None, 5000):
+            self.assertEqual(
+                capacity(wanted, 924, 1024),
+                "Up to 924 devices can be connected: this process may have 1024 open files (LimitNOFILE=, ulimit -n) and keeps "
+                "100 of them for itself",
+            )
+        self.assertIn("1 device can", capacity(1, 1, 1024))
+
+    def test_wish_granted(self) -> None:
+        """A wish that can be granted is, and nothing is said."""
+        self.assertEqual(allowed_connections(500, 1024), (500, None))
+        self.assertEqual(allowed_connections(1024 - RESERVE, 1024), (1024 - RESERVE, None))
+
+    def test_wish_too_large(self) -> None:
+        """Where it cannot be granted the message says how many can connect, and what to raise to which number, and how."""
+        allowed, message = allowed_connections(50_000, 1024)
+        self.assertEqual(allowed, 1024 - RESERVE)
+        assert message is not None
+        needed = 50_000 + RESERVE
+        for part in ("--max-connections 50000", "1024", str(1024 - RESERVE), f"LimitNOFILE={needed}", f"ulimit -n {needed}"):
+            self.assertIn(part, message)
+
+
+class RaiseTests(SynchronousTestCase):
+    def set_limits(self, soft: int, hard: int) -> mock.Mock:
+        self.patch(resource, "getrlimit", lambda what: (soft, hard))
+        setrlimit = mock.Mock()
+        self.patch(resource, "setrlimit", setrlimit)
+        return setrlimit
+
+    def test_raised(self) -> None:
+        """The soft limit is raised to the hard one."""
+        setrlimit = self.set_limits(1024, 4096)
+        self.assertEqual(raise_open_files_limit(), 4096)
+        setrlimit.assert_called_once_with(resource.RLIMIT_NOFILE, (4096, 4096))
+
+    def test_nothing_to_raise(self) -> None:
+        """Where it is there already, nothing is done."""
+        setrlimit = self.set_limits(4096, 4096)
+        self.assertEqual(raise_open_files_limit(), 4096)
+        setrlimit.assert_not_called()
+
+    def test_refused(self) -> None:
+        """Where the system refuses, it is what it was."""
+        for error in (OSError(errno.EPERM, "no"), ValueError("no")):
+            self.set_limits(1024, 4096).side_effect = error
+            self.assertEqual(raise_open_files_limit(), 1024)

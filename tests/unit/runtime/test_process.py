@@ -1,0 +1,150 @@
+"""How the process ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.runtime.process import remove_own_pid_file, take_signals, take_worker_signals
+
+
+class Reactor:
+    """A reactor that runs when a test says so."""
+
+    def __init__(self) -> None:
+        self.starting: list[Callable[[], None]] = []
+        self.stopped = 0
+
+    def callWhenRunning(self, call: Callable[[], None]) -> None:
+        self.starting.append(call)
+
+    def callFromThread(self, call: Callable[..., None], *args: Any) -> None:
+        call(*args)
+
+    def stop(self) -> None:
+        if self.stopped:
+            raise ReactorNotRunning
+        self.stopped += 1
+
+
+class SignalTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", self.handlers.__setitem__)
+        self.reactor = Reactor()
+        self.hurried = 0
+        self.reopened: list[int] = []
+        self.replaced: list[int] = []
+        take_signals(
+            self.reactor,
+            hurry=self.hurry,
+            reopen=lambda: self.reopened.append(1),
+            replace=lambda: self.replaced.append(1),
+            within=30.0,
+        )
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+    def get(self, number: int) -> None:
+        self.handlers[number](number, None)
+
+    def test_once_the_reactor_runs(self) -> None:
+        """The signals are taken, but not before the reactor runs: its own handlers would replace ours."""
+        self.assertEqual(self.handlers, {})
+        for call in self.reactor.starting:
+            call()
+        self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
+
+    def test_hangup(self) -> None:
+        """SIGHUP has files opened again, and stops nothing."""
+        for call in self.reactor.starting:
+            call()
+        self.get(signal.SIGHUP)
+        self.assertEqual((self.reopened, self.reactor.stopped), ([1], 0))
+
+    def test_replace(self) -> None:
+        """SIGUSR2 has workers replaced, and stops nothing."""
+        for call in self.reactor.starting:
+            call()
+        self.get(signal.SIGUSR2)
+        self.assertEqual((self.replaced, self.reactor.stopped), ([1], 0))
+
+    def test_in_order_then_at_once(self) -> None:
+        """The first signal stops in order, and each after it, of either kind, at once."""
+        for call in self.reactor.starting:
+            call()
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        publisher: Any = globalLogPublisher
+        publisher.addObserver(observe)
+        self.addCleanup(publisher.removeObserver, observe)
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
+        self.assertEqual(lines, ["Got SIGTERM: stopping in order, within 30 s; a second signal stops at once"])
+        self.get(signal.SIGINT)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
+
+
+    def test_while_it_stops_already(self) -> None:
+        """A signal while the process stops for another reason, such as a supervisor that gave up, is a wish to hurry."""
+        for call in self.reactor.starting:
+            call()
+        self.reactor.stop()
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
+
+
+class PidFileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = f"{folder}/twistd.pid"
+
+    def left(self, content: str) -> bool:
+        """Return whether a pid file with this content is still there afterwards."""
+        Path(self.path).write_text(content)
+        remove_own_pid_file(self.path)
+        return Path(self.path).exists()
+
+    def test_own(self) -> None:
+        """A file with this process's own number cannot be another server's: it goes."""
+        self.assertFalse(self.left(f"{os.getpid()}\n"))
+
+    def test_not_own(self) -> None:
+        """Any other file stays for twistd to judge."""
+        for content in (str(os.getppid()), "", "nonsense"):
+            self.assertTrue(self.left(content), content)
+
+    def test_none(self) -> None:
+        """A file that is not there is no error."""
+        remove_own_pid_file(self.path)
+
+
+class WorkerSignalTests(SynchronousTestCase):
+    def test_taken(self) -> None:
+        """A worker stops on SIGTERM; what a terminal sends to it as well as to its parent, the parent says in words."""
+        handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", handlers.__setitem__)
+        reactor = Reactor()
+        stops: list[int] = []
+        take_worker_signals(reactor, stop=lambda: stops.append(1))
+        self.assertEqual(handlers, {})
+        for call in reactor.starting:
+            call()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            self.assertEqual(handlers[number], signal.SIG_IGN)
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertEqual(stops, [1])
