@@ -27,7 +27,8 @@ class Clock(Protocol):
 
     def seconds(self) -> float: ...
 
-    def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall: ...
+    def callLater(self, delay: float, call: Callable[..., Any], /, *args: Any) -> Any:
+        """Call a function later. Return a `DelayedCall`; Twisted's `IDelayedCall` is no protocol, so mypy cannot check that."""
 
 
 class Reactor(Clock, Protocol):

@@ -81,12 +81,12 @@ def _reason(error: object) -> str:
 
 def show(base: str) -> int:
     """Print the tree; the exit status."""
-    from ..supervision import Node, render
+    from ..supervision import TreeNode, render
 
     try:
         tree = fetch(base)
         try:
-            text = render(cast(Node, tree))
+            text = render(cast(TreeNode, tree))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise Unreachable(f"{base} answers something that is no tree: is that Owsla's --http?") from None
     except Unreachable as error:

@@ -81,7 +81,8 @@ class Poller:
         self.seconds: Final = reactor.seconds
 
     def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall:
-        return self._reactor.callLater(delay, call, *args)
+        delayed: DelayedCall = self._reactor.callLater(delay, call, *args)
+        return delayed
 
     # -- what a socket asks for --------------------------------------------------------------------------------------------
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from twisted.application.service import Service
 from twisted.python.failure import Failure
 
 from ..interfaces import Clock, DelayedCall
+from ..supervision import GaveUp, RestartReport
 from ._types import ChildRestarted, DuplicatesDropped, Event, SupervisorGaveUp
 
 OFTEN: Final = 10.0
 """Seconds between two looks at a count."""
 
 
-def supervision_event(report: Any) -> Event:
-    """A report of `owsla.supervision` (its `ChildRestarted` or `SupervisorGaveUp`) as an event."""
-    gave_up = getattr(report, "gave_up", None)
-    if gave_up is not None:
-        return SupervisorGaveUp(
-            path=gave_up.supervisor,
-            child=gave_up.child,
-            failures=gave_up.failures,
-            period=gave_up.period,
-            reason=gave_up.reason,
-        )
-    return ChildRestarted(report.path, report.reason, report.restarts, report.delay, tuple(report.siblings))
+def supervision_event(report: RestartReport | GaveUp) -> Event:
+    """Convert a supervisor's report to an event."""
+    if isinstance(report, GaveUp):
+        return SupervisorGaveUp(report.supervisor, report.child, report.failures, report.period, report.reason)
+    return ChildRestarted(report.path, report.reason, report.restarts, report.delay, report.siblings)
 
 
 class DuplicatesWatch(Service):

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..supervision import Node
+from ..supervision import TreeNode
 from ._histogram import Histogram
 from ._readings import ParentReadings, Readings, readiness
 
@@ -241,7 +241,7 @@ def _process(started: float) -> Iterator[Metric]:
     )
 
 
-def restarts(node: Node, above: str = "") -> Iterator[tuple[str, int]]:
+def restarts(node: TreeNode, above: str = "") -> Iterator[tuple[str, int]]:
     """Every child of the tree by its path, and how often it was restarted. The root is nobody's child."""
     path = f"{above}/{node['id']}" if above else node["id"]
     if above:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
 
-from ..supervision import Node
+from ..supervision import TreeNode
 from ._counts import EventCounts
 from ._histogram import Histogram
 
@@ -128,7 +128,7 @@ class Readings:
     health: Health
     draining: Callable[[], bool]
     """Whether it is stopping."""
-    tree: Callable[[], Node]
+    tree: Callable[[], TreeNode]
     """The supervision tree."""
     events: EventCounts
     event_drops: Callable[[], Mapping[str, int]] = dict
@@ -178,7 +178,7 @@ class ParentReadings:
     """Those there are now."""
     draining: Callable[[], bool]
     """Whether all of it is stopping."""
-    tree: Callable[[], Node]
+    tree: Callable[[], TreeNode]
     """The parent's own supervision tree, with a child for each worker, by its name."""
     events: EventCounts
     """The parent's own."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from ..supervision import Node, render
+from ..supervision import TreeNode, render
 from ._readings import ParentReadings, Readings, readiness, readiness_of_all
 
 MISSING: Final = {
@@ -56,7 +56,7 @@ class State:
     checks: Mapping[str, bool]
     """What it takes to send devices here, and whether it is so."""
     numbers: Numbers
-    tree: Node
+    tree: TreeNode
     workers: Sequence[WorkerState] | None = None
     """A parent's."""
 
@@ -104,7 +104,7 @@ def state_of_all(readings: ParentReadings, workers: Sequence[WorkerState]) -> St
     )
 
 
-def _grafted(tree: Node, trees: Mapping[str, Node]) -> Node:
+def _grafted(tree: TreeNode, trees: Mapping[str, TreeNode]) -> TreeNode:
     """A tree, with other processes' trees below the children that stand for them."""
     children = [_grafted(child, trees) for child in tree.get("children", [])]
     if tree["id"] in trees:

@@ -1,55 +1,33 @@
-"""Supervision as in Erlang/OTP, on Twisted's services: who restarts what, and when it is too much.
+"""Supervision trees as in Erlang/OTP, built of Twisted services.
 
-A `Supervisor` is a `MultiService` of children that `ChildSpec`s describe. A `Worker` says when it ends, and why; a
-`DynamicSupervisor` keeps those that come and go by the thousand. `docs/supervision.md` explains, in OTP's terms:
+A `Supervisor` is a `MultiService` whose children are described by `ChildSpec`s. It restarts children that end, and gives up
+when they fail too often. A `Worker` is a base class for children that report their end and its reason. A `DynamicSupervisor`
+holds short-lived children by the thousand. `docs/supervision.md` describes the terms and the guarantees, which are OTP's:
 https://www.erlang.org/doc/system/sup_princ
 """
 
-from ._decisions import Backoff, Intensity, Restart, RestartPlan, RestartWindow, Strategy, plan_restart, to_be_restarted
-from ._dynamic import DynamicSupervisor, NotRunning
-from ._interfaces import AnyService, Clock, DelayedCall, Report, Supervised, TemporaryChild
-from ._reports import EXIT_STATUS, ChildRestarted, GaveUp, SupervisorGaveUp, Untraced, explain
-from ._spec import KILL, ChildSpec, Type
-from ._supervisor import ChildCounts, ChildExists, ChildInfo, ChildNotStopped, NoSuchChild, Supervisor
-from ._tree import Limit, Node, State, render
-from ._worker import Worker, guarded
+from ._decisions import Intensity
+from ._dynamic import DynamicSupervisor
+from ._interfaces import AnyService, Supervised
+from ._reports import EXIT_STATUS, GaveUp, RestartReport, Untraced, explain
+from ._spec import ChildSpec
+from ._supervisor import Supervisor
+from ._tree import TreeNode, render
+from ._worker import Worker
 
 __all__ = [
     "EXIT_STATUS",
-    "KILL",
     "AnyService",
-    "Backoff",
-    "ChildCounts",
-    "ChildExists",
-    "ChildInfo",
-    "ChildNotStopped",
-    "ChildRestarted",
     "ChildSpec",
-    "Clock",
-    "DelayedCall",
     "DynamicSupervisor",
     "GaveUp",
     "Intensity",
-    "Limit",
-    "NoSuchChild",
-    "Node",
-    "NotRunning",
-    "Report",
-    "Restart",
-    "RestartPlan",
-    "RestartWindow",
-    "State",
-    "Strategy",
+    "RestartReport",
     "Supervised",
     "Supervisor",
-    "SupervisorGaveUp",
-    "TemporaryChild",
-    "Type",
+    "TreeNode",
     "Untraced",
     "Worker",
     "explain",
-    "guarded",
-    "plan_restart",
     "render",
-    "to_be_restarted",
 ]

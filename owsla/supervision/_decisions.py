@@ -1,41 +1,42 @@
-"""What a supervisor decides: whether to restart, whom, after which wait, and when to give up.
+"""Decisions of a supervisor: whether to restart a child, which siblings with it, after which delay, and when to give up.
 
 Pure: no service, no reactor, no clock.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
-"""When a child is restarted: always; after a failure but not after a normal end; never."""
+RestartType: TypeAlias = Literal["permanent", "transient", "temporary"]
+"""Rule for restarting a child. permanent: always; transient: after a failure, not after a normal end; temporary: never."""
 
-Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
-"""Who is restarted with a child: nobody; all its siblings; those that are listed, and so started, after it."""
+Strategy: TypeAlias = Literal["one_for_one", "rest_for_one", "one_for_all"]
+"""Siblings restarted with a child. one_for_one: none; rest_for_one: those started after it; one_for_all: all."""
 
 
-def to_be_restarted(restart: Restart, failed: bool) -> bool:
-    """Whether a child that ended is started again. `failed`: with a failure."""
+def should_restart(restart: RestartType, failed: bool) -> bool:
+    """Return whether to restart a child that ended, with a failure or normally."""
     return restart == "permanent" or (restart == "transient" and failed)
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPlan:
-    """What is done when a child is to be restarted."""
+    """Ids of the children to stop and to start when one child is restarted."""
 
     stop: tuple[str, ...]
-    """The siblings to stop, in this order: the reverse of that of starting. The child itself has ended already."""
+    """Siblings to stop, in reverse order of starting. The child itself has ended already."""
     start: tuple[str, ...]
-    """Those to start, in this order. Whoever is stopped and not started again was temporary, and is forgotten."""
+    """Children to start, in order of starting. A sibling that is stopped and not started again was temporary: forget it."""
 
 
-def plan_restart(strategy: Strategy, children: Sequence[tuple[str, Restart]], failed: str) -> RestartPlan:
-    """Who is stopped and started when `failed` is to be restarted; `children` are all, in the order of starting."""
+def plan_restart(strategy: Strategy, children: Sequence[tuple[str, RestartType]], ended: str) -> RestartPlan:
+    """Plan the restart of the child `ended`. `children` are all children, in order of starting."""
     ids = [child for child, _ in children]
-    position = ids.index(failed)
+    position = ids.index(ended)
     if strategy == "one_for_one":
         group = children[position : position + 1]
     elif strategy == "rest_for_one":
@@ -43,43 +44,71 @@ def plan_restart(strategy: Strategy, children: Sequence[tuple[str, Restart]], fa
     else:
         group = children
     return RestartPlan(
-        stop=tuple(child for child, _ in reversed(group) if child != failed),
-        start=tuple(child for child, restart in group if restart != "temporary" or child == failed),
+        stop=tuple(child for child, _ in reversed(group) if child != ended),
+        start=tuple(child for child, restart in group if restart != "temporary" or child == ended),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """How often a supervisor's children may be restarted before it gives up: more than `restarts` within `period` seconds."""
+    """Limit of restarts: a supervisor gives up at more than `restarts` within `period` seconds."""
 
     restarts: int = 5
-    """Six failures in a minute are a defect that restarting does not cure."""
+    """Number of restarts. Six failures in a minute are a defect that restarting does not cure."""
     period: float = 60.0
-    """Long against the waits before five restarts (1.5 s, see `Backoff`), also where one supervisor is within another."""
+    """Seconds. Long against the delays before five restarts (1.5 s, see `RestartBackoff`), also in nested supervisors."""
 
     def __post_init__(self) -> None:
         if self.restarts < 0 or not self.period > 0:
-            raise ValueError(f"no such intensity: {self.restarts} restarts in {self.period} s")
+            raise ValueError(f"invalid intensity: {self.restarts} restarts in {self.period} s")
 
     @property
-    def longest_wait(self) -> float:
-        """Seconds that a restart may wait at most, so that a child that always fails at once reaches the end of it."""
+    def longest_delay(self) -> float:
+        """Longest delay of a restart, in seconds.
+
+        With longer delays, the failures of a child that always fails at once would leave the period before there are too many
+        of them, and the supervisor would never give up.
+        """
         return self.period / (2 * (self.restarts + 1))
 
 
-class RestartWindow:
-    """The failures of a supervisor's children within the last period."""
+@dataclass(frozen=True, slots=True)
+class RestartBackoff:
+    """Delays of restarts: none before the first restart of a child, then exponential, with jitter.
 
-    __slots__ = ("_failures", "_intensity")
+    OTP restarts at once. The delay keeps a failing child from using up a core; the jitter keeps nodes from failing in step.
+    """
 
-    def __init__(self, intensity: Intensity) -> None:
+    first: float = 0.1
+    """Seconds before the second restart, without jitter. The delay doubles with each further restart."""
+    longest: float = 10.0
+    """Longest delay, in seconds."""
+    jitter: Callable[[], float] = random.random
+    """Source of the jitter: random numbers from 0 to 1. Half of a delay is jitter."""
+
+    def delay(self, streak: int) -> float:
+        """Return the seconds to wait after `streak` restarts in a row that did not help."""
+        if streak == 0:
+            return 0.0
+        # The exponent is bounded: a power of a float that is too large raises OverflowError.
+        return min(self.longest, self.first * 2.0 ** min(streak - 1, 32)) * (0.5 + self.jitter() / 2)
+
+
+class RestartHistory:
+    """Failures of a supervisor's children: a sliding window over all of them, and the present streak of each child."""
+
+    __slots__ = ("_backoff", "_failures", "_intensity", "_streaks")
+
+    def __init__(self, intensity: Intensity, backoff: RestartBackoff) -> None:
         self._intensity = intensity
+        self._backoff = backoff
         self._failures: deque[tuple[float, str]] = deque()
+        self._streaks: dict[str, int] = {}
 
-    def failed(self, child: str, now: float) -> bool:
-        """Count a failure that is to be answered by a restart. Whether that restart is still allowed.
+    def add(self, child: str, now: float) -> bool:
+        """Count a failure. Return whether the intensity allows the restart.
 
-        As in OTP, a failure is in the period up to and including its last instant.
+        As in OTP, a failure counts up to and including the last instant of the period.
         """
         failures = self._failures
         failures.append((now, child))
@@ -89,28 +118,20 @@ class RestartWindow:
 
     @property
     def total(self) -> int:
-        """Failures within the period that ended with the last one."""
+        """Number of failures within the period that ends with the last failure."""
         return len(self._failures)
 
-    def of(self, child: str) -> int:
-        """How many of them were this child's."""
+    def count(self, child: str) -> int:
+        """Return how many of the failures in the window are this child's."""
         return sum(1 for _, each in self._failures if each == child)
 
+    def ran(self, child: str, seconds: float) -> None:
+        """Note how long a child ran before it ended. A whole period ends its streak: the last restart did help."""
+        if seconds >= self._intensity.period:
+            self._streaks.pop(child, None)
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How long a child waits for its restart: not at all the first time, then longer each time, with jitter.
-
-    OTP restarts at once; a wait keeps a failing child from using up a core, and the jitter several nodes from failing in step.
-    """
-
-    first: float = 0.1
-    """Seconds before the second restart, without jitter; each further one waits twice as long."""
-    most: float = 10.0
-    """Seconds that no wait exceeds."""
-
-    def wait(self, streak: int, random: float) -> float:
-        """Seconds to wait after `streak` restarts that did not help. `random` is from 0 to 1: half of a wait is up to it."""
-        if streak == 0:
-            return 0.0
-        return min(self.most, self.first * 2.0 ** min(streak - 1, 32)) * (0.5 + random / 2)
+    def next_delay(self, child: str) -> float:
+        """Add a restart to the streak of a child. Return the seconds to wait before it."""
+        streak = self._streaks.get(child, 0)
+        self._streaks[child] = streak + 1
+        return min(self._backoff.delay(streak), self._intensity.longest_delay)

@@ -1,4 +1,4 @@
-"""The supervisor of children that come and go by the thousand."""
+"""Supervisor of short-lived children that come and go by the thousand."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ._interfaces import Clock, DelayedCall, TemporaryChild
+from ..interfaces import Clock, DelayedCall
+from ._interfaces import TemporaryChild
 from ._reports import explain
-from ._tree import Node, State
+from ._tree import ChildState, TreeNode
 
-AT_ONCE: Final = 200
-"""Children that are told to stop in one turn of the reactor: a goodbye each is a few milliseconds for everybody else."""
+STOPS_PER_TURN: Final = 200
+"""Number of children that are told to stop in one turn of the reactor. Their goodbyes take a few milliseconds in all, in which
+the reactor serves nothing else."""
 
 TRACEBACKS: Final = 10
-"""Failures logged with a traceback within a `QUIET`; what fails in one connection may fail in ten thousand at once."""
+"""Number of failures that are logged with a traceback within `TRACEBACK_PERIOD`. A defect that shows in one connection may show
+in ten thousand at once."""
 
-QUIET: Final = 60.0
-"""Seconds."""
+TRACEBACK_PERIOD: Final = 60.0
+"""Period of `TRACEBACKS`, in seconds."""
 
 C = TypeVar("C", bound=TemporaryChild)
 
 
-class NotRunning(RuntimeError):
-    """A supervisor that does not run starts no children."""
-
-
 class DynamicSupervisor(Service, Generic[C]):
-    """OTP's `simple_one_for_one`, for temporary children only, each of which costs an entry in a set.
+    """Supervisor of temporary children: OTP's `simple_one_for_one`, at the cost of one entry in a set for each child.
 
-    Nothing is restarted, so nothing counts against an intensity, however many end, and however they do. A child that is to be
-    restarted is one for `Supervisor.start_child`.
+    Nothing is restarted, so there is no intensity: any number of children may end, in any way.
     """
 
     _log = Logger(namespace="owsla.supervision")
 
     def __init__(self, clock: Clock, *, name: str | None = None, shutdown: float = 5.0) -> None:
-        """When this stops, its children have `shutdown` seconds to end, all together; then they are left alone, and counted."""
+        """`shutdown` is the number of seconds that all children together have to stop. The rest is abandoned, and counted."""
         self._clock = clock
         self._shutdown = shutdown
         self._children: set[C] = set()
@@ -47,22 +45,23 @@ class DynamicSupervisor(Service, Generic[C]):
         self._stopped: Deferred[None] | None = None
         self._calls: list[DelayedCall] = []
         self._started: float | None = None
-        self._quiet_since = 0.0
-        self._logged = 0
+        self._traceback_period_began = 0.0
+        self._tracebacks = 0
         self.failures = 0
-        """Children that ended with a failure."""
+        """Number of children that ended with a failure."""
         self.last_failure: str | None = None
+        """Reason of the last failure."""
         if name is not None:
             self.setName(name)
 
     def start_child(self, child: C) -> None:
-        """Count it as a child until it `ended`. `NotRunning` while this does not run, or stops."""
+        """Add a child. `RuntimeError` while the supervisor does not run, or stops."""
         if not self.running:
-            raise NotRunning(f"{self.name} does not run")
+            raise RuntimeError(f"{self.name} does not run")
         self._children.add(child)
 
     def ended(self, child: C, reason: Failure | None = None) -> None:
-        """A child is gone: normally, or by a failure of our own code. What is no child any more is left out."""
+        """Remove a child that ended, normally or by a defect of the program. Removing it twice has no effect."""
         self._children.discard(child)
         if reason is not None:
             self._failed(reason)
@@ -83,7 +82,7 @@ class DynamicSupervisor(Service, Generic[C]):
         self._started = self._clock.seconds()
 
     def stopService(self) -> Deferred[None]:
-        """Tell every child to stop, some in each turn of the reactor; fires when the last one ended, or the time is over."""
+        """Tell every child to stop. The Deferred fires when the last one has ended, or the time is over."""
         super().stopService()
         if self._stopped is None:
             if not self._children:
@@ -99,7 +98,7 @@ class DynamicSupervisor(Service, Generic[C]):
         return waiting
 
     def _stop_some(self) -> None:
-        some, self._to_stop = self._to_stop[-AT_ONCE:], self._to_stop[:-AT_ONCE]
+        some, self._to_stop = self._to_stop[-STOPS_PER_TURN:], self._to_stop[:-STOPS_PER_TURN]
         for child in some:
             if child in self._children:
                 try:
@@ -115,7 +114,7 @@ class DynamicSupervisor(Service, Generic[C]):
             return
         if self._children:
             self._log.warn(
-                "{count} children of {name} did not end within {shutdown:g} s",
+                "{count} children of {name} did not stop within {shutdown:g} s",
                 count=len(self._children),
                 name=self.name,
                 shutdown=self._shutdown,
@@ -131,20 +130,23 @@ class DynamicSupervisor(Service, Generic[C]):
         self.failures += 1
         self.last_failure = explain(reason)
         now = self._clock.seconds()
-        if self._logged and now - self._quiet_since >= QUIET:
-            self._logged = 0
-        if not self._logged:
-            self._quiet_since = now
-        self._logged += 1
-        if self._logged <= TRACEBACKS:
+        if self._tracebacks and now - self._traceback_period_began >= TRACEBACK_PERIOD:
+            self._tracebacks = 0
+        if not self._tracebacks:
+            self._traceback_period_began = now
+        self._tracebacks += 1
+        if self._tracebacks <= TRACEBACKS:
             self._log.failure("A child of {name} failed ({failures} so far)", reason, name=self.name, failures=self.failures)
-            if self._logged == TRACEBACKS:
-                self._log.warn("Failures of further children of {name} are only counted for a while", name=self.name)
+            if self._tracebacks == TRACEBACKS:
+                self._log.warn(
+                    "{name}: further failures within this minute are counted, but not logged (see `owsla tree`)",
+                    name=self.name,
+                )
 
-    def tree(self) -> Node:
-        """A snapshot. Its children are only counted."""
+    def tree(self) -> TreeNode:
+        """Return a snapshot. The children are counted, not listed."""
         if self._stopped is not None:
-            state: State = "stopping"
+            state: ChildState = "stopping"
         elif self.running:
             state = "running"
         else:

@@ -1,4 +1,4 @@
-"""What supervisors, their children and a clock know of each other. Types only, no logic."""
+"""Interfaces between supervisors and their children. Types only, no logic."""
 
 from __future__ import annotations
 
@@ -7,31 +7,14 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from twisted.python.failure import Failure
 
-Report: TypeAlias = Callable[[Failure | None], None]
-"""Says that a child ended: with a `Failure`, or with `None` for a normal end."""
-
-
-class DelayedCall(Protocol):
-    """A call that the clock is to make."""
-
-    def active(self) -> bool: ...
-
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """The time, and calls to be made later: a reactor, or a `twisted.internet.task.Clock`."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(self, delay: float, call: Callable[..., Any], /, *args: Any) -> Any:
-        """The result is a `DelayedCall`. Twisted's interface of that, not being a protocol, cannot be told so."""
+EndCallback: TypeAlias = Callable[[Failure | None], None]
+"""Callback that a child calls when it ends: with a `Failure`, or with `None` for a normal end."""
 
 
 class AnyService(Protocol):
-    """`twisted.application.service.IService`, as far as a supervisor uses it.
+    """Part of `twisted.application.service.IService` that a supervisor uses.
 
-    What `privilegedStartService`, `startService` and `stopService` return may be a Deferred or a coroutine; it is waited for.
+    The supervisor waits for a Deferred or a coroutine that one of the last three methods returns.
     """
 
     def setName(self, name: str) -> Any: ...
@@ -49,14 +32,14 @@ class AnyService(Protocol):
 
 @runtime_checkable
 class Supervised(Protocol):
-    """A service that can say that it ended. `Worker` and `Supervisor` are such; a plain service never ends by itself."""
+    """Service that reports its end, such as `Worker` and `Supervisor`. A plain service never ends by itself."""
 
-    def supervise(self, report: Report) -> None:
-        """Called before each start, with whom to tell. Only the first report after a start counts."""
+    def supervise(self, on_end: EndCallback) -> None:
+        """Accept the callback for the next end. Called before each start; only the first call of `on_end` counts."""
 
 
 class TemporaryChild(Protocol):
-    """A child of a `DynamicSupervisor`: anything that can be told to go. It must be hashable, and need not be a service."""
+    """Child of a `DynamicSupervisor`: any hashable object with a `stop` method. It need not be a service."""
 
     def stop(self) -> None:
-        """Begin to end. `DynamicSupervisor.ended` is told when it did, from inside this call or later."""
+        """Begin to end. The child calls `DynamicSupervisor.ended` when it has ended, within this call or later."""

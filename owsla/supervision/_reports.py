@@ -1,4 +1,4 @@
-"""What a supervisor says of its children: why one failed, that it is restarted, that it is too much."""
+"""Reports of a supervisor: the reason of a child's end, its restart, and giving up."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from twisted.python.failure import Failure
 
 EXIT_STATUS: Final = os.EX_SOFTWARE
-"""The exit status of a process whose root supervisor gave up: 70, "internal software error" (sysexits(3))."""
+"""Exit status of a process whose root supervisor gave up: 70, "internal software error" in sysexits(3)."""
 
 LONGEST: Final = 300
-"""Characters of an exception's message that are told: it is to stay one line of a log."""
+"""Longest message of an exception in a report, in characters: a report stays one line of a log."""
 
 
 def explain(failure: Failure | None) -> str:
-    """Why a child ended, in one line."""
+    """Return the reason of a child's end, in one line."""
     if failure is None:
-        return "it ended, without a failure"
+        return "ended without a failure"
     error = failure.value
     if isinstance(error, Untraced):
         return str(error)
@@ -30,30 +30,30 @@ def explain(failure: Failure | None) -> str:
 
 
 class Untraced(Exception):
-    """Why a child ended, where the text says it all: it is logged without a traceback, which would tell nothing."""
+    """Failure that is logged without a traceback, because its text says everything."""
 
 
 class GaveUp(Untraced):
-    """A supervisor's children failed more often than its intensity allows. `str()` of it is the line that says so."""
+    """Failure of a supervisor whose children failed more often than its intensity allows."""
 
     def __init__(
         self, supervisor: str, child: str, *, failures: int, of_child: int, restarts: int, period: float, reason: str
     ) -> None:
         super().__init__(supervisor, child, failures, of_child, restarts, period, reason)
         self.supervisor = supervisor
-        """Its path."""
+        """Path of the supervisor."""
         self.child = child
-        """The id of the child that failed last."""
+        """Id of the child that failed last."""
         self.failures = failures
-        """How often its children failed within the period."""
+        """Number of failures of all children within the period."""
         self.of_child = of_child
-        """How many of those failures were this child's."""
+        """Number of failures of this child within the period."""
         self.restarts = restarts
-        """How many restarts its intensity allows within the period."""
+        """Number of restarts that the intensity allows within the period."""
         self.period = period
-        """In seconds."""
+        """Period of the intensity, in seconds."""
         self.reason = reason
-        """Why the child ended the last time."""
+        """Reason of the last failure."""
 
     def __str__(self) -> str:
         within = f"within {self.period:g} s"
@@ -67,28 +67,16 @@ class GaveUp(Untraced):
 
 
 @dataclass(frozen=True, slots=True)
-class ChildRestarted:
-    """A child ended and is restarted."""
+class RestartReport:
+    """Report of a child that ended and is going to be restarted."""
 
     path: str
-    """The child's."""
+    """Path of the child."""
     reason: str
-    """Why it ended."""
+    """Reason of its end."""
     restarts: int
-    """How often it was restarted, this time included."""
+    """Number of its restarts, including this one."""
     delay: float
-    """Seconds until it is started."""
+    """Seconds until the restart."""
     siblings: tuple[str, ...]
-    """The ids of those that are restarted with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisorGaveUp:
-    """A supervisor gave up; it now stops its children, and then fails."""
-
-    gave_up: GaveUp
-
-    @property
-    def path(self) -> str:
-        """The supervisor's."""
-        return self.gave_up.supervisor
+    """Ids of the siblings that are restarted with it."""

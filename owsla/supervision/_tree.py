@@ -1,60 +1,60 @@
-"""A picture of a supervision tree, as it lives or as it is planned."""
+"""Snapshot of a supervision tree, and its rendering for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
-State: TypeAlias = Literal["planned", "starting", "running", "restarting", "stopping", "stopped"]
-"""planned: not started yet. restarting: it ended, or a sibling did, and it waits for its start."""
+ChildState: TypeAlias = Literal["planned", "starting", "running", "restarting", "stopping", "stopped"]
+"""State of a child. planned: not started yet; restarting: it, or a sibling, ended, and it waits for its restart."""
 
 
-class Limit(TypedDict):
-    """A supervisor's intensity."""
+class TreeIntensity(TypedDict):
+    """Intensity of a supervisor in a snapshot."""
 
     restarts: int
     period: float
 
 
-class Node(TypedDict):
-    """One child and what is below it: plain values, ready for `json.dumps`."""
+class TreeNode(TypedDict):
+    """Child, and everything below it, in a snapshot: plain values, ready for `json.dumps`."""
 
     id: str
     type: str
-    """`worker` or `supervisor`."""
+    """Type of the child: `worker` or `supervisor`."""
     restart: str | None
-    """`None` at the root."""
-    state: State
+    """Restart type; `None` at the root."""
+    state: ChildState
     restarts: int
-    """How often it was started again."""
+    """Number of restarts."""
     uptime: float | None
-    """Seconds since its last start, while it runs."""
+    """Seconds since the last start, while the child runs."""
     failure: str | None
-    """Why it ended the last time."""
+    """Reason of the last failure."""
     strategy: NotRequired[str]
-    """A supervisor's: `one_for_one`, `one_for_all`, `rest_for_one`, or `simple_one_for_one` for a dynamic one."""
-    intensity: NotRequired[Limit]
-    """Not for a dynamic supervisor, which restarts nobody."""
-    children: NotRequired[list[Node]]
+    """Strategy of a supervisor; `simple_one_for_one` for a dynamic one."""
+    intensity: NotRequired[TreeIntensity]
+    """Intensity of a supervisor. A dynamic one has none, because it restarts nothing."""
+    children: NotRequired[list[TreeNode]]
     count: NotRequired[int]
-    """A dynamic supervisor's children, which come and go and are only counted."""
+    """Number of children of a dynamic supervisor, which are not listed."""
     failures: NotRequired[int]
-    """How many of them ended with a failure."""
+    """Number of children of a dynamic supervisor that ended with a failure."""
 
 
 @runtime_checkable
 class HasTree(Protocol):
-    """A service that has something below it to show."""
+    """Service with a tree of its own, such as a supervisor."""
 
-    def tree(self) -> Node: ...
+    def tree(self) -> TreeNode: ...
 
 
-def render(tree: Node) -> str:
-    """The tree for a terminal, one line a child, with box-drawing lines."""
+def render(tree: TreeNode) -> str:
+    """Return the tree as text for a terminal: one line for each child, with box-drawing characters."""
     return "\n".join(_lines(tree, "", ""))
 
 
-def _lines(node: Node, first: str, rest: str) -> Iterator[str]:
+def _lines(node: TreeNode, first: str, rest: str) -> Iterator[str]:
     yield first + _line(node)
     children = node.get("children", [])
     for index, child in enumerate(children):
@@ -62,7 +62,7 @@ def _lines(node: Node, first: str, rest: str) -> Iterator[str]:
         yield from _lines(child, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
 
 
-def _line(node: Node) -> str:
+def _line(node: TreeNode) -> str:
     about = [node["restart"]] if node["restart"] is not None else []
     if "strategy" in node:
         about.append(node["strategy"])
@@ -72,20 +72,20 @@ def _line(node: Node) -> str:
     line = node["id"] + (f" ({', '.join(about)})" if about else "")
     if node["state"] == "planned":
         return line
-    says = [node["state"] if node["uptime"] is None else f"{node['state']} {_duration(node['uptime'])}"]
+    facts = [node["state"] if node["uptime"] is None else f"{node['state']} {_duration(node['uptime'])}"]
     if "count" in node:
-        says.append(f"{node['count']:,} children")
+        facts.append(f"{node['count']:,} children")
     if node.get("failures"):
-        says.append(f"{node.get('failures'):,} failed")
+        facts.append(f"{node.get('failures'):,} failed")
     if node["restarts"]:
-        says.append(f"restarted {node['restarts']} times" if node["restarts"] > 1 else "restarted once")
+        facts.append(f"restarted {node['restarts']} times" if node["restarts"] > 1 else "restarted once")
     if node["failure"] is not None:
-        says.append(f"last: {node['failure']}")
-    return f"{line}: {', '.join(says)}"
+        facts.append(f"last: {node['failure']}")
+    return f"{line}: {', '.join(facts)}"
 
 
 def _duration(seconds: float) -> str:
-    """The two largest units."""
+    """Return a duration in its two largest units."""
     whole = int(seconds)
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:

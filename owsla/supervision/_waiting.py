@@ -1,4 +1,4 @@
-"""Waiting for what a service's methods return."""
+"""Interruptible waiting for the results of a service's methods."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from twisted.python.failure import Failure
 
 
 def as_deferred(result: Any) -> Deferred[Any] | None:
-    """What is to be waited for in the result of a service's method, if anything."""
+    """Return a Deferred for the result of a service's method, or `None` if the result is neither Deferred nor coroutine."""
     if isinstance(result, Deferred):
         return result
     return Deferred.fromCoroutine(result) if iscoroutine(result) else None
 
 
 class Wait:
-    """Waits for a Deferred for as long as it is told to.
+    """Wait for a Deferred that can be given up at any time.
 
-    Cancelling the Deferred is not enough: what is cancelled may take its time, or never end.
+    Cancelling the Deferred alone would not end the wait: a cancelled coroutine may clean up for a while, or ignore the
+    cancellation.
     """
 
-    __slots__ = ("_awaited", "_late", "_over", "done")
+    __slots__ = ("_awaited", "_on_late_failure", "_over", "done")
 
-    def __init__(self, awaited: Deferred[Any], late: Callable[[Failure], Any]) -> None:
-        """`late` is told of a failure for which nobody waits any more."""
+    def __init__(self, awaited: Deferred[Any], on_late_failure: Callable[[Failure], Any]) -> None:
+        """`on_late_failure` gets a failure that comes after the wait was given up."""
         self._awaited = awaited
-        self._late = late
+        self._on_late_failure = on_late_failure
         self._over = False
         self.done: Deferred[None] = Deferred()
+        """Fires, or fails, with the Deferred or when the wait is given up, whichever is first."""
         awaited.addCallbacks(self._succeeded, self._failed)
 
     def _succeeded(self, _: object) -> None:
@@ -43,10 +45,10 @@ class Wait:
             self._over = True
             self.done.errback(failure)
         elif not failure.check(CancelledError):
-            self._late(failure)
+            self._on_late_failure(failure)
 
     def give_up(self, reason: Exception) -> None:
-        """Wait no more: cancel it, and fail with `reason`."""
+        """Cancel the Deferred, and fail `done` with `reason`."""
         if not self._over:
             self._over = True
             self._awaited.cancel()

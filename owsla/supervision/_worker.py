@@ -1,75 +1,76 @@
-"""The base class of a child that can say that it ended, and why."""
+"""Base class of children that report their end and its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial
 from inspect import iscoroutine
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ._interfaces import Clock, DelayedCall, Report
+from ..interfaces import Clock, DelayedCall
+from ._interfaces import EndCallback
 
 P = ParamSpec("P")
-W = TypeVar("W", bound="Worker")
 
 
 class Worker(Service):
-    """A service whose end its supervisor hears of.
+    """Service that reports its end to its supervisor.
 
-    A child ends by calling `end`, and what goes wrong in it calls `end` for it: each way in from the reactor is one of `later`,
-    `watch`, `guard` and `guarded`. That this is a method, and not a Deferred that the supervisor waits for, has three reasons:
-    an end may be noticed in many places, and firing a Deferred twice is an error where calling `end` twice is not; a service
-    that is started again would need a new Deferred each time, and somebody to make it; and a Deferred that nobody supervises
-    would keep its failure to itself until it is collected, where `end` logs it.
+    A worker ends when it calls `end`. An exception in a timer of `later`, or in a Deferred or coroutine of `watch`, ends it
+    too. Any other method that the reactor calls has to catch its exceptions and pass them to `end`.
 
-    An end is also the end of its timers and of what it watches: the supervisor stops it. All of it happens in a later turn of
-    the reactor, so whoever calls `end` is not stopped halfway.
+    The supervisor then stops the worker, in a later turn of the reactor: the method that calls `end` runs to its end. The stop
+    cancels the worker's timers and everything that it watches.
+
+    `end` is a method, and not a Deferred that the supervisor waits for, because an end may be noticed in several places, where
+    firing a Deferred twice is an error; because a service that is started again would need a new Deferred; and because a
+    Deferred without a supervisor keeps its failure to itself until it is collected, where `end` logs it.
     """
 
+    # The names of attributes begin with `_worker`, to be out of the way of subclasses.
     _worker_log = Logger(namespace="owsla.supervision")
 
     def __init__(self, clock: Clock) -> None:
         self._worker_clock = clock
-        self._worker_report: Report | None = None
+        self._worker_on_end: EndCallback | None = None
         self._worker_ended = False
         self._worker_timers: set[_Timer] = set()
         self._worker_watched: set[Deferred[Any]] = set()
 
-    def supervise(self, report: Report) -> None:
-        """Called by the supervisor before each start."""
-        self._worker_report = report
+    def supervise(self, on_end: EndCallback) -> None:
+        """Accept the callback for the next end. The supervisor calls this before each start."""
+        self._worker_on_end = on_end
         self._worker_ended = False
 
     def end(self, reason: Failure | BaseException | None = None) -> None:
-        """Say that this child ended: with a failure or, without a reason, normally. Only the first call after a start counts.
+        """End the worker, with a failure or, without a reason, normally. Only the first call after a start counts.
 
-        Only for a defect of our own. What the outside world does (a lost connection, a refused login) is the service's own to
-        deal with.
+        A failure is a defect of the program. The worker itself deals with failures of the outside world, such as a lost
+        connection or a refused login.
         """
         failure = Failure(reason) if isinstance(reason, BaseException) and not isinstance(reason, Failure) else reason
-        if self._worker_report is None or self._worker_ended:
+        if self._worker_on_end is None or self._worker_ended:
             if failure is not None:
-                self._worker_log.failure("{worker} failed, and nobody waits for that", failure, worker=self.name or self)
+                self._worker_log.failure(
+                    "{worker} failed after its end, or without a supervisor", failure, worker=self.name or self
+                )
             return
         self._worker_ended = True
-        self._worker_report(failure)
+        self._worker_on_end(failure)
 
     def later(self, delay: float, f: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> DelayedCall:
-        """Call `f` in `delay` seconds, unless this is stopped before; guarded."""
-        timer = _Timer(self, f, args, kwargs)
-        timer.call = self._worker_clock.callLater(delay, timer)
-        self._worker_timers.add(timer)
-        return timer
+        """Call `f` in `delay` seconds, unless the worker is stopped before. An exception ends the worker."""
+        return _Timer(self._worker_clock, delay, partial(self._worker_call, f, *args, **kwargs), self._worker_timers)
 
     def watch(self, running: Deferred[Any] | Coroutine[Any, Any, Any]) -> Deferred[None]:
-        """Should this fail, it is the end. It becomes this worker's own: when the worker stops it is cancelled.
+        """End the worker if a Deferred or a coroutine fails. Cancel it when the worker stops.
 
-        Returns what fires when it is over, in whichever way, and never fails.
+        Return a Deferred that fires when it is over, successful or not, and never fails.
         """
         deferred: Deferred[Any] = Deferred.fromCoroutine(running) if iscoroutine(running) else running  # type: ignore[assignment]
         over: Deferred[None] = Deferred()
@@ -85,15 +86,6 @@ class Worker(Service):
         deferred.addBoth(done)
         return over
 
-    def guard(self, f: Callable[P, object]) -> Callable[P, None]:
-        """A callback that can be handed out: what `f` raises, or its Deferred or coroutine fails with, is the end."""
-
-        @wraps(f)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            self._worker_call(f, *args, **kwargs)
-
-        return guarded
-
     def _worker_call(self, f: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             result = f(*args, **kwargs)
@@ -104,7 +96,7 @@ class Worker(Service):
             self.watch(result)
 
     def stopService(self) -> Any:
-        """Stop: its timers will not fire, and what it watches is cancelled."""
+        """Stop: cancel all timers, and everything that the worker watches."""
         super().stopService()
         for timer in list(self._worker_timers):
             timer.cancel()
@@ -114,36 +106,25 @@ class Worker(Service):
             deferred.cancel()
 
 
-def guarded(method: Callable[Concatenate[W, P], object]) -> Callable[Concatenate[W, P], None]:
-    """Decorates a worker's method that is called from outside, such as a handler of messages: `Worker.guard` for each call."""
-
-    @wraps(method)
-    def call(self: W, *args: P.args, **kwargs: P.kwargs) -> None:
-        self._worker_call(method, self, *args, **kwargs)
-
-    return cast(Callable[Concatenate[W, P], None], call)
-
-
 class _Timer:
-    """A delayed call that its worker knows as long as it is due."""
+    """Delayed call that is in the set of its worker's timers until it is made or cancelled."""
 
-    __slots__ = ("_args", "_f", "_kwargs", "_worker", "call")
+    __slots__ = ("_call", "_f", "_timers")
 
-    def __init__(self, worker: Worker, f: Callable[..., object], args: Any, kwargs: Any) -> None:
-        self._worker = worker
+    def __init__(self, clock: Clock, delay: float, f: Callable[[], None], timers: set[_Timer]) -> None:
         self._f = f
-        self._args = args
-        self._kwargs = kwargs
-        self.call: DelayedCall
+        self._timers = timers
+        self._call: DelayedCall = clock.callLater(delay, self)
+        timers.add(self)
 
     def __call__(self) -> None:
-        self._worker._worker_timers.discard(self)
-        self._worker._worker_call(self._f, *self._args, **self._kwargs)
+        self._timers.discard(self)
+        self._f()
 
     def active(self) -> bool:
-        return self.call.active()
+        return self._call.active()
 
     def cancel(self) -> None:
-        self._worker._worker_timers.discard(self)
-        if self.call.active():
-            self.call.cancel()
+        self._timers.discard(self)
+        if self._call.active():
+            self._call.cancel()

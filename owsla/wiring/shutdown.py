@@ -36,7 +36,7 @@ from ..events import Event, NodeStopped
 from ..interfaces import Clock
 from ..log import counted
 from ..routing import Registry
-from ..supervision import EXIT_STATUS, Node, Supervisor
+from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 
 HAND_BACK: Final = CLEANUP_SILENCE - 1.0
 """Seconds that a stop waits for records once its own queue has no consumer, where another node cleans up after it."""
@@ -184,7 +184,7 @@ class Gateway(MultiService):
         self.hurry()
         self._fail(reason, EXIT_STATUS)
 
-    def tree(self) -> Node:
+    def tree(self) -> TreeNode:
         """The supervision tree as it is now, or as planned."""
         return self._root.tree()
 

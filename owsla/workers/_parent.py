@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.logger import Logger
 
 from ..events import Event, EventManager
-from ..supervision import EXIT_STATUS, Node, Supervisor
+from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 from ..tls.expiry import Shown
 from ._process import Process, WorkerProcess
 
@@ -43,7 +43,7 @@ class Parent(MultiService):
         """Whether it is stopping."""
         root.setServiceParent(self)
 
-    def tree(self) -> Node:
+    def tree(self) -> TreeNode:
         """The parent's supervision tree, as it is now, or as planned."""
         return self._root.tree()
 

@@ -25,9 +25,7 @@ from owsla.events import (
     handlers_from,
     supervision_event,
 )
-from owsla.supervision import ChildRestarted as RestartReport
-from owsla.supervision import GaveUp
-from owsla.supervision import SupervisorGaveUp as GaveUpReport
+from owsla.supervision import GaveUp, RestartReport
 
 from .doubles import NODE, Recorder, Supervised, free_path, manager
 
@@ -179,13 +177,13 @@ class HandlersTests(SynchronousTestCase):
 
 class SupervisionTests(SynchronousTestCase):
     def test_reports(self) -> None:
-        """What supervisors say are events."""
+        """A supervisor's reports become events."""
         self.assertEqual(
             supervision_event(RestartReport("owsla/http", "E: x", 2, 0.5, ("a",))),
             ChildRestarted("owsla/http", "E: x", 2, 0.5, ("a",)),
         )
         gave_up = GaveUp("owsla/events", "json", failures=4, of_child=3, restarts=3, period=60.0, reason="E: x")
-        self.assertEqual(supervision_event(GaveUpReport(gave_up)), SupervisorGaveUp("owsla/events", "json", 4, 60.0, "E: x"))
+        self.assertEqual(supervision_event(gave_up), SupervisorGaveUp("owsla/events", "json", 4, 60.0, "E: x"))
 
 
 class DuplicatesTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from owsla.http import EventCounts, ParentReadings, Question, Readings, answer
-from owsla.supervision import Node
+from owsla.supervision import TreeNode
 
 NOW = 1_700_000_000.0
 
@@ -72,9 +72,9 @@ class FakeHealth:
     ready: bool = True
 
 
-def node(name: str, restarts: int = 0, *children: Node, failure: str | None = None) -> Node:
+def node(name: str, restarts: int = 0, *children: TreeNode, failure: str | None = None) -> TreeNode:
     """A running child; the root if it is not in another."""
-    made: Node = {
+    made: TreeNode = {
         "id": name,
         "type": "supervisor" if children else "worker",
         "restart": "permanent",
@@ -89,7 +89,7 @@ def node(name: str, restarts: int = 0, *children: Node, failure: str | None = No
     return made
 
 
-def tree() -> Node:
+def tree() -> TreeNode:
     return node(
         "owsla",
         0,
@@ -186,7 +186,7 @@ class Family:
             started=NOW,
         )
 
-    def tree(self) -> Node:
+    def tree(self) -> TreeNode:
         return node(
             "owsla", 0, node("events"), node("http"), node("workers", 0, *(node(worker.name, 1) for worker in self.workers))
         )

@@ -1,4 +1,4 @@
-"""Children that do as they are told, and a book of what happened to them."""
+"""Children that fail on demand, and a journal of their calls."""
 
 from __future__ import annotations
 
@@ -10,24 +10,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.supervision import (
-    Backoff,
-    ChildRestarted,
-    ChildSpec,
-    GaveUp,
-    Intensity,
-    Supervisor,
-    SupervisorGaveUp,
-    Worker,
-)
+from owsla.supervision import ChildSpec, GaveUp, Intensity, RestartReport, Supervisor, Worker
+from owsla.supervision._decisions import RestartBackoff
 
 
 class Boom(Exception):
-    """A defect of our own."""
+    """Defect of the program."""
 
 
 class Child(Worker):
-    """A worker that notes what happens to it, and fails where `World.faults` says so."""
+    """Worker that writes its calls into the journal, and fails as `World.faults` says."""
 
     def __init__(self, world: World, id: str) -> None:
         super().__init__(world.clock)
@@ -35,7 +27,7 @@ class Child(Worker):
         self.id = id
 
     def _do(self, what: str) -> Any:
-        self.world.book.append(f"{what} {self.id}")
+        self.world.journal.append(f"{what} {self.id}")
         fault = self.world.faults.get(f"{what} {self.id}")
         return fault() if fault is not None else None
 
@@ -52,16 +44,16 @@ class Child(Worker):
 
 
 class World:
-    """A clock, a book, and supervisors whose children are written in it."""
+    """Clock, journal, and factory of supervisors whose children write into the journal."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.book: list[str] = []
+        self.journal: list[str] = []
         self.faults: dict[str, Callable[[], Any]] = {}
-        """What a child does besides, such as `start a`: raise, or return a Deferred."""
-        self.lives: dict[str, Child] = {}
-        """The latest service of each id."""
-        self.events: list[ChildRestarted | SupervisorGaveUp] = []
+        """Additional work of a call such as `start a`: raise an exception, or return a Deferred."""
+        self.services: dict[str, Child] = {}
+        """Latest service of each id."""
+        self.reports: list[RestartReport | GaveUp] = []
         self.gave_up: list[GaveUp] = []
 
     def spec(self, id: str, **options: Any) -> ChildSpec:
@@ -69,41 +61,38 @@ class World:
             fault = self.faults.get(f"make {id}")
             if fault is not None:
                 fault()
-            self.lives[id] = Child(self, id)
-            return self.lives[id]
+            self.services[id] = Child(self, id)
+            return self.services[id]
 
         return ChildSpec(id, start, **options)
 
     def supervisor(self, *children: str | ChildSpec, **options: Any) -> Supervisor:
-        """A root, with neither jitter nor, for a first restart, a wait."""
+        """Make a root, whose restarts have no jitter."""
         options.setdefault("name", "root")
         options.setdefault("on_give_up", self.gave_up.append)
-        options.setdefault("on_event", self.events.append)
+        options.setdefault("on_event", self.reports.append)
         return self.inner(*children, **options)
 
     def inner(self, *children: str | ChildSpec, **options: Any) -> Supervisor:
-        """A supervisor for below another."""
+        """Make a supervisor for a place below another."""
         options.setdefault("intensity", Intensity(3, 60))
-        options.setdefault("backoff", Backoff(first=1, most=10))
+        options.setdefault("backoff", RestartBackoff(first=1, longest=10, jitter=lambda: 1.0))
         return Supervisor(
-            self.clock,
-            [child if isinstance(child, ChildSpec) else self.spec(child) for child in children],
-            random=lambda: 1.0,
-            **options,
+            self.clock, [child if isinstance(child, ChildSpec) else self.spec(child) for child in children], **options
         )
 
     def take(self) -> list[str]:
-        """What happened since the last look, without the privileged phase."""
-        book, self.book = self.book, []
-        return [entry for entry in book if not entry.startswith("privileged")]
+        """Return the calls since the last look, without the privileged phase."""
+        journal, self.journal = self.journal, []
+        return [entry for entry in journal if not entry.startswith("privileged")]
 
     def fail(self, id: str) -> None:
-        """This child fails, and its restart, if it waits for nothing, is done."""
-        self.lives[id].end(Boom(f"of {id}"))
+        """Let a child fail, and run its restart if that has no delay."""
+        self.services[id].end(Boom(f"of {id}"))
         self.turn()
 
     def turn(self) -> None:
-        """One turn takes a child's end, the next one restarts."""
+        """Run two turns: the first handles the end of a child, the second restarts it."""
         self.clock.advance(0)
         self.clock.advance(0)
 
@@ -113,19 +102,20 @@ class SupervisionTestCase(SynchronousTestCase):
         self.world = World()
 
     def booms(self) -> int:
-        """How many failures of children were logged since the last look."""
+        """Return the number of failures of children logged since the last look."""
         return len(self.flushLoggedErrors(Boom))
 
     def states(self, supervisor: Supervisor) -> dict[str, str]:
-        return {child.id: child.state for child in supervisor.which_children()}
+        """Return the state of each child."""
+        return {child["id"]: child["state"] for child in supervisor.tree()["children"]}
 
 
 def boom() -> None:
-    raise Boom("as told")
+    raise Boom("on demand")
 
 
 class Silent(Service):
-    """A service that knows nothing of supervision."""
+    """Plain service."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -138,9 +128,3 @@ class Silent(Service):
         super().stopService()
         self.log.append("stop")
         return None
-
-
-class Connection:
-    """A child of a dynamic supervisor."""
-
-    def stop(self) -> None: ...

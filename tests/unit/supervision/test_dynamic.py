@@ -1,4 +1,4 @@
-"""The supervisor of children that come and go by the thousand."""
+"""Supervisor of short-lived children."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.supervision import ChildSpec, DynamicSupervisor, Intensity, NotRunning, Supervisor
+from owsla.supervision import ChildSpec, DynamicSupervisor, Intensity, Supervisor
 
 from .fakes import Boom
 
 
 class Connection:
-    """A child that ends when it is told to, or some time after."""
+    """Child that ends when it is told to stop, or does not."""
 
     __slots__ = ("fault", "log", "supervisor")
 
@@ -44,7 +44,7 @@ class DynamicTests(SynchronousTestCase):
         return added
 
     def test_come_and_go(self) -> None:
-        """A child is one from its start to its end; to end twice is nothing."""
+        """A child is counted from its start to its end. A second end has no effect."""
         one, two = self.add(2)
         self.assertEqual((len(self.supervisor), one in self.supervisor), (2, True))
         self.supervisor.ended(one)
@@ -53,15 +53,15 @@ class DynamicTests(SynchronousTestCase):
         self.assertTrue(self.supervisor)
 
     def test_not_running(self) -> None:
-        """While it does not run, or stops, it takes no children."""
+        """A supervisor that does not run, or stops, refuses children."""
         idle: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
-        self.assertRaises(NotRunning, idle.start_child, Connection(idle))
+        self.assertRaises(RuntimeError, idle.start_child, Connection(idle))
         self.add(1, "stays")
         self.supervisor.stopService()
-        self.assertRaises(NotRunning, self.add, 1)
+        self.assertRaises(RuntimeError, self.add, 1)
 
     def test_stop(self) -> None:
-        """All are told to stop, and it has stopped when the last one ended."""
+        """A stop tells all children to stop, and is complete when the last one has ended."""
         quick, slow = self.add(3), self.add(1, "stays")
         stopped = self.supervisor.stopService()
         self.assertEqual([child.log for child in quick + slow], [["stop"]] * 4)
@@ -74,7 +74,7 @@ class DynamicTests(SynchronousTestCase):
         self.successResultOf(self.supervisor.stopService())
 
     def test_stop_in_turns(self) -> None:
-        """They are told some at a time, so that the reactor has others' work done meanwhile; who has gone is not told."""
+        """Children are stopped in batches, one in each turn. A child that has ended in the meantime is not stopped."""
         children = self.add(1000)
         stopped = self.supervisor.stopService()
         told = sum(len(child.log) for child in children)
@@ -87,7 +87,7 @@ class DynamicTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_time_to_stop(self) -> None:
-        """All together have so much time; then they are forgotten."""
+        """Children that do not stop within the shutdown time are abandoned."""
         self.add(3, "stays")
         stopped = self.supervisor.stopService()
         self.clock.advance(4.9)
@@ -97,14 +97,14 @@ class DynamicTests(SynchronousTestCase):
         self.assertEqual(len(self.supervisor), 0)
 
     def test_failing_stop(self) -> None:
-        """One that fails to stop has ended, and keeps nobody else."""
+        """A child whose stop raises has ended, and the others stop."""
         self.add(2, "raises")
         self.add(2)
         self.successResultOf(self.supervisor.stopService())
         self.assertEqual(len(self.flushLoggedErrors(Boom)), 2)
 
     def test_failures(self) -> None:
-        """Failures are counted, and the first ones logged: what fails in one may fail in ten thousand at once."""
+        """All failures are counted, and ten a minute are logged."""
         for round_ in range(2):
             for child in self.add(5000):
                 self.supervisor.ended(child, Failure(Boom("in a line")))
@@ -113,7 +113,7 @@ class DynamicTests(SynchronousTestCase):
         self.assertEqual((self.supervisor.failures, self.supervisor.last_failure), (10000, "Boom: in a line"))
 
     def test_five_thousand_drop(self) -> None:
-        """5,000 that drop in one second, or fail, restart nothing and count against nobody, even where nothing is allowed."""
+        """5,000 children that drop or fail within one second restart nothing, and count against no intensity."""
         gave_up: list[object] = []
         root = Supervisor(
             self.clock,
@@ -130,7 +130,7 @@ class DynamicTests(SynchronousTestCase):
         self.flushLoggedErrors(Boom)
 
     def test_cheap(self) -> None:
-        """100,000 children cost an entry in a set each, and nothing else: no timer, no Deferred, no object."""
+        """Each of 100,000 children costs an entry in a set, and no timer, Deferred or other object."""
         children = [Connection(self.supervisor) for _ in range(100_000)]
         tracemalloc.start()
         try:
@@ -146,7 +146,7 @@ class DynamicTests(SynchronousTestCase):
         self.assertEqual(len(self.supervisor), 0)
 
     def test_tree(self) -> None:
-        """Its children are counted, not listed."""
+        """The tree counts the children, and does not list them."""
         self.add(3)
         self.clock.advance(5)
         tree = self.supervisor.tree()

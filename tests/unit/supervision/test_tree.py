@@ -1,4 +1,4 @@
-"""The picture of a tree."""
+"""Snapshot of a tree, and its rendering."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from textwrap import dedent
 
 from owsla.supervision import ChildSpec, DynamicSupervisor, Intensity, render
 
-from .fakes import Boom, Connection, SupervisionTestCase, World, boom
+from .fakes import Boom, SupervisionTestCase, World, boom
+
+
+class Connection:
+    """Child of a dynamic supervisor."""
+
+    def stop(self) -> None: ...
 
 
 class TreeTests(SupervisionTestCase):
@@ -34,7 +40,7 @@ class TreeTests(SupervisionTestCase):
         )
 
     def test_planned(self) -> None:
-        """Before the start it shows what there will be, and starts nothing."""
+        """Before the start the tree shows what is planned, and starts nothing."""
         tree = self.root.tree()
         self.assertEqual(
             render(tree),
@@ -50,19 +56,19 @@ class TreeTests(SupervisionTestCase):
                     └── port (permanent)"""
             ),
         )
-        self.assertEqual(self.world.book, [])
+        self.assertEqual(self.world.journal, [])
         self.assertEqual(json.loads(json.dumps(tree)), tree)
 
     def test_live(self) -> None:
-        """Once started it shows how long each has run, how often it was restarted, and why."""
+        """After the start the tree shows uptime, number of restarts and last failure of each child."""
         self.root.startService()
         self.world.clock.advance(90)
         for _ in range(1234):
             self.endpoints.start_child(Connection())
         self.world.fail("producer")
-        self.world.lives["consumers"].end()
+        self.world.services["consumers"].end()
         self.world.fail("events")
-        self.world.lives["events"].end(Boom("now"))
+        self.world.services["events"].end(Boom("now"))
         self.world.turn()
         tree = self.root.tree()
         self.assertEqual(
@@ -83,7 +89,7 @@ class TreeTests(SupervisionTestCase):
         self.booms()
 
     def test_durations(self) -> None:
-        """The two largest units."""
+        """A duration is shown in its two largest units."""
         self.root.startService()
         for seconds, text in ((3599, "59 min 59 s"), (1, "1 h 0 min"), (90000, "1 d 2 h")):
             self.world.clock.advance(seconds)
@@ -92,21 +98,21 @@ class TreeTests(SupervisionTestCase):
         self.assertTrue(render(self.root.tree()).splitlines()[0].endswith(": stopped"))
 
     def test_unmade(self) -> None:
-        """A supervisor that cannot be made is in the plan with the reason."""
+        """A planned supervisor whose factory fails is shown with the failure."""
         root = self.world.supervisor(ChildSpec("broken", lambda: boom(), type="supervisor"))  # type: ignore[arg-type,return-value]
-        self.assertEqual(root.tree()["children"][0]["failure"], "Boom: as told")
+        self.assertEqual(root.tree()["children"][0]["failure"], "Boom: on demand")
 
     def test_paths(self) -> None:
-        """A supervisor's path is made of the ids down to it."""
+        """The path of a supervisor is made of the ids from the root."""
         self.root.startService()
         self.assertEqual(self.root.getServiceNamed("broker").path, "owsla/broker")
 
     def test_restarted_often(self) -> None:
-        """How often is counted for each that was restarted, also for a sibling's sake."""
+        """A restart for the sake of a sibling counts for each child."""
         root = self.world.supervisor("a", "b", strategy="one_for_all")
         root.startService()
         self.world.fail("a")
-        self.world.lives["a"].end()
+        self.world.services["a"].end()
         self.world.clock.advance(0)
         self.world.clock.advance(5)
         self.assertEqual([child["restarts"] for child in root.tree()["children"]], [2, 2])

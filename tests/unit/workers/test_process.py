@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
+from owsla.supervision._decisions import RestartBackoff
 from owsla.tls.expiry import Shown
 from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import Parent, Reports, shown_by
@@ -660,7 +661,7 @@ class ParentTests(ProcessTestCase):
             [child(worker) for worker in workers],
             name="owsla",
             on_give_up=self.gave_up.append,
-            random=lambda: 1.0,
+            backoff=RestartBackoff(jitter=lambda: 1.0),
         )
         self.parent = Parent(
             port=self.port, workers=workers, root=root, fail=lambda why, status: self.failures.append((why, status))
