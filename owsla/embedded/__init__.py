@@ -1,8 +1,20 @@
-"""An AMQP 0-9-1 broker in memory: so that Owsla runs, and its back ends can be tried, on a machine without a RabbitMQ.
+"""AMQP 0-9-1 broker in memory, so that Owsla and its back ends can be tried on a machine without RabbitMQ.
 
-It answers as RabbitMQ does, codes and reply texts included, as far as it goes. Streams are refused (540). Queue arguments that
-are not named in `policy.QueuePolicy` or `policy.NOT_FOR` are accepted and have no effect, as unknown ones in RabbitMQ. Users
-read in docs/guarantees.md what there is and what is missing.
+The reference is RabbitMQ 3.10.8: codes, reply texts and behaviour follow it unless a comment names a difference, and
+`tests/integration/test_embedded.py` runs the same cases against both. Streams are refused (540). Queue arguments that
+`policy.QueuePolicy` and `policy.UNSUPPORTED_ARGUMENTS` do not name are accepted and have no effect, like unknown arguments in
+RabbitMQ. `docs/guarantees.md` tells users what is missing.
+
+How the modules fit together:
+
+    service     port, clock, and start and stop of the broker
+    protocol    one client connection: states, frames, memory alarm, close
+    handshake   login and negotiation of limits        writer, heartbeat   output buffer, heartbeats of a connection
+    channel     one channel: dispatches commands to    publisher, consumers, declarations   with a channel_output
+    broker      queues, exchanges and dead letters     memory              accounting of message memory
+    queues, exchanges, policy, messages, replies, transactions, dead_letters, publishing, errors
+
+Commands either take effect or raise the `AMQPError` that RabbitMQ would answer with.
 """
 
 from .service import EmbeddedBroker

@@ -1,4 +1,4 @@
-"""Dead letters: a message that a queue gave up, as it is published to the queue's dead-letter exchange."""
+"""Dead letters: messages that a queue dropped, in the form in which its dead-letter exchange gets them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from typing import Any, NamedTuple
 
 from owsla.amqp import wire
 
-from .queues import NO_HEADERS, Message, Queue, fits
+from .messages import NO_HEADERS, Message, fits_frame
+from .queues import Queue
 
 
 class DeadLetter(NamedTuple):
-    """A message for a dead-letter exchange, with the routing keys that it is published with."""
+    """Message for a dead-letter exchange, with its routing keys and its history (`x-death`)."""
 
     message: Message
     keys: list[str]
     deaths: list[dict[str, Any]]
 
     def cycles_at(self, queue: str) -> bool:
-        """Whether it came round to this queue without ever having been rejected: RabbitMQ drops it there."""
+        """Return whether the message returned to this queue without a rejection, which is where RabbitMQ drops it."""
         return any(death.get("queue") == queue for death in self.deaths) and not any(
             death.get("reason") == "rejected" for death in self.deaths
         )
 
 
-def dead_letter(queue: Queue, message: Message, reason: str, time: float) -> DeadLetter | None:
-    """The message with the history of its deaths (x-death); `None` where it cannot be written again.
+def make_dead_letter(queue: Queue, message: Message, reason: str, time: float) -> DeadLetter | None:
+    """Copy the message with its history in the header `x-death`, or return `None` if it cannot be encoded again.
 
-    The history is what makes headers grow. Where it would not fit a frame, its oldest entries are left out, and then all of it.
+    The history grows with each death. If the header would not fit a frame, the oldest half of it is left out, repeatedly.
+    That is a difference to RabbitMQ.
     """
-    exchange, dead_key = queue.policy.dead_exchange or "", queue.policy.dead_key
+    exchange, new_key = queue.policy.dead_letter_exchange or "", queue.policy.dead_letter_key
     values = wire.split_properties(message.header, 12)
     headers = message.headers()
     keys = [message.routing_key, *(key for key in _list(headers.get("CC")) if isinstance(key, str))]
@@ -50,11 +52,13 @@ def dead_letter(queue: Queue, message: Message, reason: str, time: float) -> Dea
     count = death.get("count")
     death["count"] = count + 1 if isinstance(count, int) else 1
     deaths = [death, *deaths]
-    # What is not ours to change is kept as it stands on the wire, with the types that decoding would forget.
-    dropped = (b"x-death", b"BCC") if dead_key is None else (b"x-death", b"BCC", b"CC")
+    # The other headers stay encoded: decoding would lose the width of integers. With x-dead-letter-routing-key RabbitMQ
+    # removes CC, which would route the message by its old keys as well.
+    dropped = (b"x-death", b"BCC") if new_key is None else (b"x-death", b"BCC", b"CC")
     entries = [entry for entry in wire.split_table(values.get("headers", NO_HEADERS)) if entry[0] not in dropped]
+    # RabbitMQ removes the expiration, so that the message does not expire in the dead-letter queue as well.
     values.pop("expiration", None)
-    key = message.routing_key if dead_key is None else dead_key
+    key = message.routing_key if new_key is None else new_key
     try:
         address = wire.short_string(exchange) + wire.short_string(key)
         first = [
@@ -67,13 +71,13 @@ def dead_letter(queue: Queue, message: Message, reason: str, time: float) -> Dea
             history = [*first, (b"x-death", wire.encode_value(deaths[:kept]))] if kept else []
             values["headers"] = wire.join_table([*entries, *history])
             header = wire.header_payload(len(message.body), wire.join_properties(values))
-            if fits(header) or not kept:
+            if fits_frame(header) or not kept:
                 break
             kept //= 2
     except (wire.WireError, UnicodeEncodeError):
-        return None  # a key of odd bytes cannot be written again; RabbitMQ would have refused it on arrival
+        return None  # a routing key that is not UTF-8; RabbitMQ would have refused it on arrival
     copy = Message(exchange, key, address, header, message.body)
-    return DeadLetter(copy, keys if dead_key is None else [key], deaths)
+    return DeadLetter(copy, keys if new_key is None else [key], deaths)
 
 
 def _list(value: Any) -> list[Any]:

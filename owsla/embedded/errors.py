@@ -1,4 +1,4 @@
-"""What the embedded broker refuses, in RabbitMQ's codes and words, so that a back end meets the same ones there."""
+"""Refusals of the embedded broker, with the codes and the texts of RabbitMQ 3.10.8, so that back ends see no difference."""
 
 from __future__ import annotations
 
@@ -21,22 +21,33 @@ NAMES: Final[Mapping[int, str]] = {
     540: "NOT_IMPLEMENTED",
     541: "INTERNAL_ERROR",
 }
-"""Reply codes (specification, 1.2), by the names that RabbitMQ begins its reply texts with."""
+"""Names of the reply codes (specification, 1.2), with which RabbitMQ begins its reply texts."""
 
-_SOFT: Final = frozenset({403, 404, 405, 406})
+_CHANNEL_ERRORS: Final = frozenset({403, 404, 405, 406})
+"""Codes that close the channel only. The specification calls them soft, and the others, which close the connection, hard."""
 
 
 class AMQPError(Exception):
-    """A refusal that closes the channel (soft) or the connection (hard)."""
+    """Refusal that closes the channel, or the connection if `hard`."""
 
     def __init__(self, code: int, detail: str, *, hard: bool | None = None) -> None:
         super().__init__(code, detail)
         self.code = code
         self.text = _printable(f"{NAMES[code]} - {detail}")
-        """What the client and the log are told: one line that fits a short string, whatever names the client made up."""
-        self.hard = code not in _SOFT if hard is None else hard
+        """Text for the client and the log: one printable line that fits a short string, whatever names the client sent."""
+        self.hard = code not in _CHANNEL_ERRORS if hard is None else hard
         self.method = (0, 0)
-        """Class and method of what was refused; zeros where it was no method."""
+        """Class and method number of the refused method; zeros if the refusal is about something else."""
+
+    def close_fields(self) -> dict[str, object]:
+        """Return the fields of channel.close or connection.close."""
+        class_id, method_id = self.method
+        return {"reply_code": self.code, "reply_text": self.text, "class_id": class_id, "method_id": method_id}
+
+    def about(self, class_id: int, method_id: int) -> AMQPError:
+        """Set the method that the refusal is about, and return the error."""
+        self.method = (class_id, method_id)
+        return self
 
 
 def _printable(text: str) -> str:
@@ -45,17 +56,17 @@ def _printable(text: str) -> str:
 
 
 def no_queue(name: str) -> AMQPError:
-    """404: there is no such queue."""
+    """Return 404 for a queue that does not exist."""
     return AMQPError(404, f"no queue '{name}' in vhost '/'")
 
 
 def no_exchange(name: str) -> AMQPError:
-    """404: there is no such exchange."""
+    """Return 404 for an exchange that does not exist."""
     return AMQPError(404, f"no exchange '{name}' in vhost '/'")
 
 
-def locked(name: str) -> AMQPError:
-    """405: the queue is another connection's own, or is not the exclusive queue it is declared as."""
+def queue_locked(name: str) -> AMQPError:
+    """Return 405 for an exclusive queue of another connection, or one that was declared with another `exclusive`."""
     return AMQPError(
         405,
         f"cannot obtain exclusive access to locked queue '{name}' in vhost '/'. It could be originally declared on another "
@@ -64,7 +75,7 @@ def locked(name: str) -> AMQPError:
 
 
 def inequivalent(arg: str, what: str, name: str, received: object, current: object) -> AMQPError:
-    """406: a declaration that differs from the first one."""
+    """Return 406 for a declaration that differs from the first one."""
     if received is None or current is None:
         words = [_typed(received), _typed(current)]
     else:
@@ -79,7 +90,10 @@ def _plain(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """RabbitMQ's name for a field table value's type. (A decoded integer has forgotten its width: the least one is named.)"""
+    """Return the name that RabbitMQ gives to the type of a field table value.
+
+    A decoded integer has lost its width: the narrowest type is named.
+    """
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Exchanges: which destinations a routing key leads to. Nothing here knows a connection, and nothing here is queued."""
+"""Exchanges and their bindings: decide the destinations of a routing key. No I/O, no queues."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Any, Final, Protocol
 
 from .errors import AMQPError, type_name
 
-ROUTES_KEPT: Final = 4096
-"""Routing keys whose destinations an exchange remembers. A key a device makes the memory large; past this it begins anew."""
+ROUTE_CACHE_SIZE: Final = 4096
+"""Number of routing keys whose destinations an exchange caches. With a key per device the cache would grow without bound:
+at this size it is cleared."""
 
-TYPES: Final = ("direct", "fanout", "headers", "topic")
+EXCHANGE_TYPES: Final = ("direct", "fanout", "headers", "topic")
 
-MATCHES: Final = ("all", "any", "all-with-x", "any-with-x")
-"""Values of x-match: whether all headers of a binding have to match or any, and whether those that begin with x- count."""
+MATCH_MODES: Final = ("all", "any", "all-with-x", "any-with-x")
+"""Values of x-match: whether all headers of a binding have to match or any, and whether headers that begin with x- count.
+RabbitMQ 3.10 accepts these four."""
 
 
 class Routable(Protocol):
-    """A message as far as exchanges look at it."""
+    """Interface of a message that an exchange routes."""
 
     def headers(self) -> dict[str, Any]:
-        """Its headers, decoded."""
+        """Decode the headers."""
 
 
 class Destination:
-    """What a binding leads to: a queue, or another exchange."""
+    """Destination of a binding: a queue, or another exchange."""
 
     __slots__ = ("name",)
 
@@ -33,9 +35,10 @@ class Destination:
 
 
 def topic_matches(pattern: str, key: str) -> bool:
-    """Whether a topic binding's pattern takes a routing key: `*` is one word, `#` any number of them, none included."""
+    """Return whether a topic pattern matches a routing key: `*` is one word, `#` any number of words, including none."""
     words = key.split(".") if key else []
-    # The positions of `words` that the pattern so far can have reached: linear where backtracking would be exponential.
+    # The positions in `words` that the pattern can have reached so far. A set of them keeps the work at words times parts,
+    # where backtracking over several `#` would be exponential and a client could stop the broker with one binding.
     reached = {0}
     for part in pattern.split(".") if pattern else []:
         if part == "#":
@@ -48,7 +51,7 @@ def topic_matches(pattern: str, key: str) -> bool:
 
 
 def headers_match(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
-    """Whether a headers exchange's binding takes a message: type and value have to be equal; no value takes any."""
+    """Return whether a binding of a headers exchange matches: types and values have to be equal; void matches any value."""
     match = arguments.get("x-match", "all")
     with_x = match.endswith("-with-x")
     found = [
@@ -60,19 +63,21 @@ def headers_match(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> b
 
 
 def check_match(arguments: Mapping[str, Any]) -> None:
-    """406 for a binding to a headers exchange whose x-match RabbitMQ would refuse."""
+    """Raise 406 for an x-match that RabbitMQ refuses in a binding to a headers exchange."""
     match = arguments.get("x-match", "all")
     if not isinstance(match, str):
         raise AMQPError(406, f"Invalid x-match field type {type_name(match)} (value {match}); expected longstr")
-    if match not in MATCHES:
+    if match not in MATCH_MODES:
         raise AMQPError(406, f'Invalid x-match field value <<"{match}">>; expected all, any, all-with-x, or any-with-x')
 
 
 Bindings = dict[str, dict[Destination, dict[str, dict[str, Any]]]]
+"""Arguments of each binding, by routing key, destination, and `repr` of the arguments (two bindings may differ only in
+them)."""
 
 
 class Exchange(Destination):
-    """An exchange and its bindings: key, to destination, to the arguments of each binding, by their text."""
+    """Exchange with its bindings."""
 
     __slots__ = ("_routes", "arguments", "auto_delete", "bindings", "durable", "internal", "kind")
 
@@ -96,14 +101,14 @@ class Exchange(Destination):
         self._routes: dict[str, tuple[Destination, ...]] = {}
 
     def bind(self, destination: Destination, key: str, arguments: dict[str, Any]) -> None:
-        """Add a binding; one that is there already stays as it is."""
+        """Add a binding, unless it exists."""
         if self.kind == "headers":
             check_match(arguments)
         self.bindings.setdefault(key, {}).setdefault(destination, {})[repr(arguments)] = arguments
         self._routes.clear()
 
     def unbind(self, destination: Destination, key: str, arguments: dict[str, Any]) -> bool:
-        """Remove a binding. Returns whether there was one."""
+        """Remove a binding and return whether it existed."""
         destinations = self.bindings.get(key, {})
         same = destinations.get(destination, {})
         if same.pop(repr(arguments), None) is None:
@@ -115,8 +120,8 @@ class Exchange(Destination):
         self._routes.clear()
         return True
 
-    def forget(self, destination: Destination) -> bool:
-        """Remove every binding to a destination that is going. Returns whether there was one."""
+    def unbind_all(self, destination: Destination) -> bool:
+        """Remove all bindings to a deleted destination and return whether there were any."""
         keys = [key for key, destinations in self.bindings.items() if destination in destinations]
         for key in keys:
             del self.bindings[key][destination]
@@ -126,13 +131,13 @@ class Exchange(Destination):
         return bool(keys)
 
     def route(self, key: str, message: Routable) -> tuple[Destination, ...]:
-        """The destinations of a message with this routing key, each once."""
+        """Return the destinations of a message with this routing key, each once."""
         if self.kind == "headers":
             return tuple(dict.fromkeys(self._match_headers(message.headers())))
         found = self._routes.get(key)
         if found is None:
             found = tuple(dict.fromkeys(self._match(key)))
-            if len(self._routes) >= ROUTES_KEPT:
+            if len(self._routes) >= ROUTE_CACHE_SIZE:
                 self._routes.clear()
             self._routes[key] = found
         return found

@@ -1,4 +1,4 @@
-"""What a queue's arguments ask for, which of them RabbitMQ would refuse, and which a second declaration must repeat."""
+"""Arguments of queues: their meaning, the checks of RabbitMQ 3.10.8, and the comparison with a second declaration."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import Any, Final
 from .errors import AMQPError, inequivalent, type_name
 
 MAX_EXPIRY: Final = 315_360_000_000
-"""Milliseconds in ten years: RabbitMQ's limit for the lifetime of messages and queues."""
+"""Limit of RabbitMQ for the lifetime of messages and queues, in milliseconds: ten years."""
 
-MOST_PRIORITY: Final = 255
-"""RabbitMQ's limit for x-max-priority; a message's priority is an octet."""
+MAX_PRIORITY: Final = 255
+"""Limit of RabbitMQ for x-max-priority: the priority of a message is an octet."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What a queue's arguments ask for. Times in milliseconds. Arguments not named here are accepted and have no effect."""
+    """Settings of a queue from its arguments. Times are in milliseconds. Other arguments are accepted and have no effect."""
 
     max_length: int | None = None
     max_bytes: int | None = None
-    reject: bool = False
-    reject_to_dead_letters: bool = False
-    """Whether a message that a full queue refuses is dead-lettered as well."""
+    reject_publish: bool = False
+    """True if a full queue refuses messages; otherwise it drops its head."""
+    dead_letter_refused: bool = False
+    """True if a message that a full queue refuses is dead-lettered as well."""
     expires: int | None = None
     ttl: int | None = None
     single_active: bool = False
-    dead_exchange: str | None = None
-    dead_key: str | None = None
+    dead_letter_exchange: str | None = None
+    dead_letter_key: str | None = None
     max_priority: int | None = None
     quorum: bool = False
-    """Whether returns are counted (x-delivery-count), and rejected messages go behind the others."""
+    """True for a quorum queue: it counts returns (x-delivery-count), and moves rejected messages behind the others."""
     delivery_limit: int | None = None
-    """Returns after which a message is given up."""
+    """Number of returns after which a message is dropped or dead-lettered."""
 
 
-COMPARED: Final = (
+COMPARED_ARGUMENTS: Final = (
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -50,9 +51,9 @@ COMPARED: Final = (
     "x-queue-type",
     "x-delivery-limit",
 )
-"""The arguments that a second declaration must repeat; RabbitMQ ignores differences in the others."""
+"""Arguments that a second declaration must repeat. RabbitMQ ignores differences in the others."""
 
-NOT_FOR: Final = {
+UNSUPPORTED_ARGUMENTS: Final = {
     "classic": (
         "x-dead-letter-strategy",
         "x-delivery-limit",
@@ -63,13 +64,14 @@ NOT_FOR: Final = {
     ),
     "quorum": ("x-max-age", "x-max-priority", "x-queue-mode"),
 }
-"""The arguments that RabbitMQ refuses for a type of queue, since they are for another one."""
+"""Arguments that RabbitMQ 3.10 refuses for a type of queue, because they are meant for another type."""
 
 Invalid = Callable[[str, str], AMQPError]
+"""Function that returns 406 for an argument (first parameter) and a reason (second parameter)."""
 
 
 def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
-    """Read a queue's arguments; 406 for one that RabbitMQ would refuse, 540 for what only RabbitMQ has."""
+    """Read the arguments of a queue. Raise 406 as RabbitMQ does, and 540 for streams, which are not implemented."""
 
     def invalid(arg: str, why: str) -> AMQPError:
         return AMQPError(406, f"invalid arg '{arg}' for queue '{name}' in vhost '/': {why}")
@@ -94,7 +96,7 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
             raise AMQPError(406, f"invalid type '{type_name(value)}' for arg '{arg}' in queue '{name}' in vhost '/'")
         return value
 
-    kind = _kind(name, arguments, invalid)
+    kind = _queue_type(name, arguments, invalid)
     overflow = _choice(arguments, "x-overflow", "drop-head", invalid)
     if overflow not in ("drop-head", "reject-publish", "reject-publish-dlx"):
         raise invalid("x-overflow", "invalid_overflow")
@@ -106,36 +108,36 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
     if not isinstance(single, bool):
         raise invalid("x-single-active-consumer", f"{{unacceptable_type,{type_name(single)}}}")
     priorities = number("x-max-priority")
-    if priorities is not None and priorities > MOST_PRIORITY:
+    if priorities is not None and priorities > MAX_PRIORITY:
         raise invalid("x-max-priority", f"{{max_value_exceeded,{priorities}}}")
-    dead_exchange, dead_key = text("x-dead-letter-exchange"), text("x-dead-letter-routing-key")
-    if dead_key is not None and dead_exchange is None:
+    dead_letter_exchange, dead_letter_key = text("x-dead-letter-exchange"), text("x-dead-letter-routing-key")
+    if dead_letter_key is not None and dead_letter_exchange is None:
         raise invalid("x-dead-letter-routing-key", "routing_key_but_no_dlx_defined")
     quorum = kind == "quorum"
     return QueuePolicy(
         max_length=number("x-max-length"),
         max_bytes=number("x-max-length-bytes"),
-        # RabbitMQ 3.10 takes reject-publish-dlx for a quorum queue, and then drops the head.
-        reject=overflow == "reject-publish" or (overflow == "reject-publish-dlx" and not quorum),
-        reject_to_dead_letters=overflow == "reject-publish-dlx",
+        # RabbitMQ 3.10 accepts reject-publish-dlx for a quorum queue, but then drops the head.
+        reject_publish=overflow == "reject-publish" or (overflow == "reject-publish-dlx" and not quorum),
+        dead_letter_refused=overflow == "reject-publish-dlx",
         expires=number("x-expires", 1),
         ttl=number("x-message-ttl"),
         single_active=single,
-        dead_exchange=dead_exchange,
-        dead_key=dead_key,
+        dead_letter_exchange=dead_letter_exchange,
+        dead_letter_key=dead_letter_key,
         max_priority=priorities,
         quorum=quorum,
         delivery_limit=_delivery_limit(arguments.get("x-delivery-limit")),
     )
 
 
-def _kind(name: str, arguments: dict[str, Any], invalid: Invalid) -> str:
+def _queue_type(name: str, arguments: dict[str, Any], invalid: Invalid) -> str:
     kind = _choice(arguments, "x-queue-type", "classic", invalid)
     if kind == "stream":
         raise AMQPError(540, "x-queue-type=stream", hard=True)
     if kind not in ("classic", "quorum"):
         raise invalid("x-queue-type", f"\"unsupported queue type '{kind}'\"")
-    for arg in NOT_FOR[kind]:
+    for arg in UNSUPPORTED_ARGUMENTS[kind]:
         if arg in arguments:
             raise AMQPError(406, f"invalid arg '{arg}' for queue '{name}' in vhost '/' of queue type rabbit_{kind}_queue")
     return kind
@@ -149,12 +151,12 @@ def _choice(arguments: dict[str, Any], arg: str, default: str, invalid: Invalid)
 
 
 def _delivery_limit(value: object) -> int | None:
-    """The limit, or none: RabbitMQ accepts values that are no limit."""
+    # RabbitMQ 3.10 accepts any value of x-delivery-limit, and ignores one that is not a non-negative integer.
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def check_properties(name: str, arguments: dict[str, Any], *, durable: bool, exclusive: bool, auto_delete: bool) -> None:
-    """406 where a quorum queue is to be what none can be."""
+    """Raise 406 for a quorum queue that is exclusive, auto-delete or not durable."""
     if arguments.get("x-queue-type") != "quorum":
         return
     for wrong, what in ((auto_delete, "auto-delete"), (exclusive, "exclusive-owner"), (not durable, "non-durable")):
@@ -163,9 +165,10 @@ def check_properties(name: str, arguments: dict[str, Any], *, durable: bool, exc
 
 
 def check_equivalent(name: str, received: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise 406 where the arguments of a second declaration differ from the first one's."""
-    for arg in COMPARED:
+    """Raise 406 if the arguments of a second declaration differ from those of the first."""
+    for arg in COMPARED_ARGUMENTS:
         new, old = received.get(arg), current.get(arg)
+        # A queue without x-queue-type is a classic queue, so naming the type is no difference.
         if arg == "x-queue-type" and {new, old} <= {None, "classic"}:
             continue
         if new != old or isinstance(new, bool) != isinstance(old, bool):

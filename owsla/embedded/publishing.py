@@ -1,4 +1,4 @@
-"""A publish: its frames as they arrive, and what its properties ask of the broker."""
+"""Parts of a publish: the frames of an incoming message, and the properties that the broker acts on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Final, NamedTuple
 from owsla.amqp import wire
 
 from .errors import AMQPError, type_name
+from .messages import Message
 from .policy import MAX_EXPIRY
-from .queues import Message, Queue
+from .queues import Queue
 from .replies import REPLY_TO
 
 MAX_MESSAGE: Final = 128 << 20
-"""Bytes in one body at most: RabbitMQ 3.10's `max_message_size`."""
+"""Largest body in bytes: the default `max_message_size` of RabbitMQ 3.10."""
 
 _DELIVERY_MODE: Final = wire.PROPERTIES["delivery_mode"][0]
 _EXPIRATION: Final = wire.PROPERTIES["expiration"][0]
@@ -25,8 +26,8 @@ _REPLIES = REPLY_TO.encode()
 _DELIVERY_MODES: Final = (b"\x01", b"\x02")
 
 
-class Incoming:
-    """A publish whose header or body has not all arrived."""
+class IncomingMessage:
+    """Message of a basic.publish whose header or body has not arrived completely."""
 
     __slots__ = ("address", "exchange", "header", "mandatory", "missing", "parts", "routing_key", "size")
 
@@ -41,7 +42,7 @@ class Incoming:
         self.parts: list[bytes] = []
 
     def header_arrived(self, payload: bytes) -> None:
-        """Take the content header."""
+        """Store the content header."""
         class_id, size = wire.read_header_payload(payload)
         if class_id != wire.BASIC:
             raise AMQPError(505, f"expected content header for class 60, got one for class {class_id} instead")
@@ -51,15 +52,15 @@ class Incoming:
         self.size = self.missing = size
 
     def body_arrived(self, payload: bytes) -> None:
-        """Take a part of the body."""
+        """Store a part of the body."""
         if len(payload) > self.missing:
-            raise AMQPError(505, f"the body is longer than the {self.size} bytes that its header announced")
+            raise AMQPError(505, f"the body is longer than the {self.size} bytes that the content header announced")
         self.missing -= len(payload)
         self.parts.append(payload)
 
 
-class Publish(NamedTuple):
-    """A message on its way to its queues."""
+class PendingPublish(NamedTuple):
+    """Message of a transaction with the queues that it reaches at tx.commit."""
 
     message: Message
     queues: list[Queue]
@@ -67,34 +68,35 @@ class Publish(NamedTuple):
     mandatory: bool
 
 
-class Content(NamedTuple):
-    """What a content header asks for."""
+class ContentHeader(NamedTuple):
+    """Content header of a message, with the properties that the broker acts on."""
 
     header: bytes
-    """The header as it is delivered."""
+    """Header for deliveries."""
     ttl: int | None = None
-    """Milliseconds to live."""
+    """Time to live in milliseconds."""
     copies: tuple[str, ...] = ()
-    """Further routing keys."""
+    """Further routing keys, from the headers CC and BCC."""
 
 
-def read_content(header: bytes, user: str, reply_name: str | None) -> Content:
-    """Read a content header; 406 for what RabbitMQ refuses. `reply_name` is what stands for `amq.rabbitmq.reply-to`."""
+def read_content_header(header: bytes, user: str, reply_name: str | None) -> ContentHeader:
+    """Read a content header. Raise 406 as RabbitMQ does. `reply_name` replaces the `reply_to` `amq.rabbitmq.reply-to`."""
     flags = int.from_bytes(header[12:14])
     if not flags:
         if len(header) != 14:
-            raise wire.WireError("something follows the property flags")
-        return Content(header)
+            raise wire.WireError("unexpected bytes after the property flags")
+        return ContentHeader(header)
     values = wire.split_properties(header, 12)
     if flags & _DELIVERY_MODE and values["delivery_mode"] not in _DELIVERY_MODES:
         raise AMQPError(406, f"invalid message: {{delivery_mode_unknown,{values['delivery_mode'][0]}}}")
     if not flags & (_EXPIRATION | _HEADERS | _REPLY_TO | _USER_ID):
-        return Content(header)
+        return ContentHeader(header)
     ttl: int | None = None
     copies: list[str] = []
     changed: dict[str, bytes] = {}
     if flags & _HEADERS:
         for name, value in wire.split_table(values["headers"]):
+            # Nested values are decoded here only to check them: a malformed one must fail now, not in a headers exchange.
             if value[0] in b"FA" or name in (b"CC", b"BCC"):
                 copies = _copies(values, changed)
                 break
@@ -109,11 +111,11 @@ def read_content(header: bytes, user: str, reply_name: str | None) -> Content:
         changed["reply_to"] = wire.short_string(reply_name)
     if changed:
         header = header[:12] + wire.join_properties({**values, **changed})
-    return Content(header, ttl, tuple(copies))
+    return ContentHeader(header, ttl, tuple(copies))
 
 
 def _copies(values: Mapping[str, bytes], changed: dict[str, bytes]) -> list[str]:
-    """The further routing keys of the headers CC and BCC; takes BCC out. Reads every header."""
+    """Return the routing keys of the headers CC and BCC, and remove BCC. All headers are decoded."""
     headers = wire.decode_table(values["headers"])[0]
     keys: list[str] = []
     for name in ("CC", "BCC"):
@@ -127,7 +129,7 @@ def _copies(values: Mapping[str, bytes], changed: dict[str, bytes]) -> list[str]
 
 
 def _expiration(text: str) -> int:
-    """A message's expiration in milliseconds, or 406 as RabbitMQ words it."""
+    """Return the expiration of a message in milliseconds, or raise 406 with the text of RabbitMQ."""
     number = re.match(r"[+-]?[0-9]+", text)
     if number is None:
         raise AMQPError(406, f"invalid expiration '{text}': no_integer")

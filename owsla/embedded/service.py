@@ -1,4 +1,4 @@
-"""The embedded broker as a Twisted service: its port, its connections, its clock."""
+"""Embedded broker as a Twisted service: its port, its connections and its clock."""
 
 from __future__ import annotations
 
@@ -9,61 +9,55 @@ from urllib.parse import quote
 from twisted.application.service import Service
 from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from owsla.runtime.end_of_turn import Turn
 
 from .broker import Broker
 from .errors import AMQPError
-from .protocol import BrokerProtocol
+from .protocol import ServerProtocol
 
 MEMORY_LIMIT: Final = 512 << 20
-"""Bytes of messages before publishers wait: well below what the smallest machine that runs Owsla has."""
+"""Default limit of the memory of messages in bytes: well below the memory of the smallest machine that runs Owsla."""
 
 BACKLOG: Final = 512
-"""Connections that may wait to be accepted; Twisted's 50 is few for a test that starts them all at once."""
+"""Length of the accept queue. The 50 of Twisted are too few for a test that opens all its connections at once."""
 
 LONGEST_WAIT: Final = 86400.0
-"""Seconds between two sweeps at most. A message may live for years, but epoll cannot wait longer than 24 days."""
+"""Longest time between two sweeps in seconds. A message may live for years, but epoll cannot wait longer than 24 days."""
 
 STOP_TIMEOUT: Final = 2.0
-"""Seconds that clients have to answer connection.close when the broker stops."""
+"""Time in seconds that clients have to answer connection.close when the broker stops."""
 
 
-class _Connection(BrokerProtocol):
-    owner: _Factory
+class _ServerProtocolFactory(ServerFactory):
+    """Factory of the connections, which it keeps track of."""
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self.owner.gone(self)
-
-
-class _Factory(Factory):
     noisy = False
 
-    def __init__(self, service: EmbeddedBroker) -> None:
-        self._service = service
-        self.connections: set[_Connection] = set()
+    def __init__(self, broker: Broker, reactor: Any, credentials: tuple[str, str]) -> None:
+        self._broker = broker
+        self._reactor = reactor
+        self._credentials = credentials
+        self._turn = Turn(reactor)
+        self.connections: set[ServerProtocol] = set()
         self._empty: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: object) -> Any:
-        service = self._service
-        protocol = _Connection(service.broker, service.reactor, service.turn, service.credentials)
-        protocol.owner = self
+        protocol = ServerProtocol(self._broker, self._reactor, self._turn, self._credentials, self._connection_lost)
         self.connections.add(protocol)
         return protocol
 
-    def gone(self, protocol: _Connection) -> None:
+    def _connection_lost(self, protocol: ServerProtocol) -> None:
         self.connections.discard(protocol)
         if not self.connections:
             waiting, self._empty = self._empty, []
             for deferred in waiting:
                 deferred.callback(None)
 
-    def empty(self) -> Deferred[None]:
-        """Fires when the last connection has gone."""
+    def when_empty(self) -> Deferred[None]:
+        """Return a Deferred that fires when there is no connection left."""
         deferred: Deferred[None] = Deferred()
         if self.connections:
             self._empty.append(deferred)
@@ -73,11 +67,11 @@ class _Factory(Factory):
 
 
 class EmbeddedBroker(Service):
-    """An AMQP 0-9-1 server in memory, so that Owsla and its back ends can be tried without a RabbitMQ.
+    """AMQP 0-9-1 server in memory, so that Owsla and its back ends can be tried without RabbitMQ.
 
-    `sock` is a TCP socket that is bound and not yet listening; without it, `interface` and `port` are bound when the service
-    starts (0 is any free port), and an error to bind them comes out of `startService`. `memory_limit` is in bytes of messages:
-    above it, connections that publish are told and no longer read.
+    `sock` is a TCP socket that is bound and does not listen yet. Without it, `interface` and `port` are bound when the service
+    starts (0 is any free port), and `startService` raises an error if that fails. `memory_limit` is in bytes of messages: above
+    it, connections that publish are told and no longer read.
     """
 
     log = Logger()
@@ -93,35 +87,34 @@ class EmbeddedBroker(Service):
         password: str = "guest",
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        self.reactor = reactor
-        self.credentials = (username, password)
-        self.turn = Turn(reactor)
+        self._reactor = reactor
+        self._credentials = (username, password)
         self.broker = Broker(reactor.seconds, memory_limit, self._wake_at)
         self._sock = sock
         self._interface = interface
-        self._wanted = port
+        self._requested_port = port
         self._listening: Any = None
         self._sweep: DelayedCall | None = None
-        self._factory = _Factory(self)
+        self._factory = _ServerProtocolFactory(self.broker, reactor, self._credentials)
 
     @property
     def port(self) -> int:
-        """The TCP port that clients connect to: the actual one once started."""
+        """TCP port for clients: once started, the port that is actually bound."""
         if self._listening is not None:
             return int(self._listening.getHost().port)
-        return int(self._sock.getsockname()[1]) if self._sock is not None else self._wanted
+        return int(self._sock.getsockname()[1]) if self._sock is not None else self._requested_port
 
     def _listen(self) -> None:
         if self._listening is not None:
             return
         if self._sock is None:
-            self._listening = self.reactor.listenTCP(self._wanted, self._factory, BACKLOG, self._interface)
+            self._listening = self._reactor.listenTCP(self._requested_port, self._factory, BACKLOG, self._interface)
         else:
             self._sock.listen(BACKLOG)
             self._sock.setblocking(False)
-            self._listening = self.reactor.adoptStreamPort(self._sock.fileno(), self._sock.family, self._factory)
+            self._listening = self._reactor.adoptStreamPort(self._sock.fileno(), self._sock.family, self._factory)
             self._interface = str(self._sock.getsockname()[0])
-            self._sock.close()  # the reactor has its own duplicate
+            self._sock.close()  # the reactor has a duplicate
             self._sock = None
 
     def privilegedStartService(self) -> None:
@@ -131,12 +124,12 @@ class EmbeddedBroker(Service):
     def startService(self) -> None:
         super().startService()
         self._listen()
-        username, password = self.credentials
+        username, password = self._credentials
         self.log.info(
-            "Embedded broker: in memory, for trying out only (nothing survives a restart). Back ends connect to {url}",
+            "Embedded broker started: in memory, for trying out only (nothing survives a restart). Back ends connect to {url}",
             url="amqp://{}:{}@{}:{}/%2f".format(
                 quote(username, safe=""),
-                # The default one is no secret; another one is, and stays out of the log.
+                # The default password is no secret. Any other password stays out of the log.
                 password if password == "guest" else "***",
                 f"[{self._interface}]" if ":" in self._interface else self._interface or "127.0.0.1",
                 self.port,
@@ -146,12 +139,12 @@ class EmbeddedBroker(Service):
     async def _stop(self) -> None:
         port, self._listening = self._listening, None
         if port is not None:
-            self._wanted = int(port.getHost().port)
+            self._requested_port = int(port.getHost().port)  # a restart binds the same port
             await port.stopListening()
         for connection in list(self._factory.connections):
             connection.close(AMQPError(320, "broker forced connection closure with reason 'shutdown'"))
-        empty = self._factory.empty()
-        timeout = self.reactor.callLater(STOP_TIMEOUT, self._abort)
+        empty = self._factory.when_empty()
+        timeout = self._reactor.callLater(STOP_TIMEOUT, self._abort)
         await empty
         if timeout.active():
             timeout.cancel()
@@ -165,21 +158,21 @@ class EmbeddedBroker(Service):
                 connection.abort()
 
     def stopService(self) -> Deferred[None]:
-        """Close the port, send every client connection.close (320), and fire when they have gone. What was queued stays."""
+        """Close the port, send connection.close (320) to all clients, and fire when they are gone. Queues and messages stay."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
     # -- time --------------------------------------------------------------------------------------------------------------
 
     def _wake_at(self, when: float) -> None:
-        """The broker wants a sweep at this time: one timer, for the soonest."""
+        """Call `sweep` of the broker at this time. There is one timer, for the earliest request."""
         if self._sweep is not None and self._sweep.active():
             if self._sweep.getTime() <= when:
                 return
             self._sweep.cancel()
-        delay = min(max(0.0, when - self.reactor.seconds()), LONGEST_WAIT)
-        self._sweep = self.reactor.callLater(delay, self._swept)
+        delay = min(max(0.0, when - self._reactor.seconds()), LONGEST_WAIT)
+        self._sweep = self._reactor.callLater(delay, self._run_sweep)
 
-    def _swept(self) -> None:
+    def _run_sweep(self) -> None:
         self._sweep = None
         self.broker.sweep()

@@ -1,7 +1,7 @@
-"""A channel's transaction (tx): publishes and acknowledgements that take effect together, at tx.commit.
+"""Transaction of a channel (tx): publishes and acknowledgements that take effect together, at tx.commit.
 
-As in RabbitMQ a publish is checked and routed when it arrives, and reaches its queues at the commit; what is acknowledged or
-rejected can be acknowledged again after a rollback.
+As in RabbitMQ a publish is checked and routed when it arrives, and reaches its queues at the commit. Deliveries that were
+acknowledged or rejected are unacknowledged again after a rollback.
 """
 
 from __future__ import annotations
@@ -9,36 +9,51 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from .publishing import Publish
-from .queues import Consumer, Entry, Queue
+from .errors import AMQPError
+from .publishing import PendingPublish
+from .queues import Queue, QueueConsumer, QueuedMessage
 
 
-class Held(NamedTuple):
-    """A message that a client has and has not acknowledged."""
+class UnackedDelivery(NamedTuple):
+    """Message that a client got and has not acknowledged."""
 
     tag: int
-    entry: Entry
+    queued: QueuedMessage
     queue: Queue
-    consumer: Consumer | None
+    consumer: QueueConsumer | None
+    """Consumer that it was delivered to; `None` for basic.get."""
 
 
-class Settle(enum.Enum):
-    """What becomes of a delivery."""
+class Settlement(enum.Enum):
+    """Kinds of answers to a delivery."""
 
     ACK = enum.auto()
     REJECT = enum.auto()
     REQUEUE = enum.auto()
 
 
-class Transaction:
-    """What a channel collected since tx.select, or the last commit or rollback."""
+Settlements = list[tuple[Settlement, list[UnackedDelivery]]]
 
-    __slots__ = ("publishes", "settled")
+
+class Transaction:
+    """Publishes and settlements of a channel since tx.select, tx.commit or tx.rollback."""
+
+    __slots__ = ("publishes", "selected", "settlements")
 
     def __init__(self) -> None:
-        self.publishes: list[Publish] = []
-        self.settled: list[tuple[Settle, list[Held]]] = []
+        self.selected = False
+        """True once the channel is transactional, which it stays."""
+        self.publishes: list[PendingPublish] = []
+        self.settlements: Settlements = []
 
-    def deliveries(self) -> list[Held]:
-        """The deliveries that are settled with the commit, in the order of their tags."""
-        return sorted((held for _, taken in self.settled for held in taken), key=lambda held: held.tag)
+    def select(self) -> None:
+        """Make the channel transactional."""
+        self.selected = True
+
+    def take(self) -> tuple[list[PendingPublish], Settlements]:
+        """Begin a new transaction and return the content of the last one. Raise 406 if the channel is not transactional."""
+        if not self.selected:
+            raise AMQPError(406, "channel is not transactional")
+        taken = self.publishes, self.settlements
+        self.publishes, self.settlements = [], []
+        return taken

@@ -1,4 +1,4 @@
-"""The embedded broker beside RabbitMQ: the same clients, the same cases, the same answers."""
+"""The embedded broker compared with RabbitMQ: the same clients and cases get the same answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Case = Callable[[BlockingChannel, str], None]
 
 
 def refused(code: int, act: Callable[[], object], text: str = "") -> None:
-    """The broker closes the channel or the connection over this, with this code and, if given, this text."""
+    """Check that the broker closes the channel or the connection because of `act`, with this code and text."""
     with pytest.raises((pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)) as error:
         act()
     assert error.value.reply_code == code
@@ -47,14 +47,14 @@ def get(channel: BlockingChannel, queue: str, auto_ack: bool = True) -> tuple[An
 
 
 def pump(channel: BlockingChannel, done: Callable[[], bool]) -> None:
-    """Let pika work until something has happened, for 10 s at most."""
+    """Let pika process events until `done`, for at most 10 seconds."""
     end = time.monotonic() + 10
     while not done() and time.monotonic() < end:
         channel.connection.process_data_events(0.02)
 
 
 def round_trip(channel: BlockingChannel, name: str) -> None:
-    """Bodies of any size and properties of any type come back as they were sent."""
+    """Bodies of any size and properties of any type are delivered as they were published."""
     channel.queue_declare(name, durable=True)
     headers = {"int": -(2**40), "text": "é", "bytes": b"\xff\x00", "list": [1, {"a": True}], "none": None}
     for body in (b"", b"x", bytes(range(256)) * 2000):
@@ -66,7 +66,7 @@ def round_trip(channel: BlockingChannel, name: str) -> None:
 
 
 def confirms_and_returns(channel: BlockingChannel, name: str) -> None:
-    """A mandatory publish to a queue that isn't there is returned; one that a full queue refuses is nacked."""
+    """A mandatory publish to a missing queue is returned; a publish that a full queue refuses gets a nack."""
     channel.confirm_delivery()
     channel.queue_declare(name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.basic_publish("", name, b"1", mandatory=True)
@@ -78,7 +78,7 @@ def confirms_and_returns(channel: BlockingChannel, name: str) -> None:
 
 
 def redelivery_order(channel: BlockingChannel, name: str) -> None:
-    """Messages that are given back keep their place."""
+    """Requeued messages keep their position."""
     channel.queue_declare(name)
     for number in range(4):
         channel.basic_publish("", name, b"%d" % number)
@@ -106,7 +106,7 @@ def exchanges(channel: BlockingChannel, name: str) -> None:
 
 
 def time_and_length(channel: BlockingChannel, name: str) -> None:
-    """Messages expire, by themselves or by their queue; a full queue drops its head; what is dropped can be kept."""
+    """Messages expire, a full queue drops its head, and both are dead-lettered with their reason."""
     channel.queue_declare(name + ".dead")
     channel.queue_declare(
         name,
@@ -129,7 +129,7 @@ def time_and_length(channel: BlockingChannel, name: str) -> None:
 
 
 def single_active_consumer(channel: BlockingChannel, name: str) -> None:
-    """One consumer is served at a time; the next takes over with what the first had not acknowledged."""
+    """One consumer is served at a time; the next one begins with the unacknowledged messages of the first."""
     channel.queue_declare(name, arguments={"x-single-active-consumer": True})
     got: list[tuple[str, bytes]] = []
     second = channel.connection.channel()
@@ -145,7 +145,7 @@ def single_active_consumer(channel: BlockingChannel, name: str) -> None:
 
 
 def cancelled_consumer(channel: BlockingChannel, name: str) -> None:
-    """A consumer whose queue is deleted is told."""
+    """A consumer whose queue is deleted is notified."""
     channel.queue_declare(name)
     cancelled: list[Any] = []
     channel.add_on_cancel_callback(cancelled.append)
@@ -156,7 +156,7 @@ def cancelled_consumer(channel: BlockingChannel, name: str) -> None:
 
 
 def refusals(channel: BlockingChannel, name: str) -> None:
-    """Codes and texts are RabbitMQ's."""
+    """Refusals have the codes and texts of RabbitMQ."""
     connection = channel.connection
     channel.queue_declare(name, durable=True)
     on = connection.channel
@@ -217,7 +217,7 @@ def refusals(channel: BlockingChannel, name: str) -> None:
 
 
 def priorities(channel: BlockingChannel, name: str) -> None:
-    """With x-max-priority higher ones are first; what is given back keeps its place; the head makes way in a full queue."""
+    """With x-max-priority higher priorities are first; requeued messages keep their position; a full queue drops its head."""
     channel.confirm_delivery()
     channel.queue_declare(name, arguments={"x-max-priority": 5, "x-max-length": 5})
     for priority in (None, 9, 5, 3, 7, 0):
@@ -230,7 +230,7 @@ def priorities(channel: BlockingChannel, name: str) -> None:
 
 
 def quorum_queues(channel: BlockingChannel, name: str) -> None:
-    """What a quorum queue cannot be or have, and a classic one not either, is refused."""
+    """Properties and arguments that a queue type does not support are refused."""
     on = channel.connection.channel
     quorum = {"x-queue-type": "quorum"}
     refused(
@@ -253,10 +253,10 @@ def quorum_queues(channel: BlockingChannel, name: str) -> None:
 
 
 def quorum_returns(channel: BlockingChannel, name: str) -> None:
-    """A quorum queue counts returns. What is rejected goes behind the others; with a limit to the head, and then elsewhere."""
+    """A quorum queue counts returns. A rejected message goes behind the others, or, with a limit, to the head."""
 
     def take(on: BlockingChannel, queue: str) -> tuple[bytes | None, int | None, bool]:
-        """The next message as soon as there is one: a return takes a moment in a quorum queue."""
+        """Return the next message when there is one: a quorum queue of RabbitMQ requeues with a delay."""
         found: list[tuple[Any, Any, bytes | None]] = []
 
         def look() -> bool:
@@ -304,7 +304,7 @@ def quorum_returns(channel: BlockingChannel, name: str) -> None:
 
 
 def refused_publishes_dead_lettered(channel: BlockingChannel, name: str) -> None:
-    """With reject-publish-dlx, what a full queue refuses is nacked and kept elsewhere."""
+    """With reject-publish-dlx, a message that a full queue refuses gets a nack and is dead-lettered."""
     channel.confirm_delivery()
     channel.queue_declare(name + ".dead")
     arguments = {
@@ -372,7 +372,7 @@ def transactions(channel: BlockingChannel, name: str) -> None:
 
 
 def direct_reply_to(channel: BlockingChannel, name: str) -> None:
-    """Replies go to the channel that asked, by a name of its own, and to nobody once it has stopped to listen."""
+    """Replies go to the channel that asked, by a generated name, and nowhere after it has cancelled."""
     pseudo = "amq.rabbitmq.reply-to"
     on = channel.connection.channel
     channel.queue_declare(name)
@@ -404,7 +404,7 @@ def direct_reply_to(channel: BlockingChannel, name: str) -> None:
 
 
 def headers_exchange(channel: BlockingChannel, name: str) -> None:
-    """All or any of a binding's headers have to match, in type and value."""
+    """All or any headers of a binding have to match, in type and value."""
     channel.queue_declare(name)
     channel.exchange_declare(name, "headers", auto_delete=True)
     one = {"a": 1, "b": "x"}
@@ -441,7 +441,7 @@ def headers_exchange(channel: BlockingChannel, name: str) -> None:
 
 
 def shared_prefetch(channel: BlockingChannel, name: str) -> None:
-    """A prefetch for the channel is shared: no queue of its consumers takes it all."""
+    """The prefetch of a channel is shared: no queue of its consumers takes all of it."""
     queues = [f"{name}.{which}" for which in "abc"]
     for queue in queues:
         channel.queue_declare(queue)
@@ -464,7 +464,7 @@ def shared_prefetch(channel: BlockingChannel, name: str) -> None:
 
 
 def odd_values(channel: BlockingChannel, name: str) -> None:
-    """What RabbitMQ takes, and what it refuses, of types, times and delivery modes."""
+    """Unusual types, times and delivery modes are accepted and refused as by RabbitMQ."""
     on = channel.connection.channel
     channel.confirm_delivery()
     channel.queue_declare(name)
@@ -504,7 +504,7 @@ def odd_values(channel: BlockingChannel, name: str) -> None:
 
 
 def exclusive_queue(channel: BlockingChannel, name: str) -> None:
-    """An exclusive queue is nobody else's, and goes with its connection."""
+    """An exclusive queue is locked for other connections, and deleted with its own."""
     other = pika.BlockingConnection(channel.connection._impl.params)
     other.channel().queue_declare(name, exclusive=True)
     refused(405, lambda: channel.connection.channel().basic_get(name))
@@ -551,13 +551,13 @@ def run(case: Case, url: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @reactor_test
 async def test_like_rabbitmq(broker: Broker, case: Case) -> None:
-    """Both brokers answer a case alike (what it requires is its docstring)."""
+    """Both brokers give the answers of a case; its docstring states the required behaviour."""
     await within(deferToThread(run, case, broker.url), 30)
 
 
 @reactor_test
 async def test_refused_logins(broker: Broker) -> None:
-    """A wrong password is a 403, a wrong virtual host a 530."""
+    """A wrong password is refused with 403, a wrong virtual host with 530."""
 
     def attempt(**options: Any) -> str:
         parameters = pika.URLParameters(broker.url)
@@ -573,7 +573,7 @@ async def test_refused_logins(broker: Broker) -> None:
 
 @pytest.fixture
 def wire_client(broker: Broker) -> Iterator[wire.WireClient]:
-    """A client that is not connected yet, for the bytes themselves."""
+    """Create a client for raw bytes, which is not connected yet."""
     client = wire.WireClient(broker.port, broker.host)
     yield client
     block_on(client.close())
@@ -581,13 +581,13 @@ def wire_client(broker: Broker) -> Iterator[wire.WireClient]:
 
 @reactor_test
 async def test_protocol_header_of_0_9(wire_client: wire.WireClient) -> None:
-    """A client may begin with the header of 0-9, as txAMQP does by default."""
+    """A client may begin with the protocol header of 0-9, as txAMQP does by default."""
     await wire_client.connect(b"AMQP\x01\x01\x00\x09")
 
 
 @reactor_test
 async def test_line_ends_in_names(wire_client: wire.WireClient) -> None:
-    """Line ends are taken out of names that are declared."""
+    """Line ends are removed from declared names."""
     await wire_client.connect()
     name = f"name-{uuid4().hex[:8]}"
     for declared in (f"{name}\r\n", name):
@@ -599,7 +599,7 @@ async def test_line_ends_in_names(wire_client: wire.WireClient) -> None:
 
 @reactor_test
 async def test_method_of_a_refused_publish(wire_client: wire.WireClient) -> None:
-    """channel.close names basic.publish and basic.ack as what was refused."""
+    """channel.close names basic.publish or basic.ack as the refused method."""
     await wire_client.connect()
     publish = wire.method(commands.Basic.Publish(exchange="none")) + wire.raw_frame(wire.HEADER, 1, wire.content_header(0, {}))
     for refused_frames, numbers in [(publish, (60, 40)), (wire.method(commands.Basic.Ack(7)), (60, 80))]:
@@ -611,7 +611,7 @@ async def test_method_of_a_refused_publish(wire_client: wire.WireClient) -> None
 
 @reactor_test
 async def test_body_frames_as_large_as_the_limit(broker: Broker) -> None:
-    """A body of frame_max bytes may come in one frame: some clients forget what a frame adds to it."""
+    """A body of frame_max bytes may arrive in one frame: some clients forget the overhead of a frame."""
     client = wire.WireClient(broker.port, broker.host, frame_max=4096)
     queue = f"frames-{uuid4().hex[:8]}"
     try:
@@ -626,7 +626,7 @@ async def test_body_frames_as_large_as_the_limit(broker: Broker) -> None:
 
 @reactor_test
 async def test_writing_after_close(broker: Broker) -> None:
-    """A client that still writes when its connection is closed reads close-ok, and can write on until it closes the socket."""
+    """A client that still writes when its connection is closed reads close-ok, and may write until it closes the socket."""
 
     def session() -> None:
         with socket.create_connection((broker.host, broker.port), 10) as sock:
@@ -648,7 +648,7 @@ async def test_writing_after_close(broker: Broker) -> None:
 
 @reactor_test
 async def test_amqp_tools(broker: Broker) -> None:
-    """The command line tools of librabbitmq work."""
+    """The command-line tools of librabbitmq work."""
     if shutil.which("amqp-publish") is None:
         pytest.skip("amqp-tools are not installed")
     queue = f"tools-{uuid4().hex[:8]}"
@@ -675,7 +675,7 @@ async def test_amqp_tools(broker: Broker) -> None:
 
 @reactor_test
 async def test_service() -> None:
-    """It listens on a socket bound for it and says so; stopping it closes its connections with 320; it can start again."""
+    """The broker listens on a bound socket and logs its URL; a stop closes connections with 320; it can start again."""
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     service = EmbeddedBroker(current_reactor(), sock)
@@ -685,7 +685,7 @@ async def test_service() -> None:
     service.startService()
     globalLogPublisher.removeObserver(observer)
     assert [line for line in lines if line.startswith("Embedded")] == [
-        "Embedded broker: in memory, for trying out only (nothing survives a restart). "
+        "Embedded broker started: in memory, for trying out only (nothing survives a restart). "
         f"Back ends connect to amqp://guest:guest@127.0.0.1:{port}/%2f"
     ]
     assert service.port == port
@@ -711,7 +711,7 @@ async def test_service() -> None:
 
 @reactor_test
 async def test_memory_is_bounded() -> None:
-    """A publisher past the memory limit is blocked, not killed, and goes on when a consumer has made room."""
+    """A publisher above the memory limit is blocked, not disconnected, and continues when a consumer has made room."""
     limit = 1 << 20
     service = EmbeddedBroker(current_reactor(), port=0, memory_limit=limit)
     service.startService()
@@ -743,7 +743,7 @@ async def test_memory_is_bounded() -> None:
                 break
             channel.basic_ack(method.delivery_tag)
             count += 1
-            peak = max(peak, service.broker.memory)
+            peak = max(peak, service.broker.memory.used)
             if count == 4000:
                 break
         connection.close()
@@ -751,7 +751,7 @@ async def test_memory_is_bounded() -> None:
 
     try:
         publishing = deferToThread(publish)
-        await until(lambda: service.broker.alarm, what="the memory limit")
+        await until(lambda: service.broker.memory.alarm, what="the memory limit")
         assert await within(deferToThread(consume), 60) == 4000
         assert await within(publishing) > 0
         assert peak < limit + 20_000
@@ -760,7 +760,7 @@ async def test_memory_is_bounded() -> None:
 
 
 def documented_back_end(url: str) -> None:
-    """Answer lines as the back end in docs/contract.md does, until none has come for a while."""
+    """Answer lines like the back end in docs/contract.md, until none has arrived for 3 seconds."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=200)
@@ -776,7 +776,7 @@ def documented_back_end(url: str) -> None:
 @pytest.mark.parametrize("which", ["pika", "echo"])
 @reactor_test
 async def test_back_ends_at_the_memory_limit(which: str, tmp_path: Path) -> None:
-    """At the memory limit a back end that answers and then acknowledges goes on, and frees the memory that others wait for."""
+    """At the memory limit a back end that answers and then acknowledges continues, and frees memory for others."""
     service = EmbeddedBroker(current_reactor(), port=0, memory_limit=1 << 20)
     service.startService()
     url = f"amqp://guest:guest@127.0.0.1:{service.port}/%2f"
@@ -810,7 +810,7 @@ async def test_back_ends_at_the_memory_limit(which: str, tmp_path: Path) -> None
     echo: ChildProcess | None = None
     try:
         flooding = deferToThread(flood)
-        await until(lambda: service.broker.alarm, what="the memory limit")
+        await until(lambda: service.broker.memory.alarm, what="the memory limit")
         if which == "pika":
             answering = deferToThread(documented_back_end, url)
         else:

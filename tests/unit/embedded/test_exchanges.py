@@ -1,4 +1,4 @@
-"""Routing: which destinations a key leads to."""
+"""Routing by exchanges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = st.sampled_from(["a", "b", "", "*", "#"])
 
 class TopicTests(SynchronousTestCase):
     def test_examples(self) -> None:
-        """`*` takes one word, `#` any number of them."""
+        """`*` matches one word, `#` any number of words."""
         for pattern, key, expected in [
             ("a.b", "a.b", True),
             ("a.*", "a.b", True),
@@ -35,7 +35,7 @@ class TopicTests(SynchronousTestCase):
 
     @given(st.lists(WORDS, min_size=1, max_size=6), st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=6))
     def test_like_a_regular_expression(self, pattern: list[str], key: list[str]) -> None:
-        """It agrees with the pattern written as a regular expression over words."""
+        """A topic pattern matches the same keys as the regular expression of its words."""
         parts = [{"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}.get(word, re.escape(word) + r"\.") for word in pattern]
         if pattern == [""]:
             return
@@ -43,12 +43,12 @@ class TopicTests(SynchronousTestCase):
         self.assertEqual(topic_matches(".".join(pattern), ".".join(key)), expected)
 
     def test_many_hashes_are_quick(self) -> None:
-        """A pattern made to explode in a backtracking matcher does not."""
+        """A pattern with many `#`, exponential for a backtracking matcher, is matched quickly."""
         self.assertFalse(topic_matches(".".join(["#", "a"] * 20), ".".join(["a"] * 100 + ["b"])))
 
 
 class Headers:
-    """A message of which only the headers count."""
+    """Message with headers only."""
 
     def __init__(self, headers: dict[str, Any]) -> None:
         self._headers = headers
@@ -62,7 +62,7 @@ NO_HEADERS = Headers({})
 
 class ExchangeTests(SynchronousTestCase):
     def test_direct_fanout_topic(self) -> None:
-        """Each type routes by its own rule, each destination once."""
+        """Each exchange type routes by its own rule, to each destination once."""
         one, two = Destination("one"), Destination("two")
         for kind, expected in [("direct", (one,)), ("fanout", (one, two)), ("topic", (one, two))]:
             exchange = Exchange("x", kind)
@@ -72,7 +72,7 @@ class ExchangeTests(SynchronousTestCase):
             self.assertEqual(exchange.route("a.b", NO_HEADERS), expected)
 
     def test_unbind_takes_effect_on_remembered_routes(self) -> None:
-        """A route that was looked up before is looked up again when the bindings change."""
+        """A cached route is computed again when the bindings change."""
         one = Destination("one")
         exchange = Exchange("x", "direct")
         exchange.bind(one, "k", {})
@@ -83,7 +83,7 @@ class ExchangeTests(SynchronousTestCase):
         self.assertEqual(exchange.bindings, {})
 
     def test_equal_bindings_count_once(self) -> None:
-        """Binding twice and unbinding once leaves nothing; other arguments are another binding."""
+        """A binding that is made twice is removed by one unbind; other arguments make another binding."""
         one = Destination("one")
         exchange = Exchange("x", "direct")
         exchange.bind(one, "k", {})
@@ -91,11 +91,11 @@ class ExchangeTests(SynchronousTestCase):
         exchange.bind(one, "k", {"a": 1})
         exchange.unbind(one, "k", {})
         self.assertEqual(exchange.route("k", NO_HEADERS), (one,))
-        self.assertTrue(exchange.forget(one))
-        self.assertFalse(exchange.forget(one))
+        self.assertTrue(exchange.unbind_all(one))
+        self.assertFalse(exchange.unbind_all(one))
 
     def test_headers(self) -> None:
-        """A headers exchange looks at headers only; of two bindings of a queue one that matches is enough."""
+        """A headers exchange matches headers only; one matching binding of a queue is enough."""
         one, two = Destination("one"), Destination("two")
         exchange = Exchange("x", "headers")
         exchange.bind(one, "", {"a": 1, "b": "x"})

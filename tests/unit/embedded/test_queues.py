@@ -1,4 +1,4 @@
-"""Queues and the broker's state, without a connection."""
+"""Queues and the state of the broker, without a connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import wire
 from owsla.embedded.broker import Broker
 from owsla.embedded.errors import AMQPError
-from owsla.embedded.queues import Consumer, Entry, Message, Queue
+from owsla.embedded.messages import Message
+from owsla.embedded.queues import Queue, QueueConsumer, QueuedMessage
 
 
 def message(body: bytes = b"", key: str = "q", exchange: str = "", properties: bytes = b"\0\0") -> Message:
@@ -21,20 +22,20 @@ def message(body: bytes = b"", key: str = "q", exchange: str = "", properties: b
     return Message(exchange, key, address, wire.header_payload(len(body), properties), body)
 
 
-class Taker(Consumer):
-    """A consumer with so much room."""
+class Taker(QueueConsumer):
+    """Consumer with room for a number of messages."""
 
     def __init__(self, queue: Queue, room: int = 1000, priority: int = 0, exclusive: bool = False) -> None:
         super().__init__("t", queue, no_ack=False, exclusive=exclusive, priority=priority)
         self.room = room
-        self.got: list[Entry] = []
+        self.got: list[QueuedMessage] = []
         self.gone = False
 
     def can_take(self) -> bool:
         return len(self.got) < self.room
 
-    def deliver(self, entry: Entry) -> None:
-        self.got.append(entry)
+    def deliver(self, queued: QueuedMessage) -> None:
+        self.got.append(queued)
 
     def cancelled(self) -> None:
         self.gone = True
@@ -63,8 +64,8 @@ class Base(SynchronousTestCase):
 
 
 class QueueTests(Base):
-    def test_requeued_messages_return_to_their_place(self) -> None:
-        """What is given back comes before what was published after it, and is marked."""
+    def test_requeued_messages_return_to_their_position(self) -> None:
+        """Requeued messages come before later ones, and are marked as redelivered."""
         queue = self.declare()
         self.fill(queue, 5)
         taken = [queue.get() for _ in range(3)]
@@ -73,8 +74,8 @@ class QueueTests(Base):
         self.assertEqual([entry.redelivered for entry in queue.ready], [True, True, False, False])
 
     @given(st.permutations(range(8)), st.integers(0, 8))
-    def test_any_order_of_giving_back_restores_the_order(self, order: list[int], published: int) -> None:
-        """However consumers give messages back, the queue's order is the order of publishing."""
+    def test_any_order_of_requeueing_restores_the_order(self, order: list[int], published: int) -> None:
+        """In whatever order messages are requeued, the queue has the order of publishing."""
         self.setUp()
         queue = self.declare()
         self.fill(queue, 8)
@@ -89,7 +90,7 @@ class QueueTests(Base):
         self.assertEqual(len(queue.ready), 8 + published)
 
     def test_consumers_take_turns(self) -> None:
-        """Consumers of one priority share; one without room is passed over."""
+        """Consumers of one priority are served in turn; a consumer without room is skipped."""
         queue = self.declare()
         one, two, full = Taker(queue), Taker(queue), Taker(queue, room=0)
         for consumer in (one, full, two):
@@ -98,7 +99,7 @@ class QueueTests(Base):
         self.assertEqual((one.bodies, two.bodies), ([b"0", b"2"], [b"1", b"3"]))
 
     def test_priority_first(self) -> None:
-        """A consumer of higher priority gets all that it has room for."""
+        """A consumer of higher priority gets as many messages as it has room for."""
         queue = self.declare()
         low, high = Taker(queue), Taker(queue, room=2, priority=5)
         queue.add(low)
@@ -107,13 +108,13 @@ class QueueTests(Base):
         self.assertEqual((high.bodies, low.bodies), ([b"0", b"1"], [b"2"]))
 
     def put(self, queue: Queue, *priorities: int | None) -> None:
-        """Publish messages that say their priorities."""
+        """Publish messages whose bodies are their priorities."""
         for priority in priorities:
             properties = wire.encode_properties({} if priority is None else {"priority": priority})
             queue.publish(message(str(priority).encode(), properties=properties))
 
     def test_priorities(self) -> None:
-        """With x-max-priority higher ones are first, in their order; none is 0, and above the limit is the limit."""
+        """With x-max-priority higher priorities are first; no priority is 0, and priorities above the limit are the limit."""
         queue = self.declare(max_priority=5)
         self.put(queue, None, 9, 5, 3, 7, 0, 3)
         self.assertEqual(self.bodies(queue), [b"9", b"5", b"7", b"3", b"3", b"None", b"0"])
@@ -124,14 +125,14 @@ class QueueTests(Base):
         self.assertEqual([entry.redelivered for entry in queue.ready], [True, False, True, False, False, False])
 
     def test_no_priorities(self) -> None:
-        """Without the argument, or with 0, a message's priority means nothing."""
+        """Without x-max-priority, or with 0, the priority of a message has no effect."""
         for arguments in ({}, {"max_priority": 0}):
             queue = self.declare(f"q{len(arguments)}", **arguments)
             self.put(queue, 1, 3, 2)
             self.assertEqual(self.bodies(queue), [b"1", b"3", b"2"])
 
     def test_priorities_and_limits(self) -> None:
-        """A full queue drops its head, and only the head expires: as in RabbitMQ the highest priority."""
+        """A full queue drops its head, and only the head expires: the highest priority, as in RabbitMQ."""
         queue = self.declare(max_priority=5, max_length=2)
         self.put(queue, 1, 5, 3)
         self.assertEqual(self.bodies(queue), [b"3", b"1"])
@@ -143,7 +144,7 @@ class QueueTests(Base):
         self.assertIsNone(queue.get())
 
     def test_single_active_consumer(self) -> None:
-        """Only the first is served; when it leaves, the next is."""
+        """Only the first consumer is served; when it leaves, the next one is."""
         queue = self.declare(single_active_consumer=True)
         one, two = Taker(queue, room=1), Taker(queue)
         queue.add(one)
@@ -154,7 +155,7 @@ class QueueTests(Base):
         self.assertEqual(two.bodies, [b"1", b"2"])
 
     def test_exclusive_consumer(self) -> None:
-        """403 for an exclusive consumer beside another, either way round."""
+        """An exclusive consumer beside another one is refused with 403, whichever is first."""
         queue = self.declare()
         queue.add(Taker(queue, exclusive=True))
         self.assertEqual(self.assertRaises(AMQPError, queue.add, Taker(queue)).code, 403)
@@ -163,27 +164,27 @@ class QueueTests(Base):
         self.assertEqual(self.assertRaises(AMQPError, other.add, Taker(other, exclusive=True)).code, 403)
 
     def test_drop_head(self) -> None:
-        """x-max-length keeps the newest."""
+        """x-max-length keeps the newest messages."""
         queue = self.declare(max_length=2)
         self.fill(queue, 4)
         self.assertEqual(self.bodies(queue), [b"2", b"3"])
-        self.assertEqual(self.broker.memory, sum(entry.message.size for entry in queue.ready))
+        self.assertEqual(self.broker.memory.used, sum(entry.message.size for entry in queue.ready))
 
     def test_max_length_bytes(self) -> None:
-        """x-max-length-bytes counts bodies."""
+        """x-max-length-bytes limits the size of the bodies."""
         queue = self.declare(max_length_bytes=3)
         self.fill(queue, 5)
         self.assertEqual(self.bodies(queue), [b"2", b"3", b"4"])
 
     def test_reject_publish(self) -> None:
-        """x-overflow=reject-publish keeps the oldest and says no."""
+        """x-overflow=reject-publish keeps the oldest messages and refuses new ones."""
         queue = self.declare(max_length=1, overflow="reject-publish")
         self.assertTrue(queue.publish(message(b"a")))
         self.assertFalse(queue.publish(message(b"b")))
         self.assertEqual(self.bodies(queue), [b"a"])
 
     def test_message_ttl(self) -> None:
-        """The sooner of the message's and the queue's time to live ends a message, at the head."""
+        """A message at the head expires at the earlier of its own and the queue's time to live."""
         queue = self.declare(message_ttl=1000)
         queue.publish(message(b"a"), 5000)
         queue.publish(message(b"b"), 100)
@@ -194,10 +195,10 @@ class QueueTests(Base):
         self.clock.advance(0.5)
         self.broker.sweep()
         self.assertEqual(self.bodies(queue), [])
-        self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(self.broker.memory.used, 0)
 
     def test_zero_ttl_reaches_a_waiting_consumer(self) -> None:
-        """A message that may not wait is delivered if that can be done at once."""
+        """A message with a time to live of 0 is delivered if a consumer can take it at once."""
         queue = self.declare()
         queue.publish(message(b"a"), 0)
         self.assertIsNone(queue.get())
@@ -207,7 +208,7 @@ class QueueTests(Base):
         self.assertEqual(taker.bodies, [b"b"])
 
     def test_expired_messages_are_not_delivered(self) -> None:
-        """A consumer that comes after a message's time does not get it, whether or not it was swept."""
+        """A new consumer does not get an expired message, even before a sweep."""
         queue = self.declare()
         queue.publish(message(b"a"), 100)
         queue.publish(message(b"b"), 1000)
@@ -218,7 +219,7 @@ class QueueTests(Base):
         self.assertEqual(taker.bodies, [b"b"])
 
     def test_unused_queue_expires(self) -> None:
-        """x-expires counts while there is no consumer, and from the last use."""
+        """x-expires counts from the last use, while there is no consumer."""
         queue = self.declare(expires=1000)
         taker = Taker(queue)
         queue.add(taker)
@@ -236,7 +237,7 @@ class QueueTests(Base):
         self.assertNotIn("q", self.broker.queues)
 
     def test_deleting_tells_consumers_and_frees_memory(self) -> None:
-        """A deleted queue's consumers hear of it, and what they give back is gone."""
+        """The consumers of a deleted queue are notified, and messages that they requeue are dropped."""
         queue = self.declare()
         taker = Taker(queue, room=1)
         queue.add(taker)
@@ -244,10 +245,10 @@ class QueueTests(Base):
         self.assertEqual(self.broker.delete_queue("q", None), 2)
         self.assertTrue(taker.gone)
         queue.requeue(taker.got)
-        self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(self.broker.memory.used, 0)
 
     def test_arguments_that_rabbitmq_refuses(self) -> None:
-        """406 for arguments of the wrong type or range, 540 for what is not offered."""
+        """Arguments of the wrong type or range are refused with 406, streams with 540."""
         for arguments, code in [
             ({"x-max-length": "a"}, 406),
             ({"x-max-length": True}, 406),
@@ -269,7 +270,7 @@ class QueueTests(Base):
             self.assertNotIn("n", self.broker.queues)
 
     def test_quorum_queues(self) -> None:
-        """A quorum queue is durable, nobody's own, and stays; 406 for what it cannot have."""
+        """A quorum queue must be durable, and neither exclusive nor auto-delete; its unsupported arguments are refused."""
         quorum = {"x-queue-type": "quorum"}
         cases: list[tuple[dict[str, bool], dict[str, Any]]] = [
             ({}, {}),
@@ -287,7 +288,7 @@ class QueueTests(Base):
 
 class BrokerTests(Base):
     def test_dead_letters_fit_a_frame(self) -> None:
-        """Where the history of deaths would not fit a frame, the oldest of it is left out; the message is kept."""
+        """If the x-death history does not fit a frame, its oldest part is left out; the message is kept."""
         self.declare("dead")
         queue = self.declare("q", dead_letter_exchange="", dead_letter_routing_key="dead", max_length=0)
         deaths = [{"queue": f"q{number}", "reason": "rejected", "count": 1} for number in range(1000)]
@@ -304,7 +305,7 @@ class BrokerTests(Base):
             self.assertEqual(len(found.get("x-death", [])), expected, size)
 
     def test_exchange_to_exchange(self) -> None:
-        """A message goes through bound exchanges, round a loop of them once, to each queue once."""
+        """A message passes through bound exchanges, each once even in a loop, and reaches each queue once."""
         queue = self.declare()
         one = self.broker.declare_exchange("one", "fanout")
         two = self.broker.declare_exchange("two", "topic")
@@ -317,43 +318,43 @@ class BrokerTests(Base):
         self.assertEqual(len(queue.ready), 1)
 
     def test_memory_counts_a_fanned_out_message_once(self) -> None:
-        """Bytes shared by queues are counted once, until the last queue lets go."""
+        """The bytes of a message in several queues count once, until the last queue releases it."""
         queues = [self.declare(name) for name in "abc"]
         for queue in queues:
             self.broker.bind("amq.fanout", queue, "", {})
         sent = message(b"x" * 100, "", "amq.fanout")
         self.broker.publish(sent)
-        self.assertEqual(self.broker.memory, sent.size)
+        self.assertEqual(self.broker.memory.used, sent.size)
         for queue in queues:
-            self.assertEqual(self.broker.memory, sent.size)
+            self.assertEqual(self.broker.memory.used, sent.size)
             queue.purge()
-        self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(self.broker.memory.used, 0)
 
     def test_memory_alarm_with_hysteresis(self) -> None:
-        """Past the limit publishers wait; they go on well below it, not at it."""
+        """Publishers wait above the memory limit, and continue at 80 % of it."""
         queue = self.declare()
         calls: list[str] = []
 
         class Waiting:
-            def unblocked(self) -> None:
-                calls.append("unblocked")
+            def alarm_ended(self) -> None:
+                calls.append("alarm")
 
-            def relieved(self) -> None:
-                calls.append("relieved")
+            def exhaustion_ended(self) -> None:
+                calls.append("exhaustion")
 
-        while not self.broker.alarm:
+        while not self.broker.memory.alarm:
             queue.publish(message(b"x" * 400))
-        self.broker.wait(Waiting())
-        while self.broker.memory > 8000:
+        self.broker.memory.wait(Waiting())
+        while self.broker.memory.used > 8000:
             self.assertEqual(calls, [])
             entry = queue.get()
             assert entry is not None
-            self.broker.release(entry.message)
-        self.assertEqual(calls, ["unblocked"])
-        self.assertFalse(self.broker.alarm)
+            self.broker.memory.release(entry.message)
+        self.assertEqual(calls, ["alarm"])
+        self.assertFalse(self.broker.memory.alarm)
 
     def test_dead_letter(self) -> None:
-        """A rejected message goes to the dead-letter exchange, with its history, without its expiration."""
+        """A rejected message goes to the dead-letter exchange with its history and without its expiration."""
         queue = self.declare(dead_letter_exchange="", dead_letter_routing_key="dead")
         dead = self.declare("dead")
         queue.publish(message(b"x", properties=wire.encode_properties({"expiration": "5000", "headers": {"a": 1}})))
@@ -366,17 +367,17 @@ class BrokerTests(Base):
         death = properties["headers"]["x-death"][0]
         self.assertEqual((death["reason"], death["queue"], death["count"]), ("rejected", "q", 1))
         dead.purge()
-        self.assertEqual(self.broker.memory, 0)
+        self.assertEqual(self.broker.memory.used, 0)
 
-    def test_expired_messages_do_not_go_round(self) -> None:
-        """A queue whose expired messages are dead-lettered to itself does not keep them for ever."""
+    def test_expired_messages_do_not_cycle(self) -> None:
+        """A queue that dead-letters expired messages to itself drops them."""
         queue = self.declare(dead_letter_exchange="", dead_letter_routing_key="q", message_ttl=0)
         queue.publish(message(b"x"))
         self.broker.sweep()
-        self.assertEqual((len(queue.ready), self.broker.memory), (0, 0))
+        self.assertEqual((len(queue.ready), self.broker.memory.used), (0, 0))
 
     def test_exclusive_queues(self) -> None:
-        """Another connection gets 405; the queue goes with its own."""
+        """An exclusive queue is locked for other connections (405), and deleted with its own."""
         owner, other = object(), object()
         self.broker.declare_queue("mine", owner, exclusive=True)
         self.broker.declare_queue("mine", owner, exclusive=True)
@@ -386,7 +387,7 @@ class BrokerTests(Base):
         self.assertNotIn("mine", self.broker.queues)
 
     def test_auto_delete(self) -> None:
-        """An auto-delete exchange goes with its last binding, an auto-delete queue with its last consumer."""
+        """An auto-delete exchange is deleted with its last binding, an auto-delete queue with its last consumer."""
         exchange = self.broker.declare_exchange("x", "direct", auto_delete=True)
         queue = self.broker.declare_queue("auto", None, auto_delete=True)
         self.broker.bind("x", queue, "k", {})
