@@ -1,12 +1,17 @@
-"""Errors that a person can cause, and how the system's own read."""
+"""Errors that a user causes, and their texts."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """Something the user set can't be used; the text is one sentence saying what, and where it came from."""
+    """An error in what the user set. The text is one sentence that names the fault and its source."""
 
 
 def os_reason(error: OSError) -> str:
-    """Why the system refused, in its own words."""
+    """Return the reason that the operating system gives for an error."""
     return (error.strerror or str(error)).lower()
+
+
+def one_line(message: str) -> str:
+    """Return a message without line ends."""
+    return " ".join(message.splitlines())

@@ -30,8 +30,9 @@ from .broker.presence import PresenceRole
 from .broker.window import Window
 from .cluster.identity import Membership
 from .cluster.registrar import Roster, register_queue
-from .config import Options, Settings, exit_with
 from .config.addresses import BrokerAddress
+from .config.settings import Settings
+from .config.usage import Options, exit_with
 from .device.admission import Admission, Sources
 from .device.dialect_protocol import speaking
 from .device.framing import Framing

@@ -5,7 +5,7 @@ It is configured by the environment (``OWSLA_PORT``, …) or by a file that the 
 
 from twisted.application import service
 
-from owsla.config import Options, exit_with
+from owsla.config.usage import Options, exit_with
 from owsla.errors import ConfigError
 from owsla.tap import makeService
 

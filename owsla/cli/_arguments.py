@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import __version__
 
 if TYPE_CHECKING:
-    from ..config import Settings
+    from ..config.settings import Settings
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/%2f"
 """Where the embedded broker listens, and a RabbitMQ fresh from its package."""
@@ -333,7 +333,7 @@ def _swarm(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[],
 
 def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     """The settings of the gateway as far as they concern the broker; exactly one address is in them. `ConfigError`."""
-    from ..config import load_settings
+    from ..config.sources import load_settings
 
     names = ("broker", "broker-password-file", "broker-ca", "heartbeat")
     variables = {name: "OWSLA_" + name.upper().replace("-", "_") for name in names}
@@ -349,7 +349,7 @@ def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Set
 
 def _name(args: argparse.Namespace, environ: Mapping[str, str], name: str) -> str:
     """An option that names a queue or a header: from the command line, the environment, or the default. `ConfigError`."""
-    from ..config import OPTIONS
+    from ..config.options import OPTIONS
     from ..errors import ConfigError
 
     option = next(option for option in OPTIONS if option.name == name)

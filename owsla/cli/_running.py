@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from ..broker.connection import BrokerConnection, Role
-from ..config import Settings
 from ..config.addresses import BrokerAddress
+from ..config.settings import Settings
 from ..runtime.end_of_turn import Turn
 from ..runtime.resolver import resolve_in_daemon_threads
 from ..tls.broker import verifier

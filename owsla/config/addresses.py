@@ -1,4 +1,4 @@
-"""Addresses of brokers."""
+"""Broker addresses, as amqp:// and amqps:// URLs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is and how to log in; neither ``str()`` nor ``repr()`` shows the password."""
+    """A broker's host, port and login. Neither `str()` nor `repr()` shows the password."""
 
     host: str
     port: int = 5672
@@ -28,22 +28,22 @@ class BrokerAddress:
 
     @classmethod
     def parse(cls, url: str) -> BrokerAddress:
-        """Read ``amqp://user:password@host:port/vhost`` or ``amqps://…``; ConfigError says what is wrong with it.
+        """Read `amqp://user:password@host:port/vhost` or `amqps://...`; raise `ConfigError` if that is not possible.
 
-        As RabbitMQ's URI specification says (user, password and vhost percent-encoded; what is left out takes the
-        default), with one deviation: ``amqp://host/`` means the vhost ``/``, as ``amqp://host`` does, and not the vhost
-        with the empty name, which RabbitMQ can't have. No message quotes the URL, since there may be a password in it.
+        The syntax is that of RabbitMQ's URI specification: user, password and vhost are percent-encoded, and missing parts take
+        the defaults. One deviation: `amqp://host/` means the vhost `/`, as `amqp://host` does. In the specification it is the
+        vhost with an empty name, which RabbitMQ cannot have. No message quotes the URL, because it may contain a password.
         """
         scheme, separator, rest = url.partition("://")
         if not separator:
-            raise ConfigError("a broker's URL looks like amqp://user:password@host:port/vhost")
+            raise ConfigError("the URL of a broker has the form amqp://user:password@host:port/vhost")
         if scheme.lower() not in ("amqp", "amqps"):
-            raise ConfigError("a broker's URL begins with amqp:// or amqps://")
+            raise ConfigError("the URL of a broker begins with amqp:// or amqps://")
         tls = scheme.lower() == "amqps"
         for character, escape in (("?", "%3f"), ("#", "%23")):
             if character in rest:
                 raise ConfigError(
-                    f"a broker's URL takes no query parameters or fragment (a {character} in a name or password is {escape})"
+                    f"the URL of a broker takes no query parameters or fragment ({character} in a name or password is {escape})"
                 )
         authority, _, path = rest.partition("/")
         if "@" in path:
@@ -77,7 +77,7 @@ def _decoded(text: str, what: str) -> str:
     if _BAD_ESCAPE.search(text):
         raise ConfigError(f"a % in the {what} is written %25")
     try:
-        # A surrogate can only come from an argument that isn't UTF-8.
+        # A surrogate can only come from an argument that is not UTF-8.
         return unquote_to_bytes(text.encode()).decode()
     except UnicodeError:
         raise ConfigError(f"the {what} is not UTF-8") from None
@@ -91,7 +91,7 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
         except ValueError:
             bracket = ""
         if not bracket or (after and not after.startswith(":")):
-            raise ConfigError("what is in brackets is an IPv6 address, as in amqp://[::1]:5672")
+            raise ConfigError("the text in brackets must be an IPv6 address, as in amqp://[::1]:5672")
         port_text = after
     else:
         host, colon, digits = location.partition(":")
@@ -99,20 +99,23 @@ def _host_and_port(location: str, port: int) -> tuple[str, int]:
             raise ConfigError("an IPv6 address is written in brackets, as in amqp://[::1]:5672")
         port_text = colon + digits
         if not host:
-            raise ConfigError("there is no host name in the broker's URL")
+            raise ConfigError("the URL of the broker has no host name")
         if not _HOST_NAME.fullmatch(host):
-            raise ConfigError("the host name in the broker's URL has characters that a host name can't have")
+            raise ConfigError("the host name in the URL of the broker contains characters that are not allowed in host names")
         try:
             idna.encode(host)  # as Twisted does before it resolves a name
         except UnicodeError:
             if "_" in host:
                 raise ConfigError(
-                    "a host name can't have an underscore, as the broker's has: give its IP address, or an alias without one"
+                    "the host name in the URL of the broker contains an underscore, which DNS does not allow: "
+                    "give its IP address, or an alias without one"
                 ) from None
-            raise ConfigError("the host name in the broker's URL is none that DNS allows, such as rabbit.example.com") from None
+            raise ConfigError(
+                "the host name in the URL of the broker is not allowed in DNS; a valid name is rabbit.example.com"
+            ) from None
     if port_text in ("", ":"):
         return host, port
     digits = port_text[1:]
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 1 <= int(digits) <= 65535):
-        raise ConfigError("the port in the broker's URL is not a number from 1 to 65535")
+        raise ConfigError("the port in the URL of the broker is not a number from 1 to 65535")
     return host, int(digits)

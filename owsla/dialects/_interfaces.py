@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
 if TYPE_CHECKING:
-    from ..config import Settings
+    from ..config.settings import Settings
 
 
 class Conversation(Protocol):

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from ..config import Settings
+from ..config.settings import Settings
 from ..errors import ConfigError
 from ..supervision import explain
 from ._devices_file import DevicesFile

@@ -8,7 +8,7 @@ from ..errors import ConfigError, os_reason
 
 
 def read_file(path: Path) -> bytes:
-    """What is in a file the user named, or a ConfigError that says why it can't be read."""
+    """Return the contents of a file that the user named. `ConfigError` if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -23,8 +23,8 @@ from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, Logger, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
-from ..config import load_settings
 from ..config.addresses import BrokerAddress
+from ..config.sources import load_settings
 from ..errors import ConfigError
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer

@@ -214,7 +214,7 @@ async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> No
         ),
         (
             {"port": "27411", "http": "27411"},
-            "owsla: --http: --port and --http can't both use port 27411\n",
+            "owsla: --http: --port and --http cannot both use port 27411\n",
         ),
         (
             {"por": "27411"},

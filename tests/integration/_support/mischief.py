@@ -151,7 +151,7 @@ class _Ear(MultiService):
 
 def application_with_mischief() -> Any:
     """What tac/owsla.tac makes, configured by the environment, and an ear for orders."""
-    from owsla.config import Options
+    from owsla.config.usage import Options
     from owsla.tap import makeService
     from owsla.tls import expiry
 

@@ -77,7 +77,7 @@ class ArgumentsTests(SynchronousTestCase):
             (["send", CONNECTION_ID, "x", "--seq=-1"], "owsla send: argument --seq: '-1' is not a whole number from 0 on"),
             (["send", CONNECTION_ID, "x", "--expires=nan"], "owsla send: argument --expires: 'nan' is not a number of seconds"),
             (["send", CONNECTION_ID, "x", "--timeout=0"], "owsla send: argument --timeout: '0' is not a number of seconds"),
-            (["echo", "--broker", "http://x"], "owsla echo: --broker: a broker's URL begins with amqp://"),
+            (["echo", "--broker", "http://x"], "owsla echo: --broker: the URL of a broker begins with amqp://"),
             (["echo", "--broker-ca", "/nowhere"], "owsla echo: --broker-ca: /nowhere: no such file"),
             (["echo", "--broker-password-file", "/nowhere"], "owsla echo: --broker-password-file: /nowhere: no such file"),
         ):

@@ -1,4 +1,4 @@
-"""Tests of :mod:`owsla.config` and :mod:`owsla._argv`."""
+"""Tests of `owsla.config`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
 from owsla._argv import password_spans
-from owsla.config import OPTIONS, Options, Settings, load_settings
 from owsla.config.addresses import BrokerAddress
+from owsla.config.options import OPTIONS
+from owsla.config.settings import Settings
+from owsla.config.sources import load_settings
+from owsla.config.usage import Options
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec
 from owsla.routing_key import RoutingKey
@@ -88,7 +91,7 @@ class BrokerAddressTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """What isn't such a URL is refused with its own reason, which never quotes the URL."""
         for url, reason in [
-            ("secret", "looks like"),
+            ("secret", "has the form"),
             ("http://u:secret@h", "begins with amqp://"),
             ("amqp://", "no host name"),
             ("amqp://u:secret@", "no host name"),
@@ -290,7 +293,7 @@ class ValueTests(_Files):
             ("consumers", "65", "(1 to 64)"),
             ("from-device", "", "1 to 241 bytes"),
             ("to-device", "x" * 242, "1 to 241 bytes"),
-            ("to-device", "amq.x", "the broker's own"),
+            ("to-device", "amq.x", "reserved for the broker"),
             ("to-device", "\udcff", "not UTF-8"),
             ("publish-exchange", "", "1 to 255 bytes"),
             ("routing-key", "{queue}", "{queue} is none of {connection_id}, {device_id}, {node} and {shard:N}"),
@@ -299,9 +302,9 @@ class ValueTests(_Files):
             ("routing-key", "x" * 256, "256 bytes long, and AMQP allows 255"),
             ("from-device-argument", "x-max-length", "not NAME=VALUE"),
             ("to-device-argument", "=1", "not NAME=VALUE"),
-            ("to-device-argument", "x-queue-type=stream", "stays there"),
-            ("undeliverable-argument", "x-max-length=5", "what --undeliverable-limit sets"),
-            ("node-queue-argument", "x-expires=1000", "Owsla's own"),
+            ("to-device-argument", "x-queue-type=stream", "stays in a stream"),
+            ("undeliverable-argument", "x-max-length=5", "set by --undeliverable-limit"),
+            ("node-queue-argument", "x-expires=1000", "set by Owsla"),
             ("node-queue-argument", "x-max-length=1" + "0" * 18, "not a 64-bit number"),
             ("seq-header", "\u00e9" * 128, "1 to 255 bytes"),
             ("seq-header", "connection_id", "another header"),
@@ -332,26 +335,26 @@ class ValueTests(_Files):
     def test_together(self) -> None:
         """Options that don't go together are refused, in the name of one that was given."""
         for argv, message in [
-            (["--client-cert", "optional"], "--client-cert: only has a meaning with --client-ca"),
-            (["--from-device", "to_device"], "--from-device: from-device and to-device can't both use the queue 'to_device'"),
+            (["--client-cert", "optional"], "--client-cert: has an effect only with --client-ca"),
+            (["--from-device", "to_device"], "--from-device: from-device and to-device cannot both use the queue 'to_device'"),
             (
                 ["--to-device", "q", "--from-device", "q.undeliverable"],
-                "--from-device: from-device and to-device can't both use the queue 'q.undeliverable'",
+                "--from-device: from-device and to-device cannot both use the queue 'q.undeliverable'",
             ),
-            (["--routing-key", "{device_id}"], "--routing-key: only has a meaning with --publish-exchange"),
-            (["--publish-exchange", "x", "--from-device", "q"], "--from-device: has no meaning with --publish-exchange"),
+            (["--routing-key", "{device_id}"], "--routing-key: has an effect only with --publish-exchange"),
+            (["--publish-exchange", "x", "--from-device", "q"], "--from-device: has no effect with --publish-exchange"),
             (
                 ["--publish-exchange", "x", "--from-device-argument", "x-max-length=1"],
-                "--from-device-argument: has no meaning with --publish-exchange",
+                "--from-device-argument: has no effect with --publish-exchange",
             ),
             (
                 ["--to-device-argument", "a=1", "--to-device-argument", "a=2"],
                 "--to-device-argument: a is given twice",
             ),
             (["--window-bytes", "1KiB"], "--window-bytes: max-line (16384 bytes) is more than window-bytes (1024 bytes)"),
-            (["--device-ack", "a\r{seq}"], "--device-ack: there is a line's end in the template"),
-            (["--device-ack", "a|{seq}", "--delimiter", "|"], "--device-ack: the delimiter is in the template"),
-            (["--device-ack", "{seq}a", "--delimiter", "aa"], "--device-ack: the delimiter is in the template"),
+            (["--device-ack", "a\r{seq}"], "--device-ack: the template contains the end of a line"),
+            (["--device-ack", "a|{seq}", "--delimiter", "|"], "--device-ack: the template contains the delimiter"),
+            (["--device-ack", "{seq}a", "--delimiter", "aa"], "--device-ack: the template contains the delimiter"),
             (["--device-ack", "{seq}", "--delimiter", "7"], "--device-ack: a delimiter with digits"),
             (["--broker", "embedded", "--broker", "amqp://h"], "--broker: either embedded or URLs, not both"),
             (["--broker-password-file", "/dev/null"], "--broker-password-file: the embedded broker needs no password"),
@@ -467,13 +470,13 @@ class SourceTests(_Files):
             ("port = 'abc'", "FILE: port: 'abc' is not a port number (0 to 65535)"),
             ("port = -1", "FILE: port: '-1' is not a port number (0 to 65535)"),
             ("port = 1.5", "FILE: port: '1.5' is not a port number (0 to 65535)"),
-            ("port = true", "FILE: port: a boolean can't be the value of this option"),
-            ("port = [1]", "FILE: port: an array can't be the value of this option"),
-            ("[port]\nx = 1", "FILE: port: a table can't be the value of this option"),
-            ("port = 2020-01-01", "FILE: port: a date or time can't be the value of this option"),
+            ("port = true", "FILE: port: a boolean cannot be the value of this option"),
+            ("port = [1]", "FILE: port: an array cannot be the value of this option"),
+            ("[port]\nx = 1", "FILE: port: a table cannot be the value of this option"),
+            ("port = 2020-01-01", "FILE: port: a date or time cannot be the value of this option"),
             ("broker = []", "FILE: broker: the array is empty"),
-            ("broker = [[]]", "FILE: broker: an array can't be the value of this option"),
-            ("broker = 'http://u:secret@h'", "FILE: broker: a broker's URL begins with amqp:// or amqps://"),
+            ("broker = [[]]", "FILE: broker: an array cannot be the value of this option"),
+            ("broker = 'http://u:secret@h'", "FILE: broker: the URL of a broker begins with amqp:// or amqps://"),
             ("prot = 1", "FILE: prot: no such option; did you mean port?"),
             ("max_line = 1", "FILE: max_line: no such option; did you mean max-line?"),
             ("config = 'x'", "FILE: config: no such option"),
@@ -512,8 +515,8 @@ class SourceTests(_Files):
             (["-p", "1"], "-p: no such option"),
             (["--port"], "--port: a value is missing"),
             (["--c", "1"], "--c: more than one option begins like this"),
-            (["x"], "'x': there are only options here"),
-            (["amqp://u:secret@h"], "a URL: there are only options here"),
+            (["x"], "'x': only options are allowed here"),
+            (["amqp://u:secret@h"], "a URL: only options are allowed here"),
             (["--brokr=amqp://u:secret@h"], "--brokr: no such option; did you mean --broker?"),
         ]:
             error = str(self.assertRaises(ConfigError, load_settings, argv, {}))
@@ -627,7 +630,7 @@ class ArgumentTests(SynchronousTestCase):
     def test_process(self) -> None:
         """In a real process, the password is gone from the process list once the options are parsed."""
         program = (
-            "import sys; from owsla.config import Options; o = Options(); o.parseOptions(sys.argv[1:]);"
+            "import sys; from owsla.config.usage import Options; o = Options(); o.parseOptions(sys.argv[1:]);"
             "print(o.settings.brokers[0].password, flush=True); sys.stdin.read()"
         )
         command = [sys.executable, "-c", program, "--port", "0", "--broker", "amqp://u:s3cret@h/v", "--window=3"]
@@ -646,21 +649,21 @@ class ArgumentTests(SynchronousTestCase):
         """Where it can't be hidden, that is said in a line and everything goes on."""
         options = Options()
         with (
-            mock.patch("owsla.config.scrub_command_line", return_value=False),
+            mock.patch("owsla.config.usage.scrub_command_line", return_value=False),
             contextlib.redirect_stderr(io.StringIO()) as stderr,
         ):
             options.parseOptions(["--broker", "amqp://u:secret@h"])
         self.assertEqual(options.settings.brokers[0].password, "secret")
         self.assertEqual(
             stderr.getvalue(),
-            "owsla: --broker: its password can't be hidden from the process list here; use --broker-password-file\n",
+            "owsla: --broker: its password cannot be hidden from the process list here; use --broker-password-file\n",
         )
 
     def test_unsupported_parameter(self) -> None:
         """The same for a database's password among its URL's parameters, and nothing is said of a URL without one."""
         for url, warnings in (("postgresql://h/d?user=u&password=s3cret", 1), ("postgresql://u@h/d", 0)):
             with (
-                mock.patch("owsla.config.scrub_command_line", return_value=False),
+                mock.patch("owsla.config.usage.scrub_command_line", return_value=False),
                 contextlib.redirect_stderr(io.StringIO()) as stderr,
             ):
                 Options().parseOptions(["--events", f"database:{url}"])

@@ -7,7 +7,9 @@ import io
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.config import OPTIONS, Options, load_settings
+from owsla.config.options import OPTIONS
+from owsla.config.sources import load_settings
+from owsla.config.usage import Options
 from owsla.errors import ConfigError
 
 BROKER = ("--broker", "amqp://h")
@@ -28,24 +30,24 @@ class PortTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """The line names both options, and begins with one that was given and where."""
         for argv, message in [
-            (["--port", "21002", "--http", "21002"], "--http: --port and --http can't both use port 21002"),
-            (["--port", "21002", "--http", "all:21002"], "--http: --port and --http can't both use port 21002"),
-            (["--http", "8883"], "--http: --port and --http can't both use port 8883"),
+            (["--port", "21002", "--http", "21002"], "--http: --port and --http cannot both use port 21002"),
+            (["--port", "21002", "--http", "all:21002"], "--http: --port and --http cannot both use port 21002"),
+            (["--http", "8883"], "--http: --port and --http cannot both use port 8883"),
             (
                 ["--port", "21002", "--embedded-port", "21002"],
-                "--embedded-port: --port and --embedded-port can't both use port 21002",
+                "--embedded-port: --port and --embedded-port cannot both use port 21002",
             ),
-            (["--port", "5672"], "--port: --port and --embedded-port can't both use port 5672"),
+            (["--port", "5672"], "--port: --port and --embedded-port cannot both use port 5672"),
             (
                 ["--http", "21002", "--embedded-port", "21002"],
-                "--embedded-port: --http and --embedded-port can't both use port 21002",
+                "--embedded-port: --http and --embedded-port cannot both use port 21002",
             ),
         ]:
             self.assertEqual(_error(*argv), message)
 
     def test_origin(self) -> None:
         """One that is from the environment is named by its variable."""
-        message = "OWSLA_HTTP: --port and --http can't both use port 21002"
+        message = "OWSLA_HTTP: --port and --http cannot both use port 21002"
         self.assertEqual(_error("--port", "21002", OWSLA_HTTP="21002"), message)
 
     def test_overlap(self) -> None:
@@ -124,15 +126,15 @@ class NameTests(SynchronousTestCase):
         """What is no option is refused, before an option, behind one and behind --; -- alone is nothing."""
         self.assertEqual(_error("--"), "")
         for argv in (["x", "--port", "1"], ["--port", "1", "x"], ["--", "x"], ["--port", "1", "--", "x", "--port"]):
-            self.assertEqual(_error(*argv), "'x': there are only options here, such as --port 8883")
-        self.assertEqual(_error("-"), "'-': there are only options here, such as --port 8883")
-        self.assertEqual(_error("--", "--port", "1"), "'--port': there are only options here, such as --port 8883")
+            self.assertEqual(_error(*argv), "'x': only options are allowed here, such as --port 8883")
+        self.assertEqual(_error("-"), "'-': only options are allowed here, such as --port 8883")
+        self.assertEqual(_error("--", "--port", "1"), "'--port': only options are allowed here, such as --port 8883")
 
 
 class LoginTests(SynchronousTestCase):
     def test_no_dialect(self) -> None:
         """The login's checker and its time have no meaning without a dialect."""
-        why = "only has a meaning with a --dialect that logs devices in"
+        why = "has an effect only with a --dialect that logs devices in"
         self.assertEqual(_error("--login-checker", "file:/dev/null"), f"--login-checker: {why}")
         self.assertEqual(_error("--login-timeout", "5s"), f"--login-timeout: {why}")
         self.assertEqual(_error(OWSLA_LOGIN_TIMEOUT="10s"), f"OWSLA_LOGIN_TIMEOUT: {why}")

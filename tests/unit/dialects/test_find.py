@@ -10,7 +10,7 @@ from shutil import rmtree
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.config import load_settings
+from owsla.config.sources import load_settings
 from owsla.dialects import Dialect, IDialect, find_dialect
 from owsla.dialects.login import Login
 from owsla.dialects.turnstile import Turnstile

@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from owsla.config import load_settings
+from owsla.config.sources import load_settings
 from owsla.dialects.login import Gate, Login, checker
 from owsla.errors import ConfigError
 from owsla.events import DeviceDisconnected, DialectFailed, LoginFailed
@@ -443,4 +443,4 @@ class CheckerTests(SynchronousTestCase):
         error = self.assertRaises(ConfigError, Login.configured, load_settings(["--dialect", "login"], {}))
         self.assertIn("needs --login-checker", str(error))
         error = self.assertRaises(ConfigError, load_settings, ["--login-checker", "file:/dev/null"], {})
-        self.assertIn("--login-checker: only has a meaning with", str(error))
+        self.assertIn("--login-checker: has an effect only with", str(error))

@@ -1,0 +1,227 @@
+"""The sources of settings: defaults, a TOML file, the environment and the command line.
+
+A later source overrides an earlier one, option by option:
+
+    defaults  <  the file of --config or OWSLA_CONFIG  <  OWSLA_... in the environment  <  the command line
+
+All sources use the same readers. No other module reads TOML, the environment or the command line of `twistd owsla`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from owsla.config import readers
+from owsla.config.checks import Given, check_files, check_settings, check_values
+from owsla.config.options import BY_NAME, BY_VARIABLE, OPTIONS, Option
+from owsla.config.settings import Settings
+from owsla.errors import ConfigError, one_line
+from owsla.runtime.files import read_file
+
+FLAGS: Final = ("help", "version", "check")
+"""Options without a value. They are no settings."""
+
+_COMMA = re.compile("%2c", re.IGNORECASE)
+
+
+def write_warning(message: str) -> None:
+    """Write a warning to standard error, as one line."""
+    sys.stderr.write(f"owsla: {one_line(message)}\n")
+
+
+def load_settings(
+    argv: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    warn: Callable[[str], None] = write_warning,
+) -> Settings:
+    """Read and check all sources. `ConfigError` names what cannot be used, and its source.
+
+    A variable `OWSLA_...` that belongs to no option is only a warning, because other programs may use that prefix.
+    """
+    command_line = parse_command_line(argv)
+    if command_line.rest:
+        first = _quoted(command_line.rest[0])
+        raise ConfigError(f"{first}: only options are allowed here, such as --port {BY_NAME['port'].default}")
+    environment, unknown = _from_environment(environ)
+    given = {**environment, **command_line.given}
+    if "config" in given:
+        given = {**_from_file(given["config"]), **given}
+    settings = _read_and_check(given)
+    for variable in unknown:
+        warn(f"{variable}: no option has this name, ignored{_closest(variable, BY_VARIABLE)}")
+    return settings
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line."""
+
+    given: dict[str, Given]
+    flags: frozenset[str]
+    rest: list[str]
+    """Arguments that are no options."""
+
+
+def parse_command_line(argv: Sequence[str]) -> CommandLine:
+    """Parse the arguments of `twistd owsla`. `ConfigError` if an option is unknown, or its value is missing."""
+    # No abbreviations: a new option could change their meaning. Errors are raised, to become one line on standard error.
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, add_help=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    for name in FLAGS:
+        parser.add_argument(f"--{name}", action="store_true")
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.name}", action="append", dest=option.name)
+    try:
+        namespace, extra = parser.parse_known_args(_with_joined_values(argv))
+    except argparse.ArgumentError as error:
+        flag = str(error.argument_name)
+        fault = "takes no value" if flag.removeprefix("--") in FLAGS else "a value is missing"
+        raise ConfigError(f"{flag}: {fault}") from None
+    given: dict[str, Given] = {}
+    flags = set()
+    for name, value in vars(namespace).items():
+        if name in FLAGS:
+            flags.add(name)
+        else:
+            given[name] = Given(tuple(value if BY_NAME[name].repeatable else value[-1:]), f"--{name}")
+    return CommandLine(given, frozenset(flags), _without_unknown_options(extra))
+
+
+def _with_joined_values(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--option VALUE` as `--option=VALUE`: argparse takes a separate `-1` for an option."""
+    joined: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            return [*joined, argument, *arguments]
+        if argument.removeprefix("--") in BY_NAME and argument.startswith("--"):
+            value = next(arguments, None)
+            if value is not None:
+                argument = f"{argument}={value}"
+        joined.append(argument)
+    return joined
+
+
+def _without_unknown_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are no options. `ConfigError` if one of them has the form of an option."""
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += remaining
+        elif not argument.startswith("-") or argument == "-":
+            rest.append(argument)
+        elif not argument.startswith("--"):
+            raise ConfigError(f"{argument[:2]}: no such option")  # what follows may be a password
+        else:
+            flag = argument.partition("=")[0]
+            shown = flag if _quoted(flag) == repr(flag) else "a URL"
+            raise ConfigError(f"{shown}: {_unknown(flag.removeprefix('--'), (*BY_NAME, *FLAGS))}")
+    return rest
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    """Return an error message for an unknown option, with a hint if it abbreviates or resembles one of `names`."""
+    hint = _closest(name, names, "--")
+    longer = [known for known in names if name and known.startswith(name)]
+    if not hint and longer:
+        if len(longer) > 1:
+            return "more than one option begins like this"
+        hint = f"; did you mean --{longer[0]}?"
+    return f"no such option{hint}"
+
+
+def _closest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else ""
+
+
+def _quoted(text: str) -> str:
+    """Return `text` in quotes for a message, or "a URL" if it may contain a password."""
+    return "a URL" if "@" in text or "://" in text else repr(text)
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
+    """Return the options from the environment, and the variables with our prefix that belong to no option."""
+    given = {}
+    unknown = []
+    for variable in sorted(environ):
+        if not variable.startswith("OWSLA_"):
+            continue
+        option = BY_VARIABLE.get(variable)
+        text = environ[variable]
+        if option is None:
+            unknown.append(variable)
+        elif text:  # in compose files and unit files an empty variable means "not set"
+            given[option.name] = Given(_items(text, option) if option.repeatable else (text,), variable)
+    return given, unknown
+
+
+def _items(text: str, option: Option) -> tuple[str, ...]:
+    """Split the value of a variable at commas. In an item, `%2c` is a comma."""
+    items = tuple(item.strip() for item in text.split(","))
+    if option.name == "broker":
+        return items  # its reader decodes all percent-encoding
+    return tuple(_COMMA.sub(",", item) for item in items)
+
+
+def _from_file(config: Given) -> dict[str, Given]:
+    try:
+        path = readers.path(config.texts[0])
+        content = read_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"{config.origin}: {error}") from None
+    try:
+        document = tomllib.loads(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of more than 4,300 digits (sys.set_int_max_str_digits)
+        raise ConfigError(f"{path}: {error}") from None
+    given = {}
+    for key, value in document.items():
+        option = BY_NAME.get(key)
+        if option is None or key == "config":
+            names = [name for name in BY_NAME if name != "config"]
+            raise ConfigError(f"{path}: {key}: no such option{_closest(key, names)}")
+        origin = f"{path}: {key}"
+        values = value if isinstance(value, list) and option.repeatable else [value]
+        if not values:
+            raise ConfigError(f"{origin}: the array is empty")
+        given[key] = Given(tuple(_toml_text(item, origin) for item in values), origin)
+    return given
+
+
+def _toml_text(value: object, origin: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    kind = {dict: "a table", list: "an array", bool: "a boolean"}.get(type(value), "a date or time")
+    raise ConfigError(f"{origin}: {kind} cannot be the value of this option")
+
+
+def _read_and_check(given: Mapping[str, Given]) -> Settings:
+    """Return the settings: each value is read on its own first, then values are checked together."""
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.name == "config":
+            continue
+        default = Given(() if option.default is None else (option.default,), f"--{option.name}")
+        source = given.get(option.name, default)
+        try:
+            read = [option.read(text) for text in source.texts]
+        except ConfigError as error:
+            raise ConfigError(f"{source.origin}: {error}") from None
+        values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
+    check_values(values, given)
+    settings = Settings(**values)
+    check_settings(settings, given)
+    check_files(settings)
+    return settings

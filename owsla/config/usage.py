@@ -1,0 +1,131 @@
+"""The options of `twistd owsla`, as Twisted's `usage.Options`: command line, help and errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+from twisted.python import usage
+
+from owsla import __version__
+from owsla._argv import password_spans, scrub_command_line
+from owsla.config.options import OPTIONS, Option
+from owsla.config.settings import Settings
+from owsla.config.sources import load_settings, parse_command_line, write_warning
+from owsla.errors import ConfigError, one_line
+from owsla.runtime.process import remove_own_pid_file
+
+_FLAGS_HELP = (
+    ("--help", "Show this help and exit."),
+    ("--version", "Show the version and exit."),
+    (
+        "--check",
+        "Check the settings and the files that they name, change nothing, and exit: with status 0, or with 1 and a line "
+        "that says what cannot be used.",
+    ),
+)
+
+
+def exit_with(error: ConfigError, stream: TextIO | None = None) -> NoReturn:
+    """Write an error to standard error, as one line, and exit with status 1."""
+    (sys.stderr if stream is None else stream).write(f"owsla: {one_line(str(error))}\n")
+    raise SystemExit(1)
+
+
+class Options(usage.Options):
+    """The options of `twistd owsla`. After `parseOptions`, `settings` is what `makeService` needs.
+
+    An error of the user is one line on standard error and exit status 1. No `UsageError` is raised, because twistd would print
+    the whole help for it, with the error somewhere below.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "Each option can also be set in the environment (OWSLA_MAX_LINE for --max-line; the values of options that can be "
+        "repeated are separated by commas) and in the file of --config. The command line overrides the environment, and the "
+        "environment the file. Times: 500ms, 30s, 30m, 1h; a bare number is seconds. Sizes: 64KiB, 16MiB; a bare number "
+        "is bytes. A password in --broker is hidden from the process list once Owsla has started; a password in "
+        "--broker-password-file or OWSLA_BROKER never appears there."
+    )
+    # Shell completion reads this attribute; parseOptions does not.
+    optParameters = [[option.name, None, None, option.help] for option in OPTIONS]
+
+    settings: Settings
+    arguments: Sequence[str]
+    """The arguments that `settings` were read from. Worker processes read them again."""
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Read `options` (or the arguments of the process) and all other sources into `settings`."""
+        arguments = sys.argv[1:] if options is None else list(options)
+        if "--_shell-completion" in arguments[-2:-1]:
+            super().parseOptions(arguments)
+            return
+        hidden = scrub_command_line()
+        try:
+            command_line = parse_command_line(arguments)
+            if "help" in command_line.flags:
+                self.opt_help()
+            if "version" in command_line.flags:
+                self.opt_version()
+            self.settings = load_settings(arguments)
+            if "check" in command_line.flags:
+                self._check()
+        except ConfigError as error:
+            exit_with(error)
+        self.arguments = arguments
+        if self.parent is not None and self.parent.get("pidfile"):
+            remove_own_pid_file(self.parent["pidfile"])
+        for name, instead in (("broker", "--broker-password-file"), ("events", "OWSLA_EVENTS")):
+            texts = command_line.given[name].texts if name in command_line.given else ()
+            if not hidden and any(password_spans(os.fsencode(text)) for text in texts):
+                write_warning(f"--{name}: its password cannot be hidden from the process list here; use {instead}")
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        print(f"owsla {__version__}")
+        raise SystemExit(0)
+
+    def _check(self) -> NoReturn:
+        """Report that the settings and their files can be used, and exit. `ConfigError` if the dialect cannot use them."""
+        dialect = self.settings.dialect
+        if dialect is not None:
+            try:
+                dialect.configured(self.settings)
+            except ConfigError as error:
+                raise ConfigError(f"--dialect: {error}") from None
+        print("owsla: the settings, and the files that they name, can be used")
+        raise SystemExit(0)
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the help, grouped by subject. The one of `usage.Options` is a single list."""
+        if not width:
+            columns = os.environ.get("COLUMNS", "")
+            width = int(columns) if columns.isdigit() else 80
+        width = max(width, 60)
+        lines = textwrap.wrap(self.longdesc, width)
+        group = ""
+        for option in OPTIONS:
+            if option.group != group:
+                group = option.group
+                lines += ["", f"{group}:"]
+            lines += _help_lines(f"--{option.name} {option.metavar}", _help_text(option), width)
+            if option.name == "config":
+                for flag, text in _FLAGS_HELP:
+                    lines += _help_lines(flag, text, width)
+        return "\n".join(lines) + "\n"
+
+
+def _help_text(option: Option) -> str:
+    return f"{option.help} [{option.default_text}]"
+
+
+def _help_lines(left: str, text: str, width: int) -> list[str]:
+    indent = " " * 30
+    wrapped = textwrap.wrap(text, width - len(indent), break_on_hyphens=False)
+    left = f"  {left}"
+    if len(left) <= len(indent) - 2:
+        return [left.ljust(len(indent)) + wrapped[0], *(indent + line for line in wrapped[1:])]
+    return [left, *(indent + line for line in wrapped)]
