@@ -90,28 +90,23 @@ class ConnectionChannels:
         if channel.output.closing:
             self._ignore(kind, number, payload)
             return False
+        publisher = channel.publisher
         try:
-            return self._dispatch(channel, kind, payload)
+            if kind == wire.FRAME_METHOD:
+                self._method_arrived(channel, payload)
+                return False
+            if not (publisher.header_arrived(payload) if kind == wire.FRAME_HEADER else publisher.body_arrived(payload)):
+                return False
+            try:
+                publisher.publish()
+            except AMQPError as error:
+                raise error.about(*method_numbers(BASIC_PUBLISH)) from None
         except AMQPError as error:
             if error.hard:
                 raise
             self._refuse(channel, error)
             return False
-
-    def _dispatch(self, channel: ServerChannel, kind: int, payload: bytes) -> bool:
-        if kind == wire.FRAME_METHOD:
-            self._method_arrived(channel, payload)
-            return False
-        if kind == wire.FRAME_HEADER:
-            complete = channel.publisher.header_arrived(payload)
-        else:
-            complete = channel.publisher.body_arrived(payload)
-        if complete:
-            try:
-                channel.publisher.publish()
-            except AMQPError as error:
-                raise error.about(*method_numbers(BASIC_PUBLISH)) from None
-        return complete
+        return True
 
     def _method_arrived(self, channel: ServerChannel, payload: bytes) -> None:
         if channel.publisher.incoming is not None:

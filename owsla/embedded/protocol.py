@@ -47,7 +47,6 @@ from owsla.amqp import methods, wire
 from owsla.runtime.end_of_turn import Turn
 
 from .broker import Broker
-from .channel_output import ChannelOutput
 from .channels import BASIC_PUBLISH, ConnectionChannels, decode_command
 from .errors import AMQPError
 from .frames import read_frame
@@ -109,6 +108,9 @@ class ServerProtocol(Protocol):
         self._lost = lost
         self._state = ConnectionState.HEADER
         self._writer = ConnectionWriter(turn, self._transport_write)
+        # Called for each message: the methods of the writer themselves, without a wrapper.
+        self.write = self._writer.write
+        self.confirm_later = self._writer.confirm_later
         self._heartbeat = HeartbeatMonitor(clock, self._send_heartbeat, self._heartbeats_missed, self._is_reading)
         self._buffer = b""
         self._unread = 0
@@ -167,17 +169,9 @@ class ServerProtocol(Protocol):
 
     # -- writing -----------------------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        """Queue bytes for the end of this turn, or sooner if there are many."""
-        self._writer.write(data)
-
     def send(self, channel: int, name: str, **fields: Any) -> None:
         """Queue a method frame."""
-        self._writer.write(wire.frame(wire.FRAME_METHOD, channel, methods.encode_method(name, **fields)))
-
-    def confirm_later(self, output: ChannelOutput) -> None:
-        """Send the confirms of a channel before the end of this turn."""
-        self._writer.confirm_later(output)
+        self.write(wire.frame(wire.FRAME_METHOD, channel, methods.encode_method(name, **fields)))
 
     def _transport_write(self, data: bytes) -> None:
         self._heartbeat.sent()
@@ -248,7 +242,7 @@ class ServerProtocol(Protocol):
         while (frame := read_frame(data, at, self.session.frame_max)) is not None:
             kind, number, payload, end = frame
             if self._state is ConnectionState.RUNNING and number and kind != wire.FRAME_HEARTBEAT:
-                if self._must_wait(kind, payload) and self.channels.is_open(number):
+                if self._blocked and self._must_wait(kind, number, payload):
                     self._publish_waits = True
                     self._update_reading()
                     return at
@@ -265,9 +259,14 @@ class ServerProtocol(Protocol):
                     return len(data)
         return at
 
-    def _must_wait(self, kind: int, payload: bytes) -> bool:
-        """Return whether a frame is a publish that has to wait for memory."""
-        return self._blocked and kind == wire.FRAME_METHOD and payload[:4] == BASIC_PUBLISH and not self._may_publish()
+    def _must_wait(self, kind: int, number: int, payload: bytes) -> bool:
+        """Return whether a frame of a blocked connection is a publish that has to wait for memory."""
+        return (
+            kind == wire.FRAME_METHOD
+            and payload[:4] == BASIC_PUBLISH
+            and self.channels.is_open(number)
+            and not self._may_publish()
+        )
 
     # -- commands of the connection ----------------------------------------------------------------------------------------
 
@@ -335,7 +334,7 @@ class ServerProtocol(Protocol):
         self.send(0, "connection.tune", channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 
     def _send_heartbeat(self) -> None:
-        self._writer.write(wire.HEARTBEAT_FRAME)
+        self.write(wire.HEARTBEAT_FRAME)
         self._writer.flush()
 
     def _heartbeats_missed(self) -> None:
