@@ -1,1 +1,1 @@
-"""Measurements of Owsla: what it costs, as figures that anybody can reproduce. See README.md."""
+"""Reproducible measurements of the cost and the throughput of Owsla. See README.md."""

@@ -1,9 +1,11 @@
-"""A back end in a process of its own: takes all lines, keeps books of them, and answers them if told to.
+"""Back end in a process of its own: consumes all lines, counts them, and answers them on request.
 
-It is made of Owsla's own AMQP client, so that it costs little beside what is measured. Commands and answers are lines of JSON.
+It uses the AMQP client of Owsla, so that it costs little CPU besides the measured gateway. Commands and answers are lines of
+JSON.
 
-The books go by the contract: a line is (connection_id, from_device_seq), and what comes twice is known by a contiguous mark and
-a set of the numbers above it. The body of a line of the swarm's says its number as well, and has to agree.
+Lines are counted by the contract: a line is identified by (connection_id, from_device_seq). Duplicates are recognized by the
+next expected number of each connection and the set of numbers above it. The body of a line from the swarm contains its number
+as well, and has to agree.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ _SEQ = b"from_device_seql"
 
 
 class BackEnd(Child):
-    """The back end in a child process."""
+    """Back end in a child process."""
 
     def __init__(self, broker: str, from_device: str, to_device: str) -> None:
-        # Through its input rather than its arguments: there is a password in it.
+        # Through its input, since arguments would show the password of the URL in the process list.
         super().__init__("bench.backend")
         self.call("begin", broker=broker, from_device=from_device, to_device=to_device)
 
     def wait_for(self, lines: int, patience: float) -> dict[str, Any]:
-        """Wait until so many lines have arrived since `begin`, so many seconds at most; the books then."""
+        """Wait until `lines` lines have arrived since `begin`, for at most `patience` seconds, and return the counts."""
         end = time.monotonic() + patience
         while True:
             stats = self.call("stats")
@@ -56,23 +58,23 @@ class BackEnd(Child):
             time.sleep(0.02)
 
 
-class Peer:
-    """One device's connection, as the back end knows it."""
+class DeviceConnection:
+    """Connection of a device, as the back end knows it."""
 
-    __slots__ = ("above", "answered", "header", "mark")
+    __slots__ = ("answered", "later", "next_seq", "publish_frame")
 
-    def __init__(self, header: bytes) -> None:
-        self.header = header
-        """What precedes the number in an answer, from the method frame on, the two sizes left out."""
-        self.mark = 0
-        """The lowest number that has not come."""
-        self.above: set[int] = set()
-        """Numbers beyond it that have."""
+    def __init__(self) -> None:
+        self.publish_frame = b""
+        """Encoded basic.publish frame of the answers, once there is one."""
+        self.next_seq = 0
+        """Lowest number that has not arrived."""
+        self.later: set[int] = set()
+        """Higher numbers that have arrived."""
         self.answered = 0
 
 
-class Books(BaseHandler):
-    """Consumes, counts, and answers."""
+class LineCounter(BaseHandler):
+    """Consumer that counts and answers lines."""
 
     name = "bench"
 
@@ -84,9 +86,9 @@ class Books(BaseHandler):
         self._client: Any = None
         self._tag = 0
         self._flushing = False
-        self._peers: dict[bytes, Peer] = {}
+        self._devices: dict[bytes, DeviceConnection] = {}
         self.answers = ""
-        """Where answers go: `""` nowhere, `reply_to`, or `to_device`."""
+        """Destination of the answers: `""` for none, `reply_to`, or `to_device`."""
         self.numbered = False
         self.messages = self.lines = self.duplicates = self.wrong = self.others = 0
 
@@ -111,45 +113,46 @@ class Books(BaseHandler):
             self._flushing = True
             self._turn.broker(self._flush)
         self.messages += 1
-        # These headers are Owsla's own, so where they stand is known without reading the whole table.
+        # Owsla writes these headers, so they are found by their bytes, without decoding the whole table.
         at = header.index(_ID) + len(_ID)
         connection_id = header[at : at + 36]
         seq = _I64.unpack_from(header, header.index(_SEQ) + len(_SEQ))[0]
-        peer = self._peers.get(connection_id)
-        if peer is None:
-            peer = self._peers[connection_id] = Peer(b"")
+        device = self._devices.get(connection_id)
+        if device is None:
+            device = self._devices[connection_id] = DeviceConnection()
         if body.startswith(b"storm"):
             self.others += 1
             return
-        if seq < peer.mark or seq in peer.above:
+        if seq < device.next_seq or seq in device.later:
             self.duplicates += 1
             return
-        if seq == peer.mark:
-            peer.mark += 1
-            while peer.mark in peer.above:
-                peer.above.remove(peer.mark)
-                peer.mark += 1
+        if seq == device.next_seq:
+            device.next_seq += 1
+            while device.next_seq in device.later:
+                device.later.remove(device.next_seq)
+                device.next_seq += 1
         else:
-            peer.above.add(seq)
+            device.later.add(seq)
         self.lines += 1
         if int(body.split(b" ", 2)[1]) != seq:
             self.wrong += 1
         if self.answers:
-            self._answer(peer, connection_id, header, body)
+            self._answer(device, connection_id, header, body)
 
-    def _answer(self, peer: Peer, connection_id: bytes, header: bytes, body: bytes) -> None:
-        if not peer.header:
+    def _answer(self, device: DeviceConnection, connection_id: bytes, header: bytes, body: bytes) -> None:
+        if not device.publish_frame:
             queue = self._to_device.encode()
             if self.answers == "reply_to":
                 queue = wire.split_properties(header, 12)["reply_to"][1:]
-            peer.header = wire.frame(wire.FRAME_METHOD, PUBLISH, encode_method("basic.publish", exchange="", routing_key=queue))
+            publish = encode_method("basic.publish", exchange="", routing_key=queue)
+            device.publish_frame = wire.frame(wire.FRAME_METHOD, PUBLISH, publish)
         table = wire.short_string("connection_id") + b"S" + wire.long_string(connection_id)
         if self.numbered:
-            table += wire.short_string("to_device_seq") + b"l" + _I64.pack(peer.answered)
-        peer.answered += 1
+            table += wire.short_string("to_device_seq") + b"l" + _I64.pack(device.answered)
+        device.answered += 1
         properties = struct.pack(">HI", wire.PROPERTIES["headers"][0], len(table)) + table
         self._client.write(
-            peer.header
+            device.publish_frame
             + wire.frame(wire.FRAME_HEADER, PUBLISH, wire.header_payload(len(body), properties))
             + wire.frame(wire.FRAME_BODY, PUBLISH, body)
         )
@@ -161,33 +164,33 @@ class Books(BaseHandler):
 
     def closed(self, reason: Failure) -> None:
         if self._client is not None and not self._client.closed:
-            print(f"back end: its channel was closed: {reason.value}", file=sys.stderr)
+            print(f"back end: the channel was closed: {reason.value}", file=sys.stderr)
 
     def begin(self, answers: str, numbered: bool) -> dict[str, Any]:
-        """Start new books, and answer so from now on. What was counted before is forgotten."""
+        """Reset the counts, and set the destination of the answers and whether they are numbered."""
         self.answers = answers
         self.numbered = numbered
-        for peer in self._peers.values():
-            peer.header = b""
+        for device in self._devices.values():
+            device.publish_frame = b""
         self.messages = self.lines = self.duplicates = self.wrong = self.others = 0
         return {}
 
     def stats(self) -> dict[str, Any]:
-        """The books so far."""
+        """Return the counts so far."""
         return {
             "messages": self.messages,
             "lines": self.lines,
             "duplicates": self.duplicates,
             "wrong": self.wrong,
             "others": self.others,
-            "holes": sum(len(peer.above) > 0 for peer in self._peers.values()),
-            "marks": sum(peer.mark for peer in self._peers.values()),
+            "gaps": sum(len(device.later) > 0 for device in self._devices.values()),
+            "contiguous": sum(device.next_seq for device in self._devices.values()),
             "cpu": time.process_time(),
         }
 
 
-class _Silent:
-    """Says what goes wrong, and nothing else."""
+class _ErrorReporter:
+    """Reporter of the connection to the broker that prints failures only."""
 
     def up(self, role: str, address: BrokerAddress) -> None: ...
 
@@ -202,26 +205,26 @@ class _Silent:
 
 
 class Commands(LineReceiver):
-    """The measurement's side."""
+    """Receiver of the commands of the measuring process."""
 
     delimiter = b"\n"
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._books: Books | None = None
+        self._counter: LineCounter | None = None
 
     def lineReceived(self, line: bytes) -> None:
         arguments = json.loads(line)
         do = arguments.pop("do")
-        if do == "begin" and self._books is None:
+        if do == "begin" and self._counter is None:
             self._open(**arguments)
-        elif self._books is not None:
-            self._reply(getattr(self._books, do)(**arguments))
+        elif self._counter is not None:
+            self._reply(getattr(self._counter, do)(**arguments))
 
     def _open(self, broker: str, from_device: str, to_device: str) -> None:
         turn = Turn(self._reactor)
         parameters = pika.URLParameters(broker)
-        self._books = Books(turn, from_device, to_device, lambda: self._reply({}))
+        self._counter = LineCounter(turn, from_device, to_device, lambda: self._reply({}))
         BrokerConnection(
             self._reactor,
             turn,
@@ -234,8 +237,8 @@ class Commands(LineReceiver):
                     parameters.virtual_host,
                 )
             ],
-            self._books,
-            _Silent(),
+            self._counter,
+            _ErrorReporter(),
             heartbeat=30,
             connection_name="owsla bench",
         ).startService()
@@ -249,7 +252,7 @@ class Commands(LineReceiver):
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Execute commands until the input ends."""
     from twisted.internet import reactor
 
     StandardIO(Commands(reactor))

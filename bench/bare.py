@@ -1,7 +1,7 @@
-"""The least that a TLS connection costs with pyOpenSSL: a server that holds connections, and does nothing with them.
+"""TLS server that only holds connections: the minimum that a TLS connection costs with pyOpenSSL.
 
-It uses the gateway's own context, so that the difference is the gateway. `bench.memory` starts it, with the certificate and the
-key; it prints its port, and ends with its standard input.
+It uses the TLS context of the gateway, so that the difference in memory is due to the gateway. `bench.memory` starts it with
+the certificate and the key. It prints its port, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from owsla.tls.certificates import server_context
 
 
 class Bare:
-    """Accepts, shakes hands, and keeps what it needs for that: OpenSSL's connection, and so its socket."""
+    """Server that keeps nothing per connection but the `SSL.Connection` with its socket."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         self.context = server_context(cert, key, client_ca=None, client_cert="require")
@@ -42,7 +42,7 @@ class Bare:
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
     def serve(self, fd: int) -> None:
-        """Go on with a handshake, or drop what the device says."""
+        """Continue a handshake, or discard input."""
         try:
             if fd in self.shaking:
                 self.shaking[fd].do_handshake()
@@ -69,7 +69,7 @@ class Bare:
 
 
 def main() -> None:
-    """Serve on any free port of 127.0.0.1."""
+    """Serve on a free port of 127.0.0.1."""
     raise_open_files_limit()
     bare = Bare(Path(sys.argv[1]), Path(sys.argv[2]))
     print(bare.socket.getsockname()[1], flush=True)

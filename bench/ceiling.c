@@ -1,12 +1,12 @@
-/* What RabbitMQ gives a program that has next to no costs of its own: the ceilings of the figures, and their back end.
+/* Client of RabbitMQ with minimal costs of its own: the ceilings of the figures, and their back end.
  *
- *   drain FROM TO              takes lines from FROM
- *   echo FROM TO               takes lines from FROM, and sends each back: to its reply_to, or without one to TO
- *   publish FROM TO WINDOW     publishes lines to FROM with confirms, so many of them unconfirmed at most
- *   trips FROM TO WINDOW       publishes lines to FROM, and the next one for each that comes on TO: so many under way
+ *   drain FROM TO              consumes lines from FROM
+ *   echo FROM TO               consumes lines from FROM, and sends each back to its reply_to, or without one to TO
+ *   publish FROM TO WINDOW     publishes lines to FROM with confirms, at most WINDOW of them unconfirmed
+ *   trips FROM TO WINDOW       publishes WINDOW lines to FROM, and another one for each message on TO
  *
- * Standard input: host, port, user, password and virtual host, a line each, and then an empty line for each question. The
- * answer is a line of JSON: lines taken (or confirmed, or come back) so far. It ends with its input.
+ * Standard input: host, port, user, password and virtual host, each on a line, and then an empty line for each query. The
+ * answer is a line of JSON: the lines consumed (or confirmed) so far. The program ends with its input.
  *
  * cc -O2 -o ceiling ceiling.c -lrabbitmq
  */
@@ -40,7 +40,7 @@ static void done(int status, const char *what) {
     exit(1);
 }
 
-/* One of the program's parameters. */
+/* Reads the next parameter from standard input. */
 static char *given(void) {
     static char lines[5][1024];
     static int count;
@@ -61,7 +61,7 @@ static void put(amqp_bytes_t queue, amqp_bytes_t id, amqp_bytes_t body, const ch
     properties.headers.num_entries = 1;
     properties._flags = AMQP_BASIC_HEADERS_FLAG;
     if (count != NULL) {
-        /* A line, with all that Owsla sets. */
+        /* A line, with all properties that Owsla sets. */
         headers[1].key = amqp_cstring_bytes(count);
         headers[1].value.kind = AMQP_FIELD_KIND_I64;
         headers[1].value.value.i64 = (int64_t)(said / DEVICES);
@@ -96,7 +96,7 @@ static void send_back(const amqp_envelope_t *line) {
     }
 }
 
-/* Takes a message, if one is there. */
+/* Consumes a message, if there is one. */
 static int take(int echoes, int says, amqp_bytes_t from, uint64_t *tag) {
     struct timeval now = {0, 0};
     amqp_envelope_t line;
@@ -112,7 +112,7 @@ static int take(int echoes, int says, amqp_bytes_t from, uint64_t *tag) {
     return 1;
 }
 
-/* Counts what is confirmed, each once: those up to a mark, and some above it. */
+/* Counts confirmed publishes, each once: all up to a mark, and some above it. */
 static void count(uint64_t tag, int multiple) {
     static unsigned char above[WINDOW];
     static uint64_t mark;
@@ -128,7 +128,7 @@ static void count(uint64_t tag, int multiple) {
     while (above[(mark + 1) % WINDOW]) above[++mark % WINDOW] = 0;
 }
 
-/* Takes a confirm, if one is there. */
+/* Reads a confirm, if there is one. */
 static int confirmed(void) {
     struct timeval now = {0, 0};
     amqp_frame_t frame;
@@ -184,7 +184,7 @@ int main(int argc, char **argv) {
 
     struct pollfd what[2] = {{0, POLLIN, 0}, {amqp_get_sockfd(broker), POLLIN, 0}};
     for (;;) {
-        /* The question may be asked while there is always something to do: so it is looked for again and again. */
+        /* Work in portions, so that a query is answered even under constant load. */
         int more = 1, busy = publishes && said - taken < window;
         for (int n = 0; more && n < 256; n++) more = publishes ? confirmed() : take(echoes, trips, from, &tag);
         if (tag) done(amqp_basic_ack(broker, TAKE, tag, 1), "acknowledge");

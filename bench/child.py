@@ -1,4 +1,4 @@
-"""A helper process of a measurement, spoken to in lines of JSON."""
+"""Helper process of a measurement, controlled by lines of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Child:
-    """A module of this package in a process of its own. A context manager: it ends with its block."""
+    """Module of this package in a process of its own. As a context manager, it ends with its block."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -22,7 +22,7 @@ class Child:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for who measures; this one ends with its input
+            start_new_session=True,  # so that Ctrl-C reaches the measuring process only; the child ends with its input
         )
 
     @property
@@ -30,13 +30,13 @@ class Child:
         return self._process.pid
 
     def ask(self, do: str, **arguments: Any) -> None:
-        """Give a command, and don't wait."""
+        """Send a command without waiting for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """Wait for the answer to the oldest command that has none yet."""
+        """Wait for the answer to the oldest unanswered command."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -45,7 +45,7 @@ class Child:
         return answer
 
     def call(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Give a command, and wait for its answer."""
+        """Send a command and wait for its answer."""
         self.ask(do, **arguments)
         return self.answer()
 

@@ -1,12 +1,12 @@
-"""The figures: what Owsla costs a unit, beside other systems and beside what the machine and RabbitMQ give at best.
+"""Cost and throughput of Owsla, compared with other systems and with the limits that the machine and RabbitMQ set.
 
     python -m bench.figures --runs 5 --beside 'NAME=COMMAND'
 
-All of it on one machine in one run: the systems take turns within each of the runs, so that what the machine does meanwhile is
-the same for all. Devices are `owsla swarm`; behind the broker is a small C program, or the back end in Python where there is no
-compiler. A table, plots and all raw numbers go to `bench/results/figures*`. `--beside` names another system: a shell command
-that runs in the foreground and serves TLS lines on {port} with {cert} and {key}; it publishes each line to the queue
-`from_device` and sends what comes on `to_device` to the connection of its header `connection_id`.
+Everything runs on one machine. The systems take turns within each run, so that other load on the machine affects all of them
+alike. Devices are `owsla swarm`. The back end is a small C program, or the one in Python if there is no compiler. A table,
+plots and all raw numbers are written to `bench/results/figures*`. `--beside` names another system: a shell command that runs in
+the foreground and serves TLS lines on {port} with {cert} and {key}. It publishes each line to the queue `from_device`, and
+sends each message of `to_device` to the connection in its header `connection_id`.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ import pika
 from owsla.tls.certificates import development_certificates
 
 from . import proc
-from .behind import WINDOW, Books, Ceiling, Failed, behind, build
+from .c_program import WINDOW, CProgram, MeasurementError, PythonBackEnd, build, start_back_end
 from .figures_report import CEILINGS, PUBLISHER, TRIPS, Results, write
 from .harness import BROKER, RESULTS, delete_queues, settled
-from .systems import DEVICES, Running, Swarm, System, owsla
+from .systems import DEVICES, RunningSystem, SwarmCommand, System, owsla
 
 WARM = 1.0
-"""Seconds of lines before it counts."""
+"""Time in seconds that lines flow before the measurement starts."""
 LINE = ("--line", "{device} {n} ", "--size", "50")
 SPARE_FILES = 200
-"""Open files of a process, about, that are not its connections."""
+"""Approximate number of open files of a process besides its connections."""
 PORTS = 20000
-"""Connections from one address: it has some 28,000 ports, and some of them may be in use."""
+"""Number of connections from one source address: it has some 28,000 ports, of which some may be in use."""
 BARE = "owsla-bench-from", "owsla-bench-to"
 
-Step = Callable[[Running], dict[str, float]]
+Step = Callable[[RunningSystem], dict[str, float]]
 
 
 class Bench:
-    """Everything that is measured."""
+    """Measurements of all systems."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, results: Results) -> None:
         self.options = options
@@ -63,18 +63,18 @@ class Bench:
         self.no_program = ""
         try:
             if at.ssl_options is not None:
-                raise Failed("the C program speaks amqp:// only")
+                raise MeasurementError("the C program speaks amqp:// only")
             self.program = build(folder)
-        except Failed as error:
+        except MeasurementError as error:
             self.no_program = str(error)
-            say(f"{error}: the back end is the one in Python, and there are no ceilings")
+            say(f"{error}: using the back end in Python, without ceilings")
         results.back_end = "the C program" if self.program else "Python"
         self.systems = [owsla(1)]
         if options.workers > 1:
             self.systems.append(owsla(options.workers))
         self.systems += [System(*pair.split("=", 1)) for pair in options.beside]
         self.steps: dict[str, Step] = {
-            # Memory is of a process that has done nothing yet; the flood is last, for some are long busy with it.
+            # Memory first, of a process that has done nothing yet. The flood last: some systems take long to work it off.
             "memory": self.memory,
             "handshakes": self.handshakes,
             "line": self.line,
@@ -86,7 +86,7 @@ class Bench:
     # -- taking turns --------------------------------------------------------------------------------------------------------
 
     def run(self, number: int) -> None:
-        """Each system's turn, beginning with another one each time."""
+        """Measure each system in turn, beginning with a different one in each run."""
         turns: list[Callable[[], None]] = [self._turn_of(system) for system in self.systems]
         if "ingest" in self.options.only:
             turns.append(lambda: self.ceiling(PUBLISHER, self.publisher))
@@ -100,7 +100,7 @@ class Bench:
         return lambda: self.turn(system)
 
     def turn(self, system: System) -> None:
-        """All that is asked for, of one system."""
+        """Measure all requested parts of one system."""
         steps = [name for name in self.steps if name in self.options.only]
         while steps:
             started = False
@@ -111,19 +111,19 @@ class Bench:
                     with self.failing(system.name, name):
                         self.keep(system.name, name, self.steps[name](running))
                     if not running.alive:
-                        self.results.failed(system.name, name, f"it ended: {running.said()}")
+                        self.results.failed(system.name, name, f"it ended: {running.last_log_line()}")
             if not started:
-                return  # nor would it with the next step
+                return  # it would not start for the next step either
 
-    def start(self, system: System) -> Running:
-        return Running(system, self.broker, self.made.cert, self.made.key)
+    def start(self, system: System) -> RunningSystem:
+        return RunningSystem(system, self.broker, self.made.cert, self.made.key)
 
     @contextlib.contextmanager
     def failing(self, system: str, part: str) -> Any:
-        """What fails is said, and the rest goes on."""
+        """Record a failure and continue with the rest."""
         try:
             yield
-        except (Failed, SystemExit, OSError, ValueError, pika.exceptions.AMQPError) as error:
+        except (MeasurementError, SystemExit, OSError, ValueError, pika.exceptions.AMQPError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             say(f"  {system}: {part} failed: {reason}")
             self.results.failed(system, part, reason)
@@ -134,14 +134,14 @@ class Bench:
 
     # -- what is measured ----------------------------------------------------------------------------------------------------
 
-    def swarm(self, running: Running, *options: str, waits: bool = False) -> Swarm:
-        return Swarm(running.port, self.made.ca, self.openssl, *options, waits=waits)
+    def swarm(self, running: RunningSystem, *options: str, waits: bool = False) -> SwarmCommand:
+        return SwarmCommand(running.port, self.made.ca, self.openssl, *options, waits=waits)
 
-    def behind(self, running: Running, echoes: bool) -> Ceiling | Books:
-        return behind(self.program, self.broker, echoes, running.system.queues, running.system.ours)
+    def back_end(self, running: RunningSystem, echoes: bool) -> CProgram | PythonBackEnd:
+        return start_back_end(self.program, self.broker, echoes, running.system.queues, running.system.ours)
 
     def window(self, pids: dict[str, int], lines: Callable[[], int]) -> dict[str, float]:
-        """What each of the processes spends in the seconds to come, and how many lines arrive meanwhile."""
+        """Measure the CPU of each process, and the lines that arrive, for `--seconds`."""
         if self.broker_pid is not None:
             pids = {**pids, "broker": self.broker_pid}
 
@@ -154,49 +154,49 @@ class Bench:
         after = sample()
         return {name: after[name] - before[name] for name in after}
 
-    def memory(self, running: Running) -> dict[str, float]:
-        """What an idle connection adds."""
-        # What is made once for all connections is no part of one's cost.
+    def memory(self, running: RunningSystem) -> dict[str, float]:
+        """Measure the memory that an idle connection adds."""
+        # A first hundred connections, since allocations that are made once for all are not the cost of one.
         with self.hold(running, 100) as swarm:
             swarm.ready()
             swarm.interrupt()
         empty = settled(running)
         with self.hold(running, self.options.connections) as swarm:
             connected = swarm.ready()
-            time.sleep(6)  # some tidy a connection up when it has been idle for a while
+            time.sleep(6)  # some systems release memory when a connection has been idle for a while
             added = settled(running) - empty
             swarm.interrupt()
         return {"idle_kb": added / connected, "empty_mb": empty / 1024}
 
-    def hold(self, running: Running, connections: int) -> Swarm:
-        """Connections that say nothing."""
+    def hold(self, running: RunningSystem, connections: int) -> SwarmCommand:
+        """Open connections that send nothing."""
         return self.swarm(running, "--mode", "hold", "--connections", str(connections), waits=True)
 
-    def handshakes(self, running: Running) -> dict[str, float]:
-        """Full handshakes, as many as the swarm can do."""
+    def handshakes(self, running: RunningSystem) -> dict[str, float]:
+        """Measure full handshakes at the rate that the swarm reaches."""
         with self.swarm(running, "--mode", "storm", "--seconds", f"{WARM:g}") as swarm:
             swarm.summary(60)
         before = running.cpu()
         with self.swarm(running, "--mode", "storm", "--seconds", f"{self.options.seconds:g}") as swarm:
             done = swarm.summary(60 + self.options.seconds)
-        time.sleep(0.3)  # the ends of the last ones
+        time.sleep(0.3)  # until the last connections have ended
         spent = running.cpu() - before
         self.note(running, "handshakes", done)
         count = done["connections"]["connected"]
         if not count:
-            raise Failed("no handshake")
+            raise MeasurementError("no handshake")
         return {"handshakes_per_cpu_s": count / spent, "handshakes_per_s": done["connections"]["per_second"]}
 
-    def talk(self, running: Running, name: str, *options: str) -> dict[str, float]:
-        """Lines as the swarm is told to say them; what a window in the midst of them shows."""
+    def talk(self, running: RunningSystem, name: str, *options: str) -> dict[str, float]:
+        """Let the swarm send lines, and measure a window of them."""
         echoes = name == "trips"
-        with self.behind(running, echoes) as back_end, self.swarm(running, *self.lasting(), *options, waits=True) as swarm:
+        with self.back_end(running, echoes) as back_end, self.swarm(running, *self.lasting(), *options, waits=True) as swarm:
             swarm.ready()
             first = back_end.lines()
             swarm.begin()
             time.sleep(WARM)
             found = self.window({"server": running.pid, "swarm": swarm.pid, "back_end": back_end.pid}, back_end.lines)
-            if name != "ingest":  # some have minutes of lines before them then
+            if name != "ingest":  # after a flood some systems take minutes to work off their lines
                 done = swarm.summary(60)
                 self.note(running, name, done)
                 written = done["lines"]["written"]
@@ -205,28 +205,28 @@ class Bench:
                     self.results.note(running.system.name, f"{name}: {arrived} lines arrived of {written} that were written")
         self.results.record(running.system.name, name, window=found)
         if found["lines"] <= 0:
-            raise Failed("no line arrived")
+            raise MeasurementError("no line arrived")
         return found
 
     def lasting(self) -> tuple[str, ...]:
-        """Longer than the window and what comes before it."""
+        """Return the options for a swarm that outlasts the window."""
         return ("--seconds", f"{WARM + self.options.seconds + 0.7:g}", *LINE)
 
     @staticmethod
-    def arrived(back_end: Ceiling | Books, expected: int, patience: float = 20) -> int:
+    def arrived(back_end: CProgram | PythonBackEnd, expected: int, patience: float = 20) -> int:
         end = time.monotonic() + patience
         while (lines := back_end.lines()) < expected and time.monotonic() < end:
             time.sleep(0.05)
         return lines
 
-    def note(self, running: Running, what: str, summary: dict[str, Any]) -> None:
-        """Keep what a swarm said, and show what did not hold."""
+    def note(self, running: RunningSystem, what: str, summary: dict[str, Any]) -> None:
+        """Record the summary of a swarm, and note its problems."""
         self.results.record(running.system.name, what, swarm=summary)
         if summary["problems"]:
             self.results.note(running.system.name, f"{what}: {'; '.join(summary['problems'])}")
 
-    def line(self, running: Running) -> dict[str, float]:
-        """CPU a line from the device to RabbitMQ, at a fixed rate: some lines each millisecond, and each by itself."""
+    def line(self, running: RunningSystem) -> dict[str, float]:
+        """Measure CPU per line to RabbitMQ at a fixed rate: with the lines of each millisecond together, and each by itself."""
         options = "--mode", "flood", "--connections", str(self.options.devices), "--rate", f"{self.options.rate:g}"
         figures: dict[str, float] = {}
         for name, tick in (("line", "1"), ("even", "0")):
@@ -238,22 +238,22 @@ class Bench:
             figures[f"{name}_per_s"] = lines / found["seconds"]
         return figures
 
-    def ingest(self, running: Running) -> dict[str, float]:
-        """Lines as fast as they are taken."""
+    def ingest(self, running: RunningSystem) -> dict[str, float]:
+        """Measure lines at the highest rate that the system accepts."""
         found = self.talk(running, "ingest", "--mode", "flood", "--connections", str(self.options.devices))
         return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found)}
 
-    def trips(self, running: Running) -> dict[str, float]:
-        """Each device says its next line when the last one was answered."""
+    def trips(self, running: RunningSystem) -> dict[str, float]:
+        """Measure round trips: each device sends its next line when the last one was answered."""
         found = self.talk(running, "trips", "--mode", "echo", "--connections", str(self.options.trip_devices))
         return {"trips_per_s": found["lines"] / found["seconds"], **shares("trips", found)}
 
-    def latency(self, running: Running) -> dict[str, float]:
-        """Round trips at a low rate: quiet, and while others connect."""
+    def latency(self, running: RunningSystem) -> dict[str, float]:
+        """Measure the latency of round trips at a low rate: quiet, and while other devices connect."""
         figures: dict[str, float] = {}
         for name in ("quiet", "storm"):
             with contextlib.ExitStack() as stack:
-                stack.enter_context(self.behind(running, True))
+                stack.enter_context(self.back_end(running, True))
                 rate = "--connections", str(self.options.devices), "--rate", f"{self.options.latency_rate:g}"
                 swarm = stack.enter_context(self.swarm(running, "--mode", "echo", *self.lasting(), *rate, waits=True))
                 swarm.ready()
@@ -262,13 +262,13 @@ class Bench:
                     seconds = str(600 + self.options.seconds)
                     stormy = "--mode", "storm", "--connect-rate", f"{self.options.connects:g}", "--seconds", seconds
                     storm = stack.enter_context(self.swarm(running, *stormy))
-                    time.sleep(1.5)  # until it is under way
+                    time.sleep(1.5)  # until the storm has started
                 swarm.begin()
                 done = swarm.summary(90 + self.options.seconds)
                 self.note(running, f"latency, {name}", done)
                 times = done["answers"]["ms_since_due"]
                 if times is None:
-                    raise Failed("no line was answered")
+                    raise MeasurementError("no line was answered")
                 figures[f"{name}_p50_ms"], figures[f"{name}_p99_ms"] = times["p50"], times["p99"]
                 if storm is not None:
                     connects = storm.interrupt()
@@ -279,10 +279,10 @@ class Bench:
     # -- the ceilings --------------------------------------------------------------------------------------------------------
 
     def ceiling(self, name: str, measure: Callable[[Path], dict[str, float]]) -> None:
-        """What the C program does by itself."""
+        """Measure the C program by itself."""
         with self.failing(name, CEILINGS[name]):
             if self.program is None:
-                raise Failed(self.no_program)
+                raise MeasurementError(self.no_program)
             delete_queues(self.broker, *BARE)
             try:
                 self.keep(name, CEILINGS[name], measure(self.program))
@@ -290,10 +290,10 @@ class Bench:
                 delete_queues(self.broker, *BARE)
 
     def publisher(self, program: Path) -> dict[str, float]:
-        """A bare publisher with confirms; what it publishes is taken, as with the others."""
+        """Measure a bare publisher with confirms, whose lines are consumed as with the other systems."""
         with (
-            Ceiling(program, self.broker, "drain", *BARE) as drain,
-            Ceiling(program, self.broker, "publish", *BARE, WINDOW) as publisher,
+            CProgram(program, self.broker, "drain", *BARE) as drain,
+            CProgram(program, self.broker, "publish", *BARE, WINDOW) as publisher,
         ):
             time.sleep(WARM)
             found = self.window({"server": publisher.pid, "back_end": drain.pid}, publisher.lines)
@@ -301,10 +301,10 @@ class Bench:
         return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found)}
 
     def both_queues(self, program: Path) -> dict[str, float]:
-        """As many lines under way as there would be devices: a producer, the echo, and the producer takes them."""
+        """Measure round trips of a bare producer through both queues and an echo, with a line in flight per device."""
         with (
-            Ceiling(program, self.broker, "echo", *BARE) as echo,
-            Ceiling(program, self.broker, "trips", *BARE, self.options.trip_devices) as producer,
+            CProgram(program, self.broker, "echo", *BARE) as echo,
+            CProgram(program, self.broker, "trips", *BARE, self.options.trip_devices) as producer,
         ):
             time.sleep(WARM)
             found = self.window({"server": producer.pid, "back_end": echo.pid}, producer.lines)
@@ -314,14 +314,16 @@ class Bench:
     # -- holding -------------------------------------------------------------------------------------------------------------
 
     def held(self, system: System) -> None:
-        """Connections that are there for minutes, with a line a minute from each. Once: it holds, or it does not."""
+        """Hold connections for minutes, with a line per minute from each. Measured once: a system holds them or not."""
         options = self.options
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE_FILES
         with self.failing(system.name, "held"):
             if system.ours and options.held > files * system.processes:
-                raise Failed(f"needs {-(-options.held // files)} workers: a process may have {files} files open, about")
-            with self.start(system) as running, Books(self.broker, *system.queues) as books:
-                books.call("begin", answers="", numbered=False)
+                raise MeasurementError(
+                    f"needs {-(-options.held // files)} workers: a process may have about {files} open files"
+                )
+            with self.start(system) as running, PythonBackEnd(self.broker, *system.queues) as back_end:
+                back_end.call("begin", answers="", numbered=False)
                 with self.hold(running, 100) as swarm:
                     swarm.ready()
                     swarm.interrupt()
@@ -330,7 +332,7 @@ class Bench:
                 seconds = options.held_minutes * 60
                 more = ["--source", f"127.0.0.1-127.0.0.{sources}"] if sources > 1 else []
                 more += ["--processes", str(-(-options.held // min(files, 15000))), "--seconds", f"{seconds:g}", *LINE]
-                first = books.lines()
+                first = back_end.lines()
                 with self.swarm(running, "--mode", "hold", "--connections", str(options.held), *more, waits=True) as swarm:
                     swarm.ready(120 + options.held / 50)
                     before = running.cpu()
@@ -339,7 +341,7 @@ class Bench:
                     memory, spent = running.pss() - empty, running.cpu() - before
                     done = swarm.summary(120 + options.held / 100)
                 written = done["lines"]["written"]
-                arrived = self.arrived(books, written + first, 60) - first
+                arrived = self.arrived(back_end, written + first, 60) - first
                 self.note(running, "held", done)
                 connections = done["connections"]
                 self.results.hold(
@@ -351,7 +353,7 @@ class Bench:
                         "minutes": options.held_minutes,
                         "written": written,
                         "arrived": arrived,
-                        "twice": books.stats()["duplicates"],
+                        "twice": back_end.stats()["duplicates"],
                         "kb": memory / max(1, connections["connected"]),
                         "cpu": spent / max(1, seconds - 1),
                     },
@@ -360,7 +362,7 @@ class Bench:
 
 
 def shares(name: str, found: dict[str, float]) -> dict[str, float]:
-    """CPU a line, and how much of a core each had."""
+    """Return CPU per line, and the share of a core that each process used."""
     figures = {f"{name}_server_us": found["server"] / found["lines"] * 1e6}
     for part in ("server", "swarm", "back_end", "broker"):
         if part in found:
@@ -369,12 +371,12 @@ def shares(name: str, found: dict[str, float]) -> dict[str, float]:
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def command_line() -> str:
-    """The command that makes the same figures again; a password, and where another system is, are not for all to see."""
+    """Return the command that reproduces the figures, without passwords and without the paths of other systems."""
     words: list[str] = []
     arguments = iter(sys.argv[1:])
     for word in arguments:
@@ -396,41 +398,43 @@ def quoted(word: str) -> str:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.figures", description="Measure what Owsla costs a unit, beside others."
+        prog="python -m bench.figures", description="Measure cost and throughput of Owsla, compared with other systems."
     )
     parts = ("memory", "handshakes", "line", "trips", "latency", "ingest", "held")
     parser.add_argument("--broker", metavar="URL", default=BROKER, help="a RabbitMQ (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="the systems take turns in each (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--only", metavar="NAMES", default=",".join(parts), help="some of these (default: %(default)s)")
     parser.add_argument(
-        "--beside", metavar="NAME=COMMAND", action="append", default=[], help="another system, see above; may be given again"
+        "--runs", type=int, default=5, help="runs, in each of which the systems take turns (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="of the second Owsla; 1: there is none (default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=200, help="for lines and latency (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=5000, help="lines a second, for CPU a line (default: %(default)s)")
-    parser.add_argument("--trip-devices", type=int, default=500, help="for round trips (default: %(default)s)")
-    parser.add_argument("--latency-rate", type=float, default=500, help="lines a second, for latency (default: %(default)s)")
-    parser.add_argument("--connects", type=float, default=500, help="a second, beside the latency (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=5000, help="for memory (default: %(default)s)")
-    # What a device of today's would offer first, X25519MLKEM768, costs any gateway 7 KB a connection and a fifth more CPU.
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default: %(default)s)")
+    parser.add_argument("--only", metavar="NAMES", default=",".join(parts), help="parts to measure (default: %(default)s)")
     parser.add_argument(
-        "--groups", default="X25519", help="how devices agree on keys, as OpenSSL has it (default: %(default)s)"
+        "--beside", metavar="NAME=COMMAND", action="append", default=[], help="another system; may be given several times"
     )
+    parser.add_argument("--workers", type=int, default=2, help="workers of a second Owsla; 1 for none (default: %(default)s)")
+    parser.add_argument("--devices", type=int, default=200, help="devices for lines and latency (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=5000, help="lines per second for CPU per line (default: %(default)s)")
+    parser.add_argument("--trip-devices", type=int, default=500, help="devices for round trips (default: %(default)s)")
+    parser.add_argument("--latency-rate", type=float, default=500, help="lines per second for latency (default: %(default)s)")
+    parser.add_argument("--connects", type=float, default=500, help="connects per second during latency (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=5000, help="connections for memory (default: %(default)s)")
+    # Current devices would offer X25519MLKEM768 first, which costs any gateway 7 KB per connection and a fifth more CPU.
+    parser.add_argument("--groups", default="X25519", help="key exchange groups of the devices (default: %(default)s)")
     parser.add_argument("--held", type=int, default=10000, help="connections to hold (default: %(default)s)")
-    parser.add_argument("--held-minutes", type=float, default=1, help="for so long (default: %(default)s)")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="for figures* (default: bench/results)")
+    parser.add_argument("--held-minutes", type=float, default=1, help="how long to hold them (default: %(default)s)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=RESULTS, help="folder of figures* (default: bench/results)"
+    )
     options = parser.parse_args()
     options.only = options.only.split(",")
     for name in options.only:
         if name not in parts:
-            parser.error(f"--only: {name!r} is none of {', '.join(parts)}")
+            parser.error(f"--only: {name!r} is not one of {', '.join(parts)}")
     for pair in options.beside:
         name, given, command = pair.partition("=")
         if not name or not given or "{port}" not in command:
-            parser.error(f"--beside: {pair!r} is not NAME=COMMAND with {{port}} in it")
+            parser.error(f"--beside: {pair!r} is not NAME=COMMAND with {{port}} in the command")
     if min(options.runs, options.seconds, options.held, options.held_minutes, options.connections) <= 0:
-        parser.error("--runs, --seconds, --connections and those of --held have to be above 0")
+        parser.error("--runs, --seconds, --connections, --held and --held-minutes must be above 0")
     return options
 
 
@@ -440,9 +444,9 @@ def interrupted(*_: object) -> None:
 
 def main() -> int:
     options = read_arguments()
-    # Ctrl-C too, which a shell's background ignores: so would the swarms, that are ended with it.
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, interrupted)
+    # SIGINT too: a shell starts background jobs with SIGINT ignored, and the swarms, which inherit that, are ended with it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupted)
     results = Results(command_line(), options)
     status = 0
     try:

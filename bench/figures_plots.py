@@ -1,4 +1,4 @@
-"""Plots of the figures as SVG, by hand: each with its axis, its unit, and the least and the most of the runs."""
+"""Plots of the figures as SVG: bars and percentiles, with the minimum and the maximum of the runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ STYLE = """\
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A system's value."""
+class Bar:
+    """Value of a system."""
 
     name: str
     value: float
@@ -40,16 +40,16 @@ class Bars:
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of all systems."""
+    """Values of all systems for one figure."""
 
     title: str
-    bars: Sequence[Bars]
+    bars: Sequence[Bar]
     shown: Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A system's percentiles: each with its name, its median, and the least and the most."""
+    """Percentiles of a system: each with its name, median, minimum and maximum."""
 
     name: str
     points: Sequence[tuple[str, float, float, float]]
@@ -57,7 +57,7 @@ class Spread:
 
 
 def draw_bars(title: str, panels: Sequence[Panel]) -> str:
-    """A panel below the other, each with an axis of its own, from 0 (below it is drawn as 0). Nothing where there are none."""
+    """Draw panels of bars, each with its own axis from 0; negative values are drawn as 0. Empty without panels."""
     if not panels:
         return ""
     parts = []
@@ -88,7 +88,7 @@ def draw_bars(title: str, panels: Sequence[Panel]) -> str:
 
 
 def draw_spreads(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Spread]]]) -> str:
-    """Percentiles of all systems on one logarithmic axis. Nothing where there are none."""
+    """Draw the percentiles of all systems on one logarithmic axis. Empty without groups."""
     if not groups:
         return ""
     every = [value for _, rows in groups for row in rows for _, *values in row.points for value in values]
@@ -126,7 +126,7 @@ def draw_spreads(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Spr
                 parts.append(f'<circle class="{row.kind}" cx="{x(value):.1f}" cy="{at}" r="5"/>')
                 parts.append(text(x(value), at - 9, f"{name} {value:.3g}", "small", "middle"))
             y += ROW + 8
-    return document(f"{title}: p50 and p99, medians, with the least and the most of the runs", bottom + 50, parts)
+    return document(f"{title}: p50 and p99, medians, with minimum and maximum of the runs", bottom + 50, parts)
 
 
 def document(title: str, height: float, parts: Iterable[str]) -> str:
@@ -137,7 +137,7 @@ def document(title: str, height: float, parts: Iterable[str]) -> str:
 
 
 def whisker(least: float, most: float, y: float) -> list[str]:
-    """From the least to the most."""
+    """Draw the range from minimum to maximum."""
     ends = [line(at, y - 4, at, y + 4, "spread") for at in (least, most)]
     return [line(least, y, most, y, "spread"), *ends] if most - least > 0.5 else []
 
@@ -151,6 +151,6 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 
 def nice(value: float) -> float:
-    """1, 2 or 5 times a power of ten, not less than this."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999)

@@ -1,4 +1,4 @@
-"""The figures as a table, as plots, and as all their raw numbers."""
+"""Results of the figures: as a table, as plots, and as raw numbers."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from typing import Any
 from OpenSSL import SSL
 
 from .child import ROOT
-from .figures_plots import Bars, Panel, Spread, draw_bars, draw_spreads
+from .figures_plots import Bar, Panel, Spread, draw_bars, draw_spreads
 from .harness import circumstances, median, table
 
 PUBLISHER = "bare C publisher"
 TRIPS = "bare C, both queues"
 CEILINGS = {PUBLISHER: "ingest", TRIPS: "trips"}
-"""What each of them is the ceiling of."""
+"""Part whose ceiling each C program is."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One of the figures."""
+    """Definition of a figure."""
 
     name: str
     title: str
     unit: str
     digits: int
     less: bool = False
-    """Whether less of it is better."""
+    """True if less is better."""
 
     def shown(self, value: float) -> str:
         return f"{value:,.{self.digits}f}"
@@ -45,49 +45,49 @@ class Figure:
 FIGURES = (
     Figure("handshakes_per_cpu_s", "Full TLS 1.3 handshakes (P-256, {groups}) per server CPU second", "/CPU s", 0),
     Figure("idle_kb", "Memory of an idle connection (PSS)", "KB", 1, less=True),
-    Figure("line_server_us", "CPU a line to RabbitMQ, {rate:g}/s from {devices} devices, each ms", "µs", 1, less=True),
+    Figure("line_server_us", "CPU per line to RabbitMQ, {rate:g}/s from {devices} devices, each ms", "µs", 1, less=True),
     Figure("even_server_us", "The same, each line at its own time", "µs", 1, less=True),
-    Figure("ingest_per_s", "Lines a second, as fast as they are taken, {devices} devices", "/s", 0),
-    Figure("trips_per_s", "Round trips a second, {trip_devices} devices", "/s", 0),
+    Figure("ingest_per_s", "Lines per second at full speed, {devices} devices", "/s", 0),
+    Figure("trips_per_s", "Round trips per second, {trip_devices} devices", "/s", 0),
     Figure("quiet_p50_ms", "Round trip at {latency_rate:g}/s, p50", "ms", 2, less=True),
     Figure("quiet_p99_ms", "Round trip at {latency_rate:g}/s, p99", "ms", 2, less=True),
-    Figure("storm_p50_ms", "The same while {connects:g} a second connect, p50", "ms", 2, less=True),
-    Figure("storm_p99_ms", "The same while {connects:g} a second connect, p99", "ms", 2, less=True),
+    Figure("storm_p50_ms", "The same during {connects:g} connects per second, p50", "ms", 2, less=True),
+    Figure("storm_p99_ms", "The same during {connects:g} connects per second, p99", "ms", 2, less=True),
 )
 
 ELSEWHERE = (
     ("reached", "handshakes/s", "handshakes_per_s", lambda value: f"{value:,.0f}"),
     ("empty", "empty, MB", "empty_mb", lambda value: f"{value:.0f}"),
     ("rate", "lines/s at the fixed rate", "line_per_s", lambda value: f"{value:,.0f}"),
-    ("swarm", "swarm µs a line", "line_swarm_us", lambda value: f"{value:.1f}"),
-    ("back end", "back end µs a line", "line_back_end_us", lambda value: f"{value:.1f}"),
-    ("broker", "RabbitMQ µs a line", "line_broker_us", lambda value: f"{value:.1f}"),
-    ("storm", "connects/s beside the latency", "storm_per_s", lambda value: f"{value:.0f}"),
+    ("swarm", "swarm µs per line", "line_swarm_us", lambda value: f"{value:.1f}"),
+    ("back end", "back end µs per line", "line_back_end_us", lambda value: f"{value:.1f}"),
+    ("broker", "RabbitMQ µs per line", "line_broker_us", lambda value: f"{value:.1f}"),
+    ("storm", "connects/s during latency", "storm_per_s", lambda value: f"{value:.0f}"),
 )
 PARTS = ("server", "swarm", "back_end", "broker")
 
 
 @dataclass
 class Results:
-    """All that was measured so far."""
+    """Measured results."""
 
     command: str
     options: argparse.Namespace
     systems: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
     runs: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    """Of each run, of each system, each figure."""
+    """Figures by system, of each run."""
     load: list[float] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     raw: list[dict[str, Any]] = field(default_factory=list)
-    """What the figures come from: what windows showed, and what the swarms said."""
+    """Raw numbers that the figures are computed from: windows, and summaries of the swarms."""
     held: dict[str, dict[str, float]] = field(default_factory=dict)
     back_end: str = ""
     interrupted: bool = False
 
     def begin(self) -> None:
-        """A run begins."""
+        """Begin a run."""
         self.runs.append({})
         self.load.append(os.getloadavg()[0])
 
@@ -112,15 +112,15 @@ class Results:
 
     @property
     def rows(self) -> list[str]:
-        """Everybody who was measured, or should have been."""
+        """Names of all systems and ceilings, including those that failed."""
         return [*self.systems, *CEILINGS]
 
     def values(self, system: str, figure: str) -> list[float]:
-        """A figure in each run that has it."""
+        """Return the values of a figure, of the runs that have it."""
         return [run[system][figure] for run in self.runs if figure in run.get(system, {})]
 
     def ratio(self, system: str, other: str, figure: str) -> float | None:
-        """The median of the ratios of the runs."""
+        """Return the median of the ratios of two systems in each run."""
         ratios = [
             run[system][figure] / run[other][figure]
             for run in self.runs
@@ -133,14 +133,14 @@ class Results:
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """All of it into a folder; the files."""
+    """Write all results into a folder and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     around = surroundings(results)
     numbers = folder / "figures.json"
-    # Before the rest is made of them: they took minutes to measure, and are what cannot be made again.
+    # First, before tables and plots can fail: the numbers took long to measure and cannot be computed again.
     numbers.write_text(json.dumps(raw(results, around), indent=1) + "\n")
     files: dict[str, str] = {}
-    costs = draw_bars("Cost and throughput: medians, with the least and the most of the runs", panels(results))
+    costs = draw_bars("Cost and throughput: medians, with minimum and maximum of the runs", panels(results))
     latencies = draw_spreads("Round trips", "milliseconds", spreads(results))
     files.update({name: text for name, text in (("figures-costs.svg", costs), ("figures-latency.svg", latencies)) if text})
     files["figures.md"] = markdown(results, around, [name for name in files if name.endswith(".svg")])
@@ -148,7 +148,7 @@ def write(results: Results, folder: Path) -> list[Path]:
         (folder / name).write_text(text)
     for name in ("figures-costs.svg", "figures-latency.svg"):
         if name not in files:
-            (folder / name).unlink(missing_ok=True)  # of another time
+            (folder / name).unlink(missing_ok=True)  # from an earlier run
     return [numbers, *(folder / name for name in files)]
 
 
@@ -159,7 +159,7 @@ def raw(results: Results, around: list[str]) -> dict[str, Any]:
 
 
 def surroundings(results: Results) -> list[str]:
-    """What the figures depend on."""
+    """Describe the machine and the software that the figures depend on."""
     model = ""
     with contextlib.suppress(OSError):
         rows = Path("/proc/cpuinfo").read_text().splitlines()
@@ -168,14 +168,14 @@ def surroundings(results: Results) -> list[str]:
     try:
         found.append(circumstances(results.options.broker, SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()))
     except Exception as error:
-        found.append(f"the broker is gone: {type(error).__name__}")
+        found.append(f"broker unreachable: {type(error).__name__}")
     with contextlib.suppress(OSError):
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
         if commit.returncode == 0:
             found.append(f"commit {commit.stdout.strip()}")
     found.append(f"back end: {results.back_end}" if results.back_end else "no back end")
     if results.load:
-        found.append("load average at the beginning of the runs " + ", ".join(f"{load:.1f}" for load in results.load))
+        found.append("load average at the start of the runs " + ", ".join(f"{load:.1f}" for load in results.load))
     found.append(time.strftime("%H:%M %Z"))
     return found
 
@@ -183,11 +183,11 @@ def surroundings(results: Results) -> list[str]:
 def markdown(results: Results, around: list[str], plots: list[str]) -> str:
     parts = ["# Figures", f"{', '.join(around)}.", f"    {results.command}"]
     if results.interrupted:
-        parts.append("**Interrupted**: these are the figures until then.")
+        parts.append("**Interrupted**: these are the figures up to the interruption.")
     if any(results.runs):
         options = results.options
         parts.append(
-            f"Medians of {options.runs} alternating runs of {options.seconds:g} s, in brackets the least and the most. "
+            f"Medians of {options.runs} alternating runs of {options.seconds:g} s, with minimum and maximum in brackets. "
             "Devices (lines of 50 bytes), back end and RabbitMQ are on the same machine. "
             "A ratio is the median of the ratios of the runs."
         )
@@ -197,16 +197,16 @@ def markdown(results: Results, around: list[str], plots: list[str]) -> str:
         parts += ["## Connections held", held(results)]
     if results.failures:
         rows = [(failure["run"] or "", failure["system"], failure["part"], failure["reason"]) for failure in results.failures]
-        parts += ["## What failed", table(("run", "system", "what", "why"), rows)]
+        parts += ["## Failures", table(("run", "system", "part", "reason"), rows)]
     if results.notes:
         notes = [(note["run"] or "", note["system"], note["note"]) for note in results.notes]
-        parts += ["## What did not hold", table(("run", "system", "what"), notes)]
+        parts += ["## Deviations", table(("run", "system", "note"), notes)]
     parts += [f"![{Path(name).stem}]({name})" for name in plots]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def summary(results: Results) -> str:
-    """A table for each of the figures, in one: who reached what, and how much that is of what others did."""
+    """Build the table of all figures: the median of each system, and its ratio to other systems and to the ceiling."""
     rows: list[list[str]] = []
     for figure in FIGURES:
         title = f"**{results.title(figure)}**" + ("" if figure.unit.startswith("/") else f", {figure.unit}")
@@ -235,7 +235,7 @@ def ceiling(figure: str) -> str | None:
 
 
 def failed(results: Results, system: str, figure: str) -> str:
-    """Why a figure is not there, if it should be."""
+    """Return the reason why a figure is missing, if its measurement failed."""
     part = step_of(figure)
     for failure in results.failures:
         if failure["system"] == system and part in failure["part"].split(", "):
@@ -244,13 +244,13 @@ def failed(results: Results, system: str, figure: str) -> str:
 
 
 def step_of(figure: str) -> str:
-    """What has to be measured for a figure."""
+    """Return the part that measures a figure."""
     word = figure.partition("_")[0]
     return {"idle": "memory", "even": "line", "quiet": "latency", "storm": "latency"}.get(word, word)
 
 
 def elsewhere(results: Results) -> str:
-    """What was spent by the others, and reached beside."""
+    """Build the table of secondary figures: rates that were reached, and the CPU of the other processes."""
     rows = []
     for system in results.rows:
         row = [system]
@@ -264,7 +264,7 @@ def elsewhere(results: Results) -> str:
             rows.append(row)
     heads = [head for _, head, _, _ in ELSEWHERE]
     heads += [f"CPU at {what}: server / swarm / back end / RabbitMQ" for what in ("ingest", "round trips")]
-    text = "What was reached and spent beside that (medians). For a ceiling the server is the C program that publishes."
+    text = "Secondary figures (medians). For a ceiling the server is the C program that publishes."
     return f"{text}\n\n{table(('system', *heads), rows)}" if rows else ""
 
 
@@ -281,27 +281,27 @@ def held(results: Results) -> str:
             (*row, f"{found['connect_s']:.0f} s", f"{found['kb']:.1f} KB", f"{found['cpu']:.1%}", "yes" if good else "**no**")
         )
     heads = ("system", "connections", "minutes", "failed or dropped", "lines that arrived", "connecting took")
-    text = "A line a minute from each connection. Once, at the end."
-    return f"{text}\n\n{table((*heads, 'memory a connection', 'CPU meanwhile', 'held'), rows)}"
+    text = "A line per minute from each connection, measured once at the end."
+    return f"{text}\n\n{table((*heads, 'memory per connection', 'CPU meanwhile', 'held'), rows)}"
 
 
 # -- plots ---------------------------------------------------------------------------------------------------------------------
 
 
 def panels(results: Results) -> list[Panel]:
-    """One for each cost or rate."""
+    """Build a panel for each cost or rate."""
     found = []
     for figure in FIGURES:
         if figure.unit == "ms":
             continue
         bars = [
-            Bars(system, median(values), min(values), max(values), kind(results, system))
+            Bar(system, median(values), min(values), max(values), kind(results, system))
             for system in results.rows
             if (values := results.values(system, figure.name))
         ]
         if bars:
             better = "less is better" if figure.less else "more is better"
-            unit = "" if figure.unit.startswith("/") else f", {figure.unit}"  # the title says it
+            unit = "" if figure.unit.startswith("/") else f", {figure.unit}"  # the title has the unit of a rate
             found.append(Panel(f"{results.title(figure)}{unit} ({better})", bars, shower(figure)))
     return found
 
@@ -315,11 +315,11 @@ def kind(results: Results, system: str) -> str:
 
 
 def spreads(results: Results) -> list[tuple[str, Sequence[Spread]]]:
-    """Percentiles, quiet and not."""
+    """Collect the percentiles of latency, quiet and during connects."""
     groups: list[tuple[str, Sequence[Spread]]] = []
     titles = {
-        "quiet": f"quiet, {results.options.latency_rate:g} lines a second",
-        "storm": f"while {results.options.connects:g} a second connect",
+        "quiet": f"quiet, {results.options.latency_rate:g} lines per second",
+        "storm": f"during {results.options.connects:g} connects per second",
     }
     for name, title in titles.items():
         rows = []

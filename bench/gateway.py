@@ -1,9 +1,10 @@
-"""What a running gateway spends: CPU a handshake, memory a connection, CPU a line; and what it reaches: round trips, latency.
+"""Cost and throughput of a running gateway: CPU per handshake and per line, memory per connection, round trips and latency.
 
     python -m bench.gateway --broker amqp://guest:guest@127.0.0.1:5672 --runs 3 --output gateway.md
 
-The gateway is a real `twistd`; devices and the back end are processes of their own, which cost CPU as well: on a machine with
-few cores, what the gateway *reaches* says as much about them. What it *spends* is read from /proc, and depends on them less.
+The gateway is `twistd -n owsla`. Devices and the back end are processes of their own, which need CPU as well: on a machine with
+few cores, the rates that the gateway *reaches* depend on them as much. The CPU that it *uses* is read from /proc, and depends
+on them less.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ CASES: dict[str, tuple[tuple[str, ...], str, bool]] = {
     "echo by reply_to, numbered": ((), "reply_to", True),
     "echo by reply_to, numbered, --device-ack": (ACK, "reply_to", True),
 }
-"""What a line's cost is measured for: the gateway's options, where answers go, and whether they have a `to_device_seq`."""
+"""Cases of CPU per line: options of the gateway, destination of the answers, and whether they have a `to_device_seq`."""
 
 
 def handshakes(broker: str, seconds: float, figures: dict[str, Figures]) -> None:
-    """Full TLS 1.3 handshakes, as many as the swarm can do."""
+    """Measure full TLS 1.3 handshakes at the rate that the swarm reaches."""
     with Gateway(broker) as gateway, Swarm(gateway.port) as swarm:
         swarm.call("storm", seconds=1)
         before, start = gateway.cpu(), time.monotonic()
@@ -49,22 +50,22 @@ def handshakes(broker: str, seconds: float, figures: dict[str, Figures]) -> None
 
 
 def memory(broker: str, connections: int, figures: dict[str, Figures]) -> None:
-    """What a connection adds to the gateway's memory."""
+    """Measure the memory that a connection adds."""
     with (
         Gateway(broker) as gateway,
         BackEnd(gateway.broker, gateway.from_device, gateway.to_device) as back_end,
         Swarm(gateway.port) as swarm,
     ):
-        # What is made once for all connections, and by the first lines, is no part of a connection's cost.
+        # A first hundred connections with lines, since allocations that are made once for all are not the cost of one.
         back_end.call("begin", answers="reply_to", numbered=True)
         swarm.call("connect", count=100)
-        swarm.call("say", lines=5, answers=True)
+        swarm.call("send_lines", lines=5, answers=True)
         swarm.call("disconnect")
         empty = settled(gateway)
         connected = swarm.call("connect", count=connections)["connected"]
         figure = figures["memory"]
         figure["idle"].append((settled(gateway) - empty) / connected)
-        swarm.call("say", lines=5, answers=True)
+        swarm.call("send_lines", lines=5, answers=True)
         figure["after 5 lines and answers"].append((settled(gateway) - empty) / connected)
         swarm.call("disconnect")
         time.sleep(1.0)
@@ -73,7 +74,7 @@ def memory(broker: str, connections: int, figures: dict[str, Figures]) -> None:
 
 
 def lines(broker: str, case: str, rates: list[float], seconds: float, devices: int, figures: dict[str, Figures]) -> None:
-    """CPU a line at fixed rates."""
+    """Measure CPU per line at fixed rates."""
     options, answers, numbered = CASES[case]
     with (
         Gateway(broker, *options) as gateway,
@@ -85,8 +86,7 @@ def lines(broker: str, case: str, rates: list[float], seconds: float, devices: i
         warm = swarm.call("pace", rate=500, seconds=2, answers=bool(answers))["lines"]
         back_end.wait_for(warm, 5)
         for rate in rates:
-            # What an idle gateway spends (its own ticks, the connections to the broker) is part of the figure: it is what
-            # runs beside the lines.
+            # The figure includes the CPU of an idle gateway (timers, connections to the broker), which runs besides the lines.
             before, books = gateway.cpu(), back_end.call("stats")
             done = swarm.call("pace", rate=rate, seconds=seconds, answers=bool(answers))
             after = back_end.wait_for(books["lines"] + done["lines"], 5)
@@ -103,8 +103,8 @@ def lines(broker: str, case: str, rates: list[float], seconds: float, devices: i
             figure["back end"].append((after["cpu"] - books["cpu"]) / done["seconds"])
 
 
-def most(broker: str, seconds: float, devices: int, figures: dict[str, Figures]) -> None:
-    """As fast as it goes: lines in one direction, and round trips."""
+def full_speed(broker: str, seconds: float, devices: int, figures: dict[str, Figures]) -> None:
+    """Measure lines and round trips at full speed."""
     with (
         Gateway(broker) as gateway,
         BackEnd(gateway.broker, gateway.from_device, gateway.to_device) as back_end,
@@ -112,7 +112,7 @@ def most(broker: str, seconds: float, devices: int, figures: dict[str, Figures])
     ):
         back_end.call("begin", answers="", numbered=False)
         swarm.call("connect", count=devices)
-        # What the devices have written may still wait in a socket: what counts is what arrives behind the broker meanwhile.
+        # Lines count when they arrive at the back end, since written lines may still wait in a socket.
         swarm.ask("flood", seconds=seconds + 10)
         time.sleep(1.5)
         before, books, start = gateway.cpu(), back_end.call("stats"), time.monotonic()
@@ -144,7 +144,7 @@ def most(broker: str, seconds: float, devices: int, figures: dict[str, Figures])
 
 
 def report(figures: dict[str, Figures], options: Any) -> str:
-    """All of it as Markdown."""
+    """Format all results as Markdown."""
     parts = [
         "# A running gateway",
         f"{circumstances(options.broker)}. Medians of {options.runs} alternating runs of {options.seconds:g} s; "
@@ -152,48 +152,54 @@ def report(figures: dict[str, Figures], options: Any) -> str:
         f"    {command_line()}",
     ]
     if options.broker == "embedded":
-        parts.append("The embedded broker runs in the gateway's process: its costs are among these figures.")
+        parts.append("The embedded broker runs in the process of the gateway: its costs are among these figures.")
     if "handshakes" in figures:
-        figure = {name: median(values) for name, values in figures["handshakes"].items()}
-        parts += [
-            "## Handshakes (full, TLS 1.3, P-256 certificate)",
-            table(
-                ("handshakes per CPU second", "ms of CPU each", "reached a second", "failed", "swarm's CPU"),
-                [
-                    (
-                        f"{figure['a CPU second']:.0f}",
-                        f"{figure['ms']:.2f}",
-                        f"{figure['a second']:.0f}",
-                        f"{figure['failed']:.0f}",
-                        f"{figure['swarm']:.0%}",
-                    )
-                ],
-            ),
-        ]
+        parts += report_handshakes(figures["handshakes"])
     if "memory" in figures:
-        figure = {name: median(values) for name, values in figures["memory"].items()}
-        parts += [
-            f"## Memory a connection ({options.connections} connections, PSS)",
-            table(
-                ("idle", "after 5 lines and 5 answers", "kept when they have gone", "process without connections"),
-                [
-                    (
-                        f"{figure['idle']:.1f} KB",
-                        f"{figure['after 5 lines and answers']:.1f} KB",
-                        f"{figure['left behind']:.1f} KB",
-                        f"{figure['empty process, MB']:.0f} MB",
-                    )
-                ],
-            ),
-        ]
+        parts += report_memory(figures["memory"], options.connections)
+    parts += report_lines(figures)
+    if "round trips" in figures:
+        parts += report_full_speed(figures, options.devices)
+    return "\n\n".join(parts)
+
+
+def report_handshakes(values: Figures) -> list[str]:
+    """Format the costs of handshakes."""
+    figure = {name: median(numbers) for name, numbers in values.items()}
+    row = (
+        f"{figure['a CPU second']:.0f}",
+        f"{figure['ms']:.2f}",
+        f"{figure['a second']:.0f}",
+        f"{figure['failed']:.0f}",
+        f"{figure['swarm']:.0%}",
+    )
+    heads = ("handshakes per CPU second", "ms of CPU each", "reached per second", "failed", "CPU of the swarm")
+    return ["## Handshakes (full, TLS 1.3, P-256 certificate)", table(heads, [row])]
+
+
+def report_memory(values: Figures, connections: int) -> list[str]:
+    """Format the memory of a connection."""
+    figure = {name: median(numbers) for name, numbers in values.items()}
+    row = (
+        f"{figure['idle']:.1f} KB",
+        f"{figure['after 5 lines and answers']:.1f} KB",
+        f"{figure['left behind']:.1f} KB",
+        f"{figure['empty process, MB']:.0f} MB",
+    )
+    heads = ("idle", "after 5 lines and 5 answers", "kept after disconnecting", "process without connections")
+    return [f"## Memory per connection ({connections} connections, PSS)", table(heads, [row])]
+
+
+def report_lines(figures: dict[str, Figures]) -> list[str]:
+    """Format CPU per line of all cases and rates."""
     rows = []
     for name, values in figures.items():
         if " @ " not in name:
             continue
         case, rate = name.split(" @ ")
         figure = {key: median(numbers) for key, numbers in values.items()}
-        base = median(figures[f"{'echo by reply_to' if case.startswith('echo') else 'ingest'} @ {rate}"]["us"])
         echo = case.startswith("echo")
+        base = median(figures[f"{'echo by reply_to' if echo else 'ingest'} @ {rate}"]["us"])
         rows.append(
             (
                 case,
@@ -207,59 +213,48 @@ def report(figures: dict[str, Figures], options: Any) -> str:
                 f"{figure['swarm']:.0%} / {figure['back end']:.0%}",
             )
         )
-    if rows:
-        parts += [
-            "## CPU a line",
-            table(
-                (
-                    "case",
-                    "lines/s asked",
-                    "reached",
-                    "µs of CPU a line",
-                    "ratio",
-                    "round trip p50 / p99",
-                    "acks a line",
-                    "missing",
-                    "CPU of swarm / back end",
-                ),
-                rows,
-            ),
-            "A line is one line from a device; in an echo, its answer to the device is counted with it. The ratio is to the "
-            "first ingest, or the first echo, at the same rate.",
-        ]
-    if "round trips" in figures:
-        parts += [
-            "## As fast as it goes",
-            table(
-                ("", "a second", "µs of CPU each", "CPU of gateway", "of swarm", "of back end"),
-                [
-                    (
-                        f"{name}, {options.devices} devices",
-                        f"{median(figures[name]['a second']):.0f}",
-                        f"{median(figures[name]['us']):.1f}",
-                        f"{median(figures[name]['gateway']):.0%}",
-                        f"{median(figures[name]['swarm']):.0%}",
-                        f"{median(figures[name]['back end']):.0%}",
-                    )
-                    for name in ("ingest", "round trips")
-                ],
-            ),
-            "With fewer than four cores the gateway has none to itself: this is the machine's figure, not the gateway's.",
-        ]
-    return "\n\n".join(parts)
+    if not rows:
+        return []
+    heads = ("case", "lines/s requested", "reached", "µs of CPU per line", "ratio", "round trip p50 / p99", "acks per line")
+    return [
+        "## CPU per line",
+        table((*heads, "missing", "CPU of swarm / back end"), rows),
+        "A line is one line from a device; in an echo, its answer to the device is counted with it. The ratio is to the "
+        "first ingest, or the first echo, at the same rate.",
+    ]
+
+
+def report_full_speed(figures: dict[str, Figures], devices: int) -> list[str]:
+    """Format the rates at full speed."""
+    rows = [
+        (
+            f"{name}, {devices} devices",
+            f"{median(figures[name]['a second']):.0f}",
+            f"{median(figures[name]['us']):.1f}",
+            f"{median(figures[name]['gateway']):.0%}",
+            f"{median(figures[name]['swarm']):.0%}",
+            f"{median(figures[name]['back end']):.0%}",
+        )
+        for name in ("ingest", "round trips")
+    ]
+    return [
+        "## Full speed",
+        table(("", "per second", "µs of CPU each", "CPU of gateway", "of swarm", "of back end"), rows),
+        "With fewer than four cores the gateway shares its core: this is a figure of the machine, not of the gateway.",
+    ]
 
 
 def main() -> None:
-    parser = arguments("Measure what a running gateway spends.")
+    parser = arguments("Measure cost and throughput of a running gateway.")
     parser.add_argument("--broker", default=BROKER, help="AMQP URL of a broker, or embedded (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="of each measurement, alternating (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=200, help="for lines and round trips (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=2000, help="for memory (default: %(default)s)")
-    parser.add_argument("--rates", default="500,2000,5000", help="lines a second (default: %(default)s)")
-    parser.add_argument("--cases", default="abcdef", help="of CPU a line, by letter (default: all)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement, alternating (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default: %(default)s)")
+    parser.add_argument("--devices", type=int, default=200, help="devices for lines and round trips (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=2000, help="connections for memory (default: %(default)s)")
+    parser.add_argument("--rates", default="500,2000,5000", help="lines per second (default: %(default)s)")
+    parser.add_argument("--cases", default="abcdef", help="cases of CPU per line, by letter (default: all)")
     parser.add_argument(
-        "--only", default="handshakes,memory,lines,most", help="which measurements, of %(default)s (default: all)"
+        "--only", default="handshakes,memory,lines,most", help="measurements to make, of %(default)s (default: all)"
     )
     options = parser.parse_args()
     only = options.only.split(",")
@@ -276,7 +271,7 @@ def main() -> None:
                 if letter in options.cases:
                     lines(options.broker, case, rates, options.seconds, options.devices, figures)
         if "most" in only:
-            most(options.broker, options.seconds, options.devices, figures)
+            full_speed(options.broker, options.seconds, options.devices, figures)
     publish(report(figures, options), options.output)
 
 

@@ -1,4 +1,4 @@
-"""What the measurements share: a gateway process, what /proc says of it, its queues, and tables."""
+"""Common parts of the measurements: a gateway process, its CPU and memory, its queues, and tables."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ BROKER = "amqp://guest:guest@127.0.0.1:5672"
 
 
 class Gateway:
-    """A real `twistd -n owsla`, on any free port, with queues of its own. A context manager; the queues go with it."""
+    """Running `twistd -n owsla` on a free port, with its own queues. As a context manager, it ends with its block."""
 
     def __init__(self, broker: str, *options: str) -> None:
-        """`broker` is a URL, or `embedded`: then the broker is part of the process, and of its costs."""
+        """Start the gateway. `broker` is a URL, or `embedded`: then the broker is part of the process and its costs."""
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         folder = Path(self._folder.name)
         name = f"owsla-bench-{os.getpid()}-{time.monotonic_ns() % 10**9}"
@@ -43,7 +43,7 @@ class Gateway:
         command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "owsla", "--port", "0"]
         command += ["--interface", "127.0.0.1", "--certs-dir", str(folder / "certs"), "--drain-spread", "0s"]
         command += ["--from-device", self.from_device, "--to-device", self.to_device, "--idle-timeout", "off", *options]
-        # Settings of the user's own must not change what is measured. The URL is not for the process list.
+        # Settings from the environment must not change the measurement. The URL has a password, so it is no argument.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OWSLA_")}
         environment["OWSLA_BROKER"] = broker
         if self.embedded:
@@ -51,7 +51,7 @@ class Gateway:
             environment["OWSLA_EMBEDDED_PORT"] = str(port)
             broker = f"amqp://guest:guest@127.0.0.1:{port}"
         self.broker = broker
-        """Where a back end connects."""
+        """URL for back ends."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         self.pid = self._process.pid
@@ -73,11 +73,11 @@ class Gateway:
         raise SystemExit(f"the gateway did not start:\n{self.log.read_text()}")
 
     def cpu(self) -> float:
-        """Seconds of CPU that it has spent so far."""
+        """Return the CPU time in seconds that the gateway has used so far."""
         return proc.cpu(self.pid)
 
     def pss(self) -> float:
-        """Its memory in KB: proportional set size."""
+        """Return the memory of the gateway in KB: its proportional set size."""
         return proc.pss(self.pid)
 
     def __enter__(self) -> Gateway:
@@ -96,10 +96,7 @@ class Gateway:
 
 
 def delete_queues(broker: str, from_device: str, to_device: str) -> None:
-    """The queues of a gateway, and what is in them.
-
-    A node's own queue is the node's to delete, as it stops; should it not have come to that, the queue expires.
-    """
+    """Delete the queues of a gateway. The queue of a node is deleted by the node when it stops, or expires."""
     with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
         channel = connection.channel()
         for queue in (from_device, to_device, f"{to_device}.undeliverable", f"{to_device}.nodes"):
@@ -107,20 +104,20 @@ def delete_queues(broker: str, from_device: str, to_device: str) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 class HasMemory(Protocol):
-    """What can be asked for its memory."""
+    """Interface of a process with known memory."""
 
     def pss(self) -> float: ...
 
 
 def settled(gateway: HasMemory, patience: float = 15.0) -> float:
-    """Wait until its memory no longer changes, and say what it is, in KB."""
+    """Wait until the memory of a process no longer changes, and return it in KB."""
     end = time.monotonic() + patience
     last = gateway.pss()
     while time.monotonic() < end:
@@ -133,7 +130,7 @@ def settled(gateway: HasMemory, patience: float = 15.0) -> float:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which this share of them is; nan where there are none."""
+    """Return the value below which this share of the values lies, or nan without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
 
@@ -143,14 +140,14 @@ def median(values: Iterable[float]) -> float:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def broker_version(broker: str) -> str:
-    """What the broker says it is."""
+    """Return product and version of the broker."""
     if broker == "embedded":
         return "embedded broker"
     with pika.BlockingConnection(pika.URLParameters(broker)) as connection:
@@ -159,7 +156,7 @@ def broker_version(broker: str) -> str:
 
 
 def circumstances(broker: str | None = None, devices: str = ssl.OPENSSL_VERSION) -> str:
-    """What a figure depends on, in a line; `devices` is the OpenSSL of the swarm."""
+    """Describe in one line what the figures depend on; `devices` is the OpenSSL version of the swarm."""
     parts = [
         time.strftime("%Y-%m-%d"),
         f"{os.cpu_count()} cores",
@@ -175,14 +172,14 @@ def circumstances(broker: str | None = None, devices: str = ssl.OPENSSL_VERSION)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """What all measurements take."""
+    """Return an argument parser with the options of all measurements."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", metavar="FILE", help="also write the tables to bench/results/FILE")
     return parser
 
 
 def publish(text: str, output: str | None) -> None:
-    """Print the result, and keep it if asked to."""
+    """Print the result, and write it to a file with `--output`."""
     print(text)
     if output is not None:
         RESULTS.mkdir(exist_ok=True)
@@ -192,7 +189,7 @@ def publish(text: str, output: str | None) -> None:
 
 
 def command_line() -> str:
-    """The command that makes the same figures again."""
+    """Return the command that reproduces the result, without passwords."""
     module = Path(sys.argv[0]).stem
     words = [re.sub(r"//[^@/]*@", "//…@", word) for word in sys.argv[1:]]
     return " ".join(["python", "-m", f"bench.{module}", *words])

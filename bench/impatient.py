@@ -1,9 +1,9 @@
-"""Impatient devices: they give up after a while and come again at once, and are more than can be served in that time.
+"""Impatient devices: more than can be served before they give up and connect again at once.
 
     python -m bench.impatient --output impatient.md
 
-A real `twistd -n owsla` with the embedded broker and a certificate whose key makes handshakes slow. The devices are all in
-this process. The gateway's events tell how many handshakes it began for peers that had gone.
+The gateway is `twistd -n owsla` with the embedded broker and a certificate whose key makes handshakes slow. All devices are in
+this process. The events of the gateway tell how many handshakes it began for peers that were gone.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from OpenSSL import SSL
 from .harness import Gateway, arguments, circumstances, command_line, publish, table
 
 SOURCES = 32
-"""Addresses of 127.0.4.0/24 from which devices come. A closed connection keeps its port for a minute (TIME-WAIT)."""
+"""Number of source addresses in 127.0.4.0/24. A closed connection keeps its port for a minute (TIME-WAIT)."""
 
 
 def certificate(folder: Path, bits: int) -> tuple[Path, Path]:
-    """Make a server's certificate with an RSA key of this size, signed by itself, and return the files of both."""
+    """Create a self-signed server certificate with an RSA key of this size, and return the files of both."""
     key = rsa.generate_private_key(65537, bits)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -51,7 +51,7 @@ def certificate(folder: Path, bits: int) -> tuple[Path, Path]:
 
 
 class Crowd:
-    """Devices that connect, and give up after `patience` seconds to come again at once. Those that get in stay."""
+    """Devices that connect, and after `patience` seconds give up and connect again. Connected devices stay."""
 
     def __init__(self, port: int, devices: int, patience: float) -> None:
         self._address = ("127.0.0.1", port)
@@ -60,31 +60,31 @@ class Crowd:
         self._epoll = select.epoll()
         self._trying: dict[int, SSL.Connection] = {}
         self._deadlines: list[tuple[float, int, SSL.Connection]] = []
-        self._inside: list[SSL.Connection] = []
+        self._connected: list[SSL.Connection] = []
         self.attempts = 0
         self.devices = devices
 
     @property
-    def inside(self) -> int:
-        return len(self._inside)
+    def connected(self) -> int:
+        return len(self._connected)
 
     def run(self, seconds: float) -> list[int]:
-        """Let them come, for so long at most; return how many were in after each second."""
+        """Connect all devices, for at most `seconds`, and return the number of connected devices after each second."""
         begin = time.monotonic()
-        course: list[int] = []
+        connected_by_second: list[int] = []
         for _ in range(self.devices):
             self._connect()
-        while self.inside < self.devices and time.monotonic() - begin < seconds:
+        while self.connected < self.devices and time.monotonic() - begin < seconds:
             while self._deadlines and self._deadlines[0][0] <= time.monotonic():
                 _, fd, sock = heapq.heappop(self._deadlines)
                 if self._trying.get(fd) is sock:
                     self._give_up(fd)
             for fd, _ in self._epoll.poll(0.01, 1000):
-                self._go_on(fd)
-            while len(course) < int(time.monotonic() - begin):
-                course.append(self.inside)
+                self._continue_handshake(fd)
+            while len(connected_by_second) < int(time.monotonic() - begin):
+                connected_by_second.append(self.connected)
         self.seconds = time.monotonic() - begin
-        return [*course, self.inside]
+        return [*connected_by_second, self.connected]
 
     def _connect(self) -> None:
         plain = socket.socket()
@@ -104,7 +104,7 @@ class Crowd:
         self._trying.pop(fd).close()
         self._connect()
 
-    def _go_on(self, fd: int) -> None:
+    def _continue_handshake(self, fd: int) -> None:
         sock = self._trying.get(fd)
         if sock is None:
             return
@@ -117,12 +117,12 @@ class Crowd:
         except SSL.Error:
             self._give_up(fd)
         else:
-            # TLS 1.3: the server may still refuse, and be late; it counts what it has completed.
+            # In TLS 1.3 the server may still refuse after this. Its events count the handshakes that it completed.
             self._epoll.unregister(fd)
-            self._inside.append(self._trying.pop(fd))
+            self._connected.append(self._trying.pop(fd))
 
     def close(self) -> None:
-        for sock in (*self._inside, *self._trying.values()):
+        for sock in (*self._connected, *self._trying.values()):
             sock.close()
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=2000)
     parser.add_argument("--patience", type=float, default=2.0, help="seconds (default: 2)")
     parser.add_argument("--bits", type=int, default=4096, help="size of the server's RSA key (default: 4096)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for how long at most (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="longest duration (default: 60)")
     args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -142,31 +142,31 @@ def main() -> None:
         with Gateway("embedded", *options) as gateway:
             crowd = Crowd(gateway.port, args.devices, args.patience)
             before = gateway.cpu()
-            course = crowd.run(args.seconds)
+            connected_by_second = crowd.run(args.seconds)
             spent = gateway.cpu() - before
             crowd.close()
-        told: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
         for line in events.read_text().splitlines():
             event = json.loads(line)
             if event["event"] == "device-connected":
-                told["completed"] += 1
+                outcomes["completed"] += 1
             elif event["event"] == "handshake-failed":
-                told[event["reason"]] += 1
-    everybody = course[-1] == args.devices
+                outcomes[event["reason"]] += 1
+    all_connected = connected_by_second[-1] == args.devices
     rows = [
-        ("all connected after", f"{crowd.seconds:.1f} s" if everybody else f"not within {args.seconds:g} s"),
-        ("connected after each second", " ".join(map(str, course[:20]))),
+        ("all connected after", f"{crowd.seconds:.1f} s" if all_connected else f"not within {args.seconds:g} s"),
+        ("connected after each second", " ".join(map(str, connected_by_second[:20]))),
         ("attempts of devices", crowd.attempts),
-        ("handshakes completed by the gateway", told.pop("completed", 0)),
-        *((f"connections that failed: {reason}", count) for reason, count in told.most_common()),
+        ("handshakes completed by the gateway", outcomes.pop("completed", 0)),
+        *((f"connections that failed: {reason}", count) for reason, count in outcomes.most_common()),
         ("CPU of the gateway", f"{spent:.1f} s"),
     ]
     publish(
         f"# Impatient devices\n\n{circumstances()}\n\n    {command_line()}\n\n{args.devices} devices, each of which gives up "
-        f"after {args.patience:g} s and comes again at once; an RSA key of {args.bits} bits.\n\n" + table(("", ""), rows),
+        f"after {args.patience:g} s and connects again at once; an RSA key of {args.bits} bits.\n\n" + table(("", ""), rows),
         args.output,
     )
-    sys.exit(not everybody)
+    sys.exit(not all_connected)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""The hot path by itself: CPU µs of one publish and of one delivery, and of their parts.
+"""Cost of the hot path by itself: CPU microseconds of one publish and of one delivery, and of their parts.
 
     python -m bench.micro --output micro.md
 
-No sockets and no broker: the real objects with transports that keep nothing, fed with what RabbitMQ sends, in batches as they
-come in real life. What the operating system and TLS cost is in `bench.gateway`; this is what our own code costs on top.
+There are no sockets and no broker: the objects of the gateway get transports that discard everything, and the bytes that
+RabbitMQ would send, in realistic batches. `bench.gateway` includes the operating system and TLS; this is the cost of our own
+code on top.
 
 A *publish* is `Producer.publish` with packing and window, its share of the one write a turn, and its share of a confirm that
 covers many. A *delivery* is bytes from RabbitMQ in `BrokerProtocol.dataReceived`, through consumer and router, to the bytes
 handed to the device's transport and the acknowledgement handed to RabbitMQ's.
 
-Budget: 4 µs a publish, 8 µs a delivery. The exit status is 1 where a median is above.
+Budget: 4 µs per publish, 8 µs per delivery. The exit status is 1 if a median exceeds it.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ Step = Callable[[], object]
 
 
 class NoTransport:
-    """Takes bytes, and is never congested."""
+    """Transport that discards bytes and is never congested."""
 
     congested = False
 
     def write(self, data: bytes) -> None: ...
 
 
-class Anything:
-    """A channel on which every method succeeds at once."""
+class ObligingChannel:
+    """Channel on which every method succeeds at once."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         async def succeed(**_: Any) -> None: ...
@@ -68,18 +69,18 @@ class Anything:
         return succeed
 
 
-class Opened(BrokerProtocol):
-    """A connection that is open: channels are there without asking a broker."""
+class OpenConnection(BrokerProtocol):
+    """Connection on which channels are open without a broker."""
 
     async def open_channel(self, number: int, handler: Any) -> Any:
         self.handlers[number] = handler
-        return Anything()
+        return ObligingChannel()
 
     async def end_channel(self, number: int) -> None: ...
 
 
 class NoCourier:
-    """Nothing is to go elsewhere."""
+    """Courier that fails: no message may be forwarded or recorded."""
 
     def record(self, letter: Letter, reason: str) -> None:
         raise AssertionError(reason)
@@ -91,8 +92,8 @@ class NoCourier:
         raise AssertionError(outcome)
 
 
-class Nowhere:
-    """Ends a way early, to measure the way up to there."""
+class Sink:
+    """End of a shortened path, to measure the path up to there."""
 
     open = True
 
@@ -114,12 +115,12 @@ class Nowhere:
 
 
 def manual_clock() -> Any:
-    """Time that passes when it is told to: a turn's delayed calls cost what they cost on a reactor, about."""
+    """Return a clock that is advanced by hand. Delayed calls cost about as much on it as on a reactor."""
     return Clock()
 
 
 class Node:
-    """A gateway's hot path: all of the real objects between the two transports."""
+    """Hot path of a gateway: all objects between the transports to devices and broker."""
 
     def __init__(self, device_ack: bool = False) -> None:
         self.clock = manual_clock()
@@ -166,8 +167,8 @@ class Node:
         )
         self.devices = [self.device() for _ in range(DEVICES)]
 
-    def connection(self) -> Opened:
-        client = Opened(
+    def connection(self) -> OpenConnection:
+        client = OpenConnection(
             self.clock, self.turn, username="", password="", vhost="/", heartbeat=30, name="bench", watcher=self.producer
         )
         client.transport = NoTransport()
@@ -196,12 +197,12 @@ class Node:
 
 
 def confirm(tag: int) -> bytes:
-    """What RabbitMQ sends to confirm all up to this tag."""
+    """Return the frame with which RabbitMQ confirms all publishes up to this tag."""
     return wire.frame(wire.FRAME_METHOD, LINES, BY_NAME["basic.ack"].prefix + struct.pack(">QB", tag, 1))
 
 
 def deliveries(node: Node, first: int, count: int, seq: int | None) -> bytes:
-    """What RabbitMQ sends for so many messages to as many devices."""
+    """Return the frames with which RabbitMQ delivers `count` messages to as many devices."""
     frames = []
     for number in range(count):
         tag = first + number
@@ -218,8 +219,8 @@ def deliveries(node: Node, first: int, count: int, seq: int | None) -> bytes:
     return b"".join(frames)
 
 
-class Bench:
-    """Runs of steps, each timed by the process's CPU clock."""
+class Timings:
+    """Timings of steps by the CPU clock of the process."""
 
     def __init__(self, runs: int, messages: int) -> None:
         self.runs = runs
@@ -227,7 +228,7 @@ class Bench:
         self.rows: dict[str, list[float]] = {}
 
     def measure(self, name: str, make: Callable[[], tuple[Step, int]]) -> None:
-        """`make` gives a step and how many messages it deals with. All of one kind are measured in turn, run by run."""
+        """Time a step: `make` returns the step and the number of messages that it processes."""
         step, messages = make()
         repeat = max(1, self.messages // messages)
         for _ in range(max(1, repeat // 10)):
@@ -240,7 +241,7 @@ class Bench:
 
 
 def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False) -> tuple[Step, int]:
-    """Turns of `batch` lines, each from another device; a confirm for each `every` of them, some way behind."""
+    """Return reactor turns of `batch` lines from different devices, with a delayed confirm for each `every` lines."""
     devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
     state = {"said": 0, "confirmed": 0, "at": 0}
     data = LINE + b"\r\n"
@@ -265,7 +266,7 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
 
 
 def prepared(reads: list[bytes], client: BrokerProtocol, clock: Clock) -> Step:
-    """One read after the other, prepared beforehand: making them is no part of what is measured."""
+    """Return a step that processes one prepared read after the other: building them must not be measured."""
     waiting = iter(reads)
 
     def turn() -> None:
@@ -276,7 +277,7 @@ def prepared(reads: list[bytes], client: BrokerProtocol, clock: Clock) -> Step:
 
 
 def received(make: Callable[[Node], Any], batch: int, messages: int, numbered: bool) -> Callable[[], tuple[Step, int]]:
-    """Reads of `batch` deliveries, handed to whatever `make` makes of a new node."""
+    """Return reads of `batch` deliveries, processed by the handler that `make` returns for a new node."""
 
     def begin() -> tuple[Step, int]:
         node = Node()
@@ -292,11 +293,10 @@ def received(make: Callable[[Node], Any], batch: int, messages: int, numbered: b
     return begin
 
 
-def parts(bench: Bench, batch: int, every: int) -> None:
-    """One run of everything."""
-    measure = bench.measure
+def measure_publish(timings: Timings, batch: int, every: int) -> None:
+    """Time publishes and their parts, in one run."""
+    measure = timings.measure
 
-    # -- a publish and its parts
     def pack() -> tuple[Step, int]:
         node = Node()
         template, packer = node.devices[0].template, node.packer
@@ -345,13 +345,15 @@ def parts(bench: Bench, batch: int, every: int) -> None:
     measure("publish, one line a turn", lambda: publishes(Node(), 1, every))
     measure("line: Endpoint.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     measure("· pack", pack)
-    measure("· the time", clock)
+    measure("· the clock", clock)
     measure("· window: add and confirm", add_and_confirm)
-    measure("· write: append, and its share of the turn", write)
+    measure("· write: append, and its share of the write per turn", write)
 
-    # -- a delivery and its parts
-    messages = bench.messages
-    nowhere: Any = Nowhere()
+
+def measure_delivery(timings: Timings, batch: int) -> None:
+    """Time deliveries and their parts, in one run."""
+    measure, messages = timings.measure, timings.messages
+    sink: Any = Sink()
 
     def whole(node: Node) -> Any:
         return node.consumer(node.router(node.registry.find))
@@ -360,8 +362,8 @@ def parts(bench: Bench, batch: int, every: int) -> None:
         def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
             delivery.read(header)
 
-    class Done(Nowhere):
-        """A connection that only says that it is done."""
+    class Done(Sink):
+        """Device connection that only acknowledges."""
 
         def send(self, source: Any, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
             source.done(tag)
@@ -371,17 +373,17 @@ def parts(bench: Bench, batch: int, every: int) -> None:
     measure("delivery", received(whole, batch, messages, False))
     measure("delivery, numbered", received(whole, batch, messages, True))
     measure("delivery, one a turn", received(whole, 1, messages, True))
-    measure("d1", received(lambda node: nowhere, batch, messages, True))
+    measure("d1", received(lambda node: sink, batch, messages, True))
     measure("d2", received(lambda node: ReadOnly(), batch, messages, True))
-    measure("d3", received(lambda node: node.consumer(nowhere), batch, messages, True))
-    measure("d4", received(lambda node: node.consumer(node.router(lambda _: nowhere)), batch, messages, True))
+    measure("d3", received(lambda node: node.consumer(sink), batch, messages, True))
+    measure("d4", received(lambda node: node.consumer(node.router(lambda _: sink)), batch, messages, True))
     measure("d5", received(lambda node: node.consumer(node.router(lambda _: done)), batch, messages, True))
 
 
-def report(bench: Bench, options: Any) -> tuple[str, bool]:
-    """Markdown, and whether the budget is kept."""
-    middle = {name: statistics.median(values) for name, values in bench.rows.items()}
-    best = {name: min(values) for name, values in bench.rows.items()}
+def report(timings: Timings, options: Any) -> tuple[str, bool]:
+    """Format the results as Markdown, and return whether the budget is kept."""
+    middle = {name: statistics.median(values) for name, values in timings.rows.items()}
+    best = {name: min(values) for name, values in timings.rows.items()}
     kept = True
     rows = []
     for name in middle:
@@ -398,7 +400,7 @@ def report(bench: Bench, options: Any) -> tuple[str, bool]:
         ("read headers (`delivery.read`)", middle["d2"] - middle["d1"]),
         ("`Consumer.deliver`", middle["d3"] - middle["d2"]),
         ("`Router.route`: find, check length and delimiter", middle["d4"] - middle["d3"]),
-        ("acknowledge: `Consumer.done`, and its share of the turn", middle["d5"] - middle["d4"]),
+        ("acknowledge: `Consumer.done`, and its share of the write per turn", middle["d5"] - middle["d4"]),
         ("`Endpoint.send`, and its write to the device", middle["delivery, numbered"] - middle["d5"]),
     ]
     whole = middle["publish"]
@@ -407,17 +409,17 @@ def report(bench: Bench, options: Any) -> tuple[str, bool]:
     text = "\n\n".join(
         [
             "# The hot path by itself",
-            f"{circumstances()}. CPU µs a message: median and best of {options.runs} alternating runs of {options.messages} "
-            f"messages; lines of {len(LINE)} bytes, {DEVICES} devices, {options.batch} messages a reactor turn, a confirm for "
-            f"{options.every} publishes.",
+            f"{circumstances()}. CPU µs per message: median and best of {options.runs} alternating runs of {options.messages} "
+            f"messages; lines of {len(LINE)} bytes, {DEVICES} devices, {options.batch} messages per reactor turn, a confirm "
+            f"for {options.every} publishes.",
             f"    {command_line()}",
             table(("", "median µs", "best µs", "budget"), rows),
-            "## What a publish is made of",
+            "## Parts of a publish",
             table(
                 ("part", "µs", "share"),
                 [(name, f"{value:.2f}", f"{value / whole:.0%}") for name, value in [*share, ("calls and the rest", rest)]],
             ),
-            "## What a numbered delivery is made of",
+            "## Parts of a numbered delivery",
             table(
                 ("part", "µs", "share"),
                 [(name, f"{value:.2f}", f"{value / middle['delivery, numbered']:.0%}") for name, value in steps],
@@ -429,15 +431,16 @@ def report(bench: Bench, options: Any) -> tuple[str, bool]:
 
 def main() -> None:
     parser = arguments("Measure the hot path by itself.")
-    parser.add_argument("--runs", type=int, default=7, help="alternating (default: %(default)s)")
-    parser.add_argument("--messages", type=int, default=60_000, help="in each run (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=20, help="messages a reactor turn (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=50, help="publishes a confirm covers (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=7, help="number of alternating runs (default: %(default)s)")
+    parser.add_argument("--messages", type=int, default=60_000, help="messages in each run (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=20, help="messages per reactor turn (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=50, help="publishes that a confirm covers (default: %(default)s)")
     options = parser.parse_args()
-    bench = Bench(options.runs, options.messages)
+    timings = Timings(options.runs, options.messages)
     for _ in range(options.runs):
-        parts(bench, options.batch, options.every)
-    text, kept = report(bench, options)
+        measure_publish(timings, options.batch, options.every)
+        measure_delivery(timings, options.batch)
+    text, kept = report(timings, options)
     publish(text, options.output)
     if not kept:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What /proc says: the CPU and the memory of a process and all that it has started, and who listens on a port."""
+"""CPU and memory of a process with its descendants, and the process that listens on a port, read from /proc."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PROC = Path("/proc")
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for name in os.listdir(PROC):
         if name.isdigit():
             try:
                 parent = int(_stat(int(name))[1])
             except OSError:
-                continue  # it has just ended
+                continue  # the process has just ended
             children.setdefault(parent, []).append(int(name))
     found = [pid]
     for one in found:
@@ -26,10 +26,11 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process and all below it have spent so far, those included that have ended and were waited for.
+    """Return the CPU time in seconds of a process and its descendants, including ended ones that were waited for.
 
-    To the nanosecond for threads that live, where the system says so; to some 10 ms for those that have ended, and for
-    processes. `ProcessLookupError` when the process itself is gone: a difference to what was read before would be nonsense.
+    The resolution is a nanosecond for living threads, if the kernel has schedstat, and some 10 milliseconds for ended threads
+    and processes. Raise `ProcessLookupError` if the process itself is gone: a difference to an earlier value would be
+    meaningless.
     """
     if not (PROC / str(pid)).exists():
         raise ProcessLookupError(f"process {pid} is gone")
@@ -37,7 +38,7 @@ def cpu(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """What follows the name in proc(5)'s stat, from the state on: its field N is number N - 3 here."""
+    """Return the fields of /proc/PID/stat after the name: field N of proc(5) has the index N - 3."""
     return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
@@ -46,28 +47,29 @@ def _cpu(pid: int) -> float:
     try:
         user, system, ended_user, ended_system = (int(field) for field in _stat(pid)[11:15])
     except OSError:
-        return 0.0  # it has just ended
-    own = (user + system) / tick  # of ended threads too, each of the two rounded down
-    # What ended children spent is their parent's once it has waited for them. Parents are first in a tree: none counts twice.
+        return 0.0  # the process has just ended
+    own = (user + system) / tick  # includes ended threads; user and system time are each rounded down
+    # The CPU of an ended child is added to its parent when the parent waits for it. Parents are read first, so that a child
+    # that ends meanwhile does not count twice.
     return max(own, _threads(pid)) + (ended_user + ended_system) / tick
 
 
 def _threads(pid: int) -> float:
-    """Seconds of CPU of a process's living threads."""
+    """Return the CPU time in seconds of the living threads of a process."""
     spent = 0
     try:
         for task in (PROC / str(pid) / "task").iterdir():
             try:
                 spent += int((task / "schedstat").read_text().split()[0])
             except OSError:
-                continue  # it has just ended, or the system does not say
+                continue  # the thread has just ended, or the kernel has no schedstat
     except OSError:
         pass
     return spent / 1e9
 
 
 def pss(pid: int) -> float:
-    """Memory of a process and all below it in KB: proportional set size."""
+    """Return the memory of a process and its descendants in KB: the proportional set size."""
     return sum(_pss(one) for one in tree(pid))
 
 
@@ -80,7 +82,7 @@ def _pss(pid: int) -> float:
 
 
 def listener(port: int) -> int | None:
-    """The process that listens on a TCP port of this machine, as far as one may know."""
+    """Return the process that listens on a TCP port of this machine, or `None` if it is not visible to this user."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:

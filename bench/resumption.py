@@ -1,10 +1,10 @@
-"""What TLS session resumption would save a gateway, and what it would cost: handshakes, memory, and the luck with workers.
+"""Savings and costs of TLS session resumption: handshakes, memory, and the hit rate with several workers.
 
     python -m bench.resumption --output resumption.md
 
-Gateways with and without session tickets serve the same devices in turn: real `twistd -n owsla`s with the embedded broker.
-Owsla gives out no tickets that anybody can use; a `sitecustomize` that takes the effect out of OP_NO_TICKET makes the others.
-A device is Python's `ssl`. One that resumes does so with the one ticket that it got at the beginning, which OpenSSL allows.
+Gateways with and without session tickets serve the same devices in turn: `twistd -n owsla` with the embedded broker. Owsla
+issues no usable tickets. For the comparison, a `sitecustomize` module disables OP_NO_TICKET. Devices use the `ssl` module of
+Python. A device that resumes uses the ticket of its first connection each time, which OpenSSL allows.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cryptography.x509.oid import NameOID
 from .harness import Gateway, arguments, circumstances, command_line, median, publish, settled, table
 
 THREADS = 8
-"""Devices that shake hands at a time."""
+"""Number of handshakes at a time."""
 
 PATCH = """\
 try:
     from OpenSSL import SSL
-except ImportError:  # Python is at home here, too, where there is no pyOpenSSL
+except ImportError:  # another Python without pyOpenSSL, started with this path
     pass
 else:
     SSL.OP_NO_TICKET = 0
@@ -47,13 +47,13 @@ VERSIONS = {"1.3": ssl.TLSVersion.TLSv1_3, "1.2": ssl.TLSVersion.TLSv1_2}
 
 @dataclass(frozen=True)
 class Case:
-    """What devices do, and with whom."""
+    """Kind of handshake that is measured."""
 
     version: str
     certificate: bool
-    """Whether a device has a certificate, and has to have it."""
+    """True if the gateway requires a client certificate."""
     tickets: bool
-    """Whether the gateway gives out tickets that are good for something."""
+    """True if the gateway issues usable tickets."""
     resumes: bool
 
     @property
@@ -69,8 +69,8 @@ CASES = [
 ]
 
 
-class Pair:
-    """A device's certificate, which is its own authority, and its key, in one PEM file."""
+class DeviceCertificate:
+    """Certificate and key of a device in one PEM file, with the certificate of its authority."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "device.pem"
@@ -108,28 +108,28 @@ class Pair:
         )
 
 
-class Devices:
-    """Devices of one kind, towards one gateway."""
+class TLSClients:
+    """Devices of one kind, which connect to one gateway."""
 
     def __init__(self, port: int, version: str, pair: Path | None) -> None:
         self._port = port
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname = False
-        self.context.verify_mode = ssl.CERT_NONE  # a measurement of the other side
+        self.context.verify_mode = ssl.CERT_NONE  # the server is measured, not the verification by the client
         self.context.minimum_version = self.context.maximum_version = VERSIONS[version]
         if pair is not None:
             self.context.load_cert_chain(pair)
 
     def connect(self, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
-        """One device, with its handshake done."""
+        """Connect a device and complete its handshake."""
         sock = socket.create_connection(("127.0.0.1", self._port), timeout=20)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.context.wrap_socket(sock, session=session)
 
     def session(self) -> ssl.SSLSession:
-        """A session that can be resumed, if the gateway does that."""
+        """Connect a device and return its session, which can be resumed if the gateway issues tickets."""
         with self.connect() as device:
-            # In TLS 1.3 tickets come behind the handshake, and nothing else would come.
+            # In TLS 1.3 tickets arrive after the handshake: a read processes them, and times out since there is no data.
             device.settimeout(0.5)
             with contextlib.suppress(TimeoutError):
                 device.recv(1)
@@ -137,7 +137,7 @@ class Devices:
             return device.session
 
     def storm(self, count: int, session: ssl.SSLSession | None) -> int:
-        """So many handshakes, a few at a time; how many were resumed."""
+        """Make `count` handshakes, `THREADS` at a time, and return how many were resumed."""
         left = iter(range(count))
         resumed: list[int] = []
         failed: list[BaseException] = []
@@ -164,7 +164,7 @@ class Devices:
 
 @contextlib.contextmanager
 def with_tickets() -> Iterator[None]:
-    """Processes that are started meanwhile give out tickets."""
+    """Make gateways that are started in this context issue usable tickets."""
     before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory(prefix="owsla-bench-") as folder:
         (Path(folder) / "sitecustomize.py").write_text(PATCH)
@@ -179,18 +179,17 @@ def with_tickets() -> Iterator[None]:
 
 
 def gateway(tickets: bool, ca: Path | None, *options: str) -> Gateway:
-    """A gateway that does or does not give out tickets, and asks for certificates of this authority."""
+    """Start a gateway with or without tickets, which requires client certificates of the authority `ca`, if given."""
     if ca is not None:
         options = (*options, "--client-ca", str(ca), "--client-cert", "require")
-    # An event a handshake, on the terminal, is no part of it.
     if not tickets:
         return Gateway("embedded", *options)
     with with_tickets():
         return Gateway("embedded", *options)
 
 
-def handshakes(pair: Pair, runs: int, count: int) -> dict[Case, list[float]]:
-    """CPU µs of the gateway's a handshake, each case in turn, so many times."""
+def handshakes(pair: DeviceCertificate, runs: int, count: int) -> dict[Case, list[float]]:
+    """Measure the CPU of the gateway per handshake in microseconds, each case in turn, `runs` times."""
     spent: dict[Case, list[float]] = {case: [] for case in CASES}
     with contextlib.ExitStack() as stack:
         gateways = {
@@ -202,23 +201,23 @@ def handshakes(pair: Pair, runs: int, count: int) -> dict[Case, list[float]]:
             print(f"run {run} of {runs}", file=sys.stderr)
             for case in CASES if run % 2 else CASES[::-1]:
                 server = gateways[case.tickets, case.certificate]
-                devices = Devices(server.port, case.version, pair.path if case.certificate else None)
+                devices = TLSClients(server.port, case.version, pair.path if case.certificate else None)
                 session = devices.session() if case.resumes else None
                 before = server.cpu()
                 resumed = devices.storm(count, session)
-                # The last ones' ends are seen a moment later: by all cases in the same way.
+                # The gateway sees the end of the last connections a moment later, in all cases alike.
                 time.sleep(0.1)
-                if run:  # the first one warms up
+                if run:  # the first run warms up
                     spent[case].append((server.cpu() - before) / count * 1e6)
                 if resumed != (count if case.resumes else 0):
                     raise SystemExit(f"{case}: {resumed} of {count} were resumed")
     return spent
 
 
-def memory(pair: Pair, case: Case, connections: int) -> float:
-    """KB that each of so many idle connections adds."""
+def memory(pair: DeviceCertificate, case: Case, connections: int) -> float:
+    """Measure the memory in KB that an idle connection adds."""
     with gateway(case.tickets, pair.ca if case.certificate else None) as server:
-        devices = Devices(server.port, case.version, pair.path if case.certificate else None)
+        devices = TLSClients(server.port, case.version, pair.path if case.certificate else None)
         session = devices.session() if case.resumes else None
         for device in [devices.connect(session) for _ in range(100)]:
             device.close()
@@ -231,13 +230,13 @@ def memory(pair: Pair, case: Case, connections: int) -> float:
 
 
 def hit_rate(workers: int, count: int) -> float:
-    """The share of handshakes that are resumed where so many workers take them in turn."""
+    """Measure the share of handshakes that are resumed with several workers."""
     with gateway(True, None, "--workers", str(workers)) as server:
-        devices = Devices(server.port, "1.3", None)
+        devices = TLSClients(server.port, "1.3", None)
         session = devices.session()
         held: list[ssl.SSLSocket] = []
         try:
-            # Held, for it is by their number that workers leave devices to each other.
+            # Connections are held, since workers share new ones by the number that each has.
             held = [devices.connect(session) for _ in range(count)]
             return sum(bool(device.session_reused) for device in held) / count
         finally:
@@ -246,21 +245,23 @@ def hit_rate(workers: int, count: int) -> float:
 
 
 def saved(spent: dict[Case, list[float]], case: Case) -> str:
-    """By how much a case differs from the handshakes of now: the median of the ratios of neighbouring runs."""
+    """Compare a case with today's handshakes: the median of the ratios of neighbouring runs."""
     now = spent[Case(case.version, case.certificate, False, False)]
     ratio = statistics.median(one / other for one, other in zip(spent[case], now, strict=True))
     return f"{(ratio - 1) * 100:+.0f} %" if case.tickets else ""
 
 
 def main() -> None:
-    parser = arguments("Measure what TLS session resumption would save, and cost.")
-    parser.add_argument("--runs", type=int, default=7, help="of each case, alternating (default: %(default)s)")
-    parser.add_argument("--handshakes", type=int, default=500, help="of a run of a case (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=1000, help="held, for their memory (default: %(default)s)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4], help="to try one ticket on (default: 1 2 4)")
+    parser = arguments("Measure the savings and costs of TLS session resumption.")
+    parser.add_argument("--runs", type=int, default=7, help="alternating runs of each case (default: %(default)s)")
+    parser.add_argument("--handshakes", type=int, default=500, help="handshakes in a run of a case (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=1000, help="connections for memory (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[1, 2, 4], help="numbers of workers for the hit rate (default: 1 2 4)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="owsla-bench-") as folder:
-        pair = Pair(Path(folder))
+        pair = DeviceCertificate(Path(folder))
         spent = handshakes(pair, options.runs, options.handshakes)
         rows = []
         for case in CASES:
@@ -269,17 +270,17 @@ def main() -> None:
             row.append(f"{memory(pair, case, options.connections):.1f}" if options.connections else "")
             rows.append(row)
         hits = [(workers, f"{hit_rate(workers, 200) * 100:.0f} %") for workers in options.workers]
-    head = ("", "client certificate", "handshake", "CPU, µs", "least and most", "against now", "memory a connection, KB")
+    head = ("", "client certificate", "handshake", "CPU, µs", "minimum and maximum", "against now", "memory per connection, KB")
     text = "\n\n".join(
         [
             "# Session resumption",
             f"{circumstances('embedded')}. "
             f"Medians of {options.runs} alternating runs of {options.handshakes} handshakes, P-256. "
-            "CPU is of all that a gateway does for a device that connects and goes; "
-            f"memory is of {options.connections} idle connections, measured once.",
+            "CPU includes everything that a gateway does for a device that connects and disconnects; "
+            f"memory is that of {options.connections} idle connections, measured once.",
             f"    {command_line()}",
             table(head, rows),
-            "How many of 200 devices could resume a session, where each worker has its own keys for tickets:",
+            "Share of 200 devices that could resume a session, if each worker has its own ticket keys:",
             table(("workers", "resumed"), hits),
         ]
     )

@@ -1,7 +1,7 @@
-"""A gateway under load whose children fail at random, and the books at the end: `python -m bench.soak --minutes 30`.
+"""Soak test of a gateway under load whose children fail at random: `python -m bench.soak --minutes 30`.
 
-It is tests/integration/test_soak.py, for longer; its RabbitMQ is one of its own. Exit status 1 if the books do not balance, if
-the wrong child was restarted, or if a device was not served.
+It runs tests/integration/test_soak.py for a longer time, with a RabbitMQ of its own. The exit status is 1 if lines are missing,
+if the wrong child was restarted, or if a device was not served.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ TEST = Path(__file__).resolve().parents[1] / "tests" / "integration" / "test_soa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, and return the exit status."""
+    """Run the soak test and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description="A gateway whose children fail at random.")
-    parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
-    parser.add_argument("--seed", type=int, help="repeat the choices of a run, though not its timing")
+    parser.add_argument("--minutes", type=float, default=30.0, help="duration (default: 30)")
+    parser.add_argument("--seed", type=int, help="repeat the random choices of a run, though not its timing")
     chosen = parser.parse_args(arguments)
     os.environ["OWSLA_REQUIRE_RABBITMQ"] = "1"
     os.environ["OWSLA_SOAK_MINUTES"] = str(chosen.minutes)

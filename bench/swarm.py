@@ -1,11 +1,10 @@
-"""A swarm of simulated devices in a process of its own: plain sockets, `ssl` and epoll, as light as Python makes it.
+"""Swarm of simulated devices in a process of its own: sockets, `ssl` and epoll, with as little overhead as Python allows.
 
-It takes commands as lines of JSON on its standard input, and answers each with one on its standard output. `Swarm` is the
-other end of that. Every answer says what the swarm itself spent (`cpu`, in seconds), so that one can see whether it was the
-swarm that could do no more.
+It reads commands as lines of JSON from its standard input, and writes an answer to each to its standard output. `Swarm` is the
+other end. Each answer has the CPU time of the swarm (`cpu`, in seconds), which shows whether the swarm itself was the limit.
 
-A device's line is `<device> <number> <nanoseconds> ....`: who, which of its lines, and the monotonic clock when it was sent.
-The back end echoes lines, so that an answer says how long the way there and back took.
+A line of a device is `<device> <number> <nanoseconds> ....`: the device, the number of the line, and the monotonic clock when
+it was sent. The back end echoes lines, so that an answer shows the time of the round trip.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from typing import Any, Final
 from .child import Child
 
 RECORD: Final = 16384
-"""Bytes read at once: what a TLS record can hold."""
+"""Bytes to read at once: the payload of a TLS record."""
 
 
 class Swarm(Child):
-    """A swarm in a child process."""
+    """Swarm in a child process."""
 
     def __init__(self, port: int, line: int = 50) -> None:
         super().__init__("bench.swarm", str(port), str(line))
 
 
 class Device:
-    """One connection."""
+    """Connection of a simulated device."""
 
     __slots__ = ("acked", "fd", "got", "index", "pending", "rest", "sent", "sock", "writing")
 
@@ -50,15 +49,15 @@ class Device:
         self.writing = False
 
 
-class Devices:
-    """All connections of one swarm."""
+class DeviceSwarm:
+    """All connections of a swarm, and its commands."""
 
     def __init__(self, port: int, line: int) -> None:
         self.address = ("127.0.0.1", port)
         self.line = line
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname = False
-        self.context.verify_mode = ssl.CERT_NONE  # a measurement of the other side: nothing is gained by checking here
+        self.context.verify_mode = ssl.CERT_NONE  # the server is measured, not the verification by the client
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         self.epoll = select.epoll()
         self.devices: list[Device] = []
@@ -73,7 +72,7 @@ class Devices:
 
     def _dial(self) -> ssl.SSLSocket:
         sock = socket.socket()
-        # What a device has written and the gateway has not read waits in buffers of the system's: keep ours small.
+        # Lines that the gateway has not read wait in kernel buffers: keep ours small.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         sock.connect(self.address)
         sock.setblocking(False)
@@ -83,7 +82,7 @@ class Devices:
     def _handshakes(
         self, more: Callable[[int], bool], concurrency: int, done: Callable[[ssl.SSLSocket], None], rate: float | None = None
     ) -> tuple[int, int]:
-        """Shake hands while `more(how many were begun)`, so many at once: (complete, failed)."""
+        """Make handshakes while `more(number begun)`, up to `concurrency` at a time; return (completed, failed)."""
         epoll = select.epoll()
         flying: dict[int, ssl.SSLSocket] = {}
         begun = complete = failed = 0
@@ -117,7 +116,7 @@ class Devices:
         return complete, failed
 
     def connect(self, count: int, concurrency: int = 64) -> dict[str, Any]:
-        """Open so many connections, and keep them."""
+        """Open `count` connections and keep them."""
         complete, failed = self._handshakes(lambda begun: begun < count, concurrency, self._keep)
         return {"connected": complete, "failed": failed}
 
@@ -136,23 +135,23 @@ class Devices:
         self.epoll = select.epoll()
         return {}
 
-    def storm(self, seconds: float, concurrency: int = 64, rate: float | None = None, say: int = 0) -> dict[str, Any]:
-        """Full handshakes, one after the other, for a while; each device says so many lines and is gone without a goodbye."""
+    def storm(self, seconds: float, concurrency: int = 64, rate: float | None = None, lines: int = 0) -> dict[str, Any]:
+        """Make full handshakes for a while; each device sends `lines` lines and disconnects without close_notify."""
         end = time.monotonic() + seconds
-        lines = b"".join(b"storm %d\n" % number for number in range(say))
+        text = b"".join(b"storm %d\n" % number for number in range(lines))
 
         def leave(sock: ssl.SSLSocket) -> None:
-            if lines:
-                sock.send(lines)
+            if text:
+                sock.send(text)
             sock.close()
 
         complete, failed = self._handshakes(lambda begun: time.monotonic() < end, concurrency, leave, rate)
         return {"handshakes": complete, "failed": failed}
 
-    # -- talking -----------------------------------------------------------------------------------------------------------
+    # -- lines -------------------------------------------------------------------------------------------------------------
 
-    def _say(self, device: Device, lines: int = 1) -> bool:
-        """Send so many lines in one record; `False` where the socket takes no more for now."""
+    def _send_lines(self, device: Device, lines: int = 1) -> bool:
+        """Send lines in one record. Return `False` if the socket accepts no more for now."""
         now = time.monotonic_ns()
         width = self.line - 1
         text = b"".join(
@@ -175,11 +174,11 @@ class Devices:
                 self.epoll.modify(device.fd, select.EPOLLIN | select.EPOLLOUT)
             return False
         except OSError:
-            self._gone(device)
+            self._lost(device)
         return True
 
     def _unblock(self, device: Device) -> None:
-        """The socket takes data again: give it what waits (OpenSSL wants the same bytes once more)."""
+        """Send the waiting lines, since the socket accepts data again. (OpenSSL requires the same bytes in the retry.)"""
         waiting, device.pending = device.pending, []
         for index, text in enumerate(waiting):
             if not self._send(device, text):
@@ -189,14 +188,14 @@ class Devices:
             device.writing = False
             self.epoll.modify(device.fd, select.EPOLLIN)
 
-    def _gone(self, device: Device) -> None:
+    def _lost(self, device: Device) -> None:
         if self.by_fd.pop(device.fd, None) is not None:
             self.lost += 1
             self.epoll.unregister(device.fd)
             device.sock.close()
 
-    def _hear(self, device: Device) -> int:
-        """Read what came; how many answers were in it."""
+    def _receive(self, device: Device) -> int:
+        """Read from a device and return the number of answers."""
         try:
             data = device.sock.recv(RECORD)
             while device.sock.pending():
@@ -206,7 +205,7 @@ class Devices:
         except OSError:
             data = b""
         if not data:
-            self._gone(device)
+            self._lost(device)
             return 0
         now = time.monotonic_ns()
         lines = (device.rest + data).split(b"\n")
@@ -227,77 +226,78 @@ class Devices:
         self.delays.clear()
         self.answers = self.acks = 0
 
-    def _turn(self, timeout: float) -> list[Device]:
-        """Serve what is ready; those that had an answer."""
+    def _poll(self, timeout: float) -> list[Device]:
+        """Serve the ready sockets, and return the devices that got an answer."""
         answered = []
         for fd, events in self.epoll.poll(timeout, 1024):
             device = self.by_fd.get(fd)
             if device is None:
                 continue
-            if events & ~select.EPOLLOUT and self._hear(device):
+            if events & ~select.EPOLLOUT and self._receive(device):
                 answered.append(device)
             if events & select.EPOLLOUT and device.fd in self.by_fd:
                 self._unblock(device)
         return answered
 
     def pace(self, rate: float, seconds: float, answers: bool = False) -> dict[str, Any]:
-        """Lines at a fixed rate over all devices, evenly in time and each from another device; waits for all the answers."""
+        """Send lines at a fixed rate, evenly in time and from the devices in turn, and wait for the answers, if any."""
         self._begin()
         start = time.monotonic()
         total = int(rate * seconds)
-        said = 0
+        sent = 0
         devices = self.devices
-        while said < total:
+        while sent < total:
             due = min(total, int((time.monotonic() - start) * rate) + 1)
-            while said < due:
-                self._say(devices[said % len(devices)])
-                said += 1
-            self._turn(max(0.0, start + said / rate - time.monotonic()))
-        talked = time.monotonic() - start
+            while sent < due:
+                self._send_lines(devices[sent % len(devices)])
+                sent += 1
+            self._poll(max(0.0, start + sent / rate - time.monotonic()))
+        elapsed = time.monotonic() - start
         patience = time.monotonic() + 10
-        while answers and self.answers < said and time.monotonic() < patience:
-            self._turn(0.05)
-        return {"lines": said, "seconds": talked, "answers": self.answers, "acks": self.acks, "delays": self.delays}
+        while answers and self.answers < sent and time.monotonic() < patience:
+            self._poll(0.05)
+        return {"lines": sent, "seconds": elapsed, "answers": self.answers, "acks": self.acks, "delays": self.delays}
 
     def trips(self, seconds: float, each: int = 1) -> dict[str, Any]:
-        """Each device sends a line when its last one was answered, with `each` lines under way at a time: round trips."""
+        """Make round trips: each device has `each` lines in flight, and sends a line for each answer."""
         self._begin()
         start = time.monotonic()
         for device in self.devices:
             for _ in range(each):
-                self._say(device)
+                self._send_lines(device)
         while time.monotonic() < start + seconds:
             before = self.answers
-            for device in self._turn(0.05):
+            for device in self._poll(0.05):
                 for _ in range(min(each, each - (device.sent - device.got))):
-                    self._say(device)
+                    self._send_lines(device)
             if before == self.answers and not self.by_fd:
                 break
         elapsed = time.monotonic() - start
         answered, delays = self.answers, list(self.delays)
         patience = time.monotonic() + 10
         while self.by_fd and any(d.got < d.sent for d in self.by_fd.values()) and time.monotonic() < patience:
-            self._turn(0.05)
+            self._poll(0.05)
         return {"answers": answered, "seconds": elapsed, "delays": delays}
 
-    def say(self, lines: int, answers: bool = False) -> dict[str, Any]:
-        """Each device says so many lines, one after the other."""
+    def send_lines(self, lines: int, answers: bool = False) -> dict[str, Any]:
+        """Send `lines` lines from each device, one after the other."""
         self._begin()
         for _ in range(lines):
             for device in self.devices:
-                self._say(device)
-            self._turn(0)
+                self._send_lines(device)
+            self._poll(0)
         patience = time.monotonic() + 20
         while time.monotonic() < patience and (
             any(device.pending for device in self.devices) or (answers and self.answers < lines * len(self.devices))
         ):
-            self._turn(0.05)
+            self._poll(0.05)
         return {"lines": lines * len(self.devices), "answers": self.answers}
 
     def flood(self, seconds: float, each: int = 1) -> dict[str, Any]:
-        """Every device talks as fast as it may, `each` lines to a record, until the time is over or another command comes.
+        """Send lines from all devices at full speed, `each` lines per record, until the time is over or another command
+        arrives.
 
-        What was begun is sent to its end, however long the gateway does not read: `sent` are whole lines.
+        Lines that were begun are sent completely, however long the gateway does not read: `sent` counts whole lines.
         """
         self._begin()
         start = time.monotonic()
@@ -308,34 +308,27 @@ class Devices:
         while not stopped and time.monotonic() < end:
             free = [device for device in self.by_fd.values() if not device.pending]
             for device in free:
-                self._say(device, each)
+                self._send_lines(device, each)
             for fd, events in self.epoll.poll(0 if free else 0.05, 1024):
                 if fd == 0:
                     stopped = True
                     continue
                 device = self.by_fd[fd]
                 if events & ~select.EPOLLOUT:
-                    self._hear(device)
+                    self._receive(device)
                 if events & select.EPOLLOUT and device.fd in self.by_fd:
                     self._unblock(device)
         self.epoll.unregister(0)
-        talked = time.monotonic() - start
+        elapsed = time.monotonic() - start
         while any(device.pending for device in self.by_fd.values()):
-            self._turn(0.05)
+            self._poll(0.05)
         sent = [device.sent for device in self.devices]
-        return {"lines": sum(sent) - before, "seconds": talked, "sent": sent, "acks": self.acks, "lost": self.lost}
-
-    def listen(self, seconds: float) -> dict[str, Any]:
-        """Say nothing for a while; what each device was told is safe (`ACK n`), as the highest n, or -1."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._turn(0.05)
-        return {"acked": [device.acked for device in self.devices], "lost": self.lost}
+        return {"lines": sum(sent) - before, "seconds": elapsed, "sent": sent, "acks": self.acks, "lost": self.lost}
 
 
 def main() -> None:
-    """Take commands until the input ends."""
-    devices = Devices(int(sys.argv[1]), int(sys.argv[2]))
+    """Execute commands until the input ends."""
+    devices = DeviceSwarm(int(sys.argv[1]), int(sys.argv[2]))
     buffer = b""
     while data := os.read(0, 65536):  # unbuffered, since epoll watches it too
         *commands, buffer = (buffer + data).split(b"\n")
@@ -343,7 +336,7 @@ def main() -> None:
             arguments = json.loads(command)
             do = arguments.pop("do")
             if do == "stop":
-                continue  # it ended a flood, and that was all
+                continue  # it has ended a flood already
             began = time.process_time()
             answer = getattr(devices, do)(**arguments)
             answer["cpu"] = time.process_time() - began

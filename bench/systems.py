@@ -1,4 +1,4 @@
-"""What is measured: a gateway, Owsla or another one, as a command that runs in the foreground; and the swarm before it."""
+"""Systems under measurement: a gateway as a foreground command, and `owsla swarm` in front of it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from typing import IO, Any
 import pika
 
 from . import proc
-from .behind import Failed
+from .c_program import MeasurementError
 from .harness import delete_queues, free_port
 
 
 @dataclass(frozen=True)
 class System:
-    """A gateway that can be started."""
+    """Gateway that can be started with a command."""
 
     name: str
     command: str
-    """For the shell, with {port}, {cert} and {key} in it."""
+    """Shell command with the placeholders {port}, {cert} and {key}."""
     from_device: str = "from_device"
     to_device: str = "to_device"
     ours: bool = False
@@ -43,7 +43,7 @@ class System:
 
 
 def owsla(processes: int) -> System:
-    """Owsla as it comes, but for what makes it end quickly, and queues of its own."""
+    """Return Owsla with its defaults, except for a quick shutdown and its own queues."""
     queues = "owsla-bench-from", "owsla-bench-to"
     twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
     command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
@@ -52,8 +52,8 @@ def owsla(processes: int) -> System:
     return System(name, command, *queues, ours=True, processes=processes)
 
 
-class Running:
-    """A gateway that runs. A context manager: it, all that it has started, and its queues go with the block."""
+class RunningSystem:
+    """Running gateway. As a context manager, it ends with the block, with its child processes and queues."""
 
     def __init__(self, system: System, broker: str, cert: Path, key: Path) -> None:
         self.system = system
@@ -65,12 +65,12 @@ class Running:
         command = system.command
         for word, value in (("port", str(self.port)), ("cert", shlex.quote(str(cert))), ("key", shlex.quote(str(key)))):
             command = command.replace(f"{{{word}}}", value)
-        # Settings of the user's own must not change what is measured. The URL is not for the process list.
+        # Settings from the environment must not change the measurement. The URL has a password, so it is no argument.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OWSLA_")}
         if system.ours:
             environment["OWSLA_BROKER"] = broker
         with self._log.open("wb") as log:
-            # In a session of its own: then it can be ended with all that it has started, and Ctrl-C is ours to deal with.
+            # A session of its own, so that it can be ended with all its children, and Ctrl-C reaches this process only.
             self._process = subprocess.Popen(
                 command,
                 shell=True,
@@ -89,7 +89,7 @@ class Running:
             raise
 
     def _wait(self, patience: float) -> None:
-        """Until it shakes hands."""
+        """Wait until a TLS handshake succeeds."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -103,16 +103,16 @@ class Running:
             if not self.alive:
                 break
             time.sleep(0.1)
-        raise Failed(f"it did not start: {self.said()}")
+        raise MeasurementError(f"it did not start: {self.last_log_line()}")
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def said(self) -> str:
-        """The last line of its log."""
+    def last_log_line(self) -> str:
+        """Return the last line of its log."""
         lines = self._log.read_text(errors="replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "and said nothing")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "its log is empty")
 
     def cpu(self) -> float:
         return proc.cpu(self.pid)
@@ -126,7 +126,7 @@ class Running:
         with contextlib.suppress(pika.exceptions.AMQPError, OSError):
             delete_queues(self._broker, *self.system.queues)
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningSystem:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,14 +134,14 @@ class Running:
 
 
 def end_group(process: subprocess.Popen[Any], patience: float) -> None:
-    """End a process that leads a session, and what it has started: first kindly."""
+    """End a session leader with all processes of its session: with SIGTERM, and after `patience` seconds with SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
         pass
-    # What it has started may have outlived it.
+    # Its children may have outlived it.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -156,14 +156,14 @@ system_default = devices
 [devices]
 Groups = {groups}
 """
-"""OpenSSL's own configuration: how devices agree on keys."""
+"""OpenSSL configuration with the key exchange groups of the devices."""
 
 
-class Swarm:
-    """An `owsla swarm` in front of a gateway. A context manager."""
+class SwarmCommand:
+    """Running `owsla swarm` in front of a gateway; a context manager."""
 
     def __init__(self, port: int, ca: Path, openssl: Path, *options: str, waits: bool = False) -> None:
-        """`openssl` is a file with OpenSSL's configuration."""
+        """Start the swarm with the OpenSSL configuration in the file `openssl`."""
         command = [str(Path(sys.executable).with_name("owsla")), "swarm", "--port", str(port), "--ca", str(ca)]
         command += ["--server-name", "localhost", "--json", *options]
         if waits:
@@ -180,44 +180,44 @@ class Swarm:
         self.pid = self._process.pid
 
     def ready(self, patience: float = 120) -> int:
-        """Wait until all are connected that can be: how many."""
+        """Wait until the devices are connected, and return their number."""
         assert self._process.stderr is not None
         if not select.select([self._process.stderr], (), (), patience)[0]:
-            raise Failed(f"the swarm was not connected within {patience:g} s")
+            raise MeasurementError(f"the swarm was not connected within {patience:g} seconds")
         line = self._process.stderr.readline().decode()
         if "connected; Enter" not in line:
-            raise Failed(line.strip() or "the swarm ended early")
+            raise MeasurementError(line.strip() or "the swarm ended early")
         return int(line.split()[0])
 
     def begin(self) -> None:
-        """Let them talk."""
+        """Let the devices send lines."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
     def interrupt(self) -> dict[str, Any]:
-        """End it before its time; what it has to say."""
+        """End the swarm early and return its summary."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         return self.summary(60)
 
     def summary(self, patience: float) -> dict[str, Any]:
-        """Wait for its end; what it has to say."""
+        """Wait for the end of the swarm and return its summary."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise Failed(f"the swarm did not end within {patience:g} s") from None
+            raise MeasurementError(f"the swarm did not end within {patience:g} seconds") from None
         self._output.seek(0)
         text = self._output.read()
         if not text:
             assert self._process.stderr is not None
-            raise Failed(self._process.stderr.read().decode().strip() or "the swarm ended early")
+            raise MeasurementError(self._process.stderr.read().decode().strip() or "the swarm ended early")
         summary: dict[str, Any] = json.loads(text)
         return summary
 
     def cpu(self) -> float:
         return proc.cpu(self.pid)
 
-    def __enter__(self) -> Swarm:
+    def __enter__(self) -> SwarmCommand:
         return self
 
     def __exit__(self, *_: object) -> None:

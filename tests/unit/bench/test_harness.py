@@ -1,4 +1,4 @@
-"""What the measurements leave behind."""
+"""Cleanup after the measurements."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from owsla.broker.queues import undeliverable_queue
 from owsla.cluster.registrar import register_queue
 
 
-class Connection:
-    """One to a broker, of which it is kept what is deleted there."""
+class RecordingConnection:
+    """Connection to a broker that records deleted queues."""
 
     def __init__(self, deleted: list[str]) -> None:
         self._deleted = deleted
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> RecordingConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -32,12 +32,10 @@ class Connection:
 
 
 class QueueTests(SynchronousTestCase):
-    """The queues of a gateway."""
-
     def test_all_deleted(self) -> None:
-        """All that Owsla declares for the names it was given is deleted, the register of nodes included: it is durable."""
+        """All queues that Owsla declares for the given names are deleted, including the durable register of nodes."""
         deleted: list[str] = []
-        self.patch(pika, "BlockingConnection", lambda parameters: Connection(deleted))
+        self.patch(pika, "BlockingConnection", lambda parameters: RecordingConnection(deleted))
         harness.delete_queues(harness.BROKER, "from", "to")
         expected = ["from", "to", undeliverable_queue("to", 1).name, register_queue("to", {}).name]
         self.assertEqual(sorted(deleted), sorted(expected))

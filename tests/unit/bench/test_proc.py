@@ -1,4 +1,4 @@
-"""What the measurements read of /proc."""
+"""CPU times read from /proc."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class CpuTests(SynchronousTestCase):
-    """CPU of a process and all below it, from a /proc of our own."""
+    """CPU of a process and its descendants, from a simulated /proc."""
 
     def setUp(self) -> None:
-        self.root = Path(tempfile.mkdtemp())  # mktemp() would leave it in the current folder, under pytest
+        self.root = Path(tempfile.mkdtemp())  # mktemp() would leave it in the current folder under pytest
         self.addCleanup(shutil.rmtree, self.root)
         (self.root / "self").mkdir()
         self.patch(proc, "PROC", self.root)
 
     def process(self, pid: int, parent: int, *, ticks: int, ended: int = 0, threads: tuple[int, ...] = ()) -> None:
-        """One that has used so many ticks, its ended children `ended`, and its living threads so many nanoseconds."""
+        """Create a process with CPU ticks of its own and of ended children, and nanoseconds of living threads."""
         folder = self.root / str(pid)
         folder.mkdir(exist_ok=True)
         numbers = ["0"] * 6 + ["0"] + [str(ticks), "0", str(ended), "0"] + ["0"] * 30
@@ -35,7 +35,7 @@ class CpuTests(SynchronousTestCase):
             (task / "schedstat").write_text(f"{spent} 5 7\n")
 
     def test_all_below(self) -> None:
-        """A process and all below it are counted, and nobody else; to the nanosecond, where threads say so."""
+        """A process and its descendants are counted, and no others; to the nanosecond, if the kernel has schedstat."""
         self.process(10, 1, ticks=2 * TICK, threads=(1_500_000_000, 500_000_001))
         self.process(11, 10, ticks=TICK)
         self.process(12, 11, ticks=TICK)
@@ -43,12 +43,12 @@ class CpuTests(SynchronousTestCase):
         self.assertEqual(proc.cpu(10), 4.000000001)
 
     def test_ended(self) -> None:
-        """What threads and processes that have ended spent is not lost: a window is never below what was spent in it."""
+        """The CPU of ended threads and processes is counted: the difference of two values never misses it."""
         self.process(10, 1, ticks=TICK, threads=(1_000_000_000,))
         self.process(11, 10, ticks=3 * TICK, threads=(3_000_000_000,))
         before = proc.cpu(10)
         self.assertEqual(before, 4.0)
-        # The child ends and is waited for; and so does a thread, which had a second.
+        # The child ends and is waited for; a thread that used a second ends as well.
         for path in sorted(self.root.glob("11/**/*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         (self.root / "11").rmdir()
@@ -56,5 +56,5 @@ class CpuTests(SynchronousTestCase):
         self.assertEqual(proc.cpu(10) - before, 2.0)
 
     def test_gone(self) -> None:
-        """When the process itself is gone that is said, for its CPU would seem to be 0 again."""
+        """A process that is gone raises an error, since its CPU would seem to be 0 again."""
         self.assertRaises(ProcessLookupError, proc.cpu, 10)
