@@ -1,11 +1,12 @@
-"""What an idle connection takes of a gateway's memory, beside the least that it takes with the same TLS.
+"""Memory of an idle connection of a gateway, compared with the minimum that the same TLS connection needs.
 
     python -m bench.memory --connections 10000 --output memory.md
 
-Both servers hold as many connections in one run: a real `twistd -n owsla`, and `bench.bare`, which has nothing but OpenSSL's
-connection and a socket for each. The difference is what Owsla adds. What the system keeps for a socket is in neither figure.
+Two servers hold the same number of connections in one run: `twistd -n owsla`, and `bench.bare`, which has nothing but an
+`SSL.Connection` with its socket for each. The difference is the memory that Owsla adds. Kernel memory of sockets is in neither
+figure.
 
-A process has a limit of open files, and each of the two, and the swarm, has one for each connection.
+Each of the servers, and the swarm, needs an open file per connection, so the limit of open files bounds the number.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from .harness import BROKER, Gateway, arguments, circumstances, command_line, me
 from .swarm import Swarm
 
 BUDGET = 2.0
-"""KB that a connection may take above the bare one."""
+"""Budget in KB for the memory that Owsla adds to a bare connection."""
 
 SPARE_FILES = 100
-"""Open files that a process has beside its connections."""
+"""Number of open files of a process besides its connections."""
 
 
 class Bare(Gateway):
-    """`bench.bare` in the place of a gateway: measured in the same way, with a certificate as a gateway makes for itself."""
+    """Server `bench.bare` in the place of a gateway, with a certificate like that of a gateway."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
@@ -42,14 +43,14 @@ class Bare(Gateway):
         self.port = int(self._bare.stdout.readline())
 
     def __exit__(self, *_: object) -> None:
-        self._bare.communicate()  # it ends with its input
+        self._bare.communicate()  # the server ends with its input
         self._folder.cleanup()
 
 
 def hold(server: Gateway, connections: int, concurrency: int) -> float:
-    """KB that each of so many idle connections adds, so many of them connecting at a time."""
+    """Measure the memory in KB that an idle connection adds, with `concurrency` handshakes at a time."""
     with Swarm(server.port) as swarm:
-        # What is made once for all connections is no part of a connection's cost.
+        # A first hundred connections, since allocations that are made once for all are not the cost of one.
         swarm.call("connect", count=100)
         swarm.call("disconnect")
         empty = settled(server)
@@ -60,10 +61,10 @@ def hold(server: Gateway, connections: int, concurrency: int) -> float:
 
 
 def main() -> None:
-    parser = arguments("Measure what an idle connection takes of memory.")
+    parser = arguments("Measure the memory of an idle connection.")
     parser.add_argument("--broker", default=BROKER, help="AMQP URL of a broker, or embedded (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="of each server, alternating (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=10000, help="held at once (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each server, alternating (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=10000, help="connections to hold (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=50, help="handshakes at a time (default: %(default)s)")
     options = parser.parse_args()
     limit = raise_open_files_limit()
@@ -83,7 +84,7 @@ def main() -> None:
             "# Memory of an idle connection",
             f"{circumstances(options.broker)}. Medians of {options.runs} alternating runs; {options.connections} connections, "
             f"{options.concurrency} of them connecting at a time; proportional set size, "
-            "without what the system keeps for sockets.",
+            "without kernel memory of sockets.",
             f"    {command_line()}",
             table(
                 ("Owsla, all included", "bare pyOpenSSL server", "Owsla adds", "budget"),
