@@ -1,6 +1,6 @@
-"""The same service as ``twistd owsla``, for ``twistd -ny tac/owsla.tac``.
+"""Application with the service of `twistd owsla`, for `twistd -ny tac/owsla.tac`.
 
-It is configured by the environment (``OWSLA_PORT``, …) or by a file that the environment names (``OWSLA_CONFIG``).
+Configure it by environment variables (`OWSLA_PORT`, …), or by a file that the variable `OWSLA_CONFIG` names.
 """
 
 from twisted.application import service

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from ..log import counted
+from ..log import pluralize
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class NodeStopped(Event):
     """Devices that were connected when the stop began."""
 
     def __str__(self) -> str:
-        return f"Node stopped: {counted(self.devices, 'device')} connected when the stop began"
+        return f"Node stopped: {pluralize(self.devices, 'device')} connected when the stop began"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class DeviceDisconnected(Event):
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
         return (
             f"Device disconnected: {_connection(self)} from {self.peer}, {self.reason}; "
-            f"{counted(self.lines_in, 'line')} in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
+            f"{pluralize(self.lines_in, 'line')} in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
         )
 
 
@@ -342,7 +342,7 @@ class LinesRefused(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"Broker refused {counted(self.lines, 'line')}: {self.reason}; devices wait, publishing again"
+        return f"Broker refused {pluralize(self.lines, 'line')}: {self.reason}; devices wait, publishing again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +400,7 @@ class DuplicatesDropped(Event):
     """Since this was last told."""
 
     def __str__(self) -> str:
-        return f"Duplicates dropped: {counted(self.messages, 'message')} had been sent before"
+        return f"Duplicates dropped: {pluralize(self.messages, 'message')} had been sent before"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Log lines on a file descriptor: standard output."""
+"""Log observer for a file descriptor, such as standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zope.interface import implementer
 from ._text import with_traceback
 
 PRIORITIES: Final = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}
-"""syslog's priorities: sd-daemon(3)."""
+"""Priorities of syslog: sd-daemon(3)."""
 
 
 def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
@@ -30,13 +30,14 @@ def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
 
 @implementer(ILogObserver)
 class StreamObserver:
-    """A log observer that writes lines to a file descriptor, and blocks until they are written. It raises `OSError`."""
+    """Log observer that writes lines to a file descriptor. It blocks until they are written, and may raise `OSError`."""
 
     def __init__(self, descriptor: int, *, journal: bool = False) -> None:
         """`journal`: begin lines with a priority, and leave out the time, which the journal adds."""
         self._descriptor = descriptor
         self._format = _journal_lines if journal else _line
         self._torn = False
+        """True while the last write ended in the middle of a line."""
 
     def __call__(self, event: LogEvent) -> None:
         text = self._format(event)
@@ -48,7 +49,7 @@ class StreamObserver:
             while written < len(data):
                 written += self._write(data[written:])
         except OSError:
-            if written:  # a disk that is full takes a part of a line first
+            if written:  # a full disk takes a part of a line before it reports the error
                 self._torn = data[written - 1] != 0x0A
             raise
         self._torn = False
@@ -56,22 +57,22 @@ class StreamObserver:
     def _write(self, data: bytes) -> int:
         try:
             return os.write(self._descriptor, data)
-        except BlockingIOError:  # another program with the same open file has made it non-blocking
+        except BlockingIOError:  # another program that shares the open file has made it non-blocking
             select.select([], [self._descriptor], [])
             return 0
 
 
 def _line(event: LogEvent) -> str:
-    """A line as twistd writes it."""
-    # No failure: the traceback is in the text.
+    """Return the lines of an event in twistd's format."""
+    # Without the failure: the traceback is in the text, and Twisted would append it again.
     plain = {key: value for key, value in event.items() if key != "log_failure"}
     return formatEventAsClassicLogText({**plain, "log_format": "{text}", "text": with_traceback(event)}) or ""
 
 
 def _journal_lines(event: LogEvent) -> str:
-    """The lines of an event as the journal wants them: each is an entry of its own there."""
+    """Return the lines of an event for the journal, where each line is an entry with a priority of its own."""
     priority = PRIORITIES.get(event.get("log_level"), 6)
-    # The journal has an identifier for each process: `SyslogIdentifier=` in the unit.
+    # The name of the program is not needed: the journal has an identifier for each unit (`SyslogIdentifier=`).
     part = str(event.get("log_namespace", "")).removeprefix("owsla").lstrip(".")
     first, *more = with_traceback(event).split("\n")
     lines = [f"[{part}] {first}" if part else first, *(f"\t{line}" for line in more)]

@@ -1,4 +1,4 @@
-"""Text from outside, made fit for a line of a log. Pure."""
+"""Text of log lines. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 
 LONGEST: Final = 4096
-"""Characters of a message. What is longer is cut: a certificate or a header may have megabytes."""
+"""Longest message, in characters. A longer one is cut: a certificate or a header may have megabytes."""
 
 LONGEST_TRACE: Final = 65536
-"""Characters of a traceback."""
+"""Longest traceback, in characters."""
 
 ESCAPED: Final = "owsla_escaped"
-"""The key of an event whose text is escaped already, and may have several lines: a worker's, in its parent."""
+"""Key of an event whose text is escaped already, and may have several lines: the text of a worker, in its parent."""
 
 
 def escaped(text: str, longest: int = LONGEST, keep: str = "") -> str:
-    """Replace what is not printable by its escape sequence, except `keep`, and cut the rest of a text that is too long.
+    """Replace characters that are not printable, except `keep`, by escape sequences. Cut a text that is too long.
 
-    A terminal obeys control characters, and a newline would begin a line that nobody logged.
+    A terminal obeys control characters, and after a newline a forged line could follow.
     """
     length = len(text)
     if length > longest:
@@ -32,13 +32,13 @@ def escaped(text: str, longest: int = LONGEST, keep: str = "") -> str:
     return text if length <= longest else f"{text}… ({length} characters)"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def pluralize(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: "1 device", "2 devices"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def message_of(event: LogEvent) -> str:
-    """Return the message of a log event, escaped. Lines of a traceback stay lines."""
+    """Return the message of a log event, escaped. The lines of a traceback stay lines."""
     text = formatEvent(event)
     if event.get(ESCAPED):
         return escaped(text, LONGEST + LONGEST_TRACE, keep="\n\t")
@@ -48,7 +48,7 @@ def message_of(event: LogEvent) -> str:
 
 
 def traceback_of(event: LogEvent) -> str:
-    """Return the traceback of a log event that has a failure, escaped; an empty text for others."""
+    """Return the traceback of a log event, escaped, or an empty text if the event has no failure."""
     failure = event.get("log_failure")
     if not isinstance(failure, Failure) or event.get("isError"):
         return ""
@@ -60,6 +60,6 @@ def traceback_of(event: LogEvent) -> str:
 
 
 def with_traceback(event: LogEvent) -> str:
-    """Return the message of a log event, with its traceback below where it has one."""
+    """Return the message of a log event, followed by its traceback if it has one."""
     text, trace = message_of(event), traceback_of(event)
     return f"{text}\n{trace}".strip("\n") if trace else text

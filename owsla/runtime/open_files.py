@@ -6,7 +6,7 @@ import resource
 from typing import Final
 
 from ..errors import ConfigError
-from ..log import counted
+from ..log import pluralize
 
 RESERVE: Final = 100
 """Files that are not devices: logs, the broker's connections, the reactor's own, back ends of the embedded broker."""
@@ -53,4 +53,4 @@ def capacity(wanted: int | None, allowed: int, open_files: int) -> str:
         why = "--max-connections"
     else:
         why = f"this process may have {open_files} open files (LimitNOFILE=, ulimit -n) and keeps {RESERVE} of them for itself"
-    return f"Up to {counted(allowed, 'device')} can be connected: {why}"
+    return f"Up to {pluralize(allowed, 'device')} can be connected: {why}"

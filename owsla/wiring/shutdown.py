@@ -34,7 +34,7 @@ from ..device.port import Listener
 from ..device.protocol import Endpoint
 from ..events import Event, NodeStopped
 from ..interfaces import Clock
-from ..log import counted
+from ..log import pluralize
 from ..routing import Registry
 from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 
@@ -190,7 +190,7 @@ class Gateway(MultiService):
 
     async def _stop(self) -> None:
         devices = len(self._registry)
-        self._log.info("Stopping: {devices} connected", devices=counted(devices, "device is", "devices are"))
+        self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
         self._listener.stop_accepting()
         await self._drain(list(self._registry), "the gateway stops", lambda: self._deadline)
         cut = len(self._registry)
@@ -225,13 +225,13 @@ class Gateway(MultiService):
                 "Stopped at the deadline: gave up {lines} that the broker has not confirmed, {messages} "
                 "on their way to other queues (they come again), left {unread} of devices unread, "
                 "and closed {cut} before their turn",
-                lines=counted(lines, "line"),
-                messages=counted(messages, "message"),
-                unread=counted(unread, "byte"),
-                cut=counted(cut, "device"),
+                lines=pluralize(lines, "line"),
+                messages=pluralize(messages, "message"),
+                unread=pluralize(unread, "byte"),
+                cut=pluralize(cut, "device"),
             )
         else:
-            self._log.info("Stopped: {devices} closed, everything confirmed", devices=counted(devices, "device"))
+            self._log.info("Stopped: {devices} closed, everything confirmed", devices=pluralize(devices, "device"))
 
     def _on_their_way(self) -> int:
         """Messages to other queues that are not confirmed."""

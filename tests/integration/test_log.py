@@ -1,4 +1,4 @@
-"""A log that nobody reads, or that cannot be written: real `twistd` processes."""
+"""Real `twistd` processes whose log is not read, or cannot be written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logger():
 
 
 class Pipe:
-    """A named pipe that nobody reads, of one page."""
+    """Named pipe of one page that nobody reads."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -41,7 +41,7 @@ class Pipe:
         fcntl.fcntl(self._descriptor, F_SETPIPE_SZ, 4096)
 
     def fill(self) -> None:
-        """Write until it takes no more."""
+        """Fill the pipe."""
         try:
             while True:
                 os.write(self._descriptor, b"x" * 256)
@@ -49,7 +49,7 @@ class Pipe:
             pass
 
     def read(self) -> str:
-        """Read what is there."""
+        """Return the available text."""
         try:
             return os.read(self._descriptor, 65536).decode()
         except BlockingIOError:
@@ -67,7 +67,7 @@ def pipe(tmp_path: Path) -> Iterator[Pipe]:
 
 
 async def started(owsla: Owsla, port: int, http: int) -> None:
-    """Start it, and wait until devices are taken: its log says nothing here."""
+    """Start a gateway, and wait until it is ready. Its log cannot be read here."""
     owsla.launch()
     owsla.port = port
 
@@ -81,14 +81,14 @@ async def started(owsla: Owsla, port: int, http: int) -> None:
 
 
 async def chatter(lab: Lab, owsla: Owsla, devices: int = 60) -> None:
-    """Have devices come and go, each with lines in the log."""
+    """Connect and disconnect devices, which write lines to the log."""
     for _ in range(devices):
         device = await lab.device(owsla)
         await device.close()
 
 
 async def log_lines_lost(http: int) -> float:
-    """The sum of all processes."""
+    """Return the number of lines that all processes have lost."""
     return sum(value for name, value in (await metrics(http)).items() if name.startswith("owsla_log_lines_lost_total"))
 
 
@@ -98,7 +98,7 @@ async def log_lines_lost(http: int) -> float:
 async def test_standard_output(
     lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, redirect: str, workers: int | None
 ) -> None:
-    """Standard output that is full from the start, or a closed descriptor, stops neither devices, nor health, nor SIGTERM."""
+    """A full pipe, a full disk or a closed descriptor as standard output stops neither devices, nor health, nor SIGTERM."""
     pipe.fill()
     port, http = free_port(), free_port()
     owsla = lab.new_owsla(
@@ -120,7 +120,7 @@ async def test_standard_output(
 @WORKERS
 @reactor_test
 async def test_read_later(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, workers: int | None) -> None:
-    """What waited is there, in order and whole, when somebody reads."""
+    """Lines that waited can be read later, whole and in order."""
     port, http = free_port(), free_port()
     owsla = lab.new_owsla(broker=embedded.url, port=port, http=http, workers=workers, redirect=f"> {pipe.path}")
     await started(owsla, port, http)
@@ -143,7 +143,7 @@ async def test_read_later(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe,
 @pytest.mark.parametrize("option", ["--logfile=/dev/full", "--logfile=-", "--logger=blocking_log.logger"])
 @reactor_test
 async def test_twistd_options(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, tmp_path: Path, option: str) -> None:
-    """The same where twistd is told to log elsewhere: to a file, to standard output by name, by an operator's own observer."""
+    """The same holds for a log file, for standard output by name, and for an observer of the operator."""
     (tmp_path / "blocking_log.py").write_text(LOGGER.format(fifo=str(pipe.path)))
     port, http = free_port(), free_port()
     owsla = lab.new_owsla(
@@ -165,7 +165,7 @@ async def test_twistd_options(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: P
 
 @reactor_test
 async def test_journal(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """Where standard output is the journal, lines have a priority and no time of their own; another file gets plain ones."""
+    """On the journal, lines have a priority and no time; on any other file they have twistd's format."""
     journal = tmp_path / "journal"
     journal.touch()
     status = journal.stat()
@@ -190,7 +190,7 @@ async def test_journal(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path
 
 @reactor_test
 async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
-    """Where there are too few open files for one device, one line says what is short, and the status is 1."""
+    """A limit of open files that allows no device ends the process with one line and status 1."""
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -207,7 +207,7 @@ async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
 
 @reactor_test
 async def test_failure_with_a_full_pipe(tmp_path: Path, certs_dir: Path, pipe: Pipe) -> None:
-    """A process that cannot start ends with status 1, also where nobody reads its log (here: no pid file)."""
+    """A process that cannot start (here: it cannot write its pid file) ends with status 1, also if nobody reads its log."""
     pipe.fill()
 
     def run() -> int:

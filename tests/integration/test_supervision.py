@@ -1,4 +1,4 @@
-"""The supervision tree of a running gateway: what fails is restarted, and nothing else; what the world does is no failure."""
+"""Supervision of a running gateway: a defect restarts the child that has it, a failure of the outside world nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._support.waiting import block_on, pause, reactor_test, until
 from .test_faults import Run
 from .test_http import ask, http_port, in_thread, tree_command
 
-#: EX_SOFTWARE, as docs/supervision.md says.
+#: EX_SOFTWARE: see docs/supervision.md.
 EXIT_STATUS = 70
 
 CONSUMERS = "owsla/broker/consumers"
@@ -37,16 +37,16 @@ ENDPOINTS = "owsla/listener/endpoints"
 HTTP = "owsla/http"
 CERTIFICATE = "owsla/certificate"
 
-#: Lines that devices say after a failure before it counts as overcome: each of twenty says several.
-SOME = 100
+#: Number of lines that the twenty devices send after a failure, to show that it is overcome.
+LINES_AFTERWARDS = 100
 
-#: Connections in the scenario that ended the original time and again; it took six.
+#: Number of connections that drop at once. Six were enough to end the original.
 MANY = 5000
 
 
 @pytest.fixture
 def lab(tmp_path: Path, certs_dir: Path) -> Iterator[MischiefLab]:
-    """Where a test starts Owslas that can be made to fail."""
+    """Start gateways whose methods can be made to fail."""
     one = MischiefLab(tmp_path, certs_dir)
     yield one
     block_on(one.close())
@@ -54,14 +54,14 @@ def lab(tmp_path: Path, certs_dir: Path) -> Iterator[MischiefLab]:
 
 @pytest.fixture
 def run(rabbitmq: RabbitMQ, lab: MischiefLab) -> Iterator[Run]:
-    """Devices that talk, a back end that answers, and their books; not started."""
+    """Provide devices that talk, a back end that answers, and the record of both; not started."""
     one = Run(rabbitmq, lab)
     yield one
     block_on(one.end())
 
 
 class Tree:
-    """A supervision tree at one time, from /tree."""
+    """Snapshot of the supervision tree, from /tree."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self.nodes: dict[str, dict[str, Any]] = {}
@@ -75,12 +75,12 @@ class Tree:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each was restarted: those that were."""
+        """Number of restarts of each child that was restarted."""
         return {path: node["restarts"] for path, node in self.nodes.items() if node["restarts"]}
 
     @property
     def failures(self) -> int:
-        """Connections that ended by a failure of our own."""
+        """Number of connections that ended with a defect."""
         return int(self.nodes[ENDPOINTS]["failures"])
 
     @property
@@ -93,14 +93,14 @@ class Tree:
 
 
 async def tree_of(owsla: MischievousOwsla) -> Tree:
-    """The tree as it is now."""
+    """Return the present tree."""
     status, text = await ask(await http_port(owsla), "/tree")
     assert status == 200
     return Tree(json.loads(text))
 
 
 async def tree_when(owsla: MischievousOwsla, wanted: Callable[[Tree], bool], timeout: float = 20) -> Tree:
-    """The tree as soon as it is as wanted; the last one seen, if that does not come."""
+    """Return the tree as soon as it meets a condition."""
     for _ in range(int(timeout / 0.1)):
         tree = await tree_of(owsla)
         if wanted(tree):
@@ -110,7 +110,7 @@ async def tree_when(owsla: MischievousOwsla, wanted: Callable[[Tree], bool], tim
 
 
 class Trial:
-    """A run in which one thing after another fails, and what the tree should say of it."""
+    """Run with one failure after another, and the restarts that the tree has to show."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -129,7 +129,7 @@ class Trial:
         provoke: Callable[[], object] | None = None,
         role: str | None = None,
     ) -> None:
-        """Let a method raise once. This child is restarted, and no other; every device stays, and is served."""
+        """Let a method raise once. One child is restarted, and no other; every device stays connected, and is served."""
         fault = await self.owsla.fail(target, when=when, only={"role.name": role} if role else None)
         if provoke is not None:
             provoke()
@@ -138,7 +138,7 @@ class Trial:
         await self.as_expected(fault.text)
 
     async def fails_somewhere(self, target: str, among: set[str]) -> None:
-        """Let a method raise once that several children have. One of them is restarted."""
+        """Let a method that several children have raise once. One of them is restarted."""
         fault = await self.owsla.fail(target)
         await fault.strikes()
         tree = await tree_when(self.owsla, lambda tree: tree.restarts != self.restarts)
@@ -150,7 +150,7 @@ class Trial:
 
     async def ends_one(self, target: str, when: When = "before") -> None:
         """Let a method of one connection raise. That connection ends, and nothing is restarted."""
-        # A confirm may come when the connection has ended: that would be no end of one.
+        # A confirm may come when the connection has ended already: a failure then would end nothing.
         fault = await self.owsla.fail(target, when=when, only={"closing": False})
         await fault.strikes()
         self.failures += 1
@@ -158,7 +158,7 @@ class Trial:
         await self.as_expected(fault.text)
 
     async def as_expected(self, text: str) -> None:
-        """The tree says what it should; every device is served, a fresh one too; there is one traceback."""
+        """Check that the tree is as expected, that all devices and a new one are served, and that there is one traceback."""
         fleet = self.run.fleet
         count = len(fleet.devices)
 
@@ -174,7 +174,7 @@ class Trial:
         assert len(found) == 1, f"{text}: {len(found)} tracebacks\n" + "".join(found)
 
     async def served(self) -> None:
-        """Every device is served, and so is a fresh one."""
+        """Check that every device is served, and a new one too."""
         fleet = self.run.fleet
         before = [len(device.acknowledged) for device in fleet.devices]
         await until(
@@ -182,21 +182,21 @@ class Trial:
             30,
             "acknowledgements for every device",
         )
-        await fleet.talk(SOME)
+        await fleet.talk(LINES_AFTERWARDS)
         fresh = await self.run.lab.device(self.owsla)
         fresh.send_line(b"fresh 0 0 ")
         await fresh.lines.find(lambda line: line == b"re fresh 0 0", 30)
         await fresh.close()
 
     async def finish(self) -> None:
-        """Balance the books."""
+        """Check that nothing was lost, duplicated or out of order."""
         run = self.run
         await run.fleet.hush()
         await run.backend.settled()
         run.backend.heard = [heard for heard in run.backend.heard if not heard[2].startswith(b"fresh")]
         for session in run.fleet.sessions:
-            session.uncertain = not session.open  # what was handed over to it may not have been read
-        run.outages = len(run.owsla.lines("Broker lost"))  # a failure of a connection's is not the broker's loss
+            session.uncertain = not session.open  # messages that were written to it may not have been read
+        run.outages = len(run.owsla.lines("Broker lost"))  # a connection that failed is not a lost broker
         await run.finish(in_order=True)
 
 
@@ -206,12 +206,12 @@ async def trial(run: Run, **options: Any) -> Trial:
     return Trial(run)
 
 
-# -- Each child, in each way -------------------------------------------------------------------------------------------
+# -- Each child, in each method ----------------------------------------------------------------------------------------
 
 
 @reactor_test
 async def test_broker_handlers(run: Run) -> None:
-    """A failure in a consumer's, the producer's or the courier's handler restarts that one; the books balance."""
+    """A failure in a handler of the consumers, the producer or the courier restarts that one; nothing is lost."""
     it = await trial(run)
     await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)
     await it.fails("owsla.broker.lines:Producer.confirmed", PRODUCER)
@@ -223,7 +223,7 @@ async def test_broker_handlers(run: Run) -> None:
 
 @reactor_test
 async def test_broker_connections(run: Run) -> None:
-    """A failure in a connection's own coroutine, at whichever step after a loss, restarts that connection alone."""
+    """A failure at any step of a connection's coroutine after a loss restarts that connection alone."""
     it = await trial(run)
     cut = run.proxy.cut
     await it.fails("owsla.broker.connection:BrokerConnection._wait", PRODUCER, provoke=cut, role="producer")
@@ -236,8 +236,8 @@ async def test_broker_connections(run: Run) -> None:
 
 @reactor_test
 async def test_broker_timers(run: Run) -> None:
-    """A failure in a timer of a connection's, in what is sent at the end of a turn, or in the registrar's work restarts that
-    one; nothing is lost.
+    """A failure in a timer of a broker connection, in the writes at the end of a turn, or in the registrar restarts that one;
+    nothing is lost.
     """
     it = await trial(run)
     await it.fails_somewhere("owsla.broker.client:BrokerProtocol._listen_and_speak", BROKER)
@@ -249,7 +249,7 @@ async def test_broker_timers(run: Run) -> None:
 
 @reactor_test
 async def test_listener(run: Run) -> None:
-    """A failure in a timer of the listener's, or while it accepts, restarts it alone: devices stay connected."""
+    """A failure in a timer of the port, or while it accepts, restarts it alone: devices stay connected."""
     it = await trial(run)
     await it.fails("owsla.device.port:Listener._tick", PORT)
     await it.fails("owsla.device.port:Listener._sweep", PORT, when="after")
@@ -265,7 +265,7 @@ async def test_listener(run: Run) -> None:
 
 @reactor_test
 async def test_hangup_watch(run: Run) -> None:
-    """A failure in what watches paused connections restarts the listener, which it belongs to."""
+    """A failure in the watch of paused connections restarts the port, which owns it."""
     it = await trial(run)
 
     mark = run.owsla.mark()
@@ -273,7 +273,7 @@ async def test_hangup_watch(run: Run) -> None:
     await run.proxy.refuse()
     run.proxy.cut()
     await run.owsla.wait_for_line("Broker lost", start=mark)
-    await pause(1)  # by then each has talked, and is not read
+    await pause(1)  # by then each device has sent lines, and is paused
     run.fleet.devices[0].abort()
     await fault.strikes()
     await run.proxy.start()
@@ -285,7 +285,7 @@ async def test_hangup_watch(run: Run) -> None:
 
 @reactor_test
 async def test_certificate_watch(run: Run) -> None:
-    """A failure in what looks at the certificate closes no device: nothing depends on it."""
+    """A failure in the certificate watch restarts it alone: devices stay connected."""
     it = await trial(run)
     await it.fails("owsla.tls.expiry:ExpiryWatch._look", CERTIFICATE)
     await it.finish()
@@ -293,7 +293,7 @@ async def test_certificate_watch(run: Run) -> None:
 
 @reactor_test
 async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
-    """A failure in a timer of the HTTP server's restarts it, on its port; one in a page is an answer 500, and no restart."""
+    """A failure in a timer of the HTTP server restarts it on its port. One in a page is a response 500, and no restart."""
     gateway = await lab.gateway(embedded.url)
     owsla = mischievous(gateway)
     device = await lab.device(gateway)
@@ -312,7 +312,7 @@ async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_endpoints(run: Run) -> None:
-    """A failure in a connection closes that one, and is counted; nothing is restarted, nothing is lost."""
+    """A failure in a connection closes that one, and is counted. Nothing is restarted, nothing is lost."""
     it = await trial(run)
     await it.ends_one("owsla.device.protocol:Endpoint.dataReceived")
     await it.ends_one("owsla.device.protocol:Endpoint.lineReceived", when="after")
@@ -323,7 +323,7 @@ async def test_endpoints(run: Run) -> None:
 
 @reactor_test
 async def test_a_message_that_hurts(run: Run) -> None:
-    """A failure while one device is given a message, or told what is safe, ends that connection, and nobody else's."""
+    """A failure while a message or an acknowledgement is sent to a device ends that connection alone."""
     it = await trial(run)
     await it.ends_one("owsla.device.protocol:Endpoint.send")
     await it.ends_one("owsla.device.protocol:Endpoint.confirmed")
@@ -332,7 +332,7 @@ async def test_a_message_that_hurts(run: Run) -> None:
 
 @reactor_test
 async def test_resumed(run: Run) -> None:
-    """A failure of one connection when it is read again after an outage ends that one; the others are read again."""
+    """A failure of one connection that resumes after an outage ends that one; the others resume."""
     it = await trial(run)
     fault = await it.owsla.fail("owsla.device.protocol:Endpoint.resume")
     run.proxy.cut()
@@ -345,7 +345,7 @@ async def test_resumed(run: Run) -> None:
 
 @reactor_test
 async def test_an_end_that_fails(run: Run) -> None:
-    """A failure while a connection is taken leave of is counted, and leaves nothing behind: no child, no place taken."""
+    """A failure while a connection is cleaned up is counted, and leaves neither a child nor a used slot behind."""
     it = await trial(run)
     fault = await it.owsla.fail("owsla.device.protocol:Endpoint._wind_up")
     run.fleet.devices[0].abort()
@@ -360,7 +360,7 @@ async def test_an_end_that_fails(run: Run) -> None:
 
 
 def mischievous(gateway: Gateway) -> MischievousOwsla:
-    """The Owsla of a gateway."""
+    """Return the process of a gateway."""
     assert isinstance(gateway.owsla, MischievousOwsla)
     return gateway.owsla
 
@@ -379,7 +379,7 @@ def mischievous(gateway: Gateway) -> MischievousOwsla:
 )
 @reactor_test
 async def test_give_up(lab: MischiefLab, embedded: EmbeddedBrokerProcess, target: str, child: str) -> None:
-    """What fails again and again ends the process: status 70, one line that says what, how often, why; no pid file left."""
+    """Repeated failures end the process with status 70 and one line with child, count and reason; the pid file is removed."""
     proxy = await lab.proxy(embedded.port)
     gateway = await lab.gateway(proxy.url, backend=False)
     backend = await lab.backend(embedded.url, gateway.from_device)
@@ -414,11 +414,11 @@ async def test_give_up(lab: MischiefLab, embedded: EmbeddedBrokerProcess, target
         await device.closed(1)
 
 
-# -- What the world does -----------------------------------------------------------------------------------------------
+# -- Failures of the outside world -------------------------------------------------------------------------------------
 
 
 def connect(port: int, ca: Path, count: int) -> list[ssl.SSLSocket]:
-    """Connect so many devices."""
+    """Connect this number of devices."""
     context = ssl.create_default_context(cafile=ca)
 
     def one(_: int) -> ssl.SSLSocket:
@@ -429,7 +429,7 @@ def connect(port: int, ca: Path, count: int) -> list[ssl.SSLSocket]:
 
 
 def drop(sockets: list[ssl.SSLSocket]) -> float:
-    """Drop all of them, every second one with a reset; seconds that it took."""
+    """Drop all connections, every second one with a reset. Return the seconds that it took."""
     began = time.monotonic()
     for number, one in enumerate(sockets):
         if number % 2:
@@ -439,7 +439,7 @@ def drop(sockets: list[ssl.SSLSocket]) -> float:
 
 
 def fail_handshakes(port: int, count: int) -> None:
-    """Begin so many handshakes that come to nothing: nonsense, half a greeting, silence; with and without a reset."""
+    """Begin this number of handshakes that fail: other protocols, half a ClientHello, silence; with and without a reset."""
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
     def one(number: int) -> None:
@@ -455,7 +455,7 @@ def fail_handshakes(port: int, count: int) -> None:
 
 @reactor_test
 async def test_many_drop(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
-    """Five thousand connections that drop in one second, and as many failed handshakes, restart nothing and count nowhere."""
+    """5,000 connections that drop in one second, and as many failed handshakes, restart nothing and are no failures."""
     gateway = await lab.gateway(embedded.url, max_connections=MANY + 1000)
     owsla = mischievous(gateway)
     device = await lab.device(gateway)
@@ -484,7 +484,7 @@ async def test_many_drop(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> N
 
 @reactor_test
 async def test_outage(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
-    """A broker that refuses connections, and then one that takes them and hangs, restart nothing, however long it lasts."""
+    """A broker that refuses connections, and then accepts them and hangs, restarts nothing."""
     proxy = await lab.proxy(embedded.port)
     gateway = await lab.gateway(proxy.url, backend=False, heartbeat="2s")
     gateway._backend = await lab.backend(embedded.url, gateway.from_device)
@@ -509,12 +509,12 @@ async def test_outage(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None
         assert (tree.restarts, tree.failures, tree.all_run, tree.devices) == ({}, 0, True, 1)
 
 
-# -- Looked at ---------------------------------------------------------------------------------------------------------
+# -- The tree command --------------------------------------------------------------------------------------------------
 
 
 @reactor_test
 async def test_looked_at(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
-    """`owsla tree` shows the design's tree, and after a failure how often what was restarted, and why."""
+    """`owsla tree` shows the whole tree, and after a failure the number of restarts and the reason."""
     gateway = await lab.gateway(embedded.url)
     owsla = mischievous(gateway)
     await lab.device(gateway)

@@ -1,6 +1,6 @@
-"""Makes Owsla's own dialects known by their names."""
+"""Twisted plugins for the dialects that come with Owsla."""
 
 from owsla.dialects import DialectPlugin
 
-login = DialectPlugin("login", "owsla.dialects.login:Login", "a device says who it is before anything else")
-turnstile = DialectPlugin("turnstile", "owsla.dialects.turnstile:Turnstile", "a coin-operated turnstile, as an example")
+login = DialectPlugin("login", "owsla.dialects.login:Login", "a device identifies itself in its first line")
+turnstile = DialectPlugin("turnstile", "owsla.dialects.turnstile:Turnstile", "example: a coin-operated turnstile")

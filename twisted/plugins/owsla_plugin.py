@@ -1,4 +1,4 @@
-"""Makes ``twistd owsla`` known to Twisted."""
+"""Twisted plugin for the command `twistd owsla`."""
 
 from twisted.application.service import ServiceMaker
 
@@ -10,7 +10,7 @@ class OwslaMaker(ServiceMaker):
 
     @property
     def options(self):  # type: ignore[no-untyped-def]  # as in Twisted
-        """Load the options. twistd asks for them when `owsla` is the chosen command, and the import takes most of the start."""
+        """Options of the command. twistd reads them only if the command is `owsla`; their import takes most of the start."""
         ignore_early_signals()
         return super().options
 
@@ -18,6 +18,6 @@ class OwslaMaker(ServiceMaker):
 owsla = OwslaMaker(
     "Owsla",
     "owsla.tap",
-    "A gateway between devices that speak lines over TLS and a RabbitMQ.",
+    "Gateway between RabbitMQ and devices that speak lines over TLS.",
     "owsla",
 )

@@ -1,4 +1,4 @@
-"""A queue before observers that block."""
+"""Log queue in front of observers that block."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from twisted.logger import ILogObserver, Logger, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.log import LoggedService, LogQueue
+from owsla.log import LoggingService, LogQueue
 
 PATIENCE = 30.0
 
 
 class Slow:
-    """An observer that blocks until it is let go, and fails when told to."""
+    """Observer that blocks until `go` is set, and then may fail."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -45,7 +45,7 @@ class QueueTests(SynchronousTestCase):
         self.addCleanup(self.observer.go.set)
 
     def test_never_blocks(self) -> None:
-        """Logging returns while a write blocks; what waited is written in order."""
+        """Logging returns while a write blocks, and the waiting events are written in order."""
         for number in range(5):
             self.log.info("line {number}", number=number)
         self.assertEqual(self.observer.texts, [])
@@ -56,7 +56,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.queue.lost, 0)
 
     def test_bounded(self) -> None:
-        """What is too much is lost and counted, and a line in its place says how much it was."""
+        """Events past the limit are lost and counted, and a line in their place reports their number."""
         for number in range(100):
             self.log.info("line {number}", number=number)
         lost = self.queue.lost
@@ -76,7 +76,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.queue.lost, lost)
 
     def test_cannot_be_written(self) -> None:
-        """A disk that is full loses lines, which are counted; the first one that can be written again is told of them."""
+        """Lines lost to a full disk are counted, and reported before the first line that can be written again."""
         self.observer.go.set()
         self.observer.error = OSError(28, "No space left on device")
         for number in range(3):
@@ -89,7 +89,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.observer.texts, ["The log has lost 3 lines here: no space left on device", "the next"])
 
     def test_broken_observer(self) -> None:
-        """An observer of somebody else's that raises anything is no reason to end."""
+        """Any exception of an observer is a lost line, and the queue goes on."""
         self.observer.go.set()
         self.observer.error = RuntimeError("a defect")
         self.log.info("line")
@@ -100,7 +100,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.observer.texts[0], "The log has lost 1 line here: RuntimeError: a defect")
 
     def test_text_is_fixed(self) -> None:
-        """A line is what it was when it was logged, though it is written later."""
+        """A line is formatted when it is logged, not when it is written."""
         devices = ["one"]
         self.log.info("{devices}", devices=devices)
         devices.clear()
@@ -109,7 +109,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(self.observer.texts, ["['one']"])
 
     def test_failures(self) -> None:
-        """A traceback is a part of the text; somebody else's observer gets the failure itself."""
+        """A traceback is a part of the text. With keep_failures an observer gets the failure instead."""
         own = Slow()
         own.go.set()
         queue = LogQueue([own], keep_failures=True)
@@ -133,19 +133,19 @@ class ServiceTests(SynchronousTestCase):
         self.observer = Slow()
         self.reactor: Any = MemoryReactorClock()
 
-    def service(self, **options: Any) -> LoggedService:
-        service = LoggedService(self.reactor, self.queue, publisher=self.publisher, **options)
+    def service(self, **options: Any) -> LoggingService:
+        service = LoggingService(self.reactor, self.queue, publisher=self.publisher, **options)
         Service().setServiceParent(service)
         return service
 
     def test_instead_of_twistd(self) -> None:
-        """Where twistd would log to standard output the application has this log, and twistd takes it."""
+        """Where twistd would log to standard output, it takes this log from the application."""
         application: Any = Application("owsla")
         self.service(replaces_twistd=True).setServiceParent(application)
         self.assertIs(ILogObserver(application), self.queue)
 
     def test_behind_the_queue(self) -> None:
-        """Otherwise what twistd has installed is called behind the queue from the start of the service on."""
+        """Otherwise the observers that twistd has installed move behind the queue at the start of the service."""
         self.publisher.addObserver(self.observer)
         application: Any = Application("owsla")
         service = self.service()
@@ -160,7 +160,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(self.observer.texts, ["a line"])
 
     def test_stopped(self) -> None:
-        """A reactor that has stopped is a process that ends in order."""
+        """After a stop of the reactor the process ends with status 0."""
         self.service().startService()
         statuses: list[int] = []
         self.patch(os, "_exit", statuses.append)
@@ -168,24 +168,22 @@ class ServiceTests(SynchronousTestCase):
         self.patch(self.queue, "flush", lambda: False)
         for call, args, kwargs in self.reactor.triggers["after"]["shutdown"]:
             call(*args, **kwargs)
-        self.queue.end()
+        self.queue.flush_or_exit()
         self.assertEqual(statuses, [0])
 
 
 class EndTests(SynchronousTestCase):
     def test_end(self) -> None:
-        """At the end of the process what waits is written, or given up after a while. Then the status tells whether the process
-        had stopped in order.
-        """
+        """A flush at the end that takes too long ends the process: status 0 after a clean stop, 1 otherwise."""
         statuses: list[int] = []
         self.patch(os, "_exit", statuses.append)
         observer = Slow()
         queue = LogQueue([observer])
-        queue.end()
+        queue.flush_or_exit()
         self.assertEqual(statuses, [])
         self.patch(queue, "flush", lambda: False)
-        queue.end()
+        queue.flush_or_exit()
         self.assertEqual(statuses, [1])
-        queue.stopped()
-        queue.end()
+        queue.note_clean_stop()
+        queue.flush_or_exit()
         self.assertEqual(statuses, [1, 0])

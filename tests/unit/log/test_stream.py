@@ -1,4 +1,4 @@
-"""Lines on a file descriptor."""
+"""Log observer for a file descriptor."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class StreamTests(SynchronousTestCase):
         return os.read(self.reading, 65536).decode()
 
     def test_plain(self) -> None:
-        """A line has a time, where it is from, its level and its text: twistd's own form."""
+        """A line has twistd's format: time, namespace, level and text."""
         StreamObserver(self.writing)(event("It works", LogLevel.warn))
         self.assertRegex(self.read(), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[owsla#warn\] It works\n$")
 
     def test_traceback(self) -> None:
-        """A traceback follows, once, and its lines are indented."""
+        """A traceback follows the message once, and its lines are indented."""
         try:
             raise ValueError("no")
         except ValueError:
@@ -44,7 +44,7 @@ class StreamTests(SynchronousTestCase):
         self.assertTrue(all(line.startswith("\t") for line in text.splitlines()[1:]), text)
 
     def test_journal(self) -> None:
-        """The journal gets a priority for each line, no time, and no name but that of a part."""
+        """Each line for the journal has a priority, no time, and only the namespace below owsla."""
         observer = StreamObserver(self.writing, journal=True)
         for level in (LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.error, LogLevel.critical):
             observer(event("text", level))
@@ -58,13 +58,13 @@ class StreamTests(SynchronousTestCase):
         )
 
     def test_non_blocking(self) -> None:
-        """A descriptor that somebody else has made non-blocking still gets whole lines."""
+        """A descriptor that another program has made non-blocking gets whole lines."""
         fcntl.fcntl(self.writing, fcntl.F_SETFL, fcntl.fcntl(self.writing, fcntl.F_GETFL) | os.O_NONBLOCK)
         StreamObserver(self.writing)(event("It works"))
         self.assertTrue(self.read().endswith("It works\n"))
 
     def test_torn(self) -> None:
-        """The line after one that was written halfway begins on a line of its own."""
+        """The event after a line that was written in part begins a new line."""
         sizes: Iterator[int | OSError] = iter([5, OSError(errno.ENOSPC, "No space left on device")])
         write = os.write
 
@@ -84,7 +84,7 @@ class StreamTests(SynchronousTestCase):
 
 class JournalTests(SynchronousTestCase):
     def test_recognised(self) -> None:
-        """Standard output is the journal where its device and inode are those of JOURNAL_STREAM."""
+        """A descriptor is the journal if its device and inode are those of JOURNAL_STREAM."""
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)
         self.addCleanup(os.close, writing)

@@ -1,4 +1,4 @@
-"""Text from outside in a line of a log."""
+"""Text of log lines."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ def event(text: str, **values: Any) -> dict[str, Any]:
 
 class EscapedTests(SynchronousTestCase):
     def test_printable(self) -> None:
-        """Text that a terminal can show stays as it is, in any script."""
+        """Printable text stays as it is, in any script."""
         for text in ("", "a b", "Gerät 7", "装置", "a\\nb"):
             self.assertEqual(escaped(text), text)
 
     def test_controls(self) -> None:
-        """Nothing moves a cursor, begins a line or turns the direction of writing."""
+        """Characters that move the cursor, begin a line or change the direction of writing are escaped."""
         self.assertEqual(
             escaped("a\nb\r\t\x1b[2J\x00\x9b\u202e\u2028\udce9"), "a\\nb\\r\\t\\x1b[2J\\x00\\x9b\\u202e\\u2028\\udce9"
         )
 
     def test_bounded(self) -> None:
-        """A text that is too long is cut, and says how long it was."""
+        """A text that is too long is cut, and its length is appended."""
         self.assertEqual(escaped("x" * 100, 10), "x" * 10 + "… (100 characters)")
         self.assertLess(len(escaped("\x1b" * 10_000_000)), 20_000)
 
 
 class MessageTests(SynchronousTestCase):
     def test_forged_line(self) -> None:
-        """A name with a newline does not begin a line of its own."""
+        """A newline in a name does not begin a new line."""
         self.assertEqual(with_traceback(event("evil\n2026-11-28T00:00:00+0000 [owsla#info] forged")).count("\n"), 0)
 
     def test_traceback(self) -> None:
-        """A traceback's lines are lines; what an exception says is escaped in them."""
+        """The lines of a traceback stay lines, and the message of the exception is escaped."""
         try:
             raise ValueError("from outside: \x1b[2J")
         except ValueError:
@@ -48,11 +48,11 @@ class MessageTests(SynchronousTestCase):
         self.assertIn("ValueError: from outside: \\x1b[2J", text)
 
     def test_escaped_before(self) -> None:
-        """A worker's text, escaped there, keeps its lines in its parent."""
+        """Text that was escaped in a worker keeps its lines in the parent."""
         self.assertEqual(with_traceback(event("It failed\nTraceback", **{ESCAPED: True})), "It failed\nTraceback")
 
     def test_odd_exception(self) -> None:
-        """An exception that cannot be printed hurts nobody."""
+        """An exception whose __str__ fails is logged without a traceback."""
 
         class Odd(Exception):
             def __str__(self) -> str:
