@@ -3,7 +3,7 @@
 The reference is RabbitMQ 3.10.8: codes, reply texts and behaviour follow it unless a comment names a difference, and
 `tests/integration/test_embedded.py` runs the same cases against both. Streams are refused (540). Queue arguments that
 `policy.QueuePolicy` and `policy.UNSUPPORTED_ARGUMENTS` do not name are accepted and have no effect, like unknown arguments in
-RabbitMQ. `docs/guarantees.md` tells users what is missing.
+RabbitMQ. `docs/guarantees.md` lists for users which features are missing.
 
 How the modules fit together:
 

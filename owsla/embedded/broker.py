@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from .dead_letters import make_dead_letter
 from .errors import AMQPError, inequivalent, no_exchange, no_queue, queue_locked
-from .exchanges import EXCHANGE_TYPES, Destination, Exchange
+from .exchanges import EXCHANGE_TYPES, Destination, ServerExchange
 from .memory import MemoryAccount
 from .messages import Message
-from .queues import Queue
+from .queues import ServerQueue
 from .replies import REPLY_TO, ReplyConsumer
 
 
@@ -52,9 +52,10 @@ class Broker:
         self._wake = wake
         self._wall = wall
         self.memory = MemoryAccount(memory_limit)
-        self.queues: dict[str, Queue] = {}
-        self.exchanges: dict[str, Exchange] = {
-            name: Exchange(name, kind, durable=True)
+        self.queues: dict[str, ServerQueue] = {}
+        # The exchanges that RabbitMQ declares in each virtual host.
+        self.exchanges: dict[str, ServerExchange] = {
+            name: ServerExchange(name, kind, durable=True)
             for name, kind in [
                 ("amq.direct", "direct"),
                 ("amq.fanout", "fanout"),
@@ -63,15 +64,15 @@ class Broker:
                 ("amq.topic", "topic"),
             ]
         }
-        self.exchanges["amq.rabbitmq.trace"] = Exchange("amq.rabbitmq.trace", "topic", durable=True, internal=True)
+        self.exchanges["amq.rabbitmq.trace"] = ServerExchange("amq.rabbitmq.trace", "topic", durable=True, internal=True)
         self._replies: dict[str, ReplyConsumer] = {}
-        self._expiring: set[Queue] = set()
-        self._dead_letters: deque[tuple[Queue, Message, str]] = deque()
+        self._expiring: set[ServerQueue] = set()
+        self._dead_letters: deque[tuple[ServerQueue, Message, str]] = deque()
         self._dead_lettering = False
 
     # -- time --------------------------------------------------------------------------------------------------------------
 
-    def schedule_expiry(self, queue: Queue, when: float) -> None:
+    def schedule_expiry(self, queue: ServerQueue, when: float) -> None:
         """Request a sweep at the time at which a message of the queue, or the queue, expires."""
         self._expiring.add(queue)
         self._wake(when)
@@ -99,6 +100,7 @@ class Broker:
 
     def publish(self, message: Message, ttl: int | None = None, copies: Iterable[str] = ()) -> PublishResult:
         """Publish a message to the queues of its routing key and of the routing keys `copies`."""
+        # The common case, the default exchange with one routing key, without the routing.
         if not message.exchange and not copies:
             queue = self.queues.get(message.routing_key)
             if queue is not None:
@@ -106,7 +108,7 @@ class Broker:
         queues = self.route(message.exchange, [message.routing_key, *copies], message)
         return PublishResult(bool(queues), self.enqueue(queues, message, ttl))
 
-    def enqueue(self, queues: Iterable[Queue], message: Message, ttl: int | None = None) -> bool:
+    def enqueue(self, queues: Iterable[ServerQueue], message: Message, ttl: int | None = None) -> bool:
         """Publish a message to queues. Return whether all of them accepted it."""
         # Hold the message meanwhile: a first queue that delivers and releases it at once must not end its accounting before
         # the second queue holds it.
@@ -117,7 +119,7 @@ class Broker:
         self.memory.release(message)
         return accepted
 
-    def route(self, exchange: str, keys: Iterable[str], message: Message) -> list[Queue]:
+    def route(self, exchange: str, keys: Iterable[str], message: Message) -> list[ServerQueue]:
         """Return the queues for a message to this exchange with these routing keys, each once. Raise 404 without the exchange.
 
         A direct reply is delivered here, since it goes to no queue.
@@ -130,19 +132,20 @@ class Broker:
         first = self.exchanges.get(exchange)
         if first is None:
             raise no_exchange(exchange)
-        found: dict[Queue, None] = {}
-        seen = {first}
+        found: dict[ServerQueue, None] = {}
+        seen = {first}  # exchanges may be bound in a loop
         todo = [first]
         while todo:
             current = todo.pop()
             destinations = [destination for key in keys for destination in current.route(key, message)]
+            # As in RabbitMQ, the alternate exchange gets what no binding of this exchange matched.
             if not destinations:
                 alternate = self.exchanges.get(current.arguments.get("alternate-exchange", ""))
                 destinations = [alternate] if alternate is not None else []
             for destination in destinations:
-                if isinstance(destination, Queue):
+                if isinstance(destination, ServerQueue):
                     found[destination] = None
-                elif isinstance(destination, Exchange) and destination not in seen:
+                elif isinstance(destination, ServerExchange) and destination not in seen:
                     seen.add(destination)
                     todo.append(destination)
         return list(found)
@@ -169,7 +172,7 @@ class Broker:
 
     # -- dead letters ------------------------------------------------------------------------------------------------------
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: ServerQueue, message: Message, reason: str) -> None:
         """Publish a message that a queue dropped to the dead-letter exchange of the queue."""
         # A dead letter can make the next queue drop a message, and so on: a list of them instead of recursion, which a long
         # chain of queues would overflow.
@@ -186,7 +189,7 @@ class Broker:
         finally:
             self._dead_lettering = False
 
-    def _publish_dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def _publish_dead_letter(self, queue: ServerQueue, message: Message, reason: str) -> None:
         exchange = queue.policy.dead_letter_exchange or ""
         if exchange and exchange not in self.exchanges:
             return
@@ -199,7 +202,7 @@ class Broker:
 
     # -- queues ------------------------------------------------------------------------------------------------------------
 
-    def queue(self, name: str, owner: object) -> Queue:
+    def queue(self, name: str, owner: object) -> ServerQueue:
         """Return the queue of this name. Raise 404 if it does not exist, 405 if it is exclusive to another connection."""
         queue = self.queues.get(name)
         if queue is None:
@@ -217,7 +220,7 @@ class Broker:
         exclusive: bool = False,
         auto_delete: bool = False,
         arguments: dict[str, Any] | None = None,
-    ) -> Queue:
+    ) -> ServerQueue:
         """Create a queue, or check that the existing one is equivalent. Without a name the queue gets a generated one."""
         arguments = arguments or {}
         queue = self.queues.get(name) if name else None
@@ -227,12 +230,13 @@ class Broker:
             queue.check_equivalent(durable=durable, auto_delete=auto_delete, arguments=arguments)
             queue.mark_used()
             return queue
+        # RabbitMQ reserves the names of direct replies: one that is not in use cannot be declared.
         if name.startswith(REPLY_TO):
             raise no_queue(name)
         if name.startswith("amq."):
             raise AMQPError(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
         name = name or unique_name("amq.gen-")
-        queue = Queue(
+        queue = ServerQueue(
             name,
             self._now,
             self,
@@ -256,13 +260,13 @@ class Broker:
             raise AMQPError(406, f"queue '{name}' in vhost '/' not empty")
         return self._remove_queue(queue)
 
-    def _remove_queue(self, queue: Queue) -> int:
+    def _remove_queue(self, queue: ServerQueue) -> int:
         del self.queues[queue.name]
         self._expiring.discard(queue)
         self._unbind_all(queue)
         return queue.delete()
 
-    def consumer_removed(self, queue: Queue) -> None:
+    def consumer_removed(self, queue: ServerQueue) -> None:
         """Delete an auto-delete queue after its last consumer."""
         if queue.auto_delete and not queue.consumers and not queue.deleted:
             self._remove_queue(queue)
@@ -274,7 +278,7 @@ class Broker:
 
     # -- exchanges ---------------------------------------------------------------------------------------------------------
 
-    def exchange(self, name: str) -> Exchange:
+    def exchange(self, name: str) -> ServerExchange:
         """Return the exchange of this name. Raise 404 if it does not exist, and 403 for the default exchange."""
         if not name:
             raise AMQPError(403, "operation not permitted on the default exchange")
@@ -292,7 +296,7 @@ class Broker:
         auto_delete: bool = False,
         internal: bool = False,
         arguments: dict[str, Any] | None = None,
-    ) -> Exchange:
+    ) -> ServerExchange:
         """Create an exchange, or check that the existing one is equivalent."""
         if kind not in EXCHANGE_TYPES:
             raise AMQPError(503, f"unknown exchange type '{kind}'")
@@ -318,7 +322,7 @@ class Broker:
         alternate = arguments.get("alternate-exchange")
         if alternate is not None and not isinstance(alternate, str):
             raise AMQPError(406, f"invalid arg 'alternate-exchange' for exchange '{name}' in vhost '/'")
-        exchange = Exchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
+        exchange = ServerExchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
         self.exchanges[name] = exchange
         return exchange
 
@@ -351,7 +355,7 @@ class Broker:
             if exchange.unbind_all(destination):
                 self._auto_delete(exchange)
 
-    def _auto_delete(self, exchange: Exchange) -> None:
+    def _auto_delete(self, exchange: ServerExchange) -> None:
         """Delete an auto-delete exchange after its last binding."""
         if exchange.auto_delete and not exchange.bindings and self.exchanges.get(exchange.name) is exchange:
             del self.exchanges[exchange.name]

@@ -27,7 +27,7 @@ from .channel_output import ChannelOutput
 from .declarations import Declarations, encode_name
 from .errors import AMQPError, type_name
 from .messages import Message
-from .queues import Queue, QueueConsumer, QueuedMessage
+from .queues import QueueConsumer, QueuedMessage, ServerQueue
 from .replies import REPLY_TO, ReplyConsumer
 from .transactions import Settlement, Settlements, Transaction, UnackedDelivery
 
@@ -44,7 +44,7 @@ class ChannelConsumer(QueueConsumer):
     def __init__(
         self,
         tag: str,
-        queue: Queue,
+        queue: ServerQueue,
         channel: ChannelConsumers,
         *,
         prefetch: int,
@@ -101,7 +101,7 @@ class ChannelConsumers:
         self._transaction = transaction
         self._broker = output.connection.broker
         self._prefetch = 0
-        """Limit of the unacknowledged deliveries to all consumers of the channel together; 0 is none, here and below."""
+        """Limit of the unacknowledged deliveries to all consumers of the channel together; 0 means no limit, here and below."""
         self._consumer_prefetch = 0
         """Limit of the unacknowledged deliveries to each consumer that is added later."""
         self._unacked_count = 0
@@ -135,6 +135,7 @@ class ChannelConsumers:
         """Dispatch the stalled queues of all consumers, since the channel has room again."""
         if self._replies is not None:
             self._replies.serve()
+        # A copy, since a delivery can end in a cancellation, and the fair order changes the dictionary.
         for tag, consumer in list(self._consumers.items()):
             if consumer.queue.is_stalled():
                 before = self._delivery_tag
@@ -160,6 +161,7 @@ class ChannelConsumers:
         consumers, self._consumers = self._consumers, {}
         for consumer in consumers.values():
             consumer.queue.remove(consumer)
+        # Auto-delete queues last: a queue may have several consumers of this channel.
         for consumer in consumers.values():
             self._broker.consumer_removed(consumer.queue)
 
@@ -178,6 +180,7 @@ class ChannelConsumers:
         """Make the deliveries of a transaction unacknowledged again."""
         back = [delivery for _, taken in settlements for delivery in taken]
         if back:
+            # `_take` with `multiple` relies on the order of the tags.
             back = sorted([*back, *self.unacked.values()], key=lambda delivery: delivery.tag)
             self.unacked = OrderedDict((delivery.tag, delivery) for delivery in back)
 
@@ -203,6 +206,7 @@ class ChannelConsumers:
             if delivery is None:
                 raise AMQPError(406, f"unknown delivery tag {tag}")
             return [delivery]
+        # RabbitMQ refuses a multiple ack of an unknown tag as well, except 0, which means all.
         if tag and tag not in unacked:
             raise AMQPError(406, f"unknown delivery tag {tag}")
         taken: list[UnackedDelivery] = []
@@ -212,7 +216,7 @@ class ChannelConsumers:
 
     def _remove(self, taken: Iterable[UnackedDelivery], finish: Callable[[UnackedDelivery], None]) -> None:
         """Finish deliveries, and dispatch the queues that were stalled for them."""
-        stalled: dict[Queue, None] = {}
+        stalled: dict[ServerQueue, None] = {}
         was_full = bool(self._prefetch) and self._unacked_count >= self._prefetch
         for delivery in taken:
             if self._count_settled(delivery):
@@ -225,7 +229,8 @@ class ChannelConsumers:
                 queue.dispatch()
 
     def _requeue(self, taken: list[UnackedDelivery], *, rejected: bool = False) -> None:
-        by_queue: dict[Queue, list[QueuedMessage]] = {}
+        # One call per queue: the queue sorts the returned messages in once, before it delivers any of them.
+        by_queue: dict[ServerQueue, list[QueuedMessage]] = {}
         for delivery in taken:
             self._count_settled(delivery)
             by_queue.setdefault(delivery.queue, []).append(delivery.queued)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from owsla.amqp import wire
 
 from .messages import NO_HEADERS, Message, fits_frame
-from .queues import Queue
+from .queues import ServerQueue
 
 
 class DeadLetter(NamedTuple):
@@ -24,7 +24,7 @@ class DeadLetter(NamedTuple):
         )
 
 
-def make_dead_letter(queue: Queue, message: Message, reason: str, time: float) -> DeadLetter | None:
+def make_dead_letter(queue: ServerQueue, message: Message, reason: str, time: float) -> DeadLetter | None:
     """Copy the message with its history in the header `x-death`, or return `None` if it cannot be encoded again.
 
     The history grows with each death. If the header would not fit a frame, the oldest half of it is left out, repeatedly.
@@ -35,6 +35,7 @@ def make_dead_letter(queue: Queue, message: Message, reason: str, time: float) -
     headers = message.headers()
     keys = [message.routing_key, *(key for key in _list(headers.get("CC")) if isinstance(key, str))]
     deaths = [death for death in _list(headers.get("x-death")) if isinstance(death, dict)]
+    # RabbitMQ keeps one entry per queue and reason, with a count, and moves it to the front.
     death = next((d for d in deaths if d.get("queue") == queue.name and d.get("reason") == reason), None)
     if death is None:
         death = {

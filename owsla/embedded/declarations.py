@@ -8,7 +8,7 @@ from typing import Any, Final
 from .broker import Broker
 from .channel_output import ChannelOutput
 from .errors import AMQPError
-from .queues import Queue
+from .queues import ServerQueue
 
 
 class Declarations:
@@ -35,7 +35,7 @@ class Declarations:
             raise AMQPError(404, "no previously declared queue")
         return self._last_queue
 
-    def queue(self, fields: dict[str, Any]) -> Queue:
+    def queue(self, fields: dict[str, Any]) -> ServerQueue:
         """Return the queue of a command."""
         return self._broker.queue(self.queue_name(fields), self._owner)
 

@@ -51,6 +51,8 @@ class AMQPError(Exception):
 
 
 def _printable(text: str) -> str:
+    # Names come from the client: line ends would forge log lines, and escape sequences would reach the terminal. The second cut
+    # is for the short string on the wire, which holds 255 bytes; it must not split a character.
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:255])
     return escaped.encode()[:255].decode("utf-8", "ignore")
 

@@ -52,6 +52,7 @@ def topic_matches(pattern: str, key: str) -> bool:
 
 def headers_match(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
     """Return whether a binding of a headers exchange matches: types and values have to be equal; void matches any value."""
+    # `type` as well as `==`: in Python True equals 1, and 1 equals 1.0, but in AMQP they differ.
     match = arguments.get("x-match", "all")
     with_x = match.endswith("-with-x")
     found = [
@@ -76,7 +77,7 @@ Bindings = dict[str, dict[Destination, dict[str, dict[str, Any]]]]
 them)."""
 
 
-class Exchange(Destination):
+class ServerExchange(Destination):
     """Exchange with its bindings."""
 
     __slots__ = ("_routes", "arguments", "auto_delete", "bindings", "durable", "internal", "kind")
@@ -104,6 +105,8 @@ class Exchange(Destination):
         """Add a binding, unless it exists."""
         if self.kind == "headers":
             check_match(arguments)
+        # RabbitMQ ignores a second identical binding. Arguments are compared by their text, since dictionaries are not
+        # hashable.
         self.bindings.setdefault(key, {}).setdefault(destination, {})[repr(arguments)] = arguments
         self._routes.clear()
 
@@ -137,6 +140,7 @@ class Exchange(Destination):
         found = self._routes.get(key)
         if found is None:
             found = tuple(dict.fromkeys(self._match(key)))
+            # Matching costs a pass over all bindings of a topic exchange; devices repeat their routing keys.
             if len(self._routes) >= ROUTE_CACHE_SIZE:
                 self._routes.clear()
             self._routes[key] = found

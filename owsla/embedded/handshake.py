@@ -57,7 +57,7 @@ class ClientSession:
         self.channel_max = CHANNEL_MAX
         self.frame_max = FRAME_MAX
         self.heartbeat = 0
-        """Heartbeat interval in seconds; 0 is none."""
+        """Heartbeat interval in seconds; 0 means no heartbeats."""
         self._capabilities: dict[str, Any] = {}
 
     def has_capability(self, name: str) -> bool:

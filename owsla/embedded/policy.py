@@ -80,6 +80,7 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
         value = arguments.get(arg)
         if value is None:
             return None
+        # In Python a bool is an int; in AMQP it is another type.
         if isinstance(value, bool) or not isinstance(value, int):
             raise invalid(arg, f'"expected integer, got {type_name(value)}"')
         if value < 0:
@@ -103,7 +104,7 @@ def read_policy(name: str, arguments: dict[str, Any]) -> QueuePolicy:
     mode = _choice(arguments, "x-queue-mode", "default", invalid)
     if mode not in ("default", "lazy"):
         raise invalid("x-queue-mode", f"\"unsupported queue mode '{mode}'\"")
-    number("x-queue-version")
+    number("x-queue-version")  # checked only: the versions of classic queues differ in their files
     single = arguments.get("x-single-active-consumer", False)
     if not isinstance(single, bool):
         raise invalid("x-single-active-consumer", f"{{unacceptable_type,{type_name(single)}}}")

@@ -20,8 +20,8 @@ A refusal sends connection.close, and everything but its close-ok is ignored fro
 A closed connection is read, and its input discarded, until the client closes its side or `LINGER` has passed. Closing a socket
 with unread bytes in it sends a TCP reset: a client that was still writing would fail instead of reading its close-ok.
 
-Memory. While the memory alarm is on, a connection that publishes is *blocked*: the client is told (connection.blocked), and the
-connection is read up to its next publish only. It is read up to there because acknowledgements free memory. A publish of a
+Memory. While the memory alarm is on, a connection that publishes is *blocked*: the client is notified (connection.blocked), and
+the connection is read up to its next publish only. It is read up to there because acknowledgements free memory. A publish of a
 connection that also consumes is executed up to `memory.EXHAUSTED_AT` times the limit: a back end that answers and then
 acknowledges has its acknowledgement behind its publish. A client that only publishes has nothing there that could free memory.
 
@@ -401,6 +401,7 @@ class ServerProtocol(Protocol):
         if self._state is ConnectionState.HEADER:
             self._hang_up()
             return
+        # Confirms first: `_release` ends the channels, and a publish without a confirm would be repeated by the client.
         self.channels.send_confirms()
         self._state = ConnectionState.CLOSING
         self._release()
@@ -412,6 +413,7 @@ class ServerProtocol(Protocol):
 
     def _finish(self) -> None:
         """End the protocol: wait for the client to close the socket, and discard its input."""
+        # Before the state changes: nothing is written in the state CLOSED.
         self._writer.flush()
         self._state = ConnectionState.CLOSED
         self._buffer = b""

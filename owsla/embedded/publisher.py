@@ -106,6 +106,7 @@ class ChannelPublisher:
         if incoming.exchange and self._broker.exchange(incoming.exchange).internal:
             raise AMQPError(403, f"cannot publish to internal exchange '{incoming.exchange}' in vhost '/'")
         message = Message(incoming.exchange, incoming.routing_key, incoming.address, header, body)
+        # Routed now, enqueued at tx.commit: RabbitMQ decides about the queues when a publish arrives.
         if self._transaction.selected:
             queues = self._broker.route(message.exchange, [message.routing_key, *copies], message)
             self._broker.memory.retain(message)

@@ -11,7 +11,7 @@ from owsla.amqp import wire
 from .errors import AMQPError, type_name
 from .messages import Message
 from .policy import MAX_EXPIRY
-from .queues import Queue
+from .queues import ServerQueue
 from .replies import REPLY_TO
 
 MAX_MESSAGE: Final = 128 << 20
@@ -63,7 +63,7 @@ class PendingPublish(NamedTuple):
     """Message of a transaction with the queues that it reaches at tx.commit."""
 
     message: Message
-    queues: list[Queue]
+    queues: list[ServerQueue]
     ttl: int | None
     mandatory: bool
 
@@ -89,6 +89,7 @@ def read_content_header(header: bytes, user: str, reply_name: str | None) -> Con
     values = wire.split_properties(header, 12)
     if flags & _DELIVERY_MODE and values["delivery_mode"] not in _DELIVERY_MODES:
         raise AMQPError(406, f"invalid message: {{delivery_mode_unknown,{values['delivery_mode'][0]}}}")
+    # Most messages have none of these properties, and are not split any further.
     if not flags & (_EXPIRATION | _HEADERS | _REPLY_TO | _USER_ID):
         return ContentHeader(header)
     ttl: int | None = None
@@ -130,6 +131,7 @@ def _copies(values: Mapping[str, bytes], changed: dict[str, bytes]) -> list[str]
 
 def _expiration(text: str) -> int:
     """Return the expiration of a message in milliseconds, or raise 406 with the text of RabbitMQ."""
+    # RabbitMQ parses the text with Erlang's `string:to_integer`: a sign is accepted, a rest is not.
     number = re.match(r"[+-]?[0-9]+", text)
     if number is None:
         raise AMQPError(406, f"invalid expiration '{text}': no_integer")

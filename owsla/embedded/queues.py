@@ -16,7 +16,7 @@ Without a limit, a message that a client rejected gets a new position behind all
 default limit of 20.
 
 Dispatch. Messages go to a consumer as soon as one can take them. A queue is *stalled* if it has messages and consumers, but no
-consumer had room. Publishing to a stalled queue only appends, which costs nothing per consumer. Whoever makes room calls
+consumer had room. Publishing to a stalled queue only appends, which costs nothing per consumer. Code that makes room calls
 `dispatch`, which ends the stall. Consumers may publish, acknowledge or cancel from inside `deliver`, so `dispatch` is guarded
 against recursion: the outer call takes the messages that an inner call leaves.
 
@@ -38,7 +38,7 @@ from .messages import Message
 from .policy import check_equivalent, check_properties, read_policy
 
 _POSITIONS_PER_PRIORITY: Final = 1 << 64
-"""Number of positions of a priority: so many that messages never reach the range of the priority below."""
+"""Number of positions of a priority: more than a queue ever uses, so that the ranges do not overlap."""
 
 
 class QueuedMessage:
@@ -60,10 +60,10 @@ class QueueHost(Protocol):
 
     memory: MemoryAccount
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: ServerQueue, message: Message, reason: str) -> None:
         """Publish a message that the queue dropped to its dead-letter exchange. The queue releases it afterwards."""
 
-    def schedule_expiry(self, queue: Queue, when: float) -> None:
+    def schedule_expiry(self, queue: ServerQueue, when: float) -> None:
         """Call `expire` of the queue, or delete it, at this time of the clock."""
 
 
@@ -72,7 +72,7 @@ class QueueConsumer:
 
     __slots__ = ("exclusive", "no_ack", "priority", "queue", "tag")
 
-    def __init__(self, tag: str, queue: Queue, *, no_ack: bool, exclusive: bool, priority: int) -> None:
+    def __init__(self, tag: str, queue: ServerQueue, *, no_ack: bool, exclusive: bool, priority: int) -> None:
         self.tag = tag
         self.queue = queue
         self.no_ack = no_ack
@@ -80,7 +80,7 @@ class QueueConsumer:
         self.priority = priority
 
     def can_take(self) -> bool:
-        """Return whether there is room for a message. When that changes to true, `Queue.dispatch` has to be called."""
+        """Return whether there is room for a message. When that changes to true, `ServerQueue.dispatch` must be called."""
         raise NotImplementedError
 
     def deliver(self, queued: QueuedMessage) -> None:
@@ -92,7 +92,7 @@ class QueueConsumer:
         raise NotImplementedError
 
 
-class Queue(Destination):
+class ServerQueue(Destination):
     """Queue of ready messages, in order, with the consumers that they go to."""
 
     __slots__ = (
@@ -347,7 +347,7 @@ class Queue(Destination):
         return None
 
     def unused_until(self) -> float | None:
-        """Return the time at which the queue itself expires if nobody uses it."""
+        """Return the time at which the queue itself expires without further use."""
         if self.policy.expires is None or self.consumers:
             return None
         return self.used_at + self.policy.expires / 1000
@@ -366,6 +366,7 @@ class Queue(Destination):
 
     def add(self, consumer: QueueConsumer) -> None:
         """Add a consumer. Raise 403 if it or another consumer is exclusive."""
+        # An exclusive consumer has the queue alone; RabbitMQ refuses it together with x-single-active-consumer, too.
         taken = self.consumers and (consumer.exclusive or self.consumers[0].exclusive)
         if taken or (consumer.exclusive and self.policy.single_active):
             raise AMQPError(403, f"queue '{self.name}' in vhost '/' in exclusive use")

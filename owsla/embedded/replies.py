@@ -1,8 +1,8 @@
 """Direct reply-to (`amq.rabbitmq.reply-to`): replies to the channel that asked, without a queue.
 
 A channel consumes from the name `amq.rabbitmq.reply-to` without acknowledgements. In its publishes, a `reply_to` of that name
-is replaced by a name that nobody can guess. A message to the default exchange with that name as its routing key is delivered to
-the channel. It is routed to no queue: a mandatory reply is returned although it was delivered, as in RabbitMQ.
+is replaced by a name that cannot be guessed. A message to the default exchange with that name as its routing key is delivered
+to the channel. It is routed to no queue: a mandatory reply is returned although it was delivered, as in RabbitMQ.
 
 Replies for a client that does not read wait here, and count towards the memory of the broker.
 """

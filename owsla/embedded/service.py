@@ -71,7 +71,7 @@ class EmbeddedBroker(Service):
 
     `sock` is a TCP socket that is bound and does not listen yet. Without it, `interface` and `port` are bound when the service
     starts (0 is any free port), and `startService` raises an error if that fails. `memory_limit` is in bytes of messages: above
-    it, connections that publish are told and no longer read.
+    it, connections that publish are blocked.
     """
 
     log = Logger()
@@ -110,6 +110,7 @@ class EmbeddedBroker(Service):
         if self._sock is None:
             self._listening = self._reactor.listenTCP(self._requested_port, self._factory, BACKLOG, self._interface)
         else:
+            # A socket from the caller: its port is known, and reserved, before the broker starts.
             self._sock.listen(BACKLOG)
             self._sock.setblocking(False)
             self._listening = self._reactor.adoptStreamPort(self._sock.fileno(), self._sock.family, self._factory)
@@ -117,6 +118,8 @@ class EmbeddedBroker(Service):
             self._sock.close()  # the reactor has a duplicate
             self._sock = None
 
+    # Here, so that a privileged port is bound before `twistd --uid` drops the privileges. A service that is added to a running
+    # parent gets only `startService`.
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
         self._listen()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .errors import AMQPError
 from .publishing import PendingPublish
-from .queues import Queue, QueueConsumer, QueuedMessage
+from .queues import QueueConsumer, QueuedMessage, ServerQueue
 
 
 class UnackedDelivery(NamedTuple):
@@ -19,7 +19,7 @@ class UnackedDelivery(NamedTuple):
 
     tag: int
     queued: QueuedMessage
-    queue: Queue
+    queue: ServerQueue
     consumer: QueueConsumer | None
     """Consumer that it was delivered to; `None` for basic.get."""
 

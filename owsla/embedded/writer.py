@@ -53,6 +53,7 @@ class ConnectionWriter:
         """Write the buffered bytes now."""
         if self._confirming:
             confirming, self._confirming = self._confirming, []
+            # A channel is noted once per publish; its confirms are sent once.
             for output in dict.fromkeys(confirming):
                 if not output.closing:
                     output.send_confirms()

@@ -129,7 +129,7 @@ def time_and_length(channel: BlockingChannel, name: str) -> None:
 
 
 def single_active_consumer(channel: BlockingChannel, name: str) -> None:
-    """One consumer is served at a time; the next one begins with the unacknowledged messages of the first."""
+    """A single active consumer is served; the next one begins with the unacknowledged messages of the first."""
     channel.queue_declare(name, arguments={"x-single-active-consumer": True})
     got: list[tuple[str, bytes]] = []
     second = channel.connection.channel()

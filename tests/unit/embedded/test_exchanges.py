@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.embedded.exchanges import Destination, Exchange, topic_matches
+from owsla.embedded.exchanges import Destination, ServerExchange, topic_matches
 
 WORDS = st.sampled_from(["a", "b", "", "*", "#"])
 
@@ -65,7 +65,7 @@ class ExchangeTests(SynchronousTestCase):
         """Each exchange type routes by its own rule, to each destination once."""
         one, two = Destination("one"), Destination("two")
         for kind, expected in [("direct", (one,)), ("fanout", (one, two)), ("topic", (one, two))]:
-            exchange = Exchange("x", kind)
+            exchange = ServerExchange("x", kind)
             exchange.bind(one, "a.b", {})
             exchange.bind(two, "a.*", {})
             exchange.bind(one, "#", {})
@@ -74,7 +74,7 @@ class ExchangeTests(SynchronousTestCase):
     def test_unbind_takes_effect_on_remembered_routes(self) -> None:
         """A cached route is computed again when the bindings change."""
         one = Destination("one")
-        exchange = Exchange("x", "direct")
+        exchange = ServerExchange("x", "direct")
         exchange.bind(one, "k", {})
         self.assertEqual(exchange.route("k", NO_HEADERS), (one,))
         self.assertFalse(exchange.unbind(one, "k", {"other": 1}))
@@ -85,7 +85,7 @@ class ExchangeTests(SynchronousTestCase):
     def test_equal_bindings_count_once(self) -> None:
         """A binding that is made twice is removed by one unbind; other arguments make another binding."""
         one = Destination("one")
-        exchange = Exchange("x", "direct")
+        exchange = ServerExchange("x", "direct")
         exchange.bind(one, "k", {})
         exchange.bind(one, "k", {})
         exchange.bind(one, "k", {"a": 1})
@@ -97,7 +97,7 @@ class ExchangeTests(SynchronousTestCase):
     def test_headers(self) -> None:
         """A headers exchange matches headers only; one matching binding of a queue is enough."""
         one, two = Destination("one"), Destination("two")
-        exchange = Exchange("x", "headers")
+        exchange = ServerExchange("x", "headers")
         exchange.bind(one, "", {"a": 1, "b": "x"})
         exchange.bind(one, "", {"a": 2})
         exchange.bind(two, "other", {"x-match": "any", "a": 1, "b": "y"})

@@ -14,7 +14,7 @@ from owsla.amqp import wire
 from owsla.embedded.broker import Broker
 from owsla.embedded.errors import AMQPError
 from owsla.embedded.messages import Message
-from owsla.embedded.queues import Queue, QueueConsumer, QueuedMessage
+from owsla.embedded.queues import QueueConsumer, QueuedMessage, ServerQueue
 
 
 def message(body: bytes = b"", key: str = "q", exchange: str = "", properties: bytes = b"\0\0") -> Message:
@@ -25,7 +25,7 @@ def message(body: bytes = b"", key: str = "q", exchange: str = "", properties: b
 class Taker(QueueConsumer):
     """Consumer with room for a number of messages."""
 
-    def __init__(self, queue: Queue, room: int = 1000, priority: int = 0, exclusive: bool = False) -> None:
+    def __init__(self, queue: ServerQueue, room: int = 1000, priority: int = 0, exclusive: bool = False) -> None:
         super().__init__("t", queue, no_ack=False, exclusive=exclusive, priority=priority)
         self.room = room
         self.got: list[QueuedMessage] = []
@@ -51,14 +51,14 @@ class Base(SynchronousTestCase):
         self.woken: list[float] = []
         self.broker = Broker(self.clock.seconds, 10_000, self.woken.append, lambda: 1.0)
 
-    def declare(self, name: str = "q", **arguments: Any) -> Queue:
+    def declare(self, name: str = "q", **arguments: Any) -> ServerQueue:
         spelled = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
         return self.broker.declare_queue(name, None, arguments=spelled)
 
-    def bodies(self, queue: Queue) -> list[bytes]:
+    def bodies(self, queue: ServerQueue) -> list[bytes]:
         return [entry.message.body for entry in queue.ready]
 
-    def fill(self, queue: Queue, count: int) -> None:
+    def fill(self, queue: ServerQueue, count: int) -> None:
         for number in range(count):
             queue.publish(message(b"%d" % number))
 
@@ -107,7 +107,7 @@ class QueueTests(Base):
         self.fill(queue, 3)
         self.assertEqual((high.bodies, low.bodies), ([b"0", b"1"], [b"2"]))
 
-    def put(self, queue: Queue, *priorities: int | None) -> None:
+    def put(self, queue: ServerQueue, *priorities: int | None) -> None:
         """Publish messages whose bodies are their priorities."""
         for priority in priorities:
             properties = wire.encode_properties({} if priority is None else {"priority": priority})
