@@ -22,14 +22,14 @@ from .broker import queues as topology
 from .broker.client import FRAME_MAX
 from .broker.connection import BrokerConnection, Role
 from .broker.consumers import Consumers
-from .broker.courier import Courier
+from .broker.courier import CourierRole
 from .broker.health import BrokerHealth
 from .broker.lines import LINES, Producer
 from .broker.packing import LinePacker
 from .broker.presence import PresenceRole
 from .broker.window import Window
-from .cluster.identity import Membership
-from .cluster.registrar import Roster, register_queue
+from .cluster.identity import NodeIdentity
+from .cluster.registrar import Registrar, register_queue
 from .config.addresses import BrokerAddress
 from .config.settings import Settings
 from .config.usage import Options, exit_with
@@ -244,7 +244,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         acknowledge=settings.device_ack is not None,
         observe=latency.observe if settings.http is not None else None,
     )
-    courier = Courier(
+    courier = CourierRole(
         reactor,
         events.emit,
         undeliverable=topology.undeliverable_queue(
@@ -332,7 +332,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
 
     # This node among the others
     users = frozenset(address.username for address in addresses)
-    roster = Roster(
+    roster = Registrar(
         reactor,
         events.emit,
         node=lambda: ids.node,
@@ -370,7 +370,7 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
         events.emit,
         router,
         shared=topology.Queue(settings.to_device, dict(settings.to_device_arguments)),
-        place=Membership(
+        place=NodeIdentity(
             ids,
             roster,
             queue=node_queue,

@@ -33,8 +33,8 @@ from ..config.addresses import BrokerAddress
 from ..interfaces import Clock
 from ..runtime.end_of_turn import Turn
 from ..supervision import Worker
-from .backoff import Backoff
 from .client import BrokerError, BrokerProtocol, Watcher, as_failure
+from .retry_delay import RetryDelay
 
 CONNECT_TIMEOUT = 15.0
 """Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""
@@ -93,7 +93,7 @@ class BrokerConnection(Worker):
         heartbeat: int,
         connection_name: str | Callable[[], str],
         tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None,
-        backoff: Backoff | None = None,
+        backoff: RetryDelay | None = None,
     ) -> None:
         """`heartbeat` in seconds. `connection_name` is asked for each time, where it can change. `tls(host)` makes what
         verifies an `amqps://` broker of that name.
@@ -109,7 +109,7 @@ class BrokerConnection(Worker):
         self._heartbeat = heartbeat
         self._connection_name = connection_name
         self._tls = tls
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or RetryDelay()
         self._close_timeout = CLOSE_TIMEOUT
         self._client: BrokerProtocol | None = None
         self._over: Deferred[None] | None = None

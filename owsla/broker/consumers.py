@@ -10,19 +10,18 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
-from ..cluster.members import LOST
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall, Router
 from ..letter import BAD, DeliverySource, Letter
 from ..runtime.end_of_turn import Turn
 from . import headers as delivery
+from . import message_properties
 from . import queues as topology
-from . import records
 from .acks import AckTracker
-from .backoff import Backoff
 from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
-from .queue_state import Found, look
-from .written import Written
+from .queue_state import QueueState, inspect_queue
+from .recent_writes import RecentWrites
+from .retry_delay import RetryDelay
 
 SCRATCH = 1
 """The channel for declarations."""
@@ -121,7 +120,7 @@ class Consumer(BaseHandler):
         self._acks = AckTracker()
         self._flushing = False
         self._tags: list[str] = []
-        self._written = Written(0)
+        self._written = RecentWrites(0)
         self.prefetch = 0
         self.open = True
         """Whether messages still come and can be acknowledged."""
@@ -131,7 +130,7 @@ class Consumer(BaseHandler):
         consumer once `wanted` is false: the node stops.
         """
         self.prefetch = count * prefetch
-        self._written = Written(self.prefetch)
+        self._written = RecentWrites(self.prefetch)
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
         for number in range(count):
@@ -167,7 +166,7 @@ class Consumer(BaseHandler):
             return
         one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
         if seq is None and (redelivered or address.redelivered):
-            one.identity = records.identity(header, body)
+            one.identity = message_properties.identity(header, body)
         self._router.route_letter(one)
 
     def written(self, header: bytes, body: bytes) -> None:
@@ -290,7 +289,7 @@ class Consumers:
         self._stopping = False
         self._declaring = DeferredLock()  # one at a time on the channel for declarations
         self._replacing = DeferredLock()
-        self._wait = Backoff(first=0.2, most=10.0)
+        self._wait = RetryDelay(first=0.2, most=10.0)
 
     async def up(self, client: BrokerProtocol) -> None:
         self._client = client
@@ -341,10 +340,10 @@ class Consumers:
             self._unreachable_since = now
         return now - self._unreachable_since >= self._patience
 
-    async def _look(self, client: BrokerProtocol, queue: str) -> Found | None:
+    async def _look(self, client: BrokerProtocol, queue: str) -> QueueState | None:
         await self._declaring.acquire()
         try:
-            return await look(client, LOOK, queue)
+            return await inspect_queue(client, LOOK, queue)
         finally:
             self._declaring.release()
 
@@ -398,7 +397,7 @@ class Consumers:
             return False
         if notice == f"{PROBE} {self._probes}":
             self._stop_probing()
-        elif notice == LOST:
+        elif notice == delivery.LOST_NOTICE:
             self._place.lost()
         return True
 

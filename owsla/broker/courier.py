@@ -22,13 +22,13 @@ from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from ..interfaces import Clock, DelayedCall
 from ..letter import Letter
 from ..log import escaped
+from . import message_properties
 from . import queues as topology
-from . import records
-from .backoff import Backoff
 from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from .direct_reply import DirectReplies, is_direct
-from .doubts import Doubts
 from .packing import APP_ID
+from .refusals import RefusalHistory
+from .retry_delay import RetryDelay
 
 PARCELS: Final = 1
 SCRATCH: Final = 2
@@ -109,7 +109,7 @@ class Absences:
             self._since.pop(queue, None)
 
 
-class Courier(BaseHandler):
+class CourierRole(BaseHandler):
     """Publishes parcels, each confirmed, and acknowledges what they are about."""
 
     name = "courier"
@@ -151,8 +151,8 @@ class Courier(BaseHandler):
         # How many of the first that wait may be what the broker closed the channel for. They are sent one at a time.
         self._suspects = 0
         self._retry_call: DelayedCall | None = None
-        self._retry_wait = Backoff(first=0.2, most=10.0)
-        self._doubts = Doubts()
+        self._retry_wait = RetryDelay(first=0.2, most=10.0)
+        self._refusals = RefusalHistory()
         self._direct_replies = DirectReplies()
         self.recorded: dict[str, int] = {}
         """How many messages were undeliverable so far, by reason."""
@@ -191,10 +191,10 @@ class Courier(BaseHandler):
         """Return the properties of a forward; the time that its message may still wait is what is left of it now."""
         extra: dict[str, str | bool] = {}
         if letter.identity is not None:
-            extra[records.REDELIVERED] = True
+            extra[message_properties.REDELIVERED_HEADER] = True
         if letter.deadline is not None:
-            extra[records.EXPIRATION] = str(max(0, round((letter.deadline - self._clock.seconds()) * 1000)))
-        return records.passed_on(letter.header[12:], extra)
+            extra[message_properties.EXPIRATION_HEADER] = str(max(0, round((letter.deadline - self._clock.seconds()) * 1000)))
+        return message_properties.relayed(letter.header[12:], extra)
 
     def report(self, letter: Letter, outcome: str) -> None:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
@@ -204,7 +204,7 @@ class Courier(BaseHandler):
         if self._reports >= REPORTS_WAITING or not usable:
             self.reports_dropped += 1
             return
-        properties = records.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
+        properties = message_properties.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
         self._reports += 1
         self._send(Parcel(queue, properties, b"", None, None))
 
@@ -220,11 +220,11 @@ class Courier(BaseHandler):
     def _record(self, letter: Letter, reason: str) -> Parcel:
         extra = {"owsla_reason": reason, "owsla_node": self._node().decode()}
         if len(letter.header) == wire.BARE_HEADER:
-            extra[records.NOTE] = "its properties are too large: they are left out"
+            extra[message_properties.NOTE_HEADER] = "its properties are too large: they are left out"
         try:
-            properties = records.passed_on(letter.header[12:], extra)
+            properties = message_properties.relayed(letter.header[12:], extra)
         except WireError:
-            properties = records.alone(letter.connection_id, extra)
+            properties = message_properties.minimal(letter.connection_id, extra)
         return Parcel(self._undeliverable.name, properties, letter.body, letter, reason)
 
     # -- sending ---------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class Courier(BaseHandler):
     def _write(self, client: BrokerProtocol, parcel: Parcel) -> None:
         if len(parcel.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
             # A content header has to fit into one frame of those that the broker takes. It sends larger ones.
-            parcel.properties = records.cut_down(parcel.properties)
+            parcel.properties = message_properties.reduced(parcel.properties)
         parcel.returned = False
         self._sent[self._next_tag] = parcel
         if parcel.letter is not None:
@@ -278,7 +278,7 @@ class Courier(BaseHandler):
         channel = await client.open_channel(PARCELS, self)
         await channel.confirm_select()
         self._next_tag = 1
-        self._doubts.began()
+        self._refusals.channel_opened()
         self._client = client
         self._continue()
 
@@ -359,7 +359,7 @@ class Courier(BaseHandler):
             parcel.reason = letter.fault or "refused"
             self._note(letter, parcel.reason)
         extra = {"owsla_reason": parcel.reason, "owsla_node": self._node().decode()}
-        parcel.properties = records.alone(letter.connection_id, extra)
+        parcel.properties = message_properties.minimal(letter.connection_id, extra)
         parcel.queue = self._undeliverable.name
         parcel.alone = True
 
@@ -373,7 +373,7 @@ class Courier(BaseHandler):
                 self._undelivered(parcel, parcel.letter)
             else:
                 self._retry_wait.reset()
-                self._doubts.taken(parcel.queue)
+                self._refusals.accepted(parcel.queue)
                 if parcel.reason is None:
                     self._absences.present(parcel.queue)
                 parcel.letter.source.done(parcel.letter.tag)
@@ -382,8 +382,8 @@ class Courier(BaseHandler):
     def refused(self, tag: int, multiple: bool) -> None:
         for parcel in self._take(tag, multiple):
             forward = parcel.reason is None
-            if parcel.letter is not None and (forward or not self._doubts.believed(parcel.queue)):
-                self._doubts.refused(parcel.queue)
+            if parcel.letter is not None and (forward or not self._refusals.is_believed(parcel.queue)):
+                self._refusals.refused(parcel.queue)
                 # A node's own queue has no bound of ours, but an operator's policy may have given it one.
                 self._again_later(parcel)
             else:
@@ -471,7 +471,7 @@ class Courier(BaseHandler):
         client = self._client
         if client is None:
             return
-        if self._doubts.again():
+        if self._refusals.needs_new_channel():
             client.abort(BrokerError(0, "a queue takes no more, or not on this channel: trying another", scope="channel"))
             return
         try:

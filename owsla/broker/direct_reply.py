@@ -15,7 +15,7 @@ import base64
 import re
 from typing import Final
 
-from .backoff import Backoff
+from .retry_delay import RetryDelay
 
 PREFIX: Final = "amq.rabbitmq.reply-to."
 
@@ -54,7 +54,7 @@ class DirectReplies:
     __slots__ = ("_again", "_failed", "_wait")
 
     def __init__(self) -> None:
-        self._wait = Backoff(first=1.0, most=60.0)
+        self._wait = RetryDelay(first=1.0, most=60.0)
         self._again = self._failed = float("-inf")
 
     def failed(self, now: float) -> None:

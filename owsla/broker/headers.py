@@ -13,10 +13,13 @@ from typing import Any, Final
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..letter import BAD
-from .records import EXPIRATION, REDELIVERED
+from .message_properties import EXPIRATION_HEADER, REDELIVERED_HEADER
 
 NOTICE: Final = "owsla_notice"
 """The header of messages between nodes, on their own queues."""
+
+LOST_NOTICE: Final = "lost"
+"""Value of that header with which the registrar tells a node that came back that it was announced as lost."""
 
 _U32 = struct.Struct(">I").unpack_from
 _I64 = struct.Struct(">q").unpack_from
@@ -42,7 +45,7 @@ class Address:
         """Close the connection after this line."""
         self.expires_at = _expires_at(headers.get("expires_at"))
         """Milliseconds since the epoch past which it is not to be sent; `None`: no such moment; `BAD`: no moment at all."""
-        expiration = properties["expiration"][1:] if "expiration" in properties else headers.get(EXPIRATION)
+        expiration = properties["expiration"][1:] if "expiration" in properties else headers.get(EXPIRATION_HEADER)
         self.expiration = _number(expiration)
         """Milliseconds that it may still wait, counted from its arrival here; `None`: no bound."""
         self.reply_to = properties["reply_to"][1:] if "reply_to" in properties else None
@@ -51,7 +54,7 @@ class Address:
         """As it stands on the wire, to be copied to the report."""
         self.user_id = properties["user_id"][1:].decode("utf-8", "replace") if "user_id" in properties else None
         """Who has published it, where that is said: the broker has made sure of it."""
-        self.redelivered = headers.get(REDELIVERED) is True
+        self.redelivered = headers.get(REDELIVERED_HEADER) is True
         """Whether the node that forwarded it had it delivered more than once."""
         notice = headers.get(NOTICE)
         self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
@@ -118,7 +121,9 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more
 
 
-_NOTED: Final = frozenset({b"expires_at", b"owsla_close", EXPIRATION.encode(), NOTICE.encode(), REDELIVERED.encode()})
+_NOTED: Final = frozenset(
+    {b"expires_at", b"owsla_close", EXPIRATION_HEADER.encode(), NOTICE.encode(), REDELIVERED_HEADER.encode()}
+)
 
 
 def details(header: bytes) -> Address:

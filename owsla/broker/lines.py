@@ -27,10 +27,10 @@ from ..events import BrokerWarning, Event, LinesAccepted, LinesRefused
 from ..interfaces import Clock, DelayedCall, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
-from .backoff import Backoff
 from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
-from .doubts import Doubts
 from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
+from .refusals import RefusalHistory
+from .retry_delay import RetryDelay
 from .stalls import Stalls
 from .window import Entry, UnknownTag, Window
 
@@ -109,8 +109,8 @@ class Producer(BaseHandler):
         self._refusal_told = False
         self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
         self._retry_call: DelayedCall | None = None
-        self._retry_wait = Backoff(first=0.1, most=5.0)
-        self._doubts = Doubts()
+        self._retry_wait = RetryDelay(first=0.1, most=5.0)
+        self._refusals = RefusalHistory()
         self._tried = False  # a line was taken on this channel
         self._outstanding: Counter[LineSource] | None = None
         self.accepting = False
@@ -302,7 +302,7 @@ class Producer(BaseHandler):
             self._packer.limit(client.frame_max)
         self._client = client
         self._tried = False
-        self._doubts.began()
+        self._refusals.channel_opened()
         self._returned.clear()
         self._refusing = False
         if self._stalls is not None:
@@ -378,7 +378,7 @@ class Producer(BaseHandler):
         self.confirmed_lines += len(entries)
         if not self._tried and entries:
             self._tried = True
-            self._doubts.taken(self._queue.name)
+            self._refusals.accepted(self._queue.name)
         if self.confirmed_lines >= self._followed:
             self._arrived()
         if self._shares and self._shares[0][0] <= self._left:
@@ -410,7 +410,7 @@ class Producer(BaseHandler):
             self._protest(error)
             return
         if entries:  # none of them may be left that is not on its way again already
-            self._doubts.refused(self._queue.name)
+            self._refusals.refused(self._queue.name)
             self._refuse(entries, self._full())
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
@@ -528,7 +528,7 @@ class Producer(BaseHandler):
         if client is None or client is not self._client:
             return
         self._retry_call = None
-        if self._doubts.again():
+        if self._refusals.needs_new_channel():
             client.abort(BrokerError(0, f"{self._full()}, or not on this channel: trying another", scope="channel"))
             return
         client.write(b"".join(self._window.retry()))

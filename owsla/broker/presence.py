@@ -27,11 +27,11 @@ from ..events._types import BrokerWarning, DeviceConnected, DeviceDisconnected, 
 from ..interfaces import Clock, DelayedCall
 from . import queues as topology
 from .announcements import Announcement, Presence, UnknownTag
-from .backoff import Backoff
 from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
-from .doubts import Doubts
 from .packing import APP_ID
-from .queue_state import Found, look
+from .queue_state import QueueState, inspect_queue
+from .refusals import RefusalHistory
+from .retry_delay import RetryDelay
 
 QUEUE: Final = "connection_events"
 
@@ -88,12 +88,12 @@ class PresenceRole(BaseHandler):
         )
         self._client: BrokerProtocol | None = None
         self._ready = False  # the channel takes announcements
-        self._doubts = Doubts()
+        self._refusals = RefusalHistory()
         self._pump_call: DelayedCall | None = None
         self._retry_call: DelayedCall | None = None
         self._look_call: DelayedCall | None = None
         self._unlooked = False  # something was announced since the last look
-        self._retry_wait = Backoff(first=0.2, most=30.0)
+        self._retry_wait = RetryDelay(first=0.2, most=30.0)
         self._warned: str | None = None
         self._was_up = False
         self._missed = False
@@ -209,13 +209,13 @@ class PresenceRole(BaseHandler):
     async def _set_up(self, client: BrokerProtocol) -> None:
         """Declare the queue and open the channel. What the broker refuses is tried again: devices do not wait for presence."""
         try:
-            if self._was_up and await look(client, LOOKING, self._queue.name) is None:
+            if self._was_up and await inspect_queue(client, LOOKING, self._queue.name) is None:
                 self._presence.resync()  # it is gone with all that was in it
             await topology.declare(client, SCRATCH, self._queue, self._warn)
             channel = await client.open_channel(PRESENCE, self)
-            self._doubts.began()
+            self._refusals.channel_opened()
             await channel.confirm_select()
-            found = await look(client, LOOKING, self._queue.name)
+            found = await inspect_queue(client, LOOKING, self._queue.name)
         except (BrokerError, Closed) as error:
             reason = as_failure(error).value
             if client is not self._client or not isinstance(reason, BrokerError) or reason.scope != "channel":
@@ -241,14 +241,14 @@ class PresenceRole(BaseHandler):
 
     async def _look_at(self, client: BrokerProtocol) -> None:
         try:
-            found = await look(client, LOOKING, self._queue.name)
+            found = await inspect_queue(client, LOOKING, self._queue.name)
         except (BrokerError, Closed):
             return  # publishing runs into the same trouble, and says so
         if client is self._client and self._ready:
             self._measured(found)
             self._soon()
 
-    def _measured(self, found: Found | None) -> None:
+    def _measured(self, found: QueueState | None) -> None:
         """Hold announcements while the queue is too long."""
         messages = 0 if found is None else found.messages
         held = self._presence.held
@@ -292,7 +292,7 @@ class PresenceRole(BaseHandler):
         except UnknownTag as error:
             raise WireError(str(error)) from None
         if kept:
-            self._doubts.taken(self._queue.name)
+            self._refusals.accepted(self._queue.name)
             self._retry_wait.reset()
             self._warned = None
             self._soon()
@@ -307,7 +307,7 @@ class PresenceRole(BaseHandler):
         except UnknownTag as error:
             raise WireError(str(error)) from None
         self._warn(f"the queue {self._queue.name} refuses presence; trying again")
-        self._doubts.refused(self._queue.name)
+        self._refusals.refused(self._queue.name)
         if self._retry_call is None:
             self._again_later(self._go_on)
 
@@ -336,7 +336,7 @@ class PresenceRole(BaseHandler):
 
     def _go_on(self) -> None:
         self._retry_call = None
-        if self._doubts.again():
+        if self._refusals.needs_new_channel():
             self._reset()
         else:
             self._soon()

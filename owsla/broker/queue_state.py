@@ -9,11 +9,11 @@ from txamqp.client import Closed
 from . import queues as topology
 from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
 
-OUT_OF_REACH = "home node"
+HOME_NODE_DOWN = "home node"
 """What RabbitMQ says (in a 404) of a classic queue that is there, on a node of the cluster that is down."""
 
 
-class Found(NamedTuple):
+class QueueState(NamedTuple):
     """A queue that is there."""
 
     messages: int
@@ -21,7 +21,7 @@ class Found(NamedTuple):
     consumers: int
 
 
-async def look(client: BrokerProtocol, number: int, queue: str) -> Found | None:
+async def inspect_queue(client: BrokerProtocol, number: int, queue: str) -> QueueState | None:
     """Look at a queue, on a channel of this number, which stays open for the next time. `None`: there is no such queue.
 
     Raises `BrokerError` where the broker will not say, and `Closed` when the connection ends.
@@ -35,7 +35,7 @@ async def look(client: BrokerProtocol, number: int, queue: str) -> Found | None:
         error = as_failure(closed).value
         if not isinstance(error, BrokerError) or error.scope != "channel":
             raise
-        if error.code == topology.NOT_FOUND and OUT_OF_REACH not in error.text:
+        if error.code == topology.NOT_FOUND and HOME_NODE_DOWN not in error.text:
             return None
         raise error from None
-    return Found(declared.message_count, declared.consumer_count)
+    return QueueState(declared.message_count, declared.consumer_count)

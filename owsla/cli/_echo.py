@@ -25,8 +25,8 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker import queues as topology
 from ..broker.acks import AckTracker
-from ..broker.backoff import Backoff
 from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from ..broker.retry_delay import RetryDelay
 from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import Turn
 from ._running import Session
@@ -148,7 +148,7 @@ class Answerer(BaseHandler):
         self._returned: Counter[tuple[bytes | None, int | None]] = Counter()
         self._again: list[Answer] = []
         self._retry_call: DelayedCall | None = None
-        self._retry_wait = Backoff(first=0.1, most=5.0)
+        self._retry_wait = RetryDelay(first=0.1, most=5.0)
         self._acks = AckTracker()
         self._acknowledging = False
 

@@ -15,7 +15,7 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker import queues as topology
 from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, Getter
-from ..broker.queue_state import look
+from ..broker.queue_state import inspect_queue
 from ..runtime.end_of_turn import Turn
 from ._output import Output
 from ._running import Session
@@ -230,7 +230,7 @@ class Peek(Getter):
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
 
     async def up(self, client: BrokerProtocol) -> None:
-        if await look(client, LOOK, self._queue) is None:
+        if await inspect_queue(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
             return
         self._counted = await topology.counts_returns(client, SCRATCH, self._queue)

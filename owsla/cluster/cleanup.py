@@ -32,7 +32,7 @@ from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.client import BrokerError, BrokerProtocol, Getter, as_failure
 from ..broker.consumers import letter
-from ..broker.queue_state import OUT_OF_REACH, Found, look
+from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
 from ..interfaces import Clock
 from ..letter import Letter
 
@@ -161,10 +161,10 @@ class Cleanup(Getter):
 
     # -- the queue -------------------------------------------------------------------------------------------------------
 
-    async def _look(self) -> Found | None:
+    async def _look(self) -> QueueState | None:
         if self._abandoned:
             raise Closed(ConnectionDone("abandoned"))
-        return await look(self._client, self._channel + 1, self._queue)
+        return await inspect_queue(self._client, self._channel + 1, self._queue)
 
     async def _open(self) -> Any:
         await self._client.end_channel(self._channel)
@@ -187,7 +187,7 @@ class Cleanup(Getter):
             elif self._end is not None:
                 self._raise_end(self._end)
         except BrokerError as error:
-            if error.code == topology.NOT_FOUND and OUT_OF_REACH not in error.text:
+            if error.code == topology.NOT_FOUND and HOME_NODE_DOWN not in error.text:
                 return False
             if error.code != LOCKED or self._consuming:
                 raise
@@ -228,7 +228,7 @@ class Cleanup(Getter):
             return None
         return True
 
-    async def _without_us(self) -> Found | None:
+    async def _without_us(self) -> QueueState | None:
         """Look at the queue once our own consumer has left it. A busy broker counts a cancelled consumer of a quorum queue for
         a while; to take ourselves for the node would stop the clean-up.
         """

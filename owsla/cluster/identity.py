@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from ..broker.queues import Queue
 from ..routing import ConnectionIds
-from .registrar import Roster
+from .registrar import Registrar
 
 
-class Membership:
+class NodeIdentity:
     """What the consumers of the node's own queue find out, brought to those whom it concerns."""
 
     def __init__(
         self,
         ids: ConnectionIds,
-        roster: Roster,
+        registrar: Registrar,
         *,
         queue: Callable[[bytes], Queue],
         announce: Callable[[], None],
@@ -29,7 +29,7 @@ class Membership:
         name before and of the reason, when the new one holds.
         """
         self._ids = ids
-        self._roster = roster
+        self._registrar = registrar
         self._queue = queue
         self._announce = announce
         self._renamed = renamed
@@ -48,22 +48,22 @@ class Membership:
         """The last `other` name is this node's from now on."""
         before = self._ids.node.decode()
         self._ids.node = self._other
-        self._roster.moved(before)
+        self._registrar.moved(before)
         self._renamed(before, reason)
 
     def here(self, *, missed: bool) -> None:
         """The own queue is consumed. `missed`: others may have taken this node for dead meanwhile."""
-        self._roster.here()
+        self._registrar.here()
         if missed:
             self._announce()
 
     def away(self) -> None:
         """The own queue is not consumed now, and this node does not say that it is here until it is."""
-        self._roster.away()
+        self._registrar.away()
 
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
         """Send this to the own queue."""
-        self._roster.probe(queue, text, arrived)
+        self._registrar.probe(queue, text, arrived)
 
     def lost(self) -> None:
         """Back ends were told that this node is lost, and it is not."""

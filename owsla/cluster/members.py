@@ -26,9 +26,6 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-LOST: Final = "lost"
-"""What the registrar tells a node that came back after it was said to be lost."""
-
 HERE: Final = "here"
 LEFT: Final = "left"
 GONE: Final = "gone"
@@ -119,7 +116,7 @@ class _Entry:
         self.buried: dict[str, tuple[int, float]] | None = None  # while it is being buried: the notices that are done with then
 
 
-class Roll:
+class Members:
     """The nodes that the registrar watches. Acknowledge the tags that its methods return."""
 
     def __init__(self, me: Callable[[], str], grace: float, interval: float, not_before: float = 0.0) -> None:

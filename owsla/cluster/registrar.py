@@ -28,15 +28,15 @@ from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.acks import AckTracker
-from ..broker.backoff import Backoff
 from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
-from ..broker.doubts import Doubts
 from ..broker.packing import APP_ID
-from ..broker.queue_state import look
+from ..broker.queue_state import inspect_queue
+from ..broker.refusals import RefusalHistory
+from ..broker.retry_delay import RetryDelay
 from ..events import BrokerWarning, Event, NodeLost
 from ..interfaces import Clock, DelayedCall
 from .cleanup import Cleanup, Recorder
-from .members import FIRST, GONE, HERE, LEFT, LOST, RENEW, RENEWED, Notice, Roll, Sight, Verdict
+from .members import FIRST, GONE, HERE, LEFT, RENEW, RENEWED, Members, Notice, Sight, Verdict
 
 REGISTER: Final = 1
 """The channel that publishes notices, and consumes them."""
@@ -103,7 +103,7 @@ class _Word:
         self.returned = False
 
 
-class Roster(BaseHandler):
+class Registrar(BaseHandler):
     """This node's notice to the others; and the registrar's work, when that falls to it."""
 
     name = "roster"
@@ -138,7 +138,7 @@ class Roster(BaseHandler):
         """Whether the broker has confirmed this node's notice once, and so takes publishes. Where the register cannot be used
         that cannot be known, and is not waited for.
         """
-        self._roll = Roll(
+        self._members = Members(
             lambda: node().decode(), node_grace, min(MOST_INTERVAL, max(LEAST_INTERVAL, node_grace / LOOKS))
         )
         self._here = False  # this node's own queue is consumed
@@ -159,8 +159,8 @@ class Roster(BaseHandler):
         self._active_since: float | None = None  # when the register's first notice came to this node
         self._vanished = False  # the operator knows that the register loses notices
         self._retry_call: DelayedCall | None = None
-        self._retry_wait = Backoff(first=0.2, most=30.0)
-        self._doubts = Doubts()
+        self._retry_wait = RetryDelay(first=0.2, most=30.0)
+        self._refusals = RefusalHistory()
         self._warned: str | None = None
         self._troubled = False  # something was refused since a message was confirmed last
         self._plain = False  # the nodes' queues are quorum queues
@@ -229,12 +229,12 @@ class Roster(BaseHandler):
     @property
     def listed(self) -> bool:
         """Whether this node is the registrar, and has itself on the roll."""
-        return self._ready and self._me in self._roll
+        return self._ready and self._me in self._members
 
     @property
     def alone(self) -> bool:
         """Whether this node is the registrar, and has nobody else on the roll."""
-        return self.listed and len(self._roll) == 1
+        return self.listed and len(self._members) == 1
 
     @property
     def _me(self) -> str:
@@ -281,7 +281,7 @@ class Roster(BaseHandler):
         missing = False
         for word in self._take(tag, multiple):
             if not word.returned:
-                self._doubts.taken(word.queue)
+                self._refusals.accepted(word.queue)
                 if not self._waiting:  # nothing that is refused
                     self._retry_wait.reset()
                     if self._troubled:
@@ -300,7 +300,7 @@ class Roster(BaseHandler):
     def refused(self, tag: int, multiple: bool) -> None:
         for word in self._take(tag, multiple):
             self._put_back(word)
-            self._doubts.refused(word.queue)
+            self._refusals.refused(word.queue)
         self._troubled = True
         self._warn("a queue of the nodes refuses a message; trying again")
         self._join()
@@ -314,7 +314,7 @@ class Roster(BaseHandler):
 
     def _go_on(self) -> None:
         self._retry_call = None
-        if self._doubts.again():
+        if self._refusals.needs_new_channel():
             self._forget()
             self._reset()
         elif self._client is not None:
@@ -343,10 +343,10 @@ class Roster(BaseHandler):
 
     async def _set_up(self, client: BrokerProtocol) -> None:
         """Declare and consume the register. What the broker refuses is tried again: devices do not wait for that."""
-        self._roll.begin(self._clock.seconds() + REGROUP if self._was_up else 0.0)
+        self._members.begin(self._clock.seconds() + REGROUP if self._was_up else 0.0)
         self._acks = AckTracker()
         self._next_tag = 1
-        self._doubts.began()
+        self._refusals.channel_opened()
         try:
             await topology.declare(client, SCRATCH, self._register, self._warn)
             channel = await client.open_channel(REGISTER, self)
@@ -382,7 +382,7 @@ class Roster(BaseHandler):
         self._active_since = None
         self._dead.clear()
         self._telling.clear()
-        self._roll.begin(0.0)
+        self._members.begin(0.0)
         sent, self._sent = list(self._sent.values()), {}
         for word in sent:
             self._put_back(word)
@@ -442,13 +442,13 @@ class Roster(BaseHandler):
         self._active_since = now if self._active_since is None else self._active_since
         # What another registrar held comes first, and after a restart of the broker not always as delivered before.
         fresh = not redelivered and now - self._active_since > HANDOVER
-        if fresh and self._roll.vanished(notice) and not self._vanished:
+        if fresh and self._members.vanished(notice) and not self._vanished:
             self._vanished = True
             self._warn(
                 f"notices vanish from {self._register.name}, and are renewed: make sure that no policy with a message-ttl or a "
                 "max-length applies to it"
             )
-        self._done(self._roll.heard(tag, notice, now, redelivered))
+        self._done(self._members.heard(tag, notice, now, redelivered))
         if notice.state != HERE and self._round_call is not None and self._round_call.active():
             self._round_call.cancel()
             self._round_call = None
@@ -466,8 +466,8 @@ class Roster(BaseHandler):
             self._client.ack(REGISTER, tag, False)
 
     def _schedule(self) -> None:
-        if self._round_call is None and not self._looking and self._ready and len(self._roll):
-            self._round_call = self._clock.callLater(self._roll.interval(self._clock.seconds()), self._round)
+        if self._round_call is None and not self._looking and self._ready and len(self._members):
+            self._round_call = self._clock.callLater(self._members.interval(self._clock.seconds()), self._round)
 
     def _round(self) -> None:
         self._round_call = None
@@ -478,20 +478,20 @@ class Roster(BaseHandler):
 
     async def _look_round(self, client: BrokerProtocol, life: AckTracker) -> None:
         """Look at everybody once. `life` is that of the channel: what is found out after its end is of no use."""
-        for node in self._roll.due():
+        for node in self._members.due():
             sight = await self._look(client, node)
             if life is not self._acks or client is not self._client:
                 return
-            verdict, tags = self._roll.saw(node, sight, self._clock.seconds())
+            verdict, tags = self._members.saw(node, sight, self._clock.seconds())
             self._done(tags)
             if verdict is Verdict.BURY:
                 self._dead.append(node)
-                self._roll.burying(node)
+                self._members.burying(node)
         self._tell()
-        for notice in self._roll.stale(self._clock.seconds()):
+        for notice in self._members.stale(self._clock.seconds()):
             self._notice(notice)
-        for node in self._roll.surprised():
-            self._say(_Word(f"{LOST} {node}", self._queue(node), _to_a_node(LOST), b""))
+        for node in self._members.surprised():
+            self._say(_Word(f"{delivery.LOST_NOTICE} {node}", self._queue(node), _to_a_node(delivery.LOST_NOTICE), b""))
         self._looking = False
         self._schedule()
         self._clean_up(client, life)
@@ -501,7 +501,7 @@ class Roster(BaseHandler):
 
     async def _look(self, client: BrokerProtocol, node: str) -> Sight:
         try:
-            found = await look(client, LOOK, self._queue(node))
+            found = await inspect_queue(client, LOOK, self._queue(node))
         except BrokerError as error:
             self._warn(f"the queue {self._queue(node)} cannot be looked at: {error}")
             return Sight.UNKNOWN
@@ -555,16 +555,16 @@ class Roster(BaseHandler):
             self._tell()
         elif refused is not None:
             self._warn(f"the queue {queue} of a node that is gone cannot be emptied: {refused}; trying again")
-            self._done(self._roll.spared(node, self._clock.seconds() + RETRY))
+            self._done(self._members.spared(node, self._clock.seconds() + RETRY))
         else:
-            self._done(self._roll.spared(node))
+            self._done(self._members.spared(node))
         self._schedule()
         self._clean_up(client, life)
 
     def _announce(self, node: str, messages: int) -> None:
         """Tell everybody that a node is lost, unless it said goodbye."""
-        if self._roll.loud(node):
-            self._roll.announced(node)
+        if self._members.loud(node):
+            self._members.announced(node)
             self._emit(NodeLost(node, messages))
             if self._presence is not None:
                 self._presence.node_lost(node)
@@ -574,7 +574,7 @@ class Roster(BaseHandler):
         for node in list(self._telling):
             if self._presence is None or self._presence.told(node):
                 self._telling.remove(node)
-                self._done(self._roll.buried(node))
+                self._done(self._members.buried(node))
 
 
 def _to_a_node(text: str) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """What happens, as typed values, and who is told of it.
 
-`docs/events.md` says what there is. `owsla.broker.presence` is not imported here: it knows the broker.
+`docs/events.md` lists the events and their fields.
 """
 
-from ..broker.announcements import Announcement, Presence
 from ._console import Console
 from ._database import DatabaseWriter, PostgreSQL, SQLite
 from ._json import JSONWriter
@@ -54,7 +53,6 @@ from ._types import (
 from ._wire import UnknownEvent, from_wire, to_wire
 
 __all__ = [
-    "Announcement",
     "BrokerBlocked",
     "BrokerConnected",
     "BrokerLost",
@@ -98,7 +96,6 @@ __all__ = [
     "NodeStopped",
     "Outbox",
     "PostgreSQL",
-    "Presence",
     "Record",
     "SQLite",
     "SilentEvicted",

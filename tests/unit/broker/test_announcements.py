@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.announcements import UnknownTag
-from owsla.events import Announcement, DeviceIdentified, Presence
+from owsla.broker.announcements import Announcement, Presence, UnknownTag
+from owsla.events import DeviceIdentified
 
 from ..events.doubles import connected, disconnected
 

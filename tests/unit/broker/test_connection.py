@@ -20,9 +20,9 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from owsla.amqp.wire import WireError
-from owsla.broker.backoff import Backoff
 from owsla.broker.client import BrokerError, BrokerProtocol
 from owsla.broker.connection import CONNECT_TIMEOUT, STEADY, BrokerConnection, explain
+from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import Turn
 
@@ -133,7 +133,7 @@ class ConnectionTests(BrokerTestCase):
             heartbeat=1000,
             connection_name="test",
             tls=tls,
-            backoff=Backoff(first=1, most=60, random=lambda: 1.0),
+            backoff=RetryDelay(first=1, most=60, random=lambda: 1.0),
         )
 
     def attempts(self) -> list[Any]:

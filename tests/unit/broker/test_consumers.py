@@ -8,8 +8,8 @@ from typing import Any
 from txamqp.client import Closed
 
 from owsla.amqp import wire
+from owsla.broker import message_properties
 from owsla.broker import queues as topology
-from owsla.broker import records
 from owsla.broker.consumers import OWN, SCRATCH, SHARED, Consumers
 from owsla.events import BrokerWarning, Event
 from owsla.letter import BAD, DeliverySource, Letter
@@ -230,10 +230,10 @@ class DeliveryTests(Base):
         """A message without a number that is delivered again, to this node or to the one that forwarded it, has an identity;
         one with a number has its number.
         """
-        for redelivered, headers in ((True, {}), (False, {records.REDELIVERED: True})):
+        for redelivered, headers in ((True, {}), (False, {message_properties.REDELIVERED_HEADER: True})):
             header = message(b"body", {"connection_id": ID, **headers})
             self.server.raw(deliver(SHARED, 1, header, b"body", redelivered=redelivered))
-            self.assertEqual(self.router.letters.pop().identity, records.identity(header, b"body"))
+            self.assertEqual(self.router.letters.pop().identity, message_properties.identity(header, b"body"))
         for more in ({}, {"expires_at": 1}):
             header = message(b"body", {"connection_id": ID, "to_device_seq": 1, **more})
             self.server.raw(deliver(SHARED, 1, header, b"body", redelivered=True))
@@ -248,7 +248,7 @@ class DeliveryTests(Base):
         ((source, _, _, _, header, body),) = self.router.plain
         source.written(header, body)
         self.server.close_channel(SHARED)
-        self.assertEqual(self.router.handed_over, [records.identity(header, body)])
+        self.assertEqual(self.router.handed_over, [message_properties.identity(header, body)])
 
     def test_unreadable_headers(self) -> None:
         """A message whose headers are no field table is refused, and the connection goes on."""

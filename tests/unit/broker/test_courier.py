@@ -10,8 +10,8 @@ from typing import Any
 from owsla.amqp import wire
 from owsla.broker import courier
 from owsla.broker import queues as topology
-from owsla.broker.courier import PARCELS, Absences, Courier
-from owsla.broker.doubts import Doubts
+from owsla.broker.courier import PARCELS, Absences, CourierRole
+from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
 from owsla.letter import Letter
 
@@ -32,8 +32,8 @@ class Base(BrokerTestCase):
         self.devices: dict[bytes, str] = {}
         self.courier = self.make()
 
-    def make(self) -> Courier:
-        return Courier(
+    def make(self) -> CourierRole:
+        return CourierRole(
             self.clock,
             self.events.append,
             undeliverable=topology.undeliverable_queue("to_device", 1000),
@@ -196,7 +196,8 @@ class RecordTests(Base):
     def test_a_channel_that_takes_nothing(self) -> None:
         """Where the queue took nothing on this channel yet a refusal is doubted: others are tried, and it is recorded there."""
         self.courier.record(self.source.letter(7), "late")
-        self.assertEqual([self.refuse() for _ in range(Doubts.FIRST + 1)], [False] * (Doubts.FIRST - 1) + [True, True])
+        first = RefusalHistory.FIRST
+        self.assertEqual([self.refuse() for _ in range(first + 1)], [False] * (first - 1) + [True, True])
         self.assertEqual(self.source.finished, [])
         self.server.ack(PARCELS, self.taken()[0].tag)
         self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
@@ -204,7 +205,7 @@ class RecordTests(Base):
     def test_full_on_every_channel(self) -> None:
         """In the end a refusal is believed, and then at once for those that follow, until the queue takes something."""
         self.courier.record(self.source.letter(7), "late")
-        for _ in range(Doubts.LAST):
+        for _ in range(RefusalHistory.LAST):
             self.assertEqual(self.source.finished, [])
             self.refuse()
         self.courier.record(self.source.letter(8), "late")
@@ -222,7 +223,7 @@ class RecordTests(Base):
     def test_full_while_others_take(self) -> None:
         """What other queues take is no sign of this one: its refusal is believed after as many times."""
         self.courier.record(self.source.letter(7), "late")
-        for number in range(Doubts.LAST):
+        for number in range(RefusalHistory.LAST):
             self.assertEqual(self.source.finished, list(range(100, 100 + number)))
             self.courier.forward(self.source.letter(100 + number), ELSEWHERE)
             for one in self.taken():
@@ -856,7 +857,7 @@ class ChannelErrorTests(Base):
         (record,) = self.taken()
         self.assertEqual(record.queue, RECORDS)
         self.server.nack(PARCELS, record.tag)
-        for _ in range(Doubts.LAST):
+        for _ in range(RefusalHistory.LAST):
             self.pass_time(10)
             self.refuse()
         self.assertEqual(self.source.finished, [2])

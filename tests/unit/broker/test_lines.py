@@ -16,9 +16,9 @@ from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
-from owsla.broker.doubts import Doubts
 from owsla.broker.lines import LINES, SCRATCH, SMALLEST_SHARE, Producer
 from owsla.broker.packing import LinePacker
+from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
 from owsla.events import BrokerWarning, Event, LinesAccepted, LinesRefused
 from owsla.routing_key import RoutingKey
@@ -468,7 +468,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.connect()
         for time in range(3):
             self.lab.publish(self.device, b"0", b"1")
-            self.assertEqual([given_up(self.lab) for _ in range(Doubts.FIRST)], [False, False, True])
+            self.assertEqual([given_up(self.lab) for _ in range(RefusalHistory.FIRST)], [False, False, True])
             self.lab.server.ack(LINES, self.lab.server.take()[-1].tag, True)
             self.assertTrue(self.lab.producer.accepting)
             self.assertEqual(self.device.safe, list(range(2 * time + 2)))

@@ -13,7 +13,7 @@ from owsla.amqp.methods import BY_NAME, Method, encode_method
 from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers
-from owsla.broker.courier import Courier
+from owsla.broker.courier import CourierRole
 from owsla.broker.lines import LINES, Producer
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
@@ -24,7 +24,7 @@ from owsla.cli._running import Session
 from owsla.cli._send import Send
 from owsla.cli._tail import Peek, Tail, as_json, as_text
 from owsla.cluster.members import GONE, HERE, Notice
-from owsla.cluster.registrar import Roster, register_queue
+from owsla.cluster.registrar import Registrar, register_queue
 from tests.unit.events.doubles import connected
 
 from ..amqp.values import TABLES
@@ -196,7 +196,7 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
 
 
 def make_courier(server: Server) -> tuple[Role, Callable[[], object]]:
-    courier = Courier(
+    courier = CourierRole(
         server.clock,
         lambda event: None,
         undeliverable=topology.undeliverable_queue("to_device", 1000),
@@ -216,8 +216,8 @@ def make_courier(server: Server) -> tuple[Role, Callable[[], object]]:
     return courier, act
 
 
-def make_roster(server: Server) -> tuple[Role, Callable[[], object]]:
-    roster = Roster(
+def make_registrar(server: Server) -> tuple[Role, Callable[[], object]]:
+    registrar = Registrar(
         server.clock,
         lambda event: None,
         node=lambda: ME.encode(),
@@ -231,10 +231,10 @@ def make_roster(server: Server) -> tuple[Role, Callable[[], object]]:
     )
 
     def act() -> None:
-        roster.here()
-        roster.gone(A, True)
+        registrar.here()
+        registrar.gone(A, True)
 
-    return roster, act
+    return registrar, act
 
 
 def make_presence(server: Server) -> tuple[Role, Callable[[], object]]:
@@ -304,7 +304,7 @@ for _name, _make in (
     ("producer", make_producer),
     ("consumers", make_consumers),
     ("courier", make_courier),
-    ("roster", make_roster),
+    ("registrar", make_registrar),
     ("presence", make_presence),
     ("echo", make_echo),
     ("tail", make_tail),

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.broker.headers import details, read
-from owsla.broker.records import report
+from owsla.broker.message_properties import report
 from owsla.cli._send import lines_of, properties, read_report
 
 CID = b"01234567-89ab-8cde-8f01-23456789abcd"

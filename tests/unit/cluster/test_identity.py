@@ -9,11 +9,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.broker.consumers import Place
 from owsla.broker.queues import node_queue
-from owsla.cluster.identity import Membership
+from owsla.cluster.identity import NodeIdentity
 from owsla.routing import ConnectionIds
 
 
-class Roster:
+class Registrar:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -34,12 +34,12 @@ class MembershipTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.random = [b"\x01\x23\xab\xcd", b"\x89\xab\xcd\xef", b"\x99\x99\x99\x99"]
         self.ids = ConnectionIds(lambda size: self.random.pop(0))
-        self.roster = Roster()
+        self.registrar = Registrar()
         self.announced: list[bool] = []
         self.renamed: list[tuple[str, str, bytes]] = []
-        self.place: Place = Membership(
+        self.place: Place = NodeIdentity(
             self.ids,
-            cast(Any, self.roster),
+            cast(Any, self.registrar),
             queue=lambda node: node_queue("to_device", node),
             announce=lambda: self.announced.append(True),
             renamed=lambda before, reason: self.renamed.append((before, reason, self.ids.node)),
@@ -54,22 +54,22 @@ class MembershipTests(SynchronousTestCase):
         self.place.rename("why")
         self.assertEqual(self.place.queue().name, "to_device.99999999")
         self.assertEqual(self.renamed, [("0123abcd", "why", b"99999999")])
-        self.assertEqual(self.roster.calls, ["moved from 0123abcd"])
+        self.assertEqual(self.registrar.calls, ["moved from 0123abcd"])
 
     def test_here(self) -> None:
         """The others hear that this node is here; back ends hear of its connections again where it was missed."""
         self.place.here(missed=False)
-        self.assertEqual((self.roster.calls, self.announced), (["here"], []))
+        self.assertEqual((self.registrar.calls, self.announced), (["here"], []))
         self.place.here(missed=True)
         self.place.lost()
-        self.assertEqual((self.roster.calls, self.announced), (["here", "here"], [True, True]))
+        self.assertEqual((self.registrar.calls, self.announced), (["here", "here"], [True, True]))
 
     def test_away(self) -> None:
         """Nor does it say that it is here while its queue is not consumed."""
         self.place.away()
-        self.assertEqual(self.roster.calls, ["away"])
+        self.assertEqual(self.registrar.calls, ["away"])
 
     def test_a_probe(self) -> None:
-        """What this node says to itself goes through the roster."""
+        """What this node says to itself goes through the registrar."""
         self.place.probe("q", "probe 1", lambda: None)
-        self.assertEqual(self.roster.calls, ["probe 1 to q"])
+        self.assertEqual(self.registrar.calls, ["probe 1 to q"])

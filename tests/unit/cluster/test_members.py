@@ -19,8 +19,8 @@ from owsla.cluster.members import (
     LEFT,
     RENEW,
     RENEWED,
+    Members,
     Notice,
-    Roll,
     Sight,
     Verdict,
 )
@@ -55,7 +55,7 @@ class NoticeTests(SynchronousTestCase):
 class Base(SynchronousTestCase):
     def setUp(self) -> None:
         self.now = 1000.0
-        self.roll = Roll(lambda: ME, GRACE, INTERVAL)
+        self.roll = Members(lambda: ME, GRACE, INTERVAL)
         self.tag = 0
 
     def hear(self, node: str, state: str = HERE, origin: str = FIRST) -> list[int]:
@@ -311,7 +311,7 @@ class AnyOrderTests(SynchronousTestCase):
         registrar hears of it.
         """
         now, tag = 1000.0, 0
-        roll = Roll(lambda: ME, GRACE, INTERVAL)
+        roll = Members(lambda: ME, GRACE, INTERVAL)
         told: dict[int, str] = {}
         burying: set[str] = set()
         for what, state, origin, sight, node, after in steps:

@@ -6,7 +6,7 @@ from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.cluster.cleanup import AT_ONCE, LEAVING, PERSISTENT, SILENCE
 from owsla.cluster.members import GONE, HERE, KEEP, KEPT, LEFT, RENEW, RENEWED, Notice
-from owsla.cluster.registrar import CLEANUP, HANDOVER, REGISTER, RETRY, Roster, register_queue
+from owsla.cluster.registrar import CLEANUP, HANDOVER, REGISTER, RETRY, Registrar, register_queue
 from owsla.events import BrokerWarning, Event, NodeLost
 from owsla.letter import Letter
 
@@ -57,7 +57,7 @@ class Base(BrokerTestCase):
         self.node = ME
         self.joined: list[bool] = []
         self.presence, self.courier = Presence(), Courier()
-        self.roster = Roster(
+        self.registrar = Registrar(
             self.clock,
             self.events.append,
             node=lambda: self.node.encode(),
@@ -67,7 +67,7 @@ class Base(BrokerTestCase):
             users={"me", "us"},
             courier=self.courier,
             presence=self.presence,
-            joined=lambda: self.joined.append(self.roster.joined),
+            joined=lambda: self.joined.append(self.registrar.joined),
         )
 
     def connect(self) -> None:
@@ -76,14 +76,14 @@ class Base(BrokerTestCase):
             self.server = Server(self.clock, heartbeat=60_000)
             self.server.found, self.server.refusals = found, refusals
         self.server.ready()
-        up = Result(self.roster.up(self.server.client))
+        up = Result(self.registrar.up(self.server.client))
         self.server.settle()
         assert up.done
         assert up.failure is None, up.failure
 
     def lose(self) -> None:
         self.server.drop()
-        self.roster.down()
+        self.registrar.down()
 
     def said(self) -> list[tuple[str, Notice | None]]:
         return [(one.queue, Notice.read(one.body)) for one in self.server.take()]
@@ -141,7 +141,7 @@ class NoticeTests(Base):
         """This node's notice is published, persistent and mandatory, when its queue is consumed: and after each reconnect."""
         self.connect()
         self.assertEqual(self.said(), [])
-        self.roster.here()
+        self.registrar.here()
         (one,) = self.server.take()
         self.assertEqual((one.queue, one.method["mandatory"], one.properties["delivery_mode"]), (NODES, True, 2))
         self.assertEqual(Notice.read(one.body), Notice(ME, HERE))
@@ -153,22 +153,22 @@ class NoticeTests(Base):
     def test_joined(self) -> None:
         """A node has joined when the broker has confirmed its notice: so it takes publishes."""
         self.connect()
-        self.roster.gone(A, True)
+        self.registrar.gone(A, True)
         self.server.take()
         self.server.ack(REGISTER, 1)
-        self.roster.here()
-        self.assertEqual((self.joined, self.roster.joined), ([], False))
+        self.registrar.here()
+        self.assertEqual((self.joined, self.registrar.joined), ([], False))
         self.server.ack(REGISTER, 2)
-        self.assertEqual((self.joined, self.roster.joined), ([True], True))
+        self.assertEqual((self.joined, self.registrar.joined), ([True], True))
         self.lose()
         self.connect()
         self.server.ack(REGISTER, 1)
-        self.assertEqual((self.joined, self.roster.joined), ([True], True))
+        self.assertEqual((self.joined, self.registrar.joined), ([True], True))
 
     def test_a_register_that_cannot_be_used(self) -> None:
         """A register that refuses notices, or may not be used, shows nothing of the broker: devices do not wait for it."""
         self.connect()
-        self.roster.here()
+        self.registrar.here()
         self.server.nack(REGISTER, self.server.take()[0].tag)
         self.assertEqual(self.joined, [True])
         self.setUp()
@@ -180,24 +180,24 @@ class NoticeTests(Base):
     def test_away(self) -> None:
         """A node whose queue is not consumed does not say that it is here, also when this connection is back first."""
         self.connect()
-        self.roster.here()
+        self.registrar.here()
         self.server.take()
         self.server.ack(REGISTER, 1)
         self.lose()
-        self.roster.away()
+        self.registrar.away()
         self.connect()
         self.assertEqual(self.said(), [])
         self.lose()
-        self.roster.here()
-        self.roster.away()
+        self.registrar.here()
+        self.registrar.away()
         self.connect()
         self.assertEqual(self.said(), [])
-        self.roster.here()
+        self.registrar.here()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
     def test_before_the_broker(self) -> None:
         """What there is to say before there is a connection is said when there is one, and again if it was not confirmed."""
-        self.roster.gone(A, True)
+        self.registrar.gone(A, True)
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(A, GONE))])
         self.lose()
@@ -211,7 +211,7 @@ class NoticeTests(Base):
     def test_renewed(self) -> None:
         """A node renews its notice from time to time, as long as its queue is consumed and it has not left."""
         self.connect()
-        self.roster.here()
+        self.registrar.here()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
         self.pass_time(3 * RENEW - 1)
         self.assertEqual(self.said(), [], "a broker that is blocked has not taken the last one")
@@ -220,11 +220,11 @@ class NoticeTests(Base):
             self.pass_time(RENEW + 0.1)
             self.assertEqual(self.said(), [(NODES, Notice(ME, HERE, RENEWED))])
         self.server.ack(REGISTER, 4)
-        self.roster.away()
+        self.registrar.away()
         self.pass_time(2 * RENEW)
         self.assertEqual(self.said(), [])
-        self.roster.here()
-        self.roster.leave()
+        self.registrar.here()
+        self.registrar.leave()
         self.said()
         self.pass_time(2 * RENEW)
         self.assertEqual(self.said(), [])
@@ -232,26 +232,26 @@ class NoticeTests(Base):
     def test_whose(self) -> None:
         """What this node says bears the name of its login, which the broker makes sure of."""
         self.connect()
-        self.roster.here()
-        self.roster.probe(f"to_device.{ME}", "probe 7", lambda: None)
+        self.registrar.here()
+        self.registrar.probe(f"to_device.{ME}", "probe 7", lambda: None)
         self.assertEqual([one.properties["user_id"] for one in self.server.take()], ["me", "me"])
 
     def test_died_before_it_served(self) -> None:
         """Of a node whose process died before its port was open there is nothing to tell."""
-        self.roster.gone(A, False)
+        self.registrar.gone(A, False)
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(A, LEFT))])
 
     def test_left(self) -> None:
         """A goodbye is waited for; after it this node says no more that it is here."""
         self.connect()
-        self.roster.here()
-        self.roster.leave()
+        self.registrar.here()
+        self.registrar.leave()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE)), (NODES, Notice(ME, LEFT))])
-        self.assertEqual(self.roster.unconfirmed, 1)
+        self.assertEqual(self.registrar.unconfirmed, 1)
         self.server.ack(REGISTER, 2, True)
-        self.assertEqual(self.roster.unconfirmed, 0)
-        self.roster.here()
+        self.assertEqual(self.registrar.unconfirmed, 0)
+        self.registrar.here()
         self.lose()
         self.connect()
         self.assertEqual(self.said(), [])
@@ -263,9 +263,9 @@ class NoticeTests(Base):
         for breaks in (False, True):
             self.setUp()
             self.connect()
-            self.roster.here()
+            self.registrar.here()
             self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
-            self.roster.leave()
+            self.registrar.leave()
             self.said()
             if breaks:
                 self.lose()
@@ -279,25 +279,25 @@ class NoticeTests(Base):
     def test_the_registrar_leaves(self) -> None:
         """A registrar knows whether it is alone, and strikes itself off when its queue is gone."""
         self.connect()
-        self.roster.here()
-        self.assertEqual((self.roster.listed, self.roster.alone), (False, False))
+        self.registrar.here()
+        self.assertEqual((self.registrar.listed, self.registrar.alone), (False, False))
         self.hear(1, ME)
-        self.assertEqual((self.roster.listed, self.roster.alone), (True, True))
+        self.assertEqual((self.registrar.listed, self.registrar.alone), (True, True))
         self.hear(2, A)
-        self.assertEqual((self.roster.listed, self.roster.alone), (True, False))
-        self.roster.leave()
+        self.assertEqual((self.registrar.listed, self.registrar.alone), (True, False))
+        self.registrar.leave()
         self.server.take()
         self.server.ack(REGISTER, 2, True)
         self.hear(3, ME, LEFT)
         self.server.refusals[f"to_device.{ME}", True] = (404, "NOT_FOUND - no queue")
         self.pass_time(0.2)
-        self.assertEqual((self.roster.listed, self.roster.alone, self.acks()), (False, False, [1, 3]))
+        self.assertEqual((self.registrar.listed, self.registrar.alone, self.acks()), (False, False, [1, 3]))
 
     def test_the_register_is_gone(self) -> None:
         """A notice that is returned means that the register was deleted: it is declared again, and everything said again."""
         self.connect()
-        self.roster.here()
-        self.roster.gone(A, True)
+        self.registrar.here()
+        self.registrar.gone(A, True)
         one, two = self.server.take()
         self.server.give_back(one)
         self.server.give_back(two)
@@ -309,9 +309,9 @@ class NoticeTests(Base):
     def test_cancelled(self) -> None:
         """So does a consumer that is cancelled."""
         self.connect()
-        self.roster.here()
+        self.registrar.here()
         self.server.take()
-        self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-roster", nowait=True)
+        self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
         self.pass_time(1)
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
@@ -324,14 +324,14 @@ class NoticeTests(Base):
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
         self.assertEqual(self.server.lost, [])
         self.server.refusals.clear()
-        self.roster.here()
+        self.registrar.here()
         self.pass_time(40)
         self.assertEqual(self.said()[0], (NODES, Notice(ME, HERE)))
 
     def test_refused(self) -> None:
         """A notice that the queue refuses is published again, and if it never took anything on new channels, for a while."""
         self.connect()
-        self.roster.here()
+        self.registrar.here()
         tried: list[bool] = []
         for _ in range(9):
             opened = len(self.server.called("confirm.select"))
@@ -346,7 +346,7 @@ class NoticeTests(Base):
         """What this node says to itself goes to its own queue, for no connection; it is told when it is in there."""
         arrived: list[bool] = []
         self.connect()
-        self.roster.probe(f"to_device.{ME}", "probe 7", lambda: arrived.append(True))
+        self.registrar.probe(f"to_device.{ME}", "probe 7", lambda: arrived.append(True))
         (one,) = self.server.take()
         self.assertEqual((one.queue, one.headers), (f"to_device.{ME}", {"owsla_notice": "probe 7"}))
         self.assertEqual(arrived, [])
@@ -375,7 +375,7 @@ class NoticeTests(Base):
         self.assertEqual(self.acks(), [1, 2, 3, 4])
         self.assertEqual(len([text for text in map(str, self.events) if "backend" in text]), 1)
         self.pass_time(60)
-        self.assertEqual((self.presence.lost, self.roster.listed), ([], False))
+        self.assertEqual((self.presence.lost, self.registrar.listed), ([], False))
 
     def test_vanished(self) -> None:
         """A register that loses notices is a warning, once. What another registrar held shows nothing of that."""
@@ -666,7 +666,7 @@ class RegistrarTests(Base):
             self.setUp()
             self.die(messages)
             self.answer(*[b"one"] * messages)
-            self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-roster", nowait=True)
+            self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
             self.pass_time(1)
             self.courier.confirm()
             self.server.settle()

@@ -16,21 +16,21 @@ from typing import Final
 from ..amqp import wire
 from ..amqp.wire import WireError
 
-EXPIRATION: Final = "owsla_expiration"
+EXPIRATION_HEADER: Final = "owsla_expiration"
 """The header of what was the property `expiration`."""
 
-_MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": EXPIRATION.encode()}
+_MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": EXPIRATION_HEADER.encode()}
 _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
 
-REDELIVERED: Final = "owsla_redelivered"
+REDELIVERED_HEADER: Final = "owsla_redelivered"
 """The header of a forward whose message was delivered before: it may have been forwarded, or handed over, then."""
 
-NOTE: Final = "owsla_note"
+NOTE_HEADER: Final = "owsla_note"
 """The header that says what of a message was not passed on."""
 
 _KEPT: Final = frozenset(
     {b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason", b"owsla_node"}
-    | {*_MOVED_PROPERTIES.values(), REDELIVERED.encode()}
+    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode()}
 )
 """The headers that are passed on of a message that has too many."""
 
@@ -38,7 +38,7 @@ _LONGEST: Final = 255
 """Bytes of a value of these. All together, with the properties, they fit into AMQP's smallest frame (4096 bytes)."""
 
 _CHANGED: Final = frozenset({
-    *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED.encode()
+    *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode()
 })  # fmt: skip
 """Headers by which copies of one message may differ, beside the broker's own (`x-death`, `x-delivery-count`)."""
 
@@ -62,7 +62,7 @@ def identity(header: bytes, body: bytes) -> bytes:
     return digest.digest()
 
 
-def passed_on(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
+def relayed(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
     """Properties (from the flags on) as they are to be sent on, with `extra` headers in place of any of the same names.
 
     `WireError` where they cannot be read.
@@ -81,7 +81,7 @@ def passed_on(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
     return wire.join_properties(values)
 
 
-def cut_down(properties: bytes) -> bytes:
+def reduced(properties: bytes) -> bytes:
     """Properties (from the flags on) with those headers alone that Owsla reads, none of them longer than 255 bytes.
 
     `WireError` where they cannot be read.
@@ -90,7 +90,7 @@ def cut_down(properties: bytes) -> bytes:
     headers = dict(wire.split_table(values["headers"])) if "headers" in values else {}
     kept = [(key, cut) for key, value in headers.items() if key in _KEPT and (cut := _cut(value)) is not None]
     note = f"headers of {len(values.get('headers', b''))} bytes do not fit into a frame: others than Owsla's own are left out"
-    kept.append((NOTE.encode(), wire.encode_value(note)))
+    kept.append((NOTE_HEADER.encode(), wire.encode_value(note)))
     values["headers"] = wire.join_table(kept)
     return wire.join_properties(values)
 
@@ -102,7 +102,7 @@ def _cut(value: bytes) -> bytes | None:
     return value[:1] + wire.long_string(value[5 : 5 + _LONGEST]) if value[:1] in (b"S", b"x") else None
 
 
-def alone(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
+def minimal(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
     """The least that a record needs, for a message whose own properties cannot be passed on."""
     headers: dict[str, str | bytes] = {}
     if connection_id is not None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from . import records
+from .message_properties import identity
 
 KEPT_WHOLE: Final = 1024
 """Bytes up to which a message is kept until its digest is needed, which is seldom: a digest costs microseconds."""
 
 
-class Written:
+class RecentWrites:
     """The last messages without a number that one channel handed over."""
 
     __slots__ = ("_last",)
@@ -27,8 +27,8 @@ class Written:
         self._last: deque[tuple[bytes, bytes] | bytes] = deque(maxlen=most)
 
     def add(self, header: bytes, body: bytes) -> None:
-        self._last.append((header, body) if len(header) + len(body) <= KEPT_WHOLE else records.identity(header, body))
+        self._last.append((header, body) if len(header) + len(body) <= KEPT_WHOLE else identity(header, body))
 
     def identities(self) -> list[bytes]:
-        """Return what identifies each of them (`records.identity`)."""
-        return [one if isinstance(one, bytes) else records.identity(*one) for one in self._last]
+        """Return what identifies each of them (`identity`)."""
+        return [one if isinstance(one, bytes) else identity(*one) for one in self._last]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 
-class Backoff:
+class RetryDelay:
     """Waits that double up to a bound, with jitter, so that a fleet of gateways does not return to a broker in one instant."""
 
     __slots__ = ("_attempt", "_first", "_most", "_random")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 
-class Doubts:
+class RefusalHistory:
     """Of each queue: whether it took something on this channel, and how often in a row it refused what it was given.
 
     What refuses once in a while is no matter here: who publishes waits, and publishes again. This says on which channel.
@@ -33,12 +33,12 @@ class Doubts:
         self._doubtful: set[str] = set()
         self._in_vain: dict[str, int] = {}
 
-    def began(self) -> None:
+    def channel_opened(self) -> None:
         """There is a new channel, on which nothing was tried."""
         self._tried.clear()
         self._doubtful.clear()
 
-    def taken(self, queue: str) -> None:
+    def accepted(self, queue: str) -> None:
         """The queue has taken something on this channel."""
         if queue not in self._tried:
             self._tried.add(queue)
@@ -50,7 +50,7 @@ class Doubts:
         if queue not in self._tried:
             self._doubtful.add(queue)
 
-    def again(self) -> bool:
+    def needs_new_channel(self) -> bool:
         """What was refused is to be published again now: whether on a new channel."""
         new = False
         for queue in self._doubtful:
@@ -59,6 +59,6 @@ class Doubts:
         self._doubtful.clear()
         return new
 
-    def believed(self, queue: str) -> bool:
+    def is_believed(self, queue: str) -> bool:
         """Whether a refusal of this queue's is its own: it took something on this channel, or nothing on several."""
         return queue in self._tried or self._in_vain.get(queue, 0) >= self.LAST

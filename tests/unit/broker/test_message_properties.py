@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
-from owsla.broker import records
+from owsla.broker.message_properties import NOTE_HEADER, minimal, reduced, relayed, report
 
 from ..amqp.values import RAW_ENTRIES, RAW_PROPERTIES, RAW_VALUES, hostile, raw_properties, raw_table
 
@@ -33,7 +33,7 @@ class PassedOnTests(SynchronousTestCase):
         headers of ours, and `extra` replaces headers of its names.
         """
         values["headers"] = raw_table(entries)
-        got = wire.split_properties(records.passed_on(raw_properties(values), extra))
+        got = wire.split_properties(relayed(raw_properties(values), extra))
         headers = wire.split_table(got.pop("headers"))
         self.assertEqual(
             got, {name: raw for name, raw in values.items() if name not in ("headers", "user_id", "expiration")}
@@ -55,7 +55,7 @@ class PassedOnTests(SynchronousTestCase):
             {"headers": {"CC": ["a"], "n": 1}, "user_id": "me", "expiration": "5", "message_id": "m", "type": "t"}
         )
         header = ContentHeader()
-        header.unmarshal(wire.header_payload(0, records.passed_on(properties, EXTRA)))
+        header.unmarshal(wire.header_payload(0, relayed(properties, EXTRA)))
         self.assertEqual(
             header.properties.headers,
             {"owsla_cc": ["a"], "n": 1, "owsla_user_id": "me", "owsla_expiration": "5", **EXTRA},
@@ -69,18 +69,18 @@ class PassedOnTests(SynchronousTestCase):
         properties = wire.encode_properties(
             {"headers": {"owsla_reason": "old", "owsla_user_id": "old", "owsla_node": 1, "n": 1}, "user_id": "me"}
         )
-        headers = wire.split_table(wire.split_properties(records.passed_on(properties, EXTRA))["headers"])
+        headers = wire.split_table(wire.split_properties(relayed(properties, EXTRA))["headers"])
         self.assertEqual([key for key, _ in headers], [b"n", b"owsla_user_id", b"owsla_reason", b"owsla_node"])
 
     def test_without_headers(self) -> None:
         """A message that had no headers gets those of the record."""
-        self.assertEqual(wire.decode_properties(records.passed_on(b"\0\0", EXTRA)), {"headers": EXTRA})
+        self.assertEqual(wire.decode_properties(relayed(b"\0\0", EXTRA)), {"headers": EXTRA})
 
     def test_twice(self) -> None:
         """A forward that is undeliverable at its node keeps what the first node moved, and has the last reason alone."""
-        first = records.passed_on(wire.encode_properties({"user_id": "me", "headers": {"CC": "a"}}), {"owsla_reason": "a"})
+        first = relayed(wire.encode_properties({"user_id": "me", "headers": {"CC": "a"}}), {"owsla_reason": "a"})
         self.assertEqual(
-            wire.decode_properties(records.passed_on(first, EXTRA))["headers"],
+            wire.decode_properties(relayed(first, EXTRA))["headers"],
             {"owsla_cc": "a", "owsla_user_id": "me", **EXTRA},
         )
 
@@ -89,7 +89,7 @@ class PassedOnTests(SynchronousTestCase):
     def test_hostile_properties(self, data: bytes) -> None:
         """Whatever the bytes, they are passed on or raise `WireError`."""
         try:
-            wire.split_properties(records.passed_on(data, EXTRA))
+            wire.split_properties(relayed(data, EXTRA))
         except WireError:
             return
 
@@ -100,8 +100,8 @@ class CutDownTests(SynchronousTestCase):
         values = {"connection_id": "some-id", "to_device_seq": 7, "expires_at": 5, "owsla_close": True, **EXTRA}
         properties = {"message_id": "m", "reply_to": "answers", "correlation_id": "c", "delivery_mode": 2}
         raw = wire.encode_properties({"headers": {"x-death": ["x" * 200_000], **values}, **properties})
-        got = wire.decode_properties(records.cut_down(raw))
-        note = got["headers"].pop(records.NOTE)
+        got = wire.decode_properties(reduced(raw))
+        note = got["headers"].pop(NOTE_HEADER)
         self.assertIn("200", note)
         self.assertEqual(got, {"headers": values, **properties})
 
@@ -111,13 +111,13 @@ class CutDownTests(SynchronousTestCase):
         keys = ["connection_id", "to_device_seq", "expires_at", "owsla_close", "owsla_user_id", "owsla_expiration"]
         table = [(key.encode(), b"S" + wire.long_string("x" * 1000)) for key in keys for _ in range(100)]
         values = {name: wire.short_string("x" * 255) for name in names} | {"headers": wire.join_table(table)}
-        passed = records.passed_on(wire.join_properties(values), EXTRA)
-        self.assertLessEqual(len(records.cut_down(passed)), wire.FRAME_MIN_SIZE - wire.FRAME_OVERHEAD - 12)
+        passed = relayed(wire.join_properties(values), EXTRA)
+        self.assertLessEqual(len(reduced(passed)), wire.FRAME_MIN_SIZE - wire.FRAME_OVERHEAD - 12)
 
     def test_long_values(self) -> None:
         """A long string is cut off, and a long value of another type is left out."""
         headers = {"connection_id": "x" * 300, "to_device_seq": b"1" * 300, "expires_at": [1] * 300}
-        got = wire.decode_properties(records.cut_down(wire.encode_properties({"headers": headers})))["headers"]
+        got = wire.decode_properties(reduced(wire.encode_properties({"headers": headers})))["headers"]
         self.assertEqual((got["connection_id"], got["to_device_seq"]), ("x" * 255, b"1" * 255))
         self.assertNotIn("expires_at", got)
 
@@ -126,20 +126,20 @@ class AloneTests(SynchronousTestCase):
     def test_the_least(self) -> None:
         """A record alone has its connection id and what is said of it, and is persistent."""
         self.assertEqual(
-            wire.decode_properties(records.alone(b"some-id", EXTRA)),
+            wire.decode_properties(minimal(b"some-id", EXTRA)),
             {"headers": {"connection_id": "some-id", **EXTRA}, "delivery_mode": 2},
         )
 
     def test_no_id(self) -> None:
         """Without a connection id there is no such header; an odd one is escaped, so that any client can read it."""
-        self.assertEqual(wire.decode_properties(records.alone(None, EXTRA))["headers"], EXTRA)
-        self.assertEqual(wire.decode_properties(records.alone(b"\xff", {}))["headers"], {"connection_id": "\\xff"})
+        self.assertEqual(wire.decode_properties(minimal(None, EXTRA))["headers"], EXTRA)
+        self.assertEqual(wire.decode_properties(minimal(b"\xff", {}))["headers"], {"connection_id": "\\xff"})
 
 
 class ReportTests(SynchronousTestCase):
     def test_the_contracts_report(self) -> None:
         """A report is persistent, and has the connection id, the outcome, and the correlation id as it came, byte for byte."""
-        raw = records.report(b"some-id", b"\x03\xff\x00a", "delivered", "owsla")
+        raw = report(b"some-id", b"\x03\xff\x00a", "delivered", "owsla")
         self.assertEqual(wire.split_properties(raw)["correlation_id"], b"\x03\xff\x00a")
         self.assertEqual(
             wire.decode_properties(raw),
@@ -153,4 +153,4 @@ class ReportTests(SynchronousTestCase):
 
     def test_without_a_correlation_id(self) -> None:
         """Where none was given there is none."""
-        self.assertNotIn("correlation_id", wire.split_properties(records.report(None, None, "no-connection-id", "owsla")))
+        self.assertNotIn("correlation_id", wire.split_properties(report(None, None, "no-connection-id", "owsla")))

@@ -7,8 +7,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
-from owsla.broker import records
-from owsla.broker.written import KEPT_WHOLE, Written
+from owsla.broker.message_properties import REDELIVERED_HEADER, identity, relayed
+from owsla.broker.recent_writes import KEPT_WHOLE, RecentWrites
 
 from .fakes import message
 
@@ -17,7 +17,7 @@ ID = "0123abcd-0000-8000-8000-000000000001"
 
 class IdentityTests(SynchronousTestCase):
     def identity(self, body: bytes = b"body", headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
-        return records.identity(message(body, {"connection_id": ID, **(headers or {})}, **properties), body)
+        return identity(message(body, {"connection_id": ID, **(headers or {})}, **properties), body)
 
     def test_differs(self) -> None:
         """Messages differ by their bodies, their properties and their headers."""
@@ -40,22 +40,22 @@ class IdentityTests(SynchronousTestCase):
             ({"CC": ["a"], "n": 1}, {"expiration": "60000", "message_id": "m", "user_id": "guest"}),
         ):
             one = message(b"body", {"connection_id": ID, **headers}, **properties)
-            forward = wire.header_payload(4, records.passed_on(one[12:], {records.REDELIVERED: True}))
+            forward = wire.header_payload(4, relayed(one[12:], {REDELIVERED_HEADER: True}))
             counted = message(b"body", {"connection_id": ID, **headers, "x-delivery-count": 3}, **properties)
             self.assertNotEqual(one, forward)
-            self.assertEqual(len({records.identity(each, b"body") for each in (one, forward, counted)}), 1)
+            self.assertEqual(len({identity(each, b"body") for each in (one, forward, counted)}), 1)
 
     def test_unreadable(self) -> None:
         """What cannot be read to its end has an identity, too."""
         odd = [wire.header_payload(4, b"\0\x02"), wire.header_payload(4, b"\0\x02\0")]
-        self.assertEqual(len({records.identity(each, b"body") for each in odd}), 2)
+        self.assertEqual(len({identity(each, b"body") for each in odd}), 2)
 
 
-class WrittenTests(SynchronousTestCase):
+class RecentWritesTests(SynchronousTestCase):
     def test_the_last(self) -> None:
         """As many as the prefetch are kept, large ones, too: the last ones."""
-        written = Written(3)
+        written = RecentWrites(3)
         bodies = [b"x" * size for size in (1, 2, KEPT_WHOLE, 2 * KEPT_WHOLE)]
         for body in bodies:
             written.add(message(body), body)
-        self.assertEqual(written.identities(), [records.identity(message(body), body) for body in bodies[1:]])
+        self.assertEqual(written.identities(), [identity(message(body), body) for body in bodies[1:]])
