@@ -155,7 +155,11 @@ def parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Loss
                 lambda: Supervisor(reactor, [ChildSpec(handler.id, handler.start) for handler in told]),
                 type="supervisor",
             ),
-            *([_child("http", http.HttpService(reactor, http_socket, http.Whole(reactor, whole)))] if http_socket else []),
+            *(
+                [_child("http", http.HttpService(reactor, http_socket, http.ParentSource(reactor, whole)))]
+                if http_socket
+                else []
+            ),
             *([_child("embedded", embedded)] if embedded is not None else []),
             # A worker sees to it itself that a stop has an end: each has a --drain-timeout of its own.
             *(_child(f"worker-{worker.number}", worker, shutdown=math.inf) for worker in workers),
@@ -434,9 +438,9 @@ def gateway(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited |
     )
     services = []
     if http_socket is not None:
-        services.append(_child("http", http.HttpService(reactor, http_socket, http.Alone(readings))))
+        services.append(_child("http", http.HttpService(reactor, http_socket, http.ProcessSource(readings))))
     elif settings.http is not None:
-        services.append(_child("beat", http.Beat(reactor, readings.lateness)))
+        services.append(_child("beat", http.LatenessProbe(reactor, readings.lateness)))
     if embedded is not None:
         services.append(_child("embedded", embedded))
     watches = []

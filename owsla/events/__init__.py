@@ -50,9 +50,10 @@ from ._types import (
     Undeliverable,
     UndeliverableLost,
 )
-from ._wire import UnknownEvent, from_wire, to_wire
+from ._wire import KINDS, UnknownEvent, from_wire, to_wire
 
 __all__ = [
+    "KINDS",
     "BrokerBlocked",
     "BrokerConnected",
     "BrokerLost",

@@ -1,37 +1,37 @@
-"""What a running Owsla tells over HTTP: metrics, health, readiness, and its supervision tree.
+"""The HTTP pages of a running process: metrics, health, readiness and the supervision tree.
 
-| path       | what                                                                            |
-|------------|---------------------------------------------------------------------------------|
-| `/metrics` | for Prometheus                                                                  |
-| `/healthz` | 200 while the process turns                                                     |
-| `/readyz`  | 200, or 503 with what is missing: the broker, the device port, or it is leaving |
-| `/tree`    | the supervision tree, as JSON                                                   |
-| `/`        | the same for people, in short                                                   |
+| path       | content                                                                                       |
+|------------|-----------------------------------------------------------------------------------------------|
+| `/metrics` | metrics for Prometheus                                                                        |
+| `/healthz` | status 200 while the event loop runs                                                          |
+| `/readyz`  | status 200, or 503 and the failed checks: the broker, the device port, or a shutdown          |
+| `/tree`    | the supervision tree, as JSON                                                                 |
+| `/`        | a summary for people                                                                          |
 
-Everything is read when it is asked for, from counters that are there anyway. `Alone` is one process that tells of itself;
-`Whole` is a parent, which asks its workers, and each of them has an `answer`.
+Each page reads counters that exist anyway, at the time of the request. `ProcessSource` serves a single process. `ParentSource`
+serves a parent: it asks its workers, and each worker replies with `answer`.
 """
 
 from ._collector import OwslaCollector, collector_for
 from ._counts import EventCounts
 from ._histogram import Histogram
-from ._readings import ParentReadings, Question, Readings, WorkerProcess, readiness
-from ._service import Beat, HttpService, claim
-from ._sources import Alone, Source, Whole, answer
+from ._readings import ParentReadings, Question, Readings, WorkerHandle, readiness
+from ._service import HttpService, LatenessProbe, claim
+from ._sources import ParentSource, ProcessSource, Source, answer
 
 __all__ = [
-    "Alone",
-    "Beat",
     "EventCounts",
     "Histogram",
     "HttpService",
+    "LatenessProbe",
     "OwslaCollector",
     "ParentReadings",
+    "ParentSource",
+    "ProcessSource",
     "Question",
     "Readings",
     "Source",
-    "Whole",
-    "WorkerProcess",
+    "WorkerHandle",
     "answer",
     "claim",
     "collector_for",

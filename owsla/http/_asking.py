@@ -1,4 +1,9 @@
-"""A parent's questions to its workers: bounded, whatever a worker does."""
+"""Queries of a parent to its workers, with a time limit.
+
+Theory of operation. A query is *pending* until the worker answers or fails. After `TIME_LIMIT` a pending query becomes *late*:
+its waiters get `None`, and later requests do not wait for this worker at all. A late query is repeated every `RETRY` seconds in
+the background, so a worker that recovers is included again.
+"""
 
 from __future__ import annotations
 
@@ -9,75 +14,75 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
 from ..interfaces import Clock, DelayedCall
-from ._readings import Question, WorkerProcess
+from ._readings import Question, WorkerHandle
 
-BOUND: Final = 2.0
-"""Seconds that an answer is waited for. A worker answers within milliseconds, unless it hangs or is short of CPU."""
+TIME_LIMIT: Final = 2.0
+"""Seconds to wait for an answer. A worker answers within milliseconds, unless it hangs or lacks CPU time."""
 
-AGAIN: Final = 10.0
-"""Seconds after which a worker that has not answered is asked again."""
+RETRY: Final = 10.0
+"""Seconds after which an unanswered query is repeated."""
 
-Answers = list[tuple[WorkerProcess, Any]]
-"""The workers, and what each says; `None`, where it says nothing."""
+Answers = list[tuple[WorkerHandle, Any]]
+"""Each worker with its answer; `None` if it did not answer."""
 
 
 class Questions:
-    """Asks all workers, each at most one question of a kind at a time: who asks meanwhile waits for the same answer.
+    """The pending queries to all workers: at most one per worker and kind. Concurrent requests share it.
 
-    The first who asks a worker that hangs waits `BOUND` seconds. The next ones do not wait for it at all, until it answers: a
-    health check that takes two seconds each time would fail for one worker of many. It is asked again without anybody waiting.
+    Only the first request waits for a worker that hangs. If every health check took two seconds, one hanging worker would make
+    the whole gateway fail its health checks.
     """
 
-    def __init__(self, clock: Clock, workers: Callable[[], Sequence[WorkerProcess]]) -> None:
+    def __init__(self, clock: Clock, workers: Callable[[], Sequence[WorkerHandle]]) -> None:
         self._clock = clock
         self._workers = workers
         self._asked: dict[tuple[int, Question], _Asked] = {}
 
     def ask(self, what: Question) -> Deferred[Answers]:
-        """What each of the workers answers that there are now. Never fails."""
+        """Query all present workers. The Deferred does not fail."""
         workers = list(self._workers())
-        self._forget_all_but(workers)
+        self._drop_other_workers(workers)
         return gatherResults([self._answer(worker, what) for worker in workers])
 
-    def _forget_all_but(self, workers: Sequence[WorkerProcess]) -> None:
-        there = set(map(id, workers))
+    def _drop_other_workers(self, workers: Sequence[WorkerHandle]) -> None:
+        present = set(map(id, workers))
         for key, asked in list(self._asked.items()):
-            if key[0] not in there:
+            if key[0] not in present:
                 del self._asked[key]
-                asked.forget()
+                asked.cancel()
 
-    def _answer(self, worker: WorkerProcess, what: Question) -> Deferred[tuple[WorkerProcess, Any]]:
+    def _answer(self, worker: WorkerHandle, what: Question) -> Deferred[tuple[WorkerHandle, Any]]:
         key = (id(worker), what)
         asked = self._asked.get(key)
-        silent = asked is not None and asked.silent
-        if asked is not None and silent and self._clock.seconds() - asked.since >= AGAIN:
+        late = asked is not None and asked.late
+        if asked is not None and late and self._clock.seconds() - asked.since >= RETRY:
             del self._asked[key]
-            asked.forget()
+            asked.cancel()
             asked = None
         if asked is None:
-            asked = self._asked[key] = _Asked(self._clock, worker, silent)
+            asked = self._asked[key] = _Asked(self._clock, worker, late)
             asked.ask(what, lambda: self._asked.pop(key, None))
         return asked.wait()
 
 
 class _Asked:
-    """A question to one worker."""
+    """A query to one worker."""
 
     _log = Logger(namespace="owsla.http")
 
-    def __init__(self, clock: Clock, worker: WorkerProcess, silent: bool) -> None:
+    def __init__(self, clock: Clock, worker: WorkerHandle, late: bool) -> None:
         self.since = clock.seconds()
-        self.silent = silent
-        """Whether it is not worth waiting for."""
+        self.late = late
+        """True if requests do not wait for the answer."""
         self._worker = worker
         self._answer: Any = None
         self._over = False
         self._deferred: Deferred[Any] | None = None
-        self._waiting: list[Deferred[tuple[WorkerProcess, Any]]] = []
-        self._call: DelayedCall | None = None if silent else clock.callLater(BOUND, self._late)
+        self._waiting: list[Deferred[tuple[WorkerHandle, Any]]] = []
+        self._call: DelayedCall | None = None if late else clock.callLater(TIME_LIMIT, self._time_out)
 
     def ask(self, what: Question, done: Callable[[], object]) -> None:
-        """Ask, and call `done()` when there is an answer, or there will be none."""
+        """Send the query. Call `done()` when it is answered or has failed."""
 
         def answered(answer: Any) -> None:
             if not self._over:
@@ -86,32 +91,32 @@ class _Asked:
 
         def failed(failure: Any) -> None:
             if not self._over:
-                self._log.debug("{worker} does not answer: {failure}", worker=self._worker.name, failure=failure)
+                self._log.debug("Querying {worker} failed: {failure}", worker=self._worker.name, failure=failure)
                 done()
                 self._end(None)
 
         self._deferred = maybeDeferred(self._worker.ask, what)
         self._deferred.addCallbacks(answered, failed)
 
-    def wait(self) -> Deferred[tuple[WorkerProcess, Any]]:
-        """Fires with the answer, or with `None` when it takes too long."""
-        waiting: Deferred[tuple[WorkerProcess, Any]] = Deferred()
-        if self._over or self.silent:
+    def wait(self) -> Deferred[tuple[WorkerHandle, Any]]:
+        """Return a Deferred that fires with the answer, or with `None` after the time limit."""
+        waiting: Deferred[tuple[WorkerHandle, Any]] = Deferred()
+        if self._over or self.late:
             waiting.callback((self._worker, self._answer))
         else:
             self._waiting.append(waiting)
         return waiting
 
-    def forget(self) -> None:
-        """Nobody wants to know any more."""
+    def cancel(self) -> None:
+        """Cancel the query; waiters get `None`."""
         self._end(None)
         if self._deferred is not None:
             self._deferred.cancel()
 
-    def _late(self) -> None:
+    def _time_out(self) -> None:
         self._call = None
-        self.silent = True
-        self._tell()
+        self.late = True
+        self._fire()
 
     def _end(self, answer: Any) -> None:
         self._over = True
@@ -119,9 +124,9 @@ class _Asked:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        self._tell()
+        self._fire()
 
-    def _tell(self) -> None:
+    def _fire(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.callback((self._worker, self._answer))
+        for deferred in waiting:
+            deferred.callback((self._worker, self._answer))

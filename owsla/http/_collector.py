@@ -1,7 +1,7 @@
-"""The metrics: each a value that is read when Prometheus asks.
+"""The metrics, read when Prometheus scrapes them.
 
-Names follow https://prometheus.io/docs/practices/naming/. Nothing is counted per device: a series for each of them would
-cost Prometheus more than the device costs Owsla.
+Names follow https://prometheus.io/docs/practices/naming/. There are no metrics per device: a time series per device would cost
+Prometheus more than the device costs Owsla.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ REASONS: Final = (
     "refused-by-dialect",
     "refused",
 )
-"""Why a message may be undeliverable (docs/contract.md). The list may grow: these are those shown before there is one."""
+"""Reasons for undeliverable messages (docs/contract.md) whose series exist from the start, at 0."""
 
 
 def collector_for(readings: Readings, *, now: Callable[[], float] = time.time) -> OwslaCollector:
-    """What to register with prometheus-client; `now()` is in seconds since the epoch."""
+    """Return a collector for prometheus-client. `now()` is in seconds since the epoch."""
     return OwslaCollector(readings, now)
 
 
 class OwslaCollector(Collector):
-    """Reads everything anew for each scrape."""
+    """Collector that reads all values at each scrape."""
 
     def __init__(self, readings: Readings, now: Callable[[], float]) -> None:
         self._readings = readings
@@ -68,17 +68,16 @@ class OwslaCollector(Collector):
         accepted = admission.connections - admission.open - handshaking - waiting
         yield _gauges(
             "owsla_connections",
-            "Connections of devices: accepted (no ClientHello yet), waiting (for a place to begin their handshake), "
-            "handshaking, or open (whatever becomes of them).",
+            "Connections of devices: accepted (no ClientHello yet), waiting (to start their handshake), handshaking, or open.",
             "state",
             {"accepted": accepted, "waiting": waiting, "handshaking": handshaking, "open": admission.open},
         )
         yield _gauge(
             "owsla_connections_limit",
-            "Connections at which no more are accepted: --max-connections.",
+            "Limit on connections: --max-connections.",
             admission.max_connections,
         )
-        yield _gauge("owsla_paused_connections", "Connections that are not read just now.", hub.paused_connections)
+        yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", hub.paused_connections)
         yield _counters(
             "owsla_handshakes",
             "TLS handshakes by outcome; a connection closed before its handshake began counts as failed.",
@@ -87,12 +86,12 @@ class OwslaCollector(Collector):
         )
         yield _counter(
             "owsla_silent_evicted",
-            "Connections that had said nothing, closed to make way for others; not among the failed handshakes.",
+            "Silent connections closed to make room for others; not counted as failed handshakes.",
             listener.evicted,
         )
         yield _counter(
             "owsla_turned_away",
-            "Connections closed at once, since there were as many from their address as --max-per-address allows.",
+            "Connections refused because of --max-per-address.",
             listener.turned_away,
         )
 
@@ -102,44 +101,48 @@ class OwslaCollector(Collector):
         received = confirmed + producer.given_up_lines + window.messages
         yield _counter("owsla_lines_received", "Lines from devices.", received)
         yield _counter("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", confirmed)
-        yield _counter("owsla_lines_sent", "Lines handed over to devices.", hub.lines_out)
+        yield _counter("owsla_lines_sent", "Lines sent to devices.", hub.lines_out)
         yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", hub.bytes_in)
-        yield _counter("owsla_sent_bytes", "Bytes of lines handed over to devices, without delimiters.", hub.bytes_out)
+        yield _counter("owsla_sent_bytes", "Bytes of lines sent to devices, without delimiters.", hub.bytes_out)
         yield _counter(
             "owsla_lines_discarded",
-            "Lines of devices that left while lines could not be published, thrown away for want of room in the window.",
+            "Lines discarded because their device disconnected while lines could not be published and the window had no room.",
             hub.discarded_lines,
         )
         yield _counter(
             "owsla_unread_bytes_discarded",
-            "Bytes that such devices had sent and that were not read, those of TLS included.",
+            "Unread bytes of such devices, including TLS overhead.",
             hub.discarded_bytes,
         )
         yield _gauge(
             "owsla_taking_lines",
-            "1 while lines are taken; 0 while devices are not read, since the broker is away, blocks or refuses, "
+            "1 while lines are accepted; 0 while devices are not read because the broker is unavailable, blocks or refuses, "
             "or the window is full.",
             producer.accepting,
         )
-        yield _gauge("owsla_window_lines", "Lines that are published and not confirmed.", window.messages)
+        yield _gauge("owsla_window_lines", "Published, unconfirmed lines.", window.messages)
         yield _gauge(
-            "owsla_window_limit_lines", "Unconfirmed lines at which devices are not read: --window.", window.max_messages
+            "owsla_window_limit_lines",
+            "Limit on unconfirmed lines, at which reading from devices pauses: --window.",
+            window.max_messages,
         )
         yield _gauge(
-            "owsla_window_bytes", "Bytes of the unconfirmed lines as they are published, headers and all.", window.size
+            "owsla_window_bytes", "Bytes of the unconfirmed lines as published, including headers.", window.size
         )
         yield _gauge(
-            "owsla_window_limit_bytes", "Unconfirmed bytes at which devices are not read: --window-bytes.", window.max_bytes
+            "owsla_window_limit_bytes",
+            "Limit on unconfirmed bytes, at which reading from devices pauses: --window-bytes.",
+            window.max_bytes,
         )
         yield _histogram(
             "owsla_publish_to_confirm_seconds",
-            "From publishing a line to its confirm, an outage between them included. A sample: one line at a time is followed.",
+            "Time from publishing a line to its confirm, including outages. A sample: one line at a time is measured.",
             self._readings.latency,
         )
         since = producer.unconfirmed_since
         yield _gauge(
             "owsla_unconfirmed_age_seconds",
-            "How long the line that is being followed has waited for its confirm; 0 without one.",
+            "Age of the unconfirmed line that is being measured; 0 if there is none.",
             0.0 if since is None else max(0.0, self._now() - since),
         )
 
@@ -151,21 +154,25 @@ class OwslaCollector(Collector):
             "reason",
             dict.fromkeys(REASONS, 0) | courier.recorded,
         )
-        yield _counter("owsla_duplicates", "Messages with a number that its device had been sent; dropped.", hub.duplicates)
-        yield _counter("owsla_gaps_skipped", "Numbers of messages that were waited for in vain.", hub.skips)
         yield _counter(
-            "owsla_reports_dropped", "Delivery reports that had nowhere to go, or were too many.", courier.reports_dropped
+            "owsla_duplicates", "Messages dropped because their number had been sent to the device before.", hub.duplicates
+        )
+        yield _counter("owsla_gaps_skipped", "Sequence numbers of messages that never arrived and were skipped.", hub.skips)
+        yield _counter(
+            "owsla_reports_dropped",
+            "Delivery reports dropped because their queue does not exist, or there were too many.",
+            courier.reports_dropped,
         )
         yield _gauge(
             "owsla_courier_unconfirmed_messages",
-            "Records, forwards to other nodes and delivery reports that have not arrived.",
+            "Unconfirmed records, forwards to other nodes and delivery reports.",
             courier.unconfirmed,
         )
 
     def _broker(self) -> Iterator[Metric]:
         connected = self._readings.events.by_name.get("broker-connected", 0)
         yield _counter(
-            "owsla_broker_reconnects", "Times that the broker was lost and all connections came back.", max(0, connected - 1)
+            "owsla_broker_reconnects", "Recoveries of all connections after the broker was lost.", max(0, connected - 1)
         )
 
     def _itself(self) -> Iterator[Metric]:
@@ -175,48 +182,48 @@ class OwslaCollector(Collector):
         expires = readings.certificate_expires()
         if expires is not None:
             yield _gauge(
-                "owsla_certificate_expiry_timestamp_seconds", "When the certificate that devices are shown ends.", expires
+                "owsla_certificate_expiry_timestamp_seconds", "Expiry of the server certificate.", expires
             )
 
 
 def parent_families(readings: ParentReadings, checks: Mapping[str, bool]) -> Iterator[Metric]:
-    """What a parent tells of itself: it has no devices, and no broker. `checks` are those of the whole."""
+    """Yield the metrics of a parent, which has neither devices nor a broker. `checks`: readiness of parent and workers."""
     yield _ready(checks)
     yield from _parts(readings)
     yield from _process(readings.started)
 
 
 def worker_is_ready(families: Iterable[Metric]) -> bool:
-    """Whether a worker with these metrics takes devices."""
+    """Return whether these metrics are those of a ready worker."""
     return any(
         family.name == "owsla_ready" and family.samples and all(one.value == 1 for one in family.samples) for family in families
     )
 
 
 def _ready(checks: Mapping[str, bool]) -> Metric:
-    return _gauges("owsla_ready", "What /readyz asks for: 1 where it is so.", "condition", checks)
+    return _gauges("owsla_ready", "Checks of /readyz: 1 if the check passes.", "condition", checks)
 
 
 def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
-    """What any process of ours has."""
-    yield _counters("owsla_restarts", "Restarts by the supervisors, by child.", "child", dict(restarts(readings.tree())))
+    """Yield the metrics that both parent and workers have."""
+    yield _counters("owsla_restarts", "Restarts by supervisors, by child.", "child", dict(restarts(readings.tree())))
     yield _counters("owsla_events", "Events, by kind.", "event", readings.events.by_name)
     yield _counters(
-        "owsla_event_drops", "Events that a handler was too slow for, by handler.", "handler", readings.event_drops()
+        "owsla_event_drops", "Events dropped because a handler was too slow, by handler.", "handler", readings.event_drops()
     )
     yield _counter(
         "owsla_log_lines_lost",
-        "Lines of the log that could not be written: nobody read them, or the disk was full.",
+        "Log lines that could not be written: the reader was blocked, or the disk full.",
         readings.log_lost(),
     )
     yield _histogram(
         "owsla_reactor_lateness_seconds",
-        "How late the event loop makes a call that is due once a second.",
+        "Lateness of a call that the event loop makes once a second.",
         readings.lateness,
     )
     yield InfoMetricFamily(
         "owsla_build",
-        "What runs here.",
+        "Versions.",
         {
             "version": __version__,
             "python": platform.python_version(),
@@ -227,22 +234,22 @@ def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
 
 
 def _process(started: float) -> Iterator[Metric]:
-    """What any process has."""
-    # prometheus-client's ProcessCollector lists the open files, and each device is one: with 50,000 of them that is tens of
-    # milliseconds in which nobody is served.
+    """Yield the metrics of any process."""
+    # Not prometheus-client's ProcessCollector: it lists all open files, of which each device is one. With 50,000 devices that
+    # blocks the event loop for tens of milliseconds.
     usage = resource.getrusage(resource.RUSAGE_SELF)
     yield _counter("process_cpu_seconds", "User and system CPU time.", usage.ru_utime + usage.ru_stime)
     memory = _resident_memory()
     if memory is not None:
         yield _gauge("process_resident_memory_bytes", "Resident memory.", memory)
-    yield _gauge("process_start_time_seconds", "When the process started, or nearly.", started)
+    yield _gauge("process_start_time_seconds", "Approximate start of the process.", started)
     yield _gauge(
-        "process_max_fds", "Files that may be open: each device is one.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        "process_max_fds", "Limit on open files, of which each device is one.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     )
 
 
 def restarts(node: TreeNode, above: str = "") -> Iterator[tuple[str, int]]:
-    """Every child of the tree by its path, and how often it was restarted. The root is nobody's child."""
+    """Yield path and number of restarts of each child in the tree."""
     path = f"{above}/{node['id']}" if above else node["id"]
     if above:
         yield path, node["restarts"]

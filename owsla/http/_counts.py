@@ -1,25 +1,24 @@
-"""Counts events by their names: a handler for the event manager."""
+"""An event handler that counts events by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..events import Event
-from ..events._wire import KINDS
+from ..events import KINDS, Event
 
 
 class EventCounts:
-    """How often each kind of event happened.
+    """Number of events of each kind.
 
-    A parent counts its own alone, since each of its workers counts its own, too.
+    A parent counts only its own events, because its workers count theirs.
     """
 
     __slots__ = ("_own", "by_name")
 
     def __init__(self, own: Callable[[], str] | None = None) -> None:
-        """`own()` is the node whose events are counted; without it all are."""
+        """Count the events of the node that `own()` returns, or else all events."""
         self._own = own
-        # A series that is there before its first event has an increase to show.
+        # All series exist from the start. Prometheus sees no increase in a series whose first sample is 1.
         self.by_name = dict.fromkeys(sorted(KINDS), 0)
 
     def handle(self, event: Event, node: str, when: float) -> None:

@@ -1,4 +1,4 @@
-"""Metrics as values that JSON can hold, and those of several processes as one exposition. Pure."""
+"""Metric families as JSON values, and merging those of several processes into one exposition. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prometheus_client import Metric
 from prometheus_client.samples import Sample
 
 LABEL: Final = "worker"
-"""Says in each sample of which process it is."""
+"""Label for the process of a sample."""
 
 
 def families_to_json(families: Iterable[Metric]) -> list[Any]:
-    """Families as lists, to be read by `families_from_json`."""
+    """Convert metric families to lists for `families_from_json`."""
     return [
         [family.name, family.type, family.documentation, [[one.name, one.labels, one.value] for one in family.samples]]
         for family in families
@@ -21,11 +21,11 @@ def families_to_json(families: Iterable[Metric]) -> list[Any]:
 
 
 def families_from_json(sent: Any) -> list[Metric]:
-    """The families that were sent. `ValueError`, if they are none."""
+    """Convert received lists to metric families. `ValueError` if they are malformed."""
     try:
         return [_family(*one) for one in sent]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"these are no metrics: {error}") from None
+        raise ValueError(f"malformed metrics: {error}") from None
 
 
 def _family(name: str, kind: str, text: str, samples: list[Any]) -> Metric:
@@ -40,16 +40,16 @@ def _labels(labels: dict[str, str]) -> dict[str, str]:
 
 def _text(text: str) -> str:
     if not isinstance(text, str):
-        raise ValueError("a name that is no text")
-    text.encode()  # or it would fail for all, where the exposition is written
+        raise ValueError("a name that is not text")
+    text.encode()  # an unpaired surrogate would otherwise fail later, and with it the whole exposition
     return text
 
 
 def merge(parts: Iterable[tuple[str, Iterable[Metric]]]) -> list[Metric]:
-    """The families of several processes as one: each family is there once, and each sample says of which process it is.
+    """Merge the metric families of several processes: one family per name, and a label for the process in each sample.
 
-    `parts` are a label's value for each process, and its families. What means something else in another version (its type
-    differs) is left out, and so is a second process of the same label: either would spoil the exposition for all.
+    `parts` are pairs of label value and families. A family whose type differs between processes (in another version) is left
+    out, as is a second process with the same label value. Each would make the whole exposition invalid.
     """
     merged: dict[str, Metric] = {}
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""The pages. All are read-only, made anew for each request, and for GET and HEAD only."""
+"""The pages: read-only, made for each request, for GET and HEAD only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ._sources import Source
 from ._state import Numbers, State, WorkerState
 
 IDLE: Final = 60.0
-"""Seconds after which a connection that asks nothing is closed."""
+"""Seconds after which an idle connection is closed."""
 
 CHECKS: Final = frozenset({b"/healthz", b"/readyz"})
-"""Pages that answer under any name: an orchestrator must not end a gateway over a Host header."""
+"""Pages that accept any Host header: an orchestrator must not restart a gateway because of one."""
 
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json"
@@ -84,44 +84,44 @@ nav a {{ margin-right: 1.25rem; }}
 
 
 Answer = tuple[int, str, str | bytes]
-"""A status, a media type and a text."""
+"""Status, media type and body of an answer."""
 
-Make = Callable[[Request], Deferred[Answer]]
-"""Makes a page."""
+PageFunction = Callable[[Request], Deferred[Answer]]
+"""A function that generates a page."""
 
 
 class Pages(Resource):
-    """Finds and renders a page by its path."""
+    """Resource that selects a page by its path."""
 
     isLeaf = True
     _log = Logger(namespace="owsla.http")
 
-    def __init__(self, pages: Mapping[bytes, Make], names: Collection[str] | None = None) -> None:
-        """`names` are those of this machine, where others are not to be asked for (`is_ours`); `None`, where any are."""
+    def __init__(self, pages: Mapping[bytes, PageFunction], names: Collection[str] | None = None) -> None:
+        """`names`: accepted host names (`is_accepted_host`); `None` accepts all."""
         super().__init__()
         self._pages = pages
         self._names = names
 
     def render(self, request: Request) -> int:
-        make = self._pages.get(request.path, _nothing)
+        page = self._pages.get(request.path, _not_found)
         if self._names is not None and request.path not in CHECKS:
             hosts = request.requestHeaders.getRawHeaders(b"host", [])
-            if not all(is_ours(host, self._names) for host in hosts):
-                make = _misdirected
+            if not all(is_accepted_host(host, self._names) for host in hosts):
+                page = _misdirected
         if request.method not in (b"GET", b"HEAD"):
-            make = _read_only
-        answer: Deferred[Answer] = maybeDeferred(make, request)
+            page = _method_not_allowed
+        answer: Deferred[Answer] = maybeDeferred(page, request)
         answer.addErrback(self._failed, request)
         answer.addCallback(self._write, request)
         return NOT_DONE_YET
 
     def _failed(self, failure: Failure, request: Request) -> Answer:
-        self._log.failure("Making {page} failed", failure, page=request.path.decode("ascii", "replace"))
-        return 500, _TEXT, "This page could not be made; the log says why.\n"
+        self._log.failure("Generating {page} failed", failure, page=request.path.decode("ascii", "replace"))
+        return 500, _TEXT, "This page could not be generated; the log has the reason.\n"
 
     def _write(self, answer: Answer, request: Request) -> None:
         if request.channel is None:
-            return  # whoever asked is gone
+            return  # the client has disconnected
         status, media_type, text = answer
         body = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
         request.setResponseCode(status)
@@ -138,24 +138,24 @@ class Pages(Resource):
         request.finish()
 
 
-def _nothing(_: Request) -> Deferred[Answer]:
-    return succeed((404, _TEXT, "There are /, /metrics, /healthz, /readyz and /tree here.\n"))
+def _not_found(_: Request) -> Deferred[Answer]:
+    return succeed((404, _TEXT, "Not found. The pages are /, /metrics, /healthz, /readyz and /tree.\n"))
 
 
-def _read_only(request: Request) -> Deferred[Answer]:
+def _method_not_allowed(request: Request) -> Deferred[Answer]:
     request.setHeader(b"allow", b"GET, HEAD")
-    return succeed((405, _TEXT, "There is nothing to change here.\n"))
+    return succeed((405, _TEXT, "Method not allowed: the pages are read-only.\n"))
 
 
 def _misdirected(_: Request) -> Deferred[Answer]:
-    return succeed((421, _TEXT, "Ask by an address, as localhost, or by this machine's own name (Host).\n"))
+    return succeed((421, _TEXT, "Misdirected request: Host must be an IP address, localhost or the name of this machine.\n"))
 
 
-def is_ours(host: bytes, names: Collection[str]) -> bool:
-    """Return whether a Host header is an address, localhost, or one of `names`. Pure.
+def is_accepted_host(host: bytes, names: Collection[str]) -> bool:
+    """Return whether a Host header is an IP address, localhost, or one of `names`. Pure.
 
-    In a browser another name may be that of a web page. Its owner can let it lead to 127.0.0.1, to read what answers there (DNS
-    rebinding).
+    Any other name is refused because of DNS rebinding: the owner of a web page can resolve its name to 127.0.0.1, and so let
+    the browser of a visitor read these pages.
     """
     try:
         name = urlsplit(f"//{host.decode('ascii')}").hostname or ""
@@ -172,7 +172,7 @@ def is_ours(host: bytes, names: Collection[str]) -> bool:
 
 
 class BodilessRequest(Request):
-    """A request whose body is refused at its headers: Twisted would keep it on disk, without bound."""
+    """A request that is refused at its headers if it has a body. Twisted would write the body to disk without limit."""
 
     _refused = False
 
@@ -187,7 +187,7 @@ class BodilessRequest(Request):
         self.channel.loseConnection()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Drop what comes before the connection is closed."""
+        """Discard data that arrives before the connection is closed."""
 
     def process(self) -> None:
         if not self._refused:
@@ -195,7 +195,7 @@ class BodilessRequest(Request):
 
 
 class QuietSite(Site):
-    """A site that does not log each request: Prometheus comes every few seconds, for ever."""
+    """A site without an access log. Prometheus makes a request every few seconds."""
 
     noisy = False
     displayTracebacks = False
@@ -205,7 +205,7 @@ class QuietSite(Site):
 
 
 class _Collected(Collector):
-    """Metrics that are there already, as an encoder wants them."""
+    """Adapter that passes collected metrics to an encoder."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -215,7 +215,7 @@ class _Collected(Collector):
 
 
 def site(source: Source, reactor: Any, names: Collection[str] | None = None) -> QuietSite:
-    """All pages. `names` are as for `Pages`."""
+    """Return the site with all pages. `names`: see `Pages`."""
 
     def index(_: Request) -> Deferred[Answer]:
         return source.state().addCallback(lambda state: (200, _HTML, index_page(state)))
@@ -235,7 +235,13 @@ def site(source: Source, reactor: Any, names: Collection[str] | None = None) -> 
     def tree(_: Request) -> Deferred[Answer]:
         return source.state().addCallback(lambda state: (200, _JSON, json.dumps(state.tree, indent=2) + "\n"))
 
-    pages: dict[bytes, Make] = {b"/": index, b"/metrics": metrics, b"/healthz": healthz, b"/readyz": readyz, b"/tree": tree}
+    pages: dict[bytes, PageFunction] = {
+        b"/": index,
+        b"/metrics": metrics,
+        b"/healthz": healthz,
+        b"/readyz": readyz,
+        b"/tree": tree,
+    }
     return QuietSite(Pages(pages, names), timeout=IDLE, reactor=reactor)
 
 
@@ -243,12 +249,12 @@ def _encoder(request: Request) -> tuple[Callable[[Collector], bytes], str]:
     try:
         return choose_encoder(request.getHeader("accept") or "")
     except Exception:
-        # Whatever prometheus-client cannot read (`version=` without a number, bytes that are no text) asks for nothing special.
+        # prometheus-client raises for a malformed Accept header, such as `version=` without a number. Use the default format.
         return choose_encoder("")
 
 
 def _readiness(state: State) -> dict[str, Any]:
-    """For whoever sends devices here."""
+    """Return the body of /readyz."""
     body: dict[str, Any] = {"ready": state.ready, "checks": state.checks}
     if state.workers is not None:
         body["workers"] = [
@@ -264,7 +270,7 @@ def _readiness(state: State) -> dict[str, Any]:
 
 
 def index_page(state: State) -> str:
-    """The state in short, for people."""
+    """Return the index page as HTML."""
     if state.workers is None:
         who, workers = f"node {state.node}", ""
     else:
@@ -287,8 +293,8 @@ def index_page(state: State) -> str:
 def _totals(numbers: Numbers) -> dict[str, str]:
     return {
         "Devices connected": f"{numbers.open:,} of {numbers.max_connections:,}",
-        "Handshakes under way": f"{numbers.handshaking:,}",
-        "Connections not read": f"{numbers.paused:,}",
+        "Handshakes in progress": f"{numbers.handshaking:,}",
+        "Connections paused": f"{numbers.paused:,}",
         "Lines from devices": f"{numbers.lines_in:,}",
         "Lines to devices": f"{numbers.lines_out:,}",
         "Not yet confirmed": f"{numbers.unconfirmed:,} of {numbers.window:,} lines",
@@ -325,12 +331,12 @@ def _worker(worker: WorkerState) -> str:
         about = f"{worker.process}, no answer"
         figures = ["-" for _ in _FIGURES]
     else:
-        about = f"node {says.node}, {worker.process if says.ready else _why_not(worker.process, says)}"
+        about = f"node {says.node}, {worker.process if says.ready else _not_ready(worker.process, says)}"
         figures = [f"{figure(says.numbers):,}" for figure in _FIGURES.values()]
     cells = "".join(f"<td>{figure}</td>" for figure in figures)
     return f"<tr><th scope=row>{html.escape(worker.name)}<small>{html.escape(about)}</small></th>{cells}</tr>"
 
 
-def _why_not(process: str, says: State) -> str:
-    """A worker's port may be open, and it be not ready all the same."""
+def _not_ready(process: str, says: State) -> str:
+    """Describe why a worker is not ready. Its port may be open all the same."""
     return f"{'not ready' if process == 'ready' else process}: {', '.join(says.missing)}"

@@ -1,4 +1,4 @@
-"""What is read of the rest of Owsla, and no more than that. Types, and one decision: whether it is ready."""
+"""The interface between the HTTP pages and the rest of Owsla: types, and the readiness checks."""
 
 from __future__ import annotations
 
@@ -14,81 +14,81 @@ from ._counts import EventCounts
 from ._histogram import Histogram
 
 
-class Admission(Protocol):
-    """The connections, by state."""
+class AdmissionReadings(Protocol):
+    """Numbers of connections by state."""
 
     max_connections: int
     open: int
-    """Those whose handshake is complete."""
+    """Connections with a completed handshake."""
 
     @property
     def connections(self) -> int:
-        """All of them."""
+        """All connections."""
 
     @property
     def handshaking(self) -> int: ...
 
     @property
     def waiting(self) -> int:
-        """Those that wait for a place to begin their handshake."""
+        """Connections that wait to start their handshake."""
 
 
-class Listener(Protocol):
-    """The device port."""
+class PortReadings(Protocol):
+    """Counters of the device port."""
 
     handshakes: int
-    """Completed so far."""
+    """Completed handshakes."""
     failed_handshakes: int
 
     @property
     def evicted(self) -> int:
-        """Silent connections closed so far since there were too many."""
+        """Silent connections that were closed to make room."""
 
     @property
     def turned_away(self) -> int:
-        """Connections closed so far since there were too many from their address."""
+        """Connections refused because of `--max-per-address`."""
 
     @property
     def accepting(self) -> bool:
-        """Whether a device that comes now is let in."""
+        """True if a new device would be accepted now."""
 
 
-class Hub(Protocol):
-    """What the connections have in common."""
+class DeviceReadings(Protocol):
+    """Counters over all device connections."""
 
     paused_connections: int
     duplicates: int
     skips: int
-    """Numbers that were waited for in vain."""
+    """Sequence numbers that never arrived and were skipped."""
     bytes_in: int
-    """Read from devices so far, delimiters included."""
+    """Bytes read from devices, with delimiters."""
     bytes_out: int
-    """Handed over to devices so far, without delimiters."""
+    """Bytes sent to devices, without delimiters."""
     discarded_lines: int
-    """Lines thrown away of devices that left while there was no room for them."""
+    """Lines discarded because their device had disconnected and the window had no room."""
     discarded_bytes: int
-    """Bytes of such devices that were not read, those of TLS included."""
+    """Unread bytes of such devices, including TLS overhead."""
 
     @property
     def lines_out(self) -> int:
-        """Lines handed over so far, to whichever device."""
+        """Lines sent to devices."""
 
 
-class Producer(Protocol):
-    """The way of lines to the broker."""
+class LineReadings(Protocol):
+    """Counters of published lines."""
 
     accepting: bool
     confirmed_lines: int
     given_up_lines: int
-    """Lines that the broker would never have taken."""
+    """Lines given up because the broker would never accept them."""
 
     @property
     def unconfirmed_since(self) -> float | None:
-        """When the line was published whose confirm is waited for to measure it, in seconds since the epoch."""
+        """Time of publication of the line whose confirm is being measured, in seconds since the epoch."""
 
 
-class Window(Protocol):
-    """What is published and unconfirmed."""
+class WindowReadings(Protocol):
+    """Published, unconfirmed lines."""
 
     messages: int
     size: int
@@ -96,104 +96,104 @@ class Window(Protocol):
     max_bytes: int
 
 
-class Courier(Protocol):
-    """Messages on their way to other queues."""
+class CourierReadings(Protocol):
+    """Counters of records, forwards and reports."""
 
     recorded: dict[str, int]
-    """Undeliverable messages so far, by reason."""
+    """Undeliverable messages by reason."""
     reports_dropped: int
 
     @property
     def unconfirmed(self) -> int: ...
 
 
-class Health(Protocol):
-    """The connections to the broker as a whole."""
+class BrokerReadings(Protocol):
+    """State of the connections to the broker."""
 
     ready: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """Where everything is read that is told over HTTP."""
+    """Sources of all values on the pages of a process."""
 
     node: Callable[[], str]
-    """The node's name."""
-    admission: Admission
-    listener: Listener
-    hub: Hub
-    producer: Producer
-    window: Window
-    courier: Courier
-    health: Health
+    """Name of the node."""
+    admission: AdmissionReadings
+    listener: PortReadings
+    hub: DeviceReadings
+    producer: LineReadings
+    window: WindowReadings
+    courier: CourierReadings
+    health: BrokerReadings
     draining: Callable[[], bool]
-    """Whether it is stopping."""
+    """Return whether the process is shutting down."""
     tree: Callable[[], TreeNode]
-    """The supervision tree."""
+    """Return the supervision tree."""
     events: EventCounts
     event_drops: Callable[[], Mapping[str, int]] = dict
-    """Events that a handler was too slow for, by its name."""
+    """Events dropped because a handler was too slow, by handler."""
     log_lost: Callable[[], int] = int
-    """Lines of the log that could not be written."""
+    """Log lines that could not be written."""
     latency: Histogram = field(default_factory=Histogram)
-    """From publishing a line to its confirm."""
+    """Time from publishing a line to its confirm."""
     lateness: Histogram = field(default_factory=Histogram)
-    """How late the reactor calls what is due."""
+    """Lateness of timed calls of the reactor."""
     certificate_expires: Callable[[], float | None] = lambda: None
-    """When the certificate that devices are shown ends, in seconds since the epoch; `None` where that is not known."""
+    """Expiry of the server certificate in seconds since the epoch; `None` if unknown."""
     started: float = field(default_factory=time.time)
-    """When the process started, or nearly, in seconds since the epoch."""
+    """Approximate start of the process in seconds since the epoch."""
 
 
 Question: TypeAlias = Literal["metrics", "state"]
-"""What a parent asks its workers: see `answer`."""
+"""Kinds of queries to a worker (`answer`)."""
 
 
-class WorkerProcess(Protocol):
-    """A worker, as its parent sees it: the same object as long as it is the same process."""
+class WorkerHandle(Protocol):
+    """A worker process as its parent sees it. A new process is a new object."""
 
     @property
     def number(self) -> int:
-        """Counted from 1; of those that are there at a time each has its own."""
+        """Number of the worker from 1, unique among the running workers."""
 
     @property
     def name(self) -> str:
-        """What it is called in logs, and in the parent's tree."""
+        """Name in logs and in the supervision tree of the parent."""
 
     @property
     def state(self) -> str:
-        """How far it is, in a word for people: `starting`, `ready`, `draining`, `ended`."""
+        """State for people: `starting`, `ready`, `draining` or `ended`."""
 
     def ask(self, what: Question) -> Deferred[Any]:
-        """What its `answer` returns. It may fail, and at once where nobody is there to be asked; it may never fire, and then
-        it is cancelled some time.
+        """Query the worker. The Deferred fires with the result of its `answer`, or fails. A Deferred that never fires is
+        cancelled later.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentReadings:
-    """Where a parent reads what it tells over HTTP."""
+    """Sources of all values on the pages of a parent."""
 
-    workers: Callable[[], Sequence[WorkerProcess]]
-    """Those there are now."""
+    workers: Callable[[], Sequence[WorkerHandle]]
+    """Return the present workers."""
     draining: Callable[[], bool]
-    """Whether all of it is stopping."""
+    """Return whether the parent is shutting down."""
     tree: Callable[[], TreeNode]
-    """The parent's own supervision tree, with a child for each worker, by its name."""
+    """Return the supervision tree of the parent, with a child per worker."""
     events: EventCounts
-    """The parent's own."""
+    """Events of the parent itself."""
     event_drops: Callable[[], Mapping[str, int]] = dict
-    """Events that a handler in the parent was too slow for, by its name."""
+    """Events dropped because a handler in the parent was too slow, by handler."""
     log_lost: Callable[[], int] = int
-    """Lines of the log that the parent could not write."""
+    """Log lines that the parent could not write."""
     lateness: Histogram = field(default_factory=Histogram)
-    """How late the reactor calls what is due."""
+    """Lateness of timed calls of the reactor."""
     started: float = field(default_factory=time.time)
-    """When the process started, or nearly, in seconds since the epoch."""
+    """Approximate start of the process in seconds since the epoch."""
 
 
 def readiness(readings: Readings) -> dict[str, bool]:
-    """Whether devices should be sent here: what that takes, and whether it is so."""
+    """Return the readiness checks of a process, and whether each passes."""
     return {
         "broker_connected": readings.health.ready,
         "listener_accepting": readings.listener.accepting,
@@ -202,5 +202,5 @@ def readiness(readings: Readings) -> dict[str, bool]:
 
 
 def readiness_of_all(readings: ParentReadings, workers: Iterable[bool]) -> dict[str, bool]:
-    """The same for a parent: one worker that takes devices is enough. `workers` says of each whether it is ready."""
+    """Return the readiness checks of a parent. One ready worker is enough; `workers` has the readiness of each."""
     return {"worker_ready": any(workers), "not_draining": not readings.draining()}

@@ -1,4 +1,4 @@
-"""The HTTP server: one more port, for the operator."""
+"""The HTTP server for operators, on a port of its own."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from ._pages import QuietSite, site
 from ._sources import Source
 
 CONNECTIONS: Final = 64
-"""At most: one Prometheus, a load balancer's checks and some people need a handful; each is a file that a device could have."""
+"""Limit on connections. Prometheus, the checks of a load balancer and some people need a handful. Each takes an open file from
+the devices."""
 
-REQUEST: Final = 10.0
-"""Seconds for a request, from its first byte to its answer. A parent waits 2 s for a worker."""
+REQUEST_TIMEOUT: Final = 10.0
+"""Seconds for a request, from its first byte to the answer. A parent waits 2 s for a worker."""
 
-BEAT: Final = 1.0
-"""Seconds between two looks at how late the reactor is."""
+PROBE_INTERVAL: Final = 1.0
+"""Seconds between two measurements of the reactor's lateness."""
 
 
 def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
-    """A socket that listens for HTTP. An empty address is all, IPv4 and IPv6. `ConfigError` says why it cannot be."""
+    """Return a listening socket for HTTP. An empty address is all, IPv4 and IPv6. `ConfigError` if that is not possible."""
     sock = bind(port, address, "--http")
     try:
-        # Bound is not taken: that it can be listened on is to be known at the start, too.
+        # Another process may have bound the port too (SO_REUSEADDR) and listen first. Find out before the service starts.
         sock.listen(CONNECTIONS)
     except OSError as error:
         sock.close()
@@ -42,8 +43,8 @@ def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-class Beat(Worker):
-    """Looks once a second how late the reactor is."""
+class LatenessProbe(Worker):
+    """Service that measures the lateness of the reactor once a second."""
 
     def __init__(self, reactor: Any, lateness: Histogram) -> None:
         super().__init__(reactor)
@@ -54,19 +55,19 @@ class Beat(Worker):
 
     def startService(self) -> None:
         super().startService()
-        self._beat_later()
+        self._probe_later()
 
-    def _beat_later(self) -> None:
-        self._due = self._reactor.seconds() + BEAT
-        self.later(BEAT, self._beat)
+    def _probe_later(self) -> None:
+        self._due = self._reactor.seconds() + PROBE_INTERVAL
+        self.later(PROBE_INTERVAL, self._probe)
 
-    def _beat(self) -> None:
+    def _probe(self) -> None:
         self._lateness.observe(self._reactor.seconds() - self._due)
-        self._beat_later()
+        self._probe_later()
 
 
-class HttpService(Beat):
-    """Serves the pages on a socket that listens. The socket outlives it, so that it can be started again."""
+class HttpService(LatenessProbe):
+    """Service that serves the pages on a listening socket. The socket stays open, so that the service can be restarted."""
 
     _log = Logger(namespace="owsla")
 
@@ -81,12 +82,12 @@ class HttpService(Beat):
 
     @property
     def port(self) -> int:
-        """The port, also where any free one was asked for."""
+        """Port number, even if the system chose it."""
         return int(self._socket.getsockname()[1])
 
     @property
     def url(self) -> str:
-        """Where to look, from this machine."""
+        """URL of the index page for a browser on this machine."""
         address = self._socket.getsockname()[0]
         if address in ("0.0.0.0", "::"):
             address = "127.0.0.1"
@@ -97,8 +98,8 @@ class HttpService(Beat):
         self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, self._connections)
         self._log.info("Metrics and health on {url}", url=self.url)
 
-    def _beat(self) -> None:
-        super()._beat()
+    def _probe(self) -> None:
+        super()._probe()
         self._connections.end_overdue()
 
     def stopService(self) -> Deferred[None]:
@@ -118,14 +119,14 @@ def _is_loopback(address: str) -> bool:
 
 
 class _Connection(ProtocolWrapper):
-    """A connection that knows how long it has owed a whole request."""
+    """A connection with a time limit on requests."""
 
     def __init__(self, factory: _Limited, wrapped: Any) -> None:
         super().__init__(cast(Any, factory), wrapped)
         self._clock = factory.clock
         self._began: float | None = None
         self.since = self._clock.seconds()
-        """When it was answered last, or else accepted."""
+        """Time of the last answer, or of the accept."""
         self.ended = False
 
     def dataReceived(self, data: bytes) -> None:
@@ -147,18 +148,19 @@ class _Connection(ProtocolWrapper):
 
     @property
     def overdue(self) -> bool:
-        """Whether its request takes too long: a line of it every few seconds keeps no connection."""
-        return self._began is not None and self._clock.seconds() - self._began >= REQUEST
+        """True if a request is incomplete after the time limit. A client that sends a header every few seconds cannot keep a
+        connection."""
+        return self._began is not None and self._clock.seconds() - self._began >= REQUEST_TIMEOUT
 
     def end(self) -> None:
-        """Close it at once."""
+        """Abort the connection."""
         self.ended = True
         transport: Any = self.transport
         transport.abortConnection()
 
 
 class _Limited(WrappingFactory):
-    """Knows its connections. When there are too many, the one that was answered least recently makes way."""
+    """Factory with a limit on connections. At the limit, the connection with the oldest answer is closed for a new one."""
 
     noisy = False
     protocol = _Connection
@@ -177,11 +179,11 @@ class _Limited(WrappingFactory):
         return super().buildProtocol(addr)
 
     def end_overdue(self) -> None:
-        """Close the connections whose requests take too long."""
+        """Close the connections with overdue requests."""
         for connection in self._connections():
             if connection.overdue:
                 connection.end()
 
     def _connections(self) -> list[_Connection]:
-        # The end of an aborted one is told in a later turn of the reactor.
+        # Twisted reports the loss of an aborted connection in a later iteration of the reactor.
         return [connection for connection in cast(Iterable[_Connection], self.protocols) if not connection.ended]

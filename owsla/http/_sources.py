@@ -1,4 +1,4 @@
-"""Where the pages are made from: one process, or a parent that asks its workers."""
+"""The sources of the pages: a single process, or a parent that queries its workers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ._readings import ParentReadings, Readings, readiness_of_all
 from ._state import State, WorkerState, state_from_json, state_of, state_of_all, state_to_json
 
 PARENT: Final = "parent"
-"""The label of the parent's own metrics."""
+"""Label value of the parent's own metrics."""
 
 
 class Source(Protocol):
-    """What there is to tell. Asked anew for each page."""
+    """A source of metrics and state, read for each page."""
 
     @property
     def lateness(self) -> Histogram:
-        """For how late the reactor of this process is."""
+        """Histogram of the lateness of this process's reactor."""
 
     def metrics(self) -> Deferred[Iterable[Metric]]: ...
 
     def state(self) -> Deferred[State]: ...
 
 
-class Alone:
-    """One process, with no parent and no workers."""
+class ProcessSource:
+    """The source of a process without parent and workers."""
 
     def __init__(self, readings: Readings) -> None:
         self._readings = readings
@@ -50,8 +50,8 @@ class Alone:
         return succeed(state_of(self._readings))
 
 
-class Whole:
-    """A parent and its workers, each of which is asked, and left out where it does not answer in time."""
+class ParentSource:
+    """The source of a parent and its workers. Workers that do not answer in time are left out."""
 
     def __init__(self, clock: Clock, readings: ParentReadings) -> None:
         self._readings = readings
@@ -87,7 +87,7 @@ class Whole:
         return state_of_all(self._readings, [WorkerState(worker.name, worker.state, _state(sent)) for worker, sent in answers])
 
 
-# A worker of another version, during a rolling restart, may answer what is no answer here.
+# During a rolling restart a worker of another version may send an answer that this version cannot read.
 
 
 def _families(sent: Any) -> list[Metric] | None:
@@ -105,7 +105,7 @@ def _state(sent: Any) -> State | None:
 
 
 def answer(readings: Readings, what: str) -> Any:
-    """What a worker answers to its parent's `Question`, as JSON can hold it; `None`, where it does not know the question."""
+    """Return a worker's answer to a query of its parent as JSON values; `None` for an unknown query."""
     if what == "metrics":
         return families_to_json(collector_for(readings).collect())
     if what == "state":

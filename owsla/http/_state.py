@@ -1,4 +1,4 @@
-"""How it goes, in short: what the pages for people and for health checks are made from. Pure values."""
+"""The state of a process in short, for the pages for people and health checks. Pure values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ._readings import ParentReadings, Readings, readiness, readiness_of_all
 MISSING: Final = {
     "broker_connected": "the broker is not connected",
     "listener_accepting": "no devices are accepted",
-    "not_draining": "it is stopping",
-    "worker_ready": "no worker takes devices",
+    "not_draining": "the process is shutting down",
+    "worker_ready": "no worker is ready",
 }
-"""What it means in words that a check fails."""
+"""Descriptions of failed checks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What people look at first. Those of several processes add up."""
+    """Totals of one or several processes."""
 
     open: int = 0
     max_connections: int = 0
@@ -38,27 +38,27 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker, as its parent sees it, and what it says itself."""
+    """State of a worker: as its parent sees it, and as it reports itself."""
 
     name: str
     process: str
-    """How far it is, in its parent's words."""
+    """State of the process, as the parent sees it."""
     says: State | None
-    """`None`, where it does not answer."""
+    """State that the worker reports; `None` if it did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One process; or a parent and its workers."""
+    """State of a process, or of a parent with its workers."""
 
     node: str
-    """The node's name; empty, where there are several."""
+    """Name of the node; empty for a parent."""
     checks: Mapping[str, bool]
-    """What it takes to send devices here, and whether it is so."""
+    """Readiness checks, and whether each passes."""
     numbers: Numbers
     tree: TreeNode
     workers: Sequence[WorkerState] | None = None
-    """A parent's."""
+    """States of the workers of a parent; `None` for a process without workers."""
 
     @property
     def ready(self) -> bool:
@@ -66,12 +66,12 @@ class State:
 
     @property
     def missing(self) -> list[str]:
-        """What is not so, in words."""
+        """Descriptions of the failed checks."""
         return [MISSING.get(name, name) for name, is_so in self.checks.items() if not is_so]
 
 
 def state_of(readings: Readings) -> State:
-    """One process, now."""
+    """Return the present state of a process."""
     admission, window, hub = readings.admission, readings.window, readings.hub
     return State(
         readings.node(),
@@ -92,7 +92,7 @@ def state_of(readings: Readings) -> State:
 
 
 def state_of_all(readings: ParentReadings, workers: Sequence[WorkerState]) -> State:
-    """A parent and its workers."""
+    """Return the state of a parent with its workers."""
     says = [worker.says for worker in workers if worker.says is not None]
     trees = {worker.name: worker.says.tree for worker in workers if worker.says is not None}
     return State(
@@ -105,7 +105,7 @@ def state_of_all(readings: ParentReadings, workers: Sequence[WorkerState]) -> St
 
 
 def _grafted(tree: TreeNode, trees: Mapping[str, TreeNode]) -> TreeNode:
-    """A tree, with other processes' trees below the children that stand for them."""
+    """Return a tree with the trees of other processes attached to the children that represent them."""
     children = [_grafted(child, trees) for child in tree.get("children", [])]
     if tree["id"] in trees:
         children.append(trees[tree["id"]])
@@ -113,12 +113,12 @@ def _grafted(tree: TreeNode, trees: Mapping[str, TreeNode]) -> TreeNode:
 
 
 def state_to_json(state: State) -> dict[str, Any]:
-    """One process's state as JSON can hold it, to be read by `state_from_json`."""
+    """Convert the state of a process to JSON values for `state_from_json`."""
     return {"node": state.node, "checks": dict(state.checks), "numbers": asdict(state.numbers), "tree": state.tree}
 
 
 def state_from_json(sent: Any) -> State:
-    """What another process says. Numbers that it does not know are 0. `ValueError`, if it is no state."""
+    """Convert the state that another process sent. Missing totals are 0. `ValueError` if it is malformed."""
     try:
         node, checks, numbers, tree = sent["node"], sent["checks"], sent["numbers"], sent["tree"]
         render(tree)
@@ -129,7 +129,7 @@ def state_from_json(sent: Any) -> State:
             tree,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"this is no state: {error!r}") from None
+        raise ValueError(f"malformed state: {error!r}") from None
     if not state.checks:
-        raise ValueError("this is no state: it has no checks")
+        raise ValueError("malformed state: no checks")
     return state

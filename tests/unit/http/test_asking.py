@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.http._asking import AGAIN, BOUND, Answers, Questions
+from owsla.http._asking import RETRY, TIME_LIMIT, Answers, Questions
 from owsla.http._readings import Question
 
 
@@ -77,7 +77,7 @@ class QuestionsTests(SynchronousTestCase):
         """It is waited for once, for the bound; then it delays nobody, until its answer comes: late, but it is there."""
         asked = self.ask()
         self.two.asked[0].callback("b")
-        self.clock.advance(BOUND - 0.1)
+        self.clock.advance(TIME_LIMIT - 0.1)
         self.assertNoResult(asked)
         self.clock.advance(0.2)
         self.assertEqual(self.result(asked), [None, "b"])
@@ -98,7 +98,7 @@ class QuestionsTests(SynchronousTestCase):
         """After a while it is asked again, in case the question was lost, without anybody waiting. The old one is let go."""
         self.workers.remove(self.two)
         self.ask()
-        self.clock.advance(AGAIN - 0.1)
+        self.clock.advance(RETRY - 0.1)
         self.ask()
         self.assertEqual((len(self.one.asked), self.one.cancelled), (1, 0))
         self.clock.advance(0.2)
@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
             one = open_ones[which % len(open_ones)]
             one.errback(ValueError()) if fails else one.callback("x")
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, BOUND, AGAIN]))
+    @rule(seconds=st.sampled_from([0.0, 0.5, TIME_LIMIT, RETRY]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -175,7 +175,7 @@ class Machine(RuleBasedStateMachine):
             if got:
                 assert len(got[0]) == count
             else:
-                assert self.clock.seconds() - since < BOUND
+                assert self.clock.seconds() - since < TIME_LIMIT
         for worker in self.workers:
             assert sum(not one.called for one in worker.asked) <= 2
 

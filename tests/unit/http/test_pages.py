@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.http import Alone
+from owsla.http import ProcessSource
 from owsla.http._pages import IDLE, site
 from owsla.supervision import render
 
@@ -48,7 +48,7 @@ class PagesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = World()
         self.clock = Clock()
-        self.site = site(Alone(self.world.readings), self.clock)
+        self.site = site(ProcessSource(self.world.readings), self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 
@@ -154,13 +154,13 @@ class PagesTests(SynchronousTestCase):
         """The page says in words what is missing."""
         self.world.health.ready = False
         self.world.draining = True
-        self.assertIn("Not ready: the broker is not connected, it is stopping", Text(self.ask("/")[2]).text)
+        self.assertIn("Not ready: the broker is not connected, the process is shutting down", Text(self.ask("/")[2]).text)
 
     def test_nothing_else(self) -> None:
         """Any other path is a 404 that says what there is; nothing can be changed here."""
         for path in ("/metric", "/metrics/", "/tree/x", "//", "/../tree", "/favicon.ico"):
             status, _, body = self.ask(path)
-            self.assertEqual((status, body), (404, "There are /, /metrics, /healthz, /readyz and /tree here.\n"))
+            self.assertEqual((status, body), (404, "Not found. The pages are /, /metrics, /healthz, /readyz and /tree.\n"))
         for method in ("POST", "PUT", "DELETE"):
             status, headers, _ = self.ask("/tree", method)
             self.assertEqual((status, headers["allow"]), (405, "GET, HEAD"))
@@ -190,7 +190,7 @@ class PagesTests(SynchronousTestCase):
         self.world.tree = {}  # type: ignore[typeddict-item]
         status, _, body = self.ask("/metrics")
         self.assertEqual(status, 500)
-        self.assertEqual(body, "This page could not be made; the log says why.\n")
+        self.assertEqual(body, "This page could not be generated; the log has the reason.\n")
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.assertEqual(self.ask("/healthz")[0], 200)
 

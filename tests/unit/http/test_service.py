@@ -9,8 +9,8 @@ from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisc
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
-from owsla.http import Alone, Beat, Histogram, HttpService, claim
-from owsla.http._service import BEAT, CONNECTIONS, REQUEST
+from owsla.http import Histogram, HttpService, LatenessProbe, ProcessSource, claim
+from owsla.http._service import CONNECTIONS, PROBE_INTERVAL, REQUEST_TIMEOUT
 
 from ._fakes import World
 
@@ -57,7 +57,7 @@ class ServiceTests(SynchronousTestCase):
         self.reactor: Any = MemoryReactorClock()
         self.socket = claim(0)
         self.addCleanup(self.socket.close)
-        self.service = HttpService(self.reactor, self.socket, Alone(self.world.readings))
+        self.service = HttpService(self.reactor, self.socket, ProcessSource(self.world.readings))
 
     def connect(self) -> Transport | None:
         factory = self.reactor.adoptedPorts[-1][2]
@@ -88,7 +88,7 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(self.service.stopService())
         assert transport is not None
         self.assertFalse(transport.connected)
-        again = HttpService(self.reactor, self.socket, Alone(self.world.readings))
+        again = HttpService(self.reactor, self.socket, ProcessSource(self.world.readings))
         again.startService()
         self.assertEqual(len(self.reactor.adoptedPorts), 2)
         self.successResultOf(again.stopService())
@@ -138,11 +138,11 @@ class ServiceTests(SynchronousTestCase):
         transport = self.connected()
         for _ in range(3):
             self.says(transport, b"GET /healthz HTTP/1.1\r\n")
-            self.reactor.pump([1.0] * (int(REQUEST) - 1))
+            self.reactor.pump([1.0] * (int(REQUEST_TIMEOUT) - 1))
             self.says(transport, b"Host: localhost\r\n\r\n")
         self.assertEqual(transport.value().count(b"200 OK"), 3)
         self.says(transport, b"GET /healthz HTTP/1.1\r\n")
-        for _ in range(int(REQUEST) - 1):
+        for _ in range(int(REQUEST_TIMEOUT) - 1):
             self.reactor.advance(1)
             self.says(transport, b"a: b\r\n")
         self.reactor.advance(1)
@@ -179,7 +179,7 @@ class ServiceTests(SynchronousTestCase):
     def test_host_on_the_network(self) -> None:
         """On an address of the network it answers to every name: operators have their own, and whoever is there may read it."""
         with claim(0, "") as sock:
-            service = HttpService(self.reactor, sock, Alone(self.world.readings))
+            service = HttpService(self.reactor, sock, ProcessSource(self.world.readings))
             service.startService()
             transport = self.connected()
             self.says(transport, b"GET /metrics HTTP/1.1\r\nHost: gateway.example\r\n\r\n")
@@ -189,10 +189,10 @@ class ServiceTests(SynchronousTestCase):
     def test_lateness(self) -> None:
         """Once a second it is seen how late the reactor is."""
         self.service.startService()
-        self.reactor.advance(BEAT)
+        self.reactor.advance(PROBE_INTERVAL)
         lateness = self.world.readings.lateness
         self.assertEqual(lateness.sum, 0.0)
-        self.reactor.advance(BEAT + 0.2)
+        self.reactor.advance(PROBE_INTERVAL + 0.2)
         self.assertAlmostEqual(lateness.sum, 0.2)
         self.assertEqual([count for _, count in lateness.buckets()][-1], 2)
 
@@ -204,12 +204,12 @@ class BeatTests(SynchronousTestCase):
         """It is looked at once a second, from the start to the stop, and again after another start."""
         reactor: Any = MemoryReactorClock()
         lateness = Histogram()
-        beat = Beat(reactor, lateness)
+        beat = LatenessProbe(reactor, lateness)
         for expected in (2, 4):
             beat.startService()
-            reactor.advance(BEAT)
-            reactor.advance(BEAT + 0.5)
+            reactor.advance(PROBE_INTERVAL)
+            reactor.advance(PROBE_INTERVAL + 0.5)
             beat.stopService()
-            reactor.advance(5 * BEAT)
+            reactor.advance(5 * PROBE_INTERVAL)
             self.assertEqual([count for _, count in lateness.buckets()][-1], expected)
         self.assertAlmostEqual(lateness.sum, 1.0)

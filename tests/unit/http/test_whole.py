@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.events import GapSkipped
-from owsla.http import Whole
-from owsla.http._asking import BOUND
+from owsla.http import ParentSource
+from owsla.http._asking import TIME_LIMIT
 from owsla.http._pages import site
 from owsla.supervision import render
 
@@ -32,7 +32,7 @@ class Case(SynchronousTestCase):
         self.family = Family(3)
         self.one, self.two, self.three = self.family.workers
         self.clock = cast("Any", Clock())
-        self.site = site(Whole(self.clock, self.family.readings), self.clock)
+        self.site = site(ParentSource(self.clock, self.family.readings), self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 
@@ -155,7 +155,7 @@ class MetricsTests(Case):
         """A worker that hangs delays the others' numbers by the bound, and the next scrape not at all."""
         self.two.hangs = True
         transport = self.begin("/metrics")[1]
-        self.clock.advance(BOUND - 0.1)
+        self.clock.advance(TIME_LIMIT - 0.1)
         self.assertEqual(transport.value(), b"")
         self.clock.advance(0.2)
         self.assertEqual(self.read(transport)[0], 200)
@@ -167,7 +167,7 @@ class MetricsTests(Case):
         protocol, transport = self.begin("/metrics")
         protocol.connectionLost(Failure(ConnectionLost()))
         self.two.answer()
-        self.clock.advance(BOUND)
+        self.clock.advance(TIME_LIMIT)
         self.assertEqual(transport.value(), b"")
         self.assertEqual(self.flushLoggedErrors(), [])
 
