@@ -67,7 +67,7 @@ class Bench:
             self.program = build(folder)
         except MeasurementError as error:
             self.no_program = str(error)
-            say(f"{error}: using the back end in Python, without ceilings")
+            progress(f"{error}: using the back end in Python, without ceilings")
         results.back_end = "the C program" if self.program else "Python"
         self.systems = [owsla(1)]
         if options.workers > 1:
@@ -125,12 +125,12 @@ class Bench:
             yield
         except (MeasurementError, SystemExit, OSError, ValueError, pika.exceptions.AMQPError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            say(f"  {system}: {part} failed: {reason}")
+            progress(f"  {system}: {part} failed: {reason}")
             self.results.failed(system, part, reason)
 
     def keep(self, system: str, step: str, figures: dict[str, float]) -> None:
         self.results.keep(system, figures)
-        say(f"  {system}: {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        progress(f"  {system}: {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
     # -- what is measured ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Bench:
             raise MeasurementError("no handshake")
         return {"handshakes_per_cpu_s": count / spent, "handshakes_per_s": done["connections"]["per_second"]}
 
-    def talk(self, running: RunningSystem, name: str, *options: str) -> dict[str, float]:
+    def measure_lines(self, running: RunningSystem, name: str, *options: str) -> dict[str, float]:
         """Let the swarm send lines, and measure a window of them."""
         echoes = name == "trips"
         with self.back_end(running, echoes) as back_end, self.swarm(running, *self.lasting(), *options, waits=True) as swarm:
@@ -230,7 +230,7 @@ class Bench:
         options = "--mode", "flood", "--connections", str(self.options.devices), "--rate", f"{self.options.rate:g}"
         figures: dict[str, float] = {}
         for name, tick in (("line", "1"), ("even", "0")):
-            found = self.talk(running, "line", *options, "--tick", tick)
+            found = self.measure_lines(running, "line", *options, "--tick", tick)
             lines = found["lines"]
             for part in ("server", "swarm", "back_end", "broker"):
                 if part in found:
@@ -240,12 +240,12 @@ class Bench:
 
     def ingest(self, running: RunningSystem) -> dict[str, float]:
         """Measure lines at the highest rate that the system accepts."""
-        found = self.talk(running, "ingest", "--mode", "flood", "--connections", str(self.options.devices))
+        found = self.measure_lines(running, "ingest", "--mode", "flood", "--connections", str(self.options.devices))
         return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found)}
 
     def trips(self, running: RunningSystem) -> dict[str, float]:
         """Measure round trips: each device sends its next line when the last one was answered."""
-        found = self.talk(running, "trips", "--mode", "echo", "--connections", str(self.options.trip_devices))
+        found = self.measure_lines(running, "trips", "--mode", "echo", "--connections", str(self.options.trip_devices))
         return {"trips_per_s": found["lines"] / found["seconds"], **shares("trips", found)}
 
     def latency(self, running: RunningSystem) -> dict[str, float]:
@@ -358,7 +358,7 @@ class Bench:
                         "cpu": spent / max(1, seconds - 1),
                     },
                 )
-                say(f"  {system.name}: held: {connections['connected']} connections, {arrived} of {written} lines")
+                progress(f"  {system.name}: held: {connections['connected']} connections, {arrived} of {written} lines")
 
 
 def shares(name: str, found: dict[str, float]) -> dict[str, float]:
@@ -370,7 +370,7 @@ def shares(name: str, found: dict[str, float]) -> dict[str, float]:
     return figures
 
 
-def say(text: str) -> None:
+def progress(text: str) -> None:
     """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -456,11 +456,11 @@ def main() -> int:
             results.beside = [system.name for system in bench.systems if not system.ours]
             if set(options.only) - {"held"}:
                 for number in range(options.runs):
-                    say(f"run {number + 1} of {options.runs}, load average {os.getloadavg()[0]:.1f}")
+                    progress(f"run {number + 1} of {options.runs}, load average {os.getloadavg()[0]:.1f}")
                     results.begin()
                     bench.run(number)
             if "held" in options.only:
-                say(f"holding {options.held} connections")
+                progress(f"holding {options.held} connections")
                 for system in bench.systems:
                     bench.held(system)
     except KeyboardInterrupt:
@@ -468,7 +468,7 @@ def main() -> int:
         status = 130
     if results.anything:
         for path in write(results, options.output):
-            say(f"written: {path}")
+            progress(f"written: {path}")
         print((options.output / "figures.md").read_text())
     elif not status:
         status = 1

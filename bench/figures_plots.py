@@ -33,8 +33,8 @@ class Bar:
 
     name: str
     value: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     kind: str
 
 
@@ -63,9 +63,9 @@ def draw_bars(title: str, panels: Sequence[Panel]) -> str:
     parts = []
     top = 56
     for panel in panels:
-        most = max(0.0, *(bar.most for bar in panel.bars)) or 1.0
-        step = nice(most / 5)
-        end = math.ceil(most / step) * step
+        maximum = max(0.0, *(bar.maximum for bar in panel.bars)) or 1.0
+        step = nice(maximum / 5)
+        end = math.ceil(maximum / step) * step
         bottom = top + 12 + ROW * len(panel.bars)
 
         def x(value: float, end: float = end) -> float:
@@ -81,8 +81,8 @@ def draw_bars(title: str, panels: Sequence[Panel]) -> str:
             parts.append(text(LEFT - 8, y + ROW / 2 + 4, bar.name, anchor="end"))
             width = x(bar.value) - LEFT
             parts.append(f'<rect class="{bar.kind}" x="{LEFT}" y="{y + 4}" width="{width:.1f}" height="{ROW - 9}"/>')
-            parts += whisker(x(bar.least), x(bar.most), y + ROW / 2 - 0.5)
-            parts.append(text(x(max(bar.most, bar.value)) + 8, y + ROW / 2 + 4, panel.shown(bar.value)))
+            parts += whisker(x(bar.minimum), x(bar.maximum), y + ROW / 2 - 0.5)
+            parts.append(text(x(max(bar.maximum, bar.value)) + 8, y + ROW / 2 + 4, panel.shown(bar.value)))
         top = bottom + 44
     return document(title, top - 20, parts)
 
@@ -121,8 +121,8 @@ def draw_spreads(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Spr
             parts.append(text(LEFT - 8, at + 4, row.name, anchor="end"))
             first, last = row.points[0][1], row.points[-1][1]
             parts.append(line(x(first), at, x(last), at, f"link {row.kind}"))
-            for name, value, least, most in row.points:
-                parts += whisker(x(least), x(most), at)
+            for name, value, minimum, maximum in row.points:
+                parts += whisker(x(minimum), x(maximum), at)
                 parts.append(f'<circle class="{row.kind}" cx="{x(value):.1f}" cy="{at}" r="5"/>')
                 parts.append(text(x(value), at - 9, f"{name} {value:.3g}", "small", "middle"))
             y += ROW + 8
@@ -136,10 +136,10 @@ def document(title: str, height: float, parts: Iterable[str]) -> str:
     return "\n".join([*head, *parts, "</svg>"]) + "\n"
 
 
-def whisker(least: float, most: float, y: float) -> list[str]:
+def whisker(minimum: float, maximum: float, y: float) -> list[str]:
     """Draw the range from minimum to maximum."""
-    ends = [line(at, y - 4, at, y + 4, "spread") for at in (least, most)]
-    return [line(least, y, most, y, "spread"), *ends] if most - least > 0.5 else []
+    ends = [line(at, y - 4, at, y + 4, "spread") for at in (minimum, maximum)]
+    return [line(minimum, y, maximum, y, "spread"), *ends] if maximum - minimum > 0.5 else []
 
 
 def text(x: float, y: float, content: str, style: str = "", anchor: str = "start") -> str:

@@ -154,8 +154,8 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def raw(results: Results, around: list[str]) -> dict[str, Any]:
     kept = {"runs": results.runs, "load": results.load, "held": results.held}
-    said = {"failures": results.failures, "notes": results.notes, "interrupted": results.interrupted, "raw": results.raw}
-    return {"command": results.command, "circumstances": around, **kept, **said}
+    notes = {"failures": results.failures, "notes": results.notes, "interrupted": results.interrupted, "raw": results.raw}
+    return {"command": results.command, "circumstances": around, **kept, **notes}
 
 
 def surroundings(results: Results) -> list[str]:

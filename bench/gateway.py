@@ -40,13 +40,13 @@ def handshakes(broker: str, seconds: float, figures: dict[str, Figures]) -> None
         before, start = gateway.cpu(), time.monotonic()
         done = swarm.call("storm", seconds=seconds)
         time.sleep(0.2)
-        spent, took = gateway.cpu() - before, time.monotonic() - start - 0.2
+        spent, elapsed = gateway.cpu() - before, time.monotonic() - start - 0.2
     figure = figures["handshakes"]
     figure["a CPU second"].append(done["handshakes"] / spent)
     figure["ms"].append(spent / done["handshakes"] * 1e3)
-    figure["a second"].append(done["handshakes"] / took)
+    figure["a second"].append(done["handshakes"] / elapsed)
     figure["failed"].append(done["failed"])
-    figure["swarm"].append(done["cpu"] / took)
+    figure["swarm"].append(done["cpu"] / elapsed)
 
 
 def memory(broker: str, connections: int, figures: dict[str, Figures]) -> None:
@@ -87,10 +87,10 @@ def lines(broker: str, case: str, rates: list[float], seconds: float, devices: i
         back_end.wait_for(warm, 5)
         for rate in rates:
             # The figure includes the CPU of an idle gateway (timers, connections to the broker), which runs besides the lines.
-            before, books = gateway.cpu(), back_end.call("stats")
+            before, counted = gateway.cpu(), back_end.call("stats")
             done = swarm.call("pace", rate=rate, seconds=seconds, answers=bool(answers))
-            after = back_end.wait_for(books["lines"] + done["lines"], 5)
-            arrived = after["lines"] - books["lines"]
+            after = back_end.wait_for(counted["lines"] + done["lines"], 5)
+            arrived = after["lines"] - counted["lines"]
             spent = gateway.cpu() - before
             figure = figures[f"{case} @ {rate:g}"]
             figure["us"].append(spent / done["lines"] * 1e6)
@@ -100,7 +100,7 @@ def lines(broker: str, case: str, rates: list[float], seconds: float, devices: i
             figure["p50"].append(percentile(done["delays"], 0.5))
             figure["p99"].append(percentile(done["delays"], 0.99))
             figure["swarm"].append(done["cpu"] / done["seconds"])
-            figure["back end"].append((after["cpu"] - books["cpu"]) / done["seconds"])
+            figure["back end"].append((after["cpu"] - counted["cpu"]) / done["seconds"])
 
 
 def full_speed(broker: str, seconds: float, devices: int, figures: dict[str, Figures]) -> None:
@@ -115,24 +115,24 @@ def full_speed(broker: str, seconds: float, devices: int, figures: dict[str, Fig
         # Lines count when they arrive at the back end, since written lines may still wait in a socket.
         swarm.ask("flood", seconds=seconds + 10)
         time.sleep(1.5)
-        before, books, start = gateway.cpu(), back_end.call("stats"), time.monotonic()
+        before, counted, start = gateway.cpu(), back_end.call("stats"), time.monotonic()
         time.sleep(seconds)
         after, spent = back_end.call("stats"), gateway.cpu() - before
-        took, arrived = time.monotonic() - start, after["lines"] - books["lines"]
+        elapsed, arrived = time.monotonic() - start, after["lines"] - counted["lines"]
         swarm.ask("stop")
         done = swarm.answer()
         figure = figures["ingest"]
-        figure["a second"].append(arrived / took)
+        figure["a second"].append(arrived / elapsed)
         figure["us"].append(spent / arrived * 1e6)
-        figure["gateway"].append(spent / took)
+        figure["gateway"].append(spent / elapsed)
         figure["swarm"].append(done["cpu"] / done["seconds"])
-        figure["back end"].append((after["cpu"] - books["cpu"]) / took)
+        figure["back end"].append((after["cpu"] - counted["cpu"]) / elapsed)
         back_end.wait_for(done["lines"], 60)
         swarm.call("disconnect")
         back_end.call("begin", answers="reply_to", numbered=True)
         swarm.call("connect", count=devices)
         swarm.call("trips", seconds=1)
-        before, books = gateway.cpu(), back_end.call("stats")
+        before, counted = gateway.cpu(), back_end.call("stats")
         done = swarm.call("trips", seconds=seconds)
         after, spent = back_end.call("stats"), gateway.cpu() - before
         figure = figures["round trips"]
@@ -140,7 +140,7 @@ def full_speed(broker: str, seconds: float, devices: int, figures: dict[str, Fig
         figure["us"].append(spent / done["answers"] * 1e6)
         figure["gateway"].append(spent / done["seconds"])
         figure["swarm"].append(done["cpu"] / done["seconds"])
-        figure["back end"].append((after["cpu"] - books["cpu"]) / done["seconds"])
+        figure["back end"].append((after["cpu"] - counted["cpu"]) / done["seconds"])
 
 
 def report(figures: dict[str, Figures], options: Any) -> str:

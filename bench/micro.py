@@ -243,7 +243,7 @@ class Timings:
 def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False) -> tuple[Step, int]:
     """Return reactor turns of `batch` lines from different devices, with a delayed confirm for each `every` lines."""
     devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
-    state = {"said": 0, "confirmed": 0, "at": 0}
+    state = {"published": 0, "confirmed": 0, "at": 0}
     data = LINE + b"\r\n"
 
     def turn() -> None:
@@ -256,8 +256,8 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
                 producer.publish(device, LINE)
         state["at"] = (at + batch) % DEVICES
         clock.advance(0)
-        state["said"] += batch
-        while state["said"] - state["confirmed"] >= 4 * every:
+        state["published"] += batch
+        while state["published"] - state["confirmed"] >= 4 * every:
             state["confirmed"] += every
             client.dataReceived(confirm(state["confirmed"]))
             clock.advance(0)
@@ -342,7 +342,7 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
 
     measure("publish", lambda: publishes(Node(), batch, every))
     measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
-    measure("publish, one line a turn", lambda: publishes(Node(), 1, every))
+    measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
     measure("line: Endpoint.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     measure("· pack", pack)
     measure("· the clock", clock)
@@ -372,7 +372,7 @@ def measure_delivery(timings: Timings, batch: int) -> None:
 
     measure("delivery", received(whole, batch, messages, False))
     measure("delivery, numbered", received(whole, batch, messages, True))
-    measure("delivery, one a turn", received(whole, 1, messages, True))
+    measure("delivery, one per turn", received(whole, 1, messages, True))
     measure("d1", received(lambda node: sink, batch, messages, True))
     measure("d2", received(lambda node: ReadOnly(), batch, messages, True))
     measure("d3", received(lambda node: node.consumer(sink), batch, messages, True))

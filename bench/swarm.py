@@ -35,7 +35,7 @@ class Swarm(Child):
 class Device:
     """Connection of a simulated device."""
 
-    __slots__ = ("acked", "fd", "got", "index", "pending", "rest", "sent", "sock", "writing")
+    __slots__ = ("fd", "got", "index", "pending", "rest", "sent", "sock", "writing")
 
     def __init__(self, index: int, sock: ssl.SSLSocket) -> None:
         self.index = index
@@ -43,7 +43,6 @@ class Device:
         self.fd = sock.fileno()
         self.sent = 0
         self.got = 0
-        self.acked = -1
         self.rest = b""
         self.pending: list[bytes] = []
         self.writing = False
@@ -66,7 +65,6 @@ class DeviceSwarm:
         self.answers = 0
         self.acks = 0
         self.lost = 0
-        self.commands = b""
 
     # -- connecting --------------------------------------------------------------------------------------------------------
 
@@ -214,7 +212,6 @@ class DeviceSwarm:
         for line in lines:
             if line.startswith(b"ACK"):
                 self.acks += 1
-                device.acked = int(line[4:])
             else:
                 answers += 1
                 self.delays.append((now - int(line.split(b" ", 3)[2])) / 1e6)
