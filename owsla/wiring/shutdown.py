@@ -1,24 +1,37 @@
-"""The whole of a node as one service: what starts when, and how it stops without losing anything.
+"""A node as one service, and its orderly shutdown: stop without losing or reordering anything.
 
-Starting: connect to the broker, declare the queues, consume; then open the device port.
+Theory of operation
+-------------------
 
-Stopping: the port closes. The devices are closed one after another, their turns spread over a while, so that a fleet does not
-come back in one instant; until its turn each is served. At its turn a device is read no more (without --device-ack: it is told
-that the connection ends, and read until it closes), what it sent is published and confirmed, it is told so, what waits for it
-is written, and it is closed. Messages are consumed until the last device is gone.
-When back ends have been told of every connection the node takes leave of the others, and the connections to the broker close.
-All of it within a bound, past which what is left is given up, and counted.
+Start: connect to the broker, declare the queues, consume; then open the device port (`wiring.opening`).
 
-The node's own queue is left to the other nodes. Back ends may still be sending to it, and RabbitMQ confirms a message that it
-routes to a classic queue in the instant in which that is deleted. So the registrar deletes it, when nothing has come into it
-for a while (`broker.cleanup`). A node that is alone does so itself, if the queue is silent in time; otherwise the next one to
-start does. Each wait for the broker ends at the deadline, also for one that has logged us in and answers nothing.
+Stop, in this order:
+
+1.  The port closes. A device that connects now reaches another node.
+2.  The devices are closed one after another, spread over a while, so that a fleet does not reconnect in one instant. Each
+    device is served until its turn comes. Then the node stops reading it (without `--device-ack` it is told that the connection
+    ends, and is read until it closes), its lines are published and confirmed, the confirms are sent to it, waiting messages are
+    written, and the connection is closed.
+3.  The node stops consuming the shared queue. It goes on with its own queue, since back ends answer the last lines.
+4.  Once all lines are confirmed and back ends were told of every closed connection, the node leaves the cluster.
+5.  The node stops consuming its own queue. What it holds unacknowledged is recorded or goes back into that queue.
+6.  Remaining connections are aborted, the connections to the broker close, and the supervision tree stops.
+
+One deadline bounds all of this (`StopDeadline`). Past it each step does only what takes no waiting, and the last log line
+counts what was given up. A broker that has accepted the login and answers nothing therefore delays a stop by the deadline at
+most.
+
+The node leaves its own queue to the other nodes. Back ends may still publish to it, and RabbitMQ confirms a message that it
+routes to a classic queue in the instant in which that queue is deleted. Therefore the registrar deletes the queue when nothing
+has arrived for a while (`cluster.cleanup`). A node that is alone in the cluster deletes its queue itself, if the queue falls
+silent in time; otherwise the next node to start deletes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import MultiService
@@ -39,24 +52,29 @@ from ..routing import Registry
 from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 
 HAND_BACK: Final = CLEANUP_SILENCE - 1.0
-"""Seconds that a stop waits for records once its own queue has no consumer, where another node cleans up after it."""
+"""Seconds to wait for unconfirmed records after the own queue lost its consumer, where another node deletes that queue. One
+second less than that node waits: its deletion does not look at messages that are held unacknowledged.
+"""
 
-PACE = 0.05
-LONGEST_SPREAD = 10.0
-"""Seconds for each device, and for all of them at most, where --drain-spread is auto: a few that come back are no burst."""
+PACE: Final = 0.05
+"""Seconds from one device to the next with `--drain-spread auto`: a few devices that reconnect are no burst."""
 
-STEP = 0.05
-"""Seconds between two looks at whether something is settled."""
+LONGEST_SPREAD: Final = 10.0
+"""Seconds for all devices at most with `--drain-spread auto`."""
+
+STEP: Final = 0.05
+"""Seconds between two checks of a condition that is waited for."""
 
 SILENCE: Final = 1.0
-"""Seconds without a message after which a node that is alone deletes its own queue. Back ends answer within less, and were told
-by then that the devices are gone."""
+"""Seconds without a message after which a node that is alone deletes its own queue. Back ends answer faster than that, and were
+told by then that the devices are gone.
+"""
 
 T = TypeVar("T")
 
 
-class Sink(Protocol):
-    """The producer, as stopping sees it."""
+class LineConfirms(Protocol):
+    """The line publisher, as a shutdown sees it."""
 
     @property
     def unconfirmed(self) -> int: ...
@@ -64,166 +82,248 @@ class Sink(Protocol):
     def settled(self, source: Any) -> bool: ...
 
 
-class Losses(Protocol):
-    """The hub of the devices, as stopping sees it."""
+class DiscardCounts(Protocol):
+    """The counts of discarded input, as a shutdown sees them."""
 
     def take_discards(self) -> tuple[int, int]:
-        """Return how many lines and unread bytes of devices were thrown away since the last call."""
+        """Return the number of lines and of unread bytes of devices that were discarded since the last call."""
 
 
-class Parcels(Protocol):
-    """The courier, or presence, as stopping sees them."""
+class Outgoing(Protocol):
+    """The courier, or the presence role, as a shutdown sees it."""
 
     @property
     def unconfirmed(self) -> int: ...
 
 
-class Goodbye(Protocol):
-    """The roster, as stopping sees it."""
+class ClusterMembership(Protocol):
+    """The registrar, as a shutdown sees it."""
 
     def leave(self) -> None:
-        """Tell the other nodes that this one stops in order."""
+        """Tell the other nodes that this node stops in order."""
 
     @property
     def unconfirmed(self) -> int:
-        """Whether the broker does not have the goodbye yet."""
+        """Number of notices, the one of `leave` included, that the broker has not confirmed."""
 
     @property
     def listed(self) -> bool:
-        """Whether this node is the registrar, and has itself on the roll."""
+        """True while this node is the registrar and lists itself as a member."""
 
     @property
     def alone(self) -> bool:
-        """Whether this node is the registrar, and has nobody else on the roll."""
+        """True while this node is the registrar and lists no other member."""
 
 
-class Consuming(Protocol):
-    """The consumers, as stopping sees them."""
+class Consumption(Protocol):
+    """The consumers, as a shutdown sees them."""
 
     @property
     def connected(self) -> bool: ...
 
     @property
     def handled(self) -> int:
-        """A number that changes when messages of the node's own queue are dealt with."""
+        """Counter that changes when messages of the node's own queue are handled."""
 
     async def stop_consuming(self, *, own: bool) -> None:
-        """Take no more messages of the shared queue, or of the node's own. Those that came can still be acknowledged."""
+        """Stop consuming the shared queue, or the node's own. Messages that arrived can still be acknowledged."""
 
     async def delete_own_queue(self) -> bool:
-        """Delete the node's own queue if nothing is in it. Whether it is gone."""
+        """Delete the node's own queue if it is empty. Return whether it is gone."""
 
 
-class Gateway(MultiService):
-    """A node: its supervision tree, and how that stops."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeParts:
+    """Parts of a node that its shutdown acts on."""
+
+    listener: Listener
+    registry: Registry[Endpoint]
+    lines: LineConfirms
+    discards: DiscardCounts
+    courier: Outgoing
+    presence: Outgoing | None
+    consumers: Consumption
+    membership: ClusterMembership
+    connections: Sequence[BrokerConnection]
+    """Connections to the broker."""
+
+    @property
+    def unannounced(self) -> int:
+        """Number of announcements to back ends that are not confirmed."""
+        return self.presence.unconfirmed if self.presence is not None else 0
+
+    @property
+    def outgoing(self) -> int:
+        """Number of messages to other queues that are not confirmed."""
+        return self.courier.unconfirmed + self.unannounced
+
+
+class StopDeadline:
+    """Deadline of a node's shutdown. It moves only towards the present."""
+
+    def __init__(self, clock: Clock, timeout: float) -> None:
+        """`timeout` is in seconds (`--drain-timeout`)."""
+        self._clock = clock
+        self._end = 0.0
+        self._hurried = False
+        self.timeout = timeout
+        self.stopping = False
+        """True once the node stops."""
+
+    def begin(self) -> None:
+        """Start the shutdown's clock."""
+        self.stopping = True
+        self._end = 0.0 if self._hurried else self._clock.seconds() + self.timeout
+
+    def hurry(self) -> None:
+        """End all waiting, also in a shutdown that begins later."""
+        self._hurried = True
+        self._end = 0.0
+
+    def shorten(self, timeout: float) -> None:
+        """Limit a shutdown that begins later to this many seconds."""
+        self.timeout = min(self.timeout, timeout)
+
+    @property
+    def passed(self) -> bool:
+        return self._clock.seconds() >= self._end
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0."""
+        return max(0.0, self._end - self._clock.seconds())
+
+
+class DeviceDrain:
+    """Closing of devices one after another, each once everything of it is settled."""
+
+    def __init__(self, clock: Clock, deadline: StopDeadline, lines: LineConfirms, spread: float | None) -> None:
+        """`spread` is in seconds (`--drain-spread`); `None` is `PACE` for each device."""
+        self._log = Logger(namespace="owsla")
+        self._clock = clock
+        self._deadline = deadline
+        self._lines = lines
+        self._spread = spread
+
+    def close_all(self, endpoints: Iterable[Endpoint], reason: str) -> Deferred[None]:
+        """Close these devices as in a shutdown, while the node goes on and accepts others. Close the rest after the timeout."""
+        closing = ensureDeferred(self._close_all(list(endpoints), reason))
+        closing.addErrback(lambda failure: self._log.failure("Closing devices in order failed", failure))
+        return closing
+
+    async def _close_all(self, endpoints: list[Endpoint], reason: str) -> None:
+        await self.close_in_turn(endpoints, reason)
+        for endpoint in endpoints:
+            if endpoint.transport is not None:
+                endpoint.close(reason)
+
+    async def close_in_turn(self, waiting: list[Endpoint], reason: str) -> None:
+        """Close each device when its turn has come and it is settled. Return at the deadline at the latest."""
+        devices = len(waiting)
+        began = self._clock.seconds()
+        latest = began + self._deadline.timeout
+        wanted = min(PACE * (devices - 1), LONGEST_SPREAD) if self._spread is None else self._spread
+        # The second half of the time is for devices that take long to settle.
+        spread = min(wanted, self._deadline.timeout / 2)
+        leaving: list[Endpoint] = []
+        while (waiting or leaving) and not self._late(latest):
+            elapsed = self._clock.seconds() - began + STEP
+            due = devices if elapsed >= spread else int(devices * elapsed / spread)
+            count = due - (devices - len(waiting))
+            for endpoint in waiting[:count]:
+                endpoint.drain()
+            leaving += waiting[:count]
+            waiting = waiting[count:]
+            leaving = [endpoint for endpoint in leaving if endpoint.transport is not None]
+            for endpoint in leaving:
+                if not endpoint.backlog and (not endpoint.acknowledges or self._lines.settled(endpoint)):
+                    endpoint.close(reason)
+            await pause(self._clock, STEP)
+
+    def _late(self, latest: float) -> bool:
+        # A shutdown that begins meanwhile has the nearer deadline, or none left after a second signal.
+        return self._deadline.passed if self._deadline.stopping else self._clock.seconds() >= latest
+
+
+class NodeService(MultiService):
+    """A node: its supervision tree, and how the whole stops."""
 
     def __init__(
         self,
         clock: Clock,
+        parts: NodeParts,
         *,
-        listener: Listener,
-        registry: Registry[Endpoint],
-        producer: Sink,
-        losses: Losses,
-        courier: Parcels,
-        presence: Parcels | None,
-        consumers: Consuming,
-        roster: Goodbye,
-        connections: Sequence[BrokerConnection],
-        root: Supervisor,
+        deadline: StopDeadline,
+        drain: DeviceDrain,
         emit: Callable[[Event], None],
         fail: Callable[[str, int], None],
-        drain_timeout: float,
-        drain_spread: float | None,
     ) -> None:
-        """`connections` are those to the broker. Times are in seconds; a `drain_spread` of `None` is `PACE` for each device.
-        `fail` ends the process with a line and a status.
-        """
+        """`fail` ends the process with a line and a status."""
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._clock = clock
-        self._listener = listener
-        self._registry = registry
-        self._producer = producer
-        self._losses = losses
-        self._courier = courier
-        self._presence = presence
-        self._consumers = consumers
-        self._roster = roster
-        self._connections = connections
-        self._root = root
+        self._parts = parts
+        self._deadline = deadline
+        self._drain = drain
         self._emit = emit
         self._fail = fail
-        self._drain_timeout = drain_timeout
-        self._drain_spread = drain_spread
-        self._deadline = 0.0
-        self._hurried = False
-        self.draining = False
-        """Whether it is stopping."""
+        self._root: Supervisor | None = None
+
+    def supervise(self, root: Supervisor) -> None:
+        """Make `root` the supervision tree of this node."""
+        self._root = root
         root.setServiceParent(self)
+
+    def tree(self) -> TreeNode:
+        """Return the supervision tree as it is now, or as planned."""
+        assert self._root is not None
+        return self._root.tree()
 
     def stopService(self) -> Deferred[Any]:
         self.running = 0
-        self.draining = True
-        self._deadline = 0.0 if self._hurried else self._clock.seconds() + self._drain_timeout
+        self._deadline.begin()
         return ensureDeferred(self._stop())
 
     def hurry(self) -> None:
-        """Wait for nothing more."""
-        self._hurried = True
-        self._deadline = 0.0
-        for connection in self._connections:
+        """Stop waiting for anything."""
+        self._deadline.hurry()
+        for connection in self._parts.connections:
             connection.hurry()
 
     def shorten(self, drain_timeout: float) -> None:
-        """Stop within this time, in seconds, if a stop would take longer."""
-        self._drain_timeout = min(self._drain_timeout, drain_timeout)
+        """Limit a shutdown that begins later to this many seconds."""
+        self._deadline.shorten(drain_timeout)
 
     def give_up(self, reason: str) -> None:
-        """The root of the tree gave up: end the process, so that whatever runs it begins afresh."""
+        """End the process because the root supervisor gave up: systemd, or whatever runs Owsla, starts a new one."""
         self.hurry()
         self._fail(reason, EXIT_STATUS)
 
-    def tree(self) -> TreeNode:
-        """The supervision tree as it is now, or as planned."""
-        return self._root.tree()
-
     async def _stop(self) -> None:
-        devices = len(self._registry)
+        parts = self._parts
+        devices = len(parts.registry)
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
-        self._listener.stop_accepting()
-        await self._drain(list(self._registry), "the gateway stops", lambda: self._deadline)
-        cut = len(self._registry)
-        for endpoint in self._registry:
+        parts.listener.stop_accepting()
+        await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
+        cut = len(parts.registry)
+        for endpoint in parts.registry:
             endpoint.close("the gateway stops")
-        await self._answer(self._consumers.stop_consuming(own=False))
-        await self._until(lambda: not self._producer.unconfirmed and not self._untold())
-        if not self._untold() and not len(self._registry):
-            # Back ends were told of every connection. Otherwise it is the others' part to say that this node is gone.
-            self._roster.leave()
-            if self._roster.alone and await self._silent() and await self._answer(self._consumers.delete_own_queue()):
-                await self._until(lambda: not self._roster.listed)
-        await self._answer(self._consumers.stop_consuming(own=True))
-        # From here on the registrar may delete the node's own queue. A deletion does not look at what is held unacknowledged.
-        # What is not on record in time goes back into the queue while that is there.
-        await self._until(lambda: not self._on_their_way(), math.inf if self._roster.alone else HAND_BACK)
-        if not self._on_their_way():
-            await self._until(lambda: not self._roster.unconfirmed)
-        for endpoint in list(self._registry):
-            if endpoint.transport is not None:
-                endpoint.transport.abortConnection()  # past the deadline nobody's goodbye is waited for
-        await self._pause(0)  # what was read of them is published, and counted, when they are closed
-        discarded, unread = self._losses.take_discards()
-        lines, messages = self._producer.unconfirmed + discarded, self._on_their_way()
-        left = max(0.0, self._deadline - self._clock.seconds())
-        for connection in self._connections:
-            connection.close_within(left / len(self._connections))
-        self._emit(NodeStopped(devices))  # before the handlers of events stop
-        await self._root.stopService()
+        await self._answer(parts.consumers.stop_consuming(own=False))
+        await self._until(lambda: not parts.lines.unconfirmed and not parts.unannounced)
+        await self._leave_cluster()
+        await self._abort_devices()
+        discarded, unread = parts.discards.take_discards()
+        lines, messages = parts.lines.unconfirmed + discarded, parts.outgoing
+        left = self._deadline.left
+        for connection in parts.connections:
+            connection.close_within(left / len(parts.connections))
+        self._emit(NodeStopped(devices))  # before the event handlers stop
+        if self._root is not None:
+            await self._root.stopService()
         if lines or messages or cut or unread:
             self._log.warn(
-                "Stopped at the deadline: gave up {lines} that the broker has not confirmed, {messages} "
-                "on their way to other queues (they come again), left {unread} of devices unread, "
+                "Stopped at the deadline (--drain-timeout): gave up {lines} that the broker has not confirmed, {messages} "
+                "to other queues (RabbitMQ delivers them again), left {unread} of devices unread, "
                 "and closed {cut} before their turn",
                 lines=pluralize(lines, "line"),
                 messages=pluralize(messages, "message"),
@@ -233,84 +333,63 @@ class Gateway(MultiService):
         else:
             self._log.info("Stopped: {devices} closed, everything confirmed", devices=pluralize(devices, "device"))
 
-    def _on_their_way(self) -> int:
-        """Messages to other queues that are not confirmed."""
-        return self._courier.unconfirmed + self._untold()
+    async def _leave_cluster(self) -> None:
+        """Leave the cluster, and the node's own queue, in the order that loses no message."""
+        parts = self._parts
+        if not parts.unannounced and not len(parts.registry):
+            # Back ends were told of every connection. Otherwise the other nodes must report that this node is lost.
+            parts.membership.leave()
+            if parts.membership.alone and await self._silent() and await self._answer(parts.consumers.delete_own_queue()):
+                await self._until(lambda: not parts.membership.listed)
+        await self._answer(parts.consumers.stop_consuming(own=True))
+        # From here on the registrar may delete the own queue, whatever is held unacknowledged. A message that is not recorded
+        # in time must go back into the queue while the queue still exists.
+        await self._until(lambda: not parts.outgoing, math.inf if parts.membership.alone else HAND_BACK)
+        if not parts.outgoing:
+            await self._until(lambda: not parts.membership.unconfirmed)
 
-    def _untold(self) -> int:
-        """Announcements to back ends that are not confirmed."""
-        return self._presence.unconfirmed if self._presence is not None else 0
-
-    def let_go(self, reason: str) -> Deferred[None]:
-        """Close all devices that are connected now, each in its turn, as if the gateway stopped. Others may come meanwhile."""
-        letting_go = ensureDeferred(self._let_go(list(self._registry), reason))
-        letting_go.addErrback(lambda failure: self._log.failure("Closing devices in order failed", failure))
-        return letting_go
-
-    async def _let_go(self, endpoints: list[Endpoint], reason: str) -> None:
-        deadline = self._clock.seconds() + self._drain_timeout
-        await self._drain(endpoints, reason, lambda: self._deadline if self.draining else deadline)
-        for endpoint in endpoints:
+    async def _abort_devices(self) -> None:
+        """Abort the connections that the deadline has overtaken: their TLS goodbye is not waited for."""
+        for endpoint in list(self._parts.registry):
             if endpoint.transport is not None:
-                endpoint.close(reason)
-
-    async def _drain(self, waiting: list[Endpoint], reason: str, deadline: Callable[[], float]) -> None:
-        """Close devices, each when it is its turn and everything of it is settled."""
-        devices = len(waiting)
-        began = self._clock.seconds()
-        wanted = min(PACE * (devices - 1), LONGEST_SPREAD) if self._drain_spread is None else self._drain_spread
-        spread = min(wanted, self._drain_timeout / 2)
-        leaving: list[Endpoint] = []
-        while (waiting or leaving) and self._clock.seconds() < deadline():
-            elapsed = self._clock.seconds() - began + STEP
-            due = devices if elapsed >= spread else int(devices * elapsed / spread)
-            share = due - (devices - len(waiting))
-            turn, waiting = waiting[:share], waiting[share:]
-            for endpoint in turn:
-                endpoint.drain()
-            leaving += turn
-            still = []
-            for endpoint in leaving:
-                if endpoint.transport is None:
-                    continue
-                if not endpoint.backlog and (not endpoint.acknowledges or self._producer.settled(endpoint)):
-                    endpoint.close(reason)
-                still.append(endpoint)
-            leaving = still
-            await self._pause(STEP)
+                endpoint.transport.abortConnection()
+        await pause(self._clock, 0)  # their last lines are published, and pluralize, when the connections are closed
 
     async def _silent(self) -> bool:
-        """Wait until nothing has come into the own queue for a while, and what came is settled. Whether that was in time."""
-        handled, since = self._consumers.handled, self._clock.seconds()
-        while self._consumers.connected and self._clock.seconds() < self._deadline:
+        """Wait until the own queue is silent and its messages are settled. Return whether that was before the deadline."""
+        consumers = self._parts.consumers
+        handled, since = consumers.handled, self._clock.seconds()
+        while consumers.connected and not self._deadline.passed:
             if self._clock.seconds() - since >= SILENCE:
                 return True
-            await self._pause(STEP)
-            if self._consumers.handled != handled or self._courier.unconfirmed:
-                handled, since = self._consumers.handled, self._clock.seconds()
+            await pause(self._clock, STEP)
+            if consumers.handled != handled or self._parts.courier.unconfirmed:
+                handled, since = consumers.handled, self._clock.seconds()
         return False
 
-    async def _answer(self, asking: Coroutine[Any, Any, T]) -> T | None:
-        """Wait for the broker's answer, until the deadline at most; `None` where there is none, or the broker refuses."""
+    async def _answer(self, request: Coroutine[Any, Any, T]) -> T | None:
+        """Wait for the broker's answer until the deadline. Return `None` without an answer, or if the broker refuses."""
         answers: list[T | Failure] = []
-        ensureDeferred(asking).addBoth(answers.append)
+        ensureDeferred(request).addBoth(answers.append)
         await self._until(lambda: answers)
         answer = answers[0] if answers else None
         if not isinstance(answer, Failure):
             return answer
         if answer.check(BrokerError, Closed):
-            self._log.info("The broker did not do what a stop asks for: {error}", error=explain(answer))
+            self._log.info("The broker refused a step of the shutdown, which continues: {error}", error=explain(answer))
         else:
-            self._log.failure("Stopping went wrong, and goes on", answer)
+            self._log.failure("A step of the shutdown failed; the shutdown continues", answer)
         return None
 
-    async def _until(self, settled: Any, longest: float = math.inf) -> None:
-        """Wait until something is settled, for `longest` seconds and to the deadline of the stop at most."""
+    async def _until(self, condition: Callable[[], Any], longest: float = math.inf) -> None:
+        """Wait until `condition()` is true, for `longest` seconds and to the deadline at most."""
         end = self._clock.seconds() + longest
-        while not settled() and self._clock.seconds() < min(self._deadline, end):
-            await self._pause(STEP)
+        while not condition() and not self._deadline.passed and self._clock.seconds() < end:
+            await pause(self._clock, STEP)
 
-    async def _pause(self, seconds: float) -> None:
-        waiting: Deferred[None] = Deferred()
-        self._clock.callLater(seconds, waiting.callback, None)
-        await waiting
+
+async def pause(clock: Clock, seconds: float) -> None:
+    """Wait for some seconds."""
+    waiting: Deferred[None] = Deferred()
+    clock.callLater(seconds, waiting.callback, None)
+    await waiting

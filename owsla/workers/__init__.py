@@ -8,46 +8,33 @@ The parent is the workers' supervisor, in OTP's terms. Between it and each worke
 of JSON (`_channel`). A worker that loses it has lost its parent, and stops in order.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ._loads import Loads
-    from ._parent import OfNode, Parent, Reports, shown_by
-    from ._process import Start, WorkerProcess
-    from ._worker import EventsToParent, Inherited, ParentLink
+from ._channel import read_first
+from ._loads import Loads
+from ._parent import NodeEvents, ParentService
+from ._pool import WorkerPool
+from ._process import WorkerStart
+from ._worker import (
+    CHANNEL_FD,
+    LOADS_FD,
+    PORT_FD,
+    EventsToParent,
+    Inherited,
+    LogToParent,
+    ParentLink,
+)
 
 __all__ = [
+    "CHANNEL_FD",
+    "LOADS_FD",
+    "PORT_FD",
     "EventsToParent",
     "Inherited",
     "Loads",
-    "OfNode",
-    "Parent",
+    "LogToParent",
+    "NodeEvents",
     "ParentLink",
-    "Reports",
-    "Start",
-    "WorkerProcess",
-    "shown_by",
+    "ParentService",
+    "WorkerPool",
+    "WorkerStart",
+    "read_first",
 ]
-
-_WHERE = {
-    "EventsToParent": "_worker",
-    "Inherited": "_worker",
-    "Loads": "_loads",
-    "OfNode": "_parent",
-    "Parent": "_parent",
-    "ParentLink": "_worker",
-    "Reports": "_parent",
-    "Start": "_process",
-    "WorkerProcess": "_process",
-    "shown_by": "_parent",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Python imports this package before `__main__`, which has to ignore signals before anything that takes time is imported.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)

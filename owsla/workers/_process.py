@@ -65,7 +65,7 @@ class WorkerEnded(Untraced):
     """A worker's process ended that was not told to."""
 
 
-class Listener(Protocol):
+class ProcessObserver(Protocol):
     """Who is told what workers say."""
 
     def ready(self, process: Process) -> None:
@@ -82,7 +82,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class WorkerStart:
     """What each worker is started with."""
 
     argv: Sequence[str]
@@ -103,14 +103,14 @@ class Start:
 class Process(ProcessProtocol):
     """One process of a worker, from its start to its end."""
 
-    def __init__(self, reactor: Any, name: str, number: int, start: Start, listener: Listener) -> None:
+    def __init__(self, reactor: Any, name: str, number: int, start: WorkerStart, observer: ProcessObserver) -> None:
         """`number` counts from 1."""
         self._clock: Clock = reactor
         self._reactor = reactor
         self.name = name
         self.number = number
         self._start = start
-        self._listener = listener
+        self._observer = observer
         self._namespace = f"owsla.{name}"
         self._log = Logger(namespace=self._namespace)
         self._channel = Channel(reactor, self._received, self._channel_lost)
@@ -164,7 +164,7 @@ class Process(ProcessProtocol):
             self._transport = self._reactor.spawnProcess(
                 self,
                 sys.executable,
-                [sys.executable, "-P", "-m", "owsla.workers", self.name],
+                [sys.executable, "-P", "-m", "owsla.worker", self.name],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 path=self._start.cwd,
                 childFDs={
@@ -263,7 +263,7 @@ class Process(ProcessProtocol):
             logger = self._log if not namespace else Logger(namespace=f"{self._namespace}.{namespace}")
             logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"], **{ESCAPED: True})
         elif kind == "event":
-            self._listener.event(message["time"], message["node"], message["event"])
+            self._observer.event(message["time"], message["node"], message["event"])
         elif kind == "answer":
             asked = self._asked.pop(message["id"], None)
             if asked is not None and not asked.called:
@@ -278,7 +278,7 @@ class Process(ProcessProtocol):
                 self.shown = Shown(message["certificate"], message["not_after"])
             if self.state == "starting":
                 self.state = "ready"
-            self._listener.ready(self)
+            self._observer.ready(self)
         elif kind == "fatal":
             self.refused = message["text"]
 
@@ -329,7 +329,7 @@ class Process(ProcessProtocol):
         self.state = "ended"
         if self._last_words_call.active():
             self._last_words_call.cancel()
-        self._listener.ended(self, self._graceful)
+        self._observer.ended(self, self._graceful)
         self._release()
 
     def _release(self) -> None:
@@ -348,14 +348,14 @@ def _how(ended: Any) -> str:
 class WorkerProcess(Worker):
     """A worker, whichever process it is just now: started, restarted when it dies, and replaced by a fresh one."""
 
-    def __init__(self, reactor: Any, number: int, start: Start, listener: Listener) -> None:
+    def __init__(self, reactor: Any, number: int, start: WorkerStart, observer: ProcessObserver) -> None:
         """`number` counts from 1."""
         super().__init__(reactor)
         self.number = number
         self.setName(f"worker-{number}")
         self._reactor = reactor
         self._start = start
-        self._listener = listener
+        self._observer = observer
         self._process: Process | None = None
         self._successor: Process | None = None
         self._predecessor: Process | None = None  # it was replaced, and its devices are leaving
@@ -461,24 +461,24 @@ class WorkerProcess(Worker):
     # -- what processes say ------------------------------------------------------------------------------------------------
 
     def ready(self, process: Process) -> None:
-        self._listener.ready(process)
+        self._observer.ready(process)
         opened = self._opened.pop(process, None)
         if opened is not None:
             opened.callback(None)
 
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
-        self._listener.event(time, node, event)
+        self._observer.event(time, node, event)
 
     def cannot_start(self, why: str) -> bool:
-        return self._listener.cannot_start(why)
+        return self._observer.cannot_start(why)
 
     def ended(self, process: Process, graceful: bool) -> None:
-        self._listener.ended(process, graceful)
+        self._observer.ended(process, graceful)
         if process is self._process:
             self._start.loads.absent(self.number)
         if process is self._successor:
             self._not_opened(process, process.reason)
         elif process is self._process and self.running:
-            if process.refused is not None and self._listener.cannot_start(process.refused):
+            if process.refused is not None and self._observer.cannot_start(process.refused):
                 return
             self.end(WorkerEnded(process.refused or f"{process.reason} (process {process.pid})"))

@@ -9,35 +9,23 @@ them), the environment and the file: after a change a fresh worker has the new o
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
-from twisted.internet.defer import ensureDeferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, Logger, LogLevel, globalLogBeginner
+from twisted.logger import ILogObserver, Logger, LogLevel
 from zope.interface import implementer
 
 from ..config.addresses import BrokerAddress
-from ..config.sources import load_settings
-from ..errors import ConfigError
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..log import with_traceback
-from ..runtime.clock import keep_steady
-from ..runtime.process import end_with
-from ..runtime.resolver import resolve_in_daemon_threads
 from ..tls.expiry import Shown
-from ._channel import Channel, read_first
-from ._loads import Loads, Share
-
-if TYPE_CHECKING:
-    from ..wiring.shutdown import Gateway
+from ._channel import Channel
+from ._loads import Share
 
 CHANNEL_FD: Final = 3
 PORT_FD: Final = 4
@@ -198,70 +186,3 @@ class LogToParent:
         if not self._channel.offer("log", level=level, namespace=namespace, text=text):
             self._untold += 1
             self.lost += 1
-
-
-def main() -> None:
-    """The whole life of a worker's process."""
-    channel_socket = socket.socket(fileno=CHANNEL_FD)
-    port = socket.socket(fileno=PORT_FD)
-    for descriptor in (CHANNEL_FD, PORT_FD, LOADS_FD):
-        os.set_inheritable(descriptor, False)
-    channel_socket.setblocking(True)
-    try:
-        start = read_first(channel_socket.recv)
-    except (EOFError, OSError):
-        return
-    number = start["number"]
-    _show(f"worker-{number}")
-
-    from twisted.internet import reactor as _reactor
-
-    reactor: Any = _reactor
-    keep_steady(reactor)
-    resolve_in_daemon_threads(reactor)
-    link = ParentLink(reactor, number)
-    factory = Factory.forProtocol(lambda: link.channel)
-    factory.noisy = False
-    channel_socket.setblocking(False)
-    port.setblocking(False)
-    reactor.adoptStreamConnection(channel_socket.fileno(), socket.AF_UNIX, factory)
-    channel_socket.close()  # the reactor has one of its own
-    log = LogToParent(link.channel, reactor.callFromThread)
-    # Standard streams, too: a dialect that prints would wait for a parent that hangs.
-    globalLogBeginner.beginLoggingTo([cast(ILogObserver, log)])
-
-    from ..tap import gateway
-
-    try:
-        settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has said it
-        broker_port = start["broker_port"]
-        broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
-        share = Loads(LOADS_FD, start["count"]).share(number)
-        service = gateway(reactor, settings, log, Inherited(link, port, broker, share))
-    except ConfigError as error:
-        link.channel.send("fatal", text=str(error))
-        reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)
-        reactor.callWhenRunning(reactor.stop)
-        end_with(1)
-    else:
-        reactor.callWhenRunning(service.startService)
-        reactor.addSystemEventTrigger("before", "shutdown", lambda: ensureDeferred(_end(service, link)))
-    reactor.run(installSignalHandlers=False)
-    # The channel is closed; what the interpreter still has to say goes to the pipe that the parent reads.
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-
-
-async def _end(service: Gateway, link: ParentLink) -> None:
-    """Stop in order; the parent is to have the last lines of the log."""
-    await service.stopService()
-    await link.channel.close()
-
-
-def _show(name: str) -> None:
-    """What `top` and `ps -o comm` call this process; `ps -f` shows its arguments."""
-    try:
-        with open("/proc/self/comm", "w") as file:
-            file.write(f"owsla {name}"[:15])
-    except OSError:
-        pass  # not Linux
-

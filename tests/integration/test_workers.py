@@ -312,7 +312,7 @@ async def test_signals_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'twisted':\n"
         "            for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGINT): os.kill(os.getpid(), number)\n"
-        "if 'owsla.workers' in sys.orig_argv: sys.meta_path.insert(0, Sender())\n"
+        "if 'owsla.worker' in sys.orig_argv: sys.meta_path.insert(0, Sender())\n"
     )
     owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, env={"PYTHONPATH": str(tmp_path)})
     owsla.launch()
@@ -325,7 +325,7 @@ async def test_signals_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path
 async def test_dies_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """Workers that die again and again while they start end the whole with status 70, and a line that says why."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'owsla.workers' in sys.orig_argv:\n    sys.stderr.write('no such luck\\n')\n    os._exit(9)\n"
+        "import os, sys\nif 'owsla.worker' in sys.orig_argv:\n    sys.stderr.write('no such luck\\n')\n    os._exit(9)\n"
     )
     owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, env={"PYTHONPATH": str(tmp_path)})
     owsla.launch()
@@ -504,7 +504,7 @@ async def test_secrets(lab: Lab, rabbitmq: RabbitMQ) -> None:
     workers = await processes(gateway.owsla, 2)
     for name, pid in workers.items():
         arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        assert arguments[1:-1] == ["-P", "-m", "owsla.workers", name]
+        assert arguments[1:-1] == ["-P", "-m", "owsla.worker", name]
         assert Path(f"/proc/{pid}/comm").read_text().strip() == f"owsla {name}"[:15]
     assert "g%75est" not in gateway.owsla.output()
 

@@ -15,7 +15,7 @@ from owsla.broker.client import BrokerError
 from owsla.events import Event, NodeStopped
 from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
-from owsla.wiring.shutdown import HAND_BACK, SILENCE, STEP, Gateway
+from owsla.wiring.shutdown import HAND_BACK, SILENCE, STEP, DeviceDrain, NodeParts, NodeService, StopDeadline
 
 
 class Wire:
@@ -179,32 +179,29 @@ class World:
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
         listener = Child(self, "listener")
-        self.gateway = Gateway(
+        self.deadline = StopDeadline(self.clock, drain_timeout)
+        self.drain = DeviceDrain(self.clock, self.deadline, self.producer, drain_spread)
+        self.node = NodeService(
             self.clock,
-            listener=cast(Any, listener),
-            registry=cast(Any, self.registry),
-            producer=self.producer,
-            losses=self.losses,
-            courier=self.courier,
-            presence=self.presence,
-            consumers=self.consumers,
-            roster=self.roster,
-            connections=cast(Any, self.connections),
-            root=Supervisor(
-                self.clock,
-                [
-                    *([_spec(Child(self, "embedded"))] if embedded else []),
-                    *(_spec(child) for child in self.connections),
-                    _spec(listener),
-                ],
-                name="owsla",
+            NodeParts(
+                listener=cast(Any, listener),
+                registry=cast(Any, self.registry),
+                lines=self.producer,
+                discards=self.losses,
+                courier=self.courier,
+                presence=self.presence,
+                consumers=self.consumers,
+                membership=self.roster,
+                connections=cast(Any, self.connections),
             ),
+            deadline=self.deadline,
+            drain=self.drain,
             emit=self.events.append,
             fail=lambda reason, status: self.failed.append((reason, status)),
-            drain_timeout=drain_timeout,
-            drain_spread=drain_spread,
         )
-        self.gateway.startService()
+        children = [*([Child(self, "embedded")] if embedded else []), *self.connections, listener]
+        self.node.supervise(Supervisor(self.clock, [_spec(child) for child in children], name="owsla"))
+        self.node.startService()
         self.devices: list[Device] = []
 
     def connect(self, count: int) -> list[Device]:
@@ -221,7 +218,10 @@ class World:
     def stop(self) -> Deferred[Any]:
         self.log.clear()
         self.began = self.clock.seconds()
-        return self.gateway.stopService()
+        return self.node.stopService()
+
+    def let_go(self, reason: str) -> Deferred[None]:
+        return self.drain.close_all(cast(Any, self.registry), reason)
 
     def later(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.01)):
@@ -254,8 +254,8 @@ class StoppingTests(SynchronousTestCase):
         devices = world.connect(3)
         stopping = world.stop()
         self.assertEqual(world.log, ["port closed"])
-        self.assertTrue(world.gateway.draining)
-        self.assertFalse(world.gateway.running)
+        self.assertTrue(world.deadline.stopping)
+        self.assertFalse(world.node.running)
         while len(world.registry):
             self.assertNoResult(stopping)
             self.assertEqual(world.log, ["port closed"])
@@ -312,7 +312,7 @@ class StoppingTests(SynchronousTestCase):
         world = World()
         world.reason = "another name"
         devices = world.connect(100)
-        letting_go = world.gateway.let_go("another name")
+        letting_go = world.let_go("another name")
         world.later(5)
         late = world.connect(1)
         self.assertTrue(20 < sum(bool(device.closed) for device in devices) < 80)
@@ -321,7 +321,7 @@ class StoppingTests(SynchronousTestCase):
         self.assertTrue(all(device.drained and device.closed for device in devices))
         self.assertEqual(late[0].drained, [])
         self.assertNotIn("port closed", world.log)
-        self.assertFalse(world.gateway.draining)
+        self.assertFalse(world.deadline.stopping)
 
     def test_let_go_and_stopped(self) -> None:
         """A stop meanwhile takes over."""
@@ -329,7 +329,7 @@ class StoppingTests(SynchronousTestCase):
         world.reason = "another name"
         device, stubborn = world.connect(2)
         device.settled = False
-        world.gateway.let_go("another name")
+        world.let_go("another name")
         world.later(1)
         world.reason = None
         stopping = world.stop()
@@ -529,7 +529,7 @@ class StoppingTests(SynchronousTestCase):
                 world.later(2)
                 self.assertNoResult(stopping)
                 if hurry:
-                    world.gateway.hurry()
+                    world.node.hurry()
                     self.assertTrue(all(connection.hurried for connection in world.connections))
                 world.later(0.7 if hurry else 2.6)
                 self.successResultOf(stopping)
@@ -581,7 +581,7 @@ class StoppingTests(SynchronousTestCase):
                 world.later(2)
                 self.successResultOf(stopping)
                 self.assertEqual(world.log[-1], "embedded stopped")
-                self.assertTrue([line for line in self.lines if "The broker did not do" in line])
+                self.assertTrue([line for line in self.lines if "The broker refused" in line])
                 self.lines.clear()
 
     def test_hurry(self) -> None:
@@ -593,7 +593,7 @@ class StoppingTests(SynchronousTestCase):
         world.later(1)
         left = len(world.registry)
         self.assertGreater(left, 50)
-        world.gateway.hurry()
+        world.node.hurry()
         world.later(0.6)
         self.successResultOf(stopping)
         self.assertTrue(all(device.closed for device in devices))

@@ -21,7 +21,8 @@ from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.supervision._decisions import RestartBackoff
 from owsla.tls.expiry import Shown
 from owsla.workers._loads import ABSENT, Loads
-from owsla.workers._parent import Parent, Reports, shown_by
+from owsla.workers._parent import ParentService
+from owsla.workers._pool import WorkerPool
 from owsla.workers._process import (
     HURRIED,
     KILL_AFTER,
@@ -32,9 +33,9 @@ from owsla.workers._process import (
     SILENCES,
     STARTING,
     Process,
-    Start,
     WorkerEnded,
     WorkerProcess,
+    WorkerStart,
 )
 
 DRAIN = 30.0
@@ -134,7 +135,7 @@ class ProcessTestCase(SynchronousTestCase):
         self.addCleanup(self.port.close)
         self.loads = Loads.create(2)
         self.addCleanup(os.close, self.loads.descriptor)
-        self.start = Start(
+        self.start = WorkerStart(
             argv=["--workers", "2"],
             count=2,
             broker_port=5672,
@@ -177,7 +178,7 @@ class OneProcessTests(ProcessTestCase):
     def test_start(self) -> None:
         """It is started with its name to be seen, and nothing else: neither arguments nor secrets."""
         self.worker.startService()
-        self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.workers", "worker-1"])
+        self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.worker", "worker-1"])
         self.assertEqual(self.child.options["childFDs"][4], self.port.fileno())
         self.assertEqual(self.child.options["childFDs"][5], self.loads.descriptor)
         self.assertEqual(self.child.options["path"], "/")
@@ -551,15 +552,14 @@ class ReplaceTests(ProcessTestCase):
         self.assertEqual(lines, [])
 
 
-class ReportsTests(ProcessTestCase):
-    """What the parent does about what its workers say."""
+class WorkerPoolTests(ProcessTestCase):
+    """What the parent does about messages of its workers."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.workers: list[WorkerProcess] = []
         self.refused: list[str] = []
-        self.told = cast(Any, Reports(workers=self.workers, emit=lambda *event: None, refused=self.refused.append))
-        self.workers += [self.make(1), self.make(2)]
+        self.pool = WorkerPool(self.reactor, self.start, emit=lambda *event: None, refused=self.refused.append)
+        self.workers = self.pool.workers
         self.ended: list[Failure | None] = []
         for worker in self.workers:
             worker.supervise(self.ended.append)
@@ -628,16 +628,16 @@ class ReportsTests(ProcessTestCase):
         parent was started with.
         """
         at_start = Shown("old.pem", 3.0)
-        self.assertEqual(shown_by(self.workers, at_start), at_start)
+        self.assertEqual(self.pool.shown(at_start), at_start)
         self.first.says("ready", drain_timeout=DRAIN, certificate="new.pem", not_after=20.0)
-        self.assertEqual(shown_by(self.workers, at_start), Shown("new.pem", 20.0))
+        self.assertEqual(self.pool.shown(at_start), Shown("new.pem", 20.0))
         self.second.says("ready", drain_timeout=DRAIN, certificate="newer.pem", not_after=10.0)
-        self.assertEqual(shown_by(self.workers, at_start), Shown("newer.pem", 10.0))
+        self.assertEqual(self.pool.shown(at_start), Shown("newer.pem", 10.0))
         replaced = ensureDeferred(self.workers[1].replace())
         self.child.says("ready", drain_timeout=DRAIN, certificate="newest.pem", not_after=30.0)
         self.second.ends(0)
         self.successResultOf(replaced)
-        self.assertEqual(shown_by(self.workers, at_start), Shown("new.pem", 20.0))
+        self.assertEqual(self.pool.shown(at_start), Shown("new.pem", 20.0))
 
 
 class ParentTests(ProcessTestCase):
@@ -647,8 +647,7 @@ class ParentTests(ProcessTestCase):
         super().setUp()
         self.failures: list[tuple[str, int]] = []
         self.gave_up: list[GaveUp] = []
-        reports = Reports(workers=[], emit=lambda *event: None, refused=lambda why: None)
-        workers = [WorkerProcess(self.reactor, number, self.start, reports) for number in (1, 2)]
+        pool = WorkerPool(self.reactor, self.start, emit=lambda *event: None, refused=lambda why: None)
 
         def child(worker: WorkerProcess) -> ChildSpec:
             def start() -> AnyService:
@@ -658,14 +657,15 @@ class ParentTests(ProcessTestCase):
 
         root = Supervisor(
             cast(Any, self.reactor),
-            [child(worker) for worker in workers],
+            [child(worker) for worker in pool.workers],
             name="owsla",
             on_give_up=self.gave_up.append,
             backoff=RestartBackoff(jitter=lambda: 1.0),
         )
-        self.parent = Parent(
-            port=self.port, workers=workers, root=root, fail=lambda why, status: self.failures.append((why, status))
+        self.parent = ParentService(
+            port=self.port, pool=pool, fail=lambda why, status: self.failures.append((why, status))
         )
+        self.parent.supervise(root)
         self.parent.startService()
         self.first, self.second = self.reactor.children
         for one in self.reactor.children:

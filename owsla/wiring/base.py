@@ -1,0 +1,67 @@
+"""Foundation of a node: what nearly every part of it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .. import http
+from ..broker import queues
+from ..config.settings import Settings
+from ..device.protocol import Endpoint
+from ..events import Event, EventManager
+from ..routing import ConnectionIds, Registry
+from ..runtime.end_of_turn import Turn
+from ..workers import Inherited
+from .shutdown import StopDeadline
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Foundation of a node."""
+
+    reactor: Any
+    settings: Settings
+    inherited: Inherited | None
+    """What a worker has from its parent; `None` in a process of its own."""
+    end_of_turn: Turn
+    ids: ConnectionIds
+    registry: Registry[Endpoint]
+    events: EventManager
+    event_counts: http.EventCounts
+    deadline: StopDeadline
+
+    def node(self) -> bytes:
+        """Return the present name of this node."""
+        return self.ids.node
+
+    def node_name(self) -> str:
+        """Return the present name of this node, as text."""
+        return self.ids.node.decode()
+
+    def node_queue(self, node: bytes) -> queues.Queue:
+        """Return the queue of a node."""
+        return queues.node_queue(self.settings.to_device, node, dict(self.settings.node_queue_arguments))
+
+    def emit(self, event: Event) -> None:
+        """Tell the event handlers."""
+        self.events.emit(event)
+
+
+def make_base(reactor: Any, settings: Settings, inherited: Inherited | None) -> Base:
+    """Name a new node, and make its event manager."""
+    ids = ConnectionIds()
+    events = EventManager(lambda: ids.node.decode())
+    counts = http.EventCounts()
+    events.add(counts)
+    return Base(
+        reactor=reactor,
+        settings=settings,
+        inherited=inherited,
+        end_of_turn=Turn(reactor),
+        ids=ids,
+        registry=Registry(),
+        events=events,
+        event_counts=counts,
+        deadline=StopDeadline(reactor, settings.drain_timeout),
+    )

@@ -1,0 +1,126 @@
+"""Roles towards RabbitMQ that consume, and a connection to the broker for every role."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from ..broker import queues
+from ..broker.connection import BrokerConnection, Role
+from ..broker.consumers import Consumers
+from ..broker.health import BrokerHealth
+from ..broker.lines import Producer
+from ..cluster.identity import NodeIdentity
+from ..cluster.registrar import Registrar, register_queue
+from ..config.addresses import BrokerAddress
+from ..routing import Router
+from ..tls.broker import verifier
+from ..tls.certificates import certificates_in
+from .base import Base
+from .devices import Devices
+from .opening import Opening
+from .publishing import Publishing
+
+GHOST_HEARTBEATS: Final = 3
+"""Heartbeats after which RabbitMQ has noticed that a connection of ours is dead. It checks once a heartbeat and gives up at the
+second check in vain; with the time before the first check that is three.
+"""
+
+UNREACHABLE: Final = 30.0
+"""Seconds, or `--node-grace` if that is longer, after which a node takes another name if the broker cannot reach the node's own
+queue: so it is while the broker node that has the queue is down. Much longer than a restart of that takes.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Consuming:
+    """Roles that consume, and all connections to the broker."""
+
+    registrar: Registrar
+    consumers: Consumers
+    health: BrokerHealth
+    connections: list[BrokerConnection]
+
+
+def make_consuming(
+    base: Base, publishing: Publishing, devices: Devices, opening: Opening, brokers: Sequence[BrokerAddress]
+) -> Consuming:
+    """Make the roles that consume, and a connection to the broker for each role."""
+    settings, presence = base.settings, publishing.presence
+    users = frozenset(address.username for address in brokers)
+    router = Router(
+        base.node,
+        base.registry.find,
+        publishing.courier,
+        devices.hub,
+        max_line=settings.max_line,
+        forbidden=devices.framing.forbidden,
+    )
+    publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
+    names = [*(role.name for role in publishers), Registrar.name, Producer.name, Consumers.name]
+    health = BrokerHealth(names, base.emit, opening.broker_ready)
+    registrar = Registrar(
+        base.reactor,
+        base.emit,
+        node=base.node,
+        to_device=settings.to_device,
+        register=register_queue(settings.to_device, dict(settings.node_queue_arguments)),
+        node_grace=settings.node_grace,
+        users=users,
+        courier=publishing.courier,
+        presence=presence,
+        joined=lambda: opening.node_joined(broker_ready=health.ready),
+    )
+    consumers = Consumers(
+        base.reactor,
+        base.end_of_turn,
+        base.emit,
+        router,
+        shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
+        place=NodeIdentity(
+            base.ids,
+            registrar,
+            queue=base.node_queue,
+            announce=presence.resync if presence is not None else lambda: None,
+            renamed=opening.renamed,
+        ),
+        users=users,
+        count=settings.consumers,
+        prefetch=settings.prefetch,
+        grace=settings.node_grace,
+        ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
+        patience=max(UNREACHABLE, settings.node_grace),
+        flowing=devices.hub.flowing,
+    )
+    roles = [*publishers, registrar, publishing.lines, consumers]
+    return Consuming(registrar, consumers, health, _connections(base, roles, brokers, health))
+
+
+def _connections(
+    base: Base, roles: Sequence[Role], brokers: Sequence[BrokerAddress], health: BrokerHealth
+) -> list[BrokerConnection]:
+    settings = base.settings
+    tls = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
+    return [
+        BrokerConnection(
+            base.reactor,
+            base.end_of_turn,
+            brokers,
+            role,
+            health,
+            heartbeat=settings.heartbeat,
+            connection_name=partial(_connection_name, base, role.name),
+            tls=tls,
+        )
+        for role in roles
+    ]
+
+
+def _connection_name(base: Base, role: str) -> str:
+    """Return the name under which RabbitMQ lists a connection."""
+    return f"owsla {base.node_name()} {role} ({socket.gethostname()})"
+
+

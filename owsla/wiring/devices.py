@@ -1,0 +1,127 @@
+"""The side of a node that faces devices: the port, and what their connections share."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from OpenSSL import SSL
+from twisted.logger import Logger
+
+from ..config.settings import Settings
+from ..device.admission import Admission, Sources
+from ..device.dialect_protocol import speaking
+from ..device.framing import Framing
+from ..device.hangup import HangupWatch
+from ..device.hub import Hub
+from ..device.port import Listener
+from ..device.protocol import Endpoint
+from ..device.transport import CLOSING_TIMEOUT, TLSTransport
+from ..errors import ConfigError
+from ..runtime.memory import Memory
+from ..runtime.open_files import allowed_connections, capacity, raise_open_files_limit
+from ..runtime.process import fail
+from ..supervision import DynamicSupervisor
+from ..tls.certificates import device_identity
+from .base import Base
+from .publishing import Publishing
+
+_log = Logger(namespace="owsla")
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The side of a node that faces devices."""
+
+    framing: Framing
+    endpoints: DynamicSupervisor[Endpoint]
+    hub: Hub
+    admission: Admission[TLSTransport]
+    listener: Listener
+
+
+def connection_limit(settings: Settings) -> int:
+    """Raise the limit of open files, and return how many connections fit into it."""
+    open_files = raise_open_files_limit()
+    connections, warning = allowed_connections(settings.max_connections, open_files)
+    if warning is not None:
+        _log.warn("{warning}", warning=warning)
+    _log.info("{capacity}", capacity=capacity(settings.max_connections, connections, open_files))
+    return connections
+
+
+def make_devices(
+    base: Base, publishing: Publishing, port: socket.socket, context: SSL.Context, max_connections: int
+) -> Devices:
+    """Make the device port and what the connections share: lines go to `publishing`."""
+    settings = base.settings
+    framing = Framing(settings.delimiter, settings.max_line)
+    endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
+    hangups = HangupWatch(base.reactor)
+    hub = Hub(
+        base.reactor,
+        base.end_of_turn,
+        base.emit,
+        framing=framing,
+        sink=publishing.lines,
+        registry=base.registry,
+        courier=publishing.courier,
+        endpoints=endpoints,
+        now=time.time,
+        gap_timeout=settings.gap_timeout,
+        reorder_limit=settings.reorder_limit,
+        write_buffer=settings.write_buffer,
+        write_timeout=settings.write_timeout,
+        max_rate=settings.max_rate,
+        device_ack=_acknowledgement(settings.device_ack, framing),
+        hangups=hangups,
+        replace=settings.on_duplicate == "replace",
+    )
+    admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
+    listener = Listener(
+        base.reactor,
+        port,
+        context,
+        hub,
+        base.ids,
+        base.registry,
+        admission,
+        base.emit,
+        hangups,
+        endpoints,
+        handshake_timeout=settings.handshake_timeout,
+        idle_timeout=settings.idle_timeout,
+        identify=(
+            partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else lambda connection: None
+        ),
+        fail=partial(fail, base.reactor),
+        sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
+        share=base.inherited.share if base.inherited is not None else None,
+        make=_endpoints(settings),
+        memory=Memory(),
+        linger=settings.linger,
+    )
+    return Devices(framing, endpoints, hub, admission, listener)
+
+
+def _endpoints(settings: Settings) -> Callable[[Hub, bytes, str | None], Endpoint]:
+    """Return what makes the protocol of a connection, with a dialect only where one is configured."""
+    dialect = settings.dialect
+    if dialect is None:
+        return Endpoint
+    try:
+        return speaking(dialect.configured(settings), dialect.__name__)
+    except ConfigError as error:
+        raise ConfigError(f"--dialect: {error}") from None
+
+
+def _acknowledgement(template: str | None, framing: Framing) -> Callable[[int], bytes] | None:
+    """Return what makes the line that tells a device up to which number its lines are safe (`--device-ack`)."""
+    if template is None:
+        return None
+    before, after = template.encode().split(b"{seq}", 1)
+    ending = after + framing.ending
+    return lambda seq: b"%b%d%b" % (before, seq, ending)

@@ -1,0 +1,108 @@
+"""Construction of a node: everything that one process is, with or without a parent."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from twisted.logger import Logger
+
+from .. import http
+from ..config.settings import Settings
+from ..log import Lossy
+from ..runtime.process import fail, take_signals, take_worker_signals
+from ..tls.certificates import server_context
+from ..workers import Inherited
+from .base import Base, make_base
+from .consuming import Consuming, make_consuming
+from .devices import Devices, connection_limit, make_devices
+from .observation import make_handlers, make_http, make_readings
+from .opening import Opening
+from .publishing import Publishing, make_publishing
+from .shutdown import DeviceDrain, NodeParts, NodeService
+from .sockets import Sockets, claim_sockets, device_certificate
+from .tree import make_root
+
+_log = Logger(namespace="owsla")
+
+
+def make_node(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited | None = None) -> NodeService:
+    """Return a whole node. `inherited` is what a worker has from its parent.
+
+    `ConfigError` says what of the settings, or of the machine, prevents a start.
+    """
+    max_connections = connection_limit(settings)
+    certificate = device_certificate(settings, announce=inherited is None)
+    context = server_context(
+        certificate.cert, certificate.key, client_ca=settings.client_ca, client_cert=settings.client_cert
+    )
+    sockets = claim_sockets(reactor, settings) if inherited is None else _inherited_sockets(settings, inherited)
+
+    base = make_base(reactor, settings, inherited)
+    publishing = make_publishing(base)
+    devices = make_devices(base, publishing, sockets.device, context, max_connections)
+    drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
+    opening = Opening(base, publishing, devices, drain, certificate.shown)
+    consuming = make_consuming(base, publishing, devices, opening, sockets.brokers)
+
+    service = _service(base, publishing, devices, consuming, drain)
+    readings = make_readings(base, publishing, devices, consuming, service, log=log, shown=certificate.shown)
+    service.supervise(
+        make_root(
+            base,
+            devices,
+            consuming,
+            handlers=make_handlers(base, publishing, devices),
+            http=make_http(base, readings, sockets.http),
+            embedded=sockets.embedded,
+            shown=certificate.shown,
+            give_up=lambda gave_up: service.give_up(str(gave_up)),
+        )
+    )
+    _connect_to_process(base, consuming, service, readings)
+    return service
+
+
+def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
+    brokers = [inherited.broker] if inherited.broker is not None else list(settings.brokers)
+    return Sockets(inherited.port, None, None, brokers)
+
+
+def _service(
+    base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain
+) -> NodeService:
+    parts = NodeParts(
+        listener=devices.listener,
+        registry=base.registry,
+        lines=publishing.lines,
+        discards=devices.hub,
+        courier=publishing.courier,
+        presence=publishing.presence,
+        consumers=consuming.consumers,
+        membership=consuming.registrar,
+        connections=consuming.connections,
+    )
+    return NodeService(
+        base.reactor, parts, deadline=base.deadline, drain=drain, emit=base.emit, fail=partial(fail, base.reactor)
+    )
+
+
+def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, readings: http.Readings) -> None:
+    """Connect a node to the signals of its process, or to its parent."""
+    reactor, inherited = base.reactor, base.inherited
+    if inherited is None:
+        take_signals(
+            reactor,
+            hurry=service.hurry,
+            reopen=base.events.reopen,
+            replace=_nothing_to_replace,
+            within=base.settings.drain_timeout,
+        )
+        return
+    inherited.link.introduce(readings, service, reopen=base.events.reopen, gone=consuming.registrar.gone)
+    inherited.link.node(base.node_name())
+    take_worker_signals(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
+
+
+def _nothing_to_replace() -> None:
+    _log.warn("SIGUSR2 ignored: there are no --workers to replace")

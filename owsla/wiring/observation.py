@@ -1,0 +1,74 @@
+"""Observation of a node: event handlers, and the pages and metrics over HTTP."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from .. import http
+from ..events import DuplicatesWatch, handlers_from
+from ..log import Lossy
+from ..supervision import ChildSpec
+from ..tls.expiry import Shown
+from ..workers import EventsToParent
+from .base import Base
+from .consuming import Consuming
+from .devices import Devices
+from .publishing import Publishing
+from .shutdown import NodeService
+from .tree import child
+
+SHARED_HANDLERS: Final = frozenset({"json", "database"})
+"""Kinds of event handlers that run once for all workers, in the parent. Two on one file would interfere."""
+
+
+def make_handlers(base: Base, publishing: Publishing, devices: Devices) -> list[ChildSpec]:
+    """Return the event handlers of a node. A worker leaves the shared kinds to its parent, and sends it the events."""
+    inherited, settings = base.inherited, base.settings
+    specs = [spec for spec in settings.events if inherited is None or spec.kind not in SHARED_HANDLERS]
+    handlers = handlers_from(specs, base.reactor, base.events, presence=publishing.presence)
+    if inherited is not None and len(specs) < len(settings.events):
+        base.events.add(EventsToParent(inherited.link, base.events.stats("parent")), "parent")
+    return [
+        *(ChildSpec(handler.id, handler.start) for handler in handlers),
+        ChildSpec("duplicates", lambda: DuplicatesWatch(base.reactor, base.emit, lambda: devices.hub.duplicates)),
+    ]
+
+
+def make_readings(
+    base: Base,
+    publishing: Publishing,
+    devices: Devices,
+    consuming: Consuming,
+    service: NodeService,
+    *,
+    log: Lossy,
+    shown: Shown,
+) -> http.Readings:
+    """Return what HTTP reads of a node."""
+    return http.Readings(
+        node=base.node_name,
+        admission=devices.admission,
+        listener=devices.listener,
+        hub=devices.hub,
+        producer=publishing.lines,
+        window=publishing.window,
+        courier=publishing.courier,
+        health=consuming.health,
+        draining=lambda: base.deadline.stopping,
+        tree=service.tree,
+        events=base.event_counts,
+        event_drops=lambda: base.events.drops,
+        log_lost=lambda: log.lost,
+        latency=publishing.latency,
+        certificate_expires=lambda: shown.not_after,
+    )
+
+
+def make_http(base: Base, readings: http.Readings, sock: socket.socket | None) -> list[ChildSpec]:
+    """Return the HTTP server of a node. A worker has none, but measures its reactor for the parent's."""
+    if sock is not None:
+        return [child("http", http.HttpService(base.reactor, sock, http.ProcessSource(readings)))]
+    if base.settings.http is not None:
+        return [child("beat", http.LatenessProbe(base.reactor, readings.lateness))]
+    return []

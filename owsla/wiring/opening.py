@@ -1,0 +1,68 @@
+"""Opening of the device port, and what the world is told of the node: its start, and another name."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from ..events import NodeRenamed, NodeStarted
+from ..tls.expiry import Shown
+from .base import Base
+from .devices import Devices
+from .publishing import Publishing
+from .shutdown import DeviceDrain
+
+
+class Opening:
+    """The device port, opened once lines can be confirmed: all connections to the broker are up, none is blocked, and the node
+    has joined the cluster.
+    """
+
+    def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain, shown: Shown) -> None:
+        """`shown` is the certificate that devices are shown."""
+        self._base = base
+        self._packer = publishing.packer
+        self._listener = devices.listener
+        self._drain = drain
+        self._shown = shown
+        self._joined = False
+
+    def broker_ready(self) -> None:
+        """Every connection to the broker is up."""
+        if self._joined:
+            self._open()
+
+    def node_joined(self, *, broker_ready: bool) -> None:
+        """The node has joined the cluster. `broker_ready`: every connection to the broker is up."""
+        self._joined = True
+        if broker_ready:
+            self._open()
+
+    def renamed(self, before: str, reason: str) -> None:
+        """The node has taken another name: have replies sent to its new queue, and close the connections of the old name."""
+        base = self._base
+        self._packer.answer_to(base.node_queue(base.node()).name.encode())
+        if base.inherited is not None:
+            base.inherited.link.node(base.node_name())
+        base.emit(NodeRenamed(before, base.node_name(), len(base.registry), reason))
+        self._report_start()
+        self._drain.close_all(base.registry, f"this node has another name now: {reason}")
+
+    def _open(self) -> None:
+        if self._listener.open():
+            self._report_start()
+        inherited = self._base.inherited
+        if inherited is not None:
+            inherited.link.ready(self._base.settings.drain_timeout, self._shown)
+
+    def _report_start(self) -> None:
+        inherited = self._base.inherited
+        self._base.emit(
+            NodeStarted(
+                socket.gethostname(),
+                self._base.settings.interface or "all interfaces",
+                self._listener.port,
+                inherited.link.number if inherited is not None else 0,
+                os.getpid(),
+            )
+        )

@@ -1,0 +1,134 @@
+"""Construction of the parent of `--workers`: worker processes, and what they have in common."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .. import http
+from ..config.settings import Settings
+from ..events import EventManager, from_wire, handlers_from, supervision_event
+from ..log import Lossy
+from ..routing import ConnectionIds
+from ..runtime.process import fail, take_signals
+from ..supervision import ChildSpec, Intensity, Supervisor
+from ..tls.expiry import ExpiryWatch
+from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
+from .observation import SHARED_HANDLERS
+from .sockets import Sockets, claim_sockets, device_certificate
+from .tree import child
+
+
+@dataclass(frozen=True, slots=True)
+class ParentEvents:
+    """Events of a parent and of all its workers."""
+
+    everything: EventManager
+    """Handles all events: those of the workers, too."""
+    own: EventManager
+    """Handles the parent's own events."""
+    counts: http.EventCounts
+    """Counts of the parent's own events."""
+    handlers: list[ChildSpec]
+
+    def drops(self) -> dict[str, int]:
+        """Return the number of events that each handler has missed, by its name."""
+        return self.everything.drops | self.own.drops
+
+
+def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Lossy) -> ParentService:
+    """Return the parent of `--workers`.
+
+    `arguments` are those that the settings were read from; workers read them again. `ConfigError` as for a node.
+    """
+    certificate = device_certificate(settings)
+    sockets = claim_sockets(reactor, settings)
+    events = make_parent_events(reactor, settings)
+    start = WorkerStart(
+        argv=arguments,
+        count=settings.workers,
+        broker_port=sockets.brokers[0].port if sockets.embedded is not None else None,
+        port=sockets.device,
+        loads=Loads.create(settings.workers),
+        cwd=os.getcwd(),
+        drain_timeout=settings.drain_timeout,
+    )
+    pool = WorkerPool(
+        reactor,
+        start,
+        emit=lambda when, node, event: events.everything.emit(from_wire(event), node, when),
+        refused=partial(fail, reactor),
+    )
+    service = ParentService(port=sockets.device, pool=pool, fail=partial(fail, reactor))
+    readings = http.ParentReadings(
+        workers=lambda: pool.processes,
+        draining=lambda: service.draining,
+        tree=service.tree,
+        events=events.counts,
+        event_drops=events.drops,
+        log_lost=lambda: log.lost,
+    )
+    expiry = ExpiryWatch(
+        reactor, events.everything.emit, shown=lambda: pool.shown(otherwise=certificate.shown), now=time.time
+    )
+    service.supervise(make_parent_root(reactor, service, events, sockets, readings, child("certificate", expiry)))
+
+    def reopen() -> None:
+        events.everything.reopen()
+        service.reopen()
+
+    take_signals(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace, within=settings.drain_timeout)
+    return service
+
+
+def make_parent_events(reactor: Any, settings: Settings) -> ParentEvents:
+    """Make the event managers of a parent.
+
+    Files and databases are told of everything. The parent's own events go to the console, too; the workers' events are in their
+    logs already.
+    """
+    name = ConnectionIds().node.decode()
+    everything, own = EventManager(lambda: name), EventManager(lambda: name)
+    counts = http.EventCounts(own=lambda: name)
+    everything.add(counts)
+    everything.add(NodeEvents(name, own), "own")
+    console = [spec for spec in settings.events if spec.kind == "console"]
+    shared = [spec for spec in settings.events if spec.kind in SHARED_HANDLERS]
+    handlers = [*handlers_from(console, reactor, own), *handlers_from(shared, reactor, everything)]
+    return ParentEvents(everything, own, counts, [ChildSpec(handler.id, handler.start) for handler in handlers])
+
+
+def make_parent_root(
+    reactor: Any,
+    service: ParentService,
+    events: ParentEvents,
+    sockets: Sockets,
+    readings: http.ParentReadings,
+    certificate: ChildSpec,
+) -> Supervisor:
+    """Make the root supervisor of a parent."""
+    workers = service.pool.workers
+    server = []
+    if sockets.http is not None:
+        server.append(child("http", http.HttpService(reactor, sockets.http, http.ParentSource(reactor, readings))))
+    return Supervisor(
+        reactor,
+        [
+            ChildSpec("events", lambda: Supervisor(reactor, events.handlers), type="supervisor"),
+            *server,
+            *([child("embedded", sockets.embedded)] if sockets.embedded is not None else []),
+            # Each worker bounds its own shutdown by its --drain-timeout.
+            *(child(f"worker-{worker.number}", worker, shutdown=math.inf) for worker in workers),
+            certificate,
+        ],
+        name="owsla",
+        # One cause may end all workers at once, and two such rounds may be a coincidence.
+        intensity=Intensity(restarts=max(Intensity().restarts, 2 * len(workers))),
+        on_event=lambda report: events.everything.emit(supervision_event(report)),
+        on_give_up=lambda gave_up: service.give_up(str(gave_up)),
+    )

@@ -1,0 +1,70 @@
+"""The supervision tree of a node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ..embedded import EmbeddedBroker
+from ..events import supervision_event
+from ..supervision import AnyService, ChildSpec, GaveUp, Supervisor
+from ..tls.expiry import ExpiryWatch, Shown
+from .base import Base
+from .consuming import Consuming
+from .devices import Devices
+
+
+def child(
+    name: str, service: AnyService, type: Literal["worker", "supervisor"] = "worker", shutdown: float | None = None
+) -> ChildSpec:
+    """Return the specification of a service that can be started again after it was stopped."""
+    return ChildSpec(name, lambda: service, type=type, shutdown=shutdown)
+
+
+def make_root(
+    base: Base,
+    devices: Devices,
+    consuming: Consuming,
+    *,
+    handlers: Sequence[ChildSpec],
+    http: Sequence[ChildSpec],
+    embedded: EmbeddedBroker | None,
+    shown: Shown,
+    give_up: Callable[[GaveUp], object],
+) -> Supervisor:
+    """Make the root supervisor of a node. `give_up` is called when it has restarted too often.
+
+    Children stop in the reverse order. Events and HTTP are the first and so stop last: while devices are closed one after
+    another, HTTP says that this node is not ready any longer.
+    """
+    reactor = base.reactor
+
+    def events() -> Supervisor:
+        return Supervisor(reactor, handlers)
+
+    def broker() -> Supervisor:
+        return Supervisor(reactor, [child(link.role.name, link) for link in consuming.connections])
+
+    def listener() -> Supervisor:
+        # A port that failed leaves its connections alone. Connections that failed as a whole take the port with them.
+        parts = [child("endpoints", devices.endpoints, type="supervisor"), child("port", devices.listener)]
+        return Supervisor(reactor, parts, strategy="rest_for_one")
+
+    watches = []
+    if base.inherited is None:  # a worker's parent watches for all workers
+        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, shown=lambda: shown, now=time.time)))
+    return Supervisor(
+        reactor,
+        [
+            ChildSpec("events", events, type="supervisor"),
+            *http,
+            *([child("embedded", embedded)] if embedded is not None else []),
+            ChildSpec("broker", broker, type="supervisor"),
+            ChildSpec("listener", listener, type="supervisor"),
+            *watches,
+        ],
+        name="owsla",
+        on_event=lambda report: base.emit(supervision_event(report)),
+        on_give_up=give_up,
+    )
