@@ -1,4 +1,11 @@
-"""Which deliveries of a channel to acknowledge, and how: cumulatively as far as it goes, one by one beyond. Pure."""
+"""Acknowledgements of a consuming channel: cumulative as far as possible, individual beyond. Pure.
+
+Theory of operation. RabbitMQ numbers the deliveries of a channel 1, 2, 3, ... Messages finish in any order, because a message
+may be held (for a missing number, or a slow device). Tags up to the first held one are acknowledged together (`multiple`),
+which is cheap for the broker. Finished tags beyond it are acknowledged one by one, so that one held message does not use up the
+prefetch. Invariants: `_held` has the unfinished tags below `_high`, ascending; no tag is acknowledged twice, which would be a
+channel error (PRECONDITION_FAILED, unknown delivery tag).
+"""
 
 from __future__ import annotations
 
@@ -6,28 +13,23 @@ from bisect import bisect
 from typing import Final
 
 FURTHEST: Final = 1 << 20
-"""How far a delivery tag may be ahead of the others: far above any prefetch, so a broker would have made it up."""
-
+"""Greatest plausible gap before a delivery tag: far above any prefetch (65,535). A larger one is a protocol error of the
+broker."""
 
 
 class AckTracker:
-    """The delivery tags of one consuming channel, from delivered to acknowledged.
-
-    Tags come as 1, 2, 3 …; they are done with in any order. What is contiguous is acknowledged with one cumulative
-    acknowledgement; what is done beyond one that is still held is acknowledged alone, so that one held message does not use up
-    the prefetch behind it.
-    """
+    """Delivery tags of a channel, from delivery to acknowledgement."""
 
     __slots__ = ("_ahead", "_held", "_high", "_top")
 
     def __init__(self) -> None:
-        self._high = 0  # the highest tag that is done
-        self._held: dict[int, None] = {}  # the tags below it that are not, ascending
-        self._top = 0  # done with none held before it, and not acknowledged; 0: none
-        self._ahead: list[int] = []  # others that are done and not acknowledged
+        self._high = 0  # highest finished tag
+        self._held: dict[int, None] = {}  # unfinished tags below it, ascending
+        self._top = 0  # finished, with none held before it, and not acknowledged yet; 0: none
+        self._ahead: list[int] = []  # other finished tags that are not acknowledged yet
 
     def done(self, tag: int) -> None:
-        """This delivery has been dealt with. Saying so twice changes nothing, nor does a tag that was made up."""
+        """Mark a delivery as finished. A repeated or implausible tag is ignored."""
         high = self._high
         if tag > high:
             if tag - high > FURTHEST:
@@ -36,7 +38,7 @@ class AckTracker:
             if tag == high + 1 and not self._held:
                 self._top = tag
                 return
-            # What is held is remembered, and not what is done beyond it: that goes on for as long as one is held.
+            # Remember the held tags, not the finished ones beyond: their number would grow as long as one tag is held.
             self._held.update(dict.fromkeys(range(high + 1, tag)))
         elif tag in self._held:
             del self._held[tag]
@@ -46,17 +48,17 @@ class AckTracker:
 
     @property
     def high(self) -> int:
-        """The highest tag that is done."""
+        """Highest finished tag."""
         return self._high
 
     def take(self) -> tuple[int, list[int]]:
-        """What to acknowledge now: cumulatively up to this tag (0: nothing), and these ones alone."""
+        """Return the tag to acknowledge cumulatively (0: none), and the tags to acknowledge individually."""
         top, self._top = self._top, 0
         if not self._ahead:
             return top, []
         ahead, self._ahead = sorted(self._ahead), []
         held = next(iter(self._held), self._high + 1)
-        # A cumulative acknowledgement has to name a tag that is still outstanding, so it is one of these.
+        # The tag of a cumulative acknowledgement must itself be unacknowledged, so take it from these.
         contiguous = bisect(ahead, held)
         if contiguous:
             top = max(top, ahead[contiguous - 1])

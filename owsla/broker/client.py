@@ -34,7 +34,7 @@ from ..amqp import methods, wire
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import Turn
-from .socket_writer import Nowhere, Writable, outlet
+from .socket_writer import NullWriter, Writable, socket_writer
 
 FRAME_MAX: Final = 131072
 """The largest frame we ask for, in bytes: RabbitMQ's own default."""
@@ -284,7 +284,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self.heartbeat = heartbeat
         self._turn = turn
         self._out: list[bytes] = []
-        self._outlet: Writable = Nowhere()
+        self._writer: Writable = NullWriter()
         self._gone = False
         self._flushing = False
         self._rest: list[bytes] = []  # the pieces of a frame that is not complete
@@ -301,7 +301,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._outlet = outlet(self.transport)
+        self._writer = socket_writer(self.transport)
         # txAMQP's own is that of AMQP 0-9.
         self.write(wire.PROTOCOL_HEADER)
         ensureDeferred(self._open()).addErrback(self._refused)
@@ -409,7 +409,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if self._reason is None:
             self._reason = Failure(reason)
         if self.transport is not None and not self._gone:
-            self._outlet = Nowhere()
+            self._writer = NullWriter()
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -420,7 +420,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         reason = self._reason
         self._gone = True
         self._out.clear()
-        self._outlet = Nowhere()
+        self._writer = NullWriter()
         if not self.closed:
             self.do_close(reason)
         self.disconnected.fire()
@@ -472,7 +472,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             data = b"".join(self._out)
             self._out.clear()
             try:
-                self._outlet.write(data)
+                self._writer.write(data)
             except Exception as error:
                 self.abort(error)
 

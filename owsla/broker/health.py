@@ -1,4 +1,4 @@
-"""The connections to the broker as a whole: whether all are up, and one event for what hits them all."""
+"""The state of all connections to the broker together, with one event for a fault that affects them all."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ..events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailab
 
 
 class BrokerHealth:
-    """Sums up what happens to several connections. A broker that goes away is one loss, not one for each connection to it."""
+    """Combined state of several connections. The loss of the broker is one event, not one per connection."""
 
-    __slots__ = ("_blocked", "_emit", "_missing", "_on_ready", "_roles", "_said", "ready")
+    __slots__ = ("_blocked", "_emit", "_missing", "_on_ready", "_reported", "_roles", "ready")
 
     def __init__(self, roles: Iterable[str], emit: Callable[[Event], None], on_ready: Callable[[], None]) -> None:
-        """`on_ready` is called each time that all connections are up."""
+        """`on_ready()` is called each time all connections have become ready."""
         self._roles = frozenset(roles)
         self._missing = set(self._roles)
         self._emit = emit
         self._on_ready = on_ready
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._blocked: set[str] = set()
         self.ready = False
-        """Whether all connections are up and everything is declared."""
+        """True while all connections are up and all queues are declared."""
 
     def up(self, role: str, address: BrokerAddress) -> None:
         self._missing.discard(role)
         if not self._missing:
             self.ready = True
-            self._said.clear()
+            self._reported.clear()
             self._emit(BrokerConnected(str(address)))
             self._on_ready()
 
@@ -43,9 +43,9 @@ class BrokerHealth:
         self._missing.add(role)
         self.ready = False
         self._unblock(role)
-        said = f"{address}: {reason}"
-        if said not in self._said:
-            self._said.add(said)
+        fault = f"{address}: {reason}"
+        if fault not in self._reported:
+            self._reported.add(fault)
             self._emit(BrokerUnavailable(str(address), reason))
 
     def blocked(self, role: str, reason: str) -> None:

@@ -1,7 +1,7 @@
-"""Writing to the broker's socket at once, and by the reactor only what the socket does not take.
+"""Immediate writes to the socket of the broker, without an iteration of the reactor.
 
-A Twisted transport waits for the reactor to call a socket writable, which costs another turn of it and two epoll_ctl(2) each
-time: more than putting a line's frames together.
+A Twisted transport writes when the reactor reports the socket as writable. That costs another iteration and two epoll_ctl(2)
+calls per write: more than encoding the frames of a line. The transport is used only for data that the socket does not accept.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from zope.interface import implementer
 
 
 class Writable(Protocol):
-    """Takes bytes."""
+    """An object to write bytes to."""
 
     def write(self, data: bytes) -> object: ...
 
 
-def outlet(transport: Any) -> Writable:
-    """What is best written to of a connected transport: its socket, where it has one of its own and no TLS before it."""
+def socket_writer(transport: Any) -> Writable:
+    """Return a writer for the socket of a plain TCP transport, or else the transport itself (TLS)."""
     handle = transport.getHandle() if ISystemHandle.providedBy(transport) else None
-    return Outlet(transport, handle) if isinstance(handle, socket.socket) else transport
+    return SocketWriter(transport, handle) if isinstance(handle, socket.socket) else transport
 
 
-class Nowhere:
-    """Stands where there is no connection, or one that was aborted."""
+class NullWriter:
+    """Writer for a missing or aborted connection."""
 
     def write(self, data: bytes) -> None:
-        """Drop it."""
+        """Discard the data."""
 
 
 @implementer(IPullProducer)
-class Outlet:
-    """The socket of a TCP transport, written to in order with what the transport still has."""
+class SocketWriter:
+    """Writer for the socket of a TCP transport. It keeps the order with data that the transport still buffers."""
 
-    __slots__ = ("_behind", "_socket", "_transport")
+    __slots__ = ("_buffering", "_socket", "_transport")
 
     def __init__(self, transport: Any, sock: socket.socket) -> None:
         self._transport = transport
         self._socket = sock
-        self._behind = False
+        self._buffering = False
 
     def write(self, data: bytes) -> None:
-        """Send; what the socket does not take, or that it is broken, is the transport's to deal with."""
+        """Send data. Data that the socket does not accept goes to the transport, which also handles errors."""
         sent = 0
-        if not self._behind:
+        if not self._buffering:
             try:
                 sent = self._socket.send(data)
             except OSError:
@@ -55,15 +55,16 @@ class Outlet:
                 return
             data = data[sent:]
         self._transport.write(data)
-        if not self._behind:
+        if not self._buffering:
             self._transport.registerProducer(self, streaming=False)
-            self._behind = True
+            self._buffering = True
 
     def resumeProducing(self) -> None:
-        """The transport has written all it had; it also says so when it is told of this producer."""
-        if self._behind:
-            self._behind = False
+        """Write to the socket again: the transport has written its buffer. Twisted also calls this when the producer is
+        registered."""
+        if self._buffering:
+            self._buffering = False
             self._transport.unregisterProducer()
 
     def stopProducing(self) -> None:
-        """The connection is gone."""
+        """Do nothing: the transport discards writes after the connection is lost."""

@@ -1,8 +1,28 @@
-"""The confirm window: the device lines that are published and not yet confirmed, in order. Pure.
+"""The confirm window: published, unconfirmed lines of devices, in order. Pure.
 
-RabbitMQ numbers the publishes of a channel 1, 2, 3 … and confirms them by that delivery tag, alone or cumulatively, mostly in
-order (https://www.rabbitmq.com/docs/confirms#publisher-confirms). What is in the window here is kept as the bytes that publish
-it, so that publishing it again is writing it again.
+Theory of operation. RabbitMQ numbers the publishes of a channel 1, 2, 3, ... and answers each with basic.ack or basic.nack for
+this delivery tag, individually or cumulatively, mostly in order (https://www.rabbitmq.com/docs/confirms#publisher-confirms).
+The window keeps each line as the frames that publish it, so republishing is writing the same bytes again.
+
+States of a line: *published* (in `_entries` or `_aside`, under a tag), *refused* (in `_refused`, without a tag), and gone once
+it is confirmed or given up. Transitions:
+
+    add                       -> published
+    defer                     -> refused (its connection has refused lines, and order must be kept)
+    confirm   published       -> gone
+    refuse    published       -> refused
+    put_back  just confirmed  -> refused (it was returned: the broker acknowledges unroutable messages too)
+    retry     refused         -> published under a new tag, together with all later published lines of the connection
+    restart   all             -> published, with tags from 1 on (a new channel)
+    give_up   any             -> gone
+
+Invariants:
+- `_entries[i]` has the tag `_first + i`. A line that was answered out of order leaves `None`; one that was republished leaves
+  `_REPEATED`, because its first tag is still unanswered. The first entry is never `None`.
+- After `retry` and `restart` the lines of a connection are published in the order of their numbers. A line may be published
+twice;
+  back ends drop the second copy by its number.
+- `messages` and `size` count published and refused lines, without placeholders.
 """
 
 from __future__ import annotations
@@ -17,62 +37,64 @@ class Entry(NamedTuple):
     """A line in the window."""
 
     source: Any
-    """The connection it came from; anything hashable."""
+    """Connection of the line; any hashable object."""
     seq: int
-    """Its number on that connection."""
+    """Number of the line on its connection."""
     packed: bytes
-    """The frames that publish it."""
+    """Frames that publish the line."""
 
 
 _REPEATED: Final = Entry(None, -1, b"")
-"""Stands where a line was that is published again under a later tag, until the broker has answered for this one, too."""
+"""Placeholder for a line that was republished under a later delivery tag; its first tag is still unanswered."""
 
 
 class UnknownTag(ValueError):
-    """The broker confirmed a delivery tag that was never published, or one that it confirmed before."""
+    """A confirm for a delivery tag that was never published, or is confirmed already."""
 
 
 class Window:
-    """Unconfirmed lines, at most so many and so many bytes.
+    """Unconfirmed lines, with limits on their number and bytes.
 
-    The bounds are advice to the caller (`full`), not enforced here: lines that were read already have to go somewhere.
-    Memory is bounded with the unconfirmed lines, however many are confirmed behind one that is not.
+    The limits are advice to the caller (`full`) and not enforced: a line that has been read from its device must be kept.
+    Memory is proportional to the unconfirmed lines, however many later lines are confirmed.
     """
 
     __slots__ = ("_aside", "_entries", "_first", "_refused", "_stretch", "max_bytes", "max_messages", "messages", "size")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
-        """Both bounds count what is published and unconfirmed; `max_bytes` counts frames, headers and all."""
+        """The limits count published and refused lines; `max_bytes` counts whole frames, with headers."""
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self.messages = 0
-        """How many lines are unconfirmed, those that the broker refused among them."""
+        """Number of unconfirmed lines, including refused ones."""
         self.size = 0
-        """Their bytes."""
-        # Entry i has the delivery tag _first + i; None where the broker has answered ahead of an earlier one.
+        """Bytes of their frames."""
+        # Entry i has the delivery tag _first + i; None: answered before an earlier one.
         self._entries: deque[Entry | None] = deque()
         self._first = 1
-        # One that is not answered for long would make those behind it a longer and longer stretch of None. So past a length
-        # the first of them are moved here, by tag, ascending: only those that are not answered.
+        # If one tag stays unanswered, the entries behind it would grow to an ever longer run of None. Beyond a length, the
+        # unanswered ones among the first entries move here, by tag, ascending.
         self._aside: dict[int, Entry] = {}
         self._stretch = 2 * max_messages
         self._refused: list[Entry] = []
 
     @property
     def full(self) -> bool:
-        """Whether a bound is reached."""
+        """True if a limit is reached."""
         return self.messages >= self.max_messages or self.size >= self.max_bytes
 
     @property
     def roomy(self) -> bool:
-        """Whether enough is free again to let devices speak: an eighth, lest each confirm opens and closes it."""
+        """True if at least an eighth is free. Reading from devices resumes then: with less, each confirm would resume and pause
+        it."""
         return self.messages <= self.max_messages * 7 // 8 and self.size <= self.max_bytes * 7 // 8
 
     @property
     def spare(self) -> int:
-        """How many lines of a source that has left are still kept: an eighth of the free room, where twice the bounds are room.
+        """Number of lines that a disconnected source may still add during an outage: an eighth of the room up to twice the
+        limits.
 
-        So one source cannot take all of it, and there is some for the next one.
+        With a share of the remaining room, one source cannot use all of it, and some is left for the next one.
         """
         messages = 2 * self.max_messages - self.messages
         if messages <= 0 or self.size >= 2 * self.max_bytes:
@@ -82,23 +104,23 @@ class Window:
 
     @property
     def refused(self) -> bool:
-        """Whether lines were refused and wait for `retry`."""
+        """True if refused lines wait for `retry`."""
         return bool(self._refused)
 
     def add(self, source: Any, seq: int, packed: bytes) -> None:
-        """Note a line as published; it has the next delivery tag."""
+        """Add a line that was published with the next delivery tag."""
         self._entries.append(Entry(source, seq, packed))
         self.messages += 1
         self.size += len(packed)
 
     def defer(self, source: Any, seq: int, packed: bytes) -> None:
-        """Note a line that is to be published with the next `retry`, behind refused lines of its connection."""
+        """Add a line that is published at the next `retry`, behind refused lines of its connection."""
         self._refused.append(Entry(source, seq, packed))
         self.messages += 1
         self.size += len(packed)
 
     def confirm(self, tag: int, multiple: bool) -> list[Entry]:
-        """The broker has taken this tag, or all up to it: what that confirms, in order. `UnknownTag` where there is none."""
+        """Confirm a tag, or all up to it. Return the confirmed lines in order. Raise `UnknownTag` if there is none."""
         confirmed = self._take(tag, multiple)
         self.messages -= len(confirmed)
         for entry in confirmed:
@@ -106,13 +128,13 @@ class Window:
         return confirmed
 
     def refuse(self, tag: int, multiple: bool) -> list[Entry]:
-        """The broker refused this tag, or all up to it: they stay in the window and wait for `retry`."""
+        """Refuse a tag, or all up to it. Return the refused lines; they stay in the window for `retry`."""
         refused = self._take(tag, multiple)
         self._refused += refused
         return refused
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Of what was just confirmed these are not safe after all (they were returned): refuse them."""
+        """Refuse lines that were just confirmed, because they had been returned as unroutable."""
         self.messages += len(entries)
         self.size += sum(len(entry.packed) for entry in entries)
         self._refused += entries
@@ -129,8 +151,8 @@ class Window:
                 return taken
         if index >= len(entries) or index < 0:
             if multiple and index == -1:
-                return []  # all of them were confirmed one by one before
-            raise UnknownTag(f"delivery tag {tag} is not one of the {len(entries)} from {self._first} on")
+                return []  # all of them were confirmed individually before
+            raise UnknownTag(f"delivery tag {tag} is outside of the {len(entries)} tags from {self._first} on")
         if multiple or index == 0:
             self._first += index + 1
             for _ in range(index + 1):
@@ -150,14 +172,14 @@ class Window:
         return taken
 
     def _drop_answered(self) -> None:
-        """The first entry is always one that is not answered."""
+        """Remove answered entries from the front."""
         entries = self._entries
         while entries and entries[0] is None:
             entries.popleft()
             self._first += 1
 
     def _set_aside(self) -> None:
-        """Keep a length of the last ones, and of those before them what is not answered."""
+        """Shorten the entries to `max_messages`; keep unanswered ones before that in `_aside`."""
         entries = self._entries
         while len(entries) > self.max_messages:
             entry = entries.popleft()
@@ -167,7 +189,7 @@ class Window:
         self._drop_answered()
 
     def _take_aside(self, tag: int, multiple: bool) -> list[Entry]:
-        """Of those set aside this one, or all up to it."""
+        """Take a tag, or all up to it, from `_aside`."""
         aside = self._aside
         if multiple:
             tags = list(takewhile(tag.__ge__, aside))
@@ -180,7 +202,7 @@ class Window:
         return [entry for entry in map(aside.pop, tags) if entry is not _REPEATED]
 
     def give_up(self, hopeless: Callable[[bytes], bool]) -> list[Entry]:
-        """Take out the lines that can never be published, in order. Their tags may still be answered."""
+        """Remove and return the lines that can never be published, in order. Their tags may still be answered."""
         given_up = [entry for entry in self._refused if hopeless(entry.packed)]
         self._refused = [entry for entry in self._refused if not hopeless(entry.packed)]
         for tag, entry in self._aside.items():
@@ -196,16 +218,17 @@ class Window:
         return given_up
 
     def retry(self) -> list[bytes]:
-        """Go back to the first refused line of every connection that has one, and repeat from there: what to publish again.
+        """Return the frames to republish: for each connection with refused lines, all unconfirmed ones from the first refused
+        on.
 
-        Lines of those connections that are on their way already are among them, behind the refused ones: their order on the
-        queue is that of their numbers, and the back end drops what it sees twice. What was confirmed is not repeated.
+        Published lines of these connections are republished too, behind the refused ones, so that the order on the queue is
+        that of the numbers. Confirmed lines are not repeated.
         """
         sources = {entry.source for entry in self._refused}
         again = self._refused
         self._refused = []
         for tag, entry in self._aside.items():
-            if entry.source in sources:  # _REPEATED has none
+            if entry.source in sources:  # a placeholder has no source
                 again.append(entry)
                 self._aside[tag] = _REPEATED
         for index, waiting in enumerate(self._entries):
@@ -217,13 +240,13 @@ class Window:
         return [entry.packed for entry in again]
 
     def restart(self, refit: Callable[[bytes], bytes] | None = None) -> list[bytes]:
-        """A new channel counts from 1 again: what to publish on it before anything new.
+        """Return the frames to publish first on a new channel, whose tags start at 1.
 
-        `refit` is applied to each, where the broker wants other frames than the last one.
+        `refit` is applied to each line's frames: the new connection may have a smaller frame_max.
         """
         again = self._refused + list(self._unanswered())
         if self._refused:
-            again.sort(key=_seq)  # stable, so each connection's lines come in the order of their numbers
+            again.sort(key=_seq)  # stable: the lines of each connection are in the order of their numbers
             self._refused = []
         if refit is not None:
             again = [entry._replace(packed=refit(entry.packed)) for entry in again]
@@ -234,14 +257,14 @@ class Window:
         return [entry.packed for entry in again]
 
     def sources(self) -> Iterator[Any]:
-        """Where each unconfirmed line came from."""
+        """Yield the connection of each unconfirmed line."""
         for entry in self._refused:
             yield entry.source
         for entry in self._unanswered():
             yield entry.source
 
     def _unanswered(self) -> Iterator[Entry]:
-        """The lines that the broker has yet to answer, in the order of their tags."""
+        """Yield the unanswered lines in the order of their tags."""
         for entry in chain(self._aside.values(), self._entries):
             if entry is not None and entry is not _REPEATED:
                 yield entry

@@ -241,7 +241,7 @@ async def test_broker_timers(run: Run) -> None:
     """
     it = await trial(run)
     await it.fails_somewhere("owsla.broker.client:BrokerProtocol._listen_and_speak", BROKER)
-    await it.fails_somewhere("owsla.broker.socket_writer:Outlet.write", BROKER)
+    await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
     await it.fails("owsla.cluster.registrar:Roster._look_round", ROSTER)
     await it.fails("owsla.cluster.registrar:Roster.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.stalls import REASONS_SAID, Stalls
+from owsla.broker.stalls import REASONS_REPORTED, Stalls
 
 
 class StallsTests(SynchronousTestCase):
@@ -59,10 +59,10 @@ class StallsTests(SynchronousTestCase):
 
     def test_many_reasons(self) -> None:
         """Of very many reasons the first are told; when they are over there is room for others."""
-        told = [self.stalls.refuse(str(number), str(number))[1] for number in range(2 * REASONS_SAID)]
-        self.assertEqual(sum(told), REASONS_SAID)
+        told = [self.stalls.refuse(str(number), str(number))[1] for number in range(2 * REASONS_REPORTED)]
+        self.assertEqual(sum(told), REASONS_REPORTED)
         self.stalls.published_again()
-        self.stalls.safe(map(str, range(2 * REASONS_SAID)))
+        self.stalls.safe(map(str, range(2 * REASONS_REPORTED)))
         self.assertEqual(self.stalls.refuse("0", "again"), (True, True))
 
     def test_clear(self) -> None:

@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from owsla.broker.socket_writer import Writable, outlet
+from owsla.broker.socket_writer import Writable, socket_writer
 
 from ._support.waiting import reactor_test, until, within
 
@@ -67,7 +67,7 @@ async def connected() -> AsyncIterator[tuple[End, End, Writable]]:
     await port.stopListening()
     theirs.transport.pauseProducing()
     try:
-        yield ours, theirs, outlet(ours.transport)
+        yield ours, theirs, socket_writer(ours.transport)
     finally:
         for end in (ours, theirs):
             end.transport.abortConnection()
@@ -140,4 +140,4 @@ async def test_broken() -> None:
 def test_no_socket_of_its_own() -> None:
     """Where there is more before the socket, TLS for one, the transport does it all."""
     transport = StringTransport()
-    assert outlet(transport) is transport
+    assert socket_writer(transport) is transport
