@@ -1,7 +1,30 @@
-"""Messages that go to other queues: records of what is undeliverable, forwards to other nodes, delivery reports.
+"""The courier: records of undeliverable messages, forwards to other nodes, delivery reports.
 
-They have a connection, a channel and confirms of their own, apart from the devices' lines. The message they are about is
-acknowledged when the broker has confirmed them; until then it is the broker's, and comes again if we die.
+Theory of operation
+===================
+
+The courier publishes on a connection of its own, apart from the lines of devices. Three kinds of message go out:
+
+- a *record* on the undeliverable queue, for a message that no device can get;
+- a *forward* on the queue of the node that the device is connected to;
+- a *report* on the queue that a message named in `reply_to`. Nothing waits for a report, and it may be dropped.
+
+The message that a record or a forward is made of is acknowledged to its consumer when the broker has confirmed the record or
+the forward. Until then it belongs to the broker, which delivers it again if this process dies.
+
+An outgoing message is in one of three places, in this order of publication:
+
+    waiting ──publish──▶ unconfirmed (in the `Publisher`) ──accepted──▶ done
+       ▲                      │
+       ├── refused, returned ─┤
+       └────── held ◀─────────┘ (a forward whose node is absent, for `FORWARD_AGAIN` at a time)
+
+Isolation. If the broker closes the channel over a message, it does not say over which one. All messages that were unconfirmed
+are then *suspects*: they go to the front of those that wait and are published one at a time, each confirmed before the next.
+The one that is alone on its way when the channel closes again is the culprit. It becomes a record with minimal properties; if
+even that closes the channel, it is given up. RabbitMQ also closes a connection with 541 over a crash of its own, which may have
+nothing to do with the message: a culprit of 541 goes behind the others, gets minimal properties at its third crash only, and is
+never given up.
 """
 
 from __future__ import annotations
@@ -9,14 +32,11 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Final
 
-from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp import wire
-from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from ..interfaces import Clock, DelayedCall
@@ -24,93 +44,58 @@ from ..letter import Letter
 from ..log import escaped
 from . import message_properties
 from . import queues as topology
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .absent_nodes import AbsentNodes
+from .client import BrokerError, BrokerProtocol, as_failure
 from .direct_reply import DirectReplies, is_direct
 from .packing import APP_ID
-from .refusals import RefusalHistory
-from .retry_delay import RetryDelay
+from .publisher import Publisher
 
-PARCELS: Final = 1
-SCRATCH: Final = 2
+PUBLISH_CHANNEL: Final = 1
+DECLARE_CHANNEL: Final = 2
 
 MESSAGE_FAULTS: Final = frozenset({311, 406, 501, 502, 503, 505})
 """Reply codes with which a broker closes a channel, or a whole connection, over a message itself: its size, its properties, its
-encoding. Others are about permissions, queues, or the broker: the message has to wait.
+encoding. Other codes are about permissions, queues, or the broker: the message has to wait.
 """
 
 INTERNAL_ERROR: Final = 541
-"""The reply code with which RabbitMQ closes a connection when it crashes over a message, or for reasons of its own."""
+"""Reply code with which RabbitMQ closes a connection when it crashes over a message, or for reasons of its own."""
 
 CRASHES: Final = 3
-"""How often the broker may crash over a message that is sent alone before its properties are taken for the reason."""
+"""Number of crashes of the broker over a message that is sent alone, after which its properties are taken for the cause."""
 
 LONGEST_ID: Final = 100
-"""Characters of a connection id in an event. One of ours has 36; a back end may send anything."""
+"""Characters of a connection id in an event. The ids of Owsla have 36; a back end may send anything."""
 
 FORWARD_AGAIN: Final = 0.5
-"""Seconds after which a forward is tried again whose node was not there."""
-
-ABSENCES_REMEMBERED: Final = 1000
-"""How many nodes that are not there are remembered: an id that somebody made up names one, too."""
+"""Seconds after which a forward to an absent node is tried again."""
 
 REPORTS_WAITING: Final = 10_000
-"""How many delivery reports may be on their way. Nothing waits for them, so nothing else bounds them while the broker is
-blocked; what comes on top is dropped."""
+"""Limit of delivery reports that wait or are unconfirmed. Nothing else bounds them while the broker is blocked, since no
+message waits for them. Reports past the limit are dropped."""
 
 
-class Parcel:
-    """Something on its way to a queue."""
+class OutgoingMessage:
+    """A record, a forward or a report."""
 
-    __slots__ = ("alone", "body", "crashes", "letter", "properties", "queue", "reason", "returned")
+    __slots__ = ("body", "crashes", "letter", "minimal", "properties", "queue", "reason")
 
     def __init__(self, queue: str, properties: bytes, body: bytes, letter: Letter | None, reason: str | None) -> None:
         self.queue = queue
         self.properties = properties
         self.body = body
         self.letter = letter
-        """What is acknowledged when this has arrived; `None` for a report, which nothing waits for."""
+        """The message to acknowledge when this one has arrived; `None` for a report."""
         self.reason = reason
-        """Why it is undeliverable; `None` for what is not a record."""
-        self.alone = False
-        """Whether its own properties were left out, since the broker closed the channel for them."""
+        """The reason of a record; `None` for a forward or a report."""
+        self.minimal = False
+        """Whether the properties of the message were left out, since the broker closed the channel over them."""
         self.crashes = 0
-        """How often the broker crashed while this one alone was on its way."""
-        self.returned = False
+        """Number of crashes of the broker while this message alone was on its way."""
 
 
-class Absences:
-    """The nodes that are not there, and since when. Pure.
-
-    A node whose connection broke comes back to its queue, and a queue can be gone for a moment while a broker restarts. So a
-    node counts as gone when its queue was not there for a while; then at once, until it is seen again.
-    """
-
-    __slots__ = ("_grace", "_since")
-
-    def __init__(self, grace: float) -> None:
-        """`grace` in seconds."""
-        self._grace = grace
-        self._since: dict[str, float] = {}
-
-    def gone(self, queue: str, now: float) -> bool:
-        """Its queue is not there now: whether it has been away for too long."""
-        if len(self._since) >= ABSENCES_REMEMBERED and queue not in self._since:
-            del self._since[next(iter(self._since))]
-        return now - self._since.setdefault(queue, now) >= self._grace
-
-    def dead(self, queue: str, now: float) -> None:
-        """It is known to be dead: it need not be away for as long again."""
-        self.gone(queue, now)
-        self._since[queue] = now - self._grace
-
-    def present(self, queue: str) -> None:
-        """Its queue is there."""
-        if self._since:
-            self._since.pop(queue, None)
-
-
-class CourierRole(BaseHandler):
-    """Publishes parcels, each confirmed, and acknowledges what they are about."""
+class CourierRole:
+    """The role that publishes records, forwards and reports, and acknowledges the messages they are made of."""
 
     name = "courier"
 
@@ -126,44 +111,39 @@ class CourierRole(BaseHandler):
         node_grace: float,
         held_limit: int,
     ) -> None:
-        """`node()` is this node's name; `device` returns the device id of a connection that is open here, or `None`.
-        `node_grace`: seconds for which a node whose queue is not there may still come back; at most `held_limit` messages are
-        held for such nodes meanwhile.
+        """`node()` returns the name of this node; `device()` the device id of a connection that is open here, or `None`.
+        A node whose queue is absent may come back within `node_grace` seconds; at most `held_limit` forwards are held for
+        such nodes.
         """
         self._clock = clock
         self._emit = emit
         self._undeliverable = undeliverable
         self._to_device = to_device
+        # Queues of Owsla: reports to them would be taken for messages to devices, or be recorded as undeliverable.
         self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|nodes|undeliverable))?").fullmatch
         self._node = node
         self._device = device
-        self._absences = Absences(node_grace)
+        self._absent_nodes = AbsentNodes(node_grace)
         self._held_limit = held_limit
-        self._held: deque[Parcel] = deque()
+        self._held: deque[OutgoingMessage] = deque()
         self._hold_call: DelayedCall | None = None
         self._client: BrokerProtocol | None = None
-        self._sent: dict[int, Parcel] = {}  # by delivery tag, ascending
-        # Of those sent that a message waits for, the ones that were not returned: by queue and tag.
-        self._returnable: dict[str, dict[int, Parcel]] = {}
-        self._next_tag = 1
-        self._reports = 0  # how many of those that are sent, or wait, are reports
-        self._waiting: deque[Parcel] = deque()
-        # How many of the first that wait may be what the broker closed the channel for. They are sent one at a time.
-        self._suspects = 0
-        self._retry_call: DelayedCall | None = None
-        self._retry_wait = RetryDelay(first=0.2, most=10.0)
-        self._refusals = RefusalHistory()
+        self._publisher: Publisher[OutgoingMessage] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
+        self._waiting: deque[OutgoingMessage] = deque()
+        self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
+        self._reports = 0  # number of reports that wait or are unconfirmed
         self._direct_replies = DirectReplies()
         self.recorded: dict[str, int] = {}
-        """How many messages were undeliverable so far, by reason."""
+        """Number of undeliverable messages so far, by reason."""
         self.reports_dropped = 0
-        """How many delivery reports had nowhere to go, or were too many."""
+        """Number of delivery reports that had no queue to go to, or were too many."""
 
-    # -- what is asked of it ---------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------------------
 
     def record(self, letter: Letter, reason: str) -> None:
+        """Record a message as undeliverable."""
         if letter.handed_over:
-            # It was delivered again, and is settled as what it was: on record, too, it would contradict its own report.
+            # A repeat of a message that its device got. A record would contradict the report that was sent then.
             letter.source.done(letter.tag)
             self.report(letter, "delivered")
             return
@@ -179,24 +159,27 @@ class CourierRole(BaseHandler):
         self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id))
 
     def forward(self, letter: Letter, node: bytes) -> None:
+        """Forward a message to the queue of another node."""
         queue = f"{self._to_device}.{node.decode()}"
         try:
-            properties = self._forwarded(letter)
+            properties = self._forward_properties(letter)
         except WireError:
             self.record(letter, letter.fault or "bad-connection-id")
             return
-        self._send(Parcel(queue, properties, letter.body, letter, None))
+        self._send(OutgoingMessage(queue, properties, letter.body, letter, None))
 
-    def _forwarded(self, letter: Letter) -> bytes:
-        """Return the properties of a forward; the time that its message may still wait is what is left of it now."""
+    def _forward_properties(self, letter: Letter) -> bytes:
+        """Return the properties of a forward. Its expiration is the time that is left of the original one."""
         extra: dict[str, str | bool] = {}
         if letter.identity is not None:
             extra[message_properties.REDELIVERED_HEADER] = True
         if letter.deadline is not None:
-            extra[message_properties.EXPIRATION_HEADER] = str(max(0, round((letter.deadline - self._clock.seconds()) * 1000)))
+            left = max(0, round((letter.deadline - self._clock.seconds()) * 1000))
+            extra[message_properties.EXPIRATION_HEADER] = str(left)
         return message_properties.relayed(letter.header[12:], extra)
 
     def report(self, letter: Letter, outcome: str) -> None:
+        """Send the delivery report that a message asked for, if it asked for one."""
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
         queue = letter.reply_to.decode("utf-8", "surrogateescape")
@@ -206,79 +189,65 @@ class CourierRole(BaseHandler):
             return
         properties = message_properties.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
         self._reports += 1
-        self._send(Parcel(queue, properties, b"", None, None))
+        self._send(OutgoingMessage(queue, properties, b"", None, None))
 
     def lost(self, queue: str) -> None:
-        """The node of this queue is dead: what is to be forwarded to it need not wait for it."""
-        self._absences.dead(queue, self._clock.seconds())
+        """Note that the node of this queue is dead: forwards to it are not held."""
+        self._absent_nodes.lost(queue, self._clock.seconds())
 
     @property
     def unconfirmed(self) -> int:
-        """Parcels that have not arrived yet."""
-        return len(self._sent) + len(self._waiting) + len(self._held)
+        """Number of messages that have not arrived yet."""
+        return len(self._publisher) + len(self._waiting) + len(self._held)
 
-    def _record(self, letter: Letter, reason: str) -> Parcel:
-        extra = {"owsla_reason": reason, "owsla_node": self._node().decode()}
+    def _record(self, letter: Letter, reason: str) -> OutgoingMessage:
+        extra = self._record_headers(reason)
         if len(letter.header) == wire.BARE_HEADER:
             extra[message_properties.NOTE_HEADER] = "its properties are too large: they are left out"
         try:
             properties = message_properties.relayed(letter.header[12:], extra)
         except WireError:
             properties = message_properties.minimal(letter.connection_id, extra)
-        return Parcel(self._undeliverable.name, properties, letter.body, letter, reason)
+        return OutgoingMessage(self._undeliverable.name, properties, letter.body, letter, reason)
 
-    # -- sending ---------------------------------------------------------------------------------------------------------
+    def _record_headers(self, reason: str) -> dict[str, str]:
+        return {"owsla_reason": reason, "owsla_node": self._node().decode()}
 
-    def _send(self, parcel: Parcel) -> None:
+    # -- publishing ------------------------------------------------------------------------------------------------------
+
+    def _send(self, message: OutgoingMessage) -> None:
         if self._client is None or self._waiting or self._suspects:
-            self._waiting.append(parcel)
+            self._waiting.append(message)
         else:
-            self._write(self._client, parcel)
+            self._publish(self._client, message)
 
-    def _write(self, client: BrokerProtocol, parcel: Parcel) -> None:
-        if len(parcel.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
-            # A content header has to fit into one frame of those that the broker takes. It sends larger ones.
-            parcel.properties = message_properties.reduced(parcel.properties)
-        parcel.returned = False
-        self._sent[self._next_tag] = parcel
-        if parcel.letter is not None:
-            self._returnable.setdefault(parcel.queue, {})[self._next_tag] = parcel
-        self._next_tag += 1
-        client.write(
-            wire.frame(
-                wire.FRAME_METHOD,
-                PARCELS,
-                encode_method("basic.publish", routing_key=parcel.queue.encode("utf-8", "surrogateescape"), mandatory=True),
-            )
-            + wire.content_frames(
-                PARCELS, wire.header_payload(len(parcel.body), parcel.properties), parcel.body, client.frame_max
-            )
-        )
+    def _publish(self, client: BrokerProtocol, message: OutgoingMessage) -> None:
+        if len(message.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
+            # RabbitMQ takes a content header of one frame only, and sends larger ones itself.
+            message.properties = message_properties.reduced(message.properties)
+        self._publisher.publish(message, message.queue, message.properties, message.body)
 
     def _continue(self) -> None:
-        """Send what waits: all of it, or one at a time after the broker closed the channel over one we do not know."""
+        """Publish the messages that wait: all of them, or one at a time while there are suspects."""
         client = self._client
-        if client is None or self._retry_call is not None:
+        if client is None or self._publisher.retry.pending:
             return
-        while self._waiting and not (self._suspects and self._sent):
-            parcel = self._waiting.popleft()
-            letter = parcel.letter
+        while self._waiting and not (self._suspects and len(self._publisher)):
+            message = self._waiting.popleft()
+            letter = message.letter
             if letter is None or letter.source.open or letter.settled:
-                self._write(client, parcel)
+                self._publish(client, message)
             else:
-                # Its consumer is gone; the message comes again to another, which brings it here again.
+                # The channel that delivered it is closed. The broker delivers the message again, on another one.
                 self._suspects = max(0, self._suspects - 1)
-        if not self._sent and not self._waiting:
+        if not len(self._publisher) and not self._waiting:
             self._suspects = 0
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerProtocol) -> None:
-        await topology.declare(client, SCRATCH, self._undeliverable, self._warn)
-        channel = await client.open_channel(PARCELS, self)
-        await channel.confirm_select()
-        self._next_tag = 1
-        self._refusals.channel_opened()
+        await topology.declare(client, DECLARE_CHANNEL, self._undeliverable, self._warn)
+        await self._publisher.open(client)
         self._client = client
         self._continue()
 
@@ -287,157 +256,123 @@ class CourierRole(BaseHandler):
 
     def down(self) -> None:
         self._client = None
-        if self._retry_call is not None and self._retry_call.active():
-            self._retry_call.cancel()
-        self._retry_call = None
-        self._take_back()
+        self._wait_first(self._publisher.withdraw())
 
-    def _take_back(self) -> None:
-        """What was sent and not confirmed goes to the front of what waits, in order."""
-        self._waiting.extendleft(reversed(self._sent.values()))
-        self._sent.clear()
-        self._returnable.clear()
+    def _wait_first(self, messages: list[OutgoingMessage]) -> None:
+        """Let messages wait before all others, in order."""
+        self._waiting.extendleft(reversed(messages))
 
     def blocked(self, reason: str) -> None:
-        """Nothing to do: what is sent waits in the socket, and is confirmed late."""
+        """Do nothing: published messages wait in the socket, and are confirmed late."""
 
     def unblocked(self) -> None: ...
 
-    def closed(self, reason: Failure) -> None:
-        client = self._client
-        if client is None:
-            return
-        error = reason.value or BrokerError(0, "the channel was closed", scope="channel")
-        code = error.code if isinstance(error, BrokerError) else 0
-        if code == INTERNAL_ERROR and self._drop_direct_replies():
-            pass  # one of those was it
+    def channel_closed(self, reason: BaseException) -> None:
+        """Find out whether a message is the cause, and begin again with a new connection."""
+        code = reason.code if isinstance(reason, BrokerError) else 0
+        unconfirmed = self._publisher.withdraw()
+        if code == INTERNAL_ERROR and any(is_direct(message.queue) for message in unconfirmed):
+            unconfirmed = self._drop_direct_replies(unconfirmed)
         elif code in MESSAGE_FAULTS or code == INTERNAL_ERROR:
-            self._suspect(code, str(error))
-        self._take_back()
-        if not client.closed:
-            client.abort(error)
+            unconfirmed = self._isolate(unconfirmed, code, str(reason))
+        self._wait_first(unconfirmed)
+        client = self._client
+        if client is not None and not client.closed:
+            client.abort(reason)
 
-    def _suspect(self, code: int, why: str) -> None:
-        """The broker did not like one of those sent. Which one shows when they are sent again one at a time."""
-        if self._suspects and len(self._sent) == 1:
-            (culprit,) = self._sent.values()
-            if culprit.letter is None or (culprit.alone and code != INTERNAL_ERROR):
-                self._take(0, True)
+    def _drop_direct_replies(self, unconfirmed: list[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Drop all reports for direct reply-to, one of which may have crashed the broker. Return the other messages."""
+        self._direct_replies.failed(self._clock.seconds())
+        before = len(unconfirmed) + len(self._waiting)
+        kept = [message for message in unconfirmed if not is_direct(message.queue)]
+        self._waiting = deque(message for message in self._waiting if not is_direct(message.queue))
+        after = len(kept) + len(self._waiting)
+        self._reports -= before - after
+        self.reports_dropped += before - after
+        self._suspects = min(self._suspects, after)
+        return kept
+
+    # -- isolation of a message that closes the channel ------------------------------------------------------------------
+
+    def _isolate(self, unconfirmed: list[OutgoingMessage], code: int, why: str) -> list[OutgoingMessage]:
+        """Make all messages suspects, or deal with the culprit if one was alone on its way. Return those to publish first."""
+        if self._suspects and len(unconfirmed) == 1:
+            (culprit,) = unconfirmed
+            if culprit.letter is None or (culprit.minimal and code != INTERNAL_ERROR):
+                unconfirmed = []
+                self._reports -= culprit.letter is None
                 self._give_up(culprit, why)
             elif code != INTERNAL_ERROR:
-                self._strip(culprit)
+                self._make_minimal(culprit, culprit.letter)
             else:
                 # It may be the broker's own trouble: let the others go first, and never give this one up for it.
                 culprit.crashes += 1
-                if culprit.crashes >= CRASHES and not culprit.alone:
-                    self._strip(culprit)
-                self._sent.clear()
+                if culprit.crashes >= CRASHES and not culprit.minimal:
+                    self._make_minimal(culprit, culprit.letter)
+                unconfirmed = []
                 self._waiting.append(culprit)
-        self._suspects = len(self._sent) + len(self._waiting)
+        self._suspects = len(unconfirmed) + len(self._waiting)
+        return unconfirmed
 
-    def _drop_direct_replies(self) -> bool:
-        """Drop the reports for direct reply-to; nothing waits for them. Whether one of them was on its way."""
-        sent = [tag for tag, parcel in self._sent.items() if is_direct(parcel.queue)]
-        if not sent:
-            return False
-        self._direct_replies.failed(self._clock.seconds())
-        dropped = [self._sent.pop(tag) for tag in sent]
-        waiting, self._waiting = self._waiting, deque()
-        for parcel in waiting:
-            (dropped if is_direct(parcel.queue) else self._waiting).append(parcel)
-        self._reports -= len(dropped)
-        self.reports_dropped += len(dropped)
-        self._suspects = min(self._suspects, len(self._sent) + len(self._waiting))
-        return True
+    def _make_minimal(self, message: OutgoingMessage, letter: Letter) -> None:
+        """Replace a message by a record with minimal properties, since its own cannot be sent."""
+        if message.reason is None:  # a forward, which becomes a record
+            message.reason = letter.fault or "refused"
+            self._note(letter, message.reason)
+        message.properties = message_properties.minimal(letter.connection_id, self._record_headers(message.reason))
+        message.queue = self._undeliverable.name
+        message.minimal = True
 
-    def _strip(self, parcel: Parcel) -> None:
-        """Its properties cannot be sent: make it a record with the least that one needs."""
-        letter = parcel.letter
-        if letter is None:
-            return  # a report has none but ours
-        if parcel.reason is None:  # a forward; from here on it is a record
-            parcel.reason = letter.fault or "refused"
-            self._note(letter, parcel.reason)
-        extra = {"owsla_reason": parcel.reason, "owsla_node": self._node().decode()}
-        parcel.properties = message_properties.minimal(letter.connection_id, extra)
-        parcel.queue = self._undeliverable.name
-        parcel.alone = True
+    # -- answers of the broker -------------------------------------------------------------------------------------------
 
-    # -- confirms --------------------------------------------------------------------------------------------------------
-
-    def confirmed(self, tag: int, multiple: bool) -> None:
-        for parcel in self._take(tag, multiple):
-            if parcel.letter is None:
-                continue
-            if parcel.returned:
-                self._undelivered(parcel, parcel.letter)
+    def messages_confirmed(self, accepted: list[OutgoingMessage], unroutable: list[OutgoingMessage]) -> None:
+        self._answered(accepted)
+        self._answered(unroutable)
+        for message in accepted:
+            if message.letter is None:
+                continue  # its queue has any name: a record of those that accept messages would grow without bound
+            self._publisher.retry.reset_delay()
+            self._publisher.retry.refusals.accepted(message.queue)
+            if message.reason is None:
+                self._absent_nodes.present(message.queue)
+            message.letter.source.done(message.letter.tag)
+        for message in unroutable:
+            if message.letter is None:
+                # RabbitMQ also returns those that it has delivered by direct reply-to.
+                self.reports_dropped += not is_direct(message.queue)
             else:
-                self._retry_wait.reset()
-                self._refusals.accepted(parcel.queue)
-                if parcel.reason is None:
-                    self._absences.present(parcel.queue)
-                parcel.letter.source.done(parcel.letter.tag)
+                self._not_routed(message, message.letter)
         self._continue()
 
-    def refused(self, tag: int, multiple: bool) -> None:
-        for parcel in self._take(tag, multiple):
-            forward = parcel.reason is None
-            if parcel.letter is not None and (forward or not self._refusals.is_believed(parcel.queue)):
-                self._refusals.refused(parcel.queue)
-                # A node's own queue has no bound of ours, but an operator's policy may have given it one.
-                self._again_later(parcel)
+    def messages_refused(self, messages: list[OutgoingMessage]) -> None:
+        self._answered(messages)
+        refusals = self._publisher.retry.refusals
+        for message in messages:
+            forward = message.reason is None
+            if message.letter is not None and (forward or not refusals.is_believed(message.queue)):
+                refusals.refused(message.queue)
+                # Owsla gives the queue of a node no limit, but a policy of the operator may.
+                self._retry_later(message)
             else:
-                self._give_up(parcel, f"{parcel.queue} is full")
+                self._give_up(message, f"{message.queue} is full")
         self._continue()
 
-    def _take(self, tag: int, multiple: bool) -> list[Parcel]:
-        if not multiple:
-            tags = [tag] if tag in self._sent else []
-        else:
-            tags = list(takewhile(tag.__ge__, self._sent) if tag else self._sent)
-        taken: list[Parcel] = []
-        for tag in tags:
-            parcel = self._sent.pop(tag)
-            taken.append(parcel)
-            if parcel.letter is None:
-                self._reports -= 1
-            elif not parcel.returned:
-                self._no_longer_returnable(parcel.queue, tag)
-        self._suspects = max(0, self._suspects - len(taken))
-        return taken
+    def _answered(self, messages: list[OutgoingMessage]) -> None:
+        self._reports -= sum(message.letter is None for message in messages)
+        self._suspects = max(0, self._suspects - len(messages))
 
-    def _no_longer_returnable(self, queue: str, tag: int) -> None:
-        parcels = self._returnable[queue]
-        del parcels[tag]
-        if not parcels:
-            del self._returnable[queue]
-
-    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        parcels = self._returnable.get(routing_key)
-        if parcels is None:
-            # Nothing else goes to that queue, so it is a report, no matter which one. RabbitMQ returns also those that it has
-            # delivered by direct reply-to.
-            self.reports_dropped += not is_direct(routing_key)
-            return
-        # A return carries no tag. It is the oldest that is just like it; the properties come back as they were sent.
-        properties = header[12:]
-        alike = (tag for tag, parcel in parcels.items() if parcel.properties == properties and parcel.body == body)
-        tag = next(alike, next(iter(parcels)))
-        parcels[tag].returned = True
-        self._no_longer_returnable(routing_key, tag)
-
-    def _undelivered(self, parcel: Parcel, letter: Letter) -> None:
-        """It was returned: there is no such queue."""
-        if parcel.reason is not None:
-            self._again_later(parcel)
-        elif self._absences.gone(parcel.queue, self._clock.seconds()):
+    def _not_routed(self, message: OutgoingMessage, letter: Letter) -> None:
+        """Handle a message whose queue does not exist."""
+        if message.reason is not None:
+            self._retry_later(message)
+        elif self._absent_nodes.is_lost(message.queue, self._clock.seconds()):
             self.record(letter, letter.fault or "unknown-connection")
         else:
-            self._hold(parcel)
+            self._hold(message)
 
-    def _hold(self, parcel: Parcel) -> None:
-        """The node that it is for is away, maybe not for good: keep it for a moment, and try again."""
-        self._held.append(parcel)
+    def _hold(self, forward: OutgoingMessage) -> None:
+        """Keep a forward whose node is absent and may come back, and try again."""
+        self._held.append(forward)
         if self._hold_call is None:
             self._hold_call = self._clock.callLater(FORWARD_AGAIN, self._forward_again)
         if len(self._held) > self._held_limit:
@@ -449,50 +384,49 @@ class CourierRole(BaseHandler):
         self._hold_call = None
         try:
             for _ in range(len(self._held)):
-                parcel = self._held.popleft()
-                if parcel.letter is None or parcel.letter.source.open:
-                    if parcel.letter is not None:
-                        parcel.properties = self._forwarded(parcel.letter)
-                    self._send(parcel)
+                message = self._held.popleft()
+                if message.letter is None or message.letter.source.open:
+                    if message.letter is not None:
+                        message.properties = self._forward_properties(message.letter)
+                    self._send(message)
         except Exception as error:
             if self._client is not None:
                 self._client.abort(error)
 
-    def _again_later(self, parcel: Parcel) -> None:
-        self._waiting.append(parcel)
-        if self._retry_call is None:
-            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
+    def _retry_later(self, message: OutgoingMessage) -> None:
+        self._waiting.append(message)
+        self._publisher.retry.schedule()
 
-    def _retry(self) -> None:
+    def retry_due(self, new_channel: bool) -> None:
         if self._client is not None:
-            self._client.run(self._declare_and_continue())
+            self._client.run(self._declare_and_continue(new_channel))
 
-    async def _declare_and_continue(self) -> None:
+    async def _declare_and_continue(self, new_channel: bool) -> None:
         client = self._client
         if client is None:
             return
-        if self._refusals.needs_new_channel():
-            client.abort(BrokerError(0, "a queue takes no more, or not on this channel: trying another", scope="channel"))
+        if new_channel:
+            client.abort(BrokerError(0, "a queue refuses messages, or this channel does: trying another", scope="channel"))
             return
         try:
-            await topology.declare(client, SCRATCH, self._undeliverable, self._warn)
+            await topology.declare(client, DECLARE_CHANNEL, self._undeliverable, self._warn)
         except (BrokerError, Closed) as error:
             if client is self._client:
                 client.abort(as_failure(error).value or error)
             return
         if client is self._client:
-            self._retry_call = None
+            self._publisher.retry.done()
             self._continue()
 
-    def _give_up(self, parcel: Parcel, why: str) -> None:
-        if parcel.letter is None:
+    def _give_up(self, message: OutgoingMessage, why: str) -> None:
+        if message.letter is None:
             self.reports_dropped += 1
             return
-        letter = parcel.letter
-        self._emit(UndeliverableLost(parcel.reason or "refused", _text(letter.connection_id), letter.device_id, why))
+        letter = message.letter
+        self._emit(UndeliverableLost(message.reason or "refused", _text(letter.connection_id), letter.device_id, why))
         letter.source.done(letter.tag)
 
 
 def _text(connection_id: bytes | None) -> str | None:
-    # A back end's text: a header may be as large as a frame.
+    """Return a connection id for an event. It is text of a back end: as large as a frame, and with any characters."""
     return None if connection_id is None else escaped(connection_id.decode("ascii", "backslashreplace"), LONGEST_ID)

@@ -1,9 +1,9 @@
-"""Whether a refusal is the queue's, or only the channel's. Pure.
+"""The decision whether a refusal is the fault of a queue, or only of the channel. Pure.
 
-A channel that uses a quorum queue for the first time while the queue has no leader, in the half second after a broker's machine
-has died, is refused everything for that queue until that machine is back: long after there is another leader, and while any
-other channel is served (RabbitMQ 3.10.8). So a refusal is doubted if nothing was ever taken on its channel, and tried on a new
-one.
+A channel that uses a quorum queue for the first time while the queue has no leader, in the half second after the machine of a
+broker has died, gets every message for that queue refused until that machine is back: long after there is another leader, and
+while any other channel is served (RabbitMQ 3.10.8). So a refusal on a channel on which the queue accepted nothing is not
+believed at once, and the message is published again on a new channel.
 """
 
 from __future__ import annotations
@@ -12,53 +12,54 @@ from typing import Final
 
 
 class RefusalHistory:
-    """Of each queue: whether it took something on this channel, and how often in a row it refused what it was given.
+    """For each queue: whether it accepted a message on this channel, and how many attempts in a row it refused.
 
-    What refuses once in a while is no matter here: who publishes waits, and publishes again. This says on which channel.
+    A refusal now and then is not counted here: the publisher waits, and publishes again. This decides on which channel.
     """
 
     FIRST: Final = 3
-    """After so many refusals in a row another channel is tried; the leader may be there before that."""
+    """Number of refusals in a row after which another channel is tried. The leader may be there before that."""
 
     LAST: Final = 7
-    """After so many the refusal is believed. With the waits in between, which double, that is some fifteen seconds."""
+    """Number of refusals in a row after which a refusal is believed. With the delays in between, which double, that is some
+    fifteen seconds."""
 
     RARELY: Final = 12
-    """Past that, another channel is still tried after each so many: the last one may have come too early as well."""
+    """Past `LAST`, number of refusals between two new channels: the last new channel may have come too early as well."""
 
-    __slots__ = ("_doubtful", "_in_vain", "_tried")
+    __slots__ = ("_accepted", "_attempts", "_refused")
 
     def __init__(self) -> None:
-        self._tried: set[str] = set()
-        self._doubtful: set[str] = set()
-        self._in_vain: dict[str, int] = {}
+        self._accepted: set[str] = set()
+        self._refused: set[str] = set()
+        self._attempts: dict[str, int] = {}
 
     def channel_opened(self) -> None:
-        """There is a new channel, on which nothing was tried."""
-        self._tried.clear()
-        self._doubtful.clear()
+        """Begin with a new channel, on which no queue has accepted or refused a message."""
+        self._accepted.clear()
+        self._refused.clear()
 
     def accepted(self, queue: str) -> None:
-        """The queue has taken something on this channel."""
-        if queue not in self._tried:
-            self._tried.add(queue)
-            self._doubtful.discard(queue)
-            self._in_vain.pop(queue, None)
+        """Note that a queue has accepted a message on this channel."""
+        if queue not in self._accepted:
+            self._accepted.add(queue)
+            self._refused.discard(queue)
+            self._attempts.pop(queue, None)
 
     def refused(self, queue: str) -> None:
-        """The queue has refused something."""
-        if queue not in self._tried:
-            self._doubtful.add(queue)
+        """Note that a queue has refused a message."""
+        if queue not in self._accepted:
+            self._refused.add(queue)
 
     def needs_new_channel(self) -> bool:
-        """What was refused is to be published again now: whether on a new channel."""
+        """Count an attempt to publish again. Return whether it needs a new channel."""
         new = False
-        for queue in self._doubtful:
-            times = self._in_vain[queue] = self._in_vain.get(queue, 0) + 1
-            new = new or self.FIRST <= times <= self.LAST or (times > self.LAST and times % self.RARELY == 0)
-        self._doubtful.clear()
+        for queue in self._refused:
+            attempts = self._attempts[queue] = self._attempts.get(queue, 0) + 1
+            new = new or self.FIRST <= attempts <= self.LAST or (attempts > self.LAST and attempts % self.RARELY == 0)
+        self._refused.clear()
         return new
 
     def is_believed(self, queue: str) -> bool:
-        """Whether a refusal of this queue's is its own: it took something on this channel, or nothing on several."""
-        return queue in self._tried or self._in_vain.get(queue, 0) >= self.LAST
+        """Return whether the queue itself refuses: it accepted a message on this channel, or none on several channels."""
+        return queue in self._accepted or self._attempts.get(queue, 0) >= self.LAST

@@ -215,7 +215,7 @@ async def test_broker_handlers(run: Run) -> None:
     it = await trial(run)
     await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)
     await it.fails("owsla.broker.lines:Producer.confirmed", PRODUCER)
-    await it.fails("owsla.broker.courier:CourierRole.confirmed", COURIER)
+    await it.fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)
     await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS, when="after")
     await it.fails("owsla.broker.courier:CourierRole._continue", COURIER)
     await it.finish()

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from owsla.amqp import wire
-from owsla.broker import courier
+from owsla.broker import courier, publisher
 from owsla.broker import queues as topology
-from owsla.broker.courier import PARCELS, Absences, CourierRole
+from owsla.broker.absent_nodes import AbsentNodes
+from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
 from owsla.letter import Letter
@@ -73,7 +74,7 @@ class Base(BrokerTestCase):
     def refuse(self) -> bool:
         """Refuse what was sent, and wait until it is tried again. Whether that is on another connection."""
         for one in self.taken():
-            self.server.nack(PARCELS, one.tag)
+            self.server.nack(PUBLISH_CHANNEL, one.tag)
         self.pass_time(10)
         if not self.server.lost:
             return False
@@ -117,7 +118,7 @@ class RecordTests(Base):
             },
         )
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
-        self.server.ack(PARCELS, one.tag)
+        self.server.ack(PUBLISH_CHANNEL, one.tag)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
         self.assertEqual(self.events, [Undeliverable("late", "some-id", None)])
         self.assertEqual(self.courier.recorded, {"late": 1})
@@ -130,8 +131,8 @@ class RecordTests(Base):
         self.courier.record(self.source.letter(8, connection_id=b"some-id"), "late")
         first, second = self.taken()
         self.devices.clear()
-        self.server.ack(PARCELS, first.tag)
-        self.server.nack(PARCELS, second.tag)
+        self.server.ack(PUBLISH_CHANNEL, first.tag)
+        self.server.nack(PUBLISH_CHANNEL, second.tag)
         self.assertEqual(self.events[:2], [Undeliverable("late", "some-id", "d1")] * 2)
         lost = self.events[-1]
         assert isinstance(lost, UndeliverableLost)
@@ -142,10 +143,10 @@ class RecordTests(Base):
         for letter in self.letters(1, 2, 3, 4, 5):
             self.courier.record(letter, "late")
         self.taken()
-        self.server.ack(PARCELS, 2)
-        self.server.ack(PARCELS, 3, True)
+        self.server.ack(PUBLISH_CHANNEL, 2)
+        self.server.ack(PUBLISH_CHANNEL, 3, True)
         self.assertEqual(self.source.finished, [2, 1, 3])
-        self.server.ack(PARCELS, 0, True)
+        self.server.ack(PUBLISH_CHANNEL, 0, True)
         self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
 
     def test_properties_that_cannot_be_read(self) -> None:
@@ -182,7 +183,7 @@ class RecordTests(Base):
                     {name: value for name, value in one.headers.items() if name != "owsla_note"},
                     {"connection_id": "some-id", "to_device_seq": 7, **more},
                 )
-            self.server.ack(PARCELS, 2, True)
+            self.server.ack(PUBLISH_CHANNEL, 2, True)
             self.assertEqual(self.source.finished[-2:], [1, 2])
 
     def test_properties_that_were_not_kept(self) -> None:
@@ -199,7 +200,7 @@ class RecordTests(Base):
         first = RefusalHistory.FIRST
         self.assertEqual([self.refuse() for _ in range(first + 1)], [False] * (first - 1) + [True, True])
         self.assertEqual(self.source.finished, [])
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
 
     def test_full_on_every_channel(self) -> None:
@@ -213,7 +214,7 @@ class RecordTests(Base):
         self.assertEqual(self.source.finished, [7, 8])
         self.assertEqual([type(event) for event in self.events[-2:]], [UndeliverableLost] * 2)
         self.courier.record(self.source.letter(9), "late")
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.courier.down()
         self.connect()
         self.courier.record(self.source.letter(10), "late")
@@ -227,7 +228,7 @@ class RecordTests(Base):
             self.assertEqual(self.source.finished, list(range(100, 100 + number)))
             self.courier.forward(self.source.letter(100 + number), ELSEWHERE)
             for one in self.taken():
-                (self.server.ack if one.queue == FORWARDS else self.server.nack)(PARCELS, one.tag)
+                (self.server.ack if one.queue == FORWARDS else self.server.nack)(PUBLISH_CHANNEL, one.tag)
             self.pass_time(10)
             if self.server.lost:
                 self.courier.down()
@@ -248,9 +249,9 @@ class RecordTests(Base):
     def test_the_queue_is_full(self) -> None:
         """A record that is refused is given up: the original is done, and one event says what was lost and why."""
         self.courier.record(self.source.letter(6), "late")
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.courier.record(self.source.letter(7), "late")
-        self.server.nack(PARCELS, self.taken()[0].tag)
+        self.server.nack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.assertEqual(self.source.finished, [6, 7])
         lost = self.events[-1]
         assert isinstance(lost, UndeliverableLost)
@@ -269,7 +270,7 @@ class RecordTests(Base):
         self.assertEqual(len(self.server.called("queue.declare")), 2)
         (again,) = self.taken()
         self.assertEqual((again.body, again.headers), (one.body, one.headers))
-        self.server.ack(PARCELS, again.tag)
+        self.server.ack(PUBLISH_CHANNEL, again.tag)
         self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
 
     def test_the_queue_cannot_be_declared(self) -> None:
@@ -297,7 +298,7 @@ class ReportTests(Base):
         self.assertEqual((one.queue, one.body), ("answers", b""))
         self.assertEqual(wire.split_properties(one.header, 12)["correlation_id"], b"\x02\xff!")
         self.assertEqual(one.headers, {"connection_id": "id", "owsla_report": "delivered"})
-        self.server.ack(PARCELS, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.assertEqual((self.source.finished, self.events, self.courier.unconfirmed), ([], [], 0))
 
     def test_nobody_asked(self) -> None:
@@ -331,7 +332,7 @@ class ReportTests(Base):
             self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
         first, second = self.taken()
         self.server.give_back(first)
-        self.server.nack(PARCELS, second.tag)
+        self.server.nack(PUBLISH_CHANNEL, second.tag)
         self.pass_time(60)
         self.assertEqual((self.courier.reports_dropped, self.taken(), self.events), (2, [], []))
 
@@ -377,7 +378,7 @@ class ReportTests(Base):
         self.connect()
         self.assertEqual([(one.queue, one.body) for one in self.taken()], [(RECORDS, b"4"), (RECORDS, b"5"), ("answers", b"")])
         self.assertEqual(self.courier.reports_dropped, 4)
-        self.server.ack(PARCELS, 3, True)
+        self.server.ack(PUBLISH_CHANNEL, 3, True)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([4, 5], 0))
         self.pass_time(1)
         self.courier.report(self.source.letter(8, reply_to=direct[4]), "delivered")
@@ -389,7 +390,7 @@ class ReportTests(Base):
         self.courier.report(self.source.letter(1, reply_to=f"amq.rabbitmq.reply-to.{process}.a2V5".encode()), "delivered")
         (sent,) = self.taken()
         self.server.give_back(sent)
-        self.server.ack(PARCELS, sent.tag, False)
+        self.server.ack(PUBLISH_CHANNEL, sent.tag, False)
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (0, 0))
 
     def test_too_many(self) -> None:
@@ -407,13 +408,13 @@ class ReportTests(Base):
         self.assertEqual((self.courier.unconfirmed, self.courier.reports_dropped), (5, 2))
         self.connect()
         self.assertEqual([one.queue for one in self.taken()], ["answers"] * 4 + [RECORDS])
-        self.server.ack(PARCELS, 1)
-        self.server.nack(PARCELS, 2)
+        self.server.ack(PUBLISH_CHANNEL, 1)
+        self.server.nack(PUBLISH_CHANNEL, 2)
         self.courier.report(ask, "delivered")
         self.courier.report(ask, "delivered")
         self.courier.report(ask, "delivered")
         self.assertEqual((len(self.taken()), self.courier.reports_dropped), (2, 4), "one was refused")
-        self.server.ack(PARCELS, 0, True)
+        self.server.ack(PUBLISH_CHANNEL, 0, True)
         self.assertEqual(self.source.finished, [7])
         for _ in range(5):
             self.courier.report(ask, "delivered")
@@ -424,7 +425,7 @@ class ReportTests(Base):
         self.patch(courier, "REPORTS_WAITING", 1)
         self.courier.report(self.source.letter(7, reply_to=b"answers"), "delivered")
         for _ in range(2):
-            self.server.close_channel(PARCELS)
+            self.server.close_channel(PUBLISH_CHANNEL)
             self.courier.down()
             self.connect()
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 0))
@@ -432,12 +433,12 @@ class ReportTests(Base):
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 1))
 
     def looks(self, act: Callable[[], None]) -> int:
-        """How many lines of the courier's code run in this, which is what it costs."""
+        """Return how many lines of the courier and its publisher run in `act`: the cost of it."""
         count = 0
 
         def trace(frame: Any, event: str, _: Any) -> Any:
             nonlocal count
-            if frame.f_code.co_filename != courier.__file__:
+            if frame.f_code.co_filename not in (courier.__file__, publisher.__file__):
                 return None
             count += 1
             return trace
@@ -455,14 +456,14 @@ class ReportTests(Base):
 
         def confirms() -> None:
             for tag in range(1, 11):
-                self.courier.confirmed(tag, True)
+                self.courier._publisher.confirmed(tag, True)
 
         def returns() -> None:
             for one in sent[10:20] + records[:10]:
-                self.courier.returned("NO_ROUTE", one.queue, one.header, one.body)
+                self.courier._publisher.returned("NO_ROUTE", one.queue, one.header, one.body)
 
         costs: list[tuple[int, int]] = []
-        for many in (20, 1000):
+        for many in (30, 1000):
             for tag in range(many):
                 self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
             for tag in range(many):
@@ -490,7 +491,7 @@ class ForwardTests(Base):
         (one,) = self.taken()
         self.assertEqual((one.queue, one.body), (FORWARDS, b"body"))
         self.assertEqual(one.properties, {"headers": {"a": 1, "owsla_cc": ["x"], "owsla_expiration": "5"}})
-        self.server.ack(PARCELS, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_what_is_left_of_its_time(self) -> None:
@@ -553,7 +554,7 @@ class ForwardTests(Base):
         self.assertTrue(GRACE <= waited <= GRACE + 1, waited)
         self.assertEqual(records[0].headers["owsla_reason"], "unknown-connection")
         self.server.take()
-        self.server.ack(PARCELS, records[-1].tag, True)
+        self.server.ack(PUBLISH_CHANNEL, records[-1].tag, True)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
         # The next one for that node need not wait again.
         self.courier.forward(self.source.letter(8), ELSEWHERE)
@@ -568,13 +569,13 @@ class ForwardTests(Base):
             self.courier.forward(self.source.letter(7), ELSEWHERE)
             (one,) = self.taken()
             if back:
-                self.server.ack(PARCELS, one.tag)
+                self.server.ack(PUBLISH_CHANNEL, one.tag)
                 self.assertEqual(self.source.finished[-1:], [7])
             else:
                 self.server.give_back(one)
                 (record,) = self.taken()
                 self.assertEqual((record.queue, record.headers["owsla_reason"]), (RECORDS, "unknown-connection"))
-                self.server.ack(PARCELS, record.tag)
+                self.server.ack(PUBLISH_CHANNEL, record.tag)
         self.courier.forward(self.source.letter(8), ELSEWHERE)
         self.server.give_back(self.taken()[0])
         self.assertEqual(self.taken(), [], "it is waited for like any other")
@@ -595,7 +596,7 @@ class ForwardTests(Base):
         self.server.give_back(self.taken()[0])
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
         self.pass_time(1)
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
         self.pass_time(100)
         self.courier.forward(self.source.letter(8), ELSEWHERE)
@@ -615,9 +616,9 @@ class ForwardTests(Base):
         """A forward that is refused is tried again until the node's queue takes it."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)
         self.taken()
-        self.server.nack(PARCELS, 1)
+        self.server.nack(PUBLISH_CHANNEL, 1)
         self.pass_time(0.2)
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_a_channel_that_takes_nothing(self) -> None:
@@ -625,7 +626,7 @@ class ForwardTests(Base):
         self.courier.forward(self.source.letter(7), ELSEWHERE)
         tried = [self.refuse() for _ in range(13)]
         self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7, 12])
-        self.server.ack(PARCELS, self.taken()[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_returns_are_told_apart(self) -> None:
@@ -634,30 +635,30 @@ class ForwardTests(Base):
         self.courier.forward(self.source.letter(2, body=b"same", headers={"n": 2}), ELSEWHERE)
         _, two = self.taken()
         self.server.give_back(two, ack=False)
-        self.server.ack(PARCELS, 2, True)
+        self.server.ack(PUBLISH_CHANNEL, 2, True)
         self.assertEqual(self.source.finished, [1])
         self.pass_time(1)
         (again,) = self.taken()
         self.assertEqual(again.headers, {"n": 2})
 
 
-class AbsencesTests(BrokerTestCase):
+class AbsentNodesTests(BrokerTestCase):
     def test_grace(self) -> None:
         """A node counts as gone when it was away for so long, and anew once it was seen."""
-        absences = Absences(10)
-        self.assertEqual([absences.gone("a", now) for now in (0, 9.9, 10, 11)], [False, False, True, True])
-        absences.present("a")
-        self.assertFalse(absences.gone("a", 20))
-        self.assertFalse(absences.gone("b", 100))
-        absences.dead("c", 100)
-        self.assertTrue(absences.gone("c", 100))
+        absent = AbsentNodes(10)
+        self.assertEqual([absent.is_lost("a", now) for now in (0, 9.9, 10, 11)], [False, False, True, True])
+        absent.present("a")
+        self.assertFalse(absent.is_lost("a", 20))
+        self.assertFalse(absent.is_lost("b", 100))
+        absent.lost("c", 100)
+        self.assertTrue(absent.is_lost("c", 100))
 
     def test_memory(self) -> None:
         """Ids that somebody made up don't fill the memory."""
-        absences = Absences(10)
+        absent = AbsentNodes(10)
         for number in range(5000):
-            absences.gone(str(number), 0)
-        self.assertLessEqual(len(absences._since), 1000)
+            absent.is_lost(str(number), 0)
+        self.assertLessEqual(len(absent._since), 1000)
 
 
 class ReconnectTests(Base):
@@ -674,13 +675,13 @@ class ReconnectTests(Base):
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         self.taken()
-        self.server.ack(PARCELS, 2)
+        self.server.ack(PUBLISH_CHANNEL, 2)
         self.lose()
         self.courier.record(self.letters(4)[0], "late")
         self.connect()
         self.courier.record(self.letters(5)[0], "late")
         self.assertEqual(self.bodies(), [b"1", b"3", b"4", b"5"])
-        self.server.ack(PARCELS, 4, True)
+        self.server.ack(PUBLISH_CHANNEL, 4, True)
         self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
 
     def test_the_consumer_is_gone_too(self) -> None:
@@ -739,14 +740,14 @@ class ChannelErrorTests(Base):
                 return
             for one in published:
                 if one.body == self.poison and "n" in one.headers:
-                    self.server.close_channel(PARCELS, 406, "PRECONDITION_FAILED - user_id")
+                    self.server.close_channel(PUBLISH_CHANNEL, 406, "PRECONDITION_FAILED - user_id")
                     self.courier.down()
                     self.connections += 1
                     self.assertLess(self.connections, 10)
                     self.connect()
                     break
                 self.books.setdefault(one.body, []).append(one.headers)
-                self.server.ack(PARCELS, one.tag)
+                self.server.ack(PUBLISH_CHANNEL, one.tag)
 
     def test_the_culprit_is_recorded_alone(self) -> None:
         """The one that the broker does not like is found by sending them one at a time, and recorded with its body and its
@@ -768,7 +769,7 @@ class ChannelErrorTests(Base):
     def again(self, code: int, *, channel: bool = True) -> list[bytes]:
         """Close the channel, or the whole connection, with this code, and connect again. What is sent then."""
         if channel:
-            self.server.close_channel(PARCELS, code, "no")
+            self.server.close_channel(PUBLISH_CHANNEL, code, "no")
         else:
             self.server.send(0, "connection.close", reply_code=code, reply_text="no")
         self.courier.down()
@@ -834,7 +835,7 @@ class ChannelErrorTests(Base):
                     self.connect()
                     break
                 self.books.setdefault(one.body, []).append(one.headers)
-                self.server.ack(PARCELS, one.tag)
+                self.server.ack(PUBLISH_CHANNEL, one.tag)
         self.assertEqual(self.connections, 1 + courier.CRASHES)
         self.assertEqual(self.source.finished, [1, 3, 2])
         self.assertNotIn("n", self.books[b"2"][0])
@@ -851,12 +852,12 @@ class ChannelErrorTests(Base):
         self.courier.forward(self.letters(2)[0], ELSEWHERE)
         for _ in range(2):
             self.taken()
-            self.server.close_channel(PARCELS)
+            self.server.close_channel(PUBLISH_CHANNEL)
             self.courier.down()
             self.connect()
         (record,) = self.taken()
         self.assertEqual(record.queue, RECORDS)
-        self.server.nack(PARCELS, record.tag)
+        self.server.nack(PUBLISH_CHANNEL, record.tag)
         for _ in range(RefusalHistory.LAST):
             self.pass_time(10)
             self.refuse()
@@ -869,7 +870,7 @@ class ChannelErrorTests(Base):
         self.courier.forward(self.letters(2)[0], ELSEWHERE)
         for _ in range(2):
             self.taken()
-            self.server.close_channel(PARCELS)
+            self.server.close_channel(PUBLISH_CHANNEL)
             self.courier.down()
             self.connect()
         (record,) = self.taken()
@@ -883,14 +884,14 @@ class ChannelErrorTests(Base):
         for letter in self.letters(1, 2):
             self.courier.record(letter, "late")
         self.taken()
-        self.server.close_channel(PARCELS)
+        self.server.close_channel(PUBLISH_CHANNEL)
         self.courier.down()
         self.courier.record(self.letters(3)[0], "late")
         self.connect()
         self.courier.record(self.letters(4)[0], "late")
         first = self.taken()
         self.assertEqual([one.body for one in first], [b"1"], "one at a time")
-        self.server.ack(PARCELS, first[0].tag)
+        self.server.ack(PUBLISH_CHANNEL, first[0].tag)
         self.poison = b""
         self.serve()
         self.assertEqual(list(self.books), [b"2", b"3", b"4"])
@@ -901,7 +902,7 @@ class ChannelErrorTests(Base):
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         self.taken()
-        self.server.close_channel(PARCELS)
+        self.server.close_channel(PUBLISH_CHANNEL)
         self.courier.down()
         self.connect()
         self.assertEqual(self.bodies(), [b"1"])
@@ -918,7 +919,7 @@ class ChannelErrorTests(Base):
         for _ in range(6):
             if not self.taken():
                 break
-            self.server.close_channel(PARCELS, 406, "PRECONDITION_FAILED - no")
+            self.server.close_channel(PUBLISH_CHANNEL, 406, "PRECONDITION_FAILED - no")
             self.courier.down()
             self.connect()
         self.assertEqual((self.source.finished, self.courier.unconfirmed, self.courier.reports_dropped), ([2], 0, 1))
@@ -933,7 +934,7 @@ class ChannelErrorTests(Base):
         for letter in self.letters(1, 2):
             self.courier.record(letter, "late")
         self.taken()
-        self.server.close_channel(PARCELS)
+        self.server.close_channel(PUBLISH_CHANNEL)
         self.courier.down()
         self.source.open = False
         self.connect()

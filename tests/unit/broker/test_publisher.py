@@ -1,0 +1,160 @@
+"""Confirmed publishing: delivery tags, returns, refusals, and the next attempt."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.amqp import wire
+from owsla.amqp.wire import WireError
+from owsla.broker.publisher import Publisher, Retry
+from owsla.broker.refusals import RefusalHistory
+from owsla.broker.retry_delay import RetryDelay
+
+from .fakes import BrokerTestCase, Publish, Result, Server
+
+
+class Policy:
+    """A policy that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+
+    def messages_confirmed(self, accepted: list[str], unroutable: list[str]) -> None:
+        self.calls.append(("confirmed", (accepted, unroutable)))
+
+    def messages_refused(self, messages: list[str]) -> None:
+        self.calls.append(("refused", messages))
+
+    def channel_closed(self, reason: BaseException) -> None:
+        self.calls.append(("closed", str(reason)))
+
+    def retry_due(self, new_channel: bool) -> None:
+        self.calls.append(("retry", new_channel))
+
+
+class PublisherTests(BrokerTestCase):
+    def setUp(self) -> None:
+        self.server = Server(heartbeat=1000).ready()
+        self.policy = Policy()
+        self.publisher: Publisher[str] = Publisher(self.server.clock, 1, self.policy, longest_delay=10.0)
+        opened = Result(self.publisher.open(self.server.client))
+        self.server.settle()
+        self.assertTrue(opened.done)
+
+    def publish(self, *messages: str, queue: str = "queue") -> list[Publish]:
+        for message in messages:
+            properties = wire.encode_properties({"message_id": message})
+            self.publisher.publish(message, queue, properties, message.encode())
+        return self.server.take()
+
+    def test_published(self) -> None:
+        """Messages are mandatory, on a channel with confirms, and go to the queue through the default exchange."""
+        (one,) = self.publish("a")
+        self.assertEqual((one.queue, one.body, one.method["exchange"], one.method["mandatory"]), ("queue", b"a", "", True))
+        self.assertEqual(one.properties, {"message_id": "a"})
+        self.assertEqual(len(self.server.called("confirm.select")), 1)
+
+    def test_confirmed(self) -> None:
+        """A confirm is of one message, of all up to a tag, or with tag 0 of all; each message is answered once."""
+        self.publish(*"abcdef")
+        self.server.ack(1, 2)
+        self.server.ack(1, 3, True)
+        self.server.ack(1, 3, True)
+        self.server.ack(1, 2)
+        self.server.nack(1, 0, True)
+        self.assertEqual(
+            self.policy.calls, [("confirmed", (["b"], [])), ("confirmed", (["a", "c"], [])), ("refused", ["d", "e", "f"])]
+        )
+        self.assertEqual(len(self.publisher), 0)
+
+    def test_unknown_tags(self) -> None:
+        """A tag that was not published is an error of the broker, and changes nothing."""
+        self.publish("a")
+        for tag, multiple in ((2, False), (2, True), (7, False)):
+            with self.assertRaises(WireError):
+                self.publisher.confirmed(tag, multiple)
+            with self.assertRaises(WireError):
+                self.publisher.refused(tag, multiple)
+        self.assertEqual((self.policy.calls, len(self.publisher)), ([], 1))
+
+    def test_returned(self) -> None:
+        """The message that was returned is the one that is equal to the return, or else the oldest for the queue."""
+        _, b, c = self.publish("a", "b", "c")
+        self.publish("d", queue="other")
+        self.server.give_back(b, ack=False)
+        self.server.give_back(c._replace(body=b"d", header=wire.header_payload(1, b"\0\0")), ack=False)
+        self.server.ack(1, 0, True)
+        self.assertEqual(self.policy.calls, [("confirmed", (["c", "d"], ["a", "b"]))])
+
+    def test_returned_without_a_message(self) -> None:
+        """A return for a queue that nothing was published to is an error of the broker."""
+        (one,) = self.publish("a")
+        with self.assertRaises(WireError):
+            self.publisher.returned("NO_ROUTE", "other", one.header, one.body)
+
+    def test_withdrawn(self) -> None:
+        """Messages of a channel that is given up come back in order; its late answers are ignored, unknown tags are not."""
+        a, *_ = self.publish("a", "b")
+        self.assertEqual(self.publisher.withdraw(), ["a", "b"])
+        self.publisher.returned("NO_ROUTE", a.queue, a.header, a.body)
+        self.publisher.confirmed(2, True)
+        self.assertRaises(WireError, self.publisher.confirmed, 3, False)
+        self.assertRaises(RuntimeError, self.publisher.publish, "c", "queue", b"\0\0", b"")
+        self.server.close_channel(1)
+        self.assertEqual((self.policy.calls, len(self.publisher)), ([], 0))
+
+    def test_closed(self) -> None:
+        """The policy hears of the end of the channel, alone or with the connection."""
+        self.server.close_channel(1, 406, "PRECONDITION_FAILED - no")
+        self.assertEqual(self.policy.calls, [("closed", "PRECONDITION_FAILED - no (406)")])
+
+
+class RetryTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.due: list[bool] = []
+        self.retry = Retry(self.clock, self.due.append, RetryDelay(first=1.0, most=4.0, random=lambda: 1.0))
+
+    def test_one_at_a_time(self) -> None:
+        """An attempt is pending until it is done, and is scheduled once."""
+        self.retry.schedule()
+        self.retry.schedule()
+        self.clock.advance(1)
+        self.assertEqual((self.due, self.retry.pending), ([False], True))
+        self.retry.schedule()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.retry.done()
+        self.retry.schedule()
+        self.clock.advance(1.9)
+        self.assertEqual(len(self.due), 1)
+        self.clock.advance(0.1)
+        self.assertEqual(len(self.due), 2)
+
+    def test_a_new_channel(self) -> None:
+        """A request for a new channel holds for the attempt that is pending, and for no other."""
+        self.retry.schedule()
+        self.retry.schedule(new_channel=True)
+        self.clock.advance(1)
+        self.retry.done()
+        self.retry.schedule()
+        self.clock.advance(2)
+        self.assertEqual(self.due, [True, False])
+
+    def test_refused_again_and_again(self) -> None:
+        """A queue that accepted nothing on the channel is tried on others after some refusals."""
+        for _ in range(RefusalHistory.FIRST):
+            self.retry.refusals.refused("queue")
+            self.retry.schedule()
+            self.clock.advance(4)
+            self.retry.done()
+        self.assertEqual(self.due, [False] * (RefusalHistory.FIRST - 1) + [True])
+
+    def test_cancelled(self) -> None:
+        """A cancelled attempt leaves no timer."""
+        self.retry.schedule(new_channel=True)
+        self.retry.cancel()
+        self.assertEqual((self.retry.pending, self.clock.getDelayedCalls()), (False, []))
+        self.retry.schedule()
+        self.clock.advance(4)
+        self.assertEqual(self.due, [False])
