@@ -1,16 +1,21 @@
-"""Who is connected, as back ends are told: what is announced when, and what is announced again. Pure.
+"""Presence announcements: which connections back ends are told of, when, and when again. Pure.
+
+Theory of operation
+===================
 
     connected ──▶ pending ──next──▶ in flight ──confirmed──▶ done
                    ▲  ▲                 │
-       disconnected┘  └──refused, lost──┘
+       disconnected┘  └─refused, returned, lost┘
 
-There is at most one pending state for a connection, and one in flight: a newer one takes an older one's place, and waits for
-what is on its way. So `connected` precedes `disconnected`, and what is kept is bounded by the number of connections; except for
-those that came and went while nobody could be told, of which the last so many are kept.
+For each connection at most one announcement is pending and one is in flight. A newer announcement replaces the pending one, and
+waits behind the one in flight. So `connected` precedes `disconnected`, and memory is bounded by the number of connections. The
+exception are connections that came and went while nothing could be announced: the last `UNSEEN_LIMIT` of them are kept.
 
-While the queue is too long (`hold`) only what is *owed* is announced: the end of a connection, or a node, whose beginning back
-ends were told of. Everything else stays pending. So the queue grows by no more than the connections that are in it, nothing is
-lost, and a stop need not wait for a back end that does not come.
+- A *gap* is a time in which back ends may have missed a change: an announcement was replaced without a channel, was dropped,
+was returned, or was in flight when the channel ended. After a gap all open connections are announced again (`resync`).
+- While the queue is too long (`hold`) only *owed* announcements are published: the end of a connection or a node whose
+beginning back ends were told of. All others stay pending. So the queue grows by no more than the connections that are in it,
+nothing is lost, and a stop need not wait for a back end that does not consume.
 """
 
 from __future__ import annotations
@@ -25,37 +30,36 @@ from ..events._types import DeviceConnected, DeviceDisconnected, DeviceIdentifie
 Change: TypeAlias = Literal["connected", "disconnected", "node-lost"]
 
 WINDOW: Final = 500
-"""Announcements that are unconfirmed at most. RabbitMQ confirms persistent messages in batches of some hundreds."""
+"""Limit of unconfirmed announcements. RabbitMQ confirms persistent messages in batches of some hundreds."""
 
 UNSEEN_LIMIT: Final = 100_000
-"""Connections that came and went unannounced and are kept: some 100 MB, in an outage in which devices come and go."""
+"""Limit of connections that came and went unannounced: some 100 MB, in an outage in which devices come and go."""
 
 
 class Announcement:
-    """One message of presence."""
+    """One message on the queue of presence."""
 
-    __slots__ = ("change", "coalesced", "connected", "ended", "first", "key", "resync", "returned", "since", "time")
+    __slots__ = ("change", "coalesced", "connected", "ended", "first", "key", "resync", "since", "time")
 
     def __init__(self, key: str, change: Change, time: float, since: float) -> None:
         self.key = key
-        """The connection's id; a node's name, of one that is lost."""
+        """The connection id, or the name of a node that is lost."""
         self.change: Change = change
         self.time = time
-        """When it happened, in seconds since the epoch."""
+        """Time of the change, in seconds since the epoch."""
         self.since = since
-        """When the connection was made."""
+        """Time at which the connection was made, in seconds since the epoch."""
         self.connected: DeviceConnected | None = None
         self.ended: DeviceDisconnected | None = None
         self.resync = False
-        """Whether this repeats what was announced before, or may have been."""
+        """Whether the same may have been announced before."""
         self.coalesced = False
-        """Whether the back end never heard that it connected."""
+        """Whether back ends were never told that the connection was made."""
         self.first = False
         """Whether this is the first announcement of the connection."""
-        self.returned = False
 
     def headers(self) -> dict[str, Any]:
-        """The message's headers, as the contract says."""
+        """Return the headers of the message, as `docs/contract.md` specifies them."""
         headers: dict[str, Any] = {"event": self.change, "node": self.node}
         if self.change == "node-lost":
             return headers
@@ -68,7 +72,7 @@ class Announcement:
         return headers
 
     def body(self, node: str) -> dict[str, Any]:
-        """The message's body, to be written as JSON. `node` is who says so."""
+        """Return the body of the message, to be written as JSON. `node` is the node that announces it."""
         if self.change == "node-lost":
             return {"event": self.change, "node": self.key, "time": utc(self.time), "reported_by": node}
         connected, ended = self.connected, self.ended
@@ -94,7 +98,7 @@ class Announcement:
 
     @property
     def node(self) -> str:
-        """The node that it is about. A connection keeps its node's name in its id, should the node take another."""
+        """Name of the node that it is about. A connection id keeps it when the node takes another name."""
         return self.key[:8]
 
     @property
@@ -113,17 +117,14 @@ class _Live:
         self.event = event
         self.since = since
         self.known = False
-        """Whether it was announced; at least, whether it may have been."""
+        """Whether it may have been announced."""
 
 
-class UnknownTag(ValueError):
-    """The broker confirmed what was not published."""
+class AnnouncementQueue:
+    """The announcements of one node: pending, in flight, and held.
 
-
-class Presence:
-    """What is to be announced of one node's connections.
-
-    A channel's life is between `begin` and `lost`; in it, `next` is what to publish next, under the tags 1, 2, 3 …
+    There is a channel between `begin` and `lost`. Meanwhile `next` returns the announcement to publish, and `confirmed`,
+    `returned` or `refused` takes the answer of the broker.
     """
 
     def __init__(self, window: int = WINDOW, unseen_limit: int = UNSEEN_LIMIT) -> None:
@@ -131,26 +132,23 @@ class Presence:
         self._unseen_limit = unseen_limit
         self._live: dict[str, _Live] = {}
         self._pending: dict[str, Announcement] = {}
-        self._behind: dict[str, Announcement] = {}  # what waits for the one in flight of the same key
-        self._sent: dict[int, Announcement] = {}
-        self._busy: dict[str, Announcement] = {}
-        self._unseen: dict[str, None] = {}  # of the pending ones: came and went unannounced, the oldest first
-        self._owed: dict[str, None] = {}  # of the pending ones: the end of what was announced, or may have been
-        self._next_tag = 1
+        self._behind: dict[str, Announcement] = {}  # each waits for the one in flight of the same key
+        self._in_flight: dict[str, Announcement] = {}  # in the order in which they were published
+        self._unseen: dict[str, None] = {}  # pending: connections that came and went unannounced, oldest first
+        self._owed: dict[str, None] = {}  # pending: the end of a connection or node that may have been announced
         self._open = False
         self._gap = False
         self.held = False
-        """Whether only what is owed is announced."""
+        """Whether only owed announcements are published."""
         self.forgotten = 0
-        """Connections that came and went while nobody could be told, and of which nobody will be, unless it was in vain that an
-        announcement of one seemed lost."""
+        """Number of short-lived connections dropped from the backlog: back ends never hear of them."""
         self.resyncs = 0
-        """How often all connections were announced again."""
+        """Number of times that all connections were announced again."""
 
-    # -- what happens ----------------------------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------------------------------
 
     def connected(self, event: DeviceConnected, time: float) -> None:
-        """A device connected."""
+        """Add a connection that was made."""
         key = event.connection_id
         self._live[key] = _Live(event, time)
         announcement = Announcement(key, "connected", time, time)
@@ -159,7 +157,7 @@ class Presence:
         self._offer(announcement)
 
     def identified(self, event: DeviceIdentified) -> None:
-        """A device said who it is after it connected: announce it with that, and again if it was announced without."""
+        """Add the device id of a connection. Announce the connection again if it was announced without one."""
         key = event.connection_id
         live = self._live.get(key)
         if live is None or live.event.device_id == event.device_id:
@@ -172,24 +170,22 @@ class Presence:
             self._offer(self._repetition(key, live))
 
     def disconnected(self, event: DeviceDisconnected, time: float) -> None:
-        """A device's connection is gone. One that was never announced here is announced all the same."""
+        """Add the end of a connection, also of one that was never announced here."""
         live = self._live.pop(event.connection_id, None)
         announcement = Announcement(event.connection_id, "disconnected", time, time - event.seconds)
         announcement.ended = event
         self._gone(announcement, live)
 
     def node_lost(self, node: str, time: float) -> None:
-        """Another node is gone, and its connections with it."""
+        """Add the loss of another node, and of its connections with it."""
         self._offer(Announcement(node, "node-lost", time, time))
 
     def pending(self, key: str) -> bool:
-        """Whether something is to be announced of this connection, or node, that has not arrived."""
-        return key in self._pending or key in self._busy
+        """Return whether an announcement of this connection, or node, has not arrived yet."""
+        return key in self._pending or key in self._in_flight
 
     def missed(self, live: Iterable[DeviceConnected], time: float) -> None:
-        """Nobody was told of events for a while. `live` are the connections that are open now: announce what that changes,
-        and all of them again.
-        """
+        """Compare with the open connections, after events were missed. Announce the differences, and all open ones again."""
         now = {event.connection_id: event for event in live}
         for key in [key for key in self._live if key not in now]:
             gone = self._live.pop(key)
@@ -205,7 +201,7 @@ class Presence:
         """Announce all open connections again, now or when there is a channel."""
         self.resyncs += 1
         for key, live in self._live.items():
-            if key in self._pending or key in self._busy:
+            if key in self._pending or key in self._in_flight:
                 continue  # it is about to be announced
             self._pending[key] = self._repetition(key, live)
 
@@ -224,7 +220,7 @@ class Presence:
 
     def _offer(self, announcement: Announcement) -> None:
         key = announcement.key
-        if key in self._busy:
+        if key in self._in_flight:
             self._behind[key] = announcement
             return
         replaced = self._pending.pop(key, None)
@@ -247,16 +243,15 @@ class Presence:
     # -- the channel -----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """There is a channel, with its confirms on. After a gap all connections are announced again."""
-        self._next_tag = 1
+        """Begin with a new channel. After a gap all connections are announced again."""
         self._open = True
         if self._gap:
             self._gap = False
             self.resync()
 
     def next(self) -> Announcement | None:
-        """What is to be published now, as the channel's next message; `None` for nothing, or nothing more for now."""
-        if not self._open or len(self._sent) >= self._window:
+        """Return the announcement to publish next, or `None` if there is none, or no room in the window."""
+        if not self._open or len(self._in_flight) >= self._window:
             return None
         key = next(iter(self._owed if self.held else self._pending), None)
         if key is None:
@@ -264,53 +259,39 @@ class Presence:
         announcement = self._pending.pop(key)
         self._unseen.pop(key, None)
         self._owed.pop(key, None)
-        announcement.returned = False
-        self._sent[self._next_tag] = self._busy[key] = announcement
-        self._next_tag += 1
+        self._in_flight[key] = announcement
         live = self._live.get(key)
         if live is not None:
             live.known = True
         return announcement
 
     def hold(self, held: bool) -> None:
-        """Announce only what is owed from now on, or everything again."""
+        """Publish only owed announcements from now on, or all of them again."""
         self.held = held
         if not held and self._gap and self._open:
             self._gap = False
             self.resync()
 
-    def returned(self, key: str) -> None:
-        """The broker had nowhere to put the announcement of this key that is in flight."""
-        announcement = self._busy.get(key)
-        if announcement is not None:
-            announcement.returned = True
+    def confirmed(self, announcement: Announcement) -> None:
+        """Take one out of flight that has arrived: the one that waits behind it is next."""
+        del self._in_flight[announcement.key]
+        self._advance(announcement.key)
 
-    def confirmed(self, tag: int, multiple: bool) -> bool:
-        """The broker has these. Whether it has: `False` if one of them was returned, and the queue is gone.
+    def returned(self, announcement: Announcement) -> None:
+        """Make one pending again that had no queue: all that was in the queue is gone with it."""
+        self._gap = True
+        self.refused(announcement)
 
-        `UnknownTag`; nothing changes then.
-        """
-        kept = True
-        for announcement in self._take(tag, multiple):
-            if announcement.returned:
-                kept = False
-                self._gap = True
-                self._back(announcement)
-            else:
-                self._advance(announcement.key)
-        return kept
-
-    def refused(self, tag: int, multiple: bool) -> None:
-        """The broker does not take these: they are pending again. `UnknownTag`; nothing changes then."""
-        for announcement in self._take(tag, multiple):
-            self._back(announcement)
+    def refused(self, announcement: Announcement) -> None:
+        """Make one pending again that the queue refused."""
+        del self._in_flight[announcement.key]
+        self._back(announcement)
 
     def lost(self) -> None:
-        """The channel is gone. What was in flight may have arrived, or not: it is pending again."""
+        """Make all in flight pending again, at the end of the channel: each may have arrived or not."""
         self._open = False
-        sent, self._sent = list(self._sent.values()), {}
-        self._busy.clear()
-        for announcement in sent:
+        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        for announcement in in_flight:
             self._gap = True
             newer = self._behind.pop(announcement.key, None)
             if newer is None:
@@ -319,26 +300,13 @@ class Presence:
                 announcement.first = False
             self._offer(newer or announcement)
 
-    def _take(self, tag: int, multiple: bool) -> list[Announcement]:
-        if multiple:
-            tags = [sent for sent in self._sent if not tag or sent <= tag]
-        else:
-            tags = [tag]
-        if tag >= self._next_tag or (not multiple and tag not in self._sent):
-            raise UnknownTag(f"delivery tag {tag} is none of those in flight")
-        taken = [self._sent.pop(tag) for tag in tags]
-        for announcement in taken:
-            del self._busy[announcement.key]
-        return taken
-
     def _advance(self, key: str) -> None:
-        """What was in flight has arrived: it is the turn of what waits behind it."""
         newer = self._behind.pop(key, None)
         if newer is not None:
             self._offer(newer)
 
     def _back(self, announcement: Announcement) -> None:
-        """It has certainly not arrived."""
+        """Make one pending again that has certainly not arrived."""
         key = announcement.key
         newer = self._behind.pop(key, None)
         live = self._live.get(key)
@@ -352,19 +320,19 @@ class Presence:
             newer.coalesced = newer.coalesced or announcement.first
         self._offer(newer)
 
-    # -- how much there is -----------------------------------------------------------------------------------------------
+    # -- sizes ----------------------------------------------------------------------------------------------------------
 
     @property
     def unconfirmed(self) -> int:
-        """Announcements that have not arrived, without those that are held."""
-        return len(self._owed if self.held else self._pending) + len(self._behind) + len(self._sent)
+        """Number of announcements that have not arrived, without those that are held."""
+        return len(self._owed if self.held else self._pending) + len(self._behind) + len(self._in_flight)
 
     @property
     def in_flight(self) -> int:
-        """Those of them that are published."""
-        return len(self._sent)
+        """Number of announcements that are published and unconfirmed."""
+        return len(self._in_flight)
 
     @property
     def live(self) -> int:
-        """Open connections."""
+        """Number of open connections."""
         return len(self._live)

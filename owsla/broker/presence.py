@@ -1,9 +1,9 @@
 """Presence for back ends, on the queue `connection_events`: `--events amqp`.
 
-This is a role for a connection to the broker of its own, rather than a client of the courier's: a node under a stampede has
-thousands of announcements to make, and what the courier brings must not wait behind them; its queue is first in, first out, and
-has no place for a state that a newer one replaces; and a queue of presence that cannot be used (no permission, say) is an
-inconvenience, which must not close the channel that undeliverable messages are recorded on. It costs a connection a node.
+This is a role with a connection of its own, rather than a client of the courier. A node under a stampede has thousands of
+announcements to publish, and messages of the courier must not wait behind them. The courier publishes in order of arrival, and
+has no place for an announcement that a newer one replaces. And a queue of presence that cannot be used (no permission, say)
+must not close the channel that undeliverable messages are recorded on. The price is one more connection for each node.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.error import ConnectionDone
@@ -20,42 +20,39 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp import wire
-from ..amqp.methods import encode_method
-from ..amqp.wire import WireError
-from ..events._manager import Fail
-from ..events._types import BrokerWarning, DeviceConnected, DeviceDisconnected, DeviceIdentified, Event
+from ..events import BrokerWarning, DeviceConnected, DeviceDisconnected, DeviceIdentified, Event
 from ..interfaces import Clock, DelayedCall
 from . import queues as topology
-from .announcements import Announcement, Presence, UnknownTag
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .announcements import Announcement, AnnouncementQueue
+from .client import BrokerError, BrokerProtocol, as_failure
 from .packing import APP_ID
+from .publisher import Publisher
 from .queue_state import QueueState, inspect_queue
-from .refusals import RefusalHistory
-from .retry_delay import RetryDelay
 
 QUEUE: Final = "connection_events"
 
-PRESENCE: Final = 1
-SCRATCH: Final = 2
-LOOKING: Final = 3
+PUBLISH_CHANNEL: Final = 1
+DECLARE_CHANNEL: Final = 2
+INSPECT_CHANNEL: Final = 3
 
-LOOK: Final = 30.0
-"""Seconds between two looks at the queue's length, if something was announced meanwhile. A thousand devices a second that come
-and go are 60,000 messages until then."""
+INSPECT_INTERVAL: Final = 30.0
+"""Seconds between two inspections of the length of the queue, if something was announced meanwhile. A thousand devices a second
+that connect and disconnect are 60,000 messages until then."""
 
 LONG: Final = 100_000
-"""Messages in the queue past which announcements are held: some 60 MB on the broker's disk. A queue that nobody consumes would
-grow until the disk alarm stops all devices. There is no `x-max-length` against that, since back ends declare the queue without
-arguments; and what `drop-head` drops may be the last that was said of a connection."""
+"""Messages in the queue past which announcements are held: some 60 MB on the disk of the broker. A queue that nobody consumes
+would grow until the disk alarm stops all devices. Owsla sets no `x-max-length`, since back ends declare the queue without
+arguments; and `drop-head` may drop the last announcement of a connection."""
 
 SHORT: Final = LONG // 2
-"""Messages in the queue below which they are announced again."""
+"""Messages in the queue below which held announcements are published."""
 
 
-class PresenceRole(BaseHandler):
-    """Announces who connects and disconnects. An event handler on one side, a `Role` of a `BrokerConnection` on the other.
+class PresenceRole:
+    """The role that announces which devices are connected: also an event handler.
 
-    It outlives its restarts as a handler: then it compares what it knows with what is connected, and announces all again.
+    A handler that is started again after events were missed compares its state with the open connections, and announces all of
+    them again.
     """
 
     name = "presence"
@@ -71,10 +68,10 @@ class PresenceRole(BaseHandler):
         live: Callable[[], Iterable[DeviceConnected]],
         queue: str = QUEUE,
         now: Callable[[], float] = time.time,
-        presence: Presence | None = None,
+        announcements: AnnouncementQueue | None = None,
     ) -> None:
-        """`node()` is this node's name. `live()` are the connections that are open now, as they would have been told of.
-        `now()` is since the epoch.
+        """`node()` returns the name of this node, `live()` an event for each open connection, and `now()` the time since the
+        epoch.
         """
         self._clock = clock
         self._emit = emit
@@ -82,101 +79,97 @@ class PresenceRole(BaseHandler):
         self._live = live
         self._queue = topology.Queue(queue)
         self._now = now
-        self._presence = presence or Presence()
-        self._method = wire.frame(
-            wire.FRAME_METHOD, PRESENCE, encode_method("basic.publish", routing_key=queue.encode(), mandatory=True)
-        )
+        self._announcements = announcements or AnnouncementQueue()
+        self._publisher: Publisher[Announcement] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=30.0)
         self._client: BrokerProtocol | None = None
         self._ready = False  # the channel takes announcements
-        self._refusals = RefusalHistory()
-        self._pump_call: DelayedCall | None = None
-        self._retry_call: DelayedCall | None = None
-        self._look_call: DelayedCall | None = None
-        self._unlooked = False  # something was announced since the last look
-        self._retry_wait = RetryDelay(first=0.2, most=30.0)
+        self._publish_call: DelayedCall | None = None
+        self._inspect_call: DelayedCall | None = None
+        self._published = False  # something was published since the last inspection
         self._warned: str | None = None
         self._was_up = False
         self._missed = False
-        self._fail: Fail | None = None
+        self._fail: Callable[[Failure], object] | None = None
 
     @property
     def unconfirmed(self) -> int:
-        """Announcements that have not arrived yet: what a stop waits for, within its bound."""
-        return self._presence.unconfirmed
+        """Number of announcements that have not arrived yet. A stop waits for them, within its limit."""
+        return self._announcements.unconfirmed
 
     @property
     def held(self) -> bool:
-        """Whether announcements wait until the queue is shorter."""
-        return self._presence.held
+        """Return whether announcements wait until the queue is shorter."""
+        return self._announcements.held
 
     @property
     def forgotten(self) -> int:
-        """Connections that came and went in an outage, and that were too many to be kept."""
-        return self._presence.forgotten
+        """Number of short-lived connections dropped from the backlog: back ends never hear of them."""
+        return self._announcements.forgotten
 
     # -- as an event handler ---------------------------------------------------------------------------------------------
 
-    def start(self, fail: Fail) -> None:
+    def start(self, fail: Callable[[Failure], object]) -> None:
         self._fail = fail
         if self._missed:
             self._missed = False
-            self._presence.missed(self._live(), self._now())
-            self._soon()
+            self._announcements.missed(self._live(), self._now())
+            self._publish_soon()
 
     def stop(self) -> None:
-        """From here on events are missed. What is pending is still announced, as long as there is a connection."""
+        """Miss events from here on. Pending announcements are still published, as long as there is a connection."""
         self._missed = True
         self._fail = None
 
     def handle(self, event: Event, node: str, when: float) -> None:
         if isinstance(event, DeviceConnected):
-            self._presence.connected(event, when)
+            self._announcements.connected(event, when)
         elif isinstance(event, DeviceDisconnected):
-            self._presence.disconnected(event, when)
+            self._announcements.disconnected(event, when)
         elif isinstance(event, DeviceIdentified):
-            self._presence.identified(event)
+            self._announcements.identified(event)
         else:
             return
-        self._soon()
+        self._publish_soon()
 
     def node_lost(self, node: str) -> None:
-        """Announce that another node is gone: whoever empties its queue says so, too."""
-        self._presence.node_lost(node, self._now())
-        self._soon()
+        """Announce that another node is lost. Each node that empties its queue does so, too."""
+        self._announcements.node_lost(node, self._now())
+        self._publish_soon()
 
-    def told(self, node: str) -> bool:
-        """Whether the broker has all that is to be announced of this node."""
-        return not self._presence.pending(node)
+    def has_announced(self, node: str) -> bool:
+        """Return whether the broker has confirmed all announcements about this node."""
+        return not self._announcements.pending(node)
 
     def resync(self) -> None:
-        """Announce all connections again: others may have said meanwhile that this node is lost."""
-        self._presence.resync()
-        self._soon()
+        """Announce all connections again, since another node may have announced this one as lost."""
+        self._announcements.resync()
+        self._publish_soon()
 
     # -- publishing ------------------------------------------------------------------------------------------------------
 
-    def _soon(self) -> None:
-        """Publish at the end of this turn: a stampede is one look at what is pending."""
-        if self._ready and self._pump_call is None and self._retry_call is None:
-            self._pump_call = self._clock.callLater(0, self._pump)
+    def _publish_soon(self) -> None:
+        """Publish at the end of the turn of the event loop: once for all devices of a stampede."""
+        if self._ready and self._publish_call is None and not self._publisher.retry.pending:
+            self._publish_call = self._clock.callLater(0, self._publish)
 
-    def _pump(self) -> None:
-        self._pump_call = None
+    def _publish(self) -> None:
+        self._publish_call = None
         try:
-            client = self._client
-            while self._ready and client is not None:
-                announcement = self._presence.next()
+            while self._ready:
+                announcement = self._announcements.next()
                 if announcement is None:
                     return
-                client.write(self._packed(announcement, client.frame_max))
-                self._unlooked = True
+                properties, body = self._encode(announcement)
+                self._publisher.publish(announcement, self._queue.name, properties, body)
+                self._published = True
         except Exception:
-            self._broken(Failure())
+            self._failed(Failure())
 
-    def _packed(self, announcement: Announcement, frame_max: int) -> bytes:
+    def _encode(self, announcement: Announcement) -> tuple[bytes, bytes]:
+        """Return the properties and the body of an announcement."""
         body = json.dumps(announcement.body(self._node())).encode()
         headers = {
-            name: _sendable(value) if isinstance(value, str) else value
+            name: _encodable(value) if isinstance(value, str) else value
             for name, value in announcement.headers().items()
         }
         properties = {
@@ -187,73 +180,69 @@ class PresenceRole(BaseHandler):
             "app_id": APP_ID,
         }
         if announcement.change == "node-lost":
-            properties["message_id"] = announcement.key  # it may be told more than once, by several
-        header = wire.header_payload(len(body), wire.encode_properties(properties))
-        return self._method + wire.content_frames(PRESENCE, header, body, frame_max)
+            properties["message_id"] = announcement.key  # several nodes may announce the same, and one node twice
+        return wire.encode_properties(properties), body
 
-    def _broken(self, failure: Failure) -> None:
-        """A defect of ours: begin again with a new channel, and say so."""
+    def _failed(self, failure: Failure) -> None:
+        """Report a defect of this program, and begin again with a new channel."""
         if self._client is not None:
-            self._client.abort(ConnectionDone("announcing presence failed"))  # not by a fault of the connection's
+            self._client.abort(ConnectionDone("announcing presence failed"))  # the connection is not at fault
         if self._fail is not None:
             self._fail(failure)
         else:
             self._log.failure("Announcing presence failed", failure)
 
-    # -- as a role -------------------------------------------------------------------------------------------------------
+    # -- the connection --------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerProtocol) -> None:
         self._client = client
         await self._set_up(client)
 
     async def _set_up(self, client: BrokerProtocol) -> None:
-        """Declare the queue and open the channel. What the broker refuses is tried again: devices do not wait for presence."""
+        """Declare the queue and open the channel. Try again what the broker refuses: devices do not wait for presence."""
         try:
-            if self._was_up and await inspect_queue(client, LOOKING, self._queue.name) is None:
-                self._presence.resync()  # it is gone with all that was in it
-            await topology.declare(client, SCRATCH, self._queue, self._warn)
-            channel = await client.open_channel(PRESENCE, self)
-            self._refusals.channel_opened()
-            await channel.confirm_select()
-            found = await inspect_queue(client, LOOKING, self._queue.name)
+            if self._was_up and await inspect_queue(client, INSPECT_CHANNEL, self._queue.name) is None:
+                self._announcements.resync()  # the queue was deleted, with all announcements in it
+            await topology.declare(client, DECLARE_CHANNEL, self._queue, self._warn)
+            await self._publisher.open(client)
+            found = await inspect_queue(client, INSPECT_CHANNEL, self._queue.name)
         except (BrokerError, Closed) as error:
             reason = as_failure(error).value
             if client is not self._client or not isinstance(reason, BrokerError) or reason.scope != "channel":
                 raise
             self._warn(f"presence cannot be announced on {self._queue.name}: {reason}; trying again")
-            self._again_later(self._reset)
+            self._publisher.retry.schedule(new_channel=True)
             return
         if client is self._client:
             self._ready = self._was_up = True
-            self._measured(found)
-            self._presence.begin()
-            self._soon()
-            if self._look_call is None:
-                self._look_call = self._clock.callLater(LOOK, self._look)
+            self._hold_or_publish(found)
+            self._announcements.begin()
+            self._publish_soon()
+            if self._inspect_call is None:
+                self._inspect_call = self._clock.callLater(INSPECT_INTERVAL, self._inspect)
 
-    def _look(self) -> None:
-        """Look at the queue's length now and then."""
-        self._look_call = self._clock.callLater(LOOK, self._look)
+    def _inspect(self) -> None:
+        self._inspect_call = self._clock.callLater(INSPECT_INTERVAL, self._inspect)
         client = self._client
-        if client is not None and self._ready and (self._unlooked or self._presence.held):
-            self._unlooked = False
-            client.run(self._look_at(client))
+        if client is not None and self._ready and (self._published or self._announcements.held):
+            self._published = False
+            client.run(self._inspect_queue(client))
 
-    async def _look_at(self, client: BrokerProtocol) -> None:
+    async def _inspect_queue(self, client: BrokerProtocol) -> None:
         try:
-            found = await inspect_queue(client, LOOKING, self._queue.name)
+            found = await inspect_queue(client, INSPECT_CHANNEL, self._queue.name)
         except (BrokerError, Closed):
-            return  # publishing runs into the same trouble, and says so
+            return  # publishing meets the same error, and reports it
         if client is self._client and self._ready:
-            self._measured(found)
-            self._soon()
+            self._hold_or_publish(found)
+            self._publish_soon()
 
-    def _measured(self, found: QueueState | None) -> None:
+    def _hold_or_publish(self, found: QueueState | None) -> None:
         """Hold announcements while the queue is too long."""
         messages = 0 if found is None else found.messages
-        held = self._presence.held
+        held = self._announcements.held
         if found is not None and messages >= LONG and not held:
-            self._presence.hold(True)
+            self._announcements.hold(True)
             consumers = f"{found.consumers} consumers" if found.consumers else "no consumer"
             self._emit(
                 BrokerWarning(
@@ -262,7 +251,7 @@ class PresenceRole(BaseHandler):
                 )
             )
         elif messages < SHORT and held:
-            self._presence.hold(False)
+            self._announcements.hold(False)
             self._log.info("The queue {queue} is short again: devices are announced", queue=self._queue.name)
 
     def _warn(self, text: str) -> None:
@@ -272,93 +261,73 @@ class PresenceRole(BaseHandler):
 
     def down(self) -> None:
         self._client = None
-        self._ready = False
-        for call in (self._pump_call, self._retry_call, self._look_call):
+        for call in (self._publish_call, self._inspect_call):
             if call is not None and call.active():
                 call.cancel()
-        self._pump_call = self._retry_call = self._look_call = None
-        self._presence.lost()
+        self._publish_call = self._inspect_call = None
+        self._give_up_channel()
+
+    def _give_up_channel(self) -> None:
+        self._ready = False
+        self._publisher.withdraw()
+        self._announcements.lost()
 
     def blocked(self, reason: str) -> None:
-        """Nothing to do: at most a window of announcements waits in the socket, and is confirmed late."""
+        """Do nothing: at most a window of announcements waits in the socket, and is confirmed late."""
 
     def unblocked(self) -> None: ...
 
-    # -- the channel -----------------------------------------------------------------------------------------------------
+    # -- answers of the broker -------------------------------------------------------------------------------------------
 
-    def confirmed(self, tag: int, multiple: bool) -> None:
-        try:
-            kept = self._presence.confirmed(tag, multiple)
-        except UnknownTag as error:
-            raise WireError(str(error)) from None
-        if kept:
-            self._refusals.accepted(self._queue.name)
-            self._retry_wait.reset()
-            self._warned = None
-            self._soon()
-        elif self._retry_call is None:
+    def messages_confirmed(self, accepted: list[Announcement], unroutable: list[Announcement]) -> None:
+        for announcement in accepted:
+            self._announcements.confirmed(announcement)
+        for announcement in unroutable:
+            self._announcements.returned(announcement)
+        if unroutable:
             self._ready = False
             self._warn(f"the queue {self._queue.name} is gone; declaring it again")
-            self._again_later(self._reset)
+            self._publisher.retry.schedule(new_channel=True)
+        else:
+            self._publisher.retry.refusals.accepted(self._queue.name)
+            self._publisher.retry.reset_delay()
+            self._warned = None
+            self._publish_soon()
 
-    def refused(self, tag: int, multiple: bool) -> None:
-        try:
-            self._presence.refused(tag, multiple)
-        except UnknownTag as error:
-            raise WireError(str(error)) from None
+    def messages_refused(self, messages: list[Announcement]) -> None:
+        for announcement in messages:
+            self._announcements.refused(announcement)
         self._warn(f"the queue {self._queue.name} refuses presence; trying again")
-        self._refusals.refused(self._queue.name)
-        if self._retry_call is None:
-            self._again_later(self._go_on)
+        self._publisher.retry.refusals.refused(self._queue.name)
+        self._publisher.retry.schedule()
 
-    def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        # A return carries no tag; but of each connection at most one is in flight.
-        headers = wire.decode_properties(header, 12).get("headers", {})
-        key = headers.get("connection_id", headers.get("node"))
-        if not isinstance(key, str):
-            raise WireError("a returned message is none of ours")
-        self._presence.returned(key)
-
-    def closed(self, reason: Failure) -> None:
+    def channel_closed(self, reason: BaseException) -> None:
         client = self._client
         if client is None or client.closed or not self._ready:
             return
-        self._ready = False
-        self._presence.lost()
-        self._warn(f"presence cannot be announced on {self._queue.name}: {reason.value}; trying again")
-        if self._retry_call is not None and self._retry_call.active():
-            self._retry_call.cancel()
-        self._retry_call = None
-        self._again_later(self._reset)
+        self._give_up_channel()
+        self._warn(f"presence cannot be announced on {self._queue.name}: {reason}; trying again")
+        self._publisher.retry.schedule(new_channel=True)
 
-    def _again_later(self, retry: Callable[[], Any]) -> None:
-        self._retry_call = self._clock.callLater(self._retry_wait.next(), retry)
-
-    def _go_on(self) -> None:
-        self._retry_call = None
-        if self._refusals.needs_new_channel():
-            self._reset()
-        else:
-            self._soon()
-
-    def _reset(self) -> None:
-        """Begin again with a new channel on the same connection."""
-        self._retry_call = None
-        self._ready = False
+    def retry_due(self, new_channel: bool) -> None:
+        self._publisher.retry.done()
         client = self._client
-        if client is not None:
-            self._presence.lost()
-            ensureDeferred(self._set_up_again(client)).addErrback(self._broken)
+        if not new_channel:
+            self._publish_soon()
+        elif client is not None:
+            self._give_up_channel()
+            ensureDeferred(self._set_up_again(client)).addErrback(self._failed)
 
     async def _set_up_again(self, client: BrokerProtocol) -> None:
+        """Begin again with a new channel on the same connection."""
         try:
-            await client.end_channel(PRESENCE)
+            await client.end_channel(PUBLISH_CHANNEL)
             await self._set_up(client)
         except (BrokerError, Closed) as error:
             if client is self._client and not client.closed:
                 client.abort(as_failure(error).value or error)
 
 
-def _sendable(text: str) -> str:
-    """Without halves of surrogate pairs, which have no UTF-8. A certificate's name may have them."""
+def _encodable(text: str) -> str:
+    """Return text with halves of surrogate pairs replaced: they have no UTF-8, and the name in a certificate may have them."""
     return text.encode("utf-8", "replace").decode()

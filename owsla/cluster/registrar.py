@@ -82,7 +82,7 @@ class Announcer(Protocol):
     def node_lost(self, node: str) -> None:
         """Tell back ends that a node is lost."""
 
-    def told(self, node: str) -> bool:
+    def has_announced(self, node: str) -> bool:
         """Whether the broker has that."""
 
 
@@ -572,7 +572,7 @@ class Registrar(BaseHandler):
     def _tell(self) -> None:
         """Strike those who are buried, and of whom back ends were told."""
         for node in list(self._telling):
-            if self._presence is None or self._presence.told(node):
+            if self._presence is None or self._presence.has_announced(node):
                 self._telling.remove(node)
                 self._done(self._members.buried(node))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.announcements import Announcement, Presence, UnknownTag
+from owsla.broker.announcements import Announcement, AnnouncementQueue
 from owsla.events import DeviceIdentified
 
 from ..events.doubles import connected, disconnected
@@ -20,9 +20,41 @@ def told(announcements: list[Announcement]) -> list[str]:
     return [marks[one.change] + one.key + ("*" if one.resync else "") + ("~" if one.coalesced else "") for one in announcements]
 
 
+class Tagged(AnnouncementQueue):
+    """An announcement queue whose announcements are answered by delivery tag, as a publisher does it."""
+
+    def begin(self) -> None:
+        self.tag = 0
+        self.published: dict[int, Announcement] = {}
+        super().begin()
+
+    def next(self) -> Announcement | None:
+        announcement = super().next()
+        if announcement is not None:
+            self.tag += 1
+            self.published[self.tag] = announcement
+        return announcement
+
+    def take(self, tag: int, multiple: bool) -> list[Announcement]:
+        tags = [one for one in self.published if one == tag or (multiple and (one < tag or not tag))]
+        return [self.published.pop(one) for one in tags]
+
+    def ack(self, tag: int, multiple: bool) -> None:
+        for announcement in self.take(tag, multiple):
+            self.confirmed(announcement)
+
+    def nack(self, tag: int, multiple: bool) -> None:
+        for announcement in self.take(tag, multiple):
+            self.refused(announcement)
+
+    def give_back(self, tag: int, multiple: bool) -> None:
+        for announcement in self.take(tag, multiple):
+            self.returned(announcement)
+
+
 class PresenceTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.presence = Presence(window=3, unseen_limit=2)
+        self.presence = Tagged(window=3, unseen_limit=2)
 
     def sent(self) -> list[str]:
         announcements = []
@@ -51,7 +83,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come(*"abcde")
         self.assertEqual(self.sent(), ["+a", "+b", "+c"])
-        self.presence.confirmed(2, True)
+        self.presence.ack(2, True)
         self.assertEqual(self.sent(), ["+d", "+e"])
 
     def test_held(self) -> None:
@@ -59,14 +91,14 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a", "b")
         self.sent()
-        self.presence.confirmed(0, True)
+        self.presence.ack(0, True)
         self.presence.hold(True)
         self.come("c", "d")
         self.go("a", "c")
         self.presence.resync()
         self.presence.node_lost("89abcdef", 20.0)
         self.assertEqual(self.sent(), ["-a", "!89abcdef"])
-        self.presence.confirmed(0, True)
+        self.presence.ack(0, True)
         self.assertEqual(self.presence.unconfirmed, 0, "a stop does not wait for what is held")
         self.presence.hold(False)
         self.assertEqual(sorted(self.sent()), ["+b*", "+d", "-c~"])
@@ -76,7 +108,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a")
         self.sent()
-        self.presence.confirmed(0, True)
+        self.presence.ack(0, True)
         self.presence.hold(True)
         self.come("b", "c", "d")
         self.go("b", "c", "d")
@@ -90,9 +122,9 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["+a"])
         self.go("a")
         self.assertEqual(self.sent(), [])
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.assertEqual(self.sent(), ["-a"])
-        self.presence.confirmed(2, False)
+        self.presence.ack(2, False)
         self.assertEqual((self.presence.unconfirmed, self.presence.live), (0, 0))
 
     def test_came_and_went(self) -> None:
@@ -100,7 +132,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a")
         self.sent()
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.presence.lost()
         self.come("b")
         self.go("b")
@@ -112,7 +144,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a")
         self.sent()
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.presence.lost()
         self.presence.begin()
         self.assertEqual(self.sent(), [])
@@ -122,11 +154,11 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a", "b")
         self.sent()
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.presence.lost()
         self.presence.begin()
         self.assertEqual(self.sent(), ["+b*", "+a*"])
-        self.presence.confirmed(2, True)
+        self.presence.ack(2, True)
         self.assertEqual(self.sent(), [])
 
     def test_gone_with_the_channel(self) -> None:
@@ -145,7 +177,7 @@ class PresenceTests(SynchronousTestCase):
         self.come("a", "b")
         self.sent()
         self.go("b")
-        self.presence.refused(0, True)
+        self.presence.nack(0, True)
         self.assertEqual(self.sent(), ["+a", "-b~"])
 
     def test_refused_and_then_gone(self) -> None:
@@ -153,7 +185,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a")
         self.sent()
-        self.presence.refused(1, False)
+        self.presence.nack(1, False)
         self.go("a")
         self.assertEqual(self.sent(), ["-a~"])
 
@@ -166,7 +198,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.assertEqual(self.sent(), ["+a*"])
         self.go("a")
-        self.presence.refused(1, False)
+        self.presence.nack(1, False)
         self.assertEqual(self.sent(), ["-a"])
 
     def test_returned(self) -> None:
@@ -174,10 +206,8 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.come("a", "b")
         self.sent()
-        self.assertTrue(self.presence.confirmed(1, False))
-        self.presence.returned("b")
-        self.presence.returned("nobody")
-        self.assertFalse(self.presence.confirmed(2, False))
+        self.presence.ack(1, False)
+        self.presence.give_back(2, False)
         self.presence.lost()
         self.presence.begin()
         self.assertEqual(self.sent(), ["+b", "+a*"])
@@ -192,11 +222,11 @@ class PresenceTests(SynchronousTestCase):
 
     def test_announced_are_never_forgotten(self) -> None:
         """That an announced connection is gone is kept, however many there are."""
-        presence = self.presence = Presence(window=10, unseen_limit=2)
+        presence = self.presence = Tagged(window=10, unseen_limit=2)
         presence.begin()
         self.come(*"abcdef")
         self.sent()
-        presence.confirmed(6, True)
+        presence.ack(6, True)
         presence.lost()
         self.go(*"abcdef")
         presence.begin()
@@ -204,11 +234,11 @@ class PresenceTests(SynchronousTestCase):
 
     def test_missed(self) -> None:
         """After a time in which it was told nothing, it announces what has changed, and all again."""
-        presence = self.presence = Presence(window=10)
+        presence = self.presence = Tagged(window=10)
         presence.begin()
         self.come("a", "b")
         self.sent()
-        presence.confirmed(2, True)
+        presence.ack(2, True)
         presence.missed([connected("b"), connected("c")], 30.0)
         self.assertEqual(self.sent(), ["-a", "+c", "+b*"])
 
@@ -224,7 +254,7 @@ class PresenceTests(SynchronousTestCase):
         self.presence.identified(DeviceIdentified("a", "late"))
         self.presence.identified(DeviceIdentified("nobody", "late"))
         self.assertEqual(self.sent(), [])
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         one = self.presence.next()
         assert one is not None
         self.assertEqual((one.headers().get("device_id"), one.resync), ("late", True))
@@ -236,7 +266,7 @@ class PresenceTests(SynchronousTestCase):
         self.come("a")
         self.sent()
         self.presence.identified(DeviceIdentified("a", "late"))
-        self.presence.refused(1, False)
+        self.presence.nack(1, False)
         self.assertEqual(self.sent(), ["+a"])
 
     def test_nobody_said_that_it_came(self) -> None:
@@ -252,23 +282,10 @@ class PresenceTests(SynchronousTestCase):
         self.presence.begin()
         self.assertEqual(self.sent(), ["!89abcdef"])
 
-    def test_unknown_tags(self) -> None:
-        """A confirm of what was not published is an error, and changes nothing."""
-        self.presence.begin()
-        self.come("a")
-        self.sent()
-        for tag, multiple in ((2, False), (2, True), (0, False)):
-            with self.assertRaises(UnknownTag):
-                self.presence.confirmed(tag, multiple)
-        self.presence.confirmed(1, True)
-        with self.assertRaises(UnknownTag):
-            self.presence.refused(1, False)
-        self.assertEqual(self.presence.unconfirmed, 0)
-
 
 class MessageTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.presence = Presence()
+        self.presence = Tagged()
         self.presence.begin()
 
     def next(self) -> Announcement:
@@ -310,7 +327,7 @@ class MessageTests(SynchronousTestCase):
         self.presence.connected(connected("a", "d"), 10.0)
         self.next()
         self.presence.disconnected(disconnected("a", "d"), 15.0)
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         one = self.next()
         self.assertEqual(
             one.body("n"),
@@ -335,7 +352,7 @@ class MessageTests(SynchronousTestCase):
         """Of an end that was missed the reason and the counts are not known."""
         self.presence.connected(connected("a", "d"), 10.0)
         self.next()
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.presence.missed([], 15.0)
         body: dict[str, Any] = self.next().body("n")
         self.assertEqual((body["reason"], body["lines_in"], body["device_id"]), ("unknown", None, "d"))
@@ -344,7 +361,7 @@ class MessageTests(SynchronousTestCase):
         """A repetition says so, in a header too."""
         self.presence.connected(connected("a"), 10.0)
         self.next()
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.presence.resync()
         one = self.next()
         self.assertEqual((one.headers()["resync"], one.body("n")["resync"]), (True, True))
@@ -355,7 +372,7 @@ class MessageTests(SynchronousTestCase):
         one = self.next()
         self.assertEqual(one.headers(), {"event": "node-lost", "node": "89abcdef"})
         self.assertTrue(self.presence.pending("89abcdef"))
-        self.presence.confirmed(1, False)
+        self.presence.ack(1, False)
         self.assertFalse(self.presence.pending("89abcdef"))
         self.assertEqual(
             one.body("n"),
@@ -370,7 +387,7 @@ class PresenceMachine(RuleBasedStateMachine):
 
     @initialize(window=st.integers(1, 4), unseen=st.integers(0, 3))
     def begin(self, window: int, unseen: int) -> None:
-        self.presence = Presence(window, unseen)
+        self.presence = Tagged(window, unseen)
         self.count = 0
         self.open: list[str] = []
         self.names: dict[str, str] = {}
@@ -441,13 +458,11 @@ class PresenceMachine(RuleBasedStateMachine):
         if outcome == "ack":
             for _, one in answered:
                 self.arrive(one)
-            assert self.presence.confirmed(tag, multiple)
+            self.presence.ack(tag, multiple)
         elif outcome == "nack":
-            self.presence.refused(tag, multiple)
+            self.presence.nack(tag, multiple)
         else:
-            for _, one in answered:
-                self.presence.returned(one.key)
-            assert not self.presence.confirmed(tag, multiple)
+            self.presence.give_back(tag, multiple)
 
     @precondition(lambda self: self.up)
     @rule(arrived=st.booleans())
@@ -495,7 +510,7 @@ class PresenceMachine(RuleBasedStateMachine):
             while self.flying:
                 tag, one = self.flying.pop(0)
                 self.arrive(one)
-                self.presence.confirmed(tag, False)
+                self.presence.ack(tag, False)
             if not self.presence.unconfirmed:
                 break
         assert self.presence.unconfirmed == 0

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.amqp.wire import WireError
-from owsla.broker.presence import LONG, LOOK, PRESENCE, QUEUE, SHORT, PresenceRole
+from owsla.broker.presence import INSPECT_INTERVAL, LONG, PUBLISH_CHANNEL, QUEUE, SHORT, PresenceRole
 from owsla.events import BrokerUnblocked, BrokerWarning, DeviceConnected, Event, EventManager, HandlerService
 from tests.unit.broker.fakes import BrokerTestCase, Publish, Result, Server, message
 
@@ -117,9 +117,9 @@ class PublishingTests(Base):
         self.assertEqual(self.told(), ["+b"])
         self.go("b")
         self.assertEqual(self.told(), [])
-        self.server.ack(PRESENCE, 2, True)
+        self.server.ack(PUBLISH_CHANNEL, 2, True)
         self.assertEqual(self.told(), ["-b"])
-        self.server.ack(PRESENCE, 3)
+        self.server.ack(PUBLISH_CHANNEL, 3)
         self.assertEqual(self.role.unconfirmed, 0)
 
     def test_another_node(self) -> None:
@@ -127,15 +127,15 @@ class PublishingTests(Base):
         self.role.node_lost("89abcdef")
         (publish,) = self.server.take()
         self.assertEqual((describe(publish), publish.properties["message_id"]), ("!89abcdef", "89abcdef"))
-        self.assertFalse(self.role.told("89abcdef"))
-        self.server.ack(PRESENCE, 1)
-        self.assertTrue(self.role.told("89abcdef"))
+        self.assertFalse(self.role.has_announced("89abcdef"))
+        self.server.ack(PUBLISH_CHANNEL, 1)
+        self.assertTrue(self.role.has_announced("89abcdef"))
 
     def test_again(self) -> None:
         """On demand everybody is announced again."""
         self.come("a")
         self.server.take()
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.role.resync()
         self.assertEqual(self.told(), ["+a*"])
 
@@ -143,12 +143,12 @@ class PublishingTests(Base):
         """What is refused is sent again after a wait; one warning."""
         self.come("a", "b")
         self.assertEqual(self.told(), ["+a", "+b"])
-        self.server.nack(PRESENCE, 2, True)
+        self.server.nack(PUBLISH_CHANNEL, 2, True)
         self.assertEqual(self.told(), [])
         self.pass_time(1)
         self.assertEqual(self.told(), ["+a", "+b"])
-        self.server.ack(PRESENCE, 4)
-        self.server.nack(PRESENCE, 3)
+        self.server.ack(PUBLISH_CHANNEL, 4)
+        self.server.nack(PUBLISH_CHANNEL, 3)
         opened = len(self.server.called("confirm.select"))
         self.pass_time(1)
         self.assertEqual(self.told(), ["+a"])
@@ -163,22 +163,22 @@ class PublishingTests(Base):
         """
         self.come("a")
         self.server.found[QUEUE] = (LONG, 0)
-        self.pass_time(LOOK + 1)
+        self.pass_time(INSPECT_INTERVAL + 1)
         self.assertEqual(self.told(), ["+a"])
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.come("b", "c")
         self.go("a", "c")
-        self.pass_time(2 * LOOK)
+        self.pass_time(2 * INSPECT_INTERVAL)
         self.assertEqual(self.told(), ["-a"])
-        self.server.ack(PRESENCE, 2)
+        self.server.ack(PUBLISH_CHANNEL, 2)
         (event,) = self.events
         self.assertIn(f"the queue connection_events has {LONG} messages and no consumer", str(event))
         self.assertEqual(self.role.unconfirmed, 0)
         self.server.found[QUEUE] = (SHORT, 1)
-        self.pass_time(LOOK + 1)
+        self.pass_time(INSPECT_INTERVAL + 1)
         self.assertEqual(self.told(), [])
         self.server.found[QUEUE] = (SHORT - 1, 1)
-        self.pass_time(LOOK + 1)
+        self.pass_time(INSPECT_INTERVAL + 1)
         self.assertEqual(sorted(self.told()), ["+b", "-c"])
 
     def test_long_from_the_start(self) -> None:
@@ -201,12 +201,12 @@ class PublishingTests(Base):
     def test_a_look_that_fails(self) -> None:
         """A broker that does not tell the length changes nothing; an idle node does not ask."""
         looks = len(self.server.called("queue.declare"))
-        self.pass_time(5 * LOOK)
+        self.pass_time(5 * INSPECT_INTERVAL)
         self.assertEqual(len(self.server.called("queue.declare")), looks)
         self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
         for key in ("a", "b"):
             self.come(key)
-            self.pass_time(LOOK + 1)
+            self.pass_time(INSPECT_INTERVAL + 1)
         self.assertEqual((self.told(), self.events), (["+a", "+b"], []))
         self.assertFalse(self.server.transport.ended)
 
@@ -217,7 +217,7 @@ class PublishingTests(Base):
         for _ in range(9):
             opened = len(self.server.called("confirm.select"))
             self.assertEqual(self.told(), ["+a"])
-            self.server.nack(PRESENCE, 0, True)
+            self.server.nack(PUBLISH_CHANNEL, 0, True)
             self.pass_time(30)
             tried.append(len(self.server.called("confirm.select")) > opened)
         self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7])
@@ -227,7 +227,7 @@ class PublishingTests(Base):
         """Where the queue is gone it is declared again, and everybody announced again on a new channel."""
         self.come("a")
         self.server.take()
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.come("b", "c")
         b, c = self.server.take()
         self.server.give_back(b)
@@ -240,7 +240,7 @@ class PublishingTests(Base):
         """The broker closes the channel: a warning, and another channel on the same connection after a wait."""
         self.come("a")
         self.server.take()
-        self.server.close_channel(PRESENCE, 403, "ACCESS_REFUSED - not you")
+        self.server.close_channel(PUBLISH_CHANNEL, 403, "ACCESS_REFUSED - not you")
         self.come("b")
         self.assertEqual(self.told(), [])
         self.pass_time(1)
@@ -250,14 +250,14 @@ class PublishingTests(Base):
 
     def test_an_unknown_tag(self) -> None:
         """A broker that confirms what was not published is not spoken to any more."""
-        self.server.ack(PRESENCE, 7)
+        self.server.ack(PUBLISH_CHANNEL, 7)
         self.assertTrue(self.server.transport.ended)
 
     def test_lost(self) -> None:
         """When the connection is lost announcements wait; then those on their way come again, and so does everybody."""
         self.come("a", "b")
         self.server.take()
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.lose()
         self.go("a")
         self.come("c")
@@ -268,7 +268,7 @@ class PublishingTests(Base):
         """When the queue is not there any more after a reconnect, everybody is announced again."""
         self.come("a")
         self.server.take()
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.lose()
         self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - no queue")
         self.connect()
@@ -278,7 +278,7 @@ class PublishingTests(Base):
         """After a reconnect with nothing missed nobody is announced again."""
         self.come("a")
         self.server.take()
-        self.server.ack(PRESENCE, 1)
+        self.server.ack(PUBLISH_CHANNEL, 1)
         self.lose()
         self.connect()
         self.assertEqual(self.told(), [])
@@ -287,7 +287,7 @@ class PublishingTests(Base):
         """A connection that is gone leaves no timer."""
         self.come("a")
         self.server.take()
-        self.server.nack(PRESENCE, 1)
+        self.server.nack(PUBLISH_CHANNEL, 1)
         self.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -330,8 +330,8 @@ class HandlerTests(Base):
         for key in "ab":
             manager.emit(connected(key))
         self.server.take()
-        self.server.ack(PRESENCE, 2, True)
-        self.role._broken(Failure(ZeroDivisionError()))
+        self.server.ack(PUBLISH_CHANNEL, 2, True)
+        self.role._failed(Failure(ZeroDivisionError()))
         self.assertEqual([type(reason) for reason in report.reports], [ZeroDivisionError])
         service.stopService()
         self.lose()
@@ -348,8 +348,8 @@ class HandlerTests(Base):
             self.come("a")
             self.server.take()
             header = message(b"", headers)
-            method = wire.frame(wire.FRAME_METHOD, PRESENCE, encode_method("basic.return", reply_code=312))
-            self.server.raw(method + wire.content_frames(PRESENCE, header, b"", 4096))
+            method = wire.frame(wire.FRAME_METHOD, PUBLISH_CHANNEL, encode_method("basic.return", reply_code=312))
+            self.server.raw(method + wire.content_frames(PUBLISH_CHANNEL, header, b"", 4096))
             self.assertEqual([type(error) for error in self.server.lost], [WireError])
             self.role.down()
             self.connect()
@@ -365,7 +365,7 @@ class HandlerTests(Base):
     def test_a_defect(self) -> None:
         """What goes wrong in packing is a failure of the handler; nobody's, it is logged."""
         self.connect()
-        self.role._packed = lambda *arguments: 1 // 0  # type: ignore[method-assign, assignment]
+        self.role._encode = lambda *arguments: 1 // 0  # type: ignore[method-assign, assignment]
         self.come("a")
         self.server.settle()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

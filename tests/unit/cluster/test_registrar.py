@@ -25,7 +25,7 @@ class Presence:
     def node_lost(self, node: str) -> None:
         self.lost.append(node)
 
-    def told(self, node: str) -> bool:
+    def has_announced(self, node: str) -> bool:
         return self.has
 
 
