@@ -1,7 +1,7 @@
-"""What the parts of Owsla know of each other. Types only, no logic.
+"""Protocols between the parts of Owsla. Types only, no logic.
 
-`owsla.device` and `owsla.broker` do not import each other. What one needs of the other is said here, and `owsla.tap` introduces
-them.
+`owsla.device` and `owsla.broker` do not import each other. Each declares here what it needs of the other, and `owsla.wiring`
+connects them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .letter import DeliverySource, Letter
 
 
 class DelayedCall(Protocol):
-    """A call that the clock is to make."""
+    """Call that a clock will make."""
 
     def active(self) -> bool: ...
 
@@ -23,7 +23,7 @@ class DelayedCall(Protocol):
 
 
 class Clock(Protocol):
-    """The time, and calls to be made later: a reactor, or a `twisted.internet.task.Clock`."""
+    """Source of the time and of delayed calls: a reactor, or a `twisted.internet.task.Clock`."""
 
     def seconds(self) -> float: ...
 
@@ -32,7 +32,7 @@ class Clock(Protocol):
 
 
 class Reactor(Clock, Protocol):
-    """A reactor that watches file descriptors (`twisted.internet.interfaces.IReactorFDSet`)."""
+    """Reactor that watches file descriptors (`twisted.internet.interfaces.IReactorFDSet`)."""
 
     def addReader(self, reader: Any) -> None: ...
 
@@ -43,8 +43,8 @@ class Reactor(Clock, Protocol):
     def removeWriter(self, writer: Any) -> None: ...
 
 
-class Router(Protocol):
-    """Who knows where a message belongs, as a consumer sees it."""
+class MessageSink(Protocol):
+    """Destination of messages of back ends, as a consumer sees it. The counterpart of `LineSink`."""
 
     def route(
         self,
@@ -55,90 +55,90 @@ class Router(Protocol):
         header: bytes,
         body: bytes,
     ) -> None:
-        """Bring a plain message to its connection, or put its fate on record."""
+        """Deliver a plain message to its connection, forward it, or record it as undeliverable."""
 
     def route_letter(self, letter: Letter) -> None:
-        """The same for one that asks for more."""
+        """Deliver a message that has more properties than a plain one."""
 
     def refuse(self, letter: Letter, reason: str) -> None:
-        """Put on record that a message cannot be delivered."""
+        """Record a message as undeliverable."""
 
     @property
     def forget(self) -> Callable[[DeliverySource, Iterable[bytes]], None]:
-        """To be called when a consumer is gone: what it brought and is still held comes again. So may messages that were handed
-        over; those without a number are known by what identifies them.
+        """Function to call when a consumer has ended: RabbitMQ delivers again what it delivered and is still held. The second
+        argument identifies messages without a number that were handed over, and may be delivered again, too.
         """
 
 
 class Courier(Protocol):
-    """Who brings messages to other queues, as the router sees it. It acknowledges what it records and forwards."""
+    """Publisher of messages to other queues, as the router sees it. It acknowledges what it records and forwards."""
 
     def record(self, letter: Letter, reason: str) -> None:
-        """Bring it to the undeliverable queue."""
+        """Publish the message to the undeliverable queue."""
 
     def forward(self, letter: Letter, node: bytes) -> None:
-        """Bring it to another node's queue."""
+        """Publish the message to the queue of another node."""
 
     def report(self, letter: Letter, outcome: str) -> None:
-        """Send the delivery report that it asked for."""
+        """Publish the delivery report that the message asks for."""
 
 
 class LineSink(Protocol):
-    """Where the lines of devices go, as a connection sees it."""
+    """Destination of the lines of devices, as a connection sees it."""
 
     accepting: bool
-    """Whether it takes lines now. It is `False` while it has too many that are not confirmed, or no broker to give them to."""
+    """True while lines are welcome. False while too many lines are unconfirmed, or no broker takes them."""
     share: int
-    """How many lines a connection may publish before it asks for its next share (`position`)."""
+    """Number of lines that a connection may publish before it asks for its next share (`position`)."""
     line_size: int
-    """Bytes that count as one line: so many for each line that the sink keeps would reach its limit of bytes as well."""
+    """Bytes that count as one line. A window full of lines of this size reaches its limits of lines and of bytes together."""
 
     @property
     def spare(self) -> int:
-        """How many lines of a connection whose device has left it would keep now, though it is not `accepting`; 0: none."""
+        """Number of lines, of a connection that its device has left, that may be published now although not `accepting`."""
 
     def serves(self, source: LineSource) -> bool:
-        """Return whether the broker takes and confirms lines of this connection: one that waits will have its turn."""
+        """Return whether the broker confirms lines of this connection, so that waiting for the window makes sense."""
 
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
-        """Prepare for the lines of a connection; the result goes with each of them."""
+        """Return a template for the lines of a connection (`LineSource.template`)."""
 
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
-        """Take a line. It is taken even when not `accepting`: the caller has read it and must put it somewhere.
+        """Publish a line. The line is taken even while not `accepting`: its caller has read it and has no place for it.
 
-        `received` is when it was read from the device, in seconds since the epoch; 0: now.
+        `received` is the time at which it was read from the device, in seconds since the epoch; 0 means now.
         """
 
     def position(self, since: int) -> int:
-        """Return the present position, if all lines that had been published at the position `since` are settled; or else -1."""
+        """Return the present position if all lines published up to the position `since` are settled, or else -1."""
 
     def wait(self, source: LineSource, since: int = 0) -> None:
-        """Call `source.resume()` when accepting again, and when what had been published at the position `since` is settled."""
+        """Call `source.resume()` once accepting again, and once all lines published up to the position `since` are settled."""
 
     def leave(self, source: LineSource) -> None:
-        """It waits no longer: its connection is gone."""
+        """Cancel `wait` for a connection that has ended."""
 
 
 class LineSource(Protocol):
-    """A device's connection, as the publishing side sees it."""
+    """Connection of a device, as the publishing side sees it."""
 
     connection_id: bytes
     template: Any
-    """What `LineSink.open` gave."""
+    """Template that `LineSink.open` returned."""
     seq: int
-    """The number of its next line; the publishing side counts it up."""
+    """Number of the next line. The publishing side increments it."""
 
     def stall(self) -> None:
-        """Lines of this connection are not taken for now, though others' may be: read nothing, and `LineSink.wait`."""
+        """Stop reading and call `LineSink.wait`: lines of this connection are not accepted, although others may be."""
 
     def resume(self) -> None:
-        """Lines are taken again: give what waits, and read on."""
+        """Publish waiting lines and resume reading: lines are accepted again."""
 
     def confirmed(self, seq: int) -> None:
-        """The broker has the line of this number. Called where devices are told what is safe (`--device-ack`)."""
+        """Note that the broker has confirmed the line of this number. Called with `--device-ack` only."""
 
     def reject(self, reason: str) -> None:
-        """Close the connection. Its lines cannot be published, now or ever; `reason` is for people."""
+        """Close the connection because its lines can never be published; `reason` is for people."""
 
     def failed(self, failure: Failure) -> None:
-        """An error of ours in dealing with this connection: it costs this one only."""
+        """Close this connection after an internal error, so that it costs no other connection."""

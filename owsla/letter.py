@@ -1,32 +1,32 @@
-"""A message of a back end on its way to a device."""
+"""Messages of back ends on their way to devices."""
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
 BAD: Final = -1
-"""A `to_device_seq` that is not a number: not 0, 1, 2 …"""
+"""Marker of a `to_device_seq`, or an expiry time, that cannot be read."""
 
 
 class DeliverySource(Protocol):
-    """The consumer that a message came from."""
+    """Consumer that delivered a message."""
 
     open: bool
-    """Whether its channel is: if not, what it brought and is not acknowledged comes again."""
+    """True while its channel is open. Afterwards RabbitMQ delivers again what is not acknowledged."""
     prefetch: int
-    """How many messages of it may be unacknowledged at once."""
+    """Number of messages that may be unacknowledged at once."""
     own: bool
-    """Whether it consumes a node's own queue: where the messages come to that were sent straight to a node, or sent on."""
+    """True if it consumes the node's own queue, which takes messages that were sent to this node or forwarded to it."""
 
     def done(self, tag: int) -> None:
-        """The message with this delivery tag was handed over, or its fate is on record: acknowledge it."""
+        """Acknowledge the message with this delivery tag: it was handed over, forwarded or recorded."""
 
     def written(self, header: bytes, body: bytes) -> None:
-        """Note a message without a number that was handed over: its acknowledgement may be lost, and then it comes again."""
+        """Remember a message without a number that was handed over: if its acknowledgement is lost, it is delivered again."""
 
 
 class Letter:
-    """A message of a back end's that could not be handed over the moment it came, or that asks for more than that."""
+    """Message of a back end that was not handed over on arrival, or that has more properties than a plain message."""
 
     __slots__ = (
         "body",
@@ -64,30 +64,31 @@ class Letter:
     ) -> None:
         self.source = source
         self.tag = tag
-        """Its delivery tag, by which `source` acknowledges it."""
+        """Delivery tag for `source.done`."""
         self.header = header
-        """The payload of its content header frame."""
+        """Payload of the content header frame."""
         self.body = body
         self.connection_id = connection_id
         self.seq = seq
-        """Its `to_device_seq`, if it has one."""
+        """Number of the message (`to_device_seq`), or `None`."""
         self.close = close
-        """Whether to close the connection after it."""
+        """True if the connection is closed after this message (`owsla_close`)."""
         self.expires_at = expires_at
-        """When it is no longer to be sent, in seconds since the epoch; `BAD`: that cannot be read."""
+        """Time from which the message is too old to be sent, in seconds since the epoch; `BAD` if it cannot be read."""
         self.deadline = deadline
-        """The same in seconds of the reactor's clock, which nobody sets: for a time that is counted from its arrival."""
+        """The same time in seconds of the reactor's clock, for an expiry that counts from the arrival: nobody sets that clock.
+        """
         self.reply_to = reply_to
-        """The queue that wants a delivery report."""
+        """Queue for the delivery report, or `None`."""
         self.correlation_id = correlation_id
-        """The property as it stands on the wire."""
+        """Property `correlation_id` as encoded in the content header."""
         self.device_id: str | None = None
-        """The device of its connection, where the courier knew it when the message's fate was decided."""
+        """Device id of the connection, if it was known when the message was recorded."""
         self.fault: str | None = None
-        """Why it is not to be sent, known before it is its turn."""
+        """Reason not to send the message, known before its turn has come."""
         self.identity: bytes | None = None
-        """What identifies it among messages without a number, where it may have been delivered before."""
+        """Identity of a message without a number that may have been delivered before."""
         self.handed_over = False
-        """Whether it is known to have been handed over when it was delivered before."""
+        """True if an earlier delivery of this message was handed over."""
         self.settled = False
-        """Whether its number is used up: a copy that comes after its consumer's death is dropped as a duplicate of it."""
+        """True if its number is used: a copy that is delivered after its consumer ended is dropped as a duplicate."""

@@ -1,8 +1,8 @@
-"""Where a message belongs: connection ids, and the connections that this node holds.
+"""Routing of messages: connection ids, and the connections of this node.
 
-A connection id is a UUID of version 8 (RFC 9562, 5.8) whose first 32 bits name the node that holds the connection; 90 of the
-others are random. So the id alone says which node's queue a message belongs to: there is no table to share, and none to go
-stale. A node is one process, for its lifetime, or until it finds that its name is somebody else's.
+A connection id is a UUID of version 8 (RFC 9562, section 5.8). Its first 32 bits name the node that holds the connection, and
+90 of the others are random. Thus the id alone tells to which node's queue a message belongs: no table is shared, and none can
+go stale. A node is one process, for its lifetime, or until it finds that another process uses its name.
 
     nnnnnnnn-rrrr-8rrr-Vrrr-rrrrrrrrrrrr        n: node, r: random, V: 8, 9, a or b
 """
@@ -26,27 +26,27 @@ Connection = TypeVar("Connection")
 
 
 class ConnectionIds:
-    """Makes the connection ids of one node.
+    """Generator of the connection ids of one node.
 
-    Ids are `bytes`: the canonical text form, 36 ASCII characters in lower case, as it stands in a message's header.
+    Ids are `bytes` in the canonical text form, 36 ASCII characters in lower case, as in the header of a message.
     """
 
     __slots__ = ("_random", "node")
 
     def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
-        """Name a new node. `random(n)` gives n random bytes."""
+        """Name a new node. `random(n)` returns n random bytes."""
         self._random = random
         self.node: bytes = self.other()
-        """The node's name: 8 hex digits in lower case. This is where it is kept: whoever needs it asks here each time. When it
-        changes, connections keep the ids that they have.
+        """Name of the node: 8 hex digits in lower case. Other objects read it here each time, because it can change;
+        connections then keep their ids.
         """
 
     def other(self) -> bytes:
-        """A name that this node might have."""
+        """Return another name that this node could take."""
         return self._random(4).hex().encode()
 
     def new(self) -> bytes:
-        """A new connection id on this node."""
+        """Return a new connection id."""
         raw = self._random(12)
         digits = raw.hex().encode()
         return b"%b-%b-8%b-%c%b-%b" % (
@@ -60,25 +60,25 @@ class ConnectionIds:
 
 
 def node_of(connection_id: bytes) -> bytes:
-    """The node that a connection id names: its first 8 hex digits."""
+    """Return the node of a connection id: its first 8 hex digits."""
     return connection_id[:8]
 
 
 def canonical(connection_id: bytes) -> bytes | None:
-    """The canonical form of a UUID in text, whichever case it is in; `None` where it is not a UUID."""
+    """Return the canonical form of a UUID in text of any case, or `None` if it is not a UUID."""
     lower = connection_id.lower()
     return lower if _HEX.match(lower) else None
 
 
 class Registry(Generic[Connection]):
-    """The open connections of this node, by connection id."""
+    """Open connections of this node, by connection id."""
 
     __slots__ = ("_connections", "find")
 
     def __init__(self) -> None:
         self._connections: dict[bytes, Connection] = {}
         self.find: Callable[[bytes], Connection | None] = self._connections.get
-        """The connection of an id in its canonical form, or `None`."""
+        """Function from a connection id in its canonical form to the connection, or to `None`."""
 
     def add(self, connection_id: bytes, connection: Connection) -> None:
         self._connections[connection_id] = connection
@@ -93,54 +93,56 @@ class Registry(Generic[Connection]):
         return iter(list(self._connections.values()))
 
 
-class Held(Protocol):
-    """A connection, as the router sees it."""
+class Recipient(Protocol):
+    """Connection of a device, as the router sees it."""
 
     def send(
         self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
     ) -> None:
-        """Hand over a plain message when it is its turn, and acknowledge it."""
+        """Write a plain message to the device when its turn has come, and acknowledge it."""
 
     def post(self, letter: Letter) -> None:
-        """The same for one that asks for more."""
+        """Do the same for a message that has more properties than a plain one."""
 
     def failed(self, failure: Failure) -> None:
-        """An error of ours in dealing with it: close it."""
+        """Close this connection after an internal error."""
 
 
 class Deliveries(Protocol):
-    """What a node knows of messages beyond a single connection, as the router sees it."""
+    """Knowledge of a node about earlier deliveries, as the router sees it."""
 
     def expired(self, letter: Letter) -> bool:
         """Return whether a message is too old to be sent."""
 
     def repeated(self, letter: Letter) -> bool:
-        """Settle a message of a closed connection as a duplicate, if its number was written there. Return whether it was."""
+        """Acknowledge a message of a closed connection if its number was written there. Return whether that was done."""
 
     def recall(self, identity: bytes) -> bool:
         """Return whether a message without a number was handed over before its consumer ended."""
 
     def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
-        """A consumer is gone, and what it brought comes again; `handed_over`: as do these, which had no number."""
+        """Note that a consumer has ended, and that its messages are delivered again; `handed_over` identifies those without a
+        number.
+        """
 
 
 class Router:
-    """Brings each message to where it belongs: a connection here, another node's queue, or the undeliverable one."""
+    """Router of messages: to a connection of this node, to the queue of another node, or to the undeliverable queue."""
 
     __slots__ = ("_courier", "_deliveries", "_find", "_forbidden", "_max_line", "_node", "forget")
 
     def __init__(
         self,
         node: Callable[[], bytes],
-        find: Callable[[bytes], Held | None],
+        find: Callable[[bytes], Recipient | None],
         courier: Courier,
         deliveries: Deliveries,
         *,
         max_line: int,
         forbidden: re.Pattern[bytes],
     ) -> None:
-        """`node()` is this node's name; `find` has the connection of an id (`Registry.find`). `max_line` is in bytes;
-        `forbidden` matches where a body would be more than one line.
+        """`node()` returns this node's name, and `find` the connection of an id (`Registry.find`). `max_line` is in bytes.
+        `forbidden` matches a body that would be more than one line.
         """
         self._node = node
         self._find = find
@@ -153,12 +155,12 @@ class Router:
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
     ) -> None:
-        held = self._find(connection_id)  # type: ignore[arg-type]
-        if held is not None and seq != BAD and len(body) <= self._max_line and not self._forbidden(body):
+        recipient = self._find(connection_id)  # type: ignore[arg-type]
+        if recipient is not None and seq != BAD and len(body) <= self._max_line and not self._forbidden(body):
             try:
-                held.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
+                recipient.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
             except Exception:
-                self._failed(held, Letter(source, tag, header, body, connection_id, seq))
+                self._failed(recipient, Letter(source, tag, header, body, connection_id, seq))
         else:
             self.route_letter(Letter(source, tag, header, body, connection_id, seq))
 
@@ -166,40 +168,41 @@ class Router:
         if letter.connection_id is None:
             self._courier.record(letter, "no-connection-id")
             return
-        held = self._find(letter.connection_id)
-        if held is None:
+        recipient = self._find(letter.connection_id)
+        if recipient is None:
             connection_id = canonical(letter.connection_id)
             if connection_id is None:
                 self._courier.record(letter, "bad-connection-id")
                 return
             letter.connection_id = connection_id
-            held = self._find(connection_id)
+            recipient = self._find(connection_id)
         letter.fault = self._fault(letter)
         if letter.identity is not None:
             letter.handed_over = self._deliveries.recall(letter.identity)
-        if held is not None and letter.seq != BAD:
+        if recipient is not None and letter.seq != BAD:
             try:
-                held.post(letter)  # a fault or not: its number is used up when it is its turn
+                # Also with a fault: its number must be used when its turn has come, or the messages after it would wait.
+                recipient.post(letter)
             except Exception:
-                self._failed(held, letter)
+                self._failed(recipient, letter)
         elif letter.source.own or node_of(letter.connection_id) == self._node():
-            # What came on this node's own queue was meant for it, or forwarded here: it is not sent round any further.
+            # A message of the own queue was sent to this node or forwarded to it. Forwarding it again could make a loop.
             if not self._deliveries.repeated(letter):
                 self._courier.record(letter, letter.fault or "unknown-connection")
         elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
             self._courier.record(letter, letter.fault)
         else:
-            # A fault or not: only the node of the connection can use up its number, so that those behind it do not wait.
+            # Also with a fault: only the node of the connection can use its number, so that the messages after it do not wait.
             self._courier.forward(letter, node_of(letter.connection_id))
 
-    def _failed(self, held: Held, letter: Letter) -> None:
-        """An error of ours in dealing with one connection is not to cost the others their consumers."""
-        held.failed(Failure())
-        letter.settled = letter.seq is not None  # its number may have been used up
+    def _failed(self, recipient: Recipient, letter: Letter) -> None:
+        """Close the connection of an internal error. Raised further, the error would end the consumer for all connections."""
+        recipient.failed(Failure())
+        letter.settled = letter.seq is not None  # its number may have been used
         self._courier.record(letter, "connection-closed")
 
     def _fault(self, letter: Letter) -> str | None:
-        """What is wrong with a message, whichever connection it is for."""
+        """Return the fault of a message that does not depend on its connection, or `None`."""
         if letter.seq == BAD:
             return "bad-seq"
         if len(letter.body) > self._max_line:

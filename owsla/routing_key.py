@@ -1,12 +1,12 @@
-"""Which routing key the lines of a connection have: a template, filled once for each connection. Pure.
+"""Routing keys of lines: a template that is filled once for each connection. Pure.
 
-    lines.{shard:8}      lines.0 … lines.7: which one is a hash of the device
-    {device_id}          who the device is, where it proved that; else its connection id stands in
-    {connection_id}      the connection's UUID
-    {node}               the first 8 hex digits of that: the node that holds the connection
+    lines.{shard:8}      lines.0 … lines.7, by a hash of the device
+    {device_id}          the device id if the device proved one, or else its connection id
+    {connection_id}      the UUID of the connection
+    {node}               the first 8 hex digits of that UUID: the node that holds the connection
 
-A shard is the CRC-32 (that of zlib, PNG and Ethernet) of the device id as UTF-8, or of the connection id where there is none,
-modulo the number of shards. It is part of the contract: back ends compute it, too.
+A shard is the CRC-32 (that of zlib, PNG and Ethernet) of the device id as UTF-8, or of the connection id if there is none,
+modulo the number of shards. The hash is part of the contract: back ends compute it, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Final
 from .errors import ConfigError
 
 LONGEST_KEY: Final = 255
-"""Bytes: a routing key is one of AMQP's short strings."""
+"""Bytes of a routing key at most: AMQP 0-9-1 encodes it as a short string."""
 
 MOST_SHARDS: Final = 65536
-"""Far more queues than a broker holds well; a larger number is a slip."""
+"""Shards at most. That is far more queues than a broker holds well, so a larger number is a typing error."""
 
 CONNECTION_ID: Final = 36
 """Bytes of a connection id: a UUID in its canonical text form."""
@@ -34,20 +34,20 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _SHARDS = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
 
 _Part = Callable[[bytes, bytes], bytes]
-"""Makes a part of the key from the connection's id and its device's, which is the connection's where there is none."""
+"""Function from the connection id and the device id, or the connection id once more if there is none, to a part of the key."""
 
 
 class KeyTooLong(ValueError):
-    """With this device's id the routing key would be longer than AMQP can say."""
+    """Routing key longer than AMQP allows, because of a long device id."""
 
 
 class RoutingKey:
-    """A template of routing keys."""
+    """Template of routing keys."""
 
     __slots__ = ("_fixed", "_parts", "text")
 
     def __init__(self, text: str) -> None:
-        """`ConfigError` says what of the template cannot be used."""
+        """Raise `ConfigError` for a template that cannot be used."""
         self.text = text
         parts: list[bytes | _Part] = []
         size = position = 0
@@ -67,11 +67,11 @@ class RoutingKey:
 
     @property
     def fixed(self) -> bool:
-        """Whether it is the same for all connections."""
+        """Return whether all connections have the same key."""
         return self._fixed is not None
 
     def fill(self, connection_id: bytes, device_id: str | None) -> bytes:
-        """The key of a connection's lines. `KeyTooLong` where its device's id is too much."""
+        """Return the key for the lines of a connection. Raise `KeyTooLong` if the device id makes it too long."""
         if self._fixed is not None:
             return self._fixed
         device = connection_id if device_id is None else device_id.encode()
@@ -91,7 +91,7 @@ class RoutingKey:
 
 
 def shard(device: bytes, shards: int) -> int:
-    """Which of so many shards a device is in, from 0 on; `device` is its id, or its connection's where it has none."""
+    """Return the shard of a device, counted from 0. `device` is its device id, or else its connection id."""
     return zlib.crc32(device) % shards
 
 
@@ -105,7 +105,8 @@ def _literal(text: str) -> bytes:
 
 
 def _placeholder(name: str) -> tuple[_Part, int]:
-    """What fills it, and how many bytes that is at most; of a device id, which may be longer, what stands in for it."""
+    """Return the function for a placeholder, and its longest result in bytes. For `{device_id}` that of a connection id counts.
+    """
     word, colon, argument = name.partition(":")
     if word == "shard" and colon:
         if not _SHARDS.fullmatch(argument) or int(argument) > MOST_SHARDS:

@@ -11,7 +11,7 @@ from txamqp.client import Closed
 
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event
-from ..interfaces import Clock, DelayedCall, Router
+from ..interfaces import Clock, DelayedCall, MessageSink
 from ..letter import BAD, DeliverySource, Letter
 from ..runtime.end_of_turn import Turn
 from . import headers as delivery
@@ -97,7 +97,7 @@ class Consumer(BaseHandler):
         client: BrokerProtocol,
         channel: int,
         queue: topology.Queue,
-        router: Router,
+        router: MessageSink,
         turn: Turn,
         clock: Clock,
         lost: Callable[[Consumer, str], None],
@@ -248,7 +248,7 @@ class Consumers:
         clock: Clock,
         turn: Turn,
         emit: Callable[[Event], None],
-        router: Router,
+        router: MessageSink,
         *,
         shared: topology.Queue,
         place: Place,
