@@ -412,6 +412,24 @@ class RestartTests(SupervisionTestCase):
         self.assertEqual(self.world.take(), ["start a", "start b"])
         self.booms()
 
+    def test_restart_due_during_another(self) -> None:
+        """A restart that becomes due while an earlier sibling stops is replaced by that sibling's: each child starts once."""
+        root = self.world.supervisor("a", "b", strategy="rest_for_one", intensity=Intensity(9, 60))
+        root.startService()
+        self.world.fail("b")
+        self.world.fail("b")
+        slow: Deferred[None] = Deferred()
+        self.world.faults["stop a"] = lambda: slow
+        self.world.take()
+        self.world.fail("a")
+        self.world.clock.advance(1)
+        self.assertEqual(self.world.take(), ["stop a"])
+        slow.callback(None)
+        self.world.turn()
+        self.assertEqual(self.world.take(), ["start a", "start b"])
+        self.assertEqual(self.states(root), {"a": "running", "b": "running"})
+        self.booms()
+
     def test_two_at_once(self) -> None:
         """Several ends in one turn are handled one after another."""
         root = self.world.supervisor("a", "b")
