@@ -25,6 +25,7 @@ from typing import Any
 
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
@@ -35,9 +36,12 @@ from owsla.broker.consumers import Consumer
 from owsla.broker.lines import LINES, Producer
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
+from owsla.device.connections import Connection, Connections
+from owsla.device.factory import DeviceFactory, DeviceRuntime
 from owsla.device.framing import Framing
-from owsla.device.hub import Hub
-from owsla.device.protocol import Endpoint
+from owsla.device.interfaces import IDeviceTransport
+from owsla.device.protocol import DeviceProtocol
+from owsla.device.settings import DeviceSettings
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry, Router
 from owsla.runtime.end_of_turn import Turn
@@ -52,12 +56,17 @@ BUDGET = {"publish": 4.0, "delivery": 8.0}
 Step = Callable[[], object]
 
 
+@implementer(IDeviceTransport)
 class NoTransport:
     """Transport that discards bytes and is never congested."""
 
-    congested = False
+    peer = tls_version = ""
 
     def write(self, data: bytes) -> None: ...
+
+    def getHandle(self) -> None: ...
+
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
 
 
 class ObligingChannel:
@@ -151,19 +160,15 @@ class Node:
         self.publishing = self.connection()
         ensureDeferred(self.producer.up(self.publishing))
         self.consuming = self.connection()
-        endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.clock)
+        endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
         endpoints.startService()
-        self.hub = Hub(
-            self.clock,
-            self.turn,
-            print,
-            framing=self.framing,
-            sink=self.producer,
-            registry=self.registry,
-            courier=NoCourier(),
-            endpoints=endpoints,
-            now=time.time,
-            device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None,
+        self.factory = DeviceFactory(
+            DeviceRuntime(self.clock, self.turn, lambda event: None, time.time),
+            DeviceSettings(device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None),
+            Connections(self.ids, self.registry, endpoints),
+            self.producer,
+            NoCourier(),
+            DeviceProtocol,
         )
         self.devices = [self.device() for _ in range(DEVICES)]
 
@@ -174,18 +179,17 @@ class Node:
         client.transport = NoTransport()
         return client
 
-    def device(self) -> Endpoint:
-        endpoint = Endpoint(self.hub, self.ids.new(), None)
-        endpoint.transport = NoTransport()
-        self.registry.add(endpoint.connection_id, endpoint)
-        return endpoint
+    def device(self) -> DeviceProtocol:
+        protocol: DeviceProtocol = self.factory.buildProtocol(None)
+        protocol.makeConnection(NoTransport())
+        return protocol
 
     def router(self, find: Callable[[bytes], Any]) -> Router:
         return Router(
             lambda: self.ids.node,
             find,
             NoCourier(),
-            self.hub,
+            self.factory.deliveries,
             max_line=self.framing.max_line,
             forbidden=self.framing.forbidden,
         )
@@ -343,7 +347,7 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
     measure("publish", lambda: publishes(Node(), batch, every))
     measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
     measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
-    measure("line: Endpoint.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
+    measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     measure("· pack", pack)
     measure("· the clock", clock)
     measure("· window: add and confirm", add_and_confirm)
@@ -401,7 +405,7 @@ def report(timings: Timings, options: Any) -> tuple[str, bool]:
         ("`Consumer.deliver`", middle["d3"] - middle["d2"]),
         ("`Router.route`: find, check length and delimiter", middle["d4"] - middle["d3"]),
         ("acknowledge: `Consumer.done`, and its share of the write per turn", middle["d5"] - middle["d4"]),
-        ("`Endpoint.send`, and its write to the device", middle["delivery, numbered"] - middle["d5"]),
+        ("`DeviceProtocol.send`, and its write to the device", middle["delivery, numbered"] - middle["d5"]),
     ]
     whole = middle["publish"]
     share = [(name[2:], value) for name, value in middle.items() if name.startswith("·")]

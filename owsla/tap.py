@@ -1,6 +1,6 @@
 """The door of `twistd owsla`: from its options to the service that it runs.
 
-    twistd owsla --port 8883
+twistd owsla --port 8883
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
-"""A device's connection with a dialect between its lines and the back ends.
+"""The protocol of a device connection with a dialect, which translates between its lines and the back ends.
 
-Without a dialect there is none of this: `Endpoint` is used as it is. Here every line and every message goes through the
-dialect, which may be anybody's code: what it raises ends its own connection.
+Without a dialect `DeviceProtocol` is used as it is. Here every line and every message goes through the dialect, which may be
+code of the user: an exception that it raises closes its own connection only.
+
+A dialect may publish several lines for one, none, or one at another time (after a login, for example). So lines received and
+lines published have different numbers: `Marks` maps the confirms of published lines to acknowledgements of received ones. Lines
+that cannot be published yet are kept in `_kept`, in order, up to `KEPT` bytes.
 """
 
 from __future__ import annotations
@@ -17,65 +21,67 @@ from ..events import DeviceIdentified, DialectFailed, LoginFailed
 from ..letter import DeliverySource, Letter
 from ..supervision import explain
 from .admission import source_of
-from .hub import TICK, Hub
+from .factory import DeviceFactory
+from .housekeeping import TICK
 from .marks import Marks
-from .protocol import _WAITING, Endpoint
+from .protocol import WAIT_FOR_SINK, DeviceProtocol
 
 KEPT: Final = 65536
-"""Bytes of lines that are kept while nothing is published, or the one line of full length: more than a device has to say in the
-second or so that a login takes."""
+"""Maximum size in bytes of the lines that are kept while nothing is published, if it is more than one line of maximum length.
+A device sends less in the second or so that a login takes."""
 
 LINE_COST: Final = 64
-"""Bytes that a line which is kept costs beside its own."""
+"""Bytes that a kept line costs beside its own."""
 
 LONGEST_DEVICE_ID: Final = 255
-"""Bytes. It goes with every line."""
+"""Maximum length of a device id in bytes. It is published with every line."""
 
 
-class SpokenEndpoint(Endpoint):
-    """A connected device, and its dialect's `Conversation` with it."""
+class DialectProtocol(DeviceProtocol):
+    """A connected device, and the `Conversation` of its dialect."""
 
     __slots__ = (
         "_answers",
         "_answers_size",
         "_dialect",
         "_failure",
-        "_held_back",
+        "_in_line_received",
         "_kept",
         "_kept_size",
         "_make",
         "_marks",
         "_name",
-        "_of_device",
         "_over",
-        "_patience",
+        "_publication_held",
         "_received",
-        "_speaking",
+        "_timeout",
+        "_timeout_of_device",
     )
 
-    def __init__(self, make: Factory, dialect: str, hub: Hub, connection_id: bytes, device_id: str | None) -> None:
-        """`dialect` is its name, for people."""
-        super().__init__(hub, connection_id, device_id)
+    def __init__(self, make: Factory, dialect: str, factory: DeviceFactory, connection_id: bytes) -> None:
+        """`dialect` is the name of the dialect for events."""
+        super().__init__(factory, connection_id)
         self._make = make
         self._name = dialect
         self._dialect: Dialect | None = None
         self._failure: Failure | None = None
-        self._over = False  # the dialect is through with this connection
+        self._over = False  # the dialect is not called any more
         self._received = 0
-        self._marks = Marks() if hub.device_ack is not None else None
-        self._held_back = False
-        self._kept: deque[tuple[bytes, float]] = deque()  # each with when it was received, in seconds since the epoch
+        self._marks = Marks() if self.acknowledges else None
+        self._publication_held = False
+        self._kept: deque[tuple[bytes, float]] = deque()  # each with the time it was received, in seconds since the epoch
         self._kept_size = 0
-        self._speaking = False  # the dialect is at work with a line that was read: what it publishes must go somewhere
+        self._in_line_received = False  # the dialect is called with a line: what it publishes must be accepted
         self._answers: list[bytes] = []  # wait for the socket
         self._answers_size = 0
-        self._patience = 0.0
-        self._of_device = False  # the time-out that is set waits while the device is not read
+        self._timeout = 0.0
+        self._timeout_of_device = False  # the time-out stops while the device is not read
 
     # -- from the device -------------------------------------------------------------------------------------------------
 
-    def connectionMade(self) -> None:
-        super().connectionMade()
+    def handshakeCompleted(self) -> None:
+        """Register the connection, and create its dialect."""
+        super().handshakeCompleted()
         try:
             self._dialect = self._make(self)
             self._dialect.connected()
@@ -86,18 +92,18 @@ class SpokenEndpoint(Endpoint):
         if self._over or self._dialect is None:
             return
         self._received += 1
-        self._speaking = True
+        self._in_line_received = True
         try:
             self._dialect.line(line)
         except Exception:
             self.fail(Failure())
             return
         finally:
-            self._speaking = False
+            self._in_line_received = False
         marks = self._marks
         if marks is not None:
-            marks.add(self.seq + len(self._kept), self._safe)
-            self._tell_later()
+            marks.add(self.seq + len(self._kept), self._confirmed)
+            self._acknowledge_later()
 
     @property
     def lines_in(self) -> int:
@@ -106,33 +112,30 @@ class SpokenEndpoint(Endpoint):
     def confirmed(self, seq: int) -> None:
         super().confirmed(seq)
         if self._marks is not None:
-            self._marks.confirm(self._safe)
+            self._marks.confirm(self._confirmed)
 
-    def _tell_later(self) -> None:
+    def _acknowledge_later(self) -> None:
         marks = self._marks
-        if marks is not None and marks.safe > self._told and not self._telling and not self._held_back:
-            self._telling = True
-            self.hub.turn.devices(self._tell_soon)
+        if marks is not None and marks.safe > self._acknowledged and not self._ack_scheduled and not self._publication_held:
+            self._ack_scheduled = True
+            self.factory.turn.devices(self._acknowledge_soon)
 
-    def _tell(self) -> None:
+    def _acknowledge(self) -> None:
         marks = self._marks
-        # While publication is held the dialect has not decided about these lines: a login's answer goes before its
-        # acknowledgement, and a denied one gets none.
-        if self._held_back or marks is None or self.hub.device_ack is None:
+        # While publication is held the dialect has not decided about these lines: the answer to a login is written before its
+        # acknowledgement, and a denied login gets none.
+        if self._publication_held or marks is None or self.factory.settings.device_ack is None:
             return
-        if marks.safe > self._told and self._direct:
-            self._told = marks.safe
-            self.transport.write(self.hub.device_ack(marks.safe - 1))
-            self._check_congestion()
+        if marks.safe > self._acknowledged and self._can_write:
+            self._acknowledged = marks.safe
+            self.transport.write(self.factory.settings.device_ack(marks.safe - 1))
 
     # -- to the device ---------------------------------------------------------------------------------------------------
 
-    def send(
-        self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
-    ) -> None:
+    def send(self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
         self.post(Letter(source, tag, header, body, connection_id, seq))
 
-    def _say(self, letter: Letter) -> bool:
+    def _write_body(self, letter: Letter) -> bool:
         assert self._dialect is not None
         try:
             lines = self._dialect.outgoing(letter.body)
@@ -142,28 +145,28 @@ class SpokenEndpoint(Endpoint):
                     self._check(line)
         except Exception:
             self.fail(Failure())
-            self._settle(letter, "connection-closed")
+            self._record(letter, "connection-closed")
             return False
         if isinstance(lines, Refused):
-            self._settle(letter, "refused-by-dialect")
+            self._record(letter, "refused-by-dialect")
             return False
         if lines and self._closing:
-            self._settle(letter, "connection-closed")
+            self._record(letter, "connection-closed")
             return False
         for line in lines:
-            self._write(line)
+            self.sendLine(line)
         return True
 
     def _check(self, line: bytes) -> None:
-        """`ValueError`, if it is not a line."""
-        framing = self.hub.framing
+        """Raise `ValueError` for what is not one line."""
+        framing = self.factory.framing
         if len(line) > framing.max_line:
             raise ValueError(f"a line to the device is {len(line)} bytes long, more than {framing.max_line}")
         if framing.forbidden.search(line):
-            raise ValueError("there is a delimiter in a line to the device")
+            raise ValueError("a line to the device contains a delimiter")
 
-    def writable(self) -> None:
-        super().writable()
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
         answers, self._answers = self._answers, []
         self._answers_size = 0
         for line in answers:
@@ -186,25 +189,26 @@ class SpokenEndpoint(Endpoint):
     def publish(self, line: bytes) -> None:
         if self._over:
             return
-        received = self._read_at if self._speaking else 0.0
-        if self._held_back or self._kept or not (self._speaking or (self.hub.sink.accepting and not self._in_line)):
-            self._keep(line, received or self.hub.now())
+        received = self._received_at if self._in_line_received else 0.0
+        accepting = self._in_line_received or (self.factory.sink.accepting and not self._awaiting_sink)
+        if self._publication_held or self._kept or not accepting:
+            self._keep(line, received or self.factory.now())
         else:
-            self.hub.sink.publish(self, line, received)
+            self.factory.sink.publish(self, line, received)
 
     def _keep(self, line: bytes, received: float) -> None:
         self._kept.append((line, received))
         self._kept_size += len(line) + LINE_COST
-        if self._kept_size > max(KEPT, self.hub.framing.max_line + LINE_COST):
+        if self._kept_size > max(KEPT, self.factory.framing.max_line + LINE_COST):
             self.hang_up(f"more than {KEPT} bytes of lines that could not be published yet")
-        elif not self._held_back:
-            self._wait()
+        elif not self._publication_held:
+            self._wait_for_sink()
 
     def _publish_kept(self, at_once: bool = False) -> None:
-        """Publish what was kept, as far as it is taken; `at_once`: all of it, since the connection ends."""
-        if self._held_back or self._over:
+        """Publish kept lines while the sink accepts them; with `at_once` all of them, since the connection ends."""
+        if self._publication_held or self._over:
             return
-        sink = self.hub.sink
+        sink = self.factory.sink
         while self._kept and (at_once or sink.accepting):
             if not sink.spare:
                 self._discard(len(self._kept))
@@ -214,27 +218,27 @@ class SpokenEndpoint(Endpoint):
             self._kept_size -= len(line) + LINE_COST
             sink.publish(self, line, received)
         if self._kept:
-            self._wait()
+            self._wait_for_sink()
 
     def answer(self, line: bytes) -> None:
         if self.closed:
             return
         self._check(line)
-        if self._direct:
-            self._write(line)
+        if self._can_write:
+            self.sendLine(line)
             return
         self._answers.append(line)
         self._answers_size += len(line) + LINE_COST
-        if self._answers_size > self.hub.write_buffer:
-            self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
+        if self._answers_size > self.factory.settings.write_buffer:
+            self.close_slow(f"more than {self.factory.settings.write_buffer} bytes wait for it")
 
     def hold(self) -> None:
-        self._held_back = True
+        self._publication_held = True
 
     def release(self) -> None:
-        self._held_back = False
+        self._publication_held = False
         self._publish_kept()
-        self._tell_later()
+        self._acknowledge_later()
 
     def identify(self, device_id: str) -> None:
         if self._over:
@@ -245,39 +249,39 @@ class SpokenEndpoint(Endpoint):
             raise RuntimeError("a line was published already, without this device id")
         if device_id == self.device_id:
             return
-        hub = self.hub
-        hub.unidentified(self)
+        factory = self.factory
+        factory.devices.remove(self)
         self.device_id = device_id
-        self.template = hub.sink.open(self.connection_id, device_id)
-        hub.emit(DeviceIdentified(self.connection_id.decode(), device_id))
+        self.template = factory.sink.open(self.connection_id, device_id)
+        factory.emit(DeviceIdentified(self.connection_id.decode(), device_id))
         if not self._closing:
-            hub.identified(self, self.peer)  # or it would close a newer connection of its device
+            factory.devices.add(self, self.peer)  # or it would close a newer connection of its device
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:
             connection_id = self.connection_id.decode()
-            self.hub.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported))
+            self.factory.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported))
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
         if self.closed:
             return
-        # Not before the next tick: one that is due at once, set again and again, would keep this tick for ever.
-        self._patience = max(seconds, TICK)
-        self._of_device = of_device
-        self.hub.timers.set(self, self.hub.clock.seconds() + self._patience)
+        # Not before the next tick: a dialect that sets a due time-out again and again would keep this tick busy for ever.
+        self._timeout = max(seconds, TICK)
+        self._timeout_of_device = of_device
+        self.factory.timers.set(self, self.factory.clock.seconds() + self._timeout)
 
     def clear_timeout(self) -> None:
-        self._of_device = False
-        self.hub.timers.clear(self)
+        self._timeout_of_device = False
+        self.factory.timers.clear(self)
 
     def timed_out(self) -> None:
-        """The time that the dialect asked for is over."""
+        """Tell the dialect that its time-out has passed."""
         if self.closed or self._dialect is None:
             return
-        if self._of_device:
-            if self._paused & _WAITING:
-                return  # it begins anew with reading
-            self._of_device = False
+        if self._timeout_of_device:
+            if self._paused & WAIT_FOR_SINK:
+                return  # the time-out starts again when reading resumes
+            self._timeout_of_device = False
         try:
             self._dialect.timed_out()
         except Exception:
@@ -285,7 +289,7 @@ class SpokenEndpoint(Endpoint):
 
     def hang_up(self, reason: str) -> None:
         if not self._over:
-            self._over = self.deaf = True
+            self._over = self.discarding = True
             self.close(reason)
 
     def reject(self, reason: str) -> None:
@@ -296,40 +300,43 @@ class SpokenEndpoint(Endpoint):
 
     def fail(self, failure: Failure) -> None:
         if not self._over:
-            self._over = self.deaf = True
+            self._over = self.discarding = True
             self._failure = failure
-            self.hub.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
+            self._emit_failure(failure)
             self.close("its dialect failed")
+
+    def _emit_failure(self, failure: Failure) -> None:
+        self.factory.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
 
     # -- reading, and the end --------------------------------------------------------------------------------------------
 
     def _unpause(self, reason: int) -> None:
-        waited = self._paused & _WAITING
+        waited = self._paused & WAIT_FOR_SINK
         super()._unpause(reason)
-        if waited and self._of_device and not self._paused & _WAITING:
-            self.set_timeout(self._patience, of_device=True)
+        if waited and self._timeout_of_device and not self._paused & WAIT_FOR_SINK:
+            self.set_timeout(self._timeout, of_device=True)
 
     def resume(self) -> None:
         self._publish_kept(at_once=self._uses_spare)
         super().resume()
         if self._kept and not self.closed:
-            self._publish_kept()  # it has begun to wait anew, if it must
+            self._publish_kept()  # it waits again if it must
 
     def drain(self) -> None:
         self._publish_kept(at_once=self.acknowledges)
         super().drain()
 
-    def _leave(self, reason: str, outcome: str = "connection-closed") -> None:
+    def _begin_close(self, reason: str, outcome: str = "connection-closed") -> None:
         if self._answers:
-            self._out = (self._out or []) + self._answers
+            self._outgoing = (self._outgoing or []) + self._answers
             self._answers = []
-        super()._leave(reason, outcome)
+        super()._begin_close(reason, outcome)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self._publish_kept(at_once=True)
         super().connectionLost(reason)
         self._over = True
-        self.hub.timers.clear(self)
+        self.factory.timers.clear(self)
         self._kept.clear()
         self._answers = []
         dialect, self._dialect = self._dialect, None
@@ -338,20 +345,20 @@ class SpokenEndpoint(Endpoint):
                 dialect.disconnected(self._closing)
             except Exception:
                 self._failure = Failure()
-                self.hub.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(self._failure)))
+                self._emit_failure(self._failure)
         if self._failure is not None:
-            self.hub.failed(self, self._failure)
+            self.factory.connections.failed(self, self._failure)
             self._failure = None
 
 
-def speaking(make: Factory, dialect: str) -> Callable[[Hub, bytes, str | None], Endpoint]:
-    """What makes the endpoints of a listener whose devices speak a dialect; `dialect` is its name, for people."""
+def speaking(make: Factory, dialect: str) -> Callable[[DeviceFactory, bytes], DialectProtocol]:
+    """Return the `protocol` of a `DeviceFactory` whose devices speak a dialect. `dialect` is its name for events."""
 
-    def endpoint(hub: Hub, connection_id: bytes, device_id: str | None) -> Endpoint:
-        return SpokenEndpoint(make, dialect, hub, connection_id, device_id)
+    def protocol(factory: DeviceFactory, connection_id: bytes) -> DialectProtocol:
+        return DialectProtocol(make, dialect, factory, connection_id)
 
-    return endpoint
+    return protocol
 
 
-def _is_a_conversation(endpoint: SpokenEndpoint) -> Conversation:
-    return endpoint
+def _is_a_conversation(protocol: DialectProtocol) -> Conversation:
+    return protocol

@@ -34,11 +34,11 @@ class Watched(Protocol):
         """Begin to read what the peer sent before it closed or reset the connection. `False` if there is no room for it now."""
 
     @property
-    def in_line(self) -> bool:
+    def awaiting_turn(self) -> bool:
         """Whether it is read again in its turn, since the broker takes lines."""
 
     @property
-    def deaf(self) -> bool:
+    def discarding(self) -> bool:
         """Whether what the peer sent before is of no use to anybody."""
 
     def hungUp(self) -> None:
@@ -100,7 +100,7 @@ class HangupWatch:
             # The broker may have gone since: then there is room that there was not when it closed.
             if connection is None or connection.peerClosed():
                 continue
-            if connection.deaf or not (self._keeping or connection.in_line):
+            if connection.discarding or not (self._keeping or connection.awaiting_turn):
                 self._hang_up(fd)
             elif self._ended.pop(fd, None) is not None:
                 self._ended[fd] = now
@@ -132,7 +132,7 @@ class HangupWatch:
             connection = self._watched[fd]
             if connection.peerClosed():
                 continue
-            if flags & (select.EPOLLERR | select.EPOLLHUP) and connection.deaf:
+            if flags & (select.EPOLLERR | select.EPOLLHUP) and connection.discarding:
                 self._hang_up(fd)
             elif fd in self._watched:
                 self._ended[fd] = self._reactor.seconds()

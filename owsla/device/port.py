@@ -9,26 +9,25 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import os_reason
-from ..events import DeviceConnected, Event, Full, HandshakeFailed, Listening, SilentEvicted, TurnedAway
+from ..events import Event, Full, HandshakeFailed, Listening, SilentEvicted, TurnedAway
 from ..interfaces import Clock, Reactor
-from ..routing import ConnectionIds, Registry
-from ..supervision import DynamicSupervisor, Worker
+from ..supervision import Worker
 from ..tls.post_handshake import PostHandshake
 from ..tls.refusal import Refusal, Refused
 from .admission import Admission, Sources, Tally, source_of
 from .hangup import HangupWatch
-from .hub import TICK, Hub
+from .housekeeping import TICK, Housekeeping
 from .poller import Poller
-from .protocol import Endpoint
 from .transport import CLOSING_TIMEOUT, TLSTransport, without_goodbye
 
 BACKLOG: Final = 4096
@@ -138,28 +137,22 @@ class Listener(Worker):
         reactor: Reactor,
         sock: socket.socket,
         context: SSL.Context,
-        hub: Hub,
-        ids: ConnectionIds,
-        registry: Registry[Endpoint],
+        factory: ServerFactory,
         admission: Admission[TLSTransport],
         emit: Callable[[Event], None],
         hangups: HangupWatch,
-        endpoints: DynamicSupervisor[Endpoint],
         *,
         handshake_timeout: float,
-        idle_timeout: float,
-        identify: Callable[[SSL.Connection], str | None],
         fail: Callable[[str], None],
         sources: Sources | None = None,
         share: Share | None = None,
-        make: Callable[[Hub, bytes, str | None], Endpoint] = Endpoint,
+        housekeeping: Housekeeping | None = None,
         memory: Memory | None = None,
         linger: float = 0.0,
     ) -> None:
-        """Times are in seconds; an `idle_timeout` of 0 is none. `identify` reads the device's id from its certificate; `make`
-        makes a connection's endpoint, from the connection's id and the device's; `sources` limits the connections from one
-        address; `share` is there where other processes listen on the same socket; `memory` is that of the process; `linger`
-        is that of a `Poller`.
+        """Times are in seconds. `factory` builds the protocol of each connection whose handshake is complete; it may be any
+        `ServerFactory`. `housekeeping` is called periodically; `sources` limits the connections from one address; `share` is
+        there where other processes listen on the same socket; `memory` is that of the process; `linger` that of a `Poller`.
 
         `fail` is told why the port cannot be opened: without it there is nothing to do for this process.
         """
@@ -172,21 +165,16 @@ class Listener(Worker):
         self._socket = sock
         self._context = context
         self._post_handshake = PostHandshake(reactor.seconds)
-        self._hub = hub
-        self._ids = ids
-        self._registry = registry
+        self._factory = factory
+        self._housekeeping = housekeeping
         self._admission = admission
         self._emit = emit
         self._handshake_timeout = handshake_timeout
-        self._idle_timeout = idle_timeout
-        self._identify = identify
         self._hangups = hangups
-        self._endpoints = endpoints
         self._fail = fail
         self._sources = sources
         self._share = share
         self._standing_back = False
-        self._make = make
         self._memory = memory
         self._given_back = (0, 0.0)  # at so many handshakes, and when
         self._beginning = False
@@ -197,8 +185,6 @@ class Listener(Worker):
         self._opened = False
         self._closing: dict[TLSTransport, _Goodbye] = {}
         self._full = False
-        self._to_check: list[Endpoint] = []
-        self._check_share = 1
         self.handshakes = 0
         """Handshakes completed so far."""
         self.failed_handshakes = 0
@@ -334,7 +320,7 @@ class Listener(Worker):
                 continue
             if silent is not None:
                 self._evicted.count += 1
-                silent.evicted()
+                silent.evict()
             left -= 1
             sock.setblocking(False)
             transport = TLSTransport(self._poller, sock, address, self._context, self)
@@ -351,7 +337,7 @@ class Listener(Worker):
         """Who is to go for the next one: whoever is silent for longest, if what came in this very turn is heard first."""
         admission = self._admission
         while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
-            silent.lookAgain()
+            silent.checkHello()
             if admission.oldest is silent:
                 return silent
         return None
@@ -399,7 +385,7 @@ class Listener(Worker):
     def established(self) -> SSL.Context:
         return self._post_handshake.context
 
-    def spoke(self, transport: TLSTransport) -> bool:
+    def helloReceived(self, transport: TLSTransport) -> bool:
         admission = self._admission
         admission.spoke(transport)
         now = self._clock.seconds()
@@ -427,11 +413,11 @@ class Listener(Worker):
         end = self._clock.seconds() + BEGINNINGS
         while (now := self._clock.seconds()) < end:
             if (stalled := admission.stalled(now)) is not None:
-                stalled.makeWay()
+                stalled.evictStalled()
             transport = admission.next_turn(now)
             if transport is None:
                 break
-            if not transport.handshakeAllowed():
+            if not transport.startHandshake():
                 admission.gave_up()
         else:
             if admission.waiting:
@@ -444,41 +430,36 @@ class Listener(Worker):
             self._begin_soon()
         self._resume()
 
-    def secured(self, transport: TLSTransport) -> Endpoint | None:
+    def handshakeCompleted(self, transport: TLSTransport) -> None:
         self._admission.secured(transport, self._clock.seconds())
         self._go_on()
+        protocol = None
+        if self._socket.fileno() >= 0:  # or it was accepted just before the port was closed
+            protocol = self._factory.buildProtocol(cast(Any, transport.getPeer()))
+        if protocol is None:
+            self.handshakes += 1
+            transport.loseConnection()
+            return
         try:
-            device_id = self._identify(transport.tls)
+            transport.connectProtocol(protocol)
         except Refused as error:
             self._handshake_failed(transport, f"TLS: {error.refusal.reason}", error.refusal)
-            return None
+            transport.loseConnection()
+            return
         self.handshakes += 1
-        if self._socket.fileno() < 0 or not self._endpoints.running:
-            return None  # it was accepted just before the port was closed
-        connection_id = self._ids.new()
-        endpoint = self._make(self._hub, connection_id, device_id)
-        self._registry.add(connection_id, endpoint)
-        self._endpoints.start_child(endpoint)
-        self._emit(
-            DeviceConnected(
-                connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
-            )
-        )
-        self._hub.identified(endpoint, transport.peer)
         if self._memory is not None and self.handshakes % SETTLED_TOGETHER == 0:
             self._memory.settle()
-        return endpoint
 
     def _handshake_failed(self, transport: TLSTransport, reason: str, refusal: Refusal | None) -> None:
         self.failed_handshakes += 1
         subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
         self._emit(HandshakeFailed(transport.peer, reason, subject, serial))
 
-    def closing(self, transport: TLSTransport) -> None:
+    def connectionClosing(self, transport: TLSTransport) -> None:
         now = self._clock.seconds()
         self._closing[transport] = _Goodbye(now + CLOSING_TIMEOUT, now + LONGEST_GOODBYE, transport.untaken)
 
-    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
         self._admission.lost(transport)
         if self._share is not None and self._socket.fileno() >= 0:
             self._share.tell(self._admission.connections)
@@ -496,7 +477,8 @@ class Listener(Worker):
 
     def _tick(self) -> None:
         self.later(TICK, self._tick)
-        self._hub.tick()
+        if self._housekeeping is not None:
+            self._housekeeping.tick()
 
     def _sweep(self) -> None:
         """Once a second: handshakes that take too long, goodbyes that are not answered, and a share of the idle checks."""
@@ -516,18 +498,18 @@ class Listener(Worker):
                 del self._closing[transport]
                 self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT, untaken=untaken)
             elif transport.held_back and (
-                self._socket.fileno() < 0 or (now < goodbye.last and (transport.peerClosed() or transport.in_line))
+                self._socket.fileno() < 0 or (now < goodbye.last and (transport.peerClosed() or transport.awaiting_turn))
             ):
                 # It waits for us. In a stop --drain-timeout ends that; otherwise it has its turn, or a last share.
                 del self._closing[transport]
                 self._closing[transport] = goodbye._replace(deadline=now + CLOSING_TIMEOUT)
             else:
-                transport.goodbyeOverdue()
+                transport.closeOverdue()
         self._tell_of_attacks()
         self._give_back(now)
         self._go_on()
-        if self._idle_timeout:
-            self._check_idle(now)
+        if self._housekeeping is not None:
+            self._housekeeping.sweep()
 
     def _tell_of_attacks(self, *, last: bool = False) -> None:
         """What comes by the thousand is told as a number."""
@@ -543,23 +525,3 @@ class Listener(Worker):
         if self._memory is not None and self.handshakes >= handshakes + SETTLED_TOGETHER and now >= then + GIVEN_BACK_EVERY:
             self._given_back = (self.handshakes, now)
             self._memory.give_back()
-
-    def _check_idle(self, now: float) -> None:
-        """Look at a share of the connections, so that each is looked at eight times in an idle timeout.
-
-        A line costs nothing for that: the check compares how many there were with what it saw the last time.
-        """
-        if not self._hub.sink.accepting:
-            # Devices are quiet because they are not read. Their time begins anew when they are.
-            self._hub.quiet_since = now
-            return
-        if not self._to_check:
-            self._to_check = list(self._registry)
-            self._check_share = 1 + int(len(self._to_check) / max(1.0, self._idle_timeout / 8))
-        share, self._to_check = self._to_check[: self._check_share], self._to_check[self._check_share :]
-        for endpoint in share:
-            if endpoint.lines != endpoint.idle_mark:
-                endpoint.idle_mark = endpoint.lines
-                endpoint.idle_since = now
-            elif now - max(endpoint.idle_since, self._hub.quiet_since) >= self._idle_timeout:
-                endpoint.idle(f"no line for {self._idle_timeout:g} s")

@@ -1,7 +1,37 @@
-"""One device's connection: its lines to the sink, and the messages for it to its socket.
+"""The protocol of a device connection: lines to the sink, and messages to the device.
 
-This only connects decisions to the world: framing and ordering are pure and elsewhere, and what all connections have in common
-is in the `Hub`, so that a connection is small.
+Theory of operation
+===================
+
+A `DeviceProtocol` connects pure decisions (`framing`, `ordering`) to a transport. All that concerns several connections is in
+the collaborators of its `DeviceFactory`, so that a connection is small.
+
+**From the device.** `dataReceived` splits what one read brought, and gives each line to the sink (`LineSink.publish`), which
+numbers it. Three things bound what is read:
+
+- The sink accepts lines or not (`LineSink.accepting`): it does not while its window is full or the broker is away.
+- The connection has a share of the window. It ends at line number `_share_end`. The next share is given when the lines of the
+  previous one are settled (`LineSink.position`), so that one device that sends without a break cannot fill the window.
+- With a rate limit a device has to wait for `_rate_due`.
+
+In each case reading is paused, for one or more of the reasons in `_paused`. Bytes that were read and cannot be published yet
+wait in `_buffer`; `_received_at` keeps the time at which they were read. The sink calls `resume`, in the order in which
+connections called `LineSink.wait`.
+
+**A device that leaves** while its reading is paused has sent bytes that nobody will send again. `peerClosed` reads them, with
+what the sink can spare (`LineSink.spare`), unless the connection is in the queue of a sink that works.
+
+**To the device.** Messages are numbered or not. `Ordering` is created when the first one arrives out of order; until then a
+counter (`expected`) does. Lines of one reactor turn are joined and written at its end (`EndOfTurn.devices`), before the broker
+gets the acknowledgements for them (`EndOfTurn.broker`). The protocol is a push producer of its transport: when the socket takes
+no more, the transport calls `pauseProducing`, and messages wait in `_waiting`, unacknowledged, until `resumeProducing`.
+
+**Invariants.**
+
+- A message is acknowledged only after its line was written, or its fate is on record.
+- The collaborators count every message exactly while it waits (`ReorderLimits.hold`, `SlowDevices.queue`).
+- `_paused` is not zero exactly while the transport is paused and `PausedReading` counts the connection.
+- After `_begin_close` nothing is written. After `connectionLost` no collaborator knows the connection.
 """
 
 from __future__ import annotations
@@ -9,66 +39,78 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport
+from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from ..events import DeviceDisconnected, LineTooLong
 from ..letter import DeliverySource, Letter
-from .hub import Hub
+from .connections import RECEIVED, SENT
+from .factory import DeviceFactory
+from .interfaces import IDeviceTransport, IHangupListener
 from .ordering import Arrival, Ordering
+from .stock_transport import StockTransport
 from .transport import EXPECTED, explain
 
-_WAITING: Final = 1
-"""Reading is paused until the sink takes lines again."""
-_RATED: Final = 2
-"""Reading is paused since the device talks too fast."""
-_DRAINING: Final = 4
-"""Reading is over: the connection is closed when everything before is confirmed."""
+WAIT_FOR_SINK: Final = 1
+"""Reading is paused until the sink accepts lines again."""
+WAIT_FOR_RATE: Final = 2
+"""Reading is paused since the device exceeds the rate limit."""
+DRAINING: Final = 4
+"""Reading has ended: the connection is closed when everything before is confirmed."""
 
 CHUNK: Final = 65536
-"""Bytes written in one turn after which it is seen whether the socket takes them, before more are acknowledged."""
+"""Bytes written in one reactor turn after which they are flushed, to learn whether the socket takes them before more messages
+are acknowledged."""
 
 ALERT: Final = 31
-"""Bytes of a TLS record with close_notify, at most (TLS 1.2, AES-GCM). So few unread bytes may be a goodbye and no line."""
+"""Size in bytes of the largest TLS record with close_notify (TLS 1.2, AES-GCM). As few unread bytes may hold no line."""
 
 
-class Endpoint:
-    """A connected device. It exists from the completed handshake on.
+@implementer(IPushProducer, IHandshakeListener, IHangupListener)
+class DeviceProtocol(LineReceiver):
+    """A connected device.
 
-    It is no `LineReceiver`, of which nothing was left in use: with that went the dictionary of its attributes, 1.3 KB more a
-    connection than these slots.
+    All attributes are slots, those that `LineReceiver` and its bases set on an instance included. So no instance has a
+    dictionary, which would cost some 1.3 KB of memory for each connection.
+
+    As in `twisted.web.http.HTTPChannel`, the methods of `IPushProducer` concern what this protocol writes: its transport is the
+    consumer.
     """
 
     __slots__ = (
-        "_allowed_at",
+        "_ack_scheduled",
+        "_acknowledged",
+        "_awaiting_sink",
+        "_buffer",
+        "_can_write",
         "_closing",
-        "_departing",
-        "_direct",
-        "_flushing",
-        "_in_line",
-        "_long",
-        "_mark",
+        "_confirmed",
+        "_confirmed_ahead",
+        "_flush_scheduled",
+        "_idle_lines",
+        "_idle_since",
+        "_long_line",
+        "_on_spare",
         "_ordering",
-        "_out",
-        "_out_size",
+        "_outgoing",
+        "_outgoing_size",
         "_paused",
-        "_position",
-        "_queue",
-        "_queued",
-        "_read_at",
-        "_rest",
-        "_safe",
-        "_safe_ahead",
-        "_spared",
-        "_telling",
-        "_told",
+        "_peer_gone",
+        "_rate_due",
+        "_received_at",
+        "_share_end",
+        "_share_position",
         "_unpublishable",
+        "_waiting",
+        "_waiting_size",
+        "connected",
         "connection_id",
-        "deaf",
         "device_id",
+        "discarding",
         "expected",
-        "hub",
-        "idle_mark",
-        "idle_since",
+        "factory",
         "lines_out",
         "opened",
         "seq",
@@ -76,183 +118,228 @@ class Endpoint:
         "transport",
     )
 
-    def __init__(self, hub: Hub, connection_id: bytes, device_id: str | None) -> None:
-        self.hub = hub
-        self.transport: Any = None
-        """A `TLSTransport`; `None` before it is connected, and when the connection is closed."""
-        self.connection_id = connection_id
-        self.device_id = device_id
-        self.template = hub.sink.open(connection_id, device_id)
-        self.seq = 0
-        """The number of the next line from the device: so many were published."""
-        self.lines_out = 0
-        self.opened = hub.clock.seconds()
-        self.idle_mark = 0
-        """`lines` when the idle check last looked, and since when that has been so: `idle_since`."""
-        self.idle_since = self.opened
-        self.deaf = False
-        """Whether what the device still says is ignored."""
-        self._rest = b""
-        self._read_at = 0.0  # when the lines that are dealt with were read, in seconds since the epoch; 0: just now
-        self._long: bytearray | None = None
-        # Its share of the window: at which number it is used up, and the sink's position when it was given.
-        self._mark = hub.sink.share
-        self._position = 0
-        self._departing = False  # its device has closed: nobody will send again what it sent before
-        self._unpublishable = False  # the sink can publish none of its lines
-        self._spared = False  # its share is one of the room that the sink keeps for those while the broker takes nothing
-        self._paused = 0  # why nothing is read: _WAITING, _RATED, _DRAINING
-        self._in_line = False  # for the sink to call resume
-        self._allowed_at = 0.0  # with a rate limit: when all lines so far would have been due
-        self._closing = ""
-        # Towards the device
-        self.expected = 0
-        self._ordering: Ordering[Letter] | None = None
-        self._direct = True  # what is next may be written at once
-        self._out: list[bytes] | None = None  # lines that wait for the end of the turn
-        self._out_size = 0
-        self._flushing = False
-        self._queue: deque[Letter] | None = None
-        self._queued = 0
-        # Acknowledgements to the device
-        self._safe = 0
-        self._safe_ahead: set[int] | None = None
-        self._told = 0
-        self._telling = False
+    factory: DeviceFactory
+    transport: Any
 
-    # -- from the device -------------------------------------------------------------------------------------------------
+    def __init__(self, factory: DeviceFactory, connection_id: bytes) -> None:
+        self.factory = factory
+        self.connected = 0
+        self.transport = None
+        self.connection_id = connection_id
+        self.device_id: str | None = None
+        self.template: Any = None
+        """Result of `LineSink.open`."""
+        self.seq = 0
+        """Number of the next line from the device."""
+        self.lines_out = 0
+        """Number of lines written to the device."""
+        self.opened: float | None = None
+        """Time at which the handshake was complete."""
+        self.discarding = False
+        """True while everything that the device sends is discarded."""
+        self._idle_lines = 0  # number of lines at the last idle check,
+        self._idle_since = 0.0  # and the time since which it has not changed
+        # From the device
+        self._buffer = b""
+        self._received_at = 0.0  # time at which `_buffer` was read, in seconds since the epoch; 0: just now
+        self._long_line: bytearray | None = None
+        self._share_end = factory.sink.share
+        self._share_position = 0
+        self._peer_gone = False  # the device has closed: nobody will send again what it sent before
+        self._unpublishable = False  # the sink cannot publish any of its lines
+        self._on_spare = False  # the share is of the room for devices that left while the broker is away
+        self._paused = 0
+        self._awaiting_sink = False  # the sink will call `resume`
+        self._rate_due = 0.0  # with a rate limit: time at which all lines so far would have been due
+        self._closing = ""
+        # To the device
+        self.expected = 0
+        """Sequence number of the next message to the device, while `_ordering` is `None`."""
+        self._ordering: Ordering[Letter] | None = None
+        self._can_write = True
+        self._outgoing: list[bytes] | None = None  # lines to be written at the end of the reactor turn
+        self._outgoing_size = 0
+        self._flush_scheduled = False
+        self._waiting: deque[Letter] | None = None  # messages that wait for the socket
+        self._waiting_size = 0
+        # Acknowledgements to the device
+        self._confirmed = 0  # number of lines, from the first, that are confirmed without a gap
+        self._confirmed_ahead: set[int] | None = None
+        self._acknowledged = 0
+        self._ack_scheduled = False
+
+    # -- LineReceiver: from the device -----------------------------------------------------------------------------------
+
+    @property
+    def delimiter(self) -> bytes:  # type: ignore[override]
+        """Delimiter of lines from the device."""
+        return self.factory.framing.delimiter
+
+    @property
+    def MAX_LENGTH(self) -> int:  # type: ignore[override]
+        """Maximum length of a line in bytes."""
+        return self.factory.framing.max_line
+
+    @property
+    def paused(self) -> bool:  # type: ignore[override]
+        """True while the device is not read."""
+        return bool(self._paused)
 
     def makeConnection(self, transport: Any) -> None:
-        """The handshake is complete."""
-        self.transport = transport
-        self.connectionMade()
+        """Connect to a `TLSTransport`, or to any other transport, through an adapter."""
+        super().makeConnection(transport if IDeviceTransport.providedBy(transport) else StockTransport(transport))
 
     def connectionMade(self) -> None:
-        if not self.hub.sink.accepting:
-            # What it says would only wait here; and devices that come and go in an outage would fill the memory with it.
-            self._wait()
+        """Begin at once on a transport without TLS. With TLS the transport calls `handshakeCompleted` later."""
+        if not ISSLTransport.providedBy(self.transport):
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        """Register the connection, whose device is identified now. Raise `Refused` if its certificate is refused."""
+        factory = self.factory
+        self.device_id = factory.device_id(self.transport.getHandle())
+        self.template = factory.sink.open(self.connection_id, self.device_id)
+        self.opened = self._idle_since = factory.clock.seconds()
+        factory.connected(self)
+        self.transport.registerProducer(self, True)
+        if not factory.sink.accepting:
+            # Lines would only wait here, and devices that come and go during an outage would fill the memory with them.
+            self._wait_for_sink()
 
     def dataReceived(self, data: bytes) -> None:
-        hub = self.hub
-        if self.deaf:
+        """Split the bytes of one read into lines, and publish these.
+
+        `LineReceiver.dataReceived` is overridden. It looks for a delimiter again for each line, and copies the rest of its
+        buffer each time: 30 % more CPU for a read of one line, and a multiple of it for a read of a hundred. It would also
+        publish all lines of a read, where this stops at the end of the share of the window.
+        """
+        factory = self.factory
+        if self.discarding:
             return
-        hub.bytes_in += len(data)
-        if self._long is not None:
-            whole = self._lengthen(data)
+        factory.traffic[RECEIVED] += len(data)
+        if self._long_line is not None:
+            whole = self._extend_long_line(data)
             if whole is None:
                 return
             data = whole
-        elif self._rest:
-            data = self._rest + data
-        if (not hub.sink.accepting or self.seq >= self._mark) and not self._has_share():
-            self._keep_rest(data)
+        elif self._buffer:
+            data = self._buffer + data
+        sink = factory.sink
+        if (not sink.accepting or self.seq >= self._share_end) and not self._has_share():
+            self._keep_buffer(data)
             return
-        most = self._mark - self.seq
-        lines, rest = hub.split(data, most)
-        limit = hub.framing.max_line
+        framing = factory.framing
+        limit = self._share_end - self.seq
+        lines, rest = framing.split(data, limit)
+        max_line = framing.max_line
         for index, line in enumerate(lines):
-            if len(line) > limit:
-                self._rest = b""
+            if len(line) > max_line:
+                self._buffer = b""
                 self.lineLengthExceeded(line)
                 return
             self.lineReceived(line)
             if self._unpublishable:
                 return
-            if not hub.sink.accepting and index + 1 < len(lines) and not self._uses_spare:
-                # The rest was read already: it is published in its turn, and read from the wire no more till then. It is put
-                # together with the full ending, or a line that itself ends with \\r would lose that when it is split again.
-                self._keep_rest(b"".join([each + hub.ending for each in lines[index + 1 :]]) + rest)
+            if not sink.accepting and index + 1 < len(lines) and not self._uses_spare:
+                # The remaining lines were read already. They are published in their turn, and nothing more is read till then.
+                # They are joined with the full ending: a line that itself ends with \\r would lose that when it is split again.
+                self._keep_buffer(b"".join([each + framing.ending for each in lines[index + 1 :]]) + rest)
                 lines = lines[: index + 1]
                 break
         else:
-            self._rest = rest
-            if len(data) - len(rest) > hub.sink.line_size:
-                self._mark -= (len(data) - len(rest)) // hub.sink.line_size
-            if len(lines) >= most and hub.framing.delimiter in rest:
-                self._keep_rest(rest)
-            elif len(rest) > hub.long:
-                self._check_rest(rest)
-        if hub.max_rate is not None and lines:
-            self._slow_down(len(lines), hub.max_rate)
+            self._buffer = rest
+            taken = len(data) - len(rest)
+            if taken > sink.line_size:
+                self._share_end -= taken // sink.line_size
+            if len(lines) >= limit and framing.delimiter in rest:
+                self._keep_buffer(rest)
+            elif len(rest) > framing.long_line:
+                self._check_unfinished(rest)
+        if factory.settings.max_rate is not None and lines:
+            self._limit_rate(len(lines), factory.settings.max_rate)
 
-    def _keep_rest(self, data: bytes) -> None:
-        """Keep what was read until the sink takes lines again, and when it was read: that is the lines' timestamp."""
-        self._rest = data
-        self._read_at = self._read_at or self.hub.now()
-        self._wait()
+    def lineReceived(self, line: bytes) -> None:
+        """Publish a line."""
+        self.factory.sink.publish(self, line, self._received_at)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Close the connection, and discard what follows."""
+        self._buffer = b""
+        self._long_line = None
+        self.discarding = True
+        max_line = self.factory.framing.max_line
+        self.factory.emit(LineTooLong(self.connection_id.decode(), self.device_id, max_line))
+        self.close(f"a line longer than {max_line} bytes")
+
+    def _keep_buffer(self, data: bytes) -> None:
+        """Keep bytes until the sink accepts lines again. The time of reading becomes the timestamp of their lines."""
+        self._buffer = data
+        self._received_at = self._received_at or self.factory.now()
+        self._wait_for_sink()
 
     def _has_share(self) -> bool:
-        """Whether it may publish now: its share of the window is not used up, or it can have the next one."""
-        sink = self.hub.sink
-        if self.seq < self._mark and self._uses_spare:
+        """Return whether a line may be published now, and take the next share of the window if there is one."""
+        sink = self.factory.sink
+        if self.seq < self._share_end and self._uses_spare:
             return sink.spare > 0
         if not sink.accepting:
             return False
-        if self.seq >= self._mark:
-            position = sink.position(self._position)
+        if self.seq >= self._share_end:
+            position = sink.position(self._share_position)
             if position < 0:
                 return False
-            self._position = position
-            self._mark = self.seq + sink.share
+            self._share_position = position
+            self._share_end = self.seq + sink.share
         return True
 
     @property
     def _uses_spare(self) -> bool:
-        """Whether its lines go to the room that the sink keeps for devices that left while the broker takes nothing."""
-        return self._spared and not self.hub.sink.serves(self)
+        """True if lines go to the room that the sink keeps for devices that left while the broker is away."""
+        return self._on_spare and not self.factory.sink.serves(self)
 
-    def _slow_down(self, lines: int, rate: float) -> None:
-        """Read no more until these lines are paid for; a second's worth is on credit."""
-        if self._closing or self._departing:
-            return  # it has not much more to say
-        now = self.hub.clock.seconds()
-        self._allowed_at = max(self._allowed_at, now) + lines / rate
-        if self._allowed_at > now + 1.0 and not self._paused & _RATED:
-            self._pause(_RATED)
-            self.hub.rated(self, self._allowed_at - 1.0)
+    def _limit_rate(self, lines: int, rate: float) -> None:
+        """Pause reading until the lines conform to the rate limit. One second of lines may come as a burst."""
+        if self._closing or self._peer_gone:
+            return  # little more will come
+        now = self.factory.clock.seconds()
+        self._rate_due = max(self._rate_due, now) + lines / rate
+        if self._rate_due > now + 1.0 and not self._paused & WAIT_FOR_RATE:
+            self._pause(WAIT_FOR_RATE)
+            self.factory.reading.rate_limited(self, self._rate_due - 1.0)
 
-    def unrate(self) -> None:
-        """The lines so far are paid for."""
-        self._unpause(_RATED)
+    def rate_allowed(self) -> None:
+        """Resume reading: the lines so far conform to the rate limit."""
+        self._unpause(WAIT_FOR_RATE)
 
-    def lineReceived(self, line: bytes) -> None:
-        self.hub.sink.publish(self, line, self._read_at)
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._rest = b""
-        self._long = None
-        self.deaf = True
-        longest = self.hub.framing.max_line
-        self.hub.emit(LineTooLong(self.connection_id.decode(), self.device_id, longest))
-        self.close(f"a line longer than {longest} bytes")
-
-    def _check_rest(self, rest: bytes) -> None:
-        framing = self.hub.framing
+    def _check_unfinished(self, rest: bytes) -> None:
+        framing = self.factory.framing
         if len(rest) > framing.max_line + framing.slack:
             self.lineLengthExceeded(rest)
         else:
-            # Joining and splitting it anew with each piece that comes would cost the square of its length.
-            self._long = bytearray(rest)
-            self._rest = b""
+            # Joining and splitting it again with each read would cost the square of its length.
+            self._long_line = bytearray(rest)
+            self._buffer = b""
 
-    def _lengthen(self, data: bytes) -> bytes | None:
-        """Add to a long unfinished line; all of it, once it is finished."""
-        long = self._long
-        assert long is not None
-        framing = self.hub.framing
-        start = max(0, len(long) - len(framing.delimiter) + 1)
-        long += data
-        if long.find(framing.delimiter, start) < 0:
-            if len(long) > framing.max_line + framing.slack:
+    def _extend_long_line(self, data: bytes) -> bytes | None:
+        """Append to a long unfinished line. Return everything collected once a delimiter has arrived, or else `None`."""
+        long_line = self._long_line
+        assert long_line is not None
+        framing = self.factory.framing
+        start = max(0, len(long_line) - len(framing.delimiter) + 1)
+        long_line += data
+        if long_line.find(framing.delimiter, start) < 0:
+            if len(long_line) > framing.max_line + framing.slack:
                 self.lineLengthExceeded(b"")
             return None
-        self._long = None
-        return bytes(long)
+        self._long_line = None
+        return bytes(long_line)
+
+    # -- pausing of reading ----------------------------------------------------------------------------------------------
 
     def _pause(self, reason: int) -> None:
         if not self._paused:
             self.transport.pauseProducing()
-            self.hub.paused(self)
+            self.factory.reading.paused(self)
         self._paused |= reason
 
     def _unpause(self, reason: int) -> None:
@@ -260,471 +347,488 @@ class Endpoint:
             return
         self._paused &= ~reason
         if not self._paused:
-            self.hub.unpaused(self)
-            # A connection that closes is read to its end in any case: what is left in the socket would keep it open.
-            if self.transport is not None and (self._closing or not self.deaf):
+            self.factory.reading.resumed(self)
+            # A closing connection is read to its end in any case: what is left in the socket would keep it open.
+            if self.transport is not None and (self._closing or not self.discarding):
                 self.transport.resumeProducing()
 
-    def _wait(self) -> None:
-        """Read nothing until the sink takes lines again; it calls `resume` then."""
-        self._pause(_WAITING)
-        if not self._in_line:
-            self._in_line = True
-            self.hub.sink.wait(self, self._position if self.seq >= self._mark else 0)
+    def _wait_for_sink(self) -> None:
+        self._pause(WAIT_FOR_SINK)
+        if not self._awaiting_sink:
+            self._awaiting_sink = True
+            self.factory.sink.wait(self, self._share_position if self.seq >= self._share_end else 0)
 
     def stall(self) -> None:
-        if not self.deaf:
-            self._wait()
+        """Pause reading until the sink calls `resume`. The sink calls this if it cannot publish for this device only."""
+        if not self.discarding:
+            self._wait_for_sink()
 
     def resume(self) -> None:
-        self._in_line = False
-        if self.deaf or not self._paused & _WAITING:
+        """Publish what was read, and read on. The sink calls this in the turn of this connection."""
+        self._awaiting_sink = False
+        if self.discarding or not self._paused & WAIT_FOR_SINK:
             return
-        data, self._rest = self._rest, b""
+        data, self._buffer = self._buffer, b""
         if data:
-            self.hub.bytes_in -= len(data)  # it was counted when it was read
+            self.factory.traffic[RECEIVED] -= len(data)  # it was counted when it was read
             self.dataReceived(data)
-        if not self._in_line:
-            self._read_at = 0.0
-            self._unpause(_WAITING)
+        if not self._awaiting_sink:
+            self._received_at = 0.0
+            self._unpause(WAIT_FOR_SINK)
+
+    # -- IHangupListener -------------------------------------------------------------------------------------------------
 
     def peerClosed(self) -> bool:
-        """Read what the device sent before it closed or reset the connection, which nobody will send again.
+        """Read what the device sent before it closed or reset the connection. Return whether it is read now.
 
-        While the broker takes nothing it would wait in vain: it has a share of what the window can spare. Otherwise it keeps
-        its place in the line, or devices that come and go would have all of the window. `False` if it is not read now.
+        Nobody will send these bytes again. While the broker is away, waiting would be in vain: the connection gets a share of
+        what the sink can spare. Otherwise it keeps its place in the queue of the sink, or devices that come and go would use
+        the whole window.
         """
-        if self.deaf:
+        if self.discarding:
             return False
-        self._departing = True
-        sink = self.hub.sink
+        self._peer_gone = True
+        sink = self.factory.sink
         if sink.serves(self):
-            if self._in_line:
+            if self._awaiting_sink:
                 return False
-        elif not self._spared:
-            self._spared = True
-            self._mark = self.seq + sink.spare
+        elif not self._on_spare:
+            self._on_spare = True
+            self._share_end = self.seq + sink.spare
         if not self._has_share():
             return False
-        if self._in_line:
+        if self._awaiting_sink:
             sink.leave(self)
-        self._unpause(_RATED)
+        self._unpause(WAIT_FOR_RATE)
         self.resume()
         return not self._paused
 
     @property
-    def in_line(self) -> bool:
-        """Whether it is read again in its turn: it waits for a broker that takes lines."""
-        return self._in_line and self.hub.sink.serves(self)
+    def awaiting_turn(self) -> bool:
+        """True while the connection is in the queue of a sink that publishes: it will be read in its turn."""
+        return self._awaiting_sink and self.factory.sink.serves(self)
 
     @property
     def unread(self) -> int:
-        """Bytes that the device has sent, that were not read, and that nobody will send again; those of TLS included."""
-        if not self._paused or self.deaf or self.hub.device_ack is not None:
+        """Number of bytes that the device sent, that were not read, and that nobody will send again, TLS records included."""
+        if not self._paused or self.discarding or self.acknowledges:
             return 0
         unread: int = self.transport.unread
         return unread if unread > ALERT else 0
 
-    def _publish_rest(self) -> None:
-        """Publish the lines that were read and not published yet, now or never. One that is too long ends them, as always."""
-        if not self._paused & _WAITING:
+    def _publish_buffered(self) -> None:
+        """Publish the lines that were read and not published yet, since the connection ends. Stop at one that is too long."""
+        if not self._paused & WAIT_FOR_SINK:
             return
-        lines, rest = self.hub.split(self._rest)
-        self._rest = rest
-        sink = self.hub.sink
+        factory = self.factory
+        lines, rest = factory.framing.split(self._buffer)
+        self._buffer = rest
+        sink = factory.sink
         for index, line in enumerate(lines):
-            if len(line) > self.hub.framing.max_line:
+            if len(line) > factory.framing.max_line:
                 self.lineLengthExceeded(line)
                 return
-            if not sink.spare or (self._spared and not sink.accepting and self.seq >= self._mark):
+            if not sink.spare or (self._on_spare and not sink.accepting and self.seq >= self._share_end):
                 self._discard(len(lines) - index)
                 return
             self.lineReceived(line)
             if self._unpublishable:
                 return
-        self._read_at = 0.0
+        self._received_at = 0.0
 
     def _discard(self, lines: int) -> None:
-        """Count lines that are thrown away, unless the device sends them again."""
-        if self.hub.device_ack is None:
-            self.hub.discarded(lines, 0)
+        """Count lines that are lost, unless the device sends them again."""
+        if not self.acknowledges:
+            self.factory.discards.add(lines, 0)
+
+    # -- idle check ------------------------------------------------------------------------------------------------------
 
     @property
     def lines_in(self) -> int:
-        """Lines from the device so far."""
+        """Number of lines from the device."""
         return self.seq
 
-    @property
-    def lines(self) -> int:
-        """Lines so far, in either direction."""
-        return self.lines_in + self.lines_out
+    def check_idle(self, now: float, not_before: float, timeout: float) -> None:
+        """Close the connection if there was no line in either direction for `timeout` seconds, counted from `not_before`."""
+        lines = self.lines_in + self.lines_out
+        if lines != self._idle_lines:
+            self._idle_lines = lines
+            self._idle_since = now
+        elif now - max(self._idle_since, not_before) < timeout:
+            return
+        elif self._awaiting_sink or self._paused:
+            self._idle_since = now  # it is not read, and has its whole time once it is
+        elif not self._closing:
+            self._begin_close(f"no line for {timeout:g} s")
+            self.transport.idleOverdue()
 
-    # -- what the broker has ---------------------------------------------------------------------------------------------
+    # -- acknowledgements to the device ------------------------------------------------------------------------------------
+
+    @property
+    def acknowledges(self) -> bool:
+        """True if the device is told which of its lines are safe (`--device-ack`)."""
+        return self.factory.settings.device_ack is not None
 
     def confirmed(self, seq: int) -> None:
-        """The broker has the line of this number; the device is told of those without a hole before them."""
-        if seq == self._safe:
-            self._safe += 1
-            ahead = self._safe_ahead
+        """Note that the broker has confirmed a line. The device is told of the lines without a gap before them."""
+        if seq == self._confirmed:
+            self._confirmed += 1
+            ahead = self._confirmed_ahead
             if ahead:
-                while self._safe in ahead:
-                    ahead.remove(self._safe)
-                    self._safe += 1
-            if not self._telling:
-                self._telling = True
-                self.hub.turn.devices(self._tell_soon)
-        elif seq > self._safe:
-            if self._safe_ahead is None:
-                self._safe_ahead = set()
-            self._safe_ahead.add(seq)
+                while self._confirmed in ahead:
+                    ahead.remove(self._confirmed)
+                    self._confirmed += 1
+            if not self._ack_scheduled:
+                self._ack_scheduled = True
+                self.factory.turn.devices(self._acknowledge_soon)
+        elif seq > self._confirmed:
+            if self._confirmed_ahead is None:
+                self._confirmed_ahead = set()
+            self._confirmed_ahead.add(seq)
 
-    def _tell_soon(self) -> None:
-        self._telling = False
+    def _acknowledge_soon(self) -> None:
+        self._ack_scheduled = False
         try:
-            self._tell()
+            self._acknowledge()
         except Exception:
             self.failed(Failure())
 
-    def _tell(self) -> None:
-        # One is enough for all before it, so there is none to queue behind a socket that takes nothing.
-        if self._safe > self._told and self._direct and self.hub.device_ack is not None:
-            self._told = self._safe
-            self.transport.write(self.hub.device_ack(self._safe - 1))
-            self._check_congestion()
+    def _acknowledge(self) -> None:
+        # One acknowledgement covers all lines before it, so none has to wait for a socket that takes nothing.
+        device_ack = self.factory.settings.device_ack
+        if self._confirmed > self._acknowledged and self._can_write and device_ack is not None:
+            self._acknowledged = self._confirmed
+            self.transport.write(device_ack(self._confirmed - 1))
 
     # -- to the device ---------------------------------------------------------------------------------------------------
 
-    def send(
-        self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
-    ) -> None:
-        """Hand over a plain message: at once if it is its turn and the device is not behind."""
-        if self._direct and (seq is None or (seq == self.expected and self._ordering is None)):
+    def send(self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
+        """Write a plain message at once if it is next and the socket takes it; otherwise treat it as a `Letter`."""
+        if self._can_write and (seq is None or (seq == self.expected and self._ordering is None)):
             if seq is not None:
                 self.expected += 1
             else:
                 source.written(header, body)
-            self._write(body)
+            self.sendLine(body)
             source.done(tag)
         else:
             self.post(Letter(source, tag, header, body, connection_id, seq))
 
     def post(self, letter: Letter) -> None:
-        """Hand over a message in its turn."""
+        """Write a message in the order of its sequence number."""
         seq = letter.seq
         if self._closing:
             if seq is not None and self._was_written(seq):
-                self.hub.duplicate(letter)
+                self.factory.deliveries.duplicate(letter)
             else:
-                self.hub.record(letter, letter.fault or "connection-closed")
+                self.factory.courier.record(letter, letter.fault or "connection-closed")
             return
         if seq is None:
-            self._hand_over(letter)
+            self._deliver(letter)
             return
         ordering = self._ordering
         if ordering is None:
             if seq == self.expected:
                 self.expected += 1
-                self._hand_over(letter)
+                self._deliver(letter)
                 return
             ordering = self._ordering = Ordering(self.expected)
-        arrival = ordering.arrive(seq, letter, self.hub.gap_clock())
+        arrival = ordering.arrive(seq, letter, self.factory.reordering.clock())
         if arrival is Arrival.NEXT:
-            self._hand_over(letter)
+            self._deliver(letter)
             if ordering.held:
-                self._take(ordering)
+                self._deliver_ready(ordering)
         elif arrival is Arrival.HELD:
-            self.hub.hold(self, letter)
-            self.hub.check_held(self, letter.source)
+            self.factory.reordering.hold(self, letter)
+            self.factory.reordering.enforce(self, letter.source)
         elif arrival is Arrival.DUPLICATE:
-            self.hub.duplicate(letter)
+            self.factory.deliveries.duplicate(letter)
         else:
-            self.hub.record(letter, "late")
-
-    @property
-    def numbers(self) -> int | Ordering[Letter]:
-        """The numbers given out so far: the next one, where none was skipped, or what orders them."""
-        return self.expected if self._ordering is None else self._ordering
+            self.factory.courier.record(letter, "late")
 
     def _was_written(self, seq: int) -> bool:
         return seq < self.expected if self._ordering is None else self._ordering.written(seq)
 
-    def _take(self, ordering: Ordering[Letter]) -> None:
-        """Hand over those held whose turn has come."""
+    def _deliver_ready(self, ordering: Ordering[Letter]) -> None:
+        """Deliver the held messages whose predecessors are delivered."""
         ready = ordering.take()
         if ready:
-            self.hub.release(self, ready)
+            self.factory.reordering.release(self, ready)
             for letter in ready:
-                self._hand_over(letter)
+                self._deliver(letter)
 
     @property
-    def missed_since(self) -> float | None:
-        """When the number that is next was first missed, by the hub's gap clock."""
+    def missing_since(self) -> float | None:
+        """Time at which the next sequence number was first missed, by the gap clock."""
         return self._ordering.missed_since if self._ordering is not None else None
 
     @property
     def backlog(self) -> bool:
-        """Whether something is still to be written to the device, or told."""
-        return self._queue is not None or self._flushing or self._telling
+        """True while something still has to be written to the device."""
+        return self._waiting is not None or self._flush_scheduled or self._ack_scheduled
 
     @property
-    def holding(self) -> int:
-        """How many messages wait here for one before them."""
+    def held(self) -> int:
+        """Number of messages that wait for a missing sequence number."""
         return self._ordering.held if self._ordering is not None else 0
 
-    def skip(self) -> None:
-        """Wait no longer for what is missing."""
+    def skip_gap(self) -> None:
+        """Stop waiting for the missing sequence numbers, and deliver the messages after them."""
         ordering = self._ordering
         if ordering is not None and ordering.held:
             missing = ordering.skip()
-            self.hub.skipped(self, missing)
-            self._take(ordering)
+            self.factory.reordering.skipped(self, missing)
+            self._deliver_ready(ordering)
 
     def forget(self, source: DeliverySource) -> None:
-        """A consumer is gone; what it brought and waits here comes again."""
+        """Drop the waiting messages of a consumer that ended. The broker delivers them again."""
         if self._ordering is not None:
-            self.hub.release(self, self._ordering.forget(lambda letter: letter.source is source))
-        if self._queue and any(letter.source is source for letter in self._queue):
-            self._forget_queued(self._queue, source)
+            self.factory.reordering.release(self, self._ordering.forget(lambda letter: letter.source is source))
+        if self._waiting and any(letter.source is source for letter in self._waiting):
+            self._forget_waiting(self._waiting, source)
 
-    def _forget_queued(self, queue: deque[Letter], source: DeliverySource) -> None:
-        """Their numbers were given out already: go back to the first of them, and hold those behind it again."""
-        first = min((letter.seq for letter in queue if letter.source is source and letter.seq is not None), default=None)
+    def _forget_waiting(self, waiting: deque[Letter], source: DeliverySource) -> None:
+        """Drop messages that wait for the socket. Their sequence numbers were used already.
+
+        The order goes back to the first of these numbers, and the messages of other consumers behind it are held again.
+        """
+        first = min((letter.seq for letter in waiting if letter.source is source and letter.seq is not None), default=None)
         stay: deque[Letter] = deque()
         behind: list[tuple[int, Letter]] = []
-        for letter in queue:
+        for letter in waiting:
             if letter.source is source:
                 continue
             if first is not None and letter.seq is not None and letter.seq > first:
                 behind.append((letter.seq, letter))
             else:
                 stay.append(letter)
-        self.hub.unqueue(self, queue)
-        self._queue = stay
-        self._queued = sum(map(_weight, stay))
+        slow, reordering = self.factory.slow, self.factory.reordering
+        slow.unqueue(self, waiting)
+        self._waiting = stay
+        self._waiting_size = sum(map(_size, stay))
         for letter in stay:
-            self.hub.queue(self, letter)
+            slow.queue(self, letter)
         if first is not None:
             if self._ordering is None:
                 self._ordering = Ordering(self.expected)
-            self._ordering.rewind(first, behind, self.hub.gap_clock())
+            self._ordering.rewind(first, behind, reordering.clock())
             for _, letter in behind:
-                self.hub.hold(self, letter)
+                reordering.hold(self, letter)
 
-    def _hand_over(self, letter: Letter) -> None:
-        """It is its turn: write it, or let it wait until the device has taken what was written before."""
+    def _deliver(self, letter: Letter) -> None:
+        """Write a message whose turn it is, or have it wait for the socket."""
+        factory = self.factory
         if self._closing:
-            self._settle(letter, letter.fault or "connection-closed")
+            self._record(letter, letter.fault or "connection-closed")
             return
-        if self._queue is not None:
-            self._queue.append(letter)
-            self._queued += _weight(letter)
-            self.hub.queue(self, letter)
-            if self._queued > self.hub.write_buffer:
-                self.close_slow(f"more than {self.hub.write_buffer} bytes wait for it")
+        if self._waiting is not None:
+            self._waiting.append(letter)
+            self._waiting_size += _size(letter)
+            factory.slow.queue(self, letter)
+            if self._waiting_size > factory.settings.write_buffer:
+                self.close_slow(f"more than {factory.settings.write_buffer} bytes wait for it")
             return
         fault = letter.fault
-        if fault is None and self.hub.expired(letter):
+        if fault is None and factory.deliveries.expired(letter):
             fault = "expired"
         if fault is not None:
-            self._settle(letter, fault)
+            self._record(letter, fault)
             return
-        if (letter.body or not letter.close) and not self._say(letter):
+        if (letter.body or not letter.close) and not self._write_body(letter):
             return
         if letter.seq is None:
             letter.source.written(letter.header, letter.body)
         letter.source.done(letter.tag)
         if letter.reply_to is not None:
-            self.hub.report(letter, "delivered")
+            factory.courier.report(letter, "delivered")
         if letter.close:
             self.close("closed by the back end")
 
-    def _settle(self, letter: Letter, reason: str) -> None:
-        """Put on record a message whose number was given out. A copy is a duplicate, so this record must not be dropped."""
+    def _record(self, letter: Letter, reason: str) -> None:
+        """Record a message whose sequence number is used. A later copy is a duplicate, so this record must not be dropped."""
         letter.settled = letter.seq is not None
-        self.hub.record(letter, reason)
+        self.factory.courier.record(letter, reason)
 
-    def _say(self, letter: Letter) -> bool:
-        """Write what it says. Whether that was done; if not, its fate is on record."""
-        self._write(letter.body)
+    def _write_body(self, letter: Letter) -> bool:
+        """Write the body of a message. Return `False` if it was not written and its fate is on record."""
+        self.sendLine(letter.body)
         return True
 
-    def _write(self, line: bytes) -> None:
+    def sendLine(self, line: bytes) -> None:
+        """Write a line at the end of the reactor turn, together with the others of this turn."""
         self.lines_out += 1
-        if self._out is None:
-            self._out = [line]
+        if self._outgoing is None:
+            self._outgoing = [line]
         else:
-            self._out.append(line)
-        self._out_size += len(line)
-        if not self._flushing:
-            self._flushing = True
-            self.hub.turn.devices(self._flush)
-        elif self._out_size >= CHUNK:
-            # Much in one turn: what the socket takes is known only by trying; what it does not take waits unacknowledged.
-            self._flush_now()
+            self._outgoing.append(line)
+        self._outgoing_size += len(line)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.factory.turn.devices(self._flush_soon)
+        elif self._outgoing_size >= CHUNK:
+            # Only a write shows what the socket takes, and what it does not take has to wait unacknowledged.
+            self._flush()
 
-    def _flush(self) -> None:
-        self._flushing = False
+    def _flush_soon(self) -> None:
+        self._flush_scheduled = False
         try:
-            self._flush_now()
+            self._flush()
         except Exception:
             self.failed(Failure())
 
-    def _flush_now(self) -> None:
-        out = self._out
-        if out is not None:
-            ending = self.hub.ending
-            out.append(b"")
-            self._out = None
-            self.hub.bytes_out += self._out_size
-            self._out_size = 0
-            self.transport.write(ending.join(out))
-            self._check_congestion()
+    def _flush(self) -> None:
+        outgoing = self._outgoing
+        if outgoing is not None:
+            factory = self.factory
+            outgoing.append(b"")
+            self._outgoing = None
+            factory.traffic[SENT] += self._outgoing_size
+            self._outgoing_size = 0
+            self.transport.write(factory.framing.ending.join(outgoing))
 
-    def _check_congestion(self) -> None:
-        if self._direct and self.transport.congested:
-            self._direct = False
-            self._queue = deque()
-            self.hub.congested(self)
+    # -- IPushProducer: the transport is the consumer ----------------------------------------------------------------------
 
-    def taking(self) -> None:
-        """The socket has taken some of what waits for it."""
-        if self._queue is not None:
-            self.hub.congested(self)
+    def pauseProducing(self) -> None:
+        """Have messages wait, since the socket takes no more."""
+        if self._can_write:
+            self._can_write = False
+            self._waiting = deque()
+            self.factory.slow.paused(self)
 
-    def writable(self) -> None:
-        """The socket has taken everything: those that waited go next."""
-        queue, self._queue = self._queue, None
-        self._queued = 0
-        if queue is None:
+    def resumeProducing(self) -> None:
+        """Write the messages that waited: the socket has taken everything."""
+        waiting, self._waiting = self._waiting, None
+        self._waiting_size = 0
+        if waiting is None:
             return
-        self._direct = True
-        self.hub.relieved(self)
-        self.hub.unqueue(self, queue)
-        self._tell()
-        for letter in queue:
-            self._hand_over(letter)
+        self._can_write = True
+        self.factory.slow.resumed(self)
+        self.factory.slow.unqueue(self, waiting)
+        self._acknowledge()
+        for letter in waiting:
+            self._deliver(letter)
+
+    def stopProducing(self) -> None:
+        """Do nothing: `connectionLost` follows, and settles what waits."""
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     @property
     def closing(self) -> bool:
-        """Whether it is closed, or about to be."""
+        """True once the connection is closed or closes."""
         return bool(self._closing)
 
     def close(self, reason: str) -> None:
-        """Close the connection after what was written; `reason` is for people."""
+        """Close the connection after what was written. `reason` is for events and the log."""
         if not self._closing:
-            self._leave(reason)
+            self._begin_close(reason)
             self.transport.loseConnection()
 
     def reject(self, reason: str) -> None:
-        """Close the connection, none of whose lines can be published: read no more of them."""
-        self._unpublishable = self.deaf = True
-        self._rest = b""
-        self._long = None
+        """Close the connection, none of whose lines can be published, and discard what follows."""
+        self._unpublishable = self.discarding = True
+        self._buffer = b""
+        self._long_line = None
         self.close(reason)
 
     def failed(self, failure: Failure) -> None:
-        """An error of ours in dealing with it: it is closed at once, and its supervisor hears of it."""
+        """Abort the connection after an exception of our own code, which its supervisor counts."""
         if self.transport is not None:
             self.transport.abortConnection(failure)
         else:
-            self.hub.failed(self, failure)  # a confirm that comes late, say: its end has been told of already
+            self.factory.connections.failed(self, failure)  # a late confirm, for example
 
     def stop(self) -> None:
-        """Its supervisor stops."""
+        """Close the connection, since its supervisor stops."""
         self.close("the gateway stops")
 
-    def idle(self, reason: str) -> None:
-        """Close the connection, since nothing was said for too long."""
-        if self._in_line or self._paused:
-            self.idle_since = self.hub.clock.seconds()  # it is not read, and has its time anew when it is
-        elif not self._closing:
-            self._leave(reason)
-            self.transport.idleOverdue()
-
-    def _leave(self, reason: str, outcome: str = "connection-closed") -> None:
-        """Hand over and write nothing from now on. `outcome`: why what waits for the socket is undeliverable."""
-        self._flush_now()
+    def _begin_close(self, reason: str, outcome: str = "connection-closed") -> None:
+        """Write what is outgoing, and nothing after. `outcome` is the reason for which waiting messages are undeliverable."""
+        self._flush()
+        self.transport.unregisterProducer()  # a transport with a producer would wait for it before it closes
         self._closing = reason
-        # What it says until it hears of our goodbye is published. If it waits for acknowledgements it sends that again instead.
-        self.deaf = self.deaf or self.hub.device_ack is not None
-        self._unpause(_RATED)
-        self._direct = False
-        self._give_up(outcome)
-
-    @property
-    def acknowledges(self) -> bool:
-        """Whether its device is told which lines are safe, the last of them before the connection is closed."""
-        return self.hub.device_ack is not None
+        # Lines that arrive before the device sees the close are published. A device that waits for acknowledgements sends them
+        # again instead.
+        self.discarding = self.discarding or self.acknowledges
+        self._unpause(WAIT_FOR_RATE)
+        self._can_write = False
+        self._settle_waiting(outcome)
 
     def drain(self) -> None:
-        """Prepare to close: what waits for a missing number waits no longer.
+        """Prepare to close: skip gaps, and stop reading if the device knows which of its lines are safe.
 
-        A device that is told what is safe is read no more, and what was read is published: it sends again what it was not told
-        of. Any other device is read until it has closed its side, and its lines have their turn like all others.
+        A device with acknowledgements sends again what was not acknowledged. Any other device is read until it has closed its
+        side, and its lines have their turn like all others.
         """
-        if self.transport is not None and not self._closing:
-            if self.hub.device_ack is not None:
-                self._pause(_DRAINING)
-                self.transport.drain()
-                self._publish_rest()
-                self.deaf = True
-            while self.holding:
-                self.skip()
+        if self.transport is None or self._closing:
+            return
+        if self.acknowledges:
+            self._pause(DRAINING)
+            self.transport.drain()
+            self._publish_buffered()
+            self.discarding = True
+        while self.held:
+            self.skip_gap()
 
     def close_slow(self, why: str) -> None:
-        """The device does not take what is written: close it, and put on record what waits.
+        """Close the connection of a device that does not take what is written, and record the messages that wait.
 
-        What was written counts as delivered. So it is not thrown away with a reset: the device has some time to take it.
+        What was written counts as delivered. So it is not discarded by a reset: the device has some time to take it.
         """
         if not self._closing:
-            self.hub.slow(self, why)
-            self._leave(f"too slow: {why}", "slow-device")
+            self.factory.slow.closed_as_slow(self, why)
+            self._begin_close(f"too slow: {why}", "slow-device")
             self.transport.loseConnection()
 
-    def _give_up(self, reason: str) -> None:
-        """Put on record what was not handed over."""
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            self.hub.relieved(self)
-            self.hub.unqueue(self, queue)
-            for letter in queue:
-                self._settle(letter, letter.fault or reason)
+    def _settle_waiting(self, reason: str) -> None:
+        """Record the messages that were not written."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.factory.slow.resumed(self)
+            self.factory.slow.unqueue(self, waiting)
+            for letter in waiting:
+                self._record(letter, letter.fault or reason)
         if self._ordering is not None and self._ordering.held:
             held = self._ordering.clear()
-            self.hub.release(self, held)
+            self.factory.reordering.release(self, held)
             for letter in held:
-                self.hub.record(letter, letter.fault or "connection-closed")
+                self.factory.courier.record(letter, letter.fault or "connection-closed")
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """Settle everything of the connection, and remove it."""
+        transport, self.connected = self.transport, 0
+        if self.opened is None:
+            self.transport = None
+            return  # the handshake was not completed, so nobody knows the connection
+        reason = transport.lossReason(reason)
         failure = None if reason.check(*EXPECTED) else reason
         try:
-            self._wind_up(explain(reason))
+            self._finish(explain(reason))
         except Exception:
             failure = Failure()
-        # Whatever went wrong, nobody may go on counting on it.
-        self.hub.closed(self, failure)
+        # Whatever failed, no collaborator may keep the connection.
+        self.factory.closed(self, self.expected if self._ordering is None else self._ordering, failure)
         self.transport = None
 
-    def _wind_up(self, reason: str) -> None:
-        hub = self.hub
-        # The device is gone, and the lines that it had finished are ours.
-        self._publish_rest()
-        hub.discarded(0, self.unread)
-        unterminated = len(self._rest) + (len(self._long) if self._long is not None else 0)
-        self._rest = b""
-        self._long = None
+    def _finish(self, reason: str) -> None:
+        factory = self.factory
+        # The device is gone, so the lines that were complete are published now or never.
+        self._publish_buffered()
+        factory.discards.add(0, self.unread)
+        unterminated = len(self._buffer) + (len(self._long_line) if self._long_line is not None else 0)
+        self._buffer = b""
+        self._long_line = None
         self._closing = self._closing or reason
-        self._direct = False
-        self._out = None
-        self._give_up("connection-closed")
+        self._can_write = False
+        self._outgoing = None
+        self._settle_waiting("connection-closed")
         if self._paused:
             self._paused = 0
-            hub.unpaused(self)
-        if self._in_line:
-            hub.sink.leave(self)
-        hub.emit(
+            factory.reading.resumed(self)
+        if self._awaiting_sink:
+            factory.sink.leave(self)
+        assert self.opened is not None
+        factory.emit(
             DeviceDisconnected(
                 self.connection_id.decode(),
                 self.device_id,
@@ -732,12 +836,12 @@ class Endpoint:
                 self._closing,
                 self.lines_in,
                 self.lines_out,
-                hub.clock.seconds() - self.opened,
+                factory.clock.seconds() - self.opened,
                 unterminated,
             )
         )
 
 
-def _weight(letter: Letter) -> int:
-    """How many bytes of the write buffer a waiting message takes."""
+def _size(letter: Letter) -> int:
+    """Return the bytes of the write buffer that a waiting message takes."""
     return 0 if letter.fault is not None else len(letter.body)

@@ -14,12 +14,19 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHandshakeListener,
+    IPushProducer,
+    IReadWriteDescriptor,
+    ISSLTransport,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -27,7 +34,9 @@ from zope.interface import implementer
 from ..interfaces import Reactor
 from ..tls import client_hello as hello
 from ..tls.refusal import Refusal, Refused, noted
+from .interfaces import IDeviceTransport, IHangupListener
 from .lifecycle import Life, Lifecycle
+from .stock_transport import address_text
 
 RECORD: Final = 16384
 """The most application data in a TLS record, in bytes (RFC 8446, 5.1)."""
@@ -42,63 +51,36 @@ CLOSING_TIMEOUT: Final = 5.0
 """Seconds that a peer has to take our last bytes and close its side."""
 
 
-class Lines(Protocol):
-    """What speaks over a `TLSTransport`: a protocol that also hears of the handshake, and of room to write."""
-
-    def makeConnection(self, transport: Any) -> None:
-        """The handshake is complete."""
-
-    @property
-    def deaf(self) -> bool:
-        """Whether it ignores all further data."""
-
-    @property
-    def in_line(self) -> bool:
-        """Whether it is read again in its turn: it waits for a broker that takes lines."""
-
-    def dataReceived(self, data: bytes) -> None: ...
-
-    def peerClosed(self) -> bool:
-        """Resume reading, since the peer has closed or reset the connection. `False` if there is no room for its data."""
-
-    def connectionLost(self, reason: Failure) -> None:
-        """An open connection is gone."""
-
-    def taking(self) -> None:
-        """Some of what was written has left."""
-
-    def writable(self) -> None:
-        """What was written has left; `congested` is over."""
-
-
 class Owner(Protocol):
-    """Who made a transport, and counts it."""
+    """The port that a transport belongs to, as the transport uses it."""
 
     @property
     def established(self) -> SSL.Context:
-        """The context of connections whose handshake is complete: `PostHandshake.context`."""
+        """Context of connections whose handshake is complete: `PostHandshake.context`."""
 
-    def spoke(self, transport: TLSTransport) -> bool:
-        """Its ClientHello is there: whether the handshake begins at once. If not, `handshakeAllowed` says when."""
+    def helloReceived(self, transport: TLSTransport) -> bool:
+        """Return whether the handshake may begin at once. Otherwise `TLSTransport.startHandshake` is called later."""
 
-    def secured(self, transport: TLSTransport) -> Lines | None:
-        """The handshake is complete: what speaks over it from now on, or `None` to close it."""
+    def handshakeCompleted(self, transport: TLSTransport) -> None:
+        """Connect a protocol (`TLSTransport.connectProtocol`), or close the connection."""
 
-    def closing(self, transport: TLSTransport) -> None:
-        """It says goodbye, and waits for the peer to do so; `CLOSING_TIMEOUT` is for how long."""
+    def connectionClosing(self, transport: TLSTransport) -> None:
+        """Give the peer `CLOSING_TIMEOUT` seconds to close its side."""
 
-    def lost(self, transport: TLSTransport, failed: str | None) -> None:
-        """It is closed. `failed`: why the handshake was never completed; `None` where it was, and where the owner knows: it
-        was `evicted`.
+    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
+        """Count a closed connection.
+
+        `failed` is the reason for which the handshake was not completed. It is `None` if it was, and if the owner closed the
+        connection with `evict`.
         """
 
 
 EXPECTED: Final = (ConnectionDone, ConnectionLost, ConnectionAborted, SSL.Error, OSError, TimeoutError)
-"""What ends a connection without anybody's fault here. Any other exception is ours."""
+"""Exceptions that end a connection in operation. Any other exception is an error in this program, or in a dialect."""
 
 
 class _Failures:
-    """Reasons that are the same for thousands of connections."""
+    """Reasons that thousands of connections share."""
 
     DONE: Final = Failure(ConnectionDone("closed cleanly"))
     LOST: Final = Failure(ConnectionLost("closed without a goodbye"))
@@ -117,11 +99,18 @@ OPEN: Final = 3
 CLOSING: Final = 4
 CLOSED: Final = 5
 
+_PAUSED: Final = 1
+"""The producer is paused."""
+_PULL: Final = 2
+"""The producer is a pull producer, which is resumed each time that everything was sent."""
+_LOSE: Final = 4
+"""`loseConnection` was called, and waits for the producer to be unregistered."""
+
 _HANDSHAKE_FAILURE: Final = b"\x15\x03\x01\x00\x02\x02\x28"
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-@implementer(IReadWriteDescriptor)
+@implementer(IReadWriteDescriptor, IDeviceTransport, ISSLTransport, IConsumer, IPushProducer)
 class TLSTransport:
     """The server's side of one TLS connection.
 
@@ -138,10 +127,12 @@ class TLSTransport:
         "_gone",
         "_hello",
         "_life",
-        "_lines",
         "_opened",
         "_outgoing",
         "_owner",
+        "_producer",
+        "_producer_flags",
+        "_protocol",
         "_reactor",
         "_reading",
         "_reason",
@@ -164,7 +155,9 @@ class TLSTransport:
         self._owner = owner
         self._hello: hello.Scan | None = None
         self._tls: SSL.Connection | None = None
-        self._lines: Lines | None = None
+        self._protocol: Any = None
+        self._producer: Any = None
+        self._producer_flags = 0
         self._outgoing: list[bytes] | None = None
         self._state = ACCEPTED
         self._reading = True
@@ -179,30 +172,31 @@ class TLSTransport:
     # -- what its protocol uses ------------------------------------------------------------------------------------------
 
     @property
-    def congested(self) -> bool:
-        """Whether something written has not left yet, or will never leave, and it is better to wait."""
-        return self._outgoing is not None or self._state != OPEN
+    def untaken(self) -> int:
+        """Number of bytes that were written and that the peer's system has not acknowledged (SIOCOUTQ, tcp(7))."""
+        return self._unsent() + sum(map(len, self._outgoing or ()))
 
-    @property
-    def unsent(self) -> int:
-        """Bytes that the system has taken and the peer's has not (SIOCOUTQ, tcp(7)); 0 where there is no connection."""
+    def _unsent(self) -> int:
+        """Return the bytes in the send buffer of the socket, or 0 without a socket."""
         try:
             return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)))[0])
         except (OSError, ValueError):
             return 0
 
     @property
-    def untaken(self) -> int:
-        """Bytes that were written and the peer's system has not taken: those that wait here, and `unsent`."""
-        return self.unsent + sum(map(len, self._outgoing or ()))
-
-    @property
     def disconnecting(self) -> bool:
-        return self._state >= CLOSING
+        return self._state >= CLOSING or bool(self._producer_flags & _LOSE)
 
     def write(self, data: bytes) -> None:
-        """Send, or keep what the socket does not take; nothing after the connection began to close."""
-        if self._state != OPEN or not data:
+        """Send data, and keep what the socket does not take. Drop it once the connection has begun to close.
+
+        Whenever the data does not leave at once, the producer is paused: a message must not be acknowledged for which there is
+        no room, or which will never leave.
+        """
+        if self._state != OPEN:
+            self._pause_producer()
+            return
+        if not data:
             return
         if self._outgoing is not None:
             self._outgoing.append(data)
@@ -210,9 +204,43 @@ class TLSTransport:
         rest = self._send(data)
         if rest or self._full():
             self._outgoing = [rest] if rest else []
-            if not self._writing:
-                self._writing = True
-                self._reactor.addWriter(self)
+            self._start_writing()
+            self._pause_producer()
+        elif self._state != OPEN:
+            self._pause_producer()
+        elif self._producer_flags & _PULL:
+            self._start_writing()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Send the concatenation of some data."""
+        self.write(b"".join(data))
+
+    # -- IConsumer -------------------------------------------------------------------------------------------------------
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Pause a push producer while the socket does not take what is written; resume a pull producer when it has."""
+        if self._producer is not None:
+            raise RuntimeError(f"{self._producer} is registered as the producer already")
+        if self._state == CLOSED:
+            producer.stopProducing()
+            return
+        self._producer = producer
+        self._producer_flags = 0 if streaming else _PULL
+        if not streaming:
+            producer.resumeProducing()
+        elif self._outgoing is not None:
+            self._pause_producer()
+
+    def unregisterProducer(self) -> None:
+        """Stop pausing and resuming the producer. Close the connection now if `loseConnection` has waited for this."""
+        flags, self._producer, self._producer_flags = self._producer_flags, None, 0
+        if flags & _LOSE:
+            self._life.close()
+
+    def _pause_producer(self) -> None:
+        if self._producer is not None and not self._producer_flags & (_PAUSED | _PULL):
+            self._producer_flags |= _PAUSED
+            self._producer.pauseProducing()
 
     def _send(self, data: bytes) -> bytes:
         """Send what the socket takes now; the rest."""
@@ -263,8 +291,18 @@ class TLSTransport:
         self._life.drain()
 
     def loseConnection(self) -> None:
-        """Send what was written, say goodbye (close_notify), and close when the peer has had it, or after a while."""
-        self._life.close()
+        """Send what was written and close_notify, and close when the peer has closed its side, or after a time-out.
+
+        With a producer this waits until it is unregistered, as `twisted.internet.interfaces.ITransport` says.
+        """
+        if self._producer is None or self._state != OPEN:
+            self._life.close()
+        else:
+            self._producer_flags |= _LOSE
+
+    def loseWriteConnection(self) -> None:
+        """Close the connection as `loseConnection` does. That reads on until the peer has closed its side."""
+        self.loseConnection()
 
     def abortConnection(self, reason: Failure | None = None) -> None:
         """Close at once."""
@@ -273,6 +311,10 @@ class TLSTransport:
         elif reason is not None and not reason.check(*EXPECTED):
             self._log.failure("The connection of {peer} failed while it was closed", reason, peer=self.peer)
         self._life.abort()
+
+    def lossReason(self, reason: Failure) -> Failure:
+        """Return `reason`, which is that of `abortConnection` already."""
+        return reason
 
     @property
     def unread(self) -> int:
@@ -283,26 +325,34 @@ class TLSTransport:
             return 0
 
     @property
+    def _listener(self) -> Any:
+        """The protocol if it can be told of a hang-up, or else `None`."""
+        return None if self._protocol is None else IHangupListener(self._protocol, None)
+
+    @property
     def held_back(self) -> bool:
-        """Whether it waits for its last data to be taken by the protocol, which has paused it."""
-        return self._state == CLOSING and not self._reading and not self.deaf
+        """True while the connection closes and its protocol, which has paused it, does not take the last data."""
+        return self._state == CLOSING and not self._reading and not self.discarding
 
     @property
-    def in_line(self) -> bool:
-        """Whether its protocol is read again in its turn: it waits for a broker that takes lines."""
-        return self._lines is not None and self._lines.in_line
+    def awaiting_turn(self) -> bool:
+        """True while the protocol waits for its turn to be read, in the queue of a sink that publishes."""
+        listener = self._listener
+        return listener is not None and bool(listener.awaiting_turn)
 
     @property
-    def deaf(self) -> bool:
-        """Whether its protocol ignores all further data."""
-        return self._lines is None or self._lines.deaf
+    def discarding(self) -> bool:
+        """True while nobody needs the data of the peer."""
+        listener = self._listener
+        return listener is None or bool(listener.discarding)
 
     def peerClosed(self) -> bool:
-        """The peer has closed or reset the connection while it was not read: read what it sent before, if there is room."""
+        """Read what the peer sent before it closed or reset the connection while it was not read. Return whether it is read."""
         try:
-            return self._lines is not None and self._lines.peerClosed()
+            listener = self._listener
+            return listener is not None and bool(listener.peerClosed())
         except Exception:
-            # The caller serves all connections: an error in what this one said costs this one, as in `doRead`.
+            # The caller serves all connections. As in `doRead`, an exception closes this connection only.
             self.abortConnection(Failure())
             return True
 
@@ -316,7 +366,7 @@ class TLSTransport:
             self._reason = Failure(TimeoutError(why))
         self._life.handshake_overdue()
 
-    def handshakeAllowed(self) -> bool:
+    def startHandshake(self) -> bool:
         """Begin the handshake, whose turn has come; whether the peer is still there for it."""
         if self._state not in (ACCEPTED, GREETING):
             return True
@@ -344,19 +394,19 @@ class TLSTransport:
         self._life.ended()
         return True
 
-    def lookAgain(self) -> None:
+    def checkHello(self) -> None:
         """If it has spoken, or gone, since the reactor looked, deal with that now."""
         first = self._first_bytes()
         if first is not None and (not first or len(first) >= min(self._needed(first), hello.LONGEST)):
             self.doRead()
 
-    def evicted(self) -> None:
+    def evict(self) -> None:
         """It has said nothing for longer than all the others who do so, and its place is needed."""
         self._reason = _Failures.EVICTED
         without_goodbye(self._socket)
         self._end_now()
 
-    def makeWay(self) -> None:
+    def evictStalled(self) -> None:
         """Its handshake takes long, and its place is needed."""
         if self._reason is None:
             self._reason = Failure(TimeoutError("its handshake stalled, and others waited for its place"))
@@ -371,7 +421,7 @@ class TLSTransport:
         """There was no line for too long."""
         self._life.idle_overdue()
 
-    def goodbyeOverdue(self) -> None:
+    def closeOverdue(self) -> None:
         """It does not answer our goodbye."""
         self._life.goodbye_overdue()
 
@@ -387,16 +437,18 @@ class TLSTransport:
 
     @property
     def peer(self) -> str:
-        """The other side's address, for people."""
-        host, port = self._address[:2]
-        host = host.removeprefix("::ffff:")
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """Address of the peer, for events and the log."""
+        return address_text(*self._address[:2])
 
-    @property
-    def tls(self) -> SSL.Connection:
-        """OpenSSL's connection, once there is one."""
+    def getHandle(self) -> SSL.Connection:
+        """Return the TLS connection, which exists once the handshake has begun."""
         assert self._tls is not None
         return self._tls
+
+    @property
+    def tls_version(self) -> str:
+        """Name of the TLS version."""
+        return self.getHandle().get_protocol_version_name()
 
     @property
     def refusal(self) -> Refusal | None:
@@ -404,7 +456,24 @@ class TLSTransport:
         return self._reason.value.refusal if self._reason is not None and isinstance(self._reason.value, Refused) else None
 
     def getPeerCertificate(self) -> Any:
-        return self.tls.get_peer_certificate()
+        """Return the certificate of the peer, or `None`."""
+        return self.getHandle().get_peer_certificate()
+
+    def getTcpNoDelay(self) -> bool:
+        """Return whether TCP_NODELAY is set."""
+        return bool(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Set TCP_NODELAY. The port sets it for all of its connections."""
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+
+    def getTcpKeepAlive(self) -> bool:
+        """Return whether SO_KEEPALIVE is set."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Set SO_KEEPALIVE. The port sets it for all of its connections."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
     # -- what the reactor uses -------------------------------------------------------------------------------------------
 
@@ -417,19 +486,19 @@ class TLSTransport:
     def doRead(self) -> None:
         try:
             state = self._state
-            if state == OPEN or (state == CLOSING and self._lines is not None):
+            if state == OPEN or (state == CLOSING and self._protocol is not None):
                 # One record at a time: without read-ahead OpenSSL takes no more than that from the socket, so what is left
                 # makes the socket readable again, and others have their turn before it.
                 try:
                     data = self._tls.recv(RECORD)  # type: ignore[union-attr]
                 except SSL.WantReadError as error:
-                    if noted(self.tls) is not None:
+                    if noted(self.getHandle()) is not None:
                         self._ended(error)
                     return
                 except (SSL.Error, OSError) as error:
                     self._ended(error)
                     return
-                self._lines.dataReceived(data)  # type: ignore[union-attr]
+                self._protocol.dataReceived(data)
             elif state == CLOSING:
                 self._drain()
             elif state == HANDSHAKING:
@@ -452,27 +521,28 @@ class TLSTransport:
             self._handshake()
             return
         waiting = self._outgoing
-        some = False
         while waiting:
-            data = waiting[0]
-            rest = self._send(data)
+            rest = self._send(waiting[0])
             if self._state == CLOSED:
                 return
             if rest:
                 waiting[0] = rest
             else:
                 del waiting[0]
-            some = some or len(rest) < len(data)
             if rest or self._full():
-                if some and self._lines is not None:
-                    self._lines.taking()
                 return
         self._stop_writing()
         self._outgoing = None
         if self._state == CLOSING:
             self._finish_goodbye()
-        elif self._state == OPEN and self._lines is not None:
-            self._lines.writable()
+        elif self._state == OPEN and self._producer_flags & (_PAUSED | _PULL):
+            self._producer_flags &= ~_PAUSED
+            self._producer.resumeProducing()
+
+    def _start_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._reactor.addWriter(self)
 
     def _stop_writing(self) -> None:
         if self._writing:
@@ -511,10 +581,10 @@ class TLSTransport:
 
     def say_goodbye(self) -> None:
         self._state = CLOSING
-        self._owner.closing(self)
+        self._owner.connectionClosing(self)
         # Closing a socket with unread data resets the connection, and the peer may lose our last line over it. So it is read,
         # and what the peer sent before it heard of our goodbye is the protocol's, which may have paused us.
-        if self.deaf:
+        if self.discarding:
             self.start_reading()
         if self._outgoing is None:
             self._finish_goodbye()
@@ -543,7 +613,7 @@ class TLSTransport:
         if (reason := hello.refusal(first, needed)) is not None:
             self._refuse(reason, len(first))
             return
-        if not self._owner.spoke(self):
+        if not self._owner.helloReceived(self):
             self.stop_reading()
         elif not self.closeIfGone():
             self._life.spoke()
@@ -596,29 +666,33 @@ class TLSTransport:
         except SSL.WantReadError:
             return
         except SSL.WantWriteError:
-            if not self._writing:
-                self._writing = True
-                self._reactor.addWriter(self)
+            self._start_writing()
             return
         except (SSL.Error, OSError) as error:
             self._ended(error)
             return
         self._tls.set_context(self._owner.established)
         self._life.secured()
-        lines = self._owner.secured(self)
-        if lines is None:
-            self.loseConnection()
-            return
-        self._lines = lines
-        lines.makeConnection(self)
+        self._owner.handshakeCompleted(self)
+
+    def connectProtocol(self, protocol: Any) -> None:
+        """Connect the protocol of an open connection. It may raise `Refused`, and is not connected then."""
+        self._protocol = protocol
+        try:
+            protocol.makeConnection(self)
+            if IHandshakeListener.providedBy(protocol):
+                protocol.handshakeCompleted()
+        except Refused:
+            self._protocol = None
+            raise
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     def _ended(self, error: Exception) -> None:
         """The peer has closed its side, or broke the protocol."""
-        if isinstance(error, SSL.SysCallError) and self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+        if isinstance(error, SSL.SysCallError) and self.getHandle().get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
-        if (refusal := noted(self.tls)) is not None:
+        if (refusal := noted(self.getHandle())) is not None:
             error = Refused(refusal)  # OpenSSL does not know what its callbacks know
         if self._reason is None:
             # Behind our own goodbye the end of the stream is in order without the peer's.
@@ -626,7 +700,7 @@ class TLSTransport:
         if isinstance(error, SSL.ZeroReturnError):
             # A proper goodbye, which is answered with ours.
             try:
-                self.tls.shutdown()
+                self.getHandle().shutdown()
             except (SSL.Error, OSError):
                 pass
         self._life.ended()
@@ -634,7 +708,7 @@ class TLSTransport:
     def _finish_goodbye(self) -> None:
         """Send close_notify, then our end of the stream. Reading goes on until the peer closes its side."""
         try:
-            self.tls.shutdown()
+            self.getHandle().shutdown()
         except (SSL.Error, OSError):
             pass
         try:
@@ -666,11 +740,16 @@ class TLSTransport:
         self._reading = False
         self._outgoing = None
         self._context = None
-        lines, self._lines = self._lines, None
+        protocol, self._protocol = self._protocol, None
+        producer, self._producer, self._producer_flags = self._producer, None, 0
         reason = self._reason or _Failures.DONE
-        if lines is not None:
+        if protocol is not None:
             try:
-                lines.connectionLost(reason)
+                try:
+                    if producer is not None:
+                        producer.stopProducing()
+                finally:
+                    protocol.connectionLost(reason)
             except Exception:
                 # Whatever else goes wrong, the socket is closed and the place is free.
                 self._log.failure("Closing the connection of {peer} failed", peer=self.peer)
@@ -680,7 +759,7 @@ class TLSTransport:
         self._fd = -1
         self._tls = None
         self._life = _OVER  # and the machine, which knows this object, goes with it
-        self._owner.lost(self, None if self._opened or reason is _Failures.EVICTED else explain(reason))
+        self._owner.connectionClosed(self, None if self._opened or reason is _Failures.EVICTED else explain(reason))
 
 
 class _Over:

@@ -56,22 +56,37 @@ class PortReadings(Protocol):
 class DeviceReadings(Protocol):
     """Counters over all device connections."""
 
-    paused_connections: int
-    duplicates: int
-    skips: int
-    """Sequence numbers that never arrived and were skipped."""
-    bytes_in: int
-    """Bytes read from devices, with delimiters."""
-    bytes_out: int
-    """Bytes sent to devices, without delimiters."""
-    discarded_lines: int
-    """Lines discarded because their device had disconnected and the window had no room."""
-    discarded_bytes: int
-    """Unread bytes of such devices, including TLS overhead."""
+    @property
+    def paused_connections(self) -> int:
+        """Number of connections whose reading is paused."""
+
+    @property
+    def duplicates(self) -> int:
+        """Number of messages whose sequence number was used before."""
+
+    @property
+    def skips(self) -> int:
+        """Number of sequence numbers that never arrived and were skipped."""
+
+    @property
+    def bytes_in(self) -> int:
+        """Number of bytes read from devices, with delimiters."""
+
+    @property
+    def bytes_out(self) -> int:
+        """Number of bytes sent to devices, without delimiters."""
+
+    @property
+    def discarded_lines(self) -> int:
+        """Number of lines discarded because their device had disconnected and the window had no room."""
+
+    @property
+    def discarded_bytes(self) -> int:
+        """Number of unread bytes of such devices, including TLS overhead."""
 
     @property
     def lines_out(self) -> int:
-        """Lines sent to devices."""
+        """Number of lines sent to devices."""
 
 
 class LineReadings(Protocol):

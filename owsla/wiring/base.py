@@ -8,7 +8,7 @@ from typing import Any
 from .. import http
 from ..broker import queues
 from ..config.settings import Settings
-from ..device.protocol import Endpoint
+from ..device.connections import Connection
 from ..events import Event, EventManager
 from ..routing import ConnectionIds, Registry
 from ..runtime.end_of_turn import Turn
@@ -26,7 +26,7 @@ class Base:
     """What a worker has from its parent; `None` in a process of its own."""
     end_of_turn: Turn
     ids: ConnectionIds
-    registry: Registry[Endpoint]
+    registry: Registry[Connection]
     events: EventManager
     event_counts: http.EventCounts
     deadline: StopDeadline

@@ -55,7 +55,7 @@ def make_consuming(
         base.node,
         base.registry.find,
         publishing.courier,
-        devices.hub,
+        devices.factory.deliveries,
         max_line=settings.max_line,
         forbidden=devices.framing.forbidden,
     )
@@ -93,7 +93,7 @@ def make_consuming(
         grace=settings.node_grace,
         ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
         patience=max(UNREACHABLE, settings.node_grace),
-        flowing=devices.hub.flowing,
+        flowing=devices.factory.reordering.flowing,
     )
     roles = [*publishers, registrar, publishing.lines, consumers]
     return Consuming(registrar, consumers, health, _connections(base, roles, brokers, health))
@@ -122,5 +122,3 @@ def _connections(
 def _connection_name(base: Base, role: str) -> str:
     """Return the name under which RabbitMQ lists a connection."""
     return f"owsla {base.node_name()} {role} ({socket.gethostname()})"
-
-

@@ -13,12 +13,14 @@ from twisted.logger import Logger
 
 from ..config.settings import Settings
 from ..device.admission import Admission, Sources
+from ..device.connections import Connection, Connections
 from ..device.dialect_protocol import speaking
+from ..device.factory import DeviceFactory, DeviceRuntime
 from ..device.framing import Framing
 from ..device.hangup import HangupWatch
-from ..device.hub import Hub
 from ..device.port import Listener
-from ..device.protocol import Endpoint
+from ..device.protocol import DeviceProtocol
+from ..device.settings import DeviceSettings
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..errors import ConfigError
 from ..runtime.memory import Memory
@@ -37,8 +39,8 @@ class Devices:
     """The side of a node that faces devices."""
 
     framing: Framing
-    endpoints: DynamicSupervisor[Endpoint]
-    hub: Hub
+    endpoints: DynamicSupervisor[Connection]
+    factory: DeviceFactory
     admission: Admission[TLSTransport]
     listener: Listener
 
@@ -59,59 +61,57 @@ def make_devices(
     """Make the device port and what the connections share: lines go to `publishing`."""
     settings = base.settings
     framing = Framing(settings.delimiter, settings.max_line)
-    endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
+    endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
-    hub = Hub(
-        base.reactor,
-        base.end_of_turn,
-        base.emit,
-        framing=framing,
-        sink=publishing.lines,
-        registry=base.registry,
-        courier=publishing.courier,
-        endpoints=endpoints,
-        now=time.time,
-        gap_timeout=settings.gap_timeout,
-        reorder_limit=settings.reorder_limit,
-        write_buffer=settings.write_buffer,
-        write_timeout=settings.write_timeout,
-        max_rate=settings.max_rate,
-        device_ack=_acknowledgement(settings.device_ack, framing),
+    factory = DeviceFactory(
+        DeviceRuntime(base.reactor, base.end_of_turn, base.emit, time.time),
+        _device_settings(settings, framing),
+        Connections(base.ids, base.registry, endpoints),
+        publishing.lines,
+        publishing.courier,
+        _protocol(settings),
+        identify=partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else None,
         hangups=hangups,
-        replace=settings.on_duplicate == "replace",
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     listener = Listener(
         base.reactor,
         port,
         context,
-        hub,
-        base.ids,
-        base.registry,
+        factory,
         admission,
         base.emit,
         hangups,
-        endpoints,
         handshake_timeout=settings.handshake_timeout,
-        idle_timeout=settings.idle_timeout,
-        identify=(
-            partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else lambda connection: None
-        ),
         fail=partial(fail, base.reactor),
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
         share=base.inherited.share if base.inherited is not None else None,
-        make=_endpoints(settings),
+        housekeeping=factory.housekeeping,
         memory=Memory(),
         linger=settings.linger,
     )
-    return Devices(framing, endpoints, hub, admission, listener)
+    return Devices(framing, endpoints, factory, admission, listener)
 
 
-def _endpoints(settings: Settings) -> Callable[[Hub, bytes, str | None], Endpoint]:
+def _device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
+    return DeviceSettings(
+        framing=framing,
+        gap_timeout=settings.gap_timeout,
+        reorder_limit=settings.reorder_limit,
+        write_buffer=settings.write_buffer,
+        write_timeout=settings.write_timeout,
+        idle_timeout=settings.idle_timeout,
+        max_rate=settings.max_rate,
+        device_ack=_acknowledgement(settings.device_ack, framing),
+        replace=settings.on_duplicate == "replace",
+    )
+
+
+def _protocol(settings: Settings) -> Callable[[DeviceFactory, bytes], DeviceProtocol]:
     """Return what makes the protocol of a connection, with a dialect only where one is configured."""
     dialect = settings.dialect
     if dialect is None:
-        return Endpoint
+        return DeviceProtocol
     try:
         return speaking(dialect.configured(settings), dialect.__name__)
     except ConfigError as error:

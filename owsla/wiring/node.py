@@ -33,9 +33,7 @@ def make_node(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited
     """
     max_connections = connection_limit(settings)
     certificate = device_certificate(settings, announce=inherited is None)
-    context = server_context(
-        certificate.cert, certificate.key, client_ca=settings.client_ca, client_cert=settings.client_cert
-    )
+    context = server_context(certificate.cert, certificate.key, client_ca=settings.client_ca, client_cert=settings.client_cert)
     sockets = claim_sockets(reactor, settings) if inherited is None else _inherited_sockets(settings, inherited)
 
     base = make_base(reactor, settings, inherited)
@@ -68,14 +66,12 @@ def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
     return Sockets(inherited.port, None, None, brokers)
 
 
-def _service(
-    base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain
-) -> NodeService:
+def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> NodeService:
     parts = NodeParts(
         listener=devices.listener,
         registry=base.registry,
         lines=publishing.lines,
-        discards=devices.hub,
+        discards=devices.factory.discards,
         courier=publishing.courier,
         presence=publishing.presence,
         consumers=consuming.consumers,

@@ -6,6 +6,7 @@ import socket
 from typing import Final
 
 from .. import http
+from ..device.factory import DeviceTotals
 from ..events import DuplicatesWatch, handlers_from
 from ..log import Lossy
 from ..supervision import ChildSpec
@@ -29,9 +30,12 @@ def make_handlers(base: Base, publishing: Publishing, devices: Devices) -> list[
     handlers = handlers_from(specs, base.reactor, base.events, presence=publishing.presence)
     if inherited is not None and len(specs) < len(settings.events):
         base.events.add(EventsToParent(inherited.link, base.events.stats("parent")), "parent")
+    deliveries = devices.factory.deliveries
     return [
         *(ChildSpec(handler.id, handler.start) for handler in handlers),
-        ChildSpec("duplicates", lambda: DuplicatesWatch(base.reactor, base.emit, lambda: devices.hub.duplicates)),
+        ChildSpec(
+            "duplicates", lambda: DuplicatesWatch(base.reactor, base.emit, lambda: deliveries.duplicates)
+        ),
     ]
 
 
@@ -50,7 +54,7 @@ def make_readings(
         node=base.node_name,
         admission=devices.admission,
         listener=devices.listener,
-        hub=devices.hub,
+        hub=DeviceTotals(devices.factory),
         producer=publishing.lines,
         window=publishing.window,
         courier=publishing.courier,

@@ -12,7 +12,7 @@ from ..broker.lines import LINES, Producer
 from ..broker.packing import LinePacker
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
-from ..device.protocol import Endpoint
+from ..device.connections import Connection
 from ..events import DeviceConnected
 from .base import Base
 
@@ -79,13 +79,11 @@ def make_publishing(base: Base) -> Publishing:
     return Publishing(window, packer, lines, courier, presence, latency)
 
 
-def _connected(endpoint: Endpoint) -> DeviceConnected:
+def _connected(endpoint: Connection) -> DeviceConnected:
     """Return the event of a connection that is open, as it was when the device connected."""
     transport = endpoint.transport
-    return DeviceConnected(
-        endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls.get_protocol_version_name()
-    )
+    return DeviceConnected(endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls_version)
 
 
-def _device_of(endpoint: Endpoint | None) -> str | None:
+def _device_of(endpoint: Connection | None) -> str | None:
     return None if endpoint is None else endpoint.device_id

@@ -43,8 +43,8 @@ from txamqp.client import Closed
 from ..broker.client import BrokerError
 from ..broker.connection import BrokerConnection, explain
 from ..cluster.cleanup import SILENCE as CLEANUP_SILENCE
+from ..device.connections import Connection
 from ..device.port import Listener
-from ..device.protocol import Endpoint
 from ..events import Event, NodeStopped
 from ..interfaces import Clock
 from ..log import pluralize
@@ -137,7 +137,7 @@ class NodeParts:
     """Parts of a node that its shutdown acts on."""
 
     listener: Listener
-    registry: Registry[Endpoint]
+    registry: Registry[Connection]
     lines: LineConfirms
     discards: DiscardCounts
     courier: Outgoing
@@ -205,19 +205,19 @@ class DeviceDrain:
         self._lines = lines
         self._spread = spread
 
-    def close_all(self, endpoints: Iterable[Endpoint], reason: str) -> Deferred[None]:
+    def close_all(self, endpoints: Iterable[Connection], reason: str) -> Deferred[None]:
         """Close these devices as in a shutdown, while the node goes on and accepts others. Close the rest after the timeout."""
         closing = ensureDeferred(self._close_all(list(endpoints), reason))
         closing.addErrback(lambda failure: self._log.failure("Closing devices in order failed", failure))
         return closing
 
-    async def _close_all(self, endpoints: list[Endpoint], reason: str) -> None:
+    async def _close_all(self, endpoints: list[Connection], reason: str) -> None:
         await self.close_in_turn(endpoints, reason)
         for endpoint in endpoints:
             if endpoint.transport is not None:
                 endpoint.close(reason)
 
-    async def close_in_turn(self, waiting: list[Endpoint], reason: str) -> None:
+    async def close_in_turn(self, waiting: list[Connection], reason: str) -> None:
         """Close each device when its turn has come and it is settled. Return at the deadline at the latest."""
         devices = len(waiting)
         began = self._clock.seconds()
@@ -225,7 +225,7 @@ class DeviceDrain:
         wanted = min(PACE * (devices - 1), LONGEST_SPREAD) if self._spread is None else self._spread
         # The second half of the time is for devices that take long to settle.
         spread = min(wanted, self._deadline.timeout / 2)
-        leaving: list[Endpoint] = []
+        leaving: list[Connection] = []
         while (waiting or leaving) and not self._late(latest):
             elapsed = self._clock.seconds() - began + STEP
             due = devices if elapsed >= spread else int(devices * elapsed / spread)

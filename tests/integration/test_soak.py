@@ -55,10 +55,10 @@ STRIKES: dict[str, tuple[str, Strike]] = {
     "parcels": ("broker", _fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)),
     "tick": ("listener", _fails("owsla.device.port:Listener._tick", PORT)),
     "sweep": ("listener", _fails("owsla.device.port:Listener._sweep", PORT)),
-    "data": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.dataReceived")),
-    "send": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.send")),
-    "told": ("endpoints", _ends_one("owsla.device.protocol:Endpoint.confirmed")),
-    "flush": ("endpoints", _ends_one("owsla.device.protocol:Endpoint._flush_now")),
+    "data": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.dataReceived")),
+    "send": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.send")),
+    "told": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.confirmed")),
+    "flush": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol._flush")),
     "cut": ("world", _cut),
 }
 """What may happen, and which supervisor it counts against."""

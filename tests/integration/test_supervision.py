@@ -314,10 +314,10 @@ async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
 async def test_endpoints(run: Run) -> None:
     """A failure in a connection closes that one, and is counted. Nothing is restarted, nothing is lost."""
     it = await trial(run)
-    await it.ends_one("owsla.device.protocol:Endpoint.dataReceived")
-    await it.ends_one("owsla.device.protocol:Endpoint.lineReceived", when="after")
-    await it.ends_one("owsla.device.protocol:Endpoint._flush_now")
-    await it.ends_one("owsla.device.protocol:Endpoint._tell")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol.dataReceived")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol.lineReceived", when="after")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol._flush")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol._acknowledge")
     await it.finish()
 
 
@@ -325,8 +325,8 @@ async def test_endpoints(run: Run) -> None:
 async def test_a_message_that_hurts(run: Run) -> None:
     """A failure while a message or an acknowledgement is sent to a device ends that connection alone."""
     it = await trial(run)
-    await it.ends_one("owsla.device.protocol:Endpoint.send")
-    await it.ends_one("owsla.device.protocol:Endpoint.confirmed")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol.send")
+    await it.ends_one("owsla.device.protocol:DeviceProtocol.confirmed")
     await it.finish()
 
 
@@ -334,7 +334,7 @@ async def test_a_message_that_hurts(run: Run) -> None:
 async def test_resumed(run: Run) -> None:
     """A failure of one connection that resumes after an outage ends that one; the others resume."""
     it = await trial(run)
-    fault = await it.owsla.fail("owsla.device.protocol:Endpoint.resume")
+    fault = await it.owsla.fail("owsla.device.protocol:DeviceProtocol.resume")
     run.proxy.cut()
     await fault.strikes()
     it.failures += 1
@@ -347,7 +347,7 @@ async def test_resumed(run: Run) -> None:
 async def test_an_end_that_fails(run: Run) -> None:
     """A failure while a connection is cleaned up is counted, and leaves neither a child nor a used slot behind."""
     it = await trial(run)
-    fault = await it.owsla.fail("owsla.device.protocol:Endpoint._wind_up")
+    fault = await it.owsla.fail("owsla.device.protocol:DeviceProtocol._finish")
     run.fleet.devices[0].abort()
     await fault.strikes()
     it.failures += 1
@@ -519,7 +519,7 @@ async def test_looked_at(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> N
     owsla = mischievous(gateway)
     await lab.device(gateway)
     await lab.device(gateway)
-    await (await owsla.fail("owsla.device.hub:Hub.tick")).strikes()
+    await (await owsla.fail("owsla.device.housekeeping:Housekeeping.tick")).strikes()
     await tree_when(owsla, lambda tree: tree.all_run and tree.restarts == {PORT: 1})
     status, shown, errors = await tree_command("--http", str(await http_port(owsla)))
     assert (status, errors) == (0, "")
@@ -540,6 +540,6 @@ owsla (one_for_one, OFTEN): running
 │   └── consumers (permanent): running
 ├── listener (permanent, rest_for_one, OFTEN): running
 │   ├── endpoints (permanent, simple_one_for_one): running, 2 children
-│   └── port (permanent): running, restarted once, last: Mischief: mischief 0, in Hub.tick
+│   └── port (permanent): running, restarted once, last: Mischief: mischief 0, in Housekeeping.tick
 └── certificate (permanent): running
 """

@@ -235,7 +235,9 @@ class MischievousOwsla(Owsla):
     async def fail(
         self, target: str, *, times: int = 1, when: When = "before", only: Mapping[str, object] | None = None
     ) -> Fault:
-        """Make a method, as in `owsla.device.hub:Hub.tick`, raise so many times (below 0: for ever), before or after its work.
+        """Have a method, such as `owsla.device.housekeeping:Housekeeping.tick`, raise `times` times, before or after its work.
+
+        It always raises with a number below 0.
 
         `only`: of objects with such attributes, as in `{"role.name": "courier"}`.
         """

@@ -1,4 +1,4 @@
-"""What an endpoint knows of the world, in memory: the sink, the courier, consumers, and a transport that fills up."""
+"""In-memory collaborators of a device protocol: sink, courier, consumers, and a transport that fills up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any, TypeVar, cast
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from owsla.device.connections import Connection, Connections
+from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.framing import Framing
-from owsla.device.hub import Hub
-from owsla.device.protocol import Endpoint
-from owsla.events import Event
+from owsla.device.interfaces import IDeviceTransport
+from owsla.device.protocol import DeviceProtocol
+from owsla.device.settings import DeviceSettings
+from owsla.events import DeviceConnected, Event
 from owsla.interfaces import LineSource
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
@@ -106,7 +110,7 @@ class Courier:
         letter.source.done(letter.tag)
 
     def forward(self, letter: Letter, node: bytes) -> None:
-        raise AssertionError("an endpoint forwards nothing")
+        raise AssertionError("a device protocol forwards nothing")
 
     def report(self, letter: Letter, outcome: str) -> None:
         self.reports.append((letter, outcome))
@@ -145,19 +149,23 @@ class Source:
         return self.tags - len(self.acked)
 
 
+@implementer(IDeviceTransport)
 class Wire:
-    """A transport to a device: takes `room` bytes, all of them by default, and is congested beyond."""
+    """Transport to a device that takes `room` bytes, by default any number, and pauses its producer beyond."""
 
-    peer = "192.0.2.1:1234"
+    tls_version = "TLSv1.3"
 
-    def __init__(self, room: float = float("inf")) -> None:
+    def __init__(self, room: float = float("inf"), device_id: str | None = None, peer: str = "192.0.2.1:1234") -> None:
         self.room = room
-        self.endpoint: Endpoint | None = None
+        self.peer = peer
+        self.device_id = device_id
+        """Device id in the certificate."""
+        self.producer: Any = None
         self.written: list[bytes] = []
         self.congested = False
         self.unread = 0
-        self.unsent = 0
-        """Bytes that the system has taken, and the device has not."""
+        self.untaken = 0
+        """Bytes that were written and that the device has not taken."""
         self.reading = True
         self.closed = ""
         self.lost = False
@@ -169,20 +177,35 @@ class Wire:
             return
         self.written.append(data)
         self.room -= len(data)
-        if self.room < 0:
+        if self.room < 0 and not self.congested:
             self.congested = True
+            if self.producer is not None:
+                self.producer.pauseProducing()
 
     def drained(self, room: float = float("inf")) -> None:
         """The device has taken everything, and so much more fits."""
         self.room = room
         self.congested = False
-        assert self.endpoint is not None
-        if not self.closed:
-            self.endpoint.writable()
+        if self.producer is not None:
+            self.producer.resumeProducing()
 
     @property
     def data(self) -> bytes:
         return b"".join(self.written)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert streaming
+        assert self.producer is None
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def getHandle(self) -> Any:
+        return self
+
+    def lossReason(self, reason: Failure) -> Failure:
+        return reason
 
     def pauseProducing(self) -> None:
         self.reading = False
@@ -206,43 +229,46 @@ class Wire:
 
 
 class World:
-    """A hub and what is around it."""
+    """A factory and its collaborators."""
 
-    def __init__(self, framing: Framing | None = None, **options: Any) -> None:
+    def __init__(self, framing: Framing | None = None, *, hangups: Any = None, **settings: Any) -> None:
         self.clock = cast(Any, Clock())
         self.turn = Turn(self.clock)
         self.sink = Sink()
         self.courier = Courier()
         self.events: list[Event] = []
-        self.registry: Registry[Endpoint] = Registry()
+        self.registry: Registry[Connection] = Registry()
         self.ids = ConnectionIds()
         self.epoch = 1_000_000.0
         self.sources: set[Source] = set()
-        self.endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.clock)
+        self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
         self.endpoints.startService()
-        self.hub = Hub(
-            self.clock,
-            self.turn,
-            self.events.append,
-            framing=framing or Framing(),
-            sink=self.sink,
-            registry=self.registry,
-            courier=self.courier,
-            endpoints=self.endpoints,
-            now=lambda: self.epoch + self.clock.seconds(),
-            **options,
+        self.factory = DeviceFactory(
+            DeviceRuntime(self.clock, self.turn, self._emit, lambda: self.epoch + self.clock.seconds()),
+            DeviceSettings(framing=framing or Framing(), **settings),
+            Connections(self.ids, self.registry, self.endpoints),
+            self.sink,
+            self.courier,
+            DeviceProtocol,
+            identify=lambda wire: getattr(wire, "device_id", None),
+            hangups=hangups,
         )
+        self.totals = DeviceTotals(self.factory)
 
-    def connect(self, room: float = float("inf"), device_id: str | None = None) -> tuple[Endpoint, Wire]:
-        """A device whose handshake is complete."""
-        endpoint = Endpoint(self.hub, self.ids.new(), device_id)
-        self.registry.add(endpoint.connection_id, endpoint)
-        wire = Wire(room)
-        wire.endpoint = endpoint
+    def _emit(self, event: Event) -> None:
+        if not isinstance(event, DeviceConnected):
+            self.events.append(event)
+
+    def connect(
+        self, room: float = float("inf"), device_id: str | None = None, peer: str = "192.0.2.1:1234"
+    ) -> tuple[DeviceProtocol, Wire]:
+        """Connect a device whose handshake is complete."""
+        endpoint: DeviceProtocol = self.factory.buildProtocol(None)
+        wire = Wire(room, device_id, peer)
         endpoint.makeConnection(wire)
         return endpoint, wire
 
-    def end(self, endpoint: Endpoint, reason: Failure = GONE) -> None:
+    def end(self, endpoint: DeviceProtocol, reason: Failure = GONE) -> None:
         """The connection is gone."""
         wire = endpoint.transport
         endpoint.connectionLost(reason)
@@ -254,10 +280,10 @@ class World:
             self.clock.advance(0)
 
     def later(self, seconds: float) -> None:
-        """Let time pass, with the hub looking ten times a second."""
+        """Let time pass, with housekeeping ten times a second."""
         for _ in range(round(seconds * 10)):
             self.clock.advance(0.1)
-            self.hub.tick()
+            self.factory.housekeeping.tick()
         self.turns()
 
     def of_type(self, kind: type[EventType]) -> list[EventType]:
@@ -265,24 +291,24 @@ class World:
 
     @property
     def held(self) -> int:
-        """How many messages the hub counts as held for a missing number."""
-        return sum(self.hub._held.count(source) for source in self.sources)
+        """Number of messages that are counted as held for a missing number."""
+        return sum(map(self.factory.reordering.held, self.sources))
 
     @property
     def waiting(self) -> int:
-        """How many messages the hub counts as waiting for a socket."""
-        return sum(self.hub._queued.count(source) for source in self.sources)
+        """Number of messages that are counted as waiting for a socket."""
+        return sum(map(self.factory.slow.queued, self.sources))
 
     # -- messages to a device ------------------------------------------------------------------------------------------
 
-    def send(self, endpoint: Endpoint, source: Source, body: bytes, seq: int | None = None) -> None:
+    def send(self, endpoint: DeviceProtocol, source: Source, body: bytes, seq: int | None = None) -> None:
         """A plain message comes."""
         self.sources.add(source)
         endpoint.send(source, source.next(), b"header", body, endpoint.connection_id, seq)
 
     def post(
         self,
-        endpoint: Endpoint,
+        endpoint: DeviceProtocol,
         source: Source,
         body: bytes,
         seq: int | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.protocol import Endpoint
+from owsla.device.protocol import DeviceProtocol
 from owsla.device.rivals import BURST, STAY, STAYING, Rivals
 from owsla.events import DeviceContested, DeviceDisconnected, DeviceReplaced
 
@@ -12,10 +12,8 @@ from ._fakes import Source, Wire, World
 
 
 class DuplicateTests(SynchronousTestCase):
-    def connect(self, world: World, device_id: str | None, room: float = float("inf")) -> tuple[Endpoint, Wire]:
-        endpoint, wire = world.connect(room, device_id)
-        world.hub.identified(endpoint, wire.peer)
-        return endpoint, wire
+    def connect(self, world: World, device_id: str | None, room: float = float("inf")) -> tuple[DeviceProtocol, Wire]:
+        return world.connect(room, device_id)
 
     def test_keep(self) -> None:
         """Unless told otherwise, both connections of a device stay."""
@@ -54,14 +52,14 @@ class DuplicateTests(SynchronousTestCase):
         world.end(second)
         self.assertEqual((world.of_type(DeviceReplaced), wire.closed), ([], ""))
         world.end(third)
-        self.assertEqual(world.hub._devices, {})
+        self.assertEqual(world.factory.devices._newest, {})
 
     def test_two_with_one_identity(self) -> None:
         """Two devices that share an identity and come back at once take turns every few seconds; a warning names the identity
         and both addresses, once a minute.
         """
         world = World(replace=True)
-        connections: dict[str, tuple[Endpoint, Wire]] = {}
+        connections: dict[str, tuple[DeviceProtocol, Wire]] = {}
         handshakes = 0
         for _ in range(600):
             for peer in ("192.0.2.1:1", "192.0.2.2:2"):
@@ -69,10 +67,7 @@ class DuplicateTests(SynchronousTestCase):
                     continue
                 if peer in connections:
                     world.end(connections[peer][0])
-                endpoint, wire = world.connect(device_id="d1")
-                wire.peer = peer
-                world.hub.identified(endpoint, peer)
-                connections[peer] = endpoint, wire
+                connections[peer] = world.connect(device_id="d1", peer=peer)
                 handshakes += 1
             world.later(0.1)
         self.assertLess(handshakes, BURST + 2 + 60 / STAY + 1)
@@ -90,7 +85,7 @@ class DuplicateTests(SynchronousTestCase):
         world.later(STAY + 0.5)
         self.assertEqual([wire.closed for wire in wires].count(""), 1)
         self.assertEqual(wires[-1].closed, "")
-        self.assertEqual(len(world.hub._rivals), 0)
+        self.assertEqual(len(world.factory.devices._rivals), 0)
 
     def test_back_now_and_then(self) -> None:
         """A device that comes back once in a while replaces its earlier connection at once, however often."""

@@ -9,12 +9,13 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.dialect_protocol import SpokenEndpoint
-from owsla.device.protocol import Endpoint
+from owsla.device.dialect_protocol import speaking
+from owsla.device.protocol import DeviceProtocol
 from owsla.device.transport import TLSTransport
+from owsla.dialects import Dialect
 from owsla.tls.post_handshake import PostHandshake
 
-from ._fakes import Source, World
+from ._fakes import GONE, Source, Wire, World
 from ._sockets import Client, Loop, context, reset, unix_pair
 
 ENDPOINT = 500
@@ -26,36 +27,47 @@ class Owner:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.endpoint: Endpoint | None = None
+        self.endpoint: DeviceProtocol | None = None
         self.gone = False
         self.established = PostHandshake(world.clock.seconds).context
 
-    def spoke(self, transport: TLSTransport) -> bool:
+    def helloReceived(self, transport: TLSTransport) -> bool:
         return True
 
-    def secured(self, transport: TLSTransport) -> Endpoint:
-        self.endpoint = Endpoint(self.world.hub, self.world.ids.new(), None)
-        self.world.registry.add(self.endpoint.connection_id, self.endpoint)
-        self.world.endpoints.start_child(self.endpoint)
-        return self.endpoint
+    def handshakeCompleted(self, transport: TLSTransport) -> None:
+        self.endpoint = self.world.factory.buildProtocol(None)
+        transport.connectProtocol(self.endpoint)
 
-    def closing(self, transport: TLSTransport) -> None: ...
+    def connectionClosing(self, transport: TLSTransport) -> None: ...
 
-    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
         self.gone = True
 
 
 def connections() -> int:
     """How many objects of connections there are, of this test's and of others'."""
-    return sum(isinstance(each, Endpoint | TLSTransport) for each in gc.get_objects())
+    return sum(isinstance(each, DeviceProtocol | TLSTransport) for each in gc.get_objects())
 
 
 class FootprintTests(SynchronousTestCase):
     def test_no_dictionaries(self) -> None:
-        """What there is one of for each connection has slots, all the way up to `object`."""
-        for kind in (Endpoint, SpokenEndpoint, TLSTransport):
-            self.assertEqual([base for base in kind.__mro__[:-1] if "__slots__" not in vars(base)], [])
-            self.assertEqual(kind.__dictoffset__, 0)
+        """A protocol has no instance dictionary after traffic, although the classes of Twisted have no slots."""
+        world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        spoken = speaking(Dialect, "Plain")(world.factory, world.ids.new())
+        spoken.makeConnection(Wire())
+        for protocol in (world.connect(room=10)[0], spoken):
+            source = Source()
+            for number in range(5):
+                protocol.dataReceived(b"one\ntwo\nthr")
+                world.send(protocol, source, b"answer", number)
+            world.turns()
+            protocol.confirmed(0)
+            world.turns()
+            world.later(1)
+            protocol.close("done")
+            protocol.connectionLost(GONE)
+            self.assertEqual(vars(protocol), {})
+        self.assertEqual([base for base in TLSTransport.__mro__[:-1] if "__slots__" not in vars(base)], [])
 
     def test_idle(self) -> None:
         """An idle endpoint is small, and keeps no list of lines after there were some."""
@@ -70,23 +82,22 @@ class FootprintTests(SynchronousTestCase):
             before = tracemalloc.get_traced_memory()[0]
             endpoints = []
             for connection_id in connection_ids:
-                endpoint = Endpoint(world.hub, connection_id, None)
-                world.registry.add(connection_id, endpoint)
-                world.endpoints.start_child(endpoint)
+                endpoint = DeviceProtocol(world.factory, connection_id)
+                world.factory.connections.add(endpoint)
                 endpoints.append(endpoint)
             each = (tracemalloc.get_traced_memory()[0] - before) / len(endpoints)
         finally:
             tracemalloc.stop()
         self.assertLess(each, ENDPOINT)
         for endpoint in endpoints:
-            endpoint.makeConnection(world.connect()[1])
+            endpoint.makeConnection(Wire())
             endpoint.dataReceived(b"one\ntwo\n")
             world.send(endpoint, source, b"answer")
         world.turns()
         for endpoint in endpoints:
-            self.assertIsNone(endpoint._out)
+            self.assertIsNone(endpoint._outgoing)
 
-    def _live(self, farewell: Callable[[Client, Endpoint, TLSTransport], None]) -> None:
+    def _live(self, farewell: Callable[[Client, DeviceProtocol, TLSTransport], None]) -> None:
         """A connection from its first byte to its last."""
         world, loop = World(), cast(Any, Loop())
         server, sock = unix_pair()
@@ -110,15 +121,15 @@ class FootprintTests(SynchronousTestCase):
         garbage collector would find, ten thousand connections at a time.
         """
 
-        def goodbye(client: Client, endpoint: Endpoint, transport: TLSTransport) -> None:
+        def goodbye(client: Client, endpoint: DeviceProtocol, transport: TLSTransport) -> None:
             client.tls.shutdown()
             client.close()
 
-        def closed(client: Client, endpoint: Endpoint, transport: TLSTransport) -> None:
+        def closed(client: Client, endpoint: DeviceProtocol, transport: TLSTransport) -> None:
             endpoint.close("enough")
             client.close()
 
-        farewells: dict[str, Callable[[Client, Endpoint, TLSTransport], None]] = {
+        farewells: dict[str, Callable[[Client, DeviceProtocol, TLSTransport], None]] = {
             "by the device": goodbye,
             "reset": lambda client, endpoint, transport: reset(client.socket),
             "aborted": lambda client, endpoint, transport: transport.abortConnection(),

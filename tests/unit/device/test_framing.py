@@ -150,7 +150,7 @@ class EndpointTests(SynchronousTestCase):
                 break
             allowed.append(line)
         self.assertEqual(world.sink.of(endpoint), allowed)
-        self.assertEqual(world.hub.paused_connections, 0)
+        self.assertEqual(world.totals.paused_connections, 0)
 
     def test_full_length_with_every_cut(self) -> None:
         """A line of exactly `max_line` bytes passes, wherever its `\\r\\n` is cut."""

@@ -18,8 +18,8 @@ class Paused:
 
     def __init__(self) -> None:
         self.socket, self.peer = tcp_pair()
-        self.deaf = False
-        self.in_line = False
+        self.discarding = False
+        self.awaiting_turn = False
         self.hung_up = 0
         self.room = False
         """Whether what its peer sent before it closed can be read."""
@@ -70,7 +70,7 @@ class HangupTests(SynchronousTestCase):
     def test_reset(self) -> None:
         """A peer that resets is noticed, by its own connection only: at once if nobody wants what it sent."""
         gone, there, unread = self.paused(), self.paused(), self.paused()
-        gone.deaf = True
+        gone.discarding = True
         self.loop.settle()
         self.assertEqual((gone.hung_up, there.hung_up), (0, 0))
         reset(gone.peer)
@@ -86,12 +86,12 @@ class HangupTests(SynchronousTestCase):
         """
         for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
             connection = self.paused()
-            connection.in_line = True
+            connection.awaiting_turn = True
             end(connection.peer)
             for _ in range(5):
                 self.later(PATIENCE + 0.1)
             self.assertEqual(connection.hung_up, 0)
-            connection.in_line = False
+            connection.awaiting_turn = False
             told = connection.told
             self.later(PATIENCE + 0.1)
             self.assertEqual((connection.told, connection.hung_up), (told + 1, 1))
@@ -166,7 +166,7 @@ class HangupTests(SynchronousTestCase):
         self.watch.keep()
         for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
             connection, deaf = self.paused(), self.paused()
-            deaf.deaf = True
+            deaf.discarding = True
             end(connection.peer)
             end(deaf.peer)
             self.later(PATIENCE + 1)
@@ -191,7 +191,7 @@ class HangupTests(SynchronousTestCase):
         old.close()
         new = self.paused()
         self.assertEqual(new.fileno(), number)
-        new.deaf = True
+        new.discarding = True
         reset(new.peer)
         self.loop.until(lambda: new.hung_up)
         self.assertEqual(old.hung_up, 0)
@@ -221,7 +221,7 @@ class HangupTests(SynchronousTestCase):
         """More than are reported at once are all noticed."""
         connections = [self.paused() for _ in range(300)]
         for connection in connections:
-            connection.deaf = True
+            connection.discarding = True
             reset(connection.peer)
         self.loop.until(lambda: all(connection.hung_up for connection in connections))
         self.assertEqual({connection.hung_up for connection in connections}, {1})

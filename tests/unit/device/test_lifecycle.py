@@ -24,12 +24,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import transport as transport_module
 from owsla.device.admission import Admission
-from owsla.device.framing import Framing
+from owsla.device.connections import Connection, Connections
+from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import HangupWatch
-from owsla.device.hub import Hub
 from owsla.device.lifecycle import MACHINE, Life, Lifecycle, diagram
 from owsla.device.port import Listener
-from owsla.device.protocol import Endpoint
+from owsla.device.protocol import DeviceProtocol
+from owsla.device.settings import DeviceSettings
 from owsla.device.transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
 from owsla.letter import Letter
@@ -310,51 +311,43 @@ class LifeWorld:
         self.events: list[Event] = []
         self.sink = Sink()
         self.source = Source(prefetch=65535)
-        self.registry: Registry[Endpoint] = Registry()
+        self.registry: Registry[Connection] = Registry()
         self.admission: Admission[TLSTransport] = Admission(100, 100)
         self.lost: list[TLSTransport] = []
         self.transports: list[TLSTransport] = []
         self.peers: list[Peer] = []
         self.failures: list[Failure | None] = []
-        self.endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.loop, name="endpoints")
+        self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop, name="endpoints")
         hangups = HangupWatch(self.loop)
-        self.hub = Hub(
-            self.loop,
-            Turn(self.loop),
-            self.events.append,
-            framing=Framing(),
-            sink=self.sink,
-            registry=self.registry,
-            courier=Courier(),
-            endpoints=self.endpoints,
-            now=self.loop.seconds,
+        self.factory = DeviceFactory(
+            DeviceRuntime(self.loop, Turn(self.loop), self.events.append, self.loop.seconds),
+            DeviceSettings(max_rate=2.0, idle_timeout=60.0, device_ack=lambda seq: b"ACK %d\r\n" % seq),
+            Connections(ConnectionIds(), self.registry, self.endpoints),
+            self.sink,
+            Courier(),
+            DeviceProtocol,
             hangups=hangups,
-            max_rate=2.0,
-            device_ack=lambda seq: b"ACK %d\r\n" % seq,
         )
+        self.totals = DeviceTotals(self.factory)
         world = self
 
         class Counting(Listener):
             """Counts who is lost."""
 
-            def lost(self, transport: TLSTransport, failed: str | None) -> None:
+            def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
                 world.lost.append(transport)
-                super().lost(transport, failed)
+                super().connectionClosed(transport, failed)
 
         self.listener = Counting(
             self.loop,
             claim(0, "127.0.0.1"),
             context(),
-            self.hub,
-            ConnectionIds(),
-            self.registry,
+            self.factory,
             self.admission,
             self.events.append,
             hangups,
-            self.endpoints,
             handshake_timeout=5.0,
-            idle_timeout=60.0,
-            identify=lambda connection: None,
+            housekeeping=self.factory.housekeeping,
             fail=lambda why: None,
         )
         self.listener.supervise(self.failures.append)
@@ -372,10 +365,10 @@ class LifeWorld:
         self.peers.append(peer)
         return transport, peer
 
-    def endpoint(self, transport: TLSTransport) -> Endpoint | None:
+    def endpoint(self, transport: TLSTransport) -> DeviceProtocol | None:
         """Its endpoint, as long as there is one."""
-        lines = transport._lines
-        assert lines is None or isinstance(lines, Endpoint)
+        lines = transport._protocol
+        assert lines is None or isinstance(lines, DeviceProtocol)
         return lines if lines is not None and lines.transport is not None else None
 
     def turn(self) -> None:
@@ -404,7 +397,7 @@ class LifeWorld:
         assert (self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()) == (set(), set(), [])
         assert set(os.listdir("/proc/self/fd")) <= self.descriptors, "a descriptor is left"
         assert sorted(map(id, self.lost)) == sorted(map(id, self.transports)), "each ends once"
-        assert (len(self.registry), self.hub.paused_connections) == (0, 0)
+        assert (len(self.registry), self.totals.paused_connections) == (0, 0)
         connected = [event.connection_id for event in self.events if isinstance(event, DeviceConnected)]
         disconnected = [event.connection_id for event in self.events if isinstance(event, DeviceDisconnected)]
         assert sorted(connected) == sorted(disconnected), "each endpoint hears of its end once"
@@ -426,7 +419,7 @@ NUMBERS: Final = st.integers(0, 4)
 """Which connection."""
 
 
-class Connections(RuleBasedStateMachine):
+class ConnectionMachine(RuleBasedStateMachine):
     """Up to five connections, and anything that the world and their owners may do to them, in any order."""
 
     seen: set[tuple[str, str]] = set()
@@ -460,7 +453,7 @@ class Connections(RuleBasedStateMachine):
                 peer.step()
                 peer.flush()
                 self.world.loop.turn(0.01)
-                if transport._lines is not None:
+                if transport._protocol is not None:
                     break
 
     @rule(number=NUMBERS, limit=st.integers(1, 300))
@@ -570,9 +563,10 @@ class Connections(RuleBasedStateMachine):
     def what_a_protocol_may_do(self, number: int, size: int, close: bool) -> None:
         """Write and close past its endpoint. It is paused only by that, which has it watched for a hang-up then."""
         transport, _ = self.one(number)
-        if transport._lines is not None:
+        if transport._protocol is not None:
             transport.write(b"x" * size)
             if close:
+                transport.unregisterProducer()
                 transport.loseConnection()
 
     @rule(number=NUMBERS)
@@ -605,7 +599,7 @@ class Connections(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.world.end()
-        Connections.seen |= self.world.seen
+        ConnectionMachine.seen |= self.world.seen
 
 
 class ConnectionTests(SynchronousTestCase):
@@ -618,11 +612,11 @@ class ConnectionTests(SynchronousTestCase):
         context()
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
-        Connections.seen = set()
+        ConnectionMachine.seen = set()
         run_state_machine_as_test(
-            Connections,
+            ConnectionMachine,
             settings=settings(max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)),
         )
-        self.assertGreater(len(Connections.seen), 15, "the sequences are too tame to show anything")
-        for state, what in Connections.seen:
+        self.assertGreater(len(ConnectionMachine.seen), 15, "the sequences are too tame to show anything")
+        for state, what in ConnectionMachine.seen:
             self.assertNotEqual(LIVES[state][INPUTS.index(what)], NO)

@@ -14,11 +14,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import port as listener_module
 from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
-from owsla.device.framing import Framing
+from owsla.device.connections import Connection, Connections
+from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import PATIENCE, HangupWatch
-from owsla.device.hub import Hub
 from owsla.device.port import BACKLOG, LONGEST_GOODBYE, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share
-from owsla.device.protocol import Endpoint
+from owsla.device.protocol import DeviceProtocol
+from owsla.device.settings import DeviceSettings
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -74,7 +75,7 @@ class Base(SynchronousTestCase):
         self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
         self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
         self.assertEqual(len(self.sources or ()), 0)
-        self.assertEqual(self.hub.paused_connections, 0)
+        self.assertEqual(self.totals.paused_connections, 0)
         self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
 
     def listen(
@@ -88,39 +89,33 @@ class Base(SynchronousTestCase):
         **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
-        self.registry: Registry[Endpoint] = Registry()
+        self.registry: Registry[Any] = Registry()
         hangups = HangupWatch(self.loop)
-        endpoints: DynamicSupervisor[Endpoint] = DynamicSupervisor(self.loop)
+        endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop)
         endpoints.startService()
-        self.hub = Hub(
-            self.loop,
-            Turn(self.loop),
-            self.events.append,
-            framing=Framing(),
-            sink=self.sink,
-            registry=self.registry,
-            courier=Courier(),
-            endpoints=endpoints,
-            now=self.loop.seconds,
+        self.factory = DeviceFactory(
+            DeviceRuntime(self.loop, Turn(self.loop), self.events.append, self.loop.seconds),
+            DeviceSettings(idle_timeout=idle_timeout, **options),
+            Connections(ConnectionIds(), self.registry, endpoints),
+            self.sink,
+            Courier(),
+            DeviceProtocol,
+            identify=lambda connection: self.identify(),
             hangups=hangups,
-            **options,
         )
+        self.totals = DeviceTotals(self.factory)
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
         self.sources = Sources(max_per_address) if max_per_address is not None else None
         self.listener = Listener(
             self.loop,
             claim(0, "127.0.0.1"),
             context(),
-            self.hub,
-            ConnectionIds(),
-            self.registry,
+            self.factory,
             self.admission,
             self.events.append,
             hangups,
-            endpoints,
             handshake_timeout=15.0,
-            idle_timeout=idle_timeout,
-            identify=lambda connection: "somebody",
+            housekeeping=self.factory.housekeeping,
             fail=self.failures.append,
             sources=self.sources,
             share=share,
@@ -129,6 +124,10 @@ class Base(SynchronousTestCase):
         self.listener.startService()
         self.listener.open()
         return self.listener
+
+    def identify(self) -> str:
+        """Return the device id of a connection."""
+        return "somebody"
 
     def knock(self, source: str = "127.0.0.1") -> socket.socket:
         """Somebody who connects and says nothing; the listener has not had a look yet."""
@@ -455,10 +454,10 @@ class StampedeTests(Base):
         """A certificate that is no identity is a failed handshake, with what is known of it; nothing is published for it."""
         listener = self.listen()
 
-        def refuse(tls: SSL.Connection) -> str | None:
+        def refuse() -> str | None:
             raise Refused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
 
-        with mock.patch.object(listener, "_identify", refuse):
+        with mock.patch.object(self, "identify", refuse):
             client = Client(self.connect())
             self.loop.until(lambda: client.ended, client.step)
             client.close()
@@ -1017,9 +1016,9 @@ class TimeTests(Base):
             for _ in range(0, 1_000_000, size):
                 endpoint.transport.write(b"x" * size)
             self.loop.settle()
-            self.assertTrue(endpoint.transport.congested)
-            self.assertLessEqual(endpoint.transport.unsent, 2 * SEND_BUFFER, size)
-            self.assertGreater(endpoint.transport.unsent, SEND_BUFFER // 2)
+            self.assertTrue(endpoint.backlog)
+            self.assertLessEqual(endpoint.transport._unsent(), 2 * SEND_BUFFER, size)
+            self.assertGreater(endpoint.transport._unsent(), SEND_BUFFER // 2)
 
     def test_gone_while_paused(self) -> None:
         """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""
@@ -1028,7 +1027,7 @@ class TimeTests(Base):
             client = self.device()
             self.sink.stop()
             client.write(b"whole\nrest")
-            self.loop.until(lambda: self.hub.paused_connections, client.step)
+            self.loop.until(lambda: self.totals.paused_connections, client.step)
             leave(client)
             self.later(int(PATIENCE) + 2)
             self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
@@ -1040,12 +1039,12 @@ class TimeTests(Base):
         """An error of ours while the clock ticks is logged, and the clock ticks on."""
         self.listen()
         self.connect()
-        with mock.patch.object(self.hub, "tick", side_effect=RuntimeError("ours")):
+        with mock.patch.object(self.factory.housekeeping, "tick", side_effect=RuntimeError("ours")):
             self.later(1)
         with mock.patch.object(Admission, "overdue", side_effect=RuntimeError("ours")):
             self.later(1)
         self.assertTrue(self.flushLoggedErrors(RuntimeError))
-        with mock.patch.object(self.hub, "tick") as tick:
+        with mock.patch.object(self.factory.housekeeping, "tick") as tick:
             self.later(1)
         self.assertTrue(tick.called)
         self.later(16)

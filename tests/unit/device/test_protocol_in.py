@@ -73,15 +73,15 @@ class LinesTests(SynchronousTestCase):
         world.sink.accepting = True
         endpoint.resume()
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"cd", b"e"])
-        self.assertEqual(world.hub.bytes_in, 9)
+        self.assertEqual(world.totals.bytes_in, 9)
         world.send(endpoint, Source(), b"hello")
         world.turns()
-        self.assertEqual((world.hub.lines_out, world.hub.bytes_out), (1, 5))
+        self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (1, 5))
         world.end(endpoint)
         other, _ = world.connect()
         world.send(other, Source(), b"you")
         world.turns()
-        self.assertEqual((world.hub.lines_out, world.hub.bytes_out), (2, 8))
+        self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (2, 8))
 
     def test_reasons(self) -> None:
         """A reason is in a person's words; what we closed it for comes before what the socket says."""
@@ -104,7 +104,7 @@ class LinesTests(SynchronousTestCase):
         endpoint.dataReceived(b"on its")
         endpoint.close("enough")
         endpoint.dataReceived(b" way\n")
-        self.assertEqual((world.sink.of(endpoint), wire.closed, endpoint.deaf), ([b"on its way"], "lost", False))
+        self.assertEqual((world.sink.of(endpoint), wire.closed, endpoint.discarding), ([b"on its way"], "lost", False))
         world.end(endpoint)
         self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "enough")
 
@@ -114,7 +114,7 @@ class LinesTests(SynchronousTestCase):
         endpoint, wire = world.connect()
         endpoint.close("enough")
         endpoint.dataReceived(b"late\n")
-        self.assertEqual((world.sink.lines, wire.closed, endpoint.deaf), ([], "lost", True))
+        self.assertEqual((world.sink.lines, wire.closed, endpoint.discarding), ([], "lost", True))
         world.end(endpoint)
         self.assertEqual(world.sink.lines, [])
 
@@ -127,7 +127,7 @@ class LinesTests(SynchronousTestCase):
                 endpoint.close("enough")
             endpoint.dataReceived(b"a\nlonger\nb\n")
             endpoint.dataReceived(b"c\n")
-            self.assertEqual((world.sink.of(endpoint), endpoint.deaf), ([b"a"], True))
+            self.assertEqual((world.sink.of(endpoint), endpoint.discarding), ([b"a"], True))
 
 
 class PausingTests(SynchronousTestCase):
@@ -140,10 +140,10 @@ class PausingTests(SynchronousTestCase):
         self.assertTrue(wire.reading)
         endpoint.dataReceived(b"a\nb")
         self.assertEqual((wire.reading, quiet.reading, world.sink.lines), (False, True, []))
-        self.assertEqual(world.hub.paused_connections, 1)
+        self.assertEqual(world.totals.paused_connections, 1)
         world.sink.resume()
         self.assertEqual((wire.reading, world.sink.of(endpoint)), (True, [b"a"]))
-        self.assertEqual(world.hub.paused_connections, 0)
+        self.assertEqual(world.totals.paused_connections, 0)
         endpoint.dataReceived(b"c\n")
         self.assertEqual(world.sink.of(endpoint), [b"a", b"bc"])
 
@@ -184,7 +184,7 @@ class PausingTests(SynchronousTestCase):
         endpoint, _ = world.connect()
         world.sink.room = 1
         world.later(10)
-        first = world.hub.now()
+        first = world.factory.now()
         endpoint.dataReceived(b"a\nb\nc\nd")
         for seconds in (100, 200):
             world.clock.advance(seconds)
@@ -201,7 +201,7 @@ class PausingTests(SynchronousTestCase):
             world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
             endpoint, _ = world.connect()
             world.sink.stop()
-            first = world.hub.now()
+            first = world.factory.now()
             endpoint.dataReceived(b"a\nb\n")
             world.clock.advance(100)
             end(world, endpoint)
@@ -216,11 +216,11 @@ class PausingTests(SynchronousTestCase):
         endpoint.dataReceived(b"1\n2\n3\n4\n5\n6\n")
         for _ in range(5):
             world.sink.resume(1)
-            self.assertEqual(world.hub.paused_connections, 1)
+            self.assertEqual(world.totals.paused_connections, 1)
             self.assertEqual((world.sink.waiting, watch.watched, wire.reading), ([endpoint], [wire], False))
         world.sink.resume(1)
         self.assertEqual((world.sink.waiting, watch.watched, wire.reading), ([], [], True))
-        self.assertEqual((world.hub.paused_connections, len(world.sink.of(endpoint))), (0, 6))
+        self.assertEqual((world.totals.paused_connections, len(world.sink.of(endpoint))), (0, 6))
 
     def test_fair(self) -> None:
         """A talkative device takes no more than its turn: those that wait are resumed one after another."""
@@ -249,7 +249,7 @@ class PausingTests(SynchronousTestCase):
             self.assertEqual(len(watch.watched), 1)
             world.end(endpoint)
             self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
-            self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+            self.assertEqual((world.totals.paused_connections, watch.watched), (0, []))
             self.assertEqual(world.of_type(DeviceDisconnected)[0].unterminated, 4)
             world.sink.resume()
             self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
@@ -280,7 +280,7 @@ class PausingTests(SynchronousTestCase):
             self.assertEqual(wire.reading, resumed_first)
             world.end(endpoint)
             world.sink.resume()
-            self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+            self.assertEqual((world.totals.paused_connections, watch.watched), (0, []))
 
     def test_lines_before_a_close_while_paused(self) -> None:
         """What a device said in whole lines before we closed it is published, also if it waited for the sink then."""
@@ -375,8 +375,8 @@ class DepartureTests(SynchronousTestCase):
         world.sink.spare = 100  # what others leave is not its share
         wire.unread = 1000
         world.end(endpoint)
-        self.assertEqual(world.hub.take_discards(), (2, 1000))
-        self.assertEqual(world.hub.take_discards(), (0, 0))
+        self.assertEqual(world.factory.discards.take_discards(), (2, 1000))
+        self.assertEqual(world.factory.discards.take_discards(), (0, 0))
 
     def test_a_goodbye_is_no_loss(self) -> None:
         """Unread bytes that may be a goodbye are not counted, nor what a device sends again that waits for acknowledgements."""
@@ -387,7 +387,7 @@ class DepartureTests(SynchronousTestCase):
             endpoint, wire = world.connect()
             wire.unread = unread
             world.end(endpoint)
-            self.assertEqual(world.hub.take_discards(), (0, 0))
+            self.assertEqual(world.factory.discards.take_discards(), (0, 0))
 
     def test_in_line_with_a_working_broker(self) -> None:
         """While the broker confirms, a device that left waits for its turn like all others, and takes no room beyond the
@@ -400,13 +400,13 @@ class DepartureTests(SynchronousTestCase):
         other.dataReceived(b"1\n2\n3\n")
         endpoint.dataReceived(b"a\nb\n")
         self.assertFalse(endpoint.peerClosed())
-        self.assertEqual((world.sink.of(endpoint), endpoint.in_line, wire.reading), ([], True, False))
+        self.assertEqual((world.sink.of(endpoint), endpoint.awaiting_turn, wire.reading), ([], True, False))
         self.assertEqual(world.sink.waiting, [other, endpoint])
         world.sink.resume(2)
         self.assertEqual((world.sink.of(other), world.sink.of(endpoint)), ([b"1", b"2", b"3"], [b"a"]))
         self.assertFalse(endpoint.peerClosed())
         world.sink.stop()
-        self.assertFalse(endpoint.in_line)
+        self.assertFalse(endpoint.awaiting_turn)
         self.assertTrue(endpoint.peerClosed())
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
 
@@ -419,7 +419,7 @@ class DepartureTests(SynchronousTestCase):
         endpoint.close("enough")
         self.assertFalse(wire.reading)
         world.sink.resume()
-        self.assertEqual((world.sink.of(endpoint), endpoint.deaf, wire.reading), ([b"a"], True, True))
+        self.assertEqual((world.sink.of(endpoint), endpoint.discarding, wire.reading), ([b"a"], True, True))
 
     def test_rejected(self) -> None:
         """A connection whose lines cannot be published is closed at the first one; no other is tried."""
@@ -434,7 +434,8 @@ class DepartureTests(SynchronousTestCase):
         self.patch(world.sink, "publish", publish)
         endpoint.dataReceived(b"a\nb\nc\nrest")
         endpoint.dataReceived(b"d\n")
-        self.assertEqual((tried, endpoint.seq, endpoint.closing, endpoint.deaf, wire.closed), ([b"a"], 0, True, True, "lost"))
+        self.assertEqual((tried, endpoint.seq, wire.closed), ([b"a"], 0, "lost"))
+        self.assertTrue(endpoint.closing and endpoint.discarding)
         world.end(endpoint)
         self.assertEqual(tried, [b"a"])
 
@@ -498,7 +499,7 @@ class RateTests(SynchronousTestCase):
             endpoint.dataReceived(b"x\n" * 30)  # paid for in 2 s
             world.sink.stop()
             endpoint.dataReceived(b"y\n")  # it was on its way
-            self.assertEqual(world.hub.paused_connections, 1)
+            self.assertEqual(world.totals.paused_connections, 1)
             if sink_first:
                 world.sink.resume()
                 self.assertFalse(wire.reading)
@@ -508,7 +509,7 @@ class RateTests(SynchronousTestCase):
                 self.assertFalse(wire.reading)
                 world.sink.resume()
             self.assertTrue(wire.reading)
-            self.assertEqual(world.hub.paused_connections, 0)
+            self.assertEqual(world.totals.paused_connections, 0)
             self.assertEqual(len(world.sink.of(endpoint)), 31)
 
     def test_lines_count_when_the_sink_stops(self) -> None:
@@ -534,7 +535,7 @@ class RateTests(SynchronousTestCase):
         self.assertEqual(len(watch.watched), 1)
         world.end(endpoint)
         world.later(5)
-        self.assertEqual((world.hub.paused_connections, watch.watched), (0, []))
+        self.assertEqual((world.totals.paused_connections, watch.watched), (0, []))
 
 
 class FailureTests(SynchronousTestCase):
@@ -648,7 +649,7 @@ class DrainTests(SynchronousTestCase):
             self.assertFalse(wire.reading, state)
             self.assertEqual(wire.closed, "")
             world.end(endpoint)
-            self.assertEqual(world.hub.paused_connections, 0)
+            self.assertEqual(world.totals.paused_connections, 0)
 
     def test_publishes_what_was_read(self) -> None:
         """What a device that is told what is safe said in whole lines is published, also if it waited for the sink; once."""
@@ -681,7 +682,7 @@ class DrainTests(SynchronousTestCase):
         endpoint.dataReceived(b"a\nb\n")
         endpoint.drain()
         endpoint.close("enough")
-        self.assertEqual((world.sink.lines, world.hub.take_discards()), ([], (0, 0)))
+        self.assertEqual((world.sink.lines, world.factory.discards.take_discards()), ([], (0, 0)))
         world.sink.resume()
         self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"a", b"b"], True))
 
@@ -720,7 +721,7 @@ class DrainTests(SynchronousTestCase):
         endpoint.drain()
         world.end(endpoint)
         endpoint.drain()
-        self.assertEqual(world.hub.paused_connections, 0)
+        self.assertEqual(world.totals.paused_connections, 0)
 
 
 class SinkFakeTests(SynchronousTestCase):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.framing import Framing
-from owsla.device.protocol import CHUNK, Endpoint
+from owsla.device.protocol import CHUNK, DeviceProtocol
 from owsla.events import GapSkipped, SlowDevice
 
 from ._fakes import Source, Wire, World
@@ -138,7 +138,7 @@ class OrderTests(Base):
         self.send(world, 0, 0, 2, 2, 1, 1)
         world.turns()
         self.assertEqual((lines(self.wire), self.source.outstanding), ([b"0", b"1", b"2"], 0))
-        self.assertEqual((world.hub.duplicates, world.courier.records), (3, []))
+        self.assertEqual((world.totals.duplicates, world.courier.records), (3, []))
 
     def test_duplicates_are_reported(self) -> None:
         """A back end that asks again, since its report was lost, hears that the number came before, and no more than is known:
@@ -161,15 +161,15 @@ class OrderTests(Base):
         other, wire = world.connect()
         self.send(world, 3)
         world.send(other, self.source, b"3", 3)
-        with mock.patch.object(Endpoint, "skip", autospec=True, side_effect=self.fail_for(self.endpoint)):
+        with mock.patch.object(DeviceProtocol, "skip_gap", autospec=True, side_effect=self.fail_for(self.endpoint)):
             world.later(2.5)
         self.assertEqual((self.wire.closed, lines(wire)), ("aborted", [b"3"]))
 
-    def fail_for(self, one: Endpoint) -> Callable[[Endpoint], None]:
-        """`Endpoint.skip`, with an error for one of them."""
-        skip = Endpoint.skip
+    def fail_for(self, one: DeviceProtocol) -> Callable[[DeviceProtocol], None]:
+        """`DeviceProtocol.skip_gap`, with an error for one of them."""
+        skip = DeviceProtocol.skip_gap
 
-        def either(endpoint: Endpoint) -> None:
+        def either(endpoint: DeviceProtocol) -> None:
             if endpoint is one:
                 raise ZeroDivisionError
             skip(endpoint)
@@ -181,7 +181,7 @@ class OrderTests(Base):
         world = self.world(gap_timeout=2.0)
         self.send(world, 2**63 - 1)
         world.later(2.5)
-        self.assertEqual((len(lines(self.wire)), world.hub.skips), (1, 2**63 - 1))
+        self.assertEqual((len(lines(self.wire)), world.totals.skips), (1, 2**63 - 1))
 
     def test_gap_timeout(self) -> None:
         """A missing number is waited for so long, then skipped with an event; it is late when it comes."""
@@ -194,7 +194,7 @@ class OrderTests(Base):
         self.assertEqual(lines(self.wire), [b"0", b"3"])
         connection_id = self.endpoint.connection_id.decode()
         self.assertEqual(world.of_type(GapSkipped), [GapSkipped(connection_id, "d1", 1, 2)])
-        self.assertEqual(world.hub.skips, 2)
+        self.assertEqual(world.totals.skips, 2)
         self.send(world, 2, 4)
         world.turns()
         self.assertEqual(lines(self.wire)[2:], [b"4"])
@@ -212,10 +212,10 @@ class OrderTests(Base):
         world = self.world(gap_timeout=2.0)
         self.send(world, 1)
         world.later(1)
-        world.hub.gap_clock.pause()
+        world.factory.reordering.clock.pause()
         world.later(60)
         self.assertEqual(lines(self.wire), [])
-        world.hub.gap_clock.resume()
+        world.factory.reordering.clock.resume()
         world.later(0.8)
         self.assertEqual(lines(self.wire), [])
         world.later(0.4)
@@ -224,11 +224,11 @@ class OrderTests(Base):
     def test_missed_while_it_stands_still(self) -> None:
         """What is first missed while the clock stands still has its whole time from when it goes on."""
         world = self.world(gap_timeout=2.0)
-        world.hub.gap_clock.pause()
+        world.factory.reordering.clock.pause()
         world.later(30)
         self.send(world, 1)
         world.later(30)
-        world.hub.gap_clock.resume()
+        world.factory.reordering.clock.resume()
         world.later(1.8)
         self.assertEqual(lines(self.wire), [])
         world.later(0.4)
@@ -242,7 +242,7 @@ class OrderTests(Base):
         self.assertEqual(lines(self.wire), [])
         self.send(world, 9)
         world.turns()
-        self.assertEqual((lines(self.wire), self.endpoint.holding), ([b"2"], 4))
+        self.assertEqual((lines(self.wire), self.endpoint.held), ([b"2"], 4))
         self.send(world, 3)
         world.turns()
         self.assertEqual(lines(self.wire), [b"2", b"3", b"4"])
@@ -314,7 +314,7 @@ class OrderTests(Base):
                 world.turns()
         world.turns()
         self.assertEqual(lines(self.wire), [b"%d" % seq for seq in range(20)])
-        self.assertEqual((source.outstanding, world.hub.duplicates), (0, len(again)))
+        self.assertEqual((source.outstanding, world.totals.duplicates), (0, len(again)))
 
 
 class FaultTests(Base):
@@ -328,7 +328,7 @@ class FaultTests(Base):
         world.turns()
         self.assertEqual(lines(self.wire), [b"0", b"2", b"3", b"5"])
         self.assertEqual(world.courier.reasons, [(b"bad", "too-long"), (b"bad", "delimiter-in-body")])
-        self.assertEqual((self.source.outstanding, world.hub.skips), (0, 0))
+        self.assertEqual((self.source.outstanding, world.totals.skips), (0, 0))
 
     def test_unnumbered_fault(self) -> None:
         """One without a number is on record at once, and no number is used up: its copy is recorded as well."""
@@ -382,14 +382,15 @@ class FaultTests(Base):
         world = self.world()
         world.post(self.endpoint, self.source, b"bad", 0, fault="too-long")
         world.post(self.endpoint, self.source, b"bad", 0, fault="too-long")
-        self.assertEqual((len(world.courier.records), world.hub.duplicates), (1, 1))
+        self.assertEqual((len(world.courier.records), world.totals.duplicates), (1, 1))
 
 
 class SlowTests(Base):
-    def slow(self, **options: Any) -> World:
-        """A world whose device's socket is full, with one line handed over before that."""
+    def slow(self, untaken: int = 0, **options: Any) -> World:
+        """Return a world whose device has a full socket, with one line written before that."""
         world = self.world(**options)
         self.wire.room = 0
+        self.wire.untaken = untaken
         self.send(world, 0)
         world.turns()
         assert self.wire.congested
@@ -463,15 +464,10 @@ class SlowTests(Base):
             self.assertEqual(self.source.outstanding, 0)
 
     def test_slow_but_reading(self) -> None:
-        """A device that takes some of it has its time anew: seen by what its socket took, or by what the system still has."""
-        world = self.slow(write_timeout=5.0)
-        for _ in range(3):
-            world.later(4)
-            self.endpoint.taking()
-        self.wire.unsent = 1000
-        self.endpoint.taking()
-        for unsent in (999, 500, 1):
-            self.wire.unsent = unsent
+        """A device that takes some of it within the write time-out has its whole time again."""
+        world = self.slow(untaken=1000, write_timeout=5.0)
+        for untaken in (999, 500, 1):
+            self.wire.untaken = untaken
             world.later(6)
         self.assertEqual((self.wire.closed, world.of_type(SlowDevice)), ("", []))
         world.later(5)
@@ -581,9 +577,7 @@ class ClosingTests(Base):
         world.turns()
         self.send(world, 1, None, 4, 3)
         world.end(self.endpoint)
-        self.assertEqual(
-            world.courier.reasons, [(body, "connection-closed") for body in (b"1", b"-", b"3", b"4")]
-        )
+        self.assertEqual(world.courier.reasons, [(body, "connection-closed") for body in (b"1", b"-", b"3", b"4")])
         self.assertEqual(self.source.outstanding, 0)
         self.assertEqual((world.held, world.waiting), (0, 0))
         other, _ = world.connect()
@@ -663,8 +657,8 @@ class ForgetTests(Base):
         self.send(world, 0, 2)
         world.send(self.endpoint, other, b"3", 3)
         self.source.open = False
-        world.hub.forget(self.source)
-        self.assertEqual(self.endpoint.holding, 1)
+        world.factory.deliveries.forget(self.source)
+        self.assertEqual(self.endpoint.held, 1)
         again = Source()
         for seq in (0, 2, 1):
             world.send(self.endpoint, again, b"%d" % seq, seq)
@@ -685,7 +679,7 @@ class ForgetTests(Base):
         self.send(world, 3, None)
         world.send(self.endpoint, other, b"-other", None)
         self.source.open = False
-        world.hub.forget(self.source)
+        world.factory.deliveries.forget(self.source)
         self.wire.drained()
         world.turns()
         self.assertEqual(lines(self.wire), [b"0", b"-other"])
@@ -707,7 +701,7 @@ class ForgetTests(Base):
         self.send(world, 1)
         for seq in range(2, 30):
             world.send(self.endpoint, other, b"%d" % seq, seq)
-        world.hub.forget(self.source)
+        world.factory.deliveries.forget(self.source)
         world.send(self.endpoint, Source(), b"1", 1)
         self.wire.drained()
         world.turns()
@@ -724,7 +718,7 @@ class ForgetTests(Base):
         self.send(world, 1)
         world.post(self.endpoint, other, b"bad", 2, fault="too-long")
         world.send(self.endpoint, other, b"3", 3)
-        world.hub.forget(self.source)
+        world.factory.deliveries.forget(self.source)
         again = Source()
         world.send(self.endpoint, again, b"1", 1)
         self.wire.drained()
@@ -770,7 +764,7 @@ class ForgetTests(Base):
                 place = data.draw(st.integers(0, 1))
                 gone = sources[place]
                 gone.open = False
-                world.hub.forget(gone)
+                world.factory.deliveries.forget(gone)
                 back = sorted(seq for (source, _), seq in out.items() if source is gone)
                 for key in [key for key in out if key[0] is gone]:
                     del out[key]
@@ -799,7 +793,7 @@ class EveryMessageTests(SynchronousTestCase):
         """
         world = World(gap_timeout=1.0, reorder_limit=4, write_buffer=60, write_timeout=3.0)
         source = Source(prefetch=24)
-        devices: list[tuple[Endpoint, Wire]] = [world.connect() for _ in range(3)]
+        devices: list[tuple[DeviceProtocol, Wire]] = [world.connect() for _ in range(3)]
         everybody = list(devices)
         seqs = st.one_of(st.none(), st.integers(0, 15))
         sent: dict[int, int | None] = {}
@@ -834,8 +828,8 @@ class EveryMessageTests(SynchronousTestCase):
             if not wire.lost:
                 world.end(endpoint)
         self.assertEqual(source.outstanding, 0)
-        hub = world.hub
-        self.assertEqual((world.held, world.waiting, hub._holding, hub._congested), (0, 0, {}, {}))
+        self.assertEqual((world.held, world.waiting), (0, 0))
+        self.assertEqual((world.factory.reordering._holders, world.factory.slow._paused), ({}, {}))
         over: list[int] = []
         for _, wire in everybody:
             numbers = [int(line) for line in lines(wire)]
@@ -844,4 +838,4 @@ class EveryMessageTests(SynchronousTestCase):
             over += numbers
         recorded = [int(letter.body) for letter, _ in world.courier.records]
         self.assertEqual(len(set(over + recorded)), len(over) + len(recorded))
-        self.assertEqual(len(over) + len(recorded) + hub.duplicates, len(sent))
+        self.assertEqual(len(over) + len(recorded) + world.totals.duplicates, len(sent))

@@ -117,10 +117,10 @@ class EndpointTests(SynchronousTestCase):
         repeated: dict[int | None, bool] = {}
         for number in (0, 1, 2, 4, None):
             letter = self.letter(again, endpoint.connection_id, b"x", number)
-            repeated[number] = world.hub.repeated(letter)
+            repeated[number] = world.factory.deliveries.repeated(letter)
         self.assertEqual(repeated, {0: True, 1: True, 2: False, 4: False, None: False})
         self.assertEqual([outcome for _, outcome in world.courier.reports], ["duplicate"] * 2)
-        self.assertEqual((again.acked, world.hub.duplicates), ([1, 2], 2))
+        self.assertEqual((again.acked, world.totals.duplicates), ([1, 2], 2))
 
     def test_while_it_closes(self) -> None:
         """So it is while the connection is closing."""
@@ -132,7 +132,7 @@ class EndpointTests(SynchronousTestCase):
         for seq in (0, 1):
             world.send(endpoint, source, b"again", seq)
         self.assertEqual(world.courier.reasons, [(b"again", "connection-closed")])
-        self.assertEqual((world.hub.duplicates, source.outstanding), (1, 0))
+        self.assertEqual((world.totals.duplicates, source.outstanding), (1, 0))
 
     def test_what_is_on_record_stays_so(self) -> None:
         """The record of a message whose number was given out is not dropped with its consumer: a copy would be a duplicate."""
@@ -145,7 +145,7 @@ class EndpointTests(SynchronousTestCase):
         world.send(endpoint, source, b"3", 3)
         world.end(endpoint)
         self.assertEqual([(letter.seq, letter.settled) for letter, _ in world.courier.records], [(1, True), (3, False)])
-        self.assertTrue(world.hub.repeated(self.letter(Source(), endpoint.connection_id, b"1", 1)))
+        self.assertTrue(world.factory.deliveries.repeated(self.letter(Source(), endpoint.connection_id, b"1", 1)))
         self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
 
     def test_without_a_number(self) -> None:
@@ -166,8 +166,8 @@ class EndpointTests(SynchronousTestCase):
     def test_recall(self) -> None:
         """When their consumer is gone they are recognized."""
         world = World()
-        world.hub.forget(Source(), [b"a"])
-        self.assertEqual([world.hub.recall(b"a"), world.hub.recall(b"a")], [True, False])
+        world.factory.deliveries.forget(Source(), [b"a"])
+        self.assertEqual([world.factory.deliveries.recall(b"a"), world.factory.deliveries.recall(b"a")], [True, False])
 
     def test_no_time_passes_in_an_outage(self) -> None:
         """An outage may last: nothing can come again before it is over."""
@@ -175,9 +175,9 @@ class EndpointTests(SynchronousTestCase):
         endpoint, _ = world.connect()
         world.send(endpoint, Source(), b"0", 0)
         world.end(endpoint)
-        world.hub.flowing(False)
-        world.hub.forget(Source(), [b"a"])
+        world.factory.reordering.flowing(False)
+        world.factory.deliveries.forget(Source(), [b"a"])
         world.clock.advance(10 * REMEMBERED_FOR)
-        world.hub.flowing(True)
-        self.assertTrue(world.hub.recall(b"a"))
-        self.assertTrue(world.hub.repeated(self.letter(Source(), endpoint.connection_id, b"0", 0)))
+        world.factory.reordering.flowing(True)
+        self.assertTrue(world.factory.deliveries.recall(b"a"))
+        self.assertTrue(world.factory.deliveries.repeated(self.letter(Source(), endpoint.connection_id, b"0", 0)))

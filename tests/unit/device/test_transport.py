@@ -12,33 +12,38 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
+from owsla.device.interfaces import IHangupListener
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport, explain
 from owsla.tls.post_handshake import PostHandshake
 
 from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
 
 
+@implementer(IHangupListener)
 class Recorder:
     """A protocol that notes what it hears, and may do something about it."""
 
     def __init__(self) -> None:
         self.transport: Any = None
-        self.deaf = False
-        self.in_line = False
+        self.discarding = False
+        self.awaiting_turn = False
         self.leaves = False
         """Whether it has room for what a peer sent before it closed."""
         self.received = b""
         self.lost: list[Failure] = []
-        self.writables = 0
-        self.took = 0
+        self.paused = 0
+        """Number of times that it was paused as a producer."""
+        self.resumed = 0
         self.on_data: Any = None
-        self.on_writable: Any = None
+        self.on_resume: Any = None
         self.on_peer_closed: Any = None
 
     def makeConnection(self, transport: Any) -> None:
         assert self.transport is None
         self.transport = transport
+        transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         assert data
@@ -57,17 +62,31 @@ class Recorder:
     def connectionLost(self, reason: Failure) -> None:
         self.lost.append(reason)
 
-    def taking(self) -> None:
-        assert not self.lost
-        assert self.transport.congested
-        self.took += 1
+    @property
+    def congested(self) -> bool:
+        """True while it is paused as a producer."""
+        return self.paused > self.resumed
 
-    def writable(self) -> None:
+    def pauseProducing(self) -> None:
         assert not self.lost
-        assert not self.transport.congested
-        self.writables += 1
-        if self.on_writable is not None:
-            self.on_writable()
+        assert not self.congested
+        self.paused += 1
+
+    def resumeProducing(self) -> None:
+        assert not self.lost
+        assert self.congested
+        self.resumed += 1
+        if self.on_resume is not None:
+            self.on_resume()
+
+    def stopProducing(self) -> None:
+        assert not self.lost
+        self.stopped = True
+
+    def lose(self) -> None:
+        """Close the connection, as a producer has to do it."""
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
 
 
 class Owner:
@@ -81,18 +100,21 @@ class Owner:
         self.lines = Recorder()
         self.established = PostHandshake(lambda: 0.0).context
 
-    def spoke(self, transport: TLSTransport) -> bool:
+    def helloReceived(self, transport: TLSTransport) -> bool:
         self.told.append("spoke")
         return self.places > 0
 
-    def secured(self, transport: TLSTransport) -> Recorder | None:
+    def handshakeCompleted(self, transport: TLSTransport) -> None:
         self.told.append("secured")
-        return None if self.refuse else self.lines
+        if self.refuse:
+            transport.loseConnection()
+        else:
+            transport.connectProtocol(self.lines)
 
-    def closing(self, transport: TLSTransport) -> None:
+    def connectionClosing(self, transport: TLSTransport) -> None:
         self.told.append("closing")
 
-    def lost(self, transport: TLSTransport, failed: str | None) -> None:
+    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
         self.told.append(("lost", failed))
 
     @property
@@ -152,7 +174,7 @@ class OpenTests(Base):
             self.transport.write(b"good day\r\n")
             self.loop.until(lambda: client.received == b"good day\r\n", client.step)  # noqa: B023
             self.assertEqual(self.owner.told, ["spoke", "secured"])
-            self.assertFalse(self.transport.congested)
+            self.assertFalse(self.lines.congested)
             self.tearDown()
             self.setUp()
 
@@ -195,32 +217,32 @@ class OpenTests(Base):
         client.reading = False
         data = b"".join(b"%06d" % number for number in range(100_000))
         self.transport.write(data)
-        self.assertTrue(self.transport.congested)
+        self.assertTrue(self.lines.congested)
         self.transport.write(b"behind")
         self.loop.settle(client.step)
-        self.assertTrue(self.transport.congested)
-        self.assertEqual(self.lines.writables, 0)
+        self.assertTrue(self.lines.congested)
+        self.assertEqual(self.lines.resumed, 0)
         client.reading = True
-        self.loop.until(lambda: self.lines.writables, client.step)
-        self.assertFalse(self.transport.congested)
+        self.loop.until(lambda: self.lines.resumed, client.step)
+        self.assertFalse(self.lines.congested)
         self.loop.until(lambda: len(client.received) == len(data) + 6, client.step)
         self.assertEqual(client.received, data + b"behind")
-        self.assertEqual((self.lines.writables, self.loop.writers), (1, set()))
+        self.assertEqual((self.lines.resumed, self.loop.writers), (1, set()))
 
     def test_slow_reader(self) -> None:
-        """A device that reads now and then is seen to: by what it leaves with the system, and by what that takes for it."""
+        """A device that reads a little is told from one that reads nothing by `untaken`, and the producer stays paused."""
         client = self.connect()
         client.reading = False
         self.transport.write(b"x" * 600_000)
         self.loop.settle(client.step)
-        unsent = self.transport.unsent
-        self.assertGreater(unsent, 0)
-        self.assertEqual((self.lines.took, self.transport.unsent), (0, unsent))
-        self.loop.until(lambda: self.lines.took, partial(client.socket.recv, 4096))
-        self.assertEqual((self.lines.writables, self.transport.congested), (0, True))
+        untaken = self.transport.untaken
+        self.assertGreater(untaken, 0)
+        self.assertEqual(self.transport.untaken, untaken)
+        self.loop.until(lambda: self.transport.untaken < untaken, partial(client.socket.recv, 4096))
+        self.assertEqual((self.lines.resumed, self.lines.congested), (0, True))
         self.transport.abortConnection()
         self.loop.settle()
-        self.assertEqual(self.transport.unsent, 0)
+        self.assertEqual(self.transport.untaken, 0)
 
     def test_writes_of_any_size(self) -> None:
         """Writes of all sizes around a record's arrive whole, with a device that reads now and then."""
@@ -241,7 +263,7 @@ class OpenTests(Base):
     def test_partial_sends(self) -> None:
         """OpenSSL may take less than it is given (RFC 6066, 4: a device may ask for small records); nothing is sent twice."""
         client = self.connect()
-        real = self.transport.tls
+        real = self.transport.getHandle()
 
         class Small:
             """Takes 512 bytes at once."""
@@ -269,7 +291,7 @@ class OpenTests(Base):
             if more:
                 self.transport.write(more.pop(0))
 
-        self.lines.on_writable = write
+        self.lines.on_resume = write
         self.transport.write(b"a" * 300_000)
         client.reading = True
         self.loop.until(lambda: client.received.endswith(b"d"), client.step)
@@ -282,9 +304,9 @@ class OpenTests(Base):
 
         def bye() -> None:
             self.transport.write(b"bye")
-            self.transport.loseConnection()
+            self.lines.lose()
 
-        self.lines.on_writable = bye
+        self.lines.on_resume = bye
         self.transport.write(b"a" * 300_000)
         client.reading = True
         self.loop.until(lambda: client.ended, client.step)
@@ -294,7 +316,7 @@ class OpenTests(Base):
         """Writing nothing does nothing."""
         self.connect()
         self.transport.write(b"")
-        self.assertFalse(self.transport.congested)
+        self.assertFalse(self.lines.congested)
 
     def test_error_in_the_protocol(self) -> None:
         """An error in the protocol costs its own connection only, and is the reason for which that is lost."""
@@ -328,7 +350,7 @@ class CloseTests(Base):
         client.reading = False
         data = b"x" * 300_000
         self.transport.write(data)
-        self.transport.loseConnection()
+        self.lines.lose()
         self.transport.write(b"too late")
         self.loop.settle(client.step)
         self.assertEqual(self.lines.lost, [])
@@ -341,13 +363,13 @@ class CloseTests(Base):
         self.loop.until(lambda: self.lines.lost)
         self.assertIsInstance(self.end(), ConnectionDone)
         self.assertEqual(self.owner.told, ["spoke", "secured", "closing", ("lost", None)])
-        self.assertEqual(self.lines.writables, 0)
+        self.assertEqual(self.lines.resumed, 0)
 
     def test_the_peer_still_talks(self) -> None:
         """What the peer still sends until it closes its side is read, so that our last line is not lost over it."""
         client = self.connect()
         self.transport.write(b"bye\r\n")
-        self.transport.loseConnection()
+        self.lines.lose()
         client.tls.send(b"on its way" * 100)
         self.loop.settle()
         client.step()
@@ -362,7 +384,7 @@ class CloseTests(Base):
         client = self.connect()
         self.transport.pauseProducing()
         client.write(b"one")
-        self.transport.loseConnection()
+        self.lines.lose()
         self.loop.settle(client.step)
         self.assertEqual((self.lines.received, client.ended, self.transport.held_back), (b"", "notify", True))
         self.assertGreater(self.transport.unread, 3)
@@ -383,8 +405,8 @@ class CloseTests(Base):
         client = self.connect()
         self.transport.pauseProducing()
         client.write(b"unread")
-        self.lines.deaf = True
-        self.transport.loseConnection()
+        self.lines.discarding = True
+        self.lines.lose()
         self.loop.until(lambda: client.ended, client.step)
         client.close()
         self.loop.until(lambda: self.lines.lost)
@@ -392,7 +414,7 @@ class CloseTests(Base):
     def test_close_inside_data(self) -> None:
         """A protocol may close when it reads: it hears what was on its way."""
         client = self.connect()
-        self.lines.on_data = self.transport.loseConnection
+        self.lines.on_data = self.lines.lose
         client.write(b"one")
         client.write(b"two")
         self.loop.until(lambda: client.ended, client.step)
@@ -412,13 +434,13 @@ class CloseTests(Base):
     def test_twice(self) -> None:
         """Closing twice, or aborting what is closed, tells nobody again."""
         client = self.connect()
-        self.transport.loseConnection()
-        self.transport.loseConnection()
+        self.lines.lose()
+        self.lines.lose()
         self.transport.abortConnection()
         self.transport.abortConnection()
         self.loop.until(lambda: self.lines.lost, client.step)
         self.transport.abortConnection()
-        self.transport.loseConnection()
+        self.lines.lose()
         self.transport.resumeProducing()
         self.transport.write(b"x")
         self.transport.connectionLost(Failure(ConnectionLost()))
@@ -471,7 +493,7 @@ class CloseTests(Base):
         """A goodbye that is not answered is the owner's to bound."""
         self.assertTrue(0 < CLOSING_TIMEOUT <= 30)
         self.connect()
-        self.transport.loseConnection()
+        self.lines.lose()
         self.loop.settle()
         self.assertEqual(self.lines.lost, [])
         self.transport.abortConnection()
@@ -579,7 +601,7 @@ class HandshakeTests(HandshakeBase):
         client.step()
         self.loop.turn(0.1)
         self.assertEqual(self.owner.told, ["spoke"])
-        real._tls = Stubborn(real.tls)  # type: ignore[assignment]
+        real._tls = Stubborn(real.getHandle())  # type: ignore[assignment]
         self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
         self.assertEqual(self.loop.writers, set())
 
@@ -639,7 +661,7 @@ class TcpTests(HandshakeBase):
                 self.transport.pauseProducing()
             reset(self.peer)
             self.loop.until(lambda: self.lines.lost)
-            self.assertEqual(self.lines.writables, 0, way)
+            self.assertEqual(self.lines.resumed, 0, way)
             self.assertIsInstance(self.end(), ConnectionLost)
             self.tearDown()
             self.setUp()
@@ -652,7 +674,7 @@ class TcpTests(HandshakeBase):
         self.transport.write(b"one")  # Linux reports the reset here, or at the next one
         self.transport.write(b"two")
         self.assertEqual(self.lines.lost, [])
-        self.assertTrue(self.transport.congested)
+        self.assertTrue(self.lines.congested)
         self.loop.until(lambda: self.lines.lost)
         self.assertIsInstance(self.end(), ConnectionLost)
 
@@ -662,7 +684,7 @@ class TcpTests(HandshakeBase):
             client = self.connect()
             client.reading = False
             self.transport.write(b"x" * size)
-            self.transport.loseConnection()
+            self.lines.lose()
             reset(self.peer)
             self.loop.until(lambda: self.lines.lost)
             self.tearDown()

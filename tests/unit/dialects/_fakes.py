@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address
 
-from owsla.device.dialect_protocol import SpokenEndpoint
+from owsla.device.dialect_protocol import DialectProtocol, speaking
 from owsla.dialects import Factory
 
 from ..device._fakes import Wire, World
@@ -21,14 +21,10 @@ class DialectWorld(World):
 
     def speak(
         self, room: float = float("inf"), device_id: str | None = None, make: Factory | None = None
-    ) -> tuple[SpokenEndpoint, DialectWire]:
-        """A device whose handshake is complete: what the listener does."""
-        endpoint = SpokenEndpoint(make or self.make, "Test", self.hub, self.ids.new(), device_id)
-        self.registry.add(endpoint.connection_id, endpoint)
-        self.endpoints.start_child(endpoint)
-        wire = DialectWire(room)
-        self.hub.identified(endpoint, wire.peer)
-        wire.endpoint = endpoint
+    ) -> tuple[DialectProtocol, DialectWire]:
+        """Connect a device whose handshake is complete."""
+        endpoint = speaking(make or self.make, "Test")(self.factory, self.ids.new())
+        wire = DialectWire(room, device_id, "192.0.2.1:5")
         endpoint.makeConnection(wire)
         return endpoint, wire
 
@@ -44,7 +40,6 @@ class DialectWorld(World):
 class DialectWire(Wire):
     """A transport that knows the peer."""
 
-    peer = "192.0.2.1:5"
     host = "192.0.2.1"
 
     def getPeer(self) -> IPv4Address:

@@ -12,7 +12,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.dialect_protocol import KEPT, SpokenEndpoint
+from owsla.device.dialect_protocol import KEPT, DialectProtocol
 from owsla.device.framing import Framing
 from owsla.dialects import REFUSED, Conversation, Dialect, Refused
 from owsla.events import DeviceDisconnected, DeviceIdentified, DeviceReplaced, DialectFailed, SlowDevice
@@ -83,7 +83,7 @@ class Base(SynchronousTestCase):
     def world(self, **options: Any) -> DialectWorld:
         return DialectWorld(Scripted, **options)
 
-    def dialect(self, endpoint: SpokenEndpoint) -> Scripted:
+    def dialect(self, endpoint: DialectProtocol) -> Scripted:
         dialect = endpoint._dialect
         assert isinstance(dialect, Scripted)
         return dialect
@@ -118,11 +118,11 @@ class FromDeviceTests(Base):
         """A line that is kept has the time at which it came, whether its dialect holds it or nothing is published."""
         world = self.world()
         endpoint, _ = world.speak()
-        first = world.hub.now()
+        first = world.factory.now()
         endpoint.dataReceived(b"hold\na\n")
         world.clock.advance(100)
         world.sink.stop()
-        second = world.hub.now()
+        second = world.factory.now()
         endpoint.dataReceived(b"b\nrelease\n")
         world.clock.advance(100)
         world.sink.resume()
@@ -241,7 +241,7 @@ class FromDeviceTests(Base):
         talk.fail(Failure(ZeroDivisionError()))
         world.later(2.0)
         self.assertEqual((world.sink.lines, wire.written, len(world.events), dialect.timeouts), ([], [], events, 0))
-        self.assertEqual((dialect.ended, len(world.hub.timers), talk.peer), (["lost"], 0, ""))
+        self.assertEqual((dialect.ended, len(world.factory.timers), talk.peer), (["lost"], 0, ""))
 
 
 class OutageTests(Base):
@@ -407,7 +407,7 @@ class TimeoutTests(Base):
         self.assertEqual(dialect.timeouts, 1)
         endpoint.dataReceived(b"wait 1\nclear\n")
         world.later(5.0)
-        self.assertEqual((dialect.timeouts, len(world.hub.timers)), (1, 0))
+        self.assertEqual((dialect.timeouts, len(world.factory.timers)), (1, 0))
 
     def test_no_time_at_all(self) -> None:
         """One that is set anew whenever it comes, for no time at all, comes once a tick, and keeps nobody else waiting."""
@@ -478,7 +478,7 @@ class FailureTests(Base):
         if event["log_level"] >= LogLevel.error:
             self.logged.append(event)
 
-    def assert_failed(self, world: DialectWorld, endpoint: SpokenEndpoint, wire: Any) -> None:
+    def assert_failed(self, world: DialectWorld, endpoint: DialectProtocol, wire: Any) -> None:
         """It closed its own connection, is an event and is logged once, and the others live."""
         other, other_wire = world.speak(make=Scripted)
         self.assertIn("lost", (wire.closed,))

@@ -1,0 +1,69 @@
+"""Periodic work on behalf of all connections. No connection has a timer of its own.
+
+A timer for each connection would cost 200 bytes and, reset by each line, more than publishing the line. Instead collaborators
+keep small collections of the connections that wait for a time, and look at these ten times a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from ..interfaces import Clock, LineSink
+from .connections import Connection
+
+TICK: Final = 0.1
+"""Seconds between two calls of `Housekeeping.tick`."""
+
+LOOKS: Final = 8
+"""Checks of a connection in an idle time-out, each of a share of the connections."""
+
+
+class IdleCheck:
+    """Closes connections without a line in either direction for the idle time-out.
+
+    A line costs nothing for it: the check compares the number of lines with the number at the last check.
+    """
+
+    def __init__(self, connections: Iterable[Connection], sink: LineSink, timeout: float) -> None:
+        """`timeout` is in seconds; 0 disables the check."""
+        self._connections = connections
+        self._sink = sink
+        self._timeout = timeout
+        self._to_check: list[Connection] = []
+        self._share = 1
+        self._not_before = 0.0
+
+    def check(self, now: float) -> None:
+        """Check a share of the connections. To be called once a second."""
+        if not self._timeout:
+            return
+        if not self._sink.accepting:
+            # Devices are quiet because they are not read. Their time starts again when they are.
+            self._not_before = now
+            return
+        if not self._to_check:
+            self._to_check = list(self._connections)
+            self._share = 1 + int(len(self._to_check) / max(1.0, self._timeout / LOOKS))
+        share, self._to_check = self._to_check[: self._share], self._to_check[self._share :]
+        for connection in share:
+            connection.check_idle(now, self._not_before, self._timeout)
+
+
+class Housekeeping:
+    """Calls the periodic work of the collaborators of a factory."""
+
+    def __init__(self, clock: Clock, ticks: Sequence[Callable[[float], None]], idle: IdleCheck) -> None:
+        self._clock = clock
+        self._ticks = ticks
+        self._idle = idle
+
+    def tick(self) -> None:
+        """Do what is due. To be called every `TICK` seconds."""
+        now = self._clock.seconds()
+        for tick in self._ticks:
+            tick(now)
+
+    def sweep(self) -> None:
+        """Check a share of the connections for idleness. To be called once a second."""
+        self._idle.check(self._clock.seconds())

@@ -1,0 +1,49 @@
+"""Connections by device id, for `--on-duplicate replace`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..events import DeviceContested, DeviceReplaced, Event
+from ..interfaces import Clock
+from .connections import Connection, guard
+from .rivals import Rivals
+
+
+class IdentifiedDevices:
+    """Keeps the newest connection of each device id, and closes the one that it replaces."""
+
+    def __init__(self, clock: Clock, emit: Callable[[Event], None], replace: bool) -> None:
+        """With `replace` false nothing is kept: all connections of a device stay."""
+        self._clock = clock
+        self._emit = emit
+        self._newest: dict[str, Connection] | None = {} if replace else None
+        self._rivals: Rivals[Connection] = Rivals()
+
+    def add(self, connection: Connection, peer: str) -> None:
+        """Register an identified connection, and close the previous one of its device."""
+        newest, device_id = self._newest, connection.device_id
+        if newest is None or device_id is None:
+            return
+        previous = newest.get(device_id)
+        newest[device_id] = connection
+        if previous is None or previous is connection or previous.closing:
+            return
+        self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, connection.connection_id.decode()))
+        closing, replacements = self._rivals.replaced(device_id, previous, self._clock.seconds())
+        if replacements:
+            self._emit(DeviceContested(device_id, replacements, (previous.transport.peer, peer)))
+        for each in closing:
+            each.close("replaced")
+
+    def remove(self, connection: Connection) -> None:
+        """Remove a connection that is closed, or whose device id changes."""
+        newest, device_id = self._newest, connection.device_id
+        if newest and device_id is not None and newest.get(device_id) is connection:
+            del newest[device_id]
+
+    def tick(self, now: float) -> None:
+        """Close the replaced connections of contested device ids whose time is over."""
+        if self._rivals:
+            for connection in self._rivals.due(now):
+                guard(connection, connection.close, "replaced")
