@@ -1,18 +1,19 @@
-"""`owsla echo`: a back end that answers each line, as a back end should.
+"""`owsla echo`: an example of a back end, which answers each line.
 
     from_device ──▶ deliver ──▶ reply_to, or to_device ──▶ confirmed ──▶ the line is acknowledged
                                    └── returned ──▶ to_device ──┘
 
-Nothing is lost: a line is acknowledged when the broker has its answer, so that whatever happens before brings it again. And no
-answer reaches a device twice, though it may be published twice: it carries the line's own number.
+No line is lost: it is acknowledged only when the broker has confirmed its answer, so after any failure before that the broker
+delivers it again. No device gets an answer twice, even if it is published twice: the answer carries the number of the line.
 
-Consuming and publishing share a channel. The usual reason against that, a broker short of memory that reads nothing of those
-who publish, makes no difference here: without a confirm there is nothing to acknowledge.
+`read_line` and `answer_properties` are all that a back end needs to know about messages. The rest is publishing with confirms.
+
+Consuming and publishing share a channel. That is discouraged, as a broker short of memory blocks connections that publish. It
+makes no difference here: without confirms there is nothing to acknowledge.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +24,7 @@ from txamqp.client import Closed
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..broker import queues as topology
+from ..broker import queues
 from ..broker.acks import AckTracker
 from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
 from ..broker.retry_delay import RetryDelay
@@ -32,96 +33,63 @@ from ..runtime.end_of_turn import Turn
 from ._running import Session
 
 LINES: Final = 1
-"""The channel for lines and answers."""
+"""Number of the channel for lines and answers."""
 SCRATCH: Final = 2
-"""The channel for declarations."""
+"""Number of the channel for declarations: a refused one closes its channel."""
 
 PREFETCH: Final = 2000
-"""Lines unacknowledged at most: those of a fifth of a second at 10,000 a second, far longer than a confirm takes."""
+"""Maximum number of unacknowledged lines: at 10,000 lines per second those of 0.2 seconds, far longer than a confirm takes."""
 
 QUEUES: Final = 1024
-"""Queues whose publish is kept packed. There is one for each node of the gateway."""
-
-_U32 = struct.Struct(">I").unpack_from
-_I64 = struct.Struct(">q").unpack_from
+"""Maximum number of queues whose `basic.publish` is kept encoded. Each node of the gateway has one."""
 
 
 class Line(NamedTuple):
-    """What a message says of itself, as far as its answer needs it."""
+    """The properties of a line that its answer needs."""
 
-    connection_id: bytes | None
+    connection_id: str
     seq: int | None
-    reply_to: bytes | None
+    reply_to: str
 
 
-def read_line(header: bytes, seq_header: bytes) -> Line:
-    """Read a content header's payload. `WireError` where it cannot be read."""
-    connection_id: bytes | None = None
-    seq: int | None = None
-    reply_to: bytes | None = None
+def read_line(header: bytes, seq_header: str) -> Line | None:
+    """Read the content header of a message. Return `None` if the message is not a line from a device."""
     try:
-        flags = header[12] << 8 | header[13]
-        offset = 14
-        for flag in (0x8000, 0x4000):  # content_type, content_encoding
-            if flags & flag:
-                offset += 1 + header[offset]
-        if flags & 0x2000:  # headers
-            end = offset + 4 + _U32(header, offset)[0]
-            offset += 4
-            while offset < end:
-                stop = offset + 1 + header[offset]
-                key = header[offset + 1 : stop]
-                offset = wire.skip_value(header, stop)
-                kind = header[stop]
-                if key == b"connection_id":
-                    if kind in b"Sx":
-                        connection_id = header[stop + 5 : offset]
-                elif key == seq_header:
-                    value = _I64(header, stop + 1)[0] if kind == 0x6C else wire.decode_value(header, stop)[0]
-                    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
-                        seq = value
-            if offset != end:
-                raise WireError("a field table's last value goes past its end")
-        if flags & 0x1000:  # delivery_mode
-            offset += 1
-        if flags & 0x0800:  # priority
-            offset += 1
-        if flags & 0x0400:  # correlation_id
-            offset += 1 + header[offset]
-        if flags & 0x0200:
-            reply_to = wire.read_short_string(header, offset)[0] or None
-    except (IndexError, struct.error):
-        raise WireError("the properties are cut off") from None
-    return Line(connection_id, seq, reply_to)
+        properties = wire.decode_properties(header, wire.BARE_HEADER)
+    except WireError:
+        return None
+    headers = properties.get("headers", {})
+    connection_id = headers.get("connection_id")
+    if not isinstance(connection_id, str):
+        return None  # not from a gateway
+    seq = headers.get(seq_header)
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 1 << 63:
+        seq = None
+    reply_to = properties.get("reply_to")
+    return Line(connection_id, seq, reply_to if isinstance(reply_to, str) else "")
 
 
-_FLAGS = struct.pack(">H", wire.PROPERTIES["headers"][0] | wire.PROPERTIES["delivery_mode"][0])
-_CONNECTION_ID = wire.short_string("connection_id") + b"S"
-_SEQ = wire.short_string("to_device_seq") + b"l"
-_PERSISTENT = b"\x02"
-
-
-def answer_header(connection_id: bytes, seq: int | None, size: int) -> bytes:
-    """The content header's payload of an answer of `size` bytes."""
-    headers = _CONNECTION_ID + wire.long_string(connection_id)
+def answer_properties(connection_id: str, seq: int | None) -> dict[str, Any]:
+    """Return the properties of an answer to a line: persistent, for its connection, and with its number."""
+    headers: dict[str, Any] = {"connection_id": connection_id}
     if seq is not None:
-        headers += _SEQ + seq.to_bytes(8)
-    return wire.header_payload(size, _FLAGS + wire.long_string(headers) + _PERSISTENT)
+        headers["to_device_seq"] = seq
+    return {"headers": headers, "delivery_mode": 2}
 
 
 class Answer(NamedTuple):
-    """An answer on its way."""
+    """An answer that was published and not confirmed yet."""
 
     tag: int
-    """The delivery tag of the line that it answers."""
-    queue: bytes
-    connection_id: bytes
+    """Delivery tag of the line."""
+    queue: str
+    connection_id: str
     seq: int | None
     body: bytes
 
 
 class Answerer(BaseHandler):
-    """Answers the lines of one channel, for as long as the channel lasts."""
+    """The handler of a channel: answers each line, and acknowledges it when its answer is confirmed."""
 
     def __init__(
         self,
@@ -131,7 +99,7 @@ class Answerer(BaseHandler):
         client: BrokerProtocol,
         *,
         to_device: str,
-        seq_header: bytes,
+        seq_header: str,
         prefix: bytes,
     ) -> None:
         self._clock = clock
@@ -139,13 +107,12 @@ class Answerer(BaseHandler):
         self._session = session
         self._client = client
         self._to_device = to_device
-        self._fallback = to_device.encode()
         self._seq_header = seq_header
         self._prefix = prefix
-        self._publishes: dict[bytes, bytes] = {}
+        self._publishes: dict[str, bytes] = {}
         self._sent: dict[int, Answer] = {}
-        self._lowest = self._next = 1  # publish tags: the lowest that may be unconfirmed, and the next one
-        self._returned: Counter[tuple[bytes | None, int | None]] = Counter()
+        self._lowest = self._next = 1  # publish tags: the lowest one that may be unconfirmed, and the next one
+        self._returned: Counter[tuple[str, int | None]] = Counter()
         self._again: list[Answer] = []
         self._retry_call: DelayedCall | None = None
         self._retry_wait = RetryDelay(first=0.1, most=5.0)
@@ -160,7 +127,7 @@ class Answerer(BaseHandler):
         await channel.basic_consume(queue=from_device, consumer_tag="owsla echo")
 
     def stop(self) -> None:
-        """The connection is gone: what was not acknowledged comes again to the next."""
+        """Stop after the end of the connection. The broker delivers unacknowledged lines again on the next one."""
         if self._retry_call is not None and self._retry_call.active():
             self._retry_call.cancel()
         self._retry_call = None
@@ -168,18 +135,15 @@ class Answerer(BaseHandler):
     # -- lines and answers -------------------------------------------------------------------------------------------------
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        try:
-            connection_id, seq, reply_to = read_line(header, self._seq_header)
-        except WireError:
-            connection_id = seq = reply_to = None
-        if connection_id is None:
-            self._session.say("dropped a message without a connection_id")
+        line = read_line(header, self._seq_header)
+        if line is None:
+            self._session.log("dropped a message without a connection_id")
             self._done(tag)
-        else:
-            # No gateway names a queue of RabbitMQ's own, and over some of those names RabbitMQ closes the connection.
-            known = reply_to is not None and not reply_to.startswith(b"amq.")
-            queue = reply_to if known and reply_to is not None else self._fallback
-            self._publish(Answer(tag, queue, connection_id, seq, self._prefix + body))
+            return
+        # The gateway never names a queue that begins with "amq.", and for some of those names RabbitMQ closes the connection.
+        to_reply_to = line.reply_to and not line.reply_to.startswith("amq.")
+        queue = line.reply_to if to_reply_to else self._to_device
+        self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + body))
 
     def _publish(self, answer: Answer) -> None:
         publish = self._publishes.get(answer.queue)
@@ -191,7 +155,8 @@ class Answerer(BaseHandler):
         self._sent[self._next] = answer
         self._next += 1
         body = answer.body
-        header = answer_header(answer.connection_id, answer.seq, len(body))
+        properties = wire.encode_properties(answer_properties(answer.connection_id, answer.seq))
+        header = wire.header_payload(len(body), properties)
         self._client.write(publish + wire.content_frames(LINES, header, body, self._client.frame_max))
 
     def confirmed(self, tag: int, multiple: bool) -> None:
@@ -201,8 +166,8 @@ class Answerer(BaseHandler):
                 self._done(answer.tag)
                 continue
             self._returned -= Counter([key])
-            if answer.queue != self._fallback:
-                self._publish(answer._replace(queue=self._fallback))
+            if answer.queue != self._to_device:
+                self._publish(answer._replace(queue=self._to_device))
             else:
                 self._publish_later(answer, f"there is no queue {self._to_device}")
 
@@ -211,9 +176,10 @@ class Answerer(BaseHandler):
             self._publish_later(answer, "the broker refuses answers")
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        # It is acknowledged in a moment all the same; then it is known which one it is.
-        line = read_line(header, b"to_device_seq")
-        self._returned[line.connection_id, line.seq] += 1
+        # The confirm of a returned message follows, with its tag. Until then it is known by its connection and number only.
+        line = read_line(header, "to_device_seq")
+        if line is not None:
+            self._returned[line.connection_id, line.seq] += 1
 
     def _take(self, tag: int, multiple: bool) -> list[Answer]:
         if not multiple:
@@ -239,18 +205,18 @@ class Answerer(BaseHandler):
             for tag in alone:
                 self._client.ack(LINES, tag, False)
 
-    # -- what the broker does not take -------------------------------------------------------------------------------------
+    # -- answers returned or refused ----------------------------------------------------------------------------------------
 
     def _publish_later(self, answer: Answer, why: str) -> None:
         self._again.append(answer)
         if self._retry_call is None:
             wait = self._retry_wait.next()
-            self._session.say(f"{why}; trying again in {wait:.1f} s")
+            self._session.log(f"{why}; trying again in {wait:.1f} s")
             self._retry_call = self._clock.callLater(wait, lambda: ensureDeferred(self._publish_again()))
 
     async def _publish_again(self) -> None:
         try:
-            await topology.declare(self._client, SCRATCH, topology.Queue(self._to_device), self._session.say)
+            await queues.declare(self._client, SCRATCH, queues.Queue(self._to_device), self._session.log)
         except (BrokerError, Closed) as error:
             self._client.abort(as_failure(error).value or error)
             return
@@ -263,13 +229,13 @@ class Answerer(BaseHandler):
         self._client.abort(BrokerError(0, "the broker cancelled the consumer: the queue was deleted or moved", scope="channel"))
 
     def closed(self, reason: Failure) -> None:
-        # The channel alone: begin anew with the whole connection, which backs off.
+        # Only the channel has ended. A new connection starts again, after its back-off.
         if not self._client.closed:
             self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
 
 
 class Echo:
-    """Keeps an `Answerer` on the connection. A `Role`."""
+    """The `Role` of `owsla echo`: starts an `Answerer` on each connection."""
 
     name = "echo"
 
@@ -281,7 +247,7 @@ class Echo:
         *,
         from_device: str,
         to_device: str,
-        seq_header: bytes,
+        seq_header: str,
         prefix: bytes = b"",
     ) -> None:
         self._reactor = reactor
@@ -292,11 +258,11 @@ class Echo:
         self._seq_header = seq_header
         self._prefix = prefix
         self._answerer: Answerer | None = None
-        session.on_up = f"answering the lines of {from_device}"
+        session.log_when_ready(f"answering the lines of {from_device}")
 
     async def up(self, client: BrokerProtocol) -> None:
         for queue in (self._from_device, self._to_device):
-            await topology.declare(client, SCRATCH, topology.Queue(queue), self._session.say)
+            await queues.declare(client, SCRATCH, queues.Queue(queue), self._session.log)
         self._answerer = Answerer(
             self._reactor,
             self._turn,
@@ -314,6 +280,6 @@ class Echo:
             self._answerer = None
 
     def blocked(self, reason: str) -> None:
-        """Nothing to do: answers wait in the socket, no more than the prefetch of them."""
+        """Do nothing: the answers wait in the socket, and the prefetch limits their number."""
 
     def unblocked(self) -> None: ...

@@ -1,7 +1,7 @@
-"""Standard output that may be slow, or end.
+"""Standard output that can block or end.
 
-`owsla tail | less` stops reading after a screen. A write that waits for it must hold up neither heartbeats nor Ctrl-C, and
-making the terminal non-blocking would do so for the shell as well. So a thread writes.
+`owsla tail | less` stops reading after a screen. A blocked write must delay neither heartbeats nor Ctrl-C. A terminal cannot be
+made non-blocking, since the shell shares it and would get non-blocking reads. So a thread writes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from twisted.python.failure import Failure
 
 
 class Output:
-    """Writes to a file descriptor in a thread of its own; what is done with is told in the reactor's."""
+    """A file descriptor written to by a thread. Callbacks run in the reactor thread."""
 
     def __init__(self, reactor: Any, gone: Callable[[str], None], fd: int = 1) -> None:
-        """`gone` is told, perhaps more than once, that nothing can be written any more: why, or "" where the reader left."""
+        """Start the thread.
+
+        `gone` is called, perhaps more than once, when nothing can be written any longer: with the reason, or "" if the reader
+        has closed the pipe.
+        """
         self._reactor = reactor
         self._gone = gone
         self._fd = fd
         self._queue: SimpleQueue[tuple[bytes, Callable[[], None]]] = SimpleQueue()
-        # A daemon, so that one who is stuck in a write does not hold up the end.
+        # A daemon thread, so that a blocked write does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             reactor.addReader(_Pipe(reactor, fd, gone))
 
     def write(self, data: bytes, then: Callable[[], None]) -> None:
-        """Write all of `data`, and then call `then`."""
+        """Write all of `data`, then call `then`."""
         self._queue.put((data, then))
 
     def _run(self) -> None:
@@ -52,7 +56,7 @@ class Output:
 
 
 class _Pipe:
-    """Watches the writing end of a pipe, which says one thing only: that nobody reads any more."""
+    """The writing end of a pipe, watched for the close of the reading end, the only event that makes it readable."""
 
     def __init__(self, reactor: Any, fd: int, gone: Callable[[str], None]) -> None:
         self._reactor = reactor

@@ -1,19 +1,22 @@
-"""Printing, where standard output may be a disk that is full."""
+"""Output of commands that print once and end."""
 
 from __future__ import annotations
 
 import sys
 
 _ASCII = str.maketrans("├└│─…", "|`|-.")
-"""The lines of a tree, for a terminal without UTF-8."""
+"""ASCII characters for the branches of a tree."""
 
 
 class Unwritable(Exception):
-    """Standard output takes no more, and why."""
+    """Standard output cannot be written, for example because the disk is full; the text says why."""
 
 
 def put(text: str = "") -> None:
-    """Write to standard output, with what was written before. `Unwritable`; `BrokenPipeError` where the reader has left."""
+    """Write a text to standard output and flush it.
+
+    Raise `BrokenPipeError` if the reader has closed the pipe, and `Unwritable` if it cannot be written for another reason.
+    """
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding, sys.stdout.errors or "strict")

@@ -1,4 +1,4 @@
-"""How a command runs: one connection to the broker, lines on standard error, an end with a status."""
+"""The run of a command with a connection to the broker, messages on standard error, and an exit status."""
 
 from __future__ import annotations
 
@@ -22,41 +22,44 @@ from ..tls.certificates import certificates_in
 
 
 class Session:
-    """One run of a command: what it says, and how it ends. It hears what happens to the connection to the broker."""
+    """One run of a command: its messages, its end, and the events of its connection to the broker."""
 
     def __init__(self, reactor: Any, name: str, *, patient: bool) -> None:
-        """`patient`: the command runs until it is stopped, and waits for a broker that is not there. Any other ends then."""
+        """Start with status 0. A `patient` command runs until it is stopped, and waits for the broker; others end."""
         self._reactor = reactor
         self._name = name
         self._patient = patient
-        self._said = ""
+        self._last_failure = ""
         self._finished = False
         self.status = 0
-        """The exit status, once it has ended."""
-        self.on_up = ""
-        """What to say each time that everything is set up."""
+        """Exit status, valid once the command has ended."""
+        self._when_ready = ""
 
-    def say(self, text: str) -> None:
-        """Write a line on standard error."""
+    def log(self, text: str) -> None:
+        """Write a line to standard error."""
         try:
             sys.stderr.write(f"owsla {self._name}: {text}\n")
             sys.stderr.flush()
         except OSError:
-            pass  # nobody listens
+            pass  # standard error is closed
+
+    def log_when_ready(self, text: str) -> None:
+        """Write a line each time the command is connected and ready, with the address of the broker."""
+        self._when_ready = text
 
     def finish(self, status: int, text: str = "") -> None:
-        """End with this status, and these last words. Only the first call counts."""
+        """End with a status and a last message. Only the first call has an effect."""
         if not self._finished:
             self._finished = True
             self.status = status
             if text:
-                self.say(text)
+                self.log(text)
             self._reactor.stop()
 
     def stop_on_signals(self) -> None:
-        """End on SIGINT and SIGTERM: in order at the first one, at once at the second.
+        """End on SIGINT and SIGTERM: in order on the first signal, immediately on the second.
 
-        What runs until it is stopped has done its work then, and ends with 0.
+        For a patient command this is the normal end, with status 0.
         """
 
         def stop(number: int) -> None:
@@ -68,12 +71,12 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: self._reactor.callFromThread(stop, number))
 
-    # -- what happens to the connection ------------------------------------------------------------------------------------
+    # -- events of the connection ------------------------------------------------------------------------------------------
 
     def up(self, role: str, address: BrokerAddress) -> None:
-        self._said = ""
-        if self.on_up:
-            self.say(f"{self.on_up} ({address})")
+        self._last_failure = ""
+        if self._when_ready:
+            self.log(f"{self._when_ready} ({address})")
 
     def down(self, role: str, address: BrokerAddress, reason: str) -> None:
         self._lost(f"lost the broker {address}: {reason}")
@@ -84,32 +87,33 @@ class Session:
     def _lost(self, text: str) -> None:
         if not self._patient:
             self.finish(1, text)
-        elif text != self._said and not self._finished:
-            self._said = text
-            self.say(f"{text}; trying again")
+        elif text != self._last_failure and not self._finished:
+            self._last_failure = text
+            self.log(f"{text}; trying again")
 
     def blocked(self, role: str, reason: str) -> None:
-        self.say(f"the broker takes nothing for the time being: {reason}")
+        self.log(f"the broker has blocked publishing: {reason}; waiting")
 
     def unblocked(self, role: str) -> None:
-        self.say("the broker takes messages again")
+        self.log("the broker accepts messages again")
 
 
 class MakeRole(Protocol):
-    """Makes what a command does with its connection."""
+    """A function that makes the role of a command: the work that it does on its connection."""
 
     def __call__(self, reactor: Any, turn: Turn, session: Session) -> Role: ...
 
 
 def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
-    """Connect to the broker for `role`, and run until the session is finished; the exit status."""
+    """Connect to the broker for a role, and run until the session is finished. Return the exit status."""
+    # Not at the top: importing the reactor installs it.
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
     resolve_in_daemon_threads(reactor)
     session = Session(reactor, name, patient=patient)
-    complain: Any = partial(_complain, session.say)
-    globalLogBeginner.beginLoggingTo([complain], redirectStandardIO=False, discardBuffer=True)
+    observer: Any = partial(_show_error, session.log)
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
     turn = Turn(reactor)
     connection = BrokerConnection(
         reactor,
@@ -128,8 +132,8 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
     return session.status
 
 
-def _complain(say: Callable[[str], None], event: LogEvent) -> None:
-    """Show an error of our own code; whatever else is logged concerns nobody here."""
+def _show_error(log: Callable[[str], None], event: LogEvent) -> None:
+    """Show errors of the code; a user of a command has no use for other log events."""
     if event["log_level"] >= LogLevel.error:
         failure = event.get("log_failure")
-        say(formatEvent(event) + (f"\n{failure.getTraceback()}" if failure is not None else ""))
+        log(formatEvent(event) + (f"\n{failure.getTraceback()}" if failure is not None else ""))

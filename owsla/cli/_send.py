@@ -1,4 +1,4 @@
-"""`owsla send`: sends lines to a device, and says what became of them."""
+"""`owsla send`: sends lines to a device, and reports their outcome."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.python.failure import Failure
@@ -22,8 +23,30 @@ from ._running import Session
 LINES: Final = 1
 
 WINDOW: Final = 32
-"""Lines of standard input that are sent and not confirmed, at most: half of what a gateway holds for a device (64) while it
-puts numbered lines in order."""
+"""Maximum number of unconfirmed lines: half of the 64 that a gateway holds for a device while it puts them in order."""
+
+CHUNK: Final = 65536
+"""Bytes of standard input read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendOptions:
+    """The options of `owsla send`. Times are seconds."""
+
+    queue: str
+    connection_id: bytes
+    text: bytes | None
+    """The line, or `None` for the lines of standard input."""
+    seq: int | None = None
+    """Number of the first line, or `None` for lines without numbers."""
+    close: bool = False
+    """Whether the gateway closes the connection of the device after the last line."""
+    expires: float | None = None
+    """Time after which a line is not delivered any longer, or `None` for no limit."""
+    report: bool = False
+    """Whether to wait for delivery reports and print them."""
+    timeout: float = 10.0
+    """Maximum time between two events: the connection, confirms, delivery reports."""
 
 
 def properties(
@@ -35,7 +58,7 @@ def properties(
     reply_to: str | None = None,
     correlation_id: str | None = None,
 ) -> bytes:
-    """The properties of a message to a device, flags first. `expires_at` in milliseconds since the epoch."""
+    """Return the encoded properties of a message to a device. `expires_at` is in milliseconds since the epoch."""
     headers: dict[str, Any] = {"connection_id": connection_id.decode()}
     if seq is not None:
         headers["to_device_seq"] = seq
@@ -49,7 +72,7 @@ def properties(
 
 
 def read_report(header: bytes) -> tuple[str, str] | None:
-    """(correlation id, outcome) from a delivery report's content header; `None` where it is none."""
+    """Return the correlation id and the outcome in the content header of a delivery report, or `None` for other messages."""
     try:
         found = wire.decode_properties(header, 12)
     except WireError:
@@ -59,7 +82,7 @@ def read_report(header: bytes) -> tuple[str, str] | None:
 
 
 def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines of some input, without their ends (`\\n`, or `\\r\\n`); the last may have none."""
+    """Iterate over the lines of an input, without their ends (`\\n` or `\\r\\n`). The last line may have no end."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -70,7 +93,7 @@ def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class Send(BaseHandler):
-    """Sends the lines it is given, each once, and ends. A `Role`, and the handler of its one channel."""
+    """The `Role` of `owsla send`, and the handler of its only channel: publishes each line once, and ends."""
 
     name = "send"
 
@@ -80,27 +103,12 @@ class Send(BaseHandler):
         turn: Turn,
         session: Session,
         *,
-        queue: str,
-        connection_id: bytes,
-        text: bytes | None,
-        seq: int | None = None,
-        close: bool = False,
-        expires: float | None = None,
-        report: bool = False,
-        timeout: float = 10.0,
+        options: SendOptions,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`text`: the line; `None`: those of standard input. Times in seconds."""
         self._reactor = reactor
         self._session = session
-        self._queue = queue
-        self._connection_id = connection_id
-        self._text = text
-        self._seq = seq
-        self._close = close
-        self._expires = expires
-        self._report = report
-        self._timeout = timeout
+        self._options = options
         self._now = now
         self._client: BrokerProtocol | None = None
         self._reply_to: str | None = None
@@ -109,29 +117,30 @@ class Send(BaseHandler):
         self._unreported: set[int] = set()
         self._failed = 0
         self._unwritten = 0
-        self._ended = False  # no more lines come
-        self._room = threading.Semaphore(1 if report else WINDOW)
-        self._output = Output(reactor, lambda why: session.finish(1, why)) if report else None
-        self._waiting: DelayedCall | None = None
-        self._wait("connecting to the broker")
+        self._input_read = False
+        # The thread that reads standard input waits for it.
+        self._room = threading.Semaphore(1 if options.report else WINDOW)
+        self._output = Output(reactor, lambda why: session.finish(1, why)) if options.report else None
+        self._timeout: DelayedCall | None = None
+        self._wait("no connection to the broker")
 
     # -- the connection ----------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerProtocol) -> None:
         channel = await client.open_channel(LINES, self)
         await channel.confirm_select()
-        if self._report:
-            # Exclusive: it goes with this connection.
+        if self._options.report:
+            # Exclusive: the broker deletes it with this connection.
             declared = await channel.queue_declare(queue="", exclusive=True, auto_delete=True)
             self._reply_to = str(declared.queue)
             await channel.basic_consume(queue=self._reply_to, no_ack=True, exclusive=True)
         self._client = client
         self._settled()
-        if self._text is None:
+        if self._options.text is None:
             threading.Thread(target=self._read, name="input", daemon=True).start()
         else:
-            self._ended = True
-            self._publish(self._text, close=self._close)
+            self._input_read = True
+            self._publish(self._options.text, close=self._options.close)
 
     def down(self) -> None:
         self._client = None
@@ -147,12 +156,13 @@ class Send(BaseHandler):
     # -- standard input ----------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Read lines as there is room for them; in a thread, since standard input may be a file, a terminal, anything.
+        """Read lines while there is room for them. This runs in a thread, since reading a file or a terminal blocks.
 
-        From the descriptor: Python's own buffer would still be locked by this thread when the process ends.
+        It reads from the descriptor. The thread would still hold the lock of `sys.stdin` when the process ends, and Python
+        would abort at exit.
         """
         try:
-            for line in lines_of(iter(lambda: os.read(0, 65536), b"")):
+            for line in lines_of(iter(lambda: os.read(0, CHUNK), b"")):
                 self._room.acquire()
                 self._reactor.callFromThread(self._publish, line)
         except OSError as error:
@@ -163,8 +173,8 @@ class Send(BaseHandler):
         self._reactor.callFromThread(self._input_ended)
 
     def _input_ended(self) -> None:
-        self._ended = True
-        if self._close:
+        self._input_read = True
+        if self._options.close:
             self._publish(b"", close=True)
         else:
             self._settled()
@@ -175,30 +185,31 @@ class Send(BaseHandler):
         client = self._client
         if client is None:
             return  # the session has ended
+        options = self._options
         number = self._next
         self._next += 1
         header = properties(
-            self._connection_id,
-            seq=None if self._seq is None else self._seq + number - 1,
+            options.connection_id,
+            seq=None if options.seq is None else options.seq + number - 1,
             close=close,
-            expires_at=None if self._expires is None else int((self._now() + self._expires) * 1000),
+            expires_at=None if options.expires is None else int((self._now() + options.expires) * 1000),
             reply_to=self._reply_to,
-            correlation_id=str(number) if self._report else None,
+            correlation_id=str(number) if options.report else None,
         )
         self._unconfirmed.add(number)
-        if self._report:
+        if options.report:
             self._unreported.add(number)
-        publish = encode_method("basic.publish", routing_key=self._queue, mandatory=True)
+        publish = encode_method("basic.publish", routing_key=options.queue, mandatory=True)
         client.write(
             wire.frame(wire.FRAME_METHOD, LINES, publish)
             + wire.content_frames(LINES, wire.header_payload(len(line), header), line, client.frame_max)
         )
-        self._wait("the broker has not confirmed it")
+        self._wait("the broker has not confirmed the line")
 
     def confirmed(self, tag: int, multiple: bool) -> None:
         taken = {number for number in self._unconfirmed if number <= tag} if multiple else {tag}
         self._unconfirmed -= taken
-        if not self._report:
+        if not self._options.report:
             for _ in taken:
                 self._room.release()
         elif not self._unconfirmed:
@@ -206,13 +217,13 @@ class Send(BaseHandler):
         self._settled()
 
     def refused(self, tag: int, multiple: bool) -> None:
-        self._session.finish(1, f"the broker refuses it: is {self._queue} full?")
+        self._session.finish(1, f"the broker refuses the line: is the queue {self._options.queue} full?")
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        self._session.finish(1, f"there is no queue {self._queue}: is the gateway running, on this broker?")
+        self._session.finish(1, f"there is no queue {self._options.queue}: is the gateway running, on this broker?")
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """A delivery report."""
+        """Take a delivery report."""
         report = read_report(header)
         number = next((number for number in self._unreported if report is not None and report[0] == str(number)), None)
         if report is None or number is None:
@@ -232,18 +243,19 @@ class Send(BaseHandler):
     # -- the end -----------------------------------------------------------------------------------------------------------
 
     def _settled(self) -> None:
-        """End if everything is done; otherwise wait for what is not."""
+        """End if everything is done; while more lines may come from standard input, just stop the timeout."""
         if self._unconfirmed or self._unreported or self._unwritten:
             return
-        if self._waiting is not None and self._waiting.active():
-            self._waiting.cancel()
-        if self._ended:
+        self._cancel_timeout()
+        if self._input_read:
             self._session.finish(1 if self._failed else 0)
 
     def _wait(self, what: str) -> None:
-        """Give up, saying this, if nothing happens for so long."""
-        if self._waiting is not None and self._waiting.active():
-            self._waiting.cancel()
-        self._waiting = self._reactor.callLater(
-            self._timeout, lambda: self._session.finish(1, f"{what} (waited {self._timeout:g} s)")
-        )
+        """End with an error if nothing happens within `--timeout`."""
+        self._cancel_timeout()
+        seconds = self._options.timeout
+        self._timeout = self._reactor.callLater(seconds, lambda: self._session.finish(1, f"{what} (waited {seconds:g} s)"))
+
+    def _cancel_timeout(self) -> None:
+        if self._timeout is not None and self._timeout.active():
+            self._timeout.cancel()

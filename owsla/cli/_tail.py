@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..broker import queues as topology
+from ..broker import queues
 from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, Getter
 from ..broker.queue_state import inspect_queue
 from ..runtime.end_of_turn import Turn
@@ -25,23 +25,23 @@ SCRATCH: Final = 2
 LOOK: Final = 3
 
 PREFETCH: Final = 500
-"""Messages on their way to standard output at most; kept from everybody else meanwhile."""
+"""Maximum number of messages that are not written yet; no other consumer gets them meanwhile."""
 
 Properties = Mapping[str, Any]
-"""A message's properties, as `wire.decode_properties` has them."""
+"""The properties of a message, as `wire.decode_properties` returns them."""
 
 
 class Show(Protocol):
-    """Makes the line that shows a message."""
+    """A function that returns the line for a message."""
 
     def __call__(self, properties: Properties, body: bytes, redelivered: bool) -> bytes: ...
 
 
-# -- How a message looks ---------------------------------------------------------------------------------------------------
+# -- Formats --------------------------------------------------------------------------------------------------------------
 
 
 def printable(raw: bytes) -> str:
-    """Text that shows every byte and does nothing to a terminal: `\\x1b` for what cannot be shown, `\\\\` for a backslash."""
+    """Return a text that a terminal can show and that loses no byte: `\\x1b` for an escape, `\\\\` for a backslash."""
     text = raw.decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:
         return text
@@ -56,12 +56,12 @@ def _shown(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8
         return f"\\x{number - 0xDC00:02x}"
-    # The bytes, rather than the number, so that \x80 cannot mean two things.
+    # Its bytes in UTF-8 and not its number, so that \x80 has only one meaning.
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
 def as_text(properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
-    """`TIME CONNECTION_ID NUMBER DEVICE_ID TEXT`, with `-` for what is not there; no column but the last has a space in it."""
+    """Return `TIME CONNECTION_ID NUMBER DEVICE_ID TEXT`, with `-` for a missing field. Only the last column contains spaces."""
     headers = properties.get("headers", {})
     columns = (
         _local_time(properties.get("timestamp")),
@@ -88,7 +88,7 @@ def _column(value: Any) -> str:
 
 
 def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
-    """A JSON object a line, in ASCII. What the message does not have is `null`."""
+    """Return a JSON object on a line, in ASCII. A missing field is `null`."""
     headers = properties.get("headers", {})
     shown: dict[str, Any] = {
         "timestamp": properties.get("timestamp"),
@@ -106,28 +106,28 @@ def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_heade
 
 
 def _json(value: Any) -> Any:
-    """A header's value as JSON has it: numbers, strings and `null` as they are, anything else as text."""
+    """Return the value of a header for JSON: numbers, strings and `None` unchanged, anything else as text."""
     if isinstance(value, bytes):
         return printable(value)
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _properties(header: bytes) -> Properties:
-    """The properties in a content header's payload; none where they cannot be read."""
+    """Return the properties in the payload of a content header, or none if they are malformed."""
     try:
         return wire.decode_properties(header, 12)
     except WireError:
         return {}
 
 
-# -- Taking them -----------------------------------------------------------------------------------------------------------
+# -- Consuming -------------------------------------------------------------------------------------------------------------
 
 
 class Taker(BaseHandler):
-    """Shows what arrives on one channel, and acknowledges it when it is written."""
+    """The handler of a channel that consumes: shows messages, and acknowledges each once it is written."""
 
     def __init__(self, turn: Turn, output: Output, client: BrokerProtocol, show: Show, shown: Callable[[int], None]) -> None:
-        """`shown(n)` is told that n more were written and acknowledged."""
+        """Call `shown` with the number of messages each time some were written and acknowledged."""
         self._turn = turn
         self._output = output
         self._client = client
@@ -138,7 +138,7 @@ class Taker(BaseHandler):
         self._wanted: int | None = None
 
     async def start(self, queue: str, wanted: int | None) -> None:
-        """Consume, and take so many; `None`: as many as come."""
+        """Consume `wanted` messages, or without a limit if it is `None`."""
         self._wanted = wanted
         channel = await self._client.open_channel(LINES, self)
         await channel.basic_qos(prefetch_count=PREFETCH if wanted is None else min(wanted, PREFETCH))
@@ -147,7 +147,7 @@ class Taker(BaseHandler):
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         if self._wanted is not None:
             if not self._wanted:
-                return  # the broker gets it back when we end
+                return  # not acknowledged, so the broker requeues it when the connection ends
             self._wanted -= 1
         if not self._lines:
             self._turn.devices(self._write)
@@ -173,22 +173,22 @@ class Taker(BaseHandler):
 
 
 class Tail:
-    """Shows messages as they come, and takes them. A `Role`."""
+    """The `Role` of `owsla tail --take`: shows messages as they arrive, and takes them."""
 
     name = "tail"
 
     def __init__(self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int | None) -> None:
-        """`count`: end after so many."""
+        """End after `count` messages, or never if it is `None`."""
         self._turn = turn
         self._session = session
         self._queue = queue
         self._show = show
         self._count = count
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
-        session.on_up = f"taking the messages of {queue}: no other back end gets what is shown here"
+        session.log_when_ready(f"taking the messages of {queue}: no other back end gets them")
 
     async def up(self, client: BrokerProtocol) -> None:
-        await topology.declare(client, SCRATCH, topology.Queue(self._queue), self._session.say)
+        await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
         await Taker(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
 
     def _shown(self, count: int) -> None:
@@ -205,11 +205,10 @@ class Tail:
 
 
 class Peek(Getter):
-    """Shows what waits in the queue, and gives it back. A `Role`, and the handler of the channel that gets messages.
+    """The `Role` of `owsla tail`, and the handler of its channel: shows the messages in the queue, and gives them back.
 
-    A quorum queue counts how often a message was given back, and drops it above its delivery limit: 20 since RabbitMQ 4.0, if
-    neither the queue nor a policy says otherwise. So it is left alone, unless it was declared without a limit, or the user
-    insists.
+    A quorum queue counts how often a message was given back, and drops it above its delivery limit: 20 since RabbitMQ 4.0,
+    unless the queue or a policy sets another. So quorum queues are refused, except with `--force` or without a limit.
     """
 
     name = "tail"
@@ -217,7 +216,7 @@ class Peek(Getter):
     def __init__(
         self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int, force: bool = False
     ) -> None:
-        """`count`: so many at most. `force`: look at a quorum queue, too."""
+        """Show at most `count` messages; with `force`, also those of a quorum queue with a delivery limit."""
         self._session = session
         self._queue = queue
         self._show = show
@@ -233,7 +232,7 @@ class Peek(Getter):
         if await inspect_queue(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
             return
-        self._counted = await topology.counts_returns(client, SCRATCH, self._queue)
+        self._counted = await queues.counts_returns(client, SCRATCH, self._queue)
         if self._counted and not self._force:
             self._session.finish(
                 1,
@@ -249,7 +248,7 @@ class Peek(Getter):
         self._last = tag
         self._lines.append(self._show(_properties(header), body, redelivered))
         if self._client is not None and len(self._lines) < self._count:
-            # One by one rather than as a consumer, since only this says when there are no more.
+            # Not as a consumer: only `basic.get` tells that the queue is empty.
             self._client.get(LINES, self._queue)
         else:
             self.got_nothing()
@@ -260,13 +259,13 @@ class Peek(Getter):
             client.run(self._give_back(client))
 
     async def _give_back(self, client: BrokerProtocol) -> None:
-        """Give everything back before a slow reader of standard output can hold anything up."""
+        """Give all messages back, before writing: a slow reader of standard output must not delay it."""
         if self._counted and self._last:
-            # Later versions of RabbitMQ count only what comes back with a channel that closes.
+            # Later versions of RabbitMQ count a message that comes back with its channel, and not one requeued by `basic.nack`.
             nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
             client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
         await client.end_channel(LINES)
-        self._session.say(f"{len(self._lines)} messages of {self._queue}, given back")
+        self._session.log(f"{len(self._lines)} messages of {self._queue}, given back")
         if self._lines:
             self._output.write(b"".join(self._lines), lambda: self._session.finish(0))
         else:

@@ -1,4 +1,4 @@
-"""The `owsla` command as a user runs it: real processes, between a real gateway, a broker and devices."""
+"""The `owsla` command as a user runs it: real processes, with a gateway, a broker and devices."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import PATIENCE, block_on, pause, reactor_test, until, within
 
 NOBODY = "01234567-89ab-8cde-8f01-23456789abcd"
-"""A connection id that no gateway has given."""
+"""A connection id of no connection."""
 
 
 def owsla() -> list[str]:
-    """The `owsla` command of this Python."""
+    """Return the `owsla` command of this Python."""
     script = Path(sys.executable).with_name("owsla")
     return (
         [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from owsla.cli import main; sys.exit(main())"]
@@ -36,7 +36,7 @@ def owsla() -> list[str]:
 
 
 class Command:
-    """A running command; standard output and error each in a file."""
+    """A running command, with standard output and standard error each in a file."""
 
     def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str]) -> None:
         self._errors = folder / "errors"
@@ -50,7 +50,7 @@ class Command:
         return self._errors.read_text("utf-8", "replace")
 
     async def said(self, what: str) -> None:
-        """Wait for something on standard error."""
+        """Wait for a text on standard error."""
 
         def look() -> bool:
             assert what in self.errors() or self.process.poll() is None, f"ended without {what!r}: {self.errors()}"
@@ -59,16 +59,16 @@ class Command:
         await until(look, what=lambda: f"{what!r} from {self.process}: {self.errors()}")
 
     async def shown(self, count: int) -> list[str]:
-        """Wait for so many lines of standard output."""
+        """Wait for `count` lines of standard output."""
         await until(lambda: self.output().count("\n") >= count, what=lambda: f"{count} lines: {self.output()}{self.errors()}")
         return self.output().splitlines()
 
     async def ended(self, timeout: float = PATIENCE) -> int:
-        """Wait for the end; its status."""
+        """Wait for the end, and return the exit status."""
         return await self.process.wait(timeout)
 
     async def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
-        """End it as Ctrl-C does; its status."""
+        """Send a signal, as Ctrl-C does, and return the exit status."""
         self.process.signal(number)
         return await self.ended()
 
@@ -103,14 +103,14 @@ class Commands:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Iterator[Commands]:
-    """What starts commands; they end with the test, and none of them may have shown a traceback."""
+    """Starter of commands, which end with the test and may not have shown a traceback."""
     one = Commands(tmp_path / "commands")
     yield one
     one.close()
 
 
 class Place:
-    """A gateway without a back end, and how a command finds its queues."""
+    """A gateway without a back end, and the arguments with which a command finds its queues."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -126,17 +126,17 @@ def shared_place(broker: Broker, module_lab: Lab) -> Place:
 
 @pytest.fixture
 def place(shared_place: Place) -> Iterator[Place]:
-    """The gateway of the module: every test takes from its queues what it puts there."""
+    """Gateway of the module: every test takes the messages that it publishes."""
     yield shared_place
     shared_place.gateway.owsla.assert_tidy()
 
 
 async def introduced(place: Place, lab: Lab, commands: Commands) -> tuple[Any, str]:
-    """A device, and its connection id."""
+    """Return a device and its connection id."""
     device = await lab.device(place.gateway)
     hello = f"hello {secrets.token_hex(4)}"
     device.send_line(hello.encode())
-    while True:  # what another test has left in the queue may be before it
+    while True:  # messages of another test may come first
         tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
         assert await tail.ended() == 0
         message = json.loads(tail.output())
@@ -145,11 +145,11 @@ async def introduced(place: Place, lab: Lab, commands: Commands) -> tuple[Any, s
 
 
 async def arrived(backend: Backend, queue: str, count: int) -> None:
-    """Wait until so many messages are in a queue."""
+    """Wait until `count` messages are in a queue."""
 
     async def look() -> None:
         while await backend.count(queue) < count:
-            await pause(0.05)  # or nobody else gets anything done, where there is one processor for all
+            await pause(0.05)  # leaves time for the other processes on a single core
 
     await within(look(), what=f"{count} messages in {queue}")
 
@@ -159,7 +159,7 @@ async def arrived(backend: Backend, queue: str, count: int) -> None:
 
 @reactor_test
 async def test_echo(place: Place, lab: Lab, commands: Commands) -> None:
-    """Every line comes back to the device that sent it, in order, byte for byte."""
+    """Every line comes back to its device, in order, byte for byte."""
     echo = commands.start("echo", *place.both)
     await echo.said("answering the lines")
     devices = [await lab.device(place.gateway) for _ in range(3)]
@@ -175,7 +175,7 @@ async def test_echo(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_echo_takes_every_line_once(place: Place, lab: Lab, commands: Commands) -> None:
-    """What was answered is acknowledged, and does not come again when echo has ended."""
+    """Answered lines are acknowledged: the broker does not deliver them again after the end of echo."""
     echo = commands.start("echo", "--prefix=> ", *place.both)
     device = await lab.device(place.gateway)
     for number in range(50):
@@ -183,27 +183,27 @@ async def test_echo_takes_every_line_once(place: Place, lab: Lab, commands: Comm
         assert await device.line() == b"> %d" % number
     assert await echo.interrupt(signal.SIGTERM) == 0
     backend = await lab.backend(place.gateway.broker_url)
-    # The device may have the last answer before echo has its confirm; then that one line comes again.
+    # The device may get the last answer before echo gets its confirm; that line is then delivered again.
     assert await backend.count(place.gateway.from_device) <= 1
     await backend.call(lambda channel: channel.queue_purge(place.gateway.from_device))
 
 
 @reactor_test
 async def test_echo_without_the_nodes_queue(place: Place, lab: Lab, commands: Commands) -> None:
-    """An answer goes to to_device where the line names no queue, and where the queue that it names is not there."""
+    """An answer goes to to_device if the line has no reply_to, or one whose queue does not exist."""
     device, connection_id = await introduced(place, lab, commands)
     commands.start("echo", *place.both)
     backend = await lab.backend(place.gateway.broker_url)
     for seq, reply_to in ((1, None), (2, "nowhere")):
         headers = {"connection_id": connection_id, "from_device_seq": seq}
         await backend.publish(place.gateway.from_device, b"%d" % seq, headers, reply_to=reply_to)
-    # Number 0 was the introduction's, and nobody answered it: the gateway waits for it for a while.
+    # Line 0 was not answered, so the gateway first waits for its answer for a while.
     assert await device.lines.take(2) == [b"1", b"2"]
 
 
 @reactor_test
 async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> None:
-    """A back end may be started before the broker, and stay when it goes: each is one line, and it tries again."""
+    """Echo tries again if there is no broker yet or no longer, and says so in one line each."""
     broker = EmbeddedBrokerProcess(tmp_path / "broker")
     broker.port = free_port()
     echo = commands.start("echo", OWSLA_BROKER=broker.url)
@@ -225,7 +225,7 @@ async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> Non
 
 @reactor_test
 async def test_tail(place: Place, lab: Lab, commands: Commands) -> None:
-    """It shows what arrives, a message a line, as it comes, and says that it takes it."""
+    """Tail --take shows messages as they arrive, one per line, and says that it takes them."""
     tail = commands.start("tail", "--take", *place.from_device)
     await tail.said("taking the messages")
     device = await lab.device(place.gateway)
@@ -246,7 +246,7 @@ async def test_tail(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_tail_so_many(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--take --count` takes so many and leaves the rest, which the next one gets, in order."""
+    """`--take --count N` takes N messages and leaves the rest in the queue, in order."""
     device = await lab.device(place.gateway)
     device.send_line(*(b"%d" % number for number in range(1300)))
     for start, count in ((0, 7), (7, 1), (8, 600), (608, 692)):  # 600 and more go beyond the prefetch
@@ -259,7 +259,7 @@ async def test_tail_so_many(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
-    """It shows what is there, at most so many, and gives it back: the same messages are there after it."""
+    """Tail shows at most `--count` messages and gives them back to the queue."""
     device = await lab.device(place.gateway)
     device.send_line(*(b"%d" % number for number in range(5)))
     backend = await lab.backend(place.gateway.broker_url)
@@ -283,7 +283,7 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
-    """A quorum queue with a delivery limit is left alone, however often one looks, and the user is told; `--force` looks."""
+    """Tail refuses to show a quorum queue with a delivery limit, except with `--force`."""
     name = f"quorum-{secrets.token_hex(4)}"
     where = ["--broker", rabbitmq.url, "--from-device", name]
     backend = await lab.backend(rabbitmq.url)
@@ -307,8 +307,8 @@ async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Co
 
 @reactor_test
 async def test_peek_at_a_quorum_queue_without_a_limit(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
-    """A delivery limit of -1 is none on RabbitMQ 4, and the queue is shown. RabbitMQ 3 drops such messages at their first
-    return: there it is left alone.
+    """On RabbitMQ 4 a delivery limit of -1 means no limit, and the queue is shown. RabbitMQ 3 drops such messages when they
+    are given back for the first time, so the queue is refused there.
     """
     name = f"quorum-{secrets.token_hex(4)}"
     backend = await lab.backend(rabbitmq.url)
@@ -330,7 +330,7 @@ async def test_peek_at_a_quorum_queue_without_a_limit(rabbitmq: RabbitMQ, lab: L
 
 @reactor_test
 async def test_tail_of_large_headers(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
-    """A message with headers larger than a frame is shown like any other, and those before it once."""
+    """A message with headers larger than a frame is shown like any other, and the messages before it once."""
     name = f"large-{secrets.token_hex(4)}"
     backend = await lab.backend(rabbitmq.url)
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name, "x-message-ttl": 1}
@@ -348,7 +348,7 @@ async def test_tail_of_large_headers(rabbitmq: RabbitMQ, lab: Lab, commands: Com
 
 @reactor_test
 async def test_tail_of_which_nobody_reads_more(place: Place, lab: Lab, commands: Commands) -> None:
-    """`owsla tail | head` ends, without a word, when head has seen enough, not only at the next message."""
+    """`owsla tail | head` ends silently when head closes the pipe, and does not wait for the next message."""
     tail = commands.shell("@ | head -1", "tail", "--take", *place.from_device)
     device = await lab.device(place.gateway)
     device.send_line(b"hello")
@@ -359,7 +359,7 @@ async def test_tail_of_which_nobody_reads_more(place: Place, lab: Lab, commands:
 
 @reactor_test
 async def test_output_that_is_full(place: Place, lab: Lab, commands: Commands) -> None:
-    """What cannot be written is not taken: one line, status 1, and the message is there for the next one."""
+    """A message that cannot be written is not acknowledged, and the error is one line, with status 1."""
     device = await lab.device(place.gateway)
     device.send_line(b"hello")
     tail = commands.shell("exec @ > /dev/full", "tail", "--take", *place.from_device)
@@ -372,7 +372,7 @@ async def test_output_that_is_full(place: Place, lab: Lab, commands: Commands) -
 
 @reactor_test
 async def test_tree_that_is_full(lab: Lab, embedded: EmbeddedBrokerProcess, commands: Commands) -> None:
-    """What is printed in one go, and cannot be, is one line, too."""
+    """A tree that cannot be written is an error in one line."""
     http = free_port()
     await lab.gateway(embedded.url, http=http)
     tree = commands.shell("exec @ > /dev/full", "tree", f"--http=http://127.0.0.1:{http}")
@@ -385,7 +385,7 @@ async def test_tree_that_is_full(lab: Lab, embedded: EmbeddedBrokerProcess, comm
 
 @reactor_test
 async def test_send(place: Place, lab: Lab, commands: Commands) -> None:
-    """A line reaches the device; nothing is printed, and the status is 0."""
+    """The line reaches the device, nothing is printed, and the status is 0."""
     device, connection_id = await introduced(place, lab, commands)
     send = commands.start("send", connection_id, "a line, zwölf", *place.to_device)
     assert await send.ended() == 0
@@ -395,7 +395,7 @@ async def test_send(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_send_with_a_number(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--seq` numbers the line: the same number again is not sent again."""
+    """`--seq` numbers the line: the device gets each number once."""
     device, connection_id = await introduced(place, lab, commands)
     for seq, text in ((0, "first"), (0, "again"), (1, "second")):
         send = commands.start("send", f"--seq={seq}", connection_id, text, *place.to_device)
@@ -405,7 +405,7 @@ async def test_send_with_a_number(place: Place, lab: Lab, commands: Commands) ->
 
 @reactor_test
 async def test_send_standard_input(place: Place, lab: Lab, commands: Commands) -> None:
-    """With `-` each line of standard input is sent; numbered from `--seq` on they arrive in order. `--close` comes last."""
+    """With `-` each line of standard input is sent. Numbered from `--seq` on, they arrive in order; `--close` comes last."""
     device, connection_id = await introduced(place, lab, commands)
     send = commands.shell("seq 300 | @", "send", "--seq=0", "--close", connection_id, "-", *place.to_device)
     assert await send.ended() == 0
@@ -415,7 +415,7 @@ async def test_send_standard_input(place: Place, lab: Lab, commands: Commands) -
 
 @reactor_test
 async def test_send_from_a_terminal(place: Place, lab: Lab, commands: Commands) -> None:
-    """Lines are sent as they come, not only when all of them are there; `--timeout` does not count while none comes."""
+    """Lines of standard input are sent as they arrive; `--timeout` does not run while none arrives."""
     device, connection_id = await introduced(place, lab, commands)
     typing = "echo one; sleep 4; echo two; exec sleep 1000"
     commands.shell(f"({typing}) | @", "send", "--timeout=1.5", connection_id, "-", *place.to_device)
@@ -424,7 +424,7 @@ async def test_send_from_a_terminal(place: Place, lab: Lab, commands: Commands) 
 
 @reactor_test
 async def test_send_and_close(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--close` closes the connection after the line."""
+    """`--close` closes the connection of the device after the line."""
     device, connection_id = await introduced(place, lab, commands)
     send = commands.start("send", "--close", "--expires=60", connection_id, "bye", *place.to_device)
     assert await send.ended() == 0
@@ -434,7 +434,7 @@ async def test_send_and_close(place: Place, lab: Lab, commands: Commands) -> Non
 
 @reactor_test
 async def test_report(place: Place, lab: Lab, commands: Commands) -> None:
-    """`--report` says what became of the line: status 0 when it was handed over, 1 with the reason when not."""
+    """`--report` prints the outcome, with status 0 for `delivered` and 1 for anything else."""
     device, connection_id = await introduced(place, lab, commands)
     send = commands.start("send", "--report", connection_id, "a line", *place.to_device)
     assert await send.ended() == 0
@@ -448,7 +448,7 @@ async def test_report(place: Place, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_reports_of_many(place: Place, lab: Lab, commands: Commands) -> None:
-    """Of lines from standard input each has its report, in order; one that was not delivered makes the status 1."""
+    """Each line of standard input has its report, in order; one undelivered line makes the status 1."""
     device, connection_id = await introduced(place, lab, commands)
     send = commands.shell("printf 'one\\n%20000d\\nthree' 2 | @", "send", "--report", connection_id, "-", *place.to_device)
     assert await send.ended() == 1
@@ -458,7 +458,7 @@ async def test_reports_of_many(place: Place, lab: Lab, commands: Commands) -> No
 
 @reactor_test
 async def test_no_report(broker: Broker, lab: Lab, commands: Commands) -> None:
-    """Without a gateway there is no report: said after `--timeout`, status 1; Ctrl-C ends the wait with 130."""
+    """Without a report within `--timeout` the status is 1; Ctrl-C ends the wait with status 130."""
     name = f"to_{secrets.token_hex(4)}"
     backend = await lab.backend(broker.url)
     await backend.call(lambda channel: channel.queue_declare(name, durable=True))
@@ -476,7 +476,7 @@ async def test_no_report(broker: Broker, lab: Lab, commands: Commands) -> None:
 
 @reactor_test
 async def test_no_queue(broker: Broker, commands: Commands) -> None:
-    """Where to_device is not there the line is not lost silently: one line says so, status 1."""
+    """A missing to_device is an error in one line, with status 1."""
     send = commands.start("send", NOBODY, "x", "--broker", broker.url, "--to-device", "nowhere")
     assert await send.ended() == 1
     assert send.errors() == "owsla send: there is no queue nowhere: is the gateway running, on this broker?\n"
@@ -487,7 +487,7 @@ async def test_no_queue(broker: Broker, commands: Commands) -> None:
 
 @reactor_test
 async def test_no_broker(commands: Commands) -> None:
-    """A command that does one thing ends with one line and status 1 where there is no broker."""
+    """Without a broker, send and tail end with an error in one line and status 1."""
     where = ("--broker", f"amqp://127.0.0.1:{free_port()}")
     for arguments in (("send", NOBODY, "x"), ("tail",)):
         command = commands.start(*arguments, *where)
@@ -498,7 +498,7 @@ async def test_no_broker(commands: Commands) -> None:
 
 @reactor_test
 async def test_refused(broker: Broker, commands: Commands) -> None:
-    """A login that the broker refuses is one line, without the password."""
+    """A refused login is an error in one line, without the password."""
     url = broker.url.replace("guest:guest", "guest:wrong")
     send = commands.start("send", NOBODY, "x", OWSLA_BROKER=url)
     assert await send.ended() == 1
@@ -508,7 +508,7 @@ async def test_refused(broker: Broker, commands: Commands) -> None:
 
 @reactor_test
 async def test_password_is_hidden(broker: Broker, commands: Commands) -> None:
-    """A password on the command line is not in the process list, once it runs."""
+    """A password on the command line is not in the process list, once the command runs."""
     url = broker.url.replace("guest:guest", "guest:s3cret")
     echo = commands.start("echo", "--broker", url)
     await echo.said("trying again")
@@ -519,7 +519,7 @@ async def test_password_is_hidden(broker: Broker, commands: Commands) -> None:
 
 @reactor_test
 async def test_queue_of_other_arguments(rabbitmq: RabbitMQ, lab: Lab, commands: Commands) -> None:
-    """A queue that somebody declared otherwise is used as it is, and that is said."""
+    """A queue declared with other arguments is used as it is, with a message."""
     name = f"from_{secrets.token_hex(4)}"
     backend = await lab.backend(rabbitmq.url)
     await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments={"x-max-length": 5}))
@@ -534,13 +534,13 @@ async def test_queue_of_other_arguments(rabbitmq: RabbitMQ, lab: Lab, commands: 
 
 
 def test_closed_streams() -> None:
-    """With all standard streams closed nothing is written where it does not belong, and nothing breaks."""
+    """With all standard streams closed, no output goes to another file or socket."""
     script = f"exec {shlex.join([*owsla(), 'send', NOBODY, 'x', '--broker', 'amqp://127.0.0.1:1'])} <&- >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", script], env=environment(), timeout=30, check=False).returncode == 1
 
 
 def test_help_that_nobody_reads() -> None:
-    """What is written to a pipe that nobody reads any more is no error."""
+    """Writing to a pipe that the reader has closed is not an error."""
     env = environment()
     del env["PYTHONUNBUFFERED"]  # with it, argparse itself drops the error
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""`owsla swarm` as a user runs it: real processes, against a real gateway on the embedded broker, and against others."""
+"""`owsla swarm` as a user runs it: real processes, against a gateway on the embedded broker, and against other servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .test_cli import Command, Commands
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Iterator[Commands]:
-    """What starts commands; they end with the test, and none of them may have shown a traceback."""
+    """Starter of commands, which end with the test and may not have shown a traceback."""
     one = Commands(tmp_path / "commands")
     yield one
     one.close()
@@ -32,12 +32,12 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 
 @pytest.fixture(scope="module")
 def shared(embedded: EmbeddedBrokerProcess, module_lab: Lab) -> Gateway:
-    """The gateway of those tests that leave it as it was."""
+    """Gateway of the tests that do not change it."""
     return block_on(module_lab.gateway(embedded.url, backend=False))
 
 
 def swarm(commands: Commands, where: Gateway | int, *arguments: str) -> Command:
-    """Start a swarm against a gateway, which it trusts, or whatever is on a port."""
+    """Start a swarm against a gateway, which it trusts, or against the server on a port."""
     if isinstance(where, int):
         return commands.start("swarm", f"--port={where}", "--json", *arguments)
     owsla = where.owsla
@@ -45,17 +45,17 @@ def swarm(commands: Commands, where: Gateway | int, *arguments: str) -> Command:
 
 
 async def summary(command: Command, status: int) -> Any:
-    """Wait for its end, and return what it says."""
+    """Wait for the end of a swarm, and return its summary."""
     found = await command.ended(60)
     assert found == status, command.output() + command.errors()
-    # No bar where nobody sees it.
+    # No progress bar, since standard error is not a terminal.
     assert command.errors() == ""
     return json.loads(command.output())
 
 
 @reactor_test
 async def test_echo(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
-    """Every answer is matched to its line; two processes are summed up; latencies are drawn."""
+    """Every answer is matched to its line, the counts of two processes are added up, and latencies are drawn."""
     gateway = await lab.gateway(embedded.url, backend=False)
     queues = [f"--from-device={gateway.from_device}", f"--to-device={gateway.to_device}"]
     echo = commands.start("echo", "--prefix=> ", "--broker", embedded.url, *queues)
@@ -77,7 +77,7 @@ async def test_echo(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Command
 
 @reactor_test
 async def test_lost(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """Without a back end every line is lost: the status says so."""
+    """Without a back end every line is lost, which makes the status 2."""
     gateway = await lab.gateway(embedded.url, backend=False)
     found = await summary(swarm(commands, gateway, "--connections=4", "--rate=40", "--seconds=0.5", "--grace=0.1"), 2)
     assert (found["lines"]["written"], found["answers"]["lost"]) == (20, 20)
@@ -86,7 +86,7 @@ async def test_lost(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Command
 
 @reactor_test
 async def test_wrong_answers(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """Answers that come twice, out of order, to another device, or to nothing, are told apart."""
+    """Duplicate, disordered and strange answers, and those of another device, are counted apart."""
     gateway = await lab.gateway(embedded.url)
     command = swarm(commands, gateway, "--connections=1", "--rate=4", "--seconds=1", "--line={device} {n}", "--grace=20")
     lines = await gateway.messages(4)
@@ -101,7 +101,7 @@ async def test_wrong_answers(embedded: EmbeddedBrokerProcess, lab: Lab, commands
 
 @reactor_test
 async def test_flood(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """A flood counts what was written, and with the gateway's own template, what is safe."""
+    """A flood counts written lines, and with the template of the gateway acknowledged ones."""
     gateway = await lab.gateway(embedded.url, device_ack="ACK {seq}")
     mode = ["--mode=flood", "--connections=5", "--device-ack=ACK {seq}"]
     found = await summary(swarm(commands, gateway, *mode, "--rate=100", "--seconds=0.5", "--line={device}/{n}"), 0)
@@ -115,7 +115,7 @@ async def test_flood(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
 
 @reactor_test
 async def test_hold_notices_drops(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """A gateway that dies drops what it held: the swarm does not wait for the time to pass."""
+    """When the gateway dies, the swarm counts the dropped connections and ends at once."""
     gateway = await lab.gateway(embedded.url)
     command = swarm(commands, gateway, "--mode=hold", "--connections=5", "--rate=50", "--seconds=300")
     await gateway.messages(10)
@@ -127,7 +127,7 @@ async def test_hold_notices_drops(embedded: EmbeddedBrokerProcess, lab: Lab, com
 
 @reactor_test
 async def test_storm(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """A storm shakes hands and leaves, so that the gateway sees each to its end; for a time, or for a number."""
+    """A storm completes handshakes and closes in order, for a time or for a number of connections."""
     http = free_port()
     gateway = await lab.gateway(embedded.url, backend=False, http=http)
     found = await summary(swarm(commands, gateway, "--mode=storm", "--connections=40", "--seconds=30"), 0)
@@ -146,7 +146,7 @@ async def test_storm(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
 
 @reactor_test
 async def test_certificates(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
-    """Devices have one certificate for all, those of a folder in turn, or each its own by name."""
+    """Devices use one certificate, those of a folder in turn, or each its own by name."""
     authority = Authority(tmp_path / "pairs")
     for device in range(3):
         authority.issue(f"device-{device}")
@@ -167,7 +167,7 @@ async def test_certificates(embedded: EmbeddedBrokerProcess, lab: Lab, commands:
 
 @reactor_test
 async def test_sources(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """Connections come from the addresses that were given, in turn."""
+    """Connections come from the given addresses in turn."""
     gateway = await lab.gateway(embedded.url, backend=False, max_per_address=3)
     mode = ["--mode=hold", "--connections=9", "--seconds=0.2"]
     found = await summary(swarm(commands, gateway, *mode, "--source=127.0.0.2-127.0.0.4"), 0)
@@ -178,7 +178,7 @@ async def test_sources(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comm
 
 @reactor_test
 async def test_partly_refused(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """A process whose connections are all refused is a failure among the others' successes, not a swarm that cannot begin."""
+    """A process whose connections are all refused does not stop the swarm, if another process has connections."""
     gateway = await lab.gateway(embedded.url, backend=False, max_per_address=3)
     found = await summary(swarm(commands, gateway, "--mode=hold", "--connections=4", "--seconds=0.2", "--processes=4"), 2)
     assert (found["connections"]["connected"], found["connections"]["failed"]) == (3, 1)
@@ -187,7 +187,7 @@ async def test_partly_refused(embedded: EmbeddedBrokerProcess, lab: Lab, command
 
 @reactor_test
 async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
-    """Ctrl-C ends it with what it has so far."""
+    """Ctrl-C ends the swarm with a report so far."""
     gateway = await lab.gateway(embedded.url)
     command = swarm(commands, gateway, "--mode=flood", "--connections=3", "--rate=60", "--seconds=300", "--processes=2")
     await gateway.messages(10)
@@ -199,39 +199,39 @@ async def test_interrupted(embedded: EmbeddedBrokerProcess, lab: Lab, commands: 
 
 @reactor_test
 async def test_interrupted_while_it_starts(shared: Gateway, commands: Commands, tmp_path: Path) -> None:
-    """Ctrl-C, which a terminal sends to all of them, ends it in the same way while its processes still load."""
-    os.mkfifo(tmp_path / "door")
-    # Python imports this before anything else: each of the processes stands at the door until it is given a byte.
+    """Ctrl-C, which a terminal sends to all processes, ends the swarm in the same way while they are still loading."""
+    os.mkfifo(tmp_path / "gate")
+    # Python imports this before anything else: each process waits there for a byte.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif 'owsla.cli.swarm' in sys.orig_argv:\n"
-        f"    os.read(os.open({str(tmp_path / 'door')!r}, os.O_RDONLY), 1)\n"
+        f"    os.read(os.open({str(tmp_path / 'gate')!r}, os.O_RDONLY), 1)\n"
     )
     where = f"--port={shared.owsla.port}", f"--ca={shared.owsla.ca}"
     arguments = "--json", "--mode=hold", "--connections=4", "--seconds=300", "--processes=2"
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = commands.start("swarm", *where, *arguments, PYTHONPATH=path)
 
-    def at_the_door() -> int | None:
+    def at_the_gate() -> int | None:
         try:
-            return os.open(tmp_path / "door", os.O_WRONLY | os.O_NONBLOCK)
+            return os.open(tmp_path / "gate", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             return None
 
-    door = await until(at_the_door, what="a process of the swarm")
-    assert door is not None
+    gate = await until(at_the_gate, what="a process of the swarm")
+    assert gate is not None
     try:
         os.killpg(command.process.pid, signal.SIGINT)
-        os.write(door, b"12")
+        os.write(gate, b"12")
         assert await command.ended() == 130, command.errors()
     finally:
-        os.close(door)
+        os.close(gate)
     assert command.errors() == ""
     assert json.loads(command.output())["interrupted"]
 
 
 @reactor_test
 async def test_waits(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
-    """With --wait nothing is said before Enter, or the end of the input, which may be a file; and Ctrl-C ends the waiting."""
+    """With --wait no line is sent before Enter, or the end of the input, which may be a file. Ctrl-C ends the wait."""
     gateway = await lab.gateway(embedded.url, backend=False)
     mode = ["swarm", f"--port={gateway.owsla.port}", f"--ca={gateway.owsla.ca}", "--json", "--wait", "--mode=flood"]
     mode += ["--connections=3", "--rate=60", "--seconds=0.5", "--processes=2"]
@@ -258,17 +258,17 @@ async def test_waits(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--ca={ca}", "--server-name=example.org"], "the gateway's certificate is not for example.org"),
-        (["--ca={other}"], "the gateway's certificate is not trusted: its authority is not one that is trusted"),
+        (["--ca={ca}", "--server-name=example.org"], "the certificate of the gateway is not for example.org"),
+        (["--ca={other}"], "the certificate of the gateway is not trusted: "),
         (["--ca={ca}", "--port={nobody}"], "127.0.0.1 port {nobody}: connection refused"),
         (["--ca={ca}", "--port={nobody}", "--processes=3"], "127.0.0.1 port {nobody}: connection refused"),
-        (["--insecure", "--port={broker}"], "what answers does not speak TLS"),
+        (["--insecure", "--port={broker}"], "the server does not speak TLS"),
         (["--ca=/nowhere/ca.pem"], "/nowhere/ca.pem: no such file or directory"),
-        (["--ca={ca}", "--cert={ca}"], "{ca}: there is no private key in it that can be read without a password"),
+        (["--ca={ca}", "--cert={ca}"], "{ca}: no private key in this file that can be read without a password"),
         (["--ca={ca}", "--host=nowhere.invalid"], "nowhere.invalid: "),
         (["--ca={ca}", "--server-name=a..b"], "'a..b' is not a name that a certificate can be for"),
         (["--ca={ca}", "--source=::1"], "127.0.0.1: "),
-        (["--ca={ca}", "--source=192.0.2.1"], "no local address or port is left; more addresses with --source"),
+        (["--ca={ca}", "--source=192.0.2.1"], "no local address or port is left; give more addresses with --source"),
         (["--ca={ca}", "--connections=90000000"], "--processes"),
         (["--ca={ca}", "--histogram=/nowhere/h.svg"], "--histogram: /nowhere/h.svg: no such file or directory"),
     ],
@@ -277,7 +277,7 @@ async def test_waits(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
 async def test_mistakes(
     arguments: list[str], says: str, embedded: EmbeddedBrokerProcess, shared: Gateway, commands: Commands, tmp_path: Path
 ) -> None:
-    """What a person can get wrong is one line on standard error that says what it is, and status 1."""
+    """A mistake is an error in one line on standard error, and status 1."""
     names = {"ca": shared.owsla.ca, "other": Authority(tmp_path / "other").ca, "nobody": free_port(), "broker": embedded.port}
     command = commands.start(
         "swarm", f"--port={shared.owsla.port}", "--connections=3", *[argument.format(**names) for argument in arguments]
@@ -291,26 +291,26 @@ async def test_mistakes(
 
 @reactor_test
 async def test_insecure(shared: Gateway, commands: Commands) -> None:
-    """Whatever answers is trusted, if that is what is asked for."""
+    """With --insecure any certificate is trusted."""
     await summary(swarm(commands, shared.owsla.port, "--insecure", "--mode=hold", "--connections=2", "--seconds=0.1"), 0)
 
 
 @reactor_test
 async def test_name(shared: Gateway, commands: Commands) -> None:
-    """A name is looked up, and the certificate has to be for it; of its addresses the one that answers is taken."""
+    """A host name is resolved to the address that accepts connections, and the certificate must be for the name."""
     mode = ["--host=localhost", "--mode=hold", "--connections=2", "--seconds=0.1"]
     await summary(swarm(commands, shared, *mode), 0)
 
 
 @reactor_test
 async def test_bar(shared: Gateway, commands: Commands) -> None:
-    """On a terminal there is a bar, gone when the table comes."""
+    """On a terminal there is a progress bar, which is removed before the table is printed."""
     terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
     arguments = [f"--port={shared.owsla.port}", f"--ca={shared.owsla.ca}", "--mode=hold", "--connections=3", "--seconds=1"]
     command = commands.shell(f"exec {sys.executable} -c '{terminal}' @", "swarm", *arguments)
     assert await command.ended() == 0, command.output()
     assert "] 3 connected" in command.output()
-    assert "\n\x1b[Kconnections " in command.output()  # read with its carriage returns as ends of lines
+    assert "\n\x1b[Kconnections " in command.output()  # carriage returns are read as ends of lines
     assert command.output().rstrip().endswith("It held.")
 
 
@@ -319,11 +319,11 @@ async def test_bar(shared: Gateway, commands: Commands) -> None:
 )
 @reactor_test
 async def test_resumption(options: list[str], resumed: int, commands: Commands, tmp_path: Path) -> None:
-    """Sessions are resumed where that is asked for and the other side does it, and counted as the handshakes show it."""
+    """With --resume, TLS sessions are resumed if the server supports it, and counted as the handshakes show."""
     authority = Authority(tmp_path / "server")
     cert, key = authority.issue("server")
     port = free_port()
-    # It serves one connection at a time.
+    # `openssl s_server` serves one connection at a time.
     server = ChildProcess(
         ["openssl", "s_server", "-quiet", "-rev", *options, "-accept", str(port), "-cert", str(cert), "-key", str(key)],
         output=tmp_path / "server.log",

@@ -1,17 +1,17 @@
-"""`owsla swarm`: simulated devices, to see what a gateway and its back end hold.
+"""`owsla swarm`: simulated devices that measure a gateway and its back end.
 
-| module         | what it is                                                          |
-|----------------|---------------------------------------------------------------------|
-| `_arguments`   | what is typed, checked; gives a plan                                |
-| `_plan`        | what to do, and each process's share of it                          |
-| `_run`         | the parent: starts the processes, shows progress, sums up           |
-| `_process`     | one process                                                         |
-| `_devices`     | its connections, in an epoll loop of their own                      |
-| `_books`       | what was said and what was answered, and when lines are due; pure   |
-| `_lines`       | what a line looks like, and how an answer is known; pure            |
-| `_histogram`   | how long things took, in bounded memory; pure                       |
-| `_report`      | the sum of it, judged; `_svg` draws a part                          |
-| `_tls`, `_sources` | certificates and verification; addresses to connect from        |
+| module                                   | content                                                          |
+|------------------------------------------|------------------------------------------------------------------|
+| `_arguments`                             | options, checked and made into a plan                            |
+| `_plan`                                  | the plan, and the share of each process in it                    |
+| `_run`                                   | the parent: starts processes, shows progress, adds up            |
+| `_process`, `_parent_input`              | one process, and the words of its parent                         |
+| `_devices`, `_device`, `_loop`           | the devices of a process, and its epoll loop                     |
+| `_dialer`, `_sources`, `_tls`            | connections, source addresses, certificates and verification     |
+| `_conversation`                          | lines sent and received, without sockets                         |
+| `_lines`, `_schedule`, `_answers`        | the text of lines, when they are due, and answers matched to them |
+| `_measurements`, `_histogram`            | counts, and durations in bounded memory                          |
+| `_report`, `_svg`                        | the result, and its image                                        |
 
-Twisted is not used: a measurement should not share the peculiarities of what it measures, and this is cheaper.
+Twisted is not used: a measurement should not share the properties of what it measures, and a loop of its own needs less CPU.
 """

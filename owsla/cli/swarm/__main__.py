@@ -1,4 +1,4 @@
-"""One process of a swarm; see `_process`."""
+"""Entry point of one process of a swarm; see `_process`."""
 
 import sys
 

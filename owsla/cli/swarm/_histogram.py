@@ -1,4 +1,7 @@
-"""How long things took, in bounded memory whatever their number: buckets as in HdrHistogram."""
+"""Histograms of durations in bounded memory, with buckets as in HdrHistogram.
+
+Each doubling of the value has `HALF` buckets of the same width, so the error is at most 1/128 of the value whatever its size.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,48 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 HALF: Final = 128
-"""Buckets for each doubling: a value is known to 1/128 of itself, or to a microsecond where that is more."""
+"""Number of buckets for each doubling: a value is known to 1/128, or to a microsecond if that is more."""
 _BITS: Final = HALF.bit_length()
 DOUBLINGS: Final = 25
 LARGEST: Final = (HALF << DOUBLINGS) * 2 - 1
-"""Microseconds: two hours and 23 minutes. What took longer counts as this."""
+"""Largest value in microseconds: two hours and 23 minutes. Longer durations count as this one."""
 
 
 def bucket(value: int) -> int:
-    """The number of the bucket that a value (microseconds) belongs to."""
+    """Return the number of the bucket of a value in microseconds."""
     shift = value.bit_length() - _BITS
     return value if shift <= 0 else shift * HALF + (value >> shift)
 
 
 def bounds(number: int) -> tuple[int, int]:
-    """The values of a bucket: the lowest, and the first that is above all of them."""
+    """Return the lowest value of a bucket, and the lowest value above it."""
     shift = max(number // HALF - 1, 0)
     low = (number - shift * HALF) << shift
     return low, low + (1 << shift)
 
 
-class Histogram:
-    """Counts of values in microseconds. Some 27 KB, and as much for a thousand million values."""
+class LatencyHistogram:
+    """Counts of durations in microseconds. It takes 27 KB, for any number of values."""
 
     __slots__ = ("_counts", "count", "largest", "total")
 
     def __init__(self) -> None:
         self._counts = array("Q", bytes(8 * (bucket(LARGEST) + 1)))
         self.count = 0
+        """Number of values."""
         self.total = 0
+        """Sum of the values."""
         self.largest = 0
-        """The largest value, exactly."""
+        """Largest value, exactly."""
 
     def add(self, value: int) -> None:
-        """Count a value. A negative one, of a clock that went back, counts as 0."""
+        """Count a value. A negative value counts as 0."""
         if value < 0:
             value = 0
         shift = value.bit_length() - _BITS
         if shift > DOUBLINGS:
             value, shift = LARGEST, DOUBLINGS
+        # As `bucket`, without its call: this runs for each answer.
         self._counts[value if shift <= 0 else shift * HALF + (value >> shift)] += 1
         self.count += 1
         self.total += value
@@ -53,23 +59,24 @@ class Histogram:
             self.largest = value
 
     def percentile(self, percent: float) -> int | None:
-        """The value that so many percent of all are at most, rounded up to its bucket's end; `None` where there are none."""
+        """Return a percentile, rounded up to the end of its bucket; `None` without values."""
         if not self.count:
             return None
         wanted = max(1.0, self.count * percent / 100)
         seen = 0
         for number, count in self._filled():
             seen += count
-            # A sum of thousandths may come out a hair above the whole number that it is.
+            # The product can exceed the whole number that it stands for by a rounding error.
             if seen >= wanted - 1e-6:
                 return min(bounds(number)[1] - 1, self.largest)
         return self.largest
 
     def mean(self) -> float | None:
+        """Return the mean, or `None` without values."""
         return self.total / self.count if self.count else None
 
     def buckets(self) -> Iterator[tuple[int, int, int]]:
-        """What is not empty, in rising order: lowest value, first value above, count."""
+        """Iterate over the buckets that are not empty, in rising order: lowest value, lowest value above, count."""
         for number, count in self._filled():
             low, high = bounds(number)
             yield low, high, count
@@ -77,8 +84,8 @@ class Histogram:
     def _filled(self) -> Iterator[tuple[int, int]]:
         return ((number, count) for number, count in enumerate(self._counts) if count)
 
-    def merge(self, other: Histogram) -> None:
-        """Add what another one counted."""
+    def merge(self, other: LatencyHistogram) -> None:
+        """Add the values of another histogram."""
         for number, count in other._filled():
             self._counts[number] += count
         self.count += other.count
@@ -86,12 +93,12 @@ class Histogram:
         self.largest = max(self.largest, other.largest)
 
     def dump(self) -> list[int]:
-        """As numbers for JSON: total, largest, then pairs of a bucket's number and count."""
+        """Return the histogram as numbers for JSON: total, largest, then the number and the count of each bucket."""
         return [self.total, self.largest, *(number for pair in self._filled() for number in pair)]
 
     @classmethod
-    def load(cls, numbers: Iterable[int]) -> Histogram:
-        """What `dump` gave. `ValueError` and `IndexError` where it is none."""
+    def load(cls, numbers: Iterable[int]) -> LatencyHistogram:
+        """Make a histogram from the result of `dump`. Raise `ValueError` or `IndexError` for anything else."""
         self = cls()
         given = iter(numbers)
         self.total, self.largest = next(given, 0), next(given, 0)

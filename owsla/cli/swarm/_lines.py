@@ -1,4 +1,4 @@
-"""What devices say, and what is read from the answers. Lines are bytes, without their delimiter."""
+"""The lines that devices send, and how answers are recognized. Lines are bytes without their delimiter."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _PAD: Final = b"."
 
 
 class LineTemplate:
-    """A template such as `{device} {n}`, filled up to a size.
+    """A template of lines, such as `{device} {n}`, padded to a size.
 
-    | `{n}`      | the line's number on its connection: 0, 1, 2 ...        |
-    | `{device}` | the device's number                                     |
-    | `{time}`   | milliseconds since the epoch                            |
-    | `{pad}`    | where the filling goes; at the end, if it is not there  |
+    | `{n}`      | number of the line on its connection: 0, 1, 2 ...    |
+    | `{device}` | number of the device                                 |
+    | `{time}`   | milliseconds since the epoch                         |
+    | `{pad}`    | position of the padding; the end if it is not there  |
 
-    Any other brace stands for itself, so that a template may be JSON.
+    Any other brace stands for itself, so a template can be JSON.
     """
 
     def __init__(self, text: str, size: int = 0) -> None:
-        """`size`: bytes that a line has at least. `ValueError` says what is wrong."""
+        """Parse a template; `size` is the minimum size of a line in bytes. Raise `ValueError` with the reason."""
         if "\n" in text or "\r" in text:
-            raise ValueError("a line has no end of line within it")
+            raise ValueError("a line cannot contain an end of line")
         pieces = _FIELD.split(text)
         self.fields: Final = tuple(pieces[1::2])
         if self.fields.count("pad") > 1:
-            raise ValueError("{pad} can be there once")
+            raise ValueError("{pad} can be there only once")
         if "pad" not in self.fields:
             pieces += ["pad", ""]
         at = 2 * pieces[1::2].index("pad") + 1
@@ -40,11 +40,11 @@ class LineTemplate:
 
     @property
     def numbered(self) -> bool:
-        """Whether a line can be told from the others of its device."""
+        """Return whether the number of a line is in it, so that the lines of a device differ."""
         return "n" in self.fields
 
     def line(self, n: int, device: int, milliseconds: int) -> bytes:
-        """A line, without its delimiter."""
+        """Return a line, without its delimiter."""
         values = {"n": n, "device": device, "time": milliseconds}
         before = self._before % tuple([values[field] for field in self._before_fields])
         if not self._after:
@@ -53,9 +53,10 @@ class LineTemplate:
         return before + _PAD * (self.size - len(before) - len(after)) + after
 
     def pattern(self) -> re.Pattern[bytes]:
-        """What finds `n`, and `device` where it is there, in an answer that has the line in it, whatever is around it.
+        """Return the pattern that finds a line in an answer, with the groups `n` and, if it is in the template, `device`.
 
-        The whole of what comes before the filling must be there, so that no digits are taken for the number by chance.
+        Text around the line does not matter. Everything before the padding must match, so that digits around the line are not
+        taken for its number.
         """
         named: set[str] = set()
         parts: list[bytes] = []
@@ -73,14 +74,14 @@ class LineTemplate:
 
 
 def _format(pieces: list[str]) -> tuple[bytes, tuple[str, ...]]:
-    """A bytes format, and the fields that it is filled with, from literals and fields in turn."""
+    """Return a bytes format and the names of its fields, from literals and fields in turn."""
     literals = [piece.encode().replace(b"%", b"%%") for piece in pieces[::2]]
     return b"%d".join(literals), tuple(pieces[1::2])
 
 
 def ack_pattern(template: str) -> re.Pattern[bytes]:
-    """What finds the number in a line that says what is safe, for the gateway's own `--device-ack`. `ValueError`."""
+    """Return the pattern of an acknowledgement, from the `--device-ack` of the gateway. Raise `ValueError` without `{seq}`."""
     before, found, after = template.partition("{seq}")
     if not found or "{seq}" in after:
-        raise ValueError(f"{template!r} must have {{seq}} in it, once")
+        raise ValueError(f"{template!r} must contain {{seq}} once")
     return re.compile(re.escape(before.encode()) + rb"([0-9]{1,18})" + re.escape(after.encode()))

@@ -1,4 +1,4 @@
-"""What a swarm is to do: typed once by a person, checked, split over processes, and handed to each as JSON."""
+"""The plan of a swarm: made from the command line, split over processes, and passed to each as JSON."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Final
 MODES: Final = ("echo", "flood", "hold", "storm")
 
 SPARE_FILES: Final = 64
-"""Open files of a process that are no connections: its streams, epoll, Python's own, certificates while they are read."""
+"""Open files of a process besides its connections: standard streams, epoll, Python, certificates while they are read."""
 
-BEFORE_ANSWERED: Final = 64
-"""Unanswered lines of a connection at most, at a given rate: far more than wait where all is well."""
+IN_FLIGHT_AT_A_RATE: Final = 64
+"""Default limit of unanswered lines of a connection at a given rate: far more than wait while the gateway keeps up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. Rates are over all connections, and a second; times are seconds."""
+    """One run, or the share of one process in it. Rates are per second over all connections; times are seconds."""
 
     mode: str
     host: str
     port: int
     connections: int
-    """In a storm: at most so many in all, and 0 for no limit."""
+    """Number of connections; in a storm the maximum in all, and 0 for no limit."""
     connect_rate: float
-    """0: as fast as it goes."""
+    """Connects per second; 0 for no limit."""
     connecting: int
-    """Connections that may be under way at once."""
+    """Maximum number of connections in progress at once."""
     connect_timeout: float
     rate: float
-    """0: as fast as it goes."""
+    """Lines per second; 0 for no limit."""
     in_flight: int
-    """Lines that a connection may have unanswered (or unacknowledged); 0 for no limit."""
+    """Maximum number of unanswered (or unacknowledged) lines of a connection; 0 for no limit."""
     seconds: float
     grace: float
     line: str
@@ -48,14 +48,14 @@ class Plan:
     sources: tuple[str, ...]
     processes: int
     wait: bool = False
-    """Whether the lines wait for a word of whoever started it."""
+    """Whether lines start only after Enter."""
     tick: float = 0.0
-    """Seconds; lines that are due within one are said together at its end. 0: each when it is due."""
+    """Interval at the end of which all lines that became due in it are sent together. 0: each line when it is due."""
     first: int = 0
-    """The number of the first device."""
+    """Number of the first device."""
 
     def shares(self) -> Iterator[Plan]:
-        """What each process does: equal parts, the rates in proportion to the connections."""
+        """Iterate over the plans of the processes: equal parts, with rates in proportion to the connections."""
         total = self.connections
         for index in range(self.processes):
             first = total * index // self.processes
@@ -71,15 +71,17 @@ class Plan:
             )
 
     def files(self) -> int:
-        """Connections that the busiest of the processes has at once."""
+        """Return the maximum number of connections that one process has at once."""
         if self.mode == "storm":
             return -(-self.connecting // self.processes)
         return -(-self.connections // self.processes)
 
     def dump(self) -> str:
+        """Return the plan as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, text: str) -> Plan:
+        """Make a plan from the result of `dump`."""
         given = json.loads(text)
         return cls(**{**given, "sources": tuple(given["sources"])})

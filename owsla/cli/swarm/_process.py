@@ -1,8 +1,8 @@
 """One process of a swarm: `python -m owsla.cli.swarm` with a plan on standard input.
 
-    parent ─▶ child   the plan as a line of JSON; go; stop. The end of the input is the parent's
-    child ─▶ parent   lines of JSON: {"progress": …} again and again; {"hopeless": …} where the first connections all fail;
-                      {"ready": …}; then {"report": …}, or {"fatal": …}
+parent ──▶ child   the plan as a line of JSON, then the words go and stop; the end of the input means that the parent is gone
+child ──▶ parent   lines of JSON: {"progress": …} again and again, {"all_failed": …} if the first connections all failed,
+                   {"ready": …} with all connections, and at the end {"report": …} or {"fatal": …}
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import signal
 import time
 from typing import Any
 
-from ...errors import ConfigError
-from ._devices import Devices, Hopeless
+from ...errors import ConfigError, os_reason
+from ._devices import SimulatedDevices
+from ._errors import SwarmError
 from ._plan import Plan
 
 
-class _Usage:
-    """What this process has used, and what it was not given."""
+class CPUUsage:
+    """The CPU time that this process has used, and the time that it waited for a CPU, since this object was made."""
 
     def __init__(self) -> None:
         self._wall = time.monotonic()
@@ -29,7 +30,7 @@ class _Usage:
         self._starved = _starved()
 
     def since(self) -> dict[str, float]:
-        """Seconds: by the clock, of CPU, and ready to run without one."""
+        """Return seconds: of the clock, of CPU, and ready to run without a CPU."""
         return {
             "seconds": time.monotonic() - self._wall,
             "cpu": time.process_time() - self._cpu,
@@ -38,8 +39,9 @@ class _Usage:
 
 
 def _starved() -> float:
-    """Seconds that this thread waited for a CPU; 0 where the system does not say. proc(5) has nothing of it:
-    Documentation/scheduler/sched-stats.rst of Linux, "/proc/<pid>/schedstat".
+    """Return the seconds that this thread waited for a CPU, or 0 if the kernel does not tell.
+
+    proc(5) does not mention the file; Documentation/scheduler/sched-stats.rst of Linux does.
     """
     try:
         with open("/proc/self/schedstat", "rb") as file:
@@ -49,18 +51,18 @@ def _starved() -> float:
 
 
 def _resident() -> int:
-    """Bytes of memory in use now."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> int:
-    """Do what the plan says; the exit status."""
-    # A terminal's Ctrl-C goes to all; the parent says what it means (and keeps it from us until here).
+    """Carry out the plan on standard input. Return the exit status."""
+    # A terminal sends Ctrl-C to all processes. The parent handles it, and has blocked it here until now.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = b""
     while not line.endswith(b"\n"):
-        # Byte by byte, so that nothing of what follows is kept in a buffer.
+        # One byte at a time: a buffer could swallow the words that follow.
         byte = os.read(0, 1)
         if not byte:
             return 1
@@ -74,14 +76,10 @@ def main() -> int:
     try:
         _run(Plan.load(line.decode()), tell)
     except BrokenPipeError:
-        return 1  # nobody wants to know
-    except (Hopeless, ConfigError) as error:
+        return 1  # the parent is gone
+    except (SwarmError, ConfigError, OSError) as error:
         with contextlib.suppress(BrokenPipeError):
-            tell(fatal=str(error))
-        return 1
-    except OSError as error:
-        with contextlib.suppress(BrokenPipeError):
-            tell(fatal=(error.strerror or str(error)).lower())
+            tell(fatal=os_reason(error) if isinstance(error, OSError) else str(error))
         return 1
     return 0
 
@@ -89,30 +87,19 @@ def main() -> int:
 def _run(plan: Plan, tell: Any) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    devices = Devices(plan, lambda counts: tell(progress=counts), lambda counts: tell(hopeless=counts))
+    devices = SimulatedDevices(plan, lambda counts: tell(progress=counts), lambda counts: tell(all_failed=counts))
     before = _resident()
-    used = _Usage()
-    connecting = {"took": devices.connect(), **used.since()}
-    held = _resident() - before
+    usage = CPUUsage()
+    connecting = {"took": devices.connect(), **usage.since()}
+    memory = _resident() - before
     talking: dict[str, float] = {}
     if plan.mode != "storm":
-        tell(ready=devices.counts.dump())
+        tell(ready=devices.measured.counts.dump())
         devices.wait()
-        used = _Usage()
-        talking = {"took": devices.talk(), **used.since()}
+        usage = CPUUsage()
+        talking = {"took": devices.send_lines(), **usage.since()}
         devices.settle()
-    # Before the goodbyes: what comes, or ends, during them is no part of what was measured.
-    report = {
-        **devices.counts.dump(),
-        "lost": devices.lost,
-        "held": devices.held,
-        "connecting": connecting,
-        "talking": talking,
-        "memory": held,
-        "connect_times": devices.connect_times.dump(),
-        "latency": devices.latency.dump(),
-        "service": devices.service.dump(),
-        "lateness": devices.lateness.dump(),
-    }
+    # Before the connections are closed: lines that arrive, and connections that end, during that are not measured.
+    report = {**devices.measured.dump(), "connecting": connecting, "talking": talking, "memory": memory}
     devices.close()
     tell(report=report)

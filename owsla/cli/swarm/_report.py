@@ -1,4 +1,4 @@
-"""What the processes of a swarm have seen, summed up, judged, and shown."""
+"""The result of a swarm: the reports of its processes added up, judged, and shown."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ._histogram import Histogram
+from ._histogram import LatencyHistogram
+from ._measurements import HISTOGRAMS
 from ._plan import Plan
 
 PERCENTS: Final = (50, 90, 99, 99.9)
+"""Percentiles that are shown."""
 
 BUSY: Final = 0.9
-"""Of a core, used or waited for: above this a process has no time to be on time."""
+"""Share of a core, used or waited for, above which a process cannot keep its schedule."""
 LATE: Final = 10.0
-"""Milliseconds that one line in a hundred may be late by us: longer, and a good part of a latency may be ours."""
+"""Milliseconds that one line in a hundred may be late. Above that, the swarm adds noticeably to the latencies."""
 LONG: Final = 0.5
-"""Seconds from which on it can be told how busy a process was."""
+"""Seconds from which on the CPU usage of a process means something."""
 SHORT: Final = 0.98
-"""Of the lines asked for: fewer is another rate than the one that was asked for."""
+"""Share of the requested lines below which the rate was not the requested one."""
 
 MANY: Final = 1000
-"""Connections of a process from which on its memory is theirs: what comes with the first is some megabytes."""
+"""Connections of a process from which on its memory is divided by them: the first connection brings some megabytes."""
 
 _SUMS: Final = (
     "up", "resumed", "failed", "dropped", "said", "written", "bytes", "acked",
@@ -30,18 +32,18 @@ _SUMS: Final = (
 
 
 class Report:
-    """The sum of the reports of all processes."""
+    """The reports of all processes, added up."""
 
     def __init__(self, plan: Plan, parts: Sequence[dict[str, Any]], *, interrupted: bool = False) -> None:
         self.plan = plan
         self.interrupted = interrupted
         self.sums: dict[str, int] = {name: sum(part[name] for part in parts) for name in _SUMS}
         self.reasons: Counter[str] = Counter()
-        self.histograms = {name: Histogram() for name in ("connect_times", "latency", "service", "lateness")}
+        self.histograms = {name: LatencyHistogram() for name in HISTOGRAMS}
         for part in parts:
             self.reasons.update(part["reasons"])
             for name, histogram in self.histograms.items():
-                histogram.merge(Histogram.load(part[name]))
+                histogram.merge(LatencyHistogram.load(part[name]))
         self._connecting = [part["connecting"] for part in parts]
         self._talking = [part["talking"] for part in parts if part["talking"]]
 
@@ -49,16 +51,16 @@ class Report:
 
     @property
     def talked(self) -> float:
-        """Seconds of lines."""
+        """Seconds for which lines were sent."""
         return max((use["took"] for use in self._talking), default=0.0)
 
     @property
     def connected(self) -> float:
-        """Seconds of connecting."""
+        """Seconds until all connections were up."""
         return max((use["took"] for use in self._connecting), default=0.0)
 
     def problems(self) -> list[str]:
-        """What was asked for and did not hold, a phrase for each."""
+        """Return the requirements that did not hold, in a few words each."""
         sums, plan = self.sums, self.plan
         found = []
         if sums["failed"]:
@@ -79,17 +81,17 @@ class Report:
             found.append(f"{sums['said'] - sums['acked']} lines not acknowledged")
         asked = int(plan.rate * plan.seconds)
         if plan.mode != "storm" and asked and sums["said"] < int(asked * SHORT) - plan.processes:
-            found.append(f"{sums['said']} of {asked} lines said in time")
+            found.append(f"{sums['said']} of {asked} lines sent in time")
         return found
 
     def _about_answers(self) -> list[str]:
-        words = {"duplicates": "answers came twice", "disordered": "answers out of order", "strange": "lines answer nothing"}
+        words = {"duplicates": "answers came twice", "disordered": "answers out of order", "strange": "strange lines"}
         if self.sums["strange"] and self.plan.device_ack is None:
-            words["strange"] += " (with the gateway's --device-ack, give it here, too)"
+            words["strange"] += " (if the gateway has --device-ack, give it here too)"
         return [f"{self.sums[name]} {text}" for name, text in words.items() if self.sums[name]]
 
     def limits(self) -> list[str]:
-        """Where the swarm itself was at its limit, so that the figures are its own rather than the gateway's."""
+        """Return the limits that the swarm itself reached: the figures then show the swarm rather than the gateway."""
         found = []
         for what, uses in (("connecting", self._connecting), ("talking", self._talking)):
             for use in uses:
@@ -102,22 +104,22 @@ class Report:
                     break
         late = self.histograms["lateness"].percentile(99)
         if self.plan.rate and late is not None and late / 1000 > LATE:
-            found.append(f"1 % of the lines were said more than {late / 1000:.1f} ms late")
+            found.append(f"1 % of the lines were sent more than {late / 1000:.1f} ms late")
         return found
 
     def status(self) -> int:
-        """The exit status: 0 where all held, 2 where something did not."""
+        """Return the exit status: 0 if everything held, 2 if not."""
         return 2 if self.problems() else 0
 
     def _memory(self) -> int | None:
-        """Bytes of a connection, where there are enough of them to be more than what the first one brings with it."""
+        """Return the bytes of a connection, or `None` with too few connections (see `MANY`)."""
         up = self.sums["up"]
         return None if self.plan.mode == "storm" or up < MANY * self.plan.processes else round(self.sums["memory"] / up)
 
     # -- showing -------------------------------------------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
-        """For JSON. Times are milliseconds where the name says so, else seconds."""
+        """Return the result for JSON. Times are milliseconds if the name says so, else seconds."""
         sums, plan = self.sums, self.plan
         connect = {
             "asked": plan.connections or None,
@@ -140,7 +142,7 @@ class Report:
                 "bytes": sums["bytes"],
                 "per_second": _rate(sums["written"], self.talked),
                 "held_back": sums["held"],
-                # Without a rate a line is due when it is said.
+                # Without a rate a line is due when it is written.
                 "late_ms": _times(self.histograms["lateness"]) if plan.rate else None,
             }
             if plan.device_ack is not None:
@@ -166,7 +168,7 @@ class Report:
         return summary
 
     def table(self) -> str:
-        """For people."""
+        """Return the result as a table."""
         summary = self.summary()
         connections, swarm = summary["connections"], summary["swarm"]
         rows = [("connections", _connections(connections))]
@@ -176,9 +178,7 @@ class Report:
                 ("lines", f"{lines['written']} in {lines['seconds']} s: {lines['per_second']} a second, {lines['bytes']} bytes")
             )
             if "acknowledged" in lines:
-                rows.append(
-                    ("acknowledged", f"{lines['acknowledged']}: {lines['acknowledged_per_second']} a second meanwhile")
-                )
+                rows.append(("acknowledged", f"{lines['acknowledged']}: {lines['acknowledged_per_second']} a second meanwhile"))
             if summary["lines"]["rate"]:
                 late = _milliseconds(lines["late_ms"])
                 rows.append(("late by us", f"{late}; {lines['held_back']} lines held back by the gateway"))
@@ -225,7 +225,7 @@ def _milliseconds(times: dict[str, float] | None) -> str:
     return "  ".join(f"{name} {value:g}" for name, value in times.items() if name != "mean") + " ms"
 
 
-def _times(histogram: Histogram) -> dict[str, float] | None:
+def _times(histogram: LatencyHistogram) -> dict[str, float] | None:
     mean = histogram.mean()
     if mean is None:
         return None

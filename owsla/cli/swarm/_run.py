@@ -1,4 +1,4 @@
-"""The parent of a swarm's processes: starts them, lets them begin together, shows how far they are, and sums up."""
+"""The parent of the processes of a swarm: starts them, leads them, shows progress, and adds up their reports."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from typing import IO, Any, Final
 
 from ...errors import ConfigError, os_reason
 from .._print import put
+from ._errors import SwarmError
 from ._plan import Plan
 from ._report import PERCENTS, Report
 from ._svg import draw
 
 INTERRUPTED: Final = 130
-"""As in `owsla.cli`."""
+"""Exit status after Ctrl-C, as in `owsla.cli`."""
 
 BAR: Final = 30
-"""Characters of the bar: with the words beside it less than 80."""
+"""Characters of the bar: with the text beside it less than 80."""
 
 
-class Failed(Exception):
-    """There is nothing to report; the text says why in one line."""
-
-
-class _Child:
-    """One process, as seen from here."""
+class SwarmProcess:
+    """One process of the swarm, as its parent sees it."""
 
     def __init__(self, share: Plan) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "owsla.cli.swarm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.counts: dict[str, Any] = {}
+        """Counts so far, as the process reported them last."""
         self.ready = False
-        self.hopeless = False
-        """So many of its connections have failed, and not one succeeded, that it would have given up."""
+        """True once the process has its connections."""
+        self.all_failed = False
+        """True once the first connections of the process have failed without a success."""
         self.report: dict[str, Any] | None = None
         self._rest = b""
         self.tell(share.dump())
 
     @property
     def output(self) -> IO[bytes]:
+        """Pipe from the standard output of the process."""
         assert self.process.stdout is not None
         return self.process.stdout
 
     def tell(self, word: str) -> None:
-        """Say something to it; that it is gone is seen elsewhere."""
+        """Send a word to the process. `read` notices if it is gone."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(word.encode() + b"\n")
@@ -61,22 +61,22 @@ class _Child:
             pass
 
     def read(self) -> bool:
-        """Take what it says; `False` at its end. `Failed`."""
+        """Read what the process reports. Return `False` at the end. Raise `SwarmError` if it cannot go on."""
         data = os.read(self.output.fileno(), 1 << 16)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             for word, value in json.loads(line).items():
                 if word == "fatal":
-                    raise Failed(value)
+                    raise SwarmError(value)
                 if word == "report":
                     self.report = value
                 self.ready = self.ready or word == "ready"
-                self.hopeless = self.hopeless or word == "hopeless"
+                self.all_failed = self.all_failed or word == "all_failed"
                 self.counts = value
         return bool(data)
 
     def end(self) -> None:
-        """Make it end, if it has not; its connections are reset then."""
+        """Kill the process if it still runs, which resets its connections."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -85,24 +85,27 @@ class _Child:
         self.output.close()
 
 
-class _Bar:
-    """A line on the terminal that is written over and over."""
+class ProgressBar:
+    """A line on the terminal that is overwritten again and again."""
 
     def __init__(self, plan: Plan) -> None:
-        # The bar is on standard error, so that nothing of it gets into what is kept.
+        # The bar goes to standard error, so that it is not in the output that users keep.
         self._shown = sys.stdout.isatty() and sys.stderr.isatty()
         self._plan = plan
         self._began = time.monotonic()
 
-    def begin(self) -> None:
-        """The time from here on is that of the lines."""
+    def restart(self) -> None:
+        """Measure the time from here on: lines are being sent."""
         self._began = time.monotonic()
 
-    def show(self, children: list[_Child], *, talking: bool) -> None:
+    def show(self, processes: list[SwarmProcess], *, talking: bool) -> None:
+        """Write the bar. `talking`: lines are being sent, in place of connections being opened."""
         if not self._shown:
             return
         plan = self._plan
-        sums = {name: sum(child.counts.get(name, 0) for child in children) for name in ("up", "failed", "written", "answers")}
+        sums = {
+            name: sum(process.counts.get(name, 0) for process in processes) for name in ("up", "failed", "written", "answers")
+        }
         elapsed = time.monotonic() - self._began
         if talking or plan.mode == "storm":
             done = min(1.0, elapsed / plan.seconds)
@@ -117,6 +120,7 @@ class _Bar:
         self._write(f"\r[{'#' * filled}{'.' * (BAR - filled)}] {text}\x1b[K")
 
     def clear(self) -> None:
+        """Remove the bar."""
         if self._shown:
             self._write("\r\x1b[K")
 
@@ -125,91 +129,122 @@ class _Bar:
             sys.stderr.write(text)
             sys.stderr.flush()
         except OSError:
-            self._shown = False  # nobody looks
+            self._shown = False  # the terminal is gone
 
 
 def run(plan: Plan, *, as_json: bool, histogram: str | None) -> int:
-    """Do it; the exit status."""
+    """Run a swarm and print its report. Return the exit status."""
     try:
         if histogram is not None:
             _check_writable(Path(histogram))
-        report = _collect(plan)
+        report = Coordinator(plan).run()
         if histogram is not None:
             _draw(report, Path(histogram))
-    except (Failed, ConfigError) as error:
+    except (SwarmError, ConfigError) as error:
         sys.stderr.write(f"owsla swarm: {' '.join(str(error).split())}\n")
         return 1
     put(json.dumps(report.summary(), indent=2) + "\n" if as_json else report.table())
     return INTERRUPTED if report.interrupted else report.status()
 
 
-def _collect(plan: Plan) -> Report:
-    bar = _Bar(plan)
-    children: list[_Child] = []
-    interrupted = False
-    waits = plan.wait
-    # Not epoll, which refuses a file: standard input may be one.
-    selector = selectors.PollSelector()
-    try:
+class Coordinator:
+    """Leads the processes through their phases: connections, then Enter with `--wait`, then lines, then reports."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar = ProgressBar(plan)
+        self._processes: list[SwarmProcess] = []
+        self._interrupted = False
+        self._talking = False
+        self._needs_enter = plan.wait
+        self._prompted = False
+        # Not epoll, which refuses files: standard input may be one.
+        self._selector = selectors.PollSelector()
+
+    def run(self) -> Report:
+        """Run all processes to their end. Raise `SwarmError` without a result."""
+        try:
+            self._start()
+            while self._selector.get_map():
+                try:
+                    self._read()
+                    if not self._interrupted:
+                        self._give_up_if_all_failed()
+                    self._begin_lines_if_ready()
+                    self._bar.show(self._processes, talking=self._talking)
+                except KeyboardInterrupt:
+                    if self._interrupted:
+                        raise
+                    self._interrupt()
+            reports = [process.report for process in self._processes if process.report is not None]
+            return Report(self._plan, reports, interrupted=self._interrupted)
+        finally:
+            self._bar.clear()
+            self._selector.close()
+            for process in self._processes:
+                process.end()
+
+    def _start(self) -> None:
         try:
             with _ctrl_c_later():
-                for share in plan.shares():
-                    child = _Child(share)
-                    children.append(child)
-                    selector.register(child.output, selectors.EVENT_READ, child)
+                for share in self._plan.shares():
+                    process = SwarmProcess(share)
+                    self._processes.append(process)
+                    self._selector.register(process.output, selectors.EVENT_READ, process)
         except KeyboardInterrupt:
-            interrupted = True
-            for child in children:
-                child.tell("stop")
-        talking = asked = False
-        while selector.get_map():
-            try:
-                for key, _ in selector.select():
-                    if key.data is None:
-                        asked = False
-                        selector.unregister(key.fileobj)
-                        os.read(0, 4096)
-                    elif not key.data.read():
-                        selector.unregister(key.fileobj)
-                        if key.data.report is None:
-                            raise Failed("one of its processes ended early; what it said of it is above, if it could")
-                if not interrupted:
-                    _give_up_where_hopeless(plan, children)
-                if not talking and not asked and all(child.ready for child in children):
-                    if waits and not interrupted:
-                        waits, asked = False, True
-                        bar.clear()
-                        sys.stderr.write(f"{sum(child.counts['up'] for child in children)} connected; Enter begins\n")
-                        sys.stderr.flush()
-                        selector.register(0, selectors.EVENT_READ)
-                        continue
-                    talking = True
-                    bar.begin()
-                    for child in children:
-                        child.tell("go")
-                bar.show(children, talking=talking)
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                if 0 in selector.get_map():
-                    selector.unregister(0)
-                for child in children:
-                    child.tell("stop")
-        return Report(plan, [child.report for child in children if child.report is not None], interrupted=interrupted)
-    finally:
-        bar.clear()
-        selector.close()
-        for child in children:
-            child.end()
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Stop the processes after Ctrl-C; they still report."""
+        self._interrupted = True
+        if 0 in self._selector.get_map():
+            self._selector.unregister(0)
+        for process in self._processes:
+            process.tell("stop")
+
+    def _read(self) -> None:
+        for key, _ in self._selector.select():
+            if key.data is None:  # Enter
+                self._prompted = False
+                self._selector.unregister(key.fileobj)
+                os.read(0, 4096)
+            elif not key.data.read():
+                self._selector.unregister(key.fileobj)
+                if key.data.report is None:
+                    raise SwarmError("a process of the swarm ended early; its error, if any, is above")
+
+    def _begin_lines_if_ready(self) -> None:
+        if self._talking or self._prompted or not all(process.ready for process in self._processes):
+            return
+        if self._needs_enter and not self._interrupted:
+            self._needs_enter, self._prompted = False, True
+            self._bar.clear()
+            sys.stderr.write(f"{sum(process.counts['up'] for process in self._processes)} connected; Enter begins\n")
+            sys.stderr.flush()
+            self._selector.register(0, selectors.EVENT_READ)
+            return
+        self._talking = True
+        self._bar.restart()
+        for process in self._processes:
+            process.tell("go")
+
+    def _give_up_if_all_failed(self) -> None:
+        """Raise `SwarmError` if no process gets a connection. If one of them does, the failures are a result."""
+        if all(process.all_failed for process in self._processes) and not any(
+            process.counts["up"] for process in self._processes
+        ):
+            reasons: Counter[str] = Counter()
+            for process in self._processes:
+                reasons.update(process.counts["reasons"])
+            raise SwarmError(f"{self._plan.host} port {self._plan.port}: {reasons.most_common(1)[0][0]}")
 
 
 @contextmanager
 def _ctrl_c_later() -> Iterator[None]:
-    """Within the block Ctrl-C waits, to come as KeyboardInterrupt at its end; in processes that are started in it, for ever.
+    """Block SIGINT. It comes as `KeyboardInterrupt` at the end of the block. Processes started in the block keep it blocked.
 
-    Those get it from the terminal too, and Python would end one that is still loading with a traceback. Ignored it would not be
-    theirs either, but lost for us.
+    The terminal sends Ctrl-C to them too, and Python would end one that is still loading with a traceback. If they inherited
+    "ignore" in place of the mask, the parent would have to ignore the signal meanwhile, and lose it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -218,17 +253,8 @@ def _ctrl_c_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _give_up_where_hopeless(plan: Plan, children: list[_Child]) -> None:
-    """`Failed`, where no process gets a connection: with one anywhere, failures are results."""
-    if all(child.hopeless for child in children) and not any(child.counts["up"] for child in children):
-        reasons: Counter[str] = Counter()
-        for child in children:
-            reasons.update(child.counts["reasons"])
-        raise Failed(f"{plan.host} port {plan.port}: {reasons.most_common(1)[0][0]}")
-
-
 def _check_writable(path: Path) -> None:
-    """Before minutes are spent on what is to be drawn there. `ConfigError`."""
+    """Raise `ConfigError` if a file cannot be written, before minutes are spent on the measurement."""
     try:
         with path.open("a"):
             pass

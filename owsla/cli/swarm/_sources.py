@@ -1,4 +1,4 @@
-"""The addresses that a swarm connects from: one has some 28,000 ports towards one gateway, and no more."""
+"""Source addresses of connections. One address has about 28,000 ports for connections to one gateway."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from typing import Final
 
 MOST: Final = 65536
-"""Addresses: far more than ports are good for, and soon listed."""
+"""Maximum number of addresses: their ports are far more than the connections that one machine can hold."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def read(text: str) -> list[str]:
-    """Addresses from `ADDRESS`, `FIRST-LAST`, or a network such as 127.1.0.0/24, or several with commas. `ValueError`."""
+    """Return the addresses in `ADDRESS`, `FIRST-LAST`, a network such as 127.1.0.0/24, or several of these with commas.
+
+    Raise `ValueError` with the reason.
+    """
     found: list[str] = []
     for part in text.split(","):
         found += _part(part.strip())
         if len(found) > MOST:
             raise ValueError(f"{text!r} is more than {MOST} addresses")
     if len({":" in address for address in found}) > 1:
-        raise ValueError(f"{text!r} is both IPv4 and IPv6")
+        raise ValueError(f"{text!r} contains both IPv4 and IPv6 addresses")
     return found
 
 
@@ -37,7 +40,7 @@ def _part(text: str) -> list[str]:
     except ValueError as error:
         if "more than" in str(error):
             raise
-        raise ValueError(f"{text!r} is no address, FIRST-LAST, or network") from None
+        raise ValueError(f"{text!r} is not an address, FIRST-LAST, or a network") from None
     if low.version != high.version or int(high) < int(low):
         raise ValueError(f"{text!r}: {high} does not come after {low}")
     if int(high) - int(low) >= MOST:
@@ -46,11 +49,11 @@ def _part(text: str) -> list[str]:
 
 
 def ports(text: str) -> int:
-    """How many local ports the system gives out, from its `ip_local_port_range`: two numbers, both included."""
+    """Return the number of local ports, from the two numbers of `ip_local_port_range`, which are both included."""
     low, high = text.split()
     return int(high) - int(low) + 1
 
 
 def enough(connections: int, sources: Sequence[str], each: int) -> bool:
-    """Whether there are ports for so many connections to one place."""
+    """Return whether there are ports for that many connections to one gateway; `each` is the number of ports of an address."""
     return connections <= max(1, len(sources)) * each

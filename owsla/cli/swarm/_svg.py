@@ -1,18 +1,18 @@
-"""A histogram as SVG, by hand: some kilobytes, readable in the dark as well."""
+"""A histogram as an SVG image of some kilobytes, for light and dark backgrounds."""
 
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import Final
-from xml.sax.saxutils import escape
 
-from ._histogram import Histogram
+from ._histogram import LatencyHistogram
 
 WIDTH: Final = 760
 HEIGHT: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 44, 44
 BARS: Final = 96
-"""Columns: as many as there is room for at 7 pixels each."""
+"""Number of columns: as many as fit at a width of 7 pixels each."""
 
 _STYLE = """\
 <style>
@@ -28,14 +28,14 @@ _STYLE = """\
 </style>"""
 
 
-def draw(histogram: Histogram, title: str, percents: tuple[float, ...]) -> str:
-    """How many took how long: both axes are logarithmic, so that the few slow ones are seen."""
+def draw(histogram: LatencyHistogram, title: str, percents: tuple[float, ...]) -> str:
+    """Return an SVG image of a histogram, with marks at percentiles. Both axes are logarithmic, so that rare values show."""
     found = list(histogram.buckets())
     low = math.log10(max(1, found[0][0])) if found else 0.0
     high = max(math.log10(max(2, histogram.largest)), low + 0.5)
     counts = [0.0] * BARS
     for first, after, amount in found:
-        # A bucket may be wider than a column, or the reverse: its count goes to where it is by its middle.
+        # A bucket can be wider or narrower than a column. The middle of the bucket decides.
         at = math.log10(max(1.0, (first + min(after, histogram.largest + 1)) / 2))
         counts[min(BARS - 1, max(0, int((at - low) / (high - low) * BARS)))] += amount
     most = max(counts) or 1.0
@@ -46,7 +46,7 @@ def draw(histogram: Histogram, title: str, percents: tuple[float, ...]) -> str:
         return _LEFT + (math.log10(max(1.0, microseconds)) - low) / (high - low) * wide
 
     def y(count: float) -> float:
-        # One is a little above the floor.
+        # The offset keeps a count of 1 visible above the floor.
         return floor - tall * (math.log10(count) + 0.3) / (math.log10(most) + 0.3)
 
     parts = [
@@ -76,14 +76,14 @@ def draw(histogram: Histogram, title: str, percents: tuple[float, ...]) -> str:
                 f'<rect class="bar" x="{left:.1f}" y="{at:.1f}" width="{wide / BARS - 0.8:.1f}" height="{floor - at:.1f}"/>'
             )
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>')
-    marks = [(f"p{percent:g}", histogram.percentile(percent)) for percent in percents]
-    beside = -1000.0
-    for name, reached in marks:
-        if reached is not None:
-            at = x(reached)
+    labelled = -1000.0
+    for percent in percents:
+        value_at = histogram.percentile(percent)
+        if value_at is not None:
+            at = x(value_at)
             parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{floor}"/>')
-            if at - beside > 36:
-                parts.append(f'<text x="{at:.1f}" y="{_TOP - 10}" text-anchor="middle">{name}</text>')
-                beside = at
+            if at - labelled > 36:  # or the label would cover the one to its left
+                parts.append(f'<text x="{at:.1f}" y="{_TOP - 10}" text-anchor="middle">p{percent:g}</text>')
+                labelled = at
     parts.append("</svg>")
     return "\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""The device's side of TLS: whom it trusts, who it is, and why a handshake failed in words."""
+"""TLS of the devices: certificates, verification of the gateway, resumption, and the reasons of failures in words."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from service_identity.cryptography import verify_certificate_hostname, verify_ce
 from ...errors import ConfigError, os_reason
 from ...runtime.files import read_file
 from ...tls.verification import why_not
+from ._device import Device
+from ._errors import SwarmError
+from ._plan import Plan
 
 
-class Pairs:
-    """Client certificates: one pair for all, a folder of pairs, or a template with `{device}`."""
+class ClientCertificates:
+    """Client certificates with their keys: one pair for all devices, a folder of pairs, or a template with `{device}`."""
 
     def __init__(self, cert: str | None, key: str | None) -> None:
-        """`ConfigError` where there is nothing of the kind."""
+        """Find the pairs. Raise `ConfigError` if there are none."""
         self._cert = cert
         self._key = key or cert
         self._folder: list[tuple[str, str]] = []
         if cert is None:
             if key is not None:
-                raise ConfigError("--key: there is no --cert that it belongs to")
+                raise ConfigError("--key: a key without a --cert")
         elif os.path.isdir(cert):
             if key is not None:
-                raise ConfigError(f"--key: in {cert} each NAME.pem has its NAME.key beside it, or the key in it")
+                raise ConfigError(
+                    f"--key: not possible with a folder ({cert}), where each NAME.pem has a NAME.key beside it or in it"
+                )
             self._folder = _pairs_in(Path(cert))
 
     @property
     def one(self) -> tuple[str, str] | None:
-        """The pair that all devices have, if they have the same."""
+        """Certificate file and key file of all devices, or `None` if devices have different ones."""
         if self._cert is None or self._folder or "{device}" in self._cert:
             return None
         assert self._key is not None
@@ -44,10 +49,11 @@ class Pairs:
 
     @property
     def many(self) -> bool:
+        """Return whether devices have different certificates."""
         return bool(self._folder) or (self._cert is not None and "{device}" in self._cert)
 
     def of(self, device: int) -> tuple[int, str, str]:
-        """The number of a device's pair, its certificate's file and its key's: where there are `many`."""
+        """Return the number of the pair of a device, its certificate file and its key file, if there are `many`."""
         if self._folder:
             number = device % len(self._folder)
             return number, *self._folder[number]
@@ -70,34 +76,34 @@ def _pairs_in(folder: Path) -> list[tuple[str, str]]:
     except OSError as error:
         raise ConfigError(f"{folder}: {os_reason(error)}") from None
     if not found:
-        raise ConfigError(f"{folder}: no NAME.pem with a NAME.key beside it, or the key in it")
+        raise ConfigError(f"{folder}: no NAME.pem with a NAME.key beside it or in it")
     return found
 
 
 def load_pair(cert: str, key: str) -> tuple[x509.Certificate, crypto.PKey]:
-    """A certificate and its key. `ConfigError`."""
+    """Read a certificate and its key. Raise `ConfigError` if that is not possible."""
     content = read_file(Path(cert))
     try:
         certificate = x509.load_pem_x509_certificate(content)
     except ValueError:
-        raise ConfigError(f"{cert}: there is no certificate in PEM format in it") from None
+        raise ConfigError(f"{cert}: no certificate in PEM format in this file") from None
     content = read_file(Path(key))
     try:
-        # No password is asked for: there may be thousands.
+        # The empty password keeps OpenSSL from asking for one on the terminal.
         return certificate, crypto.load_privatekey(crypto.FILETYPE_PEM, content, b"")
     except (crypto.Error, ValueError):
-        raise ConfigError(f"{key}: there is no private key in it that can be read without a password") from None
+        raise ConfigError(f"{key}: no private key in this file that can be read without a password") from None
 
 
-class Identity:
-    """Checks that a certificate is for the name that was asked for; of thousands that are the same only the first."""
+class ServerName:
+    """The name that the certificate of the gateway must be for. Thousands of equal certificates are checked once."""
 
     def __init__(self, name: str) -> None:
-        """`ConfigError` where no certificate can be for the name."""
+        """Raise `ConfigError` if no certificate can be for the name."""
         self._name = name
-        self._good: x509.Certificate | None = None
+        self._checked: x509.Certificate | None = None
         self.hello: bytes | None = None
-        """The name for the ClientHello, in which there are no addresses (RFC 6066, 3)."""
+        """The name for the ClientHello; `None` for an address (RFC 6066, section 3)."""
         try:
             ipaddress.ip_address(name)
             self._check: Any = verify_certificate_ip_address
@@ -108,81 +114,153 @@ class Identity:
             except UnicodeError:
                 raise ConfigError(f"{name!r} is not a name that a certificate can be for") from None
 
-    def wrong(self, certificate: x509.Certificate | None) -> str | None:
-        """What is wrong with a certificate, if something is."""
-        if certificate is None or certificate == self._good:
+    def problem(self, certificate: x509.Certificate | None) -> str | None:
+        """Return what is wrong with a certificate, or `None`."""
+        if certificate is None or certificate == self._checked:
             return None
         try:
             self._check(certificate, self._name)
         except (VerificationError, CertificateError, ValueError):
-            return f"the gateway's certificate is not for {self._name}"
-        self._good = certificate
+            return f"the certificate of the gateway is not for {self._name}"
+        self._checked = certificate
         return None
 
 
-class Verdict:
-    """What the verification of the handshake at hand said: it happens within one call of `do_handshake`."""
-
-    __slots__ = ("asked", "problem")
-
-    def __init__(self) -> None:
-        self.asked = False
-        """The gateway has shown a certificate; where a session is resumed it does not."""
-        self.problem: str | None = None
+class HandshakeError(Exception):
+    """A handshake failed; the text says why in a few words."""
 
 
-def context(ca: str | None, insecure: bool, pair: tuple[str, str] | None, verdict: Verdict, *, resume: bool) -> SSL.Context:
-    """A context for all connections of a process. `ConfigError`."""
-    made = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    # A connection has its 34 KB of buffers only while something is under way.
-    made.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    made.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    made.set_options(SSL.OP_NO_COMPRESSION)
-    if not resume:
-        made.set_options(SSL.OP_NO_TICKET)
-    if ca is not None:
-        read_file(Path(ca))
+class TLSClient:
+    """TLS connections of all devices of a process.
+
+    The verification callback of a context does not know the connection. It runs within a call of `do_handshake`, so it leaves
+    its result in this object, which resets it before each call.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Read certificates and keys. Raise `ConfigError` if that is not possible."""
+        self._insecure = plan.insecure
+        self._resume = plan.resume
+        self._certificates = ClientCertificates(plan.cert, plan.key)
+        self._server_name = ServerName(plan.server_name)
+        self._context = self._new_context(plan.ca, self._certificates.one)
+        self._sessions: dict[int, SSL.Session] = {}
+        self._certificate_seen = False
+        self._problem: str | None = None
+
+    @property
+    def has_session(self) -> bool:
+        """Return whether the gateway has given out a session that can be resumed."""
+        return bool(self._sessions)
+
+    def start(self, device: Device) -> None:
+        """Begin TLS on the socket of a device. Raise `SwarmError` if its certificate cannot be used."""
         try:
-            made.load_verify_locations(ca)
-        except SSL.Error:
-            raise ConfigError(f"{ca}: there is no certificate in PEM format in it") from None
-    elif not insecure:
-        made.set_default_verify_paths()
-    if pair is not None:
-        cert, key = pair
-        load_pair(cert, key)
-        try:
-            made.use_certificate_chain_file(cert)
-            made.use_privatekey_file(key)
-            made.check_privatekey()
-        except SSL.Error:
-            raise ConfigError(f"{key}: not the key of {cert}") from None
+            device.tls = tls = SSL.Connection(self._context, device.sock)
+            tls.set_connect_state()
+            if self._server_name.hello:
+                tls.set_tlsext_host_name(self._server_name.hello)
+            if self._certificates.many:
+                _, cert, key = self._certificates.of(device.index)
+                certificate, private = load_pair(cert, key)
+                tls.use_certificate(certificate)
+                tls.use_privatekey(private)
+            session = self._sessions.get(self._number(device)) if self._resume else None
+            if session is not None:
+                tls.set_session(session)
+                device.resumed = True  # until the gateway shows a certificate, which it does only in a full handshake
+        except (ConfigError, SSL.Error) as error:
+            raise SwarmError(str(error)) from None
 
-    def verified(_: SSL.Connection, __: Any, error: int, depth: int, good: int) -> bool:
-        verdict.asked = True
+    def handshake(self, device: Device) -> None:
+        """Go on with the handshake of a device.
+
+        Raise `SSL.WantReadError` or `SSL.WantWriteError` if it must be called again, and `HandshakeError` if it failed.
+        """
+        tls = device.tls
+        assert tls is not None
+        self._certificate_seen, self._problem = False, None
+        try:
+            tls.do_handshake()
+        except SSL.WantWriteError:
+            raise
+        except SSL.WantReadError:
+            # TLS 1.2 verifies the certificate one flight before the end.
+            self._note_certificate(device)
+            raise
+        except (SSL.Error, OSError) as error:
+            raise HandshakeError(self._problem or failure(error)) from None
+        self._note_certificate(device)
+        if not self._insecure and not device.resumed:
+            problem = self._server_name.problem(tls.get_peer_certificate(as_cryptography=True))
+            if problem:
+                raise HandshakeError(problem)
+
+    def _note_certificate(self, device: Device) -> None:
+        if self._certificate_seen and device.resumed:
+            device.resumed = False
+
+    def keep_session(self, device: Device) -> None:
+        """Keep the session of a device, for the next connection with the same certificate."""
+        assert device.tls is not None
+        session = device.tls.get_session()
+        if session is not None:
+            self._sessions[self._number(device)] = session
+
+    def _number(self, device: Device) -> int:
+        """Return the number of the certificate of a device: a session belongs to one."""
+        return self._certificates.of(device.index)[0] if self._certificates.many else 0
+
+    def _new_context(self, ca: str | None, pair: tuple[str, str] | None) -> SSL.Context:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        # OpenSSL then has its buffers, 34 KB for a connection, only while a record is in progress.
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_options(SSL.OP_NO_COMPRESSION)
+        if not self._resume:
+            context.set_options(SSL.OP_NO_TICKET)
+        if ca is not None:
+            read_file(Path(ca))
+            try:
+                context.load_verify_locations(ca)
+            except SSL.Error:
+                raise ConfigError(f"{ca}: no certificate in PEM format in this file") from None
+        elif not self._insecure:
+            context.set_default_verify_paths()
+        if pair is not None:
+            cert, key = pair
+            load_pair(cert, key)
+            try:
+                context.use_certificate_chain_file(cert)
+                context.use_privatekey_file(key)
+                context.check_privatekey()
+            except SSL.Error:
+                raise ConfigError(f"{key}: not the key of {cert}") from None
+        context.set_verify(SSL.VERIFY_PEER, self._verified)
+        return context
+
+    def _verified(self, connection: SSL.Connection, certificate: Any, error: int, depth: int, good: int) -> bool:
+        self._certificate_seen = True
         if not good:
-            verdict.problem = f"the gateway's certificate is not trusted: {why_not(error)}"
-        return insecure or bool(good)
-
-    made.set_verify(SSL.VERIFY_PEER, verified)
-    return made
+            self._problem = f"the certificate of the gateway is not trusted: {why_not(error)}"
+        return self._insecure or bool(good)
 
 
 def failure(error: Exception) -> str:
-    """Why a connection failed, in a few words; the same ones for the same cause."""
+    """Return why a connection failed, in a few words that are the same for the same cause."""
     if isinstance(error, SSL.ZeroReturnError):
         return "closed by the gateway"
     if isinstance(error, SSL.SysCallError):
         number = error.args[0] if error.args else -1
-        return os.strerror(number).lower() if isinstance(number, int) and number > 0 else "closed without a goodbye"
+        return os.strerror(number).lower() if isinstance(number, int) and number > 0 else "closed without close_notify"
     if isinstance(error, SSL.Error):
         reasons = error.args[0] if error.args else ()
         text = str(reasons[-1][-1]) if reasons else ""
         if alert := re.search(r"\balert (.+)", text):
             return f"the gateway refused: {alert[1]}"
         if text in ("wrong version number", "packet length too long", "record layer failure"):
-            return "what answers does not speak TLS"
-        return f"TLS: {text}" if text else "closed without a goodbye"
+            return "the server does not speak TLS"
+        return f"TLS: {text}" if text else "closed without close_notify"
     if isinstance(error, OSError):
         return os_reason(error)
     return str(error)

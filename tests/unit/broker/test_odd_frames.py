@@ -21,7 +21,7 @@ from owsla.broker.window import Window
 from owsla.cli import _send, _tail
 from owsla.cli._echo import Echo
 from owsla.cli._running import Session
-from owsla.cli._send import Send
+from owsla.cli._send import Send, SendOptions
 from owsla.cli._tail import Peek, Tail, as_json, as_text
 from owsla.cluster.members import GONE, HERE, Notice
 from owsla.cluster.registrar import Registrar, register_queue
@@ -248,7 +248,7 @@ def make_presence(server: Server) -> tuple[Role, Callable[[], object]]:
 
 
 class _Quiet(Session):
-    def say(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
 
     def finish(self, status: int, text: str = "") -> None: ...
 
@@ -261,8 +261,14 @@ def _nothing() -> None: ...
 
 
 def make_echo(server: Server) -> tuple[Role, Callable[[], object]]:
-    names = {"from_device": "from_device", "to_device": "to_device", "seq_header": b"from_device_seq"}
-    echo: Any = Echo(server.clock, server.turn, _session(server), **names)  # type: ignore[arg-type]
+    echo: Any = Echo(
+        server.clock,
+        server.turn,
+        _session(server),
+        from_device="from_device",
+        to_device="to_device",
+        seq_header="from_device_seq",
+    )
     return echo, _nothing
 
 
@@ -284,10 +290,8 @@ def make_peek(server: Server) -> tuple[Role, Callable[[], object]]:
 
 
 def make_send(server: Server) -> tuple[Role, Callable[[], object]]:
-    text = b"line"
-    send: Any = Send(
-        server.clock, server.turn, _session(server), queue="to_device", connection_id=ID.encode(), text=text, report=True
-    )
+    options = SendOptions(queue="to_device", connection_id=ID.encode(), text=b"line", report=True)
+    send: Any = Send(server.clock, server.turn, _session(server), options=options)
     return send, _nothing
 
 

@@ -1,4 +1,4 @@
-"""What may be typed after `owsla`, and what is said of the rest."""
+"""The command line of `owsla`, and its errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
-from owsla.cli import _arguments
 from owsla.cli._arguments import parse, parser
+from owsla.cli._defaults import DEFAULT_BROKER, PEEK_COUNT
 
 CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
 
@@ -23,7 +23,7 @@ class ArgumentsTests(SynchronousTestCase):
     """The command line."""
 
     def ended(self, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-        """Parse what ends the process: its status, standard output and standard error."""
+        """Parse arguments that end the process: return its status, standard output and standard error."""
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err), self.assertRaises(SystemExit) as caught:
             parse(arguments, environ or {})
@@ -32,43 +32,43 @@ class ArgumentsTests(SynchronousTestCase):
         return status, out.getvalue(), err.getvalue()
 
     def refused(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
-        """The one line that is said of a mistake."""
+        """Return the error of a mistake, which is one line."""
         status, out, err = self.ended(arguments, environ)
         self.assertEqual((status, out, err.count("\n"), err[-1:]), (1, "", 1, "\n"))
         return err.rstrip()
 
     def understood(self, *arguments: str, environ: Mapping[str, str] | None = None) -> tuple[Any, Any, bool]:
-        """What would be run: its settings, its role's arguments, and whether it waits for a broker."""
+        """Return the settings of the command, the arguments of its role, and whether it waits for a broker."""
         run = parse(arguments, environ or {})
         assert isinstance(run, partial)
         _, settings, role = run.args
         return settings, role.keywords, run.keywords["patient"]
 
     def test_version(self) -> None:
-        """`--version` says it and ends with 0."""
+        """`--version` prints the version and exits with 0."""
         self.assertEqual(self.ended(["--version"]), (0, f"owsla {__version__}\n", ""))
 
     def test_help(self) -> None:
-        """Each command has a help that fits a terminal's 80 columns and names all of its options."""
+        """Each command has a help text of at most 80 columns that names all of its options."""
         for arguments in ([], ["echo"], ["tail"], ["send"]):
             status, out, err = self.ended([*arguments, "--help"])
             self.assertEqual((status, err), (0, ""))
             self.assertEqual([line for line in out.splitlines() if len(line) > 80], [])
         self.assertIn("--report", out)
-        self.assertIn(_arguments.DEFAULT_BROKER, out)
+        self.assertIn(DEFAULT_BROKER, out)
 
     def test_no_command(self) -> None:
-        """Without a command it says which there are."""
-        self.assertEqual(self.refused(), "owsla: which command? echo, tail, send, tree or swarm; 'owsla --help' says more")
+        """Without a command, the error lists them."""
+        self.assertEqual(self.refused(), "owsla: no command given: use echo, tail, send, tree or swarm; see 'owsla --help'")
 
     def test_mistakes_are_one_line(self) -> None:
-        """A mistake is one line that names the command and what is wrong, and the status is 1."""
+        """A mistake is an error in one line with the name of the command, and status 1."""
         for arguments, said in (
             (["eco"], "owsla: argument COMMAND: invalid choice: 'eco'"),
             (["echo", "--prefx=x"], "owsla echo: unrecognized arguments: --prefx=x"),
             (["tail", "--count", "0"], "owsla tail: argument --count: '0' is not a whole number from 1 on"),
             (["tail", "--count", "x\ny"], "owsla tail: argument --count: 'x\\ny' is not a whole number"),
-            (["tail", "--count", "10001"], "owsla tail: --count: without --take at most 10000 messages are held"),
+            (["tail", "--count", "10001"], "owsla tail: --count: without --take the maximum is 10000"),
             (["tail", "--take", "--peek"], "owsla tail: argument --peek: not allowed with argument --take"),
             (["tail", "--from-device", "amq.x"], "owsla tail: --from-device: 'amq.x': names that begin with amq."),
             (["send", CONNECTION_ID], "owsla send: the following arguments are required: TEXT"),
@@ -84,7 +84,7 @@ class ArgumentsTests(SynchronousTestCase):
             self.assertTrue(self.refused(*arguments).startswith(said), self.refused(*arguments))
 
     def test_passwords_are_not_repeated(self) -> None:
-        """A URL in the wrong place is an error that doesn't show its password."""
+        """The error about a URL in the wrong place does not show its password."""
         for arguments in (
             ["amqp://guest:secret@host"],
             ["tail", "amqp://guest:secret@host"],
@@ -93,7 +93,7 @@ class ArgumentsTests(SynchronousTestCase):
             self.assertNotIn("secret", self.refused(*arguments))
 
     def test_password_that_is_not_hidden(self) -> None:
-        """Where the process list shows the password, that is said."""
+        """A warning says that the process list shows the password."""
         err = io.StringIO()
         with redirect_stderr(err):
             parse(["echo", "--broker", "amqp://guest:secret@host"], {}, hidden=False)
@@ -101,13 +101,13 @@ class ArgumentsTests(SynchronousTestCase):
         self.assertNotIn("secret", err.getvalue())
 
     def test_default_broker(self) -> None:
-        """Without a broker, or with the word `embedded`, it is the one on this machine."""
+        """Without a broker, or with `embedded`, the broker on this machine is used."""
         for arguments, environ in (([], {}), (["--broker", "embedded"], {}), ([], {"OWSLA_BROKER": "embedded"})):
             settings, _, _ = self.understood("echo", *arguments, environ=environ)
             self.assertEqual([str(one) for one in settings.brokers], ["amqp://guest@127.0.0.1:5672/%2F"])
 
     def test_broker_from_the_environment(self) -> None:
-        """`OWSLA_BROKER` counts, the first of several; the command line overrides it."""
+        """The first broker in `OWSLA_BROKER` is used, unless the command line names one."""
         environ = {"OWSLA_BROKER": "amqp://one:pw@a/x, amqp://two:pw@b"}
         settings, _, _ = self.understood("tail", environ=environ)
         self.assertEqual([str(one) for one in settings.brokers], ["amqp://one@a:5672/x"])
@@ -116,7 +116,7 @@ class ArgumentsTests(SynchronousTestCase):
         self.assertIn("OWSLA_BROKER: ", self.refused("tail", environ={"OWSLA_BROKER": "nonsense"}))
 
     def test_password_file(self) -> None:
-        """`--broker-password-file` gives the password, of the default broker too."""
+        """`--broker-password-file` gives the password, also for the default broker."""
         with tempfile.NamedTemporaryFile("w") as file:
             file.write("from the file\n")
             file.flush()
@@ -125,45 +125,46 @@ class ArgumentsTests(SynchronousTestCase):
         self.assertFalse(Path(file.name).exists())
 
     def test_the_gateways_other_settings_do_not_matter(self) -> None:
-        """What else is in the environment for the gateway is none of these commands' concern."""
+        """Other settings of the gateway in the environment are ignored."""
         settings, _, _ = self.understood("echo", environ={"OWSLA_CERT": "/nowhere", "OWSLA_PORT": "x", "OWSLA_CONFIG": "/no"})
         self.assertEqual(len(settings.brokers), 1)
 
     def test_names_of_queues(self) -> None:
-        """Queues and the number's header are named by the command line, the environment, or the defaults, in this order."""
+        """Names of queues and of the header come from the command line, the environment, or the defaults, in this order."""
         environ = {"OWSLA_FROM_DEVICE": "up", "OWSLA_SEQ_HEADER": "nr"}
         _, role, patient = self.understood("echo", "--from-device=lines", "--prefix", "é", environ=environ)
-        self.assertEqual(role, {"from_device": "lines", "to_device": "to_device", "seq_header": b"nr", "prefix": "é".encode()})
+        self.assertEqual(role, {"from_device": "lines", "to_device": "to_device", "seq_header": "nr", "prefix": "é".encode()})
         self.assertTrue(patient)
 
     def test_tail(self) -> None:
-        """`tail` gives back what it shows, does not wait for a broker, and has a bound. `--take` takes, waits, and has none."""
+        """`tail` gives messages back, does not wait for a broker, and has a limit. `--take` takes, waits, and has none."""
         _, role, patient = self.understood("tail", "--take", "--count", "20000")
         self.assertEqual((role["queue"], role["count"], patient), ("from_device", 20000, True))
         for arguments in ([], ["--peek"]):
             _, role, patient = self.understood("tail", *arguments)
-            self.assertEqual((role["count"], role["force"], patient), (_arguments.PEEK_COUNT, False, False))
+            self.assertEqual((role["count"], role["force"], patient), (PEEK_COUNT, False, False))
         _, role, _ = self.understood("tail", "--force", "--count=3")
         self.assertEqual((role["count"], role["force"]), (3, True))
 
     def test_tail_shows_any_queue(self) -> None:
-        """`tail` can show the undeliverable messages, too, or what is on `to_device`."""
+        """`tail` shows any queue, such as that of undeliverable messages or `to_device`."""
         for queue in ("to_device.undeliverable", "to_device"):
             _, role, _ = self.understood("tail", "--from-device", queue)
             self.assertEqual(role["queue"], queue)
 
     def test_send(self) -> None:
-        """`send` takes a connection id in either case, and text as bytes; `-` means standard input."""
+        """`send` takes a connection id in upper or lower case, and text as bytes; `-` means standard input."""
         _, role, patient = self.understood("send", CONNECTION_ID.upper(), "caf\udce9", "--seq", "7", "--close", "--expires=1.5")
-        self.assertEqual(role["connection_id"], CONNECTION_ID.encode())
-        self.assertEqual((role["text"], role["seq"], role["close"], role["expires"]), (b"caf\xe9", 7, True, 1.5))
+        options = role["options"]
+        self.assertEqual(options.connection_id, CONNECTION_ID.encode())
+        self.assertEqual((options.text, options.seq, options.close, options.expires), (b"caf\xe9", 7, True, 1.5))
         self.assertFalse(patient)
         _, role, _ = self.understood("send", CONNECTION_ID, "-")
-        self.assertIsNone(role["text"])
+        self.assertIsNone(role["options"].text)
         _, role, _ = self.understood("send", "--report", CONNECTION_ID, "--", "--close")
-        self.assertEqual((role["text"], role["close"]), (b"--close", False))
+        self.assertEqual((role["options"].text, role["options"].close), (b"--close", False))
 
     def test_parser_has_no_state(self) -> None:
-        """Each parse begins afresh."""
+        """A parse does not affect the next one."""
         self.assertEqual(parser().parse_args(["tail", "--peek"]).peek, True)
         self.assertEqual(parser().parse_args(["tail"]).peek, False)

@@ -1,4 +1,4 @@
-"""What a command says of its broker, and how it ends."""
+"""Messages about the broker, and the end of a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BROKER = BrokerAddress("host", password="secret")
 
 
 class FakeReactor:
-    """Counts how often it was stopped."""
+    """A reactor that counts its stops."""
 
     stopped = 0
 
@@ -23,7 +23,7 @@ class FakeReactor:
 
 
 class SessionTests(SynchronousTestCase):
-    """A session, by what is on standard error."""
+    """A session, observed through standard error."""
 
     def setUp(self) -> None:
         self.reactor = FakeReactor()
@@ -33,16 +33,16 @@ class SessionTests(SynchronousTestCase):
         self.addCleanup(redirected.__exit__, None, None, None)
 
     def said(self) -> list[str]:
-        """What was said since the last time."""
+        """Return the lines written since the last call."""
         lines = self.errors.getvalue().splitlines()
         self.errors.seek(0)
         self.errors.truncate()
         return lines
 
     def test_patient(self) -> None:
-        """A command that waits for its broker says once that it is not there, however often it tries, and goes on."""
+        """A patient command goes on without a broker, and reports the same failure once."""
         session = Session(self.reactor, "echo", patient=True)
-        session.on_up = "answering"
+        session.log_when_ready("answering")
         for _ in range(3):
             session.failed("echo", BROKER, "connection refused")
         self.assertEqual(self.said(), ["owsla echo: broker amqp://guest@host:5672/%2F: connection refused; trying again"])
@@ -54,14 +54,14 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(self.reactor.stopped, 0)
 
     def test_impatient(self) -> None:
-        """One that does one thing ends with status 1, and says why in one line."""
+        """Other commands end with status 1 and the reason in one line."""
         session = Session(self.reactor, "send", patient=False)
         session.down("send", BROKER, "the connection was lost")
         self.assertEqual(self.said(), ["owsla send: lost the broker amqp://guest@host:5672/%2F: the connection was lost"])
         self.assertEqual((session.status, self.reactor.stopped), (1, 1))
 
     def test_ends_once(self) -> None:
-        """Only the first end counts: what its own ending brings about changes nothing."""
+        """Only the first end has an effect: its consequences change nothing."""
         session = Session(self.reactor, "send", patient=False)
         session.finish(0)
         session.finish(1, "too late")

@@ -1,4 +1,4 @@
-"""What `owsla send` writes and reads."""
+"""The messages that `owsla send` writes, and the reports that it reads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CID = b"01234567-89ab-8cde-8f01-23456789abcd"
 
 
 class PropertiesTests(SynchronousTestCase):
-    """A message to a device, as the gateway reads it."""
+    """Properties of a message to a device, as the gateway reads them."""
 
     def test_plain(self) -> None:
-        """Without options it has a connection and nothing else that the gateway looks at."""
+        """Without options the properties name a connection and nothing else that the gateway needs."""
         self.assertEqual(read(wire.header_payload(1, properties(CID))), (CID, None, False))
 
     def test_options(self) -> None:
-        """Every option arrives."""
+        """The gateway reads every option."""
         header = wire.header_payload(1, properties(CID, seq=4, close=True, expires_at=1500, reply_to="q", correlation_id="1"))
         self.assertEqual(read(header), (CID, 4, True))
         address = details(header)
@@ -32,15 +32,15 @@ class PropertiesTests(SynchronousTestCase):
 
 
 class ReportTests(SynchronousTestCase):
-    """A delivery report."""
+    """Delivery reports."""
 
     def test_as_the_gateway_sends_it(self) -> None:
-        """It is read as the gateway writes it."""
+        """A report is read as the gateway writes it."""
         header = wire.header_payload(0, report(CID, b"\x0217", "delivered", "owsla"))
         self.assertEqual(read_report(header), ("17", "delivered"))
 
     def test_none(self) -> None:
-        """Anything else is no report."""
+        """Other messages are not reports."""
         self.assertIsNone(read_report(wire.header_payload(0, wire.encode_properties({}))))
         self.assertIsNone(read_report(b"\0" * 12))
 
@@ -49,12 +49,12 @@ class LinesTests(SynchronousTestCase):
     """Standard input."""
 
     def test_ends(self) -> None:
-        """A line ends with a newline, or a carriage return and one; the last may have none."""
+        """A line ends with a newline, with or without a carriage return before it; the last line may have no end."""
         self.assertEqual(list(lines_of(iter([b"a\nb\r", b"\n\n", b"c\rd"]))), [b"a", b"b", b"", b"c\rd"])
         self.assertEqual(list(lines_of(iter([]))), [])
         self.assertEqual(list(lines_of(iter([b"\n"]))), [b""])
 
     @given(st.lists(st.binary(max_size=8)))
     def test_pieces(self, chunks: list[bytes]) -> None:
-        """How the input is cut into pieces makes no difference."""
+        """The boundaries of chunks make no difference."""
         self.assertEqual(list(lines_of(iter(chunks))), list(lines_of(iter([b"".join(chunks)]))))

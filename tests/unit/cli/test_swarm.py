@@ -1,4 +1,4 @@
-"""The parts of `owsla swarm` that decide: no socket in any of them."""
+"""The parts of `owsla swarm` that need no socket."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._arguments import parser
 from owsla.cli.swarm import _arguments, _process, _sources, _tls
-from owsla.cli.swarm._books import Book, Pace, Tally
-from owsla.cli.swarm._devices import Counts
-from owsla.cli.swarm._histogram import LARGEST, Histogram, bounds, bucket
+from owsla.cli.swarm._answers import AnswerCounts, AnswerMatcher
+from owsla.cli.swarm._histogram import LARGEST, LatencyHistogram, bounds, bucket
 from owsla.cli.swarm._lines import LineTemplate, ack_pattern
+from owsla.cli.swarm._measurements import HISTOGRAMS, Measurements
 from owsla.cli.swarm._plan import Plan
 from owsla.cli.swarm._report import Report
+from owsla.cli.swarm._schedule import Schedule
 from owsla.cli.swarm._svg import draw
 from owsla.errors import ConfigError
 
 
 def typed(*arguments: str) -> Plan:
-    """The plan of a command line."""
+    """Return the plan of a command line."""
     return _arguments.plan(parser().parse_args(["swarm", *arguments]))
 
 
 class HistogramTests(SynchronousTestCase):
-    """How long things took."""
+    """Histograms of durations."""
 
     @given(st.integers(0, LARGEST))
     def test_every_value_has_a_bucket(self, value: int) -> None:
@@ -52,7 +53,7 @@ class HistogramTests(SynchronousTestCase):
     @given(st.lists(st.integers(0, 2 * LARGEST), min_size=1), st.floats(0.1, 100))
     def test_percentile(self, values: list[int], percent: float) -> None:
         """A percentile is that of the sorted values, at most a 128th too high, and never too low."""
-        histogram = Histogram()
+        histogram = LatencyHistogram()
         for value in values:
             histogram.add(value)
         exact = sorted(min(value, LARGEST) for value in values)[max(1, math.ceil(len(values) * percent / 100 - 1e-6)) - 1]
@@ -61,40 +62,42 @@ class HistogramTests(SynchronousTestCase):
         self.assertTrue(exact <= found <= exact + exact / 128)
 
     def test_nothing(self) -> None:
-        """Where nothing was counted there is neither a percentile nor a mean."""
-        self.assertEqual((Histogram().percentile(50), Histogram().mean(), list(Histogram().buckets())), (None, None, []))
+        """Without values there is neither a percentile nor a mean."""
+        self.assertEqual(
+            (LatencyHistogram().percentile(50), LatencyHistogram().mean(), list(LatencyHistogram().buckets())), (None, None, [])
+        )
 
     def test_backwards(self) -> None:
-        """A clock that went back counts as no time at all."""
-        histogram = Histogram()
+        """A negative duration counts as 0."""
+        histogram = LatencyHistogram()
         histogram.add(-5)
         self.assertEqual((histogram.percentile(100), histogram.total), (0, 0))
 
     @given(st.lists(st.integers(0, LARGEST)), st.lists(st.integers(0, LARGEST)))
     def test_merge(self, one: list[int], other: list[int]) -> None:
-        """Merged, and by way of JSON, it is as if one had counted all of it."""
-        whole, first, second = Histogram(), Histogram(), Histogram()
+        """Merging two histograms, one of them by way of JSON, equals counting all values in one."""
+        whole, first, second = LatencyHistogram(), LatencyHistogram(), LatencyHistogram()
         for value in one:
             whole.add(value)
             first.add(value)
         for value in other:
             whole.add(value)
             second.add(value)
-        first.merge(Histogram.load(json.loads(json.dumps(second.dump()))))
+        first.merge(LatencyHistogram.load(json.loads(json.dumps(second.dump()))))
         self.assertEqual(first.dump(), whole.dump())
         self.assertEqual(first.count, len(one) + len(other))
 
 
 class LineTests(SynchronousTestCase):
-    """What is said, and how an answer is known."""
+    """Lines, and the recognition of answers."""
 
     def test_fields(self) -> None:
-        """Number, device and time are filled in; other braces, and a percent sign, stand for themselves."""
+        """Number, device and time are filled in; other braces and percent signs stay."""
         template = LineTemplate('{"n":{n},"d":{device},"t":{time},"load":"5%d"}')
         self.assertEqual(template.line(7, 3, 1000), b'{"n":7,"d":3,"t":1000,"load":"5%d"}')
 
     def test_size(self) -> None:
-        """Lines are filled up at the end, or where it is asked for, to a size in bytes; what is longer stays."""
+        """Lines are padded to a size in bytes, at {pad} or at the end; longer ones stay."""
         self.assertEqual(LineTemplate("{n}", 5).line(12, 0, 0), b"12...")
         self.assertEqual(LineTemplate("<{n} {pad}>", 9).line(12, 0, 0), b"<12 ....>")
         self.assertEqual(LineTemplate("\N{EURO SIGN}{n}", 6).line(1, 0, 0), b"\xe2\x82\xac1..")
@@ -107,7 +110,7 @@ class LineTests(SynchronousTestCase):
         st.integers(0, 60),
     )
     def test_answers_are_known(self, pieces: list[str], n: int, device: int, size: int) -> None:
-        """A line that comes back, with something before it and a carriage return after, is known by its number."""
+        """A line that comes back with a prefix and a carriage return is recognized by its number."""
         text = " {n} " + "".join(pieces)
         template = LineTemplate(text, size)
         line = template.line(n, device, 1_700_000_000_000)
@@ -117,18 +120,18 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(int(found["n"]), n)
 
     def test_others_are_not(self) -> None:
-        """A line that is no answer to one of ours is told apart."""
+        """Other lines do not match."""
         search = LineTemplate("{device} {n} end").pattern().search
         for line in (b"", b"1 end", b"1 x end", b"1 2 en", b"1 two end"):
             self.assertIsNone(search(line), line)
 
     def test_refused(self) -> None:
-        """A line within a line, and two places to fill up, are mistakes."""
+        """An end of line in a template and a second {pad} are refused."""
         for text in ("a\nb", "{pad}{pad}"):
             self.assertRaises(ValueError, LineTemplate, text)
 
     def test_acknowledgement(self) -> None:
-        """The gateway's own template says where the number is."""
+        """The number is found with the template of the gateway."""
         found = ack_pattern("ACK {seq}!").fullmatch(b"ACK 12!")
         assert found is not None
         self.assertEqual(found[1], b"12")
@@ -137,73 +140,82 @@ class LineTests(SynchronousTestCase):
             self.assertRaises(ValueError, ack_pattern, text)
 
 
-class BookTests(SynchronousTestCase):
-    """What an answer is."""
+class AnswerTests(SynchronousTestCase):
+    """Matching of answers to lines."""
 
-    def heard(self, said: int, *answers: int) -> tuple[int, int, int, int, int]:
-        """After so many lines and these answers: answered, twice, out of order, strange, still waiting."""
-        tally = Tally()
-        book = Book(tally)
-        for number in range(said):
-            book.say(number, number + 1)
+    def counted(self, sent: int, *answers: int) -> tuple[int, int, int, int, int]:
+        """Send lines and match answers: the numbers of answered, duplicate, disordered, strange and outstanding ones."""
+        counts = AnswerCounts()
+        lines = AnswerMatcher(counts)
+        for number in range(sent):
+            lines.sent(number, number + 1)
         for answer in answers:
-            book.hear(answer)
-        return tally.answers, tally.duplicates, tally.disordered, tally.strange, len(book.waiting)
+            lines.answered(answer)
+        return counts.answers, counts.duplicates, counts.disordered, counts.strange, len(lines.outstanding)
 
-    def test_answers(self) -> None:
-        """Each answer is one of: the first to its line, in order or not; another one; or to nothing that was said."""
-        self.assertEqual(self.heard(3, 0, 1, 2), (3, 0, 0, 0, 0))
-        self.assertEqual(self.heard(3, 0, 2), (2, 0, 0, 0, 1))
-        self.assertEqual(self.heard(3, 2, 0, 1), (3, 0, 2, 0, 0))
-        self.assertEqual(self.heard(3, 0, 0, 1), (2, 1, 0, 0, 1))
-        self.assertEqual(self.heard(1, 1, 5), (0, 0, 0, 2, 1))
+    def test_kinds(self) -> None:
+        """An answer is the first to its line, in order or not, a duplicate, or an answer to a line that was never sent."""
+        self.assertEqual(self.counted(3, 0, 1, 2), (3, 0, 0, 0, 0))
+        self.assertEqual(self.counted(3, 0, 2), (2, 0, 0, 0, 1))
+        self.assertEqual(self.counted(3, 2, 0, 1), (3, 0, 2, 0, 0))
+        self.assertEqual(self.counted(3, 0, 0, 1), (2, 1, 0, 0, 1))
+        self.assertEqual(self.counted(1, 1, 5), (0, 0, 0, 2, 1))
 
     def test_times(self) -> None:
-        """The first answer gives the times of its line, another one none."""
-        book = Book(Tally())
-        book.say(5, 8)
-        self.assertEqual((book.hear(0), book.hear(0)), ((5, 8), None))
+        """The first answer returns the times of its line, a duplicate returns none."""
+        lines = AnswerMatcher(AnswerCounts())
+        lines.sent(5, 8)
+        self.assertEqual((lines.answered(0), lines.answered(0)), ((5, 8), None))
+
+
+class ScheduleTests(SynchronousTestCase):
+    """Lines at a rate."""
 
     @given(st.floats(0.1, 1e5), st.floats(0.1, 100), st.integers(0, 10**11))
-    def test_pace(self, rate: float, seconds: float, now: int) -> None:
-        """Lines become due one after the other, evenly; never more than were asked for."""
-        pace = Pace(1000, rate, seconds)
-        due = pace.due(1000 + now)
-        self.assertTrue(0 <= due <= pace.total)
-        self.assertTrue(due == pace.total or abs(due - 1 - now / 1e9 * rate) <= 1)
-        pace.said = max(0, due - 1)
-        if due:
-            self.assertTrue(pace.next <= 1000 + now + 1)
+    def test_due(self, rate: float, seconds: float, now: int) -> None:
+        """Lines become due evenly, and never more than were requested."""
+        schedule = Schedule(1000, rate, seconds)
+        due = schedule.due(1000 + now)
+        self.assertTrue(0 <= due <= schedule.total)
+        self.assertTrue(due == schedule.total or abs(due - 1 - now / 1e9 * rate) <= 1)
+
+    @given(st.floats(0.1, 1000), st.floats(0.1, 1), st.integers(0, 10**9))
+    def test_take(self, rate: float, seconds: float, now: int) -> None:
+        """Each line that is due was due at or before now; the next one is due later."""
+        schedule = Schedule(1000, rate, seconds)
+        for _ in range(schedule.due(1000 + now)):
+            self.assertTrue(schedule.take() <= 1000 + now + 1)
+        self.assertTrue(schedule.finished or schedule.next >= 1000 + now - 1)
 
 
 class SourceTests(SynchronousTestCase):
-    """Where connections come from."""
+    """Source addresses."""
 
     def test_read(self) -> None:
-        """Addresses, ranges, and networks without their own and broadcast addresses."""
+        """Addresses, ranges, and networks without network and broadcast addresses are read."""
         self.assertEqual(_sources.read("127.0.0.1"), ["127.0.0.1"])
         self.assertEqual(_sources.read("127.0.0.254-127.0.1.1"), ["127.0.0.254", "127.0.0.255", "127.0.1.0", "127.0.1.1"])
         self.assertEqual(_sources.read("127.1.0.0/30, 127.0.0.9"), ["127.1.0.1", "127.1.0.2", "127.0.0.9"])
         self.assertEqual(len(_sources.read("fd00::/120")), 255)
 
     def test_refused(self) -> None:
-        """Nonsense, ranges backwards, far too many, and both families at once."""
+        """Nonsense, reversed ranges, too many addresses, and both families at once are refused."""
         for text in ("", "here", "127.0.0.2-127.0.0.1", "10.0.0.0/8", "10.0.0.1-10.9.0.1", "127.0.0.1,::1", "1.1.1.1-::1"):
             self.assertRaises(ValueError, _sources.read, text)
 
 
 class PlanTests(SynchronousTestCase):
-    """What is typed becomes a plan."""
+    """The plan made from the command line."""
 
     def refused(self, *arguments: str) -> str:
-        """What is said of a mistake."""
+        """Return the error of a mistake."""
         with self.assertRaises(ConfigError) as caught:
             typed(*arguments)
         self.assertNotIn("\n", str(caught.exception))
         return str(caught.exception)
 
     def test_defaults(self) -> None:
-        """Each mode has its own rate and limit of lines in flight."""
+        """Each mode has its own default rate and limit of lines in flight."""
         found = {mode: typed("--mode", mode) for mode in ("echo", "flood", "hold", "storm")}
         self.assertEqual({mode: plan.in_flight for mode, plan in found.items()}, {"echo": 1, "flood": 0, "hold": 0, "storm": 0})
         self.assertEqual(found["hold"].rate, 100 / 60)
@@ -211,7 +223,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(typed("--rate", "5").in_flight, 64)
 
     def test_contradictions(self) -> None:
-        """What cannot be meant is said to be so, naming the option."""
+        """Contradictory options are refused with the name of the option."""
         for option, arguments in {
             "--rate": ["--mode", "storm", "--rate", "5"],
             "--in-flight": ["--in-flight", "0"],
@@ -226,7 +238,7 @@ class PlanTests(SynchronousTestCase):
         self.assertIn("--device-ack", self.refused("--mode", "flood", "--in-flight", "3"))
 
     def test_too_few_files(self) -> None:
-        """More connections than files: how many processes it takes."""
+        """With more connections than files, the error says how many processes are needed."""
         made = typed("--connections", "100")
         _arguments.check_files(made, 164)
         with self.assertRaises(ConfigError) as caught:
@@ -235,7 +247,7 @@ class PlanTests(SynchronousTestCase):
         _arguments.check_files(replace(made, processes=2), 114)
 
     def test_too_few_ports(self) -> None:
-        """More connections than ports: how many addresses it takes. A storm has them one after the other."""
+        """With more connections than ports, the error says how many addresses are needed. A storm reuses its ports."""
         made = typed("--connections", "100")
         _arguments.check_ports(made, "1000\t1099\n")
         with self.assertRaises(ConfigError) as caught:
@@ -246,7 +258,7 @@ class PlanTests(SynchronousTestCase):
 
     @given(st.integers(1, 1000), st.integers(1, 20))
     def test_shares(self, connections: int, processes: int) -> None:
-        """The processes' shares are all of it, no device twice, and each survives its way through JSON."""
+        """The shares of the processes add up to the plan, without a device twice, and survive JSON."""
         whole = typed("--connections", str(connections), "--rate", "50", "--processes", str(processes))
         shares = list(whole.shares())
         numbers = [share.first + index for share in shares for index in range(share.connections)]
@@ -256,7 +268,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([Plan.load(share.dump()) for share in shares], shares)
 
     def test_no_idle_process(self) -> None:
-        """There are not more processes than connections, or than a storm has under way."""
+        """There are at most as many processes as connections, or as connects in progress in a storm."""
         self.assertEqual(typed("--connections", "2", "--processes", "5").processes, 2)
         self.assertEqual(typed("--mode", "storm", "--connecting", "3", "--processes", "5").processes, 3)
 
@@ -267,7 +279,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([line for line in commands["swarm"].format_help().splitlines() if len(line) > 80], [])
 
     def test_bad_numbers(self) -> None:
-        """A number that is none is one line, and status 1."""
+        """A malformed number is an error in one line, with status 1."""
         for arguments in (["--port", "0"], ["--port", "x"], ["--rate", "-1"], ["--seconds", "0"], ["--connections", "nan"]):
             err = io.StringIO()
             with redirect_stderr(err), self.assertRaises(SystemExit) as caught:
@@ -277,25 +289,24 @@ class PlanTests(SynchronousTestCase):
 
 
 def part(**changes: Any) -> dict[str, Any]:
-    """What a process reports of ten lines that were answered."""
+    """Return the report of a process with ten answered lines."""
     names = ["resumed", "failed", "dropped", "acked", "disordered", "duplicates", "strange", "lost", "held", "memory"]
     use = {"took": 1.0, "seconds": 1.0, "cpu": 0.1, "starved": 0.0}
-    times = Histogram()
+    times = LatencyHistogram()
     for _ in range(10):
         times.add(1000)
-    histograms = {name: times.dump() for name in ("connect_times", "latency", "service", "lateness")}
+    histograms = {name: times.dump() for name in HISTOGRAMS}
     counts = {**dict.fromkeys(names, 0), "up": 5, "said": 10, "written": 10, "answers": 10, "bytes": 100}
     return {**counts, "reasons": {}, "connecting": use, "talking": use, **histograms, **changes}
 
 
 class DroppedAtTheEnd:
-    """Devices of which one that waits for two answers is dropped, with an answer still read, while the others say goodbye."""
+    """Devices of which one is dropped, and another one answered, while the connections are closed."""
 
     def __init__(self, plan: Plan, *_: object) -> None:
-        self.counts = Counts()
-        self.counts.up = self.counts.said = self.counts.written = 2
-        self.held = self.lost = 0
-        self.connect_times, self.latency, self.service, self.lateness = (Histogram() for _ in range(4))
+        self.measured = Measurements(scheduled=True)
+        counts = self.measured.counts
+        counts.up = counts.said = counts.written = 2
 
     def connect(self) -> float:
         return 1.0
@@ -303,48 +314,49 @@ class DroppedAtTheEnd:
     def wait(self) -> None:
         pass
 
-    def talk(self) -> float:
+    def send_lines(self) -> float:
         return 1.0
 
     def settle(self) -> None:
-        self.lost += 2
+        self.measured.counts.lost += 2
 
     def close(self) -> None:
-        self.lost += 2
-        self.held += 1
-        self.counts.dropped += 1
-        self.counts.tally.answers += 1
-        for histogram in (self.connect_times, self.latency, self.service, self.lateness):
-            histogram.add(1000)
+        counts = self.measured.counts
+        counts.lost += 2
+        counts.held += 1
+        counts.dropped += 1
+        counts.answers.answers += 1
+        for name in HISTOGRAMS:
+            getattr(self.measured, name).add(1000)
 
 
 class ProcessTests(SynchronousTestCase):
-    """What a process reports."""
+    """The report of a process."""
 
-    def test_goodbyes_do_not_count(self) -> None:
-        """What is lost is counted once: the report is of what there was before the connections were closed."""
-        self.patch(_process, "Devices", DroppedAtTheEnd)
-        # It takes as many open files as it may.
+    def test_events_after_the_measurement(self) -> None:
+        """The report covers the time before the connections are closed: a lost line is counted once."""
+        self.patch(_process, "SimulatedDevices", DroppedAtTheEnd)
+        # The process raises its limit of open files.
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
         told: list[dict[str, Any]] = []
         _process._run(typed("--mode", "echo"), lambda **what: told.append(what))
         report = told[-1]["report"]
         found = {name: report[name] for name in ("said", "lost", "held", "dropped", "answers")}
         self.assertEqual(found, {"said": 2, "lost": 2, "held": 0, "dropped": 0, "answers": 0})
-        for name in ("connect_times", "latency", "service", "lateness"):
-            self.assertEqual(Histogram.load(report[name]).count, 0, name)
+        for name in HISTOGRAMS:
+            self.assertEqual(LatencyHistogram.load(report[name]).count, 0, name)
 
 
 class ReportTests(SynchronousTestCase):
-    """What it comes to."""
+    """The result of a swarm."""
 
     def report(self, *parts: dict[str, Any], mode: str = "echo", **changes: Any) -> Report:
-        """Of two processes that were asked for ten lines a second each."""
+        """Return the report of two processes that were to send ten lines per second each."""
         arguments = ["--mode", mode, "--connections", "10", "--processes", "2", "--seconds", "1"]
         return Report(replace(typed(*arguments), **changes), parts)
 
     def test_held(self) -> None:
-        """Where nothing is missing the status is 0, and sums are over all processes."""
+        """If nothing is missing the status is 0, and counts are added up over the processes."""
         report = self.report(part(), part(), rate=20.0)
         self.assertEqual((report.status(), report.problems(), report.limits()), (0, [], []))
         summary = json.loads(json.dumps(report.summary()))
@@ -353,7 +365,7 @@ class ReportTests(SynchronousTestCase):
         self.assertIn("It held.", report.table())
 
     def test_not_held(self) -> None:
-        """Each thing that did not hold is a status of 2, and said."""
+        """Each requirement that did not hold is named, and makes the status 2."""
         for name in ("failed", "dropped", "lost", "duplicates", "disordered", "strange"):
             report = self.report(part(**{name: 3}), part())
             self.assertEqual((report.status(), len(report.problems())), (2, 1), name)
@@ -361,13 +373,13 @@ class ReportTests(SynchronousTestCase):
             self.assertIn(report.problems()[0], report.table())
         self.assertEqual(self.report(part(written=9), part()).status(), 2)
         self.assertEqual(self.report(part(acked=10), part(acked=9), mode="flood", device_ack="{seq}").status(), 2)
-        self.assertEqual(self.report(part(), part(), rate=30.0).problems(), ["20 of 30 lines said in time"])
+        self.assertEqual(self.report(part(), part(), rate=30.0).problems(), ["20 of 30 lines sent in time"])
 
     def test_bottleneck(self) -> None:
-        """A swarm that had no time, or no CPU, or was late, says so; the status is about the gateway."""
+        """A swarm that was short of CPU, or late, says so without changing the status, which is about the gateway."""
         busy = {"took": 1.0, "seconds": 1.0, "cpu": 0.95, "starved": 0.0}
         starved = {"took": 1.0, "seconds": 1.0, "cpu": 0.5, "starved": 0.45}
-        late = Histogram()
+        late = LatencyHistogram()
         late.add(50_000)
         for changes in ({"talking": busy}, {"connecting": starved}, {"lateness": late.dump()}):
             report = self.report(part(**changes), part(), rate=20.0)
@@ -375,14 +387,14 @@ class ReportTests(SynchronousTestCase):
             self.assertIn("Limited by the swarm or its machine", report.table())
 
     def test_storm(self) -> None:
-        """A storm is of connections only; none is no success."""
+        """A storm reports connections only, and fails without any."""
         report = self.report(part(talking={}), mode="storm")
         self.assertNotIn("lines", report.summary())
         self.assertEqual(self.report(part(talking={}, up=0), mode="storm").status(), 2)
 
     def test_drawing(self) -> None:
-        """The histogram is well-formed XML with a bar for what there is, and none for nothing."""
-        histogram = Histogram()
+        """The image is well-formed XML with a bar for each value, and none for an empty histogram."""
+        histogram = LatencyHistogram()
         for value in (0, 1, 10, 1000, 1000, 10**6, LARGEST * 2):
             histogram.add(value)
         name = "{http://www.w3.org/2000/svg}rect"
@@ -393,34 +405,34 @@ class ReportTests(SynchronousTestCase):
         ]
         self.assertTrue(4 <= len(bars) <= 6)
         self.assertTrue(all(float(one.get("height", "nan")) > 0 for one in bars))
-        self.assertNotIn('"bar"', draw(Histogram(), "nothing", (50,)))
+        self.assertNotIn('"bar"', draw(LatencyHistogram(), "nothing", (50,)))
 
 
 class ReasonTests(SynchronousTestCase):
-    """Failures, in words."""
+    """Reasons of failures, and client certificates."""
 
     def test_words(self) -> None:
-        """What OpenSSL and the system say, for a person."""
+        """Errors of OpenSSL and the kernel become a few words."""
         for error, words in (
             (SSL.ZeroReturnError(), "closed by the gateway"),
-            (SSL.SysCallError(-1, "Unexpected EOF"), "closed without a goodbye"),
+            (SSL.SysCallError(-1, "Unexpected EOF"), "closed without close_notify"),
             (SSL.SysCallError(104, "ECONNRESET"), "connection reset by peer"),
-            (SSL.Error([("SSL routines", "", "wrong version number")]), "what answers does not speak TLS"),
+            (SSL.Error([("SSL routines", "", "wrong version number")]), "the server does not speak TLS"),
             (
                 SSL.Error([("SSL routines", "", "tlsv13 alert certificate required")]),
                 "the gateway refused: certificate required",
             ),
-            (SSL.Error([]), "closed without a goodbye"),
+            (SSL.Error([]), "closed without close_notify"),
             (OSError(111, "Connection refused"), "connection refused"),
         ):
             self.assertEqual(_tls.failure(error), words)
 
     def test_key_without_certificate(self) -> None:
-        """A key alone is a mistake."""
-        self.assertRaises(ConfigError, _tls.Pairs, None, "key.pem")
+        """A key without a certificate is refused."""
+        self.assertRaises(ConfigError, _tls.ClientCertificates, None, "key.pem")
 
     def test_pairs(self) -> None:
-        """A template names a pair for each device, and the key is in the same file unless it is named."""
-        pairs = _tls.Pairs("certs/{device}.pem", None)
+        """A template names a pair for each device, with the key in the same file unless --key names it."""
+        pairs = _tls.ClientCertificates("certs/{device}.pem", None)
         self.assertEqual((pairs.many, pairs.one, pairs.of(3)), (True, None, (3, "certs/3.pem", "certs/3.pem")))
-        self.assertEqual(_tls.Pairs("a.pem", "a.key").one, ("a.pem", "a.key"))
+        self.assertEqual(_tls.ClientCertificates("a.pem", "a.key").one, ("a.pem", "a.key"))

@@ -1,4 +1,4 @@
-"""How `owsla tail` shows a message."""
+"""The formats of `owsla tail`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
 
 
 def message(**headers: Any) -> dict[str, Any]:
-    """Properties as the gateway sends them."""
+    """Return properties as the gateway sends them."""
     return {
         "headers": {"connection_id": CONNECTION_ID, "from_device_seq": 7, **headers},
         "timestamp": Timestamp(1763805600),
@@ -27,14 +27,14 @@ def message(**headers: Any) -> dict[str, Any]:
 
 
 class PrintableTests(SynchronousTestCase):
-    """Any bytes as text."""
+    """Bytes as text."""
 
     def test_text_stays(self) -> None:
-        """What can be shown is shown as it is, in any script."""
+        """Printable text stays, in any script."""
         self.assertEqual(printable("Grüße, 世界".encode()), "Grüße, 世界")
 
     def test_escapes(self) -> None:
-        """What cannot be shown, or would do something to a terminal, is shown as its bytes."""
+        """Characters that cannot be shown, or would control a terminal, become escaped bytes."""
         self.assertEqual(printable(b"a\x1b[2J\r\n\t\0\x7f"), "a\\x1b[2J\\x0d\\x0a\\x09\\x00\\x7f")
         self.assertEqual(printable(b"\xff\xfe"), "\\xff\\xfe")
         self.assertEqual(printable("\u202e\x9b".encode()), "\\xe2\\x80\\xae\\xc2\\x9b")
@@ -42,7 +42,7 @@ class PrintableTests(SynchronousTestCase):
 
     @given(st.binary())
     def test_is_printable_and_loses_nothing(self, raw: bytes) -> None:
-        """The result can be printed, and the bytes can be told from it."""
+        """The result is printable, and the bytes can be restored from it."""
         shown = printable(raw)
         self.assertTrue(shown.isprintable())
         back = b""
@@ -74,22 +74,22 @@ class TextTests(SynchronousTestCase):
         self.addCleanup(restore)
 
     def test_columns(self) -> None:
-        """Time, connection, number, device, and the line."""
+        """A line has the columns time, connection, number, device, and text."""
         self.assertEqual(
             as_text(message(device_id="pump 1"), b"a line", False, seq_header="from_device_seq").decode(),
             f"2025-11-22T10:00:00 {CONNECTION_ID} 7 pump\\x201 a line\n",
         )
 
-    def test_what_is_not_there(self) -> None:
-        """A `-` stands for what a message does not have, so that columns stay where they are."""
+    def test_missing_fields(self) -> None:
+        """A `-` stands for a missing field, so that columns stay in place."""
         self.assertEqual(as_text({}, b"", False, seq_header="from_device_seq"), b"- - - - \n")
 
     def test_other_header(self) -> None:
-        """The number's header may have another name."""
+        """The header of the number may have another name."""
         self.assertIn(b" 8 - x\n", as_text(message(nr=8), b"x", False, seq_header="nr"))
 
     def test_odd_values(self) -> None:
-        """What others put there is shown too, on one line."""
+        """Values of unexpected types are shown on one line, too."""
         odd = {"headers": {"connection_id": b"\xff\n", "device_id": ["a"]}, "timestamp": Timestamp(1 << 63)}
         shown = as_text(odd, b"\n", False, seq_header="from_device_seq")
         self.assertEqual(shown, b"9223372036854775808 \\xff\\x0a - ['a'] \\x0a\n")
@@ -105,7 +105,7 @@ class JSONTests(SynchronousTestCase):
         return json.loads(line)
 
     def test_text(self) -> None:
-        """A body of UTF-8 is text."""
+        """A UTF-8 body is text."""
         self.assertEqual(
             self.shown(message(device_id="pump"), "grüße\n".encode()),
             {
@@ -120,13 +120,13 @@ class JSONTests(SynchronousTestCase):
         )
 
     def test_bytes(self) -> None:
-        """A body that is not UTF-8 is base64, in another key."""
+        """Another body is base64, under another key."""
         shown = self.shown(message(), b"\xff\x00", redelivered=True)
         self.assertEqual((shown["body_base64"], shown["redelivered"]), ("/wA=", True))
         self.assertNotIn("body", shown)
 
     def test_odd_values(self) -> None:
-        """What JSON does not have is text, and what is not there is null."""
+        """Values that JSON does not have become text, and missing fields null."""
         shown = self.shown({"headers": {"connection_id": b"\xff", "from_device_seq": 1.5, "device_id": [b"x"]}}, b"")
         self.assertEqual(
             [shown[name] for name in ("connection_id", "seq", "device_id", "timestamp", "body")],

@@ -171,14 +171,14 @@ class CommandTests(Case):
             (http(b"", "503 Service Unavailable"), "answers 503"),
             (b"AMQP\x00\x00\x09\x01", "does not speak HTTP"),
             (b"", "closed without an answer"),
-            (http(b"<html>"), "no tree"),
-            (http(b"\xff\xfe\xff"), "no tree"),
-            (http(b"[]"), "no tree"),
-            (http(b"{}"), "no tree"),
-            (http(b'{"id": "owsla", "state": 1}'), "no tree"),
-            (http(b"null"), "no tree"),
-            (http(b"[" * 100_000), "no tree"),
-            (http(b"{}").replace(b": 2", b": 200"), "no tree"),
+            (http(b"<html>"), "does not answer with a tree"),
+            (http(b"\xff\xfe\xff"), "does not answer with a tree"),
+            (http(b"[]"), "does not answer with a tree"),
+            (http(b"{}"), "does not answer with a tree"),
+            (http(b'{"id": "owsla", "state": 1}'), "does not answer with a tree"),
+            (http(b"null"), "does not answer with a tree"),
+            (http(b"[" * 100_000), "does not answer with a tree"),
+            (http(b"{}").replace(b": 2", b": 200"), "does not answer with a tree"),
         ):
             self.assertIn(expected, self.failed(self.server(answer).base))
 
@@ -206,7 +206,7 @@ class ArgumentsTests(Case):
         for environ in ({}, {"OWSLA_HTTP": ""}, {"OWSLA_HTTP": "off"}):
             status, out, err = self.typed(environ=environ)
             self.assertEqual((status, out), (1, ""))
-            self.assertEqual(err, "owsla tree: which gateway? --http URL (or OWSLA_HTTP) says where its --http is\n")
+            self.assertEqual(err, "owsla tree: no gateway given: use --http URL (or OWSLA_HTTP), the address of its --http\n")
 
     def test_bad(self) -> None:
         """What is wrong is said with where it came from."""

@@ -1,0 +1,97 @@
+"""The lines that devices send and receive. No sockets: the caller moves the bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ._device import UP, Device
+from ._lines import LineTemplate, ack_pattern
+from ._measurements import Measurements
+from ._plan import Plan
+
+LONGEST: Final = 1 << 20
+"""Bytes without a delimiter after which the server does not send lines."""
+
+
+class Conversation:
+    """Makes lines, matches answers and acknowledgements to them, and measures both."""
+
+    def __init__(self, plan: Plan, measured: Measurements) -> None:
+        self._counts = measured.counts
+        self._latency = measured.latency.add
+        self._service = measured.service.add
+        self._lateness = measured.lateness.add
+        template = LineTemplate(plan.line, plan.size)
+        self._line = template.line
+        self._with_time = "time" in template.fields
+        self._with_device = "device" in template.fields
+        self._find_answer = template.pattern().search if plan.mode == "echo" else None
+        self._find_ack = ack_pattern(plan.device_ack).fullmatch if plan.device_ack is not None else None
+        self._limit = plan.in_flight
+        self._scheduled = bool(plan.rate)
+        self._held_back_to = 0
+
+    def may_send(self, device: Device) -> bool:
+        """Return whether the limit of lines in flight allows one more line."""
+        if not self._limit:
+            return True
+        lines = device.lines
+        return (len(lines.outstanding) if self._find_answer else lines.said - device.acked) < self._limit
+
+    def held_back(self, lines: int) -> None:
+        """Count the next lines as delayed by the gateway, for which every connection waits, and not by this process."""
+        self._held_back_to = self._counts.said + lines
+
+    def next_line(self, device: Device, due: int | None) -> bytes:
+        """Return the next line of a device with its delimiter, and register it. `due` is `None` without a schedule."""
+        lines = device.lines
+        line = self._line(lines.said, device.index, time.time_ns() // 1_000_000 if self._with_time else 0) + b"\n"
+        now = time.monotonic_ns()
+        if due is None:
+            due = now
+        if self._find_answer:
+            lines.sent(due, now)
+        else:
+            lines.sent_without_answer()
+        counts = self._counts
+        counts.said += 1
+        if counts.said <= self._held_back_to:
+            counts.held += 1
+        elif self._scheduled:
+            self._lateness((now - due) // 1000)
+        return line
+
+    def received(self, device: Device, data: bytes) -> bool:
+        """Take bytes from the gateway. Return `False` if they have no end of line for too long."""
+        lines = (device.rest + data).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > LONGEST:
+            return False
+        device.rest = rest
+        now = time.monotonic_ns()
+        for line in lines:
+            if self._find_ack is not None and (match := self._find_ack(line.rstrip(b"\r"))) is not None:
+                self._acknowledged(device, int(match[1]) + 1)
+            elif self._find_answer is not None:
+                match = self._find_answer(line)
+                if match is None or (self._with_device and int(match["device"]) != device.index):
+                    self._counts.answers.strange += 1
+                elif (times := device.lines.answered(int(match["n"]))) is not None:
+                    self._latency((now - times[0]) // 1000)
+                    if self._scheduled:
+                        self._service((now - times[1]) // 1000)
+        return True
+
+    def _acknowledged(self, device: Device, acked: int) -> None:
+        if device.acked < acked <= device.lines.said:
+            self._counts.acked += acked - device.acked
+            device.acked = acked
+        else:
+            self._counts.answers.strange += 1
+
+    def unfinished(self, device: Device) -> bool:
+        """Return whether a device has lines that are not written, answered or acknowledged yet."""
+        return device.state == UP and bool(
+            device.pending or device.lines.outstanding or (self._find_ack is not None and device.acked < device.lines.said)
+        )

@@ -1,0 +1,35 @@
+"""The schedule of lines at a given rate."""
+
+from __future__ import annotations
+
+
+class Schedule:
+    """Times at which lines are due, evenly from a start on. Times are in nanoseconds."""
+
+    __slots__ = ("_interval", "_sent", "_start", "total")
+
+    def __init__(self, start: int, rate: float, seconds: float) -> None:
+        self._start = start
+        self._interval = 1e9 / rate
+        self.total = int(rate * seconds)
+        self._sent = 0
+
+    def due(self, now: int) -> int:
+        """Return the number of lines that are due and not sent yet."""
+        return min(self.total, int((now - self._start) / self._interval) + 1) - self._sent
+
+    @property
+    def finished(self) -> bool:
+        """Return whether all lines are sent."""
+        return self._sent >= self.total
+
+    @property
+    def next(self) -> int:
+        """Time at which the next line is due, possibly in the past."""
+        return self._start + int(self._sent * self._interval)
+
+    def take(self) -> int:
+        """Return the time at which the next line is due, and count the line as sent."""
+        due = self.next
+        self._sent += 1
+        return due
