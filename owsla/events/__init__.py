@@ -1,4 +1,4 @@
-"""What happens, as typed values, and who is told of it.
+"""Events as typed values, and their handlers.
 
 `docs/events.md` lists the events and their fields.
 """

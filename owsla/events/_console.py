@@ -1,4 +1,4 @@
-"""Events as lines in the log, for people."""
+"""The event handler `console`: events as lines in the log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ._manager import Fail
 from ._types import Event
 
 BURST = 20
-"""How many events of a kind are logged in a second; the rest of them are counted. A stampede of devices makes thousands."""
+"""Events of a kind that are logged per second; further ones are only counted. A stampede of devices makes thousands."""
 
 
 class Console:
-    """Logs each event as a line, and what comes by the hundred as a number."""
+    """Handler that logs each event, with a limit per kind and second."""
 
     def __init__(self, clock: Clock, own: Callable[[], str], burst: int = BURST) -> None:
-        """`own()` is the node whose events need not say of which node they are."""
+        """`own()` is the node whose name is omitted in the lines."""
         self._log = Logger(namespace="owsla")
         self._clock = clock
         self._own = own
@@ -27,10 +27,10 @@ class Console:
         self._call: DelayedCall | None = None
 
     def start(self, fail: Fail) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Say what was only counted so far."""
+        """Log the number of events that were only counted."""
         if self._call is not None:
             self._call.cancel()
             self._summarise()
@@ -53,5 +53,5 @@ class Console:
         self._call = None
         for name, count in self._seen.items():
             if count > self._burst:
-                self._log.info("… and {more} more: {name}", more=count - self._burst, name=name)
+                self._log.info("... and {more} more: {name}", more=count - self._burst, name=name)
         self._seen = {}

@@ -1,10 +1,10 @@
-"""Events as rows of a table, in SQLite or PostgreSQL.
+"""The event handler `database`: events as rows of a table, in SQLite or PostgreSQL.
 
     owsla_events          time, node, number, event, warning, connection_id, device_id, text, fields
-    owsla_schema_version  version: one row for each migration that was made
+    owsla_schema_version  version: one row per migration
 
-Everything here runs in a thread of its own. An event is identified by its node and number: a batch that is written again since
-nobody knows whether it was committed before makes no second row.
+Everything here runs in the writer's thread. Node and number identify an event. So a batch that is written again, because the
+result of its commit was lost with the connection, creates no second row.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SQLITE_MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX owsla_events_device ON owsla_events (device_id, time) WHERE device_id IS NOT NULL",
     ),
 )
-"""What leads from each version of the schema to the next, beginning with an empty database. Only ever added to."""
+"""Migrations from each version of the schema to the next, from an empty database on. Existing ones are never changed."""
 
 POSTGRESQL_MIGRATIONS: Final[Sequence[Sequence[str]]] = (
     (
@@ -62,16 +62,16 @@ POSTGRESQL_MIGRATIONS: Final[Sequence[Sequence[str]]] = (
         "CREATE INDEX owsla_events_device ON owsla_events (device_id, time) WHERE device_id IS NOT NULL",
     ),
 )
-"""The same for PostgreSQL."""
+"""The same migrations for PostgreSQL."""
 
 MIGRATION_LOCK: Final = 0x6F77736C61
-"""The key of PostgreSQL's advisory lock under which one node at a time looks after the schema: "owsla" in ASCII."""
+"""Key of the advisory lock of PostgreSQL for migrations: "owsla" in ASCII."""
 
 BUSY_TIMEOUT: Final = 5.0
-"""Seconds to wait for another process that writes to the same SQLite file; its own default."""
+"""Seconds to wait for another process that writes to the same SQLite file; the default of SQLite in Python."""
 
 CONNECT_TIMEOUT: Final = 10
-"""Seconds for a connection to PostgreSQL. On one that is there already a cable cut is noticed in as many (tcp_user_timeout)."""
+"""Seconds to connect to PostgreSQL, and to notice a dead connection (tcp_user_timeout)."""
 
 Row = tuple[Any, ...]
 
@@ -79,42 +79,42 @@ _COLUMNS: Final = "time, node, number, event, warning, connection_id, device_id,
 
 
 class NewerSchema(Exception):
-    """The database was made by a later version of Owsla."""
+    """The schema of the database is that of a later version of Owsla."""
 
 
-class Connection(Protocol):
-    """One connection to a database: what differs between the two."""
+class DatabaseConnection(Protocol):
+    """The interface of a connection to a database."""
 
     def migrate(self) -> None:
-        """Bring the schema to the last version, all of it or nothing, while no other node does."""
+        """Migrate the schema to the last version in one transaction, while no other node does."""
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """Insert all or none. A row that is there already is left as it is."""
+        """Insert all rows or none. Existing rows are left unchanged."""
 
     def close(self) -> None: ...
 
 
 class Database(Protocol):
-    """A kind of database, and where it is."""
+    """The interface of a database."""
 
     troubles: tuple[type[Exception], ...]
-    """What it raises when it cannot be reached, or has no room: to be tried again."""
+    """Exceptions for temporary faults: unreachable, no space."""
     unfit: tuple[type[Exception], ...]
-    """What it raises for a row that it will never take."""
+    """Exceptions for a row that it can never store."""
 
-    def connect(self) -> Connection: ...
+    def connect(self) -> DatabaseConnection: ...
 
     def row(self, record: Record) -> Row: ...
 
 
 class DatabaseWriter:
-    """Inserts events, a batch a transaction; connects when there is something to insert."""
+    """Writer that inserts each batch in a transaction. It connects at the first batch."""
 
     def __init__(self, database: Database, where: str) -> None:
-        """`where` is how the database is called in a log: without a password."""
+        """`where` is the name of the database in log lines, without a password."""
         self._database = database
         self._where = where
-        self._connection: Connection | None = None
+        self._connection: DatabaseConnection | None = None
 
     def write(self, batch: Sequence[Record]) -> int:
         database = self._database
@@ -137,10 +137,10 @@ class DatabaseWriter:
             connection.insert(rows)
             return 0
         except self._database.unfit:
-            # One of them. It must not keep the others out, nor come back for ever.
+            # Insert the rows one by one, so that an unfit row neither blocks the others nor is retried forever.
             return sum(not self._fits(connection, row) for row in rows)
 
-    def _fits(self, connection: Connection, row: Row) -> bool:
+    def _fits(self, connection: DatabaseConnection, row: Row) -> bool:
         try:
             connection.insert([row])
         except self._database.unfit:
@@ -148,7 +148,7 @@ class DatabaseWriter:
         return True
 
     def reopen(self) -> None:
-        """Nothing to do: a database is not moved away under its clients."""
+        """Do nothing: a database has no file to reopen."""
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -156,13 +156,13 @@ class DatabaseWriter:
             try:
                 connection.close()
             except self._database.troubles:
-                pass  # it is closed either way
+                pass  # the connection is closed in any case
 
 
 def migrate(version: int, migrations: Sequence[Sequence[str]], execute: Callable[[str], Any]) -> None:
-    """Make the migrations that are missing after `version`. `NewerSchema`, where there are more than we know."""
+    """Execute the migrations after `version`. Raise `NewerSchema` if the schema has a later version."""
     if version > len(migrations):
-        raise NewerSchema(f"its schema is version {version}, and this Owsla knows {len(migrations)}")
+        raise NewerSchema(f"its schema has version {version}, and this version of Owsla supports {len(migrations)}")
     for number, statements in enumerate(migrations[version:], version + 1):
         for statement in statements:
             execute(statement)
@@ -177,7 +177,7 @@ _UNFIT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def _clean(text: str) -> str:
-    """Without what no database takes as text: NUL, and halves of surrogate pairs. A certificate's name may have them."""
+    """Replace characters that databases refuse in text: NUL and unpaired surrogates. Names in certificates may contain them."""
     return _UNFIT_TEXT.sub("\ufffd", text)
 
 
@@ -195,7 +195,7 @@ def _text_of(record: Record, name: str) -> str | None:
 
 
 def _after_time(record: Record) -> Row:
-    """A row but for its first column, the time, which each database has a form of its own for."""
+    """Return the columns of a row after the time, whose type depends on the database."""
     event = record.event
     return (
         record.node,
@@ -210,7 +210,7 @@ def _after_time(record: Record) -> Row:
 
 
 class SQLite:
-    """A file."""
+    """SQLite database in a file."""
 
     troubles: tuple[type[Exception], ...] = (sqlite3.Error,)
     unfit: tuple[type[Exception], ...] = (sqlite3.IntegrityError, sqlite3.DataError)
@@ -227,7 +227,7 @@ class SQLite:
 
 
 class SQLiteConnection:
-    """An open file. Transactions are begun and ended here, by hand."""
+    """Connection to a SQLite file, with explicit transactions."""
 
     _INSERT: Final = (
         f"INSERT INTO owsla_events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node, number) DO NOTHING"
@@ -236,18 +236,18 @@ class SQLiteConnection:
     def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
         self._migrations = migrations
         try:
-            # SQLite's own mode is 0644. Its other files (-wal, -shm) get that of this one.
+            # SQLite creates files with mode 0644. Its other files (-wal, -shm) inherit the mode of this one.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
         except OSError:
-            pass  # SQLite says why
+            pass  # sqlite3.connect reports the reason
         self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
-            # With a write-ahead log readers and a writer do not wait for each other, and a commit is no fsync:
-            # https://www.sqlite.org/wal.html. A power cut may take the last second; it leaves the rest whole.
+            # With a write-ahead log, readers and the writer do not wait for each other, and a commit needs no fsync
+            # (https://www.sqlite.org/wal.html). A power failure may lose the last second; the rest stays intact.
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
-            # The file is opened by its first use, which is this. Nobody else could close it.
+            # SQLite opens the file at its first use, which is here. Nothing else would close it.
             self._connection.close()
             raise
 
@@ -282,10 +282,10 @@ class SQLiteConnection:
 
 
 class PostgreSQL:
-    """A server, by psycopg."""
+    """PostgreSQL server, accessed with psycopg."""
 
     def __init__(self, url: str, migrations: Sequence[Sequence[str]] = POSTGRESQL_MIGRATIONS) -> None:
-        """A URL as libpq understands it; a password in it is never in a message of ours."""
+        """`url`: a connection URI of libpq. Its password never appears in messages."""
         self._psycopg: Any = importlib.import_module("psycopg")
         self._url = url
         self._migrations = migrations
@@ -308,7 +308,7 @@ class PostgreSQL:
 
 
 class PostgreSQLConnection:
-    """A connection to a server."""
+    """Connection to PostgreSQL."""
 
     _INSERT: Final = (
         f"INSERT INTO owsla_events ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb) "
@@ -323,7 +323,7 @@ class PostgreSQLConnection:
         execute = self._connection.execute
         with self._connection.transaction():
             execute(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
-            # Asking first, since a role that may only insert may not even say CREATE … IF NOT EXISTS.
+            # Check first: a role that may only insert is not allowed to execute CREATE ... IF NOT EXISTS.
             if execute("SELECT to_regclass('owsla_schema_version')").fetchone()[0] is None:
                 execute("CREATE TABLE owsla_schema_version (version INTEGER PRIMARY KEY, made_at TIMESTAMPTZ NOT NULL)")
             (version,) = execute("SELECT COALESCE(MAX(version), 0) FROM owsla_schema_version").fetchone()

@@ -1,4 +1,4 @@
-"""Events as lines of JSON in a file.
+"""The event handler `json`: events as lines of JSON in a file.
 
     {"time": "2026-11-22T10:20:30.123456Z", "node": "0123abcd", "number": 7, "event": "broker-unblocked", "warning": false}
 """
@@ -17,16 +17,16 @@ from ._outbox import Record, Trouble
 from ._types import Event
 
 COMMON: Final = ("time", "node", "number", "event", "warning")
-"""The keys that every event has; what it holds itself follows them."""
+"""Keys of every event; its own fields follow."""
 
 
 def utc(time: float) -> str:
-    """A time in seconds since the epoch as ISO 8601, in UTC, with microseconds."""
+    """Format a time in seconds since the epoch as ISO 8601, in UTC, with microseconds."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """An event as one flat object."""
+    """Convert an event to a flat JSON object."""
     event: Event = record.event
     return {
         "time": utc(record.time),
@@ -39,7 +39,7 @@ def as_json(record: Record) -> dict[str, Any]:
 
 
 class JSONWriter:
-    """Appends to a file: whole lines only, whatever goes wrong meanwhile."""
+    """Writer that appends to a file, always whole lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,12 +64,12 @@ class JSONWriter:
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")  # somebody died in the middle of a line
+            os.write(self._file, b"\n")  # the last writer died within a line
 
     def _append(self, data: bytes) -> None:
-        """All of it or, on a disk that is full halfway, nothing."""
+        """Append all of the data. If that fails halfway, as on a full disk, remove the part that was written."""
         written = 0
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # other processes of ours may append to it, too
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # other processes of Owsla may append to the same file
         try:
             while written < len(data):
                 written += os.write(self._file, data[written:])

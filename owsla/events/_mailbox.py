@@ -1,4 +1,4 @@
-"""A bounded queue before a handler that works in the reactor's thread."""
+"""A bounded queue for a handler that runs in the reactor's thread."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ._manager import EventManager, Fail, Handler, HandlerStats, Running
 from ._types import Event, EventsDropped
 
 LIMIT: Final = 10_000
-"""Events that wait for a handler at most. A stampede of a thousand devices a second for ten; some 200 bytes each."""
+"""Limit on queued events: ten seconds of a stampede of a thousand devices per second, at some 200 bytes each."""
 
 SLICE: Final = 0.002
-"""Seconds that a handler may take in one turn of the reactor, before it is a line's turn again."""
+"""Seconds that a handler may use in one iteration of the reactor."""
 
 SHARE: Final = 10
-"""A handler takes one part in so many of the time at most: one that takes long waits nine times as long for the next turn."""
+"""Reciprocal of the share of time that a handler may use: after a slow call it waits nine times as long."""
 
 
 class Mailbox:
-    """Keeps events for a handler, and hands them over in later turns of the reactor, a few at a time.
+    """Queue of events for a handler, delivered in later iterations of the reactor, a few at a time.
 
-    A handler that is slow delays nobody by more than one call of it at a time; what does not fit is dropped and counted. What
-    blocks (files, databases) has no place in the reactor's thread at all: see `Outbox`.
+    A slow handler blocks the reactor for at most one call at a time. Events that do not fit are dropped and counted. Handlers
+    that block (files, databases) run in their own thread: see `Outbox`.
     """
 
     def __init__(self, clock: Clock, manager: EventManager, handler: Handler, stats: HandlerStats, limit: int = LIMIT) -> None:
@@ -60,28 +60,28 @@ class Mailbox:
             self._handler.start(fail)
 
     def stop(self) -> Deferred[None] | None:
-        """Hand over all that waits."""
+        """Deliver all queued events."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
-        while self._waiting and self._hand_over():
+        while self._waiting and self._deliver_one():
             pass
         self._stats.dropped += len(self._waiting)
         self._waiting.clear()
         return self._handler.stop() if isinstance(self._handler, Running) else None
 
     def reopen(self) -> None:
-        """Passed on."""
+        """Forward the call to the handler."""
         reopen = getattr(self._handler, "reopen", None)
         if reopen is not None:
             reopen()
 
-    def _hand_over(self) -> bool:
+    def _deliver_one(self) -> bool:
         event, node, when = self._waiting.popleft()
         try:
             self._handler.handle(event, node, when)
         except Exception:
-            # What waits here is its next life's no more: one event that it cannot bear must not come back.
+            # Clear the queue: an event that makes the handler fail must not make its next instance fail too.
             self._stats.dropped += 1 + len(self._waiting)
             self._waiting.clear()
             if self._fail is not None:
@@ -96,7 +96,7 @@ class Mailbox:
         began = clock.seconds()
         took = 0.0
         while self._waiting and took < SLICE:
-            if not self._hand_over():
+            if not self._deliver_one():
                 return
             took = clock.seconds() - began
         if self._waiting:

@@ -1,10 +1,10 @@
-"""The event manager: one place to report to, any number of handlers, which may come and go.
+"""The event manager: it passes each event to the installed handlers.
 
-Most events happen here and now. A parent of workers is sent theirs, too, and hands them on with the node they are of and the
-time at which they happened; so handlers are always told both.
+Most events occur in this process, now. A parent also passes on the events of its workers, with their node and time. So handlers
+always get both.
 
-Reporting is on the path of every connection that comes or goes, so it is a look into a dictionary and a call for each handler
-that wants this type of event. A handler that has work to do keeps the event and does it later: see `_mailbox` and `_outbox`.
+`emit` runs for every connection that opens or closes. So it costs one dictionary lookup, and one call per handler that wants
+this kind of event. A handler with more work to do queues the event: see `_mailbox` and `_outbox`.
 """
 
 from __future__ import annotations
@@ -20,62 +20,60 @@ from twisted.python.failure import Failure
 from ._types import Event, HandlerFailed
 
 Fail = Callable[[Failure], None]
-"""Says that a handler failed, by a defect of our own."""
+"""Callback for the failure of a handler, which is a defect of Owsla."""
 
 
 class Handler(Protocol):
-    """Who is told of events.
+    """The interface of event handlers.
 
-    It may have an attribute `wants`, a collection of event types: then it is told of no others. What it raises removes it.
+    An optional attribute `wants`, a collection of event types, limits the events it gets. A handler that raises is removed.
     """
 
     def handle(self, event: Event, node: str, when: float) -> None:
-        """Something happened on this node, at `when` in seconds since the epoch.
+        """Handle an event of this node, at `when` in seconds since the epoch.
 
-        Called in the reactor's thread, while the cause of the event waits: to be quick.
+        Called in the reactor's thread, so it must be quick.
         """
 
 
 @runtime_checkable
 class Running(Protocol):
-    """A handler with a life: a thread, a timer, an open file."""
+    """A handler with resources: a thread, a timer, an open file."""
 
     def start(self, fail: Fail) -> None:
-        """It is about to be told of events. `fail` takes what goes wrong outside of `handle`; from any thread."""
+        """Prepare for events. `fail` reports failures outside of `handle`, from any thread."""
 
     def stop(self) -> Deferred[None] | None:
-        """It is told of no more events: do what is still to be done, within a bound."""
+        """Finish pending work, within a time limit. No further events follow."""
 
 
 @runtime_checkable
 class Reopens(Protocol):
-    """A handler that holds a file which somebody may have moved."""
+    """A handler with a file that may be renamed (logrotate)."""
 
     def reopen(self) -> None:
-        """Open it again by its name."""
+        """Reopen the file by its name."""
 
 
 class HandlerStats:
-    """A handler's numbers. They outlive its restarts."""
+    """Counters of a handler, kept across its restarts."""
 
     __slots__ = ("_numbers", "dropped", "failures", "handled", "name", "number")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.number = 0
-        """Events that were meant for it so far, of all nodes."""
+        """Events for the handler, of all nodes."""
         self._numbers: dict[str, int] = {}
         self.handled = 0
-        """Events it is done with."""
+        """Events that were handled."""
         self.dropped = 0
-        """Events it never saw, or could not keep."""
+        """Events that were dropped or could not be stored."""
         self.failures = 0
-        """How often it raised an exception."""
+        """Exceptions that it raised."""
 
     def count(self, node: str) -> int:
-        """One more event of this node is meant for it: its number, counted for each node from 1. One that is missing in
-        between was dropped.
-        """
+        """Count an event of a node. Return its number, per node from 1. A missing number is a dropped event."""
         self.number += 1
         number = self._numbers[node] = self._numbers.get(node, 0) + 1
         return number
@@ -94,14 +92,13 @@ class _Installed:
 
 
 class EventManager:
-    """Hands each event to every handler that wants it. One that raises is removed, reported, and hurts nobody else."""
+    """Passes each event to all handlers that want it. A handler that raises is removed and reported; the others are not
+    affected."""
 
     _log = Logger()
 
     def __init__(self, node: Callable[[], str], *, now: Callable[[], float] = time.time) -> None:
-        """`node()` is whose events are reported here without saying whose they are; it may be another one later on. `now()` is
-        in seconds since the epoch.
-        """
+        """`node()` is the present name of this node, for events without a node. `now()` is in seconds since the epoch."""
         self._node = node
         self._now = now
         self._installed: list[_Installed] = []
@@ -109,9 +106,9 @@ class EventManager:
         self._stats: dict[str, HandlerStats] = {}
 
     def add(self, handler: Handler, name: str | None = None, fail: Fail | None = None) -> None:
-        """Tell it of events from now on. `name` is what it is called in reports; `fail` is told when it raised, and is removed.
+        """Install a handler. `name` is its name in reports. `fail` is called if it raised and was removed.
 
-        `ValueError` if it is there already.
+        Raise `ValueError` if it is installed already.
         """
         if any(installed.handler is handler for installed in self._installed):
             raise ValueError(f"this handler is installed already: {handler!r}")
@@ -119,19 +116,17 @@ class EventManager:
         self._routes.clear()
 
     def remove(self, handler: Handler) -> None:
-        """Tell it of no more events. One that is not installed (any more) is left alone."""
+        """Remove a handler, if it is installed."""
         self._installed = [installed for installed in self._installed if installed.handler is not handler]
         self._routes.clear()
 
     @property
     def node(self) -> str:
-        """The node that is meant where none is named."""
+        """Name of this node."""
         return self._node()
 
     def emit(self, event: Event, node: str | None = None, when: float | None = None) -> None:
-        """Report that something happened: here and now, or on the node and at the time that are given. In the reactor's thread
-        only.
-        """
+        """Report an event. Defaults are this node and the present time. Call it only in the reactor's thread."""
         routes = self._routes.get(event.__class__)
         if routes is None:
             routes = self._route(event.__class__)
@@ -148,7 +143,7 @@ class EventManager:
                 self._failed(installed, Failure())
 
     def reopen(self) -> None:
-        """Have the handlers open their files again (SIGHUP, for logrotate)."""
+        """Make the handlers reopen their files (SIGHUP, for logrotate)."""
         for installed in list(self._installed):
             if isinstance(installed.handler, Reopens):
                 try:
@@ -157,7 +152,7 @@ class EventManager:
                     self._failed(installed, Failure())
 
     def stats(self, name: str) -> HandlerStats:
-        """The numbers of the handler of this name, over all its lives."""
+        """Return the counters of the handler of this name, kept across restarts."""
         stats = self._stats.get(name)
         if stats is None:
             stats = self._stats[name] = HandlerStats(name)
@@ -165,7 +160,7 @@ class EventManager:
 
     @property
     def drops(self) -> dict[str, int]:
-        """How many events each handler has missed, by its name; also for those that are not installed now."""
+        """Dropped events by handler, including handlers that are not installed now."""
         return {name: stats.dropped for name, stats in self._stats.items()}
 
     def _route(self, kind: type[Event]) -> tuple[_Installed, ...]:
@@ -177,7 +172,7 @@ class EventManager:
 
     def _failed(self, installed: _Installed, failure: Failure) -> None:
         if installed not in self._installed:
-            return  # the report of another's failure was one event too many for it; that is told already
+            return  # it was removed already, when it failed on the report of another failure
         self.remove(installed.handler)
         self.report_failure(installed.stats, failure)
         if installed.fail is not None:
@@ -186,7 +181,7 @@ class EventManager:
             self._log.failure("The event handler {handler} failed", failure, handler=installed.stats.name)
 
     def report_failure(self, stats: HandlerStats, failure: Failure) -> None:
-        """Count a handler's failure, and emit it. Logging it is the part of whoever is told of it, such as a supervisor."""
+        """Count the failure of a handler and emit it as an event. The supervisor logs it."""
         stats.failures += 1
         error = failure.value
         text = " ".join(str(error).split())

@@ -1,8 +1,10 @@
-"""A bounded queue before a writer that blocks, in a thread of its own: files and databases.
+"""A bounded queue for a writer that blocks (files, databases), which runs in its own thread.
 
-The reactor's thread only appends to the queue. The other one takes a batch now and then, writes it, and while that cannot be
-done (a full disk, a lost database) keeps the batch and tries again with back-off; what does not fit meanwhile is dropped and
-counted.
+Theory of operation. The reactor's thread only appends to the queue. The writer's thread takes a batch every `LINGER` seconds
+and writes it. If the writer raises `Trouble` (a full disk, a lost database), the thread keeps the batch and retries with
+back-off. Events that do not fit into the queue meanwhile are dropped and counted. Any other exception is a defect: the handler
+fails, and its supervisor restarts it. Results return to the reactor's thread with `callFromThread`; `_batch`, `_trouble` and
+`_attempts` belong to the writer's thread, and everything else to the reactor's.
 """
 
 from __future__ import annotations
@@ -22,79 +24,80 @@ from ._manager import EventManager, Fail, HandlerStats
 from ._types import Event, EventsDropped
 
 LIMIT: Final = 20_000
-"""Events that wait for a writer at most: some 5 MB, and 20 s of a stampede of a thousand devices a second."""
+"""Limit on queued events: some 5 MB, or 20 s of a stampede of a thousand devices per second."""
 
 BATCH: Final = 500
-"""Events written at a time: past some hundred rows a transaction a database gains little."""
+"""Events per batch. Beyond some hundred rows per transaction a database gains little."""
 
 LINGER: Final = 0.2
-"""Seconds in which events gather before they are written, so that a thread wakes five times a second and not a thousand."""
+"""Seconds to collect events before they are written, so that the thread wakes up five times per second and not a thousand
+times."""
 
 FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 30.0
-"""Seconds between attempts, doubling from the first: those of the connections to the broker."""
+"""Seconds between attempts, doubling from the first, as for connections to the broker."""
 
 STOP_WITHIN: Final = 3.0
-"""Seconds for what is queued to be written at the end; less than the 5 s that a supervisor gives a worker."""
+"""Seconds to write the queued events at a stop; less than the 5 s that a supervisor allows for the stop of a worker."""
 
 
 class Record(NamedTuple):
-    """An event, with what only the one who is told of it knows."""
+    """An event with its node, number and time."""
 
     node: str
-    """Where it happened."""
+    """Node of the event."""
     number: int
-    """Counts the events of that node that were meant for this handler. One that is missing was dropped."""
+    """Number among the events of this node for this handler. A missing number is a dropped event."""
     time: float
-    """When it happened, in seconds since the epoch."""
+    """Time of the event in seconds since the epoch."""
     event: Event
 
 
 class Trouble(Exception):
-    """A writer cannot do its work for now, for a reason outside: the batch is to be tried again. The text is one line."""
+    """A temporary fault outside of Owsla: the batch is retried. The text is one line."""
 
 
 class Writer(Protocol):
-    """Keeps events somewhere. Everything but its making happens in one thread, which is not the reactor's."""
+    """The interface of writers. All methods run in the writer's thread, except `reopen`."""
 
     def write(self, batch: Sequence[Record]) -> int:
-        """Keep all of these, or raise `Trouble` and keep none. Returns how many could not be kept for what is in them."""
+        """Store all events, or raise `Trouble` and store none. Return the number of events that can never be stored."""
 
     def reopen(self) -> None:
-        """The next `write` opens anew what this holds open. May be called from the reactor's thread."""
+        """Reopen files at the next `write`. May be called from the reactor's thread."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
 
 
 class Spool:
-    """A queue of bounded length between two threads, one of which only puts, and the other only takes."""
+    """A bounded queue between a thread that only puts and one that only takes."""
 
     __slots__ = ("_items", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        # Appending to a deque and taking from it are atomic, so there is no lock on the way of an event.
+        # append and popleft of a deque are atomic, so no lock is needed.
         self._items: deque[Record] = deque()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, record: Record) -> bool:
-        """Add to the end, or return `False`: it is full."""
+        """Append a record. Return `False` if the queue is full."""
         if len(self._items) >= self.limit:
             return False
         self._items.append(record)
         return True
 
     def take(self, most: int) -> list[Record]:
-        """Take the oldest, at most so many; it does not wait for them."""
+        """Take up to `most` of the oldest records, without waiting."""
         items = self._items
         return [items.popleft() for _ in range(min(most, len(items)))]
 
 
 class Outbox:
-    """Hands events to a writer, in batches, in another thread."""
+    """Handler that passes events to a writer in another thread, in batches."""
 
     _log = Logger()
 
@@ -111,7 +114,7 @@ class Outbox:
         linger: float = LINGER,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`in_reactor(f, …)` calls `f` in the reactor's thread (`callFromThread`)."""
+        """`in_reactor(f, ...)` calls `f` in the reactor's thread (`callFromThread`)."""
         self._clock = clock
         self._manager = manager
         self._writer = writer
@@ -126,11 +129,11 @@ class Outbox:
         self._thread: threading.Thread | None = None
         self._finished: Deferred[None] | None = None
         self._over = False
-        # Of the writing thread
+        # Used by the writer's thread only
         self._batch: list[Record] = []
         self._trouble: str | None = None
         self._attempts = 0
-        # Of both
+        # Used by both threads
         self._wake = threading.Event()
         self._stopping = threading.Event()
 
@@ -151,12 +154,13 @@ class Outbox:
     def start(self, fail: Fail) -> None:
         """Start the thread."""
         self._fail = fail
-        # A daemon: a write that hangs must not keep the process from ending.
+        # A daemon thread: a write that hangs must not prevent the process from exiting.
         self._thread = threading.Thread(target=self._run, name=f"owsla events {self._stats.name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> Deferred[None]:
-        """Write what is queued, once, and close. Fires when that is done, or takes too long."""
+        """Write the queued events, in one attempt, and close. The Deferred fires when that is done or the time limit is
+        over."""
         if self._thread is None or self._over:
             return succeed(None)
         finished: Deferred[None] = Deferred()
@@ -173,11 +177,11 @@ class Outbox:
         return finished
 
     def reopen(self) -> None:
-        """Before the next write."""
+        """Reopen the files of the writer before its next write."""
         self._writer.reopen()
 
     def _finish(self) -> None:
-        """The thread is done, or as good as."""
+        """Complete the stop: the thread has ended, or the time limit is over."""
         self._over = True
         finished, self._finished = self._finished, None
         if finished is None:
@@ -189,13 +193,13 @@ class Outbox:
         finished.callback(None)
 
     def _broken(self, failure: Failure) -> None:
-        """The writer raised what it should not have."""
+        """Handle an unexpected exception of the writer."""
         self._stats.dropped += len(self)
         self._batch = []
         if self._fail is not None:
             self._fail(failure)
 
-    def _said(self, trouble: str) -> None:
+    def _report_trouble(self, trouble: str) -> None:
         self._log.warn("{handler}: {trouble}; trying again", handler=self._stats.name, trouble=trouble)
 
     def _recovered(self) -> None:
@@ -234,7 +238,7 @@ class Outbox:
                 return  # that was the last attempt
 
     def work(self) -> float | None:
-        """Write a batch. Returns the seconds to wait before the next one, or `None` where there is nothing more to write."""
+        """Write a batch. Return the seconds to wait before the next one, or `None` if the queue is empty."""
         if not self._batch:
             self._batch = self._spool.take(self._batch_size)
             if not self._batch:
@@ -245,7 +249,7 @@ class Outbox:
             text = str(trouble)
             if text != self._trouble:
                 self._trouble = text
-                self._in_reactor(self._said, text)
+                self._in_reactor(self._report_trouble, text)
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._attempts, 32))
             self._attempts += 1
             return float(wait * (0.5 + self._random() / 2))

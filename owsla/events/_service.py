@@ -1,4 +1,4 @@
-"""A handler as a service that a supervisor can restart."""
+"""An event handler as a supervised service."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ._manager import EventManager, Handler, Running
 
 
 class HandlerService(Service):
-    """Installs a handler while it runs. When the handler fails, this ends with the failure, for its supervisor to see to.
+    """Service that installs a handler while it runs, and ends when the handler fails.
 
-    It is a child as `owsla.supervision.Supervised` wants it, without needing that package: `supervise` is told of the end.
+    It implements `owsla.supervision.Supervised`.
     """
 
     _log = Logger()
@@ -28,7 +28,7 @@ class HandlerService(Service):
         self._ended = False
 
     def supervise(self, report: Callable[[Failure | None], None]) -> None:
-        """Called by the supervisor before each start, with whom to tell."""
+        """Set the callback for the end of the service. The supervisor calls this before each start."""
         self._report = report
         self._ended = False
 
@@ -37,17 +37,17 @@ class HandlerService(Service):
         self._ended = False
         assert self.name is not None
         if isinstance(self._handler, Running):
-            self._handler.start(self._failed_by_itself)
+            self._handler.start(self._failed_outside_handle)
         self._manager.add(self._handler, self.name, self._end)
 
     def stopService(self) -> Any:
-        """Tell it of no more events, and wait until it has dealt with those it has, within its own bound."""
+        """Remove the handler, and wait until it has finished its pending work, within its time limit."""
         super().stopService()
         self._manager.remove(self._handler)
         return self._handler.stop() if isinstance(self._handler, Running) else None
 
-    def _failed_by_itself(self, failure: Failure) -> None:
-        """It failed outside of `handle`, where the manager does not notice."""
+    def _failed_outside_handle(self, failure: Failure) -> None:
+        """Handle a failure outside of `handle`, which the manager does not see."""
         if not self._ended:
             self._manager.remove(self._handler)
             assert self.name is not None

@@ -1,4 +1,4 @@
-"""Which handlers there are to be: from `--events` to services."""
+"""Event handlers as `--events` names them: parsing, and creation of their services."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ Kind: TypeAlias = Literal["console", "json", "database", "amqp"]
 
 @dataclass(frozen=True, slots=True)
 class HandlerSpec:
-    """One `--events`. Neither `str()` nor `repr()` shows a password."""
+    """A handler of `--events`. Neither `str()` nor `repr()` shows a password."""
 
     kind: Kind
     where: str = ""
-    """The file, or the database without its password: for people."""
+    """File, or database without its password, for people."""
     path: Path | None = None
-    """The file of `json`, or of SQLite."""
+    """File of `json` or SQLite."""
     url: str | None = field(default=None, repr=False)
-    """PostgreSQL's URL."""
+    """URL of PostgreSQL."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.where}" if self.where else self.kind
 
 
 def handler_spec(text: str) -> HandlerSpec:
-    """Read `console`, `json:FILE`, `database:URL` or `amqp`. `ConfigError` says what is wrong, and quotes no URL."""
+    """Read `console`, `json:FILE`, `database:URL` or `amqp`. `ConfigError` if that is not possible; its text quotes no URL."""
     kind, colon, target = text.partition(":")
     if kind in ("console", "amqp"):
         if colon:
-            raise ConfigError(f"{kind} stands alone, without a colon")
+            raise ConfigError(f"{kind} takes no value after a colon")
         return HandlerSpec("console" if kind == "console" else "amqp")
     if kind == "json":
         if not target or "\0" in target:
@@ -56,18 +56,19 @@ def handler_spec(text: str) -> HandlerSpec:
             raise ConfigError("database needs a file or a URL: database:FILE, database:postgresql://user@host/name")
         return _database_spec(target)
     if kind in ("postgresql", "postgres", "sqlite"):
-        raise ConfigError(f"a database is written database:{kind}:…")
+        raise ConfigError(f"a database is written database:{kind}:...")
     shown = repr(kind) if len(kind) < 40 and kind.replace("-", "").isalnum() else "this"
-    raise ConfigError(f"{shown} is no event handler (console, json:FILE, database:URL, amqp)")
+    raise ConfigError(f"{shown} is not an event handler (console, json:FILE, database:URL, amqp)")
 
 
 _LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:?//|//.*@|postgres|[^/]*:.*@", re.IGNORECASE)
 
 
 def _check_file(name: str) -> None:
-    """`ConfigError` for a file's name that looks like a mistyped URL: a password may be in it, and a file's name is logged."""
+    """Raise `ConfigError` for a file name that looks like a mistyped URL: it may contain a password, and file names are
+    logged."""
     if _LIKE_URL.match(name):
-        raise ConfigError("this looks like a URL that is mistyped; a file of that name is written with a folder, as in ./NAME")
+        raise ConfigError("this looks like a mistyped URL; to use a file of that name, write it with a folder, as in ./NAME")
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(sqlite):", re.IGNORECASE)
@@ -91,7 +92,7 @@ def _database_spec(target: str) -> HandlerSpec:
             raise ConfigError("SQLite needs a file: database:sqlite:///path/to/events.db")
         return HandlerSpec("database", name, Path(name))
     if scheme not in ("postgresql", "postgres"):
-        raise ConfigError(f"{scheme} is no database that is known here (a file's name, sqlite:///…, postgresql://…)")
+        raise ConfigError(f"{scheme} is not a supported database (a file name, sqlite:///..., postgresql://...)")
     try:
         conninfo = importlib.import_module("psycopg.conninfo")
     except ImportError:
@@ -100,8 +101,10 @@ def _database_spec(target: str) -> HandlerSpec:
         values: dict[str, Any] = conninfo.conninfo_to_dict(target)
         urlsplit(target)
     except Exception:
-        # Its text may quote a part of the URL, and that be the password.
-        raise ConfigError("PostgreSQL's URL cannot be read: postgresql://user:password@host:port/database") from None
+        # The text of the exception may quote the part of the URL that contains the password.
+        raise ConfigError(
+            "the URL of PostgreSQL cannot be read; its form is postgresql://user:password@host:port/database"
+        ) from None
     host = values.get("host", "the local server")
     where = f"{host}:{values['port']}" if "port" in values else host
     return HandlerSpec("database", f"{where}/{values.get('dbname', values.get('user', ''))}", None, target)
@@ -109,15 +112,15 @@ def _database_spec(target: str) -> HandlerSpec:
 
 @dataclass(frozen=True, slots=True)
 class HandlerChild:
-    """A handler as a child for a supervisor: `ChildSpec(child.id, child.start)`."""
+    """A handler as a child of a supervisor: `ChildSpec(child.id, child.start)`."""
 
     id: str
     start: Callable[[], HandlerService]
-    """Makes the service, anew for each start."""
+    """Function that creates the service, called for each start."""
 
 
 def check_handlers(specs: Sequence[HandlerSpec]) -> None:
-    """`ConfigError`, where one is given twice: two handlers on one file get in each other's way."""
+    """Raise `ConfigError` if a handler is given twice: two handlers would write to the same file."""
     seen: set[str] = set()
     for spec in specs:
         if str(spec) in seen:
@@ -132,9 +135,7 @@ def handlers_from(
     *,
     presence: Handler | None = None,
 ) -> list[HandlerChild]:
-    """The handlers of `--events`, in this order. `presence` is what `amqp` stands for: a `PresenceRole`, made by who connects
-    it to the broker too.
-    """
+    """Return the handlers of `--events`, in this order. `presence` is the handler for `amqp`."""
     check_handlers(specs)
     children = []
     used: dict[str, int] = {}
@@ -158,8 +159,8 @@ def _service(
         handler = Mailbox(reactor, manager, Console(reactor, lambda: manager.node), stats)
     elif spec.kind == "amqp":
         if presence is None:
-            raise ValueError("amqp needs to be given what announces presence")
-        handler = presence  # its queue is its own: it drops nothing
+            raise ValueError("amqp needs a presence handler")
+        handler = presence  # it has its own queue
     else:
         handler = Outbox(reactor, manager, _writer(spec), stats, in_reactor=reactor.callFromThread)
     return HandlerService(manager, handler, name)

@@ -1,4 +1,4 @@
-"""What other parts of the process know, as events."""
+"""Events from reports of the supervisors and from counters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..interfaces import Clock, DelayedCall
 from ..supervision import GaveUp, RestartReport
 from ._types import ChildRestarted, DuplicatesDropped, Event, SupervisorGaveUp
 
-OFTEN: Final = 10.0
-"""Seconds between two looks at a count."""
+INTERVAL: Final = 10.0
+"""Seconds between two reports of a counter."""
 
 
 def supervision_event(report: RestartReport | GaveUp) -> Event:
@@ -24,10 +24,10 @@ def supervision_event(report: RestartReport | GaveUp) -> Event:
 
 
 class DuplicatesWatch(Service):
-    """Tells of duplicates now and then, from a count that is kept anyway: a message costs nothing for it."""
+    """Service that reports dropped duplicates periodically, from a counter, so that a duplicate costs no event."""
 
     def __init__(self, clock: Clock, emit: Callable[[Event], None], count: Callable[[], int]) -> None:
-        """`count()` is how many there were so far."""
+        """`count()` is the total number of duplicates."""
         self.setName("duplicates")
         self._clock = clock
         self._emit = emit
@@ -37,33 +37,33 @@ class DuplicatesWatch(Service):
         self._report: Callable[[Failure | None], None] | None = None
 
     def supervise(self, report: Callable[[Failure | None], None]) -> None:
-        """Called by the supervisor before each start, with whom to tell of an end."""
+        """Set the callback for the end of the service. The supervisor calls this before each start."""
         self._report = report
 
     def startService(self) -> None:
         super().startService()
-        self._call = self._clock.callLater(OFTEN, self._look)
+        self._call = self._clock.callLater(INTERVAL, self._check)
 
     def stopService(self) -> None:
-        """Look a last time."""
+        """Report the last duplicates."""
         super().stopService()
         if self._call is not None:
             self._call.cancel()
             self._call = None
-            self._tell()
+            self._emit_new()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._call = None
         try:
-            self._tell()
+            self._emit_new()
         except Exception:
             if self._report is None:
                 raise
             self._report(Failure())
             return
-        self._call = self._clock.callLater(OFTEN, self._look)
+        self._call = self._clock.callLater(INTERVAL, self._check)
 
-    def _tell(self) -> None:
+    def _emit_new(self) -> None:
         count = self._count()
         new, self._seen = count - self._seen, count
         if new:

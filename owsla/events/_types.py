@@ -1,6 +1,6 @@
-"""Events: one small frozen class for each thing that may happen.
+"""The events: one frozen class per kind.
 
-`str(event)` is one line for a person. It holds no line of a device's and no message's body.
+`str(event)` is one line for people. It contains neither lines of devices nor message bodies.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from ..log import pluralize
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. When, and on which node, is noted by who is told of it."""
+    """Base class of events. Handlers get the time and the node of an event separately."""
 
     name: ClassVar[str] = "event"
-    """The event's name for machines, in lower case with dashes."""
+    """Name for machines, in lower case with dashes."""
     warning: ClassVar[bool] = False
-    """Whether somebody should have a look."""
+    """True if an operator should look into it."""
 
     def fields(self) -> Mapping[str, Any]:
-        """What it holds, by name: text, numbers, and tuples of them, ready for `json.dumps`."""
+        """Return the fields by name: text, numbers, and tuples of them, ready for `json.dumps`."""
         names: tuple[str, ...] = self.__match_args__
         return {name: getattr(self, name) for name in names}
 
 
 class _OfConnection(Protocol):
-    """An event about a connection."""
+    """The interface of events about a connection."""
 
     @property
     def connection_id(self) -> str | None: ...
@@ -38,13 +38,13 @@ class _OfConnection(Protocol):
 
 
 def _connection(event: _OfConnection) -> str:
-    """Name a connection for people: its id, and the device's where the device has proved one."""
+    """Return the name of a connection for people: its id, and the id of an identified device."""
     return f"{event.connection_id} (device {event.device_id})" if event.device_id is not None else f"{event.connection_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
-    """The device port is open."""
+    """The device port was opened."""
 
     name: ClassVar[str] = "listening"
     address: str
@@ -56,14 +56,14 @@ class Listening(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted(Event):
-    """A node takes devices, under the name that the event has as its node. Whichever node was in its place before is gone."""
+    """A node started to accept devices. An earlier node at the same place (host, address, port, worker) has ended."""
 
     name: ClassVar[str] = "node-started"
     host: str
     address: str
     port: int
     worker: int
-    """The worker's number; 0 without --workers. With host, address and port this is the node's place."""
+    """Number of the worker; 0 without --workers."""
     pid: int
 
     def __str__(self) -> str:
@@ -73,19 +73,19 @@ class NodeStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeStopped(Event):
-    """A node has stopped in order, and has no devices any more."""
+    """A node completed an orderly shutdown and has no devices."""
 
     name: ClassVar[str] = "node-stopped"
     devices: int
-    """Devices that were connected when the stop began."""
+    """Devices connected at the start of the shutdown."""
 
     def __str__(self) -> str:
-        return f"Node stopped: {pluralize(self.devices, 'device')} connected when the stop began"
+        return f"Node stopped: {pluralize(self.devices, 'device')} connected at the start of the shutdown"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceConnected(Event):
-    """A device has completed its TLS handshake."""
+    """A device completed its TLS handshake."""
 
     name: ClassVar[str] = "device-connected"
     connection_id: str
@@ -99,7 +99,7 @@ class DeviceConnected(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeviceDisconnected(Event):
-    """A device's connection is gone."""
+    """The connection of a device ended."""
 
     name: ClassVar[str] = "device-disconnected"
     connection_id: str
@@ -110,7 +110,7 @@ class DeviceDisconnected(Event):
     lines_out: int
     seconds: float
     unterminated: int
-    """Bytes of a line that was never finished; they were not published."""
+    """Bytes of an incomplete last line, which were not published."""
 
     def __str__(self) -> str:
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
@@ -122,15 +122,15 @@ class DeviceDisconnected(Event):
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFailed(Event):
-    """A connection was closed before its TLS handshake was complete."""
+    """A connection ended before its TLS handshake was complete."""
 
     name: ClassVar[str] = "handshake-failed"
     peer: str
     reason: str
     subject: str | None = None
-    """Of the certificate that was refused."""
+    """Subject of the refused certificate."""
     serial: str | None = None
-    """Of the same, in hexadecimal."""
+    """Serial number of the refused certificate, in hexadecimal."""
 
     def __str__(self) -> str:
         subject = "" if self.subject is None else f"subject {self.subject}, "
@@ -140,7 +140,7 @@ class HandshakeFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class SilentEvicted(Event):
-    """Connections that had said nothing were closed to make way for others. Told now and then, as a number."""
+    """Silent connections were closed to make room for others. Reported periodically, as a number."""
 
     name: ClassVar[str] = "silent-evicted"
     warning: ClassVar[bool] = True
@@ -149,33 +149,33 @@ class SilentEvicted(Event):
 
     def __str__(self) -> str:
         return (
-            f"Silent connections evicted: {self.connections}, each the oldest of those that had said nothing "
-            f"({self.limit} at a time may, fewer where --max-connections is near)"
+            f"Silent connections evicted: {self.connections}, the oldest of those that had sent nothing "
+            f"(the limit is {self.limit}, less near --max-connections)"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TurnedAway(Event):
-    """Connections were closed at once, since there were too many from their address. Told now and then, as a number."""
+    """Connections were refused because of --max-per-address. Reported periodically, as a number."""
 
     name: ClassVar[str] = "turned-away"
     warning: ClassVar[bool] = True
     connections: int
     limit: int
     address: str
-    """That of the last one."""
+    """Address of the last refused connection."""
 
     def __str__(self) -> str:
         plural = "s" * (self.connections != 1)
         return (
-            f"Turned away: {self.connections} connection{plural} from addresses that have as many as may be "
-            f"({self.limit}, --max-per-address); the last one from {self.address}"
+            f"Turned away: {self.connections} connection{plural} from addresses at the limit of "
+            f"{self.limit} (--max-per-address); the last one from {self.address}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LineTooLong(Event):
-    """A device sent a line longer than allowed; its connection is closed, and nothing of the line is published."""
+    """A device sent a line longer than --max-line. Its connection was closed, and no part of the line published."""
 
     name: ClassVar[str] = "line-too-long"
     warning: ClassVar[bool] = True
@@ -189,7 +189,7 @@ class LineTooLong(Event):
 
 @dataclass(frozen=True, slots=True)
 class GapSkipped(Event):
-    """Numbered messages to a device did not come in time, and it goes on without them."""
+    """Numbered messages to a device did not arrive in time and were skipped."""
 
     name: ClassVar[str] = "gap-skipped"
     warning: ClassVar[bool] = True
@@ -200,12 +200,12 @@ class GapSkipped(Event):
 
     def __str__(self) -> str:
         numbers = f"number {self.first}" if self.first == self.last else f"numbers {self.first} to {self.last}"
-        return f"Gap skipped: {_connection(self)} goes on without {numbers}"
+        return f"Gap skipped: {_connection(self)} continues without {numbers}"
 
 
 @dataclass(frozen=True, slots=True)
 class SlowDevice(Event):
-    """A device does not take what is written to it, and its connection is closed."""
+    """A device does not read its messages. Its connection was closed."""
 
     name: ClassVar[str] = "slow-device"
     warning: ClassVar[bool] = True
@@ -219,7 +219,7 @@ class SlowDevice(Event):
 
 @dataclass(frozen=True, slots=True)
 class Full(Event):
-    """As many devices as may be are connected; more wait in the system's queue."""
+    """A limit on connections was reached. Further connections wait in the accept queue of the kernel."""
 
     name: ClassVar[str] = "full"
     warning: ClassVar[bool] = True
@@ -227,18 +227,18 @@ class Full(Event):
     what: str
 
     def __str__(self) -> str:
-        return f"Not accepting for now: {self.what} ({self.connections}); further devices wait to be accepted"
+        return f"Not accepting connections: {self.what} ({self.connections}); further devices wait to be accepted"
 
 
 @dataclass(frozen=True, slots=True)
 class Undeliverable(Event):
-    """A message of a back end's could not be delivered, and is on record in the undeliverable queue."""
+    """A message could not be delivered and was recorded in the undeliverable queue."""
 
     name: ClassVar[str] = "undeliverable"
     reason: str
     connection_id: str | None
     device_id: str | None
-    """Null where the connection has no identity, or is not known any more."""
+    """Null if the connection has no identity or is no longer known."""
 
     def __str__(self) -> str:
         return f"Undeliverable: {self.reason}" + (f", {_connection(self)}" if self.connection_id else "")
@@ -246,7 +246,7 @@ class Undeliverable(Event):
 
 @dataclass(frozen=True, slots=True)
 class UndeliverableLost(Event):
-    """A message could not be delivered, nor recorded: the undeliverable queue refuses more."""
+    """A message could be neither delivered nor recorded, because the undeliverable queue refused it."""
 
     name: ClassVar[str] = "undeliverable-lost"
     warning: ClassVar[bool] = True
@@ -263,7 +263,7 @@ class UndeliverableLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class BrokerConnected(Event):
-    """All connections to the broker are up, and the queues are there."""
+    """All connections to the broker are established and the queues declared."""
 
     name: ClassVar[str] = "broker-connected"
     broker: str
@@ -274,7 +274,7 @@ class BrokerConnected(Event):
 
 @dataclass(frozen=True, slots=True)
 class BrokerLost(Event):
-    """A connection to the broker ended."""
+    """A connection to the broker was lost."""
 
     name: ClassVar[str] = "broker-lost"
     warning: ClassVar[bool] = True
@@ -282,12 +282,12 @@ class BrokerLost(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"Broker lost: {self.broker}: {self.reason}; devices stay connected, trying again"
+        return f"Broker lost: {self.broker}: {self.reason}; devices stay connected; trying again"
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerUnavailable(Event):
-    """An attempt to connect to the broker, or to set things up on it, failed."""
+    """An attempt to connect to the broker, or to declare the queues, failed."""
 
     name: ClassVar[str] = "broker-unavailable"
     warning: ClassVar[bool] = True
@@ -300,19 +300,19 @@ class BrokerUnavailable(Event):
 
 @dataclass(frozen=True, slots=True)
 class BrokerBlocked(Event):
-    """The broker has run out of memory or disk, and takes nothing."""
+    """The broker blocked its publishers, because it is short of memory or disk space."""
 
     name: ClassVar[str] = "broker-blocked"
     warning: ClassVar[bool] = True
     reason: str
 
     def __str__(self) -> str:
-        return f"Broker blocked: {self.reason}; devices wait"
+        return f"Broker blocked: {self.reason}; reading from devices is paused"
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerUnblocked(Event):
-    """The broker takes messages again."""
+    """The broker unblocked its publishers."""
 
     name: ClassVar[str] = "broker-unblocked"
 
@@ -322,7 +322,7 @@ class BrokerUnblocked(Event):
 
 @dataclass(frozen=True, slots=True)
 class BrokerWarning(Event):
-    """Something about the broker's side that works, but not as expected."""
+    """A condition of the broker that works, but not as configured."""
 
     name: ClassVar[str] = "broker-warning"
     warning: ClassVar[bool] = True
@@ -334,7 +334,7 @@ class BrokerWarning(Event):
 
 @dataclass(frozen=True, slots=True)
 class LinesRefused(Event):
-    """The broker refused or returned lines of devices; they are published again until it takes them."""
+    """The broker refused or returned lines of devices. They are republished until it accepts them."""
 
     name: ClassVar[str] = "lines-refused"
     warning: ClassVar[bool] = True
@@ -342,62 +342,62 @@ class LinesRefused(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"Broker refused {pluralize(self.lines, 'line')}: {self.reason}; devices wait, publishing again"
+        return f"Broker refused {pluralize(self.lines, 'line')}: {self.reason}; reading from devices is paused, retrying"
 
 
 @dataclass(frozen=True, slots=True)
 class LinesAccepted(Event):
-    """The broker has confirmed lines that it had refused, and none is refused any more."""
+    """The broker confirmed all lines that it had refused."""
 
     name: ClassVar[str] = "lines-accepted"
     where: str
-    """The queue or the exchange."""
+    """The queue or exchange."""
 
     def __str__(self) -> str:
-        return f"Broker takes lines again: {self.where}"
+        return f"Broker accepts lines again: {self.where}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceReplaced(Event):
-    """A device connected a second time, and its earlier connection is closed for that."""
+    """A device connected a second time, and its previous connection is closed."""
 
     name: ClassVar[str] = "device-replaced"
     connection_id: str
-    """The earlier one."""
+    """Id of the previous connection."""
     device_id: str
     by: str
-    """The id of the new one."""
+    """Id of the new connection."""
 
     def __str__(self) -> str:
-        return f"Device replaced: {self.connection_id} of device {self.device_id} gives way to {self.by}"
+        return f"Device replaced: {self.connection_id} of device {self.device_id} is replaced by {self.by}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceContested(Event):
-    """Several connections replace each other as one device, again and again. Told once a minute while that lasts."""
+    """Connections with the same device id replace each other repeatedly. Reported at most once a minute."""
 
     name: ClassVar[str] = "device-contested"
     warning: ClassVar[bool] = True
     device_id: str
     replacements: int
-    """Since this was last told."""
+    """Number since the last such event."""
     peers: tuple[str, ...]
-    """The addresses of the last two connections."""
+    """Addresses of the last two connections."""
 
     def __str__(self) -> str:
         return (
-            f"Device contested: {self.device_id} was replaced {self.replacements} times in a row, the last ones are "
-            f"{' and '.join(self.peers)}; if these are two devices, one of them needs an identity of its own"
+            f"Device contested: {self.device_id} was replaced {self.replacements} times in a row, last by "
+            f"{' and '.join(self.peers)}; if these are two devices, one of them needs another identity"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicatesDropped(Event):
-    """Numbered messages came that were sent to their devices before. Told now and then, as a number."""
+    """Messages were dropped because their numbers had been sent before. Reported periodically, as a number."""
 
     name: ClassVar[str] = "duplicates-dropped"
     messages: int
-    """Since this was last told."""
+    """Number since the last such event."""
 
     def __str__(self) -> str:
         return f"Duplicates dropped: {pluralize(self.messages, 'message')} had been sent before"
@@ -405,38 +405,38 @@ class DuplicatesDropped(Event):
 
 @dataclass(frozen=True, slots=True)
 class CertificateExpiring(Event):
-    """A certificate ends soon, or has ended."""
+    """A certificate expires soon or has expired."""
 
     name: ClassVar[str] = "certificate-expiring"
     warning: ClassVar[bool] = True
     certificate: str
-    """The file it is in."""
+    """File of the certificate."""
     not_after: str
-    """When it ends: ISO 8601, UTC."""
+    """Time of expiry: ISO 8601, UTC."""
     days: float
-    """Until then; less than 0 afterwards."""
+    """Days until expiry; negative afterwards."""
 
     def __str__(self) -> str:
         if self.days < 0:
-            return f"Certificate expired: {self.certificate} ended at {self.not_after}; devices that check it stay away"
-        return f"Certificate expiring: {self.certificate} ends in {self.days:.0f} days, at {self.not_after}"
+            return f"Certificate expired: {self.certificate} expired at {self.not_after}; devices that verify it cannot connect"
+        return f"Certificate expiring: {self.certificate} expires in {self.days:.0f} days, at {self.not_after}"
 
 
 @dataclass(frozen=True, slots=True)
 class ChildRestarted(Event):
-    """A part of this process failed, and is started again."""
+    """A supervised part of this process failed and is restarted."""
 
     name: ClassVar[str] = "child-restarted"
     warning: ClassVar[bool] = True
     path: str
-    """Its place in the supervision tree."""
+    """Path in the supervision tree."""
     reason: str
     restarts: int
-    """How often it was restarted, this time included."""
+    """Number of restarts, including this one."""
     delay: float
-    """Seconds until it is started."""
+    """Seconds until the restart."""
     siblings: tuple[str, ...]
-    """Those that are restarted with it."""
+    """Siblings that are restarted with it."""
 
     def __str__(self) -> str:
         after = f" in {self.delay:.1f} s" if self.delay else ""
@@ -446,20 +446,20 @@ class ChildRestarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SupervisorGaveUp(Event):
-    """A part of this process failed too often, and its supervisor fails with it."""
+    """A supervised part of this process failed too often, so its supervisor gave up."""
 
     name: ClassVar[str] = "supervisor-gave-up"
     warning: ClassVar[bool] = True
     path: str
-    """The supervisor's place in the tree."""
+    """Path of the supervisor in the tree."""
     child: str
-    """Who failed last."""
+    """Child that failed last."""
     failures: int
-    """Of all its children, within the period."""
+    """Failures of all children within the period."""
     period: float
-    """In seconds."""
+    """Length of the period in seconds."""
     reason: str
-    """Why the child failed the last time."""
+    """Reason of the last failure."""
 
     def __str__(self) -> str:
         return (
@@ -470,7 +470,7 @@ class SupervisorGaveUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailed(Event):
-    """An event handler raised an exception. It was removed; its supervisor installs it again."""
+    """An event handler raised an exception and was removed. Its supervisor installs it again."""
 
     name: ClassVar[str] = "handler-failed"
     warning: ClassVar[bool] = True
@@ -478,12 +478,12 @@ class HandlerFailed(Event):
     reason: str
 
     def __str__(self) -> str:
-        return f"Event handler {self.handler} failed, and is removed: {self.reason}"
+        return f"Event handler {self.handler} failed and was removed: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class EventsDropped(Event):
-    """An event handler was too slow, or could not do its work for too long: it has not seen these events."""
+    """An event handler missed events, because it was too slow or unable to work for too long."""
 
     name: ClassVar[str] = "events-dropped"
     warning: ClassVar[bool] = True
@@ -496,38 +496,38 @@ class EventsDropped(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeLost(Event):
-    """Another node is dead, and its connections with it. What was in its queue is on record as undeliverable."""
+    """Another node died. The messages in its queue were recorded as undeliverable."""
 
     name: ClassVar[str] = "node-lost"
     warning: ClassVar[bool] = True
     lost: str
-    """Its name."""
+    """Name of the dead node."""
     messages: int
-    """Of its queue, that are on record now."""
+    """Recorded messages of its queue."""
 
     def __str__(self) -> str:
-        return f"Node lost: {self.lost}; {self.messages} messages for its connections are on record as undeliverable"
+        return f"Node lost: {self.lost}; {self.messages} messages for its connections were recorded as undeliverable"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRenamed(Event):
-    """This node has taken another name. Its connections, whose ids name the old one, are closed one after another."""
+    """This node changed its name. Its connections, whose ids contain the old name, are closed one after another."""
 
     name: ClassVar[str] = "node-renamed"
     warning: ClassVar[bool] = True
     before: str
     now: str
     connections: int
-    """That are to be closed."""
+    """Connections to be closed."""
     reason: str
 
     def __str__(self) -> str:
-        return f"Node renamed: {self.before} is {self.now} now: {self.reason}; {self.connections} connections are closed for it"
+        return f"Node renamed: {self.before} is now {self.now}: {self.reason}; closing {self.connections} connections"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceIdentified(Event):
-    """A device has said who it is, to its dialect; or somebody else than its certificate says."""
+    """A device identified itself to its dialect, possibly with another id than that of its certificate."""
 
     name: ClassVar[str] = "device-identified"
     connection_id: str
@@ -539,19 +539,19 @@ class DeviceIdentified(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoginFailed(Event):
-    """A device could not prove who it says it is. Its connection is closed."""
+    """A device failed to prove its claimed identity. Its connection is closed."""
 
     name: ClassVar[str] = "login-failed"
     warning: ClassVar[bool] = True
     connection_id: str
     device_id: str | None
-    """The identity that the device has proved otherwise, by its certificate."""
+    """Id that the device has proved by its certificate."""
     claimed_id: str | None
-    """The device id that it tried to log in with. Nobody has proved it."""
+    """Unproved device id of the login."""
     peer: str
     reason: str
     unreported: int
-    """Failed logins before this one that have no event of their own."""
+    """Earlier failed logins without an event."""
 
     def __str__(self) -> str:
         claimed = f" as device {self.claimed_id}" if self.claimed_id is not None else ""
@@ -561,7 +561,7 @@ class LoginFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DialectFailed(Event):
-    """A dialect raised an exception. Its connection is closed, and no other."""
+    """A dialect raised an exception. Only its own connection is closed."""
 
     name: ClassVar[str] = "dialect-failed"
     warning: ClassVar[bool] = True

@@ -1,9 +1,9 @@
-"""Events from one process to another, as values that JSON can hold.
+"""Events as JSON values, between processes.
 
     {"event": "broker-warning", "warning": true, "text": "Broker: odd", "fields": {"text": "odd"}}
 
-Workers report to their parent this way. During a rolling restart one of the two may be newer than the other, and know other
-events, or other fields of them: what cannot be understood is still told as it was sent.
+Workers send events to their parent in this form. During a rolling restart one of them may have a newer version, with other
+events or other fields. An event that cannot be converted is passed on as it was sent (`UnknownEvent`).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from . import _types
 from ._types import Event
 
 KINDS: Final[Mapping[str, type[Event]]] = {
-    # Not Event.__subclasses__(): `slots=True` makes each class twice, and the first ones are there until they are collected.
+    # Not Event.__subclasses__(): `slots=True` creates each class twice, and the first one lives until it is garbage collected.
     kind.name: kind
     for kind in vars(_types).values()
     if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
 }
-"""Every event there is, by its name."""
+"""All kinds of events by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownEvent(Event):
-    """An event of another process, of a kind that is not known here, or not as it was sent."""
+    """An event of another process that this version does not know, or not with these fields."""
 
-    name: str = field()  # type: ignore[misc]  # what other classes have for all their events this one has for each
+    name: str = field()  # type: ignore[misc]  # a field here, a class attribute in other events
     warning: bool = field()  # type: ignore[misc]
     text: str
-    """The line for a person."""
+    """Line for people."""
     content: Mapping[str, Any] = field(hash=False)
-    """What it holds, as it was sent."""
+    """Fields as they were sent."""
 
     def fields(self) -> Mapping[str, Any]:
         return self.content
@@ -43,26 +43,26 @@ class UnknownEvent(Event):
 
 
 def to_wire(event: Event) -> dict[str, Any]:
-    """An event as values for `json.dumps`, to be read by `from_wire`."""
+    """Convert an event to JSON values for `from_wire`."""
     return {"event": event.name, "warning": event.warning, "text": str(event), "fields": dict(event.fields())}
 
 
 def from_wire(sent: Mapping[str, Any]) -> Event:
-    """The event that was sent, or an `UnknownEvent` where it is none of those that are known here.
+    """Convert JSON values to an event, or to an `UnknownEvent` if this version does not know it.
 
-    `ValueError`, if it is no event at all.
+    Raise `ValueError` if the values are malformed.
     """
     try:
         name, warning, text, fields = sent["event"], sent["warning"], sent["text"], sent["fields"]
     except (KeyError, TypeError):
-        raise ValueError("this is no event") from None
+        raise ValueError("malformed event") from None
     if not (isinstance(name, str) and isinstance(warning, bool) and isinstance(text, str) and isinstance(fields, dict)):
-        raise ValueError("this is no event")
+        raise ValueError("malformed event")
     kind = KINDS.get(name)
     if kind is not None:
         try:
             event = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-            # A field that has another type, or another meaning, would fail later on, or tell something wrong.
+            # A field with another type or meaning would fail later, or produce a wrong text.
             if event.warning == warning and str(event) == text:
                 return event
         except (TypeError, ValueError, AttributeError):

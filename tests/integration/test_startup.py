@@ -476,7 +476,7 @@ async def test_max_connections(embedded: EmbeddedBrokerProcess, lab: Lab) -> Non
         await gateway.round_trip(device)
     outside = lab.waiting_device(gateway)
     outside.begin(60)
-    await gateway.owsla.wait_for_line("Not accepting for now")
+    await gateway.owsla.wait_for_line("Not accepting connections")
     for device in inside:  # who is in is served all the same
         await gateway.round_trip(device)
     await pause(1)

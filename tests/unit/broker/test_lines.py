@@ -378,7 +378,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.device.safe, self.lab.producer.unconfirmed), ([0, 1, 2], 0))
         self.assertTrue(self.lab.producer.accepting)
         self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted])
-        self.assertEqual(str(self.lab.events[-1]), "Broker takes lines again: queue from_device")
+        self.assertEqual(str(self.lab.events[-1]), "Broker accepts lines again: queue from_device")
 
     def test_behind_refused_lines(self) -> None:
         """A line that comes while refused ones wait goes behind them: published at once it would be before those."""
@@ -889,7 +889,7 @@ class ExchangeTests(BrokerTestCase):
         self.lab.clock.advance(0.1)
         self.assertEqual(self.lab.taken(), [("a", 1)])
         self.assertEqual([type(event) for event in self.lab.events], [LinesRefused, LinesAccepted, LinesRefused])
-        self.assertEqual(str(self.lab.events[1]), "Broker takes lines again: exchange lines")
+        self.assertEqual(str(self.lab.events[1]), "Broker accepts lines again: exchange lines")
 
     def test_unroutable(self) -> None:
         """A connection whose key is too long is closed at its first line, which is said once; none of its lines counts."""

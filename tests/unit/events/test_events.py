@@ -79,7 +79,7 @@ class EventTests(SynchronousTestCase):
 
     def test_certificates(self) -> None:
         """A certificate that ends soon reads otherwise than one that has ended."""
-        self.assertIn("ends in 3 days", str(CertificateExpiring("c.pem", "2030-01-01T00:00:00Z", 3.2)))
+        self.assertIn("expires in 3 days", str(CertificateExpiring("c.pem", "2030-01-01T00:00:00Z", 3.2)))
         self.assertIn("expired", str(CertificateExpiring("c.pem", "2030-01-01T00:00:00Z", -0.1)))
 
     def test_restarts(self) -> None:
@@ -140,7 +140,7 @@ class ConsoleTests(SynchronousTestCase):
         self.console.handle(BrokerUnblocked(), NODE, NOW)
         self.assertEqual(len(self.logged), 4)
         self.clock.advance(1)
-        self.assertEqual(self.logged[4:], [(LogLevel.info, "… and 7 more: broker-warning")])
+        self.assertEqual(self.logged[4:], [(LogLevel.info, "... and 7 more: broker-warning")])
         self.console.handle(BrokerWarning("later"), NODE, NOW)
         self.assertEqual(self.logged[-1], (LogLevel.warn, "Broker: later"))
 
@@ -149,7 +149,7 @@ class ConsoleTests(SynchronousTestCase):
         for number in range(5):
             self.console.handle(BrokerWarning(str(number)), NODE, NOW)
         self.console.stop()
-        self.assertEqual(self.logged[3:], [(LogLevel.info, "… and 2 more: broker-warning")])
+        self.assertEqual(self.logged[3:], [(LogLevel.info, "... and 2 more: broker-warning")])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_no_timer_when_nothing_happens(self) -> None:

@@ -59,10 +59,10 @@ class SpecTests(SynchronousTestCase):
     def test_bad_ones(self) -> None:
         """Each is one line that says what is wrong, without a URL in it."""
         for text, says in (
-            ("", "no event handler"),
-            ("konsole", "'konsole' is no event handler (console, json:FILE, database:URL, amqp)"),
-            ("console:x", "console stands alone"),
-            ("amqp://guest:secret@host", "amqp stands alone"),
+            ("", "not an event handler"),
+            ("konsole", "'konsole' is not an event handler (console, json:FILE, database:URL, amqp)"),
+            ("console:x", "console takes no value after a colon"),
+            ("amqp://guest:secret@host", "amqp takes no value after a colon"),
             ("json", "json needs a file"),
             ("json:", "json needs a file"),
             ("database", "database needs a file or a URL"),
@@ -72,8 +72,8 @@ class SpecTests(SynchronousTestCase):
             ("database:sqlite://host/events.db", "SQLite has no host"),
             ("database:mysql://u:secret@h/d", "mysql is no database"),
             ("postgresql://u:secret@h/d", "a database is written database:postgresql:"),
-            ("u:secret@h", "'u' is no event handler"),
-            ("/secret@h", "this is no event handler"),
+            ("u:secret@h", "'u' is not an event handler"),
+            ("/secret@h", "this is not an event handler"),
             ("database:postgresql:/u:secret@h/d", "looks like a URL"),
             ("database:postgresql//u:secret@h/d", "looks like a URL"),
             ("database:postgresql:u:secret@h/d", "looks like a URL"),
@@ -82,7 +82,7 @@ class SpecTests(SynchronousTestCase):
             ("database:u:secret@h/d", "looks like a URL"),
             ("json:postgresql://u:secret@h/d", "looks like a URL"),
             ("json:u:secret@h", "looks like a URL"),
-            ("databse//u.secret", "this is no event handler"),
+            ("databse//u.secret", "this is not an event handler"),
         ):
             with self.assertRaises(ConfigError) as caught:
                 handler_spec(text)

@@ -129,7 +129,7 @@ class SQLiteTests(SynchronousTestCase):
         self.make((*SQLITE_MIGRATIONS, ("CREATE TABLE more (x)",))).write(records("a"))
         with self.assertRaises(Trouble) as caught:
             self.writer.write(records("a", "b"))
-        self.assertIn("version 2, and this Owsla knows 1", str(caught.exception))
+        self.assertIn("has version 2, and this version of Owsla supports 1", str(caught.exception))
         self.assertEqual(self.texts(), ["a"])
 
     def test_a_missing_folder(self) -> None:
