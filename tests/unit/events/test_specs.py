@@ -70,7 +70,7 @@ class SpecTests(SynchronousTestCase):
             ("database:sqlite:", "SQLite needs a file"),
             ("database:sqlite:///", "SQLite needs a file"),
             ("database:sqlite://host/events.db", "SQLite has no host"),
-            ("database:mysql://u:secret@h/d", "mysql is no database"),
+            ("database:mysql://u:secret@h/d", "mysql is not a supported database"),
             ("postgresql://u:secret@h/d", "a database is written database:postgresql:"),
             ("u:secret@h", "'u' is not an event handler"),
             ("/secret@h", "this is not an event handler"),
