@@ -84,8 +84,8 @@ def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: soc
         settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has printed the warnings
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
-        share = Loads(LOADS_FD, start["count"]).share(start["number"])
-        service = make_node(reactor, settings, log, Inherited(link, port, broker, share))
+        load = Loads(LOADS_FD, start["count"]).of(start["number"])
+        service = make_node(reactor, settings, log, Inherited(link, port, broker, load))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)

@@ -85,7 +85,7 @@ def make_devices(
         handshake_timeout=settings.handshake_timeout,
         fail=partial(fail, base.reactor),
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
-        share=base.inherited.share if base.inherited is not None else None,
+        share=base.inherited.load if base.inherited is not None else None,
         housekeeping=factory.housekeeping,
         memory=Memory(),
         linger=settings.linger,

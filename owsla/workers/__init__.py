@@ -1,11 +1,11 @@
-"""Several processes on one port: a parent that keeps no device traffic, and the workers that do (`--workers`).
+"""Several processes on one port (`--workers`): a parent without device traffic, and workers that serve the devices.
 
-    parent                 binds the port, runs the embedded broker, serves HTTP for all, owns event files and databases
-    ├── worker-1           a node: all that one process is without a parent (`owsla.tap.gateway`)
+    parent                 binds the port, runs the embedded broker, serves HTTP for all, writes event files and databases
+    ├── worker-1           a node, as one process without a parent is (`owsla.wiring.node.make_node`)
     └── worker-2
 
-The parent is the workers' supervisor, in OTP's terms. Between it and each worker is one socket pair, on which both speak lines
-of JSON (`_channel`). A worker that loses it has lost its parent, and stops in order.
+The parent is the supervisor of the workers, in OTP's terms. One socket pair connects it with each worker, and both send lines
+of JSON on it (`_channel`). A worker whose channel closes has lost its parent, and stops in order.
 """
 
 from ._channel import read_first

@@ -1,22 +1,23 @@
-"""What a parent and a worker say to each other: lines of JSON over a socket pair, each an object with a `type`.
+"""Channel between a parent and a worker: lines of JSON over a socket pair, each an object with a `type`.
 
     parent to worker
-        start   argv, number, count, broker_port        the first line, read before anything else
-        stop    in order, as after SIGTERM              hurry   at once
-        reopen  files, as after SIGHUP
-        gone    node, served                            this node's process is dead; whether its port was open
+        start   argv, number, count, broker_port        first line, read before the reactor runs
+        stop                                            stop in order, as after SIGTERM
+        hurry                                           stop waiting for anything
+        reopen                                          open files again, as after SIGHUP
+        gone    node, served                            the process of this node has died; whether its port was open
         ask     id, what ("metrics", "state")
         ping
     worker to parent
-        node    node                                    the node's name: at the start, and when it takes another
-        ready   drain_timeout, certificate, not_after   its port is open; how long it may take to stop, what devices are shown
+        node    node                                    name of the node: at the start, and when it takes another
+        ready   drain_timeout, certificate, not_after   the port is open; limit of a shutdown, certificate shown to devices
         log     level, namespace, text
         event   time, node, event                       `owsla.events.to_wire`
         answer  id, value
         pong
-        fatal   text                                    a user's error: this worker cannot start with these settings
+        fatal   text                                    the worker cannot start with these settings
 
-During a rolling restart the two may be of different versions: what one does not know it passes over.
+During a rolling restart the two may be of different versions. Each ignores messages that it does not know.
 """
 
 from __future__ import annotations
@@ -37,18 +38,20 @@ from zope.interface import implementer
 from ..interfaces import Clock, DelayedCall
 
 LONGEST: Final = 64 << 20
-"""Bytes of a line: the metrics of a worker are some 50 KB."""
+"""Bytes of a line at most. The metrics of a worker are some 50 KB."""
 
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds for the other end to take the last of what was said."""
+"""Seconds for the other end to read the last messages."""
 
 WAITING: Final = 20_000
-"""Logs and events that wait for a parent that does not read, at most: some 5 MB, and 10 s of a stampede."""
+"""Log lines and events that wait for a parent that does not read, at most. That is some 5 MB, or 10 s of a stampede of
+connections.
+"""
 
 
 @implementer(IPushProducer)
 class Channel(LineOnlyReceiver):
-    """One end. What is sent never blocks and never waits for the other end."""
+    """One end of the channel. Sending never blocks, whatever the other end does."""
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
@@ -57,7 +60,7 @@ class Channel(LineOnlyReceiver):
     _log = Logger(namespace="owsla")
 
     def __init__(self, clock: Clock, receive: Callable[[dict[str, Any]], None], lost: Callable[[], None]) -> None:
-        """`receive` is told of each message, and `lost` once of the end of the connection."""
+        """`receive` is called with each message, and `lost` once at the end of the connection."""
         self._clock = clock
         self._receive = receive
         self._lost = lost
@@ -72,12 +75,12 @@ class Channel(LineOnlyReceiver):
         self.transport.registerProducer(self, True)
 
     def send(self, type: str, **values: Any) -> None:
-        """Say something that must not be left out. After the end it goes nowhere."""
+        """Send a message that must not be dropped. After the end of the connection, do nothing."""
         if self.open:
             self.sendLine(_line(type, values))
 
     def offer(self, type: str, **values: Any) -> bool:
-        """Say something that may be left out, where the other end does not keep up. Whether it was not."""
+        """Send a message that is dropped if the other end does not keep up. Return whether it was sent or queued."""
         if not self.open or len(self._later) >= WAITING:
             return False
         line = _line(type, values)
@@ -91,11 +94,11 @@ class Channel(LineOnlyReceiver):
         try:
             self._receive(json.loads(line))
         except Exception:
-            # Raised from here it would end the connection, and with that the worker: for a page that could not be made, say.
-            self._log.failure("A message between parent and worker could not be dealt with")
+            # Raised further, it would end the connection and with it the worker: for a page that could not be made, say.
+            self._log.failure("A message between parent and worker could not be handled")
 
     def close(self) -> Deferred[None]:
-        """End the connection, once everything that was said is sent, or after a moment. Fires when that is done."""
+        """Close the connection once all messages are sent, or after `CLOSE_TIMEOUT`. The Deferred fires when it is closed."""
         closed: Deferred[None] = Deferred()
         if not self.open:
             closed.callback(None)
@@ -117,7 +120,7 @@ class Channel(LineOnlyReceiver):
         if self._closed is not None:
             self._closed.callback(None)
 
-    # -- as its own producer: whether the other end keeps up ---------------------------------------------------------------
+    # -- IPushProducer: the transport tells whether the other end keeps up -------------------------------------------------
 
     def pauseProducing(self) -> None:
         self._paused = True
@@ -136,9 +139,9 @@ def _line(type: str, values: dict[str, Any]) -> bytes:
 
 
 def read_first(recv: Callable[[int], bytes]) -> dict[str, Any]:
-    """The first message, read a byte at a time from a blocking socket, so that nothing that follows it is taken.
+    """Return the first message. Read single bytes from a blocking socket, so that the following messages stay in it.
 
-    `EOFError` where it ended before that.
+    Raise `EOFError` if the connection ends before that.
     """
     line = bytearray()
     while not line.endswith(b"\n"):

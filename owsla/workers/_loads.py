@@ -1,7 +1,7 @@
-"""How many connections each worker has, where all of them see it: so that a new one goes to whoever has fewest.
+"""Connection counts of the workers in shared memory, so that a new connection goes to a worker with few.
 
-All workers are woken when a device connects, and the quickest one takes it; left to themselves some are always quicker. So a
-worker that has more than the one with fewest leaves the others a moment before it takes any.
+The kernel wakes all workers when a device connects, and the quickest one accepts it. Some workers are always quicker. Therefore
+a worker that has more connections than the least loaded one waits a moment before it accepts any.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ import os
 from typing import Final
 
 ABSENT: Final = 0xFFFFFFFF
-"""In place of a number: there is no such worker now."""
+"""Count of a worker that does not run."""
 
 SLACK: Final = 1 / 64
-"""What one may have more than the one with fewest, of what that has, and not stand back: what nobody would notice."""
+"""Part by which the count of a worker may exceed the least count before it waits. Such a difference is not noticeable."""
 
 _SIZE: Final = 4
 
 
 def stands_back(mine: int, least: int) -> bool:
-    """Whether a worker with so many connections leaves the next one to others, of whom one has only `least`. Pure."""
+    """Return whether a worker with `mine` connections leaves the next one to a worker with `least`. Pure."""
     return mine > least + 1 + int(least * SLACK)
 
 
 class Loads:
-    """One number for each worker, in memory that is shared through a descriptor. Nothing is locked: they are hints."""
+    """Connection counts of all workers, in memory that is shared through a descriptor. Without locks, because they are hints.
+    """
 
     def __init__(self, descriptor: int, count: int) -> None:
-        """`count` workers; `descriptor` is that of `create`."""
+        """`count` is the number of workers, and `descriptor` that of an object from `create`."""
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, count * _SIZE)
         self._numbers = memoryview(self._memory).cast("I")
 
     @classmethod
     def create(cls, count: int) -> Loads:
-        """Shared memory for so many workers, none of which is there."""
+        """Make shared memory for `count` workers, all absent."""
         descriptor = os.memfd_create("owsla-loads", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, count * _SIZE)
         loads = cls(descriptor, count)
@@ -44,21 +45,21 @@ class Loads:
         return loads
 
     def absent(self, worker: int) -> None:
-        """This worker (they count from 1) is gone: nobody waits for it to take anything."""
+        """Note that a worker, counted from 1, does not run: the others leave no connection to it."""
         self._numbers[worker - 1] = ABSENT
 
-    def share(self, worker: int) -> Share:
-        """This worker's part."""
-        return Share(self._numbers, worker - 1)
+    def of(self, worker: int) -> WorkerLoad:
+        """Return the count of one worker, counted from 1."""
+        return WorkerLoad(self._numbers, worker - 1)
 
     @property
     def all(self) -> list[int]:
-        """All numbers."""
+        """Counts of all workers, in order."""
         return list(self._numbers)
 
 
-class Share:
-    """One worker's number, and what the others' mean for it."""
+class WorkerLoad:
+    """Connection count of one worker, which compares it with the others."""
 
     __slots__ = ("_index", "_numbers")
 
@@ -67,9 +68,9 @@ class Share:
         self._index = index
 
     def tell(self, connections: int) -> None:
-        """It has so many."""
+        """Publish the number of connections that this worker has."""
         self._numbers[self._index] = connections
 
     def stands_back(self, connections: int) -> bool:
-        """Whether it leaves the next one to others, having so many."""
+        """Return whether this worker, with so many connections, leaves the next one to others."""
         return stands_back(connections, min(self._numbers))

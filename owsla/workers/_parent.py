@@ -1,6 +1,6 @@
-"""The parent of the workers as one service: what it tells whom, and how the whole stops.
+"""The parent of the workers as one service: rolling restarts and the shutdown of all workers.
 
-It has no device traffic and no connection to the broker: what it does, it may do late.
+The parent has no device traffic and no connection to the broker, so that nothing waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._pool import WorkerPool
 
 
 class ParentService(MultiService):
-    """Runs workers, and stops them together."""
+    """Parent of the workers: it runs them, replaces them one after another, and stops them together."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ParentService(MultiService):
         self._replacing = False
         self._again = False
         self.draining = False
-        """Whether it is stopping."""
+        """True once the parent stops."""
 
     def supervise(self, root: Supervisor) -> None:
         """Make `root` the supervision tree of the parent."""
@@ -46,7 +46,7 @@ class ParentService(MultiService):
         root.setServiceParent(self)
 
     def tree(self) -> TreeNode:
-        """The parent's supervision tree, as it is now, or as planned."""
+        """Return the supervision tree of the parent as it is now, or as planned."""
         assert self._root is not None
         return self._root.tree()
 
@@ -57,41 +57,41 @@ class ParentService(MultiService):
 
     async def _stop(self) -> None:
         self._log.info("Stopping {count} workers", count=len(self.pool.workers))
-        # With the workers' own this closes the port.
+        # The port closes when the workers have closed their descriptors of it, too.
         self._port.close()
-        await DeferredList([worker.drain() for worker in self.pool.workers])
+        await DeferredList([worker.stop_for_good() for worker in self.pool.workers])
         if self._root is not None:
             await self._root.stopService()
         self._log.info("Stopped: no worker is left")
 
     def hurry(self) -> None:
-        """Wait for nothing more."""
+        """Stop waiting for anything, in all workers."""
         for worker in self.pool.workers:
             worker.hurry()
 
     def give_up(self, reason: str) -> None:
-        """The root of the tree gave up: end the process, so that whatever runs it begins afresh."""
+        """End the process because the root supervisor gave up: systemd, or whatever runs Owsla, starts a new one."""
         self.hurry()
         self._fail(reason, EXIT_STATUS)
 
     def reopen(self) -> None:
-        """Have the workers do what SIGHUP says."""
+        """Have the workers open their files again (SIGHUP)."""
         for worker in self.pool.workers:
             worker.tell("reopen")
 
     # -- a rolling restart -------------------------------------------------------------------------------------------------
 
     def replace(self) -> None:
-        """Replace the workers one after another by fresh processes. Asked again meanwhile: once more when that is done."""
+        """Replace the workers one after another with new processes. A request meanwhile is served when that is done."""
         if self.draining:
             return
         if self._replacing:
             self._again = True
-            self._log.info("The workers are being replaced: once more when that is done")
+            self._log.info("The workers are being replaced already; they will be replaced once more when that is done")
             return
         self._replacing = True
         replaced = ensureDeferred(self._replace())
-        replaced.addErrback(lambda failure: self._log.failure("The workers were not all replaced", failure))
+        replaced.addErrback(lambda failure: self._log.failure("Replacing the workers failed", failure))
 
     async def _replace(self) -> None:
         try:
@@ -116,7 +116,7 @@ class ParentService(MultiService):
 
 
 class NodeEvents:
-    """An event handler that hands one node's events on to another manager: the parent's own, to its console."""
+    """Event handler that passes the events of one node to another manager: the parent's own, for its console."""
 
     def __init__(self, node: str, manager: EventManager) -> None:
         self._node = node

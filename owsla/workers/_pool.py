@@ -1,4 +1,4 @@
-"""The workers of one parent: their processes, and what the parent does about what they say."""
+"""The workers of one parent, and the reactions of the parent to their reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..tls.expiry import Shown
-from ._process import Process, WorkerProcess, WorkerStart
+from ._process import WorkerProcess, WorkerStart
+from ._supervised import SupervisedWorker
 
 
 class WorkerPool:
@@ -28,11 +29,11 @@ class WorkerPool:
         self._dead: dict[str, bool] = {}
         self._worked = False
         self._refusing = False
-        self.workers = [WorkerProcess(reactor, number, start, self) for number in range(1, start.count + 1)]
+        self.workers = [SupervisedWorker(reactor, number, start, self) for number in range(1, start.count + 1)]
 
     @property
-    def processes(self) -> list[Process]:
-        """The present process of each worker."""
+    def processes(self) -> list[WorkerProcess]:
+        """Process in charge of each worker."""
         return [worker.process for worker in self.workers if worker.process is not None]
 
     def shown(self, otherwise: Shown) -> Shown:
@@ -40,14 +41,15 @@ class WorkerPool:
         shown = [process.shown for process in self.processes if process.shown is not None]
         return min(shown, key=lambda certificate: certificate.not_after, default=otherwise)
 
-    def ready(self, process: Process) -> None:
+    def ready(self, process: WorkerProcess) -> None:
         self._worked = True
         for node, served in self._dead.items():
             process.tell("gone", node=node, served=served)
         self._dead.clear()
 
-    def ended(self, process: Process, graceful: bool) -> None:
-        """A worker that died leaves a node behind. Another worker is told, which buries it without waiting."""
+    def ended(self, process: WorkerProcess, graceful: bool) -> None:
+        # The node of a worker that died holds messages in its queue. Another worker is told, which cleans up without waiting
+        # for --node-grace. With no worker ready, the next one to open its port is told.
         if graceful or process.node is None:
             return
         for other in self.processes:
@@ -61,6 +63,6 @@ class WorkerPool:
 
     def cannot_start(self, why: str) -> bool:
         if not self._worked:
-            self._worked = self._refusing = True  # the others will say the same
+            self._worked = self._refusing = True  # the other workers have the same settings
             self._refused(why)
         return self._refusing

@@ -1,11 +1,4 @@
-"""A worker: a node in a process of its own, with a parent.
-
-    python -m owsla.workers worker-2
-
-It is started by a parent only, which gives it two sockets: the device port, and the one end of the channel between them. Its
-settings are read here, from the arguments that the parent was given (they come through the channel: there may be a password in
-them), the environment and the file: after a change a fresh worker has the new ones.
-"""
+"""A worker's side of the channel to its parent: commands of the parent; readiness, events and log of the worker."""
 
 from __future__ import annotations
 
@@ -25,44 +18,46 @@ from ..http import Readings, answer
 from ..log import with_traceback
 from ..tls.expiry import Shown
 from ._channel import Channel
-from ._loads import Share
+from ._loads import WorkerLoad
 
 CHANNEL_FD: Final = 3
 PORT_FD: Final = 4
 LOADS_FD: Final = 5
 
 ORPHAN_TIMEOUT: Final = 5.0
-"""Seconds for a worker to stop whose parent is gone. Whatever runs Owsla starts a new parent at once, and wants the machine."""
+"""Seconds for the shutdown of a worker whose parent is gone. systemd, or whatever runs Owsla, starts a new parent at once,
+which needs the memory and the descriptors.
+"""
 
 
 class Stoppable(Protocol):
-    """The gateway, as its parent sees it."""
+    """Node, as the channel sees it."""
 
     def hurry(self) -> None:
-        """Wait for nothing more."""
+        """Stop waiting for anything."""
 
     def shorten(self, drain_timeout: float) -> None:
-        """Stop within this time, in seconds, if a stop would take longer."""
+        """Limit a shutdown that begins later to this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a worker has from its parent."""
+    """Resources that a worker has from its parent."""
 
     link: ParentLink
     port: socket.socket
-    """Bound to the device port, and shared with the other workers."""
+    """Device port, bound, and shared with the other workers."""
     broker: BrokerAddress | None
-    """The parent's embedded broker, if there is one."""
-    share: Share
-    """How many connections it has among the others."""
+    """Embedded broker of the parent, if it runs one."""
+    load: WorkerLoad
+    """Connection count of this worker, beside those of the others."""
 
 
 class ParentLink:
-    """A worker's end of the channel: what it tells its parent, and what it does when told."""
+    """Channel of a worker to its parent."""
 
     def __init__(self, reactor: Any, number: int) -> None:
-        """`number` is the worker's."""
+        """`number` is the number of the worker, counted from 1."""
         self._reactor = reactor
         self._log = Logger(namespace="owsla")
         self.number = number
@@ -77,21 +72,25 @@ class ParentLink:
     def introduce(
         self, readings: Readings, service: Stoppable, *, reopen: Callable[[], None], gone: Callable[[str, bool], None]
     ) -> None:
-        """Who it is about. `gone` is told the name of a node whose process is dead, and whether its port had been open."""
+        """Connect the channel with the node. `gone` is called with the name of a node whose process has died, and whether its
+        port had been open.
+        """
         self._readings = readings
         self._stoppable = service
         self._reopen = reopen
         self._gone = gone
 
-    # -- towards the parent ------------------------------------------------------------------------------------------------
+    # -- reports to the parent ---------------------------------------------------------------------------------------------
 
     def node(self, node: str) -> None:
-        """This is the node's name, from now on."""
+        """Report the name of the node."""
         self.channel.send("node", node=node)
 
     def ready(self, drain_timeout: float, shown: Shown) -> None:
-        """The port is open. A stop may take as long as `drain_timeout`, and devices are shown this certificate: the parent may
-        have been started with other settings.
+        """Report that the port is open, once.
+
+        Report also how long a shutdown may take, in seconds, and the certificate that devices are shown: the parent may have
+        been started with other settings.
         """
         if not self._ready:
             self._ready = True
@@ -99,7 +98,7 @@ class ParentLink:
                 "ready", drain_timeout=drain_timeout, certificate=shown.certificate, not_after=shown.not_after
             )
 
-    # -- from the parent ---------------------------------------------------------------------------------------------------
+    # -- commands of the parent --------------------------------------------------------------------------------------------
 
     def _received(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -109,7 +108,7 @@ class ParentLink:
         elif kind == "ping":
             self.channel.send("pong")
         elif kind == "stop":
-            self.stop("told to stop")
+            self.stop("the parent stops this worker")
         elif kind == "hurry":
             if self._stoppable is not None:
                 self._stoppable.hurry()
@@ -119,14 +118,14 @@ class ParentLink:
             self._gone(message["node"], message.get("served", True))
 
     def stop(self, why: str) -> None:
-        """Stop in order, once."""
+        """Stop in order. A second call does nothing."""
         if not self._stopping:
             self._stopping = True
             self._log.info("Stopping: {why}", why=why)
             try:
                 self._reactor.stop()
             except ReactorNotRunning:
-                pass  # it is on its way already: something failed
+                pass  # the process stops already, because of a failure
 
     def _parent_gone(self) -> None:
         if self._stopping or self._stoppable is None:
@@ -136,19 +135,19 @@ class ParentLink:
 
 
 class EventsToParent:
-    """An event handler that passes them on to the parent, which writes them to files and databases."""
+    """Event handler that passes events to the parent, which writes them to files and databases."""
 
     def __init__(self, link: ParentLink, stats: HandlerStats) -> None:
-        """`stats` counts what the parent was too slow for."""
+        """`stats` counts the events that the parent was too slow for."""
         self._channel = link.channel
         self._stats = stats
-        self._untold = 0
+        self._missed = 0
 
     def handle(self, event: Event, node: str, when: float) -> None:
-        if self._untold and self._offer(EventsDropped(self._stats.name, self._untold), node, when):
-            self._untold = 0
+        if self._missed and self._offer(EventsDropped(self._stats.name, self._missed), node, when):
+            self._missed = 0
         if not self._offer(event, node, when):
-            self._untold += 1
+            self._missed += 1
             self._stats.dropped += 1
 
     def _offer(self, event: Event, node: str, when: float) -> bool:
@@ -157,16 +156,18 @@ class EventsToParent:
 
 @implementer(ILogObserver)
 class LogToParent:
-    """A log observer that passes lines on to the parent, which has the log."""
+    """Log observer that passes lines to the parent, which writes the log."""
 
     def __init__(self, channel: Channel, in_reactor: Callable[..., Any]) -> None:
-        """To be made in the reactor's thread. `in_reactor(f, …)` calls `f` there (`callFromThread`): any thread may log."""
+        """`in_reactor(f, …)` calls `f` in the reactor's thread (`callFromThread`), in which this is constructed: any thread may
+        log.
+        """
         self._channel = channel
         self._in_reactor = in_reactor
         self._thread = threading.get_ident()
-        self._untold = 0
+        self._missed = 0
         self.lost = 0
-        """Lines lost so far."""
+        """Number of lines lost so far."""
 
     def __call__(self, event: Any) -> None:
         level = event.get("log_level", LogLevel.info)
@@ -179,10 +180,10 @@ class LogToParent:
             self._in_reactor(self._tell, *line)
 
     def _tell(self, level: str, namespace: str, text: str) -> None:
-        if self._untold and self._channel.offer(
-            "log", level="warn", namespace="owsla", text=f"The log has lost {self._untold} lines here: the parent is too slow"
+        if self._missed and self._channel.offer(
+            "log", level="warn", namespace="owsla", text=f"The log has lost {self._missed} lines here: the parent is too slow"
         ):
-            self._untold = 0
+            self._missed = 0
         if not self._channel.offer("log", level=level, namespace=namespace, text=text):
-            self._untold += 1
+            self._missed += 1
             self.lost += 1

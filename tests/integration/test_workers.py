@@ -423,7 +423,7 @@ async def test_rolling_restart_while_the_broker_is_blocked(lab: Lab, own_rabbitm
         await until(lambda: pids(gateway.owsla)["worker-1"] != before["worker-1"], what="the fresh worker-1")
         await until(lambda: len(gateway.owsla.lines("worker-1.*Broker blocked", start=mark)) == 2, RESTART, "its being blocked")
         await pause(5)
-        assert not gateway.owsla.lines("Stopping: told to stop", start=mark), gateway.owsla.output()
+        assert not gateway.owsla.lines("Stopping: the parent stops this worker", start=mark), gateway.owsla.output()
         assert all(device.is_open for device in devices)
     finally:
         await own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")

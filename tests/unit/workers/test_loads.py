@@ -42,7 +42,7 @@ class LoadsTests(SynchronousTestCase):
         self.addCleanup(os.close, parents.descriptor)
         self.assertEqual(parents.all, [ABSENT] * 3)
         workers = Loads(parents.descriptor, 3)
-        first, third = workers.share(1), workers.share(3)
+        first, third = workers.of(1), workers.of(3)
         first.tell(7)
         self.assertFalse(first.stands_back(7), "there is nobody to leave it to")
         third.tell(2)

@@ -29,14 +29,13 @@ from owsla.workers._process import (
     KILLED_WITHIN,
     LAST_WORDS,
     PING,
-    REPLACE_TIMEOUT,
     SILENCES,
     STARTING,
-    Process,
     WorkerEnded,
     WorkerProcess,
     WorkerStart,
 )
+from owsla.workers._supervised import REPLACE_TIMEOUT, SupervisedWorker
 
 DRAIN = 30.0
 
@@ -60,7 +59,7 @@ class FakeReactor(Clock):
 class Child:
     """A process that is none."""
 
-    def __init__(self, pid: int, protocol: Process, factory: Any, args: list[str], options: dict[str, Any]) -> None:
+    def __init__(self, pid: int, protocol: WorkerProcess, factory: Any, args: list[str], options: dict[str, Any]) -> None:
         self.pid = pid
         self.protocol = protocol
         self.args = args
@@ -114,10 +113,10 @@ class Told:
         self.refusals: list[str] = []
         self.events: list[tuple[float, str, Mapping[str, Any]]] = []
 
-    def ready(self, process: Process) -> None:
+    def ready(self, process: WorkerProcess) -> None:
         self.ready_ones.append(process.pid)
 
-    def ended(self, process: Process, graceful: bool) -> None:
+    def ended(self, process: WorkerProcess, graceful: bool) -> None:
         self.ends.append((process.pid, graceful))
 
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
@@ -149,8 +148,8 @@ class ProcessTestCase(SynchronousTestCase):
         self.reports: list[Failure | None] = []
         self.worker.supervise(self.reports.append)
 
-    def make(self, number: int) -> WorkerProcess:
-        return WorkerProcess(self.reactor, number, self.start, self.told)
+    def make(self, number: int) -> SupervisedWorker:
+        return SupervisedWorker(self.reactor, number, self.start, self.told)
 
     @property
     def child(self) -> Child:
@@ -233,7 +232,7 @@ class OneProcessTests(ProcessTestCase):
     def test_dies(self) -> None:
         """A process that ends by itself is its child's end, with how it ended and without a traceback."""
         self.worker.startService()
-        self.loads.share(1).tell(0)
+        self.loads.of(1).tell(0)
         self.child.ends(status=None, signal_number=signal.SIGKILL)
         self.assertEqual(self.loads.all[0], ABSENT, "others would leave devices to it")
         (reason,) = self.reports
@@ -418,7 +417,7 @@ class OneProcessTests(ProcessTestCase):
         """Once everything stops no restart starts it again: there is no port any more."""
         self.worker.startService()
         self.child.ends(1)
-        self.successResultOf(self.worker.drain())
+        self.successResultOf(self.worker.stop_for_good())
         self.worker.startService()
         self.assertEqual(len(self.reactor.children), 1)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
@@ -485,7 +484,7 @@ class ReplaceTests(ProcessTestCase):
         old.says("log", level="info", namespace="owsla.broker", text="old stops")
         old.ends(0)
         for line in (
-            ("owsla", f"worker-1: process {fresh.pid} is to replace process {old.pid}"),
+            ("owsla", f"worker-1: process {fresh.pid} starts, to replace process {old.pid}"),
             (f"owsla.worker-1.{fresh.pid}", "fresh starts"),
             ("owsla.worker-1.broker", "old works"),
             ("owsla.worker-1", "fresh works"),
@@ -649,7 +648,7 @@ class ParentTests(ProcessTestCase):
         self.gave_up: list[GaveUp] = []
         pool = WorkerPool(self.reactor, self.start, emit=lambda *event: None, refused=lambda why: None)
 
-        def child(worker: WorkerProcess) -> ChildSpec:
+        def child(worker: SupervisedWorker) -> ChildSpec:
             def start() -> AnyService:
                 return worker
 
