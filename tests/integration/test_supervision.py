@@ -242,8 +242,8 @@ async def test_broker_timers(run: Run) -> None:
     it = await trial(run)
     await it.fails_somewhere("owsla.broker.client:BrokerProtocol._listen_and_speak", BROKER)
     await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
-    await it.fails("owsla.cluster.registrar:Roster._look_round", ROSTER)
-    await it.fails("owsla.cluster.registrar:Roster.deliver", ROSTER, provoke=run.proxy.cut)
+    await it.fails("owsla.cluster.registrar:Registrar._look_round", ROSTER)
+    await it.fails("owsla.cluster.registrar:Registrar.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()
 
 
@@ -303,7 +303,7 @@ async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
     await page.strikes()
     assert (await tree_of(owsla)).restarts == {}
     assert (await ask(port, "/metrics"))[0] == 200
-    timer = await owsla.fail("owsla.http._service:HttpService._beat")
+    timer = await owsla.fail("owsla.http._service:HttpService._probe")
     await timer.strikes()
     await tree_when(owsla, lambda tree: tree.all_run and tree.restarts == {HTTP: 1})
     assert (await ask(port, "/metrics"))[0] == 200
