@@ -24,8 +24,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from ..events._json import utc
-from ..events._types import DeviceConnected, DeviceDisconnected, DeviceIdentified
+from ..events import DeviceConnected, DeviceDisconnected, DeviceIdentified, utc
 
 Change: TypeAlias = Literal["connected", "disconnected", "node-lost"]
 

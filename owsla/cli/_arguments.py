@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import ConfigError
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
 from ._values import seconds, whole_number
-from .swarm import _arguments as swarm
+from .swarm import arguments as swarm
 
 _PASSWORD = re.compile(r"(amqps?://)\S*@", re.IGNORECASE)
 

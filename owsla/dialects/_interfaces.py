@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from attrs import frozen
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.plugin import IPlugin
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, implementer
 
-if TYPE_CHECKING:
-    from ..config.settings import Settings
+
+class DialectSettings(Protocol):
+    """Settings of Owsla, as a dialect sees them (`owsla.config.settings.Settings`)."""
+
+    @property
+    def login_checker(self) -> ICredentialsChecker | None:
+        """Credentials checker (`--login-checker`)."""
+
+    @property
+    def login_timeout(self) -> float:
+        """Seconds (`--login-timeout`)."""
 
 
 class Conversation(Protocol):
@@ -100,7 +110,7 @@ class Dialect:
         self.conversation = conversation
 
     @classmethod
-    def configured(cls, settings: Settings) -> Factory:
+    def configured(cls, settings: DialectSettings) -> Factory:
         """What makes an instance for a connection; called once, at the start. `ConfigError`, if `settings` do not do for it."""
         return cls
 

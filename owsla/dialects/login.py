@@ -25,12 +25,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
 
-from ..config.settings import Settings
 from ..errors import ConfigError
 from ..supervision import explain
 from ._devices_file import DevicesFile
 from ._failed_logins import LONGEST, FailedLogins
-from ._interfaces import REFUSED, Conversation, Dialect, Factory, Refused
+from ._interfaces import REFUSED, Conversation, Dialect, DialectSettings, Factory, Refused
 from ._sparingly import Sparingly
 
 WAITING: Final = 0
@@ -139,7 +138,7 @@ class Login(Dialect):
         self._state = WAITING
 
     @classmethod
-    def configured(cls, settings: Settings) -> Factory:
+    def configured(cls, settings: DialectSettings) -> Factory:
         if settings.login_checker is None:
             raise ConfigError("the login needs --login-checker, such as file:/etc/owsla/devices")
         gate = Gate(settings.login_checker)

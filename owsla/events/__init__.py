@@ -5,7 +5,7 @@
 
 from ._console import Console
 from ._database import DatabaseWriter, PostgreSQL, SQLite
-from ._json import JSONWriter
+from ._json import JSONWriter, utc
 from ._mailbox import Mailbox
 from ._manager import EventManager, Handler, HandlerStats
 from ._outbox import Outbox, Record, Trouble, Writer
@@ -114,4 +114,5 @@ __all__ = [
     "handlers_from",
     "supervision_event",
     "to_wire",
+    "utc",
 ]

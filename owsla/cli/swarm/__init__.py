@@ -2,7 +2,7 @@
 
 | module                                   | content                                                          |
 |------------------------------------------|------------------------------------------------------------------|
-| `_arguments`                             | options, checked and made into a plan                            |
+| `arguments`                              | options, checked and made into a plan                            |
 | `_plan`                                  | the plan, and the share of each process in it                    |
 | `_run`                                   | the parent: starts processes, shows progress, adds up            |
 | `_process`, `_parent_input`              | one process, and the words of its parent                         |

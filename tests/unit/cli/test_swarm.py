@@ -18,7 +18,8 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._arguments import parser
-from owsla.cli.swarm import _arguments, _process, _sources, _tls
+from owsla.cli.swarm import _process, _sources, _tls
+from owsla.cli.swarm import arguments as swarm_arguments
 from owsla.cli.swarm._answers import AnswerCounts, AnswerMatcher
 from owsla.cli.swarm._histogram import LARGEST, LatencyHistogram, bounds, bucket
 from owsla.cli.swarm._lines import LineTemplate, ack_pattern
@@ -32,7 +33,7 @@ from owsla.errors import ConfigError
 
 def typed(*arguments: str) -> Plan:
     """Return the plan of a command line."""
-    return _arguments.plan(parser().parse_args(["swarm", *arguments]))
+    return swarm_arguments.plan(parser().parse_args(["swarm", *arguments]))
 
 
 class HistogramTests(SynchronousTestCase):
@@ -240,21 +241,21 @@ class PlanTests(SynchronousTestCase):
     def test_too_few_files(self) -> None:
         """With more connections than files, the error says how many processes are needed."""
         made = typed("--connections", "100")
-        _arguments.check_files(made, 164)
+        swarm_arguments.check_files(made, 164)
         with self.assertRaises(ConfigError) as caught:
-            _arguments.check_files(made, 163)
+            swarm_arguments.check_files(made, 163)
         self.assertIn("--processes 2", str(caught.exception))
-        _arguments.check_files(replace(made, processes=2), 114)
+        swarm_arguments.check_files(replace(made, processes=2), 114)
 
     def test_too_few_ports(self) -> None:
         """With more connections than ports, the error says how many addresses are needed. A storm reuses its ports."""
         made = typed("--connections", "100")
-        _arguments.check_ports(made, "1000\t1099\n")
+        swarm_arguments.check_ports(made, "1000\t1099\n")
         with self.assertRaises(ConfigError) as caught:
-            _arguments.check_ports(made, "1000\t1098\n")
+            swarm_arguments.check_ports(made, "1000\t1098\n")
         self.assertIn("127.0.0.1-127.0.0.2", str(caught.exception))
-        _arguments.check_ports(replace(made, sources=("127.0.0.1", "127.0.0.2")), "1000 1098")
-        _arguments.check_ports(replace(made, mode="storm"), "1000 1098")
+        swarm_arguments.check_ports(replace(made, sources=("127.0.0.1", "127.0.0.2")), "1000 1098")
+        swarm_arguments.check_ports(replace(made, mode="storm"), "1000 1098")
 
     @given(st.integers(1, 1000), st.integers(1, 20))
     def test_shares(self, connections: int, processes: int) -> None:
