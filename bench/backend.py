@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
-from owsla.broker.client import BaseHandler, BrokerProtocol
+from owsla.broker.client import BaseHandler, BrokerClient
 from owsla.broker.connection import BrokerConnection
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import Turn
@@ -92,7 +92,7 @@ class LineCounter(BaseHandler):
         self.numbered = False
         self.messages = self.lines = self.duplicates = self.wrong = self.others = 0
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         self._client = client
         await client.open_channel(PUBLISH, BaseHandler())
         channel = await client.open_channel(CONSUME, self)

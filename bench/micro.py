@@ -6,8 +6,8 @@ There are no sockets and no broker: the objects of the gateway get transports th
 RabbitMQ would send, in realistic batches. `bench.gateway` includes the operating system and TLS; this is the cost of our own
 code on top.
 
-A *publish* is `Producer.publish` with packing and window, its share of the one write a turn, and its share of a confirm that
-covers many. A *delivery* is bytes from RabbitMQ in `BrokerProtocol.dataReceived`, through consumer and router, to the bytes
+A *publish* is `LinePublisher.publish` with packing and window, its share of the one write a turn, and its share of a confirm
+that covers many. A *delivery* is bytes from RabbitMQ in `BrokerClient.dataReceived`, through consumer and router, to the bytes
 handed to the device's transport and the acknowledgement handed to RabbitMQ's.
 
 Budget: 4 µs per publish, 8 µs per delivery. The exit status is 1 if a median exceeds it.
@@ -31,9 +31,9 @@ from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.broker import headers as delivery
 from owsla.broker import queues as topology
-from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerProtocol
+from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient
 from owsla.broker.consumers import Consumer
-from owsla.broker.lines import LINES, Producer
+from owsla.broker.lines import LINES, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
 from owsla.device.connections import Connection, Connections
@@ -78,7 +78,7 @@ class ObligingChannel:
         return succeed
 
 
-class OpenConnection(BrokerProtocol):
+class OpenConnection(BrokerClient):
     """Connection on which channels are open without a broker."""
 
     async def open_channel(self, number: int, handler: Any) -> Any:
@@ -147,7 +147,7 @@ class Node:
             frame_max=FRAME_MAX,
         )
         self.window = Window(10_000, 16 << 20)
-        self.producer = Producer(
+        self.producer = LinePublisher(
             self.clock,
             print,
             queue=topology.Queue("from_device"),
@@ -269,7 +269,7 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
     return turn, batch
 
 
-def prepared(reads: list[bytes], client: BrokerProtocol, clock: Clock) -> Step:
+def prepared(reads: list[bytes], client: BrokerClient, clock: Clock) -> Step:
     """Return a step that processes one prepared read after the other: building them must not be measured."""
     waiting = iter(reads)
 
@@ -400,7 +400,7 @@ def report(timings: Timings, options: Any) -> tuple[str, bool]:
             kept = kept and middle[name] <= budget
         rows.append((name, f"**{middle[name]:.2f}**", f"{best[name]:.2f}", verdict))
     steps = [
-        ("read frames (`BrokerProtocol._read`)", middle["d1"]),
+        ("read frames (`BrokerClient._read`)", middle["d1"]),
         ("read headers (`delivery.read`)", middle["d2"] - middle["d1"]),
         ("`Consumer.deliver`", middle["d3"] - middle["d2"]),
         ("`Router.route`: find, check length and delimiter", middle["d4"] - middle["d3"]),

@@ -1,12 +1,17 @@
-"""One AMQP connection to RabbitMQ: txAMQP for what is rare, bytes by hand for what is not.
+"""An AMQP connection to RabbitMQ: txAMQP for rare methods, a parser of its own for frequent frames.
 
-txAMQP negotiates the connection and calls methods on channels by their specification. Three kinds of frames come by the
-thousand, and never see it: messages to us (`basic.deliver`), confirms of what we published (`basic.ack`, `basic.nack`), and our
-own publishes and acknowledgements. Those are read straight from the input buffer and handed to the channel's `Handler`; and
-whatever is to be sent is written to the socket once a reactor turn.
+Theory of operation. txAMQP negotiates the connection and calls methods on channels. Frequent frames bypass it: deliveries
+(`basic.deliver`), confirms (`basic.ack`, `basic.nack`), and our own publishes and acknowledgements. `_read` parses them in the
+input buffer and calls the `Handler` of their channel. Data to send is collected in `_out` and written to the socket once per
+iteration of the reactor. A message whose three frames are in one buffer, as nearly all are, is passed on without an
+intermediate object; otherwise a `_Content` collects its frames.
 
-Of txAMQP this uses `AMQClient` and its channels, and replaces what its wire layer does: field tables of all types, `bytes` for
-bodies, bodies of several frames, client properties, heartbeats, and the methods that RabbitMQ adds.
+Of txAMQP this uses `AMQClient` and its channels. It replaces its wire layer, which lacks field tables of all types, `bytes`
+bodies, bodies of several frames, client properties, heartbeats with one timer, and the methods that RabbitMQ adds to AMQP
+0-9-1.
+
+End of a connection: `_reason` keeps the first cause. `abort` drops the connection for an error; `shut` closes it with the
+handshake of the protocol. In both cases each open channel's handler gets `closed`, and `lost` fires once.
 """
 
 from __future__ import annotations
@@ -21,9 +26,8 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txamqp.client import ChannelClosed, Closed, ConnectionClosed, TwistedDelegate
+from txamqp.client import Closed, TwistedDelegate
 from txamqp.connection import Body, Frame, Header, Method
-from txamqp.content import Content
 from txamqp.message import Message
 from txamqp.protocol import AMQChannel, AMQClient
 from txamqp.queue import Closed as QueueClosed
@@ -37,16 +41,16 @@ from ..runtime.end_of_turn import Turn
 from .socket_writer import NullWriter, Writable, socket_writer
 
 FRAME_MAX: Final = 131072
-"""The largest frame we ask for, in bytes: RabbitMQ's own default."""
+"""Limit on frames to negotiate, in bytes: the default of RabbitMQ."""
 HEADER_MAX: Final = 1 << 20
-"""The largest content header that is kept, in bytes.
+"""Limit on content headers that are kept, in bytes.
 
-RabbitMQ limits the header frames that a publisher sends to frame_max, and not those that it sends itself: dead-lettering adds
-`x-death`, the management API takes any size, and another client may have agreed on larger frames. Of a larger header only the
-body's size is kept: reading its properties is a `WireError`, as for a header that is no AMQP.
+RabbitMQ (3.10 to 4.0) limits header frames to frame_max when it receives them, but not when it sends them: dead-lettering adds
+`x-death`, the management API accepts any size, and another client may have negotiated larger frames. Of a larger header only
+the size of the body is kept, and reading its properties raises `WireError`, as for a malformed header.
 """
 CHANNEL_MAX: Final = 2047
-"""The most channels we ask for: RabbitMQ's own default."""
+"""Limit on channels to negotiate: the default of RabbitMQ."""
 
 CAPABILITIES: Final[Mapping[str, bool]] = {
     "publisher_confirms": True,
@@ -56,7 +60,7 @@ CAPABILITIES: Final[Mapping[str, bool]] = {
     "authentication_failure_close": True,
     "exchange_exchange_bindings": True,
 }
-"""What RabbitMQ tells only those who say that they understand it (https://www.rabbitmq.com/docs/connections#capabilities)."""
+"""Capabilities that enable extensions of RabbitMQ (https://www.rabbitmq.com/docs/connections#capabilities)."""
 
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\b", re.ASCII)
 
@@ -74,44 +78,44 @@ _ACK_FRAME = struct.Struct(">BHI4sQBB").pack
 
 
 class BrokerError(Exception):
-    """The broker ended something, or refused it, and said why."""
+    """An error with which the broker closed a channel or a connection."""
 
     def __init__(self, code: int, text: str, *, scope: str) -> None:
-        text = "".join(char if char.isprintable() else "?" for char in text)  # it goes to a log, and to a terminal
+        text = "".join(char if char.isprintable() else "?" for char in text)  # it is written to logs and terminals
         super().__init__(text if not code or text.startswith(str(code)) else f"{text} ({code})")
         self.code = code
-        """AMQP's reply code: https://www.rabbitmq.com/amqp-0-9-1-reference.html#constants."""
+        """Reply code of AMQP: https://www.rabbitmq.com/amqp-0-9-1-reference.html#constants."""
         self.text = text
         self.scope = scope
-        """`connection` or `channel`: what it ended."""
+        """`connection` or `channel`: what the broker closed."""
 
 
 class Handler(Protocol):
-    """Who takes the frequent frames of one channel."""
+    """The interface of receivers of a channel's frequent frames."""
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """A message came. `header` is its content header's payload: properties begin at offset 12. Where they
-        exceed `HEADER_MAX` it ends there, and reading them is a `WireError`.
+        """Receive a message. `header` is the payload of its content header, with properties from offset 12. If they exceed
+        `HEADER_MAX`, they are missing, and reading them raises `WireError`.
         """
 
     def confirmed(self, tag: int, multiple: bool) -> None:
-        """The broker has this publish (all up to it, if multiple)."""
+        """Receive basic.ack: the broker confirmed this publish, or with `multiple` all up to it."""
 
     def refused(self, tag: int, multiple: bool) -> None:
-        """The broker does not take this publish (nor those up to it, if multiple)."""
+        """Receive basic.nack: the broker refused this publish, or with `multiple` all up to it."""
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        """The broker had nowhere to put a mandatory message; its confirm follows."""
+        """Receive basic.return: a mandatory message is unroutable. Its basic.ack follows."""
 
     def cancelled(self, consumer_tag: str) -> None:
-        """The broker cancelled a consumer: its queue was deleted, or moved."""
+        """Receive basic.cancel: the queue of a consumer was deleted or moved."""
 
     def closed(self, reason: Failure) -> None:
-        """The channel is gone, alone (`BrokerError`) or with its connection."""
+        """Handle the end of the channel, alone (`BrokerError`) or with its connection."""
 
 
 class BaseHandler:
-    """A `Handler` to whom nothing happens."""
+    """A `Handler` that ignores everything."""
 
     __slots__ = ()
 
@@ -129,29 +133,29 @@ class BaseHandler:
 
 
 class Getter(BaseHandler):
-    """A `Handler` on whose channel messages are asked for one by one (`BrokerProtocol.get`)."""
+    """A `Handler` for a channel with basic.get (`BrokerClient.get`)."""
 
     __slots__ = ()
 
     def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """A message that was asked for. `header` is as in `Handler.deliver`."""
+        """Receive basic.get-ok with its message. `header`: see `Handler.deliver`."""
 
     def got_nothing(self) -> None:
-        """The queue was empty when a message was asked for."""
+        """Receive basic.get-empty."""
 
 
 class Watcher(Protocol):
-    """Who wants to know about the connection as a whole."""
+    """The interface of receivers of connection.blocked and connection.unblocked."""
 
     def blocked(self, reason: str) -> None:
-        """The broker has run out of memory or disk: it reads nothing from connections that publish."""
+        """Receive connection.blocked: the broker is short of memory or disk space and stops reading from publishers."""
 
     def unblocked(self) -> None:
-        """The broker has recovered."""
+        """Receive connection.unblocked."""
 
 
 class Channel(AMQChannel):  # type: ignore[misc]
-    """A channel of txAMQP's whose end is told as a `BrokerError`."""
+    """A channel of txAMQP that reports its end as `BrokerError`."""
 
     closed: bool
 
@@ -160,8 +164,8 @@ class Channel(AMQChannel):  # type: ignore[misc]
         try:
             result = yield super().invoke(method, args, content)
         except ValueError as error:
-            # What came is the answer to some other method.
-            raise WireError(f"the broker gave no answer to {method.klass.name}.{method.name}, but {error}") from None
+            # txAMQP raises ValueError for an answer to another method.
+            raise WireError(f"the broker did not answer {method.klass.name}.{method.name}: {error}") from None
         return result
 
     def do_close(self, reason: Any) -> None:
@@ -174,12 +178,12 @@ class Channel(AMQChannel):  # type: ignore[misc]
 
 
 def as_failure(reason: Any) -> Failure:
-    """What ended a channel or a connection, whichever way txAMQP says it, as a failure."""
+    """Convert the reason for the end of a channel or connection, in any form of txAMQP, to a failure."""
     if isinstance(reason, Failure):
         return as_failure(reason.value) if isinstance(reason.value, Closed | QueueClosed) else reason
     if isinstance(reason, QueueClosed):
-        # txAMQP's word for a frame on a channel that is closed already.
-        return Failure(WireError("the broker speaks on a channel that is closed"))
+        # txAMQP raises this for a frame on a closed channel.
+        return Failure(WireError("the broker sent a frame on a closed channel"))
     if isinstance(reason, Closed) and reason.args:
         return as_failure(reason.args[0])
     if isinstance(reason, Message):
@@ -191,21 +195,21 @@ def as_failure(reason: Any) -> Failure:
 
 
 class Delegate(TwistedDelegate):  # type: ignore[misc]
-    """The methods that the broker calls and that are rare."""
+    """Receiver of the rare methods of the broker."""
 
     client: Any
 
     def dispatch(self, channel: Any, message: Any) -> Any:
         klass, name = message.method.klass.name, message.method.name
         if not hasattr(self, f"{pythonize(klass)}_{pythonize(name)}"):
-            raise WireError(f"the broker sent {klass}.{name}, which is not for a broker to send")
+            raise WireError(f"the broker sent {klass}.{name}, which only clients may send")
         return super().dispatch(channel, message)
 
     def connection_start(self, ch: Any, msg: Any) -> None:
         self.client.introduced(msg.server_properties)
         mechanisms = msg.mechanisms.split()
         if b"PLAIN" not in mechanisms:
-            raise WireError(f"the broker offers no PLAIN login, but {msg.mechanisms!r}")
+            raise WireError(f"the broker does not offer PLAIN, only {msg.mechanisms!r}")
         ch.connection_start_ok(
             client_properties=self.client.properties,
             mechanism="PLAIN",
@@ -237,11 +241,11 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
             self.client.transport.loseConnection()
 
 
-class BrokerProtocol(AMQClient):  # type: ignore[misc]
+class BrokerClient(AMQClient):  # type: ignore[misc]
     """An AMQP 0-9-1 client connection.
 
-    `ready` fires with the protocol when the broker has let us in, and fails with a `BrokerError`, or with what ended the
-    connection before. `lost` fires, once, with the exception that says why it ended.
+    `ready` fires with the client after the login, and fails with a `BrokerError` or another reason if the connection ends
+    first. `lost` fires once, with the exception that ended the connection.
     """
 
     channelClass = Channel
@@ -259,8 +263,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         name: str,
         watcher: Watcher | None = None,
     ) -> None:
-        """`heartbeat` in seconds: what we ask for; the lower of ours and the broker's counts. `name` is what RabbitMQ shows."""
-        # txAMQP restarts two timers for every frame that it sends or gets; ours is one, and looks at a flag (`_beat`).
+        """`heartbeat`: proposal in seconds; the lower of ours and the broker's is used. `name`: connection name that RabbitMQ
+        shows."""
+        # heartbeat=0: txAMQP restarts two timers for every frame. `_beat` is one timer that checks flags.
         super().__init__(Delegate(), vhost, methods.SPEC, heartbeat=0, clock=clock)
         self.mechanism = "PLAIN"
         self.username = username
@@ -274,25 +279,25 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         }
         self.watcher = watcher
         self.handlers: dict[int, Handler] = {}
-        self.ready: Deferred[BrokerProtocol] = Deferred()
+        self.ready: Deferred[BrokerClient] = Deferred()
         self.lost: Deferred[BaseException] = Deferred()
         self.frame_max = FRAME_MAX
         self.channel_max = CHANNEL_MAX
-        """The highest channel number. RabbitMQ closes the connection (530) over a higher one."""
+        """Highest channel number. RabbitMQ closes the connection for a higher one (530, NOT_ALLOWED)."""
         self.rabbitmq = (0, 0)
-        """RabbitMQ's version, major and minor; zeros before the broker has said it, and for another broker."""
+        """Version of RabbitMQ, major and minor; zeros before the login, and for other brokers."""
         self.heartbeat = heartbeat
         self._turn = turn
         self._out: list[bytes] = []
         self._writer: Writable = NullWriter()
         self._gone = False
         self._flushing = False
-        self._rest: list[bytes] = []  # the pieces of a frame that is not complete
-        self._missing = 0  # how many bytes it needs at least
-        self._dropping = 0  # how many bytes are left of a header frame that is not kept
+        self._rest: list[bytes] = []  # pieces of an incomplete frame
+        self._needed = 0  # bytes that it needs at least
+        self._skipping = 0  # bytes left of a header frame that is skipped
         self._content: dict[int, _Content] = {}
-        self._heard = self._spoke = True
-        self._silent = 0
+        self._received = self._sent = True
+        self._silent_checks = 0
         self._beating: DelayedCall | None = None
         self._reason: Failure | None = None
 
@@ -302,7 +307,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._writer = socket_writer(self.transport)
-        # txAMQP's own is that of AMQP 0-9.
+        # The header of txAMQP is that of AMQP 0-9.
         self.write(wire.PROTOCOL_HEADER)
         ensureDeferred(self._open()).addErrback(self._refused)
 
@@ -320,15 +325,15 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self.transport.loseConnection()
 
     def introduced(self, properties: Mapping[str, Any]) -> None:
-        """The broker said what it is."""
+        """Note product and version of the broker, from connection.start."""
         version = _VERSION.match(str(properties.get("version")))
         if properties.get("product") == "RabbitMQ" and version is not None:
             self.rabbitmq = int(version[1]), int(version[2])
 
     def tuned(self, channel: Any, channel_max: int, frame_max: int, heartbeat: int) -> None:
-        """The broker proposed its limits: take the lower of both sides', where 0 means none."""
+        """Answer connection.tune with the lower limits of both sides; 0 means no limit."""
         if 0 < frame_max < wire.FRAME_MIN_SIZE or self._beating is not None:
-            raise WireError(f"the broker proposes frames of {frame_max} bytes, or tunes twice")
+            raise WireError(f"the broker proposes frames of {frame_max} bytes, or sent connection.tune twice")
         self.frame_max = min(frame_max or FRAME_MAX, FRAME_MAX)
         self.channel_max = min(channel_max or CHANNEL_MAX, CHANNEL_MAX)
         self.heartbeat = min(heartbeat or self.heartbeat, self.heartbeat)
@@ -337,9 +342,9 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         self.started.fire()
 
     async def open_channel(self, number: int, handler: Handler) -> Any:
-        """Open a channel of this number; its frequent frames go to `handler`. The result is a channel of txAMQP's.
+        """Open the channel of this number, with a handler for its frequent frames. Return the channel of txAMQP.
 
-        Fails with `txamqp.client.Closed` when the channel or the connection ends first; `as_failure` says why.
+        Raise `txamqp.client.Closed` if the channel or the connection ends first; `as_failure` has the reason.
         """
         if self.closed:
             raise Closed(self._reason)
@@ -351,43 +356,43 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         return channel
 
     async def end_channel(self, number: int) -> None:
-        """Close a channel at our own wish, if it is open; its handler is not told."""
+        """Close a channel, if it is open, without a call of its handler."""
         handler = self.handlers.pop(number, None)
         channel = self.channels.get(number)
         if channel is not None and not channel.closed:
             if isinstance(handler, Getter):
-                # Answers to basic.get may come before the broker has read channel.close. Without a `Getter` txAMQP would take
-                # the first of them for the answer to channel.close.
+                # Answers to basic.get may arrive before channel.close-ok. Without a `Getter`, txAMQP would take the first of
+                # them for the answer to channel.close.
                 self.handlers[number] = Getter()
             await channel.channel_close(reply_code=200, reply_text="done")
             channel.close(ConnectionDone())
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Do something on this connection that takes several calls. Should it fail, so does the connection, with its reason."""
+        """Run a coroutine on this connection. If it fails, the connection is aborted with its exception."""
         ensureDeferred(coroutine).addErrback(lambda failure: self.abort(as_failure(failure).value or ConnectionDone()))
 
     # -- closing ---------------------------------------------------------------------------------------------------------
 
     def channel_closed(self, channel: Any, reason: Failure) -> None:
-        """A channel ended: tell its handler, and forget what was half read of it."""
+        """Handle the end of a channel: discard its incomplete message, and call its handler."""
         self._content.pop(channel.id, None)
         handler = self.handlers.pop(channel.id, None)
         if handler is not None:
             handler.closed(reason)
 
     def channel_failed(self, channel: Any, reason: Any) -> None:
-        """txAMQP's word for it; `channel_closed` is ours."""
+        """Do nothing: txAMQP calls this, and `channel_closed` handles the end of channels."""
 
     def do_close(self, reason: Any) -> None:
         if self._reason is None:
             self._reason = as_failure(reason)
-        self.closed = True  # before its channels are, so that whoever hears of those can tell
+        self.closed = True  # before its channels, so that their handlers can tell that the connection has ended
         for channel in list(self.channels.values()):
             channel.close(reason)
         self.delegate.close(reason)
 
     async def shut(self, within: float) -> None:
-        """Close the connection as the protocol wants it, or at once if that takes more than so many seconds."""
+        """Close the connection with connection.close, or abort it after `within` seconds without an answer."""
         if self.closed or self.transport is None:
             return
         agreed = (await self.channel(0)).connection_close(reply_code=200, reply_text="goodbye")
@@ -395,7 +400,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         try:
             await agreed
         except (CancelledError, Closed):
-            pass  # it did not agree in time, or was gone first
+            pass  # no connection.close-ok in time, or the connection ended first
         finally:
             if patience.active():
                 patience.cancel()
@@ -403,7 +408,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self.do_close(ConnectionDone("closed by us"))
 
     def abort(self, reason: BaseException) -> None:
-        """Drop the connection at once: the other side does not speak AMQP, or does not speak, or closed a channel on us."""
+        """Abort the connection: the peer violates AMQP, does not answer, or closed one of our channels."""
         if isinstance(reason, BrokerError):
             reason = BrokerError(reason.code, reason.text, scope="connection")
         if self._reason is None:
@@ -432,43 +437,43 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
     def _beat(self) -> None:
         try:
-            self._listen_and_speak()
+            self._check_heartbeat()
         except Exception as error:
             self.abort(error)
 
-    def _listen_and_speak(self) -> None:
-        """Twice in the negotiated time: speak if nothing was said; give up on a peer that missed speaking twice.
+    def _check_heartbeat(self) -> None:
+        """Send a heartbeat if nothing was sent; abort if nothing was received in two checks. Runs every half interval.
 
-        https://www.rabbitmq.com/docs/heartbeats: each side speaks every half of it.
+        https://www.rabbitmq.com/docs/heartbeats: each side sends a heartbeat every half of the negotiated interval.
         """
-        if self._heard:
-            self._heard = False
-            self._silent = 0
+        if self._received:
+            self._received = False
+            self._silent_checks = 0
         else:
-            self._silent += 1
-            if self._silent >= 2:
-                self.abort(TimeoutError(f"nothing heard from the broker for {self.heartbeat} s (the heartbeat's bound)"))
+            self._silent_checks += 1
+            if self._silent_checks >= 2:
+                self.abort(TimeoutError(f"nothing received from the broker for {self.heartbeat} s (the heartbeat interval)"))
                 return
-        if not self._spoke:
+        if not self._sent:
             self.write(wire.HEARTBEAT_FRAME)
             self.flush()
-        self._spoke = False
+        self._sent = False
         self._beating = self.clock.callLater(self.heartbeat / 2, self._beat)
 
     # -- sending ---------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Send frames; all of a reactor turn's go to the socket together."""
+        """Send frames. All frames of an iteration of the reactor are written to the socket together."""
         self._out.append(data)
         if not self._flushing:
             self._flushing = True
             self._turn.broker(self.flush)
 
     def flush(self) -> None:
-        """Give to the socket what was written meanwhile."""
+        """Write the collected frames to the socket."""
         self._flushing = False
         if self._out and self.transport is not None:
-            self._spoke = True
+            self._sent = True
             data = b"".join(self._out)
             self._out.clear()
             try:
@@ -477,16 +482,16 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                 self.abort(error)
 
     def ack(self, channel: int, tag: int, multiple: bool) -> None:
-        """Acknowledge a delivery, or all up to it."""
+        """Send basic.ack for a delivery, or with `multiple` for all up to it."""
         self.write(_ACK_FRAME(wire.FRAME_METHOD, channel, 13, _ACK, tag, multiple, wire.FRAME_END))
 
     def get(self, channel: int, queue: str) -> None:
-        """Ask for a message of a queue, on a channel with a `Getter`, which is told the answer; several may be asked for."""
+        """Send basic.get on a channel with a `Getter`, which receives the answer. Several may be pending."""
         payload = methods.encode_method("basic.get", queue=queue)
         self.write(wire.frame(wire.FRAME_METHOD, channel, payload))
 
     def send_frame(self, frame: Any) -> None:
-        """What txAMQP has to send, packed by our own codec."""
+        """Encode a frame of txAMQP with our codec, and send it."""
         payload = frame.payload
         if isinstance(payload, Method):
             method = methods.METHODS[payload.method.klass.id, payload.method.id]
@@ -505,28 +510,28 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     # -- receiving -------------------------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        self._heard = True
+        self._received = True
         if self._rest:
             self._rest.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return  # joining the pieces of a large frame for each of them takes quadratic time
+            self._needed -= len(data)
+            if self._needed > 0:
+                return  # joining the pieces of a large frame for each of them would take quadratic time
             data = b"".join(self._rest)
             self._rest.clear()
         try:
             offset = self._read(data)
         except Exception as error:
-            # Not AMQP; or an error of ours in a handler, which ends this connection with its reason.
+            # Not AMQP, or an error in a handler. Both end this connection.
             self.abort(error)
             return
         if offset < len(data):
             rest = data[offset:]
             self._rest.append(rest)
-            self._missing = _least(rest) - len(rest)
+            self._needed = _needed_bytes(rest) - len(rest)
 
     def _read(self, data: bytes) -> int:
-        """Read whole frames; where the first incomplete one begins."""
-        offset = self._drop(data, 0, self._dropping) if self._dropping else 0
+        """Process all complete frames. Return the offset of the first incomplete one."""
+        offset = self._skip(data, 0, self._skipping) if self._skipping else 0
         end = len(data)
         handlers = self.handlers
         limit = self.frame_max
@@ -536,22 +541,22 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                 if kind != 2:
                     raise WireError(_describe(data[offset : offset + 8]))
                 if size > HEADER_MAX:
-                    if end - offset < _HEADER_LEAST:
+                    if end - offset < _HEADER_START:
                         break
-                    self._header(channel, data[offset + 7 : offset + _HEADER_LEAST], kept=False)
-                    offset = self._drop(data, offset, size + 8)
+                    self._header(channel, data[offset + 7 : offset + _HEADER_START], kept=False)
+                    offset = self._skip(data, offset, size + 8)
                     continue
             start = offset + 7
             stop = start + size
             if stop >= end:
                 break
             if data[stop] != 0xCE:
-                raise WireError("a frame does not end where it says")
+                raise WireError("a frame lacks its end octet")
             offset = stop + 1
             if kind == 1:
                 method = data[start : start + 4]
                 if method == _DELIVER:
-                    # The other two frames are nearly always there as well: then the message needs no keeping.
+                    # Fast path: header and body frame are nearly always in the same buffer. Then no `_Content` is needed.
                     tag_at = start + 5 + data[start + 4]
                     if tag_at + 9 > stop:
                         raise WireError("basic.deliver is cut off")
@@ -580,7 +585,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
                     self._content[channel] = _Content(data[start:stop])
                 elif method in (_ACK, _NACK):
                     if stop - start != 13:
-                        raise WireError("a confirm has the wrong size")
+                        raise WireError("a confirm has a wrong size")
                     handler = handlers.get(channel)
                     if handler is not None:
                         (handler.confirmed if method == _ACK else handler.refused)(
@@ -595,15 +600,15 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             elif kind == 3:
                 self._body(channel, data[start:stop])
             elif kind != 8:
-                raise WireError(f"there is no frame of type {kind}")
+                raise WireError(f"unknown frame type {kind}")
         return offset
 
-    def _drop(self, data: bytes, offset: int, size: int) -> int:
-        """Pass over a frame, or the rest of one, of `size` bytes; where the next one begins, or the data ends."""
+    def _skip(self, data: bytes, offset: int, size: int) -> int:
+        """Skip `size` bytes of a frame. Return the offset of the next frame, or the end of the data."""
         stop = min(offset + size, len(data))
-        self._dropping = size - (stop - offset)
-        if not self._dropping and data[stop - 1] != 0xCE:
-            raise WireError("a frame does not end where it says")
+        self._skipping = size - (stop - offset)
+        if not self._skipping and data[stop - 1] != 0xCE:
+            raise WireError("a frame lacks its end octet")
         return stop
 
     def _rare(self, channel: int, payload: bytes) -> None:
@@ -620,13 +625,13 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
             self._dispatch(channel, Method(spec, *fields.values()))
 
     def _dispatch(self, channel: int, payload: Any) -> None:
-        # txAMQP looks the channel up behind a lock; it answers at once, and so a frame is dealt with before the next is read.
+        # process_frame acquires a lock, which is free here, so the frame is processed before this returns.
         if channel and channel not in self.channels:
-            raise WireError(f"the broker speaks on channel {channel}, which is not open")
+            raise WireError(f"the broker sent a frame on channel {channel}, which is not open")
         self.process_frame(Frame(channel, payload))
 
     def _header(self, channel: int, payload: bytes, *, kept: bool = True) -> None:
-        """Take a content header. `kept`: `payload` is all of it, and not only its first bytes."""
+        """Process a content header. Without `kept`, `payload` has only its first bytes."""
         content = self._content.get(channel)
         if content is None or content.header:
             raise WireError("a content header without its method")
@@ -638,7 +643,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
     def _body(self, channel: int, payload: bytes) -> None:
         content = self._content.get(channel)
         if content is None or not content.header or len(payload) > content.missing:
-            raise WireError("a body frame that belongs to nothing")
+            raise WireError("a body frame without its header")
         content.parts.append(payload)
         content.missing -= len(payload)
         if content.missing == 0:
@@ -650,7 +655,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
         handler = self.handlers.get(channel)
         method = content.method[:4]
         if content.message is not None:
-            # A message that answers a call (basic.get): txAMQP reads it from the same queue as its method.
+            # The answer to a call (basic.get): txAMQP expects method and content in the same queue.
             spec = content.message.method
             self._dispatch(channel, Method(spec, *content.message.fields))
             properties = {
@@ -672,7 +677,7 @@ class BrokerProtocol(AMQClient):  # type: ignore[misc]
 
 
 class _Content:
-    """A message of which not all frames are there yet."""
+    """An incomplete message: some of its frames are still missing."""
 
     __slots__ = ("header", "message", "method", "missing", "parts")
 
@@ -684,34 +689,19 @@ class _Content:
         self.parts: list[bytes] = []
 
 
-_HEADER_LEAST: Final = 7 + 14
-"""The first bytes of a header frame: the frame's own, then all before the properties."""
+_HEADER_START: Final = 7 + 14
+"""Bytes of a header frame up to the properties: frame header, then class, weight, body size and flags."""
 
 
-def _least(rest: bytes) -> int:
-    """How many bytes are needed to go on with the frame that begins so."""
+def _needed_bytes(rest: bytes) -> int:
+    """Return the number of bytes needed to process the frame that starts with `rest`."""
     if len(rest) < 8:
         return 8
     size: int = _HEAD(rest)[2]
-    return 8 + size if size <= HEADER_MAX else _HEADER_LEAST
+    return 8 + size if size <= HEADER_MAX else _HEADER_START
 
 
 def _describe(head: bytes) -> str:
     if head.startswith(b"AMQP"):
         return f"the broker speaks AMQP {'-'.join(str(byte) for byte in head[5:8])}, not 0-9-1"
-    return f"the other side does not speak AMQP: {head!r}"
-
-
-__all__ = [
-    "BaseHandler",
-    "BrokerError",
-    "BrokerProtocol",
-    "ChannelClosed",
-    "Closed",
-    "ConnectionClosed",
-    "Content",
-    "Getter",
-    "Handler",
-    "Watcher",
-    "as_failure",
-]
+    return f"the peer does not speak AMQP: {head!r}"

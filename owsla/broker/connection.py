@@ -1,7 +1,7 @@
-"""A connection to RabbitMQ that comes back: connect, log in, set up, and after a loss the same again, with back-off.
+"""A connection to RabbitMQ that reconnects with back-off: connect, log in, set up, and repeat after a loss.
 
-The broker's conditions are events, never failures: absent, refusing the login, gone in mid-sentence, silent. Each is said once
-and tried again.
+Conditions of the broker (absent, refusing the login, disconnecting, silent) are events and never failures of this service. Each
+is reported once and retried.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from ..config.addresses import BrokerAddress
 from ..interfaces import Clock
 from ..runtime.end_of_turn import Turn
 from ..supervision import Worker
-from .client import BrokerError, BrokerProtocol, Watcher, as_failure
+from .client import BrokerClient, BrokerError, Watcher, as_failure
 from .retry_delay import RetryDelay
 
 CONNECT_TIMEOUT = 15.0
-"""Seconds for TCP, TLS and the login together, past which an attempt has failed. RabbitMQ's own bound is 10."""
+"""Seconds for TCP, TLS and the login together. RabbitMQ allows 10 for its part (handshake_timeout)."""
 
 SETUP_TIMEOUT = 60.0
-"""Seconds to declare and consume, for a broker that answers heartbeats and nothing else."""
+"""Seconds to declare queues and start consumers, for a broker that answers only heartbeats."""
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds for the broker to agree to our closing the connection, where there is that much time."""
+"""Default seconds to wait for connection.close-ok."""
 
-STEADY = 10.0
-"""Seconds after which a connection counts as working, and the next loss begins with the shortest wait again."""
+STABLE_AFTER = 10.0
+"""Seconds after which a connection counts as stable: the delay after its loss starts at the minimum again."""
 
 
 class Reporter(Protocol):
-    """Who says what happens to the connections to the broker."""
+    """The interface of observers of connections to the broker."""
 
     def up(self, role: str, address: BrokerAddress) -> None: ...
 
@@ -64,22 +64,22 @@ class Reporter(Protocol):
 
 
 class Role(Watcher, Protocol):
-    """What a connection is for."""
+    """The interface of the purpose of a connection: publishing lines, consuming, and so on."""
 
     name: str
 
-    async def up(self, client: BrokerProtocol) -> None:
-        """The broker has let us in: open channels, declare, consume. What this raises ends the connection."""
+    async def up(self, client: BrokerClient) -> None:
+        """Set up after the login: open channels, declare, consume. An exception ends the connection."""
 
     def down(self) -> None:
-        """The connection that `up` was called with is gone."""
+        """Handle the loss of the connection that `up` was called with."""
 
 
 class BrokerConnection(Worker):
-    """Keeps one connection to the broker, for one role.
+    """Service that keeps a connection to the broker for a role.
 
-    Several addresses are tried in turn, one an attempt. What the broker does is dealt with here; only an exception of our own
-    is this worker's end, for its supervisor to see.
+    Each attempt uses the next address. Faults of the broker are handled here. Only a defect of Owsla ends this service, for its
+    supervisor to restart it.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class BrokerConnection(Worker):
         self._tls = tls
         self._backoff = backoff or RetryDelay()
         self._close_timeout = CLOSE_TIMEOUT
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._over: Deferred[None] | None = None
 
     def startService(self) -> None:
@@ -123,11 +123,11 @@ class BrokerConnection(Worker):
         return ensureDeferred(self._stop())
 
     def close_within(self, seconds: float) -> None:
-        """Give the broker this long at most to agree to our closing the connection; 0: do not ask it."""
+        """Limit the wait for connection.close-ok at a stop, in seconds; 0: abort without connection.close."""
         self._close_timeout = min(self._close_timeout, seconds)
 
     def hurry(self) -> None:
-        """Do not ask the broker when the connection is closed; if it is being asked, wait no longer."""
+        """Abort the connection at a stop, also if connection.close was sent already."""
         self._close_timeout = 0.0
         if not self.running and self._client is not None:
             self._client.abort(ConnectionDone("closed by us"))
@@ -139,11 +139,11 @@ class BrokerConnection(Worker):
                 await client.shut(self._close_timeout)
             else:
                 client.abort(ConnectionDone("closed by us"))
-        super().stopService()  # it ends what still runs: a wait, or an attempt to connect
+        super().stopService()  # this cancels a delay or an attempt to connect
         if self._over is not None:
             await self._over
         if self._client is not None:
-            # It ended in the middle, by an error of ours: then its role has not heard of it.
+            # A defect ended `_run` before it called `down`.
             self._client.abort(ConnectionDone("closed by us"))
             self._client = None
             self.role.down()
@@ -156,19 +156,19 @@ class BrokerConnection(Worker):
             try:
                 client = await self._connect(address)
             except ConnectingCancelledError:
-                return  # it is to stop
+                return  # the service is stopping
             except EXPECTED as error:
                 if not self.running:
-                    return  # an attempt that our own stop ended: a name lookup fails then as one of an unknown host would
+                    return  # the stop cancelled the attempt: a cancelled name lookup fails like an unknown host
                 self._reporter.failed(self.role.name, address, explain(error))
             else:
                 await self._serve(client, address)
             if self.running:
                 await self._wait(self._backoff.next())
 
-    async def _connect(self, address: BrokerAddress) -> BrokerProtocol:
+    async def _connect(self, address: BrokerAddress) -> BrokerClient:
         factory = Factory.forProtocol(
-            lambda: BrokerProtocol(
+            lambda: BrokerClient(
                 self._clock,
                 self._turn,
                 username=address.username,
@@ -176,7 +176,7 @@ class BrokerConnection(Worker):
                 vhost=address.vhost,
                 heartbeat=self._heartbeat,
                 name=self._connection_name if isinstance(self._connection_name, str) else self._connection_name(),
-                watcher=_Watch(self.role, self._reporter),
+                watcher=_BlockedNotifier(self.role, self._reporter),
             )
         )
         factory.noisy = False
@@ -185,10 +185,10 @@ class BrokerConnection(Worker):
             if address.tls:
                 assert self._tls is not None
                 endpoint = wrapClientTLS(self._tls(address.host), endpoint)
-            client: BrokerProtocol = await endpoint.connect(factory)
+            client: BrokerClient = await endpoint.connect(factory)
         except ValueError as error:
-            # A name that cannot be one, or that TLS cannot verify: it is this address's fault, and others may do.
-            raise BrokerError(0, f"it cannot be connected to: {error}", scope="connection") from error
+            # An invalid host name, or one that TLS cannot verify. Other addresses may work.
+            raise BrokerError(0, f"cannot connect to it: {error}", scope="connection") from error
         self._client = client
         ready = client.ready
         timeout = self._clock.callLater(
@@ -204,7 +204,7 @@ class BrokerConnection(Worker):
                 timeout.cancel()
         return client
 
-    async def _serve(self, client: BrokerProtocol, address: BrokerAddress) -> None:
+    async def _serve(self, client: BrokerClient, address: BrokerAddress) -> None:
         refused: BaseException | None = None
         timeout = self._clock.callLater(
             SETUP_TIMEOUT, client.abort, TimeoutError(f"the queues were not set up within {SETUP_TIMEOUT:g} s")
@@ -216,7 +216,7 @@ class BrokerConnection(Worker):
             client.transport.loseConnection()
         except BaseException:
             client.abort(ConnectionDone())
-            self._reporter.down(self.role.name, address, "stopped while it was set up")
+            self._reporter.down(self.role.name, address, "stopped during setup")
             raise
         finally:
             if timeout.active():
@@ -228,12 +228,12 @@ class BrokerConnection(Worker):
         self._client = None
         self.role.down()
         if not isinstance(reason, EXPECTED):
-            self._reporter.down(self.role.name, address, "an error of our own")
-            raise reason  # raised while what the broker sent was dealt with
+            self._reporter.down(self.role.name, address, "an internal error")
+            raise reason  # a defect, raised while data of the broker was processed
         if refused is not None:
             self._reporter.failed(self.role.name, address, explain(refused))
             return
-        if self._clock.seconds() - since >= STEADY:
+        if self._clock.seconds() - since >= STABLE_AFTER:
             self._backoff.reset()
         if self.running:
             self._reporter.down(self.role.name, address, explain(reason))
@@ -248,8 +248,8 @@ class BrokerConnection(Worker):
                 call.cancel()
 
 
-class _Watch:
-    """Tells a role and the reporter what the broker says of the whole connection."""
+class _BlockedNotifier:
+    """Forwards connection.blocked and connection.unblocked to the role and the reporter."""
 
     __slots__ = ("_reporter", "_role")
 
@@ -278,11 +278,11 @@ EXPECTED = (
     VerificationError,
     WireError,
 )
-"""What a broker, or the network, may do to us."""
+"""Exceptions caused by the broker or the network."""
 
 
 def explain(error: BaseException | Any) -> str:
-    """An error in a person's words, without a class name and without a traceback."""
+    """Describe an error for people, without class name and traceback."""
     if isinstance(error, Failure):
         error = error.value
     if isinstance(error, Closed):
@@ -308,6 +308,6 @@ def explain(error: BaseException | Any) -> str:
 
 def _tls_reason(error: SSL.Error) -> str:
     try:
-        return str(error.args[0][-1][-1])  # the last one says what came of it
+        return str(error.args[0][-1][-1])  # the last entry has the most specific reason
     except (IndexError, TypeError):
         return str(error) or "the handshake failed"

@@ -1,4 +1,20 @@
-"""The way of a message from RabbitMQ to a device, up to the router: consumed, read, and acknowledged when its fate is known."""
+"""The consumers of a node: messages from RabbitMQ are read, routed, and acknowledged when their outcome is certain.
+
+Theory of operation. A node consumes two queues on one connection: the shared queue `to_device`, with several consumers on one
+channel, and its own queue, with one. The shared one starts first: a back end that uses both routes has its numbers in both, and
+the shared queue holds more of them.
+
+The name of a node is random, and its queue could belong to somebody else: another node with that name, or a back end that
+consumes it by mistake. A *claim* decides that. For a new name, the broker's answer to the declaration tells: a queue with
+consumers is taken. For a name that the node had before a reconnect, the other consumer may be its own former connection, a
+*ghost*, until the broker notices that it is dead. So the node then publishes a *probe* to its own queue. With a single active
+consumer, the probe arrives when the ghost has gone. If it does not arrive within the time for a ghost, and there still is
+another consumer, the node gives the name up and claims another. A node becomes known under a new name only after its queue
+exists, because back ends conclude from a missing queue that the node is dead.
+
+A consumer that ends alone (its queue was deleted, its channel closed) is restarted with back-off on the same connection;
+`_replacing` ensures that only one replacement of the own queue's consumer runs at a time.
+"""
 
 from __future__ import annotations
 
@@ -18,60 +34,60 @@ from . import headers as delivery
 from . import message_properties
 from . import queues as topology
 from .acks import AckTracker
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 from .queue_state import QueueState, inspect_queue
 from .recent_writes import RecentWrites
 from .retry_delay import RetryDelay
 
 SCRATCH = 1
-"""The channel for declarations."""
+"""Channel for declarations."""
 
 SHARED = 2
-"""The channel that consumes the shared queue."""
+"""Channel that consumes the shared queue."""
 
 OWN = 3
-"""The channel that consumes the node's own queue."""
+"""Channel that consumes the queue of the node."""
 
-LOOK = 4
-"""The channel on which the node's own queue is looked at."""
+INSPECT = 4
+"""Channel on which the queue of the node is inspected."""
 
 NAMES_TRIED = 8
-"""How often a node takes another name in a row. One that is taken has a chance of one in four thousand million by itself."""
+"""Names that a node tries in a row. The chance that a random name is taken is one in 4,000 million."""
 
 PROBE = "probe"
-"""What a node says to itself on its own queue, with a number behind it, to learn whether the queue still reaches it."""
+"""Notice of a node to itself on its own queue, followed by a number: the queue still reaches the node."""
 
 
-class Place(Protocol):
-    """This node among the others, as its consumers see it."""
+class NodeMembership(Protocol):
+    """The interface of the node's place in the cluster, for its consumers."""
 
     def queue(self) -> topology.Queue:
-        """The node's own queue, by the name that it has now."""
+        """Return the queue of the node under its present name."""
 
     def other(self) -> topology.Queue:
-        """The queue of another name, that this node might take."""
+        """Return the queue of another name that the node could take."""
 
     def rename(self, reason: str) -> None:
-        """The queue is somebody else's, or cannot be had; but the other one can: that is this node's name now."""
+        """Take the other name: the queue of the present one is used by others or unreachable."""
 
     def here(self, *, missed: bool) -> None:
-        """The own queue is consumed. `missed`: others may have taken this node for dead meanwhile."""
+        """Note that the own queue is consumed. `missed`: other nodes may have declared this node dead meanwhile."""
 
     def away(self) -> None:
-        """The connection that consumed the own queue is gone."""
+        """Note that the connection that consumed the own queue was lost."""
 
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
-        """Send this to the own queue; `arrived` is called when it is in there."""
+        """Publish a probe to the own queue; call `arrived` when the broker has confirmed it."""
 
     def lost(self) -> None:
-        """Another node has told everybody that this one was lost."""
+        """Note that another node has announced this one as lost."""
 
 
 class Consumer(BaseHandler):
-    """One channel that consumes one queue, for as long as the channel lasts.
+    """A channel that consumes a queue, with one or several AMQP consumers.
 
-    It may have several consumers of the queue on it. RabbitMQ gives what is in a queue to a channel in the order of the queue,
-    whichever of its consumers it is for; on a channel of its own each, they would overtake each other.
+    RabbitMQ delivers the messages of a queue to a channel in the order of the queue, whichever consumer of the channel they are
+    for. On separate channels, the consumers would overtake each other.
     """
 
     __slots__ = (
@@ -94,7 +110,7 @@ class Consumer(BaseHandler):
 
     def __init__(
         self,
-        client: BrokerProtocol,
+        client: BrokerClient,
         channel: int,
         queue: topology.Queue,
         router: MessageSink,
@@ -103,10 +119,10 @@ class Consumer(BaseHandler):
         lost: Callable[[Consumer, str], None],
         told: Callable[[str, str | None], bool] | None = None,
     ) -> None:
-        """`lost` is told when the channel ends, or the consumer is cancelled.
+        """`lost(consumer, reason)` is called when the channel ends or the consumer is cancelled.
 
-        `told`: this is the node's own queue, and here go messages that are for the node itself, with the user who wrote them.
-        Whether they were believed.
+        `told(notice, user)` receives the notices of nodes, if the queue is the node's own. It returns whether it accepted the
+        notice.
         """
         self._client = client
         self._channel = channel
@@ -123,12 +139,10 @@ class Consumer(BaseHandler):
         self._written = RecentWrites(0)
         self.prefetch = 0
         self.open = True
-        """Whether messages still come and can be acknowledged."""
+        """True while messages arrive and can be acknowledged."""
 
     async def start(self, count: int, prefetch: int, wanted: Callable[[], bool]) -> None:
-        """Open the channel, and consume with so many consumers; `prefetch` messages of each may be unacknowledged. Begin no
-        consumer once `wanted` is false: the node stops.
-        """
+        """Open the channel and start `count` consumers, each with `prefetch`. Stop starting them once `wanted()` is false."""
         self.prefetch = count * prefetch
         self._written = RecentWrites(self.prefetch)
         channel = await self._client.open_channel(self._channel, self)
@@ -140,14 +154,14 @@ class Consumer(BaseHandler):
             await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
 
     async def stop(self) -> None:
-        """Take no more messages. Those that came are still acknowledged when their fate is known."""
+        """Cancel the consumers. Delivered messages are still acknowledged when their outcome is certain."""
         channel = self._client.channels[self._channel]
         while self.open and self._tags:
             await channel.basic_cancel(consumer_tag=self._tags.pop())
 
     @property
     def handled(self) -> int:
-        """The highest delivery tag that was dealt with."""
+        """Highest finished delivery tag."""
         return self._acks.high
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
@@ -156,16 +170,16 @@ class Consumer(BaseHandler):
             if not more and (not redelivered or seq is not None):
                 self._router.route(self, tag, connection_id, seq, header, body)
                 return
-            address = delivery.details(header)
+            details = delivery.details(header)
         except WireError:
-            # The headers are no field table: nothing in them can be relied on.
+            # The headers are not a field table, so nothing in them is reliable.
             self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
             return
-        if address.notice is not None and self._told is not None and self._told(address.notice, address.user_id):
+        if details.notice is not None and self._told is not None and self._told(details.notice, details.user_id):
             self.done(tag)
             return
-        one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
-        if seq is None and (redelivered or address.redelivered):
+        one = letter(self, tag, header, body, connection_id, seq, details, self._clock)
+        if seq is None and (redelivered or details.redelivered):
             one.identity = message_properties.identity(header, body)
         self._router.route_letter(one)
 
@@ -173,7 +187,7 @@ class Consumer(BaseHandler):
         self._written.add(header, body)
 
     def forgotten(self) -> None:
-        """Tell those who hold messages that this consumer is gone."""
+        """Tell the router that the messages of this consumer will be redelivered."""
         self._router.forget(self, self._written.identities())
 
     def done(self, tag: int) -> None:
@@ -210,11 +224,11 @@ def letter(
     body: bytes,
     connection_id: bytes | None,
     seq: int | None,
-    address: delivery.Address,
+    details: delivery.MessageDetails,
     clock: Clock,
 ) -> Letter:
-    """A message with all that its headers say."""
-    expires_at = None if address.expires_at is None else address.expires_at / 1000 if address.expires_at != BAD else BAD
+    """Return a `Letter` with all values from the headers of a message."""
+    expires_at = None if details.expires_at is None else details.expires_at / 1000 if details.expires_at != BAD else BAD
     return Letter(
         source,
         tag,
@@ -222,24 +236,16 @@ def letter(
         body,
         connection_id,
         seq,
-        close=address.close,
+        close=details.close,
         expires_at=expires_at,
-        deadline=None if address.expiration is None else clock.seconds() + address.expiration / 1000,
-        reply_to=address.reply_to,
-        correlation_id=address.correlation_id,
+        deadline=None if details.expiration is None else clock.seconds() + details.expiration / 1000,
+        reply_to=details.reply_to,
+        correlation_id=details.correlation_id,
     )
 
 
 class Consumers:
-    """The consumers of a node: so many of `to_device`, and one of its own queue, on one connection.
-
-    The own queue comes last: a back end that uses both routes has its numbers in both, and the shared one holds more.
-
-    A node's name is random, and its queue could be somebody else's: another node of that name, or a back end that consumes what
-    it should not. For a name that is new to us, the broker's answer to the declaration tells. After a reconnect there may be
-    another consumer that is only our own ghost, until the broker notices that its connection is dead. So the node sends itself
-    a message then: it comes when the ghost goes. If it does not, and there still is another consumer, the name is given up.
-    """
+    """Role of the connection that consumes the shared queue and the queue of the node."""
 
     name = "consumers"
 
@@ -251,7 +257,7 @@ class Consumers:
         router: MessageSink,
         *,
         shared: topology.Queue,
-        place: Place,
+        membership: NodeMembership,
         users: Collection[str],
         count: int,
         prefetch: int,
@@ -270,7 +276,7 @@ class Consumers:
         self._emit = emit
         self._router = router
         self._shared = shared
-        self._place = place
+        self._membership = membership
         self._users = users
         self._counts = {SHARED: count, OWN: 1}
         self._prefetch = prefetch
@@ -278,20 +284,20 @@ class Consumers:
         self._ghost = ghost
         self._patience = patience
         self._flowing = flowing
-        self._name: str | None = None  # the own queue's that was declared last
+        self._name: str | None = None  # of the own queue that was declared last
         self._away_since: float | None = None
         self._unreachable_since: float | None = None
         self._probes = 0
         self._probe_call: DelayedCall | None = None
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._consumers: dict[int, Consumer] = {}
         self._restart_call: DelayedCall | None = None
         self._stopping = False
-        self._declaring = DeferredLock()  # one at a time on the channel for declarations
+        self._declaring = DeferredLock()  # for the channels SCRATCH and INSPECT
         self._replacing = DeferredLock()
         self._wait = RetryDelay(first=0.2, most=10.0)
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         self._client = client
         if self._stopping:
             return
@@ -302,23 +308,22 @@ class Consumers:
         if not self._stopping:
             self._wait.reset()
             self._flowing(True)
-            self._settled(again, gone)
+            self._own_consumed(again, gone)
 
-    async def _claim(self, client: BrokerProtocol, reason: str = "") -> tuple[bool, bool]:
-        """Declare the node's own queue; if this one cannot be had, or there is a reason against it, take another name. That is
-        not this node's before its queue is there: a back end that answers to a queue takes its absence for this node's.
+    async def _claim(self, client: BrokerClient, reason: str = "") -> tuple[bool, bool]:
+        """Declare the queue of the node. Take another name if this one is taken or unreachable, or `reason` speaks against it.
 
-        Whether the queue was this node's before, and whether it was not there any more.
+        Return whether the node had this queue before, and whether it had been deleted.
         """
         for _ in range(NAMES_TRIED):
-            queue = self._place.other() if reason else self._place.queue()
+            queue = self._membership.other() if reason else self._membership.queue()
             again = queue.name == self._name
             try:
-                found = await self._look(client, queue.name) if again else None
+                found = await self._inspect(client, queue.name) if again else None
                 await self._declare(client, queue)
-                taken = None if again else await self._look(client, queue.name)
+                taken = None if again else await self._inspect(client, queue.name)
             except BrokerError as error:
-                if reason or error.code != topology.NOT_FOUND or not self._out_of_reach():
+                if reason or error.code != topology.NOT_FOUND or not self._is_unreachable():
                     raise
                 reason = f"the broker cannot reach its queue: {error}"
                 continue
@@ -329,95 +334,96 @@ class Consumers:
             self._name = queue.name
             if reason:
                 self._stop_probing()
-                self._place.rename(reason)
+                self._membership.rename(reason)
             return again, again and found is None
         raise BrokerError(0, f"no free name for this node in {NAMES_TRIED} attempts", scope="connection")
 
-    def _out_of_reach(self) -> bool:
-        """A classic queue cannot be declared while its broker node is down. Whether that has been so for too long."""
+    def _is_unreachable(self) -> bool:
+        """Return whether the queue has been unreachable for too long: a classic queue whose broker node is down cannot be
+        declared."""
         now = self._clock.seconds()
         if self._unreachable_since is None:
             self._unreachable_since = now
         return now - self._unreachable_since >= self._patience
 
-    async def _look(self, client: BrokerProtocol, queue: str) -> QueueState | None:
+    async def _inspect(self, client: BrokerClient, queue: str) -> QueueState | None:
         await self._declaring.acquire()
         try:
-            return await inspect_queue(client, LOOK, queue)
+            return await inspect_queue(client, INSPECT, queue)
         finally:
             self._declaring.release()
 
-    def _settled(self, again: bool, gone: bool) -> None:
-        """The own queue is consumed. It was this node's before, or had gone meanwhile."""
+    def _own_consumed(self, again: bool, gone: bool) -> None:
+        """Report that the own queue is consumed. `again`: the node had it before; `gone`: it had been deleted."""
         away, self._away_since = self._away_since, None
-        self._place.here(missed=gone or (again and away is not None and self._clock.seconds() - away >= self._grace))
+        self._membership.here(missed=gone or (again and away is not None and self._clock.seconds() - away >= self._grace))
         if again:
             self._probe()
 
-    async def _declare(self, client: BrokerProtocol, queue: topology.Queue) -> None:
+    async def _declare(self, client: BrokerClient, queue: topology.Queue) -> None:
         await self._declaring.acquire()
         try:
             await topology.declare(client, SCRATCH, queue, lambda text: self._emit(BrokerWarning(text)))
         finally:
             self._declaring.release()
 
-    async def _start(self, client: BrokerProtocol, number: int) -> None:
+    async def _start(self, client: BrokerClient, number: int) -> None:
         if self._stopping:
-            return  # a stop that came while the broker was asked something
+            return  # the stop came during a call to the broker
         own = number == OWN
-        queue = self._place.queue() if own else self._shared
+        queue = self._membership.queue() if own else self._shared
         told = self._told if own else None
         consumer = Consumer(client, number, queue, self._router, self._turn, self._clock, self._lost, told)
         self._consumers[number] = consumer
         await consumer.start(self._counts[number], self._prefetch, lambda: not self._stopping)
 
-    # -- whose the own queue is ------------------------------------------------------------------------------------------
+    # -- the owner of the own queue ------------------------------------------------------------------------------------------
 
     def _probe(self) -> None:
-        """Send ourselves a message, and look into it if that does not come."""
+        """Publish a probe to the own queue. Check the consumers of the queue if it does not arrive."""
         self._stop_probing()
         self._probes += 1
         number = self._probes
         assert self._name is not None
-        self._place.probe(self._name, f"{PROBE} {number}", lambda: self._probe_sent(number))
+        self._membership.probe(self._name, f"{PROBE} {number}", lambda: self._probe_sent(number))
 
     def _probe_sent(self, number: int) -> None:
         if number == self._probes and self._probe_call is None and self._client is not None:
-            self._probe_call = self._clock.callLater(self._ghost, self._unanswered)
+            self._probe_call = self._clock.callLater(self._ghost, self._probe_missing)
 
     def _stop_probing(self) -> None:
-        self._probes += 1  # what is under way is not waited for
+        self._probes += 1  # a probe in flight has an old number
         if self._probe_call is not None and self._probe_call.active():
             self._probe_call.cancel()
         self._probe_call = None
 
     def _told(self, notice: str, user: str | None) -> bool:
-        """A message on the own queue that is for the node itself, if a node has written it."""
+        """Process a notice on the own queue. Return `False` if its user is not one of the nodes'."""
         if user not in self._users:
             return False
         if notice == f"{PROBE} {self._probes}":
             self._stop_probing()
         elif notice == delivery.LOST_NOTICE:
-            self._place.lost()
+            self._membership.lost()
         return True
 
-    def _unanswered(self) -> None:
+    def _probe_missing(self) -> None:
         self._probe_call = None
         client, consumer = self._client, self._consumers.get(OWN)
         if client is not None and consumer is not None and consumer.open:
             client.run(self._check_own(client, consumer))
 
-    async def _check_own(self, client: BrokerProtocol, consumer: Consumer) -> None:
-        found = await self._look(client, consumer.queue.name)
+    async def _check_own(self, client: BrokerClient, consumer: Consumer) -> None:
+        found = await self._inspect(client, consumer.queue.name)
         if client is not self._client or not consumer.open:
             return
         if found is None or found.consumers < 2:
-            self._probe()  # nobody else is there: the message was lost, to a purge or another's basic.get
+            self._probe()  # no other consumer: the probe was lost, to queue.purge or a basic.get
             return
-        await self._own_again(client, consumer, "its queue is consumed by somebody else")
+        await self._replace_own(client, consumer, "another client consumes its queue")
 
-    async def _own_again(self, client: BrokerProtocol, consumer: Consumer, reason: str = "") -> None:
-        """Begin again with the consumer of the own queue, in place of this one: of another queue, if there is a reason."""
+    async def _replace_own(self, client: BrokerClient, consumer: Consumer, reason: str = "") -> None:
+        """Replace the consumer of the own queue; with `reason`, by one of another name's queue."""
         await self._replacing.acquire()
         try:
             if self._consumers.get(OWN) is not consumer or self._stopping:
@@ -430,7 +436,7 @@ class Consumers:
             if self._consumers.get(OWN) is consumer:
                 await self._start(client, OWN)
                 if not self._stopping:
-                    self._settled(again, gone)
+                    self._own_consumed(again, gone)
         finally:
             self._replacing.release()
 
@@ -438,7 +444,7 @@ class Consumers:
         self._client = None
         self._flowing(False)
         self._stop_probing()
-        self._place.away()
+        self._membership.away()
         if self._away_since is None and self._name is not None:
             self._away_since = self._clock.seconds()
         if self._restart_call is not None and self._restart_call.active():
@@ -448,19 +454,19 @@ class Consumers:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to consume on."""
+        """True while there is a connection."""
         return self._client is not None
 
     @property
     def handled(self) -> int:
-        """The highest delivery tag of the own queue that was dealt with."""
+        """Highest finished delivery tag of the own queue."""
         own = self._consumers.get(OWN)
         return own.handled if own is not None else 0
 
     async def stop_consuming(self, *, own: bool) -> None:
-        """Take no more messages of the shared queue, or of the node's own, for good: also after a reconnect.
+        """Stop consuming the shared queue, or the own one, permanently: also after a reconnect.
 
-        Fails with `Closed` where the broker goes away meanwhile.
+        Raise `Closed` if the connection is lost meanwhile.
         """
         self._stopping = True
         consumer = self._consumers.get(OWN if own else SHARED)
@@ -468,20 +474,20 @@ class Consumers:
             await consumer.stop()
 
     async def delete_own_queue(self) -> bool:
-        """Delete the node's own queue if nothing is in it. Whether it is gone.
+        """Delete the own queue if it is empty. Return whether it was deleted.
 
-        Fails with `Closed` where the broker refuses that, or goes away.
+        Raise `Closed` if the broker refuses that or the connection is lost.
         """
         client = self._client
         if client is None:
             return False
-        own = self._place.queue()
+        own = self._membership.queue()
         await self._declaring.acquire()
         try:
             channel = await client.open_channel(SCRATCH, BaseHandler())
             declared = await channel.queue_declare(queue=own.name, passive=True)
             if not declared.message_count:
-                # Its consumer is ours; the broker cancels it with the queue, and that is no surprise now.
+                # The broker cancels our consumer with the queue. Remove it first, so that it is not restarted.
                 consumer = self._consumers.pop(OWN, None)
                 if consumer is not None:
                     consumer.open = False
@@ -492,19 +498,19 @@ class Consumers:
         return not declared.message_count
 
     def blocked(self, reason: str) -> None:
-        """A connection that only consumes and acknowledges is not blocked."""
+        """Do nothing: RabbitMQ blocks only connections that publish."""
 
     def unblocked(self) -> None: ...
 
     def _lost(self, consumer: Consumer, reason: str) -> None:
-        """One consumer is gone. With its connection: it comes back with it. Alone: declare its queue and begin again."""
+        """Handle the end of a consumer. If its connection lives, declare its queue and restart it."""
         consumer.forgotten()
         client = self._client
         if self._stopping or client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
             return
         if self._restart_call is None:
             self._flowing(False)
-            self._emit(BrokerWarning(f"a consumer of {consumer.queue.name} ended: {reason}; consuming again"))
+            self._emit(BrokerWarning(f"a consumer of {consumer.queue.name} ended: {reason}; restarting it"))
             self._restart_call = self._clock.callLater(self._wait.next(), self._restart)
 
     def _restart(self) -> None:
@@ -512,7 +518,7 @@ class Consumers:
             self._client.run(self._restart_lost())
 
     async def _restart_lost(self) -> None:
-        """Begin again with every consumer that ended; with those that end meanwhile after another wait."""
+        """Restart all consumers that ended; those that end meanwhile after another delay."""
         client = self._client
         if client is None:
             return
@@ -521,7 +527,7 @@ class Consumers:
                 if self._stopping:
                     return
                 if number == OWN:
-                    await self._own_again(client, self._consumers[OWN])
+                    await self._replace_own(client, self._consumers[OWN])
                 else:
                     await self._declare(client, self._shared)
                     await client.end_channel(number)

@@ -45,7 +45,7 @@ from ..log import escaped
 from . import message_properties
 from . import queues as topology
 from .absent_nodes import AbsentNodes
-from .client import BrokerError, BrokerProtocol, as_failure
+from .client import BrokerClient, BrokerError, as_failure
 from .direct_reply import DirectReplies, is_direct
 from .packing import APP_ID
 from .publisher import Publisher
@@ -127,7 +127,7 @@ class CourierRole:
         self._held_limit = held_limit
         self._held: deque[OutgoingMessage] = deque()
         self._hold_call: DelayedCall | None = None
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._publisher: Publisher[OutgoingMessage] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
         self._waiting: deque[OutgoingMessage] = deque()
         self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
@@ -221,7 +221,7 @@ class CourierRole:
         else:
             self._publish(self._client, message)
 
-    def _publish(self, client: BrokerProtocol, message: OutgoingMessage) -> None:
+    def _publish(self, client: BrokerClient, message: OutgoingMessage) -> None:
         if len(message.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
             # RabbitMQ takes a content header of one frame only, and sends larger ones itself.
             message.properties = message_properties.reduced(message.properties)
@@ -245,7 +245,7 @@ class CourierRole:
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         await topology.declare(client, DECLARE_CHANNEL, self._undeliverable, self._warn)
         await self._publisher.open(client)
         self._client = client

@@ -1,8 +1,8 @@
-"""What a message from a back end says about itself: which connection it is for, its number, and what else was asked for. Pure.
+"""The headers of messages from back ends: connection id, number, and requests such as delivery reports. Pure.
 
-Back ends are written in many languages, and their clients choose field types as they like: a connection id comes as a long
-string or as a byte array, a number with any width and sign, as a double, a timestamp or decimal text. What leaves this module
-is an exact `int`, `bytes` or `str`: a subclass (`wire.Timestamp`) may behave differently where it is compared or looked up.
+Client libraries of different languages choose different field types: a connection id arrives as a long string or byte array; a
+number with any width and sign, as a double, a timestamp or decimal text. The results here are exact `int`, `bytes` or `str`
+values. A subclass (`wire.Timestamp`) could compare and hash differently.
 """
 
 from __future__ import annotations
@@ -16,56 +16,57 @@ from ..letter import BAD
 from .message_properties import EXPIRATION_HEADER, REDELIVERED_HEADER
 
 NOTICE: Final = "owsla_notice"
-"""The header of messages between nodes, on their own queues."""
+"""Header of messages between nodes, on the queues of nodes."""
 
 LOST_NOTICE: Final = "lost"
-"""Value of that header with which the registrar tells a node that came back that it was announced as lost."""
+"""Value of that header: the registrar tells a node that returned that it was announced as lost."""
 
 _U32 = struct.Struct(">I").unpack_from
 _I64 = struct.Struct(">q").unpack_from
 
 _HEADERS: Final = wire.PROPERTIES["headers"][0]
 _BEFORE_HEADERS: Final = wire.PROPERTIES["content_type"][0] | wire.PROPERTIES["content_encoding"][0]
-_NEEDS_A_LOOK: Final = wire.PROPERTIES["reply_to"][0] | wire.PROPERTIES["expiration"][0]
+_NEEDS_DETAILS: Final = wire.PROPERTIES["reply_to"][0] | wire.PROPERTIES["expiration"][0]
 
 _MOST: Final = 2**63 - 1
-"""The greatest number of a message: what a field of AMQP's type `l` holds. Nobody counts further from 0."""
+"""Greatest number of a message, which is that of the field type `l`."""
 
 _MOST_AS_DOUBLE: Final = 2**53
-"""The greatest number read from a double. Doubles above it skip whole numbers, so the one that was meant is not known."""
+"""Greatest number read from a double. Above it doubles skip integers, so the intended number is unknown."""
 
 
-class Address:
-    """What a delivery's headers say. Made for those that say more than a connection and a number."""
+class MessageDetails:
+    """Headers and properties of a message beyond connection id and number."""
 
     __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "redelivered", "reply_to", "user_id")
 
     def __init__(self, properties: dict[str, bytes], headers: dict[str, Any]) -> None:
         self.close = headers.get("owsla_close") is True
-        """Close the connection after this line."""
+        """True if the connection is to be closed after this message."""
         self.expires_at = _expires_at(headers.get("expires_at"))
-        """Milliseconds since the epoch past which it is not to be sent; `None`: no such moment; `BAD`: no moment at all."""
+        """Time limit for delivery in milliseconds since the epoch; `None`: no limit; `BAD`: not a time."""
         expiration = properties["expiration"][1:] if "expiration" in properties else headers.get(EXPIRATION_HEADER)
         self.expiration = _number(expiration)
-        """Milliseconds that it may still wait, counted from its arrival here; `None`: no bound."""
+        """Time limit for delivery in milliseconds from its arrival here; `None`: no limit."""
         self.reply_to = properties["reply_to"][1:] if "reply_to" in properties else None
-        """Where a delivery report is to go."""
+        """Queue for the delivery report."""
         self.correlation_id = properties.get("correlation_id")
-        """As it stands on the wire, to be copied to the report."""
+        """Encoded property, to be copied to the report."""
         self.user_id = properties["user_id"][1:].decode("utf-8", "replace") if "user_id" in properties else None
-        """Who has published it, where that is said: the broker has made sure of it."""
+        """User that published the message, if set. The broker validates this property."""
         self.redelivered = headers.get(REDELIVERED_HEADER) is True
-        """Whether the node that forwarded it had it delivered more than once."""
+        """True if it was redelivered to the node that forwarded it."""
         notice = headers.get(NOTICE)
         self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
-        """What one node says to another, or to itself, in a message that is for no connection."""
+        """Notice of a node in a message without a connection id; `None` for messages of back ends."""
 
 
 def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
-    """Read a content header's payload: (connection id, number, whether `details` has more).
+    """Read the payload of a content header. Return connection id, number, and whether `details` has more.
 
-    The connection id is `None` where there is none, and `b""` where the header is of a type that cannot hold one; the number is
-    `None` where there is none, and `BAD` where it is not a number. `WireError` where the headers are not a field table.
+    The connection id is `None` if missing, and `b""` if its field type cannot hold one. The number is `None` if missing, and
+    `BAD` if it is not a number. Raise `WireError` if the headers are not a field table. Written out for speed: it runs for
+    every message.
     """
     try:
         flags = header[12] << 8 | header[13]
@@ -75,7 +76,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
                 offset += 1 + header[offset]
             if flags & 0x4000:
                 offset += 1 + header[offset]
-        more = bool(flags & _NEEDS_A_LOOK)
+        more = bool(flags & _NEEDS_DETAILS)
         if not flags & _HEADERS:
             return None, None, more
         end = offset + 4 + _U32(header, offset)[0]
@@ -112,7 +113,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
                     continue
             if key == b"to_device_seq":
                 seq = _seq(header, stop)
-            elif key in _NOTED:
+            elif key in _DETAIL_HEADERS:
                 more = True
         if offset != end:
             raise WireError("a field table's last value goes past its end")
@@ -121,26 +122,26 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more
 
 
-_NOTED: Final = frozenset(
+_DETAIL_HEADERS: Final = frozenset(
     {b"expires_at", b"owsla_close", EXPIRATION_HEADER.encode(), NOTICE.encode(), REDELIVERED_HEADER.encode()}
 )
 
 
-def details(header: bytes) -> Address:
-    """Read the rest of what a content header's payload says. `WireError` where it cannot be read."""
+def details(header: bytes) -> MessageDetails:
+    """Read all of the payload of a content header. Raise `WireError` if it is malformed."""
     properties = wire.split_properties(header, 12)
     headers = wire.decode_table(properties["headers"])[0] if "headers" in properties else {}
-    return Address(properties, headers)
+    return MessageDetails(properties, headers)
 
 
 def _seq(header: bytes, offset: int) -> int:
-    """Read a message's number; `BAD` where it is none."""
+    """Read a message number; `BAD` if the value is not one."""
     number = _number(wire.decode_value(header, offset)[0])
     return BAD if number is None or number > _MOST else number
 
 
 def _number(value: Any) -> int | None:
-    """Read a number of any integer type, a timestamp's seconds, a whole double or decimal text; `None` where it is none."""
+    """Read an integer of any type, the seconds of a timestamp, an integral double or decimal text; `None` for other values."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -1,11 +1,20 @@
-"""The way of a line from a device to RabbitMQ: packed, published, kept until it is confirmed.
+"""The publisher of device lines: each line is packed, published, and kept until RabbitMQ confirms it.
 
-What the broker refuses, returns, or had not confirmed when its connection ended, is published again, in order, before
-anything new. While there is nowhere to publish to, or too much is unconfirmed, devices are not read.
+Theory of operation. `accepting` is the answer to "may devices be read": there is a connection, the broker does not block, lines
+are not refused, and the window is not full. Otherwise connections stop reading, and register with `wait`. They resume a few at
+a time, in the order of registration, so that 40,000 of them do not resume in one iteration of the reactor.
 
-A refusal stops all devices where their lines all go the same way, one queue or one routing key: what is refused of one would be
-of any. Where connections have routing keys of their own it stops those connections only that lines were refused of; together
-they have no more than the window, and when it is full of their lines the others wait, too.
+Shares. A connection may publish `share` lines, and gets the next share when its last one is settled: when as many lines have
+left the window as were in it or had left it before (`position`). So a connection that floods has two shares in flight at most,
+a thirty-second of the window, and the lines of the others wait behind no more than that.
+
+Refusals. RabbitMQ refuses a line with basic.nack (a full queue, an unavailable quorum queue), or returns it as unroutable and
+then confirms it. Refused lines stay in the window and are republished after a delay, with all later lines of their connections,
+so that their order is kept. If all lines have one route (one queue, or one routing key), a refusal pauses all devices, because
+it would meet any of them. If connections have their own routing keys, it pauses only their connections (`stalls`). Those share
+the window with the others: when the window is full of refused lines, all devices wait.
+
+After a lost connection everything in the window is republished, in order, before any new line.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from ..events import BrokerWarning, Event, LinesAccepted, LinesRefused
 from ..interfaces import Clock, DelayedCall, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
 from .refusals import RefusalHistory
 from .retry_delay import RetryDelay
@@ -35,30 +44,30 @@ from .stalls import Stalls
 from .window import Entry, UnknownTag, Window
 
 LINES = 1
-"""The channel that lines are published on. It is packed into each line that waits for its confirm, so it never changes."""
+"""Channel for publishing. Its number is part of the packed lines in the window, so it never changes."""
 
 SCRATCH = 2
-"""The channel for declarations."""
+"""Channel for declarations."""
 
 TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
-"""In RabbitMQ's words on closing a channel over a message that is larger than its max_message_size."""
+"""Size limit in the text with which RabbitMQ closes a channel over a message above max_message_size (3.8 and later)."""
 
 RESUMED_AT_ONCE = 200
-"""How many paused connections are resumed in one reactor turn: reading again costs a system call each."""
+"""Limit on connections resumed in one iteration of the reactor: resuming reading costs a system call each."""
 
 RESUMED_WITHIN = 0.005
-"""Seconds after which no more are resumed in that turn: each may have a share of lines to publish."""
+"""Seconds per iteration for resuming connections: each may have a share of lines to publish."""
 
 SHARES = 64
-"""Shares in a window. A connection has two of them on their way at most, so what one that floods puts before the lines of all
-others is a thirty-second of the window: 312 lines by default, 10 ms of RabbitMQ's time."""
+"""Shares per window. A connection has at most two in flight. So a flooding one delays the lines of all others by a
+thirty-second of the window: 312 lines by default, which take RabbitMQ 10 ms."""
 
 SMALLEST_SHARE = 16
-"""Lines in a share, at least: giving one costs about as much as publishing a line."""
+"""Minimum of lines in a share: granting one costs about as much as publishing a line."""
 
 
-class Producer(BaseHandler):
-    """Publishes device lines on a connection of its own, within a window of unconfirmed ones."""
+class LinePublisher(BaseHandler):
+    """Role of the connection that publishes lines of devices, within a window of unconfirmed ones."""
 
     name = "producer"
 
@@ -91,11 +100,12 @@ class Producer(BaseHandler):
         self._seq_header = seq_header
         self._acknowledge = acknowledge
         self._now = now
-        self._client: BrokerProtocol | None = None
-        self._straight: BrokerProtocol | None = None
-        """`_client`, if new lines go to it at once; `None` if refused ones are to go before them."""
-        self._waiting: dict[LineSource, None] = {}  # in the order in which they came
-        # Those that wait for their next share, by the position that settles the last one. The queue may have some that left.
+        self._client: BrokerClient | None = None
+        self._direct: BrokerClient | None = None
+        """`_client` if new lines are written at once; `None` if refused lines must be written first."""
+        self._waiting: dict[LineSource, None] = {}  # in the order of their registration
+        # Connections that wait for their next share, with the position that settles the last one. The heap may have removed
+        # ones.
         self._sharing: dict[LineSource, int] = {}
         self._shares: list[tuple[int, int, LineSource]] = []
         self._shares_asked = 0
@@ -103,22 +113,22 @@ class Producer(BaseHandler):
         self.line_size = max(1, window.max_bytes // window.max_messages)
         self._resuming = False
         self._blocked = False
-        self._returned: dict[tuple[bytes, int], str] = {}  # with which routing key
+        self._returned: dict[tuple[bytes, int], str] = {}  # connection and number: routing key
         self._missing_queue = False
-        self._refusing = False  # all devices wait for that
-        self._refusal_told = False
+        self._refusing = False  # lines are refused, and all devices paused
+        self._refusal_reported = False
         self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
         self._retry_call: DelayedCall | None = None
         self._retry_wait = RetryDelay(first=0.1, most=5.0)
         self._refusals = RefusalHistory()
-        self._tried = False  # a line was taken on this channel
+        self._proven = False  # the broker confirmed a line on this channel
         self._outstanding: Counter[LineSource] | None = None
         self.accepting = False
         self.confirmed_lines = 0
-        """Lines that the broker has confirmed so far."""
+        """Lines confirmed by the broker."""
         self.given_up_lines = 0
-        """Lines that were published and given up, since the broker takes none so large."""
-        # One line at a time is followed to its confirm: it has come when as many lines are confirmed as were published then.
+        """Published lines that were given up, because they exceed the size limit of the broker."""
+        # Latency is measured on one line at a time. Confirms come in order, so it is confirmed when `_followed` lines are.
         self._observe = observe
         self._followed: float = math.inf
         self._followed_since: float | None = None if observe is not None else 0.0
@@ -129,7 +139,7 @@ class Producer(BaseHandler):
         try:
             return self._packer.template(connection_id, device_id)
         except KeyTooLong as error:
-            # Who it is may not be settled yet, and it may never say anything.
+            # Not an error yet: a dialect may identify the device later, or the device may never send a line.
             return Unroutable(error)
 
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
@@ -138,13 +148,13 @@ class Producer(BaseHandler):
         try:
             packed = self._packer.pack(source.template, seq, line, int(received or now))
         except (KeyTooLong, LineTooLarge) as error:
-            self._turn_away(source, error)
+            self._reject(source, error)
             return
         source.seq = seq + 1
-        window, straight = self._window, self._straight
-        if straight is not None:
+        window, direct = self._window, self._direct
+        if direct is not None:
             window.add(source, seq, packed)
-            straight.write(packed)
+            direct.write(packed)
         else:
             self._publish_behind(source, seq, packed)
         if self._followed_since is None:
@@ -156,29 +166,30 @@ class Producer(BaseHandler):
             self.accepting = False
 
     def _publish_behind(self, source: LineSource, seq: int, packed: bytes) -> None:
-        """Publish a line where not every line may go at once: behind its connection's refused ones, or to the next client."""
+        """Publish a line that may have to wait: behind refused lines of its connection, or for the next connection to the
+        broker."""
         client = self._client
         if client is None:
             self._window.add(source, seq, packed)
         elif self._refusing or (self._stalls is not None and source in self._stalls):
             self._window.defer(source, seq, packed)
             if self._stalls is not None:
-                self._stalls.refuse(source, "")  # it stays stalled until this line, too, is on its way
+                self._stalls.refuse(source, "")  # it stays stalled until this line is republished, too
             self._retry_soon()
         else:
             self._window.add(source, seq, packed)
             client.write(packed)
 
-    def _aim(self) -> None:
-        self._straight = self._client if not self._refusing and not self._stalls else None
+    def _choose_direct(self) -> None:
+        self._direct = self._client if not self._refusing and not self._stalls else None
 
-    def _turn_away(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
-        """This line, and those after it, cannot be published: none of them is acknowledged, and it is closed."""
+    def _reject(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
+        """Reject a connection whose lines cannot be published. This line and later ones are not acknowledged to the device."""
         if not isinstance(source.template, Unroutable):
             source.template = Unroutable(error)
-        if not source.template.said:
-            source.template.said = True
-            self._warn(f"the lines of {source.connection_id.decode()} cannot be published: {error}; it is closed")
+        if not source.template.reported:
+            source.template.reported = True
+            self._warn(f"lines of connection {source.connection_id.decode()} cannot be published: {error}; closing it")
         source.reject(str(error))
 
     def wait(self, source: LineSource, since: int = 0) -> None:
@@ -194,15 +205,15 @@ class Producer(BaseHandler):
 
     @property
     def _left(self) -> int:
-        """How many lines have left the window so far."""
+        """Number of lines that have left the window."""
         return self.confirmed_lines + self.given_up_lines
 
     def position(self, since: int) -> int:
         left = self._left
         return left + self._window.messages if left >= since else -1
 
-    def _give_shares(self) -> None:
-        """Let those go on whose last share is settled; they have their turn behind those that wait already."""
+    def _grant_shares(self) -> None:
+        """Move connections whose last share is settled to the end of the waiting ones."""
         shares, left = self._shares, self._left
         while shares and shares[0][0] <= left:
             since, _, source = heappop(shares)
@@ -227,20 +238,21 @@ class Producer(BaseHandler):
             self._stalls.leave(source)
 
     def settled(self, source: LineSource) -> bool:
-        """Whether the broker has all lines of a connection. Keeps count of that for all of them from the first call on."""
+        """Return whether the broker has confirmed all lines of a connection. The first call starts counting for all
+        connections."""
         if self._outstanding is None:
             self._outstanding = Counter(self._window.sources())
         return self._outstanding[source] == 0
 
-    def _no_longer_outstanding(self, outstanding: Counter[LineSource], entries: list[Entry]) -> None:
+    def _settle(self, outstanding: Counter[LineSource], entries: list[Entry]) -> None:
         for entry in entries:
             source = entry.source
             outstanding[source] -= 1
             if not outstanding[source]:
-                del outstanding[source]  # or it would keep connections that are long gone
+                del outstanding[source]  # a Counter keeps zeros, and with them connections that have ended
 
-    def _arrived(self) -> None:
-        """The line that is followed is confirmed; the next one that is published is followed."""
+    def _record_latency(self) -> None:
+        """Record the latency of the followed line. The next published line is followed."""
         assert self._observe is not None
         assert self._followed_since is not None
         self._observe(self._now() - self._followed_since)
@@ -249,16 +261,16 @@ class Producer(BaseHandler):
 
     @property
     def unconfirmed_since(self) -> float | None:
-        """When the line was published that is followed to its confirm, in seconds since the epoch; `None`: none is."""
+        """Time of publication of the followed line in seconds since the epoch; `None` if no line is followed."""
         return self._followed_since if self._observe is not None else None
 
     @property
     def unconfirmed(self) -> int:
-        """Lines that were published and are not confirmed."""
+        """Number of published, unconfirmed lines."""
         return self._window.messages
 
     def _reopen(self) -> None:
-        """Take lines again, if nothing is in the way; those who wait come first, each once around."""
+        """Accept lines again if nothing prevents it. Waiting connections resume first, in order."""
         self.accepting = (
             self._client is not None and not self._blocked and not self._refusing and not self._window.full
         )
@@ -287,7 +299,7 @@ class Producer(BaseHandler):
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         if isinstance(self._queue, topology.Exchange):
             await topology.find_exchange(client, SCRATCH, self._queue)
         else:
@@ -301,13 +313,13 @@ class Producer(BaseHandler):
             self._frame_max = client.frame_max
             self._packer.limit(client.frame_max)
         self._client = client
-        self._tried = False
+        self._proven = False
         self._refusals.channel_opened()
         self._returned.clear()
         self._refusing = False
         if self._stalls is not None:
             self._waiting.update(dict.fromkeys(self._stalls.clear()))
-        self._aim()
+        self._choose_direct()
         self._stop_retrying()
         again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
         if again:
@@ -316,7 +328,7 @@ class Producer(BaseHandler):
 
     def down(self) -> None:
         self._client = None
-        self._aim()
+        self._choose_direct()
         self._blocked = False
         self.accepting = False
         self._stop_retrying()
@@ -330,35 +342,36 @@ class Producer(BaseHandler):
         self._reopen()
 
     def closed(self, reason: Failure) -> None:
-        # The channel alone: the broker found fault with something. Begin anew with the whole connection, which backs off.
+        # A channel error: the broker rejected something. Close the whole connection, which reconnects with back-off.
         if isinstance(reason.value, BrokerError) and (too_large := TOO_LARGE.search(reason.value.text)):
             self._limit(int(too_large[1]))
         if self._client is not None and not self._client.closed:
             self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
 
     def _limit(self, largest: int) -> None:
-        """The broker takes no line of more bytes than these. Those that have one lose it, and their connection: or nobody's
-        lines would ever get past it.
+        """Give up lines above the size limit of the broker, and close their connections.
+
+        RabbitMQ closes the channel for such a line. Without this, each republication would fail at the same line forever.
         """
         self._packer.largest(largest)
         hopeless = self._window.give_up(lambda packed: body_size(packed) > largest)
         if hopeless:
             self._warn(
-                f"RabbitMQ takes no message of more than {largest} bytes, and devices may send longer lines: lower --max-line, "
+                f"RabbitMQ accepts messages of at most {largest} bytes, and devices may send longer lines: lower --max-line, "
                 "or raise RabbitMQ's max_message_size and restart Owsla"
             )
         self.given_up_lines += len(hopeless)
         if hopeless and self._observe is not None:
-            # What is followed was counted with these before it: follow the next one that is published.
+            # The count of the followed line included these. Follow the next published line.
             self._followed = math.inf
             self._followed_since = None
         if self._outstanding is not None:
-            self._no_longer_outstanding(self._outstanding, hopeless)
-        self._give_shares()
+            self._settle(self._outstanding, hopeless)
+        self._grant_shares()
         for entry in hopeless:
             size = body_size(entry.packed)
             try:
-                self._turn_away(entry.source, LineTooLarge(f"a line of {size} bytes, and the broker takes {largest}"))
+                self._reject(entry.source, LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {largest}"))
             except Exception:
                 entry.source.failed(Failure())
 
@@ -376,29 +389,29 @@ class Producer(BaseHandler):
         if self._returned:
             entries = self._without_returned(entries)
         self.confirmed_lines += len(entries)
-        if not self._tried and entries:
-            self._tried = True
+        if not self._proven and entries:
+            self._proven = True
             self._refusals.accepted(self._queue.name)
         if self.confirmed_lines >= self._followed:
-            self._arrived()
+            self._record_latency()
         if self._shares and self._shares[0][0] <= self._left:
-            self._give_shares()
+            self._grant_shares()
         if self._outstanding is not None:
-            self._no_longer_outstanding(self._outstanding, entries)
+            self._settle(self._outstanding, entries)
         if self._acknowledge:
             for entry in entries:
                 try:
                     entry.source.confirmed(entry.seq)
                 except Exception:
-                    entry.source.failed(Failure())  # its own connection's fault, and nobody else's
+                    entry.source.failed(Failure())  # an error in one connection must not affect the others
         if self._refusing and entries and not self._window.refused:
             self._refusing = False
-            self._aim()
+            self._choose_direct()
             self._retry_wait.reset()
         if self._stalls:
-            self._go_on(self._stalls, entries)
-        if self._refusal_told and entries and not self._window.refused and not self._stalls:
-            self._refusal_told = False
+            self._resume_stalled(self._stalls, entries)
+        if self._refusal_reported and entries and not self._window.refused and not self._stalls:
+            self._refusal_reported = False
             self._emit(LinesAccepted(self._where()))
         if not self.accepting and self._window.roomy:
             self._reopen()
@@ -409,17 +422,18 @@ class Producer(BaseHandler):
         except UnknownTag as error:
             self._protest(error)
             return
-        if entries:  # none of them may be left that is not on its way again already
+        if entries:  # else all of them have been republished under other tags
             self._refusals.refused(self._queue.name)
             self._refuse(entries, self._full())
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        # It is acknowledged in a moment all the same; then it is known which one it is.
+        # RabbitMQ sends basic.return before the basic.ack of the same message. The ack has the tag, so remember the line until
+        # then.
         try:
             headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
             key = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
         except (WireError, KeyError, ValueError, TypeError, OverflowError):
-            self._protest(WireError("a returned message is none of ours"))
+            self._protest(WireError("the broker returned a message that Owsla did not publish"))
             return
         self._returned[key] = routing_key
         self._missing_queue = True
@@ -441,8 +455,8 @@ class Producer(BaseHandler):
                 self._refuse(returned, self._nowhere(key))
         return safe
 
-    def _tell_refusal(self, lines: int, reason: str) -> None:
-        self._refusal_told = True
+    def _report_refusal(self, lines: int, reason: str) -> None:
+        self._refusal_reported = True
         self._emit(LinesRefused(lines, reason))
 
     def _where(self) -> str:
@@ -451,8 +465,8 @@ class Producer(BaseHandler):
 
     def _full(self) -> str:
         if isinstance(self._queue, topology.Exchange):
-            return f"a queue behind the exchange {self._queue.name} takes no more"
-        return f"the queue {self._queue.name} takes no more"
+            return f"a queue behind the exchange {self._queue.name} is full or unavailable"
+        return f"the queue {self._queue.name} is full or unavailable"
 
     def _nowhere(self, routing_key: str) -> str:
         if isinstance(self._queue, topology.Exchange):
@@ -466,15 +480,15 @@ class Producer(BaseHandler):
     # -- refusals --------------------------------------------------------------------------------------------------------
 
     def _refuse(self, entries: list[Entry], reason: str) -> None:
-        """These are not safe, and in the window to be published again."""
+        """Pause devices, and schedule the republication of refused lines."""
         if self._stalls is None:
             self.accepting = False
             if not self._refusing:
                 self._refusing = True
-                self._tell_refusal(len(entries), reason)
+                self._report_refusal(len(entries), reason)
         else:
             self._stall(self._stalls, entries, reason)
-        self._aim()
+        self._choose_direct()
         self._retry_soon()
 
     def _retry_soon(self) -> None:
@@ -482,12 +496,12 @@ class Producer(BaseHandler):
             self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
 
     def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
-        """Read no more of the connections that these are of."""
+        """Pause the connections of refused lines."""
         for entry in entries:
             source = entry.source
             stalled, tell = stalls.refuse(source, reason)
             if tell:
-                self._tell_refusal(len(entries), reason)
+                self._report_refusal(len(entries), reason)
             if not stalled:
                 continue
             if source in self._waiting or source in self._sharing:
@@ -500,14 +514,14 @@ class Producer(BaseHandler):
                 except Exception:
                     source.failed(Failure())
 
-    def _go_on(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> None:
-        """Read on from those that had stalled and now have a line that is safe."""
+    def _resume_stalled(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> None:
+        """Resume stalled connections that have a confirmed line."""
         freed = stalls.safe(entry.source for entry in safe)
         if freed:
             self._waiting.update(dict.fromkeys(freed))
             self._reopen()
         if not stalls:
-            self._aim()
+            self._choose_direct()
             self._retry_wait.reset()
 
     def _retry(self) -> None:
@@ -529,10 +543,10 @@ class Producer(BaseHandler):
             return
         self._retry_call = None
         if self._refusals.needs_new_channel():
-            client.abort(BrokerError(0, f"{self._full()}, or not on this channel: trying another", scope="channel"))
+            client.abort(BrokerError(0, f"{self._full()}, or only on this channel: trying another", scope="channel"))
             return
         client.write(b"".join(self._window.retry()))
-        # Devices are read again when the first of these is confirmed: of each connection, where each stalls by itself.
+        # Devices resume when the first of these is confirmed; with stalls, each connection when one of its own is.
         if self._stalls is not None:
             self._stalls.published_again()
 

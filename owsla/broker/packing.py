@@ -1,19 +1,20 @@
-"""Device lines as bytes on the wire: a publish packed from a template, at the cost of one join.
+"""Packing of device lines: the frames of a basic.publish from a template, with one formatting operation.
 
-Of the three frames of a publish, all but four fields are the same for every line of a connection: the body's size (twice), the
-sequence number and the time. And of what remains, all but the connection's own headers are the same for a whole node.
+All fields of the three frames are the same for every line of a connection, except four: the size of the body (twice), the
+sequence number and the time. Apart from the connection's own headers, the rest is the same for the whole node.
 
     | method frame: basic.publish, mandatory            | connection (its routing key)
     | header frame: type, channel, size                 | connection
     |   class, weight                                   | connection
     |   body size                                       | line
     |   flags, headers {connection_id, device_id, seq:  | connection
-    |     sequence number ('l', or 'I' where asked for)   | line
+    |     sequence number ('l', or 'I' with --seq-type) | line
     |   } delivery_mode, reply_to, timestamp, app_id    | node, once a second
     | body frame: type, channel                         | node, once a second
     |   size, body, end                                 | line
 
-A packed line holds no delivery tag, so that publishing it again means writing the same bytes again.
+AMQP 0-9-1 has no delivery tag in basic.publish (it is implied by the order), so republishing a line is writing the same bytes
+again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _I32 = struct.Struct(">i").pack
 _I64 = struct.Struct(">q").pack
 
 _WIDER: Final = 4
-"""Bytes by which AMQP's 64-bit integer (`l`) is wider than its 32-bit one (`I`)."""
+"""Difference in bytes of the field types `l` (64 bits) and `I` (32 bits)."""
 
 _FLAGS = struct.pack(
     ">H", sum(wire.PROPERTIES[name][0] for name in ("headers", "delivery_mode", "reply_to", "timestamp", "app_id"))
@@ -41,43 +42,43 @@ _FLAGS = struct.pack(
 
 
 class Template:
-    """How one connection's lines are packed."""
+    """The constant parts of the frames of a connection's lines."""
 
     __slots__ = ("before_seq", "before_size")
 
     def __init__(self, before_size: bytes, before_seq: bytes) -> None:
         self.before_size = before_size
-        """Method frame, header frame's head, class and weight."""
+        """Method frame, and start of the header frame: frame header, class and weight."""
         self.before_seq = before_seq
-        """Property flags, and the headers up to the sequence number."""
+        """Property flags, and headers up to the sequence number."""
 
 
 class LineTooLarge(ValueError):
-    """The broker takes no message of this size."""
+    """A line above the size limit of the broker."""
 
 
 class Unroutable(Template):
-    """In a template's place, for a connection whose lines cannot be published. To pack with it raises why.
+    """Template of a connection whose lines cannot be published: packing with it raises the reason.
 
-    So that a template is all that is looked at for a line, and a line costs nothing for it.
+    So publishing a line needs no check for this case.
     """
 
-    __slots__ = ("said", "why")
+    __slots__ = ("reason", "reported")
 
-    def __init__(self, why: KeyTooLong | LineTooLarge) -> None:
-        self.why = why
-        self.said = False
-        """Whether that was told."""
+    def __init__(self, reason: KeyTooLong | LineTooLarge) -> None:
+        self.reason = reason
+        self.reported = False
+        """True if the reason was logged."""
 
     @property
     def before_size(self) -> bytes:  # type: ignore[override]
-        raise self.why
+        raise self.reason
 
 
 class LinePacker:
-    """Packs the lines of one node for one queue, or one exchange.
+    """Packer of the lines of a node, for one queue or exchange.
 
-    The channel is part of what is packed, so a node publishes its lines on that channel number for life.
+    The channel number is part of the packed bytes, so a node always publishes lines on the same channel number.
     """
 
     __slots__ = (
@@ -110,11 +111,10 @@ class LinePacker:
         frame_max: int,
         narrow: bool = False,
     ) -> None:
-        """`routing_key` is a queue's name, the same for all, or a template for each connection's.
+        """`routing_key`: the name of a queue, or a template for the keys of connections. `frame_max`: in bytes, with the
+        frame's overhead.
 
-        `narrow`: sequence numbers are 32-bit integers as far as they fit, for clients that cannot read 64-bit ones in a table.
-
-        `frame_max` in bytes, a frame's overhead included: what the broker will take in one frame, at the least.
+        `narrow`: sequence numbers are 32-bit integers as long as they fit, for clients that cannot read 64-bit ones in a table.
         """
         self._channel = channel
         self._exchange = exchange
@@ -133,14 +133,14 @@ class LinePacker:
         self._tail_size = len(self._before_timestamp) + 8 + len(self._after_reply_to)
         self._frame_room = frame_max - wire.FRAME_OVERHEAD
         self._largest: int | None = None
-        self._body_room = self._frame_room  # what needs no second look: one frame, which the broker takes
+        self._body_room = self._frame_room  # bodies up to this size are one frame and below the broker's limit
         self._second = -1
         self._tail = b""
         self._heads: dict[int, bytes] = {}
 
     @property
     def one_route(self) -> bool:
-        """Whether all lines have the same routing key, so that what is refused of one connection would be of any."""
+        """True if all lines have the same routing key, so that a refusal would meet any connection."""
         return self._key is None
 
     def _publish(self, routing_key: str | bytes) -> bytes:
@@ -151,7 +151,7 @@ class LinePacker:
         )
 
     def template(self, connection_id: bytes, device_id: str | None) -> Template:
-        """Prepare a connection: once, when its handshake is complete. `KeyTooLong` where its routing key would be that."""
+        """Make the template of a connection. Raise `KeyTooLong` if its routing key would exceed 255 bytes."""
         method = self._method if self._key is None else self._publish(self._key.fill(connection_id, device_id))
         headers = wire.short_string("connection_id") + b"S" + wire.long_string(connection_id)
         if device_id is not None:
@@ -162,14 +162,14 @@ class LinePacker:
         size = 12 + len(before_seq) + width + self._tail_size
         before_size = method + struct.pack(">BHIHH", wire.FRAME_HEADER, self._channel, size, wire.BASIC, 0)
         if self._key is None:
-            # The same for all whose device ids are of one length: 110 bytes less for each of them.
+            # Share the bytes among connections with device ids of the same length: saves 110 bytes each.
             before_size = self._heads.setdefault(size, before_size)
         return Template(before_size, before_seq)
 
     def pack(self, template: Template, seq: int, line: bytes, second: int) -> bytes:
-        """The frames that publish a line. `second` is when it was received, in seconds since the epoch.
+        """Return the frames that publish a line, received at `second` (since the epoch).
 
-        `LineTooLarge` where the broker is known not to take it.
+        Raise `LineTooLarge` if the line exceeds the known size limit of the broker.
         """
         if second != self._second:
             self._second = second
@@ -196,8 +196,8 @@ class LinePacker:
                 line,
             )
         if self._largest is not None and size > self._largest:
-            raise LineTooLarge(f"a line of {size} bytes, and the broker takes {self._largest}")
-        # An empty body has no frame at all, a large one has several.
+            raise LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {self._largest}")
+        # An empty body has no frame, a large one several (AMQP 0-9-1, 4.2.6).
         head = b"".join((template.before_size, _U64(size), template.before_seq, number, self._tail[:-3]))
         room = self._frame_room
         return head + b"".join(
@@ -205,26 +205,26 @@ class LinePacker:
         )
 
     def answer_to(self, reply_to: bytes) -> None:
-        """Ask for answers on another queue from now on. Its name is as long as the one before: templates hold the size."""
+        """Set another reply_to for later lines. It must have the same length, because templates contain the size."""
         before_timestamp = self._before_timestamp[:1] + wire.short_string(reply_to)
         if len(before_timestamp) != len(self._before_timestamp):
-            raise ValueError("a node's queue has a name as long as every other node's")
+            raise ValueError("the names of node queues have the same length")
         self._before_timestamp = before_timestamp
         self._second = -1
 
     def limit(self, frame_max: int) -> None:
-        """Make frames no larger than this many bytes from now on."""
+        """Limit the size of later frames, in bytes with overhead."""
         self._frame_room = frame_max - wire.FRAME_OVERHEAD
         self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
 
     def largest(self, size: int) -> None:
-        """The broker takes no body of more than this many bytes."""
+        """Set the size limit of the broker for bodies, in bytes."""
         self._largest = size
         self._body_room = min(self._frame_room, size)
 
 
 def _widened(template: Template) -> Template:
-    """Return a template of 32-bit numbers for a number that needs 64 bits."""
+    """Convert a template for 32-bit numbers to one for 64-bit numbers."""
     head, (size, *rest) = template.before_size[:-8], struct.unpack(">IHH", template.before_size[-8:])
     (length,) = struct.unpack(">I", template.before_seq[2:6])
     return Template(
@@ -234,14 +234,14 @@ def _widened(template: Template) -> Template:
 
 
 def body_size(packed: bytes) -> int:
-    """How long the line is that these frames publish."""
+    """Return the length in bytes of the line in packed frames."""
     (method,) = struct.unpack_from(">I", packed, 3)
     (size,) = struct.unpack_from(">Q", packed, method + wire.FRAME_OVERHEAD + 7 + 4)
     return int(size)
 
 
 def refit(packed: bytes, frame_max: int) -> bytes:
-    """Packed frames again, none of them larger than `frame_max` bytes: for a broker that takes less than the last one did."""
+    """Repack frames to at most `frame_max` bytes, for a broker whose limit is lower than that of the last one."""
     parts: list[bytes] = []
     offset = 0
     room = frame_max - wire.FRAME_OVERHEAD

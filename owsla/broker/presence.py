@@ -24,7 +24,7 @@ from ..events import BrokerWarning, DeviceConnected, DeviceDisconnected, DeviceI
 from ..interfaces import Clock, DelayedCall
 from . import queues as topology
 from .announcements import Announcement, AnnouncementQueue
-from .client import BrokerError, BrokerProtocol, as_failure
+from .client import BrokerClient, BrokerError, as_failure
 from .packing import APP_ID
 from .publisher import Publisher
 from .queue_state import QueueState, inspect_queue
@@ -81,7 +81,7 @@ class PresenceRole:
         self._now = now
         self._announcements = announcements or AnnouncementQueue()
         self._publisher: Publisher[Announcement] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=30.0)
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._ready = False  # the channel takes announcements
         self._publish_call: DelayedCall | None = None
         self._inspect_call: DelayedCall | None = None
@@ -194,11 +194,11 @@ class PresenceRole:
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         self._client = client
         await self._set_up(client)
 
-    async def _set_up(self, client: BrokerProtocol) -> None:
+    async def _set_up(self, client: BrokerClient) -> None:
         """Declare the queue and open the channel. Try again what the broker refuses: devices do not wait for presence."""
         try:
             if self._was_up and await inspect_queue(client, INSPECT_CHANNEL, self._queue.name) is None:
@@ -228,7 +228,7 @@ class PresenceRole:
             self._published = False
             client.run(self._inspect_queue(client))
 
-    async def _inspect_queue(self, client: BrokerProtocol) -> None:
+    async def _inspect_queue(self, client: BrokerClient) -> None:
         try:
             found = await inspect_queue(client, INSPECT_CHANNEL, self._queue.name)
         except (BrokerError, Closed):
@@ -318,7 +318,7 @@ class PresenceRole:
             self._give_up_channel()
             ensureDeferred(self._set_up_again(client)).addErrback(self._failed)
 
-    async def _set_up_again(self, client: BrokerProtocol) -> None:
+    async def _set_up_again(self, client: BrokerClient) -> None:
         """Begin again with a new channel on the same connection."""
         try:
             await client.end_channel(PUBLISH_CHANNEL)

@@ -40,7 +40,7 @@ from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall
-from .client import BaseHandler, BrokerError, BrokerProtocol, Handler
+from .client import BaseHandler, BrokerClient, BrokerError, Handler
 from .refusals import RefusalHistory
 from .retry_delay import RetryDelay
 
@@ -128,7 +128,7 @@ class Publisher(BaseHandler, Generic[M]):
         """Publish on `channel`. `longest_delay` bounds the delay between two attempts, in seconds."""
         self._channel = channel
         self._policy = policy
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._unconfirmed: dict[int, _Publication[M]] = {}  # by delivery tag, ascending
         # The same without those that were returned. A dead node has thousands returned at once: a search among the messages of
         # all queues for each of them would take quadratic time.
@@ -149,7 +149,7 @@ class Publisher(BaseHandler, Generic[M]):
 
     # -- the channel -----------------------------------------------------------------------------------------------------
 
-    async def open(self, client: BrokerProtocol, handler: Handler | None = None) -> Any:
+    async def open(self, client: BrokerClient, handler: Handler | None = None) -> Any:
         """Open the channel with confirms, and return it. `handler` takes its frames, if not the publisher itself.
 
         Fails with `txamqp.client.Closed` when the channel or the connection ends first.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from txamqp.client import Closed
 
 from . import queues as topology
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 
 HOME_NODE_DOWN = "home node"
 """What RabbitMQ says (in a 404) of a classic queue that is there, on a node of the cluster that is down."""
@@ -21,7 +21,7 @@ class QueueState(NamedTuple):
     consumers: int
 
 
-async def inspect_queue(client: BrokerProtocol, number: int, queue: str) -> QueueState | None:
+async def inspect_queue(client: BrokerClient, number: int, queue: str) -> QueueState | None:
     """Look at a queue, on a channel of this number, which stays open for the next time. `None`: there is no such queue.
 
     Raises `BrokerError` where the broker will not say, and `Closed` when the connection ends.

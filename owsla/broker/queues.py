@@ -1,7 +1,6 @@
-"""The queues of Owsla, declared as the contract says, and used as they are where somebody else has declared them otherwise.
+"""Declaration of the queues of Owsla (docs/contract.md). A queue that exists with other arguments is used as it is.
 
-Arguments of queues (`x-queue-type` and the like) are the operator's: there are none but those that Owsla itself needs and those
-that an option adds.
+Queue arguments such as `x-queue-type` belong to the operator. Owsla sets only those that it needs, and those of the options.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any, Final
 
 from txamqp.client import Closed
 
-from .client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 
 NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
-"""Milliseconds after which RabbitMQ deletes the queue of a node that does not come back.
+"""Milliseconds after which RabbitMQ deletes the unused queue of a node.
 
-Well above the grace that a node has to return in, so that a confirmed forward waits for it through any restart of the broker.
+Much longer than --node-grace, so that confirmed forwards wait for the node during any restart of the broker.
 """
 
 _QUORUM = re.compile(r"current is .*quorum")
-"""In RabbitMQ's words on refusing a declaration: the type of the queue that is there."""
+"""Type of the existing queue in the text of PRECONDITION_FAILED (RabbitMQ 3.8 to 4.0)."""
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -39,23 +38,23 @@ class Queue:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
-    """Whether nobody but Owsla declares it."""
+    """True if only Owsla declares the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange of somebody else's: it is never declared, only looked for."""
+    """An exchange of the operator, which Owsla checks and never declares."""
 
     name: str
 
 
 def undeliverable_queue(to_device: str, limit: int, arguments: Mapping[str, Any] = _NONE) -> Queue:
-    """Where messages go that no device can get: `<to-device>.undeliverable`, at most `limit` of them, refusing more."""
+    """Return the queue of undeliverable messages, `<to-device>.undeliverable`, which refuses messages beyond `limit`."""
     return Queue(f"{to_device}.undeliverable", {"x-max-length": limit, "x-overflow": "reject-publish", **arguments})
 
 
 def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE) -> Queue:
-    """A node's own queue: `<to-device>.<node>`. It outlives a connection of the node's, and not the node for long."""
+    """Return the queue of a node, `<to-device>.<node>`. It survives lost connections, and expires after the end of the node."""
     return Queue(
         f"{to_device}.{node.decode()}",
         {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True, **arguments},
@@ -63,10 +62,10 @@ def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE
     )
 
 
-async def find_exchange(client: BrokerProtocol, channel: int, exchange: Exchange) -> None:
-    """Make sure that an exchange is there, on a channel of this number that is opened and closed for it.
+async def find_exchange(client: BrokerClient, channel: int, exchange: Exchange) -> None:
+    """Check that an exchange exists, on a temporary channel of this number.
 
-    Raises `BrokerError` where it is not, and `Closed` when the connection ends.
+    Raise `BrokerError` if it does not, and `Closed` if the connection ends.
     """
     opened = await client.open_channel(channel, BaseHandler())
     try:
@@ -79,11 +78,11 @@ async def find_exchange(client: BrokerProtocol, channel: int, exchange: Exchange
     await client.end_channel(channel)
 
 
-async def declare(client: BrokerProtocol, channel: int, queue: Queue, warn: Callable[[str], None]) -> None:
-    """Declare a queue, on a channel of this number that is opened and closed for it.
+async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callable[[str], None]) -> None:
+    """Declare a queue, on a temporary channel of this number.
 
-    A queue that exists with other arguments (406), or that we may not declare (403), is checked passively and used as it is;
-    `warn` is told. Raises `BrokerError` where it is neither there nor ours to declare, and `Closed` when the connection ends.
+    A queue that exists with other arguments (406), or that we have no permission to declare (403), is checked passively and
+    used as it is, with a call of `warn`. Raise `BrokerError` if it does not exist either, and `Closed` if the connection ends.
     """
     try:
         await _declare(client, channel, queue, passive=False)
@@ -104,22 +103,23 @@ async def declare(client: BrokerProtocol, channel: int, queue: Queue, warn: Call
     warn(f"the queue {queue.name} is used as it is: {error}")
 
 
-async def _declare(client: BrokerProtocol, number: int, queue: Queue, *, passive: bool) -> None:
+async def _declare(client: BrokerClient, number: int, queue: Queue, *, passive: bool) -> None:
     channel = await client.open_channel(number, BaseHandler())
     arguments = dict(queue.arguments)
     if queue.own and arguments.get("x-queue-type") == "quorum" and client.rabbitmq >= (4, 0):
-        # RabbitMQ 4 drops a message that came back 20 times: what a node holds comes back whenever its connection breaks.
+        # RabbitMQ 4 drops messages of quorum queues after 20 returns. Messages that a node holds return each time it
+        # reconnects.
         arguments.setdefault("x-delivery-limit", -1)
     await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=arguments)
     await client.end_channel(number)
 
 
-async def counts_returns(client: BrokerProtocol, channel: int, queue: str) -> bool:
-    """Whether a queue that is there may be a quorum queue with a delivery limit: also where the broker will not say.
+async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool:
+    """Return whether an existing queue may be a quorum queue with a delivery limit.
 
-    AMQP has no question for it. A declaration with another type than the queue's is refused, and says which that is. Only
-    RabbitMQ 4 and later can be asked for the limit. Before, a policy may have set one, and 3.10 takes -1 for a limit that
-    the first return exceeds.
+    AMQP has no query for this. A declaration with another type is refused with a text that names the type of the queue. The
+    limit can be tested in the same way in RabbitMQ 4 and later. In earlier versions a policy may have set one, so the answer is
+    true; and 3.10 treats -1 as a limit that the first return exceeds.
     """
     different = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
     if different is None or (different.code == PRECONDITION_FAILED and not _QUORUM.search(different.text)):
@@ -129,8 +129,8 @@ async def counts_returns(client: BrokerProtocol, channel: int, queue: str) -> bo
     return await _refused(client, channel, Queue(queue, {"x-queue-type": "quorum", "x-delivery-limit": -1})) is not None
 
 
-async def _refused(client: BrokerProtocol, channel: int, queue: Queue) -> BrokerError | None:
-    """Declare a queue as it may be: why the broker refuses that, if it does."""
+async def _refused(client: BrokerClient, channel: int, queue: Queue) -> BrokerError | None:
+    """Declare a queue as a test. Return the error with which the broker refuses it, or `None`."""
     try:
         await _declare(client, channel, queue, passive=False)
     except Closed as closed:

@@ -26,7 +26,7 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker import queues
 from ..broker.acks import AckTracker
-from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..broker.retry_delay import RetryDelay
 from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import Turn
@@ -96,7 +96,7 @@ class Answerer(BaseHandler):
         clock: Clock,
         turn: Turn,
         session: Session,
-        client: BrokerProtocol,
+        client: BrokerClient,
         *,
         to_device: str,
         seq_header: str,
@@ -260,7 +260,7 @@ class Echo:
         self._answerer: Answerer | None = None
         session.log_when_ready(f"answering the lines of {from_device}")
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         for queue in (self._from_device, self._to_device):
             await queues.declare(client, SCRATCH, queues.Queue(queue), self._session.log)
         self._answerer = Answerer(

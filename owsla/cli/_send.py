@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
-from ..broker.client import BaseHandler, BrokerProtocol
+from ..broker.client import BaseHandler, BrokerClient
 from ..interfaces import DelayedCall
 from ..runtime.end_of_turn import Turn
 from ._output import Output
@@ -110,7 +110,7 @@ class Send(BaseHandler):
         self._session = session
         self._options = options
         self._now = now
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._reply_to: str | None = None
         self._next = 1
         self._unconfirmed: set[int] = set()
@@ -126,7 +126,7 @@ class Send(BaseHandler):
 
     # -- the connection ----------------------------------------------------------------------------------------------------
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         channel = await client.open_channel(LINES, self)
         await channel.confirm_select()
         if self._options.report:

@@ -14,7 +14,7 @@ from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker import queues
-from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, Getter
+from ..broker.client import BaseHandler, BrokerClient, BrokerError, Getter
 from ..broker.queue_state import inspect_queue
 from ..runtime.end_of_turn import Turn
 from ._output import Output
@@ -126,7 +126,7 @@ def _properties(header: bytes) -> Properties:
 class Taker(BaseHandler):
     """The handler of a channel that consumes: shows messages, and acknowledges each once it is written."""
 
-    def __init__(self, turn: Turn, output: Output, client: BrokerProtocol, show: Show, shown: Callable[[int], None]) -> None:
+    def __init__(self, turn: Turn, output: Output, client: BrokerClient, show: Show, shown: Callable[[int], None]) -> None:
         """Call `shown` with the number of messages each time some were written and acknowledged."""
         self._turn = turn
         self._output = output
@@ -187,7 +187,7 @@ class Tail:
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
         session.log_when_ready(f"taking the messages of {queue}: no other back end gets them")
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
         await Taker(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
 
@@ -222,13 +222,13 @@ class Peek(Getter):
         self._show = show
         self._count = count
         self._force = force
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._counted = False
         self._lines: list[bytes] = []
         self._last = 0
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         if await inspect_queue(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
             return
@@ -258,7 +258,7 @@ class Peek(Getter):
         if client is not None:
             client.run(self._give_back(client))
 
-    async def _give_back(self, client: BrokerProtocol) -> None:
+    async def _give_back(self, client: BrokerClient) -> None:
         """Give all messages back, before writing: a slow reader of standard output must not delay it."""
         if self._counted and self._last:
             # Later versions of RabbitMQ count a message that comes back with its channel, and not one requeued by `basic.nack`.

@@ -30,7 +30,7 @@ from txamqp.client import Closed
 from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
-from ..broker.client import BrokerError, BrokerProtocol, Getter, as_failure
+from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
 from ..broker.consumers import letter
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
 from ..interfaces import Clock
@@ -75,7 +75,7 @@ class Cleanup(Getter):
 
     def __init__(
         self,
-        client: BrokerProtocol,
+        client: BrokerClient,
         channel: int,
         queue: str,
         clock: Clock,

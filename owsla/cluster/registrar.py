@@ -28,7 +28,7 @@ from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.acks import AckTracker
-from ..broker.client import BaseHandler, BrokerError, BrokerProtocol, as_failure
+from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..broker.packing import APP_ID
 from ..broker.queue_state import inspect_queue
 from ..broker.refusals import RefusalHistory
@@ -143,7 +143,7 @@ class Registrar(BaseHandler):
         )
         self._here = False  # this node's own queue is consumed
         self._left = False
-        self._client: BrokerProtocol | None = None
+        self._client: BrokerClient | None = None
         self._ready = False  # the channel takes notices
         self._was_up = False
         self._waiting: dict[str, _Word] = {}
@@ -337,11 +337,11 @@ class Registrar(BaseHandler):
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         self._client = client
         await self._set_up(client)
 
-    async def _set_up(self, client: BrokerProtocol) -> None:
+    async def _set_up(self, client: BrokerClient) -> None:
         """Declare and consume the register. What the broker refuses is tried again: devices do not wait for that."""
         self._members.begin(self._clock.seconds() + REGROUP if self._was_up else 0.0)
         self._acks = AckTracker()
@@ -418,7 +418,7 @@ class Registrar(BaseHandler):
         if client is not None:
             client.run(self._set_up_again(client))
 
-    async def _set_up_again(self, client: BrokerProtocol) -> None:
+    async def _set_up_again(self, client: BrokerClient) -> None:
         for number in [number for number in client.channels if number == REGISTER or number >= CLEANUP]:
             await client.end_channel(number)
         await self._set_up(client)
@@ -476,7 +476,7 @@ class Registrar(BaseHandler):
             self._looking = True
             client.run(self._look_round(client, self._acks))
 
-    async def _look_round(self, client: BrokerProtocol, life: AckTracker) -> None:
+    async def _look_round(self, client: BrokerClient, life: AckTracker) -> None:
         """Look at everybody once. `life` is that of the channel: what is found out after its end is of no use."""
         for node in self._members.due():
             sight = await self._look(client, node)
@@ -499,7 +499,7 @@ class Registrar(BaseHandler):
     def _queue(self, node: str) -> str:
         return f"{self._to_device}.{node}"
 
-    async def _look(self, client: BrokerProtocol, node: str) -> Sight:
+    async def _look(self, client: BrokerClient, node: str) -> Sight:
         try:
             found = await inspect_queue(client, LOOK, self._queue(node))
         except BrokerError as error:
@@ -511,7 +511,7 @@ class Registrar(BaseHandler):
 
     # -- clean-ups -------------------------------------------------------------------------------------------------------
 
-    def _clean_up(self, client: BrokerProtocol, life: AckTracker) -> None:
+    def _clean_up(self, client: BrokerClient, life: AckTracker) -> None:
         most = max(1, min(CLEANUPS, (client.channel_max - CLEANUP + 1) // 2))
         while self._dead and len(self._cleanups) < most:
             node = self._dead.popleft()
@@ -527,7 +527,7 @@ class Registrar(BaseHandler):
             )
             client.run(self._clean_up_after(client, life, node, channel))
 
-    async def _clean_up_after(self, client: BrokerProtocol, life: AckTracker, node: str, channel: int) -> None:
+    async def _clean_up_after(self, client: BrokerClient, life: AckTracker, node: str, channel: int) -> None:
         """Empty and delete the queue of a node that is gone. `life` as for `_look_round`."""
         queue = self._queue(node)
         cleanup = self._cleanups[channel]

@@ -12,7 +12,7 @@ from ..broker import queues
 from ..broker.connection import BrokerConnection, Role
 from ..broker.consumers import Consumers
 from ..broker.health import BrokerHealth
-from ..broker.lines import Producer
+from ..broker.lines import LinePublisher
 from ..cluster.identity import NodeIdentity
 from ..cluster.registrar import Registrar, register_queue
 from ..config.addresses import BrokerAddress
@@ -60,7 +60,7 @@ def make_consuming(
         forbidden=devices.framing.forbidden,
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
-    names = [*(role.name for role in publishers), Registrar.name, Producer.name, Consumers.name]
+    names = [*(role.name for role in publishers), Registrar.name, LinePublisher.name, Consumers.name]
     health = BrokerHealth(names, base.emit, opening.broker_ready)
     registrar = Registrar(
         base.reactor,
@@ -80,7 +80,7 @@ def make_consuming(
         base.emit,
         router,
         shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
-        place=NodeIdentity(
+        membership=NodeIdentity(
             base.ids,
             registrar,
             queue=base.node_queue,

@@ -8,7 +8,7 @@ from .. import http
 from ..broker import queues
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
-from ..broker.lines import LINES, Producer
+from ..broker.lines import LINES, LinePublisher
 from ..broker.packing import LinePacker
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
@@ -23,7 +23,7 @@ class Publishing:
 
     window: Window
     packer: LinePacker
-    lines: Producer
+    lines: LinePublisher
     courier: CourierRole
     presence: PresenceRole | None
     """Announcer of connections to back ends; `None` without `--events amqp`."""
@@ -46,7 +46,7 @@ def make_publishing(base: Base) -> Publishing:
         frame_max=FRAME_MAX,
         narrow=settings.seq_type == "int32",
     )
-    lines = Producer(
+    lines = LinePublisher(
         base.reactor,
         base.emit,
         queue=(

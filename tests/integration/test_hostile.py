@@ -328,4 +328,4 @@ async def test_nonsense_in_the_middle(broker: Broker, lab: Lab, kind: str) -> No
     assert message.connection_id == connection_id
     await gateway.send(connection_id, b"yes")
     assert await device.line(30) == b"yes"
-    assert "an error of our own" not in owsla.output()
+    assert "an internal error" not in owsla.output()

@@ -214,7 +214,7 @@ async def test_broker_handlers(run: Run) -> None:
     """A failure in a handler of the consumers, the producer or the courier restarts that one; nothing is lost."""
     it = await trial(run)
     await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)
-    await it.fails("owsla.broker.lines:Producer.confirmed", PRODUCER)
+    await it.fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)
     await it.fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)
     await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS, when="after")
     await it.fails("owsla.broker.courier:CourierRole._continue", COURIER)
@@ -229,7 +229,7 @@ async def test_broker_connections(run: Run) -> None:
     await it.fails("owsla.broker.connection:BrokerConnection._wait", PRODUCER, provoke=cut, role="producer")
     await it.fails("owsla.broker.connection:BrokerConnection._connect", COURIER, provoke=cut, role="courier")
     await it.fails("owsla.broker.consumers:Consumers.up", CONSUMERS, provoke=cut)
-    await it.fails("owsla.broker.lines:Producer.up", PRODUCER, provoke=cut, when="after")
+    await it.fails("owsla.broker.lines:LinePublisher.up", PRODUCER, provoke=cut, when="after")
     await it.fails("owsla.broker.consumers:Consumers.down", CONSUMERS, provoke=cut)
     await it.finish()
 
@@ -240,7 +240,7 @@ async def test_broker_timers(run: Run) -> None:
     nothing is lost.
     """
     it = await trial(run)
-    await it.fails_somewhere("owsla.broker.client:BrokerProtocol._listen_and_speak", BROKER)
+    await it.fails_somewhere("owsla.broker.client:BrokerClient._listen_and_speak", BROKER)
     await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
     await it.fails("owsla.cluster.registrar:Registrar._look_round", ROSTER)
     await it.fails("owsla.cluster.registrar:Registrar.deliver", ROSTER, provoke=run.proxy.cut)

@@ -1,4 +1,4 @@
-"""The other end of a `BrokerProtocol`, in memory: a server that answers as RabbitMQ does, and says what a test tells it to."""
+"""The other end of a `BrokerClient`, in memory: a server that answers as RabbitMQ does, and says what a test tells it to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.trial.util import suppress
 
 from owsla.amqp import wire
 from owsla.amqp.methods import decode_method, encode_method
-from owsla.broker.client import BrokerProtocol
+from owsla.broker.client import BrokerClient
 from owsla.letter import Letter
 from owsla.runtime.end_of_turn import Turn
 
@@ -110,7 +110,7 @@ class Server:
         self.tune = tune
         self.frame_max = tune[1] or 131072
         self.transport = Transport(self.clock)
-        self.client = BrokerProtocol(
+        self.client = BrokerClient(
             self.clock,
             self.turn,
             username="me",

@@ -20,8 +20,8 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from owsla.amqp.wire import WireError
-from owsla.broker.client import BrokerError, BrokerProtocol
-from owsla.broker.connection import CONNECT_TIMEOUT, STEADY, BrokerConnection, explain
+from owsla.broker.client import BrokerClient, BrokerError
+from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, explain
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import Turn
@@ -69,9 +69,9 @@ class Role:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.fault: BaseException | None = None
-        self.client: BrokerProtocol | None = None
+        self.client: BrokerClient | None = None
 
-    async def up(self, client: BrokerProtocol) -> None:
+    async def up(self, client: BrokerClient) -> None:
         if self.fault is not None:
             raise self.fault
         self.client = client
@@ -199,7 +199,7 @@ class ConnectionTests(BrokerTestCase):
     def test_a_steady_connection(self) -> None:
         """Only a connection that has worked for a while makes the next wait short again."""
         self.service.startService()
-        for lasting, wait in ((0.0, 1), (0.0, 2), (STEADY, 1)):
+        for lasting, wait in ((0.0, 1), (0.0, 2), (STABLE_AFTER, 1)):
             before = len(self.attempts())
             remote = self.welcome()
             self.reactor.advance(lasting)

@@ -101,7 +101,7 @@ class Base(BrokerTestCase):
             self.events.append,
             self.router,
             shared=topology.Queue("to_device"),
-            place=self.place,
+            membership=self.place,
             users={"me"},
             count=2,
             prefetch=50,

@@ -16,7 +16,7 @@ from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
-from owsla.broker.lines import LINES, SCRATCH, SMALLEST_SHARE, Producer
+from owsla.broker.lines import LINES, SCRATCH, SMALLEST_SHARE, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -34,7 +34,7 @@ TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max
 class Device:
     """A connection with lines to publish."""
 
-    def __init__(self, producer: Producer, name: str) -> None:
+    def __init__(self, producer: LinePublisher, name: str) -> None:
         self.producer = producer
         self.connection_id = name.encode()
         self.template = producer.open(self.connection_id, None)
@@ -90,7 +90,7 @@ class Lab:
         self.window = Window(messages, size)
         self.now = 1000.0
         self.waits: list[float] = []
-        self.producer = Producer(
+        self.producer = LinePublisher(
             self.clock,
             self.events.append,
             queue=topology.Queue("from_device") if routing_key is None else topology.Exchange("lines"),

@@ -14,7 +14,7 @@ from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers
 from owsla.broker.courier import CourierRole
-from owsla.broker.lines import LINES, Producer
+from owsla.broker.lines import LINES, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
 from owsla.broker.window import Window
@@ -147,7 +147,7 @@ class OddFramesTests(BrokerTestCase):
 
 
 def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
-    producer = Producer(
+    producer = LinePublisher(
         server.clock,
         lambda event: None,
         queue=topology.Queue("from_device"),
@@ -183,7 +183,7 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
         lambda event: None,
         Router(),
         shared=topology.Queue("to_device"),
-        place=place,
+        membership=place,
         users={"me"},
         count=2,
         prefetch=10,

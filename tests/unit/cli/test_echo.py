@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp
-from owsla.broker.client import BrokerProtocol
+from owsla.broker.client import BrokerClient
 from owsla.broker.headers import read
 from owsla.broker.packing import LinePacker
 from owsla.cli._echo import Answerer, Line, answer_properties, read_line
@@ -141,7 +141,7 @@ class AnswererTests(SynchronousTestCase):
             self.clock,
             Turn(self.clock),
             session,
-            cast(BrokerProtocol, self.client),
+            cast(BrokerClient, self.client),
             to_device="to_device",
             seq_header="from_device_seq",
             prefix=b"> ",

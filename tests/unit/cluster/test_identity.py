@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.consumers import Place
+from owsla.broker.consumers import NodeMembership
 from owsla.broker.queues import node_queue
 from owsla.cluster.identity import NodeIdentity
 from owsla.routing import ConnectionIds
@@ -37,7 +37,7 @@ class MembershipTests(SynchronousTestCase):
         self.registrar = Registrar()
         self.announced: list[bool] = []
         self.renamed: list[tuple[str, str, bytes]] = []
-        self.place: Place = NodeIdentity(
+        self.place: NodeMembership = NodeIdentity(
             self.ids,
             cast(Any, self.registrar),
             queue=lambda node: node_queue("to_device", node),
