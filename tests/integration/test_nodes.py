@@ -550,7 +550,7 @@ async def test_a_node_that_was_cut_off(lab: Lab, own_rabbitmq: RabbitMQ) -> None
 
 @reactor_test
 async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A node comes back and finds that its queue is consumed by somebody else, who is no ghost of its own: it takes another
+    """A node comes back and finds that another client consumes its queue, who is no ghost of its own: it takes another
     name, closes its devices, with their lines confirmed, and serves those that connect anew.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1, first_broker=(proxy := await lab.proxy(own_rabbitmq.port)).url,

@@ -176,7 +176,7 @@ async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) ->
     assert bad.lines.clear() == []
     reason = "the routing key would be 256 bytes long, and AMQP allows 255"
     await gateway.owsla.wait_for_line(f"Device disconnected.*{reason}")
-    assert len(gateway.owsla.lines(f"Broker: the lines of .* cannot be published: {reason}; it is closed")) == 1
+    assert len(gateway.owsla.lines(f"Broker: lines of connection .* cannot be published: {reason}; closing it")) == 1
     good.send_line(b"3")
     assert (await backend.get(queue)).body == b"3"
     assert await good.line() == b"ACK 0"
@@ -270,7 +270,7 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
     devices["full"].send_line(b"0", b"1", b"2")
     devices["lost"].send_line(b"0", b"1", b"2")
     await gateway.owsla.wait_for_line("Broker refused .* lines?: .* no queue for the routing key 'lost'")
-    await gateway.owsla.wait_for_line(f"Broker refused .* lines?: a queue behind the exchange {layout.exchange} takes no more")
+    await gateway.owsla.wait_for_line(f"Broker refused .* lines?: a queue behind the exchange {layout.exchange} is full or unavailable")
     # They wait for longer than the idle time-out, and are not closed for it: they are not read.
     for number in range(25):
         devices["good"].send_line(b"%d" % number)

@@ -237,8 +237,8 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(
             self.reporter.notes,
             [
-                ("failed", "rabbit_mq", "it cannot be connected to: invalid hostname: rabbit_mq"),
-                ("failed", "10.0.0.1", "it cannot be connected to: no such name"),
+                ("failed", "rabbit_mq", "cannot connect to it: invalid hostname: rabbit_mq"),
+                ("failed", "10.0.0.1", "cannot connect to it: no such name"),
             ],
         )
 

@@ -584,7 +584,7 @@ class NameTests(Base):
         self.pass_time(60.9)
         self.assertEqual(self.place.renamed, [])
         self.pass_time(0.2)
-        self.assertEqual(self.place.renamed, ["its queue is consumed by somebody else"])
+        self.assertEqual(self.place.renamed, ["another client consumes its queue"])
         self.assertEqual(self.server.called("basic.consume")[-1]["queue"], "to_device.1123abcd")
         self.assertEqual(self.place.heres, [False] * 3)
         self.assertEqual(self.server.lost, [])

@@ -145,7 +145,7 @@ def given_up(lab: Lab, taken: str = "") -> bool:
         if lab.server.published:
             return False
         if lab.server.lost:
-            assert "takes no more, or not on this channel" in str(lab.server.lost[0])
+            assert "is full or unavailable, or only on this channel" in str(lab.server.lost[0])
             lab.producer.down()
             lab.connect()
             return True
@@ -659,7 +659,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.close_channel(LINES, 406, TOO_LARGE % (70, 64))
         self.assertIn("message size 70", str(self.lab.server.lost[0]))
         advice, closed = map(str, self.lab.events)
-        self.assertIn("no message of more than 64 bytes", advice)
+        self.assertIn("messages of at most 64 bytes", advice)
         self.assertIn("--max-line", advice)
         self.assertIn("max_message_size", advice)
         self.assertIn("a line of 70 bytes", closed)
@@ -687,7 +687,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.publish(other, b"x" * 64, b"x" * 65, b"small", b"")
         self.assertEqual(self.lab.taken(), [("b", 0)])
         (said,) = self.lab.events
-        self.assertIn("lines of b cannot be published: a line of 65 bytes, and the broker takes 64; it is closed", str(said))
+        self.assertIn("lines of connection b cannot be published: a line of 65 bytes, and the limit of the broker is 64; closing it", str(said))
         self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
 
     def test_too_large_and_nobody_has_it(self) -> None:
@@ -792,7 +792,7 @@ class ExchangeTests(BrokerTestCase):
         self.lab.server.take()
         self.lab.server.nack(LINES, 2, multiple=True)
         self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 1, True))
-        self.assertEqual(self.lab.events, [LinesRefused(2, "a queue behind the exchange lines takes no more")])
+        self.assertEqual(self.lab.events, [LinesRefused(2, "a queue behind the exchange lines is full or unavailable")])
 
     def test_it_waited_already(self) -> None:
         """A connection that waits for the window when its line is refused waits for its own line from then on."""
