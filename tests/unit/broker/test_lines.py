@@ -687,7 +687,11 @@ class ProducerTests(BrokerTestCase):
         self.lab.publish(other, b"x" * 64, b"x" * 65, b"small", b"")
         self.assertEqual(self.lab.taken(), [("b", 0)])
         (said,) = self.lab.events
-        self.assertIn("lines of connection b cannot be published: a line of 65 bytes, and the limit of the broker is 64; closing it", str(said))
+        self.assertIn(
+            "lines of connection b cannot be published: "
+            "a line of 65 bytes, and the limit of the broker is 64; closing it",
+            str(said),
+        )
         self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
 
     def test_too_large_and_nobody_has_it(self) -> None:
