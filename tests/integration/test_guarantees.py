@@ -238,7 +238,7 @@ async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab,
         await gateway.backend.inbox[gateway.from_device].find(complete, 30)
     except AssertionError as error:
         raise AssertionError(f"{ {number: len(dict(lines)) for number, lines in heard.items()} }") from error
-    assert not gateway.owsla.lines("Threw away"), gateway.owsla.output()
+    assert not gateway.owsla.lines("Discarded"), gateway.owsla.output()
 
 
 @reactor_test
@@ -255,7 +255,7 @@ async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
         device.send_line(*(b"%d %d" % (number, line) for line in range(100)))
         _leave(device, reset=False)
     await until(lambda: len(gateway.owsla.lines("Device disconnected", start=start)) == 15, 30, gateway.owsla.output)
-    await gateway.owsla.wait_for_line("Threw away", 20)
+    await gateway.owsla.wait_for_line("Discarded", 20)
     await proxy.start()
     last = await lab.device(gateway)
     last.send_line(b"the end")
