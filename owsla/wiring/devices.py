@@ -1,4 +1,4 @@
-"""The side of a node that faces devices: the port, and what their connections share."""
+"""Parts of a node that face devices: the port, and what the connections share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _log = Logger(namespace="owsla")
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The side of a node that faces devices."""
+    """Parts of a node that face devices."""
 
     framing: Framing
     endpoints: DynamicSupervisor[Connection]

@@ -1,4 +1,4 @@
-"""Opening of the device port, and what the world is told of the node: its start, and another name."""
+"""Opening of the device port, and the announcements of a node: its start, and another name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .shutdown import DeviceDrain
 
 
 class Opening:
-    """The device port, opened once lines can be confirmed: all connections to the broker are up, none is blocked, and the node
-    has joined the cluster.
+    """Opening of the device port once lines can be confirmed: every connection to the broker is up, and the node has joined.
+
+    A node joins when the broker confirms its notice, which a broker that blocks publishers does not do.
     """
 
     def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain, shown: Shown) -> None:
@@ -28,18 +29,18 @@ class Opening:
         self._joined = False
 
     def broker_ready(self) -> None:
-        """Every connection to the broker is up."""
+        """Open the port, if the node has joined: every connection to the broker is up."""
         if self._joined:
             self._open()
 
     def node_joined(self, *, broker_ready: bool) -> None:
-        """The node has joined the cluster. `broker_ready`: every connection to the broker is up."""
+        """Note that the node has joined the cluster. `broker_ready` is true while every connection to the broker is up."""
         self._joined = True
         if broker_ready:
             self._open()
 
     def renamed(self, before: str, reason: str) -> None:
-        """The node has taken another name: have replies sent to its new queue, and close the connections of the old name."""
+        """Have replies sent to the queue of the new name, and close the connections of the old name."""
         base = self._base
         self._packer.answer_to(base.node_queue(base.node()).name.encode())
         if base.inherited is not None:

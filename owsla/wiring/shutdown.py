@@ -74,7 +74,7 @@ T = TypeVar("T")
 
 
 class LineConfirms(Protocol):
-    """The line publisher, as a shutdown sees it."""
+    """Line publisher, as a shutdown sees it."""
 
     @property
     def unconfirmed(self) -> int: ...
@@ -83,21 +83,21 @@ class LineConfirms(Protocol):
 
 
 class DiscardCounts(Protocol):
-    """The counts of discarded input, as a shutdown sees them."""
+    """Counts of discarded input, as a shutdown sees them."""
 
     def take_discards(self) -> tuple[int, int]:
         """Return the number of lines and of unread bytes of devices that were discarded since the last call."""
 
 
 class Outgoing(Protocol):
-    """The courier, or the presence role, as a shutdown sees it."""
+    """Courier or presence role, as a shutdown sees it."""
 
     @property
     def unconfirmed(self) -> int: ...
 
 
 class ClusterMembership(Protocol):
-    """The registrar, as a shutdown sees it."""
+    """Registrar, as a shutdown sees it."""
 
     def leave(self) -> None:
         """Tell the other nodes that this node stops in order."""
@@ -116,7 +116,7 @@ class ClusterMembership(Protocol):
 
 
 class Consumption(Protocol):
-    """The consumers, as a shutdown sees them."""
+    """Consumers, as a shutdown sees them."""
 
     @property
     def connected(self) -> bool: ...

@@ -51,7 +51,7 @@ connections.
 
 @implementer(IPushProducer)
 class Channel(LineOnlyReceiver):
-    """One end of the channel. Sending never blocks, whatever the other end does."""
+    """End of the channel, in either process. Sending never blocks, whatever the other end does."""
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST

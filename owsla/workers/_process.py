@@ -119,7 +119,7 @@ class WorkerStart:
 
 
 class WorkerProcess(ProcessProtocol):
-    """One process of a worker, from its start to its end."""
+    """Process of a worker, from its start to its end."""
 
     def __init__(self, reactor: Any, name: str, number: int, start: WorkerStart, observer: ProcessObserver) -> None:
         """`number` counts from 1."""
