@@ -240,7 +240,7 @@ async def test_broker_timers(run: Run) -> None:
     nothing is lost.
     """
     it = await trial(run)
-    await it.fails_somewhere("owsla.broker.client:BrokerClient._listen_and_speak", BROKER)
+    await it.fails_somewhere("owsla.broker.client:BrokerClient._check_heartbeat", BROKER)
     await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
     await it.fails("owsla.cluster.registrar:Registrar._look_round", ROSTER)
     await it.fails("owsla.cluster.registrar:Registrar.deliver", ROSTER, provoke=run.proxy.cut)
