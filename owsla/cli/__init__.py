@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .._argv import scrub_command_line
+from ..runtime.process_title import hide_passwords
 from ._arguments import parse
 from ._print import Unwritable, put
 
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. `arguments` come without the name of the program."""
-    hidden = scrub_command_line()
+    hidden = hide_passwords()
     _fill_standard_streams()
     try:
         try:

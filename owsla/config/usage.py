@@ -11,12 +11,12 @@ from typing import NoReturn, TextIO
 from twisted.python import usage
 
 from owsla import __version__
-from owsla._argv import password_spans, scrub_command_line
 from owsla.config.options import OPTIONS, Option
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings, parse_command_line, write_warning
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.process import remove_own_pid_file
+from owsla.runtime.process_title import hide_passwords, mask_passwords
 
 _FLAGS_HELP = (
     ("--help", "Show this help and exit."),
@@ -63,7 +63,7 @@ class Options(usage.Options):
         if "--_shell-completion" in arguments[-2:-1]:
             super().parseOptions(arguments)
             return
-        hidden = scrub_command_line()
+        hidden = hide_passwords()
         try:
             command_line = parse_command_line(arguments)
             if "help" in command_line.flags:
@@ -80,8 +80,8 @@ class Options(usage.Options):
             remove_own_pid_file(self.parent["pidfile"])
         for name, instead in (("broker", "--broker-password-file"), ("events", "OWSLA_EVENTS")):
             texts = command_line.given[name].texts if name in command_line.given else ()
-            if not hidden and any(password_spans(os.fsencode(text)) for text in texts):
-                write_warning(f"--{name}: its password cannot be hidden from the process list here; use {instead}")
+            if not hidden and any(mask_passwords(text) != text for text in texts):
+                write_warning(f"--{name}: its password stays visible in the process list here; use {instead}")
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""

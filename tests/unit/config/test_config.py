@@ -22,7 +22,6 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
-from owsla._argv import password_spans
 from owsla.config.addresses import BrokerAddress
 from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
@@ -605,28 +604,6 @@ class OptionsTests(SynchronousTestCase):
 class ArgumentTests(SynchronousTestCase):
     """Passwords given in arguments are not to be seen in the process list."""
 
-    def hidden(self, area: bytes) -> bytes:
-        result = bytearray(area)
-        for start, end in password_spans(area):
-            result[start:end] = b"*" * (end - start)
-        return bytes(result)
-
-    def test_spans(self) -> None:
-        """The passwords of broker and database URLs are found, and nothing else."""
-        for area, expected in [
-            (b"x\0--broker\0amqp://u:pw@h\0", b"x\0--broker\0amqp://u:**@h\0"),
-            (b"x\0--broker=AMQPS://u:pw@h/v\0", b"x\0--broker=AMQPS://u:**@h/v\0"),
-            (b"amqp://u:p@w/x@h\0amqp://:q@h", b"amqp://u:*****@h\0amqp://:*@h"),
-            (b"amqp://h:5672\0a@b\0", b"amqp://h:5672\0a@b\0"),
-            (b"http://u:pw@h\0amqp://u@h\0", b"http://u:pw@h\0amqp://u@h\0"),
-            (b"database:postgresql://h/d?user=u&password=pw\0x", b"database:postgresql://h/d?user=u&password=**\0x"),
-            (b"POSTGRES://u@h/d?PASSWORD=p&w\0x?password=y", b"POSTGRES://u@h/d?PASSWORD=***\0x?password=y"),
-            (b"postgresql://u:pw@h/d?sslpassword=p\0", b"postgresql://u:**@h/d?sslpassword=*\0"),
-            (b"postgresql://h:5432/d?password=p@w\0", b"postgresql://h:*******************\0"),
-            (b"postgresql://h/d?user=u\0http://h?password=x\0", b"postgresql://h/d?user=u\0http://h?password=x\0"),
-        ]:
-            self.assertEqual(self.hidden(area), expected)
-
     def test_process(self) -> None:
         """In a real process, the password is gone from the process list once the options are parsed."""
         program = (
@@ -643,27 +620,27 @@ class ArgumentTests(SynchronousTestCase):
             process.stdin.close()
             warnings = process.stderr.read()
         self.assertEqual((password, warnings), (b"s3cret\n", b""))
-        self.assertEqual(area.split(b"\0")[3:-1], [b"--port", b"0", b"--broker", b"amqp://u:******@h/v", b"--window=3"])
+        self.assertTrue(area.rstrip(b"\0").endswith(b" --port 0 --broker amqp://u:***@h/v --window=3"), area)
 
     def test_unsupported(self) -> None:
         """Where it can't be hidden, that is said in a line and everything goes on."""
         options = Options()
         with (
-            mock.patch("owsla.config.usage.scrub_command_line", return_value=False),
+            mock.patch("owsla.config.usage.hide_passwords", return_value=False),
             contextlib.redirect_stderr(io.StringIO()) as stderr,
         ):
             options.parseOptions(["--broker", "amqp://u:secret@h"])
         self.assertEqual(options.settings.brokers[0].password, "secret")
         self.assertEqual(
             stderr.getvalue(),
-            "owsla: --broker: its password cannot be hidden from the process list here; use --broker-password-file\n",
+            "owsla: --broker: its password stays visible in the process list here; use --broker-password-file\n",
         )
 
     def test_unsupported_parameter(self) -> None:
         """The same for a database's password among its URL's parameters, and nothing is said of a URL without one."""
         for url, warnings in (("postgresql://h/d?user=u&password=s3cret", 1), ("postgresql://u@h/d", 0)):
             with (
-                mock.patch("owsla.config.usage.scrub_command_line", return_value=False),
+                mock.patch("owsla.config.usage.hide_passwords", return_value=False),
                 contextlib.redirect_stderr(io.StringIO()) as stderr,
             ):
                 Options().parseOptions(["--events", f"database:{url}"])
