@@ -74,7 +74,7 @@ def properties(
 def read_report(header: bytes) -> tuple[str, str] | None:
     """Return the correlation id and the outcome in the content header of a delivery report, or `None` for other messages."""
     try:
-        found = wire.decode_properties(header, 12)
+        found = wire.decode_properties(header, wire.BARE_HEADER)
     except WireError:
         return None
     outcome = found.get("headers", {}).get("owsla_report")

@@ -1,4 +1,4 @@
-"""`owsla tail`: shows the lines that arrive from devices."""
+"""`owsla tail`: shows the messages of a queue, and gives them back or takes them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _json(value: Any) -> Any:
 def _properties(header: bytes) -> Properties:
     """Return the properties in the payload of a content header, or none if they are malformed."""
     try:
-        return wire.decode_properties(header, 12)
+        return wire.decode_properties(header, wire.BARE_HEADER)
     except WireError:
         return {}
 
