@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import ITransport
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface
 
 
-class IDeviceTransport(ITCPTransport):
+class IDeviceTransport(ITransport):
     """A transport that also reports what its peer has not taken, and what was not read."""
 
     peer = Attribute("Address of the peer, for events and the log. str")

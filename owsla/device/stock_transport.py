@@ -27,7 +27,6 @@ class StockTransport:
     resumes.
     """
 
-    tls_version = ""
     untaken = 0
     unread = 0
 
@@ -48,6 +47,12 @@ class StockTransport:
         address = self._transport.getPeer()
         host = getattr(address, "host", None)
         return address_text(host, address.port) if host is not None else str(address)
+
+    @property
+    def tls_version(self) -> str:
+        """Name of the TLS version, or an empty string without TLS."""
+        connection = self.getHandle()
+        return "" if connection is None else connection.get_protocol_version_name()
 
     def fileno(self) -> int:
         """Return -1: the socket belongs to its transport, and is not watched for hang-ups."""
