@@ -374,7 +374,7 @@ class TLSTransport:
             return False
         try:
             self.start_reading()
-            self._life.spoke()
+            self._life.hello_received()
             self._handshake()
         except Exception:
             self.abortConnection(Failure())
@@ -423,7 +423,7 @@ class TLSTransport:
 
     def closeOverdue(self) -> None:
         """It does not answer our goodbye."""
-        self._life.goodbye_overdue()
+        self._life.close_overdue()
 
     def getPeer(self) -> IPv4Address | IPv6Address:
         host, port = self._address[:2]
@@ -534,7 +534,7 @@ class TLSTransport:
         self._stop_writing()
         self._outgoing = None
         if self._state == CLOSING:
-            self._finish_goodbye()
+            self._send_close()
         elif self._state == OPEN and self._producer_flags & (_PAUSED | _PULL):
             self._producer_flags &= ~_PAUSED
             self._producer.resumeProducing()
@@ -565,7 +565,7 @@ class TLSTransport:
         self._context = None
         self._tls.set_accept_state()
 
-    def open_up(self) -> None:
+    def begin_data(self) -> None:
         self._state = OPEN
         self._opened = True
 
@@ -579,7 +579,7 @@ class TLSTransport:
             self._reading = True
             self._reactor.addReader(self)
 
-    def say_goodbye(self) -> None:
+    def begin_close(self) -> None:
         self._state = CLOSING
         self._owner.connectionClosing(self)
         # Closing a socket with unread data resets the connection, and the peer may lose our last line over it. So it is read,
@@ -587,13 +587,13 @@ class TLSTransport:
         if self.discarding:
             self.start_reading()
         if self._outgoing is None:
-            self._finish_goodbye()
+            self._send_close()
 
-    def let_go_soon(self) -> None:
+    def close_socket_soon(self) -> None:
         self._state = CLOSED
         self._reactor.callLater(0, self._close)
 
-    def let_go(self) -> None:
+    def close_socket(self) -> None:
         self._close()
 
     # -- handshake -------------------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ class TLSTransport:
         if not self._owner.helloReceived(self):
             self.stop_reading()
         elif not self.closeIfGone():
-            self._life.spoke()
+            self._life.hello_received()
             self._handshake()
 
     def _refuse(self, reason: str, length: int) -> None:
@@ -705,7 +705,7 @@ class TLSTransport:
                 pass
         self._life.ended()
 
-    def _finish_goodbye(self) -> None:
+    def _send_close(self) -> None:
         """Send close_notify, then our end of the stream. Reading goes on until the peer closes its side."""
         try:
             self.getHandle().shutdown()
@@ -767,8 +767,8 @@ class _Over:
 
     def nothing(self) -> None: ...
 
-    spoke = secured = pause = resume = drain = close = abort = nothing
-    handshake_overdue = idle_overdue = goodbye_overdue = ended = nothing
+    hello_received = secured = pause = resume = drain = close = abort = nothing
+    handshake_overdue = idle_overdue = close_overdue = ended = nothing
 
 
 _OVER: Final = _Over()

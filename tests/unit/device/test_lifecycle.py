@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 from unittest import mock
 
-from automat import NoTransition
+from automat import NoTransition, TypeMachineBuilder
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -27,7 +28,7 @@ from owsla.device.admission import Admission
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import HangupWatch
-from owsla.device.lifecycle import MACHINE, Life, Lifecycle, diagram
+from owsla.device.lifecycle import TRANSITIONS, Life, Lifecycle, diagram
 from owsla.device.port import Listener
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
@@ -46,8 +47,8 @@ NO: Final = ""
 """This cannot happen in that state."""
 
 INPUTS: Final = (
-    "spoke", "secured", "pause", "resume", "drain", "close", "abort",
-    "handshake_overdue", "idle_overdue", "goodbye_overdue", "ended",
+    "hello_received", "secured", "pause", "resume", "drain", "close", "abort",
+    "handshake_overdue", "idle_overdue", "close_overdue", "ended",
 )  # fmt: skip
 
 LIVES: Final = {
@@ -84,11 +85,11 @@ LIVES: Final = {
 
 WAYS: Final[dict[str, tuple[str, ...]]] = {
     "accepted": (),
-    "handshaking": ("spoke",),
-    "open": ("spoke", "secured"),
-    "paused": ("spoke", "secured", "pause"),
-    "draining": ("spoke", "secured", "drain"),
-    "closing": ("spoke", "secured", "close"),
+    "handshaking": ("hello_received",),
+    "open": ("hello_received", "secured"),
+    "paused": ("hello_received", "secured", "pause"),
+    "draining": ("hello_received", "secured", "drain"),
+    "closing": ("hello_received", "secured", "close"),
     "closed": ("abort",),
 }
 """How to get into each state."""
@@ -106,8 +107,8 @@ class Effects:
     def begin_handshake(self) -> None:
         self.done.append("begin_handshake")
 
-    def open_up(self) -> None:
-        self.done.append("open_up")
+    def begin_data(self) -> None:
+        self.done.append("begin_data")
 
     def stop_reading(self) -> None:
         self.done.append("stop_reading")
@@ -115,19 +116,29 @@ class Effects:
     def start_reading(self) -> None:
         self.done.append("start_reading")
 
-    def say_goodbye(self) -> None:
-        self.done.append("say_goodbye")
+    def begin_close(self) -> None:
+        self.done.append("begin_close")
 
-    def let_go(self) -> None:
-        self.done.append("let_go")
+    def close_socket(self) -> None:
+        self.done.append("close_socket")
 
-    def let_go_soon(self) -> None:
-        self.done.append("let_go_soon")
+    def close_socket_soon(self) -> None:
+        self.done.append("close_socket_soon")
 
 
 def state_of(life: Life) -> str:
     """The name of a machine's state."""
-    return cast(Lifecycle, life).state.name
+    return cast(Lifecycle, life).state
+
+
+def _carry_out(action: str) -> Callable[[Life, Effects], None]:
+    """Return an output of Automat that calls an action."""
+
+    def output(life: Life, effects: Effects) -> None:
+        getattr(effects, action)()
+
+    output.__name__ = action
+    return output
 
 
 def happen(life: Life, *inputs: str) -> None:
@@ -154,11 +165,33 @@ class MachineTests(SynchronousTestCase):
 
     def test_complete(self) -> None:
         """The table of these tests is of all states and all inputs that there are."""
-        self.assertEqual({state.name for state in MACHINE.states()}, set(LIVES))
-        self.assertEqual(MACHINE.inputAlphabet(), set(INPUTS))
+        self.assertEqual(set(TRANSITIONS), set(LIVES))
         self.assertEqual({name for name in vars(Life) if not name.startswith("_")}, set(INPUTS))
         for row in LIVES.values():
             self.assertEqual(len(row), len(INPUTS))
+
+    def test_automat(self) -> None:
+        """Automat accepts the table as a machine, and its instance does the same as ours on every path of four inputs."""
+        builder = TypeMachineBuilder(Life, Effects)
+        states = {name: builder.state(name) for name in TRANSITIONS}
+        for name, transitions in TRANSITIONS.items():
+            for event, (target, action) in transitions.items():
+                step = states[name].upon(getattr(Life, event)).to(states[target])
+                step.returns(None) if action is None else step(_carry_out(action))
+        build = builder.build()
+        for path in itertools.product(INPUTS, repeat=4):
+            ours, theirs = Effects(), Effects()
+            outcomes = []
+            for effects, life in ((ours, Lifecycle(ours)), (theirs, build(theirs))):
+                taken = 0
+                try:
+                    for taken, event in enumerate(path):  # noqa: B007
+                        getattr(life, event)()
+                    taken += 1
+                except NoTransition:
+                    pass
+                outcomes.append((taken, effects.done))
+            self.assertEqual(outcomes[0], outcomes[1], path)
 
     def test_every_pair(self) -> None:
         """Every input in every state leads to the state that it is declared to lead to, or is impossible."""
@@ -190,10 +223,12 @@ class MachineTests(SynchronousTestCase):
         """A whole life does its things once each, in order."""
         effects = Effects()
         life = Lifecycle(effects)
-        happen(life, "spoke", "secured", "pause", "pause", "resume", "resume", "drain", "drain", "close", "close", "ended")
+        happen(
+            life, "hello_received", "secured", "pause", "pause", "resume", "resume", "drain", "drain", "close", "close", "ended"
+        )
         self.assertEqual(
             effects.done,
-            ["begin_handshake", "open_up", "stop_reading", "start_reading", "stop_reading", "say_goodbye", "let_go"],
+            ["begin_handshake", "begin_data", "stop_reading", "start_reading", "stop_reading", "begin_close", "close_socket"],
         )
 
     def test_memory(self) -> None:
@@ -206,7 +241,7 @@ class MachineTests(SynchronousTestCase):
             before = tracemalloc.get_traced_memory()[0]
             lives = [Lifecycle(one) for one in effects]
             for life in lives:
-                happen(life, "spoke", "secured", "pause", "resume")
+                happen(life, "hello_received", "secured", "pause", "resume")
             after = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
