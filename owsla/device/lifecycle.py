@@ -130,7 +130,7 @@ TRANSITIONS: Final[Mapping[str, Mapping[str, Transition]]] = {
         **_END,
     },
     "closed": dict.fromkeys(
-        "pause resume drain close abort handshake_overdue idle_overdue close_overdue ended".split(), ("closed", None)
+        ("pause", "resume", "drain", "close", "handshake_overdue", "idle_overdue", "close_overdue", *_END), ("closed", None)
     ),
 }
 """For each state, in the order of the diagram, its inputs and their transitions."""
