@@ -3,8 +3,8 @@
     python -m bench.memory --connections 10000 --output memory.md
 
 Two servers hold the same number of connections in one run: `twistd -n owsla`, and `bench.bare`, which has nothing but an
-`SSL.Connection` with its socket for each. The difference is the memory that Owsla adds. Kernel memory of sockets is in neither
-figure.
+`SSL.Connection` with its socket for each. The difference is the memory that Owsla adds. Two more servers compare transports:
+`bench.stock` runs the device protocol on that of Owsla and on that of Twisted. Kernel memory of sockets is in no figure.
 
 Each of the servers, and the swarm, needs an open file per connection, so the limit of open files bounds the number.
 """
@@ -33,10 +33,13 @@ SPARE_FILES = 100
 class Bare(Gateway):
     """Server `bench.bare` in the place of a gateway, with a certificate like that of a gateway."""
 
+    module = "bench.bare"
+    arguments: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         made = development_certificates(Path(self._folder.name), "localhost")
-        command = [sys.executable, "-m", "bench.bare", str(made.cert), str(made.key)]
+        command = [sys.executable, "-m", self.module, str(made.cert), str(made.key), *self.arguments]
         self._bare = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._bare.pid
         assert self._bare.stdout is not None
@@ -45,6 +48,20 @@ class Bare(Gateway):
     def __exit__(self, *_: object) -> None:
         self._bare.communicate()  # the server ends with its input
         self._folder.cleanup()
+
+
+class OnOwsla(Bare):
+    """Server `bench.stock` on the transport of Owsla."""
+
+    module = "bench.stock"
+    arguments = ("owsla",)
+
+
+class OnTwisted(Bare):
+    """Server `bench.stock` on the transport of Twisted."""
+
+    module = "bench.stock"
+    arguments = ("twisted",)
 
 
 def hold(server: Gateway, connections: int, concurrency: int) -> float:
@@ -72,13 +89,20 @@ def main() -> None:
         parser.error(f"--connections: a process may have {limit} open files here, so at most {limit - SPARE_FILES}")
     with_gateway: list[float] = []
     without: list[float] = []
+    on_owsla: list[float] = []
+    on_twisted: list[float] = []
     for run in range(options.runs):
         print(f"run {run + 1} of {options.runs}", file=sys.stderr)
         with Gateway(options.broker) as gateway:
             with_gateway.append(hold(gateway, options.connections, options.concurrency))
         with Bare() as server:
             without.append(hold(server, options.connections, options.concurrency))
+        with OnOwsla() as server:
+            on_owsla.append(hold(server, options.connections, options.concurrency))
+        with OnTwisted() as server:
+            on_twisted.append(hold(server, options.connections, options.concurrency))
     added = median(ours - theirs for ours, theirs in zip(with_gateway, without, strict=True))
+    saved = 100 * (1 - median(on_owsla) / median(on_twisted))
     text = "\n\n".join(
         [
             "# Memory of an idle connection",
@@ -89,6 +113,11 @@ def main() -> None:
             table(
                 ("Owsla, all included", "bare pyOpenSSL server", "Owsla adds", "budget"),
                 [(f"{median(with_gateway):.1f} KB", f"{median(without):.1f} KB", f"**{added:.2f} KB**", f"{BUDGET:g} KB")],
+            ),
+            "The same protocol on two transports, without a broker:",
+            table(
+                ("transport of Owsla", "transport of Twisted", "Owsla saves"),
+                [(f"{median(on_owsla):.1f} KB", f"{median(on_twisted):.1f} KB", f"{saved:.0f} %")],
             ),
         ]
     )

@@ -1,0 +1,152 @@
+"""Server that holds device connections on the TLS transport of Twisted, or on that of Owsla.
+
+Both kinds run the same `DeviceFactory` with the TLS context of a gateway, and a sink that discards lines, so that the
+difference is the transport. `bench.memory` starts this with a certificate, a key and the kind (`twisted` or `owsla`). It prints
+its port, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet import reactor as _reactor
+from twisted.internet.interfaces import IOpenSSLContextFactory
+from twisted.internet.protocol import Protocol
+from twisted.internet.stdio import StandardIO
+from twisted.internet.task import LoopingCall
+from zope.interface import implementer
+
+from owsla.device.admission import Admission
+from owsla.device.connections import Connection, Connections
+from owsla.device.factory import DeviceFactory, DeviceRuntime
+from owsla.device.hangup import HangupWatch
+from owsla.device.port import Listener
+from owsla.device.protocol import DeviceProtocol
+from owsla.device.settings import DeviceSettings
+from owsla.device.transport import TLSTransport
+from owsla.routing import ConnectionIds, Registry
+from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.memory import Memory
+from owsla.runtime.open_files import raise_open_files_limit
+from owsla.runtime.sockets import claim
+from owsla.supervision import DynamicSupervisor
+from owsla.tls.certificates import server_context
+
+reactor: Any = _reactor
+
+
+class DiscardingSink:
+    """Sink that accepts all lines, and discards them."""
+
+    accepting = True
+    share = 1000
+    line_size = 16384
+    spare = 1000
+
+    def open(self, connection_id: bytes, device_id: str | None) -> None: ...
+
+    def publish(self, source: Any, line: bytes, received: float = 0.0) -> None: ...
+
+    def position(self, since: int) -> int:
+        return since
+
+    def serves(self, source: Any) -> bool:
+        return True
+
+    def wait(self, source: Any, since: int = 0) -> None: ...
+
+    def leave(self, source: Any) -> None: ...
+
+
+@implementer(IOpenSSLContextFactory)
+class Context:
+    """Context factory of `reactor.listenSSL`."""
+
+    def __init__(self, context: SSL.Context) -> None:
+        self._context = context
+
+    def getContext(self) -> SSL.Context:
+        return self._context
+
+
+class UntilEnd(Protocol):
+    """Protocol on the standard input that ends the process with it."""
+
+    def connectionLost(self, reason: object = None) -> None:
+        if reactor.running:
+            reactor.stop()
+
+
+def make_factory() -> tuple[DeviceFactory, HangupWatch]:
+    """Return a factory whose connections go nowhere."""
+    supervisor: DynamicSupervisor[Connection] = DynamicSupervisor(reactor)
+    supervisor.startService()
+    hangups = HangupWatch(reactor)
+    sink: Any = DiscardingSink()
+    courier: Any = None
+    factory = DeviceFactory(
+        DeviceRuntime(reactor, Turn(reactor), lambda event: None, time.time),
+        DeviceSettings(),
+        Connections(ConnectionIds(), Registry(), supervisor),
+        sink,
+        courier,
+        DeviceProtocol,
+        hangups=hangups,
+    )
+    return factory, hangups
+
+
+def listen_on_twisted(factory: DeviceFactory, hangups: HangupWatch, context: SSL.Context) -> int:
+    """Listen on the TLS transport of Twisted. Return the port."""
+    port = reactor.listenSSL(0, factory, Context(context), backlog=4096, interface="127.0.0.1")
+    return int(port.getHost().port)
+
+
+def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, context: SSL.Context) -> int:
+    """Listen on the device port. Return the port."""
+    admission: Admission[TLSTransport] = Admission(1_000_000, 100)
+    port = Listener(
+        reactor,
+        claim(0, "127.0.0.1"),
+        context,
+        factory,
+        admission,
+        lambda event: None,
+        hangups,
+        handshake_timeout=30.0,
+        fail=sys.exit,
+        housekeeping=factory.housekeeping,
+    )
+    port.startService()
+    port.open()
+    reactor.addSystemEventTrigger("before", "shutdown", port.stopService)
+    return port.port
+
+
+KINDS: dict[str, Callable[[DeviceFactory, HangupWatch, SSL.Context], int]] = {
+    "twisted": listen_on_twisted,
+    "owsla": listen_on_owsla,
+}
+
+
+def main() -> None:
+    """Serve on any free port of 127.0.0.1."""
+    raise_open_files_limit()
+    cert, key, kind = sys.argv[1:]
+    context = server_context(Path(cert), Path(key), client_ca=None, client_cert="require")
+    factory, hangups = make_factory()
+    port = KINDS[kind](factory, hangups, context)
+    # A gateway returns free memory after many handshakes. Here the memory is settled before each measurement.
+    LoopingCall(Memory().give_back).start(1.0)
+    StandardIO(UntilEnd())
+    print(port, flush=True)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()
