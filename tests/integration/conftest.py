@@ -1,4 +1,4 @@
-"""Brokers, Owslas, devices and back ends for the integration tests."""
+"""Fixtures of the integration tests: brokers, Owslas, devices and back ends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ._support.waiting import block_on
 
 B = TypeVar("B", bound=Broker)
 
-#: Taken out of the environment: Owsla warns of variables that look like its own and are none.
+#: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
 _REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
 
 
 def _require_rabbitmq() -> None:
-    """Skip the test where there is no RabbitMQ; fail it where there has to be one."""
+    """Skip the test if RabbitMQ is not installed; fail it if OWSLA_REQUIRE_RABBITMQ is set."""
     if installed():
         return
     if _REQUIRED:
@@ -39,7 +39,7 @@ def _running(broker: B) -> Iterator[B]:
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """The RabbitMQ node that the tests share: to be left as it was found."""
+    """Return the RabbitMQ node that all tests share. A test must leave it as it found it."""
     _require_rabbitmq()
     node = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), plugins=["rabbitmq_consistent_hash_exchange"])
     yield from _running(node)
@@ -47,21 +47,21 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBrokerProcess]:
-    """The embedded broker that the tests share."""
+    """Return the embedded broker that the tests share."""
     broker = EmbeddedBrokerProcess(tmp_path_factory.mktemp("embedded"))
     yield from _running(broker)
 
 
 @pytest.fixture(scope="session", params=["embedded", "rabbitmq"])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Each of the two brokers: the same tests hold for both."""
+    """Return each of the two brokers: the same tests hold for both."""
     found: Broker = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture(scope="module", params=["embedded", "rabbitmq"])
 def own_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """Each of the two brokers, for the tests of one module, which may kill it if they start it again."""
+    """Return each of the two brokers, for the tests of one module. A test may kill it, if it starts it again."""
     folder = tmp_path_factory.mktemp("own")
     if request.param == "embedded":
         yield from _running(EmbeddedBrokerProcess(folder))
@@ -72,7 +72,7 @@ def own_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A RabbitMQ node for the tests of one module, which may do anything to it."""
+    """Return a RabbitMQ node for the tests of one module, which may do anything to it."""
     _require_rabbitmq()
     node = RabbitMQ(tmp_path_factory.mktemp("own-rabbitmq"))
     yield from _running(node)
@@ -80,7 +80,7 @@ def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three RabbitMQ nodes for the tests of one module, which may kill any of them if they start it again."""
+    """Return a cluster of three RabbitMQ nodes for the tests of one module. A test may kill a node, if it starts it again."""
     _require_rabbitmq()
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
@@ -92,13 +92,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def certs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of development certificates that all Owslas of the tests share."""
+    """Return the folder of development certificates that all Owslas of the tests share."""
     return tmp_path_factory.mktemp("certs")
 
 
 @pytest.fixture
 def lab(tmp_path: Path, certs_dir: Path) -> Iterator[Lab]:
-    """Where a test starts things; they all end with it."""
+    """Return a lab that ends everything it started with the test."""
     one = Lab(tmp_path, certs_dir)
     yield one
     block_on(one.close())
@@ -106,7 +106,7 @@ def lab(tmp_path: Path, certs_dir: Path) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def module_lab(tmp_path_factory: pytest.TempPathFactory, certs_dir: Path) -> Iterator[Lab]:
-    """Where fixtures start what the tests of a module share."""
+    """Return a lab for fixtures that start what the tests of a module share."""
     one = Lab(tmp_path_factory.mktemp("module"), certs_dir)
     yield one
     block_on(one.close())

@@ -1,4 +1,4 @@
-"""A broker that goes away and comes back: devices stay connected, and no line is lost or changes its place."""
+"""Tests of broker outages: devices stay connected, no line is lost, and the order of lines is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._support.waiting import pause, reactor_test, until
 
 
 def _first_occurrences(messages: list[Message]) -> list[Message]:
-    """What a back end keeps: each (connection, number) once, where it came first."""
+    """Return the lines that a back end keeps: the first occurrence of each (connection, number)."""
     seen: set[tuple[str, int]] = set()
     kept = []
     for message in messages:
@@ -29,7 +29,7 @@ def _first_occurrences(messages: list[Message]) -> list[Message]:
 
 
 async def _hear(gateway: Gateway, last: bytes, heard: list[Message]) -> None:
-    """Take messages until the one with the body `last`."""
+    """Take messages up to the one with the body `last`."""
     await gateway.backend.inbox[gateway.from_device].find(
         lambda message: bool(heard.append(message) or message.body == last),  # type: ignore[func-returns-value]
         60,
@@ -38,7 +38,7 @@ async def _hear(gateway: Gateway, last: bytes, heard: list[Message]) -> None:
 
 @reactor_test
 async def test_broker_killed(own_broker: Broker, lab: Lab) -> None:
-    """A broker is killed and started again: devices stay connected, what they say meanwhile arrives, in order."""
+    """When a broker is killed and restarted, devices stay connected, and lines sent in the meantime arrive in order."""
     gateway = await lab.gateway(own_broker.url)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -66,14 +66,14 @@ async def test_broker_killed(own_broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_connections_cut(broker: Broker, lab: Lab) -> None:
-    """The connections to the broker are cut under load, several times: nothing is lost, in order per device."""
+    """When broker connections are cut under load, several times, no line is lost, and lines of a device stay in order."""
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url)
     devices = [await lab.device(gateway) for _ in range(5)]
     ids = [await gateway.introduce(device) for device in devices]
     for number in range(300):
         if number % 100 == 40:
-            proxy.hold()  # so that lines are under way, unconfirmed, when the cut comes
+            proxy.hold()  # Lines must be unconfirmed when the connections are cut.
         if number % 100 == 50:
             proxy.cut()
             proxy.held.clear()
@@ -102,8 +102,8 @@ async def test_connections_cut(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_acknowledgements_are_lost(broker: Broker, lab: Lab) -> None:
-    """Messages that devices heard come again, since their acknowledgements were lost; the devices have gone meanwhile. None of
-    them goes on record, and no report says anything but that.
+    """Messages whose acknowledgements were lost are redelivered after their devices have left. None of them is recorded as
+    undeliverable, and no report contradicts the delivery.
     """
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url)
@@ -146,7 +146,7 @@ async def test_acknowledgements_are_lost(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_idle_while_the_broker_is_away(broker: Broker, lab: Lab) -> None:
-    """While the broker is away devices are not thrown out for being idle, and what they say has its own time."""
+    """During an outage devices are not closed as idle, and their lines carry the time at which they were received."""
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url, idle_timeout="1s")
     device = await lab.device(gateway)
@@ -167,7 +167,8 @@ async def test_idle_while_the_broker_is_away(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_same_node_queue_after_a_reconnect(broker: Broker, lab: Lab) -> None:
-    """After a reconnect the node has the queue it had: an answer by an old reply_to arrives, also one sent meanwhile."""
+    """After a reconnect the node consumes its old queue: an answer to an old reply_to arrives, also one sent during the outage.
+    """
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url)
     device = await lab.device(gateway)
@@ -185,7 +186,7 @@ async def test_same_node_queue_after_a_reconnect(broker: Broker, lab: Lab) -> No
 
 @reactor_test
 async def test_restart_in_good_order(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """RabbitMQ is stopped and started as an administrator would: queued answers survive and reach their device."""
+    """After an orderly restart of RabbitMQ, queued answers reach their device."""
     gateway = await lab.gateway(own_rabbitmq.url)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -202,7 +203,7 @@ async def test_restart_in_good_order(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_broker_comes_later(own_broker: Broker, lab: Lab) -> None:
-    """Owsla may be started before its broker: the device port opens once the queues are there, and not before."""
+    """Owsla may start before its broker. The device port opens only once the queues are declared."""
     await own_broker.kill()
     owsla = lab.new_owsla(broker=own_broker.url, from_device="later_from", to_device="later_to")
     owsla.launch()
@@ -224,7 +225,7 @@ _PASSWORD = "not-the-password"
 
 
 async def _refused(lab: Lab, login: str, port: int) -> None:
-    """Show that Owsla says once what is wrong, tries again less and less often, and stays."""
+    """Check that Owsla logs the reason once, retries with growing pauses, and keeps running."""
     proxy = await lab.proxy(port)
     user, _, vhost = login.partition("/")
     owsla = lab.new_owsla(broker=f"amqp://{user}@127.0.0.1:{proxy.port}/{vhost}")
@@ -242,25 +243,25 @@ async def _refused(lab: Lab, login: str, port: int) -> None:
 
 @reactor_test
 async def test_wrong_password(broker: Broker, lab: Lab) -> None:
-    """A refused login is said once and tried again with growing pauses; the process stays, without its port."""
+    """A refused login is logged once and retried with growing pauses. The process keeps running with its device port closed."""
     await _refused(lab, f"guest:{_PASSWORD}/%2f", broker.port)
 
 
 @reactor_test
 async def test_wrong_vhost(broker: Broker, lab: Lab) -> None:
-    """A vhost that isn't there is treated like a refused login."""
+    """A missing virtual host is treated like a refused login."""
     await _refused(lab, "guest:guest/nowhere", broker.port)
 
 
 @reactor_test
 async def test_nobody_there(lab: Lab) -> None:
-    """A broker that isn't there is treated like a refused login."""
+    """A broker that does not listen is treated like a refused login."""
     await _refused(lab, "guest:guest/%2f", free_port())
 
 
 @reactor_test
 async def test_login_allowed_later(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Once the login is allowed Owsla gets in by itself."""
+    """Owsla connects by itself once the login is allowed."""
     owsla = lab.new_owsla(broker=f"amqp://later:{_PASSWORD}@127.0.0.1:{own_rabbitmq.port}/%2f")
     owsla.launch()
     await owsla.wait_for_line("Broker unavailable")
@@ -271,7 +272,7 @@ async def test_login_allowed_later(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_several_hosts(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """With several --broker the next is tried when one isn't there."""
+    """With several --broker options, the next one is tried when one does not listen."""
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}/%2f"
     gateway = await lab.gateway(embedded.url, broker=[dead, embedded.url])
     await gateway.round_trip(await lab.device(gateway))
@@ -280,7 +281,7 @@ async def test_several_hosts(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
 @pytest.mark.parametrize("way", ["from_device", "to_device"])
 @reactor_test
 async def test_queue_with_other_arguments(broker: Broker, lab: Lab, way: str) -> None:
-    """A queue that exists with other arguments is used as it is, with a warning."""
+    """A queue that exists with other arguments is used unchanged, with a warning."""
     name = f"other_{free_port()}"
     setup = await lab.backend(broker.url)
     await setup.call(lambda channel: channel.queue_declare(name, durable=True, arguments={"x-max-length": 1000}))

@@ -1,4 +1,4 @@
-"""amqps: the broker has to prove who it is."""
+"""Tests of amqps: the certificate of the broker is verified."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._support.waiting import reactor_test, until
 
 @reactor_test
 async def test_verified(broker: Broker, lab: Lab) -> None:
-    """A broker whose certificate is for its name, and signed by who is trusted, is used like any other."""
+    """A broker is accepted if its certificate matches its name and is signed by a trusted authority."""
     authority = Authority(lab.folder / "authority")
     proxy = await lab.proxy(broker.port, authority.issue("broker"))
     for host in ("localhost", "127.0.0.1"):
@@ -26,7 +26,7 @@ async def test_verified(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_another_name(broker: Broker, lab: Lab) -> None:
-    """A certificate for another name is refused, in one line; the port stays closed, and it is tried again."""
+    """A certificate for another name is refused, in one line. The device port stays closed, and Owsla retries."""
     authority = Authority(lab.folder / "authority")
     other = authority.issue("other", hosts=[x509.DNSName("other.example")])
     proxy = await lab.proxy(broker.port, other)
@@ -41,8 +41,8 @@ async def test_another_name(broker: Broker, lab: Lab) -> None:
 @pytest.mark.parametrize("hosts", [[], [x509.DNSName("*.local")]], ids=["no-name", "odd-wildcard"])
 @reactor_test
 async def test_no_name(broker: Broker, lab: Lab, hosts: list[x509.GeneralName]) -> None:
-    """A certificate that says of nobody in particular whose it is is refused, in one line that says so: the password goes to
-    nobody. A stop while it is tried again is in order.
+    """A certificate without a subjectAltName is refused, in one line that says so, before the password is sent. A stop during
+    the retries is orderly.
     """
     authority = Authority(lab.folder / "authority")
     proxy = await lab.proxy(broker.port, authority.issue("localhost", hosts=hosts))
@@ -56,7 +56,7 @@ async def test_no_name(broker: Broker, lab: Lab, hosts: list[x509.GeneralName]) 
 
 @reactor_test
 async def test_another_authority(broker: Broker, lab: Lab) -> None:
-    """A certificate that nobody trusted has signed is refused, in one line."""
+    """A certificate of an untrusted authority is refused, in one line."""
     proxy = await lab.proxy(broker.port, Authority(lab.folder / "one").issue("broker"))
     trusted = Authority(lab.folder / "another")
     owsla = lab.new_owsla(broker=f"amqps://guest:guest@localhost:{proxy.port}", broker_ca=str(trusted.ca))
@@ -67,7 +67,7 @@ async def test_another_authority(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_no_tls_there(broker: Broker, lab: Lab) -> None:
-    """A broker that does not speak TLS is said to be one, in one line."""
+    """A broker that does not speak TLS is reported in one line."""
     owsla = lab.new_owsla(broker=f"amqps://guest:guest@localhost:{broker.port}")
     owsla.launch()
     await owsla.wait_for_line(r"Broker unavailable: amqps://")

@@ -1,7 +1,7 @@
-"""A cluster of three RabbitMQ nodes on this machine, of which nodes are killed while devices talk: nothing is lost.
+"""Tests with a cluster of three RabbitMQ nodes on this machine, which are killed while devices send: nothing is lost.
 
-With quorum queues for everything the gateway goes on with the two nodes that are left. A classic queue is on one node: while
-that is down the gateway says so, waits, and goes on when it is back.
+With quorum queues the gateway continues on the two remaining nodes. A classic queue is on one node: while that node is down,
+the gateway logs it, waits, and continues when it is back.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ._support.waiting import block_on, pause, reactor_test, until
 
 QUORUM = {f"{queue}_argument": "x-queue-type=quorum" for queue in ("from_device", "to_device", "undeliverable", "node_queue")}
 
-#: Lines between two faults: some seconds of talk.
+#: Lines between two faults: some seconds of traffic.
 SOME = 300
 
-#: Tenths of a second in which a quorum queue has a new leader. It takes five.
+#: Tenths of a second within which a quorum queue elects a new leader. It takes five.
 ELECTION = 300
 
 
 class TriedRoutes:
-    """Publishes for `AnsweringBackend`: the first message to each queue with a confirm, and what follows on its own channel.
+    """Publisher for `AnsweringBackend`: the first message to each queue uses a confirm, the rest the transactional channel.
 
-    On a channel that uses a quorum queue for the first time while its leader is dead RabbitMQ 3.10 refuses everything for that
-    queue until the dead node is back, whoever leads it by then; and a transaction that was refused it commits. So a new
-    connection begins with a confirm, on a channel that nothing depends on.
+    If a channel uses a quorum queue for the first time while its leader is dead, RabbitMQ 3.10 refuses every publish to that
+    queue on that channel until the dead node is back, even after a new leader was elected; and it commits a transaction that
+    was refused. So a new connection begins with a confirmed publish, on a channel of its own.
     """
 
     def __init__(self, channel: Any, returned: Callable[[Any, Any, Any, bytes], None]) -> None:
-        """`channel` is the one with transactions; `returned` is told of returns as pika tells it."""
+        """Use `channel` for transactions, and call `returned` for returned messages, with the arguments of pika."""
         self._channel = channel
         self._returned = returned
         self._tried: set[str] = set()
@@ -58,7 +58,7 @@ class TriedRoutes:
                 for message in error.messages:
                     self._returned(trial, message.method, message.properties, message.body)
             except NackError:
-                time.sleep(0.1)  # the connection's own sleep would hear the next lines in the middle of this
+                time.sleep(0.1)  # `BlockingConnection.sleep` would process the next lines in the middle of this.
                 continue
             else:
                 self._tried.add(queue)
@@ -69,11 +69,11 @@ class TriedRoutes:
 
 
 class ClusterBackend(AnsweringBackend):
-    """A back end that knows several nodes, and relies on no transaction before a queue has a leader."""
+    """Back end that knows several nodes, and uses no transaction before a queue has a leader."""
 
     def __init__(self, urls: Sequence[str], from_device: str, to_device: str, seed: int) -> None:
         super().__init__(urls[0], from_device, to_device, seed)
-        self._parameters = [pika.URLParameters(url) for url in urls]  # pika tries them in turn
+        self._parameters = [pika.URLParameters(url) for url in urls]  # pika tries them in order
         for parameters in self._parameters:
             parameters.heartbeat = 0
             parameters.socket_timeout = 10
@@ -116,13 +116,13 @@ class Run:
         return self._backend
 
     async def start(self, **options: Any) -> None:
-        """Start everything, and let it run until each device is served."""
+        """Start everything, and wait until each device is served."""
         settings: dict[str, Any] = {
             "broker": self.cluster.urls,
             "from_device": self.from_device,
             "to_device": self.to_device,
             "device_ack": DEVICE_ACK,
-            # So that nothing is skipped, however long an outage was: what is missing comes.
+            # So that no number is skipped, however long an outage lasts: the missing ones arrive.
             "gap_timeout": "60s",
             "reorder_limit": 5000,
             "prefetch": 20000,
@@ -136,12 +136,12 @@ class Run:
         await self.fleet.start()
 
     async def kill(self, node: RabbitMQ) -> None:
-        """End a broker node as a power cut would, while everybody talks."""
+        """Kill a broker node without a shutdown, under load."""
         await self.fleet.talk(SOME)
         await node.kill()
 
     async def leader(self, queue: str) -> RabbitMQ:
-        """Which node leads a quorum queue."""
+        """Return the node that leads a quorum queue."""
         for node in self.cluster.nodes:
             if node.running:
                 listed = await node.ctl("list_queues", "name", "leader")
@@ -150,7 +150,7 @@ class Run:
         raise AssertionError("no node runs")
 
     async def finish(self, *, in_order: bool) -> Books:
-        """Come to rest, stop Owsla in good order, and balance the books."""
+        """Wait until all is quiet, stop Owsla, and compare the books."""
         await self.fleet.hush()
         await self.backend.settled()
         books = Books(self.fleet, self.backend)
@@ -162,7 +162,7 @@ class Run:
         assert await self.owsla.terminate() == 0, self.owsla.output()
         node = self.cluster.nodes[0]
         names = (await node.ctl("list_queues", "name")).split()
-        # The register of nodes holds no messages of anybody's.
+        # The register of nodes holds no messages of the test.
         mine = [name for name in names if name.startswith((self.from_device, self.to_device)) and not name.endswith(".nodes")]
         books.remains = clear_up(node.url, mine, self.from_device, self.to_device)
         differences = books.differences(in_order=in_order)
@@ -174,7 +174,7 @@ class Run:
         return books
 
     async def end(self) -> None:
-        """End what is not the lab's, and have all nodes again, also after a failure."""
+        """End everything that the lab does not own, and start all nodes again, also after a failure."""
         if self._fleet is not None:
             await self._fleet.stop()
             self._fleet.abort()
@@ -187,7 +187,7 @@ class Run:
 
 @pytest.fixture
 def run(cluster: Cluster, lab: Lab) -> Iterator[Run]:
-    """A run that is not started."""
+    """Return a run that is not started."""
     run = Run(cluster, lab)
     yield run
     block_on(run.end())
@@ -195,22 +195,22 @@ def run(cluster: Cluster, lab: Lab) -> Iterator[Run]:
 
 @reactor_test
 async def test_quorum_queues_survive(run: Run) -> None:
-    """With quorum queues any one node may die under load: the gateway goes on, and nothing is lost."""
+    """With quorum queues any one node may die under load: the gateway continues, and nothing is lost."""
     await run.start(**QUORUM)
     first, second, _ = run.cluster.nodes
     assert await run.leader(run.from_device) is first, "it was declared there, so the worst is to come"
 
-    # The node that Owsla is connected to, and that leads all of its queues.
+    # The node to which Owsla is connected, and which leads all of its queues.
     start = run.owsla.mark()
     await run.kill(first)
     await run.owsla.wait_for_line("Broker lost", 30, start=start)
     await run.owsla.wait_for_line(f"Broker connected: .*:{second.port}/", 60, start=start)
     await run.fleet.talk(SOME)
-    await run.fleet.hush()  # the other two take everything, also on a channel that was new while there was no leader
+    await run.fleet.hush()  # The other two accept everything, also on a channel that was opened while there was no leader.
     run.fleet.talk_on()
     await first.start()
 
-    # The one that leads the queue of lines now, whether or not Owsla is connected to it.
+    # The present leader of the queue of lines, whether or not Owsla is connected to it.
     leader = await run.leader(run.from_device)
     assert leader is not first
     start = run.owsla.mark()
@@ -220,14 +220,16 @@ async def test_quorum_queues_survive(run: Run) -> None:
     await run.fleet.talk(SOME)
     await leader.start()
     await run.fleet.talk(SOME)
-    # Not in order: RabbitMQ refuses lines (nack) while a queue has no leader, and where the back end's own node died, what was
-    # on its way to it comes again behind what came in the meantime.
+    # Order is not checked: RabbitMQ refuses lines (nack) while a queue has no leader. If the node of the back end itself died,
+    # messages on their way to it are redelivered behind later ones.
     await run.finish(in_order=False)
 
 
 @reactor_test
 async def test_classic_queues_wait(run: Run) -> None:
-    """Classic queues are on one node: while it is down the gateway says where it looked, and waits; devices stay connected."""
+    """A classic queue is on one node. While that node is down, the gateway logs where it tried to connect and waits; devices
+    stay connected.
+    """
     await run.start()
     home, *others = run.cluster.nodes
     start = run.owsla.mark()
@@ -250,7 +252,7 @@ async def test_classic_queues_wait(run: Run) -> None:
 
 @reactor_test
 async def test_the_first_host_is_down(cluster: Cluster, lab: Lab) -> None:
-    """When the first of several brokers is down at the start the next one is used."""
+    """If the first of several brokers is down at the start, the next one is used."""
     dead = f"amqp://127.0.0.1:{free_port()}"
     gateway = await lab.gateway(cluster.urls[1], broker=[dead, *cluster.urls[1:]])
     await gateway.round_trip(await lab.device(gateway))

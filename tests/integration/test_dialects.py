@@ -1,4 +1,4 @@
-"""Dialects and duplicates, seen from outside: a real `twistd`, TLS devices, a back end on either broker."""
+"""Tests of dialects and of duplicate devices, from outside: a real `twistd`, TLS devices, a back end on either broker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Beating(Dialect):
 
 @reactor_test
 async def test_turnstile(broker: Broker, lab: Lab) -> None:
-    """The worked example: a device and a back end that share a turnstile."""
+    """The example of the documentation works: a device and a back end that share a turnstile."""
     gateway = await lab.gateway(broker.url, dialect="turnstile")
     device = await lab.device(gateway)
     device.send_line(b"PUSH", b"COIN", b"PUSH")
@@ -52,7 +52,7 @@ async def test_turnstile(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """Who logs in is known to back ends by its id; who cannot is denied and closed; no token is in the log."""
+    """Back ends know a device that logged in by its id. A failed login is denied and closed. No token is in the log."""
     devices = tmp_path / "devices"
     devices.write_text("d1:s3cret\nd2:other\n")
     gateway = await lab.gateway(broker.url, dialect="login", login_checker=f"file:{devices}", login_timeout="2s")
@@ -71,7 +71,7 @@ async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     silent = await lab.device(gateway)
     assert await silent.line() == b"DENIED"
     await silent.closed()
-    await gateway.round_trip(device)  # and nothing of the others was published before
+    await gateway.round_trip(device)  # nothing of the other connections was published before
     await gateway.owsla.wait_for_line(r"Login failed: .* from 127\.0\.0\.1:\d+ as device d2: there is no such device")
     assert "s3cret" not in gateway.owsla.output()
     assert await gateway.owsla.terminate() == 0
@@ -79,7 +79,9 @@ async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_devices_file_in_trouble(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """A file that is gone, or spoilt, keeps nobody out whom it knew: a line in the log says so. A good one is in use again."""
+    """While the devices file is missing or invalid, known devices can still log in, and one line is logged. A valid file is
+    used again.
+    """
     devices = tmp_path / "devices"
     devices.write_text("d1:s3cret\n")
     gateway = await lab.gateway(broker.url, dialect="login", login_checker=f"file:{devices}", backend=False)
@@ -106,7 +108,9 @@ async def test_devices_file_in_trouble(broker: Broker, lab: Lab, tmp_path: Path)
 
 @reactor_test
 async def test_of_ones_own(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """A dialect by its module and name; acknowledgements count received lines; one that raises closes its own connection."""
+    """A dialect is loaded by its module and name. Acknowledgements count received lines. An exception closes its own
+    connection.
+    """
     (tmp_path / "beating.py").write_text(DIALECT)
     options: dict[str, Any] = {"env": {"PYTHONPATH": str(tmp_path)}}
     gateway = await lab.gateway(broker.url, dialect="beating:Beating", device_ack="ACK {seq}", **options)
@@ -127,13 +131,13 @@ async def test_of_ones_own(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     other.send_line(b"PING")
     assert await other.line() == b"PONG"
     await gateway.introduce(other)
-    gateway.owsla.tracebacks = 1  # its author wants to see where
+    gateway.owsla.tracebacks = 1  # the author of the dialect needs the location
     assert gateway.owsla.output().count("Traceback") == 1
 
 
 @reactor_test
 async def test_replaced(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """With --on-duplicate replace a second connection of a certificate's device closes the first; others stay."""
+    """With --on-duplicate replace, a second connection with the same device certificate closes the first. Others stay."""
     authority = Authority(tmp_path / "devices")
     pairs = []
     for name in ("d1", "d2"):
@@ -155,7 +159,7 @@ async def test_replaced(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_contested(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """Two devices with one identity replace each other a few times, and then only every few seconds; a warning says who."""
+    """Two devices with one identity replace each other a few times, then only every few seconds. A warning names the device."""
     cert, key = Authority(tmp_path / "devices").issue("d1")
     pair = tmp_path / "d1.pair"
     pair.write_bytes(cert.read_bytes() + key.read_bytes())
@@ -176,7 +180,7 @@ async def test_contested(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """The same where a dialect says who the device is: not before it has."""
+    """A device identified by a dialect replaces its previous connection only once its login has succeeded."""
     devices = tmp_path / "devices"
     devices.write_text("d1:t\n")
     gateway = await lab.gateway(broker.url, dialect="login", login_checker=f"file:{devices}", on_duplicate="replace")
@@ -224,7 +228,7 @@ async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> No
 )
 @reactor_test
 async def test_refused_at_start(lab: Lab, options: dict[str, str], line: str) -> None:
-    """What a person can get wrong is one line on standard error, and exit status 1."""
+    """An invalid setting is reported in one line on standard error, with exit status 1."""
     owsla = lab.new_owsla(embedded_port=0, **options)
     owsla.launch()
     assert await owsla.exited(30) == 1

@@ -1,4 +1,4 @@
-"""SIGTERM: nothing is lost by it, no fleet comes back in one instant, and it ends in time."""
+"""Tests of SIGTERM: nothing is lost, devices do not reconnect all at once, and the process ends in time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _node_queue(gateway: Gateway, connection_id: str) -> str:
 
 
 def _seconds_between(gateway: Gateway, first: str, last: str) -> float:
-    """Seconds between two lines in the log."""
+    """Return the seconds between two lines in the log."""
     (begun,), (ended,) = gateway.owsla.lines(first), gateway.owsla.lines(last)
     return _time(ended) - _time(begun)
 
@@ -40,7 +40,9 @@ def _time(line: str) -> float:
 
 @reactor_test
 async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Stopped while devices talk: all that was read is published, and the device told; all answers have a fate; status 0."""
+    """After a stop under load, every line that was read is published and acknowledged, and every answer is delivered or
+    recorded. The status is 0.
+    """
     seed = chosen_seed()
     name = secrets.token_hex(4)
     from_device, to_device = f"from_{name}", f"to_{name}"
@@ -76,7 +78,7 @@ async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> No
         rabbitmq.url, [from_device, to_device, f"{to_device}.undeliverable", f"{to_device}_reports"], from_device, to_device
     )
     books = Books(fleet, backend, remains)
-    # What was not acknowledged a device has kept, and Owsla has not read.
+    # A device has kept its unacknowledged lines, and Owsla has not read them.
     differences = [one for one in books.differences(in_order=True) if ": said " not in one]
     assert not differences, "\n".join(differences)
     ids, _ = books.connections()
@@ -90,7 +92,7 @@ async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> No
 
 @reactor_test
 async def test_served_until_its_turn(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """The port closes at once; a device whose turn has not come is served both ways; after it messages are on record."""
+    """The port closes at once. Each device is served in both directions until its turn; later messages for it are recorded."""
     gateway = await lab.gateway(rabbitmq.url, drain_spread="8s", drain_timeout="20s")
     devices = {}
     for _ in range(4):
@@ -111,7 +113,9 @@ async def test_served_until_its_turn(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_own_queue_is_gone(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """After a stop the node's queue is gone: an answer there is returned, one on to_device is recorded by another node."""
+    """After a stop the queue of the node is deleted: an answer sent there is returned, and one on to_device is recorded by
+    another node.
+    """
     gateway = await lab.gateway(rabbitmq.url, drain_spread=0)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -132,7 +136,7 @@ async def test_own_queue_is_gone(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_held_and_waiting_messages(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """At its turn a device gets what was held for a missing number, and the goodbye of TLS after its last line."""
+    """At its turn a device gets the messages that were held for a missing number, and close_notify after its last line."""
     gateway = await lab.gateway(rabbitmq.url, drain_spread=0, gap_timeout="60s")
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -149,7 +153,7 @@ async def test_held_and_waiting_messages(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_unfinished_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A device that has sent much at once and half a line more: what was read is published without a hole, and it is told."""
+    """If a device sent many lines and half a line, every line that was read is published in order, and acknowledged."""
     gateway = await lab.gateway(rabbitmq.url, drain_spread=0, device_ack=DEVICE_ACK, window=100)
     device = await lab.device(gateway)
     lines = [b"%d" % number for number in range(5000)]
@@ -167,7 +171,7 @@ async def test_unfinished_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 
 def _talk_until_the_end(port: int, ca: Path, number: int, stopped: threading.Event) -> int:
-    """Be a device that talks until its connection ends; how many lines it sent before it heard of that."""
+    """Send lines until the connection ends. Return the number of lines sent before the device noticed."""
     context = ssl.create_default_context(cafile=str(ca))
     said = 0
     with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname="localhost") as tls:
@@ -185,7 +189,7 @@ def _talk_until_the_end(port: int, ca: Path, number: int, stopped: threading.Eve
 
 
 async def _heard(gateway: Gateway, lines: int, timeout: float = 30) -> list[list[int]]:
-    """What a back end hears of such devices, in order."""
+    """Return the lines of such devices that a back end received, in order."""
     heard: list[list[int]] = []
     for message in await gateway.messages(lines, timeout):
         number, line = message.body.split()
@@ -198,7 +202,8 @@ async def _heard(gateway: Gateway, lines: int, timeout: float = 30) -> list[list
 @pytest.mark.parametrize("window", [10_000, 50], ids=["", "slow broker"])
 @reactor_test
 async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int) -> None:
-    """Without acknowledgements a device is read until it has closed: all that it sent before it heard of the end arrives."""
+    """Without acknowledgements a device is read until it has closed: all lines that it sent before it noticed the end arrive.
+    """
     proxy = await lab.proxy(rabbitmq.port)
     gateway = await lab.gateway(rabbitmq.url, broker=proxy.url, drain_spread="1s", window=window)
     port, ca, over = gateway.owsla.port, gateway.owsla.ca, threading.Event()
@@ -206,7 +211,7 @@ async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int)
     await until(lambda: len(gateway.owsla.lines("Device connected")) == 8, what="the devices")
     await pause(0.5)
     if window < 100:
-        proxy.hold()  # so that there are many more than a window of them
+        proxy.hold()  # the number must be far above the window
         await pause(1)
     try:
         gateway.owsla.process.signal(signal.SIGTERM)
@@ -224,7 +229,7 @@ async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int)
 
 @reactor_test
 async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Where the deadline comes first, the last line counts what devices had sent and nobody will hear of."""
+    """If the deadline comes first, the last log line counts the lines that devices had sent and that are lost."""
     proxy = await lab.proxy(rabbitmq.port)
     gateway = await lab.gateway(rabbitmq.url, broker=proxy.url, drain_spread=0, drain_timeout="2s", heartbeat="30s", window=10)
     device = await lab.device(gateway)
@@ -240,7 +245,7 @@ async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
     (last,) = gateway.owsla.lines("Stopped at the deadline")
     counted = re.search("gave up ([0-9]+) lines? .* left ([0-9]+) bytes? of devices unread", last)
     assert counted, last
-    # The last line that was read may be unfinished, and the confirm of the device's first one may have come too late.
+    # The last line that was read may be incomplete, and the confirm of the first line may have come too late.
     assert 40_000 - 1500 < (int(counted[1]) - 10) * 1001 + int(counted[2]) < 40_040 + 2500, last
 
 
@@ -248,7 +253,7 @@ async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 
 async def _with_unconfirmed_lines(rabbitmq: RabbitMQ, lab: Lab, **options: Any) -> tuple[Gateway, Any]:
-    """An Owsla whose broker confirms nothing, with three lines of a device's on their way."""
+    """Start an Owsla whose broker confirms nothing, with three unconfirmed lines of a device."""
     proxy = await lab.proxy(rabbitmq.port)
     gateway = await lab.gateway(
         rabbitmq.url, broker=proxy.url, drain_spread=0, heartbeat="30s", device_ack=DEVICE_ACK, **options
@@ -264,7 +269,7 @@ async def _with_unconfirmed_lines(rabbitmq: RabbitMQ, lab: Lab, **options: Any) 
 
 @reactor_test
 async def test_second_signal(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A second signal waits for nothing; the last line says what was given up."""
+    """A second signal ends every wait. The last log line counts the lines that were given up."""
     gateway, _ = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="10m")
     gateway.owsla.process.signal(signal.SIGTERM)
     await gateway.owsla.wait_for_line("Stopping")
@@ -278,7 +283,9 @@ async def test_second_signal(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_deadline_with_a_broker_that_hangs(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A broker that does not answer delays the end by --drain-timeout at most; the last line counts what was given up."""
+    """A broker that does not answer delays the end by --drain-timeout at most. The last log line counts the lines that were
+    given up.
+    """
     gateway, _ = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="2s")
     assert await gateway.owsla.terminate(20) == 0
     assert gateway.owsla.lines("gave up 3 lines"), gateway.owsla.output()
@@ -287,8 +294,8 @@ async def test_deadline_with_a_broker_that_hangs(rabbitmq: RabbitMQ, lab: Lab) -
 
 @reactor_test
 async def test_a_broker_that_answers_nothing(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A broker that has logged us in and answers nothing any more delays the end by --drain-timeout at most, long before its
-    heartbeats are missed; and a second signal waits for nothing. Nothing is unconfirmed: a stop has questions of its own.
+    """A broker that stops answering after the login delays the end by --drain-timeout at most, long before its heartbeats are
+    missed. A second signal ends the wait. No line is unconfirmed: the stop itself sends requests.
     """
     for drain_timeout, signals in (("2s", 1), ("10m", 2)):
         proxy = await lab.proxy(rabbitmq.port)
@@ -310,7 +317,7 @@ async def test_a_broker_that_answers_nothing(rabbitmq: RabbitMQ, lab: Lab) -> No
 
 @reactor_test
 async def test_deadline_without_a_broker(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """The same where the broker is gone."""
+    """The same limit holds if the broker is gone."""
     gateway, proxy = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="2s")
     await proxy.refuse()
     proxy.cut()
@@ -323,7 +330,7 @@ async def test_deadline_without_a_broker(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_broker_back_in_time(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A broker that comes back before the deadline gets everything."""
+    """A broker that comes back before the deadline gets every line."""
     gateway, proxy = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="60s")
     await proxy.refuse()
     proxy.cut()
@@ -341,7 +348,9 @@ async def test_broker_back_in_time(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_device_that_does_not_read(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A device that takes nothing delays the end by --drain-timeout at most; what waited is on record, or in its queue."""
+    """A device that does not read delays the end by --drain-timeout at most. Messages for it are recorded, or stay in the
+    queue.
+    """
     gateway = await lab.gateway(
         rabbitmq.url, drain_spread=0, drain_timeout="3s", write_timeout="10m", write_buffer="64MiB", prefetch=5000
     )
@@ -353,7 +362,7 @@ async def test_device_that_does_not_read(rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert await gateway.owsla.terminate(30) == 0
     assert gateway.owsla.lines("closed 1 device before their turn"), gateway.owsla.output()
     records = gateway.backend.inbox[gateway.undeliverable]
-    # Some of the first went into the buffers of the sockets.
+    # Some of the first messages went into the socket buffers.
     await until(lambda: len(records) or gateway.owsla.lines("gave up .* [1-9][0-9]* messages"), what="a word of the messages")
     assert len(records) + await gateway.backend.count(gateway.to_device) > 0
     device.abort()

@@ -1,4 +1,4 @@
-"""Events where they end up: files, databases and a broker, all real, with the threads and connections that lead there."""
+"""Tests of event handlers with real files, databases and brokers, and with their threads and connections."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, current_reactor, pause, reactor_test, until
 
-#: Taken out of the environment: Owsla warns of variables that look like its own and are none.
+#: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
 _REQUIRED = os.environ.pop("OWSLA_REQUIRE_POSTGRESQL", "") == "1"
 
 
@@ -63,7 +63,7 @@ def disconnected(key: str, device_id: str | None = None) -> DeviceDisconnected:
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """What is logged meanwhile."""
+    """Collect the log events of a `with` block."""
     lines: list[str] = []
 
     def observe(event: LogEvent) -> None:
@@ -78,7 +78,7 @@ def logged() -> Iterator[list[str]]:
 
 
 class Running:
-    """An event manager with the handlers of some `--events`."""
+    """Event manager with the handlers of some `--events`."""
 
     def __init__(self, *specs: str, presence: Any = None) -> None:
         node = secrets.token_hex(4)
@@ -94,7 +94,7 @@ class Running:
             service.startService()
 
     def emit(self, *texts: str) -> float:
-        """Emit an event each, and return how long that took."""
+        """Emit each of the events, and return the seconds that it took."""
         began = time.perf_counter()
         for text in texts:
             self.manager.emit(BrokerWarning(text))
@@ -112,7 +112,7 @@ class Running:
 
 @reactor_test
 async def test_a_file_in_a_missing_folder(tmp_path: Path) -> None:
-    """A file that cannot be written is one line in the log; when it can, everything is in it, in order."""
+    """A file that cannot be written is one line in the log. Once it can be written, all events are in it, in order."""
     path = tmp_path / "later" / "events.json"
     with logged() as lines:
         running = Running(f"json:{path}")
@@ -129,7 +129,9 @@ async def test_a_file_in_a_missing_folder(tmp_path: Path) -> None:
 
 @reactor_test
 async def test_reopened(tmp_path: Path) -> None:
-    """logrotate's way: the file is renamed, Owsla is told, and there is a new file; no line is lost or torn."""
+    """Log rotation works as with logrotate: the file is renamed, Owsla gets a signal, and a new file is opened. No line is lost
+    or torn.
+    """
     path, old = tmp_path / "events.json", tmp_path / "events.json.1"
     running = Running(f"json:{path}")
     running.emit("a")
@@ -153,7 +155,7 @@ def sqlite_rows(path: Path, statement: str) -> list[Any]:
 
 @reactor_test
 async def test_sqlite(tmp_path: Path) -> None:
-    """Everything that happened before the stop is in the database after it."""
+    """After a stop the database has every event."""
     path = tmp_path / "events.db"
     running = Running(f"database:sqlite://{path}")
     running.emit(*(str(number) for number in range(3000)))
@@ -164,7 +166,7 @@ async def test_sqlite(tmp_path: Path) -> None:
 
 @reactor_test
 async def test_a_locked_database(tmp_path: Path) -> None:
-    """A database that somebody else keeps locked holds up nobody: emitting stays quick, and the reactor runs."""
+    """A locked database blocks nothing: emitting stays quick, and the reactor runs."""
     path = tmp_path / "events.db"
     running = Running(f"database:{path}")
     running.emit("first")
@@ -185,13 +187,13 @@ async def test_a_locked_database(tmp_path: Path) -> None:
 
 
 def program(name: str) -> str | None:
-    """Where a program of PostgreSQL's is: Debian keeps the servers' out of the path."""
+    """Return the path of a PostgreSQL program: Debian keeps those of the server outside PATH."""
     candidates = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
     return str(candidates[-1]) if candidates else shutil.which(name)
 
 
 class PostgreSQLServer:
-    """A PostgreSQL of the tests' own, in a folder of its own, with a password; as another user where the tests are root's."""
+    """PostgreSQL server in its own folder, with a password. It runs as another user if the tests run as root."""
 
     password = "s3cret-in-a-test"
 
@@ -213,7 +215,7 @@ class PostgreSQLServer:
         return f"postgresql://owsla:{self.password}@127.0.0.1:{self.port}/postgres"
 
     async def create(self) -> None:
-        """Make the cluster, and start it."""
+        """Create the data folder, and start the server."""
         secret = self.folder / "password"
         secret.write_text(self.password)
         secret.chmod(0o644)
@@ -234,7 +236,7 @@ class PostgreSQLServer:
         await self._process.wait_for_line("ready to accept connections", 30)
 
     async def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the server without a shutdown."""
         assert self._process is not None
         self._process.kill()
 
@@ -282,14 +284,14 @@ def postgresql_server() -> Iterator[PostgreSQLServer]:
 
 @pytest.fixture
 def postgresql(postgresql_server: PostgreSQLServer) -> PostgreSQLServer:
-    """The server, without any of our tables."""
+    """Return the server, without the tables of Owsla."""
     postgresql_server.execute("DROP TABLE IF EXISTS owsla_events, owsla_schema_version")
     return postgresql_server
 
 
 @reactor_test
 async def test_postgresql(postgresql: PostgreSQLServer) -> None:
-    """Everything that happened before the stop is in the database after it, with types of PostgreSQL's own."""
+    """After a stop the database has every event, with column types of PostgreSQL."""
     running = Running(f"database:{postgresql.url}")
     running.manager.emit(connected("a", "x\0\ud800\u00e9"))
     running.emit(*(str(number) for number in range(3000)))
@@ -306,7 +308,9 @@ async def test_postgresql(postgresql: PostgreSQLServer) -> None:
 
 @reactor_test
 async def test_who_is_connected_on_postgresql(postgresql: PostgreSQLServer) -> None:
-    """The documented query knows nodes that stopped, were killed, or are dead; and one that was only cut off is not."""
+    """The documented query treats stopped, killed and lost nodes as disconnected, and a node that was only cut off as
+    connected.
+    """
     writer = DatabaseWriter(PostgreSQL(postgresql.url), "x")
     assert writer.write(nodes_that_end()) == 0
     writer.close()
@@ -317,12 +321,12 @@ async def test_who_is_connected_on_postgresql(postgresql: PostgreSQLServer) -> N
 
 @reactor_test
 async def test_who_is_connected_after_a_kill(lab: Lab, tmp_path: Path) -> None:
-    """Devices of an Owsla that was killed count as connected only until the next one is there; those of a stop never do."""
+    """Devices of a killed Owsla count as connected until the next one starts. Devices of a stopped one never do."""
     path, port = tmp_path / "events.db", free_port()
 
     def who() -> set[str]:
         if not sqlite_rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'owsla_events'"):
-            return set()  # it is being made
+            return set()  # the table is being created
         return {row[1] or row[0] for row in sqlite_rows(path, who_is_connected())}
 
     async def start() -> tuple[Owsla, str]:
@@ -345,7 +349,7 @@ async def test_who_is_connected_after_a_kill(lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_a_lost_database(postgresql: PostgreSQLServer) -> None:
-    """While the server is gone nobody waits for it; when it is back, everything is in it once and in order."""
+    """While the server is gone, nothing waits for it. When it is back, it has every event once and in order."""
     with logged() as lines:
         running = Running(f"database:{postgresql.url}")
         running.emit("before")
@@ -359,14 +363,14 @@ async def test_a_lost_database(postgresql: PostgreSQLServer) -> None:
         await running.stop()
     assert postgresql.texts() == ["before", *(str(number) for number in range(2000))]
     assert lines[-1] == "database: working again"
-    assert len(lines) <= 4, lines  # the connection was lost; it is refused; it starts up; it works again
+    assert len(lines) <= 4, lines  # the connection was lost; it is refused; the server starts up; it works again
     assert running.manager.drops == {"database": 0}
     assert not any(postgresql.password in line for line in lines)
 
 
 @reactor_test
 async def test_cut_off_in_the_middle(postgresql: PostgreSQLServer) -> None:
-    """A connection that an administrator ends is made again; nothing is lost, nothing twice."""
+    """A connection that an administrator terminates is opened again. No event is lost or duplicated."""
     running = Running(f"database:{postgresql.url}")
     for number in range(20):
         running.emit(*(f"{number}.{part}" for part in range(50)))
@@ -379,7 +383,7 @@ async def test_cut_off_in_the_middle(postgresql: PostgreSQLServer) -> None:
 
 @reactor_test
 async def test_a_wrong_password(postgresql: PostgreSQLServer) -> None:
-    """A login that is refused is one line, without the password; a stop does not wait for it."""
+    """A refused login is one line, without the password. A stop does not wait for it."""
     wrong = "another-s3cret"
     with logged() as lines:
         running = Running(f"database:{postgresql.url.replace(postgresql.password, wrong)}")
@@ -393,7 +397,7 @@ async def test_a_wrong_password(postgresql: PostgreSQLServer) -> None:
 
 @reactor_test
 async def test_nodes_that_start_together(postgresql: PostgreSQLServer) -> None:
-    """Several nodes make the schema at once, and all get to write."""
+    """Several nodes can create the schema at the same time, and all can write."""
     results: list[Any] = []
 
     def write(node: str) -> None:
@@ -416,7 +420,7 @@ async def test_nodes_that_start_together(postgresql: PostgreSQLServer) -> None:
 
 @reactor_test
 async def test_written_again(postgresql: PostgreSQLServer) -> None:
-    """A batch of which nobody knows whether it was committed comes again, and makes no second rows."""
+    """A batch with an unknown commit result is written again, without duplicate rows."""
     writer = DatabaseWriter(PostgreSQL(postgresql.url), "x")
     batch = [Record("node", number, time.time(), BrokerWarning(str(number))) for number in range(3)]
     assert [writer.write(batch[:2]), writer.write(batch)] == [0, 0]
@@ -426,7 +430,7 @@ async def test_written_again(postgresql: PostgreSQLServer) -> None:
 
 @reactor_test
 async def test_one_bad_row(postgresql: PostgreSQLServer) -> None:
-    """A row that the database will never take is dropped alone, counted, and told of."""
+    """A row that the database refuses is dropped alone, counted and logged."""
     running = Running(f"database:{postgresql.url}")
     told: list[Event] = []
 
@@ -451,7 +455,7 @@ async def test_one_bad_row(postgresql: PostgreSQLServer) -> None:
 
 
 class Announcer:
-    """A node's presence on a real broker, with devices that are only told of."""
+    """Presence of a node on a real broker, with simulated devices."""
 
     def __init__(self, broker: Broker, queue: str) -> None:
         reactor = current_reactor()
@@ -503,7 +507,7 @@ async def announcer(lab: Lab, broker: Broker) -> tuple[Announcer, str]:
 
 
 async def read_all(backend: Backend, queue: str) -> list[dict[str, Any]]:
-    """What a back end finds in the queue: bodies, with what the headers say of them checked."""
+    """Return the bodies in the queue, after a check of their headers."""
     found = []
     while (message := await backend.fetch(queue)) is not None:
         body = json.loads(message.body)
@@ -516,7 +520,7 @@ async def read_all(backend: Backend, queue: str) -> list[dict[str, Any]]:
 
 
 def check_order(bodies: list[dict[str, Any]]) -> dict[str, str]:
-    """`connected` precedes `disconnected`. The last word on each connection."""
+    """Check that `connected` precedes `disconnected`. Return the last state of each connection."""
     last: dict[str, str] = {}
     for body in bodies:
         assert last.get(body["connection_id"]) != "disconnected" or body["event"] == "disconnected"
@@ -526,7 +530,7 @@ def check_order(bodies: list[dict[str, Any]]) -> dict[str, str]:
 
 @reactor_test
 async def test_presence(broker: Broker, lab: Lab) -> None:
-    """Devices that connect and disconnect are announced, each in order, whatever the pace."""
+    """Each connect and disconnect of a device is announced, in order, at any rate."""
     one, queue = await announcer(lab, broker)
     keys = [f"c{number}" for number in range(2000)]
     one.come(*keys)
@@ -544,7 +548,7 @@ async def test_presence(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_a_back_ends_own_declaration(broker: Broker, lab: Lab) -> None:
-    """The queue is plain and durable, as a back end would declare it."""
+    """The queue is durable and has no arguments, so that a back end can declare it in the same way."""
     _, queue = await announcer(lab, broker)
     backend = await lab.backend(broker.url)
 
@@ -556,7 +560,9 @@ async def test_a_back_ends_own_declaration(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not grow without end: new devices are announced when it is short again, and nothing is lost meanwhile."""
+    """A queue without consumers does not grow without limit: new devices are announced once it is short again, and nothing is
+    lost.
+    """
     for name, value in (("LONG", 100), ("SHORT", 50), ("LOOK", 0.3)):
         monkeypatch.setattr(amqp, name, value)
     one, queue = await announcer(lab, broker)
@@ -586,7 +592,7 @@ async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatc
 
 @reactor_test
 async def test_a_deleted_queue(broker: Broker, lab: Lab) -> None:
-    """When the queue is deleted it is declared again, and everybody announced again."""
+    """A deleted queue is declared again, and every device is announced again."""
     one, queue = await announcer(lab, broker)
     one.come("a", "b")
     await one.settled()
@@ -605,8 +611,8 @@ async def test_a_deleted_queue(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_presence_through_an_outage(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """RabbitMQ is killed in the middle of a stampede: afterwards back ends know who is connected, those who came and went
-    meanwhile are told of too, and everybody is announced again.
+    """After RabbitMQ was killed in the middle of a stampede, back ends know which devices are connected. Connections that began
+    and ended in the outage are announced too, and every connected device is announced again.
     """
     one, queue = await announcer(lab, own_rabbitmq)
     early = [f"e{number}" for number in range(500)]
@@ -644,7 +650,7 @@ def _quick(function: Callable[[], object], count: int) -> float:
 
 
 def test_the_cost_of_an_event() -> None:
-    """With nobody interested an event costs next to nothing: far less than the handshake that it tells of."""
+    """Without handlers an event costs almost nothing compared with the handshake that it reports."""
     manager = EventManager(lambda: "node")
 
     class Picky:
@@ -654,5 +660,5 @@ def test_the_cost_of_an_event() -> None:
 
     manager.add(Picky())
     event = connected("a")
-    # 0.1 µs on the machine where this was written; the bound is for a busy one.
+    # Measured: 0.1 µs. The bound allows for a busy machine.
     assert _quick(lambda: manager.emit(event), 10_000) < 5e-6

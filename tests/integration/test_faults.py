@@ -1,7 +1,7 @@
-"""Everything that can happen to a gateway, while devices talk and a back end answers: afterwards the books balance.
+"""Faults of every kind while devices send and a back end answers: afterwards the books balance.
 
-Each run has an Owsla, twenty devices that keep what is not acknowledged, and a back end whose answers are shuffled and
-doubled (see `_support.books`). OWSLA_FAULT_SEED repeats a run's choices, though not its timing.
+Each run has an Owsla, twenty devices that keep unacknowledged lines, and a back end whose answers are shuffled and duplicated
+(see `_support.books`). OWSLA_FAULT_SEED repeats the choices of a run, but not its timing.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ._support.proxy import Proxy
 from ._support.rabbitmq import RabbitMQ, installed
 from ._support.waiting import block_on, pause, reactor_test, until
 
-#: Seconds. Twice as short would do on a quiet machine; on a busy one RabbitMQ itself is late sometimes.
+#: Seconds. Half of it would do on an idle machine; on a busy one RabbitMQ itself is sometimes late.
 HEARTBEAT = 4
 
-#: Lines between two faults: some seconds of talk.
+#: Lines between two faults: some seconds of traffic.
 SOME = 300
 
 
 class Run:
-    """One Owsla under fire, its books, and what the faults should have left in its log."""
+    """One Owsla under faults, its books, and the log lines that the faults must cause."""
 
     def __init__(self, rabbitmq: RabbitMQ, lab: Lab) -> None:
         self.rabbitmq = rabbitmq
@@ -46,7 +46,7 @@ class Run:
         self.from_device = f"from_{name}"
         self.to_device = f"to_{name}"
         self.outages = 0
-        """How often Owsla lost the broker since it was started."""
+        """Number of broker outages since Owsla was started."""
         self.proxy: Proxy
         self.owsla: Owsla
         self._fleet: Fleet | None = None
@@ -69,7 +69,7 @@ class Run:
         await backend.close()
 
     async def start(self, *, moody: float = 0.0, prefetch: int = 200, withhold: float = 0.3, **options: Any) -> None:
-        """Start everything, and let it run until each device is served."""
+        """Start everything, and wait until each device is served."""
         self.proxy = await self.lab.proxy(self.rabbitmq.port)
         settings: dict[str, Any] = {
             "broker": self.proxy.url,
@@ -77,7 +77,7 @@ class Run:
             "to_device": self.to_device,
             "device_ack": DEVICE_ACK,
             "heartbeat": f"{HEARTBEAT}s",
-            # So that nothing is skipped, however long an outage was: what is missing comes.
+            # So that no number is skipped, however long an outage lasts: the missing ones arrive.
             "gap_timeout": "60s",
             "reorder_limit": 5000,
             "prefetch": 20000,
@@ -93,7 +93,7 @@ class Run:
         await self.fleet.start()
 
     async def faults(self, *faults: Callable[[Run], Awaitable[None]]) -> None:
-        """Let these happen, in an order of the seed's choice, with some talk between."""
+        """Run these faults in an order that the seed determines, with traffic between them."""
         order = list(faults)
         self.rng.shuffle(order)
         for fault in order:
@@ -103,13 +103,13 @@ class Run:
         await self.fleet.talk(SOME)
 
     async def recovered(self, start: int) -> None:
-        """Wait until Owsla has lost the broker, and has it again; count that outage."""
+        """Wait until Owsla has lost the broker and is connected again. Count the outage."""
         self.outages += 1
         await self.owsla.wait_for_line("Broker lost", 60, start=start)
         await self.owsla.wait_for_line("Broker connected", 90, start=start)
 
     async def finish(self, *, in_order: bool, skips: bool = False) -> Books:
-        """Come to rest, show that it works as before, stop Owsla in good order, and balance the books."""
+        """Wait until all is quiet, check that devices are served, stop Owsla, and compare the books."""
         await self.fleet.hush()
         await self.backend.settled()
         books = Books(self.fleet, self.backend)
@@ -117,7 +117,7 @@ class Run:
             await until(lambda: not books.outstanding(), 1 if skips else 40, lambda: f"{books.outstanding()}")
         except AssertionError as missing:
             if not skips:
-                print(missing)  # the books will tell, and more
+                print(missing)  # the books show this and more
         await self._queues_are_empty()
         await self.fleet.stop()
         fresh = await self.lab.device(self.owsla)
@@ -140,7 +140,7 @@ class Run:
         return books
 
     async def _queues_are_empty(self) -> None:
-        """Wait until nothing waits in the queues of lines and of the live node, acknowledged or not."""
+        """Wait until the queues of lines and of the live node hold no messages, ready or unacknowledged."""
         node = self.backend.heard[-1][0][:8]
         lines = {self.from_device, self.to_device, f"{self.to_device}.{node}"}
         for _ in range(20):
@@ -153,7 +153,7 @@ class Run:
         raise AssertionError(f"left in queues: {left}")
 
     async def end(self) -> None:
-        """End what is not the lab's, also after a failure."""
+        """End everything that the lab does not own, also after a failure."""
         if self._fleet is not None:
             await self._fleet.stop()
             self._fleet.abort()
@@ -161,7 +161,7 @@ class Run:
             await self._backend.stop()
 
     def check_log(self) -> None:
-        """Each outage was said once, and no exception got loose."""
+        """Check that each outage was logged once, and that no exception was unhandled."""
         self.owsla.assert_tidy()
         lost = self.owsla.lines("Broker lost")
         assert len(lost) == self.outages, "\n".join(lost)
@@ -169,7 +169,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def rough_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A RabbitMQ that closes channels over deliveries that are not acknowledged, if it is asked to look (once a minute)."""
+    """Return a RabbitMQ that closes channels with unacknowledged deliveries when it checks them (once a minute)."""
     if not installed():
         pytest.skip("no RabbitMQ is installed")
     node = RabbitMQ(tmp_path_factory.mktemp("rough-rabbitmq"), config="consumer_timeout = 1\n")
@@ -182,7 +182,7 @@ def rough_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitM
 
 @pytest.fixture
 def run(rough_rabbitmq: RabbitMQ, lab: Lab) -> Iterator[Run]:
-    """A run that is not started."""
+    """Return a run that is not started."""
     run = Run(rough_rabbitmq, lab)
     yield run
     block_on(run.end())
@@ -192,7 +192,7 @@ def run(rough_rabbitmq: RabbitMQ, lab: Lab) -> Iterator[Run]:
 
 
 async def broker_killed(run: Run) -> None:
-    """RabbitMQ dies as in a power cut, and is started again."""
+    """Kill RabbitMQ without a shutdown, and start it again."""
     start = run.owsla.mark()
     await run.rabbitmq.kill()
     await run.owsla.wait_for_line("Broker lost", start=start)
@@ -201,26 +201,26 @@ async def broker_killed(run: Run) -> None:
 
 
 async def broker_stopped(run: Run) -> None:
-    """RabbitMQ hangs (SIGSTOP) until Owsla has noticed, and goes on."""
+    """Stop RabbitMQ (SIGSTOP) until Owsla has noticed, then continue it."""
     start = run.owsla.mark()
     run.rabbitmq.pause()
     try:
         await run.owsla.wait_for_line("Broker lost", 6 * HEARTBEAT, start=start)
-        await pause(HEARTBEAT)  # by then each of its connections has noticed
+        await pause(HEARTBEAT)  # each of its connections has noticed
     finally:
         run.rabbitmq.resume()
     await run.recovered(start)
 
 
 async def broker_hiccup(run: Run) -> None:
-    """RabbitMQ hangs, for less than anybody would notice."""
+    """Stop RabbitMQ for a time that is too short to be noticed."""
     run.rabbitmq.pause()
     await pause(0.3)
     run.rabbitmq.resume()
 
 
 async def connections_cut(run: Run) -> None:
-    """All TCP connections to the broker are reset, twice."""
+    """Reset all TCP connections to the broker, twice."""
     for _ in range(2):
         await pause(run.rng.random())
         start = run.owsla.mark()
@@ -229,14 +229,14 @@ async def connections_cut(run: Run) -> None:
 
 
 async def one_connection_cut(run: Run) -> None:
-    """One TCP connection to the broker is reset: whichever it is."""
+    """Reset one TCP connection to the broker, at random."""
     start = run.owsla.mark()
     run.rng.choice(run.proxy.servers).abort()
     await run.recovered(start)
 
 
 async def alarm(run: Run) -> None:
-    """RabbitMQ runs out of memory, and of patience with those who publish."""
+    """Raise the memory alarm of RabbitMQ, which blocks publishers."""
     start = run.owsla.mark()
     await run.rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
@@ -249,11 +249,11 @@ async def alarm(run: Run) -> None:
 
 
 async def consumer_channels_closed(run: Run) -> None:
-    """RabbitMQ closes channels that Owsla consumes on, over deliveries that were not acknowledged in `consumer_timeout`."""
+    """Let RabbitMQ close consumer channels of Owsla with deliveries not acknowledged within `consumer_timeout`."""
     start = run.owsla.mark()
     listed = await run.rabbitmq.ctl("list_consumers", "queue_name", "channel_pid")
     consumers = [line.split() for line in listed.splitlines()]
-    # Each of them once: it would close a channel twice.
+    # Close each channel only once.
     pids = sorted({pid for queue, pid in consumers if queue.startswith(run.to_device) and not queue.endswith("_reports")})
     chosen = run.rng.sample(pids, run.rng.randint(1, len(pids)))
     looks = ", ".join(f'rabbit_misc:string_to_pid("{pid}") ! tick' for pid in chosen)
@@ -267,7 +267,7 @@ async def consumer_channels_closed(run: Run) -> None:
 
 @reactor_test
 async def test_outages(run: Run) -> None:
-    """Whatever takes the broker away: nothing is lost, nothing is out of order, and each outage is said once."""
+    """In any outage of the broker nothing is lost, nothing is out of order, and each outage is logged once."""
     await run.start()
     await run.faults(
         broker_killed, broker_stopped, broker_hiccup, connections_cut, one_connection_cut, alarm, consumer_channels_closed
@@ -281,9 +281,9 @@ async def test_outages(run: Run) -> None:
 
 
 async def from_device_deleted(run: Run) -> None:
-    """Somebody deletes from_device while it is empty: lines are returned, and the queue is declared again.
+    """Delete from_device while it is empty: lines are returned, and the queue is declared again.
 
-    While nobody talks: RabbitMQ confirms what reaches a queue in the instant of its deletion, and it is gone.
+    No device sends at that time: RabbitMQ confirms messages that reach a queue at the moment of its deletion, and drops them.
     """
     start = run.owsla.mark()
     before = run.backend.connections
@@ -292,13 +292,13 @@ async def from_device_deleted(run: Run) -> None:
     run.fleet.talk_on()
     await run.owsla.wait_for_line("Broker refused .* lines?", 30, start=start)
     await until(lambda: run.backend.connections > before, 30, "from_device to be there again")
-    # A refusal of another kind, by a queue that was full, may still have been on its way.
+    # A nack of a queue that was full may still have been on its way.
     refusals = run.owsla.lines("Broker refused .*there is no queue", start=start)
     assert len(refusals) == 1, refusals
 
 
 async def to_device_deleted(run: Run) -> None:
-    """Somebody deletes to_device while nothing is in it: its consumers are cancelled, and it is declared again."""
+    """Delete to_device while it is empty: its consumers are cancelled, and it is declared again."""
     start = run.owsla.mark()
     await run.fleet.hush()
     await run.backend.settled()
@@ -331,7 +331,7 @@ async def _delete_when_empty(run: Run, queue: str) -> None:
 
 
 async def from_device_full(run: Run) -> None:
-    """Nobody takes lines until the queue is full and refuses more; then somebody does."""
+    """Let from_device fill until it refuses messages, then consume it."""
     start = run.owsla.mark()
     run.backend.gate.clear()
     try:
@@ -344,11 +344,11 @@ async def from_device_full(run: Run) -> None:
 
 @reactor_test
 async def test_refusals(run: Run) -> None:
-    """Queues that are full or deleted, and outages in the middle of that: nothing acknowledged is lost, nothing comes twice."""
+    """With full or deleted queues, and outages in the meantime, no acknowledged line is lost and none is duplicated."""
     await run.declare(run.from_device, {"x-max-length": 150, "x-overflow": "reject-publish"})
     await run.start(prefetch=30)
     await run.faults(from_device_full, to_device_deleted, connections_cut)
-    # Declared anew without arguments, it refuses no more.
+    # Declared again without arguments, the queue refuses nothing.
     await run.faults(from_device_deleted, one_connection_cut)
     await run.faults(from_device_deleted, to_device_deleted)
     books = await run.finish(in_order=False)
@@ -360,7 +360,7 @@ async def test_refusals(run: Run) -> None:
 
 
 async def owsla_killed(run: Run) -> None:
-    """Owsla is killed, and started again; devices reconnect, and say again what was not acknowledged."""
+    """Kill Owsla, and start it again: devices reconnect, and repeat their unacknowledged lines."""
     run.check_log()
     run.fleet.owsla_died()
     run.owsla.kill()
@@ -370,7 +370,9 @@ async def owsla_killed(run: Run) -> None:
 
 @reactor_test
 async def test_sudden_ends(run: Run) -> None:
-    """Owsla is killed, and devices reset their connections all the time: what was acknowledged is there, once a number."""
+    """When Owsla is killed and devices reset their connections all the time, each acknowledged line is published once per
+    number.
+    """
     await run.start(moody=0.03)
     await run.faults(owsla_killed, owsla_killed, one_connection_cut)
     books = await run.finish(in_order=True)
@@ -380,7 +382,7 @@ async def test_sudden_ends(run: Run) -> None:
 
 
 async def worker_killed(run: Run) -> None:
-    """One of several workers is killed, and started again: its devices reconnect, and nobody else's notice."""
+    """Kill one of several workers: it is restarted, its devices reconnect, and all other devices stay connected."""
     output = run.owsla.output()
     name = run.rng.choice(("worker-1", "worker-2"))
     pid = int(re.findall(rf"{name} is process (\d+)", output)[-1])
@@ -396,10 +398,12 @@ async def worker_killed(run: Run) -> None:
 
 @reactor_test
 async def test_a_worker_is_killed(run: Run) -> None:
-    """Workers are killed under load: what was acknowledged is there, in order, and only their own devices reconnect."""
+    """When workers are killed under load, acknowledged lines are published in order, and only devices of those workers
+    reconnect.
+    """
     await run.start(workers=2)
     await run.faults(worker_killed, one_connection_cut, worker_killed, worker_killed)
-    # A device of the last one may not have heard of it yet.
+    # A device of the last killed worker may not have noticed yet.
     await until(lambda: all(session.open or session.killed for session in run.fleet.sessions), what="only those of the killed")
     assert any(session.killed for session in run.fleet.sessions)
     books = await run.finish(in_order=True)
@@ -409,7 +413,7 @@ async def test_a_worker_is_killed(run: Run) -> None:
 
 @reactor_test
 async def test_late_answers(run: Run) -> None:
-    """Answers that are missing for longer than --gap-timeout are skipped, and on record when they come."""
+    """Answers that are missing for longer than --gap-timeout are skipped, and recorded when they arrive."""
     await run.start(gap_timeout="100ms", withhold=0.8)
     await run.faults(one_connection_cut, consumer_channels_closed)
     books = await run.finish(in_order=True, skips=True)
@@ -421,14 +425,15 @@ async def test_late_answers(run: Run) -> None:
 
 @reactor_test
 async def test_idle_while_blocked(rough_rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """While the broker takes nothing devices are not thrown out for being idle, and what they said comes after it."""
+    """While the broker is blocked, devices are not closed as idle, and their lines arrive afterwards."""
     gateway = await lab.gateway(rough_rabbitmq.url, idle_timeout="1s")
     device = await lab.device(gateway)
     start = gateway.owsla.mark()
     connection_id = await gateway.introduce(device)
     alarm = ensureDeferred(rough_rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001"))
     try:
-        # It talks until the broker blocks, or it would be idle before that. The broker says so to those who publish.
+        # Send until the broker blocks: an idle device would be closed before that. The broker sends `connection.blocked` only
+        # to connections that publish.
         for _ in range(300):
             if gateway.owsla.lines("Broker blocked", start=start):
                 break
