@@ -1,4 +1,4 @@
-"""One test for each promise of docs/guarantees.md that the faults, the outages and the draining do not already show."""
+"""Tests of the guarantees in docs/guarantees.md that the tests of faults, outages and draining do not cover."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._support.waiting import pause, reactor_test, until
 
 
 async def _send(gateway: Gateway, connection_id: str, seq: int | None, body: bytes, **more: Any) -> None:
-    """Publish a line for a device; headers and properties by name."""
+    """Publish a line for a device. Headers and properties are keyword arguments."""
     properties = {name: more.pop(name) for name in ("reply_to", "correlation_id", "expiration", "user_id") if name in more}
     headers = {"connection_id": connection_id, **more}
     if seq is not None:
@@ -32,19 +32,19 @@ async def _send(gateway: Gateway, connection_id: str, seq: int | None, body: byt
 
 
 async def _reason(gateway: Gateway) -> tuple[bytes, str]:
-    """The next record: its body, and why."""
+    """Return the body of the next undeliverable message, and the reason."""
     record = await gateway.refused(30)
     return record.body, record.headers["owsla_reason"]
 
 
 def _resident(gateway: Gateway) -> int:
-    """Bytes of memory that an Owsla has now."""
+    """Return the resident memory of an Owsla in bytes."""
     status = Path(f"/proc/{gateway.owsla.pid}/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 async def _devices(lab: Lab, gateway: Gateway, count: int) -> list[Device]:
-    """Connect many devices, some at a time."""
+    """Connect many devices, a few at a time."""
     devices = [lab.waiting_device(gateway) for _ in range(count)]
     for start in range(0, count, 50):
         await gatherResults([Deferred.fromCoroutine(device.connect(60)) for device in devices[start : start + 50]])
@@ -52,7 +52,7 @@ async def _devices(lab: Lab, gateway: Gateway, count: int) -> list[Device]:
 
 
 async def _introduce(gateway: Gateway, devices: list[Device]) -> list[str]:
-    """Have all of them say something at once; their connection ids."""
+    """Let all devices send a line at the same time. Return their connection ids."""
     for number, device in enumerate(devices):
         device.send_line(b"%d" % number)
     messages = await gateway.messages(len(devices), 60)
@@ -64,7 +64,8 @@ async def _introduce(gateway: Gateway, devices: list[Device]) -> list[str]:
 
 @reactor_test
 async def test_acknowledged_without_a_hole(broker: Broker, lab: Lab) -> None:
-    """`--device-ack` tells of what the broker has, cumulatively, from the first line on and without a hole."""
+    """`--device-ack` acknowledges lines that the broker has confirmed, cumulatively, from the first line on and without a hole.
+    """
     gateway = await lab.gateway(broker.url, device_ack=DEVICE_ACK)
     device = await lab.device(gateway)
     device.send_line(*(b"%d" % number for number in range(500)))
@@ -79,7 +80,7 @@ async def test_acknowledged_without_a_hole(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_refused_lines_are_not_acknowledged(broker: Broker, lab: Lab) -> None:
-    """Of lines that a full queue refuses none is acknowledged, nor any behind them, until the queue has taken them."""
+    """Lines that a full queue refuses, and all lines behind them, are acknowledged only once the queue has accepted them."""
     name = f"full_{secrets.token_hex(4)}"
     setup = await lab.backend(broker.url)
     arguments = {"x-max-length": 10, "x-overflow": "reject-publish"}
@@ -111,7 +112,7 @@ async def test_refused_lines_are_not_acknowledged(broker: Broker, lab: Lab) -> N
 
 @reactor_test
 async def test_window(broker: Broker, lab: Lab) -> None:
-    """While the broker confirms nothing devices are not read: memory stays as it is. Then all go on in turn."""
+    """While the broker confirms nothing, devices are not read and memory does not grow. Then all devices continue in turn."""
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url, window=200, heartbeat="10m")
     talkative, *quiet = await _devices(lab, gateway, 21)
@@ -136,7 +137,7 @@ async def test_window(broker: Broker, lab: Lab) -> None:
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 @reactor_test
 async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> None:
-    """Devices that leave while they are not read make room for others within seconds; what was read of them is published."""
+    """Devices that leave while they are not read free their slots within seconds. The lines that were read are published."""
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url, max_connections=3)
     devices = await _devices(lab, gateway, 3)
@@ -156,9 +157,9 @@ async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> Non
         if reset:
             device.abort()
         else:
-            device.transport.loseConnection()  # says goodbye, and waits for an answer
-            device.transport.transport.loseConnection()  # waits for nothing
-    # Their places are taken again, all three, while the broker is still away.
+            device.transport.loseConnection()  # sends close_notify, and waits for the answer
+            device.transport.transport.loseConnection()  # does not wait
+    # All three slots are used again while the broker is still away.
     successors = await _devices(lab, gateway, 3)
     await proxy.start()
     kept: set[str] = set()
@@ -171,16 +172,16 @@ async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> Non
 
 
 def _leave(device: Device, reset: bool) -> None:
-    """Have a device that has sent everything go without waiting for anything."""
+    """Close the connection of a device that has sent everything, without waiting."""
     if reset:
         device.abort()
     else:
-        device.transport.loseConnection()  # says goodbye, and waits for an answer
-        device.transport.transport.loseConnection()  # waits for nothing
+        device.transport.loseConnection()  # sends close_notify, and waits for the answer
+        device.transport.transport.loseConnection()  # does not wait
 
 
 async def _outage(rabbitmq: RabbitMQ, gateway: Gateway, proxy: Proxy, way: str) -> Callable[[], Awaitable[object]]:
-    """Begin an outage of the broker; return what ends it."""
+    """Begin an outage of the broker. Return the function that ends it."""
     start = gateway.owsla.mark()
     if way == "blocked":
         await rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -206,7 +207,7 @@ async def _outage(rabbitmq: RabbitMQ, gateway: Gateway, proxy: Proxy, way: str) 
 @pytest.mark.parametrize("way", ["down", "blocked", "stopped"])
 @reactor_test
 async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab, way: str, reset: bool) -> None:
-    """What devices said that came and went while the broker was away, or went, is published when it is back, in order."""
+    """Lines of devices that came and left during the outage, or left in it, are published in order when the broker is back."""
     proxy = await lab.proxy(own_rabbitmq.port)
     gateway = await lab.gateway(own_rabbitmq.url, broker=proxy.url, heartbeat="2s", window=1000)
     there = await _devices(lab, gateway, 3)
@@ -231,7 +232,7 @@ async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab,
         number, _, line = message.body.partition(b" ")
         if number in wanted and line.isdigit():
             heard.setdefault(number, []).append((message.seq, int(line)))
-        # Lines may come twice where their confirms were lost.
+        # Lines whose confirms were lost may be duplicated.
         return {number: list(dict(lines).values()) for number, lines in heard.items()} == wanted
 
     try:
@@ -243,7 +244,9 @@ async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab,
 
 @reactor_test
 async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
-    """Devices that come, talk and go in an outage have no more than twice the window, each its share; the rest is counted."""
+    """Devices that come, send and leave in an outage use at most twice the window, each at most its share. The excess is
+    counted.
+    """
     proxy = await lab.proxy(broker.port)
     gateway = await lab.gateway(broker.url, broker=proxy.url, window=100)
     start = gateway.owsla.mark()
@@ -270,7 +273,7 @@ async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_max_rate(broker: Broker, lab: Lab) -> None:
-    """A device that talks faster than --max-rate is slowed down, and nothing of what it said is lost."""
+    """A device that sends faster than --max-rate is slowed down, and none of its lines is lost."""
     gateway = await lab.gateway(broker.url, max_rate=20)
     fast, other = await _devices(lab, gateway, 2)
     began = time.monotonic()
@@ -285,7 +288,8 @@ async def test_max_rate(broker: Broker, lab: Lab) -> None:
     while b"79" not in heard:
         heard.append((await gateway.message(30)).body)
     assert heard.index(b"*") < heard.index(b"79"), "the others waited for it"
-    # A second's worth is on credit; the bound is loose at the other end, so only the device's haste can break it.
+    # The lines of one second are in the initial credit. The upper bound is loose, so that only a device that is too fast can
+    # break it.
     assert time.monotonic() - began > 2
 
 
@@ -294,7 +298,7 @@ async def test_max_rate(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_shuffled_and_doubled(broker: Broker, lab: Lab) -> None:
-    """Numbered messages are written once and in order, whichever way and however often they come."""
+    """Numbered messages are written once and in order, even if they arrive shuffled and duplicated."""
     gateway = await lab.gateway(broker.url)
     device = await lab.device(gateway)
     device.send_line(b"hello")
@@ -310,7 +314,7 @@ async def test_shuffled_and_doubled(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_gap(broker: Broker, lab: Lab) -> None:
-    """A number that does not come within --gap-timeout is skipped, with an event; when it comes it is `late`, on record."""
+    """A number that is missing for --gap-timeout is skipped, with an event. If it arrives later, it is recorded as `late`."""
     gateway = await lab.gateway(broker.url, gap_timeout="300ms")
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -333,7 +337,7 @@ async def test_gap(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_reorder_limit(broker: Broker, lab: Lab) -> None:
-    """Past --reorder-limit a device waits no longer for what is missing, whatever the time."""
+    """Beyond --reorder-limit a device stops waiting for missing numbers, at any time."""
     gateway = await lab.gateway(broker.url, gap_timeout="10m", reorder_limit=10)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -344,7 +348,7 @@ async def test_reorder_limit(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_a_date_for_a_number(broker: Broker, lab: Lab) -> None:
-    """A number that a client wrote as a timestamp stops nobody, however far away it is; those it skipped are late."""
+    """A number that a client took from a clock blocks no messages, however large it is. Skipped numbers are late."""
     gateway = await lab.gateway(broker.url, gap_timeout="100ms")
     devices = await _devices(lab, gateway, 2)
     (connection_id, _) = await _introduce(gateway, devices)
@@ -361,7 +365,9 @@ async def test_a_date_for_a_number(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_a_thousand_gaps(broker: Broker, lab: Lab) -> None:
-    """Devices that all wait for a number further back than the prefetch are all served; each message has a fate."""
+    """Devices that all wait for a number that is further back than the prefetch are all served. Each message is delivered or
+    recorded.
+    """
     count = 1000
     gateway = await lab.gateway(broker.url, gap_timeout="10m", consumers=2, prefetch=50)
     devices = await _devices(lab, gateway, count)
@@ -400,8 +406,9 @@ async def test_a_thousand_gaps(broker: Broker, lab: Lab) -> None:
 )
 @reactor_test
 async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) -> None:
-    """A device that stops reading is closed, and what waited for it is on record. What was written before is not thrown away
-    with a reset: it hears that when it reads on. To others nothing happens.
+    """A device that stops reading is closed, and its waiting messages are recorded.
+
+    Data already written is not discarded by a reset: the device gets it when it reads again. Other devices are not affected.
     """
     gateway = await lab.gateway(broker.url, **options)
     slow, other = await _devices(lab, gateway, 2)
@@ -431,7 +438,7 @@ async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) ->
 
 @reactor_test
 async def test_acknowledgements_to_a_device_that_does_not_read(broker: Broker, lab: Lab) -> None:
-    """A device that talks and never listens costs no memory for its acknowledgements, and is not closed for a while."""
+    """A device that sends and does not read costs no memory for its acknowledgements, and is not closed for some time."""
     gateway = await lab.gateway(broker.url, device_ack="ACK {seq} " + "." * 2000, write_timeout="10m")
     device = await lab.device(gateway)
     before = _resident(gateway)
@@ -447,7 +454,7 @@ async def test_acknowledgements_to_a_device_that_does_not_read(broker: Broker, l
 
 @reactor_test
 async def test_closed_by_the_back_end(broker: Broker, lab: Lab) -> None:
-    """`owsla_close` closes a connection after its line, in its turn; with an empty body there is no line."""
+    """`owsla_close` closes a connection after its line, in the order of its messages. An empty body writes no line."""
     gateway = await lab.gateway(broker.url)
     first, second = await _devices(lab, gateway, 2)
     ids = await _introduce(gateway, [first, second])
@@ -467,7 +474,7 @@ async def test_closed_by_the_back_end(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_delivery_reports(broker: Broker, lab: Lab) -> None:
-    """A message with a reply_to gets a report of its fate: empty, with its correlation id and connection id."""
+    """A message with a reply_to gets a delivery report: an empty body, the correlation id and the connection id."""
     gateway = await lab.gateway(broker.url)
     reports = f"reports_{secrets.token_hex(4)}"
     await gateway.backend.call(lambda channel: channel.queue_declare(reports))
@@ -496,7 +503,7 @@ async def test_delivery_reports(broker: Broker, lab: Lab) -> None:
 
 
 async def _fetched(gateway: Gateway, queue: str) -> Any:
-    """Take a message of a queue, waiting for one."""
+    """Take a message of a queue, and wait for one if there is none."""
     for _ in range(600):
         message = await gateway.backend.fetch(queue)
         if message is not None:
@@ -507,7 +514,7 @@ async def _fetched(gateway: Gateway, queue: str) -> Any:
 
 @reactor_test
 async def test_reports_to_nobody(broker: Broker, lab: Lab) -> None:
-    """A report whose queue is not there is dropped, and none goes to Owsla's own queues; the message is delivered."""
+    """A report to a missing queue is dropped, and no report goes to a queue of Owsla. The message is delivered."""
     gateway = await lab.gateway(broker.url)
     device = await lab.device(gateway)
     device.send_line(b"hello")
@@ -527,7 +534,7 @@ async def test_reports_to_nobody(broker: Broker, lab: Lab) -> None:
 )
 @reactor_test
 async def test_delimiter_in_body(broker: Broker, lab: Lab, delimiter: str, bad: list[bytes], good: bytes) -> None:
-    """A body in which a device would see two lines is refused, and its number is used up: what follows is delivered."""
+    """A body with a delimiter is refused, and its number is used up: the next messages are delivered."""
     gateway = await lab.gateway(broker.url, delimiter=delimiter)
     device = await lab.device(gateway, delimiter=b"|" if delimiter == "|" else b"\r\n")
     device.send_raw(b"hello" + (b"|" if delimiter == "|" else b"\n"))
@@ -541,7 +548,7 @@ async def test_delimiter_in_body(broker: Broker, lab: Lab, delimiter: str, bad: 
 
 @reactor_test
 async def test_expired(broker: Broker, lab: Lab) -> None:
-    """What has expired by `expires_at` or `expiration` when its turn comes is not sent, but recorded; what has not is sent."""
+    """A message that has expired at its turn, by `expires_at` or `expiration`, is recorded and not sent. Others are sent."""
     gateway = await lab.gateway(broker.url, gap_timeout="1s")
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -550,7 +557,7 @@ async def test_expired(broker: Broker, lab: Lab) -> None:
     await _send(gateway, connection_id, None, b"future", expires_at=now + 600_000)
     assert await device.line() == b"future"
     assert await _reason(gateway) == (b"past", "expired")
-    # Held for number 0, which never comes.
+    # Held for number 0, which is never sent.
     await _send(gateway, connection_id, 1, b"held too long", expiration="300")
     await _send(gateway, connection_id, 2, b"held long", expiration="600000")
     await _send(gateway, connection_id, 3, b"held too long as well", expires_at=int(time.time() * 1000) + 300)
@@ -561,7 +568,9 @@ async def test_expired(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_undeliverable_full(broker: Broker, lab: Lab) -> None:
-    """When the undeliverable queue is full, what comes is acknowledged, and logged with its reason; all else goes on."""
+    """If the queue of undeliverable messages is full, further ones are acknowledged and logged with their reason. All else
+    continues.
+    """
     gateway = await lab.gateway(broker.url, backend=False, undeliverable_limit=5, drain_spread=0)
     backend = await lab.backend(broker.url, gateway.from_device)
     gateway._backend = backend
@@ -577,7 +586,7 @@ async def test_undeliverable_full(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_undeliverable_deleted(broker: Broker, lab: Lab) -> None:
-    """When the undeliverable queue was deleted, it is declared again, and nothing that belongs there is lost."""
+    """A deleted queue of undeliverable messages is declared again, and no message for it is lost."""
     gateway = await lab.gateway(broker.url, backend=False)
     backend = await lab.backend(broker.url, gateway.from_device)
     gateway._backend = backend
@@ -593,7 +602,7 @@ async def test_undeliverable_deleted(broker: Broker, lab: Lab) -> None:
 
 
 async def _backend_of_a_queue_to_come(lab: Lab, broker: Broker, queue: str) -> Backend:
-    """A back end that consumes a queue, once that is there."""
+    """Return a back end that consumes a queue, once that queue exists."""
     for _ in range(100):
         try:
             return await lab.backend(broker.url, queue)
@@ -604,7 +613,7 @@ async def _backend_of_a_queue_to_come(lab: Lab, broker: Broker, queue: str) -> B
 
 @reactor_test
 async def test_record_that_closes_the_channel(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A message that only its publisher may publish (user_id) is recorded, and delivered, like any other."""
+    """A message with a user_id, which only its publisher may publish, is recorded and delivered like any other."""
     gateway = await lab.gateway(rabbitmq.url)
     name = f"other-{secrets.token_hex(4)}"
     await rabbitmq.ctl("add_user", name, "secret")
@@ -623,7 +632,7 @@ async def test_record_that_closes_the_channel(rabbitmq: RabbitMQ, lab: Lab) -> N
 @pytest.mark.parametrize("large", ["x", "connection_id"])
 @reactor_test
 async def test_record_that_is_too_large(rabbitmq: RabbitMQ, lab: Lab, large: str) -> None:
-    """A message whose headers, with the reason added, do not fit into a frame any more is recorded all the same."""
+    """A message whose headers do not fit into a frame with the added reason is recorded all the same."""
     gateway = await lab.gateway(rabbitmq.url)
     device = await lab.device(gateway)
     # A content header has to fit into one frame of 131,072 bytes.

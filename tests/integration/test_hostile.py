@@ -1,4 +1,4 @@
-"""Bytes that nobody should send, at the devices' side and at the broker's: the connection ends, Owsla goes on."""
+"""Tests of invalid bytes from devices and from the broker: the connection ends, and Owsla continues."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ._support.wire import (
 
 @pytest.fixture(scope="module")
 def shared_gateway(broker: Broker, module_lab: Lab) -> Gateway:
-    """One Owsla for all the nonsense: it has to survive every bit of it."""
+    """Return one Owsla for all tests of invalid bytes: it must survive all of them."""
     return block_on(module_lab.gateway(broker.url, handshake_timeout="2s", max_line=1000))
 
 
 @pytest.fixture
 def gateway(shared_gateway: Gateway) -> Iterator[Gateway]:
-    """The shared gateway with nothing left over from the test before."""
+    """Return the shared gateway with empty inboxes."""
     for inbox in shared_gateway.backend.inbox.values():
         inbox.clear()
     yield shared_gateway
@@ -65,7 +65,7 @@ _NONSENSE = {
 @pytest.mark.parametrize("kind", list(_NONSENSE))
 @reactor_test
 async def test_nonsense_at_the_device_port(gateway: Gateway, lab: Lab, kind: str) -> None:
-    """A connection that doesn't speak TLS ends, with a line in the log, within --handshake-timeout."""
+    """A connection that does not speak TLS ends within --handshake-timeout, with a line in the log."""
     start = gateway.owsla.mark()
     plain = await lab.plain(gateway.owsla.port)
     peer = f"127.0.0.1:{plain.local_port}"
@@ -86,7 +86,7 @@ async def test_nonsense_at_the_device_port(gateway: Gateway, lab: Lab, kind: str
 )
 @reactor_test
 async def test_other_protocols_are_named(gateway: Gateway, lab: Lab, sent: bytes, name: str) -> None:
-    """Who sends something else than TLS, such as a load balancer's PROXY header, can be told from the log."""
+    """The log names other protocols than TLS, such as the PROXY header of a load balancer."""
     start = gateway.owsla.mark()
     plain = await lab.plain(gateway.owsla.port)
     peer = f"127.0.0.1:{plain.local_port}"
@@ -99,7 +99,7 @@ async def test_other_protocols_are_named(gateway: Gateway, lab: Lab, sent: bytes
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 @reactor_test
 async def test_leaving_during_the_handshake(gateway: Gateway, lab: Lab, sent: bytes, reset: bool) -> None:
-    """A client that leaves in the middle of its handshake is an ordinary event."""
+    """A client that leaves during its handshake is an ordinary event."""
     plain = await lab.plain(gateway.owsla.port)
     if sent:
         plain.send_raw(sent)
@@ -113,7 +113,7 @@ async def test_leaving_during_the_handshake(gateway: Gateway, lab: Lab, sent: by
 
 @reactor_test
 async def test_device_that_resets(gateway: Gateway, lab: Lab) -> None:
-    """A device that drops its connection without TLS's goodbye leaves its lines and nothing else."""
+    """A device that closes without close_notify leaves its lines and nothing else."""
     device = await lab.device(gateway)
     device.send_line(b"before")
     message = await gateway.message()
@@ -126,7 +126,7 @@ async def test_device_that_resets(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_garbage_inside_tls(gateway: Gateway, lab: Lab) -> None:
-    """Bytes without an end of line close the connection when they are more than --max-line; any bytes are fine within."""
+    """Bytes without an end of line close the connection beyond --max-line. Any bytes are valid within a line."""
     device = await lab.device(gateway)
     garbage = bytes(byte for byte in range(256) if byte != 10) * 3
     device.send_line(garbage)
@@ -137,7 +137,7 @@ async def test_garbage_inside_tls(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_broken_record_inside_tls(gateway: Gateway, lab: Lab) -> None:
-    """A connection whose TLS records are forged half-way ends; the lines before it count."""
+    """A connection with an invalid TLS record ends. The lines before it are published."""
     proxy = await lab.proxy(gateway.owsla.port)
     device = Device(proxy.port, gateway.owsla.ca)
     await device.connect()
@@ -159,13 +159,13 @@ _HEADERS = field_table({"connection_id": (b"S", long_string(b"x"))})
 
 
 def _table_with(fields: bytes) -> bytes:
-    """Return a Connection.Start whose server properties are these bytes."""
+    """Return a Connection.Start with these bytes as server properties."""
     arguments = b"\x00\x09" + long_string(fields) + long_string(b"PLAIN") + long_string(b"en_US")
     return raw_frame(METHOD, 0, struct.pack(">HH", 10, 10) + arguments)
 
 
 def _nested(depth: int, kind: bytes = b"F") -> bytes:
-    """Return a field that holds a table that holds a table …; or arrays."""
+    """Return a field with tables, or arrays, nested in one another."""
     name = short_string("a") if kind == b"F" else b""
     packed = b""
     for _ in range(depth):
@@ -173,7 +173,7 @@ def _nested(depth: int, kind: bytes = b"F") -> bytes:
     return packed if kind == b"F" else short_string("a") + packed
 
 
-#: What goes wrong → at which of the client's methods, and the bytes it is answered with.
+#: Case → method of the client, and the bytes of the answer to it.
 _LIES: dict[str, tuple[str, bytes]] = {
     "garbage": ("ProtocolHeader", b"\x00\xff" * 500),
     "http": ("ProtocolHeader", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
@@ -251,7 +251,7 @@ _LIES: dict[str, tuple[str, bytes]] = {
     "silence-cut": ("Connection.Open", _OPEN_OK[:5]),
 }  # fmt: skip
 
-#: What a broker may get away with: Owsla need not leave it, but must stay in order.
+#: Cases after which Owsla may stay connected, but must work.
 _TOLERATED = {
     "ack-of-nothing",
     "body-of-16-exabytes",
@@ -271,7 +271,9 @@ _TOLERATED = {
 @pytest.mark.parametrize("lie", list(_LIES))
 @reactor_test
 async def test_nonsense_from_the_broker(lab: Lab, lie: str) -> None:
-    """A broker that talks nonsense is left, with one line in the log, and tried again; no exception gets loose."""
+    """The connection to a broker that sends invalid bytes is closed, with one line in the log, and retried. No exception is
+    unhandled.
+    """
     where, answer = _LIES[lie]
     fake = await lab.fake_broker({where: answer})
     owsla = lab.new_owsla(broker=fake.url)
@@ -309,7 +311,8 @@ _INTERRUPTIONS = {
 @pytest.mark.parametrize("kind", list(_INTERRUPTIONS))
 @reactor_test
 async def test_nonsense_in_the_middle(broker: Broker, lab: Lab, kind: str) -> None:
-    """Nonsense in the middle of a good connection ends that; devices stay, and lines go both ways again soon."""
+    """Invalid bytes on an established connection end it. Devices stay connected, and lines pass in both directions again soon.
+    """
     proxy = await lab.proxy(broker.port)
     name = secrets.token_hex(4)
     options = {"from_device": f"from_{name}", "to_device": f"to_{name}", "events": ["console", "amqp"]}
@@ -321,7 +324,7 @@ async def test_nonsense_in_the_middle(broker: Broker, lab: Lab, kind: str) -> No
     connection_id = await gateway.introduce(device)
     start = owsla.mark()
     proxy.inject(_INTERRUPTIONS[kind])
-    if kind != "delivery-to-nobody":  # one may be under way when a channel is closed
+    if kind != "delivery-to-nobody":  # one may be on its way when a channel is closed
         await owsla.wait_for_line(r"(?i)\bbroker\b", start=start)
     device.send_line(b"are you still there?")
     message = await gateway.backend.inbox[gateway.from_device].find(lambda message: message.body == b"are you still there?", 30)

@@ -1,4 +1,4 @@
-"""Several hosts: two gateways and a broker, each with addresses of its own, and a network between them that fails."""
+"""Tests with several hosts: two gateways and a broker with their own addresses, and a network between them that fails."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ._support.hosts import HostLab, HostOwsla, HostRabbitMQ, Network, Unavailab
 from ._support.waiting import PATIENCE, block_on, current_reactor, pause, reactor_test, until
 from .conftest import _REQUIRED, _require_rabbitmq
 
-#: Seconds. Of the host that is cut off; the other one has the default, so that nothing disturbs it but what is to be shown.
+#: Seconds. Used by the host that is cut off; the other one has the default, so that only the tested behaviour shows.
 HEARTBEAT = 2
 
-#: Seconds in which everybody has noticed, on a busy machine, too.
+#: Seconds within which every part has noticed, also on a busy machine.
 NOTICED = 30
 
-#: Where --events amqp tells who is connected.
+#: Queue of --events amqp.
 PRESENCE = "connection_events"
 
 #: Devices of a fleet on each host.
@@ -37,7 +37,7 @@ SOME = 100
 
 
 class Site:
-    """An Owsla on each of the two hosts, on the same queues, and what is said between devices and a back end."""
+    """An Owsla on each of the two hosts, on the same queues, and the traffic between devices and a back end."""
 
     def __init__(self, network: Network, rabbitmq: HostRabbitMQ, lab: HostLab) -> None:
         self.network = network
@@ -52,21 +52,21 @@ class Site:
         self.b: HostOwsla
         self.backend: Backend
         self.heard: list[Message] = []
-        """The lines that came, with which the test's own back end is."""
+        """Lines that the back end of the test received."""
         self._fleet: Fleet | None = None
         self._books_backend: AnsweringBackend | None = None
 
     # -- with a back end of the test's own -----------------------------------------------------------------------------------
 
     async def start(self, *, heartbeat: float = HEARTBEAT, **options: Any) -> None:
-        """Start both: a first, so that what one node does for all is a's to do."""
+        """Start both, a first, so that a does the work that one node does for all."""
         settings: dict[str, Any] = {
             "broker": self.rabbitmq.url,
             "from_device": self.from_device,
             "to_device": self.to_device,
             "events": ["console", "amqp"],
             "drain_spread": "500ms",
-            # So that nothing is skipped, however long an outage was: what is missing comes.
+            # So that no number is skipped, however long an outage lasts: the missing ones arrive.
             "gap_timeout": "60s",
             "reorder_limit": 5000,
             "prefetch": 20000,
@@ -77,12 +77,12 @@ class Site:
         await self.b.start()
 
     async def connect_backend(self) -> None:
-        """Listen to everything: lines, what is undeliverable, and presence."""
+        """Consume lines, undeliverable messages and presence."""
         queues = (self.from_device, f"{self.to_device}.undeliverable", PRESENCE)
         self.backend = await self.lab.backend(self.rabbitmq.url, *queues)
 
     async def hear(self, line: bytes, timeout: float = PATIENCE) -> Message:
-        """Wait for a line; what comes before it is kept in `heard`, too."""
+        """Wait for a line. Lines before it are kept in `heard` too."""
         while True:
             message = await self.backend.get(self.from_device, timeout)
             self.heard.append(message)
@@ -90,13 +90,13 @@ class Site:
                 return message
 
     async def introduce(self, device: Device) -> Message:
-        """Let a device say something; the message that becomes of it."""
+        """Let a device send a line, and return its message."""
         greeting = secrets.token_hex(8).encode()
         device.send_line(greeting)
         return await self.hear(greeting)
 
     async def undisturbed(self, device: Device, greeting: Message) -> None:
-        """A line of a device arrives, and so do answers to it, by both ways."""
+        """Check that a line of a device arrives, and the answers to it over both queues."""
         for route in (self.to_device, greeting.properties.reply_to):
             await self.introduce(device)
             answer = secrets.token_hex(8).encode()
@@ -116,11 +116,11 @@ class Site:
         return self._books_backend
 
     def devices_of(self, owsla: HostOwsla) -> list[TalkingDevice]:
-        """The half of the fleet that is connected there."""
+        """Return the devices of the fleet that are connected to this host."""
         return self.fleet.devices[:HALF] if owsla is self.a else self.fleet.devices[HALF:]
 
     async def talk(self) -> None:
-        """Connect a fleet, half of it to each host, and a back end that answers; wait until each device is served."""
+        """Connect half of a fleet to each host, and a back end that answers. Wait until each device is served."""
         fleet = self._fleet = Fleet(self.lab, self.a, self.seed, 0)
         fleet.devices = [
             TalkingDevice(self.lab, owsla, f"{owsla.host.name}{number}", random.Random(f"{self.seed}/{number}"), moody=0.0)
@@ -132,7 +132,7 @@ class Site:
         await fleet.start()
 
     async def said_by(self, owsla: HostOwsla, lines: int, timeout: float = 60) -> None:
-        """Wait until the devices of one host have said so many lines more, and know them to be safe."""
+        """Wait until the devices of one host have sent this many lines more, all acknowledged."""
         devices = self.devices_of(owsla)
         goal = sum(len(device.acknowledged) for device in devices) + lines
         await until(
@@ -140,7 +140,7 @@ class Site:
         )
 
     async def finish(self, *, skips: bool = False) -> Books:
-        """Come to rest, stop everything in good order, and give the books, without having compared them."""
+        """Wait until all is quiet, stop everything, and return the books, not yet compared."""
         await self.fleet.hush()
         await self.answers.settled()
         books = Books(self.fleet, self.answers)
@@ -160,7 +160,7 @@ class Site:
         return books
 
     async def _queues(self) -> dict[str, int]:
-        """How many messages are in each of this site's queues, acknowledged or not."""
+        """Return the number of messages in each queue of this site, ready or unacknowledged."""
         listed = await self.rabbitmq.ctl("list_queues", "name", "messages")
         counts = {name: int(count) for name, count in (line.split() for line in listed.splitlines())}
         register = f"{self.to_device}.nodes"
@@ -180,7 +180,7 @@ class Site:
         raise AssertionError(f"left in queues: {left}")
 
     async def queue_is_deleted(self, queue: str) -> None:
-        """Wait until the registrar has deleted a queue: nothing has come into it for a while then."""
+        """Wait until the registrar has deleted a queue, which has then received no message for some time."""
         for _ in range(60):
             if queue not in await self._queues():
                 return
@@ -188,7 +188,7 @@ class Site:
         raise AssertionError(f"{queue} is still there")
 
     async def end(self) -> None:
-        """End what is not the lab's, also after a failure, and mend the network."""
+        """End everything that the lab does not own, also after a failure, and repair the network."""
         self.network.a.restore()
         if self._fleet is not None:
             await self._fleet.stop()
@@ -199,7 +199,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    """The hosts of this module's tests, without anything in them."""
+    """Return the hosts of this module, with nothing running in them."""
     try:
         check()
     except Unavailable as why:
@@ -216,7 +216,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def far_rabbitmq(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostRabbitMQ]:
-    """A RabbitMQ on the broker's host."""
+    """Return a RabbitMQ on the host of the broker."""
     _require_rabbitmq()
     node = HostRabbitMQ(network.broker, network.broker_address, tmp_path_factory.mktemp("far-rabbitmq"))
     try:
@@ -235,7 +235,7 @@ def lab(tmp_path: Path, certs_dir: Path) -> Iterator[HostLab]:
 
 @pytest.fixture
 def site(network: Network, far_rabbitmq: HostRabbitMQ, lab: HostLab) -> Iterator[Site]:
-    """Two gateways that are not started."""
+    """Return two gateways that are not started."""
     one = Site(network, far_rabbitmq, lab)
     yield one
     block_on(one.end())
@@ -243,7 +243,7 @@ def site(network: Network, far_rabbitmq: HostRabbitMQ, lab: HostLab) -> Iterator
 
 @implementer(IPushProducer)
 class Flood:
-    """Sends numbered lines on a device's connection for as long as that takes them."""
+    """Producer that sends numbered lines on the connection of a device as fast as it is read."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -253,16 +253,16 @@ class Flood:
         self.resumeProducing()
 
     def resumeProducing(self) -> None:
-        """There is room."""
+        """Send, since the transport has room."""
         self._taken = True
         self._pour()
 
     def pauseProducing(self) -> None:
-        """What was sent is not taken: there is no room."""
+        """Stop sending: the transport has no room."""
         self._taken = False
 
     def stopProducing(self) -> None:
-        """The connection is gone, or it was enough."""
+        """Stop sending for good."""
         self._taken = False
 
     def _pour(self) -> None:
@@ -273,7 +273,7 @@ class Flood:
             current_reactor().callLater(0.001, self._pour)
 
     async def stalled(self) -> None:
-        """Wait until nothing more was taken for a second."""
+        """Wait until nothing was sent for a second."""
         since, seen = 0.0, -1
 
         def still() -> bool:
@@ -286,7 +286,7 @@ class Flood:
         await until(still, 30, "a device to feel that nothing it sends is taken")
 
     def end(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self.stopProducing()
         self._device.transport.unregisterProducer()
 
@@ -296,7 +296,9 @@ class Flood:
 
 @reactor_test
 async def test_found_on_any_host(site: Site) -> None:
-    """Devices on two hosts are reached by one back end, whichever host its messages come to; numbers are kept over hops."""
+    """One back end reaches devices on two hosts, whichever host consumes its messages. Numbered messages stay in order over
+    hops.
+    """
     await site.start()
     await site.connect_backend()
     devices = [await site.lab.device(owsla) for owsla in (site.a, site.b) for _ in range(3)]
@@ -305,7 +307,7 @@ async def test_found_on_any_host(site: Site) -> None:
         greeting.properties.reply_to.removeprefix(f"{site.to_device}.") for greeting in greetings
     ]
     assert len({greeting.properties.reply_to for greeting in greetings}) == 2
-    # Half of those on to_device come to the wrong host; those on reply_to overtake them.
+    # Half of the messages on to_device reach the wrong host; those on reply_to overtake them.
     order = [(greeting, number) for greeting in greetings for number in range(40)]
     site.rng.shuffle(order)
     for greeting, number in order:
@@ -326,7 +328,8 @@ async def test_found_on_any_host(site: Site) -> None:
 
 @reactor_test
 async def test_cut_off_host_reads_no_more(site: Site) -> None:
-    """A host that cannot publish stops reading; the other one notices nothing. When the network is back all of it comes."""
+    """A host that cannot publish stops reading, and the other one is not affected. When the network is back, all lines arrive.
+    """
     await site.start(window=500, node_grace="60s")
     await site.connect_backend()
     talker, other, silent = await site.lab.device(site.a), await site.lab.device(site.b), await site.lab.device(site.a)
@@ -339,7 +342,7 @@ async def test_cut_off_host_reads_no_more(site: Site) -> None:
     await flood.stalled()
     taken = len(flood.sent)
     await site.a.wait_for_line("Broker lost.*heartbeat", NOTICED, start=mark)
-    # Nothing of anybody's is taken now, and nothing that is for them is lost.
+    # No device of this host is read now, and no message for one is lost.
     silent.send_line(b"said while cut off")
     headers = {"connection_id": greeting.connection_id}
     for number in range(10):
@@ -358,7 +361,7 @@ async def test_cut_off_host_reads_no_more(site: Site) -> None:
     await site.hear(flood.sent[-1], NOTICED)
     if not any(message.body == b"said while cut off" for message in site.heard):
         await site.hear(b"said while cut off")
-    # Those that were on their way when the network went may have come twice: the first of each counts.
+    # Lines that were on their way at the cut may be duplicated: the first one of each counts.
     first = {message.seq: message.body for message in reversed(site.heard) if message.connection_id == greeting.connection_id}
     firsts = list(dict.fromkeys(message.seq for message in site.heard if message.connection_id == greeting.connection_id))
     assert firsts == list(range(len(flood.sent) + 1))
@@ -369,7 +372,7 @@ async def test_cut_off_host_reads_no_more(site: Site) -> None:
 
 @reactor_test
 async def test_back_within_the_grace(site: Site) -> None:
-    """A host that is cut off, and back before its grace is over: its devices stay, nothing is lost, and order holds."""
+    """If a host is back before its grace is over, its devices stay connected, nothing is lost, and order is kept."""
     await site.start(device_ack=DEVICE_ACK, node_grace="90s")
     await site.talk()
     for broker_noticed in (False, True):
@@ -380,7 +383,7 @@ async def test_back_within_the_grace(site: Site) -> None:
         if broker_noticed:
             await site.rabbitmq.wait_for_line("missed heartbeats from client", NOTICED, start=log)
             await site.said_by(site.b, SOME)
-        # Else the broker has its old connections still when it is back, and holds what it had given to them.
+        # Otherwise the broker still has the old connections, and the unacknowledged messages on them.
         site.network.a.mend()
         await site.a.wait_for_line("Broker connected", NOTICED, start=mark)
     await site.said_by(site.a, SOME)
@@ -395,8 +398,8 @@ async def test_back_within_the_grace(site: Site) -> None:
 
 @reactor_test
 async def test_back_after_the_grace(site: Site) -> None:
-    """A host that is cut off for longer is said to be lost, once; then it is back with its devices, which are announced."""
-    # Numbers are waited for longer than the broker needs to take back what a host has that does not answer.
+    """A host that is cut off for longer is announced as lost, once. When it is back, its devices are announced again."""
+    # Numbers are waited for longer than the broker needs to requeue the messages of a host that does not answer.
     await site.start(device_ack=DEVICE_ACK, node_grace="2s", gap_timeout="10s")
     await site.talk()
     await site.said_by(site.a, SOME)
@@ -408,7 +411,7 @@ async def test_back_after_the_grace(site: Site) -> None:
     (node,) = {connection_id[:8] for connection_id in cut_off}
     mark = site.a.mark()
     site.network.a.cut()
-    site.answers.gate.set()  # now the answers come, and find nobody
+    site.answers.gate.set()  # the answers arrive now, and their node is gone
     await site.b.wait_for_line(f"Node lost: {node}", NOTICED)
     lost = await presence.find(lambda message: message.headers["event"] == "node-lost")
     assert lost.headers["node"] == node
@@ -423,8 +426,8 @@ async def test_back_after_the_grace(site: Site) -> None:
         announced.add(message.connection_id)
     await site.said_by(site.a, SOME)
     books = await site.finish(skips=True)
-    # What was for a lost node's devices is on record, though they are connected again: also a second copy of what one had
-    # received. All else is as ever.
+    # Messages for devices of a lost node are recorded though the devices are connected again, also a second copy of a received
+    # message. All else is unchanged.
     reasons = [reason for (connection_id, _), reason in books.remains.undeliverable if connection_id in cut_off]
     assert len(reasons) >= SOME
     assert set(reasons) == {"unknown-connection"}
@@ -444,7 +447,7 @@ async def test_back_after_the_grace(site: Site) -> None:
 
 @reactor_test
 async def test_a_host_dies(site: Site) -> None:
-    """A host goes dark: what is for its devices is undeliverable, back ends are told once, and the other host goes on."""
+    """When a host dies, messages for its devices are undeliverable, back ends are told once, and the other host continues."""
     await site.start(node_grace="2s")
     await site.connect_backend()
     device, other = await site.lab.device(site.a), await site.lab.device(site.b)
@@ -463,7 +466,7 @@ async def test_a_host_dies(site: Site) -> None:
     lost = await presence.find(lambda message: message.headers["event"] == "node-lost")
     assert (lost.headers["node"], lost.properties.message_id) == (node, node)
     await site.b.wait_for_line(f"Node lost: {node}")
-    # It is known now, so nothing waits any more.
+    # The node is known to be lost now, so no message waits any more.
     await site.backend.publish(site.to_device, b"too late", headers)
     assert (await undeliverable.get()).body == b"too late"
     await site.queue_is_deleted(greeting.properties.reply_to)
@@ -483,7 +486,8 @@ async def test_a_host_dies(site: Site) -> None:
 
 @reactor_test
 async def test_a_bad_line(site: Site) -> None:
-    """Packets to the broker take 50 ms and back as long, and one in a hundred is lost: all is slower, and the books balance."""
+    """With 50 ms of delay in each direction and one percent of packet loss to the broker, all is slower, and the books balance.
+    """
     try:
         check_rough()
     except Unavailable as why:

@@ -1,4 +1,4 @@
-"""What a running Owsla tells over HTTP, and `owsla tree`."""
+"""Tests of the HTTP pages of a running Owsla, and of `owsla tree`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .test_cli import owsla as owsla_command
 
 @cache
 def _offered() -> bool:
-    """Whether this Owsla has the option at all."""
+    """Return whether this Owsla has the option."""
     shown = subprocess.run([*twistd(), "owsla", "--help"], capture_output=True, text=True, env=environment(), timeout=60)
     return "--http" in shown.stdout
 
@@ -39,7 +39,7 @@ def _wired() -> None:
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Wait for what blocks, while the reactor runs."""
+    """Run a blocking function in a thread, while the reactor runs."""
     current_reactor()
     return await within(deferToThread(function, *arguments))
 
@@ -54,18 +54,18 @@ def _ask(port: int, path: str) -> tuple[int, str]:
 
 
 async def ask(port: int, path: str) -> tuple[int, str]:
-    """GET a page: its status and its text."""
+    """Return the status and the text of a page."""
     answer: tuple[int, str] = await in_thread(_ask, port, path)
     return answer
 
 
 async def http_port(owsla: Owsla) -> int:
-    """The port that a gateway serves HTTP on."""
+    """Return the HTTP port of a gateway."""
     return int((await owsla.wait_for_line(r"Metrics and health on http://\S+:(\d+)/"))[1])
 
 
 async def metrics(port: int) -> dict[str, float]:
-    """A scrape: values by name and labels, as in `owsla_connections{state="open"}`."""
+    """Return a scrape: values by name and labels, as in `owsla_connections{state="open"}`."""
     status, text = await ask(port, "/metrics")
     assert status == 200
     found = {}
@@ -77,7 +77,7 @@ async def metrics(port: int) -> dict[str, float]:
 
 
 async def tree_command(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """Run `owsla tree`: status, standard output, standard error."""
+    """Run `owsla tree`. Return status, standard output and standard error."""
 
     def run() -> subprocess.CompletedProcess[str]:
         argv: Sequence[str] = [*owsla_command(), "tree", *arguments]
@@ -88,20 +88,20 @@ async def tree_command(*arguments: str, env: dict[str, str] | None = None) -> tu
 
 
 async def gateway(lab: Lab, broker: EmbeddedBrokerProcess | Proxy, **options: Any) -> tuple[Gateway, int]:
-    """A gateway that serves HTTP, and where."""
+    """Return a gateway that serves HTTP, and its HTTP port."""
     started = await lab.gateway(broker.url, **{"http": 0} | options)
     return started, await http_port(started.owsla)
 
 
 @reactor_test
 async def test_books(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """The numbers add up: connections, handshakes, lines and bytes both ways, confirms, what was undeliverable."""
+    """The metrics add up: connections, handshakes, lines and bytes in both directions, confirms, undeliverable messages."""
     owsla, port = await gateway(lab, embedded)
     before = await metrics(port)
     assert before['owsla_connections{state="open"}'] == 0
     devices = [await lab.device(owsla) for _ in range(3)]
     for device in devices:
-        await owsla.round_trip(device)  # a line of 16 bytes each way
+        await owsla.round_trip(device)  # a line of 16 bytes in each direction
     connection_id = await owsla.introduce(devices[0])
     await devices[0].close()
     await until(lambda: "disconnected" in owsla.owsla.output())
@@ -126,7 +126,9 @@ async def test_books(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_readiness(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """Ready with a broker; not ready, but alive, without; ready again when it is back, and that is counted."""
+    """Owsla is ready with a broker, and alive but not ready without. It is ready again when the broker is back, and the outage
+    is counted.
+    """
     proxy = await lab.proxy(embedded.port)
     owsla, port = await gateway(lab, proxy, backend=False)
     assert (await ask(port, "/readyz"))[0] == 200
@@ -148,7 +150,7 @@ async def test_readiness(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_draining(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """While it stops it says so to whoever sends devices here, until the end; then the port is closed."""
+    """While it stops, Owsla is not ready until the end, so that load balancers send no devices. Then the port is closed."""
     owsla, port = await gateway(lab, embedded, drain_spread=2)
     await lab.device(owsla)
     await lab.device(owsla)
@@ -164,7 +166,7 @@ async def test_draining(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_tree(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """`owsla tree` shows what runs; OWSLA_HTTP, as the gateway itself has it, says where."""
+    """`owsla tree` shows the running tree. OWSLA_HTTP, as set for the gateway, gives the address."""
     _, port = await gateway(lab, embedded)
     status, text = await ask(port, "/tree")
     tree = json.loads(text)
@@ -183,7 +185,7 @@ async def test_tree(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_tree_elsewhere(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """What cannot be shown is one line and status 1: nothing there, no HTTP there, another server there, a silent one."""
+    """Each failure is one line and status 1: a closed port, another protocol, another HTTP server, a silent server."""
     for port, expected in ((free_port(), "connection refused"), (embedded.port, "does not speak HTTP")):
         status, out, err = await tree_command("--http", str(port))
         assert (status, out, err.count("\n")) == (1, "", 1)
@@ -192,7 +194,7 @@ async def test_tree_elsewhere(lab: Lab, embedded: EmbeddedBrokerProcess) -> None
 
 @reactor_test
 async def test_port_in_use(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """A busy port is one line at the start, and status 1."""
+    """An HTTP port in use is one line at the start, and status 1."""
     _, port = await gateway(lab, embedded)
     other = lab.new_owsla(broker=embedded.url, http=port)
     other.launch()
@@ -202,7 +204,7 @@ async def test_port_in_use(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_off(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """Without --http there is no such port."""
+    """Without --http no HTTP port is opened."""
     owsla = await lab.gateway(embedded.url, backend=False)
     await pause(0.2)
     assert "http://" not in owsla.owsla.output()
@@ -210,7 +212,7 @@ async def test_off(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_quiet(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """A scrape every few seconds, for ever, is no line in the log; neither is one that gives up halfway."""
+    """Neither regular scrapes nor aborted ones are logged."""
     owsla, port = await gateway(lab, embedded)
     mark = owsla.owsla.mark()
     for path in ("/metrics", "/", "/nothing"):

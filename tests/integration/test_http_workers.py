@@ -1,4 +1,4 @@
-"""What a parent tells over HTTP of its workers, when they do what they should not; and of whom its files have events."""
+"""Tests of the HTTP pages of a parent with failing workers, and of the event files of all workers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from .test_workers import devices_on_each, processes
 
 
 async def ready(port: int) -> tuple[int, Any]:
-    """What /readyz says."""
+    """Return the content of /readyz."""
     status, text = await ask(port, "/readyz")
     return status, json.loads(text)
 
 
 @reactor_test
 async def test_hanging(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """A worker that hangs delays one answer by two seconds, and then none; when it goes on it is there again."""
+    """A worker that hangs delays one answer by two seconds, and later answers by nothing. When it continues, it is shown again.
+    """
     owsla, port = await gateway(lab, embedded, workers=2)
     workers = await processes(owsla.owsla, 2)
     assert (await ready(port))[0] == 200
@@ -35,7 +36,7 @@ async def test_hanging(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     try:
         began = time.monotonic()
         status, body = await ready(port)
-        assert 1.5 < time.monotonic() - began < 10  # 2.0 s where the machine has nothing else to do
+        assert 1.5 < time.monotonic() - began < 10  # 2.0 s on an idle machine
         assert [(worker["name"], worker["ready"]) for worker in body["workers"]] == [("worker-1", False), ("worker-2", True)]
         assert (status, body["workers"][0]["checks"]) == (200, None)
         fastest = 10.0
@@ -58,7 +59,7 @@ async def test_hanging(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_killed(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """A worker that dies is no hole in the pages: they say that it was restarted, and that the other one is ready."""
+    """After the death of a worker, the pages show that it was restarted, and that the other one is ready."""
     owsla, port = await gateway(lab, embedded, workers=2, backend=False)
     workers = await processes(owsla.owsla, 2)
     mark = owsla.owsla.mark()
@@ -77,7 +78,7 @@ async def test_killed(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_without_a_broker(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """With the broker gone no worker is ready, nor is the whole; it is alive all the same, and tells so."""
+    """Without a broker no worker is ready, and neither is the parent. It is alive, and says so."""
     proxy = await lab.proxy(embedded.port)
     owsla, port = await gateway(lab, proxy, workers=2, backend=False)
     await processes(owsla.owsla, 2)
@@ -98,7 +99,7 @@ async def test_without_a_broker(lab: Lab, embedded: EmbeddedBrokerProcess) -> No
 
 @reactor_test
 async def test_tree(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """`owsla tree` shows the parent's children, and below each worker what runs in it."""
+    """`owsla tree` shows the children of the parent, and the tree of each worker below it."""
     owsla, port = await gateway(lab, embedded, workers=2, backend=False)
     await processes(owsla.owsla, 2)
     status, out, err = await tree_command("--http", str(port))
@@ -112,7 +113,8 @@ async def test_tree(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 
 @reactor_test
 async def test_a_table_for_all(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """Workers' events are rows of one database: each with its node, numbered for each node without a hole, at their times."""
+    """The events of all workers are rows of one database: each with its node, numbered per node without a hole, and its time.
+    """
     file = tmp_path / "events.db"
     began = time.time()
     owsla, _ = await gateway(lab, embedded, workers=2, events=["console", f"database:{file}"])

@@ -1,4 +1,4 @@
-"""Several nodes on one RabbitMQ: forwards, nodes that die, nodes that were only away, and nodes that say goodbye."""
+"""Tests of several nodes on one RabbitMQ: forwards, nodes that die, nodes that were cut off, and nodes that stop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ._support.waiting import pause, reactor_test, until
 EVENTS = "connection_events"
 
 RENEW = 20.0
-"""Seconds after which a node renews its notice."""
+"""Seconds after which a node renews its notice in the register."""
 
 GRACE = 1.5
-"""Seconds of --node-grace: short for the tests, and long enough for a busy machine to answer in."""
+"""Seconds of --node-grace: short for the tests, and long enough for an answer of a busy machine."""
 
 
 class Nodes:
-    """Gateways on the same queues, and what their back end hears."""
+    """Gateways on the same queues, and the messages that their back end receives."""
 
     def __init__(self, lab: Lab, broker: RabbitMQ, first: Gateway, options: dict[str, Any]) -> None:
         self.lab = lab
@@ -48,7 +48,7 @@ class Nodes:
         return nodes
 
     async def listen(self) -> None:
-        """Give them a back end: again, after the broker was away."""
+        """Connect a back end: again, after an outage of the broker."""
         self.collect()
         self.first._backend = await self.lab.backend(
             self.broker.url, self.first.from_device, self.first.undeliverable, EVENTS
@@ -59,7 +59,7 @@ class Nodes:
         return self.first.backend
 
     async def another(self, broker: str | None = None, **more: Any) -> Gateway:
-        """Start one more."""
+        """Start one more gateway."""
         owsla = self.lab.new_owsla(
             **{
                 **self.options,
@@ -84,13 +84,13 @@ class Nodes:
         return f"{self.first.to_device}.{node}"
 
     async def queues(self) -> dict[str, tuple[int, int, int]]:
-        """Every queue of theirs: ready, unacknowledged, consumers."""
+        """Return every queue of the gateways: ready, unacknowledged, consumers."""
         said = await self.broker.ctl("list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers")
         rows = [line.split("\t") for line in said.splitlines() if line.startswith(self.first.to_device)]
         return {name: (int(ready), int(held), int(consumers)) for name, ready, held, consumers in rows}
 
     async def registered(self, count: int) -> None:
-        """Wait until the register has so many notices, and the registrar holds them all."""
+        """Wait until the register has this many notices, all held by the registrar."""
         await self.when(lambda queues: queues[self.register][:2] == (0, count), f"{count} nodes in the register")
 
     async def when(self, condition: Any, what: str) -> dict[str, tuple[int, int, int]]:
@@ -105,13 +105,13 @@ class Nodes:
     # -- what it hears ---------------------------------------------------------------------------------------------------
 
     def collect(self) -> list[Message]:
-        """All presence so far."""
+        """Collect all presence messages so far."""
         if self.first._backend is not None:
             self.presence += self.backend.inbox[EVENTS].clear()
         return self.presence
 
     def lost(self, node: str | None = None) -> list[Message]:
-        """The node-lost messages so far, of one node or of all."""
+        """Return the node-lost messages so far, of one node or of all."""
         return [
             message
             for message in self.collect()
@@ -122,15 +122,15 @@ class Nodes:
         return await self.first.introduce(device)
 
     async def gone(self, node: str) -> None:
-        """Wait until the node is said to be lost, and nothing of it is left."""
+        """Wait until the node is announced as lost, and its queue and notice are gone."""
         await until(lambda: self.lost(node), what=f"node-lost of {node}")
         await self.when(lambda queues: self.queue(node) not in queues, f"the end of {node}'s queue")
 
 
 @reactor_test
 async def test_a_node_that_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A node is killed with messages in its queue: they are undeliverable with all their properties and a report, within the
-    grace; its queue goes; back ends hear once that it is lost, under its name; and the register has the survivor only.
+    """Messages in the queue of a killed node become undeliverable within the grace, with all their properties and a report. Its
+    queue is deleted, back ends get one node-lost message with its name, and the register keeps only the survivor.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 2)
     second = await nodes.another()
@@ -140,7 +140,7 @@ async def test_a_node_that_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     node = connection_id[:8]
     reports = f"{nodes.first.to_device}_reports"
     await nodes.backend.call(lambda channel: channel.queue_declare(reports))
-    second.owsla.process.signal(signal.SIGSTOP)  # so that it takes nothing from its queue
+    second.owsla.process.signal(signal.SIGSTOP)  # so that it consumes no message
     for number in range(600):
         asks: dict[str, Any] = {"reply_to": reports} if number == 0 else {}
         await nodes.backend.publish(
@@ -172,7 +172,7 @@ async def test_a_node_that_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_the_registrar_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """The first of three nodes, which watches the others, is killed: the next one does its work, and says so of it."""
+    """When the first of three nodes, the registrar, is killed, the next one becomes registrar and announces the loss."""
     nodes = await Nodes.start(lab, own_rabbitmq, 3)
     device = await lab.device(nodes.first)
     node = (await nodes.introduce(device))[:8]
@@ -184,8 +184,8 @@ async def test_the_registrar_is_killed(lab: Lab, own_rabbitmq: RabbitMQ) -> None
 
 @reactor_test
 async def test_a_graceful_stop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """Nodes that stop in order, the registrar too, leave no queue and no notice behind, and are not said to be lost: their
-    connections were told of one by one. The last one leaves an empty register.
+    """Nodes that stop in order, the registrar too, leave no queue and no notice, and are not announced as lost: each disconnect
+    was announced. The last one leaves an empty register.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 2, drain_spread="0s")
     second = await nodes.another()
@@ -210,11 +210,11 @@ async def test_a_graceful_stop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
 
 
 ROUNDS = 3
-"""How many stops in order, and how many kills, of nodes that a back end sends to without a pause."""
+"""Number of orderly stops, and of kills, of nodes to which a back end publishes without a pause."""
 
 
 class Stream:
-    """A back end that publishes to one node's queue, a hundred messages a second, each confirmed, until it is told to stop."""
+    """Back end that publishes to the queue of one node, a hundred messages a second, each confirmed, until it is stopped."""
 
     def __init__(self, nodes: Nodes, connection_id: str) -> None:
         self.nodes = nodes
@@ -251,8 +251,8 @@ class Stream:
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @reactor_test
 async def test_a_node_that_goes_while_a_back_end_sends(lab: Lab, own_rabbitmq: RabbitMQ, how: str) -> None:
-    """A node stops, or is killed, while a back end sends to its queue, and goes on for a moment after it has heard that: each
-    message that RabbitMQ has confirmed was delivered, or is on record. Then the queue goes.
+    """If a node stops or is killed while a back end publishes to its queue, and for a moment after that, each confirmed message
+    is delivered or recorded. Then the queue is deleted.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1, drain_spread="0s")
     for _ in range(ROUNDS):
@@ -281,8 +281,8 @@ async def _goes(nodes: Nodes, how: str) -> None:
 
 @reactor_test
 async def test_a_back_end_that_never_stops(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """While a back end goes on sending to a node that is gone its messages are on record, the node is said to be lost, and the
-    next node that dies is cleaned up all the same.
+    """While a back end continues to publish to a lost node, its messages are recorded, the node is announced as lost, and the
+    next lost node is cleaned up all the same.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     second, third = await nodes.another(), await nodes.another()
@@ -303,8 +303,8 @@ async def test_a_back_end_that_never_stops(lab: Lab, own_rabbitmq: RabbitMQ) -> 
 
 @reactor_test
 async def test_the_only_node_stops_while_a_back_end_sends(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """Where no other node is left, and a back end goes on sending, the queue stays, and the next node to start records what is
-    in it and deletes it. The stop ends within --drain-timeout all the same.
+    """If no other node is left and a back end continues to publish, the queue stays. The next node to start records its
+    messages and deletes it. The stop ends within --drain-timeout all the same.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1, drain_spread="0s", drain_timeout="3s")
     device = await lab.device(nodes.first)
@@ -324,7 +324,7 @@ async def test_the_only_node_stops_while_a_back_end_sends(lab: Lab, own_rabbitmq
 
 @reactor_test
 async def test_a_register_that_loses_notices(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """Where a policy makes the register drop notices they are back soon after, and deaths are told."""
+    """If a policy makes the register drop notices, they are back soon, and lost nodes are announced."""
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     await nodes.another()
     third = await nodes.another()
@@ -332,8 +332,8 @@ async def test_a_register_that_loses_notices(lab: Lab, own_rabbitmq: RabbitMQ) -
     await nodes.registered(3)
     await own_rabbitmq.ctl("set_policy", "--apply-to", "queues", nodes.register, f"^{nodes.register}$", '{"max-length": 1}')
     try:
-        assert await nodes.first.owsla.terminate() == 0  # the registrar: what it held goes back, and is too much
-        await pause(RENEW + 3)  # all have said again that they are here
+        assert await nodes.first.owsla.terminate() == 0  # its notices are requeued, and exceed the limit
+        await pause(RENEW + 3)  # all nodes have renewed their notices
         await nodes.registered(2)
         third.owsla.kill()
         await nodes.gone(node)
@@ -343,8 +343,8 @@ async def test_a_register_that_loses_notices(lab: Lab, own_rabbitmq: RabbitMQ) -
 
 @reactor_test
 async def test_forged_notices(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """What a back end writes in the nodes' name is not believed: nodes that are not there are not lost, a death is told all the
-    same, and nothing is announced again.
+    """Forged notices of a back end are ignored: unknown nodes are not announced as lost, a real loss is announced, and no
+    connection is announced again.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     second = await nodes.another()
@@ -374,8 +374,8 @@ async def test_forged_notices(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_forwards(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """What arrives at the wrong node is forwarded with its properties, and acknowledged then; numbered messages reach the
-    device in order, whether they come over to_device, with a hop or without, or straight to its node.
+    """A message that arrives at the wrong node is forwarded with its properties, and then acknowledged. Numbered messages reach
+    the device in order, over to_device with or without a hop, or over the node queue.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 3)
     device = await lab.device(nodes.first)
@@ -406,7 +406,7 @@ def _lines(nodes: Nodes, queues: dict[str, tuple[int, int, int]]) -> list[tuple[
 
 @reactor_test
 async def test_numbers_of_what_cannot_be_sent(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A numbered message that cannot be sent uses up its number whichever node it reaches first: no device waits for it."""
+    """A numbered message that cannot be sent uses up its number at whichever node it arrives first: no device waits for it."""
     nodes = await Nodes.start(lab, own_rabbitmq, 2, gap_timeout="10m", max_line="100")
     device = await lab.device(nodes.first)
     connection_id = await nodes.introduce(device)
@@ -427,8 +427,8 @@ async def test_numbers_of_what_cannot_be_sent(lab: Lab, own_rabbitmq: RabbitMQ) 
 
 @reactor_test
 async def test_acknowledgements_are_lost(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """What a device heard comes again, to its node and to others, since acknowledgements were lost with a connection. The
-    device has gone meanwhile, and none of it goes on record.
+    """Delivered messages whose acknowledgements were lost are redelivered, to their node and to others, after their device has
+    left. None of them is recorded.
     """
     proxy = await lab.proxy(own_rabbitmq.port)
     nodes = await Nodes.start(lab, own_rabbitmq, 2, first_broker=proxy.url, node_grace="20s", heartbeat="10")
@@ -457,7 +457,7 @@ async def test_acknowledgements_are_lost(lab: Lab, own_rabbitmq: RabbitMQ) -> No
 
 @reactor_test
 async def test_no_loop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """What somebody puts into one node's queue for a connection of another is on record, and not sent round."""
+    """A message in a node queue for a connection of another node is recorded, and not forwarded again."""
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     second = await nodes.another()
     mine, other = await lab.device(nodes.first), await lab.device(second)
@@ -470,14 +470,14 @@ async def test_no_loop(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_the_broker_restarts(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A restart of the broker breaks every node's connection at once, and they come back when they do: nobody is lost, and
-    what was in their queues is delivered.
+    """A restart of the broker breaks the connection of every node at once. No node is announced as lost, and messages in their
+    queues are delivered.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 3)
     device = await lab.device(nodes.first)
     connection_id = await nodes.introduce(device)
-    nodes.first.owsla.process.signal(signal.SIGSTOP)  # or it would take the message before the broker goes
-    later = {"connection_id": connection_id, "to_device_seq": 0}  # it may have been delivered, and comes again
+    nodes.first.owsla.process.signal(signal.SIGSTOP)  # otherwise the node takes the message before the broker stops
+    later = {"connection_id": connection_id, "to_device_seq": 0}  # may have been delivered, and is delivered again
     await nodes.backend.publish(nodes.queue(connection_id[:8]), b"later", later, delivery_mode=2)
     await nodes.broker.kill()
     nodes.first.owsla.process.signal(signal.SIGCONT)
@@ -485,15 +485,15 @@ async def test_the_broker_restarts(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     await nodes.listen()
     assert await device.line(30) == b"later"
     await nodes.registered(3)
-    await pause(8 + GRACE)  # as long as the registrar waits for others, and the grace
+    await pause(8 + GRACE)  # as long as the registrar waits for others, plus the grace
     assert nodes.lost() == []
     await nodes.first.round_trip(device)
 
 
 @reactor_test
 async def test_a_node_that_stood_still(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A node that stood still for longer than heartbeats and grace is buried. When it goes on it is back under its name, and
-    tells of its connections again, after it was said to be lost.
+    """A node that was suspended for longer than heartbeats and grace is announced as lost. When it continues, it registers
+    under its old name and announces its connections again.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     second = await nodes.another()
@@ -515,15 +515,15 @@ async def test_a_node_that_stood_still(lab: Lab, own_rabbitmq: RabbitMQ) -> None
 
 
 def _resynced(nodes: Nodes, connection_id: str) -> bool:
-    """Whether the last that was told of a connection, and of its node, is that it is connected."""
+    """Return whether the last announcements of a connection and of its node say that they are connected."""
     told = [one.headers for one in nodes.collect() if one.headers["node"] == connection_id[:8]]
     return bool(told) and told[-1]["event"] == "connected" and told[-1].get("resync") is True
 
 
 @reactor_test
 async def test_a_node_that_was_cut_off(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A node that is cut off from the broker for a moment comes back to its queue and to what is in it. For longer than the
-    grace: it is buried, and comes back all the same. Its devices stay connected all the while.
+    """A node that was cut off for a moment consumes its queue again. After more than the grace it is announced as lost, and
+    registers again all the same. Its devices stay connected.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1)
     proxy = await lab.proxy(own_rabbitmq.port)
@@ -550,8 +550,8 @@ async def test_a_node_that_was_cut_off(lab: Lab, own_rabbitmq: RabbitMQ) -> None
 
 @reactor_test
 async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """A node comes back and finds that another client consumes its queue, who is no ghost of its own: it takes another
-    name, closes its devices, with their lines confirmed, and serves those that connect anew.
+    """If another client consumes its queue, a node that comes back takes another name. It closes its devices once their lines
+    are confirmed, and serves devices that reconnect.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1, first_broker=(proxy := await lab.proxy(own_rabbitmq.port)).url,
                               heartbeat="1", drain_spread="0s", device_ack="ACK {seq}")  # fmt: skip
@@ -582,7 +582,7 @@ async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) 
 
 @reactor_test
 async def test_a_dead_node_with_a_quorum_queue(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """The same where the nodes' queues are quorum queues, which can neither be read without consuming them nor be deleted on a
+    """The same holds if the node queues are quorum queues, which can neither be read without a consumer nor deleted on a
     condition.
     """
     nodes = await Nodes.start(lab, own_rabbitmq, 1, node_queue_argument=["x-queue-type=quorum"])

@@ -1,6 +1,6 @@
-"""Messages that a broker takes from their publisher and that are odd for whoever consumes them or passes them on.
+"""Tests of messages that a broker accepts and that cause trouble for a consumer that reads or republishes them.
 
-One of them concerns nobody else: it is delivered, or on record, and no connection to the broker is lost for it.
+Such a message affects no other one: it is delivered or recorded, and no connection to the broker is lost.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ._support.rabbitmq import RabbitMQ, installed
 from ._support.waiting import block_on, pause, reactor_test, until
 from ._support.wire import field_table, long_string
 
-#: The largest frame that RabbitMQ may agree on here: clients other than Owsla ask for it.
+#: Largest frame that RabbitMQ may agree on in these tests: clients other than Owsla ask for it.
 FRAME_MAX = 4 << 20
 
-#: What a header of 200,000 bytes is, and one that is above what Owsla keeps of a message's headers.
+#: A header of 200,000 bytes, and one above the limit of Owsla for the headers of a message.
 LARGE = [200_000, 3 << 20]
 
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A RabbitMQ that agrees on large frames with those who ask for them."""
+    """Return a RabbitMQ that agrees on large frames with clients that ask for them."""
     if not installed():
         pytest.skip("no RabbitMQ is installed")
     node = RabbitMQ(tmp_path_factory.mktemp("large-frames"), config=f"frame_max = {FRAME_MAX}\n")
@@ -40,7 +40,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 
 async def publish_large(lab: Lab, broker: RabbitMQ, queue: str, body: bytes, size: int, **headers: Any) -> None:
-    """Publish a message with so many bytes of headers in one frame."""
+    """Publish a message with this many bytes of headers in one frame."""
     wire = await lab.wire(broker.port, frame_max=FRAME_MAX)
     fields = {name: (b"S", long_string(str(value).encode())) for name, value in headers.items()}
     fields |= {"large": (b"x", long_string(bytes(size)))}
@@ -49,7 +49,7 @@ async def publish_large(lab: Lab, broker: RabbitMQ, queue: str, body: bytes, siz
 
 
 async def publish_dead_lettered(gateway: Gateway, queue: str, body: bytes, headers: dict[str, Any]) -> None:
-    """Publish a message with nearly a frame full of headers that comes to this queue when it has expired on another one."""
+    """Publish a message with nearly a frame of headers that is dead-lettered to this queue when it expires on another one."""
 
     def declare(channel: Any) -> str:
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue, "x-message-ttl": 100}
@@ -61,7 +61,7 @@ async def publish_dead_lettered(gateway: Gateway, queue: str, body: bytes, heade
 
 
 def no_loss(*gateways: Gateway) -> None:
-    """Show that no gateway lost a connection to the broker, or warned of one."""
+    """Check that no gateway lost a connection to the broker, or logged a warning about one."""
     for gateway in gateways:
         assert gateway.owsla.lines("Broker lost|presence cannot|of nodes, .* cannot|ended:") == []
 
@@ -70,7 +70,7 @@ def no_loss(*gateways: Gateway) -> None:
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @reactor_test
 async def test_headers_larger_than_a_frame(rabbitmq: RabbitMQ, lab: Lab, own: bool, size: int) -> None:
-    """A message with headers larger than a frame, on either queue, is delivered or on record with its body; those around it
+    """A message with headers larger than a frame, on either queue, is delivered or recorded with its body. Messages around it
     are delivered, each once and in order.
     """
     gateway = await lab.gateway(rabbitmq.url)
@@ -99,8 +99,7 @@ async def test_headers_larger_than_a_frame(rabbitmq: RabbitMQ, lab: Lab, own: bo
 
 @reactor_test
 async def test_large_headers_on_record(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """What cannot be delivered and has more headers than fit into a frame is on record with its body, its connection id and a
-    note.
+    """An undeliverable message with more headers than fit into a frame is recorded with its body, its connection id and a note.
     """
     gateway = await lab.gateway(rabbitmq.url)
     for size in LARGE[:1] * 5:
@@ -116,7 +115,7 @@ async def test_large_headers_on_record(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_large_headers_in_the_register(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A message with large headers in the register of nodes is dropped with one warning; the registrar stays."""
+    """A message with large headers in the register of nodes is dropped with one warning. The registrar stays connected."""
     gateway = await lab.gateway(rabbitmq.url)
     for size in LARGE:
         await publish_large(lab, rabbitmq, f"{gateway.to_device}.nodes", b"nonsense", size)
@@ -134,7 +133,7 @@ async def until_count(gateway: Gateway, queue: str, count: int) -> None:
 
 
 async def two(lab: Lab, broker: RabbitMQ) -> tuple[Gateway, Gateway]:
-    """Two gateways on the same queues; the second one's devices are reached over the first one, too."""
+    """Return two gateways on the same queues. Messages for devices of the second one can arrive at the first one."""
     options: dict[str, Any] = {"node_grace": "1.5s", "heartbeat": "2"}
     first = await lab.gateway(broker.url, **options)
     owsla = lab.new_owsla(**options, broker=broker.url, from_device=first.from_device, to_device=first.to_device)
@@ -146,14 +145,14 @@ async def two(lab: Lab, broker: RabbitMQ) -> tuple[Gateway, Gateway]:
 
 @reactor_test
 async def test_large_headers_forwarded(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A message with large headers that came to another node than its device's is sent on, and delivered."""
+    """A message with large headers that arrives at the wrong node is forwarded and delivered."""
     first, second = await two(lab, rabbitmq)
     devices: list[Device] = []
     for gateway in (first, second):
         device = await lab.device(gateway)
         connection_id = await gateway.introduce(device)
         devices.append(device)
-        for _ in range(4):  # each node takes some of them
+        for _ in range(4):  # each node consumes some of them
             await publish_large(lab, rabbitmq, first.to_device, b"large", LARGE[0], connection_id=connection_id)
     for device in devices:
         assert [await device.line() for _ in range(4)] == [b"large"] * 4
@@ -162,7 +161,7 @@ async def test_large_headers_forwarded(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_large_headers_in_a_dead_nodes_queue(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """What is in a dead node's queue is on record, messages with large headers among it, and the queue is gone."""
+    """Messages in the queue of a lost node are recorded, also those with large headers, and the queue is deleted."""
     first, second = await two(lab, rabbitmq)
     device = await lab.device(second)
     connection_id = await second.introduce(device)
@@ -184,7 +183,7 @@ async def test_large_headers_in_a_dead_nodes_queue(rabbitmq: RabbitMQ, lab: Lab)
 
 @reactor_test
 async def test_reports_to_names_of_direct_reply_to(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A `reply_to` that RabbitMQ's direct reply-to cannot decode costs its own report only. A real one gets it."""
+    """A `reply_to` that RabbitMQ's direct reply-to cannot decode loses its own report only. A valid one gets its report."""
     gateway = await lab.gateway(rabbitmq.url)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -214,8 +213,7 @@ async def test_reports_to_names_of_direct_reply_to(rabbitmq: RabbitMQ, lab: Lab)
 
 @reactor_test
 async def test_direct_reply_to_a_node_that_is_gone(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Names of direct reply-to that look right and are of no node that runs cost a reconnect at most, and records meanwhile go
-    through.
+    """A valid direct reply-to name of a node that is not running costs at most a reconnect, and records pass in the meantime.
     """
     gateway = await lab.gateway(rabbitmq.url)
     process = b"\x83\x58w\x07reply@1" + bytes(12)
@@ -224,7 +222,7 @@ async def test_direct_reply_to_a_node_that_is_gone(rabbitmq: RabbitMQ, lab: Lab)
         await gateway.send("nobody's", b"%d" % number, reply_to=reply_to)
     await gateway.send("nobody's", b"last")
     missing = {b"last", *(b"%d" % number for number in range(50))}
-    while missing:  # a record may come twice
+    while missing:  # a record may be duplicated
         missing.discard((await gateway.refused(30)).body)
     assert len(gateway.owsla.lines("Broker lost")) <= 2
 
@@ -234,7 +232,9 @@ async def test_direct_reply_to_a_node_that_is_gone(rabbitmq: RabbitMQ, lab: Lab)
 
 @reactor_test
 async def test_permissions_taken_away_for_a_while(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """While Owsla may not publish nothing is recorded; when it may again everything is, with its own headers."""
+    """While Owsla has no permission to publish, nothing is recorded. With the permission every message is recorded, with its
+    own headers.
+    """
     user = f"owsla-{secrets.token_hex(4)}"
     await rabbitmq.ctl("add_user", user, "secret")
     await rabbitmq.ctl("set_permissions", user, ".*", ".*", ".*")
@@ -246,7 +246,7 @@ async def test_permissions_taken_away_for_a_while(rabbitmq: RabbitMQ, lab: Lab) 
     for number in range(40):
         await gateway.backend.publish(gateway.to_device, b"%d" % number, {"connection_id": "nobody's", "own": number})
     await gateway.owsla.wait_for_line("Broker lost.*ACCESS_REFUSED")
-    await pause(4)  # it comes back, and is refused, some times
+    await pause(4)  # Owsla reconnects and is refused, several times
     assert await gateway.backend.count(gateway.undeliverable) == 0
     await rabbitmq.ctl("set_permissions", user, ".*", ".*", ".*")
     records = await gateway.backend.inbox[gateway.undeliverable].take(40, 60)
