@@ -153,8 +153,6 @@ class Node:
             queue=topology.Queue("from_device"),
             packer=self.packer,
             window=self.window,
-            seq_header="from_device_seq",
-            frame_max=FRAME_MAX,
             acknowledge=device_ack,
         )
         self.publishing = self.connection()

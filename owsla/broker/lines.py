@@ -19,44 +19,32 @@ After a lost connection everything in the window is republished, in order, befor
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
-from itertools import islice
+from collections.abc import Callable
 
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
-from ..amqp import wire
 from ..amqp.wire import WireError
-from ..events import BrokerWarning, Event, LinesAccepted, LinesRefused
-from ..interfaces import Clock, DelayedCall, LineSource
+from ..events import BrokerWarning, Event
+from ..interfaces import Clock, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
+from .destination import Destination
+from .latency import ConfirmLatency
 from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
-from .refusals import RefusalHistory
-from .retry_delay import RetryDelay
-from .stalls import Stalls
+from .refused_lines import RefusedLines, ReturnedLines
+from .waiting import WaitingConnections
 from .window import Entry, UnknownTag, Window
 
 LINES = 1
 """Channel for publishing. Its number is part of the packed lines in the window, so it never changes."""
 
-SCRATCH = 2
-"""Channel for declarations."""
-
 TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
 """Size limit in the text with which RabbitMQ closes a channel over a message above max_message_size (3.8 and later)."""
-
-RESUMED_AT_ONCE = 200
-"""Limit on connections resumed in one iteration of the reactor: resuming reading costs a system call each."""
-
-RESUMED_WITHIN = 0.005
-"""Seconds per iteration for resuming connections: each may have a share of lines to publish."""
 
 SHARES = 64
 """Shares per window. A connection has at most two in flight. So a flooding one delays the lines of all others by a
@@ -79,59 +67,45 @@ class LinePublisher(BaseHandler):
         queue: topology.Queue | topology.Exchange,
         packer: LinePacker,
         window: Window,
-        seq_header: str,
-        frame_max: int,
         acknowledge: bool = False,
         observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
 
-        `frame_max` is what `packer` packs for, in bytes. `acknowledge`: connections want to know what is safe.
-
-        `observe` is told how many seconds some of the lines waited for their confirm.
+        `acknowledge`: connections want to know what is safe. `observe` is told how many seconds some of the lines waited for
+        their confirm.
         """
-        self._clock = clock
         self._emit = emit
-        self._queue = queue
+        self._destination = Destination(queue, self._warn)
         self._packer = packer
-        self._frame_max = frame_max
         self._window = window
-        self._seq_header = seq_header
         self._acknowledge = acknowledge
         self._now = now
         self._client: BrokerClient | None = None
         self._direct: BrokerClient | None = None
         """`_client` if new lines are written at once; `None` if refused lines must be written first."""
-        self._waiting: dict[LineSource, None] = {}  # in the order of their registration
-        # Connections that wait for their next share, with the position that settles the last one. The heap may have removed
-        # ones.
-        self._sharing: dict[LineSource, int] = {}
-        self._shares: list[tuple[int, int, LineSource]] = []
-        self._shares_asked = 0
+        self._waiting = WaitingConnections(clock, lambda: self.accepting)
+        self._refused = RefusedLines(
+            clock,
+            emit,
+            self._destination,
+            window,
+            self._waiting,
+            one_route=packer.one_route,
+            republish=self._retry,
+        )
+        self._returned = ReturnedLines(packer.seq_header)
+        self._latency = ConfirmLatency(observe)
+        self._outstanding: Counter[LineSource] | None = None
+        self._blocked = False
         self.share = min(window.max_messages, max(SMALLEST_SHARE, window.max_messages // SHARES))
         self.line_size = max(1, window.max_bytes // window.max_messages)
-        self._resuming = False
-        self._blocked = False
-        self._returned: dict[tuple[bytes, int], str] = {}  # connection and number: routing key
-        self._missing_queue = False
-        self._refusing = False  # lines are refused, and all devices paused
-        self._refusal_reported = False
-        self._stalls: Stalls[LineSource] | None = None if packer.one_route else Stalls()
-        self._retry_call: DelayedCall | None = None
-        self._retry_wait = RetryDelay(first=0.1, most=5.0)
-        self._refusals = RefusalHistory()
-        self._proven = False  # the broker confirmed a line on this channel
-        self._outstanding: Counter[LineSource] | None = None
         self.accepting = False
         self.confirmed_lines = 0
         """Lines confirmed by the broker."""
         self.given_up_lines = 0
         """Published lines that were given up, because they exceed the size limit of the broker."""
-        # Latency is measured on one line at a time. Confirms come in order, so it is confirmed when `_followed` lines are.
-        self._observe = observe
-        self._followed: float = math.inf
-        self._followed_since: float | None = None if observe is not None else 0.0
 
     # -- towards devices -------------------------------------------------------------------------------------------------
 
@@ -157,9 +131,8 @@ class LinePublisher(BaseHandler):
             direct.write(packed)
         else:
             self._publish_behind(source, seq, packed)
-        if self._followed_since is None:
-            self._followed_since = now
-            self._followed = self.confirmed_lines + window.messages
+        if self._latency.since is None:
+            self._latency.follow(now, self.confirmed_lines + window.messages)
         if self._outstanding is not None:
             self._outstanding[source] += 1
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
@@ -171,17 +144,14 @@ class LinePublisher(BaseHandler):
         client = self._client
         if client is None:
             self._window.add(source, seq, packed)
-        elif self._refusing or (self._stalls is not None and source in self._stalls):
-            self._window.defer(source, seq, packed)
-            if self._stalls is not None:
-                self._stalls.refuse(source, "")  # it stays stalled until this line is republished, too
-            self._retry_soon()
+        elif self._refused.holds(source):
+            self._refused.defer(source, seq, packed)
         else:
             self._window.add(source, seq, packed)
             client.write(packed)
 
     def _choose_direct(self) -> None:
-        self._direct = self._client if not self._refusing and not self._stalls else None
+        self._direct = None if self._refused.pending else self._client
 
     def _reject(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
         """Reject a connection whose lines cannot be published. This line and later ones are not acknowledged to the device."""
@@ -193,15 +163,13 @@ class LinePublisher(BaseHandler):
         source.reject(str(error))
 
     def wait(self, source: LineSource, since: int = 0) -> None:
-        if self._stalls is not None and source in self._stalls:
-            self._stalls.wait(source)
-        elif since > self._left:
-            self._sharing[source] = since
-            self._shares_asked += 1
-            heappush(self._shares, (since, self._shares_asked, source))
+        if self._refused.wait(source):
+            return
+        if since > self._left:
+            self._waiting.add_sharing(source, since)
         else:
-            self._waiting[source] = None
-            self._resume_soon()
+            self._waiting.add((source,))
+            self._waiting.resume_soon()
 
     @property
     def _left(self) -> int:
@@ -212,30 +180,16 @@ class LinePublisher(BaseHandler):
         left = self._left
         return left + self._window.messages if left >= since else -1
 
-    def _grant_shares(self) -> None:
-        """Move connections whose last share is settled to the end of the waiting ones."""
-        shares, left = self._shares, self._left
-        while shares and shares[0][0] <= left:
-            since, _, source = heappop(shares)
-            if self._sharing.get(source) == since:
-                del self._sharing[source]
-                self._waiting[source] = None
-        self._resume_soon()
-
     @property
     def spare(self) -> int:
         return self._window.spare
 
     def serves(self, source: LineSource) -> bool:
-        if self._client is None or self._blocked or self._refusing:
-            return False
-        return self._stalls is None or source not in self._stalls
+        return self._client is not None and not self._blocked and not self._refused.holds(source)
 
     def leave(self, source: LineSource) -> None:
-        self._waiting.pop(source, None)
-        self._sharing.pop(source, None)
-        if self._stalls is not None:
-            self._stalls.leave(source)
+        self._waiting.remove(source)
+        self._refused.leave(source)
 
     def settled(self, source: LineSource) -> bool:
         """Return whether the broker has confirmed all lines of a connection. The first call starts counting for all
@@ -251,18 +205,10 @@ class LinePublisher(BaseHandler):
             if not outstanding[source]:
                 del outstanding[source]  # a Counter keeps zeros, and with them connections that have ended
 
-    def _record_latency(self) -> None:
-        """Record the latency of the followed line. The next published line is followed."""
-        assert self._observe is not None
-        assert self._followed_since is not None
-        self._observe(self._now() - self._followed_since)
-        self._followed = math.inf
-        self._followed_since = None
-
     @property
     def unconfirmed_since(self) -> float | None:
         """Time of publication of the followed line in seconds since the epoch; `None` if no line is followed."""
-        return self._followed_since if self._observe is not None else None
+        return self._latency.unconfirmed_since
 
     @property
     def unconfirmed(self) -> int:
@@ -272,55 +218,21 @@ class LinePublisher(BaseHandler):
     def _reopen(self) -> None:
         """Accept lines again if nothing prevents it. Waiting connections resume first, in order."""
         self.accepting = (
-            self._client is not None and not self._blocked and not self._refusing and not self._window.full
+            self._client is not None and not self._blocked and not self._refused.pausing_all and not self._window.full
         )
-        self._resume_soon()
-
-    def _resume_soon(self) -> None:
-        if self.accepting and self._waiting and not self._resuming:
-            self._resuming = True
-            self._clock.callLater(0, self._resume)
-
-    def _resume(self) -> None:
-        self._resuming = False
-        end = self._clock.seconds() + RESUMED_WITHIN
-        for source in list(islice(self._waiting, RESUMED_AT_ONCE)):
-            if not self.accepting:
-                return
-            if self._clock.seconds() > end:
-                break
-            if source in self._waiting:
-                del self._waiting[source]
-                try:
-                    source.resume()
-                except Exception:
-                    source.failed(Failure())
-        self._resume_soon()
+        self._waiting.resume_soon()
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerClient) -> None:
-        if isinstance(self._queue, topology.Exchange):
-            await topology.find_exchange(client, SCRATCH, self._queue)
-        else:
-            await topology.declare(client, SCRATCH, self._queue, self._warn)
+        await self._destination.prepare(client)
         channel = await client.open_channel(LINES, self)
         await channel.confirm_select()
-        smaller = None
-        if client.frame_max != self._frame_max:
-            if client.frame_max < self._frame_max:
-                smaller = client.frame_max
-            self._frame_max = client.frame_max
-            self._packer.limit(client.frame_max)
+        smaller = client.frame_max if self._packer.limit(client.frame_max) else None
         self._client = client
-        self._proven = False
-        self._refusals.channel_opened()
         self._returned.clear()
-        self._refusing = False
-        if self._stalls is not None:
-            self._waiting.update(dict.fromkeys(self._stalls.clear()))
+        self._refused.channel_opened()
         self._choose_direct()
-        self._stop_retrying()
         again = self._window.restart((lambda packed: refit(packed, smaller)) if smaller else None)
         if again:
             client.write(b"".join(again))
@@ -331,7 +243,7 @@ class LinePublisher(BaseHandler):
         self._choose_direct()
         self._blocked = False
         self.accepting = False
-        self._stop_retrying()
+        self._refused.stop()
 
     def blocked(self, reason: str) -> None:
         self._blocked = True
@@ -361,13 +273,11 @@ class LinePublisher(BaseHandler):
                 "or raise RabbitMQ's max_message_size and restart Owsla"
             )
         self.given_up_lines += len(hopeless)
-        if hopeless and self._observe is not None:
-            # The count of the followed line included these. Follow the next published line.
-            self._followed = math.inf
-            self._followed_since = None
+        if hopeless:
+            self._latency.restart()  # the count of the followed line included these
         if self._outstanding is not None:
             self._settle(self._outstanding, hopeless)
-        self._grant_shares()
+        self._waiting.grant_shares(self._left)
         for entry in hopeless:
             size = body_size(entry.packed)
             try:
@@ -386,16 +296,14 @@ class LinePublisher(BaseHandler):
         except UnknownTag as error:
             self._protest(error)
             return
-        if self._returned:
+        if self._returned.routing_keys:
             entries = self._without_returned(entries)
-        self.confirmed_lines += len(entries)
-        if not self._proven and entries:
-            self._proven = True
-            self._refusals.accepted(self._queue.name)
-        if self.confirmed_lines >= self._followed:
-            self._record_latency()
-        if self._shares and self._shares[0][0] <= self._left:
-            self._grant_shares()
+        confirmed = self.confirmed_lines = self.confirmed_lines + len(entries)
+        if confirmed >= self._latency.followed:
+            self._latency.record(self._now())
+        left = confirmed + self.given_up_lines
+        if left >= self._waiting.next_share:
+            self._waiting.grant_shares(left)
         if self._outstanding is not None:
             self._settle(self._outstanding, entries)
         if self._acknowledge:
@@ -404,15 +312,11 @@ class LinePublisher(BaseHandler):
                     entry.source.confirmed(entry.seq)
                 except Exception:
                     entry.source.failed(Failure())  # an error in one connection must not affect the others
-        if self._refusing and entries and not self._window.refused:
-            self._refusing = False
+        if self._refused.watching:
+            resumed = self._refused.confirmed(entries)
             self._choose_direct()
-            self._retry_wait.reset()
-        if self._stalls:
-            self._resume_stalled(self._stalls, entries)
-        if self._refusal_reported and entries and not self._window.refused and not self._stalls:
-            self._refusal_reported = False
-            self._emit(LinesAccepted(self._where()))
+            if resumed:
+                self._reopen()
         if not self.accepting and self._window.roomy:
             self._reopen()
 
@@ -423,55 +327,32 @@ class LinePublisher(BaseHandler):
             self._protest(error)
             return
         if entries:  # else all of them have been republished under other tags
-            self._refusals.refused(self._queue.name)
-            self._refuse(entries, self._full())
+            self._pause()
+            self._refused.nacked(entries)
+            self._choose_direct()
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
-        # RabbitMQ sends basic.return before the basic.ack of the same message. The ack has the tag, so remember the line until
-        # then.
         try:
-            headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
-            key = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
-        except (WireError, KeyError, ValueError, TypeError, OverflowError):
-            self._protest(WireError("the broker returned a message that Owsla did not publish"))
+            self._returned.add(routing_key, header)
+        except WireError as error:
+            self._protest(error)
             return
-        self._returned[key] = routing_key
-        self._missing_queue = True
+        self._destination.unroutable()
 
     def _without_returned(self, entries: list[Entry]) -> list[Entry]:
-        safe: list[Entry] = []
-        back: list[Entry] = []
-        keys: dict[str, list[Entry]] = {}
-        for entry in entries:
-            key = self._returned.pop((entry.source.connection_id, entry.seq), None)
-            if key is None:
-                safe.append(entry)
-            else:
-                back.append(entry)
-                keys.setdefault(key, []).append(entry)
-        if back:
-            self._window.put_back(back)
-            for key, returned in keys.items():
-                self._refuse(returned, self._nowhere(key))
+        safe, returned, by_key = self._returned.split(entries)
+        if returned:
+            self._window.put_back(returned)
+            self._pause()
+            for key, lines in by_key.items():
+                self._refused.refuse(lines, self._destination.nowhere(key))
+            self._choose_direct()
         return safe
 
-    def _report_refusal(self, lines: int, reason: str) -> None:
-        self._refusal_reported = True
-        self._emit(LinesRefused(lines, reason))
-
-    def _where(self) -> str:
-        kind = "exchange" if isinstance(self._queue, topology.Exchange) else "queue"
-        return f"{kind} {self._queue.name}"
-
-    def _full(self) -> str:
-        if isinstance(self._queue, topology.Exchange):
-            return f"a queue behind the exchange {self._queue.name} is full or unavailable"
-        return f"the queue {self._queue.name} is full or unavailable"
-
-    def _nowhere(self, routing_key: str) -> str:
-        if isinstance(self._queue, topology.Exchange):
-            return f"the exchange {self._queue.name} has no queue for the routing key {routing_key!r}"
-        return f"there is no queue {self._queue.name}"
+    def _pause(self) -> None:
+        """Pause all devices if refused lines would meet any of them."""
+        if self._packer.one_route:
+            self.accepting = False
 
     def _protest(self, error: Exception) -> None:
         if self._client is not None:
@@ -479,78 +360,24 @@ class LinePublisher(BaseHandler):
 
     # -- refusals --------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, entries: list[Entry], reason: str) -> None:
-        """Pause devices, and schedule the republication of refused lines."""
-        if self._stalls is None:
-            self.accepting = False
-            if not self._refusing:
-                self._refusing = True
-                self._report_refusal(len(entries), reason)
-        else:
-            self._stall(self._stalls, entries, reason)
-        self._choose_direct()
-        self._retry_soon()
-
-    def _retry_soon(self) -> None:
-        if self._retry_call is None:
-            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._retry)
-
-    def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
-        """Pause the connections of refused lines."""
-        for entry in entries:
-            source = entry.source
-            stalled, tell = stalls.refuse(source, reason)
-            if tell:
-                self._report_refusal(len(entries), reason)
-            if not stalled:
-                continue
-            if source in self._waiting or source in self._sharing:
-                self._waiting.pop(source, None)
-                self._sharing.pop(source, None)
-                stalls.wait(source)
-            else:
-                try:
-                    source.stall()
-                except Exception:
-                    source.failed(Failure())
-
-    def _resume_stalled(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> None:
-        """Resume stalled connections that have a confirmed line."""
-        freed = stalls.safe(entry.source for entry in safe)
-        if freed:
-            self._waiting.update(dict.fromkeys(freed))
-            self._reopen()
-        if not stalls:
-            self._choose_direct()
-            self._retry_wait.reset()
-
     def _retry(self) -> None:
         if self._client is not None:
             self._client.run(self._publish_again())
 
     async def _publish_again(self) -> None:
         client = self._client
-        if client is not None and self._missing_queue and isinstance(self._queue, topology.Queue):
-            self._missing_queue = False
+        if client is not None and self._destination.missing:
             try:
-                await topology.declare(client, SCRATCH, self._queue, self._warn)
+                await self._destination.restore(client)
             except (BrokerError, Closed) as error:
-                self._missing_queue = True
                 if client is self._client:
                     client.abort(as_failure(error).value or error)
                 return
         if client is None or client is not self._client:
             return
-        self._retry_call = None
-        if self._refusals.needs_new_channel():
-            client.abort(BrokerError(0, f"{self._full()}, or only on this channel: trying another", scope="channel"))
+        if self._refused.needs_new_channel():
+            text = f"{self._destination.full()}, or only on this channel: trying another"
+            client.abort(BrokerError(0, text, scope="channel"))
             return
         client.write(b"".join(self._window.retry()))
-        # Devices resume when the first of these is confirmed; with stalls, each connection when one of its own is.
-        if self._stalls is not None:
-            self._stalls.published_again()
-
-    def _stop_retrying(self) -> None:
-        if self._retry_call is not None and self._retry_call.active():
-            self._retry_call.cancel()
-        self._retry_call = None
+        self._refused.published_again()

@@ -97,6 +97,7 @@ class LinePacker:
         "_seq_key",
         "_tail",
         "_tail_size",
+        "seq_header",
     )
 
     def __init__(
@@ -126,6 +127,8 @@ class LinePacker:
             self._method = self._publish(routing_key.text)
         else:
             self._key = routing_key
+        self.seq_header = seq_header
+        """Name of the header with the number of the line."""
         self._seq_key = wire.short_string(seq_header) + (b"I" if narrow else b"l")
         self._number = _I32 if narrow else _I64
         self._before_timestamp = bytes([delivery_mode]) + wire.short_string(reply_to)
@@ -212,10 +215,11 @@ class LinePacker:
         self._before_timestamp = before_timestamp
         self._second = -1
 
-    def limit(self, frame_max: int) -> None:
-        """Limit the size of later frames, in bytes with overhead."""
-        self._frame_room = frame_max - wire.FRAME_OVERHEAD
+    def limit(self, frame_max: int) -> bool:
+        """Limit the size of later frames, in bytes with overhead. Return whether the limit is lower than before."""
+        before, self._frame_room = self._frame_room, frame_max - wire.FRAME_OVERHEAD
         self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
+        return self._frame_room < before
 
     def largest(self, size: int) -> None:
         """Set the size limit of the broker for bodies, in bytes."""

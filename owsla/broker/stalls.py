@@ -21,19 +21,20 @@ S = TypeVar("S")
 class Stalls(Generic[S]):
     """The stalled connections, with reasons."""
 
-    __slots__ = ("_refused", "_reported", "_stalled", "_waiting")
+    __slots__ = ("_refused", "_reported", "_waiting", "stalled")
 
     def __init__(self) -> None:
-        self._stalled: dict[S, str] = {}
+        self.stalled: dict[S, str] = {}
+        """The stalled connections, with the reason of each."""
         self._refused: set[S] = set()  # connections with refused lines that are not republished yet
         self._waiting: set[S] = set()
         self._reported: dict[str, int] = {}  # stalled connections by reason
 
     def __contains__(self, source: S) -> bool:
-        return source in self._stalled
+        return source in self.stalled
 
     def __len__(self) -> int:
-        return len(self._stalled)
+        return len(self.stalled)
 
     def refuse(self, source: S, reason: str) -> tuple[bool, bool]:
         """Note a refused line. Return whether the connection stalls with it, and whether to report the reason.
@@ -41,9 +42,9 @@ class Stalls(Generic[S]):
         A reason is reported once, until all connections that stalled for it are flowing again.
         """
         self._refused.add(source)
-        if source in self._stalled:
+        if source in self.stalled:
             return False, False
-        self._stalled[source] = reason
+        self.stalled[source] = reason
         reported = reason in self._reported
         if reported:
             self._reported[reason] += 1
@@ -68,8 +69,8 @@ class Stalls(Generic[S]):
         """Note that lines of these connections are confirmed. Return the registered ones that resume."""
         resumed: list[S] = []
         for source in sources:
-            if source in self._stalled and source not in self._refused:
-                self._forget(self._stalled.pop(source))
+            if source in self.stalled and source not in self._refused:
+                self._forget(self.stalled.pop(source))
                 if source in self._waiting:
                     self._waiting.remove(source)
                     resumed.append(source)
@@ -84,8 +85,8 @@ class Stalls(Generic[S]):
     def clear(self) -> list[S]:
         """Reset for a new channel, on which all lines are republished. Return the registered connections in the order of
         stalling."""
-        resumed = [source for source in self._stalled if source in self._waiting]
-        self._stalled.clear()
+        resumed = [source for source in self.stalled if source in self._waiting]
+        self.stalled.clear()
         self._refused.clear()
         self._waiting.clear()
         self._reported.clear()

@@ -56,8 +56,6 @@ def make_publishing(base: Base) -> Publishing:
         ),
         packer=packer,
         window=window,
-        seq_header=settings.seq_header,
-        frame_max=FRAME_MAX,
         acknowledge=settings.device_ack is not None,
         observe=latency.observe if settings.http is not None else None,
     )

@@ -16,7 +16,8 @@ from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
-from owsla.broker.lines import LINES, SCRATCH, SMALLEST_SHARE, LinePublisher
+from owsla.broker.destination import SCRATCH
+from owsla.broker.lines import LINES, SMALLEST_SHARE, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -104,8 +105,6 @@ class Lab:
                 frame_max=131072,
             ),
             window=self.window,
-            seq_header="from_device_seq",
-            frame_max=131072,
             acknowledge=True,
             observe=self.waits.append,
             now=lambda: self.now,

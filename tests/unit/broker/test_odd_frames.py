@@ -161,8 +161,6 @@ def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
             frame_max=131072,
         ),
         window=Window(8, 1 << 20),
-        seq_header="from_device_seq",
-        frame_max=131072,
         acknowledge=True,
         observe=lambda seconds: None,
     )

@@ -1,0 +1,227 @@
+"""Refused and returned lines of devices: which connections they pause, and when they are republished.
+
+Theory of operation. States of the destination: *accepting*; *refusing*, from the first refused line until a republished one is
+confirmed and none is refused. If all lines have one route, refusing pauses all devices (`pausing_all`). If connections have
+their own routing keys, only their connections are paused (`Stalls`). In both cases a timer republishes the refused lines, with
+a growing delay.
+
+`watching` is true while a confirm can change any of this. It keeps the confirms of normal operation free of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from twisted.python.failure import Failure
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..events import Event, LinesAccepted, LinesRefused
+from ..interfaces import Clock, DelayedCall, LineSource
+from .destination import Destination
+from .refusals import RefusalHistory
+from .retry_delay import RetryDelay
+from .stalls import Stalls
+from .waiting import WaitingConnections
+from .window import Entry, Window
+
+
+class RefusedLines:
+    """The consequences of refused lines: pauses, reports and the timer of the republication."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        destination: Destination,
+        window: Window,
+        waiting: WaitingConnections,
+        *,
+        one_route: bool,
+        republish: Callable[[], None],
+    ) -> None:
+        """`one_route`: all lines have the same routing key. `republish` is called when refused lines should be republished."""
+        self._clock = clock
+        self._emit = emit
+        self._destination = destination
+        self._window = window
+        self._waiting = waiting
+        self._republish = republish
+        self._reported = False
+        self._stalls: Stalls[LineSource] | None = None if one_route else Stalls()
+        self._retry_call: DelayedCall | None = None
+        self._retry_wait = RetryDelay(first=0.1, most=5.0)
+        self._history = RefusalHistory()
+        self._proven = False  # the broker confirmed a line on this channel
+        self.pausing_all = False
+        """True while lines are refused, and all devices paused."""
+        self.watching = True
+        """True while `confirmed` must be called."""
+
+    @property
+    def pending(self) -> bool:
+        """True while refused lines must be written before new ones."""
+        return self.pausing_all or bool(self._stalls)
+
+    def holds(self, source: LineSource) -> bool:
+        """Return whether new lines of a connection must wait behind refused ones."""
+        return self.pausing_all or (self._stalls is not None and source in self._stalls.stalled)
+
+    def wait(self, source: LineSource) -> bool:
+        """Register a connection if it is stalled. Return whether it is."""
+        if self._stalls is None or source not in self._stalls:
+            return False
+        self._stalls.wait(source)
+        return True
+
+    def leave(self, source: LineSource) -> None:
+        """Remove the registration of a connection."""
+        if self._stalls is not None:
+            self._stalls.leave(source)
+
+    # -- the channel -----------------------------------------------------------------------------------------------------
+
+    def channel_opened(self) -> None:
+        """Reset for a new channel, on which all lines are republished."""
+        self._proven = False
+        self._history.channel_opened()
+        self.pausing_all = False
+        self.watching = True
+        if self._stalls is not None:
+            self._waiting.add(self._stalls.clear())
+        self.stop()
+
+    def confirmed(self, entries: list[Entry]) -> bool:
+        """Process confirmed lines. Return whether connections have been resumed from a stall."""
+        if entries and not self._proven:
+            self._proven = True
+            self._history.accepted(self._destination.name)
+        if self.pausing_all and entries and not self._window.refused:
+            self.pausing_all = False
+            self._retry_wait.reset()
+        freed = self._resume_stalled(self._stalls, entries) if self._stalls else False
+        if self._reported and entries and not self._window.refused and not self._stalls:
+            self._reported = False
+            self._emit(LinesAccepted(self._destination.describe()))
+        self.watching = self.pending or self._reported or not self._proven
+        return freed
+
+    def _resume_stalled(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> bool:
+        """Register stalled connections that have a confirmed line as waiting. Return whether there are any."""
+        freed = stalls.safe(entry.source for entry in safe)
+        self._waiting.add(freed)
+        if not stalls:
+            self._retry_wait.reset()
+        return bool(freed)
+
+    # -- refusals --------------------------------------------------------------------------------------------------------
+
+    def nacked(self, entries: list[Entry]) -> None:
+        """Process lines that the broker refused with basic.nack."""
+        self._history.refused(self._destination.name)
+        self.refuse(entries, self._destination.full())
+
+    def refuse(self, entries: list[Entry], reason: str) -> None:
+        """Pause devices, and schedule the republication of refused lines."""
+        self.watching = True
+        if self._stalls is not None:
+            self._stall(self._stalls, entries, reason)
+        elif not self.pausing_all:
+            self.pausing_all = True
+            self._report(len(entries), reason)
+        self._retry_soon()
+
+    def _report(self, lines: int, reason: str) -> None:
+        self._reported = True
+        self._emit(LinesRefused(lines, reason))
+
+    def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
+        """Pause the connections of refused lines."""
+        for entry in entries:
+            source = entry.source
+            stalled, tell = stalls.refuse(source, reason)
+            if tell:
+                self._report(len(entries), reason)
+            if not stalled:
+                continue
+            if self._waiting.remove(source):
+                stalls.wait(source)
+            else:
+                try:
+                    source.stall()
+                except Exception:
+                    source.failed(Failure())
+
+    def defer(self, source: LineSource, seq: int, packed: bytes) -> None:
+        """Keep a new line behind the refused ones of its connection."""
+        self._window.defer(source, seq, packed)
+        if self._stalls is not None:
+            self._stalls.refuse(source, "")  # it stays stalled until this line is republished, too
+        self._retry_soon()
+
+    # -- republication ---------------------------------------------------------------------------------------------------
+
+    def _retry_soon(self) -> None:
+        if self._retry_call is None:
+            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._republish)
+
+    def needs_new_channel(self) -> bool:
+        """Begin an attempt to republish. Return whether it needs a new channel."""
+        self._retry_call = None
+        return self._history.needs_new_channel()
+
+    def published_again(self) -> None:
+        """Note that all refused lines have been republished.
+
+        Devices resume when the first of these is confirmed; with stalls, each connection when one of its own is.
+        """
+        if self._stalls is not None:
+            self._stalls.published_again()
+
+    def stop(self) -> None:
+        """Stop the timer of the republication."""
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
+        self._retry_call = None
+
+
+class ReturnedLines:
+    """Lines that the broker returned as unroutable, until their basic.ack.
+
+    RabbitMQ sends basic.return before the basic.ack of the same message. The ack has the tag, so the line is remembered until
+    then.
+    """
+
+    __slots__ = ("_seq_header", "routing_keys")
+
+    def __init__(self, seq_header: str) -> None:
+        self._seq_header = seq_header
+        self.routing_keys: dict[tuple[bytes, int], str] = {}
+        """Routing key of each returned line, by connection id and number."""
+
+    def add(self, routing_key: str, header: bytes) -> None:
+        """Remember a returned line. Raise `WireError` if it is not a line of Owsla."""
+        try:
+            headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
+            line = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
+        except (WireError, KeyError, ValueError, TypeError, OverflowError):
+            raise WireError("the broker returned a message that Owsla did not publish") from None
+        self.routing_keys[line] = routing_key
+
+    def split(self, entries: list[Entry]) -> tuple[list[Entry], list[Entry], dict[str, list[Entry]]]:
+        """Return the lines that were not returned, the returned ones, and these by routing key."""
+        safe: list[Entry] = []
+        returned: list[Entry] = []
+        by_key: dict[str, list[Entry]] = {}
+        for entry in entries:
+            key = self.routing_keys.pop((entry.source.connection_id, entry.seq), None)
+            if key is None:
+                safe.append(entry)
+            else:
+                returned.append(entry)
+                by_key.setdefault(key, []).append(entry)
+        return safe, returned, by_key
+
+    def clear(self) -> None:
+        """Forget all: a new channel has other tags."""
+        self.routing_keys.clear()
