@@ -902,7 +902,7 @@ class ExchangeTests(BrokerTestCase):
         reason = "the routing key would be 256 bytes long, and AMQP allows 255"
         self.assertEqual((set(long.closed), long.seq, self.lab.producer.unconfirmed), ({reason}, 0, 0))
         (warning,) = self.lab.events
-        self.assertIn(f"cannot be published: {reason}; it is closed", str(warning))
+        self.assertIn(f"cannot be published: {reason}; closing it", str(warning))
         self.assertEqual(self.lab.taken(), [])
         self.assertTrue(self.lab.producer.settled(long))
 
