@@ -1,4 +1,6 @@
-"""Lines published to an exchange of the operator's, with routing keys; and queues with arguments, quorum queues above all."""
+"""Tests of lines published to an exchange of the operator, with routing keys, and of queues with arguments, above all quorum
+queues.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ QUORUM = ["x-queue-type=quorum"]
 
 
 class Layout:
-    """An exchange of the operator's, and queues."""
+    """Exchange of the operator, and its queues."""
 
     def __init__(self, lab: Lab, broker: Broker) -> None:
         self.lab = lab
@@ -61,7 +63,7 @@ class Layout:
         await operator.call(lambda channel: channel.exchange_delete(self.exchange))
 
     async def gateway(self, **options: Any) -> Gateway:
-        """An Owsla that publishes there."""
+        """Start an Owsla that publishes to the exchange."""
         return await self.lab.gateway(
             self.broker.url, backend=False, from_device=None, publish_exchange=self.exchange, **options
         )
@@ -98,7 +100,9 @@ def bodies(messages: Sequence[Message]) -> list[bytes]:
 
 @reactor_test
 async def test_a_topic_exchange(lab: Lab, broker: Broker, named: Named) -> None:
-    """Lines go to the exchange under the connection's own key: node, device, and the connection where there is no device."""
+    """Lines go to the exchange with the routing key of their connection: node, device, and the connection where there is no
+    device.
+    """
     layout = Layout(lab, broker)
     await layout.declare("topic")
     of_door, of_rest, of_all = [await layout.queue(key) for key in ("*.door-7.*", "*.*.anybody", "#")]
@@ -119,14 +123,16 @@ async def test_a_topic_exchange(lab: Lab, broker: Broker, named: Named) -> None:
     stranger.send_line(b"again")
     assert (await (await layout.backend(of_stranger)).get(of_stranger)).body == b"again"
     assert await backend.count(of_rest) == 0
-    # The way back is as ever.
+    # The opposite direction is unchanged.
     await backend.publish(message.properties.reply_to, b"welcome", {"connection_id": connection_id, "to_device_seq": 0})
     assert await stranger.line() == b"welcome"
 
 
 @reactor_test
 async def test_shards(lab: Lab, broker: Broker, named: Named) -> None:
-    """A shard is the CRC-32 of the device id, or of the connection id, modulo their number: as anybody may compute it."""
+    """A shard is the CRC-32 of the device id, or of the connection id, modulo the number of shards, so that any client can
+    compute it.
+    """
     layout = Layout(lab, broker)
     await layout.declare("direct")
     queues = [await layout.queue(f"shard-{number}") for number in range(3)]
@@ -145,7 +151,7 @@ async def test_shards(lab: Lab, broker: Broker, named: Named) -> None:
 
 @reactor_test
 async def test_a_login_decides_the_key(lab: Lab, broker: Broker, tmp_path: Path) -> None:
-    """A device that logs in has the key of its own id for all of its lines, those that came with the login too."""
+    """The device id of a login determines the routing key of all lines, also of those that arrived with the login."""
     (tmp_path / "devices").write_text("door-7:secret\n")
     layout = Layout(lab, broker)
     await layout.declare("direct")
@@ -161,7 +167,7 @@ async def test_a_login_decides_the_key(lab: Lab, broker: Broker, tmp_path: Path)
 
 @reactor_test
 async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) -> None:
-    """A device id that makes the key longer than AMQP can say costs that connection alone, and a line in the log."""
+    """A device id that makes the routing key too long for AMQP closes its own connection only, with one line in the log."""
     layout = Layout(lab, broker)
     await layout.declare("fanout")
     queue = await layout.queue("")
@@ -187,7 +193,9 @@ async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) ->
 
 @reactor_test
 async def test_the_exchange_is_not_there(lab: Lab, broker: Broker) -> None:
-    """Without the exchange there is one clear line and no port, until somebody makes it; from_device is not declared."""
+    """Without the exchange, one line is logged and the port stays closed until the exchange is declared. from_device is not
+    declared.
+    """
     layout = Layout(lab, broker)
     # Another test on this broker may have left one.
     await (await lab.backend(broker.url)).call(lambda channel: channel.queue_delete("from_device"))
@@ -212,7 +220,7 @@ async def test_the_exchange_is_not_there(lab: Lab, broker: Broker) -> None:
 
 @reactor_test
 async def test_the_exchange_is_deleted(lab: Lab, broker: Broker) -> None:
-    """When the exchange is deleted nothing is lost: one line, devices wait, and go on when it is there again."""
+    """When the exchange is deleted, nothing is lost: one line is logged, and devices wait until it is declared again."""
     layout = Layout(lab, broker)
     await layout.declare("fanout")
     queue = await layout.queue("")
@@ -235,7 +243,9 @@ async def test_the_exchange_is_deleted(lab: Lab, broker: Broker) -> None:
 
 @reactor_test
 async def test_nowhere_to_go(lab: Lab, broker: Broker) -> None:
-    """Where no queue is bound lines are not safe, which is said once, by exchange and key; then they come, in order."""
+    """Lines without a bound queue are not acknowledged, which is logged once with exchange and key. With a queue they arrive in
+    order.
+    """
     layout = Layout(lab, broker)
     await layout.declare("direct")
     gateway = await layout.gateway(device_ack="ACK {seq}", routing_key="lines")
@@ -257,7 +267,7 @@ async def test_nowhere_to_go(lab: Lab, broker: Broker) -> None:
 
 @reactor_test
 async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, named: Named) -> None:
-    """A key that leads nowhere, and a queue that is full, hold up the connections with that key, and nobody else."""
+    """A key without a queue, or with a full queue, pauses the connections with that key, and no others."""
     layout = Layout(lab, broker)
     await layout.declare("direct")
     good = await layout.queue("good")
@@ -272,7 +282,7 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
     await gateway.owsla.wait_for_line("Broker refused .* lines?: .* no queue for the routing key 'lost'")
     full = f"a queue behind the exchange {layout.exchange} is full or unavailable"
     await gateway.owsla.wait_for_line(f"Broker refused .* lines?: {full}")
-    # They wait for longer than the idle time-out, and are not closed for it: they are not read.
+    # They wait for longer than the idle timeout, and are not closed as idle: they are not read.
     for number in range(25):
         devices["good"].send_line(b"%d" % number)
         assert (await backend.get(good)).body == b"%d" % number
@@ -300,7 +310,7 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
 
 @reactor_test
 async def test_stopping_while_some_wait(lab: Lab, broker: Broker, named: Named) -> None:
-    """A stop gives up lines that lead nowhere at its deadline, and says so; they were not acknowledged."""
+    """At its deadline a stop gives up unroutable lines, and logs that. They were not acknowledged."""
     layout = Layout(lab, broker)
     await layout.declare("direct")
     gateway = await layout.gateway(
@@ -320,7 +330,9 @@ async def test_stopping_while_some_wait(lab: Lab, broker: Broker, named: Named) 
 
 @reactor_test
 async def test_consistent_hash(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """RabbitMQ's consistent-hash exchange spreads connections over queues, and all lines of one are in one, in order."""
+    """RabbitMQ's consistent-hash exchange spreads connections over queues. All lines of a connection are in one queue, in
+    order.
+    """
     layout = Layout(lab, rabbitmq)
     await layout.declare("x-consistent-hash")
     queues = [await layout.queue("10") for _ in range(4)]
@@ -354,7 +366,9 @@ async def test_consistent_hash(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_quorum_queues(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """All of Owsla's queues may be quorum queues: lines, answers in order, records, and the end of the node's own queue."""
+    """All queues of Owsla may be quorum queues: for lines, ordered answers, records, and the node queue, which is deleted at
+    the end.
+    """
     gateway = await lab.gateway(
         rabbitmq.url,
         from_device_argument=QUORUM,
@@ -374,7 +388,7 @@ async def test_quorum_queues(lab: Lab, rabbitmq: RabbitMQ) -> None:
     for queue in (gateway.from_device, gateway.to_device, gateway.undeliverable, own):
         assert mine[queue] == "quorum"
 
-    # Answers over both queues, in their order.
+    # Answers over both queues arrive in order.
     def answer(channel: Any) -> None:
         for seq, queue in zip(range(600), itertools.cycle((gateway.to_device, own)), strict=False):
             headers = {"connection_id": connection_id, "to_device_seq": seq}
@@ -393,7 +407,7 @@ async def test_quorum_queues(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_arguments(lab: Lab, broker: Broker) -> None:
-    """Numbers, truth and text are declared as such: a plain declaration with the same arguments matches."""
+    """Numbers, booleans and text are declared with their types: a plain declaration with the same arguments matches."""
     gateway = await lab.gateway(
         broker.url,
         from_device_argument=["x-max-length=5", "x-overflow=reject-publish", "x-single-active-consumer=false"],
@@ -411,7 +425,7 @@ async def test_arguments(lab: Lab, broker: Broker) -> None:
 
 @reactor_test
 async def test_arguments_that_the_broker_refuses(lab: Lab, broker: Broker) -> None:
-    """Arguments that are nothing to the broker are one clear line, and tried again; the process stays."""
+    """Arguments that the broker refuses are one line in the log, and retried. The process keeps running."""
     name = secrets.token_hex(4)
     owsla = lab.new_owsla(
         broker=broker.url, from_device=f"from_{name}", to_device=f"to_{name}", from_device_argument="x-queue-type=round"

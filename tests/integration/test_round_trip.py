@@ -1,6 +1,6 @@
-"""Lines from devices to a back end and back: the contract of both brokers, seen from outside.
+"""Tests of lines from devices to a back end and back: the contract of both brokers, from outside.
 
-The device is Twisted's TLS, the back end pika; where a client library would hide something the bytes are looked at.
+The device uses the TLS of Twisted, the back end pika. Where a client library would hide a detail, the test reads the bytes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test
 from ._support.wire import field_table, long_string, read_table
 
-#: The default of --max-line.
+#: Default of --max-line.
 MAX_LINE = 16384
 
 
 @pytest.fixture(scope="module")
 def shared_gateway(broker: Broker, module_lab: Lab) -> Gateway:
-    """One Owsla with default options for most of the module."""
+    """Return one Owsla with default options for most of the module."""
     return block_on(module_lab.gateway(broker.url))
 
 
 @pytest.fixture
 def gateway(shared_gateway: Gateway) -> Iterator[Gateway]:
-    """The shared gateway with nothing left over from the test before."""
+    """Return the shared gateway with empty inboxes."""
     for inbox in shared_gateway.backend.inbox.values():
         inbox.clear()
     yield shared_gateway
@@ -47,7 +47,7 @@ def gateway(shared_gateway: Gateway) -> Iterator[Gateway]:
 
 @reactor_test
 async def test_there_and_back(gateway: Gateway, lab: Lab) -> None:
-    """A device's line is a message on from_device; a message on to_device is a line to that device, ended by CR LF."""
+    """A line of a device is a message on from_device. A message on to_device is a line to its device, ended by CR LF."""
     device = await lab.device(gateway)
     device.send_line(b"a line")
     message = await gateway.message()
@@ -59,7 +59,7 @@ async def test_there_and_back(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_answer_by_reply_to(gateway: Gateway, lab: Lab) -> None:
-    """An answer published, mandatory, to the queue that reply_to names reaches the device too."""
+    """An answer published as mandatory to the queue in reply_to reaches the device too."""
     device = await lab.device(gateway)
     device.send_line(b"a line")
     message = await gateway.message()
@@ -70,19 +70,19 @@ async def test_answer_by_reply_to(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_many_answers(gateway: Gateway, lab: Lab) -> None:
-    """Every one of many messages reaches the device, once each while nothing fails."""
+    """Each of many messages reaches the device, exactly once while nothing fails."""
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
     wanted = [b"answer %d" % number for number in range(500)]
     for body in wanted:
         await gateway.send(connection_id, body)
     assert sorted(await device.lines.take(len(wanted))) == sorted(wanted)
-    await gateway.round_trip(device)  # and nothing beyond them
+    await gateway.round_trip(device)  # and no others
 
 
 @reactor_test
 async def test_devices_are_told_apart(gateway: Gateway, lab: Lab) -> None:
-    """What one device says carries its own connection id, and what is for one device reaches no other."""
+    """A line carries the connection id of its own device, and a message for one device reaches no other."""
     devices = [await lab.device(gateway) for _ in range(8)]
     for round_ in range(20):
         for number, device in enumerate(devices):
@@ -103,7 +103,7 @@ async def test_devices_are_told_apart(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_nothing_is_left_unacknowledged(broker: Broker, lab: Lab) -> None:
-    """A message that was handed to its device is gone from the queue: it doesn't come back when Owsla dies."""
+    """A message delivered to its device is acknowledged: it is not redelivered after Owsla is killed."""
     gateway = await lab.gateway(broker.url)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
@@ -112,7 +112,7 @@ async def test_nothing_is_left_unacknowledged(broker: Broker, lab: Lab) -> None:
     await device.lines.take(30)
     await gateway.round_trip(device)
     gateway.owsla.kill()
-    # Of the last message, that of the round trip, the device may have heard before the broker had the acknowledgement.
+    # The device may have the last message before the broker has its acknowledgement.
     assert await gateway.backend.count(gateway.to_device) <= 1
     assert await gateway.backend.count(gateway.from_device) == 0
 
@@ -122,7 +122,7 @@ async def test_nothing_is_left_unacknowledged(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_message_as_bytes(broker: Broker, lab: Lab) -> None:
-    """A line's message has exactly the parts of the contract, each of the AMQP type the contract gives it."""
+    """The message of a line has exactly the parts of the contract, each with the AMQP type of the contract."""
     gateway = await lab.gateway(broker.url, backend=False)
     wire = await lab.wire(broker.port)
     device = await lab.device(gateway)
@@ -148,7 +148,7 @@ async def test_message_as_bytes(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_published_to_the_default_exchange(gateway: Gateway, lab: Lab) -> None:
-    """from_device and to_device match a back end's own plain durable declaration."""
+    """from_device and to_device match a plain durable declaration of a back end."""
     await gateway.backend.call(lambda channel: channel.queue_declare(gateway.from_device, durable=True))
     await gateway.backend.call(lambda channel: channel.queue_declare(gateway.to_device, durable=True))
     device = await lab.device(gateway)
@@ -157,7 +157,7 @@ async def test_published_to_the_default_exchange(gateway: Gateway, lab: Lab) -> 
 
 @reactor_test
 async def test_connection_id(gateway: Gateway, lab: Lab) -> None:
-    """A connection id is a UUID of version 8 in canonical text; its first 8 digits are the node's, the rest differ."""
+    """A connection id is a UUID of version 8 in canonical text. Its first 8 digits are those of the node, the rest differ."""
     ids = [await gateway.introduce(await lab.device(gateway)) for _ in range(5)]
     for text in ids:
         parsed = uuid.UUID(text)
@@ -171,7 +171,7 @@ async def test_connection_id(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_queues_as_rabbitmq_has_them(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """All queues are durable; from_device and to_device are plain, the node's and undeliverable as the contract says."""
+    """All queues are durable. from_device and to_device have no arguments; the other queues have those of the contract."""
     gateway = await lab.gateway(rabbitmq.url)
     message_id = await gateway.introduce(await lab.device(gateway))
     listed = await rabbitmq.ctl("list_queues", "name", "durable", "auto_delete", "owner_pid", "arguments")
@@ -184,7 +184,7 @@ async def test_queues_as_rabbitmq_has_them(rabbitmq: RabbitMQ, lab: Lab) -> None
     assert '{"x-max-length",100000}' in arguments
     assert '{"x-overflow","reject-publish"}' in arguments
     *rest, arguments = queues[f"{gateway.to_device}.{message_id[:8]}"]
-    assert rest == plain[:-1]  # in particular not exclusive: it outlives the AMQP connection
+    assert rest == plain[:-1]  # in particular not exclusive: the queue outlives the AMQP connection
     assert '{"x-single-active-consumer",true}' in arguments
     expires = int(arguments.split('{"x-expires",')[1].split("}")[0])
     assert expires > 60_000, "the node's queue must outlive an ordinary outage"
@@ -192,7 +192,7 @@ async def test_queues_as_rabbitmq_has_them(rabbitmq: RabbitMQ, lab: Lab) -> None
 
 @reactor_test
 async def test_names_are_options(broker: Broker, lab: Lab) -> None:
-    """The header that counts lines is named by --seq-header and typed by --seq-type, the delivery mode is --delivery-mode's."""
+    """--seq-header names the header with the number of a line, --seq-type its type, and --delivery-mode the delivery mode."""
     gateway = await lab.gateway(broker.url, seq_header="line-number", seq_type="int32", delivery_mode=1)
     device = await lab.device(gateway)
     device.send_line(b"one", b"two")
@@ -224,7 +224,7 @@ async def test_names_are_options(broker: Broker, lab: Lab) -> None:
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"], ids=["lf", "crlf"])
 @reactor_test
 async def test_line_bytes(gateway: Gateway, lab: Lab, body: bytes, ending: bytes) -> None:
-    """A line's bytes arrive exactly as they are, without LF or CR LF."""
+    """The bytes of a line arrive unchanged, without LF or CR LF."""
     device = await lab.device(gateway)
     device.send_raw(body + ending)
     message = await gateway.message()
@@ -243,7 +243,7 @@ async def test_line_bytes(gateway: Gateway, lab: Lab, body: bytes, ending: bytes
 )
 @reactor_test
 async def test_answer_bytes(gateway: Gateway, lab: Lab, body: bytes) -> None:
-    """A body's bytes reach the device exactly as they are, followed by CR LF."""
+    """The bytes of a body reach the device unchanged, followed by CR LF."""
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
     await gateway.send(connection_id, body)
@@ -253,7 +253,7 @@ async def test_answer_bytes(gateway: Gateway, lab: Lab, body: bytes) -> None:
 
 @reactor_test
 async def test_many_lines_in_one_record(gateway: Gateway, lab: Lab) -> None:
-    """Lines that arrive together are messages one by one, counted from 0, in order."""
+    """Lines that arrive together are separate messages, numbered from 0, in order."""
     device = await lab.device(gateway)
     lines = [b"line %d" % number for number in range(1000)]
     device.send_line(*lines)
@@ -264,11 +264,11 @@ async def test_many_lines_in_one_record(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_a_line_in_many_records(gateway: Gateway, lab: Lab) -> None:
-    """Lines that arrive a byte at a time are whole, wherever they were cut; also between CR and LF."""
+    """Lines that arrive byte by byte are whole, wherever they were cut, also between CR and LF."""
     device = await lab.device(gateway)
     for byte in b"first\r\nsecond\n\r\nthird\r\n":
         device.send_raw(bytes([byte]))
-        await pause(0)  # Twisted gathers what is written in one turn into one record
+        await pause(0)  # Twisted merges the writes of one reactor turn into one record
     messages = await gateway.messages(4)
     assert [message.body for message in messages] == [b"first", b"second", b"", b"third"]
     assert [message.seq for message in messages] == [0, 1, 2, 3]
@@ -276,8 +276,8 @@ async def test_a_line_in_many_records(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_unterminated_rest(broker: Broker, lab: Lab) -> None:
-    """What a device sends without an end of line before it closes is not published, but reported."""
-    gateway = await lab.gateway(broker.url)  # of its own: past 20 events of a kind in a second the log only counts
+    """Bytes without an end of line before the close are not published, but reported."""
+    gateway = await lab.gateway(broker.url)  # a gateway of its own: beyond 20 events of a kind in a second the log only counts
     device = await lab.device(gateway)
     device.send_raw(b"whole\nrest")
     message = await gateway.message()
@@ -291,7 +291,7 @@ async def test_unterminated_rest(broker: Broker, lab: Lab) -> None:
 @pytest.mark.parametrize("tail", [pytest.param(b"\nlater\n", id="terminated"), pytest.param(b"x" * 100_000, id="endless")])
 @reactor_test
 async def test_too_long_line(gateway: Gateway, lab: Lab, tail: bytes) -> None:
-    """A line longer than --max-line closes the connection and is an event; nothing of it is published."""
+    """A line longer than --max-line closes the connection and emits an event. No part of it is published."""
     device = await lab.device(gateway)
     start = gateway.owsla.mark()
     device.send_line(b"before")
@@ -306,7 +306,7 @@ async def test_too_long_line(gateway: Gateway, lab: Lab, tail: bytes) -> None:
 
 @reactor_test
 async def test_lines_before_a_too_long_one_count(gateway: Gateway, lab: Lab) -> None:
-    """Whole lines that arrive in one write with a line that is too long are published all the same."""
+    """Complete lines in one write with a line that is too long are published."""
     device = await lab.device(gateway)
     device.send_raw(b"one\ntwo\n" + b"x" * (2 * MAX_LINE) + b"\nthree\n")
     messages = await gateway.messages(2)
@@ -317,7 +317,7 @@ async def test_lines_before_a_too_long_one_count(gateway: Gateway, lab: Lab) -> 
 
 @reactor_test
 async def test_custom_delimiter(broker: Broker, lab: Lab) -> None:
-    """A delimiter of one's own is used as it is both ways; CR and LF are then bytes like any other."""
+    """A configured delimiter is used unchanged in both directions. CR and LF are then ordinary bytes."""
     gateway = await lab.gateway(broker.url, delimiter=";;")
     device = await lab.device(gateway, delimiter=b";;")
     device.send_raw(b"one\r\n;;two;three;;\r;;")
@@ -330,11 +330,11 @@ async def test_custom_delimiter(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_bodies_of_many_frames(broker: Broker, lab: Lab) -> None:
-    """Lines and answers much longer than an AMQP frame arrive whole, both ways."""
+    """Lines and answers much longer than an AMQP frame arrive whole, in both directions."""
     gateway = await lab.gateway(broker.url, max_line=1_000_000, write_buffer=4_000_000)
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
-    for size in (131_064, 131_065, 262_128, 1_000_000):  # around what fits into one frame and two, and the limit
+    for size in (131_064, 131_065, 262_128, 1_000_000):  # sizes around one frame, two frames, and the limit
         line = secrets.token_hex(size // 2 + 1)[:size].encode()
         device.send_line(line)
         assert (await gateway.message()).body == line
@@ -347,7 +347,7 @@ async def test_bodies_of_many_frames(broker: Broker, lab: Lab) -> None:
 
 @pytest.fixture(scope="module", params=["ecdsa", "rsa"])
 def tls_gateway(request: pytest.FixtureRequest, broker: Broker, module_lab: Lab) -> tuple[Gateway, Path]:
-    """An Owsla with a certificate of either kind, and the CA to trust."""
+    """Return an Owsla with an ECDSA or an RSA certificate, and the CA to trust."""
     authority = Authority(module_lab.folder / f"authority-{request.param}-{secrets.token_hex(4)}", request.param)
     cert, key = authority.issue("server")
     return block_on(module_lab.gateway(broker.url, cert=cert, key=key)), authority.ca
@@ -356,7 +356,7 @@ def tls_gateway(request: pytest.FixtureRequest, broker: Broker, module_lab: Lab)
 @pytest.mark.parametrize("version", [TLSVersion.TLSv1_2, TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 @reactor_test
 async def test_tls(tls_gateway: tuple[Gateway, Path], lab: Lab, version: TLSVersion) -> None:
-    """TLS 1.2 and 1.3 both work, with ECDSA and with RSA certificates."""
+    """TLS 1.2 and 1.3 work, with ECDSA and with RSA certificates."""
     gateway, ca = tls_gateway
     device = await lab.device(gateway, ca=ca, tls=version)
     assert device.tls_version == {TLSVersion.TLSv1_2: "TLSv1.2", TLSVersion.TLSv1_3: "TLSv1.3"}[version]
@@ -365,23 +365,24 @@ async def test_tls(tls_gateway: tuple[Gateway, Path], lab: Lab, version: TLSVers
 
 @pytest.fixture(scope="module")
 def hasty_gateway(broker: Broker, module_lab: Lab) -> Gateway:
-    """An Owsla that waits for nobody."""
+    """Return an Owsla with short timeouts."""
     return block_on(module_lab.gateway(broker.url, handshake_timeout="1s", idle_timeout="2s"))
 
 
 @reactor_test
 async def test_handshake_timeout(hasty_gateway: Gateway, lab: Lab) -> None:
-    """A connection that began its handshake and hasn't finished it within --handshake-timeout is closed."""
+    """A connection that has not completed its handshake within --handshake-timeout is closed."""
     began = time.monotonic()
     half = await lab.plain(hasty_gateway.owsla.port)
-    half.send_raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello
+    half.send_raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the first bytes of a ClientHello
     await half.closed()
     assert 0.9 <= time.monotonic() - began <= 4
 
 
 @reactor_test
 async def test_idle_timeout(hasty_gateway: Gateway, lab: Lab) -> None:
-    """A connection without a line in either direction for --idle-timeout is closed; a line in either keeps it."""
+    """A connection without a line in either direction for --idle-timeout is closed. A line in either direction keeps it open.
+    """
     silent = await lab.device(hasty_gateway)
     talker = await lab.device(hasty_gateway)
     listener = await lab.device(hasty_gateway)
@@ -401,7 +402,7 @@ async def test_idle_timeout(hasty_gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_bytes_without_a_line_are_idle(hasty_gateway: Gateway, lab: Lab) -> None:
-    """A device that sends a byte now and then but never a line is idle all the same."""
+    """A device that sends bytes but never a complete line is idle."""
     device = await lab.device(hasty_gateway)
     began = time.monotonic()
     while device.is_open and time.monotonic() - began < 10:
@@ -423,7 +424,7 @@ async def test_bytes_without_a_line_are_idle(hasty_gateway: Gateway, lab: Lab) -
 )
 @reactor_test
 async def test_connection_id_types(gateway: Gateway, lab: Lab, broker: Broker, kind: bytes, change: Any) -> None:
-    """connection_id is understood as a long string and as a byte array, in lower and in upper case."""
+    """connection_id may be a long string or a byte array, in lower or upper case."""
     device = await lab.device(gateway)
     connection_id = change((await gateway.introduce(device)).encode())
     wire = await lab.wire(broker.port)
@@ -441,7 +442,7 @@ def _integers() -> list[Any]:
 @pytest.mark.parametrize(("kind", "pack"), _integers())
 @reactor_test
 async def test_to_device_seq_types(gateway: Gateway, lab: Lab, broker: Broker, kind: bytes, pack: str) -> None:
-    """to_device_seq is understood as an integer of every AMQP width, as a double, a timestamp, and as decimal text."""
+    """to_device_seq may be an integer of any AMQP width, a double, a timestamp, or decimal text."""
     device = await lab.device(gateway)
     connection_id = (await gateway.introduce(device)).encode()
     wire = await lab.wire(broker.port)
@@ -455,7 +456,7 @@ async def test_to_device_seq_types(gateway: Gateway, lab: Lab, broker: Broker, k
 
 @reactor_test
 async def test_every_field_type_passes(gateway: Gateway, lab: Lab, broker: Broker) -> None:
-    """Headers of Owsla's no concern may have any type of RabbitMQ's grammar: the message is delivered all the same."""
+    """Headers that Owsla does not use may have any type of RabbitMQ's grammar: the message is delivered."""
     device = await lab.device(gateway)
     connection_id = (await gateway.introduce(device)).encode()
     table = field_table({"in": (b"S", long_string(b"side"))})
@@ -478,7 +479,7 @@ async def test_every_field_type_passes(gateway: Gateway, lab: Lab, broker: Broke
 
 @reactor_test
 async def test_no_connection_id(gateway: Gateway, lab: Lab) -> None:
-    """A message without connection_id goes to undeliverable, with headers that it had none of, too."""
+    """A message without connection_id goes to the queue of undeliverable messages, also if it had no headers."""
     node = (await gateway.introduce(await lab.device(gateway)))[:8]
     await gateway.backend.publish(gateway.to_device, b"for whom?", {"other": "header"})
     message = await gateway.refused()
@@ -505,7 +506,7 @@ async def test_no_connection_id(gateway: Gateway, lab: Lab) -> None:
 )
 @reactor_test
 async def test_bad_connection_id(gateway: Gateway, lab: Lab, connection_id: object) -> None:
-    """A connection_id that can't be one goes to undeliverable as it is."""
+    """An invalid connection_id goes to the queue of undeliverable messages unchanged."""
     await gateway.send(connection_id, b"for whom?")
     message = await gateway.refused()
     assert message.body == b"for whom?"
@@ -515,8 +516,8 @@ async def test_bad_connection_id(gateway: Gateway, lab: Lab, connection_id: obje
 
 @reactor_test
 async def test_unknown_connection(broker: Broker, lab: Lab) -> None:
-    """A message for a connection of this node that isn't there any more goes to undeliverable, whole."""
-    gateway = await lab.gateway(broker.url)  # of its own: past 20 events of a kind in a second the log only counts
+    """A message for a closed connection of this node goes unchanged to the queue of undeliverable messages."""
+    gateway = await lab.gateway(broker.url)  # a gateway of its own: beyond 20 events of a kind in a second the log only counts
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
     await device.close()
@@ -542,7 +543,7 @@ async def test_unknown_connection(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_unknown_node(broker: Broker, lab: Lab) -> None:
-    """A message for a node that isn't there goes to undeliverable, at the latest some time after --node-grace."""
+    """A message for an unknown node goes to the queue of undeliverable messages, at the latest some time after --node-grace."""
     gateway = await lab.gateway(broker.url, node_grace="1s")
     connection_id = "00000000-0000-8000-8000-000000000000"
     await gateway.send(connection_id, b"for whom?")
@@ -554,7 +555,7 @@ async def test_unknown_node(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_what_rabbitmq_acts_on_moves_to_headers(gateway: Gateway, lab: Lab) -> None:
-    """user_id, expiration and CC of an undeliverable message are kept as headers, where RabbitMQ lets them alone."""
+    """user_id, expiration and CC of an undeliverable message are moved to headers, which RabbitMQ does not interpret."""
     copies = f"copies_{secrets.token_hex(4)}"
     await gateway.backend.call(lambda channel: channel.queue_declare(copies, exclusive=True))
     headers = {"connection_id": "nobody's", "CC": [copies]}
@@ -572,7 +573,7 @@ async def test_what_rabbitmq_acts_on_moves_to_headers(gateway: Gateway, lab: Lab
 
 @reactor_test
 async def test_undeliverable_stops_nothing(gateway: Gateway, lab: Lab) -> None:
-    """Messages that can't be delivered, mixed in with others, lose none of the others."""
+    """Undeliverable messages between others do not affect the others."""
     device = await lab.device(gateway)
     connection_id = await gateway.introduce(device)
     for number in range(100):
@@ -585,7 +586,7 @@ async def test_undeliverable_stops_nothing(gateway: Gateway, lab: Lab) -> None:
 
 @reactor_test
 async def test_client_that_asks_for_the_certificate_of_the_name(gateway: Gateway, lab: Lab) -> None:
-    """The development certificate is good for localhost, 127.0.0.1 and ::1 by name or address, and for no other."""
+    """The development certificate is valid for localhost, 127.0.0.1 and ::1 by name or address, and for no other name."""
     for name in ("localhost", "127.0.0.1"):
         await gateway.round_trip(await lab.device(gateway, server_name=name))
     stranger: Device = lab.waiting_device(gateway, server_name="elsewhere.example")

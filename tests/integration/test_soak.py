@@ -1,6 +1,8 @@
-"""A soak: devices talk, children of the tree fail at random, the broker's connections are cut; in the end the books balance.
+"""Soak test: devices send, children of the supervision tree fail at random, broker connections are cut; in the end the books
+balance.
 
-OWSLA_SOAK_MINUTES is how long (half a minute without it); OWSLA_FAULT_SEED repeats the choices. `python -m bench.soak` runs it.
+OWSLA_SOAK_MINUTES is the duration (half a minute by default); OWSLA_FAULT_SEED repeats the choices. `python -m bench.soak` runs
+it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from ._support.waiting import block_on, pause, reactor_test
 from .test_faults import Run
 from .test_supervision import CONSUMERS, COURIER, PORT, PRODUCER, Trial, trial
 
-#: Failures within a minute in one supervisor that are not too often: it gives up at six. (Of connections, which may fail as
-#: often as they like, ten tracebacks a minute are logged, and this looks for each.)
+#: Failures within a minute in one supervisor that are allowed: it gives up at six. (Connections may fail any number of times,
+#: but only ten tracebacks a minute are logged, and this test needs each of them.)
 ALLOWED = 4
 
 Strike = Callable[[Trial], Awaitable[None]]
@@ -41,7 +43,7 @@ def _ends_one(target: str) -> Strike:
 
 
 async def _cut(it: Trial) -> None:
-    """The world's own: connections to the broker are lost, and nothing is restarted."""
+    """Cut the connections to the broker: a failure from outside, after which nothing is restarted."""
     mark = it.owsla.mark()
     it.run.proxy.cut()
     await it.owsla.wait_for_line("Broker lost", 30, start=mark)
@@ -61,12 +63,12 @@ STRIKES: dict[str, tuple[str, Strike]] = {
     "flush": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol._flush")),
     "cut": ("world", _cut),
 }
-"""What may happen, and which supervisor it counts against."""
+"""Possible failures, and the supervisor that counts them."""
 
 
 @pytest.fixture
 def run(rabbitmq: RabbitMQ, tmp_path: Path, certs_dir: Path) -> Iterator[Run]:
-    """Devices that talk to an Owsla that can be made to fail, and their books; not started."""
+    """Return devices that send to an Owsla with injected faults, and their books; not started."""
     lab = MischiefLab(tmp_path, certs_dir)
     one = Run(rabbitmq, lab)
     yield one
@@ -76,9 +78,11 @@ def run(rabbitmq: RabbitMQ, tmp_path: Path, certs_dir: Path) -> Iterator[Run]:
 
 @reactor_test
 async def test_soak(run: Run) -> None:
-    """Whatever fails in whatever order: the right child is restarted, every device is served, and nothing is lost."""
+    """After failures of any kind in any order, only the failed child was restarted, every device is served, and nothing is
+    lost.
+    """
     seconds = 60 * float(os.environ.get("OWSLA_SOAK_MINUTES") or 0.5)
-    # Comparing a long run's books takes this process some seconds, in which its proxy forwards no heartbeats either.
+    # Comparing the books of a long run takes this process some seconds, in which its proxy forwards no heartbeats either.
     it = await trial(run, heartbeat="60s")
     began = time.monotonic()
     done: Counter[str] = Counter()

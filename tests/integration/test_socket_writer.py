@@ -1,4 +1,4 @@
-"""Writing to a broker's socket at once, over real TCP connections of Twisted's."""
+"""Tests of immediate writes to a broker's socket, over real TCP connections of Twisted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ reactor: Any = _reactor
 
 
 class End(Protocol):
-    """One end of a connection: what came, and what ended it."""
+    """One end of a connection: the bytes received, and the reason of its end."""
 
     transport: Any
 
@@ -59,7 +59,7 @@ class Ends(Factory):
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[End, End, Writable]]:
-    """A connection: our end, theirs, which reads nothing yet, and what to write to of ours."""
+    """Return a connection: the local end, the remote end, which does not read yet, and the writer of the local end."""
     listening = Ends()
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(listening)
     ours: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port).connect(cast(Any, Ends()))
@@ -75,7 +75,7 @@ async def connected() -> AsyncIterator[tuple[End, End, Writable]]:
 
 
 def _at_once(theirs: End, out: Writable) -> None:
-    """It is in the socket when `write` returns: the reactor has had no turn when the other side has it."""
+    """Check that the bytes are in the socket when `write` returns: the reactor ran no turn before the other end has them."""
     out.write(b"hello ")
     out.write(b"there")
     theirs.socket.setblocking(True)
@@ -84,19 +84,19 @@ def _at_once(theirs: End, out: Writable) -> None:
 
 @reactor_test
 async def test_at_once() -> None:
-    """What is written is sent before the reactor's next turn."""
+    """Written bytes are sent before the next turn of the reactor."""
     async with connected() as (_, theirs, out):
         _at_once(theirs, out)
 
 
 @reactor_test
 async def test_more_than_the_socket_takes() -> None:
-    """What it does not take follows in order, and so does all that is written behind; then it is at once again."""
+    """Bytes that the socket does not accept follow in order, before all later writes. Then writes are immediate again."""
     async with connected() as (ours, theirs, out):
         parts = [b"%06d" % number * 10_000 for number in range(300)]
         for part in parts[:-1]:
             out.write(part)
-        # There is room in the socket again, of which the transport has not heard yet.
+        # The socket has room again, but the transport was not notified yet.
         theirs.socket.setblocking(True)
         theirs.data += theirs.socket.recv(1_000_000, socket.MSG_WAITALL)
         theirs.socket.setblocking(False)
@@ -112,7 +112,7 @@ async def test_more_than_the_socket_takes() -> None:
 
 @reactor_test
 async def test_closed_with_something_left() -> None:
-    """A connection that is closed sends first what was written."""
+    """A connection that is closed sends the written bytes first."""
     async with connected() as (ours, theirs, out):
         whole = b"abcdefgh" * 1_000_000
         out.write(whole)
@@ -125,7 +125,7 @@ async def test_closed_with_something_left() -> None:
 
 @reactor_test
 async def test_broken() -> None:
-    """A socket that is broken is the transport's to find, and nothing is raised here; nor when it is gone."""
+    """A write to a broken or closed socket raises nothing: the transport finds the error."""
     async with connected() as (ours, theirs, out):
         theirs.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.transport.abortConnection()
@@ -133,11 +133,11 @@ async def test_broken() -> None:
         for _ in range(3):
             out.write(b"is anybody there?" * 100_000)
         await until(lambda: ours.ended)
-        assert isinstance(ours.ended, ConnectionLost | ConnectionDone)  # whichever it finds first
+        assert isinstance(ours.ended, ConnectionLost | ConnectionDone)  # whichever error it finds first
         out.write(b"no")
 
 
 def test_no_socket_of_its_own() -> None:
-    """Where there is more before the socket, TLS for one, the transport does it all."""
+    """If the transport is not a plain socket (TLS, for example), the transport does all writes."""
     transport = StringTransport()
     assert socket_writer(transport) is transport

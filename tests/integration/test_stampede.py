@@ -1,4 +1,4 @@
-"""Thousands that connect at once, or mean no good: who is in is served, and devices get in."""
+"""Tests of thousands of simultaneous or hostile connections: established devices are served, and others can connect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import pause, reactor_test, until, within
 
 HANDSHAKES = 50
-"""`--max-handshakes` during an attack: few, so that the attack is large beside it."""
+"""`--max-handshakes` during an attack: few, so that the attack is large in comparison."""
 
 LATECOMERS = 20
 """Devices that connect during an attack."""
@@ -33,7 +33,7 @@ def _read(port: int) -> dict[str, float]:
 
 
 async def metrics(port: int) -> dict[str, float]:
-    """All samples, by name and labels."""
+    """Return all samples, by name and labels."""
     return await within(deferToThread(_read, port), 30, "the metrics")
 
 
@@ -49,7 +49,7 @@ async def metric(port: int, name: str, value: float, timeout: float = 30) -> Non
 
 
 def hello() -> bytes:
-    """A ClientHello."""
+    """Return a ClientHello."""
     memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     memory.set_connect_state()
     with pytest.raises(SSL.WantReadError):
@@ -63,8 +63,8 @@ def hello() -> bytes:
 @pytest.mark.parametrize(("kind", "max_per_address"), [("silent", None), ("garbage", None), ("both", 10)])
 @reactor_test
 async def test_attack(rabbitmq: RabbitMQ, lab: Lab, kind: str, max_per_address: int | None) -> None:
-    """While a thousand connections a second come from ten addresses and say nothing, or nonsense, established devices are
-    served, and others get in, connect by connect; all bounds hold, and the log does not grow with the attack.
+    """While ten addresses open a thousand silent or invalid connections a second, established devices are served, and other
+    devices connect one after another. All limits hold, and the log does not grow with the attack.
     """
     http = free_port()
     gateway = await lab.gateway(
@@ -73,7 +73,7 @@ async def test_attack(rabbitmq: RabbitMQ, lab: Lab, kind: str, max_per_address: 
     devices = [await lab.device(gateway, source=f"127.0.2.{number}") for number in range(1, 6)]
     established = [(device, await gateway.introduce(device)) for device in devices]
     with Attack(lab.folder, gateway.owsla.port, rate=1000, kind=kind) as attack:
-        # The system keeps silent ones to itself for some three seconds: the attack is to have arrived.
+        # The kernel holds silent connections back for some three seconds: wait until the attack has arrived.
         await attack.made(3500)
         seen = []
         for number in range(LATECOMERS):
@@ -101,7 +101,7 @@ async def test_attack(rabbitmq: RabbitMQ, lab: Lab, kind: str, max_per_address: 
 
 
 async def round_trip(gateway: Gateway, device: Device, connection_id: str) -> None:
-    """A line of a device that is known arrives, and an answer comes back."""
+    """Check that a line of a known device arrives, and that an answer reaches it."""
     assert await gateway.introduce(device) == connection_id
     await gateway.send(connection_id, b"answer")
     assert await device.line() == b"answer"
@@ -112,9 +112,7 @@ async def round_trip(gateway: Gateway, device: Device, connection_id: str) -> No
 
 @reactor_test
 async def test_silent_ones_that_speak_at_once(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Connections that said nothing for a while, and then all speak at once, are no more handshakes than allowed; those that
-    wait get their turn.
-    """
+    """When silent connections all send at once, the handshakes stay within the limit. The others wait for their turn."""
     http = free_port()
     gateway = await lab.gateway(embedded.url, http=http, max_handshakes=3)
     silent = [await lab.plain(gateway.owsla.port) for _ in range(10)]
@@ -134,7 +132,7 @@ async def test_silent_ones_that_speak_at_once(embedded: EmbeddedBrokerProcess, l
 
 @reactor_test
 async def test_stalled_handshakes(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Handshakes that do not go on hold all places; a device that waits has one long before --handshake-timeout."""
+    """Stalled handshakes use all slots. A waiting device gets one long before --handshake-timeout."""
     http = free_port()
     gateway = await lab.gateway(embedded.url, http=http, max_handshakes=2, handshake_timeout="120s")
     stalled = [await lab.plain(gateway.owsla.port) for _ in range(2)]
@@ -151,7 +149,7 @@ async def test_stalled_handshakes(embedded: EmbeddedBrokerProcess, lab: Lab) -> 
 
 @reactor_test
 async def test_first_bytes_of_a_hello(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """A TLS record that holds a ClientHello's first byte is not a ClientHello: it holds no place among the handshakes."""
+    """A TLS record with only the first byte of a ClientHello uses no handshake slot."""
     gateway = await lab.gateway(embedded.url, max_handshakes=1, handshake_timeout="120s")
     first = [await lab.plain(gateway.owsla.port) for _ in range(3)]
     for plain in first:
@@ -162,7 +160,8 @@ async def test_first_bytes_of_a_hello(embedded: EmbeddedBrokerProcess, lab: Lab)
 
 @reactor_test
 async def test_byte_by_byte(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Hellos that come byte by byte, or stop half-way, hold no place among the handshakes; they are closed in time."""
+    """A ClientHello that arrives byte by byte, or stops half-way, uses no handshake slot. Such connections are closed in time.
+    """
     gateway = await lab.gateway(embedded.url, max_handshakes=1, handshake_timeout="5s")
     slow = [await lab.plain(gateway.owsla.port) for _ in range(2)]
     for byte in hello()[:20]:
@@ -177,8 +176,8 @@ async def test_byte_by_byte(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
 
 @reactor_test
 async def test_max_per_address(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """With --max-per-address one connection more from an address is closed at once; from another it is not, nor when one
-    has left.
+    """With --max-per-address, a further connection from an address is closed at once. One from another address is not, nor one
+    after another was closed.
     """
     http = free_port()
     gateway = await lab.gateway(embedded.url, http=http, max_per_address=2)

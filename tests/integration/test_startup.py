@@ -1,4 +1,4 @@
-"""How Owsla starts and ends, as whoever runs it sees it."""
+"""Tests of the start and the end of Owsla, as the operator sees them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Place:
-    """What the cases below need on the machine."""
+    """Ports and files that the cases below need."""
 
     folder: Path
     taken: int
@@ -42,7 +42,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A folder of files, good and bad, and a port that something else has."""
+    """Return a folder of valid and invalid files, and a port that is in use."""
     folder = tmp_path_factory.mktemp("bad")
     authority = Authority(folder)
     cert, key = authority.issue("server")
@@ -105,7 +105,7 @@ _BAD: dict[str, _Case] = {
 @pytest.mark.parametrize("case", list(_BAD))
 @reactor_test
 async def test_bad_start(place: Place, lab: Lab, embedded: EmbeddedBrokerProcess, case: str) -> None:
-    """What can't be used is one line on standard error that names it, and exit status 1: never a traceback."""
+    """An invalid setting is one line on standard error that names it, and exit status 1, never a traceback."""
     options, said = _BAD[case](place)
     owsla = lab.new_owsla(**{"broker": embedded.url, **options})
     owsla.launch()
@@ -118,7 +118,7 @@ async def test_bad_start(place: Place, lab: Lab, embedded: EmbeddedBrokerProcess
 
 @reactor_test
 async def test_unreadable_key(place: Place, lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """A key that the user who runs Owsla may not read is one line too."""
+    """A private key that the user of Owsla may not read is one line, too."""
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     key = tmp_path / "secret.key"
@@ -132,7 +132,7 @@ async def test_unreadable_key(place: Place, lab: Lab, embedded: EmbeddedBrokerPr
 
 @reactor_test
 async def test_second_owsla_on_the_embedded_port(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """Where a broker runs on the embedded one's port already, the line says that there may be one and what to do."""
+    """If the port of the embedded broker is in use, the line says that another one may be running and what to do."""
     owsla = lab.new_owsla(broker="embedded", embedded_port=embedded.port)
     owsla.launch()
     assert await owsla.exited(20) == 1
@@ -145,7 +145,7 @@ async def test_second_owsla_on_the_embedded_port(lab: Lab, embedded: EmbeddedBro
 
 @reactor_test
 async def test_bare_start(lab: Lab, tmp_path: Path) -> None:
-    """With no options but ports it makes certificates, says which CA to trust and where back ends connect, and works."""
+    """With no options but ports, Owsla creates certificates, logs the CA file to trust and the URL for back ends, and works."""
     certs = tmp_path / "certs"
     port = free_port()
     owsla = lab.new_owsla(certs_dir=certs, embedded_port=port, interface=None)
@@ -165,7 +165,7 @@ async def test_bare_start(lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_certificates_are_used_again(lab: Lab, tmp_path: Path, embedded: EmbeddedBrokerProcess) -> None:
-    """The development certificates are made once: a second start has the same, and the devices' CA stays good."""
+    """Development certificates are created once: a second start uses them, so that devices can keep the CA."""
     certs = tmp_path / "certs"
     before: dict[str, bytes] = {}
     for _ in range(2):
@@ -180,7 +180,7 @@ async def test_certificates_are_used_again(lab: Lab, tmp_path: Path, embedded: E
 
 @reactor_test
 async def test_listens_on_ipv4_and_ipv6(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """Without --interface devices reach it by IPv4 and by IPv6."""
+    """Without --interface devices can connect over IPv4 and IPv6."""
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6 here")
     gateway = await lab.gateway(embedded.url, interface=None)
@@ -191,7 +191,7 @@ async def test_listens_on_ipv4_and_ipv6(lab: Lab, embedded: EmbeddedBrokerProces
 
 @reactor_test
 async def test_wildcard_of_one_ip_version(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
-    """`--interface ::` takes IPv6 only and `0.0.0.0` IPv4 only, and the log says so."""
+    """`--interface ::` accepts IPv6 only and `0.0.0.0` IPv4 only, and the log says so."""
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6 here")
     hosts = {"IPv6": (socket.AF_INET6, "::1"), "IPv4": (socket.AF_INET, "127.0.0.1")}
@@ -205,7 +205,7 @@ async def test_wildcard_of_one_ip_version(lab: Lab, embedded: EmbeddedBrokerProc
 
 @reactor_test
 async def test_openssl_and_echo(lab: Lab, tmp_path: Path, embedded: EmbeddedBrokerProcess) -> None:
-    """The minute of the README: `openssl s_client`, `owsla echo`, a line typed comes back."""
+    """The quick start of the README works: `openssl s_client`, `owsla echo`, and a typed line comes back."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl command")
@@ -213,7 +213,7 @@ async def test_openssl_and_echo(lab: Lab, tmp_path: Path, embedded: EmbeddedBrok
     echo_command = [str(Path(sys.executable).with_name("owsla")), "echo", f"--broker={embedded.url}"]
     echo = ChildProcess(echo_command, output=tmp_path / "echo", env=environment())
     s_client = [openssl, "s_client", "-quiet", "-verify_return_error", "-CAfile", str(gateway.owsla.ca)]
-    typed = ["sh", "-c", '(echo "typed line"; exec sleep 60) | exec "$@"', "sh"]  # it ends when its input does
+    typed = ["sh", "-c", '(echo "typed line"; exec sleep 60) | exec "$@"', "sh"]  # it ends with its input
     client = ChildProcess([*typed, *s_client, "-connect", f"localhost:{gateway.owsla.port}"], output=tmp_path / "client")
     try:
         await client.wait_for_line("typed line", 20)
@@ -228,7 +228,7 @@ async def test_openssl_and_echo(lab: Lab, tmp_path: Path, embedded: EmbeddedBrok
 
 @reactor_test
 async def test_help(tmp_path: Path) -> None:
-    """`twistd --help` lists owsla, `twistd owsla --help` its options; both from a folder that is not the checkout."""
+    """`twistd --help` lists owsla, `twistd owsla --help` its options. Both work outside the checkout."""
     for arguments, wanted in ((["--help"], r"^ +owsla +\S"), (["owsla", "--help"], r"^ +--max-line\b")):
         output = tmp_path / f"help-{len(arguments)}"
         process = ChildProcess([*twistd(), *arguments], output=output, env=environment(), cwd=tmp_path)
@@ -241,7 +241,7 @@ async def test_help(tmp_path: Path) -> None:
 
 @reactor_test
 async def test_tac_file(lab: Lab, broker: Broker, certs_dir: Path, tmp_path: Path) -> None:
-    """`twistd -ny tac/owsla.tac` is the same service, configured by the environment and the file it names."""
+    """`twistd -ny tac/owsla.tac` starts the same service, configured by the environment and the file named there."""
     config = tmp_path / "owsla.toml"
     config.write_text('from-device = "from_tac"\nto-device = "to_file"\nport = 1\ninterface = "127.0.0.1"\n')
     env = {
@@ -260,7 +260,7 @@ async def test_tac_file(lab: Lab, broker: Broker, certs_dir: Path, tmp_path: Pat
 
 @reactor_test
 async def test_tac_file_with_a_bad_setting(lab: Lab) -> None:
-    """A bad setting is one line and exit status 1 with the .tac file too."""
+    """An invalid setting is one line and exit status 1 with the .tac file too."""
     argv = ["--pidfile=", "-ny", str(_ROOT / "tac" / "owsla.tac")]
     owsla = lab.new_owsla(argv=argv, env={"OWSLA_PORT": "many"})
     owsla.launch()
@@ -271,7 +271,7 @@ async def test_tac_file_with_a_bad_setting(lab: Lab) -> None:
 
 @reactor_test
 async def test_command_line_wins(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """The command line overrides the environment, and the environment the file."""
+    """The command line overrides the environment, and the environment overrides the file."""
     config = tmp_path / "owsla.toml"
     config.write_text('max-line = 10\nfrom-device = "file"\nto-device = "to_file"\n')
     env = {"OWSLA_MAX_LINE": "20", "OWSLA_FROM_DEVICE": "from_environment"}
@@ -312,7 +312,7 @@ async def _reading(fifo: Path) -> int:
 
 @reactor_test
 async def test_signals_while_it_starts(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """SIGHUP and SIGUSR2 do no harm to a process that still reads its settings."""
+    """SIGHUP and SIGUSR2 do no harm while a process still reads its settings."""
     fifo = tmp_path / "password"
     os.mkfifo(fifo)
     owsla = lab.new_owsla(broker=embedded.url, broker_password_file=fifo)
@@ -328,14 +328,14 @@ async def test_signals_while_it_starts(lab: Lab, embedded: EmbeddedBrokerProcess
 
 @reactor_test
 async def test_pid_file_of_a_killed_container(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """A pid file with the process's own number is not taken for that of another server: in a container it is always 1."""
+    """A pid file with the process id of the process itself is not taken for another server: in a container it is always 1."""
     fifo, pid_file = tmp_path / "password", tmp_path / "twistd.pid"
     os.mkfifo(fifo)
     options = [f"--broker={embedded.url}", f"--broker-password-file={fifo}", "--port=0", "--interface=127.0.0.1"]
     owsla = lab.new_owsla(argv=["-n", f"--pidfile={pid_file}", "owsla", f"--certs-dir={tmp_path / 'certs'}", *options])
     owsla.launch()
     descriptor = await _reading(fifo)
-    pid_file.write_text(str(owsla.pid))  # what it finds there from its predecessor
+    pid_file.write_text(str(owsla.pid))  # left by the previous container
     os.write(descriptor, b"guest\n")
     os.close(descriptor)
     await owsla.listening()
@@ -346,7 +346,7 @@ async def test_pid_file_of_a_killed_container(lab: Lab, embedded: EmbeddedBroker
 
 @reactor_test
 async def test_check(lab: Lab, embedded: EmbeddedBrokerProcess, place: Place, tmp_path: Path) -> None:
-    """`--check` says in one line whether the settings can be used, ends with 0 or 1, and leaves nothing behind."""
+    """`--check` says in one line whether the settings are valid, ends with status 0 or 1, and leaves nothing behind."""
     tokens = tmp_path / "tokens"
     good: dict[str, Option] = {"cert": place.cert, "key": place.key, "port": place.taken, "dialect": "login"}
     for checker, status, said in ((f"file:{tokens}", 1, "tokens.*[Nn]o such file"), (None, 1, "--login-checker"), ("", 0, "")):
@@ -368,7 +368,7 @@ async def test_check(lab: Lab, embedded: EmbeddedBrokerProcess, place: Place, tm
 
 @reactor_test
 async def test_sigterm(broker: Broker, lab: Lab) -> None:
-    """SIGTERM closes the devices' connections, ends the process with status 0 and leaves nothing in the log amiss."""
+    """SIGTERM closes the connections of devices, and ends the process with status 0 and without an error in the log."""
     gateway = await lab.gateway(broker.url, drain_spread="100ms", drain_timeout="5s")
     device = await lab.device(gateway)
     await gateway.round_trip(device)
@@ -381,7 +381,7 @@ async def test_sigterm(broker: Broker, lab: Lab) -> None:
 
 @reactor_test
 async def test_sigterm_while_a_name_is_looked_up(lab: Lab, tmp_path: Path) -> None:
-    """A name server that does not answer does not hold up the end: neither of a single process nor of workers."""
+    """A name server that does not answer does not delay the end, neither of a single process nor of workers."""
     (tmp_path / "sitecustomize.py").write_text(
         "import socket, time\n"
         "answer = socket.getaddrinfo\n"
@@ -404,7 +404,7 @@ async def test_sigterm_while_a_name_is_looked_up(lab: Lab, tmp_path: Path) -> No
 
 @reactor_test
 async def test_sigterm_with_the_embedded_broker(lab: Lab) -> None:
-    """SIGTERM ends an Owsla with the embedded broker too, whoever is connected to that."""
+    """SIGTERM also ends an Owsla with the embedded broker, whichever clients are connected to it."""
     port = free_port()
     owsla = lab.new_owsla(embedded_port=port, drain_spread="100ms", drain_timeout="5s")
     await owsla.start()
@@ -417,7 +417,7 @@ async def test_sigterm_with_the_embedded_broker(lab: Lab) -> None:
 
 @reactor_test
 async def test_sigterm_before_the_broker_is_there(lab: Lab) -> None:
-    """SIGTERM ends an Owsla that is still looking for its broker."""
+    """SIGTERM ends an Owsla that is still connecting to its broker."""
     owsla = lab.new_owsla(broker=f"amqp://127.0.0.1:{free_port()}", drain_spread="100ms", drain_timeout="5s")
     owsla.launch()
     await owsla.wait_for_line("Broker unavailable")
@@ -437,7 +437,7 @@ def _in_process_list(pid: int, text: str) -> bool:
 @pytest.mark.parametrize("way", ["file", "environment", "command-line"])
 @reactor_test
 async def test_password_is_nowhere(embedded: EmbeddedBrokerProcess, lab: Lab, tmp_path: Path, way: str) -> None:
-    """A password, right or wrong, is in no log line and not in the process list, however it was given."""
+    """A password, right or wrong, appears in no log line and not in the process list, whichever way it was given."""
     url = f"amqp://guest:{_SECRET}@127.0.0.1:{embedded.port}/%2f"
     if way == "file":
         password_file = tmp_path / "password"
@@ -456,7 +456,7 @@ async def test_password_is_nowhere(embedded: EmbeddedBrokerProcess, lab: Lab, tm
 
 @reactor_test
 async def test_password_file(broker: Broker, lab: Lab, tmp_path: Path) -> None:
-    """The password in the file of --broker-password-file is the one that counts."""
+    """The password in --broker-password-file takes precedence."""
     password_file = tmp_path / "password"
     password_file.write_text("guest\n")
     url = f"amqp://guest:wrong@127.0.0.1:{broker.port}/%2f"
@@ -469,7 +469,7 @@ async def test_password_file(broker: Broker, lab: Lab, tmp_path: Path) -> None:
 
 @reactor_test
 async def test_max_connections(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """At --max-connections no more devices are let in; they wait, and get in when others leave. None is turned away."""
+    """At --max-connections no more devices are accepted. They wait, and connect when others leave. None is refused."""
     gateway = await lab.gateway(embedded.url, max_connections=3)
     inside = [await lab.device(gateway) for _ in range(3)]
     for device in inside:
@@ -477,7 +477,7 @@ async def test_max_connections(embedded: EmbeddedBrokerProcess, lab: Lab) -> Non
     outside = lab.waiting_device(gateway)
     outside.begin(60)
     await gateway.owsla.wait_for_line("Not accepting connections")
-    for device in inside:  # who is in is served all the same
+    for device in inside:  # connected devices are still served
         await gateway.round_trip(device)
     await pause(1)
     assert not outside.is_ready
@@ -490,7 +490,7 @@ async def test_max_connections(embedded: EmbeddedBrokerProcess, lab: Lab) -> Non
 
 @reactor_test
 async def test_max_connections_many_times(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Far more devices than --max-connections, coming and going: each gets its turn."""
+    """With far more devices than --max-connections that come and go, each one gets its turn."""
     gateway = await lab.gateway(embedded.url, max_connections=3)
     waiting = [lab.waiting_device(gateway) for _ in range(20)]
     for device in waiting:
@@ -507,7 +507,7 @@ async def test_max_connections_many_times(embedded: EmbeddedBrokerProcess, lab: 
 
 @reactor_test
 async def test_max_connections_above_the_limit_on_open_files(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """With --max-connections above what the limit on open files allows, start-up says what to raise."""
+    """If --max-connections is above the limit on open files, the log at start-up says which limit to raise."""
     owsla = lab.new_owsla(broker=embedded.url, max_connections=9_000_000)
     owsla.launch()
     line = await owsla.wait_for_line(r"(?i)open.files|nofile")
@@ -526,10 +526,10 @@ async def test_soft_limit_on_open_files_is_raised(embedded: EmbeddedBrokerProces
 
 @reactor_test
 async def test_silent_sockets_take_no_place(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Sockets that never begin a handshake take no place among the handshakes, nor among the connections."""
+    """Sockets that never begin a handshake use no slot of the handshakes or of the connections."""
     gateway = await lab.gateway(embedded.url, max_handshakes=2, max_connections=4, handshake_timeout="30s")
     silent = [await lab.plain(gateway.owsla.port) for _ in range(10)]
-    await pause(0.2)  # time for them to be noticed, if they are
+    await pause(0.2)  # time for them to be noticed
     for _ in range(3):
         await gateway.round_trip(await lab.device(gateway))
     assert all(plain.is_open for plain in silent)
@@ -537,10 +537,10 @@ async def test_silent_sockets_take_no_place(embedded: EmbeddedBrokerProcess, lab
 
 @reactor_test
 async def test_silent_sockets_are_closed(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """A socket that never says anything is closed in the end.
+    """A silent socket is closed.
 
-    That takes longer than --handshake-timeout: the kernel keeps such a socket to itself for some seconds, which it rounds up
-    to its own retransmissions (tcp(7), TCP_DEFER_ACCEPT).
+    That takes longer than --handshake-timeout: the kernel holds such a socket back for some seconds, rounded up to its
+    retransmissions (tcp(7), TCP_DEFER_ACCEPT).
     """
     gateway = await lab.gateway(embedded.url, handshake_timeout="1s")
     silent = await lab.plain(gateway.owsla.port)
@@ -549,7 +549,7 @@ async def test_silent_sockets_are_closed(embedded: EmbeddedBrokerProcess, lab: L
 
 @reactor_test
 async def test_socket_options(embedded: EmbeddedBrokerProcess, lab: Lab) -> None:
-    """Devices' connections have TCP keepalive; many can wait to be accepted."""
+    """Connections of devices have TCP keepalive, and the accept queue is long."""
     ss = shutil.which("ss")
     if ss is None:
         pytest.skip("no ss command")
@@ -571,7 +571,7 @@ async def test_socket_options(embedded: EmbeddedBrokerProcess, lab: Lab) -> None
     (listening,) = [line for line in await look() if line.startswith("LISTEN")]
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     assert int(listening.split()[2]) >= min(1024, somaxconn)
-    for _ in range(50):  # what was sent last has another timer, until it is acknowledged
+    for _ in range(50):  # the last segment has another timer, until it is acknowledged
         (mine,) = [line for line in await look() if f":{device.local_port} " in line and line.startswith("ESTAB")]
         if "timer:(keepalive" in mine:
             return

@@ -1,4 +1,6 @@
-"""Supervision of a running gateway: a defect restarts the child that has it, a failure of the outside world nothing."""
+"""Tests of the supervision of a running gateway: a defect restarts the child that has it, a failure from outside restarts
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -414,7 +416,7 @@ async def test_give_up(lab: MischiefLab, embedded: EmbeddedBrokerProcess, target
         await device.closed(1)
 
 
-# -- Failures of the outside world -------------------------------------------------------------------------------------
+# -- Failures from outside ---------------------------------------------------------------------------------------------
 
 
 def connect(port: int, ca: Path, count: int) -> list[ssl.SSLSocket]:

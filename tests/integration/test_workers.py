@@ -1,4 +1,4 @@
-"""`--workers`: several processes on one port, their parent, and what becomes of both."""
+"""Tests of `--workers`: several processes on one port, and their parent."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import pause, reactor_test, until
 from .test_http import ask
 
-#: Seconds for a worker to be there again: an interpreter's start, and its connections to the broker.
+#: Seconds in which a worker is restarted: the start of an interpreter, and its connections to the broker.
 RESTART = 30
 
 
 async def processes(owsla: Owsla, count: int, start: int = 0) -> dict[str, int]:
-    """Wait until so many workers have opened the port since `start`, and give the process of each."""
+    """Wait until this number of workers have opened the port since `start`. Return the process id of each."""
 
     def ready() -> bool:
         return len(set(re.findall(r"\[owsla\.(worker-\d+)#info\] Listening", owsla.process.output()[start:]))) >= count
@@ -38,12 +38,12 @@ async def processes(owsla: Owsla, count: int, start: int = 0) -> dict[str, int]:
 
 
 def pids(owsla: Owsla) -> dict[str, int]:
-    """The newest process of each worker."""
+    """Return the newest process id of each worker."""
     return {name: int(pid) for name, pid in re.findall(r"(worker-\d+) is process (\d+)", owsla.process.output())}
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process, and it is not just waiting to be reaped."""
+    """Return whether the process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -52,13 +52,13 @@ def alive(pid: int) -> bool:
 
 
 async def node_queues(rabbitmq: RabbitMQ, gateway: Gateway) -> list[str]:
-    """The queues that nodes of this gateway have, or left behind."""
+    """Return the queues of nodes of this gateway."""
     queues = (await rabbitmq.ctl("list_queues", "name")).split()
     return [queue for queue in queues if re.fullmatch(rf"{gateway.to_device}\.[0-9a-f]{{8}}", queue)]
 
 
 async def tidied_up(lab: Lab, rabbitmq: RabbitMQ, gateway: Gateway) -> None:
-    """The next node to start deletes the queues of nodes that all stopped in order, and has nothing to tell of them."""
+    """Check that the next node to start deletes the queues of nodes that all stopped in order, and announces no loss."""
     owsla = lab.new_owsla(broker=rabbitmq.url, from_device=gateway.from_device, to_device=gateway.to_device)
     await owsla.start()
     for _ in range(40):
@@ -71,7 +71,7 @@ async def tidied_up(lab: Lab, rabbitmq: RabbitMQ, gateway: Gateway) -> None:
 
 
 async def devices_on_each(gateway: Gateway, lab: Lab, nodes: int) -> dict[str, list[tuple[Device, str]]]:
-    """Connect devices until every node has one: by node, each with its connection's id."""
+    """Connect devices until every node has one. Return, by node, each device with its connection id."""
     found: dict[str, list[tuple[Device, str]]] = {}
     for _ in range(100):
         device = await lab.device(gateway)
@@ -83,7 +83,7 @@ async def devices_on_each(gateway: Gateway, lab: Lab, nodes: int) -> dict[str, l
 
 
 async def served(gateway: Gateway, device: Device, connection_id: str) -> None:
-    """A message on to_device finds this device, whichever worker consumes it, and a line of its own arrives."""
+    """Check that a message on to_device reaches this device, whichever worker consumes it, and that a line of it arrives."""
     for number in range(4):
         await gateway.send(connection_id, b"to %d" % number)
     assert sorted([await device.line() for _ in range(4)]) == [b"to %d" % number for number in range(4)]
@@ -92,7 +92,7 @@ async def served(gateway: Gateway, device: Device, connection_id: str) -> None:
 
 @reactor_test
 async def test_each_device_is_found(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Each worker is a node of its own and gets devices; messages for them find them, whichever worker consumes them."""
+    """Each worker is a node and gets devices. Messages reach their devices, whichever worker consumes them."""
     gateway = await lab.gateway(rabbitmq.url, workers=3)
     await processes(gateway.owsla, 3)
     found = await devices_on_each(gateway, lab, 3)
@@ -106,7 +106,7 @@ async def test_each_device_is_found(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_evenly_spread(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """Devices that connect one after another, or all at once, are spread evenly; so are those that come after a worker died."""
+    """Devices that connect one after another, or all at once, are spread evenly, also after the death of a worker."""
     gateway = await lab.gateway(rabbitmq.url, workers=3)
     before = await processes(gateway.owsla, 3)
 
@@ -126,7 +126,7 @@ async def test_evenly_spread(rabbitmq: RabbitMQ, lab: Lab) -> None:
     await gatherResults([Deferred.fromCoroutine(device.connect()) for device in more])
     devices += more
     counts = await spread()
-    # Not quite: who is not given the processor for five milliseconds is not waited for.
+    # The distribution is not exact: a worker that gets no CPU for five milliseconds is not waited for.
     assert counts[0] >= 15, counts
     mark = gateway.owsla.mark()
     os.kill(before["worker-2"], signal.SIGKILL)
@@ -139,7 +139,7 @@ async def test_evenly_spread(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_one_is_killed(rabbitmq: RabbitMQ, lab: Lab) -> None:
-    """A worker that is killed is started again, costs its own devices only, and its node is buried at once."""
+    """A killed worker is restarted, only its own devices are affected, and its node is announced as lost at once."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, node_grace="60s")
     before = await processes(gateway.owsla, 2)
     found = await devices_on_each(gateway, lab, 2)
@@ -155,7 +155,7 @@ async def test_one_is_killed(rabbitmq: RabbitMQ, lab: Lab) -> None:
     (living,) = [node for node in found if node != dead]
     for device, connection_id in found[living]:
         await served(gateway, device, connection_id)
-    # Long before its grace is over the parent has said that it is dead.
+    # The parent has announced the loss long before the grace is over.
     await gateway.send(found[dead][0][1], b"too late")
     refused = await gateway.refused(20)
     assert refused.headers["owsla_reason"] == "unknown-connection"
@@ -174,7 +174,7 @@ async def test_one_is_killed(rabbitmq: RabbitMQ, lab: Lab) -> None:
 
 @reactor_test
 async def test_parent_is_killed(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """kill -9 of the parent leaves no worker behind: they stop in order, and soon; the port is free at once."""
+    """After kill -9 of the parent, its workers stop in order and soon. The port is free at once."""
     gateway = await lab.gateway(rabbitmq.url, workers=2)
     workers = await processes(gateway.owsla, 2)
     found = await devices_on_each(gateway, lab, 2)
@@ -188,13 +188,13 @@ async def test_parent_is_killed(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_parent_stands_still(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """A parent that reads nothing (SIGSTOP) holds up no line, whatever its workers would have to tell it."""
+    """A parent that does not read (SIGSTOP) delays no line, however much its workers have to report."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, events=["console", f"json:{tmp_path / 'events.json'}"])
     await processes(gateway.owsla, 2)
     found = await devices_on_each(gateway, lab, 2)
     gateway.owsla.process.signal(signal.SIGSTOP)
     try:
-        for _ in range(50):  # each is some lines for the log and the file
+        for _ in range(50):  # each causes some lines in the log and the file
             await (await lab.device(gateway)).close()
         for devices in found.values():
             await served(gateway, *devices[0])
@@ -207,7 +207,7 @@ async def test_parent_stands_still(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path)
 
 @reactor_test
 async def test_stopped_in_the_terminal(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """Ctrl-C reaches parent and workers alike: all stop in order, once, with status 0."""
+    """Ctrl-C reaches parent and workers: all stop in order, once, with status 0."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="2s")
     workers = await processes(gateway.owsla, 2)
     await devices_on_each(gateway, lab, 2)
@@ -221,7 +221,7 @@ async def test_stopped_in_the_terminal(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_unit_is_stopped(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """systemd sends SIGTERM to every process of a unit: one stop in order, with status 0, and no worker is started again."""
+    """systemd sends SIGTERM to every process of a unit: all stop in order, with status 0, and no worker is restarted."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="1s")
     workers = await processes(gateway.owsla, 2)
     for pid in [*workers.values(), gateway.owsla.pid]:
@@ -233,7 +233,7 @@ async def test_unit_is_stopped(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_second_signal(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """A second SIGTERM ends the wait for the devices' turns in all workers."""
+    """A second SIGTERM ends the drain in all workers."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="30s", drain_timeout="60s")
     await processes(gateway.owsla, 2)
     await devices_on_each(gateway, lab, 2)
@@ -245,7 +245,7 @@ async def test_second_signal(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_second_signal_to_one_that_hangs(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """A second SIGTERM is at once also where a worker hangs: it is killed, and the whole ends in order."""
+    """A second SIGTERM also ends a worker that hangs: it is killed, and the rest ends in order."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_timeout="60s")
     workers = await processes(gateway.owsla, 2)
     os.kill(workers["worker-1"], signal.SIGSTOP)
@@ -259,12 +259,12 @@ async def test_second_signal_to_one_that_hangs(lab: Lab, rabbitmq: RabbitMQ) -> 
 
 @reactor_test
 async def test_stopped_while_a_restart_waits(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """A stop begins while a worker that died again and again waits for its restart: it is not started on the closed port."""
+    """During a stop, a worker that waits for its restart is not started on the closed port."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="3s")
     await processes(gateway.owsla, 2)
     await devices_on_each(gateway, lab, 2)
     killed = 0
-    for restart in range(1, 6):  # the last of them waits for half a second
+    for restart in range(1, 6):  # the last restart waits for half a second
         await until(lambda last=killed: pids(gateway.owsla)["worker-1"] != last, RESTART, "the next worker-1")  # type: ignore[misc]
         killed = pids(gateway.owsla)["worker-1"]
         os.kill(killed, signal.SIGKILL)
@@ -277,7 +277,7 @@ async def test_stopped_while_a_restart_waits(lab: Lab, rabbitmq: RabbitMQ) -> No
 
 @reactor_test
 async def test_helper_is_left(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """A worker that dies is restarted at once also if a process that its dialect started has its standard streams yet."""
+    """A worker that dies is restarted at once, even if a child process of its dialect still holds its standard streams."""
     (tmp_path / "helped.py").write_text(
         "import pathlib, subprocess\n"
         "from owsla.dialects import Dialect\n"
@@ -305,7 +305,7 @@ async def test_helper_is_left(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> N
 
 @reactor_test
 async def test_signals_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """What a terminal or systemd sends to all processes ends no worker, from before it imports what takes time."""
+    """Signals of a terminal or of systemd to all processes do not end a worker that is still importing modules."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "class Sender:\n"
@@ -323,7 +323,7 @@ async def test_signals_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path
 
 @reactor_test
 async def test_dies_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """Workers that die again and again while they start end the whole with status 70, and a line that says why."""
+    """Workers that die repeatedly at their start end the whole with status 70, and one line with the reason."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif 'owsla.worker' in sys.orig_argv:\n    sys.stderr.write('no such luck\\n')\n    os._exit(9)\n"
     )
@@ -337,7 +337,7 @@ async def test_dies_at_its_start(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -
 
 @reactor_test
 async def test_user_errors(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """What a user gets wrong is one line and status 1, as with one process."""
+    """An invalid setting is one line and status 1, as with one process."""
     for options, line in (
         ({"workers": 0}, r"--workers: '0' is not a number \(1 to 256\)"),
         ({"workers": "many"}, r"--workers: 'many' is not a number"),
@@ -352,7 +352,7 @@ async def test_user_errors(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_user_error_that_workers_find(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """What only the workers notice is one line and status 1, too; nobody is restarted, and nothing is given up."""
+    """An error in the settings that only workers find is one line and status 1, too. No worker is restarted."""
     owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, dialect="login")
     owsla.launch()
     assert await owsla.exited() == 1
@@ -362,7 +362,7 @@ async def test_user_error_that_workers_find(lab: Lab, rabbitmq: RabbitMQ) -> Non
 
 
 def refused_connects(port: int, folder: Path) -> ChildProcess:
-    """Connects to a port as fast as it can, until it is stopped; its output is a line for each that was refused."""
+    """Connect to a port as fast as possible, until stopped. Each refused connection is one line of output."""
     script = (
         "import socket, sys\n"
         "while True:\n"
@@ -374,7 +374,9 @@ def refused_connects(port: int, folder: Path) -> ChildProcess:
 
 @reactor_test
 async def test_rolling_restart(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """SIGUSR2: fresh processes with the settings as they are now, one after another; no connect is refused, no line is lost."""
+    """SIGUSR2 replaces the workers by new processes with the present settings, one after another. No connection is refused, no
+    line is lost.
+    """
     settings = tmp_path / "owsla.toml"
     settings.write_text("device-ack = 'OLD {seq}'\n")
     gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="1s")
@@ -406,8 +408,8 @@ async def test_rolling_restart(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> 
 
 @reactor_test
 async def test_rolling_restart_while_the_broker_is_blocked(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
-    """While the broker takes nothing no worker is replaced: the fresh one opens no port, and the old one keeps its devices and
-    their lines. When it is over the restart goes on, and no line is lost.
+    """While the broker is blocked no worker is replaced: the new one opens no port, and the old one keeps its devices and their
+    lines. Afterwards the restart continues, and no line is lost.
     """
     gateway = await lab.gateway(own_rabbitmq.url, workers=2, drain_spread="1s", device_ack="ACK {seq}")
     before = await processes(gateway.owsla, 2)
@@ -436,7 +438,9 @@ async def test_rolling_restart_while_the_broker_is_blocked(lab: Lab, own_rabbitm
 
 @reactor_test
 async def test_longer_drain_timeout(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """After a rolling restart with a longer --drain-timeout a stop may take as long as that: the parent has an older one."""
+    """After a rolling restart with a longer --drain-timeout, a stop may take that long, although the parent has the older
+    value.
+    """
     settings = tmp_path / "owsla.toml"
     settings.write_text("drain-timeout = 0\n")
     gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="13s")
@@ -455,7 +459,7 @@ async def test_longer_drain_timeout(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path
 
 @reactor_test
 async def test_stopped_while_workers_are_replaced(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """A stop in the middle of a rolling restart stops the old and the fresh, and is no reason for a warning."""
+    """A stop during a rolling restart stops old and new workers, without a warning."""
     gateway = await lab.gateway(rabbitmq.url, workers=2, drain_spread="0s")
     before = await processes(gateway.owsla, 2)
     gateway.owsla.process.signal(signal.SIGUSR2)
@@ -467,7 +471,7 @@ async def test_stopped_while_workers_are_replaced(lab: Lab, rabbitmq: RabbitMQ) 
 
 @reactor_test
 async def test_rolling_restart_with_a_mistake(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """A mistake in the file is one line in the log; the workers go on as they are, and the next SIGUSR2 works."""
+    """An invalid setting in the file is one line in the log. The workers keep running, and the next SIGUSR2 works."""
     settings = tmp_path / "owsla.toml"
     settings.write_text("max-line = 1000\n")
     gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="0s")
@@ -488,7 +492,7 @@ async def test_rolling_restart_with_a_mistake(lab: Lab, rabbitmq: RabbitMQ, tmp_
 
 @reactor_test
 async def test_sigusr2_alone(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """One process without a parent takes no harm from SIGUSR2."""
+    """SIGUSR2 does no harm to a single process."""
     gateway = await lab.gateway(rabbitmq.url)
     gateway.owsla.process.signal(signal.SIGUSR2)
     await gateway.owsla.wait_for_line("SIGUSR2 ignored")
@@ -498,7 +502,7 @@ async def test_sigusr2_alone(lab: Lab, rabbitmq: RabbitMQ) -> None:
 
 @reactor_test
 async def test_secrets(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """No worker's arguments, and no line of the log, show the broker's password."""
+    """The password of the broker is in no argument of a worker and in no line of the log."""
     url = rabbitmq.url.replace("guest:guest", "guest:g%75est")
     gateway = await lab.gateway(rabbitmq.url, workers=2, broker=url)
     workers = await processes(gateway.owsla, 2)
@@ -537,7 +541,7 @@ async def test_events_of_all(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> No
 
 @reactor_test
 async def test_http_for_all(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    """The parent's pages are about all workers: metrics by worker, readiness, the tree with each worker's own below it."""
+    """The pages of the parent cover all workers: metrics by worker, readiness, and the tree of each worker."""
     port = free_port()
     gateway = await lab.gateway(rabbitmq.url, workers=2, http=port, drain_spread="5s")
     workers = await processes(gateway.owsla, 2)
@@ -561,7 +565,7 @@ async def test_http_for_all(lab: Lab, rabbitmq: RabbitMQ) -> None:
     for child in of_workers:
         (node,) = child["children"]
         assert "broker" in [each["id"] for each in node["children"]]
-    # One of them stops where it is: the others' answers come all the same.
+    # One worker is suspended: the answers of the others are shown all the same.
     os.kill(workers["worker-1"], signal.SIGSTOP)
     try:
         assert (await metric("owsla_worker_up")) == {"1": 0.0, "2": 1.0}
@@ -579,7 +583,7 @@ async def test_http_for_all(lab: Lab, rabbitmq: RabbitMQ) -> None:
 @pytest.mark.parametrize("wanted", [["worker-1"], ["worker-1", "worker-2"]])
 @reactor_test
 async def test_embedded(lab: Lab, wanted: Sequence[str]) -> None:
-    """The parent has the embedded broker, on which its workers meet."""
+    """The parent runs the embedded broker, which all its workers use."""
     port = free_port()
     gateway = await lab.gateway(f"amqp://guest:guest@127.0.0.1:{port}/%2f", broker="embedded", embedded_port=port, workers=2)
     before = await processes(gateway.owsla, 2)

@@ -1,5 +1,5 @@
-"""What the integration tests drive: real brokers, real `twistd` processes, TLS devices, a pika back end.
+"""Tools of the integration tests: real brokers, real `twistd` processes, TLS devices, a pika back end.
 
-Nothing in here sleeps and hopes: every wait names a condition and has a deadline, and whatever is started has a way to be
-stopped that also works after a failure.
+Every wait names a condition and has a deadline; none is a fixed sleep. Everything that is started can be stopped, also after a
+failure.
 """

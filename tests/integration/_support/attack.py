@@ -1,8 +1,7 @@
-"""An attack on the device port: connections that say nothing, or nonsense, at a steady rate from a handful of addresses.
+"""Attack on the device port: silent or invalid connections, at a steady rate, from a few addresses.
 
-It is a process of its own, so that the test's devices are not slowed down by it:
-
-    python attack.py PORT RATE silent|garbage|both ADDRESS …
+The attack is a process of its own, so that it does not slow down the devices of the test: `python attack.py PORT RATE
+silent|garbage|both ADDRESS …`
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from pathlib import Path
 from .process import ChildProcess
 from .waiting import until
 
-#: Ten addresses of this machine that nobody else uses.
+#: Ten loopback addresses that nothing else uses.
 ADDRESSES = tuple(f"127.0.1.{number}" for number in range(1, 11))
 
 _HELD = 6000
-"""Connections that the attacker keeps at a time, at most."""
+"""Maximum number of connections that the attacker keeps open."""
 
 _TICK = 0.01
 
 
 class Attack:
-    """An attack under way, in a `with` block: at its end it is called off."""
+    """Attack that runs in a `with` block, and is stopped at its end."""
 
     def __init__(self, folder: Path, port: int, *, rate: int, kind: str = "both", addresses: Sequence[str] = ADDRESSES) -> None:
-        """`rate` is in connections a second."""
+        """Set the `rate` in connections a second."""
         self._process = ChildProcess(
             [sys.executable, "-m", __name__, str(port), str(rate), kind, *addresses],
             output=folder / "attack",
@@ -44,12 +43,12 @@ class Attack:
 
     @property
     def connections(self) -> int:
-        """How many it has made so far."""
+        """Return the number of connections made so far."""
         lines = self._process.output().splitlines()
         return int(lines[-1]) if lines else 0
 
     async def made(self, connections: int, timeout: float = 60) -> None:
-        """Wait until it has made so many."""
+        """Wait until this number of connections was made."""
         await until(lambda: self.connections >= connections or not self.goes_on, timeout, f"{connections} connections")
         assert self.goes_on, self._process.output()
 
@@ -78,7 +77,7 @@ def _garbage() -> itertools.cycle[bytes]:
 
 
 def attack(port: int, rate: int, kind: str, addresses: Sequence[str]) -> None:
-    """Connect, for ever; what the other side closes is left alone until it is the oldest."""
+    """Connect without an end. A connection that the gateway closes is closed here only when it is the oldest."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     garbage = _garbage()
@@ -91,7 +90,7 @@ def attack(port: int, rate: int, kind: str, addresses: Sequence[str]) -> None:
     made = 0
     while True:
         now = time.monotonic()
-        # What it could not do in time it does not make up for: the machine is busy enough.
+        # A delay is not made up for: the machine is busy enough.
         for _ in range(min(int((now - begin) * rate) - made, int(rate * _TICK * 4))):
             sock = socket.socket()
             sock.setblocking(False)
@@ -117,7 +116,7 @@ def attack(port: int, rate: int, kind: str, addresses: Sequence[str]) -> None:
                 try:
                     sock.send(word)
                 except OSError:
-                    pass  # turned away
+                    pass  # refused
         if now - told > 0.2:
             told = now
             print(made, flush=True)

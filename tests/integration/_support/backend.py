@@ -1,4 +1,4 @@
-"""A back end made with pika, in a thread of its own; its coroutines are for the reactor's thread."""
+"""Back end made with pika, in a thread of its own. Its coroutines run in the thread of the reactor."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Message:
 
 
 class Backend:
-    """A connection to a broker that consumes `queues` and publishes. `inbox[queue]` has what arrived, in order."""
+    """Connection to a broker that consumes `queues` and publishes. `inbox[queue]` has the received messages, in order."""
 
     def __init__(self, url: str, queues: Sequence[str] = ()) -> None:
         self._parameters = pika.URLParameters(url)
@@ -119,7 +119,7 @@ class Backend:
         def run() -> None:
             try:
                 value = function(self._channel)
-            except BaseException as error:  # whatever it is, the test is to see it
+            except BaseException as error:  # any exception is raised in the test
                 fail(error)
             else:
                 succeed(value)
@@ -128,7 +128,7 @@ class Backend:
         return await within(done, timeout, "an answer to the back end")
 
     async def close(self) -> None:
-        """Close the connection and end the thread, whatever state they are in."""
+        """Close the connection and end the thread, in any state."""
         self._stopping = True
         if self._connection is not None:
             try:
@@ -152,7 +152,7 @@ class Backend:
             self._ready.set()
             while not self._stopping:
                 connection.process_data_events(time_limit=1)
-        except BaseException as error:  # the broker went away: whoever waits should hear of it
+        except BaseException as error:  # the broker went away: fail every waiting reader
             self.error = error
             self._finish(error)
         finally:
