@@ -1,4 +1,4 @@
-"""What every pytest function is checked for, as trial would check its own tests."""
+"""Checks for every pytest function that trial makes for its own tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 
 def _turns(reactor: Any, count: int = 3) -> None:
-    """Let the reactor finish what is due now: an aborted connection, say, ends one turn later."""
+    """Let the reactor finish pending work: an aborted connection, for example, ends one turn later."""
     for _ in range(count):
         pytest_twisted.blockon(deferLater(reactor, 0, lambda: None))
 
@@ -25,9 +25,9 @@ def _sockets(reactor: Any) -> set[Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail on a logged failure, an error that no Deferred handled, and timers or sockets left in the reactor.
+    """Fail on a logged failure, an unhandled error in a Deferred, and timers or sockets left in the reactor.
 
-    trial's `SynchronousTestCase` does that for itself, also under pytest; only functions need it.
+    trial's `SynchronousTestCase` makes these checks itself, also under pytest; only functions need this fixture.
     """
     if request.cls is not None and issubclass(request.cls, unittest.TestCase):
         yield
@@ -36,7 +36,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     from .integration._support.waiting import current_reactor
 
     reactor = current_reactor()
-    _turns(reactor)  # the first of them starts it, with a few sockets of its own
+    _turns(reactor)  # the first turn starts the reactor, with a few sockets of its own
     failures: list[LogEvent] = []
 
     def observe(event: LogEvent) -> None:
@@ -50,7 +50,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     try:
         yield
         _turns(reactor)
-        gc.collect()  # a Deferred tells of its unhandled error when it is collected
+        gc.collect()  # a Deferred reports its unhandled error when it is collected
     finally:
         publisher.removeObserver(observe)
     problems = [f"logged: {formatEvent(event)}\n{event['log_failure'].getTraceback()}" for event in failures]

@@ -1,9 +1,9 @@
-"""Devices and a back end that write down all they said and heard, so that in the end the books can be balanced.
+"""Devices and a back end that record everything they sent and received, so that the books can be compared at the end.
 
-A device numbers its messages for life (the message id), and sends again after a reconnect what was not acknowledged; a line is
-`DEVICE SESSION ID padding`. The back end drops duplicates as docs/contract.md says, and answers each line under the line's own
-number (`to_device_seq`), shuffled, some of them twice, over `reply_to` and over `to_device`; an answer is `re DEVICE SESSION
-SEQ`. Both write down everything, and `Books.differences` compares.
+A device numbers its messages over all its connections (the message id), and repeats unacknowledged ones after a reconnect; a
+line is `DEVICE SESSION ID padding`. The back end drops duplicates as in docs/contract.md, and answers each line under the
+number of the line (`to_device_seq`), shuffled, some of them twice, over `reply_to` and over `to_device`; an answer is `re
+DEVICE SESSION SEQ`. Both record everything, and `Books.differences` compares the records.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .waiting import pause, until
 DEVICE_ACK: Final = "ACK {seq}"
 
 UNACKNOWLEDGED: Final = 60
-"""Messages that a device keeps at most: then it says nothing new until it hears that they are safe."""
+"""Maximum number of unacknowledged messages of a device. At that number it sends nothing new until some are acknowledged."""
 
 Key = tuple[str, int]
-"""A message: the connection id, and the number on that connection."""
+"""Key of a message: the connection id, and the number on that connection."""
 
 
 def chosen_seed() -> int:
-    """The seed of this run: OWSLA_FAULT_SEED, or any; printed, so that a failure can be tried again."""
+    """Return the seed of this run: OWSLA_FAULT_SEED, or a random one. It is printed, so that a failure can be repeated."""
     seed = int(os.environ.get("OWSLA_FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"OWSLA_FAULT_SEED={seed}")
     return seed
 
 
 class Seen:
-    """The numbers of one connection that were dealt with: the back end's class of docs/contract.md."""
+    """Processed numbers of one connection: the class of the back end in docs/contract.md."""
 
     def __init__(self) -> None:
         self.below = 0
@@ -67,16 +67,16 @@ class Session:
     device: str
     number: int
     sent: list[int] = field(default_factory=list)
-    """The ids of the messages sent; their place is the line's number on this connection."""
+    """Ids of the sent messages. The index is the number of the line on this connection."""
     acknowledged: int = 0
-    """How many of them are safe, as Owsla said."""
+    """Number of messages that Owsla has acknowledged."""
     received: list[int] = field(default_factory=list)
-    """The numbers of the answers received."""
+    """Numbers of the received answers."""
     open: bool = True
     uncertain: bool = False
-    """Whether it ended in a way in which answers that were handed over may not have been read."""
+    """True if delivered answers may not have been read, because of the way in which the connection ended."""
     killed: bool = False
-    """Whether it ended with Owsla's sudden death."""
+    """True if the connection ended with the sudden death of Owsla."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -85,10 +85,10 @@ class Session:
 
 
 class TalkingDevice:
-    """A device that talks, reconnects whenever its connection ends, and keeps what is not acknowledged."""
+    """Device that sends, reconnects whenever its connection ends, and keeps unacknowledged messages."""
 
     def __init__(self, lab: Lab, owsla: Owsla, name: str, rng: random.Random, *, moody: float) -> None:
-        """`moody` is the chance, each time that it looks, that it resets its connection."""
+        """Reset the connection with probability `moody` at each check."""
         self._lab = lab
         self._owsla = owsla
         self._rng = rng
@@ -100,21 +100,21 @@ class TalkingDevice:
         self.sessions: list[Session] = []
         self.acknowledged: set[int] = set()
         self.quiet = False
-        """Say nothing new."""
+        """True while the device sends nothing new."""
         self.stopping = False
 
     @property
     def settled(self) -> bool:
-        """Whether it is connected and everything that it ever said is acknowledged."""
+        """Return whether the device is connected and all its messages are acknowledged."""
         return not self._kept and self._device is not None and self._device.is_open
 
     @property
     def said(self) -> int:
-        """How many messages it has said."""
+        """Return the number of messages sent."""
         return self._next
 
     async def live(self) -> None:
-        """Connect, talk, and begin anew, until `stopping`."""
+        """Connect, send, and reconnect, until `stopping`."""
         while not self.stopping:
             device = self._lab.waiting_device(self._owsla)
             try:
@@ -146,7 +146,7 @@ class TalkingDevice:
         session.open = device.is_open
 
     def abort(self) -> None:
-        """Drop its connection, after a failure."""
+        """Drop the connection, after a failure."""
         if self._device is not None:
             self._device.abort()
 
@@ -183,7 +183,7 @@ class TalkingDevice:
 
 
 class Fleet:
-    """Devices that talk all at once."""
+    """Devices that send at the same time."""
 
     def __init__(self, lab: Lab, owsla: Owsla, seed: int, count: int = 20, *, moody: float = 0.0) -> None:
         self.owsla = owsla
@@ -198,21 +198,21 @@ class Fleet:
 
     @property
     def said(self) -> int:
-        """How many messages were said."""
+        """Return the number of messages sent."""
         return sum(device.said for device in self.devices)
 
     async def start(self) -> None:
-        """Let them connect and talk; wait until each has heard that something it said is safe."""
+        """Connect all devices; wait until a message of each is acknowledged."""
         self._living = [Deferred.fromCoroutine(device.live()) for device in self.devices]
         await until(lambda: all(device.acknowledged for device in self.devices), 60, "the devices' first acknowledgements")
 
     async def talk(self, lines: int, timeout: float = 60) -> None:
-        """Wait until they have said so many messages more."""
+        """Wait until this many further messages were sent."""
         goal = self.said + lines
         await until(lambda: self.said >= goal, timeout, lambda: f"the devices to talk: {self.said} of {goal}")
 
     async def hush(self, timeout: float = 90) -> None:
-        """Let them say nothing new, and wait until everything that they said is acknowledged."""
+        """Stop new messages, and wait until all messages are acknowledged."""
         for device in self.devices:
             device.quiet = True
             device.moody = 0.0
@@ -223,12 +223,12 @@ class Fleet:
         )
 
     def talk_on(self) -> None:
-        """Let them talk again."""
+        """Send new messages again."""
         for device in self.devices:
             device.quiet = False
 
     def owsla_died(self) -> None:
-        """Owsla was killed: what it had handed over may be lost on the way, in all sessions that are open now."""
+        """Record that Owsla was killed: delivered answers may be lost in all sessions that are open now."""
         for session in self.sessions:
             if session.open:
                 session.uncertain = session.killed = True
@@ -239,7 +239,7 @@ class Fleet:
             device.abort()
 
     async def stop(self) -> None:
-        """End them; their connections stay, and are the lab's to close."""
+        """Stop the devices. Their connections stay open, and the lab closes them."""
         for device in self.devices:
             device.stopping = True
         living, self._living = self._living, []
@@ -248,29 +248,29 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer on its way."""
+    """Answer that is to be published."""
 
     connection_id: str
     seq: int
     body: bytes
     own_queue: str
-    """The line's reply_to."""
+    """The reply_to of the line."""
     reported: bool
-    """Whether a delivery report is asked for."""
+    """True if a delivery report is requested."""
     direct: bool
-    """Whether it goes to `own_queue`, or to to_device."""
+    """True if the answer goes to `own_queue`, false for to_device."""
 
 
 class AnsweringBackend:
-    """The back end: in a thread, with transactions, so that what it wrote down as published is in the broker.
+    """Back end in a thread, with transactions, so that every message in its record of publishes is in the broker.
 
-    It reconnects by itself, and waits for queues that are not there. `gate`: while it is clear, nothing is acknowledged.
+    It reconnects by itself, and waits for missing queues. While `gate` is clear, nothing is acknowledged.
     """
 
     def __init__(
         self, url: str, from_device: str, to_device: str, seed: int, *, prefetch: int = 200, withhold: float = 0.3
     ) -> None:
-        """`withhold` is the chance that an answer is kept for the next round, each time."""
+        """Keep each answer for the next round with probability `withhold`."""
         self._parameters = pika.URLParameters(url)
         self._parameters.heartbeat = 0
         self._parameters.socket_timeout = 10
@@ -291,32 +291,32 @@ class AnsweringBackend:
         self.gate = threading.Event()
         self.gate.set()
         self.heard: list[tuple[str, int, bytes]] = []
-        """Everything that came on from_device: connection id, number, body. Duplicates too."""
+        """Everything that arrived on from_device: connection id, number, body. Includes duplicates."""
         self.first: dict[Key, bytes] = {}
         self.attempted: Counter[Key] = Counter()
         self.published: Counter[Key] = Counter()
         self.asked: set[Key] = set()
-        """Answers for which a delivery report was asked."""
+        """Answers with a requested delivery report."""
         self.returned: set[Key] = set()
-        """Answers of which a copy was returned: that node is gone."""
+        """Answers of which a copy was returned: their node is gone."""
         self.reports: dict[Key, list[str]] = {}
         self.connections = 0
         self.error: BaseException | None = None
 
     async def start(self) -> AnsweringBackend:
         """Connect, and begin to answer."""
-        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each broker that is away at length
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # pika logs each outage at length
         self._thread.start()
         await until(lambda: self.connections > 0, 30, "the back end's connection")
         return self
 
     @property
     def idle(self) -> bool:
-        """Whether all answers are published."""
+        """Return whether all answers are published."""
         return not self._outbox and not self._in_doubt
 
     async def settled(self, timeout: float = 60) -> None:
-        """Wait until everything is answered that came."""
+        """Wait until everything that arrived is answered."""
 
         def quiet() -> bool:
             if self.error is not None:
@@ -326,7 +326,7 @@ class AnsweringBackend:
         await until(quiet, timeout, lambda: f"the back end: {len(self._outbox)} answers are not published")
 
     async def stop(self) -> None:
-        """End it, whatever state it is in."""
+        """Stop in any state."""
         self._stop.set()
         self.gate.set()
         if self._thread.ident is not None:
@@ -344,7 +344,7 @@ class AnsweringBackend:
                 self._outbox += self._in_doubt
                 self._in_doubt = []
                 self._stop.wait(0.1)
-            except BaseException as error:  # the test is to see it
+            except BaseException as error:  # the test raises it
                 self.error = error
                 return
 
@@ -385,7 +385,7 @@ class AnsweringBackend:
                     for answer in self._in_doubt:
                         self.published[answer.connection_id, answer.seq] += 1
                     self._in_doubt = []
-                    connection.process_data_events(time_limit=0)  # what was returned came before the commit's answer
+                    connection.process_data_events(time_limit=0)  # returned messages arrive before the answer to the commit
         finally:
             if connection.is_open:
                 connection.close()
@@ -435,20 +435,20 @@ class AnsweringBackend:
         key = properties.headers["connection_id"], properties.headers["to_device_seq"]
         self.published[key] -= 1
         if properties.headers["direct"]:
-            self.returned.add(key)  # that node is gone, and the connection with it
+            self.returned.add(key)  # the node is gone, and the connection with it
         else:
-            # to_device was deleted, and comes again.
+            # to_device was deleted, and will be declared again
             self._outbox.append(Answer(*key, body, method.routing_key, properties.reply_to is not None, False))
 
 
 @dataclass
 class Remains:
-    """What is in the queues at the end, when Owsla has stopped."""
+    """Content of the queues after Owsla has stopped."""
 
     undeliverable: list[tuple[Key, str]] = field(default_factory=list)
-    """Records: which message, and why."""
+    """Recorded messages, with their reasons."""
     stranded: list[Key] = field(default_factory=list)
-    """Messages in queues of nodes that were killed."""
+    """Messages in queues of killed nodes."""
     to_device: list[Key] = field(default_factory=list)
     from_device: int = 0
 
@@ -463,7 +463,7 @@ def _take_all(channel: Any, queue: str) -> list[Mapping[str, Any]]:
 
 
 def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) -> Remains:
-    """Empty and delete all queues of a run; what was in them."""
+    """Empty and delete all queues of a run. Return their content."""
     remains = Remains()
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
@@ -473,7 +473,7 @@ def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) 
             if queue == from_device:
                 remains.from_device = len(left)
             elif queue == f"{to_device}.nodes":
-                pass  # the notices of nodes that were killed, for the next one that starts
+                pass  # notices of killed nodes, for the next node that starts
             elif queue == to_device or queue.startswith(f"{to_device}."):
                 strange = [headers for headers in left if "to_device_seq" not in headers]
                 assert not strange, f"on {queue}: {strange}"
@@ -493,16 +493,16 @@ def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) 
 
 @dataclass
 class Books:
-    """Both sides' notes, and what was left in the queues."""
+    """Records of both sides, and the content of the queues."""
 
     fleet: Fleet
     backend: AnsweringBackend
     remains: Remains = field(default_factory=Remains)
 
     def differences(self, *, in_order: bool, skips: bool = False) -> list[str]:
-        """What does not balance; nothing, if all is well.
+        """Return the differences; an empty list means that the books balance.
 
-        `in_order`: the broker refused nothing, so each connection's lines were in the queue in their order. `skips`: answers
+        With `in_order` the broker refused nothing, so the lines of each connection were queued in order. With `skips` answers
         may be late, and recorded.
         """
         found: list[str] = []
@@ -522,9 +522,9 @@ class Books:
         return found
 
     def outstanding(self) -> list[str]:
-        """What is still on its way to devices that are connected, and reports of that."""
+        """Return the messages still on their way to connected devices, and their reports."""
         ids, _ = self.connections()
-        all_published = dict(self.backend.published)  # the back end's thread goes on
+        all_published = dict(self.backend.published)  # the thread of the back end continues
         found = []
         for session in self.fleet.sessions:
             if session.open and session.name in ids:
@@ -539,7 +539,7 @@ class Books:
         return found
 
     def connections(self) -> tuple[dict[tuple[str, int], str], list[str]]:
-        """Which connection id each session has; and that each line is one that was sent there, under that number."""
+        """Find the connection id of each session, and check that each line was sent there, under that number."""
         ids: dict[tuple[str, int], str] = {}
         problems = []
         sessions = {session.name: session for session in self.fleet.sessions}
@@ -556,7 +556,7 @@ class Books:
         return ids, problems
 
     def _acknowledged(self, ids: Mapping[tuple[str, int], str]) -> list[str]:
-        """Every line acknowledged to a device came, on its connection; and everything that was said came at all."""
+        """Check that every acknowledged line arrived on its connection, and that every message arrived at least once."""
         found = []
         for session in self.fleet.sessions:
             connection_id = ids.get(session.name, "")
@@ -573,7 +573,7 @@ class Books:
         return found
 
     def _order(self) -> list[str]:
-        """First occurrences came in the order of their numbers, from 0 and without a hole."""
+        """Check that first occurrences arrived in order of their numbers, from 0 and without a hole."""
         found = []
         following: Counter[str] = Counter()
         told: set[str] = set()
@@ -589,7 +589,7 @@ class Books:
         return found
 
     def _answers(self, session: Session, connection_id: str, skips: bool) -> list[str]:
-        """Each answer was received once, in order, or is on record; where the end was sudden, it was handed over."""
+        """Check that each answer was received once, in order, or recorded. After a sudden end it may only have been written."""
         found = []
         backend, remains = self.backend, self.remains
         received = session.received
@@ -607,7 +607,7 @@ class Books:
         if session.uncertain:
             asked = {seq for cid, seq in backend.asked if cid == connection_id}
             if not session.killed:
-                # Handed over to a connection that the device then dropped: the report says so.
+                # Written to a connection that the device then dropped: the report says `delivered`.
                 missing = {seq for seq in missing & asked if "delivered" not in reports.get(seq, [])}
             else:
                 missing = set()

@@ -31,7 +31,7 @@ def _name(common_name: str) -> x509.Name:
 
 
 class Authority:
-    """A certificate authority in `folder`; `ca` is its certificate's file."""
+    """Certificate authority in `folder`; `ca` is the file of its certificate."""
 
     def __init__(self, folder: Path, kind: Literal["ecdsa", "rsa"] = "ecdsa") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,10 @@ class Authority:
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None) -> tuple[Path, Path]:
-        """Make a certificate for these hosts, or localhost and the loopback addresses; return its file and its key's.
+        """Issue a certificate for these hosts, by default localhost and the loopback addresses. Return the certificate and key
+        files.
 
-        For no hosts at all (`[]`) it has no subjectAltName.
+        For no hosts at all (`[]`) the certificate has no subjectAltName.
         """
         key = _key(self.kind)
         builder = self._builder(_name(name), key)

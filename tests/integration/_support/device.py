@@ -1,4 +1,4 @@
-"""Devices for the tests: a TLS connection that speaks lines, and a bare TCP one that speaks nonsense."""
+"""Devices for the tests: a TLS connection for lines, and a plain TCP connection for invalid bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Factory(Factory):
 
 @implementer(IHandshakeListener)
 class _Lines(Protocol):
-    """Cuts what arrives into lines, and says when the connection begins and ends."""
+    """Protocol that splits received bytes into lines, and reports the begin and the end of the connection."""
 
     def __init__(self, delimiter: bytes, lines: Inbox[bytes]) -> None:
         self.delimiter = delimiter
@@ -44,7 +44,7 @@ class _Lines(Protocol):
 
     def handshakeCompleted(self) -> None:
         self.secure = True
-        if not self.handshake.called:  # nobody waits any more
+        if not self.handshake.called:  # the test no longer waits
             self.handshake.callback(None)
 
     def dataReceived(self, data: bytes) -> None:
@@ -61,7 +61,7 @@ class _Lines(Protocol):
 
 
 class _Connection:
-    """What the two kinds of connection share."""
+    """Common part of both kinds of connection."""
 
     protocol: _Lines
 
@@ -82,12 +82,12 @@ class _Connection:
 
     @property
     def local_port(self) -> int:
-        """The port at this end, by which a log line can be told."""
+        """Return the local port, which identifies the connection in the log."""
         port: int = self.transport.getHost().port
         return port
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are; in one TLS record if there are at most 16384."""
+        """Send bytes unchanged; in one TLS record if there are at most 16384."""
         self.transport.write(data)
 
     async def closed(self, timeout: float = PATIENCE) -> Failure:
@@ -102,7 +102,7 @@ class _Connection:
             self.transport.abortConnection()
 
     async def close(self) -> None:
-        """Close the connection, if it is open, and wait for that."""
+        """Close the connection, if it is open, and wait for its end."""
         if self.is_open:
             self.transport.loseConnection()
             try:
@@ -116,15 +116,15 @@ class _Connection:
         self.transport.pauseProducing()
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
         self.transport.resumeProducing()
 
 
 class Device(_Connection):
-    """A device: TLS to `port`, trusting the CA in the file `ca`; lines both ways.
+    """Device that connects with TLS to `port`, trusts the CA in the file `ca`, and sends and receives lines.
 
-    `tls` is the one version to speak; `certificate` a PEM file with a certificate and its key; `source` the address
-    to connect from; `delimiter` what Owsla puts behind each line.
+    `tls` is the only version to use; `certificate` a PEM file with a certificate and its key; `source` the local address;
+    `delimiter` the one that Owsla writes after each line.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Device(_Connection):
         if tls is TLSVersion.TLSv1_3:
             extra = {"raiseMinimumTo": tls}
         with warnings.catch_warnings():
-            # Twisted gives pyOpenSSL a client's certificate in a form that pyOpenSSL has come to warn of.
+            # Twisted passes a client certificate to pyOpenSSL in a form that newer versions of pyOpenSSL warn of.
             warnings.filterwarnings("ignore", "Passing pyOpenSSL", DeprecationWarning)
             options = optionsForClientTLS(
                 server_name,
@@ -165,18 +165,18 @@ class Device(_Connection):
         return self
 
     def begin(self, timeout: float) -> None:
-        """Begin to connect, and wait for nothing: `is_ready` tells of the end."""
+        """Begin to connect, without waiting: `is_ready` tells when the handshake is complete."""
         self._connecting = Deferred.fromCoroutine(self.connect(timeout))
         self._connecting.addErrback(lambda failure: None)
 
     @property
     def is_ready(self) -> bool:
-        """Whether the handshake is complete."""
+        """Return whether the handshake is complete."""
         return self.protocol.secure
 
     @property
     def tls_version(self) -> str:
-        """The negotiated version, as in `TLSv1.3`."""
+        """Return the negotiated version, as in `TLSv1.3`."""
         return self._tls().get_protocol_version_name()
 
     def _tls(self) -> SSL.Connection:
@@ -187,12 +187,12 @@ class Device(_Connection):
         self.send_raw(b"".join(line + b"\n" for line in lines))
 
     async def line(self, timeout: float = PATIENCE) -> bytes:
-        """Take the next line that came from Owsla, without its delimiter."""
+        """Return the next line from Owsla, without its delimiter."""
         return await self.lines.get(timeout)
 
 
 class Plain(_Connection):
-    """A TCP connection without TLS: for sockets that stay silent and clients that talk nonsense."""
+    """TCP connection without TLS: for silent sockets and invalid bytes."""
 
     def __init__(self, port: int, *, host: str = "127.0.0.1", source: str | None = None) -> None:
         super().__init__(port, b"\n")

@@ -1,6 +1,6 @@
-"""The embedded broker in a process of its own, so that it shares neither the tests' reactor nor an Owsla's.
+"""Embedded broker in a process of its own, which shares no reactor with the tests or with an Owsla.
 
-Run as a module it is that process: `python -m tests.integration._support.embedded [PORT]` says `port N` once it listens.
+`python -m tests.integration._support.embedded [PORT]` runs it, and prints `port N` once it listens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 class EmbeddedBrokerProcess:
-    """Owsla's embedded broker alone, reached at `url` by guest/guest."""
+    """Process with the embedded broker alone, reached at `url` by guest/guest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,17 +36,17 @@ class EmbeddedBrokerProcess:
         self.port = int(match[1])
 
     def output(self) -> str:
-        """Return what it has logged."""
+        """Return the log of the broker."""
         assert self._process is not None
         return self._process.output()
 
     async def kill(self) -> None:
-        """End it at once, and everything in it: it is a broker in memory."""
+        """Kill it at once, with all messages: the broker is in memory."""
         assert self._process is not None
         self._process.kill()
 
     async def close(self) -> None:
-        """Stop it."""
+        """Stop the broker."""
         if self._process is not None:
             self._process.kill()
 

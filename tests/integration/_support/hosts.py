@@ -42,19 +42,19 @@ from .process import ChildProcess, accepts
 from .rabbitmq import BOOT, Epmd, RabbitMQ, _script
 from .waiting import current_reactor, until
 
-#: Set aside for tests of networks (RFC 2544): no machine's own addresses are in here.
+#: Reserved for tests of networks (RFC 2544): machines do not use these addresses themselves.
 _RANGE: Final = IPv4Network("198.18.0.0/15")
 
 _TUN: Final = "/dev/net/tun"
 
-#: The switch.
+#: Address of the switch.
 LAN: Final = "lan"
 
 _TOOLS: Final = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 
 
 class Unavailable(Exception):
-    """There are no namespaces here, and why. `missing`: they could be had, if that were installed."""
+    """Error with the reason why there are no namespaces here. `missing` is true if installing a package would help."""
 
     def __init__(self, why: str, *, missing: bool = False) -> None:
         super().__init__(why)
@@ -62,13 +62,13 @@ class Unavailable(Exception):
 
 
 def check() -> None:
-    """Raise `Unavailable` where network namespaces, or cables between them, cannot be made."""
+    """Raise `Unavailable` if network namespaces, or cables between them, cannot be created."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         raise Unavailable("network namespaces need root")
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             raise Unavailable(f"network namespaces need {tool} ({package})", missing=True)
-    # In a namespace that goes away with the command. A container's root may do neither, or the kernel may lack a kind.
+    # The namespace ends with the command. Root in a container may lack the permission, and a kernel may lack a device type.
     script = "ip link add end1 type veth peer name end2 && ip link add lan type bridge && ip link set end1 master lan"
     tried = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=30, check=False)
     if tried.returncode != 0:
@@ -76,38 +76,38 @@ def check() -> None:
 
 
 def _run(*command: str) -> str:
-    """Run a command that takes no time to speak of."""
+    """Run a short command."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
     return done.stdout
 
 
 class Here:
-    """Where the tests themselves are."""
+    """The namespace of the tests themselves."""
 
     def command(self, *argv: str) -> list[str]:
-        """Return the command that runs this one in here, as the same process."""
+        """Return the command that runs this one in the namespace, as the same process."""
         return list(argv)
 
     def ip(self, *argv: str) -> str:
-        """Run `ip` in here."""
+        """Run `ip` in this namespace."""
         return _run(*self.command("ip", *argv))
 
     def lay(self, name: str, other: Host, other_name: str) -> None:
-        """Lay a cable to another host; the names are those of its ends."""
+        """Lay a cable to another host. The names are those of its ends."""
         self.ip("link", "add", name, "type", "veth", "peer", "name", other_name, "netns", str(other.pid))
 
     def introduce(self, device: str, other: Host, other_device: str, address: str) -> None:
-        """Say for good which Ethernet address another's IP address has.
+        """Set a permanent ARP entry for another host.
 
-        That it does not answer is to show in TCP; it is not to be that nobody has the address.
+        When that host is cut off, TCP must time out; without the entry, the address would be reported as unreachable.
         """
         found = json.loads(other.ip("-json", "link", "show", "dev", other_device))
         self.ip("neigh", "replace", address, "lladdr", found[0]["address"], "dev", device, "nud", "permanent")
 
 
 class Host(Here):
-    """A network namespace. `name` is for people."""
+    """A network namespace. `name` appears in messages only."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -115,7 +115,7 @@ class Host(Here):
         self._keeper: ChildProcess | None = None
 
     async def start(self) -> None:
-        """Make the namespace."""
+        """Create the namespace."""
         script = "ip link set lo up && echo ready && exec sleep infinity"
         self._keeper = ChildProcess(["unshare", "--net", "sh", "-c", script], output=self._folder / f"{self.name}.log")
         await self._keeper.wait_for_line("ready")
@@ -125,25 +125,25 @@ class Host(Here):
 
     @property
     def pid(self) -> int:
-        """The process that keeps the namespace, until the last of those that run in there has ended, too."""
+        """Return the process that keeps the namespace, until the last process in it has ended, too."""
         assert self._keeper is not None, f"{self.name} is not started"
         return self._keeper.pid
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Release the namespace."""
         if self._keeper is not None:
             self._keeper.kill()
 
 
 class GatewayHost(Host):
-    """A host for an Owsla: one cable to devices, one to the broker's switch."""
+    """Host for an Owsla: one cable to devices, one to the switch of the broker."""
 
     def __init__(self, name: str, folder: Path, address: str, back: str, network: Network) -> None:
-        """`address` is where devices reach it, `back` what it has towards the broker."""
+        """Set the `address` for devices, and the address `back` towards the broker."""
         super().__init__(name, folder)
         self.address = address
         self._back = back
-        self._port = f"port-{name}"  # the switch's end of the cable
+        self._port = f"port-{name}"  # the end of the cable at the switch
         self._network = network
         self._rough: RoughCable | None = None
 
@@ -153,7 +153,7 @@ class GatewayHost(Host):
         self._plug_in()
 
     def roughen(self, rng: random.Random, *, delay: float, loss: float) -> RoughCable:
-        """Take another cable to the switch, on which packets take `delay` seconds, and each is lost with this chance."""
+        """Lay another cable to the switch, with `delay` seconds for each packet, and this probability of loss."""
         cable = self._rough = RoughCable(rng, delay, loss)
         self.ip("link", "delete", "back")
         for end, host, name in zip(cable.ends, (self, self._network.broker), ("back", self._port), strict=True):
@@ -171,20 +171,20 @@ class GatewayHost(Host):
         broker.introduce(LAN, self, "back", self._back)
 
     def cut(self) -> None:
-        """From now on every packet between this host and the broker vanishes, and nobody is told."""
+        """Drop every packet between this host and the broker, without an error to either side."""
         self._network.broker.ip("link", "set", self._port, "nomaster")
 
     def mend(self) -> None:
-        """Packets pass again."""
+        """Let packets pass again."""
         self._network.broker.ip("link", "set", self._port, "master", LAN)
 
     def go_dark(self) -> None:
-        """Let packets from and to devices vanish, too: as when the power fails, nothing is heard of it any more."""
+        """Drop packets from and to devices, too, as in a power failure."""
         self.cut()
         self.ip("link", "set", "front", "down")
 
     def restore(self) -> None:
-        """Make everything as it was at first, whatever it is now."""
+        """Restore the initial state."""
         if self._rough is not None:
             self._rough.close()
             self._rough = None
@@ -194,7 +194,9 @@ class GatewayHost(Host):
 
 
 class Network:
-    """The broker's host, and two for gateways. `broker_address` is the broker's, for them and for the tests."""
+    """Network of a host for the broker, and two for gateways. `broker_address` is the address of the broker for them and for
+    the tests.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,13 +209,13 @@ class Network:
         self.b = GatewayHost("b", folder, str(self._plan[134]), str(self._plan[4]), self)
 
     async def start(self) -> None:
-        """Make the namespaces, and lay the cables."""
+        """Create the namespaces, and lay the cables."""
         broker, plan = self.broker, self._plan
         await broker.start()
-        # It forwards at once, rather than after half a minute of looking for loops.
+        # Forward at once, rather than after half a minute of loop detection.
         broker.ip("link", "add", LAN, "type", "bridge", "forward_delay", "0")
         broker.ip("address", "add", f"{self.broker_address}/25", "dev", LAN)
-        # An Ethernet address of its own, or it would be that of whichever cable is in it.
+        # A fixed Ethernet address: otherwise the bridge uses that of one of its cables.
         broker.ip("link", "set", LAN, "address", "02:00:00:00:00:01", "up")
         self._lay_to("s", broker, "port-tests", f"{plan[2]}/25")
         broker.ip("link", "set", "port-tests", "master", LAN, "up")
@@ -225,7 +227,7 @@ class Network:
             host.ip("link", "set", "front", "up")
 
     def _lay_to(self, name: str, host: Host, end: str, address: str) -> None:
-        """Lay a cable from the tests to a host. `name` is one letter: names of links have 15 at most."""
+        """Lay a cable from the tests to a host. `name` is one letter: link names have at most 15."""
         here, name = Here(), f"{self._name}-{name}"
         here.lay(name, host, end)
         self._cables.append(name)
@@ -233,7 +235,7 @@ class Network:
         here.ip("link", "set", name, "up")
 
     def close(self) -> None:
-        """Let go of all of it. What runs in there is to be ended before."""
+        """Release all namespaces. The processes in them must be stopped before."""
         while self._cables:
             Here().ip("link", "delete", self._cables.pop())
         for host in (self.a, self.b, self.broker):
@@ -241,7 +243,7 @@ class Network:
 
 
 def _unused() -> list[IPv4Address]:
-    """A network of 256 addresses that this machine knows nothing of."""
+    """Return a network of 256 addresses that this machine does not use."""
     known = [
         IPv4Interface(f"{address['local']}/{address['prefixlen']}").network
         for link in json.loads(Here().ip("-json", "-4", "address", "show"))
@@ -260,7 +262,7 @@ _IFF_NO_PI: Final = 0x1000
 
 
 def check_rough() -> None:
-    """Raise `Unavailable` where there can be no rough cables."""
+    """Raise `Unavailable` if cables with delay and loss cannot be created."""
     try:
         os.close(os.open(_TUN, os.O_RDWR))
     except OSError as error:
@@ -268,9 +270,10 @@ def check_rough() -> None:
 
 
 class RoughCable:
-    """A cable on which each packet takes its time, and some are lost. (The kernel's own, netem, is not in every kernel.)
+    """Cable that delays each packet, and loses some. (The netem module is not in every kernel.)
 
-    Its ends are network devices whose packets this process gets, and gives to the other one. They go when it is closed.
+    Its ends are TUN/TAP devices: this process reads the packets of each, and writes them to the other one. They are removed
+    when it is closed.
     """
 
     def __init__(self, rng: random.Random, delay: float, loss: float) -> None:
@@ -286,7 +289,7 @@ class RoughCable:
             current_reactor().addReader(end)
 
     def take(self, end: End, packet: bytes) -> None:
-        """A packet was sent at this end."""
+        """Take a packet that was sent at this end."""
         if self._rng.random() < self._loss:
             self.lost += 1
             return
@@ -306,7 +309,7 @@ class RoughCable:
             self._arrival = reactor.callLater(max(0.0, self._under_way[0][0] - reactor.seconds()), self._arrive)
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the cable."""
         if self._arrival is not None:
             self._arrival.cancel()
         for end in self.ends:
@@ -315,12 +318,12 @@ class RoughCable:
 
 @implementer(IReadDescriptor)
 class End:
-    """One end: a network device, to be put somewhere."""
+    """One end: a network device, to be moved to a namespace."""
 
     def __init__(self, cable: RoughCable) -> None:
         self._cable = cable
         self._file = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        request = struct.pack("16sH22x", b"owsla%d", _IFF_TAP | _IFF_NO_PI)  # the kernel puts a number there
+        request = struct.pack("16sH22x", b"owsla%d", _IFF_TAP | _IFF_NO_PI)  # the kernel inserts a number
         self.name = fcntl.ioctl(self._file, _TUNSETIFF, request)[:16].rstrip(b"\0").decode()
 
     def fileno(self) -> int:
@@ -335,20 +338,20 @@ class End:
             self._cable.take(self, packet)
 
     def give(self, packet: bytes) -> None:
-        """A packet came from the other end."""
+        """Write a packet from the other end."""
         try:
             os.write(self._file, packet)
         except OSError:
-            pass  # the device is down, or has no room: so the packet is lost
+            pass  # the device is down, or full: the packet is lost
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor has no more use for it; who made it closes it."""
+        """Ignore the end of the reactor: the owner closes the device."""
 
     def logPrefix(self) -> str:
         return self.name
 
     def close(self) -> None:
-        """The device goes with the file."""
+        """Remove the device: it ends with its file."""
         current_reactor().removeReader(self)
         os.close(self._file)
 
@@ -357,7 +360,7 @@ class End:
 
 
 class HostOwsla(Owsla):
-    """An Owsla on a host of its own, which devices reach at the host's address."""
+    """Owsla on a host of its own, which devices reach at the address of the host."""
 
     def __init__(self, host: GatewayHost, folder: Path, certs_dir: Path, **options: Any) -> None:
         super().__init__(folder, certs_dir, **({"interface": host.address} | options))
@@ -385,7 +388,7 @@ class _HostEpmd(Epmd):
         if self._process is None or self._process.poll() is not None:
             epmd = shutil.which("epmd")
             assert epmd is not None
-            # Beside loopback, which is always there, it listens where the tests can see that it does.
+            # It listens on loopback, which always exists, and where the tests can see it.
             env = {**os.environ, **self.env, "ERL_EPMD_ADDRESS": self._address}
             self._process = ChildProcess(
                 self._host.command(epmd, "-port", str(self.port)), output=self.folder / "epmd.log", env=env
@@ -394,10 +397,10 @@ class _HostEpmd(Epmd):
 
 
 class HostRabbitMQ(RabbitMQ):
-    """A RabbitMQ on a host of its own."""
+    """RabbitMQ on a host of its own."""
 
     def __init__(self, host: Host, address: str, folder: Path) -> None:
-        # Without a word RabbitMQ lets guest in from its own host only.
+        # By default RabbitMQ accepts guest from its own host only.
         super().__init__(folder, config="loopback_users = none\n", epmd=_HostEpmd(host, address, folder))
         self._own_epmd = True
         self._namespace = host
@@ -412,12 +415,12 @@ class HostRabbitMQ(RabbitMQ):
         await self._beam.wait_for_line("Server startup complete", BOOT)
 
     def mark(self) -> int:
-        """Return a place in the log, for `wait_for_line`."""
+        """Return the present position in the log, for `wait_for_line`."""
         assert self._beam is not None
         return len(self._beam.output())
 
     async def wait_for_line(self, pattern: str, timeout: float, *, start: int) -> None:
-        """Wait for a line of its log that matches."""
+        """Wait for a matching line of the log."""
         assert self._beam is not None
         await self._beam.wait_for_line(pattern, timeout, start=start)
 
@@ -439,10 +442,10 @@ class HostRabbitMQ(RabbitMQ):
 
 
 class HostLab(Lab):
-    """A lab whose Owslas may be on hosts; devices find them there."""
+    """Lab with Owslas on hosts, and devices that connect to them."""
 
     def owsla_on(self, host: GatewayHost, **options: Any) -> HostOwsla:
-        """Make an Owsla on a host that is not started yet."""
+        """Return an Owsla on a host, not started."""
         owsla = HostOwsla(host, self.folder / f"owsla-{len(self._owslas)}", self.certs_dir, **options)
         self._owslas.append(owsla)
         return owsla

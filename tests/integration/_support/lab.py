@@ -1,4 +1,4 @@
-"""Everything a test starts, and its end."""
+"""The lab: starts everything that a test needs, and ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .wire import FakeBroker, WireClient
 
 
 class Broker(Protocol):
-    """What the embedded broker and RabbitMQ have in common for a test."""
+    """Common interface of the embedded broker and RabbitMQ."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Broker(Protocol):
 
 
 class Gateway:
-    """An Owsla between devices and a back end, on queues that no other test uses."""
+    """Owsla between devices and a back end, on queues that no other test uses."""
 
     def __init__(self, lab: Lab, owsla: Owsla, broker_url: str, from_device: str, to_device: str) -> None:
         self.lab = lab
@@ -49,22 +49,22 @@ class Gateway:
         return self._backend
 
     async def connect_backend(self) -> Backend:
-        """Give the gateway a back end: again, after the broker was away."""
+        """Connect a back end: again, after an outage of the broker."""
         if self._backend is not None:
             await self._backend.close()
         self._backend = await self.lab.backend(self.broker_url, self.from_device, self.undeliverable)
         return self._backend
 
     async def message(self, timeout: float = PATIENCE) -> Message:
-        """Take the next message that a device's line became."""
+        """Take the message of the next line."""
         return await self.backend.get(self.from_device, timeout)
 
     async def messages(self, count: int, timeout: float = PATIENCE) -> list[Message]:
-        """Take the next `count` messages that devices' lines became."""
+        """Take the messages of the next `count` lines."""
         return await self.backend.inbox[self.from_device].take(count, timeout)
 
     async def refused(self, timeout: float = PATIENCE) -> Message:
-        """Take the next message that could not be delivered."""
+        """Take the next undeliverable message."""
         return await self.backend.get(self.undeliverable, timeout)
 
     async def send(self, connection_id: object, body: bytes, **properties: Any) -> None:
@@ -72,14 +72,14 @@ class Gateway:
         await self.backend.publish(self.to_device, body, {"connection_id": connection_id}, **properties)
 
     async def introduce(self, device: Device) -> str:
-        """Have a device say something, and return the connection id under which the back end hears it."""
+        """Let a device send a line. Return the connection id in its message."""
         greeting = secrets.token_hex(8).encode()
         device.send_line(greeting)
         found = await self.backend.inbox[self.from_device].find(lambda message: message.body == greeting)
         return found.connection_id
 
     async def round_trip(self, device: Device) -> None:
-        """Show that a device's line arrives and the answer to it comes back, both whole."""
+        """Check that a line of a device arrives, and that the answer reaches it, both unchanged."""
         connection_id = await self.introduce(device)
         answer = secrets.token_hex(8).encode()
         await self.send(connection_id, answer)
@@ -87,7 +87,7 @@ class Gateway:
 
 
 class Lab:
-    """Starts things and ends them all, the last first, whatever happened between."""
+    """Owner of everything that a test starts. It ends all, in reverse order, also after a failure."""
 
     def __init__(self, folder: Path, certs_dir: Path) -> None:
         self.folder = folder
@@ -96,13 +96,13 @@ class Lab:
         self._ends: list[Callable[[], Awaitable[None]]] = []
 
     def new_owsla(self, **options: Any) -> Owsla:
-        """Make an Owsla that is not started yet; `env` and `argv` are as for `Owsla`, the rest are its options."""
+        """Return an Owsla that is not started. `env` and `argv` are as for `Owsla`, the rest are its options."""
         owsla = Owsla(self.folder / f"owsla-{len(self._owslas)}", options.pop("certs_dir", self.certs_dir), **options)
         self._owslas.append(owsla)
         return owsla
 
     async def gateway(self, broker_url: str, *, backend: bool = True, **options: Option) -> Gateway:
-        """Start an Owsla on a broker, with queue names of its own, and a back end."""
+        """Start an Owsla on a broker, with its own queue names, and a back end."""
         name = secrets.token_hex(4)
         options = {"from_device": f"from_{name}", "to_device": f"to_{name}", "broker": broker_url} | options
         owsla = self.new_owsla(**options)
@@ -120,7 +120,7 @@ class Lab:
         return await device.connect()
 
     def waiting_device(self, where: Gateway | Owsla, **options: Any) -> Device:
-        """Make a device that is not connected yet."""
+        """Return a device that is not connected yet."""
         owsla = where.owsla if isinstance(where, Gateway) else where
         device = Device(owsla.port, options.pop("ca", owsla.ca), **options)
         self._ends.append(device.close)
@@ -139,30 +139,30 @@ class Lab:
         return await backend.start()
 
     async def wire(self, port: int, **options: Any) -> WireClient:
-        """Connect a client that shows bytes."""
+        """Connect an AMQP client at byte level."""
         wire = WireClient(port, **options)
         self._ends.append(wire.close)
         return await wire.connect()
 
     async def proxy(self, target: int, certificate: tuple[Path, Path] | None = None) -> Proxy:
-        """Start a proxy in front of a port; with a certificate it speaks TLS."""
+        """Start a proxy in front of a port. With a certificate it speaks TLS."""
         proxy = Proxy(target, certificate)
         self._ends.append(proxy.close)
         return await proxy.start()
 
     async def fake_broker(self, instead: dict[str, bytes] | None = None) -> FakeBroker:
-        """Start a broker that misbehaves."""
+        """Start a broker that sends invalid answers."""
         fake = FakeBroker(instead)
         self._ends.append(fake.close)
         return await fake.start()
 
     async def close(self) -> None:
-        """End everything; then complain of an Owsla's output, if there is cause."""
+        """End everything, and then check the output of each Owsla."""
         problems: list[BaseException] = []
         while self._ends:
             try:
                 await self._ends.pop()()
-            except Exception as error:  # the rest must be ended all the same
+            except Exception as error:  # the rest must be ended too
                 problems.append(error)
         for owsla in self._owslas:
             owsla.kill()

@@ -1,7 +1,7 @@
-"""An Owsla that fails where, and as often as, a test asks for it.
+"""Fault injector: an Owsla with methods that fail on request of the test.
 
-It is `twistd -y` with a .tac file of three lines. Everything in it is the real thing, except that an order from the test makes
-a method raise `Mischief`: before it does its work, or after. Orders and answers are JSON, one a line, on a TCP port of its own.
+It runs `twistd -y` with a .tac file of three lines. Everything in it is real, except that an order from the test makes a method
+raise `Mischief`, before or after its work. Orders and answers are JSON, one per line, on a TCP port of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TAC: Final = f"from {__name__} import application_with_mischief\n\napplication =
 
 PIDFILE: Final = "owsla.pid"
 
-#: Seconds between two looks at the certificate; a real day is too long for a test.
+#: Seconds between two checks of the certificate; a real day is too long for a test.
 EXPIRY_DAY: Final = 2.0
 
 
@@ -42,17 +42,17 @@ EXPIRY_DAY: Final = 2.0
 
 
 class Mischief(Exception):
-    """An error of our own, as it were."""
+    """Injected error."""
 
 
 class _Fault:
-    """One order: a method that raises, so many times."""
+    """One order: a method that raises a given number of times."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self.when: When = order["when"]
         self.text: str = order["text"]
         self.only: dict[str, object] = order["only"]
-        self.left: int = order["times"]  # below 0: for ever
+        self.left: int = order["times"]  # negative: without a limit
         self.struck = 0
 
     def strike(self, instance: object) -> None:
@@ -63,7 +63,7 @@ class _Fault:
 
 
 class _Method:
-    """A method with faults."""
+    """Method with injected faults."""
 
     def __init__(self, target: str) -> None:
         module, path = target.split(":")
@@ -96,7 +96,7 @@ class _Method:
 
 
 class _Orders(LineOnlyReceiver):
-    """Takes orders: `{"target": …}` makes a fault, `{"fault": number}` asks for it, and with `"off"` ends it."""
+    """Protocol for orders: `{"target": …}` creates a fault, `{"fault": number}` queries it, and with `"off"` ends it."""
 
     delimiter = b"\n"
 
@@ -132,7 +132,7 @@ class _Factory(Factory):
 
 
 class _Ear(MultiService):
-    """Listens for orders."""
+    """Service that listens for orders."""
 
     _log = Logger()
 
@@ -150,7 +150,7 @@ class _Ear(MultiService):
 
 
 def application_with_mischief() -> Any:
-    """What tac/owsla.tac makes, configured by the environment, and an ear for orders."""
+    """Return the application of tac/owsla.tac, configured by the environment, with a port for orders."""
     from owsla.config.usage import Options
     from owsla.tap import makeService
     from owsla.tls import expiry
@@ -169,25 +169,25 @@ def application_with_mischief() -> Any:
 
 
 class Fault:
-    """A method of Owsla's that raises."""
+    """Injected fault of a method."""
 
     def __init__(self, owsla: MischievousOwsla, number: int, target: str, text: str) -> None:
         self._owsla = owsla
         self._number = number
         self._target = target
         self.text = text
-        """What the exception says, unlike any other's."""
+        """Text of the exception, unique to this fault."""
         self.struck = 0
-        """How often it did, when that was last asked."""
+        """Number of times that the method raised, at the last query."""
 
     async def ask(self, **order: Any) -> int:
-        """How often it struck."""
+        """Query the number of times that the method raised."""
         answer = await self._owsla.order({"fault": self._number, **order})
         self.struck = answer["struck"]
         return self.struck
 
     async def strikes(self, times: int = 1, timeout: float = 20) -> None:
-        """Wait until it has struck so many times."""
+        """Wait until the method has raised this many times."""
         for _ in range(int(timeout / 0.05)):
             if await self.ask() >= times:
                 return
@@ -195,12 +195,12 @@ class Fault:
         raise AssertionError(f"{self._target} was struck {self.struck} times within {timeout} s, not {times}")
 
     async def off(self) -> None:
-        """Let it strike no more."""
+        """Stop raising."""
         await self.ask(off=True)
 
 
 class MischievousOwsla(Owsla):
-    """An Owsla that takes orders to fail. It serves HTTP, and writes a pid file."""
+    """Owsla that accepts orders to fail. It serves HTTP, and writes a pid file."""
 
     def __init__(self, folder: Path, certs_dir: Path, **options: Option) -> None:
         settings: dict[str, Option] = {"port": 0, "interface": "127.0.0.1", "certs_dir": certs_dir, "http": 0, **options}
@@ -224,7 +224,7 @@ class MischievousOwsla(Owsla):
         return self.folder / PIDFILE
 
     async def order(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Give an order, and take the answer."""
+        """Send an order, and return the answer."""
         if self._channel is None:
             port = int((await self.wait_for_line(r"Open for mischief on port (\d+)"))[1])
             self._channel = await Plain(port).connect()
@@ -235,11 +235,10 @@ class MischievousOwsla(Owsla):
     async def fail(
         self, target: str, *, times: int = 1, when: When = "before", only: Mapping[str, object] | None = None
     ) -> Fault:
-        """Have a method, such as `owsla.device.housekeeping:Housekeeping.tick`, raise `times` times, before or after its work.
+        """Let a method, such as `owsla.device.housekeeping:Housekeeping.tick`, raise `times` times, before or after its work.
 
-        It always raises with a number below 0.
-
-        `only`: of objects with such attributes, as in `{"role.name": "courier"}`.
+        A negative number means always. `only` restricts the fault to objects with such attributes, as in `{"role.name":
+        "courier"}`.
         """
         text = f"mischief {len(self._faults)}, in {target.partition(':')[2]}"
         order = {"target": target, "when": when, "text": text, "only": dict(only or {}), "times": times}
@@ -249,17 +248,17 @@ class MischievousOwsla(Owsla):
         return fault
 
     async def hang_up(self) -> None:
-        """Give no more orders."""
+        """Close the connection for orders."""
         if self._channel is not None:
             await self._channel.close()
 
     def entries_with_traceback(self, text: str = "") -> list[str]:
-        """The entries of the log with a traceback, and with this text."""
+        """Return the log entries with a traceback, and with this text."""
         entries = re.split(r"(?m)^(?=\d{4}-\d\d-\d\d[T ])", self.output())
         return [entry for entry in entries if "Traceback" in entry and text in entry]
 
     def assert_tidy(self) -> None:
-        """Fail unless each strike is one traceback in the log, and there is no other."""
+        """Check that the log has one traceback for each raised fault, and no other."""
         if self._process is None:
             return
         rest = self.output()
@@ -273,7 +272,7 @@ class MischievousOwsla(Owsla):
 
 
 class MischiefLab(Lab):
-    """A lab whose Owslas take orders to fail."""
+    """Lab whose Owslas accept orders to fail."""
 
     def new_owsla(self, **options: Any) -> MischievousOwsla:
         owsla = MischievousOwsla(self.folder / f"owsla-{len(self._owslas)}", self.certs_dir, **options)

@@ -14,7 +14,7 @@ from .waiting import PATIENCE
 
 Option = str | int | float | bool | Path | Sequence[str] | None
 
-#: What must never be in the output, whatever happens outside: signs of an exception that nobody meant.
+#: Texts that must never be in the output, whatever fails outside: signs of an unhandled exception.
 UNTIDY = re.compile(r"Traceback|Unhandled|unhandled error|Exception ignored|never awaited|ResourceWarning")
 
 
@@ -50,11 +50,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Owsla:
-    """One Owsla process in `folder`, with the options given; `port=0` unless another is asked for.
+    """One Owsla process in `folder`, with the given options; `port=0` unless another one is given.
 
-    `certs_dir` is where its development certificates are (made at the first start: share it, it saves time), and
-    `ca` what a device should trust. `redirect` is a shell's redirection for the process, as in `> /dev/full`, and
-    `twistd_options` are more options of twistd's own.
+    `certs_dir` is the folder of its development certificates (created at the first start: sharing it saves time), and `ca` the
+    CA for devices. `redirect` is a shell redirection for the process, as in `> /dev/full`, and `twistd_options` are further
+    options of twistd.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Owsla:
         self._process: ChildProcess | None = None
         self._starts = 0
         self._shell = ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh"] if redirect else []
-        self.tracebacks = 0  #: how many a test has provoked in code that is not Owsla's
+        self.tracebacks = 0  # number of tracebacks that a test has provoked in code outside Owsla
 
     @property
     def process(self) -> ChildProcess:
@@ -89,7 +89,7 @@ class Owsla:
         return self.process.pid
 
     def launch(self) -> None:
-        """Start the process, and wait for nothing."""
+        """Start the process, without waiting."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._starts += 1
         self._process = ChildProcess(
@@ -101,7 +101,7 @@ class Owsla:
         )
 
     async def listening(self, timeout: float = 30) -> None:
-        """Wait until the device port is open, and learn which one it is."""
+        """Wait until the device port is open, and store its number."""
         match = await self.wait_for_line(r"[Ll]istening for devices .*?port (\d+)", timeout)
         self.port = int(match[1])
 
@@ -111,30 +111,30 @@ class Owsla:
         await self.listening()
 
     def output(self) -> str:
-        """Return everything the process has written, errors last."""
+        """Return all output of the process, standard error last."""
         return self.process.output() + self.errors()
 
     def errors(self) -> str:
-        """Return what the process has written to standard error."""
+        """Return the standard error output of the process."""
         return (self.folder / f"errors.{self._starts}").read_text("utf-8", "replace")
 
     def mark(self) -> int:
-        """Return a place in the log, for `wait_for_line`."""
+        """Return the present position in the log, for `wait_for_line`."""
         return len(self.process.output())
 
     async def wait_for_line(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> re.Match[str]:
-        """Wait for a log line that matches."""
+        """Wait for a matching line of the log."""
         try:
             return await self.process.wait_for_line(pattern, timeout, start=start)
         except AssertionError as failed:
             raise AssertionError(f"{failed}\n{self.errors()}") from None
 
     def lines(self, pattern: str, *, start: int = 0) -> list[str]:
-        """Return the log lines so far that match."""
+        """Return the matching lines of the log so far."""
         return [line for line in self.process.output()[start:].splitlines() if re.search(pattern, line)]
 
     async def exited(self, timeout: float = PATIENCE) -> int:
-        """Wait for the process's end and return its status."""
+        """Wait for the end of the process and return its status."""
         return await self.process.wait(timeout)
 
     async def terminate(self, timeout: float = 45) -> int:
@@ -143,12 +143,12 @@ class Owsla:
         return await self.process.wait(timeout)
 
     def kill(self) -> None:
-        """End the process as a crash would, if it still runs."""
+        """Kill the process, if it is still running."""
         if self._process is not None:
             self._process.kill()
 
     def assert_tidy(self) -> None:
-        """Fail if the output shows an exception that nobody handled."""
+        """Fail if the output shows an unhandled exception."""
         if self._process is None:
             return
         output = self.output()

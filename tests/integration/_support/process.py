@@ -1,4 +1,4 @@
-"""Child processes: started with their output in a file, waited for with a deadline, never left behind."""
+"""Child processes with their output in a file, waits with a deadline, and a certain end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from random import SystemRandom
 
 from .waiting import PATIENCE, until
 
-#: Ports below Linux's range for outgoing connections (32768 …), so that none of those takes one between the moment it
-#: is found free and the moment it is used.
+#: Ports below Linux's range for outgoing connections (32768 …): otherwise such a connection could use a port between the moment
+#: it is found free and the moment it is used.
 _PORTS = range(20000, 32000)
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing on this machine listens on."""
+    """Return a TCP port that is not in use on this machine."""
     for _ in range(1000):
         port = SystemRandom().choice(_PORTS)
         with socket.socket() as probe:
@@ -34,16 +34,16 @@ def free_port() -> int:
 
 
 def accepts(port: int, host: str = "127.0.0.1") -> bool:
-    """Return whether something listens on a port."""
+    """Return whether a process listens on a port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
 
 
 class ChildProcess:
-    """A process of the tests' own, in a session of its own; `output` (a file) gets its stdout and its stderr.
+    """Child process in a session of its own; `output` (a file) gets its stdout and its stderr.
 
-    The kernel ends it should the tests die without a chance to (where util-linux's `setpriv` is installed).
+    The kernel ends it if the tests are killed (where util-linux's `setpriv` is installed).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ChildProcess:
         atexit.register(self.kill)
 
     def poll(self) -> int | None:
-        """Return the exit status, or None while it runs. A signal's number is negative."""
+        """Return the exit status, or None while the process runs. It is negative for a signal."""
         return self._popen.poll()
 
     def signal(self, number: signal.Signals) -> None:
@@ -97,7 +97,7 @@ class ChildProcess:
         return status
 
     async def stop(self, timeout: float = PATIENCE) -> int:
-        """Ask the process to end (SIGTERM), make it end if it doesn't, and return its exit status."""
+        """Send SIGTERM, kill the process if it does not end, and return its exit status."""
         self.signal(signal.SIGTERM)
         try:
             return await self.wait(timeout)
@@ -105,7 +105,7 @@ class ChildProcess:
             self.kill()
 
     def output(self) -> str:
-        """Return everything it has written so far."""
+        """Return all output so far."""
         return self.path.read_text("utf-8", "replace")
 
     async def wait_for_line(self, pattern: str, timeout: float = PATIENCE, *, start: int = 0) -> re.Match[str]:

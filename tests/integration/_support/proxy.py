@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections the tests can cut, hold and disturb."""
+"""TCP proxy whose connections the tests can cut, hold and disturb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .waiting import current_reactor, until
 
 
 class _Side(Protocol):
-    """One of a pair's two connections: what it reads, the other writes."""
+    """One of the two connections of a pair: data read from it is written to the other one."""
 
     def __init__(self, proxy: Proxy, other: _Side | None = None) -> None:
         self.proxy = proxy
@@ -26,7 +26,7 @@ class _Side(Protocol):
 
     def connectionMade(self) -> None:
         self.proxy.sides.append(self)
-        if self.other is None:  # the client's side: now connect to the server
+        if self.other is None:  # the side of the client: now connect to the server
             self.proxy.count += 1
             server = _Side(self.proxy, self)
             endpoint = TCP4ClientEndpoint(current_reactor(), "127.0.0.1", self.proxy.target)
@@ -47,7 +47,7 @@ class _Side(Protocol):
             self.forward(data)
 
     def forward(self, data: bytes) -> None:
-        """Write to the other side, or keep it until there is one."""
+        """Write to the other side, or keep the data until there is one."""
         if self.other is None or self.other.transport is None:
             self.early += data
         else:
@@ -92,9 +92,9 @@ class _Contexts:
 
 
 class Proxy:
-    """Forwards `port` to `target` on this machine. `count` is how many connections have come.
+    """Proxy from `port` to `target` on this machine. `count` is the number of connections so far.
 
-    With a `certificate` (its file and its key's) it speaks TLS to those who come, as a broker with amqps does.
+    With a `certificate` (its file and its key file) it speaks TLS to clients, as a broker with amqps does.
     """
 
     def __init__(self, target: int, certificate: tuple[Path, Path] | None = None) -> None:
@@ -126,7 +126,7 @@ class Proxy:
         return self
 
     async def refuse(self) -> None:
-        """Take no new connections, until `start` is called again."""
+        """Refuse new connections, until `start` is called again."""
         if self._listening is not None:
             stopped = self._listening.stopListening()
             self._listening = None
@@ -139,19 +139,19 @@ class Proxy:
             side.abort()
 
     def hold(self, *, one_way: bool = False) -> None:
-        """Forward nothing more for now, or nothing to the server (`one_way`): connections stay open."""
+        """Stop forwarding, or stop forwarding to the server (`one_way`): connections stay open."""
         self.holding = True
         self.one_way = one_way
 
     def release(self) -> None:
-        """Forward what was held, and go on."""
+        """Forward the held data, and continue."""
         self.holding = False
         held, self.held = self.held, []
         for side, data in held:
             side.forward(data)
 
     def inject(self, data: bytes) -> None:
-        """Send bytes to every client, as if the server had."""
+        """Send bytes to every client, as if from the server."""
         for server in list(self.servers):
             assert server.other is not None
             server.other.write(data)

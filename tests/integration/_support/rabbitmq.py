@@ -1,4 +1,4 @@
-"""RabbitMQ nodes of the tests' own, alone or as a cluster: own names, ports, data folders, cookie and epmd."""
+"""RabbitMQ nodes of the tests, alone or as a cluster, with their own names, ports, data folders, cookie and epmd."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from .process import ChildProcess, accepts, free_port
 from .waiting import until
 
-#: Debian's /usr/sbin wrappers change the user and lose the environment: prefer what they wrap.
+#: Debian's /usr/sbin wrappers change the user and lose the environment: prefer the scripts that they wrap.
 _SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 
-#: Seconds for a node to boot: it takes 5 to 6 on two idle cores.
+#: Seconds for a node to boot: 5 to 6 on two idle cores.
 BOOT = 240
 
 
@@ -32,21 +32,21 @@ def node_name() -> str:
 
 
 def installed() -> bool:
-    """Return whether this machine has a RabbitMQ to start."""
+    """Return whether RabbitMQ is installed."""
     return _script("rabbitmq-server") is not None and shutil.which("epmd") is not None
 
 
 class Epmd:
-    """Erlang's own name server, by which the nodes of a cluster, and `rabbitmqctl`, find each other."""
+    """Erlang's name server, by which the nodes of a cluster, and `rabbitmqctl`, find each other."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is the home of those who use it: the Erlang cookie is in there."""
+        """Use `folder` as home of the nodes: the Erlang cookie is in there."""
         self.folder = folder
         self.port = free_port()
         self._process: ChildProcess | None = None
         folder.mkdir(parents=True, exist_ok=True)
         cookie = folder / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(16).upper())  # nodes that start at once would each make one
+        cookie.write_text(secrets.token_hex(16).upper())  # nodes that start at once would each create one
         cookie.chmod(0o400)
 
     @property
@@ -54,7 +54,7 @@ class Epmd:
         return {"HOME": str(self.folder), "ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(self.port)}
 
     async def start(self) -> None:
-        """Start it, if it does not run."""
+        """Start epmd, unless it runs."""
         if self._process is None or self._process.poll() is not None:
             epmd = shutil.which("epmd")
             assert epmd is not None
@@ -68,7 +68,7 @@ class Epmd:
 
 
 class RabbitMQ:
-    """One real RabbitMQ node in `folder`, reached at `url` by guest/guest; its data survive `kill` and `restart`."""
+    """One real RabbitMQ node in `folder`, reached at `url` by guest/guest. Its data survive `kill` and `restart`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RabbitMQ:
         name: str | None = None,
         epmd: Epmd | None = None,
     ) -> None:
-        """`config` is lines of rabbitmq.conf; `epmd` is somebody else's to close."""
+        """Add the lines `config` to rabbitmq.conf. The caller closes `epmd`, if given."""
         self.folder = folder
         self.host = "127.0.0.1"
         self.port = free_port()
@@ -98,7 +98,7 @@ class RabbitMQ:
             **self._epmd.env,
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),  # not there: the machine's own is left out
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),  # missing: no configuration of the machine is read
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
@@ -107,9 +107,9 @@ class RabbitMQ:
             "RABBITMQ_NODE_IP_ADDRESS": self.host,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
-            # No busy waiting: the schedulers would take the tests' cores.
+            # No busy waiting: the schedulers would use the cores of the tests.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
-            # The script becomes the Erlang machine, rather than staying as its parent: signals reach what they should.
+            # The script replaces itself by the Erlang machine: signals reach the right process.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -127,7 +127,7 @@ class RabbitMQ:
         return self._beam is not None and self._beam.poll() is None
 
     async def start(self) -> None:
-        """Start the node and wait until it takes connections."""
+        """Start the node and wait until it accepts connections."""
         await self._epmd.start()
         script = _script("rabbitmq-server")
         assert script is not None
@@ -137,38 +137,38 @@ class RabbitMQ:
         await self._beam.wait_for_line("Server startup complete", BOOT)
 
     async def stop(self) -> None:
-        """Stop the node in good order."""
+        """Stop the node in order."""
         if self._beam is not None:
             self._beam.signal(signal.SIGCONT)
             await self._beam.stop(60)
 
     async def kill(self) -> None:
-        """End the node as a power cut would."""
+        """Kill the node without a shutdown."""
         assert self._beam is not None
         self._beam.kill()
 
     def end(self) -> None:
-        """The same, if it runs at all."""
+        """Kill the node, if it runs."""
         if self._beam is not None:
             self._beam.kill()
 
     async def restart(self) -> None:
-        """Stop the node in good order and start it again with its data."""
+        """Stop the node in order and start it again with its data."""
         await self.stop()
         await self.start()
 
     def pause(self) -> None:
-        """Stop the Erlang machine where it is (SIGSTOP): its sockets stay open and nothing answers."""
+        """Suspend the Erlang machine (SIGSTOP): its sockets stay open and do not answer."""
         assert self._beam is not None
         self._beam.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused node go on."""
+        """Continue a suspended node."""
         assert self._beam is not None
         self._beam.signal(signal.SIGCONT)
 
     async def ctl(self, *arguments: str, timeout: float = 180) -> str:
-        """Run `rabbitmqctl` on this node (it takes half a second) and return what it says."""
+        """Run `rabbitmqctl` on this node (half a second) and return its output."""
         script = _script("rabbitmqctl")
         assert script is not None
         self._commands += 1
@@ -182,7 +182,7 @@ class RabbitMQ:
         return command.output()
 
     async def close(self) -> None:
-        """Stop everything of this node's, epmd too."""
+        """Stop every process of this node, epmd too."""
         try:
             await self.stop()
         finally:
@@ -193,12 +193,12 @@ class RabbitMQ:
 
 
 class Cluster:
-    """Several RabbitMQ nodes on this machine that are one cluster; each may be killed, and started again."""
+    """Cluster of several RabbitMQ nodes on this machine. Each may be killed, and started again."""
 
     def __init__(self, folder: Path, size: int = 3, *, plugins: Sequence[str] = ()) -> None:
         self._epmd = Epmd(folder)
         names = [node_name() for _ in range(size)]
-        # They find each other by this list, which is much quicker than to join them one by one.
+        # The nodes find each other by this list, which is much quicker than joining them one by one.
         config = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
             f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)
         )
@@ -212,7 +212,7 @@ class Cluster:
         return [node.url for node in self.nodes]
 
     async def start(self) -> None:
-        """Start all nodes, and wait until they are one cluster: some 20 s on two cores."""
+        """Start all nodes, and wait until they form a cluster: some 20 s on two cores."""
         await self._epmd.start()
         first, *others = self.nodes
         await first.start()
@@ -220,7 +220,7 @@ class Cluster:
         await first.ctl("await_online_nodes", str(len(self.nodes)))
 
     async def close(self) -> None:
-        """Stop everything; the data are for nobody, so at once."""
+        """Kill every node: the data are not needed any more."""
         for node in self.nodes:
             node.end()
         self._epmd.close()

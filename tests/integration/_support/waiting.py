@@ -1,4 +1,4 @@
-"""Waiting for a condition, with a deadline, while the reactor runs."""
+"""Waits for a condition, with a deadline, while the reactor runs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from twisted.internet.task import deferLater
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: Seconds between two looks at a condition: short beside everything waited for, long beside the cost of a look.
+#: Seconds between two checks of a condition: short compared with every wait, long compared with the cost of a check.
 INTERVAL = 0.01
 
-#: Seconds a wait may take when the caller names no figure. Far above what is ever seen (well under a second), because
-#: a test machine is sometimes busy; a wait that ends by this deadline is a failure.
+#: Default deadline of a wait in seconds. Far above the usual time (well under a second), because a test machine is sometimes
+#: busy. A wait that ends by this deadline is a failure.
 PATIENCE = 15.0
 
 
 def current_reactor() -> Any:
-    """Return the reactor. It has no useful type: mypy knows nothing of zope's interfaces."""
+    """Return the reactor, untyped: mypy does not understand zope interfaces."""
     from twisted.internet import reactor
 
     return reactor
 
 
 def reactor_test(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
-    """Mark an `async def` test to be run in pytest-twisted's reactor. (pytest-twisted itself has no types.)"""
+    """Mark an `async def` test to run in the reactor of pytest-twisted, which itself has no types."""
     marked: Callable[P, Coroutine[Any, Any, None]] = pytest_twisted.ensureDeferred(function)
     return marked
 
@@ -57,12 +57,12 @@ async def within(awaitable: Awaitable[T], timeout: float = PATIENCE, what: str =
 
 
 async def pause(seconds: float) -> None:
-    """Let the reactor run for a while: for showing that something does *not* happen, and between looks from afar."""
+    """Let the reactor run for some time: to show that something does *not* happen, and between checks of a remote state."""
     await deferLater(current_reactor(), seconds, lambda: None)
 
 
 async def until(condition: Callable[[], T], timeout: float = PATIENCE, what: str | Callable[[], str] = "") -> T:
-    """Look at `condition` until it is true and return its value; raise AssertionError after `timeout` seconds."""
+    """Check `condition` until it is true and return its value; raise AssertionError after `timeout` seconds."""
     reactor = current_reactor()
     deadline = reactor.seconds() + timeout
     while True:
@@ -76,7 +76,7 @@ async def until(condition: Callable[[], T], timeout: float = PATIENCE, what: str
 
 
 class Inbox(Generic[T]):
-    """What has arrived and was not yet taken, in order of arrival."""
+    """Queue of received items, in order of arrival."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,20 +85,20 @@ class Inbox(Generic[T]):
         self._end: BaseException | None = None
 
     def put(self, item: T) -> None:
-        """Add what arrived, or hand it to whoever waits for it."""
+        """Add an item, or pass it to the waiting caller."""
         if self._waiting:
             self._waiting.popleft().callback(item)
         else:
             self._arrived.append(item)
 
     def finish(self, reason: BaseException) -> None:
-        """Say that nothing more will arrive: what waits fails at once rather than at its deadline."""
+        """End the queue: waiting callers fail at once rather than at their deadline."""
         self._end = reason
         while self._waiting:
             self._waiting.popleft().errback(reason)
 
     async def get(self, timeout: float = PATIENCE) -> T:
-        """Take the oldest item, waiting for one if there is none."""
+        """Take the oldest item, and wait for one if there is none."""
         if self._arrived:
             return self._arrived.popleft()
         if self._end is not None:
@@ -112,7 +112,7 @@ class Inbox(Generic[T]):
         return [await self.get(timeout) for _ in range(count)]
 
     async def find(self, wanted: Callable[[T], bool], timeout: float = PATIENCE) -> T:
-        """Take items until one is wanted, dropping the rest."""
+        """Take items up to a wanted one, and drop the others."""
         while True:
             item = await self.get(timeout)
             if wanted(item):
@@ -133,7 +133,7 @@ class Inbox(Generic[T]):
 
 
 def in_thread_order(function: Callable[P, None]) -> Callable[P, None]:
-    """Make a function that other threads call run in the reactor's thread, in the order of the calls."""
+    """Return a function for other threads that runs the given one in the reactor thread, in the order of the calls."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,4 +1,4 @@
-"""AMQP at the level of bytes: what a client library hides, such as the type of a header or a frame that is wrong."""
+"""AMQP at byte level: details that a client library hides, such as the type of a header or an invalid frame."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END = b"\xce"
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
-#: Sizes in bytes of the field values of RabbitMQ's grammar that always have the same one.
+#: Sizes in bytes of the field values of fixed size in RabbitMQ's grammar.
 _SIZES = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"l": 8, b"f": 4, b"d": 8, b"D": 5, b"T": 8}
 _SIZES[b"V"] = 0
 
 
 def raw_frame(kind: int, channel: int, payload: bytes, end: bytes = END) -> bytes:
-    """Put a frame together, right or wrong."""
+    """Pack a frame, valid or not."""
     return struct.pack(">BHL", kind, channel, len(payload)) + payload + end
 
 
@@ -48,13 +48,13 @@ def long_string(value: bytes) -> bytes:
 
 
 def field_table(fields: Mapping[str, tuple[bytes, bytes]]) -> bytes:
-    """Pack a table from values that are packed already: name → (field type, bytes)."""
+    """Pack a table from packed values: name → (field type, bytes)."""
     packed = b"".join(short_string(name) + kind + value for name, (kind, value) in fields.items())
     return struct.pack(">L", len(packed)) + packed
 
 
 def read_table(data: bytes) -> dict[str, tuple[bytes, bytes]]:
-    """Take a packed table apart: name → (field type, bytes of the value)."""
+    """Unpack a table: name → (field type, bytes of the value)."""
     (length,) = struct.unpack_from(">L", data)
     fields: dict[str, tuple[bytes, bytes]] = {}
     place, end = 4, 4 + length
@@ -66,7 +66,7 @@ def read_table(data: bytes) -> dict[str, tuple[bytes, bytes]]:
         place += 1
         if kind in _SIZES:
             width = _SIZES[kind]
-        else:  # S x A F: a length goes before
+        else:  # S x A F: preceded by a length
             (width,) = struct.unpack_from(">L", data, place)
             width += 4
         fields[name] = (kind, data[place : place + width])
@@ -74,7 +74,7 @@ def read_table(data: bytes) -> dict[str, tuple[bytes, bytes]]:
     return fields
 
 
-#: The properties of a content header in the order of their flags, from the highest bit down.
+#: Properties of a content header in the order of their flags, from the highest bit down.
 PROPERTIES = (
     "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
     "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
@@ -82,7 +82,7 @@ PROPERTIES = (
 
 
 def read_content_header(payload: bytes) -> dict[str, bytes]:
-    """Take a content header apart: the properties that are there, each as the bytes of its value."""
+    """Unpack a content header: each present property as the bytes of its value."""
     class_id, weight, _size, flags = struct.unpack_from(">HHQH", payload)
     assert (class_id, weight) == (60, 0), (class_id, weight)
     place = 14
@@ -105,7 +105,7 @@ def read_content_header(payload: bytes) -> dict[str, bytes]:
 
 
 def content_header(size: int, properties: Mapping[str, bytes]) -> bytes:
-    """Pack a content header from values that are packed already."""
+    """Pack a content header from packed values."""
     flags, values = 0, b""
     for bit, name in enumerate(PROPERTIES):
         if name in properties:
@@ -115,7 +115,7 @@ def content_header(size: int, properties: Mapping[str, bytes]) -> bytes:
 
 
 class FrameReader:
-    """Cuts a stream into frames: (kind, channel, payload)."""
+    """Parser that splits a stream into frames: (kind, channel, payload)."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -164,7 +164,7 @@ def _factory(build: Any) -> IProtocolFactory:
 
 
 class WireClient:
-    """A client with one channel that shows and sends the bytes themselves."""
+    """Client with one channel that sends and returns raw bytes."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", frame_max: int = 131072) -> None:
         self._host, self._port, self._frame_max = host, port, frame_max
@@ -207,7 +207,7 @@ class WireClient:
         return payload
 
     async def expect(self, command: Any, timeout: float = PATIENCE) -> bytes:
-        """Take the next frame, which must be this method, and return its arguments' bytes."""
+        """Take the next frame, which must be this method, and return the bytes of its arguments."""
         payload = await self.frame(METHOD, timeout)
         assert payload[:4] == struct.pack(">L", command.index), (command.name, payload)
         return payload[4:]
@@ -222,7 +222,7 @@ class WireClient:
         await self.expect(commands.Basic.Ack)
 
     async def get(self, queue: str, timeout: float = PATIENCE) -> tuple[dict[str, bytes], bytes]:
-        """Take one message, waiting for it, and return its packed properties and its body."""
+        """Take one message, wait for it, and return its packed properties and its body."""
         self.send(method(commands.Basic.Consume(queue=queue, consumer_tag="wire", no_ack=True)))
         await self.expect(commands.Basic.ConsumeOk)
         await self.expect(commands.Basic.Deliver, timeout)
@@ -274,9 +274,9 @@ class _FakeBrokerProtocol(Protocol):
 
 
 class FakeBroker:
-    """Something that answers like a broker, except where `instead` (method's name → bytes) says otherwise.
+    """Server that answers like a broker, except for the methods in `instead` (name of the method → bytes).
 
-    `connections` and `closed` count what came and went.
+    `connections` and `closed` count connections and their ends.
     """
 
     def __init__(self, instead: Mapping[str, bytes] | None = None) -> None:
@@ -293,14 +293,14 @@ class FakeBroker:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/%2f"
 
     async def start(self) -> FakeBroker:
-        """Listen on a port of the kernel's choice."""
+        """Listen on a free port."""
         endpoint = TCP4ServerEndpoint(current_reactor(), 0, interface="127.0.0.1")
         self._listening = await endpoint.listen(_factory(lambda: _FakeBrokerProtocol(self)))
         self.port = self._listening.getHost().port
         return self
 
     def answer(self, connection: _FakeBrokerProtocol, name: str, channel: int) -> None:
-        """Answer a method as a broker would, or as the test wants it."""
+        """Answer a method as a broker would, or as `instead` says."""
         self.asked.append(name)
         if name in self.instead:
             connection.send(self.instead[name])
@@ -339,7 +339,7 @@ class FakeBroker:
 
 
 def packed_properties(**properties: Any) -> dict[str, bytes]:
-    """Pack properties the way a careful library would (pamqp does it): for tests that change one of them."""
+    """Pack properties as a careful library would (such as pamqp): for tests that change one of them."""
     marshalled = pamqp_header.ContentHeader(0, 0, commands.Basic.Properties(**properties)).marshal()
     return read_content_header(marshalled)
 
