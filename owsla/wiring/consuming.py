@@ -14,7 +14,8 @@ from ..broker.consumers import Consumers
 from ..broker.health import BrokerHealth
 from ..broker.lines import LinePublisher
 from ..cluster.identity import NodeIdentity
-from ..cluster.registrar import Registrar, register_queue
+from ..cluster.register import ClusterSettings, register_queue
+from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
 from ..routing import Router
 from ..tls.broker import verifier
@@ -65,11 +66,13 @@ def make_consuming(
     registrar = Registrar(
         base.reactor,
         base.emit,
+        ClusterSettings(
+            to_device=settings.to_device,
+            register=register_queue(settings.to_device, dict(settings.node_queue_arguments)),
+            node_grace=settings.node_grace,
+            users=users,
+        ),
         node=base.node,
-        to_device=settings.to_device,
-        register=register_queue(settings.to_device, dict(settings.node_queue_arguments)),
-        node_grace=settings.node_grace,
-        users=users,
         courier=publishing.courier,
         presence=presence,
         joined=lambda: opening.node_joined(broker_ready=health.ready),

@@ -563,7 +563,7 @@ async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatc
     """A queue without consumers does not grow without limit: new devices are announced once it is short again, and nothing is
     lost.
     """
-    for name, value in (("LONG", 100), ("SHORT", 50), ("LOOK", 0.3)):
+    for name, value in (("LONG", 100), ("SHORT", 50), ("INSPECT_INTERVAL", 0.3)):
         monkeypatch.setattr(amqp, name, value)
     one, queue = await announcer(lab, broker)
     first, later = [f"a{number}" for number in range(150)], [f"b{number}" for number in range(80)]

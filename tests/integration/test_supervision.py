@@ -244,8 +244,8 @@ async def test_broker_timers(run: Run) -> None:
     it = await trial(run)
     await it.fails_somewhere("owsla.broker.client:BrokerClient._check_heartbeat", BROKER)
     await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
-    await it.fails("owsla.cluster.registrar:Registrar._look_round", ROSTER)
-    await it.fails("owsla.cluster.registrar:Registrar.deliver", ROSTER, provoke=run.proxy.cut)
+    await it.fails("owsla.cluster.register:Register._inspect_all", ROSTER)
+    await it.fails("owsla.cluster.register:Register.deliver", ROSTER, provoke=run.proxy.cut)
     await it.finish()
 
 

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from bench import harness
 from owsla.broker.queues import undeliverable_queue
-from owsla.cluster.registrar import register_queue
+from owsla.cluster.register import register_queue
 
 
 class RecordingConnection:

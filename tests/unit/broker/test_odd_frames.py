@@ -23,8 +23,9 @@ from owsla.cli._echo import Echo
 from owsla.cli._running import Session
 from owsla.cli._send import Send, SendOptions
 from owsla.cli._tail import Peek, Tail, as_json, as_text
-from owsla.cluster.members import GONE, HERE, Notice
-from owsla.cluster.registrar import Registrar, register_queue
+from owsla.cluster.notices import GONE, HERE, Notice
+from owsla.cluster.register import ClusterSettings, register_queue
+from owsla.cluster.registrar import Registrar
 from tests.unit.events.doubles import connected
 
 from ..amqp.values import TABLES
@@ -218,14 +219,11 @@ def make_registrar(server: Server) -> tuple[Role, Callable[[], object]]:
     registrar = Registrar(
         server.clock,
         lambda event: None,
+        ClusterSettings("to_device", register_queue("to_device", {}), node_grace=0.5, users={"me"}),
         node=lambda: ME.encode(),
-        to_device="to_device",
-        register=register_queue("to_device", {}),
-        users={"me"},
-        joined=lambda: None,
-        node_grace=0.5,
         courier=Recorder(),
         presence=None,
+        joined=lambda: None,
     )
 
     def act() -> None:

@@ -30,7 +30,7 @@ class Registrar:
         self.calls.append(f"{text} to {queue}")
 
 
-class MembershipTests(SynchronousTestCase):
+class NodeIdentityTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.random = [b"\x01\x23\xab\xcd", b"\x89\xab\xcd\xef", b"\x99\x99\x99\x99"]
         self.ids = ConnectionIds(lambda size: self.random.pop(0))

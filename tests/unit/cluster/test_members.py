@@ -1,4 +1,4 @@
-"""Who is on the roll of nodes, and who is taken for dead."""
+"""The members of a cluster, and the decision that one is dead."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cluster.members import (
-    FIRST,
-    GONE,
-    HERE,
-    HURRY,
-    HURRY_FOR,
-    KEEP,
-    KEPT,
-    LEFT,
-    RENEW,
-    RENEWED,
+    HURRIED_INTERVAL,
+    HURRY_DURATION,
+    KEEP_INTERVAL,
+    RENEW_INTERVAL,
+    Decision,
     Members,
-    Notice,
-    Sight,
-    Verdict,
+    QueueCondition,
 )
+from owsla.cluster.notices import FIRST, GONE, HERE, KEPT, LEFT, RENEWED, Notice
 
 ME, A, B = "00000000", "aaaaaaaa", "bbbbbbbb"
 GRACE, INTERVAL = 10.0, 2.0
@@ -55,86 +49,86 @@ class NoticeTests(SynchronousTestCase):
 class Base(SynchronousTestCase):
     def setUp(self) -> None:
         self.now = 1000.0
-        self.roll = Members(lambda: ME, GRACE, INTERVAL)
+        self.members = Members(lambda: ME, GRACE, INTERVAL)
         self.tag = 0
 
     def hear(self, node: str, state: str = HERE, origin: str = FIRST) -> list[int]:
         self.tag += 1
-        return self.roll.heard(self.tag, Notice(node, state, origin), self.now)
+        return self.members.heard(self.tag, Notice(node, state, origin), self.now)
 
-    def see(self, sight: Sight, node: str = A, after: float = INTERVAL) -> Verdict:
+    def see(self, condition: QueueCondition, node: str = A, after: float = INTERVAL) -> Decision:
         self.now += after
-        verdict, self.done = self.roll.saw(node, sight, self.now)
-        return verdict
+        decision, self.done = self.members.inspected(node, condition, self.now)
+        return decision
 
-    def bury(self, node: str = A) -> None:
-        self.roll.burying(node)
+    def clean_up(self, node: str = A) -> None:
+        self.members.cleanup_begun(node)
 
 
 class WatchTests(Base):
     def test_dead_after_the_grace(self) -> None:
         """A node whose queue has no consumer, or is not there, in every look for the grace is dead: not before."""
-        for sight in (Sight.IDLE, Sight.MISSING):
+        for condition in (QueueCondition.IDLE, QueueCondition.MISSING):
             self.setUp()
             self.hear(A)
-            self.assertEqual([self.see(sight) for _ in range(6)], [Verdict.WAIT] * 5 + [Verdict.BURY])
+            self.assertEqual([self.see(condition) for _ in range(6)], [Decision.WAIT] * 5 + [Decision.CLEAN_UP])
 
     def test_seen_meanwhile(self) -> None:
         """One that is seen in between has all of the grace again."""
         self.hear(A)
-        looks = [self.see(Sight.IDLE) for _ in range(5)]
-        looks += [self.see(Sight.CONSUMED)]
-        looks += [self.see(Sight.IDLE) for _ in range(5)]
-        self.assertEqual(set(looks), {Verdict.WAIT})
-        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
+        looks = [self.see(QueueCondition.IDLE) for _ in range(5)]
+        looks += [self.see(QueueCondition.CONSUMED)]
+        looks += [self.see(QueueCondition.IDLE) for _ in range(5)]
+        self.assertEqual(set(looks), {Decision.WAIT})
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
 
     def test_no_answer(self) -> None:
         """What the broker does not answer proves nothing; and the time in which nobody could look does not count."""
         self.hear(A)
-        self.see(Sight.IDLE)
-        self.assertEqual({self.see(Sight.UNKNOWN) for _ in range(100)}, {Verdict.WAIT})
-        self.assertIs(self.see(Sight.IDLE, after=3600), Verdict.WAIT)
-        self.assertEqual([self.see(Sight.IDLE) for _ in range(3)], [Verdict.WAIT] * 2 + [Verdict.BURY])
+        self.see(QueueCondition.IDLE)
+        self.assertEqual({self.see(QueueCondition.UNKNOWN) for _ in range(100)}, {Decision.WAIT})
+        self.assertIs(self.see(QueueCondition.IDLE, after=3600), Decision.WAIT)
+        self.assertEqual([self.see(QueueCondition.IDLE) for _ in range(3)], [Decision.WAIT] * 2 + [Decision.CLEAN_UP])
 
     def test_after_a_loss(self) -> None:
         """After the registrar lost its own connection nobody is dead for a while, however short the grace is."""
-        self.roll.begin(self.now + 60)
+        self.members.begin(self.now + 60)
         self.hear(A)
-        self.assertEqual({self.see(Sight.IDLE) for _ in range(29)}, {Verdict.WAIT})
-        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
+        self.assertEqual({self.see(QueueCondition.IDLE) for _ in range(29)}, {Decision.WAIT})
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
 
     def test_oneself(self) -> None:
         """The registrar does not look at itself before it leaves; then it strikes itself off."""
         self.hear(ME)
-        self.assertEqual(self.roll.due(), [])
+        self.assertEqual(self.members.to_inspect(), [])
         self.hear(ME, LEFT)
-        self.assertEqual(self.roll.due(), [ME])
-        self.assertIs(self.see(Sight.MISSING, ME), Verdict.STRIKE)
-        self.assertEqual((self.done, len(self.roll)), ([2], 0))
+        self.assertEqual(self.members.to_inspect(), [ME])
+        self.assertIs(self.see(QueueCondition.MISSING, ME), Decision.REMOVE)
+        self.assertEqual((self.done, len(self.members)), ([2], 0))
 
     def test_copies(self) -> None:
         """Of several copies of a notice the last is held."""
         self.assertEqual([self.hear(A), self.hear(A), self.hear(B), self.hear(A)], [[], [1], [], [2]])
-        self.assertEqual(self.roll.due(), [A, B])
+        self.assertEqual(self.members.to_inspect(), [A, B])
 
     def test_kept(self) -> None:
         """What is held for long, since its node does not renew it, is put into the register again: once, also while a queue is
         cleaned up. The copy takes the place of the notice, and means nothing new.
         """
-        self.assertLess(RENEW, KEEP, "a living node renews its notice before")
+        self.assertLess(RENEW_INTERVAL, KEEP_INTERVAL, "a living node renews its notice before")
         self.hear(A)
         self.hear(B, GONE)
-        self.bury(B)
-        self.now += KEEP - 1
-        self.assertEqual(self.roll.stale(self.now), [])
+        self.clean_up(B)
+        self.now += KEEP_INTERVAL - 1
+        self.assertEqual(self.members.take_stale(self.now), [])
         self.now += 1
-        self.assertEqual(self.roll.stale(self.now), [Notice(A, HERE, KEPT), Notice(B, GONE, KEPT)])
-        self.assertEqual(self.roll.stale(self.now), [])
+        self.assertEqual(self.members.take_stale(self.now), [Notice(A, HERE, KEPT), Notice(B, GONE, KEPT)])
+        self.assertEqual(self.members.take_stale(self.now), [])
         self.assertEqual([self.hear(A, HERE, KEPT), self.hear(B, GONE, KEPT)], [[1], [2]])
-        self.roll.announced(B)
-        self.assertEqual(self.roll.buried(B), [4])
+        self.members.announced(B)
+        self.assertEqual(self.members.cleaned_up(B), [4])
         self.assertEqual([self.hear(B, GONE, KEPT), self.hear(B, HERE, KEPT)], [[5], [6]], "that is dealt with")
-        self.assertEqual(self.roll.surprised(), [])
+        self.assertEqual(self.members.take_returned(), [])
 
     def test_kept_and_taken_back(self) -> None:
         """A copy that the registrar has put there, and that its node has taken back meanwhile, does not count any more."""
@@ -146,10 +140,10 @@ class WatchTests(Base):
 
     def test_vanished(self) -> None:
         """A renewal of a notice that the registrar does not have shows that the broker has dropped it."""
-        self.assertFalse(self.roll.vanished(Notice(A, HERE)))
-        self.assertTrue(self.roll.vanished(Notice(A, HERE, RENEWED)))
+        self.assertFalse(self.members.has_vanished(Notice(A, HERE)))
+        self.assertTrue(self.members.has_vanished(Notice(A, HERE, RENEWED)))
         self.hear(A)
-        self.assertFalse(self.roll.vanished(Notice(A, HERE, RENEWED)))
+        self.assertFalse(self.members.has_vanished(Notice(A, HERE, RENEWED)))
 
 
 class GoodbyeTests(Base):
@@ -157,180 +151,179 @@ class GoodbyeTests(Base):
         """A node that left, and its queue with it, is struck off at once, and nobody is told."""
         self.hear(A)
         self.hear(A, LEFT)
-        self.assertIs(self.see(Sight.CONSUMED), Verdict.WAIT)
-        self.assertIs(self.see(Sight.MISSING), Verdict.STRIKE)
-        self.assertEqual((self.done, A in self.roll), ([2], False))
+        self.assertIs(self.see(QueueCondition.CONSUMED), Decision.WAIT)
+        self.assertIs(self.see(QueueCondition.MISSING), Decision.REMOVE)
+        self.assertEqual((self.done, A in self.members), ([2], False))
 
     def test_left_something(self) -> None:
         """What it left in its queue is recorded at once, and nobody is told either."""
         self.hear(A, LEFT)
-        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
-        self.bury()
-        self.assertFalse(self.roll.loud(A))
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
+        self.clean_up()
+        self.assertFalse(self.members.must_announce(A))
 
     def test_a_goodbye_that_it_did_not_say(self) -> None:
         """A node that says that it is here has not left, whoever said so: its death is told."""
         self.hear(A)
         self.assertEqual(self.hear(A, LEFT), [1])
-        self.assertIs(self.see(Sight.CONSUMED), Verdict.WAIT)
+        self.assertIs(self.see(QueueCondition.CONSUMED), Decision.WAIT)
         self.assertEqual(self.hear(A, HERE, RENEWED), [2])
-        self.assertEqual([self.see(Sight.IDLE) for _ in range(6)], [Verdict.WAIT] * 5 + [Verdict.BURY])
-        self.bury()
-        self.assertTrue(self.roll.loud(A))
+        self.assertEqual([self.see(QueueCondition.IDLE) for _ in range(6)], [Decision.WAIT] * 5 + [Decision.CLEAN_UP])
+        self.clean_up()
+        self.assertTrue(self.members.must_announce(A))
 
     def test_gone_and_never_here(self) -> None:
         """One that is dead before it joined, and has no queue, is struck off, and nobody is told."""
         self.hear(A, GONE)
-        self.assertIs(self.see(Sight.MISSING), Verdict.STRIKE)
+        self.assertIs(self.see(QueueCondition.MISSING), Decision.REMOVE)
         self.hear(A, GONE)
         self.hear(A)
-        self.assertIs(self.see(Sight.MISSING), Verdict.BURY)
+        self.assertIs(self.see(QueueCondition.MISSING), Decision.CLEAN_UP)
 
     def test_gone(self) -> None:
         """A node whose process is known to be dead is not waited for, once nobody consumes its queue."""
         self.hear(A)
         self.hear(A, GONE)
-        self.assertEqual(self.roll.interval(self.now), HURRY)
-        self.assertIs(self.see(Sight.CONSUMED, after=0), Verdict.WAIT)
-        self.assertIs(self.see(Sight.IDLE, after=0), Verdict.BURY)
-        self.bury()
-        self.assertTrue(self.roll.loud(A))
-        self.roll.announced(A)
-        self.assertFalse(self.roll.loud(A), "it is told once")
-        self.assertEqual(self.roll.buried(A), [1, 2])
-        self.assertEqual(self.roll.interval(self.now), INTERVAL)
+        self.assertEqual(self.members.interval(self.now), HURRIED_INTERVAL)
+        self.assertIs(self.see(QueueCondition.CONSUMED, after=0), Decision.WAIT)
+        self.assertIs(self.see(QueueCondition.IDLE, after=0), Decision.CLEAN_UP)
+        self.clean_up()
+        self.assertTrue(self.members.must_announce(A))
+        self.members.announced(A)
+        self.assertFalse(self.members.must_announce(A), "it is told once")
+        self.assertEqual(self.members.cleaned_up(A), [1, 2])
+        self.assertEqual(self.members.interval(self.now), INTERVAL)
         self.assertEqual(self.hear(A, GONE), [3], "somebody says so again: it is dealt with")
 
     def test_not_gone(self) -> None:
         """If somebody goes on consuming its queue that was wrong, and it is watched like the others."""
         self.hear(A)
         self.hear(A, GONE)
-        self.assertIs(self.see(Sight.CONSUMED, after=HURRY_FOR), Verdict.WAIT)
+        self.assertIs(self.see(QueueCondition.CONSUMED, after=HURRY_DURATION), Decision.WAIT)
         self.assertEqual(self.done, [2])
-        self.assertIs(self.see(Sight.IDLE), Verdict.WAIT)
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.WAIT)
 
     def test_not_gone_and_never_here(self) -> None:
         """The only notice of a node is kept."""
         self.hear(A, GONE)
-        self.see(Sight.CONSUMED, after=HURRY_FOR)
-        self.assertEqual((self.done, A in self.roll), ([], True))
-        self.assertIs(self.see(Sight.IDLE), Verdict.WAIT)
+        self.see(QueueCondition.CONSUMED, after=HURRY_DURATION)
+        self.assertEqual((self.done, A in self.members), ([], True))
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.WAIT)
 
 
-class BurialTests(Base):
+class CleanupTests(Base):
     def setUp(self) -> None:
         super().setUp()
         self.hear(A)
-        self.bury()
+        self.clean_up()
 
     def test_not_looked_at(self) -> None:
         """Whoever is being buried is not looked at."""
-        self.assertEqual(self.roll.due(), [])
-        self.assertIs(self.see(Sight.IDLE, after=100), Verdict.WAIT)
+        self.assertEqual(self.members.to_inspect(), [])
+        self.assertIs(self.see(QueueCondition.IDLE, after=100), Decision.WAIT)
 
     def test_back_before(self) -> None:
         """One that came back before its queue was deleted is watched as before, and hears nothing of it."""
-        self.assertEqual(self.roll.spared(A), [])
-        self.assertEqual((self.roll.due(), self.roll.surprised()), ([A], []))
-        self.assertIs(self.see(Sight.IDLE), Verdict.WAIT)
+        self.assertEqual(self.members.cleanup_stopped(A), [])
+        self.assertEqual((self.members.to_inspect(), self.members.take_returned()), ([A], []))
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.WAIT)
 
     def test_back_before_and_said_so(self) -> None:
         """The same when it has said so, and its earlier notice is done with."""
         self.hear(A)
-        self.assertEqual(self.roll.spared(A), [1])
-        self.assertEqual((self.roll.due(), self.roll.surprised()), ([A], []))
+        self.assertEqual(self.members.cleanup_stopped(A), [1])
+        self.assertEqual((self.members.to_inspect(), self.members.take_returned()), ([A], []))
 
     def test_back_meanwhile(self) -> None:
         """One that came back while it was buried stays on the roll, and is told that it was said to be lost: afterwards."""
-        self.roll.announced(A)
+        self.members.announced(A)
         self.hear(A)
-        self.assertEqual(self.roll.surprised(), [])
-        self.assertEqual(self.roll.buried(A), [1])
-        self.assertEqual((self.roll.surprised(), self.roll.surprised()), ([A], []))
-        self.assertEqual(self.roll.due(), [A])
+        self.assertEqual(self.members.take_returned(), [])
+        self.assertEqual(self.members.cleaned_up(A), [1])
+        self.assertEqual((self.members.take_returned(), self.members.take_returned()), ([A], []))
+        self.assertEqual(self.members.to_inspect(), [A])
 
     def test_back_later(self) -> None:
         """So is one that comes back later."""
-        self.roll.announced(A)
-        self.assertEqual(self.roll.buried(A), [1])
+        self.members.announced(A)
+        self.assertEqual(self.members.cleaned_up(A), [1])
         self.hear(A)
-        self.assertEqual(self.roll.surprised(), [A])
+        self.assertEqual(self.members.take_returned(), [A])
 
     def test_back_and_told(self) -> None:
         """One that came back before its queue was deleted, and after all were told, hears of that as soon as it says so."""
-        self.roll.announced(A)
-        self.assertEqual((self.roll.spared(A), self.roll.surprised()), ([], []))
+        self.members.announced(A)
+        self.assertEqual((self.members.cleanup_stopped(A), self.members.take_returned()), ([], []))
         self.assertEqual(self.hear(A, HERE, RENEWED), [1])
-        self.assertEqual(self.roll.surprised(), [A])
+        self.assertEqual(self.members.take_returned(), [A])
 
     def test_delivered_again(self) -> None:
         """A notice that was delivered before, when the registrar begins again, does not say that a node is back; what was not
         brought to its end is done again, and not told again.
         """
-        self.roll.announced(A)
-        self.roll.begin(0.0)
+        self.members.announced(A)
+        self.members.begin(0.0)
         for state, origin in ((HERE, FIRST), (HERE, KEPT), (GONE, FIRST)):
             self.tag += 1
-            self.assertLessEqual(len(self.roll.heard(self.tag, Notice(A, state, origin), self.now, redelivered=True)), 1)
-        self.assertEqual(self.roll.surprised(), [])
-        self.assertIs(self.see(Sight.IDLE), Verdict.BURY)
-        self.bury()
-        self.assertFalse(self.roll.loud(A))
+            self.assertLessEqual(len(self.members.heard(self.tag, Notice(A, state, origin), self.now, redelivered=True)), 1)
+        self.assertEqual(self.members.take_returned(), [])
+        self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
+        self.clean_up()
+        self.assertFalse(self.members.must_announce(A))
 
     def test_refused(self) -> None:
         """One whose queue the broker does not give out is tried again later, and not said to be lost a second time."""
-        self.roll.announced(A)
+        self.members.announced(A)
         self.hear(A, LEFT)
-        self.assertEqual(self.roll.spared(A, self.now + 10), [1])
-        self.assertIs(self.see(Sight.IDLE, after=9), Verdict.WAIT)
-        self.assertIs(self.see(Sight.IDLE, after=1), Verdict.BURY)
-        self.bury()
-        self.assertFalse(self.roll.loud(A))
+        self.assertEqual(self.members.cleanup_stopped(A, self.now + 10), [1])
+        self.assertIs(self.see(QueueCondition.IDLE, after=9), Decision.WAIT)
+        self.assertIs(self.see(QueueCondition.IDLE, after=1), Decision.CLEAN_UP)
+        self.clean_up()
+        self.assertFalse(self.members.must_announce(A))
 
     def test_gone_by_mistake(self) -> None:
         """One that was said to be gone, and is back, is not said to be gone any more."""
-        self.roll.buried(A)
+        self.members.cleaned_up(A)
         self.hear(B, GONE)
         self.hear(B)
-        self.bury(B)
-        self.assertEqual(self.roll.spared(B), [2])
-        self.assertIs(self.see(Sight.IDLE, B), Verdict.WAIT)
+        self.clean_up(B)
+        self.assertEqual(self.members.cleanup_stopped(B), [2])
+        self.assertIs(self.see(QueueCondition.IDLE, B), Decision.WAIT)
 
 
 class AnyOrderTests(SynchronousTestCase):
     @given(
         st.lists(
             st.tuples(st.sampled_from(["hear", "see", "announce", "done", "spare"]), st.sampled_from([HERE, LEFT, GONE]),
-                      st.sampled_from([FIRST, RENEWED, KEPT]), st.sampled_from(list(Sight)), st.sampled_from([A, B, ME]),
+                      st.sampled_from([FIRST, RENEWED, KEPT]), st.sampled_from(list(QueueCondition)),
+                      st.sampled_from([A, B, ME]),
                       st.floats(0, 30)),
             max_size=60,
         )
     )  # fmt: skip
-    def test_every_tag_once(self, steps: list[tuple[str, str, str, Sight, str, float]]) -> None:
-        """Whatever happens, a notice is acknowledged at most once, and a node on the roll has one that is not: so that the next
-        registrar hears of it.
-        """
+    def test_every_tag_once(self, steps: list[tuple[str, str, str, QueueCondition, str, float]]) -> None:
+        """A notice is acknowledged at most once, and a member always has one that is not, for the next registrar."""
         now, tag = 1000.0, 0
-        roll = Members(lambda: ME, GRACE, INTERVAL)
+        members = Members(lambda: ME, GRACE, INTERVAL)
         told: dict[int, str] = {}
-        burying: set[str] = set()
-        for what, state, origin, sight, node, after in steps:
+        cleaning: set[str] = set()
+        for what, state, origin, condition, node, after in steps:
             now += after
             done: list[int] = []
             if what == "hear":
                 tag += 1
                 told[tag] = node
-                done = roll.heard(tag, Notice(node, state, origin), now)
+                done = members.heard(tag, Notice(node, state, origin), now)
             elif what == "see":
-                verdict, done = roll.saw(node, sight, now)
-                if verdict is Verdict.BURY:
-                    burying.add(node)
-                    roll.burying(node)
-            elif node in burying and what == "announce":
-                roll.announced(node)
-            elif node in burying:
-                burying.remove(node)
-                done = roll.spared(node) if what == "spare" else roll.buried(node)
+                decision, done = members.inspected(node, condition, now)
+                if decision is Decision.CLEAN_UP:
+                    cleaning.add(node)
+                    members.cleanup_begun(node)
+            elif node in cleaning and what == "announce":
+                members.announced(node)
+            elif node in cleaning:
+                cleaning.remove(node)
+                done = members.cleanup_stopped(node) if what == "spare" else members.cleaned_up(node)
             for one in done:
                 del told[one]
-            self.assertEqual({name for name in (A, B, ME) if name in roll}, set(told.values()))
+            self.assertEqual({name for name in (A, B, ME) if name in members}, set(told.values()))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.cluster.cleanup import AT_ONCE, LEAVING, PERSISTENT, SILENCE
-from owsla.cluster.members import GONE, HERE, KEEP, KEPT, LEFT, RENEW, RENEWED, Notice
-from owsla.cluster.registrar import CLEANUP, HANDOVER, REGISTER, RETRY, Registrar, register_queue
+from owsla.cluster.cleanups import FIRST_CHANNEL, RETRY_AFTER
+from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
+from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice
+from owsla.cluster.register import HANDOVER, REGISTER_CHANNEL, ClusterSettings, register_queue
+from owsla.cluster.registrar import Registrar
 from owsla.events import BrokerWarning, Event, NodeLost
 from owsla.letter import Letter
 
@@ -60,11 +63,8 @@ class Base(BrokerTestCase):
         self.registrar = Registrar(
             self.clock,
             self.events.append,
+            ClusterSettings("to_device", register_queue("to_device", {}), GRACE, {"me", "us"}),
             node=lambda: self.node.encode(),
-            to_device="to_device",
-            register=register_queue("to_device", {}),
-            node_grace=GRACE,
-            users={"me", "us"},
             courier=self.courier,
             presence=self.presence,
             joined=lambda: self.joined.append(self.registrar.joined),
@@ -92,14 +92,14 @@ class Base(BrokerTestCase):
         self, tag: int, node: str, state: str = HERE, user: str | None = "us", *, redelivered: bool = False, **more: str
     ) -> None:
         body = Notice(node, state, **more).pack()
-        self.server.raw(deliver(REGISTER, tag, message(body, user_id=user), body, redelivered=redelivered))
+        self.server.raw(deliver(REGISTER_CHANNEL, tag, message(body, user_id=user), body, redelivered=redelivered))
 
     def pass_time(self, seconds: float) -> None:
         for _ in range(round(seconds * 10)):
             self.clock.advance(0.1)
             self.server.settle()
 
-    def acks(self, channel: int = REGISTER) -> list[int]:
+    def acks(self, channel: int = REGISTER_CHANNEL) -> list[int]:
         """Which deliveries are acknowledged by now."""
         tags: list[int] = []
         for number, name, fields in self.server.calls:
@@ -116,7 +116,7 @@ class Base(BrokerTestCase):
         """How many messages were asked for."""
         return len(self.server.called("basic.get"))
 
-    def answer(self, *messages: bytes, first: int = 1, empty: int = 0, channel: int = CLEANUP) -> None:
+    def answer(self, *messages: bytes, first: int = 1, empty: int = 0, channel: int = FIRST_CHANNEL) -> None:
         """Answer what was asked for with these messages, and so many times that there are no more."""
         data = b""
         for tag, body in enumerate(messages, first):
@@ -145,7 +145,7 @@ class NoticeTests(Base):
         (one,) = self.server.take()
         self.assertEqual((one.queue, one.method["mandatory"], one.properties["delivery_mode"]), (NODES, True, 2))
         self.assertEqual(Notice.read(one.body), Notice(ME, HERE))
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.lose()
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
@@ -155,21 +155,21 @@ class NoticeTests(Base):
         self.connect()
         self.registrar.gone(A, True)
         self.server.take()
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.registrar.here()
         self.assertEqual((self.joined, self.registrar.joined), ([], False))
-        self.server.ack(REGISTER, 2)
+        self.server.ack(REGISTER_CHANNEL, 2)
         self.assertEqual((self.joined, self.registrar.joined), ([True], True))
         self.lose()
         self.connect()
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.assertEqual((self.joined, self.registrar.joined), ([True], True))
 
     def test_a_register_that_cannot_be_used(self) -> None:
         """A register that refuses notices, or may not be used, shows nothing of the broker: devices do not wait for it."""
         self.connect()
         self.registrar.here()
-        self.server.nack(REGISTER, self.server.take()[0].tag)
+        self.server.nack(REGISTER_CHANNEL, self.server.take()[0].tag)
         self.assertEqual(self.joined, [True])
         self.setUp()
         for passive in (True, False):
@@ -182,7 +182,7 @@ class NoticeTests(Base):
         self.connect()
         self.registrar.here()
         self.server.take()
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.lose()
         self.registrar.away()
         self.connect()
@@ -203,7 +203,7 @@ class NoticeTests(Base):
         self.lose()
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(A, GONE))])
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.lose()
         self.connect()
         self.assertEqual(self.said(), [])
@@ -213,20 +213,20 @@ class NoticeTests(Base):
         self.connect()
         self.registrar.here()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
-        self.pass_time(3 * RENEW - 1)
+        self.pass_time(3 * RENEW_INTERVAL - 1)
         self.assertEqual(self.said(), [], "a broker that is blocked has not taken the last one")
         for tag in range(1, 4):
-            self.server.ack(REGISTER, tag)
-            self.pass_time(RENEW + 0.1)
+            self.server.ack(REGISTER_CHANNEL, tag)
+            self.pass_time(RENEW_INTERVAL + 0.1)
             self.assertEqual(self.said(), [(NODES, Notice(ME, HERE, RENEWED))])
-        self.server.ack(REGISTER, 4)
+        self.server.ack(REGISTER_CHANNEL, 4)
         self.registrar.away()
-        self.pass_time(2 * RENEW)
+        self.pass_time(2 * RENEW_INTERVAL)
         self.assertEqual(self.said(), [])
         self.registrar.here()
         self.registrar.leave()
         self.said()
-        self.pass_time(2 * RENEW)
+        self.pass_time(2 * RENEW_INTERVAL)
         self.assertEqual(self.said(), [])
 
     def test_whose(self) -> None:
@@ -249,7 +249,7 @@ class NoticeTests(Base):
         self.registrar.leave()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE)), (NODES, Notice(ME, LEFT))])
         self.assertEqual(self.registrar.unconfirmed, 1)
-        self.server.ack(REGISTER, 2, True)
+        self.server.ack(REGISTER_CHANNEL, 2, True)
         self.assertEqual(self.registrar.unconfirmed, 0)
         self.registrar.here()
         self.lose()
@@ -271,8 +271,8 @@ class NoticeTests(Base):
                 self.lose()
                 self.connect()
             else:
-                self.server.nack(REGISTER, 1)
-                self.server.ack(REGISTER, 2, False)
+                self.server.nack(REGISTER_CHANNEL, 1)
+                self.server.ack(REGISTER_CHANNEL, 2, False)
                 self.pass_time(60)
             self.assertNotIn(HERE, [notice.state for _, notice in self.said() if notice is not None])
 
@@ -287,7 +287,7 @@ class NoticeTests(Base):
         self.assertEqual((self.registrar.listed, self.registrar.alone), (True, False))
         self.registrar.leave()
         self.server.take()
-        self.server.ack(REGISTER, 2, True)
+        self.server.ack(REGISTER_CHANNEL, 2, True)
         self.hear(3, ME, LEFT)
         self.server.refusals[f"to_device.{ME}", True] = (404, "NOT_FOUND - no queue")
         self.pass_time(0.2)
@@ -311,7 +311,7 @@ class NoticeTests(Base):
         self.connect()
         self.registrar.here()
         self.server.take()
-        self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
+        self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
         self.pass_time(1)
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
@@ -336,7 +336,7 @@ class NoticeTests(Base):
         for _ in range(9):
             opened = len(self.server.called("confirm.select"))
             for one in self.server.take():
-                self.server.nack(REGISTER, one.tag)
+                self.server.nack(REGISTER_CHANNEL, one.tag)
             self.pass_time(30)
             self.assertEqual({one.queue for one in self.server.published}, {NODES})
             tried.append(len(self.server.called("confirm.select")) > opened)
@@ -350,7 +350,7 @@ class NoticeTests(Base):
         (one,) = self.server.take()
         self.assertEqual((one.queue, one.headers), (f"to_device.{ME}", {"owsla_notice": "probe 7"}))
         self.assertEqual(arrived, [])
-        self.server.ack(REGISTER, 1)
+        self.server.ack(REGISTER_CHANNEL, 1)
         self.assertEqual(arrived, [True])
 
     def test_no_timers_left(self) -> None:
@@ -363,7 +363,7 @@ class NoticeTests(Base):
     def test_odd_notices(self) -> None:
         """What no node has put into the register is dropped, with a warning."""
         self.connect()
-        self.server.raw(deliver(REGISTER, 1, message(b"x", user_id="me"), b"x"))
+        self.server.raw(deliver(REGISTER_CHANNEL, 1, message(b"x", user_id="me"), b"x"))
         self.assertEqual(self.acks(), [1])
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
 
@@ -428,12 +428,12 @@ class RegistrarTests(Base):
         self.assertEqual({one.connection_id for one in self.courier.records}, {b"aaaaaaaa-x"})
         self.assertEqual(wire.decode_properties(self.courier.records[1].header, 12)["headers"]["n"], 2)
         self.pass_time(30)
-        self.assertEqual((self.acks(CLEANUP), self.presence.lost), ([], []))
+        self.assertEqual((self.acks(FIRST_CHANNEL), self.presence.lost), ([], []))
         self.presence.has = False
         self.put()
         self.courier.confirm()
         self.pass_time(0.1)
-        self.assertEqual(self.acks(CLEANUP), [1, 2])
+        self.assertEqual(self.acks(FIRST_CHANNEL), [1, 2])
         self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
         self.pass_time(SILENCE - 0.5)
         self.assertEqual((self.deleted(), self.courier.dead), ([], []))
@@ -460,7 +460,7 @@ class RegistrarTests(Base):
             self.pass_time(0.2)
         self.put()
         self.answer(empty=1)
-        self.assertEqual((self.deleted(), self.acks(CLEANUP)), ([], list(range(1, 40))))
+        self.assertEqual((self.deleted(), self.acks(FIRST_CHANNEL)), ([], list(range(1, 40))))
         self.assertGreater(39 * (SILENCE - 1), PERSISTENT)
         self.assertEqual(len([text for text in map(str, self.events) if "still send" in text]), 1)
         self.pass_time(SILENCE + 1)
@@ -586,7 +586,7 @@ class RegistrarTests(Base):
         self.pass_time(SILENCE + 1)
         self.assertEqual(len(self.deleted()), 1)
         self.put(consumers=1)
-        self.server.close_channel(CLEANUP, 406, "PRECONDITION_FAILED - queue in use")
+        self.server.close_channel(FIRST_CHANNEL, 406, "PRECONDITION_FAILED - queue in use")
         self.pass_time(30)
         self.assertEqual((len(self.deleted()), self.server.lost), (1, []))
 
@@ -596,7 +596,7 @@ class RegistrarTests(Base):
         self.die()
         self.pass_time(SILENCE + 1)
         self.put(messages=1)
-        self.server.close_channel(CLEANUP, 406, "PRECONDITION_FAILED - queue not empty")
+        self.server.close_channel(FIRST_CHANNEL, 406, "PRECONDITION_FAILED - queue not empty")
         self.pass_time(0.5)
         self.assertEqual(self.gets(), 1)
 
@@ -617,7 +617,7 @@ class RegistrarTests(Base):
         self.die()
         for _ in range(AT_ONCE + 1):
             if not self.server.transport.ended:
-                self.server.client.dataReceived(wire.frame(wire.FRAME_METHOD, CLEANUP, encode_method("basic.get-empty")))
+                self.server.client.dataReceived(wire.frame(wire.FRAME_METHOD, FIRST_CHANNEL, encode_method("basic.get-empty")))
         self.server.settle()
         self.assertEqual([type(error) for error in self.server.lost], [wire.WireError])
 
@@ -631,15 +631,15 @@ class RegistrarTests(Base):
     def test_kept(self) -> None:
         """A notice that its node renews no more is put into the register again by the registrar."""
         self.server.take()
-        self.pass_time(KEEP + 3)
+        self.pass_time(KEEP_INTERVAL + 3)
         self.assertEqual(self.said(), [(NODES, Notice(A, HERE, KEPT))])
 
     def test_a_queue_that_cannot_be_read(self) -> None:
         """What the broker refuses is a warning, and tried again after a while."""
         self.die(1)
-        self.server.close_channel(CLEANUP, 403, "ACCESS_REFUSED - no")
+        self.server.close_channel(FIRST_CHANNEL, 403, "ACCESS_REFUSED - no")
         self.assertIn("cannot be emptied", str(self.events[0]))
-        self.pass_time(GRACE + RETRY + 5)
+        self.pass_time(GRACE + RETRY_AFTER + 5)
         self.assertEqual(self.gets(), 2)
         self.assertEqual(self.presence.lost, [])
 
@@ -666,12 +666,12 @@ class RegistrarTests(Base):
             self.setUp()
             self.die(messages)
             self.answer(*[b"one"] * messages)
-            self.server.send(REGISTER, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
+            self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
             self.pass_time(1)
             self.courier.confirm()
             self.server.settle()
             self.pass_time(SILENCE + 1)
-            self.assertEqual((self.acks(CLEANUP), self.server.lost, self.deleted()), ([], [], []))
+            self.assertEqual((self.acks(FIRST_CHANNEL), self.server.lost, self.deleted()), ([], [], []))
             self.hear(1, A, redelivered=True)
             self.die()
             self.pass_time(SILENCE + 1)
@@ -682,8 +682,8 @@ class RegistrarTests(Base):
         """A queue that has no basic.get is emptied by consuming it, and deleted without conditions."""
         self.die(1)
         self.put(messages=1, consumers=1)
-        self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
-        self.server.raw(deliver(CLEANUP, 1, message(b"one", {"connection_id": "x"}), b"one"))
+        self.server.close_channel(FIRST_CHANNEL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+        self.server.raw(deliver(FIRST_CHANNEL, 1, message(b"one", {"connection_id": "x"}), b"one"))
         looks = len(self.server.called("queue.declare"))
         self.put(messages=5000, consumers=1)
         self.pass_time(1)
@@ -693,7 +693,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.deleted(), [], "it is not on record yet")
         self.courier.confirm()
         self.pass_time(SILENCE - 1)
-        self.server.raw(deliver(CLEANUP, 2, message(b"two", {"connection_id": "x"}), b"two"))
+        self.server.raw(deliver(FIRST_CHANNEL, 2, message(b"two", {"connection_id": "x"}), b"two"))
         self.courier.confirm()
         self.pass_time(SILENCE - 1)
         self.assertEqual((self.deleted(), self.presence.lost), ([], [A]))
@@ -701,7 +701,7 @@ class RegistrarTests(Base):
         self.assertEqual(len(self.server.called("basic.cancel")), 1)
         self.put(messages=0, consumers=0)
         self.pass_time(1)
-        self.assertEqual(self.acks(CLEANUP), [1, 2])
+        self.assertEqual(self.acks(FIRST_CHANNEL), [1, 2])
         (deleted,) = self.deleted()
         self.assertEqual((deleted["if_unused"], deleted["if_empty"]), (False, False))
 
@@ -709,13 +709,13 @@ class RegistrarTests(Base):
         """A node that comes back to such a queue waits behind our consumer, which leaves."""
         self.die(1)
         self.put(messages=0, consumers=1)
-        self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+        self.server.close_channel(FIRST_CHANNEL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
         self.put(messages=0, consumers=2)
         self.pass_time(1)
         self.put(messages=0, consumers=1)
         self.pass_time(30)
         self.assertEqual(self.deleted(), [])
-        self.assertIn(CLEANUP, [channel for channel, name, _ in self.server.calls if name == "channel.close"])
+        self.assertIn(FIRST_CHANNEL, [channel for channel, name, _ in self.server.calls if name == "channel.close"])
 
     def test_a_quorum_queue_that_counts_us_late(self) -> None:
         """Our own consumer may be counted for a while after it has left, and is not taken for the node; one that stays is."""
@@ -723,10 +723,40 @@ class RegistrarTests(Base):
             self.setUp()
             self.die(1)
             self.put(messages=0, consumers=1)
-            self.server.close_channel(CLEANUP, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
+            self.server.close_channel(FIRST_CHANNEL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
             self.pass_time(SILENCE + LEAVING - 1)
             self.assertEqual(self.deleted(), [])
             if not back:
                 self.put(messages=0, consumers=0)
             self.pass_time(3)
             self.assertEqual(len(self.deleted()), 0 if back else 1)
+
+
+class StateMachineTests(Base):
+    def test_the_table(self) -> None:
+        """Every state is reached, is left again, and ends with the connection."""
+        self.assertEqual(set(TRANSITIONS.values()), set(State))
+        for state in State:
+            self.assertIs(TRANSITIONS[state, Input.DISCONNECTED], State.DISCONNECTED)
+            self.assertTrue([after for (before, _), after in TRANSITIONS.items() if before is state and after is not state])
+
+    def test_an_input_that_is_not_in_the_table(self) -> None:
+        """It is an error, and changes nothing."""
+        with self.assertRaises(ValueError):
+            self.registrar._move(Input.SET_UP)
+        self.assertIs(self.registrar._state, State.DISCONNECTED)
+
+    def test_trouble_during_the_set_up(self) -> None:
+        """A set-up whose consumer is cancelled before it is complete changes nothing: the next one does."""
+        self.server.silent.add("basic.consume")
+        self.server.ready()
+        up = Result(self.registrar.up(self.server.client))
+        self.server.settle()
+        self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-roster")
+        self.server.send(REGISTER_CHANNEL, "basic.consume-ok", consumer_tag="owsla-roster")
+        self.assertTrue(up.done)
+        self.assertIs(self.registrar._state, State.WAITING)
+        self.server.silent.clear()
+        self.pass_time(1)
+        self.assertIs(self.registrar._state, State.ACTIVE)
+        self.assertFalse(self.server.transport.ended)

@@ -1,0 +1,47 @@
+"""The notices of nodes: messages on the register of a cluster. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final, NamedTuple
+
+HERE: Final = "here"
+"""State of a node that consumes its own queue."""
+LEFT: Final = "left"
+"""State of a node that stopped in order: there is nothing to announce of it."""
+GONE: Final = "gone"
+"""State of a node whose process is dead, as its parent process knows for certain."""
+
+FIRST: Final = "first"
+RENEWED: Final = "renewed"
+KEPT: Final = "kept"
+
+_NODE = re.compile(r"[0-9a-f]{8}")
+
+
+class Notice(NamedTuple):
+    """One message on the register."""
+
+    node: str
+    state: str
+    """`HERE`, `LEFT` or `GONE`."""
+    origin: str = FIRST
+    """`FIRST`, `RENEWED` (published again by its node) or `KEPT` (published again by the registrar, for a node that may be
+    gone)."""
+
+    def pack(self) -> bytes:
+        """Return the body of the message."""
+        return json.dumps(self._asdict()).encode()
+
+    @staticmethod
+    def read(body: bytes) -> Notice | None:
+        """Decode the body of a message, or return `None` if no node has written it."""
+        try:
+            values = json.loads(body)
+            node, state, origin = values["node"], values["state"], values["origin"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        if not isinstance(node, str) or not _NODE.fullmatch(node) or state not in (HERE, LEFT, GONE):
+            return None
+        return Notice(node, state, origin) if origin in (FIRST, RENEWED, KEPT) else None

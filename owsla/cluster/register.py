@@ -1,0 +1,218 @@
+"""The register of a cluster, as the node consumes it that is the registrar: holds notices, and inspects the members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..broker import headers as delivery
+from ..broker import queues as topology
+from ..broker.acks import AckTracker
+from ..broker.client import BrokerError, BrokerClient
+from ..broker.queue_state import inspect_queue
+from ..events import Event
+from ..interfaces import Clock, DelayedCall
+from .announcer import Announcer
+from .cleanup import Recorder
+from .cleanups import Cleanups, NodeAnnouncer
+from .members import Decision, Members, QueueCondition
+from .notices import HERE, Notice
+
+REGISTER_CHANNEL: Final = 1
+"""The channel that publishes notices, and consumes them."""
+INSPECT_CHANNEL: Final = 3
+"""The channel on which queues are inspected."""
+
+INSPECTIONS: Final = 5
+"""Number of inspections of a node within its grace."""
+
+SHORTEST_INTERVAL: Final = 0.2
+LONGEST_INTERVAL: Final = 2.0
+"""Seconds between two inspections of a node."""
+
+HANDOVER: Final = 1.0
+"""Seconds within which a new registrar gets the notices that the last one held."""
+
+
+def register_queue(to_device: str, arguments: Mapping[str, Any]) -> topology.Queue:
+    """Return the register of nodes: `<to-device>.nodes`. It is replicated if the queues of nodes are, whose `arguments` these
+    are.
+    """
+    kind = {name: value for name, value in arguments.items() if name.startswith(("x-queue-type", "x-quorum-"))}
+    return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind}, own=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """The settings of a cluster."""
+
+    to_device: str
+    """Name of the queue of messages to devices; the names of all other queues begin with it."""
+    register: topology.Queue
+    node_grace: float
+    """Seconds without a consumer after which a node is dead."""
+    users: Collection[str]
+    """Names that nodes log in with. Notices of other users are dropped."""
+
+
+class Register:
+    """The consumer of the register, between `begin` and `end`.
+
+    Every round it inspects the queues of all members and acts on the decisions of `Members`. It belongs to one channel at a
+    time: what a round finds out after the end of its channel is dropped, since the notices belong to another registrar then.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        settings: ClusterSettings,
+        *,
+        node: Callable[[], str],
+        announcer: Announcer,
+        courier: Recorder,
+        presence: NodeAnnouncer | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._announcer = announcer
+        self.warn = warn
+        interval = min(LONGEST_INTERVAL, max(SHORTEST_INTERVAL, settings.node_grace / INSPECTIONS))
+        self.members = Members(node, settings.node_grace, interval)
+        self._cleanups = Cleanups(clock, emit, self, courier, presence)
+        self._client: BrokerClient | None = None
+        self._ready = False  # the channel consumes the register
+        self._acks = AckTracker()
+        self._round_call: DelayedCall | None = None
+        self._inspecting = False
+        self._active_since: float | None = None  # when the first notice came to this node
+        self._told_of_drops = False  # the operator knows that the register loses notices
+
+    # -- the channel -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, client: BrokerClient, not_before: float) -> None:
+        """Begin with a new channel of this connection. No node is dead before the time `not_before`."""
+        self._client = client
+        self._forget(not_before)
+
+    def begin(self) -> None:
+        """Inspect members from now on: the channel consumes the register."""
+        assert self._client is not None
+        self._ready = True
+        self._cleanups.begin(self._client)
+        self.schedule()
+
+    def end(self) -> None:
+        """Give up the channel. The broker delivers its notices to the next registrar."""
+        self._client = None
+        self._ready = self._inspecting = False
+        if self._round_call is not None and self._round_call.active():
+            self._round_call.cancel()
+        self._round_call = None
+        self._active_since = None
+        self._cleanups.end()
+        self._forget(0.0)
+
+    def _forget(self, not_before: float) -> None:
+        self.members.begin(not_before)
+        self._acks = AckTracker()
+
+    # -- notices ---------------------------------------------------------------------------------------------------------
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        """Take a message of the register."""
+        notice = Notice.read(body)
+        user = _user(header)
+        if notice is None or user not in self._settings.users:
+            what = "is not a notice of a node" if notice is None else f"was written by {user or 'nobody'}, and not by a node"
+            self.warn(f"a message on {self._settings.register.name} {what}; it is dropped")
+            self.acknowledge([tag])
+            return
+        now = self._clock.seconds()
+        self._active_since = now if self._active_since is None else self._active_since
+        # Notices that another registrar held come first. After a restart of the broker they are not always marked as
+        # redelivered.
+        fresh = not redelivered and now - self._active_since > HANDOVER
+        if fresh and self.members.has_vanished(notice) and not self._told_of_drops:
+            self._told_of_drops = True
+            self.warn(
+                f"notices vanish from {self._settings.register.name}, and are renewed: make sure that no policy with a "
+                "message-ttl or a max-length applies to it"
+            )
+        self.acknowledge(self.members.heard(tag, notice, now, redelivered))
+        if notice.state != HERE and self._round_call is not None and self._round_call.active():
+            self._round_call.cancel()  # the next round is due sooner
+            self._round_call = None
+        self.schedule()
+
+    def acknowledge(self, tags: list[int]) -> None:
+        for tag in tags:
+            self._acks.done(tag)
+        if self._client is None or not tags:
+            return
+        top, alone = self._acks.take()
+        if top:
+            self._client.ack(REGISTER_CHANNEL, top, True)
+        for tag in alone:
+            self._client.ack(REGISTER_CHANNEL, tag, False)
+
+    # -- rounds of inspection --------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        if self._round_call is None and not self._inspecting and self._ready and len(self.members):
+            self._round_call = self._clock.callLater(self.members.interval(self._clock.seconds()), self._round)
+
+    def _round(self) -> None:
+        self._round_call = None
+        client = self._client
+        if client is not None:
+            self._inspecting = True
+            client.run(self._inspect_all(client, self._acks))
+
+    async def _inspect_all(self, client: BrokerClient, acks: AckTracker) -> None:
+        """Inspect each member once. `acks` stands for the channel: its notices belong to it."""
+        for node in self.members.to_inspect():
+            condition = await self._inspect(client, node)
+            if acks is not self._acks or client is not self._client:
+                return
+            decision, tags = self.members.inspected(node, condition, self._clock.seconds())
+            self.acknowledge(tags)
+            if decision is Decision.CLEAN_UP:
+                self._cleanups.add(node)
+                self.members.cleanup_begun(node)
+        self._cleanups.remove_announced()
+        for notice in self.members.take_stale(self._clock.seconds()):
+            self._announcer.publish_notice(notice)
+        for node in self.members.take_returned():
+            key = f"{delivery.LOST_NOTICE} {node}"
+            self._announcer.publish_to_node(key, self.node_queue(node), delivery.LOST_NOTICE)
+        self._inspecting = False
+        self.schedule()
+        self._cleanups.start()
+
+    def node_queue(self, node: str) -> str:
+        return f"{self._settings.to_device}.{node}"
+
+    async def _inspect(self, client: BrokerClient, node: str) -> QueueCondition:
+        queue = self.node_queue(node)
+        try:
+            found = await inspect_queue(client, INSPECT_CHANNEL, queue)
+        except BrokerError as error:
+            self.warn(f"the queue {queue} cannot be inspected: {error}")
+            return QueueCondition.UNKNOWN
+        if found is None:
+            return QueueCondition.MISSING
+        return QueueCondition.CONSUMED if found.consumers else QueueCondition.IDLE
+
+
+def _user(header: bytes) -> str | None:
+    """Return the user who has published a message, as the broker has verified it."""
+    try:
+        user = wire.decode_properties(header, 12).get("user_id")
+    except WireError:
+        return None
+    return user if isinstance(user, str) else None
