@@ -9,7 +9,7 @@ from owsla.cluster.cleanups import FIRST_CHANNEL, RETRY_AFTER
 from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
 from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice
 from owsla.cluster.register import HANDOVER, REGISTER_CHANNEL, ClusterSettings, register_queue
-from owsla.cluster.registrar import Registrar
+from owsla.cluster.registrar import TRANSITIONS, Input, Registrar, State
 from owsla.events import BrokerWarning, Event, NodeLost
 from owsla.letter import Letter
 
