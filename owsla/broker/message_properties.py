@@ -1,10 +1,11 @@
-"""How a message looks that we pass on: on the undeliverable queue, or on another node's. Pure.
+"""Properties of relayed messages: records on the undeliverable queue, and forwards to other nodes. Pure.
 
-Body and properties stay as they are, byte for byte, but for what RabbitMQ acts on, which moves to headers: a `user_id` other
-than our login's closes the channel (406), an `expiration` makes the record expire, and `CC` would deliver its copies again.
+Body and properties stay as they are, byte for byte, except for properties and headers that RabbitMQ acts on, which are renamed:
+a `user_id` other than the one of the login closes the channel (406), an `expiration` would make the record expire, and `CC`
+would deliver the copies a second time.
 
-RabbitMQ delivers content headers that are larger than the frames that it takes (`protocol.HEADER_MAX`). Of those only the
-properties and the headers that Owsla reads are passed on, and `owsla_note` says so.
+RabbitMQ delivers content headers that are larger than the frames that it takes (`client.HEADER_MAX`). Of such a message only
+the properties and the headers that Owsla reads are relayed, and the header `owsla_note` says so.
 """
 
 from __future__ import annotations
@@ -17,36 +18,36 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 
 EXPIRATION_HEADER: Final = "owsla_expiration"
-"""The header of what was the property `expiration`."""
+"""Header that replaces the property `expiration`."""
 
 _MOVED_PROPERTIES: Final[Mapping[str, bytes]] = {"user_id": b"owsla_user_id", "expiration": EXPIRATION_HEADER.encode()}
 _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
 
 REDELIVERED_HEADER: Final = "owsla_redelivered"
-"""The header of a forward whose message was delivered before: it may have been forwarded, or handed over, then."""
+"""Header of a forward whose message was delivered before, and may have been forwarded or handed over then."""
 
 NOTE_HEADER: Final = "owsla_note"
-"""The header that says what of a message was not passed on."""
+"""Header that says what part of a message was not relayed."""
 
 _KEPT: Final = frozenset(
     {b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason", b"owsla_node"}
     | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode()}
 )
-"""The headers that are passed on of a message that has too many."""
+"""Headers that are relayed of a message with too many headers."""
 
 _LONGEST: Final = 255
-"""Bytes of a value of these. All together, with the properties, they fit into AMQP's smallest frame (4096 bytes)."""
+"""Limit of the bytes of such a header. All of them, with the properties, fit into the smallest frame of AMQP (4096 bytes)."""
 
 _CHANGED: Final = frozenset({
     *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode()
 })  # fmt: skip
-"""Headers by which copies of one message may differ, beside the broker's own (`x-death`, `x-delivery-count`)."""
+"""Headers by which copies of one message may differ, besides those of the broker (`x-death`, `x-delivery-count`)."""
 
 
 def identity(header: bytes, body: bytes) -> bytes:
-    """Return a digest that is the same for all copies of a message: delivered again, or forwarded.
+    """Return a digest that is the same for all copies of a message: redelivered, or forwarded.
 
-    `header` is the payload of its content header frame.
+    `header` is the payload of the content header frame.
     """
     try:
         values = wire.split_properties(header, 12)
@@ -63,9 +64,9 @@ def identity(header: bytes, body: bytes) -> bytes:
 
 
 def relayed(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
-    """Properties (from the flags on) as they are to be sent on, with `extra` headers in place of any of the same names.
+    """Return the properties (from the flags on) of a relayed message. `extra` headers replace those of the same names.
 
-    `WireError` where they cannot be read.
+    Raises `WireError` for properties that cannot be read.
     """
     values = wire.split_properties(properties)
     headers = wire.split_table(values["headers"]) if "headers" in values else []
@@ -82,9 +83,9 @@ def relayed(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
 
 
 def reduced(properties: bytes) -> bytes:
-    """Properties (from the flags on) with those headers alone that Owsla reads, none of them longer than 255 bytes.
+    """Return properties (from the flags on) with only the headers that Owsla reads, each cut to 255 bytes.
 
-    `WireError` where they cannot be read.
+    Raises `WireError` for properties that cannot be read.
     """
     values = wire.split_properties(properties)
     headers = dict(wire.split_table(values["headers"])) if "headers" in values else {}
@@ -96,24 +97,24 @@ def reduced(properties: bytes) -> bytes:
 
 
 def _cut(value: bytes) -> bytes | None:
-    """A header's value, a longer string or byte array cut off. `None`: another type that is as long."""
+    """Return the value of a header, with a long string or byte array cut off, or `None` for another long value."""
     if len(value) <= 5 + _LONGEST:
         return value
     return value[:1] + wire.long_string(value[5 : 5 + _LONGEST]) if value[:1] in (b"S", b"x") else None
 
 
 def minimal(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
-    """The least that a record needs, for a message whose own properties cannot be passed on."""
+    """Return the properties of a record of a message whose own properties cannot be relayed."""
     headers: dict[str, str | bytes] = {}
     if connection_id is not None:
-        # It may be anything, of any length.
+        # A back end may send any bytes, of any length.
         headers["connection_id"] = connection_id[:_LONGEST].decode("utf-8", "backslashreplace")
     headers.update(extra)
     return wire.encode_properties({"headers": headers, "delivery_mode": 2})
 
 
 def report(connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str) -> bytes:
-    """A delivery report's properties. `correlation_id` is the property as it stood on the wire, or `None`."""
+    """Return the properties of a delivery report. `correlation_id` is the property in its encoding on the wire, or `None`."""
     text = (connection_id or b"")[:255].decode("utf-8", "backslashreplace")
     headers = {"connection_id": text, "owsla_report": outcome}
     values = wire.split_properties(wire.encode_properties({"headers": headers, "delivery_mode": 2, "app_id": app_id}))

@@ -1,4 +1,4 @@
-"""A look at a queue: whether it is there, what is in it, and whether anybody consumes it."""
+"""Inspection of a queue: whether it exists, how many messages are in it, and how many consumers it has."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from . import queues as topology
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 
 HOME_NODE_DOWN = "home node"
-"""What RabbitMQ says (in a 404) of a classic queue that is there, on a node of the cluster that is down."""
+"""Words of RabbitMQ in a 404 about a classic queue that exists, on a broker node of the cluster that is down."""
 
 
 class QueueState(NamedTuple):
-    """A queue that is there."""
+    """The state of a queue that exists."""
 
     messages: int
-    """Those that are ready: no consumer has them."""
+    """Number of messages that are ready: no consumer holds them."""
     consumers: int
 
 
 async def inspect_queue(client: BrokerClient, number: int, queue: str) -> QueueState | None:
-    """Look at a queue, on a channel of this number, which stays open for the next time. `None`: there is no such queue.
+    """Return the state of a queue, or `None` if it does not exist.
 
-    Raises `BrokerError` where the broker will not say, and `Closed` when the connection ends.
+    The channel of this number is opened where it is not open, and stays open for the next inspection. Raises `BrokerError`
+    if the broker refuses to answer, and `Closed` when the connection ends.
     """
     channel = client.channels.get(number)
     if channel is None or channel.closed:

@@ -1,19 +1,23 @@
-"""The clean-up after a node that is gone: what is in its queue goes on record, and the queue is deleted.
+"""The clean-up after a dead node: the messages in its queue are recorded, and the queue is deleted.
 
-RabbitMQ routes a message to a classic queue, and confirms it, in the instant in which that queue is deleted: the message is
-lost, and its sender does not know. No condition of `queue.delete` excludes it, nor does the expiry of a queue. So a queue is
+Theory of operation
+===================
+
+RabbitMQ may route a message to a classic queue, and confirm it, in the instant in which that queue is deleted: the message is
+lost, and its sender does not know. No condition of `queue.delete` excludes this, nor does the expiry of a queue. So a queue is
 deleted only when back ends have stopped sending to it:
 
-    1. Take what is in the queue, and have it recorded. A returning consumer is the node itself: stop, and leave the rest to it.
-    2. Announce that the node is lost, so that back ends stop.
-    3. Go on as in 1 until nothing has come for `SILENCE` seconds.
+    1. Take the messages in the queue, and have them recorded. A consumer is the node itself, which has come back: stop, and
+    leave the rest to it.
+    2. Announce that the node is lost, so that back ends stop sending.
+    3. Go on as in 1 until no message has come for `SILENCE` seconds.
     4. Delete the queue, if it is still empty and unused.
 
-A back end that never stops keeps the queue, and finds its messages on record. Each clean-up has channels of its own, so that
-no other dead node waits for such a queue.
+A back end that never stops keeps the queue, and finds its messages on record. Each clean-up has two channels of its own, so
+that no other dead node waits for such a queue.
 
-A queue that has no `basic.get` (405: a quorum queue with a single active consumer) is consumed instead, and deleted without
-conditions, which it does not have either (540).
+RabbitMQ has no `basic.get` for a quorum queue with a single active consumer (405). Such a queue is consumed instead, and
+deleted without conditions, which quorum queues do not have either (540).
 """
 
 from __future__ import annotations
@@ -37,37 +41,37 @@ from ..interfaces import Clock
 from ..letter import Letter
 
 SILENCE: Final = 5.0
-"""Seconds without a message after which a queue is deleted. The deletion takes some milliseconds: at the worst rate for it, a
-message in five seconds, one clean-up in thousands loses one."""
+"""Seconds without a message after which a queue is deleted. The deletion takes some milliseconds. At the worst rate, one
+message in five seconds, one clean-up in thousands loses a message."""
 
 PERSISTENT: Final = 60.0
-"""Seconds after which the operator hears of back ends that go on sending to a node that is gone."""
+"""Seconds after which the operator is warned of back ends that go on sending to a dead node."""
 
-LOOK_INTERVAL: Final = 0.2
-"""Seconds between two looks at a queue that was empty."""
+INSPECT_INTERVAL: Final = 0.2
+"""Seconds between two inspections of an empty queue."""
 
 LEAVING: Final = 5.0
-"""Seconds for which a consumer of ours that has left may still be counted among those of a queue."""
+"""Seconds for which the broker may still count our cancelled consumer."""
 
 AT_ONCE: Final = 200
-"""Messages of one queue that are in memory at once."""
+"""Limit of the messages of one queue that are in memory at once."""
 
 LOCKED: Final = 405
-"""RabbitMQ has no basic.get for a quorum queue with a single active consumer."""
+"""Reply code of RabbitMQ for a basic.get on a quorum queue with a single active consumer."""
 
 
 class Recorder(Protocol):
     """The courier, as a clean-up sees it."""
 
     def record(self, letter: Letter, reason: str) -> None:
-        """Bring it to the undeliverable queue, and say that it is done."""
+        """Record a message as undeliverable, and acknowledge it."""
 
     def lost(self, queue: str) -> None:
-        """The node of this queue is dead."""
+        """Note that the node of this queue is dead."""
 
 
 class Cleanup(Getter):
-    """The clean-up of one node's queue, from the first look to the deletion."""
+    """The clean-up of the queue of one node, from the first inspection to the deletion."""
 
     open = True
     prefetch = AT_ONCE
@@ -104,7 +108,7 @@ class Cleanup(Getter):
     async def run(self, *, plain: bool) -> bool:
         """Return whether the queue is gone; if not, the node is back. `plain`: the queue has no conditional deletion.
 
-        Raises `BrokerError` where the broker refuses something, and `Closed` when the connection ends.
+        Raises `BrokerError` if the broker refuses something, and `Closed` when the connection ends.
         """
         backlog: int | None = None
         seen = 0
@@ -112,7 +116,7 @@ class Cleanup(Getter):
         warn_at: float | None = None
         await self._open()
         while True:
-            found = await self._look()
+            found = await self._inspect()
             if found is None:
                 break
             if found.consumers > self._consuming:
@@ -138,13 +142,14 @@ class Cleanup(Getter):
                     "undeliverable so far; the queue is deleted when they stop"
                 )
             if self._consuming or found.messages < AT_ONCE:
-                # A consumer brings messages by itself: without a wait its looks would follow each other at once.
+                # Inspections of a queue that is consumed do not wait for messages: without a delay they would follow each
+                # other.
                 await self._wait()
         self._announced()
         return True
 
     def abandon(self) -> None:
-        """The register's channel is gone: do nothing more. Somebody else begins the clean-up again."""
+        """Stop: the channel of the register is gone, and the next registrar begins the clean-up again."""
         self.open = False
         self._abandoned = True
 
@@ -161,7 +166,7 @@ class Cleanup(Getter):
 
     # -- the queue -------------------------------------------------------------------------------------------------------
 
-    async def _look(self) -> QueueState | None:
+    async def _inspect(self) -> QueueState | None:
         if self._abandoned:
             raise Closed(ConnectionDone("abandoned"))
         return await inspect_queue(self._client, self._channel + 1, self._queue)
@@ -173,10 +178,10 @@ class Cleanup(Getter):
         return await self._client.open_channel(self._channel, self)
 
     async def _take(self, messages: int) -> bool:
-        """Have some of what is in the queue recorded: `False` where there is no queue any more.
+        """Have some messages of the queue recorded. Return `False` if the queue does not exist any longer.
 
-        Messages are asked for one by one: a consumer of a queue that has a single active one would be in the way of a node that
-        comes back.
+        Messages are requested one by one: on a queue with a single active consumer, a consumer here would keep a node that
+        comes back from consuming.
         """
         try:
             if not self._consuming:
@@ -201,13 +206,14 @@ class Cleanup(Getter):
         await channel.basic_consume(queue=self._queue, consumer_tag="owsla-cleanup")
 
     async def _delete(self, plain: bool) -> bool | None:
-        """Return whether the queue is gone, or `None` to go on: something came into it after all."""
+        """Return whether the queue is gone, or `None` to go on, since a message came after all."""
         if self._consuming:
-            # Cancelled, not closed: what is delivered meanwhile is recorded, and a quorum queue counts no return of it.
+            # Cancel, do not close: messages that are delivered meanwhile are recorded, and a quorum queue counts no return of
+            # them.
             await self._client.channels[self._channel].basic_cancel(consumer_tag="owsla-cleanup")
             await self._all_settled()
             self._consuming = False
-        found = await self._without_us()
+        found = await self._inspect_without_own_consumer()
         if found is None:
             return True
         if found.consumers:
@@ -228,20 +234,22 @@ class Cleanup(Getter):
             return None
         return True
 
-    async def _without_us(self) -> QueueState | None:
-        """Look at the queue once our own consumer has left it. A busy broker counts a cancelled consumer of a quorum queue for
-        a while; to take ourselves for the node would stop the clean-up.
+    async def _inspect_without_own_consumer(self) -> QueueState | None:
+        """Inspect the queue without our own consumer.
+
+        A busy broker may still count our cancelled consumer of a quorum queue. Wait it out, or we would mistake ourselves for
+        the node and stop the clean-up.
         """
         patience = self._clock.seconds() + LEAVING
         while True:
-            found = await self._look()
+            found = await self._inspect()
             if found is None or not found.consumers or self._clock.seconds() >= patience:
                 return found
             await self._wait()
 
     async def _wait(self) -> None:
         waiting: Deferred[None] = Deferred()
-        self._clock.callLater(LOOK_INTERVAL, waiting.callback, None)
+        self._clock.callLater(INSPECT_INTERVAL, waiting.callback, None)
         await waiting
 
     # -- messages --------------------------------------------------------------------------------------------------------
@@ -268,14 +276,14 @@ class Cleanup(Getter):
             one = Letter(self, tag, header, body, None, None)
         else:
             if address.notice is not None:
-                self.done(tag)  # the node's own, to itself
+                self.done(tag)  # a message of the node to itself
                 return
             one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
         self._messages += 1
         self._courier.record(one, "unknown-connection")
 
     def written(self, header: bytes, body: bytes) -> None:
-        """Nothing goes to a device from here."""
+        """Do nothing: no message goes to a device from here."""
 
     def done(self, tag: int) -> None:
         self._held -= 1

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from txamqp.client import Closed
 
-from ..broker.client import BrokerError, BrokerClient, as_failure
+from ..broker.client import BrokerClient, BrokerError, as_failure
 from ..events import Event, NodeLost
 from ..interfaces import Clock
 from .cleanup import Cleanup, Recorder

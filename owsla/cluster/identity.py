@@ -1,7 +1,7 @@
-"""This node among the others: its name, and who has to hear when that changes.
+"""The identity of this node: its name, and what follows when the name changes.
 
-The name itself is in `ConnectionIds`. A node changes it only where somebody else has its queue, or the broker cannot reach
-that: then it is a new node, with no connections yet, and the connections of the old one are closed.
+`ConnectionIds` has the name itself. A node changes it only if another process consumes its queue, or if the broker cannot reach
+that queue. Then it is a new node without connections, and the connections of the old one are closed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .registrar import Registrar
 
 
 class NodeIdentity:
-    """What the consumers of the node's own queue find out, brought to those whom it concerns."""
+    """Passes on what the consumers of the own queue of this node find out."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class NodeIdentity:
         announce: Callable[[], None],
         renamed: Callable[[str, str], None],
     ) -> None:
-        """`queue` makes a node's queue of its name. `announce` tells back ends again who is connected; `renamed` is told of the
-        name before and of the reason, when the new one holds.
+        """`queue` returns the queue of a node. `announce` announces all connections to back ends again. `renamed` is called
+        with the previous name and the reason, when the new name is in use.
         """
         self._ids = ids
         self._registrar = registrar
@@ -36,35 +36,35 @@ class NodeIdentity:
         self._other = b""
 
     def queue(self) -> Queue:
-        """The node's own queue."""
+        """Return the own queue of this node."""
         return self._queue(self._ids.node)
 
     def other(self) -> Queue:
-        """The queue of another name, that this node might take."""
+        """Return the queue of another name that this node might take."""
         self._other = self._ids.other()
         return self._queue(self._other)
 
     def rename(self, reason: str) -> None:
-        """The last `other` name is this node's from now on."""
+        """Take the last name that `other` returned a queue of."""
         before = self._ids.node.decode()
         self._ids.node = self._other
         self._registrar.moved(before)
         self._renamed(before, reason)
 
     def here(self, *, missed: bool) -> None:
-        """The own queue is consumed. `missed`: others may have taken this node for dead meanwhile."""
+        """Announce that the own queue is consumed. `missed`: other nodes may have taken this one for dead meanwhile."""
         self._registrar.here()
         if missed:
             self._announce()
 
     def away(self) -> None:
-        """The own queue is not consumed now, and this node does not say that it is here until it is."""
+        """Note that the own queue is not consumed: this node does not announce itself until it is."""
         self._registrar.away()
 
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
-        """Send this to the own queue."""
+        """Publish a message to the own queue. `arrived` is called when the broker has confirmed it."""
         self._registrar.probe(queue, text, arrived)
 
     def lost(self) -> None:
-        """Back ends were told that this node is lost, and it is not."""
+        """Announce all connections again: back ends were told that this node is lost, and it is not."""
         self._announce()

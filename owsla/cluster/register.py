@@ -11,7 +11,7 @@ from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.acks import AckTracker
-from ..broker.client import BrokerError, BrokerClient
+from ..broker.client import BrokerClient, BrokerError
 from ..broker.queue_state import inspect_queue
 from ..events import Event
 from ..interfaces import Clock, DelayedCall

@@ -49,7 +49,7 @@ from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..broker import queues as topology
-from ..broker.client import BaseHandler, BrokerError, BrokerClient, as_failure
+from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock
 from .announcer import Announcer

@@ -1,4 +1,4 @@
-"""What is announced of connections, when, and again."""
+"""Announcements: what is published of connections, when, and when again."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PresenceTests(SynchronousTestCase):
             self.presence.disconnected(disconnected(key), 20.0)
 
     def test_nothing_before_the_channel(self) -> None:
-        """What happens waits for a channel."""
+        """Announcements wait for a channel."""
         self.come("a")
         self.assertEqual(self.sent(), [])
         self.presence.begin()
@@ -79,7 +79,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual((self.presence.unconfirmed, self.presence.in_flight), (1, 1))
 
     def test_the_window(self) -> None:
-        """So many are unconfirmed at most."""
+        """At most a window of announcements is unconfirmed."""
         self.presence.begin()
         self.come(*"abcde")
         self.assertEqual(self.sent(), ["+a", "+b", "+c"])
@@ -87,7 +87,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["+d", "+e"])
 
     def test_held(self) -> None:
-        """While the queue is too long only the end of what was announced is announced; then everything that waited, once."""
+        """While the queue is too long only owed announcements are published; afterwards each of the others, once."""
         self.presence.begin()
         self.come("a", "b")
         self.sent()
@@ -104,7 +104,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(sorted(self.sent()), ["+b*", "+d", "-c~"])
 
     def test_held_for_too_many(self) -> None:
-        """Where more came and went than are kept, everybody is announced again afterwards."""
+        """After announcements were dropped, all open connections are announced again."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -116,7 +116,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual((sorted(self.sent()), self.presence.forgotten), (["+a*", "-c~", "-d~"], 1))
 
     def test_one_in_flight(self) -> None:
-        """That it disconnected waits until that it connected has arrived."""
+        """`disconnected` waits until `connected` is confirmed."""
         self.presence.begin()
         self.come("a")
         self.assertEqual(self.sent(), ["+a"])
@@ -128,7 +128,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual((self.presence.unconfirmed, self.presence.live), (0, 0))
 
     def test_came_and_went(self) -> None:
-        """A connection that came and went unannounced is one announcement, which says so; all others are repeated then."""
+        """A connection that came and went unannounced is one coalesced announcement; all open ones are repeated then."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -140,7 +140,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-b~", "+a*"])
 
     def test_no_gap(self) -> None:
-        """A channel that was lost with nothing on its way, and nothing in between, leaves nothing to repeat."""
+        """A channel that ended with nothing in flight, and nothing replaced, leaves nothing to repeat."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -150,7 +150,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), [])
 
     def test_lost_in_flight(self) -> None:
-        """What was on its way may have arrived: it is announced again, and so are the others."""
+        """Announcements in flight at the end of the channel are repeated, and so are all open connections."""
         self.presence.begin()
         self.come("a", "b")
         self.sent()
@@ -162,7 +162,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), [])
 
     def test_gone_with_the_channel(self) -> None:
-        """A newer state takes the place of what was on its way when the channel was lost."""
+        """A newer announcement replaces the one in flight at the end of the channel."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -172,7 +172,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-a"])  # it may have been announced
 
     def test_refused(self) -> None:
-        """What the broker refuses is pending again; if it was over meanwhile, only that is announced."""
+        """A refused announcement is pending again; if the connection ended meanwhile, only the end is announced."""
         self.presence.begin()
         self.come("a", "b")
         self.sent()
@@ -190,7 +190,8 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-a~"])
 
     def test_lost_and_then_refused(self) -> None:
-        """A connection whose announcement was lost on its way may be known, also if a repetition of that is refused."""
+        """A connection whose announcement was in flight at the end of a channel may be known, even if a repetition is refused.
+        """
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -202,7 +203,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-a"])
 
     def test_returned(self) -> None:
-        """What was returned has not arrived, though it is confirmed; after a new start all are announced again."""
+        """A returned announcement has not arrived; after the next start all are announced again."""
         self.presence.begin()
         self.come("a", "b")
         self.sent()
@@ -213,7 +214,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["+b", "+a*"])
 
     def test_forgotten(self) -> None:
-        """Of those that came and went unannounced the last are kept; who is still there is never forgotten."""
+        """The last connections that came and went are kept; open ones are never dropped."""
         self.come("a", "b", "c", "d")
         self.go("b", "c", "d")
         self.presence.begin()
@@ -221,7 +222,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.presence.forgotten, 1)
 
     def test_announced_are_never_forgotten(self) -> None:
-        """That an announced connection is gone is kept, however many there are."""
+        """The end of an announced connection is always kept."""
         presence = self.presence = Tagged(window=10, unseen_limit=2)
         presence.begin()
         self.come(*"abcdef")
@@ -233,7 +234,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), [f"-{key}" for key in "abcdef"])
 
     def test_missed(self) -> None:
-        """After a time in which it was told nothing, it announces what has changed, and all again."""
+        """After missed events the differences and all open connections are announced."""
         presence = self.presence = Tagged(window=10)
         presence.begin()
         self.come("a", "b")
@@ -243,7 +244,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-a", "+c", "+b*"])
 
     def test_identified(self) -> None:
-        """A device that says who it is later is announced with that: once, if that was before the announcement, or again."""
+        """A device that is identified later is announced with its id: once if it was pending, or again."""
         self.presence.begin()
         self.come("a")
         self.presence.identified(DeviceIdentified("a", "early"))
@@ -261,7 +262,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), [])
 
     def test_identified_and_refused(self) -> None:
-        """What was never announced is announced once, and not as a repetition."""
+        """A connection that was never announced is announced once, without `resync`."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -270,7 +271,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["+a"])
 
     def test_nobody_said_that_it_came(self) -> None:
-        """That a connection is gone of which nothing was known is announced all the same."""
+        """The end of an unknown connection is announced."""
         self.presence.begin()
         self.go("a")
         self.assertEqual(self.sent(), ["-a"])
@@ -294,7 +295,7 @@ class MessageTests(SynchronousTestCase):
         return announcement
 
     def test_connected(self) -> None:
-        """What the contract says, and nothing else."""
+        """The body has the fields of the contract, and no others."""
         self.presence.connected(connected("a", "sensor 7"), 10.5)
         one = self.next()
         self.assertEqual(
@@ -323,7 +324,7 @@ class MessageTests(SynchronousTestCase):
         self.assertIsNone(one.body("n")["device_id"])
 
     def test_disconnected(self) -> None:
-        """It says all that is known of the connection."""
+        """The end of a connection has all that is known of it."""
         self.presence.connected(connected("a", "d"), 10.0)
         self.next()
         self.presence.disconnected(disconnected("a", "d"), 15.0)
@@ -349,7 +350,7 @@ class MessageTests(SynchronousTestCase):
         )
 
     def test_missed(self) -> None:
-        """Of an end that was missed the reason and the counts are not known."""
+        """The end of a connection that was missed has no reason and no counts."""
         self.presence.connected(connected("a", "d"), 10.0)
         self.next()
         self.presence.ack(1, False)
@@ -358,7 +359,7 @@ class MessageTests(SynchronousTestCase):
         self.assertEqual((body["reason"], body["lines_in"], body["device_id"]), ("unknown", None, "d"))
 
     def test_resync(self) -> None:
-        """A repetition says so, in a header too."""
+        """A repetition has `resync`, in the header too."""
         self.presence.connected(connected("a"), 10.0)
         self.next()
         self.presence.ack(1, False)
@@ -367,7 +368,7 @@ class MessageTests(SynchronousTestCase):
         self.assertEqual((one.headers()["resync"], one.body("n")["resync"]), (True, True))
 
     def test_node_lost(self) -> None:
-        """It names the node that is lost, and who says so."""
+        """`node-lost` names the lost node, and the node that reports it."""
         self.presence.node_lost("89abcdef", 10.0)
         one = self.next()
         self.assertEqual(one.headers(), {"event": "node-lost", "node": "89abcdef"})
@@ -499,7 +500,7 @@ class PresenceMachine(RuleBasedStateMachine):
             assert self.presence.live == len(self.open)
 
     def teardown(self) -> None:
-        """When the broker is there for long enough, back ends know who is connected."""
+        """In the end back ends know who is connected."""
         if not hasattr(self, "presence"):
             return
         self.hold(False)

@@ -1,4 +1,4 @@
-"""Messages to other queues: records, forwards and reports, and what they are about."""
+"""The courier: records, forwards and reports, and the messages they are made of."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Base(BrokerTestCase):
         return [self.source.letter(tag, body=b"%d" % tag, **more) for tag in tags]
 
     def refuse(self) -> bool:
-        """Refuse what was sent, and wait until it is tried again. Whether that is on another connection."""
+        """Refuse all that was published, and wait for the next attempt. Return whether it is on another connection."""
         for one in self.taken():
             self.server.nack(PUBLISH_CHANNEL, one.tag)
         self.pass_time(10)
@@ -85,7 +85,7 @@ class Base(BrokerTestCase):
 
 class SettingUpTests(Base):
     def test_the_undeliverable_queue(self) -> None:
-        """It is declared durable and bounded, refusing what is too much, before anything is sent; confirms are on."""
+        """The undeliverable queue is declared durable and bounded before anything is published; confirms are on."""
         self.connect()
         (declared,) = self.server.called("queue.declare")
         self.assertEqual((declared["queue"], declared["durable"]), (RECORDS, True))
@@ -99,7 +99,7 @@ class RecordTests(Base):
         self.connect()
 
     def test_recorded(self) -> None:
-        """A record is the message as it was, with its reason and the node; the original is done once that is confirmed."""
+        """A record is the original message with a reason and the node; the original is acknowledged once it is confirmed."""
         letter = self.source.letter(7, body=b"\xff", headers={"connection_id": "x", "n": 1}, message_id="m", expiration="5")
         self.courier.record(letter, "late")
         (one,) = self.taken()
@@ -124,7 +124,7 @@ class RecordTests(Base):
         self.assertEqual(self.courier.recorded, {"late": 1})
 
     def test_device(self) -> None:
-        """Both events name the device, as long as its connection was open when the message's fate was decided."""
+        """Both events name the device if its connection was open when the message was recorded."""
         self.connect()
         self.devices[b"some-id"] = "d1"
         self.courier.record(self.source.letter(7, connection_id=b"some-id"), "late")
@@ -139,7 +139,7 @@ class RecordTests(Base):
         self.assertEqual((lost.connection_id, lost.device_id), ("some-id", "d1"))
 
     def test_confirmed_together(self) -> None:
-        """A cumulative confirm is of all up to it, and tag 0 of all there are."""
+        """A confirm of several messages is of all up to its tag, and with tag 0 of all."""
         for letter in self.letters(1, 2, 3, 4, 5):
             self.courier.record(letter, "late")
         self.taken()
@@ -150,7 +150,7 @@ class RecordTests(Base):
         self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
 
     def test_properties_that_cannot_be_read(self) -> None:
-        """A message whose properties are no AMQP is recorded alone: its body, its id if there is one, and the reason."""
+        """A message with unreadable properties is recorded with its body, its connection id if there is one, and the reason."""
         for connection_id, headers in ((b"x", {"connection_id": "x"}), (None, {})):
             self.courier.record(
                 self.source.letter(7, connection_id, b"body", header=wire.header_payload(4, b"\x00\x02")), "bad-connection-id"
@@ -160,8 +160,8 @@ class RecordTests(Base):
             self.assertEqual(one.headers, {**headers, "owsla_reason": "bad-connection-id", "owsla_node": "0123abcd"})
 
     def test_properties_larger_than_a_frame(self) -> None:
-        """A message whose headers are larger than the broker's frames is recorded, and forwarded, with those that Owsla reads:
-        its frames are no larger than was agreed on, and the broker is not lost.
+        """A message whose headers exceed a frame is recorded, and forwarded, with the headers that Owsla reads; frames keep to
+        the negotiated size.
         """
         headers = {"x-death": ["x" * 1000] * 200, "connection_id": "some-id", "to_device_seq": 7}
         for frame_max in (131072, 4096):
@@ -195,7 +195,7 @@ class RecordTests(Base):
         self.assertIn("too large", one.headers["owsla_note"])
 
     def test_a_channel_that_takes_nothing(self) -> None:
-        """Where the queue took nothing on this channel yet a refusal is doubted: others are tried, and it is recorded there."""
+        """A refusal is not believed on a channel on which the queue accepted nothing: others are tried."""
         self.courier.record(self.source.letter(7), "late")
         first = RefusalHistory.FIRST
         self.assertEqual([self.refuse() for _ in range(first + 1)], [False] * (first - 1) + [True, True])
@@ -204,7 +204,7 @@ class RecordTests(Base):
         self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
 
     def test_full_on_every_channel(self) -> None:
-        """In the end a refusal is believed, and then at once for those that follow, until the queue takes something."""
+        """A refusal is believed after several channels, and then at once, until the queue accepts something."""
         self.courier.record(self.source.letter(7), "late")
         for _ in range(RefusalHistory.LAST):
             self.assertEqual(self.source.finished, [])
@@ -222,7 +222,7 @@ class RecordTests(Base):
         self.assertEqual(self.source.finished, [7, 8, 9])
 
     def test_full_while_others_take(self) -> None:
-        """What other queues take is no sign of this one: its refusal is believed after as many times."""
+        """Messages that other queues accept do not change when the refusal of a queue is believed."""
         self.courier.record(self.source.letter(7), "late")
         for number in range(RefusalHistory.LAST):
             self.assertEqual(self.source.finished, list(range(100, 100 + number)))
@@ -238,7 +238,7 @@ class RecordTests(Base):
         self.assertIsInstance(self.events[-1], UndeliverableLost)
 
     def test_odd_ids(self) -> None:
-        """A connection id of a back end's own making is escaped and bounded in events: a header may be as large as a frame."""
+        """A made-up connection id is escaped and bounded in events."""
         self.courier.record(self.source.letter(6, b"a\n\xff\x1b[2J" + b"x" * 100_000), "bad-connection-id")
         event = self.events[-1]
         assert isinstance(event, Undeliverable)
@@ -247,7 +247,7 @@ class RecordTests(Base):
         self.assertLess(len(event.connection_id), 200)
 
     def test_the_queue_is_full(self) -> None:
-        """A record that is refused is given up: the original is done, and one event says what was lost and why."""
+        """A refused record is given up: the original is acknowledged, and one event says what was lost and why."""
         self.courier.record(self.source.letter(6), "late")
         self.server.ack(PUBLISH_CHANNEL, self.taken()[0].tag)
         self.courier.record(self.source.letter(7), "late")
@@ -261,7 +261,7 @@ class RecordTests(Base):
         self.assertEqual(self.taken(), [])
 
     def test_the_queue_is_gone(self) -> None:
-        """A record that is returned is sent again, after its queue was declared again; the original waits for that."""
+        """A returned record is published again after its queue was declared again."""
         self.courier.record(self.source.letter(7, body=b"body"), "late")
         (one,) = self.taken()
         self.server.give_back(one)
@@ -274,7 +274,7 @@ class RecordTests(Base):
         self.assertEqual((self.source.finished, len(self.events)), ([7], 1))
 
     def test_the_queue_cannot_be_declared(self) -> None:
-        """Where it can't be declared again the connection is given up, and nothing is lost."""
+        """If the queue cannot be declared again the connection is dropped, and nothing is lost."""
         self.courier.record(self.source.letter(7, body=b"body"), "late")
         (one,) = self.taken()
         self.server.refusals[RECORDS, False] = (404, "NOT_FOUND - home node is down")
@@ -292,7 +292,7 @@ class ReportTests(Base):
         self.connect()
 
     def test_a_report(self) -> None:
-        """A report goes where it was asked to, with the correlation id as it came; nothing waits for it."""
+        """A report goes to `reply_to`, with the correlation id unchanged; nothing waits for it."""
         self.courier.report(self.source.letter(7, b"id", reply_to=b"answers", correlation_id=b"\x02\xff!"), "delivered")
         (one,) = self.taken()
         self.assertEqual((one.queue, one.body), ("answers", b""))
@@ -302,32 +302,32 @@ class ReportTests(Base):
         self.assertEqual((self.source.finished, self.events, self.courier.unconfirmed), ([], [], 0))
 
     def test_nobody_asked(self) -> None:
-        """Without `reply_to` there is none."""
+        """Without `reply_to` no report is sent."""
         self.courier.report(self.source.letter(7), "delivered")
         self.assertEqual(self.taken(), [])
 
     def test_not_to_our_own_queues(self) -> None:
-        """None is sent to a queue that Owsla consumes itself, or a report could be taken for a message."""
+        """No report is sent to a queue that Owsla consumes: it could be taken for a message."""
         for queue in (b"to_device", b"to_device.89abcdef"):
             self.courier.report(self.source.letter(7, reply_to=queue), "delivered")
         self.assertEqual(self.taken(), [])
 
     def test_other_queues(self) -> None:
-        """A name that only resembles ours is somebody else's; it may be any bytes."""
+        """A queue name that only resembles one of Owsla is used, and may be any bytes."""
         for queue in (b"to_device2", b"xto_device", b"to_device.replies", b"\xff\xfe"):
             self.courier.report(self.source.letter(7, reply_to=queue), "delivered")
             (one,) = self.taken()
             self.assertEqual(one.queue.encode("utf-8", "surrogateescape"), queue)
 
     def test_a_record_is_reported(self) -> None:
-        """What is recorded is reported with its reason, where that was asked for."""
+        """A record is reported with its reason, where a report was asked for."""
         self.courier.record(self.source.letter(7, reply_to=b"answers"), "expired")
         record, report = self.taken()
         self.assertEqual((record.queue, report.queue), (RECORDS, "answers"))
         self.assertEqual(report.headers["owsla_report"], "expired")
 
     def test_dropped(self) -> None:
-        """A report that is returned or refused is counted, and not sent again."""
+        """A returned or refused report is counted, and not sent again."""
         for tag in (1, 2):
             self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
         first, second = self.taken()
@@ -337,7 +337,7 @@ class ReportTests(Base):
         self.assertEqual((self.courier.reports_dropped, self.taken(), self.events), (2, [], []))
 
     def test_direct_reply_to(self) -> None:
-        """A report goes to a name of direct reply-to as RabbitMQ makes them; any other would close the connection."""
+        """A report goes to a valid name of direct reply-to; an invalid one would close the connection."""
         process = base64.b64encode(b"\x83\x58v\0\x0freply@123456789" + bytes(12)).decode()
         for name, sent in (
             (f"{process}.a2V5", True),
@@ -361,8 +361,8 @@ class ReportTests(Base):
             self.assertEqual(self.courier.reports_dropped - dropped, not sent)
 
     def test_direct_replies_that_close_the_connection(self) -> None:
-        """When the connection is closed over one of them all that are on their way are dropped, and more for a while; nothing
-        else is, nor is it sent one at a time.
+        """When the connection closes over a direct reply, all of them are dropped, and further ones for a while; no record or
+        forward changes.
         """
         process = base64.b64encode(b"\x83\x58v\0\x0freply@123456789" + bytes(12))
         direct = [b"amq.rabbitmq.reply-to.%b.%d" % (process, number) for number in range(5)]
@@ -385,7 +385,7 @@ class ReportTests(Base):
         self.assertEqual(len(self.taken()), 1, "they are sent again")
 
     def test_direct_replies_are_returned(self) -> None:
-        """RabbitMQ returns a mandatory direct reply that it has delivered: that is no report that was dropped."""
+        """A returned direct reply does not count as dropped: RabbitMQ returns those that it has delivered."""
         process = base64.b64encode(b"\x83X" + b"w\x06rabbit" + bytes(12)).decode()
         self.courier.report(self.source.letter(1, reply_to=f"amq.rabbitmq.reply-to.{process}.a2V5".encode()), "delivered")
         (sent,) = self.taken()
@@ -394,9 +394,7 @@ class ReportTests(Base):
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (0, 0))
 
     def test_too_many(self) -> None:
-        """While the broker answers nothing only so many reports are kept; those above are dropped and counted, and what a
-        message waits for is not. When it answers there is room again.
-        """
+        """Reports past the limit are dropped and counted while the broker does not answer; records are not."""
         self.patch(courier, "REPORTS_WAITING", 4)
         ask = self.source.letter(7, reply_to=b"answers")
         for _ in range(2):
@@ -421,7 +419,7 @@ class ReportTests(Base):
         self.assertEqual((len(self.taken()), self.courier.reports_dropped), (4, 5))
 
     def test_one_that_closes_the_channel(self) -> None:
-        """A report that is given up since the broker closes the channel over it makes room for another."""
+        """A report that is given up makes room for another."""
         self.patch(courier, "REPORTS_WAITING", 1)
         self.courier.report(self.source.letter(7, reply_to=b"answers"), "delivered")
         for _ in range(2):
@@ -452,7 +450,7 @@ class ReportTests(Base):
         return count
 
     def test_each_answer_costs_the_same(self) -> None:
-        """What a confirm or a return costs does not grow with how many parcels are on their way."""
+        """The cost of a confirm or a return does not grow with the number of unconfirmed messages."""
 
         def confirms() -> None:
             for tag in range(1, 11):
@@ -483,8 +481,8 @@ class ForwardTests(Base):
         self.connect()
 
     def test_forwarded(self) -> None:
-        """A forward is the message as it was on the node's queue, without what the broker would act on; once it is confirmed
-        the original is done.
+        """A forward is the original message without properties that the broker acts on; the original is acknowledged once it is
+        confirmed.
         """
         letter = self.source.letter(7, body=b"body", headers={"a": 1, "CC": ["x"]}, expiration="5", reply_to=b"answers")
         self.courier.forward(letter, ELSEWHERE)
@@ -495,7 +493,7 @@ class ForwardTests(Base):
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_what_is_left_of_its_time(self) -> None:
-        """A forward has what is left of its message's time: also one that is held, since its node is away."""
+        """A forward expires when the original would, also if it was held."""
         letter = self.source.letter(7, headers={}, expiration="5000")
         letter.deadline = self.server.clock.seconds() + 4
         self.courier.forward(letter, ELSEWHERE)
@@ -514,7 +512,7 @@ class ForwardTests(Base):
         self.assertEqual(self.taken()[-1].headers["owsla_expiration"], "0")
 
     def test_delivered_again(self) -> None:
-        """The node that gets a forward is told that its message was delivered before."""
+        """A forward says whether its message was delivered before."""
         letter = self.source.letter(7, headers={"a": 1})
         letter.identity = b"some"
         self.courier.forward(letter, ELSEWHERE)
@@ -522,7 +520,7 @@ class ForwardTests(Base):
         self.assertEqual(one.headers, {"a": 1, "owsla_redelivered": True})
 
     def test_handed_over_before(self) -> None:
-        """A message that was handed over before is settled as that, and not on record, whatever became of it now."""
+        """A message that was handed over before is acknowledged and reported as delivered, and not recorded."""
         letter = self.source.letter(7, reply_to=b"answers")
         letter.handed_over = True
         self.courier.record(letter, "unknown-connection")
@@ -531,13 +529,13 @@ class ForwardTests(Base):
         self.assertEqual((self.source.finished, self.courier.recorded, self.events), ([7], {}, []))
 
     def test_unreadable(self) -> None:
-        """A message that cannot be read to its end is recorded and not forwarded, and nothing is raised."""
+        """A message with unreadable properties is recorded instead of forwarded."""
         self.courier.forward(self.source.letter(7, body=b"body", header=wire.header_payload(4, b"\0\x02")), ELSEWHERE)
         (one,) = self.taken()
         self.assertEqual((one.queue, one.headers["owsla_reason"]), (RECORDS, "bad-connection-id"))
 
     def test_a_node_that_is_gone(self) -> None:
-        """A forward that is returned for as long as a node may take to come back is recorded as an unknown connection's."""
+        """A forward that is returned for the whole grace of a node is recorded as `unknown-connection`."""
         self.courier.forward(self.source.letter(7, body=b"body", reply_to=b"answers"), ELSEWHERE)
         waited = 0.0
         records: list[Publish] = []
@@ -563,7 +561,7 @@ class ForwardTests(Base):
         self.assertEqual([one.queue for one in self.taken()], [RECORDS])
 
     def test_a_node_that_is_known_to_be_dead(self) -> None:
-        """A forward to a node that was buried is recorded as soon as it is returned; unless the node is back."""
+        """A returned forward to a dead node is recorded at once, unless the node is back."""
         for back in (False, True):
             self.courier.lost(FORWARDS)
             self.courier.forward(self.source.letter(7), ELSEWHERE)
@@ -581,7 +579,7 @@ class ForwardTests(Base):
         self.assertEqual(self.taken(), [], "it is waited for like any other")
 
     def test_a_fault_is_the_reason(self) -> None:
-        """A message that could not have been sent anyway is recorded with that reason where its node is gone."""
+        """A message with a fault of its own is recorded with that reason if its node is gone."""
         self.courier.lost(FORWARDS)
         letter = self.source.letter(7)
         letter.fault = "too-long"
@@ -591,7 +589,7 @@ class ForwardTests(Base):
         self.assertEqual(record.headers["owsla_reason"], "too-long")
 
     def test_a_node_that_comes_back(self) -> None:
-        """A forward that is returned is held and tried again, and arrives when the node is back; its absence is forgotten."""
+        """A returned forward is held and published again, and arrives when the node is back."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)
         self.server.give_back(self.taken()[0])
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
@@ -604,7 +602,7 @@ class ForwardTests(Base):
         self.assertEqual(self.events, [], "its absence begins anew")
 
     def test_too_many_are_held(self) -> None:
-        """Only so many wait for nodes that are away: past that the oldest is recorded."""
+        """Past the limit of held forwards the oldest is recorded."""
         for letter in self.letters(1, 2, 3, 4):
             self.courier.forward(letter, ELSEWHERE)
         for one in self.taken():
@@ -613,7 +611,7 @@ class ForwardTests(Base):
         self.assertEqual((record.queue, record.body), (RECORDS, b"1"))
 
     def test_a_full_queue(self) -> None:
-        """A forward that is refused is tried again until the node's queue takes it."""
+        """A refused forward is published again until the queue of the node accepts it."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)
         self.taken()
         self.server.nack(PUBLISH_CHANNEL, 1)
@@ -622,7 +620,7 @@ class ForwardTests(Base):
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_a_channel_that_takes_nothing(self) -> None:
-        """A forward that is refused by a queue that took nothing yet is tried on other channels, and never given up."""
+        """A forward to a queue that accepted nothing is tried on other channels, and never given up."""
         self.courier.forward(self.source.letter(7), ELSEWHERE)
         tried = [self.refuse() for _ in range(13)]
         self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7, 12])
@@ -630,7 +628,7 @@ class ForwardTests(Base):
         self.assertEqual((self.source.finished, self.events), ([7], []))
 
     def test_returns_are_told_apart(self) -> None:
-        """A return carries no tag: it is matched with what is just like it, even among those for the same queue."""
+        """A return is matched with the equal message, even among several for one queue."""
         self.courier.forward(self.source.letter(1, body=b"same", headers={"n": 1}), ELSEWHERE)
         self.courier.forward(self.source.letter(2, body=b"same", headers={"n": 2}), ELSEWHERE)
         _, two = self.taken()
@@ -644,7 +642,7 @@ class ForwardTests(Base):
 
 class AbsentNodesTests(BrokerTestCase):
     def test_grace(self) -> None:
-        """A node counts as gone when it was away for so long, and anew once it was seen."""
+        """A node counts as lost after its grace, and has the whole grace again once its queue was there."""
         absent = AbsentNodes(10)
         self.assertEqual([absent.is_lost("a", now) for now in (0, 9.9, 10, 11)], [False, False, True, True])
         absent.present("a")
@@ -654,7 +652,7 @@ class AbsentNodesTests(BrokerTestCase):
         self.assertTrue(absent.is_lost("c", 100))
 
     def test_memory(self) -> None:
-        """Ids that somebody made up don't fill the memory."""
+        """Made-up ids do not fill the memory."""
         absent = AbsentNodes(10)
         for number in range(5000):
             absent.is_lost(str(number), 0)
@@ -663,14 +661,14 @@ class AbsentNodesTests(BrokerTestCase):
 
 class ReconnectTests(Base):
     def test_before_the_broker(self) -> None:
-        """What was asked of it while there is no broker is sent when there is one, in order."""
+        """Requests without a connection wait, and are published in order."""
         for letter in self.letters(1, 2):
             self.courier.record(letter, "late")
         self.connect()
         self.assertEqual(self.bodies(), [b"1", b"2"])
 
     def test_sent_again(self) -> None:
-        """What was not confirmed is sent again on the next connection, in order and before anything new."""
+        """Unconfirmed messages are published again on the next connection, in order and before new ones."""
         self.connect()
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
@@ -685,9 +683,7 @@ class ReconnectTests(Base):
         self.assertEqual(self.source.finished, [2, 1, 3, 4, 5])
 
     def test_the_consumer_is_gone_too(self) -> None:
-        """What came from a consumer that is gone is dropped, since it comes again; but not what is settled, for whose number
-        there is no second time, and no report.
-        """
+        """Messages of a closed consumer are dropped, since they are delivered again; settled ones are kept."""
         self.connect()
         letters = self.letters(1, 2, 3)
         letters[1].settled = True
@@ -701,7 +697,7 @@ class ReconnectTests(Base):
         self.assertEqual([(one.queue, one.body) for one in self.taken()], [(RECORDS, b"2"), ("answers", b"")])
 
     def test_lost_while_it_waits_to_try_again(self) -> None:
-        """A connection that is lost while something waits to be tried again takes nothing with it."""
+        """A connection that is lost during a retry loses no message."""
         self.connect()
         self.courier.record(self.letters(1)[0], "late")
         self.server.give_back(self.taken()[0])
@@ -712,7 +708,7 @@ class ReconnectTests(Base):
         self.assertEqual(self.bodies(), [b"2"])
 
     def test_held_over_a_loss(self) -> None:
-        """Forwards that are held for a node that is away are kept over a loss of the connection."""
+        """Held forwards survive a lost connection."""
         self.connect()
         self.courier.forward(self.letters(1)[0], ELSEWHERE)
         self.server.give_back(self.taken()[0])
@@ -723,7 +719,7 @@ class ReconnectTests(Base):
 
 
 class ChannelErrorTests(Base):
-    """The broker closes the channel over something in a message, and doesn't say over which."""
+    """The broker closes the channel over a message, and does not say over which."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -733,7 +729,7 @@ class ChannelErrorTests(Base):
         self.connections = 0
 
     def serve(self) -> None:
-        """Take everything, but close the channel over the poison as long as its own properties are there."""
+        """Accept everything, but close the channel over the culprit as long as it has its own properties."""
         while True:
             published = self.taken()
             if not published:
@@ -750,9 +746,7 @@ class ChannelErrorTests(Base):
                 self.server.ack(PUBLISH_CHANNEL, one.tag)
 
     def test_the_culprit_is_recorded_alone(self) -> None:
-        """The one that the broker does not like is found by sending them one at a time, and recorded with its body and its
-        connection id only; all others go through unchanged.
-        """
+        """The culprit is found by publishing one message at a time, and recorded with its body and connection id alone."""
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         self.serve()
@@ -767,7 +761,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.bodies(), [b"4", b"5"], "and then all at once again")
 
     def again(self, code: int, *, channel: bool = True) -> list[bytes]:
-        """Close the channel, or the whole connection, with this code, and connect again. What is sent then."""
+        """Close the channel or the connection with this code, and connect again. Return what is published then."""
         if channel:
             self.server.close_channel(PUBLISH_CHANNEL, code, "no")
         else:
@@ -777,8 +771,8 @@ class ChannelErrorTests(Base):
         return self.bodies()
 
     def test_codes_that_are_no_fault_of_a_message(self) -> None:
-        """A channel that is closed over permissions, or over a queue, costs no message its properties: all are sent again, in
-        order and together, for as long as it takes.
+        """A channel that is closed over permissions or a queue costs no message its properties: all are published again in
+        order.
         """
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
@@ -795,7 +789,7 @@ class ChannelErrorTests(Base):
         self.assertEqual((sorted(self.source.finished), self.courier.reports_dropped), ([1, 2, 3, 4], 0))
 
     def test_one_alone_and_no_permission(self) -> None:
-        """The same for one that is sent alone: it is neither stripped nor given up."""
+        """The same holds for a message that is published alone."""
         self.courier.record(self.letters(1)[0], "late")
         for _ in range(10):
             self.assertEqual(self.again(403), [b"1"])
@@ -808,9 +802,7 @@ class ChannelErrorTests(Base):
         self.assertEqual([event for event in self.events if not isinstance(event, Undeliverable)], [])
 
     def test_the_broker_crashes(self) -> None:
-        """A connection that is closed with an internal error may be the broker's own trouble: messages are sent one at a time,
-        the others before one over which it was, and none is ever given up for that.
-        """
+        """After an internal error messages are published one at a time, and none loses its properties."""
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         self.taken()
@@ -823,7 +815,7 @@ class ChannelErrorTests(Base):
         self.assertEqual([event for event in self.events if not isinstance(event, Undeliverable)], [])
 
     def test_the_broker_crashes_over_one(self) -> None:
-        """One over which the broker crashes again and again is recorded without its properties, behind the others."""
+        """A message over which the broker crashes repeatedly is recorded with minimal properties, behind the others."""
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         for _ in range(20):
@@ -848,7 +840,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.source.finished, [2])
 
     def test_a_forward_and_no_room(self) -> None:
-        """When not even the record of such a forward is taken, it is given up like any other record."""
+        """A forward whose minimal record is refused is given up like any other record."""
         self.courier.forward(self.letters(2)[0], ELSEWHERE)
         for _ in range(2):
             self.taken()
@@ -866,7 +858,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.courier.unconfirmed, 0)
 
     def test_a_forward_and_no_queue(self) -> None:
-        """When the queue for the record of such a forward is gone, it is declared, and the record is sent as it was."""
+        """A returned minimal record waits for its queue, and is published unchanged."""
         self.courier.forward(self.letters(2)[0], ELSEWHERE)
         for _ in range(2):
             self.taken()
@@ -880,7 +872,7 @@ class ChannelErrorTests(Base):
         self.assertEqual((again.queue, again.headers), (RECORDS, record.headers))
 
     def test_what_comes_meanwhile(self) -> None:
-        """What is asked of it while it looks for the culprit waits its turn, and is sent as it is."""
+        """Requests during an isolation wait, and are published unchanged."""
         for letter in self.letters(1, 2):
             self.courier.record(letter, "late")
         self.taken()
@@ -898,7 +890,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.source.finished, [1, 2, 3, 4])
 
     def test_the_order_is_kept(self) -> None:
-        """What was sent and not confirmed is sent again before what waited behind it."""
+        """Unconfirmed messages are published again before those that wait."""
         for letter in self.letters(1, 2, 3):
             self.courier.record(letter, "late")
         self.taken()
@@ -913,7 +905,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(list(self.books), [b"1", b"2", b"3"])
 
     def test_given_up(self) -> None:
-        """One that closes the channel even alone is given up, with an event; a report at the first time."""
+        """A message that closes the channel with minimal properties is given up, with an event; a report at the first time."""
         self.courier.record(self.letters(2)[0], "late")
         self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
         for _ in range(6):
@@ -930,7 +922,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.bodies(), [b"3"])
 
     def test_the_suspects_are_gone(self) -> None:
-        """When the consumer of all suspects is gone they are dropped, and what comes later is sent."""
+        """Suspects of a closed consumer are dropped, and later messages are published."""
         for letter in self.letters(1, 2):
             self.courier.record(letter, "late")
         self.taken()
@@ -945,7 +937,7 @@ class ChannelErrorTests(Base):
         self.assertEqual(self.bodies(), [b"3", b"4"])
 
     def test_a_large_body(self) -> None:
-        """A body of several frames is passed on whole."""
+        """A body of several frames is relayed whole."""
         body = b"x" * 300_000
         self.courier.record(self.source.letter(1, body=body, header=message(body, {})), "too-long")
         self.assertEqual(self.bodies(), [body])

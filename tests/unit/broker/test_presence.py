@@ -104,12 +104,12 @@ class PublishingTests(Base):
         self.assertEqual(json.loads(publish.body)["device_id"], "x\ud800\0\u00e9")
 
     def test_other_events(self) -> None:
-        """It wants no others, and does nothing with them."""
+        """Other events are ignored."""
         self.role.handle(BrokerUnblocked(), NODE, self.now())
         self.assertEqual(self.told(), [])
 
     def test_in_order(self) -> None:
-        """That a device disconnected follows the confirm of that it connected."""
+        """`disconnected` follows the confirm of `connected`."""
         self.come("a")
         self.go("a")
         self.assertEqual(self.told(), ["-a"])  # within a turn it came and went
@@ -132,7 +132,7 @@ class PublishingTests(Base):
         self.assertTrue(self.role.has_announced("89abcdef"))
 
     def test_again(self) -> None:
-        """On demand everybody is announced again."""
+        """All connections are announced again on demand."""
         self.come("a")
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, 1)
@@ -140,7 +140,7 @@ class PublishingTests(Base):
         self.assertEqual(self.told(), ["+a*"])
 
     def test_refused(self) -> None:
-        """What is refused is sent again after a wait; one warning."""
+        """Refused announcements are published again after a delay, with one warning."""
         self.come("a", "b")
         self.assertEqual(self.told(), ["+a", "+b"])
         self.server.nack(PUBLISH_CHANNEL, 2, True)
@@ -157,9 +157,8 @@ class PublishingTests(Base):
         self.assertEqual({type(event) for event in self.events}, {BrokerWarning})
 
     def test_a_long_queue(self) -> None:
-        """While nobody consumes the queue, and it is long, devices that connect are not announced, and one warning says so.
-
-        Those that were announced are told of when they go. When the queue is short again everything that waited is announced.
+        """While the queue is long, new devices are held, with one warning. Announced devices are announced when they
+        disconnect; all others when the queue is short again.
         """
         self.come("a")
         self.server.found[QUEUE] = (LONG, 0)
@@ -199,7 +198,7 @@ class PublishingTests(Base):
         self.assertIn("3 consumers", str(self.events[-1]))
 
     def test_a_look_that_fails(self) -> None:
-        """A broker that does not tell the length changes nothing; an idle node does not ask."""
+        """An inspection that fails changes nothing; an idle node does not inspect."""
         looks = len(self.server.called("queue.declare"))
         self.pass_time(5 * INSPECT_INTERVAL)
         self.assertEqual(len(self.server.called("queue.declare")), looks)
@@ -211,7 +210,7 @@ class PublishingTests(Base):
         self.assertFalse(self.server.transport.ended)
 
     def test_a_channel_that_takes_nothing(self) -> None:
-        """What is refused again and again where nothing was taken before is sent on new channels, for a while."""
+        """Announcements are tried on new channels for a while, if the queue accepted nothing on this one."""
         self.come("a")
         tried: list[bool] = []
         for _ in range(9):
@@ -224,7 +223,7 @@ class PublishingTests(Base):
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
 
     def test_returned(self) -> None:
-        """Where the queue is gone it is declared again, and everybody announced again on a new channel."""
+        """A deleted queue is declared again, and all connections are announced again on a new channel."""
         self.come("a")
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, 1)
@@ -249,12 +248,12 @@ class PublishingTests(Base):
         self.assertIn("ACCESS_REFUSED", str(self.events[0]))
 
     def test_an_unknown_tag(self) -> None:
-        """A broker that confirms what was not published is not spoken to any more."""
+        """A confirm of an unknown tag ends the connection."""
         self.server.ack(PUBLISH_CHANNEL, 7)
         self.assertTrue(self.server.transport.ended)
 
     def test_lost(self) -> None:
-        """When the connection is lost announcements wait; then those on their way come again, and so does everybody."""
+        """After a lost connection announcements wait; those in flight and all open connections are announced again."""
         self.come("a", "b")
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, 1)
@@ -265,7 +264,7 @@ class PublishingTests(Base):
         self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
 
     def test_a_queue_that_vanished(self) -> None:
-        """When the queue is not there any more after a reconnect, everybody is announced again."""
+        """If the queue is gone after a reconnect, all connections are announced again."""
         self.come("a")
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, 1)
@@ -275,7 +274,7 @@ class PublishingTests(Base):
         self.assertEqual(self.told(), ["+a*"])
 
     def test_no_gap(self) -> None:
-        """After a reconnect with nothing missed nobody is announced again."""
+        """After a reconnect without a gap nothing is announced again."""
         self.come("a")
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, 1)
@@ -284,7 +283,7 @@ class PublishingTests(Base):
         self.assertEqual(self.told(), [])
 
     def test_nothing_left(self) -> None:
-        """A connection that is gone leaves no timer."""
+        """A lost connection leaves no timer."""
         self.come("a")
         self.server.take()
         self.server.nack(PUBLISH_CHANNEL, 1)
@@ -294,7 +293,7 @@ class PublishingTests(Base):
 
 class RefusedTests(Base):
     def test_a_queue_that_may_not_be_used(self) -> None:
-        """It is a warning, said once, and tried again; the connection, and the port that waits for it, are not held up."""
+        """A queue that cannot be used is reported once and tried again; the port does not wait for it."""
         self.server.refusals[QUEUE, False] = (403, "ACCESS_REFUSED - no")
         self.server.refusals[QUEUE, True] = (403, "ACCESS_REFUSED - no")
         self.come("a")
@@ -308,7 +307,7 @@ class RefusedTests(Base):
         self.assertEqual(self.told(), ["+a"])
 
     def test_a_connection_that_is_lost_meanwhile(self) -> None:
-        """Setting up fails with the connection, which is then made again."""
+        """A set-up fails with its connection."""
         self.server.silent.add("queue.declare")
         self.server.ready()
         up = Result(self.role.up(self.server.client))
@@ -320,7 +319,7 @@ class RefusedTests(Base):
 
 class HandlerTests(Base):
     def test_reinstalled(self) -> None:
-        """As a handler that failed and is installed again it announces what it missed, and everybody."""
+        """A handler that is installed again announces what it missed, and all connections."""
         self.connect()
         manager = EventManager(lambda: NODE)
         report = Supervised()
@@ -341,7 +340,7 @@ class HandlerTests(Base):
         self.assertEqual(sorted(self.told()), ["+b*", "+c", "-a"])
 
     def test_a_return_that_is_none_of_ours(self) -> None:
-        """A returned message that has nothing of an announcement is the broker's fault, and ends the connection as that."""
+        """A return of a message that was not published ends the connection."""
         for headers in (None, {}, {"connection_id": 7}, {"node": None}, {"connection_id": ["a"], "node": NODE}):
             self.setUp()
             self.connect()
@@ -356,14 +355,14 @@ class HandlerTests(Base):
             self.assertEqual(len(self.told()), 1)
 
     def test_the_first_start(self) -> None:
-        """At its first start there is nothing that it missed."""
+        """A handler that starts first has missed nothing."""
         self.connect()
         self.live = [connected("a")]
         self.role.start(lambda failure: None)
         self.assertEqual(self.told(), [])
 
     def test_a_defect(self) -> None:
-        """What goes wrong in packing is a failure of the handler; nobody's, it is logged."""
+        """An error in encoding is a failure of the handler, or else logged."""
         self.connect()
         self.role._encode = lambda *arguments: 1 // 0  # type: ignore[method-assign, assignment]
         self.come("a")

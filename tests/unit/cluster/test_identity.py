@@ -1,4 +1,4 @@
-"""What the consumers of a node's own queue find out, and who hears of it."""
+"""The identity of a node: which changes reach the registrar and back ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NodeIdentityTests(SynchronousTestCase):
         )
 
     def test_another_name(self) -> None:
-        """A name is only looked at before it is taken; then the others hear of the old one, and this node of the new one."""
+        """Another name is used only after `rename`; then the registrar and the owner are told."""
         self.assertEqual(self.place.queue().name, "to_device.0123abcd")
         self.assertEqual(self.place.other().name, "to_device.89abcdef")
         self.assertEqual(self.place.other().name, "to_device.99999999")
@@ -57,7 +57,7 @@ class NodeIdentityTests(SynchronousTestCase):
         self.assertEqual(self.registrar.calls, ["moved from 0123abcd"])
 
     def test_here(self) -> None:
-        """The others hear that this node is here; back ends hear of its connections again where it was missed."""
+        """The registrar announces this node; connections are announced again if that was missed."""
         self.place.here(missed=False)
         self.assertEqual((self.registrar.calls, self.announced), (["here"], []))
         self.place.here(missed=True)
@@ -65,11 +65,11 @@ class NodeIdentityTests(SynchronousTestCase):
         self.assertEqual((self.registrar.calls, self.announced), (["here", "here"], [True, True]))
 
     def test_away(self) -> None:
-        """Nor does it say that it is here while its queue is not consumed."""
+        """A node whose queue is not consumed is away."""
         self.place.away()
         self.assertEqual(self.registrar.calls, ["away"])
 
     def test_a_probe(self) -> None:
-        """What this node says to itself goes through the registrar."""
+        """A probe is published by the registrar."""
         self.place.probe("q", "probe 1", lambda: None)
         self.assertEqual(self.registrar.calls, ["probe 1 to q"])

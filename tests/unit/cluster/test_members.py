@@ -29,14 +29,14 @@ def as_json(value: object) -> bytes:
 
 class NoticeTests(SynchronousTestCase):
     def test_packed(self) -> None:
-        """What is packed is read again."""
+        """A packed notice is read again."""
         for state in (HERE, LEFT, GONE):
             for origin in (FIRST, RENEWED, KEPT):
                 self.assertEqual(Notice.read(Notice(A, state, origin).pack()), Notice(A, state, origin))
 
     @given(st.binary() | st.dictionaries(st.sampled_from(["node", "state"]), st.text() | st.none()).map(as_json))
     def test_any_bytes(self, body: bytes) -> None:
-        """Anybody may put anything into the register: it is no node's, and nothing is raised."""
+        """Any bytes are read without an exception, and are not a notice."""
         Notice.read(body)
         for odd in (
             b"", b"[]", b"7", b'{"node": 7, "state": "here"}', b'{"node": "aaaaaaaa\\n", "state": "here"}',
@@ -67,14 +67,14 @@ class Base(SynchronousTestCase):
 
 class WatchTests(Base):
     def test_dead_after_the_grace(self) -> None:
-        """A node whose queue has no consumer, or is not there, in every look for the grace is dead: not before."""
+        """A node is dead when its queue had no consumer, or did not exist, in every inspection of the grace; not before."""
         for condition in (QueueCondition.IDLE, QueueCondition.MISSING):
             self.setUp()
             self.hear(A)
             self.assertEqual([self.see(condition) for _ in range(6)], [Decision.WAIT] * 5 + [Decision.CLEAN_UP])
 
     def test_seen_meanwhile(self) -> None:
-        """One that is seen in between has all of the grace again."""
+        """A node whose queue has a consumer in between has the whole grace again."""
         self.hear(A)
         looks = [self.see(QueueCondition.IDLE) for _ in range(5)]
         looks += [self.see(QueueCondition.CONSUMED)]
@@ -83,7 +83,7 @@ class WatchTests(Base):
         self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
 
     def test_no_answer(self) -> None:
-        """What the broker does not answer proves nothing; and the time in which nobody could look does not count."""
+        """A missing answer proves nothing, and time without inspections does not count."""
         self.hear(A)
         self.see(QueueCondition.IDLE)
         self.assertEqual({self.see(QueueCondition.UNKNOWN) for _ in range(100)}, {Decision.WAIT})
@@ -91,14 +91,14 @@ class WatchTests(Base):
         self.assertEqual([self.see(QueueCondition.IDLE) for _ in range(3)], [Decision.WAIT] * 2 + [Decision.CLEAN_UP])
 
     def test_after_a_loss(self) -> None:
-        """After the registrar lost its own connection nobody is dead for a while, however short the grace is."""
+        """After a lost connection of the registrar no node is dead for a while, however short the grace is."""
         self.members.begin(self.now + 60)
         self.hear(A)
         self.assertEqual({self.see(QueueCondition.IDLE) for _ in range(29)}, {Decision.WAIT})
         self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
 
     def test_oneself(self) -> None:
-        """The registrar does not look at itself before it leaves; then it strikes itself off."""
+        """The registrar does not inspect itself before it leaves; then it removes itself."""
         self.hear(ME)
         self.assertEqual(self.members.to_inspect(), [])
         self.hear(ME, LEFT)
@@ -107,13 +107,13 @@ class WatchTests(Base):
         self.assertEqual((self.done, len(self.members)), ([2], 0))
 
     def test_copies(self) -> None:
-        """Of several copies of a notice the last is held."""
+        """Of several copies of a notice the last one is held."""
         self.assertEqual([self.hear(A), self.hear(A), self.hear(B), self.hear(A)], [[], [1], [], [2]])
         self.assertEqual(self.members.to_inspect(), [A, B])
 
     def test_kept(self) -> None:
-        """What is held for long, since its node does not renew it, is put into the register again: once, also while a queue is
-        cleaned up. The copy takes the place of the notice, and means nothing new.
+        """A notice that its node does not renew is published again once, also during a clean-up. The copy replaces the notice,
+        and means nothing new.
         """
         self.assertLess(RENEW_INTERVAL, KEEP_INTERVAL, "a living node renews its notice before")
         self.hear(A)
@@ -131,7 +131,7 @@ class WatchTests(Base):
         self.assertEqual(self.members.take_returned(), [])
 
     def test_kept_and_taken_back(self) -> None:
-        """A copy that the registrar has put there, and that its node has taken back meanwhile, does not count any more."""
+        """A copy that the registrar published, and that the node has revoked meanwhile, does not count."""
         for before, after in ((HERE, LEFT), (LEFT, HERE)):
             self.setUp()
             self.hear(A, before)
@@ -148,7 +148,7 @@ class WatchTests(Base):
 
 class GoodbyeTests(Base):
     def test_left(self) -> None:
-        """A node that left, and its queue with it, is struck off at once, and nobody is told."""
+        """A node that left, and whose queue is gone, is removed at once, and nothing is announced."""
         self.hear(A)
         self.hear(A, LEFT)
         self.assertIs(self.see(QueueCondition.CONSUMED), Decision.WAIT)
@@ -156,14 +156,14 @@ class GoodbyeTests(Base):
         self.assertEqual((self.done, A in self.members), ([2], False))
 
     def test_left_something(self) -> None:
-        """What it left in its queue is recorded at once, and nobody is told either."""
+        """The queue of a node that left is cleaned up at once, and nothing is announced."""
         self.hear(A, LEFT)
         self.assertIs(self.see(QueueCondition.IDLE), Decision.CLEAN_UP)
         self.clean_up()
         self.assertFalse(self.members.must_announce(A))
 
     def test_a_goodbye_that_it_did_not_say(self) -> None:
-        """A node that says that it is here has not left, whoever said so: its death is told."""
+        """A node that announces itself has not left, whoever published the goodbye: its death is announced."""
         self.hear(A)
         self.assertEqual(self.hear(A, LEFT), [1])
         self.assertIs(self.see(QueueCondition.CONSUMED), Decision.WAIT)
@@ -173,7 +173,7 @@ class GoodbyeTests(Base):
         self.assertTrue(self.members.must_announce(A))
 
     def test_gone_and_never_here(self) -> None:
-        """One that is dead before it joined, and has no queue, is struck off, and nobody is told."""
+        """A node that died before it joined, and has no queue, is removed, and nothing is announced."""
         self.hear(A, GONE)
         self.assertIs(self.see(QueueCondition.MISSING), Decision.REMOVE)
         self.hear(A, GONE)
@@ -181,7 +181,7 @@ class GoodbyeTests(Base):
         self.assertIs(self.see(QueueCondition.MISSING), Decision.CLEAN_UP)
 
     def test_gone(self) -> None:
-        """A node whose process is known to be dead is not waited for, once nobody consumes its queue."""
+        """A node whose process is known to be dead is cleaned up as soon as its queue has no consumer."""
         self.hear(A)
         self.hear(A, GONE)
         self.assertEqual(self.members.interval(self.now), HURRIED_INTERVAL)
@@ -196,7 +196,7 @@ class GoodbyeTests(Base):
         self.assertEqual(self.hear(A, GONE), [3], "somebody says so again: it is dealt with")
 
     def test_not_gone(self) -> None:
-        """If somebody goes on consuming its queue that was wrong, and it is watched like the others."""
+        """A node that is reported as gone and goes on consuming is watched like the others."""
         self.hear(A)
         self.hear(A, GONE)
         self.assertIs(self.see(QueueCondition.CONSUMED, after=HURRY_DURATION), Decision.WAIT)
@@ -218,24 +218,24 @@ class CleanupTests(Base):
         self.clean_up()
 
     def test_not_looked_at(self) -> None:
-        """Whoever is being buried is not looked at."""
+        """A node is not inspected during its clean-up."""
         self.assertEqual(self.members.to_inspect(), [])
         self.assertIs(self.see(QueueCondition.IDLE, after=100), Decision.WAIT)
 
     def test_back_before(self) -> None:
-        """One that came back before its queue was deleted is watched as before, and hears nothing of it."""
+        """A node that came back before its queue was deleted is watched as before, and is not told anything."""
         self.assertEqual(self.members.cleanup_stopped(A), [])
         self.assertEqual((self.members.to_inspect(), self.members.take_returned()), ([A], []))
         self.assertIs(self.see(QueueCondition.IDLE), Decision.WAIT)
 
     def test_back_before_and_said_so(self) -> None:
-        """The same when it has said so, and its earlier notice is done with."""
+        """The same holds if it has announced itself; its earlier notice is acknowledged."""
         self.hear(A)
         self.assertEqual(self.members.cleanup_stopped(A), [1])
         self.assertEqual((self.members.to_inspect(), self.members.take_returned()), ([A], []))
 
     def test_back_meanwhile(self) -> None:
-        """One that came back while it was buried stays on the roll, and is told that it was said to be lost: afterwards."""
+        """A node that came back during its clean-up stays a member, and is told afterwards that it was announced as lost."""
         self.members.announced(A)
         self.hear(A)
         self.assertEqual(self.members.take_returned(), [])
@@ -244,22 +244,22 @@ class CleanupTests(Base):
         self.assertEqual(self.members.to_inspect(), [A])
 
     def test_back_later(self) -> None:
-        """So is one that comes back later."""
+        """A node that comes back later is told the same."""
         self.members.announced(A)
         self.assertEqual(self.members.cleaned_up(A), [1])
         self.hear(A)
         self.assertEqual(self.members.take_returned(), [A])
 
     def test_back_and_told(self) -> None:
-        """One that came back before its queue was deleted, and after all were told, hears of that as soon as it says so."""
+        """A node that came back after its loss was announced, before its queue was deleted, is told when it announces itself.
+        """
         self.members.announced(A)
         self.assertEqual((self.members.cleanup_stopped(A), self.members.take_returned()), ([], []))
         self.assertEqual(self.hear(A, HERE, RENEWED), [1])
         self.assertEqual(self.members.take_returned(), [A])
 
     def test_delivered_again(self) -> None:
-        """A notice that was delivered before, when the registrar begins again, does not say that a node is back; what was not
-        brought to its end is done again, and not told again.
+        """A redelivered notice does not say that a node is back; an incomplete clean-up is done again, and not announced again.
         """
         self.members.announced(A)
         self.members.begin(0.0)
@@ -272,7 +272,7 @@ class CleanupTests(Base):
         self.assertFalse(self.members.must_announce(A))
 
     def test_refused(self) -> None:
-        """One whose queue the broker does not give out is tried again later, and not said to be lost a second time."""
+        """A clean-up that the broker refuses is tried again later, and the loss is not announced twice."""
         self.members.announced(A)
         self.hear(A, LEFT)
         self.assertEqual(self.members.cleanup_stopped(A, self.now + 10), [1])
@@ -282,7 +282,7 @@ class CleanupTests(Base):
         self.assertFalse(self.members.must_announce(A))
 
     def test_gone_by_mistake(self) -> None:
-        """One that was said to be gone, and is back, is not said to be gone any more."""
+        """A node that is back is no longer reported as gone."""
         self.members.cleaned_up(A)
         self.hear(B, GONE)
         self.hear(B)

@@ -1,4 +1,4 @@
-"""This node's notice in the register, and the registrar's work, on the wire."""
+"""The registrar role: the notices of this node, the register, and clean-ups, on the wire."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Base(BrokerTestCase):
             self.server.settle()
 
     def acks(self, channel: int = REGISTER_CHANNEL) -> list[int]:
-        """Which deliveries are acknowledged by now."""
+        """Return the delivery tags that are acknowledged so far."""
         tags: list[int] = []
         for number, name, fields in self.server.calls:
             if name == "basic.ack" and number == channel:
@@ -113,11 +113,11 @@ class Base(BrokerTestCase):
         self.server.found[queue] = messages, consumers
 
     def gets(self) -> int:
-        """How many messages were asked for."""
+        """Return how many messages were requested with basic.get."""
         return len(self.server.called("basic.get"))
 
     def answer(self, *messages: bytes, first: int = 1, empty: int = 0, channel: int = FIRST_CHANNEL) -> None:
-        """Answer what was asked for with these messages, and so many times that there are no more."""
+        """Answer requests with these messages, and `empty` requests with basic.get-empty."""
         data = b""
         for tag, body in enumerate(messages, first):
             method = encode_method("basic.get-ok", delivery_tag=tag, routing_key=QUEUE)
@@ -138,7 +138,9 @@ class NoticeTests(Base):
         self.assertEqual(arguments, {"x-single-active-consumer": True, "x-queue-type": "quorum"})
 
     def test_here(self) -> None:
-        """This node's notice is published, persistent and mandatory, when its queue is consumed: and after each reconnect."""
+        """The notice of this node is persistent and mandatory, and is published when its queue is consumed and after each
+        reconnect.
+        """
         self.connect()
         self.assertEqual(self.said(), [])
         self.registrar.here()
@@ -151,7 +153,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
     def test_joined(self) -> None:
-        """A node has joined when the broker has confirmed its notice: so it takes publishes."""
+        """A node has joined when the broker has confirmed its notice, and so accepts messages."""
         self.connect()
         self.registrar.gone(A, True)
         self.server.take()
@@ -166,7 +168,7 @@ class NoticeTests(Base):
         self.assertEqual((self.joined, self.registrar.joined), ([True], True))
 
     def test_a_register_that_cannot_be_used(self) -> None:
-        """A register that refuses notices, or may not be used, shows nothing of the broker: devices do not wait for it."""
+        """Devices do not wait for a register that refuses notices, or cannot be used."""
         self.connect()
         self.registrar.here()
         self.server.nack(REGISTER_CHANNEL, self.server.take()[0].tag)
@@ -178,7 +180,7 @@ class NoticeTests(Base):
         self.assertEqual(self.joined, [True])
 
     def test_away(self) -> None:
-        """A node whose queue is not consumed does not say that it is here, also when this connection is back first."""
+        """A node whose queue is not consumed does not announce itself, even if this connection is back first."""
         self.connect()
         self.registrar.here()
         self.server.take()
@@ -196,7 +198,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
     def test_before_the_broker(self) -> None:
-        """What there is to say before there is a connection is said when there is one, and again if it was not confirmed."""
+        """Notices wait for a connection, and are published again if they were not confirmed."""
         self.registrar.gone(A, True)
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(A, GONE))])
@@ -209,7 +211,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [])
 
     def test_renewed(self) -> None:
-        """A node renews its notice from time to time, as long as its queue is consumed and it has not left."""
+        """A node renews its notice as long as its queue is consumed and it has not left."""
         self.connect()
         self.registrar.here()
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
@@ -230,20 +232,20 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [])
 
     def test_whose(self) -> None:
-        """What this node says bears the name of its login, which the broker makes sure of."""
+        """Notices carry the user name of the login, which the broker verifies."""
         self.connect()
         self.registrar.here()
         self.registrar.probe(f"to_device.{ME}", "probe 7", lambda: None)
         self.assertEqual([one.properties["user_id"] for one in self.server.take()], ["me", "me"])
 
     def test_died_before_it_served(self) -> None:
-        """Of a node whose process died before its port was open there is nothing to tell."""
+        """A node whose process died before its port was open is announced as left."""
         self.registrar.gone(A, False)
         self.connect()
         self.assertEqual(self.said(), [(NODES, Notice(A, LEFT))])
 
     def test_left(self) -> None:
-        """A goodbye is waited for; after it this node says no more that it is here."""
+        """A stop waits for the goodbye; after it this node no longer announces itself."""
         self.connect()
         self.registrar.here()
         self.registrar.leave()
@@ -257,9 +259,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [])
 
     def test_left_behind_a_renewal(self) -> None:
-        """A notice that this node is here does not come after its goodbye, though the broker refuses it, or the connection
-        breaks before it is confirmed: the last one counts.
-        """
+        """The notice of this node is not published after its goodbye, even if the broker refused it or the connection ended."""
         for breaks in (False, True):
             self.setUp()
             self.connect()
@@ -277,7 +277,7 @@ class NoticeTests(Base):
             self.assertNotIn(HERE, [notice.state for _, notice in self.said() if notice is not None])
 
     def test_the_registrar_leaves(self) -> None:
-        """A registrar knows whether it is alone, and strikes itself off when its queue is gone."""
+        """The registrar knows whether it is alone, and removes itself when its own queue is gone."""
         self.connect()
         self.registrar.here()
         self.assertEqual((self.registrar.listed, self.registrar.alone), (False, False))
@@ -294,7 +294,7 @@ class NoticeTests(Base):
         self.assertEqual((self.registrar.listed, self.registrar.alone, self.acks()), (False, False, [1, 3]))
 
     def test_the_register_is_gone(self) -> None:
-        """A notice that is returned means that the register was deleted: it is declared again, and everything said again."""
+        """A returned notice means that the register was deleted: it is declared again, and all notices are published again."""
         self.connect()
         self.registrar.here()
         self.registrar.gone(A, True)
@@ -307,7 +307,7 @@ class NoticeTests(Base):
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
 
     def test_cancelled(self) -> None:
-        """So does a consumer that is cancelled."""
+        """A cancelled consumer means that the register was deleted: it is declared again."""
         self.connect()
         self.registrar.here()
         self.server.take()
@@ -316,7 +316,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said(), [(NODES, Notice(ME, HERE))])
 
     def test_may_not_be_used(self) -> None:
-        """A register that may not be used is a warning, once, and tried again; devices do not wait for it."""
+        """A register that cannot be used is reported once and tried again; devices do not wait for it."""
         for passive in (True, False):
             self.server.refusals[NODES, passive] = (403, "ACCESS_REFUSED - no")
         self.connect()
@@ -329,7 +329,7 @@ class NoticeTests(Base):
         self.assertEqual(self.said()[0], (NODES, Notice(ME, HERE)))
 
     def test_refused(self) -> None:
-        """A notice that the queue refuses is published again, and if it never took anything on new channels, for a while."""
+        """A refused notice is published again; on new channels if the register accepted nothing, for a while."""
         self.connect()
         self.registrar.here()
         tried: list[bool] = []
@@ -343,7 +343,7 @@ class NoticeTests(Base):
         self.assertEqual([number for number, new in enumerate(tried, 1) if new], [3, 4, 5, 6, 7])
 
     def test_a_probe(self) -> None:
-        """What this node says to itself goes to its own queue, for no connection; it is told when it is in there."""
+        """A probe goes to the own queue, for no connection, and its sender is called when it is confirmed."""
         arrived: list[bool] = []
         self.connect()
         self.registrar.probe(f"to_device.{ME}", "probe 7", lambda: arrived.append(True))
@@ -354,21 +354,21 @@ class NoticeTests(Base):
         self.assertEqual(arrived, [True])
 
     def test_no_timers_left(self) -> None:
-        """When the connection is lost nothing is left to do."""
+        """A lost connection leaves no timer."""
         self.connect()
         self.hear(1, A)
         self.lose()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_odd_notices(self) -> None:
-        """What no node has put into the register is dropped, with a warning."""
+        """A message on the register that is not a notice is dropped with a warning."""
         self.connect()
         self.server.raw(deliver(REGISTER_CHANNEL, 1, message(b"x", user_id="me"), b"x"))
         self.assertEqual(self.acks(), [1])
         self.assertEqual([type(event) for event in self.events], [BrokerWarning])
 
     def test_forged_notices(self) -> None:
-        """So is what others than nodes have written, and the warning says who."""
+        """A notice of another user is dropped with a warning that names the user."""
         self.connect()
         for tag, (user, state) in enumerate([("backend", HERE), ("backend", LEFT), (None, HERE), ("", GONE)], 1):
             self.hear(tag, A, state, user)
@@ -378,7 +378,7 @@ class NoticeTests(Base):
         self.assertEqual((self.presence.lost, self.registrar.listed), ([], False))
 
     def test_vanished(self) -> None:
-        """A register that loses notices is a warning, once. What another registrar held shows nothing of that."""
+        """A register that loses notices is reported once. Notices of another registrar do not count."""
 
         def warnings() -> int:
             return len([text for text in map(str, self.events) if "vanish" in text])
@@ -405,7 +405,7 @@ class RegistrarTests(Base):
         self.hear(1, A)
 
     def die(self, messages: int = 0) -> None:
-        """The node is dead, and there are messages in its queue."""
+        """A dead node with messages in its queue."""
         self.put(messages=messages)
         self.pass_time(GRACE + 4.2)
 
@@ -413,13 +413,13 @@ class RegistrarTests(Base):
         return self.server.called("queue.delete")
 
     def test_alive(self) -> None:
-        """A node whose queue has a consumer is left alone."""
+        """A node whose queue has a consumer is not cleaned up."""
         self.pass_time(60)
         self.assertEqual((self.gets(), self.events), (0, []))
 
     def test_dead(self) -> None:
-        """A dead node's queue is emptied, each message on record before it is acknowledged; then back ends are told; then, when
-        nothing has come for a while, the queue is deleted, if it is empty and nobody uses it; then its notice is done with.
+        """The queue of a dead node is emptied, each message recorded before it is acknowledged; then the loss is announced;
+        then, after some seconds without a message, the queue is deleted.
         """
         self.die(2)
         self.assertEqual(self.gets(), 2)
@@ -448,7 +448,7 @@ class RegistrarTests(Base):
         self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
 
     def test_silence(self) -> None:
-        """What comes into the queue later is recorded, and puts off its deletion; the operator hears of it, once."""
+        """Messages that come later are recorded and delay the deletion; the operator is warned once."""
         self.die(1)
         for tag in range(1, 40):
             self.put()
@@ -468,7 +468,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.presence.lost, [A])
 
     def test_a_stream(self) -> None:
-        """Where there is always something in the queue the node's loss is told all the same."""
+        """The loss of a node is announced even if its queue is never empty."""
         self.die(2)
         self.answer(b"one", b"two")
         self.courier.confirm()
@@ -477,7 +477,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.gets(), 4)
 
     def test_two_at_a_time(self) -> None:
-        """A dead node does not wait for another one's queue."""
+        """The clean-up of a node does not wait for another one."""
         other = f"to_device.{B}"
         self.put(other)
         self.hear(2, B)
@@ -493,7 +493,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.server.lost, [])
 
     def test_many(self) -> None:
-        """However many nodes are gone, all are cleaned up."""
+        """All dead nodes are cleaned up, however many there are."""
         for tag in range(2, 150):
             self.put(f"to_device.{tag:08x}")
             self.hear(tag, f"{tag:08x}", LEFT)
@@ -515,7 +515,7 @@ class RegistrarTests(Base):
             self.assertEqual(self.server.lost, [])
 
     def test_a_long_queue(self) -> None:
-        """A long queue is emptied so many at a time, and back ends are told when that is done."""
+        """A long queue is emptied in portions, and the loss is announced when that is done."""
         self.die(AT_ONCE + 7)
         self.assertEqual(self.gets(), AT_ONCE)
         self.answer(*[b"x"] * AT_ONCE)
@@ -531,7 +531,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.presence.lost, [A])
 
     def test_somebody_else_takes_them(self) -> None:
-        """Messages that expire, or that somebody else takes, are not waited for."""
+        """Messages that expire, or that another consumer takes, are not waited for."""
         self.die(3)
         self.put()
         self.answer(b"one", empty=2)
@@ -540,14 +540,14 @@ class RegistrarTests(Base):
         self.assertEqual(self.presence.lost, [A])
 
     def test_only_the_notice_is_left(self) -> None:
-        """Where the queue is gone already, the next registrar only says that the node is lost."""
+        """If the queue is gone already, the next registrar only announces the loss."""
         self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - no queue")
         self.die()
         self.assertEqual((self.gets(), self.presence.lost), (0, [A]))
         self.assertEqual(self.acks(), [1])
 
     def test_said_goodbye(self) -> None:
-        """A node that said goodbye is cleaned up after at once, and nobody is told."""
+        """A node that left is cleaned up at once, and nothing is announced."""
         self.put(messages=1)
         self.hear(2, A, LEFT)
         self.pass_time(0.3)
@@ -559,7 +559,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.acks(), [1, 2])
 
     def test_back_in_time(self) -> None:
-        """A node that is back before anybody was told keeps its queue, and nobody hears that it is lost."""
+        """A node that is back before its loss was announced keeps its queue, and nothing is announced."""
         self.die(1)
         self.put(consumers=1)
         self.answer(b"one")
@@ -568,7 +568,7 @@ class RegistrarTests(Base):
         self.assertEqual((self.deleted(), self.presence.lost), ([], []))
 
     def test_back_while_it_is_silent(self) -> None:
-        """A node that is back before its queue is deleted keeps that, and is told that it was said to be lost."""
+        """A node that is back before its queue is deleted keeps it, and is told that it was announced as lost."""
         self.die()
         self.assertEqual(self.presence.lost, [A])
         self.put(consumers=1)
@@ -580,7 +580,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.deleted(), [])
 
     def test_back_in_the_last_moment(self) -> None:
-        """The broker refuses to delete a queue that somebody consumes, and the node keeps it."""
+        """A queue that has a consumer again is not deleted."""
         self.server.silent.add("queue.delete")
         self.die()
         self.pass_time(SILENCE + 1)
@@ -591,7 +591,7 @@ class RegistrarTests(Base):
         self.assertEqual((len(self.deleted()), self.server.lost), (1, []))
 
     def test_a_message_in_the_last_moment(self) -> None:
-        """Nor one with a message in it, which is recorded."""
+        """A queue with a message in it is not deleted; the message is recorded."""
         self.server.silent.add("queue.delete")
         self.die()
         self.pass_time(SILENCE + 1)
@@ -601,7 +601,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.gets(), 1)
 
     def test_back_later(self) -> None:
-        """A node that comes back after it was said to be lost is told so, on its own queue."""
+        """A node that comes back after it was announced as lost is told so, on its own queue."""
         self.die()
         self.pass_time(SILENCE + 1)
         self.server.take()
@@ -613,7 +613,7 @@ class RegistrarTests(Base):
         self.assertEqual(self.acks(), [1])
 
     def test_an_answer_to_nothing(self) -> None:
-        """An answer to a basic.get that was not sent ends the connection, rather than the wait for those that were."""
+        """An answer to a basic.get that was not sent ends the connection."""
         self.die()
         for _ in range(AT_ONCE + 1):
             if not self.server.transport.ended:
@@ -622,20 +622,20 @@ class RegistrarTests(Base):
         self.assertEqual([type(error) for error in self.server.lost], [wire.WireError])
 
     def test_said_to_be_gone(self) -> None:
-        """A node whose process is known to be dead is cleaned up after at once."""
+        """A node whose process is known to be dead is cleaned up at once."""
         self.put(messages=1)
         self.hear(2, A, GONE)
         self.pass_time(0.2)
         self.assertEqual(self.gets(), 1)
 
     def test_kept(self) -> None:
-        """A notice that its node renews no more is put into the register again by the registrar."""
+        """The registrar publishes a notice again that its node no longer renews."""
         self.server.take()
         self.pass_time(KEEP_INTERVAL + 3)
         self.assertEqual(self.said(), [(NODES, Notice(A, HERE, KEPT))])
 
     def test_a_queue_that_cannot_be_read(self) -> None:
-        """What the broker refuses is a warning, and tried again after a while."""
+        """A clean-up that the broker refuses is reported and tried again later."""
         self.die(1)
         self.server.close_channel(FIRST_CHANNEL, 403, "ACCESS_REFUSED - no")
         self.assertIn("cannot be emptied", str(self.events[0]))
@@ -644,13 +644,13 @@ class RegistrarTests(Base):
         self.assertEqual(self.presence.lost, [])
 
     def test_a_broker_node_that_is_down(self) -> None:
-        """A queue on a broker node that is down may have a consumer tomorrow: nobody is dead for that."""
+        """A node whose queue is on a broker node that is down does not count as dead."""
         self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - home node 'a@b' of durable queue is down or inaccessible")
         self.pass_time(60)
         self.assertEqual((self.presence.lost, self.acks()), ([], []))
 
     def test_lost_in_the_middle(self) -> None:
-        """When the registrar loses its connection in the middle of it, what is recorded later is acknowledged nowhere."""
+        """After a lost connection, records of a clean-up acknowledge nothing."""
         self.die(1)
         self.answer(b"one")
         self.lose()
@@ -661,7 +661,7 @@ class RegistrarTests(Base):
         self.assertEqual((self.server.lost, self.presence.lost), ([], []))
 
     def test_the_register_goes_in_the_middle(self) -> None:
-        """The same when it begins again with new channels on the same connection, at whatever point the clean-up is."""
+        """The same holds for new channels on the same connection, at any point of the clean-up."""
         for messages in (0, 1):
             self.setUp()
             self.die(messages)
@@ -679,7 +679,7 @@ class RegistrarTests(Base):
             self.assertEqual(self.presence.lost, [A])
 
     def test_a_quorum_queue(self) -> None:
-        """A queue that has no basic.get is emptied by consuming it, and deleted without conditions."""
+        """A queue without basic.get is consumed, and deleted without conditions."""
         self.die(1)
         self.put(messages=1, consumers=1)
         self.server.close_channel(FIRST_CHANNEL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
@@ -706,7 +706,7 @@ class RegistrarTests(Base):
         self.assertEqual((deleted["if_unused"], deleted["if_empty"]), (False, False))
 
     def test_a_quorum_queue_whose_node_is_back(self) -> None:
-        """A node that comes back to such a queue waits behind our consumer, which leaves."""
+        """A node that comes back to such a queue waits behind our consumer, which is cancelled."""
         self.die(1)
         self.put(messages=0, consumers=1)
         self.server.close_channel(FIRST_CHANNEL, 405, "RESOURCE_LOCKED - basic.get operations are not supported")
@@ -718,7 +718,7 @@ class RegistrarTests(Base):
         self.assertIn(FIRST_CHANNEL, [channel for channel, name, _ in self.server.calls if name == "channel.close"])
 
     def test_a_quorum_queue_that_counts_us_late(self) -> None:
-        """Our own consumer may be counted for a while after it has left, and is not taken for the node; one that stays is."""
+        """Our own cancelled consumer may be counted for a while and is not taken for the node; a consumer that stays is."""
         for back in (False, True):
             self.setUp()
             self.die(1)
@@ -741,7 +741,7 @@ class StateMachineTests(Base):
             self.assertTrue([after for (before, _), after in TRANSITIONS.items() if before is state and after is not state])
 
     def test_an_input_that_is_not_in_the_table(self) -> None:
-        """It is an error, and changes nothing."""
+        """An input that is not in the table raises, and changes nothing."""
         with self.assertRaises(ValueError):
             self.registrar._move(Input.SET_UP)
         self.assertIs(self.registrar._state, State.DISCONNECTED)
