@@ -32,7 +32,7 @@ from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.broker import headers as delivery
 from owsla.broker import queues as topology
 from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient
-from owsla.broker.consumers import Consumer
+from owsla.broker.consumer import Consumer
 from owsla.broker.lines import LINES, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window

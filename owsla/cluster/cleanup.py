@@ -35,7 +35,7 @@ from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
-from ..broker.consumers import letter
+from ..broker.consumer import letter
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
 from ..interfaces import Clock
 from ..letter import Letter

@@ -10,9 +10,10 @@ from typing import Final
 
 from ..broker import queues
 from ..broker.connection import BrokerConnection, Role
-from ..broker.consumers import Consumers
+from ..broker.consumers import Consumers, ConsumerSettings
 from ..broker.health import BrokerHealth
 from ..broker.lines import LinePublisher
+from ..broker.own_queue import OwnQueueSettings
 from ..cluster.identity import NodeIdentity
 from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
@@ -82,7 +83,6 @@ def make_consuming(
         base.end_of_turn,
         base.emit,
         router,
-        shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
         membership=NodeIdentity(
             base.ids,
             registrar,
@@ -90,12 +90,17 @@ def make_consuming(
             announce=presence.resync if presence is not None else lambda: None,
             renamed=opening.renamed,
         ),
-        users=users,
-        count=settings.consumers,
-        prefetch=settings.prefetch,
-        grace=settings.node_grace,
-        ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
-        patience=max(UNREACHABLE, settings.node_grace),
+        settings=ConsumerSettings(
+            shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
+            count=settings.consumers,
+            prefetch=settings.prefetch,
+            own_queue=OwnQueueSettings(
+                users=users,
+                grace=settings.node_grace,
+                ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
+                patience=max(UNREACHABLE, settings.node_grace),
+            ),
+        ),
         flowing=devices.factory.reordering.flowing,
     )
     roles = [*publishers, registrar, publishing.lines, consumers]

@@ -52,7 +52,7 @@ async def _cut(it: Trial) -> None:
 
 
 STRIKES: dict[str, tuple[str, Strike]] = {
-    "deliver": ("broker", _fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)),
+    "deliver": ("broker", _fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)),
     "confirmed": ("broker", _fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)),
     "parcels": ("broker", _fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)),
     "tick": ("listener", _fails("owsla.device.port:Listener._tick", PORT)),

@@ -215,10 +215,10 @@ async def trial(run: Run, **options: Any) -> Trial:
 async def test_broker_handlers(run: Run) -> None:
     """A failure in a handler of the consumers, the producer or the courier restarts that one; nothing is lost."""
     it = await trial(run)
-    await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS)
+    await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)
     await it.fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)
     await it.fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)
-    await it.fails("owsla.broker.consumers:Consumer.deliver", CONSUMERS, when="after")
+    await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS, when="after")
     await it.fails("owsla.broker.courier:CourierRole._continue", COURIER)
     await it.finish()
 
@@ -375,7 +375,7 @@ def mischievous(gateway: Gateway) -> MischievousOwsla:
             "owsla.broker.connection:BrokerConnection._connect",
             r"broker gave up: 6 failures within 60 s, \d of \w+, the last one",
         ),
-        ("owsla.broker.consumers:Consumer.deliver", "broker gave up: consumers failed 6 times within 60 s"),
+        ("owsla.broker.consumer:Consumer.deliver", "broker gave up: consumers failed 6 times within 60 s"),
     ],
     ids=["listener", "connections", "consumers"],
 )

@@ -10,7 +10,8 @@ from txamqp.client import Closed
 from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker import queues as topology
-from owsla.broker.consumers import OWN, SCRATCH, SHARED, Consumers
+from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings
+from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
 from owsla.letter import BAD, DeliverySource, Letter
 
@@ -100,14 +101,18 @@ class Base(BrokerTestCase):
             self.server.turn,
             self.events.append,
             self.router,
-            shared=topology.Queue("to_device"),
             membership=self.place,
-            users={"me"},
-            count=2,
-            prefetch=50,
-            grace=10.0,
-            ghost=61.0,
-            patience=30.0,
+            settings=ConsumerSettings(
+                shared=topology.Queue("to_device"),
+                count=2,
+                prefetch=50,
+                own_queue=OwnQueueSettings(
+                    users={"me"},
+                    grace=10.0,
+                    ghost=61.0,
+                    patience=30.0,
+                ),
+            ),
             flowing=self.flowing.append,
         )
 

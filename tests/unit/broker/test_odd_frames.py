@@ -12,9 +12,10 @@ from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, Method, encode_method
 from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
-from owsla.broker.consumers import Consumers
+from owsla.broker.consumers import Consumers, ConsumerSettings
 from owsla.broker.courier import CourierRole
 from owsla.broker.lines import LINES, LinePublisher
+from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
 from owsla.broker.window import Window
@@ -181,14 +182,18 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
         server.turn,
         lambda event: None,
         Router(),
-        shared=topology.Queue("to_device"),
         membership=place,
-        users={"me"},
-        count=2,
-        prefetch=10,
-        grace=1.5,
-        ghost=0.5,
-        patience=1.0,
+        settings=ConsumerSettings(
+            shared=topology.Queue("to_device"),
+            count=2,
+            prefetch=10,
+            own_queue=OwnQueueSettings(
+                users={"me"},
+                grace=1.5,
+                ghost=0.5,
+                patience=1.0,
+            ),
+        ),
         flowing=lambda flows: None,
     )
     return consumers, lambda: [arrived() for arrived in place.arrived]

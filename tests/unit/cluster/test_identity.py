@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.consumers import NodeMembership
+from owsla.broker.own_queue import NodeMembership
 from owsla.broker.queues import node_queue
 from owsla.cluster.identity import NodeIdentity
 from owsla.routing import ConnectionIds

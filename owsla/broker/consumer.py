@@ -1,0 +1,179 @@
+"""A channel that consumes a queue: messages are read, routed, and acknowledged when their outcome is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.python.failure import Failure
+
+from ..amqp.wire import WireError
+from ..interfaces import Clock, MessageSink
+from ..letter import BAD, DeliverySource, Letter
+from ..runtime.end_of_turn import Turn
+from . import headers as delivery
+from . import message_properties
+from . import queues as topology
+from .acks import AckTracker
+from .client import BaseHandler, BrokerClient
+from .recent_writes import RecentWrites
+
+
+class Consumer(BaseHandler):
+    """A channel that consumes a queue, with one or several AMQP consumers.
+
+    RabbitMQ delivers the messages of a queue to a channel in the order of the queue, whichever consumer of the channel they are
+    for. On separate channels, the consumers would overtake each other.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_channel",
+        "_client",
+        "_clock",
+        "_flushing",
+        "_lost",
+        "_router",
+        "_tags",
+        "_told",
+        "_turn",
+        "_written",
+        "open",
+        "own",
+        "prefetch",
+        "queue",
+    )
+
+    def __init__(
+        self,
+        client: BrokerClient,
+        channel: int,
+        queue: topology.Queue,
+        router: MessageSink,
+        turn: Turn,
+        clock: Clock,
+        lost: Callable[[Consumer, str], None],
+        told: Callable[[str, str | None], bool] | None = None,
+    ) -> None:
+        """`lost(consumer, reason)` is called when the channel ends or the consumer is cancelled.
+
+        `told(notice, user)` receives the notices of nodes, if the queue is the node's own. It returns whether it accepted the
+        notice.
+        """
+        self._client = client
+        self._channel = channel
+        self.queue = queue
+        self._router = router
+        self._turn = turn
+        self._clock = clock
+        self._lost = lost
+        self._told = told
+        self.own = told is not None
+        self._acks = AckTracker()
+        self._flushing = False
+        self._tags: list[str] = []
+        self._written = RecentWrites(0)
+        self.prefetch = 0
+        self.open = True
+        """True while messages arrive and can be acknowledged."""
+
+    async def start(self, count: int, prefetch: int, wanted: Callable[[], bool]) -> None:
+        """Open the channel and start `count` consumers, each with `prefetch`. Stop starting them once `wanted()` is false."""
+        self.prefetch = count * prefetch
+        self._written = RecentWrites(self.prefetch)
+        channel = await self._client.open_channel(self._channel, self)
+        await channel.basic_qos(prefetch_count=prefetch)
+        for number in range(count):
+            if not wanted():
+                return
+            self._tags.append(f"owsla-{number}")
+            await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
+
+    async def stop(self) -> None:
+        """Cancel the consumers. Delivered messages are still acknowledged when their outcome is certain."""
+        channel = self._client.channels[self._channel]
+        while self.open and self._tags:
+            await channel.basic_cancel(consumer_tag=self._tags.pop())
+
+    @property
+    def handled(self) -> int:
+        """Highest finished delivery tag."""
+        return self._acks.high
+
+    def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        try:
+            connection_id, seq, more = delivery.read(header)
+            if not more and (not redelivered or seq is not None):
+                self._router.route(self, tag, connection_id, seq, header, body)
+                return
+            details = delivery.details(header)
+        except WireError:
+            # The headers are not a field table, so nothing in them is reliable.
+            self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
+            return
+        if details.notice is not None and self._told is not None and self._told(details.notice, details.user_id):
+            self.done(tag)
+            return
+        one = letter(self, tag, header, body, connection_id, seq, details, self._clock)
+        if seq is None and (redelivered or details.redelivered):
+            one.identity = message_properties.identity(header, body)
+        self._router.route_letter(one)
+
+    def written(self, header: bytes, body: bytes) -> None:
+        self._written.add(header, body)
+
+    def forgotten(self) -> None:
+        """Tell the router that the messages of this consumer will be redelivered."""
+        self._router.forget(self, self._written.identities())
+
+    def done(self, tag: int) -> None:
+        self._acks.done(tag)
+        if not self._flushing:
+            self._flushing = True
+            self._turn.broker(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.open:
+            top, alone = self._acks.take()
+            if top:
+                self._client.ack(self._channel, top, True)
+            for tag in alone:
+                self._client.ack(self._channel, tag, False)
+
+    def cancelled(self, consumer_tag: str) -> None:
+        self._end("the broker cancelled the consumer: the queue was deleted or moved")
+
+    def closed(self, reason: Failure) -> None:
+        self._end(str(reason.value))
+
+    def _end(self, reason: str) -> None:
+        if self.open:
+            self.open = False
+            self._lost(self, reason)
+
+
+def letter(
+    source: DeliverySource,
+    tag: int,
+    header: bytes,
+    body: bytes,
+    connection_id: bytes | None,
+    seq: int | None,
+    details: delivery.MessageDetails,
+    clock: Clock,
+) -> Letter:
+    """Return a `Letter` with all values from the headers of a message."""
+    expires_at = None if details.expires_at is None else details.expires_at / 1000 if details.expires_at != BAD else BAD
+    return Letter(
+        source,
+        tag,
+        header,
+        body,
+        connection_id,
+        seq,
+        close=details.close,
+        expires_at=expires_at,
+        deadline=None if details.expiration is None else clock.seconds() + details.expiration / 1000,
+        reply_to=details.reply_to,
+        correlation_id=details.correlation_id,
+    )
