@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.broker.client import BaseHandler, BrokerClient
-from owsla.broker.connection import BrokerConnection
+from owsla.broker.connection import BrokerConnection, ConnectionSettings
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import Turn
 
@@ -239,8 +239,7 @@ class Commands(LineReceiver):
             ],
             self._counter,
             _ErrorReporter(),
-            heartbeat=30,
-            connection_name="owsla bench",
+            ConnectionSettings(30, lambda: "owsla bench"),
         ).startService()
 
     def _reply(self, answer: dict[str, Any]) -> None:

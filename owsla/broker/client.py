@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, inlineCallbacks
@@ -88,6 +89,20 @@ class BrokerError(Exception):
         self.text = text
         self.scope = scope
         """`connection` or `channel`: what the broker closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """User, password and virtual host of a connection."""
+
+    username: str
+    password: str = field(repr=False)
+    vhost: str
+
+    @property
+    def response(self) -> bytes:
+        """Response of the SASL mechanism PLAIN (RFC 4616)."""
+        return b"\0" + self.username.encode() + b"\0" + self.password.encode()
 
 
 class Handler(Protocol):
@@ -256,9 +271,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         clock: Clock,
         turn: Turn,
         *,
-        username: str,
-        password: str,
-        vhost: str,
+        login: Login,
         heartbeat: int,
         name: str,
         watcher: Watcher | None = None,
@@ -266,10 +279,9 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         """`heartbeat`: proposal in seconds; the lower of ours and the broker's is used. `name`: connection name that RabbitMQ
         shows."""
         # heartbeat=0: txAMQP restarts two timers for every frame. `_beat` is one timer that checks flags.
-        super().__init__(Delegate(), vhost, methods.SPEC, heartbeat=0, clock=clock)
-        self.mechanism = "PLAIN"
-        self.username = username
-        self.response = b"\0" + username.encode() + b"\0" + password.encode()
+        super().__init__(Delegate(), login.vhost, methods.SPEC, heartbeat=0, clock=clock)
+        self.username = login.username
+        self.response = login.response
         self.properties = {
             "product": "Owsla",
             "version": __version__,
@@ -543,8 +555,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
                 if size > HEADER_MAX:
                     if end - offset < _HEADER_START:
                         break
-                    self._header(channel, data[offset + 7 : offset + _HEADER_START], kept=False)
-                    offset = self._skip(data, offset, size + 8)
+                    offset = self._skip_header(data, offset)
                     continue
             start = offset + 7
             stop = start + size
@@ -591,8 +602,6 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
                         (handler.confirmed if method == _ACK else handler.refused)(
                             _U64(data, start + 4)[0], data[start + 12] & 1 != 0
                         )
-                elif method == _RETURN:
-                    self._content[channel] = _Content(data[start:stop])
                 else:
                     self._rare(channel, data[start:stop])
             elif kind == 2:
@@ -603,6 +612,12 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
                 raise WireError(f"unknown frame type {kind}")
         return offset
 
+    def _skip_header(self, data: bytes, offset: int) -> int:
+        """Process the start of a header frame that is too large to keep. Return the offset behind what is there of it."""
+        _, channel, size = _HEAD(data, offset)
+        self._header(channel, data[offset + 7 : offset + _HEADER_START], kept=False)
+        return self._skip(data, offset, size + 8)
+
     def _skip(self, data: bytes, offset: int, size: int) -> int:
         """Skip `size` bytes of a frame. Return the offset of the next frame, or the end of the data."""
         stop = min(offset + size, len(data))
@@ -612,6 +627,9 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         return stop
 
     def _rare(self, channel: int, payload: bytes) -> None:
+        if payload.startswith(_RETURN):
+            self._content[channel] = _Content(payload)
+            return
         method, fields = methods.decode_method(payload)
         spec = methods.SPEC.classes.byid[method.class_id].methods.byid[method.method_id]
         handler = self.handlers.get(channel)

@@ -7,6 +7,7 @@ is reported once and retried.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from OpenSSL import SSL
@@ -33,7 +34,7 @@ from ..config.addresses import BrokerAddress
 from ..interfaces import Clock
 from ..runtime.end_of_turn import Turn
 from ..supervision import Worker
-from .client import BrokerClient, BrokerError, Watcher, as_failure
+from .client import BrokerClient, BrokerError, Login, Watcher, as_failure
 from .retry_delay import RetryDelay
 
 CONNECT_TIMEOUT = 15.0
@@ -75,6 +76,18 @@ class Role(Watcher, Protocol):
         """Handle the loss of the connection that `up` was called with."""
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """Settings of a connection that all of its attempts have in common."""
+
+    heartbeat: int
+    """Heartbeat interval to propose, in seconds."""
+    name: Callable[[], str]
+    """Function that returns the name that RabbitMQ shows for the connection. It is called for each attempt."""
+    tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None
+    """Function that makes the verifier of an `amqps://` broker from its host name."""
+
+
 class BrokerConnection(Worker):
     """Service that keeps a connection to the broker for a role.
 
@@ -89,15 +102,10 @@ class BrokerConnection(Worker):
         addresses: Sequence[BrokerAddress],
         role: Role,
         reporter: Reporter,
+        settings: ConnectionSettings,
         *,
-        heartbeat: int,
-        connection_name: str | Callable[[], str],
-        tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None,
         backoff: RetryDelay | None = None,
     ) -> None:
-        """`heartbeat` in seconds. `connection_name` is asked for each time, where it can change. `tls(host)` makes what
-        verifies an `amqps://` broker of that name.
-        """
         super().__init__(reactor)
         self.setName(role.name)
         self._reactor = reactor
@@ -106,9 +114,7 @@ class BrokerConnection(Worker):
         self._addresses = list(addresses)
         self.role = role
         self._reporter = reporter
-        self._heartbeat = heartbeat
-        self._connection_name = connection_name
-        self._tls = tls
+        self._settings = settings
         self._backoff = backoff or RetryDelay()
         self._close_timeout = CLOSE_TIMEOUT
         self._client: BrokerClient | None = None
@@ -171,11 +177,9 @@ class BrokerConnection(Worker):
             lambda: BrokerClient(
                 self._clock,
                 self._turn,
-                username=address.username,
-                password=address.password,
-                vhost=address.vhost,
-                heartbeat=self._heartbeat,
-                name=self._connection_name if isinstance(self._connection_name, str) else self._connection_name(),
+                login=Login(address.username, address.password, address.vhost),
+                heartbeat=self._settings.heartbeat,
+                name=self._settings.name(),
                 watcher=_BlockedNotifier(self.role, self._reporter),
             )
         )
@@ -183,8 +187,8 @@ class BrokerConnection(Worker):
         try:
             endpoint: Any = HostnameEndpoint(self._reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)
             if address.tls:
-                assert self._tls is not None
-                endpoint = wrapClientTLS(self._tls(address.host), endpoint)
+                assert self._settings.tls is not None
+                endpoint = wrapClientTLS(self._settings.tls(address.host), endpoint)
             client: BrokerClient = await endpoint.connect(factory)
         except ValueError as error:
             # An invalid host name, or one that TLS cannot verify. Other addresses may work.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
-from ..broker.connection import BrokerConnection, Role
+from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
 from ..runtime.end_of_turn import Turn
@@ -121,9 +121,11 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
         settings.brokers[:1],
         role(reactor, turn, session),
         session,
-        heartbeat=settings.heartbeat,
-        connection_name=f"owsla {name} ({socket.gethostname()}, process {os.getpid()})",
-        tls=verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None),
+        ConnectionSettings(
+            settings.heartbeat,
+            lambda: f"owsla {name} ({socket.gethostname()}, process {os.getpid()})",
+            verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None),
+        ),
     )
     reactor.addSystemEventTrigger("before", "shutdown", connection.stopService)
     reactor.callWhenRunning(session.stop_on_signals)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from ..broker import queues
-from ..broker.connection import BrokerConnection, Role
+from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
 from ..broker.health import BrokerHealth
 from ..broker.lines import LinePublisher
@@ -119,9 +119,7 @@ def _connections(
             brokers,
             role,
             health,
-            heartbeat=settings.heartbeat,
-            connection_name=partial(_connection_name, base, role.name),
-            tls=tls,
+            ConnectionSettings(settings.heartbeat, partial(_connection_name, base, role.name), tls),
         )
         for role in roles
     ]

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from owsla.broker import presence as amqp
-from owsla.broker.connection import BrokerConnection
+from owsla.broker.connection import BrokerConnection, ConnectionSettings
 from owsla.broker.health import BrokerHealth
 from owsla.broker.presence import QUEUE, PresenceRole
 from owsla.config.addresses import BrokerAddress
@@ -472,8 +472,7 @@ class Announcer:
             [BrokerAddress(broker.host, broker.port)],
             self.role,
             self.health,
-            heartbeat=30,
-            connection_name="presence",
+            ConnectionSettings(30, lambda: "presence"),
         )
         self.connection.startService()
 

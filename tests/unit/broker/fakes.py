@@ -14,7 +14,7 @@ from twisted.trial.util import suppress
 
 from owsla.amqp import wire
 from owsla.amqp.methods import decode_method, encode_method
-from owsla.broker.client import BrokerClient
+from owsla.broker.client import BrokerClient, Login
 from owsla.letter import Letter
 from owsla.runtime.end_of_turn import Turn
 
@@ -113,9 +113,7 @@ class Server:
         self.client = BrokerClient(
             self.clock,
             self.turn,
-            username="me",
-            password="secret",
-            vhost="/there",
+            login=Login("me", "secret", "/there"),
             heartbeat=heartbeat,
             name="owsla test",
             **more,

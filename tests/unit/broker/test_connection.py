@@ -21,7 +21,7 @@ from txamqp.client import Closed
 
 from owsla.amqp.wire import WireError
 from owsla.broker.client import BrokerClient, BrokerError
-from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, explain
+from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, ConnectionSettings, explain
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import Turn
@@ -130,9 +130,7 @@ class ConnectionTests(BrokerTestCase):
             [BrokerAddress(host, username="me", password="secret", vhost="/v", tls=tls is not None) for host in hosts],
             self.role,
             self.reporter,
-            heartbeat=1000,
-            connection_name="test",
-            tls=tls,
+            ConnectionSettings(1000, lambda: "test", tls),
             backoff=RetryDelay(first=1, most=60, random=lambda: 1.0),
         )
 
