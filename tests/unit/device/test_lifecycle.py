@@ -419,6 +419,9 @@ class LifeWorld:
                 # Its end would stay behind that, for as long as it is not read. What a system does in the end is to reset.
                 peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.socket.close()
+        if not self.sink.away:
+            # A connection that waits for a working broker is kept until its turn, which comes when lines are confirmed.
+            self.sink.resume()
         # On a busy machine the kernel delivers the end of a connection over the loopback interface a moment later (ksoftirqd),
         # so real time has to pass as well.
         give_up = time.monotonic() + 10.0
