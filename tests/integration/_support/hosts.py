@@ -8,12 +8,12 @@
         │    a    ├──┤  (switch)  ├──┤    b    │
         └─────────┘  └────────────┘  └─────────┘
 
-Devices reach a gateway over its front cable, and all reach the broker through the switch, which is in the broker's namespace.
-A gateway's cable to it can be cut in such a way that packets vanish: no reset, no refusal, and the link's light stays on.
+Devices reach a gateway over its front cable. Gateways reach the broker through the switch, in the namespace of the broker.
+The cable of a gateway to the switch can be cut so that packets vanish: no reset, no refusal, and the link stays up.
 
-A namespace here has no name. It is there as long as a process is in it, and the kernel takes its cables with it: so nothing is
-left behind, also when the tests are killed. (A host that was cut off then stays for the minute or two in which the kernel tries
-to say goodbye.) Names and addresses of what the tests' own namespace sees of it are new ones each time.
+A namespace here has no name. It exists while a process is in it, and the kernel removes its cables with it: so nothing is left
+behind, also when the tests are killed. (The namespace of a host that was cut off then stays for a minute or two, in which the
+kernel tries to close its connections.) Names and addresses in the namespace of the tests are new ones each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In-memory collaborators of a device protocol: sink, courier, consumers, and a transport that fills up."""
+"""In-memory collaborators of a device protocol: sink, courier, consumers, and a transport with a limited buffer."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ GONE = Failure(ConnectionLost("gone"))
 
 
 class Sink:
-    """Takes lines while it has room, and notes which number each was given."""
+    """Sink with a limited number of lines, which records the number of each line."""
 
     def __init__(self) -> None:
         self.accepting = True
         self.share = 1_000_000
         self.line_size = 16384
         self.spare = 1000
-        """How many lines of a device that has left are kept."""
+        """Number of lines of a disconnected device that are kept."""
         self.away = False
-        """Whether nothing is confirmed."""
+        """True while nothing is confirmed."""
         self.settled = 0
-        """How many lines are confirmed."""
+        """Number of confirmed lines."""
         self.room: int | None = None
-        """How many lines it takes before it accepts no more."""
+        """Number of further lines that the sink accepts; None for any number."""
         self.lines: list[tuple[bytes, int, bytes]] = []
         self.received: list[float] = []
-        """When each of them was received; 0: when it was published."""
+        """Time at which each line was received; 0 stands for the time of its publication."""
         self.waiting: list[LineSource] = []
 
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
@@ -74,7 +74,7 @@ class Sink:
             self.waiting.remove(source)
 
     def resume(self, room: int | None = None) -> None:
-        """Take lines again: each of those who wait is called once, as long as there is room."""
+        """Accept lines again. Call each waiting connection once, while there is room."""
         self.room = room
         self.away = False
         self.accepting = True
@@ -87,19 +87,19 @@ class Sink:
         return not self.away
 
     def stop(self) -> None:
-        """The broker is gone."""
+        """Stop confirming: the broker is gone."""
         self.away = True
         self.accepting = False
 
     def of(self, source: LineSource) -> list[bytes]:
-        """The lines of a connection, whose numbers are checked to be 0, 1, 2 …"""
+        """Return the lines of a connection, after a check that their numbers are 0, 1, 2 …"""
         own = [(seq, line) for connection_id, seq, line in self.lines if connection_id == source.connection_id]
         assert [seq for seq, _ in own] == list(range(len(own))), own
         return [line for _, line in own]
 
 
 class Courier:
-    """Notes what is recorded, forwarded and reported, and acknowledges what it records, as the real one does."""
+    """Courier that records its calls, and acknowledges recorded messages, as the real one does."""
 
     def __init__(self) -> None:
         self.records: list[tuple[Letter, str]] = []
@@ -121,7 +121,7 @@ class Courier:
 
 
 class Source:
-    """A consumer: gives out delivery tags, and notes which come back."""
+    """Consumer that assigns delivery tags, and records acknowledged ones."""
 
     def __init__(self, prefetch: int = 500) -> None:
         self.open = True
@@ -130,7 +130,7 @@ class Source:
         self.tags = 0
         self.acked: list[int] = []
         self.bodies: list[bytes] = []
-        """Of messages without a number that were handed over."""
+        """Bodies of delivered messages without a number."""
 
     def next(self) -> int:
         self.tags += 1
@@ -151,7 +151,7 @@ class Source:
 
 @implementer(IDeviceTransport)
 class Wire:
-    """Transport to a device that takes `room` bytes, by default any number, and pauses its producer beyond."""
+    """Transport that accepts `room` bytes, by default any number, and pauses its producer beyond."""
 
     tls_version = "TLSv1.3"
 
@@ -165,11 +165,11 @@ class Wire:
         self.congested = False
         self.unread = 0
         self.untaken = 0
-        """Bytes that were written and that the device has not taken."""
+        """Number of written bytes that the device has not read."""
         self.reading = True
         self.closed = ""
         self.lost = False
-        """Whether its connection is gone, so that nothing may be asked of it."""
+        """True after the connection is lost. Its transport must not be used then."""
 
     def write(self, data: bytes) -> None:
         assert not self.lost
@@ -183,7 +183,7 @@ class Wire:
                 self.producer.pauseProducing()
 
     def drained(self, room: float = float("inf")) -> None:
-        """The device has taken everything, and so much more fits."""
+        """Let the device read everything, and set the new room."""
         self.room = room
         self.congested = False
         if self.producer is not None:
@@ -229,7 +229,7 @@ class Wire:
 
 
 class World:
-    """A factory and its collaborators."""
+    """Factory and its collaborators."""
 
     def __init__(self, framing: Framing | None = None, *, hangups: Any = None, **settings: Any) -> None:
         self.clock = cast(Any, Clock())
@@ -269,18 +269,18 @@ class World:
         return endpoint, wire
 
     def end(self, endpoint: DeviceProtocol, reason: Failure = GONE) -> None:
-        """The connection is gone."""
+        """End the connection."""
         wire = endpoint.transport
         endpoint.connectionLost(reason)
         wire.lost = True
 
     def turns(self) -> None:
-        """Let this turn of the reactor end, and those that it asks for."""
+        """Run to the end of this turn of the reactor, and of the turns that follow from it."""
         for _ in range(4):
             self.clock.advance(0)
 
     def later(self, seconds: float) -> None:
-        """Let time pass, with housekeeping ten times a second."""
+        """Advance the clock, with housekeeping ten times a second."""
         for _ in range(round(seconds * 10)):
             self.clock.advance(0.1)
             self.factory.housekeeping.tick()
@@ -302,7 +302,7 @@ class World:
     # -- messages to a device ------------------------------------------------------------------------------------------
 
     def send(self, endpoint: DeviceProtocol, source: Source, body: bytes, seq: int | None = None) -> None:
-        """A plain message comes."""
+        """Deliver a plain message."""
         self.sources.add(source)
         endpoint.send(source, source.next(), b"header", body, endpoint.connection_id, seq)
 
@@ -315,7 +315,7 @@ class World:
         fault: str | None = None,
         **asks: Any,
     ) -> Letter:
-        """A message comes that asks for more."""
+        """Deliver a message with further properties."""
         self.sources.add(source)
         letter = Letter(source, source.next(), b"header", body, endpoint.connection_id, seq, **asks)
         letter.fault = fault
@@ -324,7 +324,7 @@ class World:
 
 
 def cpu(call: Callable[[], Any]) -> float:
-    """How many seconds of this process a call takes."""
+    """Return the CPU seconds of this process in a call."""
     start = time.process_time()
     call()
     return time.process_time() - start

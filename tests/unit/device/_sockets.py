@@ -1,4 +1,4 @@
-"""Real sockets under a small reactor: one that a test turns by hand, on a clock that stands still until it is told."""
+"""Real sockets under a small reactor, which a test turns by hand, with a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from owsla.tls.certificates import development_certificates, server_context
 
 
 class Loop(Clock):
-    """Watches descriptors as a reactor does, level-triggered. What a descriptor raises comes out of `turn`."""
+    """Level-triggered reactor. Exceptions of descriptors propagate out of `turn`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Loop(Clock):
         self.writers.discard(writer)
 
     def turn(self, wait: float = 0.0) -> bool:
-        """One turn; whether anything was ready."""
+        """Run one turn. Return whether any descriptor was ready."""
         self.advance(0)
         wanted: dict[int, int] = {}
         by_fd: dict[int, Any] = {}
@@ -64,7 +64,7 @@ class Loop(Clock):
         return bool(ready)
 
     def until(self, condition: Callable[[], Any], *others: Callable[[], Any]) -> None:
-        """Turn until the condition holds, and let others have their turn as well. Real time is bounded."""
+        """Turn until the condition holds, and let other threads and processes run as well. Real time is bounded."""
         end = time.monotonic() + 5.0
         while not condition():
             assert time.monotonic() < end, "it did not happen"
@@ -73,7 +73,7 @@ class Loop(Clock):
             self.turn(0.001)
 
     def settle(self, *others: Callable[[], Any]) -> None:
-        """Turn until nothing more happens."""
+        """Turn until no descriptor is ready."""
         quiet = 0
         while quiet < 4:
             for other in others:
@@ -83,14 +83,14 @@ class Loop(Clock):
 
 @cache
 def context() -> SSL.Context:
-    """A server's context with a development certificate."""
+    """Return a server context with a development certificate."""
     with tempfile.TemporaryDirectory() as directory:
         made = development_certificates(Path(directory), "localhost")
         return server_context(made.cert, made.key, client_ca=None, client_cert="require")
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection over the loopback interface: the server's, and the client's."""
+    """Return two ends of a TCP connection over the loopback interface: that of the server, and that of the client."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(1)
@@ -105,7 +105,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def unix_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a local connection, which takes little at once and loses no time over it."""
+    """Return two ends of a local connection, which has a small buffer and no delay."""
     server, client = socket.socketpair()
     for one in (server, client):
         one.setblocking(False)
@@ -114,13 +114,13 @@ def unix_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with a RST."""
+    """Close the socket with a RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 class Client:
-    """A device: OpenSSL over a socket. `step` does what can be done without waiting."""
+    """Device with OpenSSL over a socket. `step` does everything that is possible without waiting."""
 
     def __init__(self, sock: socket.socket, version: int | None = None) -> None:
         client_context = SSL.Context(SSL.TLS_METHOD)
@@ -133,7 +133,7 @@ class Client:
         self.reading = True
         self.received = b""
         self.ended = ""
-        """How the server's side ended: `notify`, `eof` or `reset`."""
+        """Way in which the server ended the connection: `notify`, `eof` or `reset`."""
         self._outgoing = b""
 
     def write(self, data: bytes) -> None:
@@ -161,5 +161,5 @@ class Client:
             self.ended = "eof"
 
     def close(self) -> None:
-        """Let go of the socket; nothing more is said."""
+        """Close the socket, without close_notify."""
         self.socket.close()

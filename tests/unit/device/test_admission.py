@@ -1,4 +1,4 @@
-"""Who may connect, how connections are counted, and whose turn it is."""
+"""Tests of admission: limits and counts of connections and handshakes, and the order of waiting ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from owsla.device.admission import (
 
 class AdmissionTests(SynchronousTestCase):
     def test_silent_takes_no_handshake(self) -> None:
-        """Connections that have said nothing take no place among the handshakes."""
+        """Silent connections use no handshake slot."""
         admission: Admission[str] = Admission(max_connections=10, max_handshakes=2)
         for name in "abcde":
             admission.accepted(name, 1.0)
@@ -37,7 +37,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual((admission.open, admission.handshaking), (1, 1))
 
     def test_handshakes_are_bounded(self) -> None:
-        """However many speak, no more handshakes than allowed are under way; the others wait, in the order of speaking."""
+        """Handshakes in progress stay within the limit. Other connections that have sent data wait, in order of arrival."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
         for name in "abcdef":
             admission.accepted(name, 1.0)
@@ -49,13 +49,13 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0)), ("e", None))
         admission.lost("f")
         self.assertEqual(admission.next_turn(0.0), "a")
-        admission.lost("c")  # it gave up waiting
+        admission.lost("c")  # this one gave up waiting
         admission.lost("e")
         self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0), admission.waiting), ("d", None, 0))
         self.assertEqual(admission.handshaking, 2)
 
     def test_impatient(self) -> None:
-        """Once one that waited has given up, the newest is next, until nobody waits."""
+        """Once a waiting connection has given up, the newest is next, until the queue is empty."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=9)
         for name in "abcd":
             admission.accepted(name, 1.0)
@@ -70,8 +70,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual([admission.next_turn(0.0) for _ in range(2)], ["e", "f"])
 
     def test_stalled(self) -> None:
-        """The oldest handshake is stalled when all places are taken, others wait, and it takes several times as long as
-        usual."""
+        """The oldest handshake is stalled when all slots are used, others wait, and it takes several times the usual time."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
 
         def begin(name: str, now: float) -> None:
@@ -81,14 +80,14 @@ class AdmissionTests(SynchronousTestCase):
 
         begin("a", 0.0)
         begin("b", 0.5)
-        self.assertIsNone(admission.stalled(50.0))  # nobody waits
+        self.assertIsNone(admission.stalled(50.0))  # no connection waits
         begin("c", 0.6)
         self.assertEqual((admission.stalled(STALLED_AT_FIRST - 0.01), admission.stalled(STALLED_AT_FIRST)), (None, "a"))
         admission.lost("a")
-        self.assertIsNone(admission.stalled(50.0))  # a place is free
+        self.assertIsNone(admission.stalled(50.0))  # a slot is free
         self.assertEqual(admission.next_turn(6.0), "c")
         admission.lost("b")
-        for number in range(10 * USUAL_OF):  # those of late take 10 ms
+        for number in range(10 * USUAL_OF):  # recent ones take 10 ms
             begin(f"fast {number}", 7.0)
             admission.secured(f"fast {number}", 7.01)
         begin("d", 7.0)
@@ -96,7 +95,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual((admission.stalled(6.0 + STALLED - 0.1), admission.stalled(6.0 + STALLED)), (None, "c"))
         admission.lost("c")
         admission.next_turn(8.0)
-        for _ in range(10 * USUAL_OF):  # and now 3 s: whoever takes so long is not stalled
+        for _ in range(10 * USUAL_OF):  # recent ones take 3 s now: a handshake of that length is not stalled
             admission.secured("e", 11.0)
             begin("e", 8.0)
         admission.accepted("f", 99.0)
@@ -105,7 +104,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(admission.stalled(7.0 + 12.1), "d")
 
     def test_room(self) -> None:
-        """As many may wait for a handshake as may be silent; the rest stays in the system's queue."""
+        """As many connections may wait for a handshake as may be silent. The others stay in the accept queue."""
         admission: Admission[int] = Admission(max_connections=1000, max_handshakes=5)
         for number in range(SILENT_SHARE * 5):
             self.assertGreater(admission.room, 0)
@@ -116,7 +115,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(admission.room, 1)
 
     def test_silent_pool(self) -> None:
-        """The pool of silent ones is larger than that of the handshakes, and leaves half of the connections to devices."""
+        """The silent pool is larger than the number of handshakes, and leaves half of the connections to devices."""
         for connections, handshakes, silent in (
             (20_000, 512, 4 * 512),
             (1_000, 512, 500),
@@ -128,7 +127,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertGreater(SILENT_SHARE, 1)
 
     def test_crowded(self) -> None:
-        """When the pool of silent ones is full, the oldest of them makes way for the next."""
+        """When the silent pool is full, its oldest connection is closed for the next one."""
         admission: Admission[str] = Admission(max_connections=6, max_handshakes=2)
         self.assertIsNone(admission.oldest)
         for name in "abc":
@@ -139,7 +138,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual((admission.crowded, admission.oldest), (False, "b"))
 
     def test_full(self) -> None:
-        """At the limit of connections there is no room, until one is lost; silent ones keep nobody out."""
+        """At the limit of connections there is no room until one is lost. Silent connections do not count."""
         admission: Admission[str] = Admission(max_connections=3, max_handshakes=5)
         for name in "abc":
             admission.accepted(name, 1.0)
@@ -155,11 +154,13 @@ class AdmissionTests(SynchronousTestCase):
             self.assertEqual((admission.room, admission.full), (1, False))
 
     def test_overdue(self) -> None:
-        """Overdue are those whose deadline has passed and whose handshake is not complete, silent, waiting or at it."""
+        """A connection is overdue if its deadline has passed before its handshake is complete: silent, waiting or in the
+        handshake.
+        """
         admission: Admission[str] = Admission(20, 3)
         for deadline, name in enumerate("abcdefgh"):
             admission.accepted(name, float(deadline))
-        for name in "dbehc":  # they speak in an order of their own; the last two wait
+        for name in "dbehc":  # they send in another order; the last two wait
             admission.spoke(name)
         for name in "dbe":
             self.assertEqual(admission.next_turn(0.0), name)
@@ -169,7 +170,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(set(admission.overdue(9.0)), {"a", "b", "c", "d", "f", "g", "h"})
 
     def test_overdue_may_be_lost_meanwhile(self) -> None:
-        """Those that are named may be dropped one by one while the rest is named."""
+        """Overdue connections may be dropped while the iteration over them continues."""
         admission: Admission[str] = Admission(10, 1)
         for name in "abcde":
             admission.accepted(name, 1.0)
@@ -181,7 +182,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(admission.connections, 0)
 
     def test_any_history(self) -> None:
-        """Over any history the counts are those of a model that keeps every connection's state, and the bounds hold."""
+        """After any history the counts equal those of a model that keeps the state of every connection, and the limits hold."""
         run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
@@ -204,7 +205,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        """As the listener does when there may be a place."""
+        """Start a waiting handshake, as the port does when a slot may be free."""
         name = self.admission.next_turn(self.now)
         if name is None:
             assert not self.queue or self.count("handshaking") == 2
@@ -282,7 +283,7 @@ class Machine(RuleBasedStateMachine):
 
 class SourcesTests(SynchronousTestCase):
     def test_limit(self) -> None:
-        """So many connections may come from an address, and as many from another; when one leaves another may come."""
+        """The limit holds for each address. When a connection is lost, another one of its address is accepted."""
         sources = Sources(2)
         self.assertEqual([sources.enter("192.0.2.1") for _ in range(4)], [True, True, False, False])
         self.assertTrue(sources.enter("192.0.2.2"))
@@ -290,7 +291,7 @@ class SourcesTests(SynchronousTestCase):
         self.assertEqual([sources.enter("192.0.2.1") for _ in range(2)], [True, False])
 
     def test_one_address(self) -> None:
-        """One source is an IPv4 address, however it is written, or a /64 of IPv6; on the local link it is the address."""
+        """A source is an IPv4 address in any notation, a /64 of IPv6, or a link-local address."""
         for host, source in (
             ("192.0.2.1", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),
@@ -306,7 +307,7 @@ class SourcesTests(SynchronousTestCase):
 
     @given(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1))
     def test_any_address(self, number: int, other: int) -> None:
-        """Any address of a /64 counts as the same source, and what is written is the network."""
+        """All addresses of a /64 are the same source, which is written as the network."""
         address, neighbour = (ipaddress.IPv6Address(number >> 64 << 64 | low) for low in (number & (2**64 - 1), other))
         if address.is_link_local or address.ipv4_mapped or neighbour.ipv4_mapped:
             return
@@ -315,7 +316,7 @@ class SourcesTests(SynchronousTestCase):
 
     @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["a", "b", "c"]))))
     def test_any_history(self, steps: list[tuple[bool, str]]) -> None:
-        """No address has more than the limit, and one that has none takes no memory."""
+        """No address exceeds the limit, and an address without connections uses no memory."""
         sources = Sources(3)
         there: Counter[str] = Counter()
         for comes, host in steps:
@@ -330,7 +331,8 @@ class SourcesTests(SynchronousTestCase):
 
 class TallyTests(SynchronousTestCase):
     def test_now_and_then(self) -> None:
-        """What happens is told at the next look, and then as a number every so often; nothing is told twice, or not at all."""
+        """An occurrence is reported at the next check, later ones as a number at intervals. None is reported twice or omitted.
+        """
         tally = Tally()
         self.assertEqual(tally.due(0.0), 0)
         tally.count += 1
@@ -344,7 +346,7 @@ class TallyTests(SynchronousTestCase):
         self.assertEqual((tally.due(2.0 + 2 * OFTEN), tally.count), (1, 1002))
 
     def test_the_last_time(self) -> None:
-        """At the end it is told, however soon that is."""
+        """The rest is reported at the end, at any time."""
         tally = Tally()
         tally.count = 3
         self.assertEqual(tally.due(1.0), 3)

@@ -1,4 +1,4 @@
-"""A second connection of the same device: what becomes of the first."""
+"""Tests of a second connection of the same device."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class DuplicateTests(SynchronousTestCase):
         return world.connect(room, device_id)
 
     def test_keep(self) -> None:
-        """Unless told otherwise, both connections of a device stay."""
+        """By default both connections of a device stay open."""
         world = World()
         wires = [self.connect(world, "d1")[1] for _ in range(2)]
         self.assertEqual([wire.closed for wire in wires], ["", ""])
         self.assertEqual(world.events, [])
 
     def test_replace(self) -> None:
-        """The earlier connection is closed, as "replaced"; that is an event which names both."""
+        """The earlier connection is closed with the reason "replaced", and an event names both."""
         world = World(replace=True)
         first, first_wire = self.connect(world, "d1")
         second, second_wire = self.connect(world, "d1")
@@ -36,13 +36,13 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(world.of_type(DeviceReplaced)[-1].by, third.connection_id.decode())
 
     def test_others_stay(self) -> None:
-        """Other devices, and those without an identity, are none of it."""
+        """Connections of other devices, and of devices without an identity, stay open."""
         world = World(replace=True)
         wires = [self.connect(world, device_id)[1] for device_id in ("d1", "d2", None, None)]
         self.assertEqual([wire.closed for wire in wires], [""] * 4)
 
     def test_after_the_end(self) -> None:
-        """A connection that has ended, or is closing anyway, is not replaced; and nothing is kept of it."""
+        """A connection that has ended, or is closing, is not replaced, and nothing of it is kept."""
         world = World(replace=True)
         first, _ = self.connect(world, "d1")
         world.end(first)
@@ -55,8 +55,8 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(world.factory.devices._newest, {})
 
     def test_two_with_one_identity(self) -> None:
-        """Two devices that share an identity and come back at once take turns every few seconds; a warning names the identity
-        and both addresses, once a minute.
+        """Two devices with one identity that reconnect at once replace each other only every few seconds. A warning names the
+        identity and both addresses, once a minute.
         """
         world = World(replace=True)
         connections: dict[str, tuple[DeviceProtocol, Wire]] = {}
@@ -77,7 +77,7 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(set(event.peers), {"192.0.2.1:1", "192.0.2.2:2"})
 
     def test_contested_in_a_loop(self) -> None:
-        """A device that connects again and again and closes nothing has a few connections at a time, and is told of once."""
+        """A device that connects repeatedly without closing has a few connections at a time, and is reported once."""
         world = World(replace=True)
         wires = [self.connect(world, "d1")[1] for _ in range(100)]
         self.assertEqual([wire.closed for wire in wires].count(""), STAYING + 1)
@@ -88,7 +88,7 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(len(world.factory.devices._rivals), 0)
 
     def test_back_now_and_then(self) -> None:
-        """A device that comes back once in a while replaces its earlier connection at once, however often."""
+        """A device that reconnects now and then replaces its earlier connection at once, any number of times."""
         world = World(replace=True)
         last = None
         for _ in range(50):
@@ -100,7 +100,7 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(world.of_type(DeviceContested), [])
 
     def test_what_waits(self) -> None:
-        """What waits for the earlier connection is on record as connection-closed: held for a number, or for its socket."""
+        """Messages for the earlier connection, held for a number or for its socket, are recorded as connection-closed."""
         world = World(replace=True)
         first, _ = self.connect(world, "d1", room=1)
         source = Source()
@@ -115,7 +115,7 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(world.courier.reasons[-1], (b"too late", "connection-closed"))
 
     def test_its_lines(self) -> None:
-        """Lines that were read of the earlier connection are published all the same."""
+        """Lines that were read from the earlier connection are published."""
         world = World(replace=True)
         first, _ = self.connect(world, "d1")
         world.sink.stop()
@@ -127,14 +127,15 @@ class DuplicateTests(SynchronousTestCase):
 
 class RivalsTests(SynchronousTestCase):
     def test_told(self) -> None:
-        """A contest that lasts is told once a minute, with the number of replacements since; device ids count alone."""
+        """A lasting contest is reported once a minute, with the number of replacements in between. Only the device id matters.
+        """
         rivals: Rivals[int] = Rivals()
         told = [rivals.replaced("d1", number, float(number))[1] for number in range(180)]
         self.assertEqual([(at, count) for at, count in enumerate(told) if count], [(5, 6), (65, 60), (125, 60)])
         self.assertEqual(rivals.replaced("d2", 1, 180.0), ([1], 0))
 
     def test_over(self) -> None:
-        """After some quiet minutes it is nothing special any more."""
+        """After some quiet minutes a contest is forgotten."""
         rivals: Rivals[int] = Rivals()
         for number in range(20):
             rivals.replaced("d1", number, 0.0)

@@ -1,4 +1,4 @@
-"""What a connection leaves in memory: little while it is there, nothing for the garbage collector when it is gone."""
+"""Tests of the memory of a connection: small while it is open, and without cycles for the garbage collector afterwards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ._fakes import GONE, Source, Wire, World
 from ._sockets import Client, Loop, context, reset, unix_pair
 
 ENDPOINT = 500
-"""Bytes that an idle endpoint may take: some 280 are its own, and the rest is its entries in registry and supervisor."""
+"""Maximum size of an idle protocol in bytes: some 280 of its own, and its entries in registry and supervisor."""
 
 
 class Owner:
-    """Makes an endpoint for each connection, as the listener does."""
+    """Owner that creates a protocol for each connection, as the port does."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -45,7 +45,7 @@ class Owner:
 
 
 def connections() -> int:
-    """How many objects of connections there are, of this test's and of others'."""
+    """Return the number of connection objects, of this test and of others."""
     return sum(isinstance(each, DeviceProtocol | TLSTransport) for each in gc.get_objects())
 
 
@@ -70,10 +70,10 @@ class FootprintTests(SynchronousTestCase):
         self.assertEqual([base for base in TLSTransport.__mro__[:-1] if "__slots__" not in vars(base)], [])
 
     def test_idle(self) -> None:
-        """An idle endpoint is small, and keeps no list of lines after there were some."""
+        """An idle protocol is small, and keeps no list of lines after traffic."""
         world = World()
         source = Source()
-        # What the sink prepares for it, and whether a line is kept, is the sink's.
+        # The prepared headers, and a kept line, belong to the sink.
         self.patch(world.sink, "open", lambda connection_id, device_id: None)
         self.patch(world.sink, "publish", lambda source, line, received: None)
         connection_ids = [world.ids.new() for _ in range(500)]
@@ -98,7 +98,7 @@ class FootprintTests(SynchronousTestCase):
             self.assertIsNone(endpoint._outgoing)
 
     def _live(self, farewell: Callable[[Client, DeviceProtocol, TLSTransport], None]) -> None:
-        """A connection from its first byte to its last."""
+        """Run a connection from its first byte to its last."""
         world, loop = World(), cast(Any, Loop())
         server, sock = unix_pair()
         client = Client(sock)
@@ -117,8 +117,8 @@ class FootprintTests(SynchronousTestCase):
         sock.close()
 
     def test_no_garbage(self) -> None:
-        """However a connection ends, its objects go with the last reference: they hold each other in no circle that only the
-        garbage collector would find, ten thousand connections at a time.
+        """After the end of a connection, its objects are freed with the last reference, however it ended: they form no cycle
+        for the garbage collector, which would mean work for ten thousand connections at a time.
         """
 
         def goodbye(client: Client, endpoint: DeviceProtocol, transport: TLSTransport) -> None:

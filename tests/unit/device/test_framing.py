@@ -1,4 +1,4 @@
-"""Lines out of bytes, by themselves and as an endpoint uses them."""
+"""Tests of line framing, alone and in a connection."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ._fakes import World, cpu
 
 DELIMITERS = st.sampled_from([b"\n", b"\0", b"||", b"\r\n", b"aab", b"abab", b"--end--"])
 
-# Few letters, so that delimiters, and beginnings of delimiters, are frequent.
+# Few letters, so that delimiters, and prefixes of delimiters, are frequent.
 STREAMS = st.lists(
     st.sampled_from([b"a", b"b", b"|", b"\r", b"\n", b"\0", b"aa", b"ab", b"\r\n", b"--end--", b"--en", b"\xff"]), max_size=60
 ).map(b"".join)
 
 
 def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
-    """The stream in pieces, none of them empty."""
+    """Cut the stream into pieces that are not empty."""
     places = sorted({0, len(stream), *(place for place in cuts if place < len(stream))})
     return [stream[start:end] for start, end in pairwise(places)]
 
 
 def expected(stream: bytes, delimiter: bytes) -> tuple[list[bytes], bytes]:
-    """What the contract says, in the plainest way: look for the delimiter from the left."""
+    """Return the lines by the plainest implementation of the contract: search for the delimiter from the left."""
     lines = []
     while (place := stream.find(delimiter)) >= 0:
         line, stream = stream[:place], stream[place + len(delimiter) :]
@@ -44,7 +44,7 @@ class SplitTests(SynchronousTestCase):
     @example(b"a\r\nb", b"\r\n", [2])
     @example(b"a\r\nb", b"\n", [2])
     def test_any_cuts(self, stream: bytes, delimiter: bytes, cuts: list[int]) -> None:
-        """However the stream is cut, the lines are those of the whole, and so is the unfinished rest."""
+        """However the stream is cut, the lines and the incomplete rest are those of the whole stream."""
         framing = Framing(delimiter)
         lines: list[bytes] = []
         rest = b""
@@ -54,13 +54,13 @@ class SplitTests(SynchronousTestCase):
         self.assertEqual((lines, rest), expected(stream, delimiter))
 
     def test_carriage_return(self) -> None:
-        """With the default delimiter one `\\r` before it is stripped, and no other one."""
+        r"""With the default delimiter exactly one `\r` before it is removed."""
         self.assertEqual(
             Framing().split(b"a\r\nb\r\r\n\rc\nd\re\n\r\n\nf\r"), ([b"a", b"b\r", b"\rc", b"d\re", b"", b""], b"f\r")
         )
 
     def test_custom_delimiter_keeps_carriage_return(self) -> None:
-        """A delimiter of the user's own is used as it is: a `\\r` before it belongs to the line."""
+        r"""A configured delimiter is used unchanged: a `\r` before it belongs to the line."""
         self.assertEqual(Framing(b";").split(b"a\r;b"), ([b"a\r"], b"b"))
 
     def test_empty_lines(self) -> None:
@@ -68,18 +68,18 @@ class SplitTests(SynchronousTestCase):
         self.assertEqual(Framing().split(b"\n\n"), ([b"", b""], b""))
 
     def test_any_bytes(self) -> None:
-        """Lines are bytes: nothing is decoded."""
+        """Lines are bytes, and are not decoded."""
         every = bytes(set(range(256)) - {10})
         self.assertEqual(Framing().split(every + b"\n"), ([every], b""))
 
     def test_ending(self) -> None:
-        """Lines towards the device end with `\\r\\n`, or with the delimiter of the user's own."""
+        r"""Lines to the device end with `\r\n`, or with the configured delimiter."""
         self.assertEqual(Framing().ending, b"\r\n")
         self.assertEqual(Framing(b"||").ending, b"||")
 
     @given(STREAMS, DELIMITERS)
     def test_forbidden(self, body: bytes, delimiter: bytes) -> None:
-        """What is not forbidden in a line towards the device arrives there as one line."""
+        """A valid body arrives at the device as one line."""
         framing = Framing(delimiter)
         if framing.forbidden.search(body) is None:
             seen = (body + framing.ending).split(delimiter)
@@ -91,14 +91,14 @@ class SplitTests(SynchronousTestCase):
             self.assertTrue(delimiter in body or (delimiter == b"\n" and b"\r" in body))
 
     def test_forbidden_is_literal(self) -> None:
-        """A delimiter is no pattern."""
+        """A delimiter is literal, not a pattern."""
         forbidden = Framing(b".*").forbidden
         self.assertIsNone(forbidden.search(b"abc"))
         self.assertIsNotNone(forbidden.search(b"a.*c"))
 
 
 class EndpointTests(SynchronousTestCase):
-    """The same through a connection."""
+    """Framing in a connection."""
 
     @given(STREAMS, DELIMITERS, st.lists(st.integers(0, 200), max_size=12), st.integers(0, 12))
     @example(b"aaa||", b"||", [4], 3)
@@ -106,8 +106,8 @@ class EndpointTests(SynchronousTestCase):
     @example(b"aaaa\r\n", b"\n", [5], 3)
     @example(b"a\naaaa\nb\n", b"\n", [], 3)
     def test_any_cuts(self, stream: bytes, delimiter: bytes, cuts: list[int], max_line: int) -> None:
-        """However the stream is cut, each line is published once and in order, up to the first that is too long; there the
-        connection is closed, and nothing of that line or behind it is published.
+        """However the stream is cut, each line is published once and in order, up to the first one that is too long. There the
+        connection is closed, and nothing of that line or after it is published.
         """
         world = World(Framing(delimiter, max_line))
         endpoint, wire = world.connect()
@@ -132,7 +132,7 @@ class EndpointTests(SynchronousTestCase):
     def test_any_cuts_and_pauses(
         self, stream: bytes, delimiter: bytes, cuts: list[int], max_line: int, rooms: list[int]
     ) -> None:
-        """The same where the sink stops taking lines now and then: nothing is lost, doubled or out of order by that."""
+        """The same holds when the sink pauses in between: no line is lost, duplicated or out of order."""
         world = World(Framing(delimiter, max_line))
         endpoint, wire = world.connect()
         pieces = cut(stream, cuts)
@@ -153,7 +153,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(world.totals.paused_connections, 0)
 
     def test_full_length_with_every_cut(self) -> None:
-        """A line of exactly `max_line` bytes passes, wherever its `\\r\\n` is cut."""
+        r"""A line of exactly `max_line` bytes is accepted, wherever its `\r\n` is cut."""
         line = b"x" * 100
         stream = line + b"\r\n" + line + b"\n"
         for place in range(len(stream)):
@@ -164,7 +164,7 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((world.sink.of(endpoint), wire.closed), ([line, line], ""))
 
     def test_full_length_custom_delimiter_with_every_cut(self) -> None:
-        """A line of exactly `max_line` bytes passes, wherever a long delimiter is cut."""
+        """A line of exactly `max_line` bytes is accepted, wherever a long delimiter is cut."""
         line = b"x" * 100
         stream = (line + b"--end--") * 2
         for place in range(len(stream)):
@@ -175,7 +175,7 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((world.sink.of(endpoint), wire.closed), ([line, line], ""))
 
     def test_one_byte_more(self) -> None:
-        """A line of one byte more closes the connection; lines before it are published, nothing of it or behind it is."""
+        """A line of one byte more closes the connection. Lines before it are published; it and later ones are not."""
         for limit in (100, 40_000):
             stream = b"before\n" + b"x" * (limit + 1) + b"\nafter\n"
             for cuts in ([], [3], [7], [limit], [limit + 8], [limit + 9], list(range(0, limit, 1000))):
@@ -187,7 +187,7 @@ class EndpointTests(SynchronousTestCase):
                 self.assertEqual(world.of_type(LineTooLong), [LineTooLong(endpoint.connection_id.decode(), "d1", limit)])
 
     def test_too_long_without_delimiter(self) -> None:
-        """A line that never ends closes the connection as soon as it can no longer be short enough."""
+        """A line without an end closes the connection as soon as it exceeds the limit."""
         for limit in (100, 40_000):
             world = World(Framing(max_line=limit))
             endpoint, wire = world.connect()
@@ -198,7 +198,7 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((world.sink.of(endpoint), wire.closed), ([], "lost"))
 
     def test_nothing_after_too_long(self) -> None:
-        """What is read after a line that was too long is ignored, and reported once only."""
+        """Data after a line that was too long is ignored, and the line is reported once only."""
         world = World(Framing(max_line=10))
         endpoint, _ = world.connect()
         endpoint.dataReceived(b"x" * 50)
@@ -208,7 +208,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(len(world.of_type(LineTooLong)), 1)
 
     def test_unterminated_rest_at_close(self) -> None:
-        """What of a line was there when the connection ended is not published, but counted and reported."""
+        """An incomplete line at the end of the connection is not published, but counted and reported."""
         for size in (0, 7, 50_000):
             world = World(Framing(max_line=100_000))
             endpoint, _ = world.connect()
@@ -221,7 +221,7 @@ class EndpointTests(SynchronousTestCase):
             self.assertEqual((event.unterminated, event.lines_in), (size, 1))
 
     def test_unterminated_rest_with_room_for_another_line(self) -> None:
-        """A long unfinished line that is finished is followed by others in the same bytes."""
+        """A long line that is completed can be followed by others in the same bytes."""
         world = World(Framing(max_line=100_000))
         endpoint, _ = world.connect()
         endpoint.dataReceived(b"a" * 60_000)
@@ -230,7 +230,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint), [b"a" * 60_100, b"b", b"c" * 50_000, b"d"])
 
     def test_long_lines_in_linear_time(self) -> None:
-        """A line of eight times the length, in pieces of the same size, costs about eight times as much."""
+        """A line of eight times the length, in pieces of the same size, takes about eight times as long."""
 
         def take(size: int) -> None:
             world = World(Framing(b"--end--", max_line=64 << 20))
@@ -247,7 +247,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertLess(long, 8 * 3 * short)  # quadratic would be 64 times
 
     def test_many_lines_at_once_in_linear_time(self) -> None:
-        """Many short lines that the sink takes one by one cost no more than their number."""
+        """The time for many short lines that the sink takes one by one is proportional to their number."""
 
         def take(count: int) -> None:
             world = World()
@@ -258,4 +258,4 @@ class EndpointTests(SynchronousTestCase):
                 world.sink.resume(100)
             self.assertEqual(len(world.sink.lines), count)
 
-        take(16384)  # the most that one TLS record brings
+        take(16384)  # the maximum of one TLS record

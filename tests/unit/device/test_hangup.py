@@ -1,4 +1,4 @@
-"""Peers that go while nothing is read, on real sockets."""
+"""Tests of peers that hang up while their connection is not read, on real sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._sockets import Loop, reset, tcp_pair
 
 
 class Paused:
-    """A connection that is not read."""
+    """Connection that is not read."""
 
     def __init__(self) -> None:
         self.socket, self.peer = tcp_pair()
@@ -22,7 +22,7 @@ class Paused:
         self.awaiting_turn = False
         self.hung_up = 0
         self.room = False
-        """Whether what its peer sent before it closed can be read."""
+        """True if there is room for the data that the peer sent before it closed."""
         self.told = 0
 
     def fileno(self) -> int:
@@ -68,7 +68,7 @@ class HangupTests(SynchronousTestCase):
         self.watch.tick()
 
     def test_reset(self) -> None:
-        """A peer that resets is noticed, by its own connection only: at once if nobody wants what it sent."""
+        """A reset is noticed by its own connection only, at once if its data will not be published."""
         gone, there, unread = self.paused(), self.paused(), self.paused()
         gone.discarding = True
         self.loop.settle()
@@ -81,8 +81,8 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual((gone.hung_up, there.hung_up, unread.hung_up), (1, 0, 1))
 
     def test_in_line(self) -> None:
-        """One that waits for its turn with a broker that takes lines is kept, however its peer closed; when the broker goes it
-        is asked again to read, and let go of where there is no room.
+        """A connection that waits for a working broker is kept, however its peer closed. When the broker goes, it is asked
+        again to read, and dropped if there is no room.
         """
         for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
             connection = self.paused()
@@ -97,7 +97,7 @@ class HangupTests(SynchronousTestCase):
             self.assertEqual((connection.told, connection.hung_up), (told + 1, 1))
 
     def test_end_in_order(self) -> None:
-        """One that closes its side in order is kept for a while, in which what it sent before may still be read."""
+        """After an orderly close the connection is kept for some time, in which its data may still be read."""
         connection = self.paused()
         connection.peer.shutdown(socket.SHUT_WR)
         self.later(PATIENCE - 0.1)
@@ -108,7 +108,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(connection.hung_up, 1)
 
     def test_closed_before_it_was_watched(self) -> None:
-        """It makes no difference whether the peer went before or after the pause."""
+        """It makes no difference whether the peer hung up before or after the pause."""
         ended, gone = self.paused(watched=False), self.paused(watched=False)
         ended.peer.close()
         reset(gone.peer)
@@ -118,7 +118,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual((ended.hung_up, gone.hung_up), (1, 1))
 
     def test_data_is_no_hangup(self) -> None:
-        """What the peer says makes nothing of it ready: the watch costs nothing while devices talk."""
+        """Data of the peer makes no descriptor of the watch ready: the watch costs nothing during traffic."""
         connection = self.paused()
         connection.peer.send(b"x" * 1000)
         self.assertFalse(self.loop.turn(0.02))
@@ -126,7 +126,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(connection.hung_up, 0)
 
     def test_read_again_in_time(self) -> None:
-        """One that is read again in that time is the reader's; paused again it has its whole time again."""
+        """A connection that is read again in time is not dropped. When it is paused again, the full time starts again."""
         connection = self.paused()
         connection.peer.shutdown(socket.SHUT_WR)
         self.later(PATIENCE - 1)
@@ -140,7 +140,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(connection.hung_up, 1)
 
     def test_several(self) -> None:
-        """Each has its own time."""
+        """Each connection has its own time."""
         first, second = self.paused(), self.paused()
         first.peer.close()
         self.later(2)
@@ -151,7 +151,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(second.hung_up, 1)
 
     def test_read_at_once(self) -> None:
-        """What a peer sent before it closed, or reset the connection, is read at once if there is room for it."""
+        """Data sent before a close or reset is read at once if there is room for it."""
         for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
             connection = self.paused()
             connection.room = True
@@ -162,7 +162,9 @@ class HangupTests(SynchronousTestCase):
             self.watch.unwatch(connection)
 
     def test_kept(self) -> None:
-        """Once nobody needs their places connections are kept until there is room, except those whose data nobody wants."""
+        """While their slots are not needed, connections are kept until there is room, except those whose data will not be
+        published.
+        """
         self.watch.keep()
         for end in (lambda peer: peer.shutdown(socket.SHUT_WR), reset):
             connection, deaf = self.paused(), self.paused()
@@ -173,7 +175,7 @@ class HangupTests(SynchronousTestCase):
             self.assertEqual((connection.hung_up, deaf.hung_up), (0, 1))
 
     def test_idempotent(self) -> None:
-        """Watching twice is watching once, and letting go of what is not watched does nothing."""
+        """Watching a connection twice has no effect, nor has releasing one that is not watched."""
         connection, never = self.paused(), self.paused(watched=False)
         self.watch.watch(connection)
         self.watch.unwatch(never)
@@ -184,7 +186,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(connection.hung_up, 0)
 
     def test_descriptors_are_used_again(self) -> None:
-        """A connection that gets the number of one that is gone is watched as any other."""
+        """A connection with a reused descriptor number is watched like any other."""
         old = self.paused()
         number = old.fileno()
         self.watch.unwatch(old)
@@ -197,7 +199,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual(old.hung_up, 0)
 
     def test_unwatched_inside_hung_up(self) -> None:
-        """A connection may let go of itself, and of others that went with it, when it hears of it."""
+        """In its callback a connection may release itself, and others that ended with it."""
         one, other = self.paused(), self.paused()
 
         def both() -> None:
@@ -218,7 +220,7 @@ class HangupTests(SynchronousTestCase):
         self.later(10)
 
     def test_many(self) -> None:
-        """More than are reported at once are all noticed."""
+        """More hang-ups than epoll reports at once are all noticed."""
         connections = [self.paused() for _ in range(300)]
         for connection in connections:
             connection.discarding = True
@@ -227,7 +229,7 @@ class HangupTests(SynchronousTestCase):
         self.assertEqual({connection.hung_up for connection in connections}, {1})
 
     def test_stopped(self) -> None:
-        """Once it has stopped it watches nobody, and asking it to is no error."""
+        """After its end the watch watches no connection, and a request to do so is no error."""
         connection = self.paused()
         self.watch.stop()
         self.assertEqual((self.watch.fileno(), self.loop.readers), (-1, set()))

@@ -1,4 +1,4 @@
-"""Who holds how many of which consumer's messages."""
+"""Tests of the counts of held messages by consumer and holder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SOME = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), max_si
 
 class HoldingsTests(SynchronousTestCase):
     def test_nothing(self) -> None:
-        """Of a consumer that was never heard of nothing is held, by nobody."""
+        """A consumer that is not known holds no messages."""
         holdings: Holdings[str] = Holdings()
         self.assertEqual((holdings.count("a"), holdings.holders("a")), (0, []))
 
     @given(SOME)
     def test_counts(self, held: list[tuple[str, str]]) -> None:
-        """What is added and removed is counted by consumer and holder; who holds most is the greatest; nothing is left."""
+        """Messages are counted by consumer and holder. The holder with most is found, and zero counts leave nothing."""
         holdings: Holdings[str] = Holdings()
         model: Counter[tuple[str, str]] = Counter()
         for source, holder in held:

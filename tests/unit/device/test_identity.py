@@ -1,4 +1,4 @@
-"""How long the name may be that a device's certificate gives it."""
+"""Tests of the length of a device id from a certificate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..tls.test_certificates import _ec_key, _issue
 
 class LengthTests(SynchronousTestCase):
     def test_a_long_name(self) -> None:
-        """A name of more than 255 bytes in UTF-8 is no identity: in the headers of each line it could be more than a frame."""
+        """A name of more than 255 bytes in UTF-8 is no identity: in the headers of each line it could exceed a frame."""
         for name in ("spiffe://x/" + "a" * 244, "spiffe://x/" + "a" * 245):
             connection: Any = mock.Mock()
             certificate = _issue(_ec_key(), alternatives=(x509.UniformResourceIdentifier(name),))

@@ -1,4 +1,4 @@
-"""Which received lines are safe, where a dialect publishes none, one or several for each."""
+"""Tests of safe lines, when a dialect publishes none, one or several messages for a line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from owsla.device.marks import Marks
 class MarksTests(SynchronousTestCase):
     @given(st.lists(st.integers(0, 3) | st.none(), max_size=80), st.data())
     def test_model(self, steps: list[int | None], data: st.DataObject) -> None:
-        """A line is safe when everything is confirmed that was published by the end of it: against the definition itself."""
+        """By the definition itself: a line is safe when every message published by the end of it is confirmed."""
         marks = Marks()
-        needed: list[int] = []  # of each line: how many published ones must be safe
+        needed: list[int] = []  # for each line: the number of published messages that must be safe
         published = confirmed = 0
         for step in steps:
             if step is None:

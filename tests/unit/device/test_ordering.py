@@ -1,4 +1,4 @@
-"""The order of numbered messages: each at most once and in order, whatever comes when."""
+"""Tests of the order of numbered messages: each at most once and in order, for any order of arrival."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUMBERS = st.integers(0, 40)
 
 class OrderingTests(SynchronousTestCase):
     def arrive(self, ordering: Ordering[str], *numbers: int) -> list[str]:
-        """What is given out when these numbers come."""
+        """Return the messages that are released when these numbers arrive."""
         given = []
         for number in numbers:
             if ordering.arrive(number, str(number), 0.0) is Arrival.NEXT:
@@ -27,13 +27,13 @@ class OrderingTests(SynchronousTestCase):
         return given
 
     def test_in_order(self) -> None:
-        """What comes in order is given out as it comes, and nothing is held."""
+        """Messages in order are released on arrival, and none is held."""
         ordering: Ordering[str] = Ordering()
         self.assertEqual(self.arrive(ordering, 0, 1, 2), ["0", "1", "2"])
         self.assertEqual((ordering.expected, ordering.held), (3, 0))
 
     def test_any_order(self) -> None:
-        """What comes before its turn is held, and given out behind what was missing."""
+        """A message that is too early is held, and released after the missing one."""
         ordering: Ordering[str] = Ordering()
         self.assertEqual(self.arrive(ordering, 2, 1, 4), [])
         self.assertEqual(ordering.held, 3)
@@ -41,13 +41,13 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual(self.arrive(ordering, 3), ["3", "4"])
 
     def test_begins_elsewhere(self) -> None:
-        """It goes on from the number that is next; those below it were sent."""
+        """Counting starts at the next number; lower ones were sent."""
         ordering: Ordering[str] = Ordering(7)
         self.assertIs(ordering.arrive(6, "6", 0.0), Arrival.DUPLICATE)
         self.assertEqual(self.arrive(ordering, 8, 7), ["7", "8"])
 
     def test_duplicates(self) -> None:
-        """A number that was given out, or is held, is a duplicate, and the first one stays."""
+        """A number that was released, or is held, is a duplicate, and the first message is kept."""
         ordering: Ordering[str] = Ordering()
         ordering.arrive(1, "first", 0.0)
         self.assertIs(ordering.arrive(1, "second", 0.0), Arrival.DUPLICATE)
@@ -57,7 +57,7 @@ class OrderingTests(SynchronousTestCase):
         self.assertIs(ordering.arrive(1, "1", 0.0), Arrival.DUPLICATE)
 
     def test_skip(self) -> None:
-        """Skipping goes on at the lowest number held; what was skipped is late when it comes, each time."""
+        """A skip continues at the lowest held number. A skipped number that arrives is late, each time."""
         ordering: Ordering[str] = Ordering()
         self.arrive(ordering, 0, 5, 3, 4)
         self.assertEqual(ordering.skip(), range(1, 3))
@@ -69,7 +69,7 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual(ordering.expected, 6)
 
     def test_missed_since(self) -> None:
-        """A number is missed from when the first one behind it came, not from when the last one before it was sent."""
+        """A number is missing from the arrival of the first later one, not from the last delivery before it."""
         ordering: Ordering[str] = Ordering()
         self.assertIsNone(ordering.missed_since)
         ordering.arrive(5, "5", 3.0)
@@ -77,13 +77,13 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual(ordering.missed_since, 3.0)
         ordering.skip()
         ordering.take()
-        self.assertEqual(ordering.missed_since, 3.0)  # 3 and 4 are missed since 5 came
+        self.assertEqual(ordering.missed_since, 3.0)  # 3 and 4 are missing since 5 arrived
         ordering.skip()
         ordering.take()
         self.assertIsNone(ordering.missed_since)
 
     def test_missed_since_after_the_gap_closed(self) -> None:
-        """When what was missing came, the next gap counts from when the first of those still held came."""
+        """When the missing number arrives, the time of the next gap starts at the first arrival that is still held."""
         ordering: Ordering[str] = Ordering()
         ordering.arrive(1, "1", 1.0)
         ordering.arrive(3, "3", 2.0)
@@ -91,7 +91,7 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual((ordering.take(), ordering.missed_since), (["1"], 2.0))
 
     def test_forget(self) -> None:
-        """What is forgotten is no longer held, comes again, and is given out then; the expected number stays."""
+        """A forgotten message is no longer held, and is released when it is delivered again. The expected number stays."""
         ordering: Ordering[str] = Ordering()
         self.arrive(ordering, 0, 2, 3)
         self.assertEqual(ordering.forget(lambda item: item == "2"), ["2"])
@@ -99,7 +99,7 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual(self.arrive(ordering, 1, 2), ["1", "2", "3"])
 
     def test_rewind(self) -> None:
-        """Numbers that were given out and not used come again, and those behind them are held till then."""
+        """Released numbers that were not used arrive again, and later ones are held until then."""
         ordering: Ordering[str] = Ordering()
         self.arrive(ordering, 0, 1, 2, 3, 7)
         ordering.rewind(1, [(2, "2"), (3, "3")], 5.0)
@@ -109,16 +109,18 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual(self.arrive(ordering, 1), ["1", "2", "3"])
 
     def test_clear(self) -> None:
-        """At the end everything held comes back in the order of the numbers."""
+        """At the end all held messages are returned in the order of their numbers."""
         ordering: Ordering[str] = Ordering()
         self.arrive(ordering, 9, 3, 5)
         self.assertEqual((ordering.clear(), ordering.held, ordering.missed_since), (["3", "5", "9"], 0, None))
 
     def test_many_skips(self) -> None:
-        """So many stretches of skipped numbers are told from numbers sent; below those all are late, none is forgotten."""
+        """This many ranges of skipped numbers are distinguished from sent ones. Below those all numbers count as late, none as
+        sent.
+        """
         ordering: Ordering[str] = Ordering()
         stretches = SKIPS_REMEMBERED + 10
-        for number in range(1, 2 * stretches, 2):  # the even ones never come
+        for number in range(1, 2 * stretches, 2):  # the even ones never arrive
             ordering.arrive(number, str(number), 0.0)
             ordering.skip()
             ordering.take()
@@ -129,7 +131,7 @@ class OrderingTests(SynchronousTestCase):
             self.assertIs(ordering.arrive(number, "", 0.0), Arrival.DUPLICATE, number)
 
     def test_a_thousand_gaps(self) -> None:
-        """What was sent is told from what was skipped after a thousand gaps, too: a repeat is no late number."""
+        """Sent and skipped numbers are distinguished after a thousand gaps, too: a repeated number is not late."""
         ordering: Ordering[str] = Ordering()
         for number in range(1, 2001, 2):
             ordering.arrive(number, "", 0.0)
@@ -139,14 +141,14 @@ class OrderingTests(SynchronousTestCase):
         self.assertEqual({ordering.arrive(number, "", 0.0) for number in range(0, 2000, 2)}, {Arrival.LATE})
 
     def test_a_long_way(self) -> None:
-        """A range of skipped numbers is looked up at once however long it is, for a subclass of `int`, too."""
+        """The lookup in a range of skipped numbers does not depend on its length, also for a subclass of `int`."""
         ordering: Ordering[str] = Ordering()
         ordering.arrive(2**62, "", 0.0)
         self.assertEqual(ordering.skip(), range(2**62))
         self.assertIs(ordering.arrive(Timestamp(2**40), "", 0.0), Arrival.LATE)
 
     def test_a_gap_that_comes_again(self) -> None:
-        """What was skipped behind a number that comes again is waited for again, and is late once it is skipped again."""
+        """Numbers skipped behind a number that arrives again are waited for again, and late once they are skipped again."""
         ordering: Ordering[str] = Ordering()
         self.arrive(ordering, 0, 2)
         ordering.skip()
@@ -159,15 +161,15 @@ class OrderingTests(SynchronousTestCase):
         self.assertIs(ordering.arrive(2, "2", 0.0), Arrival.DUPLICATE)
 
     def test_any_history(self) -> None:
-        """Against a model, over any history: each number is given out at most once and in order, a number that was neither
-        given out nor held is never called a duplicate, and one that is given out again only after it came back unused.
+        """For any history, compared with a model: each number is released at most once and in order; a number that was neither
+        released nor held is never called a duplicate; a number is released again only after it came back unused.
         """
         with mock.patch.object(ordering_module, "SKIPS_REMEMBERED", 3):
             run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=50, deadline=None))
 
 
 class Machine(RuleBasedStateMachine):
-    """The model: what was used, what is in hand but not used (a queue to a socket), what is held, what was skipped."""
+    """The model: used numbers, released but unused ones (waiting for a socket), held ones, skipped ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +212,7 @@ class Machine(RuleBasedStateMachine):
             assert arrival is Arrival.HELD
             self.held[number] = (self.now, source)
         elif number < self.start:
-            assert arrival in (Arrival.DUPLICATE, Arrival.LATE)  # before its time; late once much was skipped
+            assert arrival in (Arrival.DUPLICATE, Arrival.LATE)  # too early; late once many were skipped
         elif not given:
             assert arrival is Arrival.LATE, number  # it was skipped: never dropped without a record
         elif not self.skipped:
@@ -264,7 +266,7 @@ class Machine(RuleBasedStateMachine):
 
 class PausableClockTests(SynchronousTestCase):
     def test_stands_still(self) -> None:
-        """Time in which it is paused does not count, however often it is told so."""
+        """Paused time does not count, even if the pause is repeated."""
         clock = Clock()
         pausable = PausableClock(clock.seconds)
         clock.advance(3)

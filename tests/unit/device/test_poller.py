@@ -1,4 +1,4 @@
-"""Sockets in an epoll set inside a reactor's, on real sockets."""
+"""Tests of an epoll set inside that of a reactor, on real sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._sockets import Loop, reset, tcp_pair, unix_pair
 
 
 class Descriptor:
-    """Counts what it is told."""
+    """Descriptor that counts its callbacks."""
 
     def __init__(self, pair: tuple[socket.socket, socket.socket]) -> None:
         self.socket, self.peer = pair
@@ -66,7 +66,7 @@ class PollerTests(SynchronousTestCase):
         return self.made[-1]
 
     def test_reading(self) -> None:
-        """Whoever reads is told of what is there until it has been read, and nobody else is."""
+        """Only a reading descriptor is called, until its data has been read."""
         one, other = self.descriptor(), self.descriptor()
         self.poller.addReader(one)
         self.poller.addReader(one)
@@ -85,7 +85,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual(one.reads, 3)
 
     def test_writing(self) -> None:
-        """Reading and writing are asked for, and left, each by itself."""
+        """Reading and writing are requested and cancelled separately."""
         one = self.descriptor()
         self.poller.addReader(one)
         self.poller.addWriter(one)
@@ -102,7 +102,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual((one.reads, one.writes), (2, 2))
 
     def test_closed_in_the_same_turn(self) -> None:
-        """Whoever is closed for another's event, or for its own reading, is not told of what was ready then."""
+        """A descriptor that is closed in the callback of another one, or in its own, is not called for events of that turn."""
         one, other = self.descriptor(), self.descriptor()
 
         def close(*which: Descriptor) -> None:
@@ -121,7 +121,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual((one.reads + other.reads, one.writes + other.writes), (1, 0))
 
     def test_dead(self) -> None:
-        """A reset is read by who reads. Who only writes finds out by writing."""
+        """A reading descriptor reads a reset. A writing one finds it by writing."""
         reading, writing = self.descriptor(), self.descriptor()
         self.poller.addReader(reading)
         self.poller.addWriter(writing)
@@ -132,12 +132,12 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual((writing.writes, writing.lost), (1, []))
 
     def test_dead_and_not_ready(self) -> None:
-        """An error alone ends a connection: a connection that was refused, say, or whose keepalive was not answered."""
+        """An error alone ends a connection: a refused connect, for example, or an unanswered keepalive."""
         one = self.descriptor()
         self.poller.addReader(one)
 
         class Set:
-            """An epoll set with an error in it, which no system can be made to report alone."""
+            """Epoll set with an error that no system can be made to report alone."""
 
             def __init__(self, real: Any) -> None:
                 self.real = real
@@ -153,7 +153,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
 
     def test_a_fault_costs_one(self) -> None:
-        """What one socket's owner raises is in the log, and the others have their turn."""
+        """An exception of one descriptor is logged, and the others are called."""
 
         def fail() -> None:
             raise RuntimeError("no good")
@@ -168,7 +168,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def many(self, count: int) -> list[Descriptor]:
-        """So many that have more to say than they are read of in a turn."""
+        """Return this many descriptors with more data than is read in a turn."""
         many = [self.descriptor() for _ in range(count)]
         for each in many:
             self.poller.addReader(each)
@@ -176,7 +176,7 @@ class PollerTests(SynchronousTestCase):
         return many
 
     def test_a_turn_has_its_measure(self) -> None:
-        """Of many that are ready so many have a turn at once, and the others the next: none waits for those that talk on."""
+        """The number of ready descriptors per turn is limited, and the others are next: none waits for a busy one."""
         most = SLICE * SLICES
         many = self.many(most + most // 2)
         self.loop.turn()
@@ -185,7 +185,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual({each.reads for each in many}, {1, 2})
 
     def test_a_turn_has_its_time(self) -> None:
-        """When those that had their turn took long the others wait for the next; the same ones never have two before them."""
+        """The time per turn is limited. The others are next: no descriptor is called twice before them."""
         many = self.many(4 * SLICE)
         for each in many:
             each.after_reading = lambda: self.loop.advance(TURN / SLICE)
@@ -196,7 +196,7 @@ class PollerTests(SynchronousTestCase):
                 self.assertEqual({each.reads for each in many}, {turn // 4})
 
     def test_the_end_of_the_reactor(self) -> None:
-        """A reactor that stops tells its descriptors so, and they hear of it; nothing of the set is left then."""
+        """When the reactor stops, its descriptors are called, and the set is empty."""
         one = self.descriptor()
         self.poller.addReader(one)
         self.poller.connectionLost(Failure(ConnectionLost()))
@@ -204,7 +204,7 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
 
     def test_reset_in_tcp(self) -> None:
-        """With a reset EPOLLERR and EPOLLHUP come beside something to read: who reads finds out by reading, once."""
+        """With a TCP reset EPOLLERR and EPOLLHUP arrive together with data: a reading descriptor finds out by reading, once."""
         one = Descriptor(tcp_pair())
         self.made.append(one)
         one.after_reading = lambda: self.poller.removeReader(one)
@@ -218,14 +218,14 @@ LINGER = 0.002
 
 
 class LingerTests(PollerTests):
-    """The same is true of one that lingers; and many events wait for each other."""
+    """Tests of lingering: the set behaves as before, and waits a moment to collect more events."""
 
     def setUp(self) -> None:
         super().setUp()
         self.poller = Poller(self.loop, LINGER)
 
     def talk(self, rate: float, seconds: float) -> tuple[int, int]:
-        """One device says a byte so many times a second, evenly: how many turns that took, and how many bytes waited."""
+        """Send a byte to one descriptor at a steady rate. Return the number of turns, and the number of waiting bytes."""
         one = self.descriptor()
         self.poller.addReader(one)
         turns: list[int] = []
@@ -258,7 +258,7 @@ class LingerTests(PollerTests):
         self.assertEqual((turns, waiting), (round(rate), 0))
 
     def test_many_wait_for_each_other(self) -> None:
-        """None of them longer than that."""
+        """With many events the set lingers, and no event waits longer than that."""
         rate = BUSY * 2
         self.talk(rate, 2 * LOOK)
         turns, waiting = self.talk(rate, 1.0)
@@ -267,7 +267,7 @@ class LingerTests(PollerTests):
         self.assertLessEqual(waiting, rate * LINGER + 1)
 
     def test_the_last_does_not_wait_long(self) -> None:
-        """When many become few again they wait no more."""
+        """When many become few, the set stops lingering."""
         self.talk(BUSY * 2, 1.0)
         self.loop.advance(LOOK)
         turns, waiting = self.talk(100, 1.0)
@@ -275,7 +275,7 @@ class LingerTests(PollerTests):
         self.assertLessEqual(waiting, 1)
 
     def test_one_that_talks_on(self) -> None:
-        """What is there already does not wait, however many turns of one socket it takes."""
+        """Data that is there already is not delayed, however many turns a socket needs."""
         one = self.descriptor()
         self.poller.addReader(one)
         self.talk(BUSY * 2, 4 * LOOK)
@@ -285,7 +285,7 @@ class LingerTests(PollerTests):
         self.assertEqual(one.reads, 200)
 
     def test_failed_while_it_lingers(self) -> None:
-        """An epoll set that fails is given up with its sockets, as by a reactor; none of them is forgotten in silence."""
+        """If an epoll set fails, its sockets are closed, as by a reactor. None is dropped silently."""
         one = self.descriptor()
         self.poller.addReader(one)
         self.talk(BUSY * 2, 4 * LOOK)
@@ -295,7 +295,7 @@ class LingerTests(PollerTests):
         self.assertEqual((len(one.lost), self.poller.fileno(), self.loop.getDelayedCalls()), (1, -1, []))
 
     def test_closed_while_it_lingers(self) -> None:
-        """Nothing is left of it then."""
+        """A set that is closed while it lingers leaves nothing behind."""
         one = self.descriptor()
         self.poller.addReader(one)
         for _ in range(round(BUSY)):

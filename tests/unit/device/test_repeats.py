@@ -1,4 +1,4 @@
-"""What was written to devices is recognized when it comes again."""
+"""Tests of repeats: a message that was written to a device is recognized when it is delivered again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ._fakes import Source, World
 
 class ClosedConnectionsTests(SynchronousTestCase):
     def test_numbers(self) -> None:
-        """What is below the next number was written; of a connection that is not known, nothing."""
+        """A number below the next one was written. For an unknown connection no number was."""
         closed = ClosedConnections()
         closed.add(b"a", 2, 0.0)
         self.assertEqual([closed.written(b"a", seq, 0.0) for seq in range(4)], [True, True, False, False])
         self.assertFalse(closed.written(b"b", 0, 0.0))
 
     def test_skipped(self) -> None:
-        """A number that was skipped was not written."""
+        """A skipped number was not written."""
         ordering: Ordering[str] = Ordering()
         for seq in (0, 3):
             ordering.arrive(seq, "", 0.0)
@@ -41,13 +41,14 @@ class ClosedConnectionsTests(SynchronousTestCase):
         self.assertEqual([closed.written(b"a", seq, 0.0) for seq in range(5)], [True, False, False, True, False])
 
     def test_many_skipped(self) -> None:
-        """However much was skipped and held, a connection takes little room; what is no longer known was not written."""
+        """However many numbers were skipped or held, a connection uses little memory. A forgotten number counts as not written.
+        """
         ordering: Ordering[str] = Ordering()
         for seq in range(1, 200):
             ordering.arrive(seq, "", 0.0)
         ordering.skip()
         ordering.take()
-        for seq in range(201, 8001, 2):  # the even ones never come
+        for seq in range(201, 8001, 2):  # the even ones never arrive
             ordering.arrive(seq, "", 0.0)
             ordering.skip()
             ordering.take()
@@ -59,13 +60,13 @@ class ClosedConnectionsTests(SynchronousTestCase):
         self.assertEqual(written, list(range(7999 - 2 * RANGES_REMEMBERED, 8000, 2)))
 
     def test_nothing_to_know(self) -> None:
-        """A connection without numbered messages takes no room."""
+        """A connection without numbered messages uses no memory."""
         closed = ClosedConnections()
         closed.add(b"a", 0, 0.0)
         self.assertEqual(len(closed), 0)
 
     def test_forgotten(self) -> None:
-        """It is forgotten after a time; and the oldest when there are many."""
+        """A connection is forgotten after some time, and the oldest one when there are many."""
         closed = ClosedConnections()
         closed.add(b"a", 1, 0.0)
         closed.add(b"b", 1, 5.0)
@@ -87,7 +88,7 @@ class HandedOverTests(SynchronousTestCase):
         self.assertEqual(len(handed_over), 0)
 
     def test_forgotten(self) -> None:
-        """It is forgotten after a time; and the oldest when there are many."""
+        """An entry is forgotten after some time, and the oldest one when there are many."""
         handed_over = HandedOver()
         handed_over.add([b"a"], 0.0)
         self.assertFalse(handed_over.take(b"a", REMEMBERED_FOR))
@@ -97,13 +98,13 @@ class HandedOverTests(SynchronousTestCase):
 
 
 class EndpointTests(SynchronousTestCase):
-    """A connection that closes, and what comes again for it."""
+    """A connection that closes, and messages for it that are delivered again."""
 
     def letter(self, source: Source, connection_id: bytes, body: bytes, seq: int | None) -> Letter:
         return Letter(source, source.next(), b"header", body, connection_id, seq, reply_to=b"q")
 
     def test_after_the_end(self) -> None:
-        """What was written on a connection that is gone is a duplicate; what was not, whatever it waited for, is not."""
+        """After the end of a connection, a written message is a duplicate. A message that was waiting is not."""
         world = World()
         source, again = Source(), Source()
         endpoint, wire = world.connect()
@@ -123,7 +124,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual((again.acked, world.totals.duplicates), ([1, 2], 2))
 
     def test_while_it_closes(self) -> None:
-        """So it is while the connection is closing."""
+        """The same holds while the connection is closing."""
         world = World()
         source = Source()
         endpoint, _ = world.connect()
@@ -135,7 +136,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual((world.totals.duplicates, source.outstanding), (1, 0))
 
     def test_what_is_on_record_stays_so(self) -> None:
-        """The record of a message whose number was given out is not dropped with its consumer: a copy would be a duplicate."""
+        """The record of a message that has used its number is not dropped with its consumer: its copy would be a duplicate."""
         world = World()
         source = Source()
         endpoint, _ = world.connect(room=0)
@@ -149,7 +150,7 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
 
     def test_without_a_number(self) -> None:
-        """Each message without a number that was handed over is noted, and no other one is."""
+        """Each written message without a number is remembered, and no other one."""
         world = World()
         source = Source()
         endpoint, wire = world.connect()
@@ -164,13 +165,13 @@ class EndpointTests(SynchronousTestCase):
         self.assertEqual(source.bodies, [b"plain", b"asks"])
 
     def test_recall(self) -> None:
-        """When their consumer is gone they are recognized."""
+        """Messages of a lost consumer are recognized."""
         world = World()
         world.factory.deliveries.forget(Source(), [b"a"])
         self.assertEqual([world.factory.deliveries.recall(b"a"), world.factory.deliveries.recall(b"a")], [True, False])
 
     def test_no_time_passes_in_an_outage(self) -> None:
-        """An outage may last: nothing can come again before it is over."""
+        """Entries do not age in an outage: no message can be delivered again before its end."""
         world = World()
         endpoint, _ = world.connect()
         world.send(endpoint, Source(), b"0", 0)

@@ -1,4 +1,4 @@
-"""Deadlines of many."""
+"""Tests of the deadlines of many connections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TimersTests(SynchronousTestCase):
         )
     )
     def test_model(self, steps: list[tuple[str, int, int]]) -> None:
-        """Each waits until its last deadline, and is told once, in the order of the deadlines."""
+        """Each entry expires at its last deadline, once, in the order of deadlines."""
         timers: Timers[int] = Timers()
         model: dict[int, int] = {}
         now = 0
@@ -43,7 +43,7 @@ class TimersTests(SynchronousTestCase):
             self.assertEqual(len(timers), len(model))
 
     def test_changes_while_due(self) -> None:
-        """Whoever is told may set its own deadline anew, and clear another's, who is not told then."""
+        """In its callback an entry may set its own deadline again, and clear that of another, which is then not called."""
         timers: Timers[str] = Timers()
         for who in "abc":
             timers.set(who, 1.0)
@@ -55,7 +55,7 @@ class TimersTests(SynchronousTestCase):
         self.assertEqual((told, len(timers)), (["a", "c"], 2))
 
     def test_memory(self) -> None:
-        """A deadline that is set anew with every line takes no more and more memory, and keeps nobody alive who is gone."""
+        """A deadline that is reset with every line does not accumulate memory, and keeps no ended connection alive."""
 
         class Waiter:
             pass
