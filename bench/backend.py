@@ -27,7 +27,7 @@ from owsla.amqp.methods import encode_method
 from owsla.broker.client import BaseHandler, BrokerClient
 from owsla.broker.connection import BrokerConnection, ConnectionSettings
 from owsla.config.addresses import BrokerAddress
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .child import Child
 
@@ -78,7 +78,7 @@ class LineCounter(BaseHandler):
 
     name = "bench"
 
-    def __init__(self, turn: Turn, from_device: str, to_device: str, ready: Callable[[], None]) -> None:
+    def __init__(self, turn: EndOfTurn, from_device: str, to_device: str, ready: Callable[[], None]) -> None:
         self._turn = turn
         self._queue = from_device
         self._to_device = to_device
@@ -111,7 +111,7 @@ class LineCounter(BaseHandler):
         self._tag = tag
         if not self._flushing:
             self._flushing = True
-            self._turn.broker(self._flush)
+            self._turn.call_last(self._flush)
         self.messages += 1
         # Owsla writes these headers, so they are found by their bytes, without decoding the whole table.
         at = header.index(_ID) + len(_ID)
@@ -222,7 +222,7 @@ class Commands(LineReceiver):
             self._reply(getattr(self._counter, do)(**arguments))
 
     def _open(self, broker: str, from_device: str, to_device: str) -> None:
-        turn = Turn(self._reactor)
+        turn = EndOfTurn(self._reactor)
         parameters = pika.URLParameters(broker)
         self._counter = LineCounter(turn, from_device, to_device, lambda: self._reply({}))
         BrokerConnection(

@@ -14,7 +14,7 @@ from pathlib import Path
 from OpenSSL import SSL
 
 from owsla.runtime.open_files import raise_open_files_limit
-from owsla.tls.certificates import server_context
+from owsla.tls.contexts import server_context
 
 
 class Bare:

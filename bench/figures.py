@@ -26,7 +26,7 @@ from typing import Any
 
 import pika
 
-from owsla.tls.certificates import development_certificates
+from owsla.tls.development import development_certificates
 
 from . import proc
 from .c_program import WINDOW, CProgram, MeasurementError, PythonBackEnd, build, start_back_end

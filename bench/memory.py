@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from owsla.runtime.open_files import raise_open_files_limit
-from owsla.tls.certificates import development_certificates
+from owsla.tls.development import development_certificates
 
 from .child import ROOT
 from .harness import BROKER, Gateway, arguments, circumstances, command_line, median, publish, settled, table

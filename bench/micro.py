@@ -44,7 +44,7 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry, Router
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.supervision import DynamicSupervisor
 
 from .harness import arguments, circumstances, command_line, publish, table
@@ -133,7 +133,7 @@ class Node:
 
     def __init__(self, device_ack: bool = False) -> None:
         self.clock = manual_clock()
-        self.turn = Turn(self.clock)
+        self.turn = EndOfTurn(self.clock)
         self.framing = Framing()
         self.ids = ConnectionIds()
         self.registry: Registry[Any] = Registry()

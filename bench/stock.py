@@ -30,12 +30,12 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.device.transport import TLSTransport
 from owsla.routing import ConnectionIds, Registry
-from owsla.runtime.end_of_turn import Turn
-from owsla.runtime.memory import Memory
+from owsla.runtime.end_of_turn import EndOfTurn
+from owsla.runtime.memory import ProcessMemory
 from owsla.runtime.open_files import raise_open_files_limit
-from owsla.runtime.sockets import claim
+from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
-from owsla.tls.certificates import server_context
+from owsla.tls.contexts import server_context
 
 reactor: Any = _reactor
 
@@ -90,7 +90,7 @@ def make_factory() -> tuple[DeviceFactory, HangupWatch]:
     sink: Any = DiscardingSink()
     courier: Any = None
     factory = DeviceFactory(
-        DeviceRuntime(reactor, Turn(reactor), lambda event: None, time.time),
+        DeviceRuntime(reactor, EndOfTurn(reactor), lambda event: None, time.time),
         DeviceSettings(),
         Connections(ConnectionIds(), Registry(), supervisor),
         sink,
@@ -112,7 +112,7 @@ def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, context: SSL.C
     admission: Admission[TLSTransport] = Admission(1_000_000, 100)
     port = Listener(
         reactor,
-        claim(0, "127.0.0.1"),
+        bind(0, "127.0.0.1"),
         context,
         factory,
         admission,
@@ -142,7 +142,7 @@ def main() -> None:
     factory, hangups = make_factory()
     port = KINDS[kind](factory, hangups, context)
     # A gateway returns free memory after many handshakes. Here the memory is settled before each measurement.
-    LoopingCall(Memory().give_back).start(1.0)
+    LoopingCall(ProcessMemory().trim).start(1.0)
     StandardIO(UntilEnd())
     print(port, flush=True)
     reactor.run()

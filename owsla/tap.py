@@ -10,7 +10,7 @@ from twisted.application.service import Service
 from .config.usage import Options, exit_with
 from .errors import ConfigError
 from .log import install_log
-from .runtime.clock import keep_steady
+from .runtime.clock import use_monotonic_clock
 from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.node import make_node
 from .wiring.parent import make_parent
@@ -22,7 +22,7 @@ def makeService(options: Options) -> Service:
     """Return the service of `twistd owsla`. A user's error ends the process with one line."""
     from twisted.internet import reactor  # importing it installs a reactor
 
-    keep_steady(reactor)
+    use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
     logged = install_log(reactor, options.parent)
     settings, log = options.settings, logged.log

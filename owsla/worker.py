@@ -30,8 +30,8 @@ from twisted.logger import ILogObserver, globalLogBeginner
 from .config.addresses import BrokerAddress
 from .config.sources import load_settings
 from .errors import ConfigError
-from .runtime.clock import keep_steady
-from .runtime.process import end_with
+from .runtime.clock import use_monotonic_clock
+from .runtime.process import set_exit_status
 from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.node import make_node
 from .wiring.shutdown import NodeService
@@ -54,7 +54,7 @@ def main() -> None:
     from twisted.internet import reactor as _reactor  # importing it installs a reactor
 
     reactor: Any = _reactor
-    keep_steady(reactor)
+    use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
     link = _connect(reactor, channel, start["number"])
     log = LogToParent(link.channel, reactor.callFromThread)
@@ -90,7 +90,7 @@ def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: soc
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)
         reactor.callWhenRunning(reactor.stop)
-        end_with(1)
+        set_exit_status(1)
     else:
         reactor.callWhenRunning(service.startService)
         reactor.addSystemEventTrigger("before", "shutdown", lambda: ensureDeferred(_stop(service, link)))

@@ -19,7 +19,8 @@ from owsla.config.settings import QueueArgument, Settings
 from owsla.errors import ConfigError
 from owsla.events import check_handlers
 from owsla.runtime.files import read_file
-from owsla.tls.certificates import certificates_in, check_server_files
+from owsla.tls.certificates import read_certificates
+from owsla.tls.contexts import check_server_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +173,4 @@ def check_files(settings: Settings) -> None:
         check_server_files(settings.cert, settings.key)
     for path in (settings.client_ca, settings.broker_ca):
         if path is not None:
-            certificates_in(path)
+            read_certificates(path)

@@ -17,7 +17,7 @@ from twisted.cred.checkers import ICredentialsChecker
 from owsla.config.addresses import BrokerAddress
 from owsla.config.settings import QueueArgument
 from owsla.dialects import Dialect, find_dialect
-from owsla.dialects.login import checker
+from owsla.dialects.login import make_login_checker
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec, handler_spec
 from owsla.routing_key import RoutingKey
@@ -274,7 +274,7 @@ def dialect(text: str) -> type[Dialect]:
 
 def login_checker(text: str) -> ICredentialsChecker:
     """Read a credentials checker."""
-    return checker(text)
+    return make_login_checker(text)
 
 
 def broker(text: str) -> BrokerAddress | None:

@@ -118,7 +118,7 @@ class DialectProtocol(DeviceProtocol):
         marks = self._marks
         if marks is not None and marks.safe > self._acknowledged and not self._ack_scheduled and not self._publication_held:
             self._ack_scheduled = True
-            self.factory.turn.devices(self._acknowledge_soon)
+            self.factory.turn.call_first(self._acknowledge_soon)
 
     def _acknowledge(self) -> None:
         marks = self._marks

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from ..events import DeviceConnected, Event
 from ..interfaces import Clock, Courier, LineSink
 from ..letter import Letter
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from .connections import RECEIVED, SENT, Connection, Connections
 from .deliveries import Deliveries
 from .discards import Discards
@@ -34,7 +34,7 @@ class DeviceRuntime:
     """Time, the end of the reactor turn, and the receiver of events."""
 
     clock: Clock
-    turn: Turn
+    turn: EndOfTurn
     emit: Callable[[Event], None]
     now: Callable[[], float]
     """Function that returns the time in seconds since the epoch."""
@@ -115,7 +115,7 @@ class DeviceFactory(ServerFactory):
         """Create a factory.
 
         `protocol(factory, connection_id)` makes a protocol: `DeviceProtocol`, or what `dialect_protocol.speaking` returns.
-        `identify` returns the device id from the certificate of a TLS connection, and raises `Refused` to refuse it.
+        `identify` returns the device id from the certificate of a TLS connection, and raises `HandshakeRefused` to refuse it.
         """
         clock, emit = runtime.clock, runtime.emit
         self._build = protocol
@@ -159,7 +159,7 @@ class DeviceFactory(ServerFactory):
         return self._build(self, self.connections.new_id())
 
     def device_id(self, connection: SSL.Connection | None) -> str | None:
-        """Return the device id that a TLS connection proves, if any. Raise `Refused` to refuse the connection."""
+        """Return the device id that a TLS connection proves, if any. Raise `HandshakeRefused` to refuse the connection."""
         return self._identify(connection) if self._identify is not None and connection is not None else None
 
     def connected(self, connection: Connection) -> None:

@@ -21,9 +21,10 @@ from zope.interface import implementer
 from ..errors import os_reason
 from ..events import Event, Full, HandshakeFailed, Listening, SilentEvicted, TurnedAway
 from ..interfaces import Clock, Reactor
+from ..runtime.memory import ProcessMemory
 from ..supervision import Worker
 from ..tls.post_handshake import PostHandshake
-from ..tls.refusal import Refusal, Refused
+from ..tls.refusal import HandshakeRefused, Refusal
 from .admission import Admission, Sources, Tally, source_of
 from .hangup import HangupWatch
 from .housekeeping import TICK, Housekeeping
@@ -84,16 +85,6 @@ GIVEN_BACK_EVERY: Final = 60.0
 """Seconds, at the least, between two times that free memory is given back to the system, if there were so many handshakes."""
 
 
-class Memory(Protocol):
-    """The memory of the process."""
-
-    def settle(self) -> None:
-        """What there is now will stay: it need not be looked at again."""
-
-    def give_back(self) -> None:
-        """A crowd has come in: what it has left behind is to be given back to the system."""
-
-
 class Share(Protocol):
     """The connections of this process among those of others on the same port."""
 
@@ -147,7 +138,7 @@ class Listener(Worker):
         sources: Sources | None = None,
         share: Share | None = None,
         housekeeping: Housekeeping | None = None,
-        memory: Memory | None = None,
+        memory: ProcessMemory | None = None,
         linger: float = 0.0,
     ) -> None:
         """Times are in seconds. `factory` builds the protocol of each connection whose handshake is complete; it may be any
@@ -240,7 +231,7 @@ class Listener(Worker):
         if self._share is not None:
             self._share.tell(self._admission.connections)
         if self._memory is not None:
-            self._memory.settle()
+            self._memory.freeze()
         self._emit(Listening(address=_shown(self._socket, host), port=port))
         self._resume()
         return True
@@ -442,13 +433,13 @@ class Listener(Worker):
             return
         try:
             transport.connectProtocol(protocol)
-        except Refused as error:
+        except HandshakeRefused as error:
             self._handshake_failed(transport, f"TLS: {error.refusal.reason}", error.refusal)
             transport.loseConnection()
             return
         self.handshakes += 1
         if self._memory is not None and self.handshakes % SETTLED_TOGETHER == 0:
-            self._memory.settle()
+            self._memory.freeze()
 
     def _handshake_failed(self, transport: TLSTransport, reason: str, refusal: Refusal | None) -> None:
         self.failed_handshakes += 1
@@ -524,4 +515,4 @@ class Listener(Worker):
         handshakes, then = self._given_back
         if self._memory is not None and self.handshakes >= handshakes + SETTLED_TOGETHER and now >= then + GIVEN_BACK_EVERY:
             self._given_back = (self.handshakes, now)
-            self._memory.give_back()
+            self._memory.trim()

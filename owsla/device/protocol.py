@@ -195,7 +195,7 @@ class DeviceProtocol(LineReceiver):
             self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:
-        """Register the connection, whose device is identified now. Raise `Refused` if its certificate is refused."""
+        """Register the connection, whose device is identified now. Raise `HandshakeRefused` if its certificate is refused."""
         factory = self.factory
         self.device_id = factory.device_id(self.transport.getHandle())
         self.template = factory.sink.open(self.connection_id, self.device_id)
@@ -480,7 +480,7 @@ class DeviceProtocol(LineReceiver):
                     self._confirmed += 1
             if not self._ack_scheduled:
                 self._ack_scheduled = True
-                self.factory.turn.devices(self._acknowledge_soon)
+                self.factory.turn.call_first(self._acknowledge_soon)
         elif seq > self._confirmed:
             if self._confirmed_ahead is None:
                 self._confirmed_ahead = set()
@@ -664,7 +664,7 @@ class DeviceProtocol(LineReceiver):
         self._outgoing_size += len(line)
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self.factory.turn.devices(self._flush_soon)
+            self.factory.turn.call_first(self._flush_soon)
         elif self._outgoing_size >= CHUNK:
             # Only a write shows what the socket takes, and what it does not take has to wait unacknowledged.
             self._flush()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
-from ..runtime.leaky_buckets import Buckets
+from ..runtime.leaky_buckets import LeakyBuckets
 
 BURST: Final = 5
 """Replacements in a row of one device id that are nothing special: a device at the edge of a radio cell."""
@@ -41,8 +41,8 @@ class Rivals(Generic[Connection]):
     __slots__ = ("_rate", "_staying", "_told", "_untold")
 
     def __init__(self) -> None:
-        self._rate: Buckets[str] = Buckets(BURST, INTERVAL, REMEMBERED)
-        self._told: Buckets[str] = Buckets(1, TOLD_EVERY, REMEMBERED)
+        self._rate: LeakyBuckets[str] = LeakyBuckets(BURST, INTERVAL, REMEMBERED)
+        self._told: LeakyBuckets[str] = LeakyBuckets(1, TOLD_EVERY, REMEMBERED)
         self._untold: dict[str, int] = {}  # of contested device ids: replacements that were not reported
         self._staying: dict[str, deque[tuple[float, Connection]]] = {}
 

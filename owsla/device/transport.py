@@ -50,7 +50,7 @@ from zope.interface import implementer
 
 from ..interfaces import Reactor
 from ..tls import client_hello as hello
-from ..tls.refusal import Refusal, Refused, noted
+from ..tls.refusal import HandshakeRefused, Refusal, noted_refusal
 from .interfaces import IDeviceTransport, IHangupListener
 from .lifecycle import Life, Lifecycle
 from .stock_transport import address_text
@@ -167,7 +167,7 @@ class TLSTransport:
         self._address = address
         self._context: SSL.Context | None = context
         self._owner = owner
-        self._hello: hello.Scan | None = None
+        self._hello: hello.ClientHelloScan | None = None
         self._tls: SSL.Connection | None = None
         self._protocol: Any = None
         self._producer: Any = None
@@ -467,7 +467,8 @@ class TLSTransport:
     @property
     def refusal(self) -> Refusal | None:
         """Refusal that a callback of OpenSSL noted, if any."""
-        return self._reason.value.refusal if self._reason is not None and isinstance(self._reason.value, Refused) else None
+        error = None if self._reason is None else self._reason.value
+        return error.refusal if isinstance(error, HandshakeRefused) else None
 
     def getPeerCertificate(self) -> Any:
         """Return the certificate of the peer, or `None`."""
@@ -506,7 +507,7 @@ class TLSTransport:
                 try:
                     data = self._tls.recv(RECORD)  # type: ignore[union-attr]
                 except SSL.WantReadError as error:
-                    if noted(self.getHandle()) is not None:
+                    if noted_refusal(self.getHandle()) is not None:
                         self._ended(error)
                     return
                 except (SSL.Error, OSError) as error:
@@ -653,9 +654,9 @@ class TLSTransport:
             return b""
 
     def _needed(self, first: bytes) -> int:
-        """Return the number of bytes needed of a ClientHello with this beginning (`client_hello.Scan`)."""
+        """Return the number of bytes needed of a ClientHello with this beginning (`client_hello.ClientHelloScan`)."""
         if self._hello is None:
-            self._hello = hello.Scan()
+            self._hello = hello.ClientHelloScan()
         return self._hello.needed(first)
 
     def _said_too_little(self, first: bytes, needed: int) -> bool:
@@ -690,13 +691,13 @@ class TLSTransport:
         self._owner.handshakeCompleted(self)
 
     def connectProtocol(self, protocol: Any) -> None:
-        """Connect the protocol of an open connection. It may raise `Refused`, and is not connected then."""
+        """Connect the protocol of an open connection. It may raise `HandshakeRefused`, and is not connected then."""
         self._protocol = protocol
         try:
             protocol.makeConnection(self)
             if IHandshakeListener.providedBy(protocol):
                 protocol.handshakeCompleted()
-        except Refused:
+        except HandshakeRefused:
             self._protocol = None
             raise
 
@@ -706,8 +707,8 @@ class TLSTransport:
         """Close the connection, since the peer has closed its side or violated the protocol."""
         if isinstance(error, SSL.SysCallError) and self.getHandle().get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
-        if (refusal := noted(self.getHandle())) is not None:
-            error = Refused(refusal)  # OpenSSL does not know what its callbacks know
+        if (refusal := noted_refusal(self.getHandle())) is not None:
+            error = HandshakeRefused(refusal)  # OpenSSL does not know what its callbacks know
         if self._reason is None:
             # After our close_notify the end of the stream is in order without that of the peer.
             self._reason = _Failures.DONE if self._state == CLOSING else _failure(error)

@@ -1,4 +1,4 @@
-"""What a device's lines mean: without a dialect they pass as they are. `docs/dialects.md` shows how to write one."""
+"""Dialects: protocols in which devices talk to the gateway itself. `docs/dialects.md` shows how to write one."""
 
 from ._find import find_dialect
 from ._interfaces import REFUSED, Conversation, Dialect, DialectPlugin, DialectSettings, Factory, IDialect, Refused

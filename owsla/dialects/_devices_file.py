@@ -1,7 +1,7 @@
-"""The file of `--login-checker file:PATH`: who may log in, and with which token.
+"""The file of `--login-checker file:PATH`: device ids and their tokens.
 
-A line `id:token` for each device. Twisted's FilePasswordDB is not used: it takes any file, cuts a token at its second colon,
-and fails a login while there is no file.
+The file has a line `id:token` for each device. Twisted's FilePasswordDB is not used: it accepts any file, cuts a token at a
+second colon, and fails logins while the file is missing.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ..errors import ConfigError, os_reason
-from ._sparingly import Sparingly
+from ._throttle import Throttle
 
 LONGEST_ID: Final = 255
-"""Bytes. A longer one could not be the connection's device id."""
+"""Maximum length of an id in bytes. A longer one could not be the device id of a connection."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 def read_tokens(content: bytes) -> dict[bytes, bytes]:
-    """The token of each id. `ConfigError` says in which line something is wrong, without quoting it: a token may be in it.
+    """Return the token of each id. Raise `ConfigError` with the number of a wrong line, not its text: that may contain a token.
 
-    Space at a line's end, blank lines, and those that begin with # do not count. Of two lines for an id the last one holds; an
-    id without a token is nobody's.
+    Space at the end of a line, blank lines and lines that begin with # are ignored. Of two lines for one id the last one
+    counts. With an empty token nobody can log in.
     """
     if b"\0" in content:
-        raise ConfigError("it is not a text file")
+        raise ConfigError("this is not a text file")
     tokens = {}
     for number, line in enumerate(content.removeprefix(_BOM).split(b"\n"), 1):
         line = line.rstrip()
@@ -43,12 +43,12 @@ def read_tokens(content: bytes) -> dict[bytes, bytes]:
             continue
         name, colon, token = line.partition(b":")
         if not colon:
-            raise ConfigError(f"line {number}: there is no colon in it, as in id:token")
+            raise ConfigError(f"line {number}: the colon is missing, as in id:token")
         if b":" in token:
-            raise ConfigError(f"line {number}: there is more than one colon in it; neither an id nor a token can have one")
+            raise ConfigError(f"line {number}: there is more than one colon; neither an id nor a token can have one")
         if not _is_an_id(name):
             raise ConfigError(
-                f"line {number}: what is before the colon is no id: 1 to {LONGEST_ID} bytes of printable text without a space"
+                f"line {number}: the id before the colon must be 1 to {LONGEST_ID} bytes of printable text without a space"
             )
         tokens[name] = token
     return tokens
@@ -64,64 +64,64 @@ def _is_an_id(name: bytes) -> bool:
 
 @implementer(ICredentialsChecker)
 class DevicesFile:
-    """Knows the devices of a file, which is read again when it has changed.
+    """Checker of device ids and tokens by a file, which is read again when it has changed.
 
-    While it cannot be read, or has something else in it, those of the last good one are known, and there is a warning: a slip
-    in the file should not keep out all devices.
+    While the file cannot be read, or has a wrong line, the last good content applies, with a warning: a mistake in the file
+    must not lock out all devices.
     """
 
     credentialInterfaces = (IUsernamePassword,)
     _log = Logger()
 
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
-        """`ConfigError`, if it cannot be used."""
+        """Read the file. Raise `ConfigError` if it cannot be used."""
         self._name = str(path)
-        self._path = path.absolute()  # twistd may go to another folder later
-        self._sparingly = Sparingly(now)
+        self._path = path.absolute()  # twistd may change its working folder later
+        self._throttle = Throttle(now)
         self._tokens: dict[bytes, bytes] = {}
-        self._seen: object = None  # how the file looked whose content was read last
-        self._fault = ""  # what is wrong with that content
-        self._told = ""  # the trouble that was told last, and lasts
-        trouble = self._trouble()
-        if trouble:
-            raise ConfigError(f"{self._name}: {trouble}")
+        self._read_status: object = None  # device, inode, size and time of the file that was read last
+        self._fault = ""  # the fault of that content
+        self._reported = ""  # the problem that was logged last, and is not solved
+        problem = self._refresh()
+        if problem:
+            raise ConfigError(f"{self._name}: {problem}")
 
     def requestAvatarId(self, credentials: Any) -> bytes:
-        self._look()
+        self._refresh_and_report()
         name: bytes = credentials.username
         token = self._tokens.get(name, b"")
         # An unknown id takes as long as a wrong token.
         if not hmac.compare_digest(token, credentials.password) or not token:
-            raise UnauthorizedLogin("there is no such device, or it has another token")
+            raise UnauthorizedLogin("unknown device id, or wrong token")
         return name
 
-    def _look(self) -> None:
-        seen = self._seen
-        trouble = self._trouble()
-        if not trouble:
-            if self._told:
-                self._told = ""
+    def _refresh_and_report(self) -> None:
+        before = self._read_status
+        problem = self._refresh()
+        if not problem:
+            if self._reported:
+                self._reported = ""
                 self._log.info("{file} is in use again", file=self._name)
-        elif (trouble != self._told or seen != self._seen) and self._sparingly.due():
-            self._told = trouble
+        elif (problem != self._reported or before != self._read_status) and self._throttle.allows():
+            self._reported = problem
             self._log.warn(
-                "{file}: {trouble}; until that is mended the devices that were in it before are known",
+                "{file}: {problem}; its previous content applies until the file is corrected",
                 file=self._name,
-                trouble=trouble,
+                problem=problem,
             )
 
-    def _trouble(self) -> str:
-        """Read the file, if it has changed; why that cannot be, or what is wrong with it."""
+    def _refresh(self) -> str:
+        """Read the file if it has changed. Return the reason for which it cannot be used, or an empty string."""
         try:
             status = os.stat(self._path)
-            # Before it is read: what is written meanwhile is then a change for the next look.
-            seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if seen == self._seen:
+            # Taken before the file is read: a write in between is then noticed at the next login.
+            current = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if current == self._read_status:
                 return self._fault
             content = self._path.read_bytes()
         except OSError as error:
             return os_reason(error)
-        self._seen = seen
+        self._read_status = current
         self._fault = ""
         try:
             self._tokens = read_tokens(content)

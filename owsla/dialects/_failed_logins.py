@@ -1,19 +1,19 @@
 """Limits on failed logins. Pure.
 
-Without a limit a device's token can be guessed as fast as handshakes go. But nobody may keep a device out by failing in its
-name, or from its address: ids are no secret, and addresses are shared by thousands behind a carrier's NAT. So failures are
-counted three times:
+Without a limit the token of a device can be guessed at the rate of handshakes. But an attacker must not be able to lock out a
+device by failed logins under its id, or from its address: ids are not secret, and thousands of devices share an address behind
+a carrier's NAT. So failures are counted in three ways:
 
-- for a device id at one address: this is what slows a device with a wrong token, and a guess from one place;
-- for a device id at all addresses, and for an address with all ids: against many guesses from many places.
+- for a device id at one address: this slows down a device with a wrong token, and guesses from one place;
+- for a device id at all addresses, and for an address with all ids: these slow down many guesses from many places.
 
-The last two are wide limits. They do not apply to a device at the address of its last login. The limit for an address does
-not apply where several devices have logged in, either: such an address is a NAT's or a proxy's. These exceptions are in
-memory. They are unknown after a start, in another worker process, and at a new address. So past a wide limit each device
-still has one attempt an hour at each address. A device with the right token needs no more, and it adds little to the guesses
-within the limits.
+The last two are wide limits. They do not apply to a device at the address of its last login. The limit for an address does not
+apply to an address from which several devices have logged in, either: it belongs to a NAT or a proxy. These exceptions are kept
+in memory. They are unknown after a start, in another worker process, and at a new address. So beyond a wide limit each
+device still has one attempt an hour at each address. A device with the right token needs no more, and this adds little to the
+guesses within the limits.
 
-A login that is refused for a count is not checked, so a right guess looks like a wrong one.
+A login beyond a limit is refused without a check, so a right guess looks like a wrong one.
 """
 
 from __future__ import annotations
@@ -21,63 +21,63 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from ..runtime.leaky_buckets import Buckets
+from ..runtime.leaky_buckets import LeakyBuckets
 
 PAIR: Final = (10, 6.0)
-"""Failures in a row for one device at one address, and the seconds after which there may be another one: ten a minute. A person
-who types a token by hand has a few; a thousand guesses take more than an hour."""
+"""Failures in a row for one device at one address, and seconds until one more is allowed: ten a minute. A person who types a
+token by hand makes a few mistakes; a thousand guesses take more than an hour."""
 
 DEVICE: Final = (100, 0.6)
-"""The same for one device at all addresses: it takes ten of them to get there."""
+"""The same for one device at all addresses. It takes ten addresses at their own limit to reach it."""
 
 ADDRESS: Final = (600, 0.1)
-"""The same for one address with all ids: sixty devices with wrong tokens behind one NAT do not get there."""
+"""The same for one address with all ids. Sixty devices with wrong tokens behind one NAT do not reach it."""
 
 ATTEMPT: Final = (1, 3600.0)
-"""The attempts of one device at one address past the limits of `DEVICE` and `ADDRESS`."""
+"""Attempts of one device at one address beyond the limits `DEVICE` and `ADDRESS`."""
 
 SHARED: Final = 10
-"""Devices whose last login was from one address, from which on it is a shared one, and `ADDRESS` does not apply."""
+"""Number of devices with their last login from one address that makes it a shared one, to which `ADDRESS` does not apply."""
 
 REMEMBERED: Final = 20_000
-"""Pairs, devices and addresses with failures, each: 4 MB at most. Whoever has more addresses than that is slowed by handshakes
-alone."""
+"""Number of pairs, of devices and of addresses with failures that are remembered: 4 MB at most. An attacker with more addresses
+is slowed down by handshakes only."""
 
 KNOWN: Final = 100_000
-"""Devices whose last address is remembered, some 20 MB at most, and attempts past a wide limit, 50 MB at most. Whoever has more
-addresses than that has more than one attempt an hour at each."""
+"""Number of devices whose last address is remembered (some 20 MB at most), and of attempts beyond a wide limit (50 MB at most).
+An attacker with more addresses has more than one attempt an hour at each."""
 
 LONGEST: Final = 255
-"""Bytes of an id that are kept. A longer one is nobody's."""
+"""Bytes of an id that are kept. No device has a longer id."""
 
 
 class Attempt(NamedTuple):
-    """A login that is being checked."""
+    """A login whose check is in progress."""
 
     name: bytes
     source: str
     known: bool
-    """Whether the device's last login was from this address."""
+    """True if the last login of the device was from this address."""
     extra: bool
-    """Whether this is its attempt past a wide limit."""
+    """True if this is the attempt of the hour beyond a wide limit."""
 
 
 class FailedLogins:
-    """Counts failed logins, and says whether another one may be tried."""
+    """Counter of failed logins, which decides whether another login may be tried."""
 
     __slots__ = ("_addresses", "_attempts", "_devices", "_devices_at", "_known", "_known_limit", "_pairs")
 
     def __init__(self, known: int = KNOWN) -> None:
-        self._pairs: Buckets[tuple[bytes, str]] = Buckets(*PAIR, REMEMBERED)
-        self._devices: Buckets[bytes] = Buckets(*DEVICE, REMEMBERED)
-        self._addresses: Buckets[str] = Buckets(*ADDRESS, REMEMBERED)
-        self._attempts: Buckets[tuple[bytes, str]] = Buckets(*ATTEMPT, known)
+        self._pairs: LeakyBuckets[tuple[bytes, str]] = LeakyBuckets(*PAIR, REMEMBERED)
+        self._devices: LeakyBuckets[bytes] = LeakyBuckets(*DEVICE, REMEMBERED)
+        self._addresses: LeakyBuckets[str] = LeakyBuckets(*ADDRESS, REMEMBERED)
+        self._attempts: LeakyBuckets[tuple[bytes, str]] = LeakyBuckets(*ATTEMPT, known)
         self._known: dict[bytes, str] = {}
-        self._devices_at: Counter[str] = Counter()  # how many of the known devices
+        self._devices_at: Counter[str] = Counter()  # number of the known devices at each address
         self._known_limit = known
 
     def begin(self, name: bytes, source: str, now: float) -> Attempt | str:
-        """Begin to check a login of this id from this address; or return why it is not to be checked."""
+        """Begin the check of a login. Return the attempt, or the reason for refusing the login without a check."""
         name = name[:LONGEST]
         pair = name, source
         known = self._known.get(name) == source
@@ -92,26 +92,26 @@ class FailedLogins:
             if self._attempts.full(pair, now):
                 return limit
             self._attempts.add(pair, now)
-        # It counts as failed until it is known otherwise: what is tried while a checker takes its time must not get past the
-        # limit. For an address it does not: when a site comes back all its devices log in at once.
+        # The login counts as failed until its result is known: otherwise many logins could be tried while a slow checker checks
+        # the first. It does not count for the address, since all devices of a site log in at once when the site comes back.
         self._pairs.add(pair, now)
         return Attempt(name, source, known, limit is not None)
 
     def failed(self, attempt: Attempt, now: float) -> None:
-        """Note that the login was denied."""
+        """Count a login that was denied."""
         if not attempt.known:
             self._devices.add(attempt.name, now)
             self._addresses.add(attempt.source, now)
 
     def unchecked(self, attempt: Attempt) -> None:
-        """Note that the login could not be checked."""
+        """Forget a login that could not be checked."""
         pair = attempt.name, attempt.source
         self._pairs.take_back(pair)
         if attempt.extra:
             self._attempts.take_back(pair)
 
     def succeeded(self, attempt: Attempt) -> None:
-        """Note that the device has logged in, and from where."""
+        """Remember the address of a login that succeeded."""
         self.unchecked(attempt)
         name, source = attempt.name, attempt.source
         self._forget(name)

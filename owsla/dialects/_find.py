@@ -1,4 +1,4 @@
-"""From `--dialect` to a class."""
+"""Lookup of the dialect class for `--dialect`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ._interfaces import Dialect, IDialect
 
 
 def find_dialect(text: str) -> type[Dialect]:
-    """The dialect of a short name, or of `package.module:Name`. `ConfigError` says why there is none."""
+    """Return the dialect class for a short name, or for `package.module:Name`. Raise `ConfigError` if it cannot be found."""
     if ":" in text:
-        return _imported(text)
+        return _import_dialect(text)
     plugins = {plugin.name: plugin.reference for plugin in getPlugins(IDialect)}
     if text in plugins:
-        return _imported(plugins[text])
+        return _import_dialect(plugins[text])
     names = ", ".join(sorted(plugins))
     close = difflib.get_close_matches(text, list(plugins), 1)
     hint = f"; did you mean {close[0]}?" if close else f" ({names}, or package.module:Name)"
     raise ConfigError(f"{text!r}: there is no such dialect{hint}")
 
 
-def _imported(reference: str) -> type[Dialect]:
+def _import_dialect(reference: str) -> type[Dialect]:
     module_name, _, name = reference.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
         raise ConfigError(f"{reference!r} is not of the form package.module:Name")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Which one is missing tells a slip in the name from a package that is not installed.
+        # The name of the missing module distinguishes a typing error from a package that is not installed.
         raise ConfigError(f"{reference!r}: there is no module {error.name}") from None
     except Exception as error:
         raise ConfigError(f"{reference!r}: {module_name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a dialect is, and what it may do."""
+"""Interfaces between a dialect, the connection of its device, and the settings."""
 
 from __future__ import annotations
 
@@ -13,95 +13,98 @@ from zope.interface import Attribute, Interface, implementer
 
 
 class DialectSettings(Protocol):
-    """Settings of Owsla, as a dialect sees them (`owsla.config.settings.Settings`)."""
+    """The settings of the gateway that `Dialect.configured` may read."""
 
     @property
     def login_checker(self) -> ICredentialsChecker | None:
-        """Credentials checker (`--login-checker`)."""
+        """Checker of `--login-checker`."""
 
     @property
     def login_timeout(self) -> float:
-        """Seconds (`--login-timeout`)."""
+        """Seconds of `--login-timeout`."""
 
 
 class Conversation(Protocol):
-    """One device's connection, as its dialect sees it.
+    """The connection of one device, as its dialect sees it.
 
-    After the connection has ended, or began to, each of these does nothing.
+    When the connection has ended, or begins to end, each of these methods does nothing.
     """
 
     connection_id: bytes
-    """The connection's id, as back ends know it."""
+    """Id of the connection, as back ends know it."""
     device_id: str | None
-    """Who the device is: by its certificate, until `identify` says otherwise."""
+    """Id of the device: that of its certificate, until `identify` is called."""
 
     @property
     def peer(self) -> str:
-        """The device's address, for people."""
+        """Address of the device, for people."""
 
     @property
     def source(self) -> str:
-        """The address without the port: of IPv6 its /64 network. Limits for each address count by this."""
+        """Address without the port; for IPv6 the /64 network. Limits for each address count by this."""
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended, or is about to."""
+        """True if the connection has ended, or is about to end."""
 
     def publish(self, line: bytes) -> None:
-        """Give a line to the back ends; while publication is held, later. In the order of these calls."""
+        """Publish a line to the back ends, in the order of the calls. Between `hold` and `release` the line is kept."""
 
     def answer(self, line: bytes) -> None:
-        """Write a line to the device. `ValueError`, if it is too long, or would be two."""
+        """Write a line to the device. Raise `ValueError` if the line is too long, or contains a delimiter."""
 
     def hold(self) -> None:
-        """Publish nothing until `release`: what is published meanwhile is kept, in order, up to a bound; past that the
-        connection is closed. What is kept when it closes is dropped.
+        """Keep published lines until `release`, in order. If they exceed a limit, the connection is closed.
+
+        Lines that are kept when the connection closes are dropped.
         """
 
     def release(self) -> None:
-        """Publish what was kept, and from now on at once."""
+        """Publish the lines that were kept, and later lines at once."""
 
     def identify(self, device_id: str) -> None:
-        """Say who the device is: each line that is published carries it, so this comes before the first one.
+        """Set the device id. Each published line has it, so call this before the first one.
 
-        `ValueError`, if it is empty, unprintable or longer than 255 bytes; `RuntimeError`, if a line was published already.
+        Raise `ValueError` if the id is empty, unprintable or longer than 255 bytes, and `RuntimeError` if a line was published
+        already.
         """
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
-        """Report that the device could not prove that it is `claimed_id`: an event (`login-failed`). The connection stays open.
+        """Report the event `login-failed`: the device could not prove that it is `claimed_id`. The connection stays open.
 
-        `unreported`: failed logins before this one that were not reported.
+        `unreported` is the number of earlier failed logins that were not reported.
         """
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
-        """Call `Dialect.timed_out` in so many seconds, to a tenth. There is one time-out: this takes the place of the last.
+        """Call `Dialect.timed_out` after a time, to a tenth of a second. A connection has one timeout: this replaces it.
 
-        `of_device`: it is time for the device to say something. While the device is not read, since there is nowhere to publish
-        to, such a time-out waits; the device has its whole time anew when it is read again.
+        With `of_device` the timeout is for the device to send something. It stops while the device is not read, since lines
+        cannot be published, and starts from the beginning when the device is read again.
         """
 
     def clear_timeout(self) -> None:
-        """Wait no longer."""
+        """Cancel the timeout."""
 
     def hang_up(self, reason: str) -> None:
-        """Close the connection after what was written; the dialect hears no further line. `reason` is for people."""
+        """Close the connection after the lines written so far. The dialect gets no further line. `reason` is for people."""
 
     def fail(self, failure: Failure) -> None:
-        """Say that the dialect failed, where it cannot raise that: `deferred.addErrback(conversation.fail)`."""
+        """Report that the dialect failed, where it cannot raise: `deferred.addErrback(conversation.fail)`."""
 
 
 class Refused:
-    """What `Dialect.outgoing` returns for a message that is not to reach the device."""
+    """The type of `REFUSED`."""
 
 
 REFUSED: Final = Refused()
+"""Result of `Dialect.outgoing` for a message that must not reach the device."""
 
 
 class Dialect:
-    """What the lines of one connection mean. There is one instance for each connection, made when its handshake is complete.
+    """The protocol of one device. Each connection has an instance, which is made when its handshake is complete.
 
-    This one passes everything through; a dialect overrides what it wants otherwise. All of it is called in the reactor's
-    thread. What it raises closes its own connection, no other, and is told as an event.
+    This class passes everything through; a dialect overrides methods. All methods are called in the reactor thread. An
+    exception closes the connection of the dialect, and no other, with an event.
     """
 
     __slots__ = ("conversation",)
@@ -111,47 +114,50 @@ class Dialect:
 
     @classmethod
     def configured(cls, settings: DialectSettings) -> Factory:
-        """What makes an instance for a connection; called once, at the start. `ConfigError`, if `settings` do not do for it."""
+        """Return what makes an instance for a connection. Called once, at the start.
+
+        Raise `ConfigError` if a setting is missing or wrong.
+        """
         return cls
 
     def connected(self) -> None:
-        """The handshake is complete. Nothing was said yet."""
+        """Handle a new connection: its handshake is complete, and no line has come yet."""
 
     def line(self, line: bytes) -> None:
-        """The device has said this line."""
+        """Handle a line from the device. By default publish it."""
         self.conversation.publish(line)
 
     def outgoing(self, line: bytes) -> Iterable[bytes] | Refused:
-        """What to write to the device for a back end's message whose turn has come.
+        """Return the lines to write to the device for a message from a back end.
 
-        With the last of these lines handed over, so is the message. None at all means that the dialect itself has taken it.
-        `REFUSED`: it goes on record as undeliverable, for the reason `refused-by-dialect`.
+        The message counts as delivered when the last of these lines is handed over, and at once if there is none. A message for
+        which this returns `REFUSED` is recorded as undeliverable, with the reason `refused-by-dialect`.
         """
         return (line,)
 
     def timed_out(self) -> None:
-        """The time of `Conversation.set_timeout` is over."""
+        """Handle the end of the time of `Conversation.set_timeout`."""
 
     def disconnected(self, reason: str) -> None:
-        """The connection has ended. Not called for a dialect that failed."""
+        """Handle the end of the connection. Not called for a dialect that failed."""
 
 
 Factory: TypeAlias = Callable[[Conversation], Dialect]
-"""Makes the dialect of a connection."""
+"""A function that makes the dialect of a connection."""
 
 
 class IDialect(Interface):  # type: ignore[misc]  # zope has no types
-    """A dialect that can be chosen by a short name: a plugin of Twisted's, in a file under `twisted/plugins`."""
+    """A dialect with a short name: a Twisted plugin, in a file under `twisted/plugins`."""
 
-    name: str = Attribute("What `--dialect` calls it.")
-    reference: str = Attribute("Where its class is: `package.module:Name`. It is imported only when it is chosen.")
-    description: str = Attribute("What it does, in a line.")
+    name: str = Attribute("Its name for `--dialect`.")
+    reference: str = Attribute("Location of its class: `package.module:Name`. It is imported only when it is chosen.")
+    description: str = Attribute("A description in one line.")
 
 
 @implementer(IPlugin, IDialect)
 @frozen
 class DialectPlugin:
-    """A dialect's short name, for a plugin file."""
+    """The short name of a dialect, for a plugin file."""
 
     name: str
     reference: str

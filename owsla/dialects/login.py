@@ -1,11 +1,10 @@
-"""A dialect in which a device says who it is before anything else.
+"""A dialect in which a device logs in with its first line.
 
     device   HELLO <id> <token>
-    Owsla    WELCOME <id>            and from then on lines pass as they are
-             DENIED                  and the connection is closed
+    Owsla    WELCOME <id>            from then on lines pass through unchanged
+             DENIED                  then the connection is closed
 
-The token is checked by Twisted's cred: `--login-checker` names a checker. Lines that follow the first one at once wait for the
-answer.
+Twisted's cred checks the token, with the checker of `--login-checker`. Lines that follow the first one wait for the result.
 """
 
 from __future__ import annotations
@@ -30,95 +29,100 @@ from ..supervision import explain
 from ._devices_file import DevicesFile
 from ._failed_logins import LONGEST, FailedLogins
 from ._interfaces import REFUSED, Conversation, Dialect, DialectSettings, Factory, Refused
-from ._sparingly import Sparingly
+from ._throttle import Throttle
 
+# States of a login.
 WAITING: Final = 0
 CHECKING: Final = 1
 WELCOME: Final = 2
 
 
 class IDevice(Interface):  # type: ignore[misc]  # zope has no types
-    """What a device logs in to. Its avatar is its id, a `str`."""
+    """The interface to which devices log in. An avatar is the device id, a `str`."""
 
 
 @implementer(IRealm)
-class Devices:
-    """The realm of devices: whoever a checker knows is let in under the name that the checker has for it."""
+class DeviceRealm:
+    """The realm of devices. The avatar id of the checker is the device id."""
 
     def requestAvatar(self, avatarId: Any, mind: Any, *interfaces: Any) -> tuple[Any, str, Callable[[], None]]:
         if IDevice not in interfaces:
             raise NotImplementedError("devices log in to IDevice")
         name = avatarId.decode() if isinstance(avatarId, bytes) else avatarId
         if not isinstance(name, str) or not name:
-            raise UnauthorizedLogin("nobody in particular")
+            raise UnauthorizedLogin("the checker gave no id")
         return IDevice, name, lambda: None
 
 
-class Denied(Exception):
-    """The device is not known by this id and token. The text says why, without the token."""
+class WrongCredentials(Exception):
+    """The checker does not know the device id, or the token is wrong."""
 
 
-class TooMany(Exception):
-    """The login was not checked, since too many have failed. The text says which."""
+class TooManyFailures(Exception):
+    """The login was refused without a check, since too many have failed. The text says which limit was reached."""
 
 
-class Gate:
-    """The checker that all devices log in with, and the limits on logins that fail."""
+class LoginService:
+    """Login of all devices: the checker, and the limits on failed logins."""
 
     _log = Logger()
 
     def __init__(self, checker: ICredentialsChecker, now: Callable[[], float] = time.monotonic) -> None:
-        realm: Any = Devices()
+        realm: Any = DeviceRealm()
         self._portal = Portal(realm, [checker])
         self._name = type(checker).__name__
-        self._sparingly = Sparingly(now)
-        self._refusals = Sparingly(now)
+        self._checker_errors = Throttle(now)
+        self._refusals = Throttle(now)
         self._now = now
         self._limits = FailedLogins()
 
     def login(self, name: bytes, token: bytes, source: str) -> Deferred[str]:
-        """Check a login from this address. The result is the id that the checker has for the device; the failure is `Denied` or
-        `TooMany`, or otherwise the checker's own trouble.
+        """Check a login from an address. The result is the device id that the checker returns.
+
+        The failure is `WrongCredentials` or `TooManyFailures`, or else an error of the checker.
         """
         limits, now = self._limits, self._now
         attempt = limits.begin(name, source, now())
         if isinstance(attempt, str):
-            return fail(TooMany(attempt))
+            return fail(TooManyFailures(attempt))
 
-        def known(logged_in: tuple[Any, str, Any]) -> str:
+        def succeeded(logged_in: tuple[Any, str, Any]) -> str:
             limits.succeeded(attempt)
             return logged_in[1]
 
-        def unknown(failure: Failure) -> Failure:
+        def failed(failure: Failure) -> Failure:
             if failure.check(UnauthorizedLogin, LoginDenied):
                 limits.failed(attempt, now())
-                raise Denied("there is no such device, or it has another token")
+                raise WrongCredentials("unknown device id, or wrong token")
             limits.unchecked(attempt)
             return failure
 
         credentials: Any = UsernamePassword(name, token)
         checking: Deferred[Any] = self._portal.login(credentials, None, IDevice)
-        return checking.addCallbacks(known, unknown)
+        return checking.addCallbacks(succeeded, failed)
 
-    def refused(self) -> int | None:
-        """A login was refused unchecked: return how many before it were not reported, or `None` if this one is not to be."""
-        return self._refusals.unsaid() if self._refusals.due() else None
+    def unreported_refusals(self) -> int | None:
+        """Count a login that was refused without a check.
 
-    def failed(self, failure: Failure, token: bytes) -> None:
-        """Say that a device could not be checked; `token` is what must not be in the log."""
-        if not self._sparingly.due():
+        Return the number of earlier ones that were not reported, or `None` if this one is not to be reported, either.
+        """
+        return self._refusals.take_suppressed() if self._refusals.allows() else None
+
+    def log_error(self, failure: Failure, token: bytes) -> None:
+        """Log that the checker failed, without the token."""
+        if not self._checker_errors.allows():
             return
-        unsaid = self._sparingly.unsaid()
+        suppressed = self._checker_errors.take_suppressed()
         self._log.warn(
-            "The login's checker {checker} failed, and the device is denied: {reason}{more}",
+            "The login checker {checker} failed, and the device was denied: {reason}{more}",
             checker=self._name,
             reason=_explain_without(token, failure),
-            more=f" (and {unsaid} more since the last such line)" if unsaid else "",
+            more=f" ({suppressed} more since the last such line)" if suppressed else "",
         )
 
 
 def _explain_without(token: bytes, failure: Failure) -> str:
-    # A database's errors, say, may quote what it was asked.
+    # An error of a database, for example, may quote the query with the token.
     text = str(failure.value)
     if token.decode("utf-8", "replace") in text or repr(token)[2:-1] in text:
         return f"{type(failure.value).__name__}, with the token in its text"
@@ -126,24 +130,24 @@ def _explain_without(token: bytes, failure: Failure) -> str:
 
 
 class Login(Dialect):
-    """Publishes nothing, and takes no message, before the device has logged in."""
+    """The login of one device. Before it succeeds nothing is published, and messages are refused."""
 
-    __slots__ = ("_gate", "_state", "_timeout")
+    __slots__ = ("_service", "_state", "_timeout")
 
-    def __init__(self, conversation: Conversation, gate: Gate, timeout: float) -> None:
+    def __init__(self, conversation: Conversation, service: LoginService, timeout: float) -> None:
         """`timeout` is in seconds, from the handshake to the whole first line."""
         super().__init__(conversation)
-        self._gate = gate
+        self._service = service
         self._timeout = timeout
         self._state = WAITING
 
     @classmethod
     def configured(cls, settings: DialectSettings) -> Factory:
         if settings.login_checker is None:
-            raise ConfigError("the login needs --login-checker, such as file:/etc/owsla/devices")
-        gate = Gate(settings.login_checker)
+            raise ConfigError("the login dialect needs --login-checker, such as file:/etc/owsla/devices")
+        service = LoginService(settings.login_checker)
         timeout = settings.login_timeout
-        return lambda conversation: cls(conversation, gate, timeout)
+        return lambda conversation: cls(conversation, service, timeout)
 
     def connected(self) -> None:
         self.conversation.hold()
@@ -153,29 +157,29 @@ class Login(Dialect):
         if self._state == WAITING:
             self._hello(line)
         else:
-            self.conversation.publish(line)  # while the token is checked: kept
+            self.conversation.publish(line)  # kept while the token is checked
 
     def _hello(self, line: bytes) -> None:
         word, _, rest = line.partition(b" ")
         name, _, token = rest.partition(b" ")
         if word != b"HELLO" or not name or not token:
-            self._deny(None, "not a login")  # and nothing of it is told: it may be a token
+            self._deny(None, "not a login")  # without a quotation: it may be a token
             return
         known = self.conversation.device_id
         if known is not None and name != known.encode():
-            # Who has a certificate is who it says.
-            self._deny(name, "its certificate is another device's")
+            # The identity of a certificate takes precedence.
+            self._deny(name, "its certificate is for another device id")
             return
         self._state = CHECKING
         self.conversation.clear_timeout()
-        checking = self._gate.login(name, token, self.conversation.source)
-        checking.addCallbacks(self._known, self._failed, callbackArgs=(name, token), errbackArgs=(name, token))
+        checking = self._service.login(name, token, self.conversation.source)
+        checking.addCallbacks(self._succeeded, self._failed, callbackArgs=(name, token), errbackArgs=(name, token))
         checking.addErrback(self.conversation.fail)
 
-    def _known(self, device_id: str, name: bytes, token: bytes) -> None:
+    def _succeeded(self, device_id: str, name: bytes, token: bytes) -> None:
         try:
             self.conversation.identify(device_id)
-        except ValueError:  # the checker's name for it cannot be a device's
+        except ValueError:  # the id that the checker returned is not a possible device id
             self._failed(Failure(), name, token)
             return
         self._state = WELCOME
@@ -183,16 +187,16 @@ class Login(Dialect):
         self.conversation.release()
 
     def _failed(self, failure: Failure, name: bytes, token: bytes) -> None:
-        if failure.check(Denied):
+        if failure.check(WrongCredentials):
             self._deny(name, str(failure.value))
-        elif failure.check(TooMany):
-            unreported = self._gate.refused()
+        elif failure.check(TooManyFailures):
+            unreported = self._service.unreported_refusals()
             if unreported is not None:
                 self.conversation.login_failed(_shown(name), str(failure.value), unreported)
             self._close("too many failed logins")
         else:
-            # The checker's trouble, or its database's, and none of this device's: it is denied for now, and may come again.
-            self._gate.failed(failure, token)
+            # An error of the checker or its database is not the fault of the device: it is denied now, and may try again.
+            self._service.log_error(failure, token)
             self._deny(name, "login could not be checked", "login could not be checked")
 
     def _deny(self, name: bytes | None, why: str, reason: str = "login denied") -> None:
@@ -212,16 +216,19 @@ class Login(Dialect):
 
 
 def _shown(name: bytes) -> str:
-    """An id that nobody has proved, for an event: bounded, and in printable text. It may be anything."""
+    """Return an unverified id for an event, as printable text of a limited length: it may be arbitrary bytes."""
     text = name[:LONGEST].decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def checker(text: str) -> ICredentialsChecker:
-    """A checker in the words of twistd's `--auth`: `file:PATH`, or another plugin of cred's. `ConfigError`, if it is none."""
+def make_login_checker(text: str) -> ICredentialsChecker:
+    """Return the checker for a text in the form of twistd's `--auth`: `file:PATH`, or another cred plugin.
+
+    Raise `ConfigError` if there is no such checker, or it cannot be used.
+    """
     kind, _, argument = text.partition(":")
     if kind == "memory":
-        raise ConfigError("memory: its tokens would be in the process list; put them into a file: file:PATH")
+        raise ConfigError("memory: the tokens would be visible in the process list; put them into a file: file:PATH")
     if kind == "file":
         try:
             made: Any = DevicesFile(_path(argument))
@@ -234,15 +241,15 @@ def checker(text: str) -> ICredentialsChecker:
         kinds = sorted(
             {each.authType for each in findCheckerFactories() if IUsernamePassword in each.credentialInterfaces} - {"memory"}
         )
-        raise ConfigError(f"there is no checker of the kind {kind!r} ({', '.join(kinds)})") from None
+        raise ConfigError(f"there is no checker named {kind!r} ({', '.join(kinds)})") from None
     except (InvalidAuthArgumentString, ValueError, TypeError) as error:
-        raise ConfigError(f"{kind}: {error or 'its argument cannot be used'}") from None
+        raise ConfigError(f"{kind}: {error or 'the argument cannot be used'}") from None
     if IUsernamePassword not in made.credentialInterfaces:
-        raise ConfigError(f"{kind}: this checker takes no name and token")
+        raise ConfigError(f"{kind}: this checker does not take a name and a token")
     return made  # type: ignore[no-any-return]
 
 
 def _path(text: str) -> Path:
     if not text or "\0" in text:
-        raise ConfigError("it needs a file: file:PATH")
+        raise ConfigError("the path is missing: file:PATH")
     return Path(text)

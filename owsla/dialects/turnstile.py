@@ -1,13 +1,13 @@
 """A coin-operated turnstile, the worked example of docs/dialects.md.
 
-    device   COIN                   somebody has paid
-    device   PUSH                   somebody pushes the arm
-    Owsla    UNLOCKED | LOCKED      what the arm is to be from now on
-    Owsla    RETURN                 give the coin back: it was paid for already
-    Owsla    WHAT                   that was neither
+    device   COIN                   a coin was inserted
+    device   PUSH                   a person pushes the arm
+    Owsla    UNLOCKED | LOCKED      the new state of the arm
+    Owsla    RETURN                 return the coin: the arm was unlocked already
+    Owsla    WHAT                   the line was neither
 
-Who has paid has 30 seconds to go through. Back ends are told `paid`, `passed`, `pushed` (while it was locked) and `expired`,
-and may say `UNLOCK`, to let somebody in for nothing.
+After a coin the arm stays unlocked for 30 seconds. Back ends receive `paid`, `passed`, `pushed` (while the arm was locked) and
+`expired`. They may send `UNLOCK`, to let a person in without a coin.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from automat import TypeMachineBuilder
 from ._interfaces import REFUSED, Conversation, Dialect, Refused
 
 PATIENCE: Final = 30.0
-"""Seconds in which somebody who has paid may go through."""
+"""Seconds for which the arm stays unlocked."""
 
 
 class Inputs(Protocol):
-    """What may happen to a turnstile."""
+    """Inputs of the state machine."""
 
     def coin(self) -> None:
-        """A coin was put in."""
+        """A coin was inserted."""
 
     def push(self) -> None:
-        """Somebody pushes the arm."""
+        """A person pushes the arm."""
 
     def unlock(self) -> None:
-        """Somebody at the back end lets a person in."""
+        """A back end lets a person in."""
 
     def too_late(self) -> None:
-        """Nobody has come through in time."""
+        """The time for passing is over."""
 
 
 class Arm(Protocol):
-    """What the machine does."""
+    """Outputs of the state machine."""
 
     def say(self, line: bytes) -> None:
-        """To the turnstile."""
+        """Send a line to the turnstile."""
 
     def report(self, line: bytes) -> None:
-        """To the back ends."""
+        """Publish a line to the back ends."""
 
     def begin_waiting(self) -> None: ...
 
@@ -102,7 +102,7 @@ Machine = builder.build()
 
 
 class Turnstile(Dialect):
-    """Turns lines into inputs of the machine, and what it does into lines."""
+    """The dialect: turns lines into inputs of the machine, and its outputs into lines."""
 
     __slots__ = ("_machine",)
 
@@ -127,7 +127,7 @@ class Turnstile(Dialect):
     def timed_out(self) -> None:
         self._machine.too_late()
 
-    # -- what the machine does -------------------------------------------------------------------------------------------
+    # -- Outputs of the machine ------------------------------------------------------------------------------------------
 
     def say(self, line: bytes) -> None:
         self.conversation.answer(line)

@@ -14,7 +14,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from ..errors import ConfigError, os_reason
 from ..interfaces import Clock
-from ..runtime.sockets import claim as bind
+from ..runtime.sockets import bind
 from ..supervision import Worker
 from ._histogram import Histogram
 from ._pages import QuietSite, site

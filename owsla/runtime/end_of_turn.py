@@ -1,7 +1,8 @@
-"""What is done once, at the end of a reactor turn, however often it was asked for meanwhile.
+"""Work that is done once, at the end of a reactor turn, however often it was asked for during the turn.
 
-Writing to a socket, acknowledging deliveries and telling devices what is safe all cost about as much for a hundred messages as
-for one. So the hot path only notes that it has something to say; one delayed call a turn, shared by everybody, says it.
+Writing to a socket, acknowledging deliveries and sending acknowledgements to devices each cost about as much for a hundred
+messages as for one. So the hot path only notes that there is something to send. One delayed call for each turn, shared by all
+connections, sends it.
 """
 
 from __future__ import annotations
@@ -14,46 +15,52 @@ from twisted.logger import Logger
 from ..interfaces import Clock
 
 
-class Turn:
-    """The end of the current reactor turn.
+class EndOfTurn:
+    """The end of the current reactor turn, in two rounds.
 
-    There are two rounds: what goes to devices is written first, and then what goes to the broker, so that a delivery is
-    acknowledged after its line was written.
+    The first round writes to devices, the second one to the broker. So a delivery is acknowledged after its line was written.
     """
 
     _log = Logger()
 
-    __slots__ = ("_clock", "_late", "_pending", "_soon")
+    __slots__ = ("_clock", "_first", "_last", "_scheduled")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._soon: list[Callable[[], Any]] = []
-        self._late: list[Callable[[], Any]] = []
-        self._pending = False
+        self._first: list[Callable[[], Any]] = []
+        self._last: list[Callable[[], Any]] = []
+        self._scheduled = False
 
-    def devices(self, flush: Callable[[], Any]) -> None:
-        """Call `flush` at the end of this turn, in the round of the devices. The caller sees to it that it asks once."""
-        self._soon.append(flush)
-        if not self._pending:
-            self._pending = True
-            self._clock.callLater(0, self._end)
+    def call_first(self, flush: Callable[[], Any]) -> None:
+        """Call `flush` in the first round at the end of this turn. The caller must not ask twice in a turn."""
+        self._first.append(flush)
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._run)
 
-    def broker(self, flush: Callable[[], Any]) -> None:
-        """Call `flush` at the end of this turn, in the round of the broker. The caller sees to it that it asks once."""
-        self._late.append(flush)
-        if not self._pending:
-            self._pending = True
-            self._clock.callLater(0, self._end)
+    def call_last(self, flush: Callable[[], Any]) -> None:
+        """Call `flush` in the second round at the end of this turn. The caller must not ask twice in a turn."""
+        self._last.append(flush)
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._run)
 
-    def _end(self) -> None:
-        # Each list may grow while it is walked: a flush of a consumer's acknowledgements asks for its connection's.
-        for calls in (self._soon, self._late):
+    devices = call_first
+    broker = call_last
+
+    def _run(self) -> None:
+        # Each list may grow during the iteration: flushing a consumer's acknowledgements schedules a flush of its connection.
+        for calls in (self._first, self._last):
             for flush in calls:
                 try:
                     flush()
                 except Exception:
-                    self._log.failure("A flush at the end of a turn failed: {flush}", flush=flush)
+                    self._log.failure("A flush at the end of a reactor turn failed: {flush}", flush=flush)
             calls.clear()
-        self._pending = bool(self._soon)
-        if self._pending:
-            self._clock.callLater(0, self._end)
+        # The second round may have added to the first one. Those calls are made at the end of the next turn.
+        self._scheduled = bool(self._first)
+        if self._scheduled:
+            self._clock.callLater(0, self._run)
+
+
+Turn = EndOfTurn

@@ -8,7 +8,7 @@ from ..errors import ConfigError, os_reason
 
 
 def read_file(path: Path) -> bytes:
-    """Return the contents of a file that the user named. `ConfigError` if it cannot be read."""
+    """Return the content of a file that the user named. Raise `ConfigError` with the reason if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

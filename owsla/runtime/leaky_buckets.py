@@ -1,4 +1,4 @@
-"""How often something happens, for each of many keys, in bounded memory. Pure."""
+"""Rate limits for many keys, in bounded memory. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Buckets(Generic[Key]):
+class LeakyBuckets(Generic[Key]):
     """A leaky bucket for each key: `burst` occurrences fill it, and one leaks out every `interval` seconds.
 
     The state of a bucket is the time at which it will be empty (the generic cell rate algorithm, ITU-T I.371), so a key costs
-    one number. At most `limit` keys are remembered. The one that occurred least recently is forgotten first.
+    one number. At most `limit` keys are remembered. The key that occurred least recently is forgotten first.
     """
 
     __slots__ = ("_empty_at", "burst", "interval", "limit")
 
     def __init__(self, burst: int, interval: float, limit: int) -> None:
-        """`interval` is in seconds."""
+        """Make buckets that are all empty. `interval` is in seconds."""
         self.burst = burst
         self.interval = interval
         self.limit = limit
@@ -41,7 +41,7 @@ class Buckets(Generic[Key]):
             self._empty_at[key] -= self.interval
 
     def full(self, key: Key, now: float) -> bool:
-        """Whether the next occurrence has to wait: there were `burst` of them, and none has leaked out since."""
+        """Return whether the next occurrence must wait: there were `burst` occurrences, and none has leaked out since."""
         empty_at = self._empty_at.get(key)
-        # A sum of fractions of a second is not exact.
+        # A sum of fractions of a second is not exact: allow a microsecond.
         return empty_at is not None and empty_at - now > (self.burst - 1) * self.interval + 1e-6

@@ -1,4 +1,4 @@
-"""Memory, where connections come by the thousand and stay: what looks at it, and what is given back of it."""
+"""Memory of a process that holds thousands of connections: garbage collection, and free memory for the system."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections.abc import Callable
 from typing import Final
 
 
-class Memory:
-    """Python's and the C library's memory of this process."""
+class ProcessMemory:
+    """The memory of this process, as Python and the C library manage it."""
 
-    ALL: Final = 100
-    """Everything is looked at once in so many times."""
+    UNFREEZE_EVERY: Final = 100
+    """Number of calls of `freeze` after which all objects are examined once."""
 
     def __init__(self) -> None:
-        self._settled = 0
-        self._trim = _malloc_trim()
+        self._frozen = 0
+        self._malloc_trim = _malloc_trim()
 
-    def settle(self) -> None:
-        """Put what there is out of the garbage collector's sight, what is garbage already excepted.
+    def freeze(self) -> None:
+        """Collect garbage, and exclude all objects that remain from future collections (`gc.freeze`).
 
-        A full collection is a pause for everybody, and looks at whatever is there: some 10 ms for each 1,000 connections. What
-        is frozen is left out. Connections leave nothing to it when they end (`tests/unit/device/test_footprint.py`); what else
-        was frozen while it was in use, and is garbage since, waits for one of the rare times when everything is looked at.
+        A full collection stops the process, and examines every object: some 10 ms for each 1,000 connections. Frozen objects
+        are left out. A connection that ends needs no collector (`tests/unit/device/test_footprint.py`). Other objects that
+        were in use when they were frozen, and are garbage since, wait for one of the rare times when all are examined.
         """
-        if self._settled % self.ALL == 0:
+        if self._frozen % self.UNFREEZE_EVERY == 0:
             gc.unfreeze()
-        self._settled += 1
+        self._frozen += 1
         gc.collect()
         gc.freeze()
 
-    def give_back(self) -> None:
-        """Give the system back what lies free between things in use. The GNU C library does so at its heap's end only.
+    def trim(self) -> None:
+        """Return free memory between objects to the system. The GNU C library returns only the end of its heap by itself.
 
-        Handshakes leave such memory behind: 8,000 connections that came 1,000 at a time took 24.6 KB each, and 22.4 after this.
-        It takes a millisecond or two for each 1,000 connections.
+        Handshakes leave such memory: 8,000 connections that came 1,000 at a time took 24.6 KB each, and 22.4 KB after this.
+        A call takes a millisecond or two for each 1,000 connections.
         """
-        self._trim(0)
+        self._malloc_trim(0)
 
 
 def _malloc_trim() -> Callable[[int], object]:
-    """malloc_trim(3), or nothing where the C library has none."""
+    """Return malloc_trim(3), or a function that does nothing where the C library does not have it."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):

@@ -1,4 +1,7 @@
-"""How the process ends: in order on the first signal, at once on the second, and with a status of its own when it must."""
+"""Signals, pid files and the exit status of the process.
+
+The first SIGTERM or SIGINT stops the process in order, and the second one stops it at once.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ _log = Logger(namespace="owsla")
 
 
 def ignore_early_signals() -> None:
-    """Ignore SIGHUP and SIGUSR2 until `take_signals` handles them.
+    """Ignore SIGHUP and SIGUSR2 until `install_signal_handlers` has run.
 
-    By default both end a process. A gateway that still starts has no files to open again yet, and no workers to replace.
+    By default both end a process. During its start a gateway has no log files to reopen yet, and no workers to replace.
     """
     for number in (signal.SIGHUP, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -30,28 +33,29 @@ def ignore_early_signals() -> None:
 
 
 def remove_own_pid_file(path: str) -> None:
-    """Remove a pid file that names this very process: its author was killed, and had the same number.
+    """Remove a pid file that a killed process with the same process id has left behind.
 
-    In a container that is the rule: twistd is always process 1, or 7, and after a kill it takes its own file for that of
-    `Another twistd server` (twisted.scripts._twistd_unix.checkPID, Twisted 26.10).
+    In a container this is the usual case: twistd always has the same id, such as 1 or 7. After a kill it would take its own
+    pid file for that of `Another twistd server` (twisted.scripts._twistd_unix.checkPID, Twisted 26.10).
     """
     try:
         with open(path) as file:
             if int(file.read()) == os.getpid():
                 os.remove(path)
     except (OSError, ValueError):
-        pass  # twistd looks at it next, and says what is wrong with it
+        pass  # twistd reads the file next, and reports what is wrong with it
 
 
-def take_signals(
+def install_signal_handlers(
     reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[], None], replace: Callable[[], None], within: float
 ) -> None:
-    """Take SIGTERM, SIGINT, SIGHUP and SIGUSR2 once the reactor runs.
+    """Handle SIGTERM, SIGINT, SIGHUP and SIGUSR2 from the moment when the reactor runs.
 
-    The first of the former two stops in order, and `hurry` is called for the second. `reopen` is called for SIGHUP, and
-    `replace` for SIGUSR2. A stop in order takes `within` seconds at most.
+    The first SIGTERM or SIGINT stops the process in order, which takes `within` seconds at most; `hurry` is called for the
+    second. `reopen` is called for SIGHUP, and `replace` for SIGUSR2.
 
-    With Twisted's own handler twistd raises the signal again when it is done, and a stop in order ends with status 143.
+    Twisted's own handlers are not used: with those twistd raises the signal again at its end, and a stop in order has the exit
+    status 143.
     """
     stopping = False
 
@@ -62,15 +66,17 @@ def take_signals(
             if not stopping:
                 reactor.stop()
         except ReactorNotRunning:
-            # It stops already, without a signal: the root supervisor gave up, say. This one is the second word then.
+            # The process stops already, for example since the root supervisor gave up. So this signal counts as the second one.
             stopping = True
         if stopping:
-            _log.warn("Got {name} again: stopping at once", name=name)
+            _log.warn("Received {name} again: stopping at once", name=name)
             hurry()
         else:
             stopping = True
             _log.info(
-                "Got {name}: stopping in order, within {within:g} s; a second signal stops at once", name=name, within=within
+                "Received {name}: stopping in order within {within:g} s; a second signal stops at once",
+                name=name,
+                within=within,
             )
 
     def install() -> None:
@@ -82,11 +88,12 @@ def take_signals(
     reactor.callWhenRunning(install)
 
 
-def take_worker_signals(reactor: Any, *, stop: Callable[[], None]) -> None:
-    """Take the signals of a process that has a parent, once the reactor runs.
+def install_worker_signal_handlers(reactor: Any, *, stop: Callable[[], None]) -> None:
+    """Handle the signals of a worker process from the moment when the reactor runs.
 
-    SIGTERM stops in order: systemd sends it to all processes of a unit, and so the parent's word comes as well. The others are
-    the parent's: a terminal sends SIGINT and SIGHUP to it, too, and it passes them on in words.
+    SIGTERM stops the worker in order: systemd sends it to all processes of a unit, the parent included, whose request to stop
+    arrives as well. The other signals are ignored: a terminal sends SIGINT and SIGHUP to the parent, too, which passes them on
+    over its connection to the worker.
     """
 
     def install() -> None:
@@ -97,15 +104,15 @@ def take_worker_signals(reactor: Any, *, stop: Callable[[], None]) -> None:
     reactor.callWhenRunning(install)
 
 
-def end_with(status: int) -> None:
-    """End with this status, when everything is done."""
-    # twistd has no way to be given a status; what is registered last runs first, when its pid file is gone already.
+def set_exit_status(status: int) -> None:
+    """Set the exit status of the process, for a stop in order."""
+    # twistd cannot be given a status. The handler that is registered last runs first; the pid file is removed by then.
     atexit.register(os._exit, status)
 
 
-def _complain(text: str) -> None:
-    """Write a line to standard error, unless that would block: it may be a pipe that nobody reads."""
-    stream = sys.__stderr__  # sys.stderr is the log's by now
+def _write_to_stderr(text: str) -> None:
+    """Write a line to standard error, unless that would block: it may be a pipe without a reader."""
+    stream = sys.__stderr__  # sys.stderr is redirected to the log by now
     if stream is None:
         return
     try:
@@ -113,15 +120,15 @@ def _complain(text: str) -> None:
         if select.select([], [descriptor], [], 0)[1]:
             os.write(descriptor, text.encode("utf-8", "backslashreplace")[:PIPE_BUF])
     except (OSError, ValueError):
-        pass  # a disk that is full: the log has it, too
+        pass  # a full disk, for example; the log has the line, too
 
 
 def fail(reactor: Any, reason: str, status: int = 1) -> None:
-    """Nothing can be done here any more: say so on standard error, stop in order, and end with this status.
+    """Stop the process in order after a fatal error: write the reason to standard error, and set the exit status.
 
-    The log is the caller's part.
+    The caller writes the reason to the log.
     """
-    _complain(f"owsla: {escaped(reason)}\n")
-    end_with(status)
+    _write_to_stderr(f"owsla: {escaped(reason)}\n")
+    set_exit_status(status)
     if reactor.running:
         reactor.stop()

@@ -2,8 +2,8 @@
 
 Twisted resolves names in the reactor's thread pool, and joins the threads of that pool when the reactor stops. getaddrinfo(3)
 cannot be interrupted: a name server that does not answer holds a lookup, and so the stopped process, for up to a minute
-(resolv.conf(5): `timeout` times `attempts` times name servers). Here each lookup has a daemon thread, which ends with the
-process. Lookups are rare, one for each attempt to connect to a broker, so there is no pool of threads.
+(resolv.conf(5): `timeout` times `attempts` times name servers). This resolver uses a daemon thread for each lookup, which ends
+with the process. Lookups are rare, one for each attempt to connect to a broker, so there is no pool of threads.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SOCKET_TYPES: Final = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
 @implementer(IHostResolution)
 class _Resolution:
-    """A lookup under way."""
+    """A lookup in progress."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def cancel(self) -> None:
-        """Do nothing: getaddrinfo(3) cannot be cancelled, and its answer harms nobody (Twisted's own does the same)."""
+        """Do nothing: getaddrinfo(3) cannot be cancelled, and its answer is ignored (as in Twisted's own resolver)."""
 
 
 @implementer(IHostnameResolver)
@@ -48,7 +48,7 @@ class Resolver:
         addressTypes: Sequence[Any] | None = None,
         transportSemantics: str = "TCP",
     ) -> _Resolution:
-        """Look the name up, and tell the receiver in the reactor's thread, as `IHostnameResolver` says."""
+        """Look up a host name, and pass its addresses to the receiver in the reactor's thread (`IHostnameResolver`)."""
         families = {_FAMILIES[kind] for kind in addressTypes or _FAMILIES}
         family = families.pop() if len(families) == 1 else socket.AF_UNSPEC
         kind = _SOCKET_TYPES[transportSemantics]
@@ -73,5 +73,5 @@ class Resolver:
 
 
 def resolve_in_daemon_threads(reactor: Any) -> None:
-    """Install `Resolver` on a reactor."""
+    """Install a `Resolver` on a reactor."""
     reactor.installNameResolver(Resolver(reactor))

@@ -8,8 +8,11 @@ import socket
 from ..errors import ConfigError, os_reason
 
 
-def claim(port: int, interface: str, option: str = "--port") -> socket.socket:
-    """Bind a TCP socket, not listening yet. An empty interface is all, IPv4 and IPv6. `ConfigError` says why it cannot be."""
+def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
+    """Return a TCP socket that is bound and does not listen yet. An empty interface means all interfaces, IPv4 and IPv6.
+
+    Raise `ConfigError`, with the name of the option, if the port cannot be used.
+    """
     family, host = _family(interface)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""Whom to trust as a broker."""
+"""Verification of the certificate of an `amqps://` broker."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .verification import why_not
+from .verification import explain_verify_error
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _Verified:
-    """Makes connections to a broker that proves to have a name.
+class _VerifyingConnectionCreator:
+    """Creator of TLS connections to a broker whose certificate must be for the broker's host name.
 
-    Twisted's own accepts a certificate that has no name (no subjectAltName), or an impossible one: what service-identity raises
-    then is logged, and the handshake goes on (seen with Twisted 26.10). Here whatever goes wrong with it is a refusal.
+    Twisted's own creator accepts a certificate without a name (no subjectAltName), or with an invalid one: it logs the
+    exception that service-identity raises, and continues the handshake (seen with Twisted 26.10). Here it is a refusal.
     """
 
     def __init__(self, options: Any, host: str) -> None:
-        """`options` are those of Twisted's for this host."""
+        """`options` are Twisted's client options for this host."""
         self._options = options
         self._name = IPAddress_ID(host) if isIPAddress(host) or isIPv6Address(host) else DNS_ID(host)
 
@@ -37,7 +37,7 @@ class _Verified:
 
         def verify(tls: SSL.Connection, certificate: crypto.X509, error: int, depth: int, trusted: int) -> bool:
             if not trusted:
-                tlsProtocol.failVerification(Failure(Refused(why_not(error))))
+                tlsProtocol.failVerification(Failure(BrokerCertificateRefused(explain_verify_error(error))))
                 return False
             if depth:
                 return True
@@ -46,7 +46,7 @@ class _Verified:
             except VerificationError:
                 tlsProtocol.failVerification(Failure())
             except Exception as odd:
-                tlsProtocol.failVerification(Failure(Refused(str(odd).rstrip("."))))
+                tlsProtocol.failVerification(Failure(BrokerCertificateRefused(str(odd).rstrip("."))))
             else:
                 return True
             return False
@@ -55,16 +55,18 @@ class _Verified:
         return connection
 
 
-class Refused(SSL.Error):
-    """A broker's certificate is not one to be trusted, or says of nobody in particular whose it is."""
+class BrokerCertificateRefused(SSL.Error):
+    """The broker's certificate is not trusted, or has no usable name."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__([("", "", f"the broker's certificate is refused: {why}")])
+    def __init__(self, reason: str) -> None:
+        super().__init__([("", "", f"the broker's certificate is refused: {reason}")])
 
 
-def verifier(authorities: Sequence[x509.Certificate] | None) -> Callable[[str], IOpenSSLClientConnectionCreator]:
-    """What verifies an `amqps://` broker of a name: its certificate has to be for that name (service-identity, RFC 6125), and
-    signed by one of these, or by one of the system's authorities where there are none.
+def broker_tls_options(authorities: Sequence[x509.Certificate] | None) -> Callable[[str], IOpenSSLClientConnectionCreator]:
+    """Return a function that makes the TLS client options for a broker's host name.
+
+    The broker's certificate must be for that name (service-identity, RFC 6125). It must be signed by one of `authorities`, or,
+    if that is `None`, by one of the system's.
     """
     twisted: Any = ssl
     trust = None
@@ -73,8 +75,11 @@ def verifier(authorities: Sequence[x509.Certificate] | None) -> Callable[[str], 
             [twisted.Certificate(crypto.X509.from_cryptography(authority)) for authority in authorities]
         )
 
-    def for_host(host: str) -> IOpenSSLClientConnectionCreator:
-        verified: Any = _Verified(twisted.optionsForClientTLS(host, trustRoot=trust), host)
-        return verified  # type: ignore[no-any-return]
+    def options_for_host(host: str) -> IOpenSSLClientConnectionCreator:
+        creator: Any = _VerifyingConnectionCreator(twisted.optionsForClientTLS(host, trustRoot=trust), host)
+        return creator  # type: ignore[no-any-return]
 
-    return for_host
+    return options_for_host
+
+
+verifier = broker_tls_options

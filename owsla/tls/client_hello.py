@@ -1,8 +1,9 @@
-"""What a connection says first: whether its ClientHello is there as a whole, and whether it is refused without OpenSSL. Pure.
+"""Detection of a complete ClientHello, and refusal of connections without the help of OpenSSL. Pure.
 
-A handshake begins when the whole ClientHello is there. So a few bytes of nonsense, half a hello, or one that comes byte by byte
-hold no place among the handshakes, and none of the memory that OpenSSL has for one. What counts is the length of the handshake
-message (RFC 8446, 4), not that of its first record: a message may be cut into records of a single byte.
+A handshake begins only when the whole ClientHello has arrived in the socket. So arbitrary bytes, half a ClientHello, or one
+that comes byte by byte do not occupy a place among the handshakes, nor the memory that OpenSSL uses for one. The length that
+counts is that of the handshake message (RFC 8446, 4), not that of its first record: a message may be fragmented into records of
+one byte each (RFC 8446, 5.1).
 """
 
 from __future__ import annotations
@@ -11,34 +12,34 @@ import struct
 from typing import Final
 
 HEADER: Final = 5
-"""Bytes before a record's content: its type, the version, the length (RFC 8446, 5.1)."""
+"""Bytes of a record header: content type, version and length (RFC 8446, 5.1)."""
 
 LONGEST: Final = 32768
-"""Bytes of a hello that are waited for at most, its records' headers among them. A hello has a few hundred, or 1,800 with keys
-that withstand quantum computers. OpenSSL would take 131,396, and in records of one byte that takes it half a second. The system
-wakes us for 32 KB even where receive buffers are small."""
+"""Maximum length of a ClientHello in bytes, with the headers of its records. A usual one has a few hundred bytes, or 1,800 with
+post-quantum key shares. OpenSSL accepts 131,396 bytes, and takes half a second for them if each record has one byte. The kernel
+can hold 32 KB and report them as readable even with small receive buffers."""
 
 RECORDS: Final = 2048
-"""Records of a hello at most: enough for the longest usual one, byte by byte (OpenSSL 4 says 1,530 bytes, with a key share
-of ML-KEM). To look at a record takes a microsecond or two."""
+"""Maximum number of records of a ClientHello: enough for the longest usual one in records of one byte (OpenSSL 4 sends 1,530
+bytes, with a key share of ML-KEM). Parsing a record takes a microsecond or two."""
 
-_MESSAGE: Final = 4
-"""Bytes before a handshake message's content: its type, and the length in three bytes."""
+_MESSAGE_HEADER: Final = 4
+"""Bytes of a handshake message header: the type, and the length in three bytes (RFC 8446, 4)."""
 
-_RECORD: Final = 16384
-"""The most content of a record in the clear, in bytes."""
+_MAX_FRAGMENT: Final = 16384
+"""Maximum length of an unencrypted record's fragment in bytes (RFC 8446, 5.1)."""
 
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SUPPORTED_GROUPS: Final = 10
 
 _CURVES: Final = frozenset({23, 24, 25, 29, 30, 0x0200, 0x0201, 0x0202, 0x11EB, 0x11EC, 0x11ED})
-"""Groups for key exchange that OpenSSL offers and that cost little: elliptic curves, ML-KEM, and both together."""
+"""Groups for cheap key exchange that OpenSSL supports: elliptic curves, ML-KEM, and hybrids of both."""
 
 _FINITE_FIELDS: Final = range(0x0100, 0x0200)
-"""Groups of finite fields (RFC 7919). An exchange with ffdhe3072 takes 2 ms of CPU, and one with X25519 a tenth of that."""
+"""Groups of finite fields (RFC 7919). A key exchange with ffdhe3072 takes 2 ms of CPU, with X25519 a tenth of that."""
 
-_OTHERS: Final = (
+_OTHER_PROTOCOLS: Final = (
     (b"PROXY ", "a PROXY protocol header"),
     (b"\r\n\r\n\0\r\nQUIT\n", "a PROXY protocol header (version 2)"),
     (b"SSH-", "an SSH client's greeting"),
@@ -48,8 +49,8 @@ _OTHERS: Final = (
 )
 
 
-class Scan:
-    """The position in a hello's records up to which they were looked at: each is looked at once, however often more comes."""
+class ClientHelloScan:
+    """Parser for the records of a ClientHello that arrives in pieces. Each record is parsed once."""
 
     __slots__ = ("_content", "_message", "_position", "_records")
 
@@ -58,25 +59,25 @@ class Scan:
         self._message = b""
 
     def needed(self, first: bytes) -> int:
-        """Return how many bytes have to be there before OpenSSL can do something, as far as the first ones show.
+        """Return the number of bytes that must have arrived before OpenSSL can proceed, as far as the first bytes show.
 
-        It is a lower bound while the rest may come in several records. More than `LONGEST` is not to be waited for. `first`
-        begins with what it was in the last call.
+        The number is a lower bound as long as the rest may come in several records. A number above `LONGEST` means that the
+        connection is to be refused. `first` are all bytes so far; they begin with those of the previous call.
         """
         position, content, records, message = self._position, self._content, self._records, self._message
         total = _length(message)
         while len(first) >= position + HEADER:
-            # The records before this one are there as a whole.
+            # The records before this one are complete.
             self._position, self._content, self._records, self._message = position, content, records, message
             kind, major = first[position], first[position + 1]
             length = int.from_bytes(first[position + 3 : position + HEADER], "big")
-            if kind != _HANDSHAKE or major != 3 or not 0 < length <= _RECORD:
-                return position + HEADER  # not TLS, or another record than is expected: OpenSSL says so at once
+            if kind != _HANDSHAKE or major != 3 or not 0 < length <= _MAX_FRAGMENT:
+                return position + HEADER  # not TLS, or an unexpected record: OpenSSL refuses it at once
             if records == RECORDS:
                 return LONGEST + 1
             start = position + HEADER
-            if content < _MESSAGE:
-                message += first[start : start + min(length, _MESSAGE - content)]
+            if content < _MESSAGE_HEADER:
+                message += first[start : start + min(length, _MESSAGE_HEADER - content)]
                 total = _length(message)
             records += 1
             content += length
@@ -92,16 +93,16 @@ class Scan:
 
 
 def _length(message: bytes) -> int:
-    """Return the length of a handshake message, of which the first bytes are there; a lower bound before they all are."""
-    return _MESSAGE + (int.from_bytes(message[1:], "big") if len(message) >= _MESSAGE else 0)
+    """Return the length of a handshake message with its header. Before the header is complete this is a lower bound."""
+    return _MESSAGE_HEADER + (int.from_bytes(message[1:], "big") if len(message) >= _MESSAGE_HEADER else 0)
 
 
 def refusal(first: bytes, needed: int) -> str | None:
-    """Return why this, as much as is needed of it, is refused without asking OpenSSL; `None`: it is not.
+    """Return the reason for refusing a connection without OpenSSL, or `None` if OpenSSL is to decide.
 
-    `needed` is what `Scan.needed` says of it.
+    `needed` is the result of `ClientHelloScan.needed` for the bytes in `first`.
     """
-    for start, name in _OTHERS:
+    for start, name in _OTHER_PROTOCOLS:
         if first.startswith(start):
             return f"{name} instead of a ClientHello"
     if needed > LONGEST:
@@ -113,7 +114,7 @@ def refusal(first: bytes, needed: int) -> str | None:
 
 
 def _message(first: bytes) -> bytes:
-    """Return the handshake message in these records."""
+    """Return the handshake message in a sequence of records."""
     pieces = []
     position = 0
     while len(first) >= position + HEADER:
@@ -124,9 +125,9 @@ def _message(first: bytes) -> bytes:
 
 
 def _groups(message: bytes) -> tuple[int, ...]:
-    """Return the supported groups of a ClientHello (RFC 8446, 4.1.2 and 4.2.7); none where it is malformed, or has none."""
+    """Return the supported groups of a ClientHello (RFC 8446, 4.1.2 and 4.2.7); an empty tuple if it is malformed."""
     try:
-        at = 38  # behind the message's header, the version and the random number
+        at = 38  # after the message header, the version and the random bytes
         at += 1 + message[at]  # session id
         at += 2 + int.from_bytes(message[at : at + 2], "big")  # cipher suites
         at += 1 + message[at] + 2  # compression methods, and the length of all extensions

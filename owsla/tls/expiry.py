@@ -1,4 +1,4 @@
-"""Says in time that the certificate which devices are shown comes to its end."""
+"""Warning before the server's certificate expires."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ from ..supervision import Worker
 DAY: Final = 24 * 3600.0
 
 WARNING: Final = 21
-"""Days before the end from which it is said, once a day: time for a ticket, and a week more than ACME clients leave."""
+"""Days before the expiry at which the daily warnings begin. This leaves time for a ticket. ACME clients renew a week later at
+the latest."""
 
 
-class Shown(NamedTuple):
-    """A certificate that devices are shown."""
+class ServedCertificate(NamedTuple):
+    """The certificate that devices receive in handshakes."""
 
     certificate: str
-    """Its file."""
+    """Path of the file."""
     not_after: float
-    """Its end, in seconds since the epoch."""
+    """Time of expiry, in seconds since the epoch."""
 
 
 class ExpiryWatch(Worker):
-    """Looks at the end of the certificate that devices are shown, at the start and then every day."""
+    """Check of the server certificate's expiry, at the start and then every day."""
 
     def __init__(
         self,
         clock: Clock,
         emit: Callable[[Event], None],
         *,
-        shown: Callable[[], Shown],
+        served: Callable[[], ServedCertificate],
         now: Callable[[], float],
     ) -> None:
-        """`shown()` is asked at each look: a renewed file is not what devices are shown until a process has read it. `now()` is
-        in seconds since the epoch.
+        """`served()` returns the certificate that devices receive now: that is a renewed file only when a process has read it.
+        `now()` is in seconds since the epoch.
         """
         super().__init__(clock)
         self.setName("certificate")
         self._emit = emit
-        self._shown = shown
+        self._served = served
         self._now = now
 
     def startService(self) -> None:
         super().startService()
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
-        self.later(DAY, self._look)
-        certificate, not_after = self._shown()
+    def _check(self) -> None:
+        self.later(DAY, self._check)
+        certificate, not_after = self._served()
         days = (not_after - self._now()) / DAY
         if days < WARNING:
             end = datetime.fromtimestamp(not_after, UTC)

@@ -1,4 +1,4 @@
-"""Limits on handshake messages that a device sends after its handshake.
+"""Limit on handshake messages that a device sends after its handshake.
 
 A device may send KeyUpdates in TLS 1.3 (RFC 8446, 4.6.3) and ask for another handshake in TLS 1.2 (which is refused with the
 alert no_renegotiation). SSL_read(3) deals with such messages by itself and does not return before it has data or the socket
@@ -6,15 +6,15 @@ is empty: pyOpenSSL sets SSL_MODE_AUTO_RETRY on each connection, and has no publ
 nothing else would hold the reactor for as long as it sends: 13 MB of KeyUpdates took seconds, for all devices.
 
 So the messages are counted while OpenSSL reads them. OpenSSL calls the context's info callback at the end of each one
-(SSL_CTX_set_info_callback(3)). A connection that has spent its share is marked as one whose peer has closed
+(SSL_CTX_set_info_callback(3)). A connection that exceeds the limit is marked as closed by its peer
 (SSL_set_shutdown(3)). OpenSSL then discards the next record and returns.
 
-In TLS 1.2 the message itself can be long: 131,396 bytes, one byte to a record. OpenSSL reads such a message in one call, and
-calls nobody. A renegotiation whose ClientHello is not in one record, or is followed by another, is therefore refused when it
-begins.
+In TLS 1.2 the message itself can be long: 131,396 bytes, one byte to a record. OpenSSL reads such a message in one call,
+without a callback. A renegotiation whose ClientHello is not in one record, or is followed by another, is therefore refused when
+it begins.
 
-The callback belongs to a context of its own, which a connection gets after its handshake: during the handshake OpenSSL
-would call it some twenty times.
+The callback belongs to a separate context, which a connection gets after its handshake: during the handshake OpenSSL would call
+it some twenty times.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Final
 
 from OpenSSL import SSL
 
-from .refusal import Refusal, noted
+from .refusal import Refusal, noted_refusal
 
 MESSAGES: Final = 32
-"""Handshake messages in `PERIOD` that a device may send after its handshake. Each costs 10 to 45 µs. Devices change their
-keys after gigabytes, or every hour. OpenSSL itself ends a connection after as many empty records."""
+"""Number of handshake messages that a device may send in `PERIOD` after its handshake. Each costs 10 to 45 µs. Devices change
+their keys after gigabytes, or every hour. OpenSSL itself ends a connection after the same number of empty records."""
 
 PERIOD: Final = 1.0
-"""Seconds over which they are counted."""
+"""Seconds over which handshake messages are counted."""
 
 _HANDSHAKE: Final = b"\x16"
 """The type of a record with handshake messages (RFC 8446, 5.1). In TLS 1.2 it is readable in each record."""
@@ -42,23 +42,23 @@ _FATAL: Final = b"error"
 
 
 class PostHandshake:
-    """Counts handshake messages after the handshake, for all connections that were given `context`.
+    """Counter of handshake messages after the handshake, for all connections that have its `context`.
 
-    The count of a connection is its application data: a pair of when the period began and how many there were. It is
-    nothing for a connection that sent none.
+    The count of a connection is its application data: the time when the period began, and the number of messages in it. A
+    connection that has sent none has no application data.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
         self.context: Final = SSL.Context(SSL.TLS_METHOD)
-        """The context for established connections. It has nothing of what a handshake needs."""
-        self.context.set_info_callback(self._happened)
+        """The context for established connections. It has no certificate and no ciphers: no handshake uses it."""
+        self.context.set_info_callback(self._info)
 
-    def _happened(self, connection: SSL.Connection, where: int, result: int) -> None:
+    def _info(self, connection: SSL.Connection, where: int, result: int) -> None:
         if where == SSL.SSL_CB_HANDSHAKE_START:  # TLS 1.2 only: a KeyUpdate is not a handshake
             if _next_record(connection) == _HANDSHAKE:
                 _end(connection, "renegotiation asked for in several records, or several times at once")
-        elif where == SSL.SSL_CB_ACCEPT_EXIT and noted(connection) is None and connection.get_state_string() != _FATAL:
+        elif where == SSL.SSL_CB_ACCEPT_EXIT and noted_refusal(connection) is None and connection.get_state_string() != _FATAL:
             if result < 0 and connection.get_protocol_version() < SSL.TLS1_3_VERSION:
                 _end(connection, "renegotiation asked for in several records")
             else:
@@ -75,15 +75,15 @@ class PostHandshake:
 
 
 def _next_record(connection: SSL.Connection) -> bytes:
-    """Return the type of the record that is next in the socket; nothing if the socket is empty or broken."""
+    """Return the type of the next record in the socket; `b""` if the socket is empty or broken."""
     try:
-        # Of the socket: pyOpenSSL's connection passes on to it what it does not have itself.
+        # This calls the socket: pyOpenSSL's connection forwards methods that it does not have.
         return bytes(connection.recvfrom(1, socket.MSG_PEEK)[0])
     except OSError:
         return b""
 
 
 def _end(connection: SSL.Connection, reason: str) -> None:
-    """Have OpenSSL read no more from a connection, and note why."""
+    """Make OpenSSL stop reading from a connection, and note the reason."""
     Refusal(reason).note(connection)
     connection.set_shutdown(connection.get_shutdown() | SSL.RECEIVED_SHUTDOWN)

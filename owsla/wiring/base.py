@@ -11,7 +11,7 @@ from ..config.settings import Settings
 from ..device.connections import Connection
 from ..events import Event, EventManager
 from ..routing import ConnectionIds, Registry
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ..workers import Inherited
 from .shutdown import StopDeadline
 
@@ -24,7 +24,7 @@ class Base:
     settings: Settings
     inherited: Inherited | None
     """What a worker has from its parent; `None` in a process of its own."""
-    end_of_turn: Turn
+    end_of_turn: EndOfTurn
     ids: ConnectionIds
     registry: Registry[Connection]
     events: EventManager
@@ -58,7 +58,7 @@ def make_base(reactor: Any, settings: Settings, inherited: Inherited | None) -> 
         reactor=reactor,
         settings=settings,
         inherited=inherited,
-        end_of_turn=Turn(reactor),
+        end_of_turn=EndOfTurn(reactor),
         ids=ids,
         registry=Registry(),
         events=events,

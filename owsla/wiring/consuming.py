@@ -19,8 +19,8 @@ from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
 from ..routing import Router
-from ..tls.broker import verifier
-from ..tls.certificates import certificates_in
+from ..tls.broker import broker_tls_options
+from ..tls.certificates import read_certificates
 from .base import Base
 from .devices import Devices
 from .opening import Opening
@@ -111,7 +111,7 @@ def _connections(
     base: Base, roles: Sequence[Role], brokers: Sequence[BrokerAddress], health: BrokerHealth
 ) -> list[BrokerConnection]:
     settings = base.settings
-    tls = verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None)
+    tls = broker_tls_options(read_certificates(settings.broker_ca) if settings.broker_ca is not None else None)
     return [
         BrokerConnection(
             base.reactor,

@@ -23,11 +23,11 @@ from ..device.protocol import DeviceProtocol
 from ..device.settings import DeviceSettings
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..errors import ConfigError
-from ..runtime.memory import Memory
-from ..runtime.open_files import allowed_connections, capacity, raise_open_files_limit
+from ..runtime.memory import ProcessMemory
+from ..runtime.open_files import allowed_connections, describe_capacity, raise_open_files_limit
 from ..runtime.process import fail
 from ..supervision import DynamicSupervisor
-from ..tls.certificates import device_identity
+from ..tls.identity import device_identity
 from .base import Base
 from .publishing import Publishing
 
@@ -51,7 +51,7 @@ def connection_limit(settings: Settings) -> int:
     connections, warning = allowed_connections(settings.max_connections, open_files)
     if warning is not None:
         _log.warn("{warning}", warning=warning)
-    _log.info("{capacity}", capacity=capacity(settings.max_connections, connections, open_files))
+    _log.info("{capacity}", capacity=describe_capacity(settings.max_connections, connections, open_files))
     return connections
 
 
@@ -87,7 +87,7 @@ def make_devices(
         sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
         share=base.inherited.load if base.inherited is not None else None,
         housekeeping=factory.housekeeping,
-        memory=Memory(),
+        memory=ProcessMemory(),
         linger=settings.linger,
     )
     return Devices(framing, endpoints, factory, admission, listener)

@@ -10,8 +10,8 @@ from twisted.logger import Logger
 from .. import http
 from ..config.settings import Settings
 from ..log import Lossy
-from ..runtime.process import fail, take_signals, take_worker_signals
-from ..tls.certificates import server_context
+from ..runtime.process import fail, install_signal_handlers, install_worker_signal_handlers
+from ..tls.contexts import server_context
 from ..workers import Inherited
 from .base import Base, make_base
 from .consuming import Consuming, make_consuming
@@ -87,7 +87,7 @@ def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, 
     """Connect a node to the signals of its process, or to its parent."""
     reactor, inherited = base.reactor, base.inherited
     if inherited is None:
-        take_signals(
+        install_signal_handlers(
             reactor,
             hurry=service.hurry,
             reopen=base.events.reopen,
@@ -97,7 +97,7 @@ def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, 
         return
     inherited.link.introduce(readings, service, reopen=base.events.reopen, gone=consuming.registrar.gone)
     inherited.link.node(base.node_name())
-    take_worker_signals(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
+    install_worker_signal_handlers(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
 
 
 def _nothing_to_replace() -> None:

@@ -10,7 +10,7 @@ from ..device.factory import DeviceTotals
 from ..events import DuplicatesWatch, handlers_from
 from ..log import Lossy
 from ..supervision import ChildSpec
-from ..tls.expiry import Shown
+from ..tls.expiry import ServedCertificate
 from ..workers import EventsToParent
 from .base import Base
 from .consuming import Consuming
@@ -47,7 +47,7 @@ def make_readings(
     service: NodeService,
     *,
     log: Lossy,
-    shown: Shown,
+    shown: ServedCertificate,
 ) -> http.Readings:
     """Return what HTTP reads of a node."""
     return http.Readings(

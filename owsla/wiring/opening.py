@@ -6,7 +6,7 @@ import os
 import socket
 
 from ..events import NodeRenamed, NodeStarted
-from ..tls.expiry import Shown
+from ..tls.expiry import ServedCertificate
 from .base import Base
 from .devices import Devices
 from .publishing import Publishing
@@ -19,7 +19,9 @@ class Opening:
     A node joins when the broker confirms its notice, which a broker that blocks publishers does not do.
     """
 
-    def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain, shown: Shown) -> None:
+    def __init__(
+        self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain, shown: ServedCertificate
+    ) -> None:
         """`shown` is the certificate that devices are shown."""
         self._base = base
         self._packer = publishing.packer

@@ -15,7 +15,7 @@ from ..config.settings import Settings
 from ..events import EventManager, from_wire, handlers_from, supervision_event
 from ..log import Lossy
 from ..routing import ConnectionIds
-from ..runtime.process import fail, take_signals
+from ..runtime.process import fail, install_signal_handlers
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
 from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
@@ -74,7 +74,7 @@ def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log:
         log_lost=lambda: log.lost,
     )
     expiry = ExpiryWatch(
-        reactor, events.everything.emit, shown=lambda: pool.shown(otherwise=certificate.shown), now=time.time
+        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=certificate.shown), now=time.time
     )
     service.supervise(make_parent_root(reactor, service, events, sockets, readings, child("certificate", expiry)))
 
@@ -82,7 +82,7 @@ def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log:
         events.everything.reopen()
         service.reopen()
 
-    take_signals(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace, within=settings.drain_timeout)
+    install_signal_handlers(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace, within=settings.drain_timeout)
     return service
 
 

@@ -14,9 +14,10 @@ from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
-from ..runtime.sockets import claim
-from ..tls.certificates import certificates_in, development_certificates
-from ..tls.expiry import Shown
+from ..runtime.sockets import bind
+from ..tls.certificates import read_certificates
+from ..tls.development import development_certificates
+from ..tls.expiry import ServedCertificate
 
 _log = Logger(namespace="owsla")
 
@@ -27,7 +28,7 @@ class DeviceCertificate:
 
     cert: Path
     key: Path
-    shown: Shown
+    shown: ServedCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,18 @@ def device_certificate(settings: Settings, *, announce: bool = True) -> DeviceCe
         cert, key = made.cert, made.key
         if announce:
             _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
-    return DeviceCertificate(cert, key, Shown(str(cert), certificates_in(cert)[0].not_valid_after_utc.timestamp()))
+    expiry = read_certificates(cert)[0].not_valid_after_utc.timestamp()
+    return DeviceCertificate(cert, key, ServedCertificate(str(cert), expiry))
 
 
 def claim_sockets(reactor: Any, settings: Settings) -> Sockets:
     """Bind every socket of the settings. `ConfigError` says which one cannot be had."""
-    device = claim(settings.port, settings.interface)
+    device = bind(settings.port, settings.interface)
     http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
     if settings.brokers:
         return Sockets(device, http_socket, None, list(settings.brokers))
     try:
-        sock = claim(settings.embedded_port, "127.0.0.1", "--embedded-port")
+        sock = bind(settings.embedded_port, "127.0.0.1", "--embedded-port")
     except ConfigError as error:
         raise ConfigError(
             f"{error}: a broker may already be running there (use it with --broker amqp://guest:guest@127.0.0.1), "

@@ -9,7 +9,7 @@ from typing import Literal
 from ..embedded import EmbeddedBroker
 from ..events import supervision_event
 from ..supervision import AnyService, ChildSpec, GaveUp, Supervisor
-from ..tls.expiry import ExpiryWatch, Shown
+from ..tls.expiry import ExpiryWatch, ServedCertificate
 from .base import Base
 from .consuming import Consuming
 from .devices import Devices
@@ -30,7 +30,7 @@ def make_root(
     handlers: Sequence[ChildSpec],
     http: Sequence[ChildSpec],
     embedded: EmbeddedBroker | None,
-    shown: Shown,
+    shown: ServedCertificate,
     give_up: Callable[[GaveUp], object],
 ) -> Supervisor:
     """Make the root supervisor of a node. `give_up` is called when it has restarted too often.
@@ -53,7 +53,7 @@ def make_root(
 
     watches = []
     if base.inherited is None:  # a worker's parent watches for all workers
-        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, shown=lambda: shown, now=time.time)))
+        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, served=lambda: shown, now=time.time)))
     return Supervisor(
         reactor,
         [

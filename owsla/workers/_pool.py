@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..tls.expiry import Shown
+from ..tls.expiry import ServedCertificate
 from ._process import WorkerProcess, WorkerStart
 from ._supervised import SupervisedWorker
 
@@ -36,7 +36,7 @@ class WorkerPool:
         """Process in charge of each worker."""
         return [worker.process for worker in self.workers if worker.process is not None]
 
-    def shown(self, otherwise: Shown) -> Shown:
+    def shown(self, otherwise: ServedCertificate) -> ServedCertificate:
         """Return the certificate that ends first of those that devices are shown; `otherwise` while no port is open."""
         shown = [process.shown for process in self.processes if process.shown is not None]
         return min(shown, key=lambda certificate: certificate.not_after, default=otherwise)

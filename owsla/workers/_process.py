@@ -39,7 +39,7 @@ from twisted.python.failure import Failure
 from ..interfaces import Clock
 from ..log import ESCAPED
 from ..supervision import Untraced
-from ..tls.expiry import Shown
+from ..tls.expiry import ServedCertificate
 from ._channel import Channel
 from ._loads import Loads
 from ._worker import CHANNEL_FD, LOADS_FD, PORT_FD
@@ -152,7 +152,7 @@ class WorkerProcess(ProcessProtocol):
         """How the process ended, in words."""
         self.refused: str | None = None
         """Reason why it cannot start, if it reported one."""
-        self.shown: Shown | None = None
+        self.shown: ServedCertificate | None = None
         """Certificate that its devices are shown, once its port is open."""
         self.pid = 0
 
@@ -298,7 +298,7 @@ class WorkerProcess(ProcessProtocol):
         self.served = True
         self._drain_timeout = float(message.get("drain_timeout", self._drain_timeout))
         if "certificate" in message:
-            self.shown = Shown(message["certificate"], message["not_after"])
+            self.shown = ServedCertificate(message["certificate"], message["not_after"])
         if self.state == "starting":
             self.state = "ready"
         self._observer.ready(self)

@@ -16,7 +16,7 @@ from ..config.addresses import BrokerAddress
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import Readings, answer
 from ..log import with_traceback
-from ..tls.expiry import Shown
+from ..tls.expiry import ServedCertificate
 from ._channel import Channel
 from ._loads import WorkerLoad
 
@@ -86,7 +86,7 @@ class ParentLink:
         """Report the name of the node."""
         self.channel.send("node", node=node)
 
-    def ready(self, drain_timeout: float, shown: Shown) -> None:
+    def ready(self, drain_timeout: float, shown: ServedCertificate) -> None:
         """Report that the port is open, once.
 
         Report also how long a shutdown may take, in seconds, and the certificate that devices are shown: the parent may have

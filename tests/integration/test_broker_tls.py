@@ -61,7 +61,7 @@ async def test_another_authority(broker: Broker, lab: Lab) -> None:
     trusted = Authority(lab.folder / "another")
     owsla = lab.new_owsla(broker=f"amqps://guest:guest@localhost:{proxy.port}", broker_ca=str(trusted.ca))
     owsla.launch()
-    await owsla.wait_for_line(r"Broker unavailable: amqps://.*certificate is refused: its authority is not one that is trusted")
+    await owsla.wait_for_line(r"Broker unavailable: amqps://.*certificate is refused: its authority is not trusted")
     assert "Listening" not in owsla.output()
 
 

@@ -72,7 +72,7 @@ async def test_login(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     assert await silent.line() == b"DENIED"
     await silent.closed()
     await gateway.round_trip(device)  # nothing of the other connections was published before
-    await gateway.owsla.wait_for_line(r"Login failed: .* from 127\.0\.0\.1:\d+ as device d2: there is no such device")
+    await gateway.owsla.wait_for_line(r"Login failed: .* from 127\.0\.0\.1:\d+ as device d2: unknown device id")
     assert "s3cret" not in gateway.owsla.output()
     assert await gateway.owsla.terminate() == 0
 
@@ -206,7 +206,7 @@ async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> No
         ),
         (
             {"dialect": "login"},
-            "owsla: --dialect: the login needs --login-checker, such as file:/etc/owsla/devices\n",
+            "owsla: --dialect: the login dialect needs --login-checker, such as file:/etc/owsla/devices\n",
         ),
         (
             {"dialect": "login", "login_checker": "file:/nonexistent/x"},
@@ -214,7 +214,7 @@ async def test_replaced_by_login(broker: Broker, lab: Lab, tmp_path: Path) -> No
         ),
         (
             {"dialect": "login", "login_checker": "file:/bin/ls"},
-            "owsla: --login-checker: file: /bin/ls: it is not a text file\n",
+            "owsla: --login-checker: file: /bin/ls: this is not a text file\n",
         ),
         (
             {"port": "27411", "http": "27411"},

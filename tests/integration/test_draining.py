@@ -278,7 +278,7 @@ async def test_second_signal(rabbitmq: RabbitMQ, lab: Lab) -> None:
     gateway.owsla.process.signal(signal.SIGTERM)
     assert await gateway.owsla.exited() == 0
     assert gateway.owsla.lines("gave up 3 lines"), gateway.owsla.output()
-    assert _seconds_between(gateway, "Got SIGTERM again", "Stopped") < 4
+    assert _seconds_between(gateway, "Received SIGTERM again", "Stopped") < 4
 
 
 @reactor_test
@@ -289,7 +289,7 @@ async def test_deadline_with_a_broker_that_hangs(rabbitmq: RabbitMQ, lab: Lab) -
     gateway, _ = await _with_unconfirmed_lines(rabbitmq, lab, drain_timeout="2s")
     assert await gateway.owsla.terminate(20) == 0
     assert gateway.owsla.lines("gave up 3 lines"), gateway.owsla.output()
-    assert _seconds_between(gateway, "Got SIGTERM", "Stopped") < 6, "--drain-timeout bounds all of it"
+    assert _seconds_between(gateway, "Received SIGTERM", "Stopped") < 6, "--drain-timeout bounds all of it"
 
 
 @reactor_test
@@ -305,13 +305,13 @@ async def test_a_broker_that_answers_nothing(rabbitmq: RabbitMQ, lab: Lab) -> No
         await gateway.round_trip(await lab.device(gateway))
         proxy.hold()
         gateway.owsla.process.signal(signal.SIGTERM)
-        await gateway.owsla.wait_for_line("Got SIGTERM")
+        await gateway.owsla.wait_for_line("Received SIGTERM")
         if signals == 2:
             await pause(2)
             assert gateway.owsla.process.poll() is None
             gateway.owsla.process.signal(signal.SIGTERM)
         assert await gateway.owsla.exited(20) == 0
-        last = "Got SIGTERM again" if signals == 2 else "Got SIGTERM"
+        last = "Received SIGTERM again" if signals == 2 else "Got SIGTERM"
         assert _seconds_between(gateway, last, "Stopped") < 6, gateway.owsla.output()
 
 

@@ -39,7 +39,7 @@ from owsla.events import (
     handler_spec,
     handlers_from,
 )
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 from tests.unit.events.doubles import nodes_that_end, who_is_connected
 
 from ._support.backend import Backend
@@ -468,7 +468,7 @@ class Announcer:
         self.health = BrokerHealth([self.role.name], self.events.append, lambda: None)
         self.connection = BrokerConnection(
             reactor,
-            Turn(reactor),
+            EndOfTurn(reactor),
             [BrokerAddress(broker.host, broker.port)],
             self.role,
             self.health,

@@ -15,7 +15,7 @@ from owsla.device.factory import DeviceFactory, DeviceRuntime
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.events import DeviceConnected, Event
-from owsla.tls.certificates import development_certificates
+from owsla.tls.development import development_certificates
 from tests.unit.device._fakes import Source, World
 
 from ._support.waiting import current_reactor, reactor_test, until

@@ -289,7 +289,7 @@ async def test_hangup_watch(run: Run) -> None:
 async def test_certificate_watch(run: Run) -> None:
     """A failure in the certificate watch restarts it alone: devices stay connected."""
     it = await trial(run)
-    await it.fails("owsla.tls.expiry:ExpiryWatch._look", CERTIFICATE)
+    await it.fails("owsla.tls.expiry:ExpiryWatch._check", CERTIFICATE)
     await it.finish()
 
 

@@ -1069,8 +1069,8 @@ _TURNED_AWAY: dict[str, dict[str, int]] = {
 
 _WHY: dict[str, str] = {
     "none": "did not return a certificate",
-    "stranger": "the device's certificate is refused: its authority is not one that is trusted",
-    "pretender": "the device's certificate is refused: its authority is not one that is trusted",
+    "stranger": "the device's certificate is refused: its authority is not trusted",
+    "pretender": "the device's certificate is refused: its authority is not trusted",
     "expired": "the device's certificate is refused: it has expired",
     "not-yet": "the device's certificate is refused: it is not valid yet",
     "server": "the device's certificate is refused: invalid purpose",

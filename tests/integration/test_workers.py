@@ -356,7 +356,7 @@ async def test_user_error_that_workers_find(lab: Lab, rabbitmq: RabbitMQ) -> Non
     owsla = lab.new_owsla(broker=rabbitmq.url, workers=2, dialect="login")
     owsla.launch()
     assert await owsla.exited() == 1
-    assert owsla.errors() == "owsla: --dialect: the login needs --login-checker, such as file:/etc/owsla/devices\n"
+    assert owsla.errors() == "owsla: --dialect: the login dialect needs --login-checker, such as file:/etc/owsla/devices\n"
     assert not owsla.lines("Restarting|restarting|gave up"), owsla.output()
     owsla.assert_tidy()
 

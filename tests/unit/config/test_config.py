@@ -372,7 +372,7 @@ class ValueTests(_Files):
         """A file without a certificate is refused when the settings are read."""
         path = self.new_path()
         Path(path).write_text("hello")
-        reason = f"{path}: there is no certificate in PEM format in it"
+        reason = f"{path}: there is no certificate in PEM format in this file"
         self.assertEqual(self.refused("--cert", path, "--key", path), reason)
         self.assertEqual(self.refused("--client-ca", path), reason)
         self.assertEqual(self.refused("--broker", "amqps://h", "--broker-ca", path), reason)

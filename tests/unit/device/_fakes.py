@@ -21,7 +21,7 @@ from owsla.events import DeviceConnected, Event
 from owsla.interfaces import LineSource
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.supervision import DynamicSupervisor
 
 EventType = TypeVar("EventType", bound=Event)
@@ -233,7 +233,7 @@ class World:
 
     def __init__(self, framing: Framing | None = None, *, hangups: Any = None, **settings: Any) -> None:
         self.clock = cast(Any, Clock())
-        self.turn = Turn(self.clock)
+        self.turn = EndOfTurn(self.clock)
         self.sink = Sink()
         self.courier = Courier()
         self.events: list[Event] = []

@@ -15,7 +15,8 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 
-from owsla.tls.certificates import development_certificates, server_context
+from owsla.tls.contexts import server_context
+from owsla.tls.development import development_certificates
 
 
 class Loop(Clock):

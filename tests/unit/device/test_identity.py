@@ -9,9 +9,9 @@ from cryptography import x509
 from OpenSSL import crypto
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.tls.certificates import device_identity
+from owsla.tls.identity import device_identity
 
-from ..tls.test_certificates import _ec_key, _issue
+from ..tls._handshakes import ec_key, issue
 
 
 class LengthTests(SynchronousTestCase):
@@ -19,6 +19,6 @@ class LengthTests(SynchronousTestCase):
         """A name of more than 255 bytes in UTF-8 is no identity: in the headers of each line it could exceed a frame."""
         for name in ("spiffe://x/" + "a" * 244, "spiffe://x/" + "a" * 245):
             connection: Any = mock.Mock()
-            certificate = _issue(_ec_key(), alternatives=(x509.UniformResourceIdentifier(name),))
+            certificate = issue(ec_key(), alternatives=(x509.UniformResourceIdentifier(name),))
             connection.get_peer_certificate.return_value = crypto.X509.from_cryptography(certificate)
             self.assertEqual(device_identity(connection, "san-uri"), name if len(name) == 255 else None)

@@ -37,8 +37,8 @@ from owsla.device.transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
-from owsla.runtime.end_of_turn import Turn
-from owsla.runtime.sockets import claim
+from owsla.runtime.end_of_turn import EndOfTurn
+from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
 
 from ._fakes import Courier, Sink, Source
@@ -356,7 +356,7 @@ class LifeWorld:
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop, name="endpoints")
         hangups = HangupWatch(self.loop)
         self.factory = DeviceFactory(
-            DeviceRuntime(self.loop, Turn(self.loop), self.events.append, self.loop.seconds),
+            DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
             DeviceSettings(max_rate=2.0, idle_timeout=60.0, device_ack=lambda seq: b"ACK %d\r\n" % seq),
             Connections(ConnectionIds(), self.registry, self.endpoints),
             self.sink,
@@ -376,7 +376,7 @@ class LifeWorld:
 
         self.listener = Counting(
             self.loop,
-            claim(0, "127.0.0.1"),
+            bind(0, "127.0.0.1"),
             context(),
             self.factory,
             self.admission,

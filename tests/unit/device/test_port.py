@@ -17,7 +17,7 @@ from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import PATIENCE, HangupWatch
-from owsla.device.port import BACKLOG, LONGEST_GOODBYE, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Memory, Share
+from owsla.device.port import BACKLOG, LONGEST_GOODBYE, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Share
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
@@ -32,10 +32,11 @@ from owsla.events import (
     TurnedAway,
 )
 from owsla.routing import ConnectionIds, Registry
-from owsla.runtime.end_of_turn import Turn
-from owsla.runtime.sockets import claim
+from owsla.runtime.end_of_turn import EndOfTurn
+from owsla.runtime.memory import ProcessMemory
+from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
-from owsla.tls.refusal import Refusal, Refused
+from owsla.tls.refusal import HandshakeRefused, Refusal
 
 from ._fakes import Courier, Sink
 from ._sockets import Client, Loop, context, reset
@@ -85,7 +86,7 @@ class Base(SynchronousTestCase):
         idle_timeout: float = 0.0,
         max_per_address: int | None = None,
         share: Share | None = None,
-        memory: Memory | None = None,
+        memory: ProcessMemory | None = None,
         **options: Any,
     ) -> Listener:
         """A listener whose port is open."""
@@ -94,7 +95,7 @@ class Base(SynchronousTestCase):
         endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop)
         endpoints.startService()
         self.factory = DeviceFactory(
-            DeviceRuntime(self.loop, Turn(self.loop), self.events.append, self.loop.seconds),
+            DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
             DeviceSettings(idle_timeout=idle_timeout, **options),
             Connections(ConnectionIds(), self.registry, endpoints),
             self.sink,
@@ -108,7 +109,7 @@ class Base(SynchronousTestCase):
         self.sources = Sources(max_per_address) if max_per_address is not None else None
         self.listener = Listener(
             self.loop,
-            claim(0, "127.0.0.1"),
+            bind(0, "127.0.0.1"),
             context(),
             self.factory,
             self.admission,
@@ -189,9 +190,9 @@ class PortTests(Base):
 
     def test_settles(self) -> None:
         """When the port opens, and for so many connections more, what there is is settled for the garbage collector."""
-        memory = mock.Mock(spec=Memory)
+        memory = mock.Mock(spec=ProcessMemory)
         settled: list[int] = []
-        memory.settle.side_effect = lambda: settled.append(len(self.registry))
+        memory.freeze.side_effect = lambda: settled.append(len(self.registry))
         with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
             self.listen(memory=memory)
             for _ in range(5):
@@ -200,13 +201,13 @@ class PortTests(Base):
 
     def test_gives_back(self) -> None:
         """After a crowd memory is given back once, and again after another, but not more than once a minute."""
-        memory = mock.Mock(spec=Memory)
+        memory = mock.Mock(spec=ProcessMemory)
 
         def given_back_after(devices: int, seconds: int) -> int:
             for _ in range(devices):
                 self.device()
             self.later(seconds)
-            return int(memory.give_back.call_count)
+            return int(memory.trim.call_count)
 
         with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
             self.listen(memory=memory)
@@ -455,7 +456,7 @@ class StampedeTests(Base):
         listener = self.listen()
 
         def refuse() -> str | None:
-            raise Refused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
+            raise HandshakeRefused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
 
         with mock.patch.object(self, "identify", refuse):
             client = Client(self.connect())

@@ -58,7 +58,7 @@ class HandOverTests(Base):
         """What acknowledges at the end of the same turn does so after the lines were written."""
         world = self.world()
         order: list[str] = []
-        world.turn.broker(lambda: order.append(f"ack with {len(self.wire.written)} written"))
+        world.turn.call_last(lambda: order.append(f"ack with {len(self.wire.written)} written"))
         self.send(world, 0)
         world.turns()
         self.assertEqual(order, ["ack with 1 written"])

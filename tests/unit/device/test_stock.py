@@ -30,7 +30,7 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.stock_transport import StockTransport
 from owsla.device.transport import TLSTransport
 from owsla.events import DeviceDisconnected
-from owsla.runtime.sockets import claim
+from owsla.runtime.sockets import bind
 
 from ._fakes import Source, World
 from ._sockets import Client, Loop, context
@@ -73,7 +73,7 @@ class StockProtocolTests(SynchronousTestCase):
         events: list[Any] = []
         self.port = Listener(
             self.loop,
-            claim(0, "127.0.0.1"),
+            bind(0, "127.0.0.1"),
             context(),
             factory,
             admission,

@@ -1,4 +1,4 @@
-"""Connections that speak a dialect, in memory."""
+"""Connections with a dialect, in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..device._fakes import Wire, World
 
 
 class DialectWorld(World):
-    """A world whose devices speak a dialect."""
+    """A node whose devices use a dialect."""
 
     def __init__(self, make: Factory, **options: Any) -> None:
         super().__init__(**options)
@@ -29,7 +29,7 @@ class DialectWorld(World):
         return endpoint, wire
 
     def heard(self, wire: Wire) -> list[bytes]:
-        """The lines that the device was sent since this was last asked."""
+        """Return the lines for the device since the last call."""
         self.turns()
         lines = wire.data.split(b"\r\n")
         assert lines.pop() == b"", "a line without its end"
@@ -38,7 +38,7 @@ class DialectWorld(World):
 
 
 class DialectWire(Wire):
-    """A transport that knows the peer."""
+    """A transport with a peer address."""
 
     host = "192.0.2.1"
 

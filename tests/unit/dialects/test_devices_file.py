@@ -1,4 +1,4 @@
-"""The file with the devices that may log in."""
+"""The file with device ids and tokens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.dialects._devices_file import DevicesFile, read_tokens
 from owsla.errors import ConfigError
 
-KEPT = "until that is mended the devices that were in it before are known"
+KEPT = "its previous content applies until the file is corrected"
 
 
 class ContentTests(SynchronousTestCase):
     def test_lines(self) -> None:
-        """A line for each device; the last of two for the same id holds. Tokens are bytes, ids text."""
+        """Each device has a line. The last one for an id counts. Tokens are bytes, ids are text."""
         self.assertEqual(
             read_tokens("d1:one\nd2: two x \r\nd\u00e9:t\u00e9\nd1:three".encode() + b"\nd3:\xff\n"),
             {b"d1": b"three", b"d2": b" two x", "d\u00e9".encode(): "t\u00e9".encode(), b"d3": b"\xff"},
@@ -32,24 +32,24 @@ class ContentTests(SynchronousTestCase):
         self.assertEqual(read_tokens(b""), {})
 
     def test_no_devices(self) -> None:
-        """Blank lines, those that begin with #, whatever is in them, and a byte order mark do not count."""
+        """Blank lines, lines that begin with #, and a byte order mark are ignored."""
         content = b"\xef\xbb\xbf# devices\n\n \t\n  # of: the: hall\n#\n#d1:one\n# K\xfcche\r\n\r\nd2:two\n\n"
         self.assertEqual(read_tokens(content), {b"d2": b"two"})
 
     def test_refused(self) -> None:
-        """What is no such file is refused, with the line's number and without its text."""
+        """A wrong line is an error with its number, without its text."""
         for content, reason in [
-            (b"\x7fELF\0s3cret:\n", "it is not a text file"),
-            ("d1:s3cret\n".encode("utf-16"), "it is not a text file"),
-            (b"s3cret\n", "line 1: there is no colon in it"),
-            (b"# devices\n\nd1:one\nd2 s3cret\n", "line 4: there is no colon in it"),
-            (b"d1:one\nd2:s3:cret", "line 2: there is more than one colon in it"),
-            (b"d1:one\nd2:s3cret:\n", "line 2: there is more than one colon in it"),
-            (b":s3cret\n", "line 1: what is before the colon is no id"),
-            (b"d 1:s3cret\n", "line 1: what is before the colon is no id"),
-            (b"d\x1b1:s3cret\n", "line 1: what is before the colon is no id"),
-            (b"\xff:s3cret\n", "line 1: what is before the colon is no id"),
-            (b"x" * 256 + b":s3cret\n", "line 1: what is before the colon is no id"),
+            (b"\x7fELF\0s3cret:\n", "this is not a text file"),
+            ("d1:s3cret\n".encode("utf-16"), "this is not a text file"),
+            (b"s3cret\n", "line 1: the colon is missing"),
+            (b"# devices\n\nd1:one\nd2 s3cret\n", "line 4: the colon is missing"),
+            (b"d1:one\nd2:s3:cret", "line 2: there is more than one colon"),
+            (b"d1:one\nd2:s3cret:\n", "line 2: there is more than one colon"),
+            (b":s3cret\n", "line 1: the id before the colon must be"),
+            (b"d 1:s3cret\n", "line 1: the id before the colon must be"),
+            (b"d\x1b1:s3cret\n", "line 1: the id before the colon must be"),
+            (b"\xff:s3cret\n", "line 1: the id before the colon must be"),
+            (b"x" * 256 + b":s3cret\n", "line 1: the id before the colon must be"),
         ]:
             message = str(self.assertRaises(ConfigError, read_tokens, content))
             self.assertTrue(message.startswith(reason), message)
@@ -58,7 +58,7 @@ class ContentTests(SynchronousTestCase):
 
     @given(st.binary(max_size=50) | st.text(":#\n d", max_size=20).map(str.encode))
     def test_any(self, content: bytes) -> None:
-        """Any content is devices, or a `ConfigError`."""
+        """Any content is read, or is a `ConfigError`."""
         try:
             tokens = read_tokens(content)
         except ConfigError:
@@ -77,7 +77,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.ticks = 0
 
     def write(self, content: bytes) -> None:
-        """Write into the same file, at another time."""
+        """Write into the same file, with a new modification time."""
         self.path.write_bytes(content)
         self.ticks += 1
         os.utime(self.path, ns=(0, 10**18 + self.ticks))
@@ -87,7 +87,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.file = DevicesFile(self.path, self.clock.seconds)
 
     def known(self, *logins: bytes) -> tuple[list[bytes], list[str]]:
-        """Which of these, as in `id token`, are let in; and what is said meanwhile."""
+        """Return the ids that can log in, of texts such as `id token`, and the log lines."""
         found = []
         with capturedLogs() as logs:
             for login in logins:
@@ -99,7 +99,7 @@ class DevicesFileTests(SynchronousTestCase):
         return found, [f"{event['log_level'].name}: {formatEvent(event)}" for event in logs]
 
     def test_known(self) -> None:
-        """Who has the token of its id, the whole of it, is let in; nobody else is, least of all without a token."""
+        """A device with the whole token of its id can log in. An empty token never works."""
         self.open(b"d1:one\nd2:\n")
         self.assertEqual(
             self.known(
@@ -109,15 +109,15 @@ class DevicesFileTests(SynchronousTestCase):
         )
 
     def test_start(self) -> None:
-        """A file that cannot be used is refused at the start, with its name."""
-        for content, reason in [(None, "no such file or directory"), (b"d1:one\nd2\n", "line 2: there is no colon in it")]:
+        """A file that cannot be used is an error at the start, with its name."""
+        for content, reason in [(None, "no such file or directory"), (b"d1:one\nd2\n", "line 2: the colon is missing")]:
             if content is not None:
                 self.write(content)
             message = str(self.assertRaises(ConfigError, DevicesFile, self.path))
             self.assertTrue(message.startswith(f"{self.path}: {reason}"), message)
 
     def test_changed(self) -> None:
-        """A change holds for the next login: of its time to the nanosecond, either way, or another file of that name."""
+        """A change applies to the next login: another modification time, or another file of that name."""
         self.open(b"d1:one\n")
         self.write(b"d1:two\n")
         self.assertEqual(self.known(b"d1 one", b"d1 two"), ([b"d1"], []))
@@ -149,7 +149,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(reads, [self.path])
 
     def test_removed(self) -> None:
-        """While there is no file the devices that were in it are known; that is told once. So is that it is there again."""
+        """While the file is missing, its last content applies. One line says so, and one that it is back."""
         self.open(b"d1:one\n")
         self.path.unlink()
         found, said = self.known(*[b"d1 one", b"d1 two"] * 50)
@@ -162,7 +162,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(self.known(b"d1 two"), ([b"d1"], []))
 
     def test_back(self) -> None:
-        """It is in use again, too, when it is moved back as it was."""
+        """A file that is moved back unchanged is in use again."""
         self.open(b"d1:one\n")
         away = self.path.with_name("away")
         self.path.rename(away)
@@ -171,7 +171,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(self.known(b"d1 one"), ([b"d1"], [f"info: {self.path} is in use again"]))
 
     def test_not_readable(self) -> None:
-        """The same with a file that is there and cannot be read: it is tried again for the next login."""
+        """While the file cannot be read, its last content applies. It is tried again at the next login."""
         self.open(b"d1:one\n")
         self.path.unlink()
         self.path.mkdir()
@@ -181,12 +181,12 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(self.known(b"d1 two")[0], [b"d1"])
 
     def test_spoilt(self) -> None:
-        """A change to what is no such file is not taken, not even in part, and is told once."""
+        """Wrong content is not used, not even in part, and is logged once."""
         self.open(b"d1:one\n")
         self.write(b"d1:two\nd2 s3cret\n")
         found, said = self.known(b"d1 one", b"d1 two", b"d1 one")
         self.assertEqual(found, [b"d1", b"d1"])
-        self.assertEqual(said, [f"warn: {self.path}: line 2: there is no colon in it, as in id:token; {KEPT}"])
+        self.assertEqual(said, [f"warn: {self.path}: line 2: the colon is missing, as in id:token; {KEPT}"])
         self.clock.advance(3600.0)
         self.assertEqual(self.known(b"d1 one"), ([b"d1"], []))
         self.write(b"d1:two\nd2 s3cre\n")
@@ -195,7 +195,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(self.known(b"d1 one", b"d2 s3cret"), ([b"d2"], [f"info: {self.path} is in use again"]))
 
     def test_sparingly(self) -> None:
-        """A file that comes and goes is a warning a minute at most; what was not told then is told if it lasts."""
+        """There is one warning a minute at most. A problem that lasts is logged later."""
         self.open(b"d1:one\n")
         warnings = 0
         for _ in range(30):
@@ -211,7 +211,7 @@ class DevicesFileTests(SynchronousTestCase):
         self.assertEqual(len(self.known(b"d1 one")[1]), 1)
 
     def test_other_folder(self) -> None:
-        """A file name is relative to the folder that Owsla was started in, also after it has gone to another."""
+        """A relative path is relative to the working folder at the start."""
         before = Path.cwd()
         self.addCleanup(os.chdir, before)
         self.write(b"d1:one\n")

@@ -1,4 +1,4 @@
-"""Limits on failed logins: who is held up by whom."""
+"""Limits on failed logins, and their exceptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.limits = FailedLogins()
 
     def fails(self, name: bytes, source: str, now: float = 0.0) -> bool:
-        """Try a wrong token: whether it was checked."""
+        """Try a wrong token. Return whether it was checked."""
         attempt = self.limits.begin(name, source, now)
         if isinstance(attempt, str):
             return False
@@ -21,7 +21,7 @@ class FailedLoginsTests(SynchronousTestCase):
         return True
 
     def succeeds(self, name: bytes, source: str, now: float = 0.0) -> bool:
-        """Try the right token: whether that helped."""
+        """Try the right token. Return whether the login succeeded."""
         attempt = self.limits.begin(name, source, now)
         if isinstance(attempt, str):
             return False
@@ -36,7 +36,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertLess(abs(minutes - 3600 / interval), 2)
 
     def test_one_device_from_everywhere(self) -> None:
-        """Guesses at one device from many addresses have a limit, which does not concern the device where it is known."""
+        """Guesses at one device from many addresses are limited. The device at its last address is not affected."""
         self.assertTrue(self.succeeds(b"d1", "home"))
         tried = sum(self.fails(b"d1", f"host {number}") for _ in range(10) for number in range(200))
         self.assertEqual(tried, DEVICE[0] + 200)
@@ -44,7 +44,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertTrue(self.succeeds(b"d1", "home"))
 
     def test_roaming(self) -> None:
-        """However many addresses fail in its name, a device logs in at each new address, and again from there."""
+        """However many addresses fail with its id, a device can log in at a new address, and again from there."""
         for number in range(1000):
             self.fails(b"d1", f"host {number % 20}")
         for source in ("hotel", "train", "hotel"):
@@ -52,7 +52,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertFalse(self.fails(b"d1", "host 0"))
 
     def test_many_devices_from_one_address(self) -> None:
-        """The same for many devices tried from one address: those that have logged in there go on."""
+        """Guesses at many devices from one address are limited. Devices that have logged in there are not affected."""
         self.assertTrue(self.succeeds(b"d1", "nat"))
         tried = sum(self.fails(b"x %d" % (number % 1000), "nat") for number in range(9000))
         self.assertEqual(tried, ADDRESS[0] + 1000)
@@ -61,7 +61,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertTrue(self.succeeds(b"x 0", "home"))
 
     def test_behind_a_proxy(self) -> None:
-        """Where one address is everybody's, failures keep no device with the right token out: not after a start, nor later."""
+        """If all devices share an address, failures do not lock out a device with the right token, even after a start."""
         for number in range(5000):
             self.fails(b"x %d" % number, "proxy")
         self.assertTrue(all(self.succeeds(b"d %d" % number, "proxy") for number in range(100)))
@@ -69,7 +69,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertTrue(self.fails(b"x 0", "proxy"))
 
     def test_shared_no_longer(self) -> None:
-        """An address is shared while enough devices have logged in from there last."""
+        """An address is shared while it is the last address of enough devices."""
         for source in ("nat", "home"):
             for number in range(SHARED):
                 self.assertTrue(self.succeeds(b"d %d" % number, source))
@@ -78,7 +78,7 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertEqual([self.fails(b"y", "nat") for _ in range(3)], [True, False, False])
 
     def test_the_attempt_past_a_limit(self) -> None:
-        """There is one an hour; one that could not be checked does not count."""
+        """Beyond a wide limit there is one attempt an hour. One that could not be checked does not count."""
         for number in range(ADDRESS[0]):
             self.fails(b"x %d" % number, "nat")
         attempt = self.limits.begin(b"d1", "nat", 0.0)
@@ -91,12 +91,12 @@ class FailedLoginsTests(SynchronousTestCase):
             self.assertEqual([self.fails(b"d1", "nat", hour * 3600) for _ in expected], expected)
 
     def test_known_device(self) -> None:
-        """A device that is known at an address has a limit of its own there all the same."""
+        """A device at its last address still has the limit for a device at an address."""
         self.assertTrue(self.succeeds(b"d1", "home"))
         self.assertEqual(sum(self.fails(b"d1", "home") for _ in range(100)), PAIR[0])
 
     def test_bounded(self) -> None:
-        """Whatever is tried, and whoever logs in, memory has a bound; what is kept of an id, too."""
+        """Memory is bounded for any sequence of logins, and so is the kept part of an id."""
         self.patch(_failed_logins, "REMEMBERED", 100)
         limits = self.limits = FailedLogins(known=50)
         for number in range(1000):

@@ -1,4 +1,4 @@
-"""From the text of `--dialect` to a class, or to one line that says what is wrong."""
+"""Lookup of the dialect class for `--dialect`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from owsla.errors import ConfigError
 
 
 class Shout(Dialect):
-    """A dialect of somebody's."""
+    """A dialect of a user."""
 
     def line(self, line: bytes) -> None:
         self.conversation.publish(line.upper())
@@ -31,12 +31,12 @@ class FindTests(SynchronousTestCase):
         return message
 
     def test_by_name(self) -> None:
-        """Owsla's own are found by their names, as plugins of Twisted's."""
+        """Owsla's own dialects are found by name, as Twisted plugins."""
         self.assertIs(find_dialect("login"), Login)
         self.assertIs(find_dialect("turnstile"), Turnstile)
 
     def test_plugins(self) -> None:
-        """Each plugin has a name of its own, says what it is, and leads to a dialect."""
+        """Each plugin has a unique name, a description and an importable dialect."""
         plugins = list(getPlugins(IDialect))
         names = [plugin.name for plugin in plugins]
         self.assertEqual(len(set(names)), len(names))
@@ -45,11 +45,11 @@ class FindTests(SynchronousTestCase):
             self.assertTrue(issubclass(find_dialect(plugin.reference), Dialect))
 
     def test_by_reference(self) -> None:
-        """Any subclass of Dialect is found by its module and name."""
+        """Any subclass of `Dialect` is found by its module and name."""
         self.assertIs(find_dialect(f"{__name__}:Shout"), Shout)
 
     def test_refused(self) -> None:
-        """What is none is refused in one line that says why."""
+        """Anything else is an error of one line with the reason."""
         for text, reason in [
             ("turnstil", "'turnstil': there is no such dialect; did you mean turnstile?"),
             ("qqqq", "(login, turnstile, or package.module:Name)"),
@@ -66,7 +66,7 @@ class FindTests(SynchronousTestCase):
             self.assertIn(reason, self.refused(text))
 
     def test_broken_module(self) -> None:
-        """A module that raises when it is imported is named with what it raises; one that lacks another names that."""
+        """An error at the import of a module is quoted, and so is the name of a missing module."""
         folder = tempfile.mkdtemp()
         self.addCleanup(rmtree, folder)
         self.patch(sys, "path", [*sys.path, folder])
@@ -76,7 +76,7 @@ class FindTests(SynchronousTestCase):
         self.assertIn("there is no module owsla_test_lacked", self.refused("owsla_test_lacking:Name"))
 
     def test_option(self) -> None:
-        """--dialect is read by all this; lines, the default, is none."""
+        """--dialect is read in this way. The default, lines, is no dialect."""
         self.assertIsNone(load_settings([], {}).dialect)
         self.assertIsNone(load_settings(["--dialect", "lines"], {}).dialect)
         self.assertIs(load_settings(["--dialect", "turnstile"], {}).dialect, Turnstile)

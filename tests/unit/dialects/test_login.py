@@ -1,4 +1,4 @@
-"""The login: a device says who it is, and a checker of cred's says whether that is so."""
+"""The login dialect, with checkers of Twisted's cred."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from owsla.config.sources import load_settings
-from owsla.dialects.login import Gate, Login, checker
+from owsla.dialects.login import Login, LoginService, make_login_checker
 from owsla.errors import ConfigError
 from owsla.events import DeviceDisconnected, DialectFailed, LoginFailed
 
@@ -28,7 +28,7 @@ from ._fakes import DialectWorld
 
 @implementer(ICredentialsChecker)
 class Asking:
-    """A checker that takes its time."""
+    """A checker whose result comes later."""
 
     credentialInterfaces = (IUsernamePassword,)
 
@@ -56,7 +56,7 @@ class LoginTests(SynchronousTestCase):
         return self.world.of_type(DeviceDisconnected)[-1].reason
 
     def test_welcome(self) -> None:
-        """Who is known is told so, and its lines carry the name that the checker has for it; the login is not published."""
+        """A login that succeeds is answered, and not published. Later lines have the id from the checker."""
         endpoint, wire = self.world.speak()
         endpoint.dataReceived(b"HELLO d1 s3cret with spaces\n")
         self.assertEqual((self.checker.asked, self.world.heard(wire)), ([(b"d1", b"s3cret with spaces")], []))
@@ -68,7 +68,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(wire.closed, "")
 
     def test_acknowledged_after_the_answer(self) -> None:
-        """With --device-ack the login is acknowledged after WELCOME, however long the checker takes; and never after DENIED."""
+        """With --device-ack the login is acknowledged after WELCOME, however slow the checker is, and never after DENIED."""
         for known in (True, False):
             self.begin(device_ack=lambda seq: b"ACK %d\r\n" % seq)
             endpoint, wire = self.world.speak()
@@ -82,7 +82,7 @@ class LoginTests(SynchronousTestCase):
                 self.assertEqual(self.world.heard(wire), [b"DENIED"])
 
     def test_impatient(self) -> None:
-        """Lines that follow the login at once wait for its answer, and are published in order behind it; or not at all."""
+        """Lines that follow the login wait for its result. Then they are published in order, or dropped."""
         for known in (True, False):
             self.setUp()
             endpoint, wire = self.world.speak()
@@ -98,7 +98,7 @@ class LoginTests(SynchronousTestCase):
                 self.assertEqual(self.world.sink.lines, [])
 
     def test_no_login(self) -> None:
-        """What is no login, or not of the name in the certificate, is denied without asking anybody."""
+        """A line that is not a login, or not for the id in the certificate, is denied without a check."""
         for line, device_id in [
             (b"", None),
             (b"hello d1 t", None),
@@ -118,7 +118,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.world.of_type(DialectFailed), [])
 
     def test_timeout(self) -> None:
-        """Who does not log in in time is denied; half a line is no login."""
+        """A device that does not log in in time is denied. Half a line is not a login."""
         endpoint, wire = self.world.speak()
         endpoint.dataReceived(b"HELLO d1 ")
         self.world.later(4.5)
@@ -128,7 +128,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.reason(endpoint), "no login within 5 s")
 
     def test_outage(self) -> None:
-        """While devices are not read nobody's time for the login runs out."""
+        """While devices are not read, the time for the login stops."""
         self.world.sink.stop()
         endpoint, wire = self.world.speak()
         self.world.later(20.0)
@@ -150,7 +150,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.world.heard(wire), [b"WELCOME d1", b"news"])
 
     def test_gone_while_asking(self) -> None:
-        """An answer for a device that has gone is no trouble."""
+        """A result for a device that has disconnected is ignored."""
         for known in (True, False):
             self.setUp()
             endpoint, _ = self.world.speak()
@@ -163,7 +163,7 @@ class LoginTests(SynchronousTestCase):
             self.assertEqual((self.world.sink.lines, self.world.of_type(DialectFailed)), ([], []))
 
     def test_denied_otherwise(self) -> None:
-        """A checker that refuses a login by another error of cred's is no trouble."""
+        """A checker may refuse a login by another error of cred."""
         endpoint, wire = self.world.speak()
         with capturedLogs() as logs:
             endpoint.dataReceived(b"HELLO d1 t\n")
@@ -172,7 +172,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(_said(logs), [])
 
     def test_bug(self) -> None:
-        """What is a defect of the dialect's is told as one."""
+        """An error in the dialect is reported as one."""
 
         def broken(line: bytes) -> None:
             raise ZeroDivisionError("ours")
@@ -189,7 +189,7 @@ class LoginTests(SynchronousTestCase):
 
 @implementer(ICredentialsChecker)
 class Saying:
-    """A checker that says at once what it is told to, or raises it."""
+    """A checker that returns or raises at once what a test sets."""
 
     credentialInterfaces = (IUsernamePassword,)
 
@@ -205,17 +205,17 @@ class Saying:
 
 
 class TroubleTests(SynchronousTestCase):
-    """A checker that cannot do its work: devices are denied for now, and it is a line in the log."""
+    """A checker that fails: devices are denied, and the log has a line."""
 
     def setUp(self) -> None:
         self.checker = Saying()
         self.clock = Clock()
         checker: Any = self.checker
-        gate = Gate(checker, self.clock.seconds)
+        gate = LoginService(checker, self.clock.seconds)
         self.world = DialectWorld(lambda conversation: Login(conversation, gate, 5.0))
 
     def denied(self, what: Any, line: bytes = b"HELLO d1 s3cret") -> list[str]:
-        """What is said of a device's login."""
+        """Return the log lines of a denied login."""
         self.checker.what = what
         endpoint, wire = self.world.speak()
         with capturedLogs() as logs:
@@ -227,14 +227,14 @@ class TroubleTests(SynchronousTestCase):
         return _said(logs)
 
     def test_said(self) -> None:
-        """The line names the checker and the error; it is no failure of the dialect's."""
+        """The line names the checker and the error. The dialect does not fail."""
         self.assertEqual(
             self.denied(OSError("no database")),
-            ["warn: The login's checker Saying failed, and the device is denied: OSError: no database"],
+            ["warn: The login checker Saying failed, and the device was denied: OSError: no database"],
         )
 
     def test_later(self) -> None:
-        """The same where the checker fails after a while."""
+        """A checker may fail later, too."""
         later: Deferred[Any] = Deferred()
         self.checker.what = later
         endpoint, wire = self.world.speak()
@@ -244,20 +244,20 @@ class TroubleTests(SynchronousTestCase):
         self.assertEqual((self.world.heard(wire), len(_said(logs))), ([b"DENIED"], 1))
 
     def test_sparingly(self) -> None:
-        """For many devices it is one line a minute, and the next one has the number of the others."""
+        """There is one line a minute. It has the number of those that were left out."""
         self.assertEqual(len(self.denied(OSError("no database"))), 1)
         for number in range(99):
             self.clock.advance(0.5)
             self.assertEqual(self.denied(OSError(f"no database {number}")), [])
         self.clock.advance(10.5)
         [line] = self.denied(OSError("no database"))
-        self.assertIn("no database (and 99 more since the last such line)", line)
+        self.assertIn("no database (99 more since the last such line)", line)
         self.clock.advance(60.0)
         [line] = self.denied(OSError("no database"))
         self.assertTrue(line.endswith("OSError: no database"), line)
 
     def test_recovered(self) -> None:
-        """A device that comes again when the checker works is let in."""
+        """A device that tries again when the checker works can log in."""
         self.denied(OSError("no database"))
         self.checker.what = b"d1"
         endpoint, wire = self.world.speak()
@@ -265,46 +265,46 @@ class TroubleTests(SynchronousTestCase):
         self.assertEqual(self.world.heard(wire), [b"WELCOME d1"])
 
     def test_no_name(self) -> None:
-        """So it is with a name of the checker's that cannot be a device's id."""
+        """An id from the checker that is not a possible device id is an error of the checker."""
         for name in (b"\xff", "a\nb", "x" * 300):
             [line] = self.denied(name)
-            self.assertIn("The login's checker Saying failed", line)
+            self.assertIn("The login checker Saying failed", line)
             self.clock.advance(60.0)
 
     def test_token(self) -> None:
-        """No token is in the log, though the error has it in its text."""
+        """No token is in the log, even if the text of the error contains it."""
         for error, line in [
             (OSError("no row ('d1', 's3cret')"), b"HELLO d1 s3cret"),
             (OSError("no row ('d1', b'\\xffs3cret')"), b"HELLO d1 \xffs3cret"),
             (OSError("no row ('d1', 's3cret  x')"), b"HELLO d1 s3cret  x"),
         ]:
             [said] = self.denied(error, line)
-            self.assertTrue(said.endswith("is denied: OSError, with the token in its text"), said)
+            self.assertTrue(said.endswith("was denied: OSError, with the token in its text"), said)
             self.clock.advance(60.0)
 
     def test_one_line(self) -> None:
-        """An error of several lines is one in the log."""
+        """An error of several lines is one line in the log."""
         [line] = self.denied(OSError("no database\nat all"))
         self.assertTrue(line.endswith("OSError: no database at all"), line)
 
 
 def _said(logs: Sequence[Any]) -> list[str]:
-    """The lines of the log, with their level. Events are not among them."""
+    """Return the log lines with their level, without events."""
     return [f"{event['log_level'].name}: {formatEvent(event)}" for event in logs]
 
 
 class FailedTests(SynchronousTestCase):
-    """Logins that fail: who tried it is an event, and the rate has a limit."""
+    """Failed logins: each is an event, and their rate is limited."""
 
     def setUp(self) -> None:
         self.checker = Saying()
         self.clock = Clock()
         checker: Any = self.checker
-        gate = Gate(checker, self.clock.seconds)
+        gate = LoginService(checker, self.clock.seconds)
         self.world = DialectWorld(lambda conversation: Login(conversation, gate, 5.0))
 
     def login(self, line: bytes, what: Any, host: str = "192.0.2.1", device_id: str | None = None) -> list[bytes]:
-        """What a device hears that says this line from there, if the checker says that."""
+        """Return the answer to a login from an address, with a given result of the checker."""
         self.checker.what = what
         self.checker.asked = False
         endpoint, wire = self.world.speak(device_id=device_id)
@@ -315,13 +315,13 @@ class FailedTests(SynchronousTestCase):
         return heard
 
     def failed(self) -> list[LoginFailed]:
-        """The failed logins that were told since this was last asked."""
+        """Return the events of failed logins since the last call."""
         events = self.world.of_type(LoginFailed)
         self.world.events.clear()
         return events
 
     def test_told(self) -> None:
-        """The event has the connection, its peer, and the id that was tried: printable, and bounded. Never the token."""
+        """The event has the connection, its peer and the claimed id, printable and bounded. It never has the token."""
         for line, claimed in [
             (b"HELLO d1 s3cret", "d1"),
             (b"HELLO d\xff\x1b[2J s3cret", "d\\xff\\x1b[2J"),
@@ -336,7 +336,7 @@ class FailedTests(SynchronousTestCase):
             self.assertNotIn("s3cret", str(event))
 
     def test_other_reasons(self) -> None:
-        """A login in another's name, one that could not be checked, and none at all are told with the reason."""
+        """A login with another id than the certificate, an unchecked one and a missing one are events with the reason."""
         self.login(b"HELLO d1 t", b"d1", device_id="d2")
         (event,) = self.failed()
         self.assertEqual((event.claimed_id, event.device_id), ("d1", "d2"))
@@ -347,9 +347,9 @@ class FailedTests(SynchronousTestCase):
         self.assertEqual([event.reason for event in self.failed()], ["no login within 5 s"])
 
     def test_limit(self) -> None:
-        """After some failures in a row the checker is not asked any more, not even for the right token; after a while it is.
+        """After some failures in a row logins are refused without a check, even with the right token, for a while.
 
-        What is refused so is told once a minute, with the number of the others.
+        One such refusal a minute is an event, with the number of the others.
         """
         for _ in range(10):
             self.login(b"HELLO d1 wrong", UnauthorizedLogin())
@@ -371,21 +371,21 @@ class FailedTests(SynchronousTestCase):
         self.assertEqual(self.login(b"HELLO d1 right", b"d1"), [b"WELCOME d1"])
 
     def test_others(self) -> None:
-        """The failures of one device hold up no other device of its address, nor the device itself at another one."""
+        """Failures of one device at one address do not affect other devices, or the device at another address."""
         for _ in range(30):
             self.login(b"HELLO d1 wrong", UnauthorizedLogin())
         self.assertEqual(self.login(b"HELLO d2 right", b"d2"), [b"WELCOME d2"])
         self.assertEqual(self.login(b"HELLO d1 right", b"d1", host="192.0.2.2"), [b"WELCOME d1"])
 
     def test_trouble(self) -> None:
-        """A checker that fails counts against nobody, nor do logins that succeed."""
+        """Errors of the checker and successful logins do not count."""
         for what in (OSError("no database"), b"d1"):
             for _ in range(30):
                 self.login(b"HELLO d1 right", what)
         self.assertEqual(self.login(b"HELLO d1 right", b"d1"), [b"WELCOME d1"])
 
     def test_at_the_same_time(self) -> None:
-        """Guesses that are made while a checker takes its time do not get past the limit."""
+        """Guesses while a slow checker works are limited, too."""
         asked = []
         for _ in range(30):
             later: Deferred[Any] = Deferred()
@@ -396,7 +396,7 @@ class FailedTests(SynchronousTestCase):
 
 class CheckerTests(SynchronousTestCase):
     def test_file(self) -> None:
-        """A file with a line `id:token` for each device; when it is changed, so is who is known."""
+        """Devices log in by a file with a line `id:token` for each. A change of the file applies at once."""
         descriptor, path = tempfile.mkstemp()
         self.addCleanup(os.unlink, path)
         os.write(descriptor, b"d1:one\n")
@@ -420,26 +420,26 @@ class CheckerTests(SynchronousTestCase):
         self.assertEqual(answer(b"HELLO d2 one"), [b"WELCOME d2"])
 
     def test_refused(self) -> None:
-        """What is no checker for names and tokens is refused in one line."""
+        """A checker that cannot be used is an error of one line."""
         descriptor, path = tempfile.mkstemp()
         self.addCleanup(os.unlink, path)
         os.write(descriptor, b"d1:one\nd2 s3cret\n")
         os.close(descriptor)
         for text, reason in [
-            ("file:/bin/ls", "file: /bin/ls: it is not a text file"),
-            (f"file:{path}", f"file: {path}: line 2: there is no colon in it"),
+            ("file:/bin/ls", "file: /bin/ls: this is not a text file"),
+            (f"file:{path}", f"file: {path}: line 2: the colon is missing"),
             ("file:/nonexistent/x", "file: /nonexistent/x: no such file or directory"),
-            ("file:", "file: it needs a file"),
-            ("qqqq:x", "there is no checker of the kind 'qqqq' (file, unix)"),
-            ("anonymous", "anonymous: this checker takes no name and token"),
-            ("memory:d1:s3cret", "memory: its tokens would be in the process list"),
+            ("file:", "file: the path is missing"),
+            ("qqqq:x", "there is no checker named 'qqqq' (file, unix)"),
+            ("anonymous", "anonymous: this checker does not take a name and a token"),
+            ("memory:d1:s3cret", "memory: the tokens would be visible in the process list"),
         ]:
-            message = str(self.assertRaises(ConfigError, checker, text))
+            message = str(self.assertRaises(ConfigError, make_login_checker, text))
             self.assertIn(reason, message)
             self.assertNotIn("s3cret", message)
 
     def test_together(self) -> None:
-        """The login needs a checker, and a checker needs a dialect."""
+        """The login dialect needs a checker."""
         error = self.assertRaises(ConfigError, Login.configured, load_settings(["--dialect", "login"], {}))
         self.assertIn("needs --login-checker", str(error))
         error = self.assertRaises(ConfigError, load_settings, ["--login-checker", "file:/dev/null"], {})

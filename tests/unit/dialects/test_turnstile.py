@@ -19,7 +19,7 @@ from ._fakes import DialectWorld
 
 class TurnstileTests(SynchronousTestCase):
     def test_a_day(self) -> None:
-        """Coins, pushes, and somebody who pays and walks away."""
+        """Coins, pushes, and a coin without a push."""
         world = DialectWorld(Turnstile)
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"PUSH\nCOIN\nCOIN\nPUSH\nHELP\n")
@@ -33,7 +33,7 @@ class TurnstileTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint)[3:], [b"paid", b"expired"])
 
     def test_back_end(self) -> None:
-        """UNLOCK from a back end lets somebody in; anything else is refused."""
+        """UNLOCK from a back end unlocks the arm; any other message is refused."""
         world = DialectWorld(Turnstile)
         endpoint, wire = world.speak()
         source = Source()
@@ -47,7 +47,7 @@ class TurnstileTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=50)
     @given(st.lists(st.sampled_from(["COIN", "PUSH", "UNLOCK", "wait", "wait long"]), max_size=30))
     def test_any_day(self, steps: list[str]) -> None:
-        """Whatever happens, the arm is where a turnstile's should be, and the device was told."""
+        """After any sequence the arm is in the right state, and the device was told."""
         world = DialectWorld(Turnstile)
         endpoint, wire = world.speak()
         until: float | None = None
@@ -83,12 +83,12 @@ class TurnstileTests(SynchronousTestCase):
         self.assertLessEqual(published.count(b"paid"), published.count(b"passed") + published.count(b"expired") + 1)
 
     def test_impossible(self) -> None:
-        """A locked turnstile has no time to run out."""
+        """A locked turnstile has no timeout."""
         machine = Machine(Turnstile(None))  # type: ignore[arg-type]
         self.assertRaises(NoTransition, machine.too_late)
 
     def test_documented(self) -> None:
-        """docs/dialects.md shows the module as it is."""
+        """The code in docs/dialects.md is that of the module."""
         page = (Path(__file__).parents[3] / "docs" / "dialects.md").read_text()
         source = Path(turnstile.__file__).read_text()
         blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -1,4 +1,4 @@
-"""Timers do not go by the wall clock."""
+"""Timers follow a clock that nobody sets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.runtime.clock import keep_steady
+from owsla.runtime.clock import use_monotonic_clock
 
 
 class SteadyTests(SynchronousTestCase):
-    """With a reactor of our own, which never runs, but turns once or twice."""
+    """Tests with a reactor of their own, which makes one or two turns."""
 
     def setUp(self) -> None:
         self.reactor: Any = EPollReactor()
@@ -26,10 +26,10 @@ class SteadyTests(SynchronousTestCase):
         self.reactor._poller.close()
 
     def test_clock_is_set_back(self) -> None:
-        """What is due soon is not put off when somebody sets the clock back by an hour."""
+        """A timer is not delayed when the wall clock is set back by an hour."""
         back = 0.0
         self.reactor.seconds = lambda: time.time() - back
-        keep_steady(self.reactor)
+        use_monotonic_clock(self.reactor)
         called: list[int] = []
         self.reactor.callLater(0.01, called.append, 1)
         back = 3600.0
@@ -39,34 +39,34 @@ class SteadyTests(SynchronousTestCase):
         self.assertEqual(called, [1])
 
     def test_what_waits_already(self) -> None:
-        """A reactor on which something waits keeps its time, by which that is due."""
+        """A reactor with scheduled calls keeps its clock, since their times are by that clock."""
         call = self.reactor.callLater(10, lambda: None)
         before = self.reactor.seconds
-        keep_steady(self.reactor)
+        use_monotonic_clock(self.reactor)
         self.assertIs(self.reactor.seconds, before)
         call.cancel()
 
     def test_the_wall_clock_is_said(self) -> None:
-        """Where timers go on following the wall clock, a warning says so, and what to do; once."""
+        """One warning says that timers follow the wall clock, and what to do."""
         call = self.reactor.callLater(10, lambda: None)
         events: list[LogEvent] = []
         observer: Any = events.append  # zope.interface has no types
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        keep_steady(self.reactor)
+        use_monotonic_clock(self.reactor)
         warned = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
         self.assertEqual(len(warned), 1)
         self.assertIn("wall clock", warned[0])
         call.cancel()
 
     def test_steady_already(self) -> None:
-        """A second service on the same reactor is no reason to warn."""
-        keep_steady(self.reactor)
+        """A second service on the same reactor does not cause a warning."""
+        use_monotonic_clock(self.reactor)
         call = self.reactor.callLater(10, lambda: None)
         events: list[LogEvent] = []
         observer: Any = events.append
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        keep_steady(self.reactor)
+        use_monotonic_clock(self.reactor)
         self.assertEqual(events, [])
         call.cancel()

@@ -1,4 +1,4 @@
-"""What the garbage collector looks at, and what the system is given back."""
+"""Objects that the garbage collector examines, and memory that is returned to the system."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.runtime.memory import Memory
+from owsla.runtime.memory import ProcessMemory
 
 
 def resident() -> int:
-    """Bytes of this process in memory that are nobody else's."""
+    """Return the private resident memory of this process in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
 
 
 class Knot:
-    """Garbage that only the collector finds, once it is let go of."""
+    """An object in a cycle: only the collector finds it when it is garbage."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -31,37 +31,37 @@ class MemoryTests(SynchronousTestCase):
         self.assertEqual(frozen, 0)
 
     def test_out_of_sight(self) -> None:
-        """What there is then is not looked at again; what is garbage already is gone."""
-        memory = Memory()
+        """Objects that are frozen are not examined again; existing garbage is collected."""
+        memory = ProcessMemory()
         garbage = weakref.ref(Knot())
         stays = Knot()
-        memory.settle()
+        memory.freeze()
         self.assertIsNone(garbage())
         self.assertFalse(any(each is stays for each in gc.get_objects()))
         comes = Knot()
         self.assertTrue(any(each is comes for each in gc.get_objects()))
-        memory.settle()
+        memory.freeze()
         self.assertFalse(any(each is comes for each in gc.get_objects()))
 
     def test_garbage_in_the_end(self) -> None:
-        """What was frozen, and became garbage, is found, if not soon."""
-        memory = Memory()
+        """Frozen objects that become garbage are collected at a later call."""
+        memory = ProcessMemory()
         knot = Knot()
         gone = weakref.ref(knot)
-        memory.settle()
+        memory.freeze()
         del knot
-        memory.settle()
+        memory.freeze()
         self.assertIsNotNone(gone())
-        for _ in range(Memory.ALL):
-            memory.settle()
+        for _ in range(ProcessMemory.UNFREEZE_EVERY):
+            memory.freeze()
         self.assertIsNone(gone())
 
     def test_given_back(self) -> None:
-        """What lies free between things in use is the system's again."""
+        """Free memory between objects in use is returned to the system."""
         things = [bytearray(3000) for _ in range(20_000)]
         in_use = things[::100]
         full = resident()
         things.clear()
-        Memory().give_back()
+        ProcessMemory().trim()
         self.assertLess(resident(), full - 30_000_000)
         self.assertEqual(len(in_use), 200)

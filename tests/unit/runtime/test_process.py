@@ -1,4 +1,4 @@
-"""How the process ends."""
+"""Signals, and the pid file of a killed process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.runtime.process import remove_own_pid_file, take_signals, take_worker_signals
+from owsla.runtime.process import install_signal_handlers, install_worker_signal_handlers, remove_own_pid_file
 
 
 class Reactor:
-    """A reactor that runs when a test says so."""
+    """A reactor whose start a test triggers."""
 
     def __init__(self) -> None:
         self.starting: list[Callable[[], None]] = []
@@ -44,7 +44,7 @@ class SignalTests(SynchronousTestCase):
         self.hurried = 0
         self.reopened: list[int] = []
         self.replaced: list[int] = []
-        take_signals(
+        install_signal_handlers(
             self.reactor,
             hurry=self.hurry,
             reopen=lambda: self.reopened.append(1),
@@ -59,28 +59,28 @@ class SignalTests(SynchronousTestCase):
         self.handlers[number](number, None)
 
     def test_once_the_reactor_runs(self) -> None:
-        """The signals are taken, but not before the reactor runs: its own handlers would replace ours."""
+        """Handlers are installed when the reactor runs, since its own handlers would replace earlier ones."""
         self.assertEqual(self.handlers, {})
         for call in self.reactor.starting:
             call()
         self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 
     def test_hangup(self) -> None:
-        """SIGHUP has files opened again, and stops nothing."""
+        """SIGHUP reopens files, and stops nothing."""
         for call in self.reactor.starting:
             call()
         self.get(signal.SIGHUP)
         self.assertEqual((self.reopened, self.reactor.stopped), ([1], 0))
 
     def test_replace(self) -> None:
-        """SIGUSR2 has workers replaced, and stops nothing."""
+        """SIGUSR2 replaces workers, and stops nothing."""
         for call in self.reactor.starting:
             call()
         self.get(signal.SIGUSR2)
         self.assertEqual((self.replaced, self.reactor.stopped), ([1], 0))
 
     def test_in_order_then_at_once(self) -> None:
-        """The first signal stops in order, and each after it, of either kind, at once."""
+        """The first signal stops the process in order, and each later one of either kind at once."""
         for call in self.reactor.starting:
             call()
         lines: list[str] = []
@@ -93,13 +93,13 @@ class SignalTests(SynchronousTestCase):
         self.addCleanup(publisher.removeObserver, observe)
         self.get(signal.SIGTERM)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
-        self.assertEqual(lines, ["Got SIGTERM: stopping in order, within 30 s; a second signal stops at once"])
+        self.assertEqual(lines, ["Received SIGTERM: stopping in order within 30 s; a second signal stops at once"])
         self.get(signal.SIGINT)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
 
 
     def test_while_it_stops_already(self) -> None:
-        """A signal while the process stops for another reason, such as a supervisor that gave up, is a wish to hurry."""
+        """A signal while the process stops for another reason, such as a supervisor that gave up, stops it at once."""
         for call in self.reactor.starting:
             call()
         self.reactor.stop()
@@ -120,27 +120,27 @@ class PidFileTests(SynchronousTestCase):
         return Path(self.path).exists()
 
     def test_own(self) -> None:
-        """A file with this process's own number cannot be another server's: it goes."""
+        """A file with the id of this process cannot be another server's: it is removed."""
         self.assertFalse(self.left(f"{os.getpid()}\n"))
 
     def test_not_own(self) -> None:
-        """Any other file stays for twistd to judge."""
+        """Any other file stays, and twistd deals with it."""
         for content in (str(os.getppid()), "", "nonsense"):
             self.assertTrue(self.left(content), content)
 
     def test_none(self) -> None:
-        """A file that is not there is no error."""
+        """A missing file is not an error."""
         remove_own_pid_file(self.path)
 
 
 class WorkerSignalTests(SynchronousTestCase):
     def test_taken(self) -> None:
-        """A worker stops on SIGTERM; what a terminal sends to it as well as to its parent, the parent says in words."""
+        """A worker stops on SIGTERM, and ignores the signals that a terminal sends to its parent as well."""
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
         reactor = Reactor()
         stops: list[int] = []
-        take_worker_signals(reactor, stop=lambda: stops.append(1))
+        install_worker_signal_handlers(reactor, stop=lambda: stops.append(1))
         self.assertEqual(handlers, {})
         for call in reactor.starting:
             call()

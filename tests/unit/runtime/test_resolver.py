@@ -1,4 +1,4 @@
-"""Host names are looked up in threads that cannot hold up the end of the process."""
+"""Host name lookups cannot delay the end of the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from owsla.runtime.resolver import Resolver
 
 
 class Receiver:
-    """A receiver that notes what it is told, and in which thread."""
+    """A receiver that records its calls, and their thread."""
 
     def __init__(self) -> None:
         self.began: list[Any] = []
@@ -40,7 +40,7 @@ class ResolverTests(SynchronousTestCase):
         self.receiver = Receiver()
 
     def callFromThread(self, call: Callable[..., None], *args: Any) -> None:
-        """Take the reactor's part."""
+        """Run a call that a thread has passed to the reactor."""
         self.assertTrue(threading.current_thread().daemon)
         self.calls.put((call, args))
 
@@ -56,25 +56,25 @@ class ResolverTests(SynchronousTestCase):
         return [(type(address), address.type, address.host, address.port) for address in self.receiver.addresses]
 
     def test_interface(self) -> None:
-        """It is what Twisted takes as a resolver."""
+        """The resolver provides Twisted's interface."""
         verifyObject(IHostnameResolver, self.resolver)
 
     def test_addresses(self) -> None:
-        """An address is told with the port that was asked for, in the reactor's thread."""
+        """An address comes with the requested port, in the reactor's thread."""
         self.assertEqual(self.resolved("127.0.0.1", 5672), [(IPv4Address, "TCP", "127.0.0.1", 5672)])
 
     def test_ipv6(self) -> None:
-        """IPv6 too."""
+        """IPv6 addresses are resolved, too."""
         self.assertEqual(self.resolved("::1", 1, [IPv6Address], "UDP"), [(IPv6Address, "UDP", "::1", 1)])
 
     def test_other_family(self) -> None:
-        """What was not asked for is not told."""
+        """Addresses of a family that was not requested are left out."""
         self.assertEqual(self.resolved("::1", 1, [IPv4Address]), [])
 
     def test_no_such_name(self) -> None:
-        """A name without an address completes without one; so does one that no name can be."""
+        """A lookup of an unknown or impossible name completes without an address."""
         self.assertEqual(self.resolved("no-such-name.invalid"), [])
 
     def test_no_name(self) -> None:
-        """A label of more than 63 bytes is no error but a name without an address."""
+        """A lookup of a name with a label of more than 63 bytes completes without an address."""
         self.assertEqual(self.resolved("x" * 70 + ".example"), [])

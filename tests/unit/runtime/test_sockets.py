@@ -11,47 +11,47 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
 from owsla.runtime import sockets
-from owsla.runtime.sockets import claim
+from owsla.runtime.sockets import bind
 
 
 class ClaimTests(SynchronousTestCase):
     def test_any_port(self) -> None:
-        """Port 0 is any free one; the socket is bound, does not block, and is not listening yet."""
-        with claim(0, "127.0.0.1") as sock:
+        """With port 0 the socket is bound to a free port. It does not block, and does not listen yet."""
+        with bind(0, "127.0.0.1") as sock:
             self.assertGreater(sock.getsockname()[1], 0)
             self.assertFalse(sock.getblocking())
             with socket.socket() as client:
                 self.assertEqual(client.connect_ex(sock.getsockname()), errno.ECONNREFUSED)
 
     def test_in_use(self) -> None:
-        """A port that another listens on is one line that names the option, the port and the interface; nothing is leaked."""
+        """The error for a port in use names option, port and interface on one line. No socket is leaked."""
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             other.listen()
             port = other.getsockname()[1]
             before = set(os.listdir("/proc/self/fd"))
-            error = self.assertRaises(ConfigError, claim, port, "127.0.0.1")
+            error = self.assertRaises(ConfigError, bind, port, "127.0.0.1")
             self.assertEqual(str(error), f"--port: port {port} on 127.0.0.1 is in use by another process")
-            error = self.assertRaises(ConfigError, claim, port, "127.0.0.1", "--embedded-port")
+            error = self.assertRaises(ConfigError, bind, port, "127.0.0.1", "--embedded-port")
             self.assertTrue(str(error).startswith("--embedded-port: "), error)
             self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
     def test_not_ours(self) -> None:
-        """An address that is not this machine's, or is none, is one line as well."""
+        """The error for an address that is invalid or not of this machine is one line."""
         for interface in ("192.0.2.1", "2001:db8::1", "no such host.invalid"):
-            error = self.assertRaises(ConfigError, claim, 0, interface)
+            error = self.assertRaises(ConfigError, bind, 0, interface)
             self.assertIn(f"port 0 on {interface} cannot be used: ", str(error))
             self.assertNotIn("\n", str(error))
 
     def test_not_allowed(self) -> None:
-        """A port that we may not use is one line with the system's reason."""
+        """The error for a forbidden port is one line with the system's reason."""
         with mock.patch.object(socket.socket, "bind", side_effect=PermissionError(errno.EACCES, "Permission denied")):
-            error = self.assertRaises(ConfigError, claim, 80, "127.0.0.1")
+            error = self.assertRaises(ConfigError, bind, 80, "127.0.0.1")
         self.assertRegex(str(error), r"^--port: port 80 on 127\.0\.0\.1 cannot be used: (?i:permission denied)$")
 
     def test_all_interfaces(self) -> None:
-        """All interfaces are those of IPv4, and of IPv6 where there is any."""
-        with claim(0, "") as sock:
+        """All interfaces are those of IPv4, and of IPv6 if the system has it."""
+        with bind(0, "") as sock:
             port = sock.getsockname()[1]
             sock.listen()
             with socket.create_connection(("127.0.0.1", port)):
@@ -61,14 +61,14 @@ class ClaimTests(SynchronousTestCase):
                     pass
 
     def test_without_ipv6(self) -> None:
-        """Without IPv6 it is IPv4 alone."""
+        """On a system without IPv6 all interfaces are those of IPv4."""
         self.patch(sockets, "_has_ipv6", lambda: False)
-        with claim(0, "") as sock:
+        with bind(0, "") as sock:
             self.assertEqual((sock.family, sock.getsockname()[0]), (socket.AF_INET, "0.0.0.0"))
 
     def test_ipv6_interface(self) -> None:
-        """An IPv6 interface is that one alone."""
+        """A socket for an IPv6 interface takes connections on that interface only."""
         if not sockets._has_ipv6():
             return
-        with claim(0, "::1") as sock:
+        with bind(0, "::1") as sock:
             self.assertEqual(sock.getsockname()[0], "::1")

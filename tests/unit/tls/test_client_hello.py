@@ -1,4 +1,4 @@
-"""When a ClientHello is there."""
+"""Detection of a complete ClientHello, and refusal without OpenSSL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.tls import client_hello as hello_module
-from owsla.tls.client_hello import HEADER, LONGEST, RECORDS, Scan
+from owsla.tls.client_hello import HEADER, LONGEST, RECORDS, ClientHelloScan
 
 
 def client_hello() -> bytes:
-    """What OpenSSL says first."""
+    """Return the first flight of an OpenSSL client."""
     memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     memory.set_connect_state()
     try:
@@ -26,24 +26,24 @@ def client_hello() -> bytes:
 
 
 def needed(first: bytes) -> int:
-    """What is needed of a hello whose first bytes have come at once."""
-    return Scan().needed(first)
+    """Return the number of bytes needed, for a hello whose first bytes have come at once."""
+    return ClientHelloScan().needed(first)
 
 
 def refusal(first: bytes) -> str | None:
-    """Why that is refused."""
+    """Return the reason for which these bytes are refused."""
     return hello_module.refusal(first, needed(first))
 
 
 def in_records(content: bytes, size: int) -> bytes:
-    """A message, cut into records of this size."""
+    """Return a handshake message in records of this size."""
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     return b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
 
 
 class NeededTests(SynchronousTestCase):
     def test_client_hello(self) -> None:
-        """Of a real one all is needed, and no more, as soon as its size is there."""
+        """The whole of a real ClientHello is needed, and no more, as soon as its length has come."""
         hello = client_hello()
         for size in range(1, len(hello)):
             self.assertEqual(needed(hello[:size]), HEADER if size < HEADER else len(hello))
@@ -56,7 +56,7 @@ class NeededTests(SynchronousTestCase):
         content = client_hello()[HEADER:]
         for size in (1, 2, 3, 4, 5, 100, len(content) - 1):
             hello = in_records(content, size)
-            scan = Scan()
+            scan = ClientHelloScan()
             for end in range(len(hello)):
                 self.assertTrue(end < scan.needed(hello[:end]) <= len(hello), (size, end))
             self.assertEqual(scan.needed(hello), len(hello))
@@ -64,23 +64,23 @@ class NeededTests(SynchronousTestCase):
             self.assertIsNone(refusal(hello))
 
     def test_six_bytes(self) -> None:
-        """A record with the first byte of a ClientHello is not one."""
+        """A record that holds only the first byte of a ClientHello is not complete."""
         self.assertGreater(needed(b"\x16\x03\x01\x00\x01\x01"), 6)
 
     def test_nonsense(self) -> None:
-        """What is not TLS need not be there as a whole: OpenSSL knows after a few bytes."""
+        """Bytes that are not TLS are passed to OpenSSL at once, which refuses them after a few bytes."""
         for nonsense in (b"GET / HTTP/1.1\r\n", bytes(5), b"\xff" * 5, b"\x80\x2e\x01\x00\x02", b"\x16\x03\x01\xff\xff"):
             self.assertEqual(needed(nonsense), HEADER)
         self.assertEqual(needed(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"), 9)  # a ServerHello
 
     def test_too_long(self) -> None:
-        """A hello that takes more bytes than are waited for is refused as soon as its length is known."""
+        """A hello beyond the limit of bytes is refused as soon as its length is known."""
         first = b"\x16\x03\x01\x00\x04\x01\x01\x00\x00"
         self.assertGreater(needed(first), LONGEST)
         self.assertEqual(refusal(first), f"a ClientHello that takes more than {LONGEST} bytes or {RECORDS} records")
 
     def test_too_many_records(self) -> None:
-        """A hello in more records than a usual one has bytes is refused when the first record too many begins."""
+        """A hello beyond the limit of records is refused when the first excess record begins."""
         message = b"\x01" + RECORDS.to_bytes(3, "big") + bytes(RECORDS)
         hello = in_records(message, 1)
         self.assertLess(len(hello), LONGEST)
@@ -91,7 +91,7 @@ class NeededTests(SynchronousTestCase):
         self.assertIsNone(refusal(in_records(message[:1] + (RECORDS - 4).to_bytes(3, "big") + bytes(RECORDS - 4), 1)))
 
     def test_each_record_once(self) -> None:
-        """What was looked at is not looked at again when more comes: a hello in pieces costs no more than one that is whole."""
+        """Records are parsed once, however often more bytes come: a hello in pieces costs no more than a whole one."""
         hello = in_records(b"\x01\x00\x07\xd0" + bytes(2000), 1)
         looks = 0
 
@@ -101,7 +101,7 @@ class NeededTests(SynchronousTestCase):
                 looks += isinstance(key, int)
                 return super().__getitem__(key)
 
-        scan = Scan()
+        scan = ClientHelloScan()
         have = pieces = 0
         while have < len(hello):
             have = scan.needed(Seen(hello[:have]))
@@ -111,7 +111,7 @@ class NeededTests(SynchronousTestCase):
         self.assertLess(looks, 2 * (2004 + 2 * pieces))
 
     def test_other_protocols(self) -> None:
-        """What comes in place of a ClientHello is named, where it is known."""
+        """A known protocol in place of TLS is named."""
         for first, name in (
             (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "a PROXY protocol header"),
             (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c", "a PROXY protocol header (version 2)"),
@@ -126,7 +126,7 @@ class NeededTests(SynchronousTestCase):
             self.assertIsNone(refusal(first))
 
     def test_groups(self) -> None:
-        """A hello that offers finite fields, and no curve that is known, is refused."""
+        """A hello that offers finite fields, and no supported curve, is refused."""
         for groups, refused in (
             ((0x0101,), True),
             ((0x0A0A, 0x0101, 0x0100), True),
@@ -147,7 +147,7 @@ class NeededTests(SynchronousTestCase):
 
     @given(st.binary(max_size=100))
     def test_any_bytes(self, first: bytes) -> None:
-        """Whatever comes, at least a record's header is waited for, and nothing is raised."""
+        """For any bytes, at least a record header is needed, and no exception is raised."""
         for start in (b"", b"\x16\x03\x01\x00", b"\x16\x03\x01\x00\x60\x01\x00\x00"):
             self.assertGreaterEqual(needed(start + first), HEADER)
             refusal(start + first)

@@ -1,4 +1,4 @@
-"""When it is said that a certificate comes to its end."""
+"""Warnings before the server's certificate expires."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.events import CertificateExpiring, Event
-from owsla.tls.expiry import DAY, WARNING, ExpiryWatch, Shown
+from owsla.tls.expiry import DAY, WARNING, ExpiryWatch, ServedCertificate
 
 
 class ExpiryTests(SynchronousTestCase):
@@ -17,11 +17,11 @@ class ExpiryTests(SynchronousTestCase):
         clock = Clock()
         events: list[Event] = []
         start = datetime(2026, 1, 1, tzinfo=UTC)
-        self.shown = Shown("server.pem", (start + timedelta(days=days)).timestamp())
+        self.served = ServedCertificate("server.pem", (start + timedelta(days=days)).timestamp())
         watch = ExpiryWatch(
             cast(Any, clock),
             events.append,
-            shown=lambda: self.shown,
+            served=lambda: self.served,
             now=lambda: start.timestamp() + clock.seconds(),
         )
         watch.startService()
@@ -29,7 +29,7 @@ class ExpiryTests(SynchronousTestCase):
         return clock, events, watch
 
     def test_far_away(self) -> None:
-        """As long as the end is far away nothing is said; then once a day, past the end, too."""
+        """Warnings begin some days before the expiry, and come once a day, also after it."""
         clock, events, _ = self.watch(WARNING + 1.5)
         clock.advance(DAY)
         self.assertEqual(events, [])
@@ -41,13 +41,13 @@ class ExpiryTests(SynchronousTestCase):
         self.assertIn("expired: server.pem", str(events[-1]))
 
     def test_at_the_start(self) -> None:
-        """One that ends soon is told of at the start."""
+        """A certificate that expires soon causes a warning at the start."""
         self.assertEqual(len(self.watch(3)[1]), 1)
 
     def test_replaced(self) -> None:
-        """When devices are shown another certificate the old one is no matter any more."""
+        """When devices get a renewed certificate, the old one causes no more warnings."""
         clock, events, _ = self.watch(3)
-        self.shown = Shown("renewed.pem", self.shown.not_after + 19 * DAY)
+        self.served = ServedCertificate("renewed.pem", self.served.not_after + 19 * DAY)
         clock.advance(DAY)
         self.assertEqual(len(events), 1)
         clock.advance(DAY)
@@ -55,7 +55,7 @@ class ExpiryTests(SynchronousTestCase):
         self.assertIn("2026-01-23T00:00:00Z", str(events[1]))
 
     def test_stopped(self) -> None:
-        """After the stop it says nothing more."""
+        """After the stop there are no more warnings."""
         clock, events, watch = self.watch(3)
         watch.stopService()
         clock.advance(10 * DAY)

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.supervision._decisions import RestartBackoff
-from owsla.tls.expiry import Shown
+from owsla.tls.expiry import ServedCertificate
 from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import ParentService
 from owsla.workers._pool import WorkerPool
@@ -626,17 +626,17 @@ class WorkerPoolTests(ProcessTestCase):
         """The certificate that counts is what devices are shown: of several workers' the one that ends first, whatever the
         parent was started with.
         """
-        at_start = Shown("old.pem", 3.0)
+        at_start = ServedCertificate("old.pem", 3.0)
         self.assertEqual(self.pool.shown(at_start), at_start)
         self.first.says("ready", drain_timeout=DRAIN, certificate="new.pem", not_after=20.0)
-        self.assertEqual(self.pool.shown(at_start), Shown("new.pem", 20.0))
+        self.assertEqual(self.pool.shown(at_start), ServedCertificate("new.pem", 20.0))
         self.second.says("ready", drain_timeout=DRAIN, certificate="newer.pem", not_after=10.0)
-        self.assertEqual(self.pool.shown(at_start), Shown("newer.pem", 10.0))
+        self.assertEqual(self.pool.shown(at_start), ServedCertificate("newer.pem", 10.0))
         replaced = ensureDeferred(self.workers[1].replace())
         self.child.says("ready", drain_timeout=DRAIN, certificate="newest.pem", not_after=30.0)
         self.second.ends(0)
         self.successResultOf(replaced)
-        self.assertEqual(self.pool.shown(at_start), Shown("new.pem", 20.0))
+        self.assertEqual(self.pool.shown(at_start), ServedCertificate("new.pem", 20.0))
 
 
 class ParentTests(ProcessTestCase):

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
-from owsla.tls.expiry import Shown
+from owsla.tls.expiry import ServedCertificate
 from owsla.workers._channel import WAITING
 from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, ParentLink
 
@@ -76,15 +76,15 @@ class ParentLinkTests(LinkTestCase):
     def test_stop(self) -> None:
         """Told to stop twice, or by a signal, too, it stops once; also when something else had stopped it before."""
         self.says("stop")
-        self.link.stop("Got SIGTERM")
+        self.link.stop("Received SIGTERM")
         self.assertEqual(self.reactor.stops, 1)
         other = ParentLink(self.reactor, 2)
-        other.stop("Got SIGTERM")
+        other.stop("Received SIGTERM")
 
     def test_ready_once(self) -> None:
         """The parent is told what this worker has read that it may not have; each time that the broker is back is no news."""
-        self.link.ready(30.0, Shown("server.pem", 1e9))
-        self.link.ready(30.0, Shown("server.pem", 1e9))
+        self.link.ready(30.0, ServedCertificate("server.pem", 1e9))
+        self.link.ready(30.0, ServedCertificate("server.pem", 1e9))
         self.assertEqual(
             self.told(), [{"type": "ready", "drain_timeout": 30.0, "certificate": "server.pem", "not_after": 1e9}]
         )
