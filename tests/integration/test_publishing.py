@@ -280,8 +280,8 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
     devices["full"].send_line(b"0", b"1", b"2")
     devices["lost"].send_line(b"0", b"1", b"2")
     await gateway.owsla.wait_for_line("Broker refused .* lines?: .* no queue for the routing key 'lost'")
-    full = f"a queue behind the exchange {layout.exchange} is full or unavailable"
-    await gateway.owsla.wait_for_line(f"Broker refused .* lines?: {full}")
+    reason = f"a queue behind the exchange {layout.exchange} is full or unavailable"
+    await gateway.owsla.wait_for_line(f"Broker refused .* lines?: {reason}")
     # They wait for longer than the idle timeout, and are not closed as idle: they are not read.
     for number in range(25):
         devices["good"].send_line(b"%d" % number)
