@@ -1,4 +1,4 @@
-"""The other end of a `BrokerClient`, in memory: a server that answers as RabbitMQ does, and says what a test tells it to."""
+"""Server end of a `BrokerClient`, in memory: it answers as RabbitMQ does, and sends frames for a test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from owsla.runtime.end_of_turn import Turn
 
 
 class BrokerTestCase(SynchronousTestCase):
-    """A test that has txAMQP in it, which calls what Twisted no longer likes."""
+    """Base of tests that run txAMQP, which calls deprecated functions of Twisted."""
 
     suppress = [suppress(category=DeprecationWarning, message=".*returnValue was deprecated")]
 
 
 class Transport(StringTransport):
-    """A transport that counts, and ends as a real one does: a turn after it was told to."""
+    """Transport that counts writes, and ends as a real one does: one turn after the request."""
 
     def __init__(self, clock: Any) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Transport(StringTransport):
 
 
 class Publish(NamedTuple):
-    """A message that the client published."""
+    """Message that the client published."""
 
     channel: int
     tag: int
@@ -100,8 +100,9 @@ ANSWERS = {
 
 
 class Server:
-    """Reads what the client sends, and answers its calls. What is in `silent` is not answered, and what is in `refusals` is
-    answered by closing the channel.
+    """Server that reads the data of the client, and answers its calls.
+
+    Methods in `silent` are not answered, and those in `refusals` are answered by closing the channel.
     """
 
     def __init__(self, clock: Any = None, *, heartbeat: int = 20, tune: tuple[int, int, int] = (0, 0, 0), **more: Any) -> None:
@@ -125,9 +126,9 @@ class Server:
         self.published: list[Publish] = []
         self.silent: set[str] = set()
         self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
-        """(queue or exchange, passive) to (code, text): how its declaration is answered."""
+        """(queue or exchange, passive) → (code, text) that answers its declaration."""
         self.found: dict[str, tuple[int, int]] = {}
-        """Queue to (messages, consumers): what its declaration is answered with, if not with none and none."""
+        """Queue → (messages, consumers) that answers its declaration; none and none by default."""
         self.heartbeats = 0
         self.greeted = b""
         self._rest = b""
@@ -138,13 +139,13 @@ class Server:
     # -- towards the client ----------------------------------------------------------------------------------------------
 
     def connect(self) -> Server:
-        """Connect, and stop before the first word."""
+        """Connect, and stop before the first bytes."""
         self.client.makeConnection(self.transport)
         self.settle()
         return self
 
     def ready(self) -> Server:
-        """Connect and let it in."""
+        """Connect, and complete the login."""
         self.connect()
         self.send(0, "connection.start", **START)
         assert self.client.started._result is not None
@@ -178,14 +179,14 @@ class Server:
         self.send(channel, "channel.close", reply_code=code, reply_text=text)
 
     def drop(self) -> None:
-        """The connection is gone without a word."""
+        """Drop the connection without connection.close."""
         self.transport.end(ConnectionDone())
         self.settle()
 
     # -- from the client -------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Let turns pass until nobody has anything more to say."""
+        """Run turns until both sides are quiet."""
         while True:
             self.clock.advance(0)
             data = self.transport.value()
@@ -257,18 +258,18 @@ class Server:
             self.published.append(Publish(channel, self._tags[channel], fields, header, body))
 
     def called(self, name: str) -> list[dict[str, Any]]:
-        """With which fields this method was called so far."""
+        """Return the fields of each call of this method so far."""
         return [fields for _, called, fields in self.calls if called == name]
 
     def take(self) -> list[Publish]:
-        """What was published since the last time."""
+        """Return the messages published since the last call."""
         self.settle()
         published, self.published = self.published, []
         return published
 
 
 def deliver(channel: int, tag: int, header: bytes, body: bytes, *, redelivered: bool = False, room: int = 131072) -> bytes:
-    """The frames of a delivery."""
+    """Return the frames of a delivery."""
     size = wire.read_header_payload(header)[1]
     assert size == len(body)
     return wire.frame(
@@ -286,14 +287,14 @@ def deliver(channel: int, tag: int, header: bytes, body: bytes, *, redelivered: 
 
 
 def message(body: bytes = b"", headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
-    """A content header's payload."""
+    """Return the payload of a content header."""
     if headers is not None:
         properties["headers"] = headers
     return wire.header_payload(len(body), wire.encode_properties(properties))
 
 
 class Source:
-    """A consumer, to whom deliveries are done with."""
+    """Consumer that records the settled deliveries."""
 
     def __init__(self) -> None:
         self.open = True
@@ -308,7 +309,7 @@ class Source:
         raise AssertionError("nothing is handed over here")
 
     def letter(self, tag: int, connection_id: bytes | None = b"some-id", body: bytes = b"body", **more: Any) -> Letter:
-        """A message of this consumer's. Keywords of a letter go there; properties to its header."""
+        """Return a letter of this consumer. Keywords of a letter are passed on; properties go to its header."""
         asked = {name: more.pop(name) for name in ("reply_to", "correlation_id", "seq") if name in more}
         headers = more.pop("headers", {"n": tag})
         header = more.pop("header", None) or message(body, headers, **more)
@@ -316,7 +317,7 @@ class Source:
 
 
 class Result:
-    """What became of a coroutine or a Deferred."""
+    """Result of a coroutine or a Deferred."""
 
     def __init__(self, what: Any) -> None:
         self.value: Any = None
@@ -333,5 +334,5 @@ class Result:
 
     @property
     def error(self) -> Any:
-        """The exception, where it failed."""
+        """Return the exception of a failure."""
         return None if self.failure is None else self.failure.value

@@ -1,4 +1,4 @@
-"""What is acknowledged, against a model of the messages that RabbitMQ holds unacknowledged."""
+"""Tests of acknowledgements, against a model of the messages that RabbitMQ holds unacknowledged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Channel:
         return self.next - 1
 
     def ack(self, tag: int, multiple: bool) -> set[int]:
-        # A tag that is not outstanding closes the channel: 406, unknown delivery tag.
+        # An unknown tag closes the channel: 406, unknown delivery tag.
         assert tag in self.unacked, f"{tag} is not outstanding: {self.unacked}"
         gone = {held for held in self.unacked if held <= tag} if multiple else {tag}
         self.unacked -= gone
@@ -41,7 +41,7 @@ class AckMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def done_again(self, data: st.DataObject) -> None:
-        """Saying twice that one is done changes nothing."""
+        """Settle a delivery twice: the second time has no effect."""
         if self.done:
             self.tracker.done(data.draw(st.sampled_from(sorted(self.done))))
 
@@ -86,15 +86,15 @@ class AckMachine(RuleBasedStateMachine):
 
 class AckTests(SynchronousTestCase):
     def test_against_a_model(self) -> None:
-        """Whatever the order, each delivery that is done is acknowledged exactly once at the next `take`; a cumulative
-        acknowledgement names one that is outstanding, and covers nothing that is still held.
+        """In any order, each settled delivery is acknowledged exactly once at the next `take`. A cumulative acknowledgement
+        names an outstanding tag, and covers no unsettled delivery.
         """
         run_state_machine_as_test(
             AckMachine, settings=settings(deadline=None, max_examples=60, stateful_step_count=30)
         )
 
     def test_in_order(self) -> None:
-        """What is done in order is one acknowledgement."""
+        """Deliveries settled in order need one acknowledgement."""
         tracker = AckTracker()
         for tag in (1, 2, 3):
             tracker.done(tag)
@@ -102,7 +102,9 @@ class AckTests(SynchronousTestCase):
         self.assertEqual(tracker.take(), (0, []))
 
     def test_behind_one_that_is_held(self) -> None:
-        """What is done behind one that is held is acknowledged alone, in order, and not again when that one is done."""
+        """Deliveries settled behind an unsettled one are acknowledged one by one, in order, and not again when that one is
+        settled.
+        """
         tracker = AckTracker()
         for tag in (4, 2):
             tracker.done(tag)
@@ -114,14 +116,14 @@ class AckTests(SynchronousTestCase):
         self.assertEqual(tracker.take(), (5, []))
 
     def test_filled_before_it_was_taken(self) -> None:
-        """A gap that is filled before the next `take` costs one acknowledgement."""
+        """A gap that closes before the next `take` needs one acknowledgement."""
         tracker = AckTracker()
         for tag in (3, 2, 1):
             tracker.done(tag)
         self.assertEqual(tracker.take(), (3, []))
 
     def test_memory(self) -> None:
-        """What was acknowledged leaves nothing behind."""
+        """Acknowledged deliveries leave nothing in memory."""
         tracker = AckTracker()
         for first in range(1, 1000, 2):
             tracker.done(first + 1)
@@ -131,7 +133,7 @@ class AckTests(SynchronousTestCase):
         self.assertFalse(tracker._ahead or tracker._held)
 
     def test_memory_while_one_is_held(self) -> None:
-        """However many are acknowledged alone behind one that is held, nothing of them is kept."""
+        """Any number of deliveries acknowledged behind an unsettled one leaves nothing in memory."""
         tracker = AckTracker()
         for tag in range(2, 1000):
             tracker.done(tag)

@@ -21,7 +21,7 @@ def told(announcements: list[Announcement]) -> list[str]:
 
 
 class Tagged(AnnouncementQueue):
-    """An announcement queue whose announcements are answered by delivery tag, as a publisher does it."""
+    """Announcement queue with answers by delivery tag, as from a publisher."""
 
     def begin(self) -> None:
         self.tag = 0
@@ -169,7 +169,7 @@ class PresenceTests(SynchronousTestCase):
         self.go("a")
         self.presence.lost()
         self.presence.begin()
-        self.assertEqual(self.sent(), ["-a"])  # it may have been announced
+        self.assertEqual(self.sent(), ["-a"])  # may have been announced
 
     def test_refused(self) -> None:
         """A refused announcement is pending again; if the connection ended meanwhile, only the end is announced."""
@@ -181,7 +181,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["+a", "-b~"])
 
     def test_refused_and_then_gone(self) -> None:
-        """A connection whose only announcement was refused is unannounced."""
+        """A connection whose only announcement was refused counts as not announced."""
         self.presence.begin()
         self.come("a")
         self.sent()
@@ -277,7 +277,7 @@ class PresenceTests(SynchronousTestCase):
         self.assertEqual(self.sent(), ["-a"])
 
     def test_another_node(self) -> None:
-        """The loss of a node is announced once."""
+        """The loss of another node is announced once."""
         self.presence.node_lost("89abcdef", 10.0)
         self.presence.node_lost("89abcdef", 11.0)
         self.presence.begin()
@@ -317,7 +317,7 @@ class MessageTests(SynchronousTestCase):
         )
 
     def test_without_an_identity(self) -> None:
-        """A device that proved no identity has no `device_id` header, and null in the body."""
+        """A device without an identity has no `device_id` header, and null in the body."""
         self.presence.connected(connected("a"), 10.5)
         one = self.next()
         self.assertNotIn("device_id", one.headers())
@@ -382,8 +382,8 @@ class MessageTests(SynchronousTestCase):
 
 
 class PresenceMachine(RuleBasedStateMachine):
-    """Against a broker that takes, refuses, returns, and disappears with or without what was on its way, and a back end that
-    reads all of it.
+    """A broker that accepts, refuses, returns, and disappears with or without announcements on their way, and a back end that
+    reads them.
     """
 
     @initialize(window=st.integers(1, 4), unseen=st.integers(0, 3))
@@ -406,7 +406,7 @@ class PresenceMachine(RuleBasedStateMachine):
                 assert not log, "a repetition that does not say so"
         else:
             assert not (one.coalesced and any(before.change == "connected" for before in log))
-        # What arrives is what was sent: the announcement may be changed later.
+        # A copy: the announcement may be changed later.
         copy = Announcement(one.key, one.change, one.time, one.since)
         copy.connected = one.connected
         log.append(copy)
@@ -486,7 +486,7 @@ class PresenceMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def miss(self, data: st.DataObject) -> None:
-        """Events are missed: some connections end and others come without a word."""
+        """Miss events: some connections end and others begin without an event."""
         if self.open:
             self.open.remove(data.draw(st.sampled_from(self.open)))
         self.count += 1
@@ -526,8 +526,8 @@ class PresenceMachine(RuleBasedStateMachine):
 
 class StateTests(SynchronousTestCase):
     def test_against_a_model(self) -> None:
-        """Whatever the broker does: `connected` precedes `disconnected`, a repetition says so, nothing is coalesced that was
-        announced, only ends are announced while it is held, and in the end everybody knows who is connected.
+        """For any behaviour of the broker: `connected` precedes `disconnected`, a repetition is marked, announced changes are
+        not coalesced, only ends are announced while the queue is too long, and in the end back ends know all open connections.
         """
         run_state_machine_as_test(
             PresenceMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=50)

@@ -1,4 +1,4 @@
-"""A connection to the broker over a transport in memory: what is said, and what is made of what is heard."""
+"""Tests of a broker connection over a transport in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .fakes import START, BrokerTestCase, Result, Server, deliver, message
 
 
 class Noter(BaseHandler):
-    """A handler that notes what it is told."""
+    """Handler that records its callbacks."""
 
     def __init__(self) -> None:
         self.notes: list[Any] = []
@@ -69,14 +69,14 @@ def open_channel(server: Server, number: int = 1) -> tuple[Noter, Any]:
 
 class OpeningTests(BrokerTestCase):
     def test_greeting(self) -> None:
-        """The first bytes are AMQP 0-9-1's protocol header, and nothing follows until the broker has spoken."""
+        """The first bytes are the protocol header of AMQP 0-9-1. Nothing follows until the broker has answered."""
         server = Server().connect()
         self.assertEqual(server.greeted, b"AMQP\0\0\x09\x01")
         self.assertEqual((server.calls, server.transport.writes), ([], 1))
 
     def test_start_ok(self) -> None:
-        """The broker is told who logs in, what we are, and what we understand: without that it would not tell of a blocked
-        connection or a cancelled consumer.
+        """start-ok has the login, the name of the product, and its capabilities: without those the broker would not announce a
+        blocked connection or a cancelled consumer.
         """
         server = Server().ready()
         (told,) = server.called("connection.start-ok")
@@ -96,7 +96,7 @@ class OpeningTests(BrokerTestCase):
         self.assertIs(ready.value, server.client)
 
     def test_version(self) -> None:
-        """RabbitMQ's version is known when it has said it, and nobody else's is taken for one."""
+        """The version is known after connection.start, if the broker is RabbitMQ."""
         for product, version, known in (
             ("RabbitMQ", "4.0.5", (4, 0)),
             ("RabbitMQ", "3.13.7+1.gabc", (3, 13)),
@@ -109,7 +109,7 @@ class OpeningTests(BrokerTestCase):
             self.assertEqual(server.client.rabbitmq, known)
 
     def test_tuning(self) -> None:
-        """The lower of both sides' limits counts, and 0 is no limit."""
+        """The lower limit of both sides counts, and 0 is no limit."""
         for proposed, agreed in (
             ((0, 0, 0), (2047, FRAME_MAX, 20)),
             ((100, 4096, 5), (100, 4096, 5)),
@@ -122,7 +122,7 @@ class OpeningTests(BrokerTestCase):
             self.assertEqual((client.channel_max, client.frame_max, client.heartbeat), agreed)
 
     def test_tiny_frames(self) -> None:
-        """A broker that proposes frames smaller than AMQP allows is not spoken to."""
+        """The connection to a broker that proposes frames smaller than the AMQP minimum is closed."""
         for frame_max in (1, 8, 4095):
             server = Server(tune=(0, frame_max, 0))
             ready = Result(server.client.ready)
@@ -131,7 +131,7 @@ class OpeningTests(BrokerTestCase):
             self.assertIsInstance(ready.error, WireError)
 
     def test_no_plain_login(self) -> None:
-        """A broker that offers no PLAIN login is left, and the reason says so."""
+        """The connection to a broker without PLAIN login is closed, with that reason."""
         server = Server().connect()
         ready = Result(server.client.ready)
         server.send(0, "connection.start", **{**START, "mechanisms": b"EXTERNAL"})
@@ -139,7 +139,7 @@ class OpeningTests(BrokerTestCase):
         self.assertEqual(len(server.lost), 1)
 
     def test_refused_login(self) -> None:
-        """A refused login fails `ready` with the broker's words."""
+        """A refused login fails `ready` with the reason of the broker."""
         server = Server().connect()
         server.silent.add("connection.start-ok")
         ready = Result(server.client.ready)
@@ -151,7 +151,7 @@ class OpeningTests(BrokerTestCase):
         self.assertEqual(server.called("connection.close-ok"), [{}])
 
     def test_gone_before_it_was_ready(self) -> None:
-        """A connection that ends before the broker let us in fails `ready`, and fires `lost`."""
+        """A connection that ends during the login fails `ready`, and fires `lost`."""
         for silent in ("connection.start-ok", "connection.open"):
             server = Server()
             server.silent.add(silent)
@@ -162,7 +162,7 @@ class OpeningTests(BrokerTestCase):
             self.assertEqual([type(error) for error in server.lost], [ConnectionDone])
 
     def test_another_protocol(self) -> None:
-        """A server that answers with its own AMQP version, or with no AMQP at all, is left, and the reason says which."""
+        """A server that answers with another AMQP version, or with another protocol, is left, with a reason that names it."""
         for data, words in ((b"AMQP\0\0\x09\0", "0-9-0"), (b"AMQP\x03\1\0\0", "1-0-0"), (b"HTTP/1.1 400", "does not speak")):
             server = Server()
             ready = Result(server.client.ready)
@@ -182,7 +182,7 @@ class ReceivingTests(BrokerTestCase):
         return notes
 
     def test_a_delivery_in_one_piece(self) -> None:
-        """A delivery is handed over with its tag, its header and its body as `bytes`."""
+        """A delivery is passed on with its tag, its header and its body as `bytes`."""
         header = message(b"\xff body", {"n": 1})
         self.server.raw(deliver(5, 7, header, b"\xff body", redelivered=True))
         self.assertEqual(self.notes(), [("deliver", 7, True, header, b"\xff body")])
@@ -193,7 +193,7 @@ class ReceivingTests(BrokerTestCase):
         st.lists(st.integers(1, 60), max_size=30),
     )
     def test_deliveries_however_cut(self, bodies: list[tuple[bytes, int]], cuts: list[int]) -> None:
-        """Deliveries are the same however many frames they have and however the stream is cut, with others in between."""
+        """Deliveries do not depend on the number of frames or on the cuts of the stream, with other frames in between."""
         self.handler.notes.clear()
         data = b""
         expected: list[Any] = []
@@ -209,7 +209,7 @@ class ReceivingTests(BrokerTestCase):
         self.assertEqual(self.notes(), expected)
 
     def test_byte_by_byte(self) -> None:
-        """A delivery that comes byte by byte is the same, and is handed over at its last byte."""
+        """A delivery that arrives byte by byte is passed on at its last byte."""
         for body, room in ((b"", 100), (b"hello", 100), (b"hello", 10)):
             header = message(body, {"a": "b"})
             data = deliver(5, 1, header, body, room=room)
@@ -220,8 +220,8 @@ class ReceivingTests(BrokerTestCase):
             self.assertEqual(self.notes(), [("deliver", 1, False, header, body)])
 
     def test_headers_larger_than_a_frame(self) -> None:
-        """A content header may be larger than the frames that were agreed on, wherever the stream is cut: RabbitMQ limits those
-        of publishers only.
+        """A content header may be larger than the negotiated frames, wherever the stream is cut: RabbitMQ applies the limit to
+        publishers only.
         """
         for size in (FRAME_MAX - 7, FRAME_MAX, 200_000, HEADER_MAX - 100):
             for body, room in ((b"", 100), (b"hello", 100), (b"hello" * 5, 10)):
@@ -234,12 +234,12 @@ class ReceivingTests(BrokerTestCase):
                 self.assertEqual(self.notes() == expected, True, (size, body))
 
     def test_headers_larger_than_any_that_is_kept(self) -> None:
-        """Of a content header above the bound no properties are kept. Its message comes, and those behind it as they are."""
+        """A content header above the limit is passed on without its properties. Its message and later ones arrive."""
         for body, room in ((b"", 100), (b"hello", 100), (b"hello" * 5, 10)):
             header = message(body, {"a": "x" * HEADER_MAX})
             data = deliver(5, 1, header, body, room=room) + deliver(5, 2, message(b"next"), b"next")
             expected = [("deliver", 1, False, header[:12], body), ("deliver", 2, False, message(b"next"), b"next")]
-            start = data.index(header[:12])  # of the header's payload
+            start = data.index(header[:12])  # of the payload of the header
             for cut in (0, start - 8, start - 7, start - 1, start, start + 13, start + 14, start + 5000):
                 self.server.client.dataReceived(data[:cut])
                 rest = data[cut:]
@@ -254,7 +254,7 @@ class ReceivingTests(BrokerTestCase):
         self.assertFalse(self.server.transport.ended)
 
     def test_the_memory_of_a_header_that_is_not_kept(self) -> None:
-        """A header above the bound takes no memory, however large it says it is, and its end is where it says."""
+        """A header above the limit uses no memory, whatever size it declares, and ends at that size."""
         body = b"body"
         method, *_ = deliver(5, 1, message(body), body).split(b"\xce")
         self.server.client.dataReceived(method + b"\xce" + struct.pack(">BHI", 2, 5, 1 << 31) + wire.header_payload(4, b"\0\0"))
@@ -265,8 +265,8 @@ class ReceivingTests(BrokerTestCase):
         self.assertFalse(self.server.transport.ended)
 
     def test_frames_that_may_not_be_large(self) -> None:
-        """Methods and bodies larger than a frame, and a large header that belongs to nothing, end the connection at once; so
-        does a header that is not kept and does not end where it says.
+        """Methods and bodies larger than a frame, and a large header without a method, end the connection at once; so does a
+        discarded header that does not end at its size.
         """
         method = deliver(5, 1, message(b"x"), b"x").split(b"\xce")[0] + b"\xce"
         header = wire.frame(2, 5, message(b"x"))
@@ -283,7 +283,7 @@ class ReceivingTests(BrokerTestCase):
             self.assertIsInstance(self.server.lost[0], WireError)
 
     def test_channels_interleaved(self) -> None:
-        """Frames of several channels' messages may alternate."""
+        """Frames of messages on several channels may alternate."""
         other, _ = open_channel(self.server, 6)
         one = deliver(5, 1, message(b"one" * 10), b"one" * 10, room=20)
         two = deliver(6, 2, message(b"two" * 10), b"two" * 10, room=20)
@@ -301,7 +301,7 @@ class ReceivingTests(BrokerTestCase):
         self.assertEqual([note[4] for note in other.notes], [b"two" * 10])
 
     def test_a_method_before_another_channels_content(self) -> None:
-        """What follows a delivery's method on another channel is not taken for its content."""
+        """A frame between the method of a delivery and its content, on another channel, is not taken for its content."""
         other, _ = open_channel(self.server, 6)
         one, two = deliver(5, 1, message(b"one"), b"one"), deliver(6, 2, message(b"two"), b"two")
         size = 8 + int.from_bytes(one[3:7])
@@ -311,7 +311,7 @@ class ReceivingTests(BrokerTestCase):
         self.assertEqual([(note[1], note[4]) for note in other.notes], [(2, b"two")] * 2)
 
     def test_confirms(self) -> None:
-        """Acknowledged and refused publishes are told with their tag, and whether all up to it."""
+        """Confirms and nacks are passed on with their tag and `multiple`."""
         self.server.ack(5, 3)
         self.server.ack(5, 1 << 63, True)
         self.server.nack(5, 4)
@@ -330,7 +330,7 @@ class ReceivingTests(BrokerTestCase):
         )
 
     def test_returns(self) -> None:
-        """A returned message is told with the broker's reason, where it was to go, and what it was, before its confirm."""
+        """A returned message is passed on with reason, routing key and content, before its confirm."""
         for body, room in ((b"lost", 4096), (b"lost" * 9, 20), (b"", 100)):
             header = message(body, {"n": 1})
             returned = encode_method("basic.return", reply_code=312, reply_text="NO_ROUTE", routing_key="gone")
@@ -342,13 +342,13 @@ class ReceivingTests(BrokerTestCase):
             self.assertEqual(self.notes(), [("returned", "NO_ROUTE", "gone", header, body), ("confirmed", 1, False)])
 
     def test_cancel(self) -> None:
-        """A consumer that the broker cancels is told of; the connection goes on."""
+        """The cancellation of a consumer is passed on. The connection stays open."""
         self.server.send(5, "basic.cancel", consumer_tag="owsla", nowait=True)
         self.assertEqual(self.notes(), [("cancelled", "owsla")])
         self.assertFalse(self.server.transport.ended)
 
     def test_a_channel_of_nobodys(self) -> None:
-        """What comes late on a channel whose handler is gone is read and dropped."""
+        """A late frame on a channel without a handler is read and dropped."""
         closing = Result(self.server.client.end_channel(5))
         self.server.client.dataReceived(deliver(5, 1, message(b"x"), b"x") + deliver(5, 2, message(b"xy"), b"xy", room=9))
         self.server.settle()
@@ -358,7 +358,7 @@ class ReceivingTests(BrokerTestCase):
         self.assertFalse(self.server.transport.ended)
 
     def test_a_message_that_answers_a_call(self) -> None:
-        """A message that was asked for (basic.get) is answered with its body as `bytes`, whatever its size."""
+        """The answer to basic.get has its body as `bytes`, for any size."""
         for body in (b"", b"plain", b"\xff" * 50):
             self.server.silent.add("basic.get")
             got = Result(self.channel.basic_get(queue="q"))
@@ -371,7 +371,7 @@ class ReceivingTests(BrokerTestCase):
             self.assertEqual(got.value.content.body or b"", body)
 
     def test_messages_asked_for_one_by_one(self) -> None:
-        """On the channel of one that gets messages they go to it with their headers as they are on the wire, in order."""
+        """On a channel for basic.get the messages are passed on with their raw headers, in order."""
 
         class Got(Getter):
             def __init__(self) -> None:
@@ -404,7 +404,7 @@ class ReceivingTests(BrokerTestCase):
 
 class WatchingTests(BrokerTestCase):
     def test_blocked(self) -> None:
-        """The watcher is told when the broker blocks the connection and when it lets it go."""
+        """The watcher is called when the broker blocks the connection and when it unblocks it."""
         watcher = Watcher()
         server = Server(watcher=watcher).ready()
         server.send(0, "connection.blocked", reason="low on memory")
@@ -412,7 +412,7 @@ class WatchingTests(BrokerTestCase):
         self.assertEqual(watcher.notes, ["low on memory", "unblocked"])
 
     def test_nobody_watches(self) -> None:
-        """Without a watcher it does no harm."""
+        """Without a watcher a blocked connection does no harm."""
         server = Server().ready()
         server.send(0, "connection.blocked", reason="low on memory")
         server.send(0, "connection.unblocked")
@@ -421,7 +421,7 @@ class WatchingTests(BrokerTestCase):
 
 class SendingTests(BrokerTestCase):
     def test_one_write_a_turn(self) -> None:
-        """Whatever is written in a turn goes to the socket at its end, in one piece and in order."""
+        """All writes of a turn go to the socket at its end, in one piece and in order."""
         server = Server().ready()
         before = server.transport.writes
         for tag in range(100):
@@ -436,7 +436,7 @@ class SendingTests(BrokerTestCase):
         )
 
     def test_nothing_after_the_end(self) -> None:
-        """What is written after the connection has ended is dropped."""
+        """Writes after the end of the connection are dropped."""
         server = Server().ready()
         server.drop()
         server.client.ack(1, 1, False)
@@ -446,7 +446,7 @@ class SendingTests(BrokerTestCase):
 
 class HeartbeatTests(BrokerTestCase):
     def test_a_quiet_connection(self) -> None:
-        """A quiet connection says each interval that it lives, while the broker does."""
+        """An idle connection sends a heartbeat at each interval, while the broker does too."""
         server = Server(heartbeat=10).ready()
         for _ in range(60):
             server.clock.advance(1)
@@ -455,7 +455,7 @@ class HeartbeatTests(BrokerTestCase):
         self.assertFalse(server.transport.ended)
 
     def test_a_busy_connection(self) -> None:
-        """A connection that says something anyhow sends no heartbeats."""
+        """A connection with traffic sends no heartbeats."""
         server = Server(heartbeat=10).ready()
         for _ in range(60):
             server.clock.advance(1)
@@ -464,7 +464,7 @@ class HeartbeatTests(BrokerTestCase):
         self.assertEqual(server.heartbeats, 0)
 
     def test_silence(self) -> None:
-        """A broker that says nothing for the heartbeat's time, and half of it at the most on top, is given up."""
+        """A connection without data from the broker for the heartbeat interval, plus half of it at most, is dropped."""
         for alive in (0, 1, 2, 3, 4, 26):
             server = Server(heartbeat=10).ready()
             for _ in range(alive):
@@ -480,7 +480,7 @@ class HeartbeatTests(BrokerTestCase):
             self.assertEqual([type(error) for error in server.lost], [TimeoutError])
 
     def test_any_byte_is_a_sign_of_life(self) -> None:
-        """A large message that takes long to arrive is no silence."""
+        """Any received byte counts: a large message that takes long to arrive does not end the connection."""
         server = Server(heartbeat=10).ready()
         handler, _ = open_channel(server)
         body = b"x" * 100
@@ -490,7 +490,7 @@ class HeartbeatTests(BrokerTestCase):
         self.assertEqual(len(handler.notes), 1)
 
     def test_no_timer_left(self) -> None:
-        """A connection that has ended leaves no timer behind."""
+        """A connection that has ended leaves no timer."""
         server = Server().ready()
         server.drop()
         self.assertEqual(server.clock.getDelayedCalls(), [])
@@ -498,7 +498,7 @@ class HeartbeatTests(BrokerTestCase):
 
 class ClosingTests(BrokerTestCase):
     def test_the_broker_closes_a_channel(self) -> None:
-        """The handler is told why, calls that wait fail, the broker is answered, and the connection goes on."""
+        """The handler gets the reason, pending calls fail, channel.close is answered, and the connection stays open."""
         server = Server().ready()
         handler, channel = open_channel(server, 3)
         other, _ = open_channel(server, 4)
@@ -516,7 +516,9 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual((other.ends, server.transport.ended), ([], False))
 
     def test_a_channel_is_closed_twice(self) -> None:
-        """A broker that speaks on a channel which it has closed does not speak AMQP; that is no error of ours."""
+        """A broker that sends on a channel which it has closed violates AMQP: the connection ends, without a failure in the
+        log.
+        """
         server = Server().ready()
         open_channel(server, 3)
         server.close_channel(3, 406, "PRECONDITION_FAILED")
@@ -525,7 +527,7 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual([type(error) for error in server.lost], [WireError])
 
     def test_a_closed_channel_is_opened_again(self) -> None:
-        """The number of a channel that ended can be used again, and what was half read of the old one is forgotten."""
+        """A channel number can be used again, and half-read content of the old channel is dropped."""
         server = Server().ready()
         open_channel(server, 3)
         half = deliver(3, 1, message(b"x" * 50), b"x" * 50, room=20)[:-30]
@@ -536,7 +538,7 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual([note[4] for note in handler.notes], [b"new"])
 
     def test_the_broker_closes_the_connection(self) -> None:
-        """Handlers are told, calls fail, the broker is answered, and `lost` fires with its words."""
+        """Handlers are told, calls fail, connection.close is answered, and `lost` fires with the reason of the broker."""
         server = Server().ready()
         handler, channel = open_channel(server)
         server.silent.add("queue.declare")
@@ -552,7 +554,7 @@ class ClosingTests(BrokerTestCase):
         self.assertIn("CONNECTION_FORCED - shutdown", str(error))
 
     def test_the_connection_is_lost(self) -> None:
-        """A connection that breaks tells its handlers once, fails calls, and fires `lost` with what broke it."""
+        """A broken connection tells its handlers once, fails calls, and fires `lost` with the reason."""
         server = Server().ready()
         handler, channel = open_channel(server)
         server.silent.add("queue.declare")
@@ -564,7 +566,7 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual([type(error) for error in server.lost], [ConnectionDone])
 
     def test_aborted_with_a_reason(self) -> None:
-        """A connection that we drop ourselves is lost for our reason, not for the socket's."""
+        """A connection that was aborted is lost with the reason of the abort, not that of the socket."""
         server = Server().ready()
         server.client.abort(WireError("nonsense"))
         server.settle()
@@ -572,14 +574,14 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual([str(error) for error in server.lost], ["nonsense"])
 
     def test_nothing_hangs_on_an_ended_connection(self) -> None:
-        """Whoever asks for a channel of a connection that has ended is told at once."""
+        """A request for a channel on a connection that has ended fails at once."""
         server = Server().ready()
         server.drop()
         result = Result(server.client.open_channel(1, Noter()))
         self.assertIsInstance(result.error, Closed)
 
     def test_who_asks_for_a_channel_while_it_ends(self) -> None:
-        """A call that fails with the connection, and answers by asking for another channel, hinders nobody: `lost` fires."""
+        """A failed call that requests another channel in its errback does not prevent `lost`."""
         server = Server().ready()
         _, channel = open_channel(server)
         server.silent.add("queue.declare")
@@ -598,7 +600,7 @@ class ClosingTests(BrokerTestCase):
         self.assertIsInstance(result.error, Closed)
 
     def test_shut(self) -> None:
-        """Closing in order says so to the broker, with what was written before it, and waits for its answer."""
+        """An orderly close follows the data written before, and waits for the answer of the broker."""
         server = Server().ready()
         server.client.ack(1, 1, False)
         result = Result(server.client.shut(2))
@@ -610,7 +612,7 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual(server.clock.getDelayedCalls(), [])
 
     def test_shut_without_an_answer(self) -> None:
-        """A broker that does not agree to the end is left when the time is up."""
+        """A broker that does not answer the close is left at the time limit."""
         server = Server().ready()
         server.silent.add("connection.close")
         result = Result(server.client.shut(2))
@@ -634,7 +636,7 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual(server.clock.getDelayedCalls(), [])
 
     def test_shut_twice(self) -> None:
-        """What has ended needs no closing."""
+        """A connection that has ended needs no close."""
         server = Server().ready()
         server.drop()
         result = Result(server.client.shut(2))
@@ -642,7 +644,7 @@ class ClosingTests(BrokerTestCase):
         self.assertIsNone(result.failure)
 
     def test_end_channel(self) -> None:
-        """A channel that we close ourselves is closed at the broker, and its handler hears nothing of it."""
+        """A channel that the client closes is closed at the broker, and its handler is not called."""
         server = Server().ready()
         handler, _ = open_channel(server, 3)
         result = Result(server.client.end_channel(3))
@@ -654,7 +656,7 @@ class ClosingTests(BrokerTestCase):
         self.assertTrue(Result(server.client.end_channel(9)).done)
 
     def test_end_a_channel_that_awaits_messages(self) -> None:
-        """Answers to `basic.get` that come before the broker agrees to close the channel are discarded."""
+        """Answers to `basic.get` that arrive before channel.close-ok are discarded."""
         server = Server().ready()
         Result(server.client.open_channel(3, Getter()))
         server.settle()
@@ -713,8 +715,8 @@ class HostileTests(BrokerTestCase):
     @settings(deadline=None, max_examples=200)
     @given(NONSENSE, st.booleans(), st.booleans())
     def test_nonsense(self, pieces: list[bytes], early: bool, in_one: bool) -> None:
-        """Whatever the other side sends, before or after the login, nothing is raised into the reactor, nothing is logged as a
-        failure of ours, and a connection that ends says why, once.
+        """Whatever the broker sends, before or after the login, no exception reaches the reactor, no failure is logged, and a
+        connection that ends gives its reason once.
         """
         server = Server(watcher=Watcher())
         ready = Result(server.client.ready)
@@ -741,7 +743,7 @@ class HostileTests(BrokerTestCase):
         self.assertEqual(server.clock.getDelayedCalls(), [])
 
     def test_what_is_no_amqp(self) -> None:
-        """Each of these ends the connection at once."""
+        """Each of these violations ends the connection at once."""
         header = message(b"body")
         deliver_method = wire.frame(1, 1, encode_method("basic.deliver", consumer_tag="t", delivery_tag=1))
         for data in (
@@ -774,7 +776,7 @@ class HostileTests(BrokerTestCase):
             self.assertEqual([type(reason.value) for reason in handler.ends], [WireError])
 
     def test_nothing_is_read_after_the_end(self) -> None:
-        """What follows a frame that ended the connection is not acted on."""
+        """Data after a frame that ended the connection is ignored."""
         server = Server().ready()
         handler, _ = open_channel(server)
         server.client.dataReceived(wire.frame(9, 0, b"x") + deliver(1, 1, message(b"x"), b"x"))
@@ -783,13 +785,13 @@ class HostileTests(BrokerTestCase):
 
 class FailureTests(BrokerTestCase):
     def test_as_failure(self) -> None:
-        """Whichever way txAMQP says why something ended, it is a failure with that reason."""
+        """Each form of a reason in txAMQP becomes a failure with that reason."""
         error = ConnectionDone()
         for reason in (error, Failure(error), Closed(error), Closed(Failure(error)), Failure(Closed(error))):
             self.assertIs(as_failure(reason).value, error)
         self.assertIsInstance(as_failure("gone").value, ConnectionAborted)
 
     def test_words(self) -> None:
-        """The reply code is said once."""
+        """The reply code appears once."""
         self.assertEqual(str(BrokerError(404, "NOT_FOUND - q", scope="channel")), "NOT_FOUND - q (404)")
         self.assertEqual(str(BrokerError(404, "404 is it", scope="channel")), "404 is it")

@@ -1,4 +1,4 @@
-"""A connection that comes back, and errors in a person's words."""
+"""Tests of a connection that reconnects, and of readable error messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .fakes import START, BrokerTestCase, Result, Server
 
 class ExplainTests(BrokerTestCase):
     def test_words(self) -> None:
-        """What a broker may do to us is one line without a class name, however it was wrapped."""
+        """An error of the broker is one line without a class name, in any wrapper."""
         for error, words in (
             (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
             (ConnectionRefusedError(), "refused"),
@@ -56,13 +56,13 @@ class ExplainTests(BrokerTestCase):
                 self.assertNotIn("twisted", text)
 
     def test_what_nobody_thought_of(self) -> None:
-        """An error that is not the broker's is named, so that it can be found."""
+        """An unknown error is shown with its class, so that it can be found."""
         self.assertEqual(explain(KeyError("x")), "KeyError: 'x'")
         self.assertEqual(explain(AssertionError()), "AssertionError")
 
 
 class Role:
-    """A role that notes what happens to it."""
+    """Role that records its callbacks."""
 
     name = "role"
 
@@ -108,7 +108,7 @@ class Reporter:
 
 
 class Remote(Server):
-    """A server at the other end of a connection that somebody else has made."""
+    """Server at the remote end of a connection."""
 
     def __init__(self, clock: Any, factory: Any) -> None:
         super().__init__(clock)
@@ -135,12 +135,12 @@ class ConnectionTests(BrokerTestCase):
         )
 
     def attempts(self) -> list[Any]:
-        """Where it connected to so far. The reactor in memory resolves every name to 127.0.0.1."""
+        """Return the addresses of the attempts so far. The reactor in memory resolves every name to 127.0.0.1."""
         self.reactor.advance(0)
         return [(host, port) for host, port, *_ in self.reactor.tcpClients]
 
     def accept(self) -> Remote:
-        """Take the last attempt's connection."""
+        """Accept the connection of the last attempt."""
         self.reactor.advance(0)
         remote = Remote(self.reactor, self.reactor.tcpClients[-1][2])
         remote.connect()
@@ -154,10 +154,10 @@ class ConnectionTests(BrokerTestCase):
     def refuse(self, error: BaseException) -> None:
         self.reactor.advance(0)
         self.reactor.tcpClients[-1][2].clientConnectionFailed(self.reactor.connectors[-1], Failure(error))
-        self.reactor.advance(0.31)  # for so long Twisted's endpoint waits before it tries another address of the host
+        self.reactor.advance(0.31)  # the time after which the endpoint of Twisted tries another address of the host
 
     def test_up_and_down(self) -> None:
-        """A connection logs in as configured, sets its role up, and after a loss comes back, each of which is told once."""
+        """A connection logs in, sets up its role, and reconnects after a loss. Each step is reported once."""
         self.service.startService()
         self.assertEqual(self.attempts(), [("127.0.0.1", 5672)])
         remote = self.welcome()
@@ -174,7 +174,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.role.notes, ["up", "down", "up"])
 
     def test_backing_off(self) -> None:
-        """Attempts that fail are further and further apart; a refused login backs off as well, though TCP connects."""
+        """The pauses between failed attempts grow, also for a refused login, where TCP connects."""
         self.service.startService()
         for wait, login in ((1, False), (2, True), (4, False), (8, True), (16, True)):
             before = len(self.attempts())
@@ -195,7 +195,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.role.notes, [])
 
     def test_a_steady_connection(self) -> None:
-        """Only a connection that has worked for a while makes the next wait short again."""
+        """Only a connection that has worked for some time resets the pause."""
         self.service.startService()
         for lasting, wait in ((0.0, 1), (0.0, 2), (STABLE_AFTER, 1)):
             before = len(self.attempts())
@@ -217,8 +217,8 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual([host for _, host, _ in self.reporter.notes], ["10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.2"])
 
     def test_a_name_that_is_none(self) -> None:
-        """A host name that cannot be one, or a broker that TLS cannot be made for, is said and backed off from as any other
-        that cannot be reached; others are tried.
+        """An invalid host name, or invalid TLS settings for a broker, is logged and retried like an unreachable broker. Other
+        brokers are tried.
         """
 
         def tls(host: str) -> Any:
@@ -241,13 +241,13 @@ class ConnectionTests(BrokerTestCase):
         )
 
     def test_a_name_that_is_not_in_ascii(self) -> None:
-        """A broker may have an internationalized name."""
+        """A broker may have an internationalized host name."""
         self.service = self.make("b\u00fccher.example")
         self.service.startService()
         self.assertEqual(len(self.attempts()), 1)
 
     def test_setting_up_fails(self) -> None:
-        """A role that can't be set up ends the connection, is told with the broker's words, and tried again."""
+        """A role that cannot be set up ends the connection, gets the reason of the broker, and is set up again."""
         self.role.fault = BrokerError(404, "NOT_FOUND - home node is down", scope="channel")
         self.service.startService()
         remote = self.welcome()
@@ -259,7 +259,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.role.notes[-1], "up")
 
     def test_a_fault_of_ours(self) -> None:
-        """An exception that is no broker's doing ends the worker with it; started again, it connects as ever."""
+        """An exception of a defect ends the worker. After a restart it connects again."""
         ends: list[Failure | None] = []
         self.service.supervise(ends.append)
         self.role.fault = ZeroDivisionError()
@@ -275,7 +275,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(len(ends), 1)
 
     def test_a_broker_that_does_not_speak(self) -> None:
-        """A broker that takes the connection and says nothing is left after a while."""
+        """A broker that accepts the connection and sends nothing is left after a timeout."""
         self.service.startService()
         remote = self.accept()
         self.reactor.advance(CONNECT_TIMEOUT - 1)
@@ -286,7 +286,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertIn("no login within", self.reporter.notes[0][2])
 
     def test_blocked(self) -> None:
-        """What the broker says of the whole connection is told to the role and to the reporter."""
+        """connection.blocked is passed on to the role and to the reporter."""
         self.service.startService()
         remote = self.welcome()
         remote.send(0, "connection.blocked", reason="low on memory")
@@ -300,7 +300,7 @@ class ConnectionTests(BrokerTestCase):
         return Result(self.service.stopService())
 
     def test_stopping(self) -> None:
-        """Stopping closes the connection as the protocol wants it, tells the role, and reports no loss."""
+        """A stop closes the connection in the way of the protocol, tells the role, and reports no loss."""
         self.service.startService()
         remote = self.welcome()
         stopped = self.stop()
@@ -314,7 +314,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stopping_at_any_other_moment(self) -> None:
-        """Stopping works while it connects, logs in, waits to try again, and when the broker is gone or says nothing."""
+        """A stop works in every phase: connecting, login, waiting for a retry, and with a lost or silent broker."""
 
         def connecting() -> None:
             self.reactor.advance(0)
@@ -347,7 +347,7 @@ class ConnectionTests(BrokerTestCase):
             self.assertEqual(len(self.attempts()), before, moment)
 
     def test_closed_within(self) -> None:
-        """A broker that does not agree is waited for no longer than it is given, and not asked where that is nothing."""
+        """A close waits for the broker no longer than the limit. With a limit of 0 connection.close is not sent."""
         for within, asked in ((0.5, 1), (0.0, 0)):
             self.setUp()
             self.service.startService()
@@ -361,9 +361,7 @@ class ConnectionTests(BrokerTestCase):
             self.assertTrue(stopped.done)
 
     def test_hurry(self) -> None:
-        """In a hurry a broker that is being asked to close the connection is waited for no longer; one that is not asked yet is
-        not asked.
-        """
+        """A hurried stop ends the wait for an answer to connection.close, or does not send it."""
         self.service.startService()
         self.welcome().silent.add("connection.close")
         stopped = self.stop()

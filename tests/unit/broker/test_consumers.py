@@ -1,4 +1,4 @@
-"""Messages from the broker: consumed, read, routed and acknowledged."""
+"""Tests of messages from the broker: consumed, read, routed and acknowledged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ID = b"0123abcd-0000-8000-8000-000000000001"
 
 
 class Router:
-    """Notes what it is given."""
+    """Router that records its messages."""
 
     def __init__(self) -> None:
         self.plain: list[tuple[Any, ...]] = []
@@ -45,7 +45,7 @@ class Router:
 
 
 class Place:
-    """A node that notes what is found out of its queue; its names are 0123abcd and what follows."""
+    """Node that records the results of queue checks. Its names are 0123abcd and the following ones."""
 
     def __init__(self) -> None:
         self.names = [b"0123abcd", b"1123abcd", b"2123abcd"]
@@ -61,7 +61,7 @@ class Place:
         return topology.node_queue("to_device", self.names[0])
 
     def other(self) -> topology.Queue:
-        del self.names[1 : 2 if self.proposed else 1]  # the last one would not do
+        del self.names[1 : 2 if self.proposed else 1]  # the last one must differ
         self.proposed = True
         return topology.node_queue("to_device", self.names[1])
 
@@ -146,8 +146,8 @@ class Base(BrokerTestCase):
 
 class SettingUpTests(Base):
     def test_consumers(self) -> None:
-        """Each queue is declared once, and consumed with the prefetch: the shared one first, by so many consumers on one
-        channel, so that they keep its order, and the node's own by one.
+        """Each queue is declared once and consumed with the prefetch: first the shared one, by several consumers on one
+        channel, which keeps its order; then the node queue, by one consumer.
         """
         self.assertEqual(
             [
@@ -180,7 +180,7 @@ class SettingUpTests(Base):
         self.assertEqual(self.flowing, [True])
 
     def test_prefetch(self) -> None:
-        """Each message's consumer says how many of it may be unacknowledged: the prefetch times its consumers."""
+        """Each message has the limit of unacknowledged messages of its consumer: the prefetch times its consumers."""
         for channel, most in ((SHARED, 100), (OWN, 50)):
             self.deliver(1, {"connection_id": ID}, channel=channel)
             self.assertEqual(self.router.plain[-1][0].prefetch, most)
@@ -188,7 +188,7 @@ class SettingUpTests(Base):
 
 class DeliveryTests(Base):
     def test_a_plain_message(self) -> None:
-        """A message with a connection and a number goes straight to the router, and nothing is acknowledged yet."""
+        """A message with a connection and a number goes straight to the router, and is not acknowledged yet."""
         self.deliver(1, {"connection_id": ID, "to_device_seq": 7})
         ((source, tag, connection_id, seq, header, body),) = self.router.plain
         self.assertEqual((tag, connection_id, seq, body), (1, ID, 7, b"body"))
@@ -197,14 +197,14 @@ class DeliveryTests(Base):
         self.assertEqual(self.acks(), [])
 
     def test_odd_messages(self) -> None:
-        """No id, no number, and a number that is none are the router's business."""
+        """A missing id, a missing number and an invalid number are passed to the router."""
         self.deliver(1, None)
         self.deliver(2, {"connection_id": 5})
         self.deliver(3, {"connection_id": ID, "to_device_seq": "x"})
         self.assertEqual([one[2:4] for one in self.router.plain], [(None, None), (b"", None), (ID, BAD)])
 
     def test_a_message_that_asks_for_more(self) -> None:
-        """What a message asks for comes with it."""
+        """Options of a message are passed on with it."""
         self.deliver(
             1,
             {"connection_id": ID, "to_device_seq": 7, "expires_at": 1_234_500, "owsla_close": True},
@@ -217,7 +217,7 @@ class DeliveryTests(Base):
         self.assertEqual((letter.reply_to, letter.correlation_id), (b"answers", b"\x01c"))
 
     def test_expiration(self) -> None:
-        """The broker's expiration counts from the arrival here, by the clock that nobody sets; `expires_at` is a date."""
+        """`expiration` counts from the arrival, by the monotonic clock. `expires_at` is a date."""
         now = self.clock.seconds()
         for headers, expiration, expected in (
             ({}, "500", (None, now + 0.5)),
@@ -232,8 +232,8 @@ class DeliveryTests(Base):
             self.assertEqual((letter.expires_at, letter.deadline), expected)
 
     def test_delivered_again(self) -> None:
-        """A message without a number that is delivered again, to this node or to the one that forwarded it, has an identity;
-        one with a number has its number.
+        """A redelivered message without a number, at this node or at the one that forwarded it, has an identity. A numbered one
+        has its number.
         """
         for redelivered, headers in ((True, {}), (False, {message_properties.REDELIVERED_HEADER: True})):
             header = message(b"body", {"connection_id": ID, **headers})
@@ -248,7 +248,7 @@ class DeliveryTests(Base):
         self.assertIsNone(self.router.letters.pop().identity)
 
     def test_handed_over(self) -> None:
-        """When a channel ends those who remember are told what it handed over lately."""
+        """When a channel ends, its recently delivered messages are passed on."""
         self.deliver(1, {"connection_id": ID})
         ((source, _, _, _, header, body),) = self.router.plain
         source.written(header, body)
@@ -256,7 +256,7 @@ class DeliveryTests(Base):
         self.assertEqual(self.router.handed_over, [message_properties.identity(header, body)])
 
     def test_unreadable_headers(self) -> None:
-        """A message whose headers are no field table is refused, and the connection goes on."""
+        """A message with unreadable headers is refused, and the connection stays open."""
         for properties in (
             b"\x20\0\0\0\0\x09\x01aS\0\0\0\xff",
             b"\x20\0\0\0\0\x03\x01a?",
@@ -269,7 +269,7 @@ class DeliveryTests(Base):
         self.assertFalse(self.server.transport.ended)
 
     def test_acknowledged_at_the_end_of_the_turn(self) -> None:
-        """What is done in a turn is acknowledged at its end: cumulatively as far as it goes, the rest one by one."""
+        """Settled messages are acknowledged at the end of the turn: cumulatively as far as possible, the rest one by one."""
         for tag in range(1, 7):
             self.deliver(tag, {"connection_id": ID})
         source = self.router.plain[0][0]
@@ -293,8 +293,8 @@ class DeliveryTests(Base):
 
 class LossTests(Base):
     def test_cancelled(self) -> None:
-        """A consumer that the broker cancels is said once; after a wait its queue is declared and it consumes again, on a new
-        channel, so that what it held comes again. The others go on.
+        """A cancelled consumer is logged once. After a pause its queue is declared and consumed again, on a new channel, so
+        that its unacknowledged messages are redelivered. The others continue.
         """
         self.deliver(1, {"connection_id": ID})
         source = self.router.plain[0][0]
@@ -316,7 +316,7 @@ class LossTests(Base):
         self.assertEqual(self.acks(), [(SHARED, 1, True)])
 
     def test_a_channel_error(self) -> None:
-        """So is one whose channel the broker closes."""
+        """The same holds for a consumer whose channel the broker closes."""
         self.server.calls.clear()
         self.server.close_channel(OWN, 406, "PRECONDITION_FAILED - delivery acknowledgement timed out")
         self.assertIn("timed out", str(self.events[0]))
@@ -326,7 +326,7 @@ class LossTests(Base):
         self.assertFalse(self.server.transport.ended)
 
     def test_a_queue_that_is_deleted(self) -> None:
-        """When all consumers of a queue are cancelled at once, that is said once, and all come back."""
+        """If all consumers of a queue are cancelled at once, that is logged once, and all are restored."""
         self.server.calls.clear()
         for tag in ("owsla-0", "owsla-1"):
             self.server.send(SHARED, "basic.cancel", consumer_tag=tag, nowait=True)
@@ -335,7 +335,7 @@ class LossTests(Base):
         self.assertEqual(self.channels("basic.consume"), [SHARED, SHARED])
 
     def test_another_is_lost_meanwhile(self) -> None:
-        """One that is lost while another is being brought back has its turn after it: there is one channel for declarations."""
+        """A consumer that is lost while another one is being restored follows it: there is one channel for declarations."""
         self.server.silent.add("queue.declare")
         self.server.close_channel(SHARED)
         self.pass_time(0.2)
@@ -350,7 +350,7 @@ class LossTests(Base):
         self.assertIs(self.flowing[-1], True)
 
     def test_consuming_again_fails(self) -> None:
-        """When a queue can't be declared again the connection ends, with the broker's reason."""
+        """If a queue cannot be declared again, the connection ends with the reason of the broker."""
         self.server.refusals["to_device", False] = (404, "NOT_FOUND - home node is down")
         self.server.close_channel(SHARED)
         self.pass_time(0.2)
@@ -359,8 +359,8 @@ class LossTests(Base):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_the_connection_is_lost(self) -> None:
-        """With the connection all consumers are gone: each is forgotten once, nothing is said of them, and none is acknowledged
-        on the next one.
+        """When the connection is lost, each consumer is forgotten once, without a log line, and nothing of it is acknowledged
+        on the next connection.
         """
         for channel in (OWN, SHARED):
             self.deliver(1, {"connection_id": ID}, channel=channel)
@@ -380,7 +380,7 @@ class LossTests(Base):
         self.assertEqual(self.flowing, [True, False, True])
 
     def test_lost_while_waiting_to_consume_again(self) -> None:
-        """A connection that is lost meanwhile leaves no timer behind."""
+        """A connection that is lost during the pause leaves no timer."""
         self.server.close_channel(SHARED)
         self.server.drop()
         self.consumers.down()
@@ -396,7 +396,7 @@ class OwnQueueTests(Base):
         return result
 
     def test_empty(self) -> None:
-        """An empty queue of the node's own is deleted, and that its consumer is cancelled surprises nobody."""
+        """An empty node queue is deleted, and the cancellation of its consumer is not logged."""
         self.assertTrue(self.delete(0).value)
         self.assertEqual([one["queue"] for one in self.server.called("queue.delete")], ["to_device.0123abcd"])
         self.server.send(OWN, "basic.cancel", consumer_tag="owsla", nowait=True)
@@ -405,12 +405,12 @@ class OwnQueueTests(Base):
         self.assertEqual(len(self.server.called("basic.consume")), 3)
 
     def test_not_empty(self) -> None:
-        """While something is in it, it is left alone."""
+        """A node queue with messages is not deleted."""
         self.assertIs(self.delete(1).value, False)
         self.assertEqual(self.server.called("queue.delete"), [])
 
     def test_no_connection(self) -> None:
-        """Without a connection it stays where it is."""
+        """Without a connection the node queue stays."""
         self.server.drop()
         self.consumers.down()
         self.assertIs(Result(self.consumers.delete_own_queue()).value, False)
@@ -423,7 +423,7 @@ class StopTests(Base):
         return result
 
     def test_stopped(self) -> None:
-        """Every consumer of a queue is cancelled; what came is still acknowledged when it is done with, on the open channel."""
+        """Every consumer of a queue is cancelled. Its messages are acknowledged on the open channel when they are settled."""
         self.deliver(1, {"connection_id": ID}, channel=SHARED)
         self.assertTrue(self.stop(own=False).done)
         self.assertEqual(self.channels("basic.cancel"), [SHARED, SHARED])
@@ -434,7 +434,7 @@ class StopTests(Base):
         self.assertEqual(self.channels("basic.cancel"), [OWN])
 
     def test_stopped_for_good(self) -> None:
-        """A node that stops consumes no more after a channel or the connection was lost, and warns of neither."""
+        """A stopping node does not consume again after the loss of a channel or the connection, and logs no warning."""
         self.stop(own=False)
         self.server.close_channel(SHARED)
         self.server.close_channel(OWN)
@@ -448,7 +448,7 @@ class StopTests(Base):
         self.assertTrue(self.stop(own=True).done)
 
     def test_stopped_while_consuming_again(self) -> None:
-        """The same for one that is waiting to consume again."""
+        """The same holds for a consumer that waits for its retry."""
         self.server.close_channel(SHARED)
         self.server.calls.clear()
         self.stop(own=False)
@@ -456,7 +456,7 @@ class StopTests(Base):
         self.assertEqual(self.server.called("basic.consume"), [])
 
     def test_stopped_while_setting_up(self) -> None:
-        """A node that stops while its consumers are set up begins to consume nothing more, whichever call is under way."""
+        """A node that stops during the set-up of its consumers starts no further one, at any call."""
         for silent, number, consumed in (
             ("queue.declare", SCRATCH, []),
             ("channel.open", SHARED, []),
@@ -495,7 +495,7 @@ class StopTests(Base):
         self.server.send(number, f"{name}-ok", **more)
 
     def test_stopped_while_beginning_again(self) -> None:
-        """The same for consumers that ended alone, and are set up again."""
+        """The same holds for consumers that ended alone, and are set up again."""
         for number, consumer in ((SHARED, "to_device"), (OWN, "to_device.0123abcd")):
             self.setUp()
             self.server.close_channel(number)
@@ -511,7 +511,7 @@ class StopTests(Base):
             self.assertEqual((self.channels("basic.consume"), self.server.lost), ([], []))
 
     def test_a_broker_that_goes_meanwhile(self) -> None:
-        """When the broker goes before it has answered the call fails, and does not hang."""
+        """A call without an answer fails when the connection is lost."""
         self.server.silent.add("basic.cancel")
         result = self.stop(own=False)
         self.assertFalse(result.done)
@@ -521,7 +521,7 @@ class StopTests(Base):
 
 
 class NameTests(Base):
-    """Whose the node's own queue is."""
+    """Tests of the owner of a node queue."""
 
     MINE = "to_device.0123abcd"
 
@@ -537,11 +537,11 @@ class NameTests(Base):
         self.server.raw(deliver(channel, 1, message(b"", {"owsla_notice": text}, user_id=user), b""))
 
     def test_said_so(self) -> None:
-        """The others hear of this node when its queue is consumed; there is nothing to find out of a name that is new."""
+        """Other parts are told of the node when its queue is consumed. A new name needs no check."""
         self.assertEqual((self.place.heres, self.place.probes), ([False], []))
 
     def test_a_new_name_that_is_taken(self) -> None:
-        """A new name whose queue has a consumer already is given up for another one, before anything is consumed."""
+        """A new name whose queue has a consumer already is replaced by another one, before anything is consumed."""
         self.server.drop()
         self.consumers = self.make()
         self.server = Server(self.clock, heartbeat=1000)
@@ -553,7 +553,7 @@ class NameTests(Base):
         )
 
     def test_no_free_name(self) -> None:
-        """When names run out the connection is given up, and tried again like any other trouble of the broker's."""
+        """Without a free name the connection is dropped, and retried like after any other error of the broker."""
         self.server.drop()
         self.consumers = self.make()
         self.place.names = [b"%08d" % number for number in range(20)]
@@ -565,8 +565,8 @@ class NameTests(Base):
         self.assertIn("no free name", str(up.error))
 
     def test_its_ghost(self) -> None:
-        """After a reconnect the node sends itself a message. When that comes, the queue is still its own, however many
-        consumers it had; the message goes no further.
+        """After a reconnect the node sends itself a message. If it arrives, the node still owns its queue, with any number of
+        consumers. The message is not routed.
         """
         self.server.found = {self.MINE: (0, 2)}
         self.again()
@@ -580,7 +580,7 @@ class NameTests(Base):
         self.assertEqual((self.place.renamed, self.router.plain, self.router.letters), ([], [], []))
 
     def test_somebody_else(self) -> None:
-        """When it does not come, and there is another consumer, the name is given up: once another queue is there."""
+        """If the message does not arrive and there is another consumer, the node takes another name, once that queue exists."""
         self.server.found = {self.MINE: (0, 2)}
         self.again()
         self.pass_time(1000)
@@ -596,7 +596,7 @@ class NameTests(Base):
         self.assertFalse(self.server.transport.ended)
 
     def test_a_probe_that_was_lost(self) -> None:
-        """When it does not come, and nobody else is there, it was lost: the node sends another."""
+        """If the message does not arrive and there is no other consumer, it was lost: the node sends another one."""
         self.server.found = {self.MINE: (0, 1)}
         self.again()
         self.place.arrived.pop()()
@@ -606,12 +606,12 @@ class NameTests(Base):
         self.assertIsNotNone(self.place.arrived)
 
     def test_notices_on_the_shared_queue(self) -> None:
-        """On to_device such a header means nothing: the message is as any other without a connection."""
+        """On to_device such a header has no meaning: the message is treated as one without a connection."""
         self.notice("probe 1", SHARED)
         self.assertEqual(len(self.router.letters), 1)
 
     def test_told_that_it_is_lost(self) -> None:
-        """A node hears from the registrar that it was said to be lost, and from nobody else."""
+        """A node learns from the registrar, and from no other sender, that it was announced as lost."""
         self.notice("lost")
         self.assertEqual(self.place.losses, 1)
         for user in (None, "backend"):
@@ -619,7 +619,8 @@ class NameTests(Base):
         self.assertEqual((self.place.losses, len(self.router.letters)), (1, 2))
 
     def test_away_for_long(self) -> None:
-        """After an absence of as long as the grace, others may have taken it for dead, and it says so when it is back."""
+        """After an absence of at least the grace, others may have announced the node as lost: it reports that when it is back.
+        """
         self.server.found = {self.MINE: (0, 1)}
         for away, missed in ((9.9, False), (10.1, True), (0.0, False)):
             self.server.drop()
@@ -629,7 +630,7 @@ class NameTests(Base):
             self.assertIs(self.place.heres[-1], missed, away)
 
     def test_the_queue_had_gone(self) -> None:
-        """The same if its queue was not there any more."""
+        """The same holds if its queue has been deleted."""
         self.server.refusals[self.MINE, True] = (404, "NOT_FOUND - no queue")
         refusals = self.server.refusals
         self.server.drop()
@@ -640,7 +641,8 @@ class NameTests(Base):
         self.assertEqual(self.place.heres, [False, True])
 
     def test_out_of_reach(self) -> None:
-        """A queue that the broker cannot reach, since its node is down, is waited for; then the node takes another name."""
+        """A node waits for a queue that the broker cannot reach, because its cluster node is down. Then it takes another name.
+        """
         self.server.drop()
         self.consumers.down()
         for since, renamed in ((0.0, 0), (29.0, 0), (1.0, 1)):

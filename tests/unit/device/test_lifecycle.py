@@ -1,4 +1,4 @@
-"""The life of a connection: the machine by itself, its diagram, and what a real connection makes of it."""
+"""Tests of the life cycle of a connection: the state machine alone, its diagram, and real connections."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ._fakes import Courier, Sink, Source
 from ._sockets import Loop, context, reset, tcp_pair, unix_pair
 
 NO: Final = ""
-"""This cannot happen in that state."""
+"""The input is impossible in that state."""
 
 INPUTS: Final = (
     "hello_received", "secured", "pause", "resume", "drain", "close", "abort",
@@ -82,7 +82,7 @@ LIVES: Final = {
         "closed", "closed", "closed", "closed",
     ),
 }  # fmt: skip
-"""Every state, and what each of `INPUTS` makes of it."""
+"""Every state, and the result of each of `INPUTS`."""
 
 WAYS: Final[dict[str, tuple[str, ...]]] = {
     "accepted": (),
@@ -93,14 +93,14 @@ WAYS: Final[dict[str, tuple[str, ...]]] = {
     "closing": ("hello_received", "secured", "close"),
     "closed": ("abort",),
 }
-"""How to get into each state."""
+"""Inputs that lead to each state."""
 
 BUDGET: Final = 1024
-"""Bytes that the machine of a connection may cost."""
+"""Maximum size in bytes of the machine of a connection."""
 
 
 class Effects:
-    """Notes what the machine has done."""
+    """Effects that records the actions of the machine."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -128,7 +128,7 @@ class Effects:
 
 
 def state_of(life: Life) -> str:
-    """The name of a machine's state."""
+    """Return the name of the state of a machine."""
     return cast(Lifecycle, life).state
 
 
@@ -148,7 +148,7 @@ def happen(life: Life, *inputs: str) -> None:
 
 
 class MachineTests(SynchronousTestCase):
-    """The machine by itself."""
+    """The state machine alone."""
 
     def machine(self, state: str) -> tuple[Life, Effects]:
         effects = Effects()
@@ -159,13 +159,13 @@ class MachineTests(SynchronousTestCase):
         return life, effects
 
     def test_diagram(self) -> None:
-        """docs/lifecycle.md has the machine as it is."""
+        """docs/lifecycle.md has the diagram of the machine."""
         page = (Path(__file__).parents[3] / "docs" / "lifecycle.md").read_text()
         (shown,) = [part.partition("\n```")[0] for part in page.split("```mermaid\n")[1:]]
         self.assertEqual(shown, diagram())
 
     def test_complete(self) -> None:
-        """The table of these tests is of all states and all inputs that there are."""
+        """The table of these tests has all states and all inputs."""
         self.assertEqual(set(TRANSITIONS), set(LIVES))
         self.assertEqual({name for name in vars(Life) if not name.startswith("_")}, set(INPUTS))
         for row in LIVES.values():
@@ -195,7 +195,7 @@ class MachineTests(SynchronousTestCase):
             self.assertEqual(outcomes[0], outcomes[1], path)
 
     def test_every_pair(self) -> None:
-        """Every input in every state leads to the state that it is declared to lead to, or is impossible."""
+        """Every input in every state leads to the declared state, or is impossible."""
         for state, row in LIVES.items():
             for what, next_state in zip(INPUTS, row, strict=True):
                 if next_state == NO:
@@ -204,12 +204,12 @@ class MachineTests(SynchronousTestCase):
                 happen(life, what)
                 self.assertEqual(state_of(life), next_state, (state, what))
                 if next_state == state:
-                    # A protocol may still pause what its peer says before it has heard of the goodbye.
+                    # A protocol may still pause the transport before it is told of the close.
                     done = {("closing", "pause"): ["stop_reading"], ("closing", "resume"): ["start_reading"]}
                     self.assertEqual(effects.done, done.get((state, what), []), (state, what))
 
     def test_impossible(self) -> None:
-        """An input that is impossible in a state raises, does nothing, and leaves the machine as usable as it was."""
+        """An impossible input raises, has no effect, and leaves the machine usable."""
         for state, row in LIVES.items():
             for what, next_state in zip(INPUTS, row, strict=True):
                 if next_state != NO:
@@ -221,7 +221,7 @@ class MachineTests(SynchronousTestCase):
                 self.assertEqual(state_of(life), "closed")
 
     def test_effects(self) -> None:
-        """A whole life does its things once each, in order."""
+        """A whole life runs each action once, in order."""
         effects = Effects()
         life = Lifecycle(effects)
         happen(
@@ -233,7 +233,7 @@ class MachineTests(SynchronousTestCase):
         )
 
     def test_memory(self) -> None:
-        """A machine costs at most 1 KB a connection."""
+        """A machine uses at most 1 KB per connection."""
         connections = 1000
         effects = [Effects() for _ in range(connections)]
         happen(Lifecycle(Effects()), *WAYS["paused"])
@@ -246,7 +246,7 @@ class MachineTests(SynchronousTestCase):
             after = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        done = sum(len(one.done) for one in effects)  # their lists are of the test's
+        done = sum(len(one.done) for one in effects)  # their lists belong to the test
         self.assertEqual(done, 4 * connections)
         self.assertLessEqual((after - before) / connections, BUDGET)
 
@@ -255,7 +255,7 @@ class MachineTests(SynchronousTestCase):
 
 
 class Peer:
-    """A device whose bytes are sent when, and as far as, the test says: OpenSSL over memory, beside a socket."""
+    """Device that sends its bytes when, and as far as, the test wants: OpenSSL over memory, beside a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -270,7 +270,7 @@ class Peer:
         return self.socket.fileno() >= 0
 
     def flush(self, limit: int | None = None) -> None:
-        """Send what OpenSSL has to say, or so many bytes of it."""
+        """Send the pending output of OpenSSL, or this many bytes of it."""
         if not self.there:
             return
         try:
@@ -289,7 +289,7 @@ class Peer:
             self._outgoing = self._outgoing[sent:]
 
     def step(self) -> None:
-        """Read, unless it stalls, and go on with the handshake."""
+        """Read, unless it stalls, and continue the handshake."""
         if not self.there:
             return
         if self.reading:
@@ -317,7 +317,7 @@ class Peer:
 
 
 class WatchedLife:
-    """A machine that notes what comes to it where, and what of that was impossible."""
+    """State machine that records inputs by state, and impossible ones."""
 
     def __init__(self, effects: Any, world: LifeWorld) -> None:
         self._life = Lifecycle(effects)
@@ -337,7 +337,7 @@ class WatchedLife:
 
 
 class LifeWorld:
-    """A real listener, hub and transports on a loop of the test's; sockets come by hand."""
+    """Real port, factory and transports on the loop of the test. The test passes accepted sockets by hand."""
 
     def __init__(self) -> None:
         self.impossible: list[tuple[str, str]] = []
@@ -368,7 +368,7 @@ class LifeWorld:
         world = self
 
         class Counting(Listener):
-            """Counts who is lost."""
+            """Owner that counts lost connections."""
 
             def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
                 world.lost.append(transport)
@@ -391,7 +391,7 @@ class LifeWorld:
         self.listener.startService()
 
     def connect(self, tcp: bool) -> tuple[TLSTransport, Peer]:
-        """A connection is accepted: what `Listener.doRead` does, with a socket of ours."""
+        """Accept a connection: as `doRead` of the port does, with a socket of the test."""
         server, client = tcp_pair() if tcp else unix_pair()
         with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
             transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), context(), self.listener)
@@ -402,7 +402,7 @@ class LifeWorld:
         return transport, peer
 
     def endpoint(self, transport: TLSTransport) -> DeviceProtocol | None:
-        """Its endpoint, as long as there is one."""
+        """Return the protocol of the connection, while there is one."""
         lines = transport._protocol
         assert lines is None or isinstance(lines, DeviceProtocol)
         return lines if lines is not None and lines.transport is not None else None
@@ -413,7 +413,7 @@ class LifeWorld:
         self.loop.turn()
 
     def end(self) -> None:
-        """All peers go, and time passes: whatever was, nothing is left of it."""
+        """End all peers and let time pass: nothing is left after any history."""
         for peer in self.peers:
             if _unsent(peer.socket):
                 # Its end would stay behind that, for as long as it is not read. What a system does in the end is to reset.
@@ -448,7 +448,7 @@ class LifeWorld:
 
 
 def _unsent(sock: socket.socket) -> int:
-    """Bytes that the other end's system has not taken (SIOCOUTQ, tcp(7))."""
+    """Return the number of bytes that the kernel of the other end has not accepted (SIOCOUTQ, tcp(7))."""
     if sock.fileno() < 0:
         return 0
     unsent: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))[0]
@@ -456,14 +456,14 @@ def _unsent(sock: socket.socket) -> int:
 
 
 NUMBERS: Final = st.integers(0, 4)
-"""Which connection."""
+"""Index of a connection."""
 
 
 class ConnectionMachine(RuleBasedStateMachine):
-    """Up to five connections, and anything that the world and their owners may do to them, in any order."""
+    """Up to five connections, with any actions of peers and owners, in any order."""
 
     seen: set[tuple[str, str]] = set()
-    """What happened in which state, over all runs."""
+    """Pairs of state and input, over all runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -590,7 +590,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def close(self, number: int) -> None:
-        """The gateway closes those that it has drained, or that it must give up."""
+        """Close connections that the gateway has drained, or must give up."""
         endpoint = self.world.endpoint(self.one(number)[0])
         if endpoint is not None:
             endpoint.close("the gateway stops")
@@ -601,7 +601,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, size=st.sampled_from([1, 100_000]), close=st.booleans())
     def what_a_protocol_may_do(self, number: int, size: int, close: bool) -> None:
-        """Write and close past its endpoint. It is paused only by that, which has it watched for a hang-up then."""
+        """Write and close without the protocol of the device. Only that protocol pauses, and then watches for a hang-up."""
         transport, _ = self.one(number)
         if transport._protocol is not None:
             transport.write(b"x" * size)
@@ -611,7 +611,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def the_reactor_finds_it_dead(self, number: int) -> None:
-        """What a reactor does with a descriptor that it watches and that reports an error, or that raised."""
+        """Do what a reactor does with a descriptor that reports an error or has raised."""
         transport, _ = self.one(number)
         loop = self.world.loop
         if transport in loop.readers or transport in loop.writers:
@@ -623,7 +623,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 3.1, 5.1, 31.0, 70.0]))
     def time_passes(self, seconds: float) -> None:
-        """The listener's sweep and the hub's tick are called by their own timers, and call who is overdue."""
+        """Run the timers of the port and the factory, which close overdue connections."""
         steps = max(1, int(seconds))
         for _ in range(steps):
             self.world.loop.advance(seconds / steps)
@@ -643,11 +643,11 @@ class ConnectionMachine(RuleBasedStateMachine):
 
 
 class ConnectionTests(SynchronousTestCase):
-    """Real connections, through the transport, endpoint, hub and listener."""
+    """Real connections, through transport, protocol, factory and port."""
 
     def test_any_sequence(self) -> None:
-        """Whatever the world and the owners do, and in whichever order: no impossible input comes, every connection ends, once,
-        and no descriptor is left.
+        """After any sequence of actions, in any order: no impossible input occurred, every connection ended once, and no
+        descriptor is left.
         """
         context()
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked

@@ -1,4 +1,4 @@
-"""The device port: who is accepted, counted, timed out and let go; on real sockets, with time in the test's hands."""
+"""Tests of the device port on real sockets, with a clock that the test advances: accepting, counting, timeouts and ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from ._sockets import Client, Loop, context, reset
 
 
 def close(listener: Listener) -> None:
-    """Stop it for good: the socket outlives a restart."""
+    """Stop the port for good: its socket survives a restart."""
     listener.stop_accepting()
     listener.stopService()
 
@@ -54,7 +54,7 @@ class Base(SynchronousTestCase):
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         self.descriptors = set(os.listdir("/proc/self/fd"))
-        self.patch(listener_module, "DEFER_ACCEPT", 0)  # silent connections are seen at once
+        self.patch(listener_module, "DEFER_ACCEPT", 0)  # silent connections are noticed at once
         self.loop = cast(Any, Loop())
         self.events: list[Event] = []
         self.sink = Sink()
@@ -63,7 +63,7 @@ class Base(SynchronousTestCase):
         self.listener: Listener | None = None
 
     def tearDown(self) -> None:
-        """When the listener is stopped and all connections are gone nothing is left."""
+        """When the port is stopped and all connections are closed, nothing is left."""
         if self.listener is None:
             return
         for client in self.clients:
@@ -89,7 +89,7 @@ class Base(SynchronousTestCase):
         memory: ProcessMemory | None = None,
         **options: Any,
     ) -> Listener:
-        """A listener whose port is open."""
+        """Return a port that is open."""
         self.registry: Registry[Any] = Registry()
         hangups = HangupWatch(self.loop)
         endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop)
@@ -131,7 +131,7 @@ class Base(SynchronousTestCase):
         return "somebody"
 
     def knock(self, source: str = "127.0.0.1") -> socket.socket:
-        """Somebody who connects and says nothing; the listener has not had a look yet."""
+        """Connect a silent client, which the port has not processed yet."""
         assert self.listener is not None
         client = socket.create_connection(("127.0.0.1", self.listener.port), source_address=(source, 0))
         client.setblocking(False)
@@ -139,13 +139,13 @@ class Base(SynchronousTestCase):
         return client
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
-        """Somebody who connects and says nothing."""
+        """Connect a silent client."""
         client = self.knock(source)
         self.loop.settle()
         return client
 
     def device(self, source: str = "127.0.0.1") -> Client:
-        """A device whose handshake is complete."""
+        """Connect a device and complete its handshake."""
         client = Client(self.connect(source))
         before = len(self.registry)
         self.loop.until(lambda: client.secure and len(self.registry) > before, client.step)
@@ -171,7 +171,7 @@ class PortTests(Base):
         self.assertIn(listener, self.loop.readers)
 
     def test_not_before_the_start(self) -> None:
-        """It does not open before the service starts, nor after it has stopped."""
+        """The port does not open before the service starts, nor after it has stopped."""
         listener = self.listen()
         self.events.clear()
         listener.stopService()
@@ -180,7 +180,7 @@ class PortTests(Base):
         self.assertNotIn(listener, self.loop.readers)
 
     def test_cannot_listen(self) -> None:
-        """Where another was quicker to listen on the port, it is said why, once, and nothing is accepted."""
+        """If another process listens on the port already, the reason is logged once, and nothing is accepted."""
         with mock.patch.object(socket.socket, "listen", side_effect=OSError(errno.EADDRINUSE, "in use")):
             listener = self.listen()
             listener.open()
@@ -189,7 +189,7 @@ class PortTests(Base):
         self.assertEqual((self.events, listener in self.loop.readers), ([], False))
 
     def test_settles(self) -> None:
-        """When the port opens, and for so many connections more, what there is is settled for the garbage collector."""
+        """When the port opens, and after each given number of connections, objects are frozen for the garbage collector."""
         memory = mock.Mock(spec=ProcessMemory)
         settled: list[int] = []
         memory.freeze.side_effect = lambda: settled.append(len(self.registry))
@@ -200,7 +200,7 @@ class PortTests(Base):
         self.assertEqual(settled, [0, 2, 4])
 
     def test_gives_back(self) -> None:
-        """After a crowd memory is given back once, and again after another, but not more than once a minute."""
+        """After a peak memory is returned to the system once, and again after the next peak, but at most once a minute."""
         memory = mock.Mock(spec=ProcessMemory)
 
         def given_back_after(devices: int, seconds: int) -> int:
@@ -219,7 +219,7 @@ class PortTests(Base):
             self.assertEqual(given_back_after(1, 70), 2)
 
     def test_deep_backlog(self) -> None:
-        """A stampede waits in the system's queue."""
+        """The backlog holds a stampede in the accept queue."""
         asked = []
         real = socket.socket.listen
 
@@ -233,7 +233,7 @@ class PortTests(Base):
         self.assertGreaterEqual(BACKLOG, 1024)
 
     def test_options_of_accepted_sockets(self) -> None:
-        """A device's socket sends at once, is probed when it is quiet, and does not block."""
+        """The socket of a device sends at once, has keepalive probes, and does not block."""
         self.listen()
         self.device()
         (endpoint,) = self.registry
@@ -244,7 +244,7 @@ class PortTests(Base):
         self.assertFalse(sock.getblocking())
 
     def test_stop_accepting(self) -> None:
-        """When the port closes, those connected stay, and their lines go on."""
+        """When the port closes, connections stay open, and their lines are published."""
         listener = self.listen()
         device = self.device()
         listener.stop_accepting()
@@ -261,7 +261,7 @@ class PortTests(Base):
         self.assertFalse(listener.open())
 
     def test_handshake_after_the_port_closed(self) -> None:
-        """One that was accepted just before is not let in: nobody would give it its turn."""
+        """A connection that was accepted just before the port closed is not let in: it would never get its turn to drain."""
         listener = self.listen()
         late = Client(self.connect())
         listener.stop_accepting()
@@ -271,7 +271,7 @@ class PortTests(Base):
 
 class CountingTests(Base):
     def test_counted_when_secured(self) -> None:
-        """A device is registered, and told of, when its handshake is complete, and not before."""
+        """A device is registered and announced when its handshake is complete, and not before."""
         listener = self.listen()
         silent = self.connect()
         self.assertEqual((self.admission.connections, self.admission.handshaking), (1, 0))
@@ -291,7 +291,7 @@ class CountingTests(Base):
         self.assertEqual(listener.failed_handshakes, 0)
 
     def test_failed_handshake(self) -> None:
-        """A failed handshake is an event, and counted; no device was there."""
+        """A failed handshake is an event, and counted. No device is announced."""
         listener = self.listen()
         self.connect().send(b"GET / HTTP/1.0\r\n\r\n")
         self.loop.until(lambda: self.of_type(HandshakeFailed))
@@ -299,7 +299,8 @@ class CountingTests(Base):
         self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
 
     def test_full(self) -> None:
-        """At the limit accepting pauses, with one event, and goes on when one leaves: who waited gets in."""
+        """At the limit accepting pauses, with one event, and resumes when a connection is lost: waiting devices are accepted.
+        """
         listener = self.listen(max_connections=3)
         inside = [self.device() for _ in range(3)]
         self.assertNotIn(listener, self.loop.readers)
@@ -315,7 +316,7 @@ class CountingTests(Base):
         self.assertEqual(self.admission.connections, 3)
 
     def test_a_stampede(self) -> None:
-        """However many come at once, no more than the limit are ever accepted, and all get their turn."""
+        """However many devices connect at once, no more than the limit are accepted at a time, and all get their turn."""
         self.listen(max_connections=10)
         assert self.listener is not None
         waiting = []
@@ -337,8 +338,8 @@ class CountingTests(Base):
         self.assertEqual(served, 35)
 
     def test_handshakes_are_bounded(self) -> None:
-        """No more handshakes than allowed are under way. Others wait; when as many wait as may, accepting pauses, and goes on
-        when a handshake is complete or fails. It is no reason to say that the gateway is full.
+        """Handshakes in progress stay within the limit, and others wait. If the waiting ones reach their own limit, accepting
+        pauses until a handshake completes or fails. This is not reported as a full gateway.
         """
         listener = self.listen(max_handshakes=2)
         clients = [Client(self.knock()) for _ in range(2 + self.admission.max_silent)]
@@ -351,7 +352,7 @@ class CountingTests(Base):
         self.assertEqual(self.of_type(Full), [])
 
     def test_silent_ones_take_no_handshake(self) -> None:
-        """Health checks and stalled devices do not keep others from their handshake."""
+        """Silent connections, such as health checks and stalled devices, do not delay handshakes of others."""
         self.listen(max_handshakes=2)
         for _ in range(10):
             self.connect()
@@ -359,7 +360,7 @@ class CountingTests(Base):
         self.assertEqual(len(self.registry), 1)
 
     def test_silent_ones_keep_nobody_out(self) -> None:
-        """Where there are as many connections as may be, those that have said nothing make way for devices."""
+        """At the limit of connections, silent ones are closed to make room for devices."""
         listener = self.listen(max_connections=4)
         silent = [self.connect() for _ in range(2)]
         for _ in range(4):
@@ -371,7 +372,7 @@ class CountingTests(Base):
             self.assertRaises(ConnectionResetError, client.recv, 1)
 
     def test_no_open_files(self) -> None:
-        """Where the system has no more files accepting pauses with one event, and is tried again a second later."""
+        """If no file descriptor is free, accepting pauses with one event, and is tried again a second later."""
         for code in (errno.EMFILE, errno.ENFILE):
             self.events.clear()
             listener = self.listen()
@@ -387,7 +388,7 @@ class CountingTests(Base):
             self.setUp()
 
     def test_gone_before_accept(self) -> None:
-        """One that is gone when it is accepted is nothing to speak of."""
+        """A connection that has ended when it is accepted is ignored."""
         listener = self.listen()
         with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
             for code in (errno.EAGAIN, errno.EINTR, *LOST_ALREADY):
@@ -399,8 +400,8 @@ class CountingTests(Base):
 
 class StampedeTests(Base):
     def test_all_speak_at_once(self) -> None:
-        """When all that were silent speak at once there are never more handshakes than allowed: the others wait unread, and
-        get their turn in the order of speaking.
+        """When all silent connections send at once, handshakes stay within the limit. The others wait unread, and get their
+        turn in the order in which they sent.
         """
         listener = self.listen(max_handshakes=2)
         clients = [Client(self.connect()) for _ in range(8)][::-1]
@@ -415,8 +416,8 @@ class StampedeTests(Base):
         self.assertEqual(self.of_type(HandshakeFailed), [])
 
     def test_stalled_handshakes(self) -> None:
-        """A stalled handshake holds its place until its time is over. When others wait it is the oldest that makes way, as
-        soon as it takes much longer than usual.
+        """A stalled handshake keeps its slot until its timeout. If others wait, the oldest one is closed as soon as it takes
+        much longer than usual.
         """
         self.listen(max_handshakes=2)
         for _ in range(2):
@@ -436,7 +437,7 @@ class StampedeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)][1:], ["no handshake within 15 s"])
 
     def test_stalled_and_overdue(self) -> None:
-        """A stalled handshake that is already being closed when others need its place frees it at once, for its own reason."""
+        """A stalled handshake that is already being closed when its slot is needed frees it at once, with its own reason."""
         listener = self.listen(max_handshakes=1)
         Client(self.connect()).step()
         self.loop.settle()
@@ -452,7 +453,9 @@ class StampedeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake in time"])
 
     def test_refused_certificate(self) -> None:
-        """A certificate that is no identity is a failed handshake, with what is known of it; nothing is published for it."""
+        """A certificate without a usable identity is a failed handshake, reported with the known details. Nothing is published
+        for it.
+        """
         listener = self.listen()
 
         def refuse() -> str | None:
@@ -472,7 +475,7 @@ class StampedeTests(Base):
         self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
 
     def test_gone_before_its_turn(self) -> None:
-        """No handshake begins for a peer that has gone: whoever comes last is served first then, and still there."""
+        """No handshake begins for a peer that has gone: the newest connection that is still there is served first."""
         self.listen(max_handshakes=1)
         stalled, gone, patient, newest = clients = [Client(self.connect()) for _ in range(4)]
         for client in clients:
@@ -492,7 +495,7 @@ class StampedeTests(Base):
         self.loop.until(lambda: patient.secure, patient.step)
 
     def test_gone_while_others_are_served(self) -> None:
-        """A peer that goes while it waits is let go within a second, also if its turn never comes."""
+        """A peer that goes while it waits is dropped within a second, also if its turn never comes."""
         self.listen(max_handshakes=1)
         stalled, gone = clients = [Client(self.connect()) for _ in range(2)]
         for client in clients:
@@ -504,15 +507,14 @@ class StampedeTests(Base):
         stalled.socket.close()
 
     def test_what_is_begun_is_completed_first(self) -> None:
-        """Where one handshake takes all of a turn's time, no second one begins in that turn: the answers of peers come
-        first."""
+        """If one handshake uses all the time of a turn, no second one begins in that turn: answers of peers come first."""
         listener = self.listen()
         clients = [Client(self.connect()) for _ in range(4)]
         later: list[Any] = []
         begin = SSL.Connection.set_accept_state
 
         def slow(tls: SSL.Connection) -> None:
-            self.loop.rightNow += 0.1  # the clock goes on, and nothing is called
+            self.loop.rightNow += 0.1  # the clock advances, and no timer is called
             begin(tls)
 
         with (
@@ -530,7 +532,7 @@ class StampedeTests(Base):
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
     def test_waiting_is_bounded(self) -> None:
-        """Who waits for a place has the handshake's time for that as well; it is counted from when it was accepted."""
+        """Waiting for a slot counts towards the handshake timeout, which begins when the connection is accepted."""
         self.listen(max_handshakes=1)
         waiting = Client(self.connect())
         self.later(10)
@@ -545,7 +547,7 @@ class StampedeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"])
 
     def test_gone_while_waiting(self) -> None:
-        """One that goes while it waits for a place takes it for no longer than it takes to find that out."""
+        """A connection that ends while it waits for a slot is removed as soon as that is noticed."""
         self.listen(max_handshakes=1)
         for leave in (socket.socket.close, reset):
             stalled, gone, patient = clients = [Client(self.connect()) for _ in range(3)]
@@ -561,7 +563,7 @@ class StampedeTests(Base):
             self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
 
     def test_many_fail_in_a_row(self) -> None:
-        """However many fail as soon as it is their turn, they follow each other and do not nest."""
+        """Any number of immediate handshake failures follow one another without recursion."""
         self.listen(max_handshakes=100, max_connections=10_000)
         crowd = [self.knock() for _ in range(390)]
         self.loop.settle()
@@ -587,8 +589,8 @@ class StampedeTests(Base):
         self.assertEqual(len(self.of_type(HandshakeFailed)), 391)
 
     def test_half_a_hello(self) -> None:
-        """A hello that is not there as a whole holds no place among the handshakes, nor does it keep the reactor turning; when
-        the rest comes it is as good as any, and when the peer goes that is found out.
+        """An incomplete ClientHello uses no handshake slot, and does not wake the reactor again and again. The connection
+        continues when the rest arrives, and a hang-up is noticed.
         """
         self.listen(max_handshakes=1)
         memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
@@ -602,7 +604,7 @@ class StampedeTests(Base):
             self.loop.settle()
             self.assertFalse(self.loop.turn())
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (0, 0))
-        self.device()  # for which the oldest has to make way
+        self.device()  # the oldest one is closed for it
         self.assertRaises(ConnectionResetError, halves.pop(0).recv, 1)
         for byte in hello[5:]:
             halves[0].send(bytes([byte]))
@@ -617,7 +619,7 @@ class StampedeTests(Base):
         self.assertEqual(len(self.of_type(HandshakeFailed)), 3)
 
     def test_everything_in_pieces(self) -> None:
-        """A device whose bytes arrive a few at a time is a device like others: short lines are read when they come."""
+        """A device whose bytes arrive a few at a time is served like others: short lines are published on arrival."""
         self.listen()
         sock = self.connect()
         tls = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
@@ -647,7 +649,7 @@ class StampedeTests(Base):
             self.loop.until(lambda line=line: self.sink.lines and self.sink.lines[-1][2] == line)
 
     def test_half_a_hello_and_no_place(self) -> None:
-        """One that goes in the middle of its hello, and has to wait for its turn to be told so, leaves nothing behind."""
+        """A peer that goes in the middle of its ClientHello, while no slot is free, leaves nothing behind."""
         self.listen(max_handshakes=1)
         half = self.connect()
         stalled = Client(self.connect())
@@ -663,7 +665,7 @@ class StampedeTests(Base):
         self.assertEqual(self.admission.connections, 0)
 
     def test_silent_pool(self) -> None:
-        """When too many are silent the oldest of them are closed: with a reset, counted, and told as a number."""
+        """When too many connections are silent, the oldest are closed with a reset, counted, and reported as a number."""
         listener = self.listen(max_connections=8)
         silent = [self.connect() for _ in range(4)]
         self.assertEqual(listener.evicted, 0)
@@ -687,7 +689,7 @@ class StampedeTests(Base):
         self.assertEqual(listener.failed_handshakes, 0)
 
     def test_heard_before_it_is_evicted(self) -> None:
-        """Who has just spoken is not silent, even if nobody has had the time to look."""
+        """A connection that has just sent data is not silent, even if the port has not noticed yet."""
         listener = self.listen(max_connections=8)
         clients = [Client(self.connect()) for _ in range(4)]
         for client in clients[:2]:
@@ -702,7 +704,7 @@ class StampedeTests(Base):
         self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
 
     def test_all_have_spoken(self) -> None:
-        """Where nobody is silent after all, and as many wait as may, nobody is accepted nor evicted."""
+        """If no connection is silent after all, and the waiting ones are at their limit, none is accepted or closed."""
         listener = self.listen(max_connections=8, max_handshakes=1)
         clients = [Client(self.connect()) for _ in range(4)]
         for client in clients:
@@ -719,7 +721,7 @@ class StampedeTests(Base):
         self.assertEqual(listener.evicted, 0)
 
     def test_another_process_was_quicker(self) -> None:
-        """Where several processes listen, to be woken for nothing costs nobody a place."""
+        """If several processes listen, a wake-up without a connection to accept has no effect."""
         listener = self.listen(max_connections=8)
         silent = [self.connect() for _ in range(4)]
         for _ in range(3):
@@ -729,7 +731,7 @@ class StampedeTests(Base):
             self.assertRaises(BlockingIOError, client.recv, 1)
 
     def test_told_at_the_end(self) -> None:
-        """What was only counted so far is told when the service stops."""
+        """Occurrences that were only counted are reported when the service stops."""
         listener = self.listen(max_connections=2)
         for _ in range(3):
             self.connect()
@@ -741,7 +743,7 @@ class StampedeTests(Base):
 
 class AddressTests(Base):
     def test_limit(self) -> None:
-        """One connection more than --max-per-address from one address is closed at once; others are not touched by that."""
+        """One connection more than --max-per-address from an address is closed at once. Others are not affected."""
         listener = self.listen(max_per_address=2)
         self.device("127.0.0.2")
         kept = self.connect("127.0.0.2")
@@ -761,7 +763,7 @@ class AddressTests(Base):
         self.assertEqual(self.of_type(TurnedAway)[1:], [TurnedAway(1, 2, "127.0.0.2")])
 
     def test_leaving(self) -> None:
-        """Whoever leaves, in whichever state, makes a place for another from the same address."""
+        """When a connection ends, in any state, another one of its address is accepted."""
         listener = self.listen(max_per_address=1)
         for leave in (socket.socket.close, reset):
             leave(self.connect())
@@ -782,7 +784,7 @@ class AddressTests(Base):
         self.assertEqual((self.admission.connections, listener.turned_away), (1, 0))
 
     def test_a_crowd_of_one_address(self) -> None:
-        """Many that are turned away do not hold up those behind them: a turn of the reactor does away with dozens."""
+        """Many refused connections do not delay those behind them: one turn closes dozens."""
         listener = self.listen(max_per_address=1)
         self.connect("127.0.0.2")
         for _ in range(50):
@@ -792,7 +794,7 @@ class AddressTests(Base):
         self.assertEqual((listener.turned_away, self.admission.connections), (50, 2))
 
     def test_in_spite_of_all(self) -> None:
-        """One that is turned away costs no silent one its place."""
+        """A refused connection closes no silent one."""
         listener = self.listen(max_connections=4, max_per_address=2)
         for _ in range(3):
             self.connect("127.0.0.2")
@@ -815,7 +817,7 @@ class OneOfSeveral:
 
 class SharedPortTests(Base):
     def test_tells(self) -> None:
-        """The others hear how many connections there are: when the port opens, and with each that comes or goes."""
+        """The number of connections is shared with the other processes: when the port opens, and at each begin and end."""
         share = OneOfSeveral()
         self.listen(share=share)
         self.assertEqual(share.told, [0])
@@ -826,7 +828,9 @@ class SharedPortTests(Base):
         self.assertEqual(share.told[-1], 0)
 
     def test_stands_back(self) -> None:
-        """With more than others it leaves the next one to them, and takes it when they have not after a moment."""
+        """A process with more connections than others leaves the next one to them, and takes it if it is still there a moment
+        later.
+        """
         share = OneOfSeveral()
         listener = self.listen(share=share)
         self.connect()
@@ -845,7 +849,7 @@ class SharedPortTests(Base):
         self.assertEqual(self.admission.connections, 4)
 
     def test_taken_by_another(self) -> None:
-        """If another one took it, there is nothing left, and all goes on as before."""
+        """If another process took the connection, nothing is left to accept, and the port continues as before."""
         share = OneOfSeveral()
         listener = self.listen(share=share)
         self.connect()
@@ -861,7 +865,7 @@ class SharedPortTests(Base):
         late.close()
 
     def test_stopped_meanwhile(self) -> None:
-        """A stop in that moment leaves no timer, and after a start the port is served again."""
+        """A stop in that moment leaves no timer. After a start the port is served again."""
         share = OneOfSeveral()
         listener = self.listen(share=share)
         self.connect()
@@ -875,7 +879,7 @@ class SharedPortTests(Base):
 
 class TimeTests(Base):
     def test_handshake_timeout(self) -> None:
-        """Who has not completed its handshake in time is closed and told of, whether it spoke or not; others stay."""
+        """A connection that has not completed its handshake in time is closed and reported, silent or not. Others stay open."""
         self.listen()
         self.device()
         self.connect()
@@ -888,7 +892,7 @@ class TimeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake within 15 s"] * 2)
 
     def test_goodbye_is_bounded(self) -> None:
-        """A device that does not answer our goodbye keeps its place for so long and no longer."""
+        """A device that does not answer close_notify keeps its slot for a limited time."""
         self.listen()
         client = self.device()
         client.reading = False
@@ -901,7 +905,7 @@ class TimeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
 
     def take(self, client: Client) -> None:
-        """Take some of what was sent to a device: enough that its system asks for more."""
+        """Read part of the data for a device: enough for its kernel to request more."""
         for _ in range(10):
             try:
                 client.socket.recv(20_000)
@@ -909,7 +913,7 @@ class TimeTests(Base):
                 break
 
     def test_goodbye_to_a_slow_device(self) -> None:
-        """A device that takes what was written before our goodbye has time for that as long as it takes some, within bounds."""
+        """A device that reads the data before close_notify has time for it while it makes progress, within limits."""
         self.listen()
         for takes, longest in ((False, CLOSING_TIMEOUT), (True, LONGEST_GOODBYE)):
             client = self.device()
@@ -927,7 +931,7 @@ class TimeTests(Base):
             self.assertTrue(longest - 1 <= seconds <= longest + CLOSING_TIMEOUT + 2, seconds)
 
     def test_goodbye_to_a_flood(self) -> None:
-        """A device that waits for its turn when it is closed keeps its place for a minute at most, whatever it still says."""
+        """A device that is closed while it waits for its turn keeps its slot for a minute at most, however much it sends."""
         self.listen()
         self.device()
         (endpoint,) = self.registry
@@ -940,8 +944,8 @@ class TimeTests(Base):
         self.assertEqual(self.admission.connections, 0)
 
     def test_idle(self) -> None:
-        """A device with no line in either direction is closed within the timeout and an eighth; one that says or is told
-        something is not.
+        """A device without a line in either direction is closed within the timeout and an eighth. A line in either direction
+        prevents it.
         """
         self.listen(idle_timeout=80.0)
         quiet, talking, told = self.device(), self.device(), self.device()
@@ -957,7 +961,7 @@ class TimeTests(Base):
         self.assertEqual((quiet.ended, talking.ended, told.ended), ("notify", "", ""))
 
     def test_no_idle_timeout(self) -> None:
-        """An idle timeout of 0 is none."""
+        """An idle timeout of 0 disables it."""
         self.listen(idle_timeout=0.0)
         self.device()
         for _ in range(10):
@@ -965,7 +969,7 @@ class TimeTests(Base):
         self.assertEqual(len(self.registry), 1)
 
     def test_idle_time_stands_still(self) -> None:
-        """Devices that are quiet because they are not read are not idle: their time begins anew when they are read."""
+        """Devices that are not read are not idle: their time begins again when they are read."""
         self.listen(idle_timeout=40.0)
         client = self.device()
         self.later(30)
@@ -980,18 +984,18 @@ class TimeTests(Base):
         self.assertEqual(client.ended, "notify")
 
     def test_not_idle_while_it_is_slowed_down(self) -> None:
-        """A device that is read more slowly than it talks (`--max-rate`) is not idle; what it said is still to be read."""
+        """A device that --max-rate slows down is not idle: its data is still to be read."""
         self.listen(idle_timeout=40.0, max_rate=5.0)
         client = self.device()
         for _ in range(2):
-            client.write(b"x\n" * 500)  # a hundred seconds' worth, each time
+            client.write(b"x\n" * 500)  # a hundred seconds of lines, each time
         for _ in range(215):
             self.later(1)
             client.step()
         self.assertEqual((len(self.sink.lines), client.ended), (1000, ""))
 
     def test_not_idle_while_it_drains(self) -> None:
-        """A device whose turn to leave has come is closed when it is drained, and not for being idle meanwhile."""
+        """A device that drains is closed at the end of its drain, and not as idle."""
         self.listen(idle_timeout=40.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
         client = self.device()
         (endpoint,) = self.registry
@@ -1006,7 +1010,7 @@ class TimeTests(Base):
         self.assertEqual([event.reason for event in self.of_type(DeviceDisconnected)], ["enough"])
 
     def test_send_buffer(self) -> None:
-        """Of what is written to a device that reads nothing the system takes no more than is promised, in whatever pieces."""
+        """For a device that does not read, the kernel buffers no more than the promised size, for writes of any size."""
         self.listen()
         for size in (1_000_000, 16384, 4000, 50):
             before = set(self.registry)
@@ -1022,7 +1026,7 @@ class TimeTests(Base):
             self.assertGreater(endpoint.transport._unsent(), SEND_BUFFER // 2)
 
     def test_gone_while_paused(self) -> None:
-        """A device that goes while the sink takes nothing frees its place within seconds; its whole lines are published."""
+        """A device that goes while the sink is paused frees its slot within seconds. Its complete lines are published."""
         for leave in (Client.close, lambda client: reset(client.socket)):
             self.listen()
             client = self.device()
@@ -1037,7 +1041,7 @@ class TimeTests(Base):
             self.setUp()
 
     def test_an_error_in_a_tick(self) -> None:
-        """An error of ours while the clock ticks is logged, and the clock ticks on."""
+        """An exception in a tick is logged, and the next tick runs."""
         self.listen()
         self.connect()
         with mock.patch.object(self.factory.housekeeping, "tick", side_effect=RuntimeError("ours")):

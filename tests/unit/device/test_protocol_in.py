@@ -1,4 +1,4 @@
-"""From the device: its lines to the sink, pauses, the rate, acknowledgements, and the end."""
+"""Tests of the direction from the device: lines to the sink, pauses, the rate, acknowledgements, and the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._fakes import GONE, Sink, Source, Wire, World
 
 
 class Watch:
-    """Notes whose hang-up is watched for."""
+    """Hang-up watch that records the watched connections."""
 
     def __init__(self) -> None:
         self.watched: list[Any] = []
@@ -36,7 +36,7 @@ class Watch:
 
 class LinesTests(SynchronousTestCase):
     def test_published_with_numbers(self) -> None:
-        """Each connection's lines are published with 0, 1, 2 …, each with what the sink prepared for it."""
+        """The lines of a connection are published with numbers 0, 1, 2 …, and with the prepared headers of that connection."""
         world = World()
         one, _ = world.connect(device_id="d1")
         two, _ = world.connect()
@@ -48,7 +48,7 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual((one.template, one.seq), ((one.connection_id, "d1"), 3))
 
     def test_disconnected_event(self) -> None:
-        """The end of a connection is told with its peer, its reason, its lines both ways, and how long it was there."""
+        """The end of a connection is an event with peer, reason, lines in both directions, and duration."""
         world = World()
         endpoint, _ = world.connect(device_id="d1")
         endpoint.dataReceived(b"a\nb\nc")
@@ -64,12 +64,12 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(len(world.registry), 0)
 
     def test_counted(self) -> None:
-        """Bytes and lines are counted for all connections together, each once, those of connections that are gone too."""
+        """Bytes and lines are counted once over all connections, including closed ones."""
         world = World()
         endpoint, _ = world.connect()
         endpoint.dataReceived(b"a\nb\nc")
         world.sink.accepting = False
-        endpoint.dataReceived(b"d\ne\n")  # kept until lines are taken, and looked at again then
+        endpoint.dataReceived(b"d\ne\n")  # kept until lines are accepted, and scanned again then
         world.sink.accepting = True
         endpoint.resume()
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"cd", b"e"])
@@ -84,7 +84,7 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (2, 8))
 
     def test_reasons(self) -> None:
-        """A reason is in a person's words; what we closed it for comes before what the socket says."""
+        """A reason is readable. The reason for which the gateway closed precedes the error of the socket."""
         tls = Failure(SSL.Error([("SSL routines", "", "bad record mac")]))
         for reason, said in ((tls, "TLS: bad record mac"), (GONE, "lost")):
             world = World()
@@ -98,7 +98,9 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "no line for 5 s")
 
     def test_until_the_device_has_closed(self) -> None:
-        """What a device says before it hears that we have closed its connection is published; nobody would send it again."""
+        """Lines that a device sends before it notices that its connection was closed are published: it would not send them
+        again.
+        """
         world = World()
         endpoint, wire = world.connect()
         endpoint.dataReceived(b"on its")
@@ -109,7 +111,9 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "enough")
 
     def test_nothing_after_the_last_acknowledgement(self) -> None:
-        """A device that waits for acknowledgements sends again what comes after we have closed: that is not published."""
+        """Lines that arrive after the close from a device that waits for acknowledgements are not published: it sends them
+        again.
+        """
         world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         endpoint.close("enough")
@@ -119,7 +123,7 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(world.sink.lines, [])
 
     def test_nothing_after_a_line_too_long(self) -> None:
-        """Nothing is published behind a line that is too long, also when it comes after we have closed."""
+        """Nothing is published after a line that is too long, also if it arrives after the close."""
         for closed in (False, True):
             world = World(Framing(max_line=5))
             endpoint, _ = world.connect()
@@ -132,7 +136,7 @@ class LinesTests(SynchronousTestCase):
 
 class PausingTests(SynchronousTestCase):
     def test_when_it_next_speaks(self) -> None:
-        """Where the sink takes nothing a connection is paused when it next speaks, and not before."""
+        """While the sink is paused, a connection is paused when it next sends, and not before."""
         world = World()
         endpoint, wire = world.connect()
         _, quiet = world.connect()
@@ -148,7 +152,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint), [b"a", b"bc"])
 
     def test_what_was_kept_is_not_changed(self) -> None:
-        """A line that itself ends with a carriage return has it still after it was kept."""
+        """A line that ends with a carriage return still has it after it was kept."""
         world = World()
         endpoint, _ = world.connect()
         world.sink.room = 1
@@ -157,7 +161,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b\r", b"\r", b"c"])
 
     def test_stops_in_the_middle(self) -> None:
-        """Lines that were read when the sink stopped are kept, and published in order before anything that is read later."""
+        """Lines that were read when the sink paused are kept, and published in order before lines that are read later."""
         world = World()
         endpoint, wire = world.connect()
         world.sink.room = 2
@@ -171,7 +175,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint)[4:], [b"ef"])
 
     def test_stops_after_the_last_line(self) -> None:
-        """A sink that stops with the last line that was read pauses nobody."""
+        """A sink that pauses after the last line that was read pauses no connection."""
         world = World()
         endpoint, wire = world.connect()
         world.sink.room = 2
@@ -179,7 +183,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual((wire.reading, world.sink.waiting), (True, []))
 
     def test_when_it_was_received(self) -> None:
-        """A line that waits for the sink has the time at which it was read, however long it waits, and later ones their own."""
+        """A line that waits for the sink keeps the time at which it was read. Later lines have their own."""
         world = World()
         endpoint, _ = world.connect()
         world.sink.room = 1
@@ -196,7 +200,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(world.sink.received, [0.0, first, first, first + 300])
 
     def test_when_it_was_received_before_the_end(self) -> None:
-        """So has one that is published since its connection ends, or drains."""
+        """The same holds for a line that is published because its connection ends or drains."""
         for end in (World.end, lambda world, endpoint: endpoint.drain()):
             world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
             endpoint, _ = world.connect()
@@ -208,7 +212,7 @@ class PausingTests(SynchronousTestCase):
             self.assertEqual(world.sink.received, [first, first])
 
     def test_counted_once(self) -> None:
-        """However often the sink stops again while a connection is resumed, it waits once and counts as one."""
+        """However often the sink pauses while a connection is resumed, the connection waits and counts once."""
         watch = Watch()
         world = World(hangups=watch)
         endpoint, wire = world.connect()
@@ -223,7 +227,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual((world.totals.paused_connections, len(world.sink.of(endpoint))), (0, 6))
 
     def test_fair(self) -> None:
-        """A talkative device takes no more than its turn: those that wait are resumed one after another."""
+        """A busy device takes one turn at a time: waiting connections are resumed one after another."""
         world = World()
         talkative, _ = world.connect()
         others = [world.connect()[0] for _ in range(3)]
@@ -237,7 +241,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(len(world.sink.of(talkative)), 1)
 
     def test_gone_while_paused(self) -> None:
-        """The complete lines of a device that goes while it is paused were read, and are published; once."""
+        """The complete lines of a device that goes while it is paused were read, and are published once."""
         for room in (None, 1):
             watch = Watch()
             world = World(hangups=watch)
@@ -255,7 +259,7 @@ class PausingTests(SynchronousTestCase):
             self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
 
     def test_gone_while_paused_with_a_long_line(self) -> None:
-        """Of lines that were read and not published yet, those before one that is too long are published when it goes."""
+        """Lines before a line that is too long, which were read and not published yet, are published when the device goes."""
         world = World(Framing(max_line=5))
         endpoint, _ = world.connect()
         world.sink.stop()
@@ -266,7 +270,7 @@ class PausingTests(SynchronousTestCase):
         self.assertEqual(len(world.of_type(DeviceDisconnected)), 1)
 
     def test_closed_while_paused(self) -> None:
-        """A connection that is closed while it waits for the sink still waits for it, and is not counted once it is gone."""
+        """A connection that is closed while it waits for the sink still waits, and is not counted after its end."""
         for resumed_first in (True, False):
             watch = Watch()
             world = World(hangups=watch)
@@ -283,7 +287,7 @@ class PausingTests(SynchronousTestCase):
             self.assertEqual((world.totals.paused_connections, watch.watched), (0, []))
 
     def test_lines_before_a_close_while_paused(self) -> None:
-        """What a device said in whole lines before we closed it is published, also if it waited for the sink then."""
+        """Complete lines received before the close are published, also if they waited for the sink."""
         world = World()
         endpoint, _ = world.connect()
         world.sink.stop()
@@ -295,7 +299,7 @@ class PausingTests(SynchronousTestCase):
 
 class ShareTests(SynchronousTestCase):
     def test_two_shares_on_their_way(self) -> None:
-        """Of a connection two shares are on their way at most: the next is for when the last but one is settled."""
+        """A connection has at most two unconfirmed shares: the next one begins when the last but one is confirmed."""
         world = World()
         world.sink.share = 3
         endpoint, wire = world.connect()
@@ -314,7 +318,7 @@ class ShareTests(SynchronousTestCase):
         self.assertEqual((len(world.sink.of(endpoint)), wire.reading), (20, True))
 
     def test_quiet_devices_never_wait(self) -> None:
-        """A connection whose lines are settled as they come is never paused, however many they become."""
+        """A connection whose lines are confirmed on arrival is never paused, for any number of lines."""
         world = World()
         world.sink.share = 3
         endpoint, wire = world.connect()
@@ -325,7 +329,7 @@ class ShareTests(SynchronousTestCase):
         self.assertEqual(len(world.sink.of(endpoint)), 50)
 
     def test_long_lines_cost_more(self) -> None:
-        """A share is one of bytes, too: a long line counts as several."""
+        """A share is limited in bytes, too: a long line counts as several."""
         world = World()
         world.sink.share, world.sink.line_size = 10, 100
         endpoint, wire = world.connect()
@@ -340,7 +344,7 @@ class DepartureTests(SynchronousTestCase):
     """The device has closed its side, or reset the connection, while it was not read."""
 
     def test_in_an_outage(self) -> None:
-        """What it sent before is read and published, though the sink takes nothing of others."""
+        """Data sent before the hang-up is read and published, although the sink accepts nothing from others."""
         world = World(hangups=Watch())
         world.sink.stop()
         endpoint, wire = world.connect()
@@ -352,7 +356,7 @@ class DepartureTests(SynchronousTestCase):
         self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"a", b"b", b"c"], True))
 
     def test_what_waited_comes_first(self) -> None:
-        """What was read before the outage is published before what is read now."""
+        """Lines that were read before the outage are published before lines that are read now."""
         world = World()
         endpoint, _ = world.connect()
         world.sink.stop()
@@ -363,7 +367,7 @@ class DepartureTests(SynchronousTestCase):
         self.assertEqual(world.sink.waiting, [])
 
     def test_no_more_than_its_share(self) -> None:
-        """It has the share that the sink can spare; what goes beyond waits, and is thrown away and counted when it must go."""
+        """A connection has the share that the sink can spare. The excess waits, and is dropped and counted when it must go."""
         world = World()
         world.sink.stop()
         world.sink.spare = 3
@@ -372,14 +376,16 @@ class DepartureTests(SynchronousTestCase):
         endpoint.dataReceived(b"1\n2\n3\n4\n5\n")
         self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"1", b"2", b"3"], False))
         self.assertFalse(endpoint.peerClosed())
-        world.sink.spare = 100  # what others leave is not its share
+        world.sink.spare = 100  # the part that others leave is not its share
         wire.unread = 1000
         world.end(endpoint)
         self.assertEqual(world.factory.discards.take_discards(), (2, 1000))
         self.assertEqual(world.factory.discards.take_discards(), (0, 0))
 
     def test_a_goodbye_is_no_loss(self) -> None:
-        """Unread bytes that may be a goodbye are not counted, nor what a device sends again that waits for acknowledgements."""
+        """Unread bytes that may be a close_notify are not counted, nor are lines that a device with acknowledgements sends
+        again.
+        """
         cases: list[tuple[int, dict[str, Any]]] = [(24, {}), (1000, {"device_ack": lambda seq: b""})]
         for unread, options in cases:
             world = World(**options)
@@ -390,8 +396,8 @@ class DepartureTests(SynchronousTestCase):
             self.assertEqual(world.factory.discards.take_discards(), (0, 0))
 
     def test_in_line_with_a_working_broker(self) -> None:
-        """While the broker confirms, a device that left waits for its turn like all others, and takes no room beyond the
-        window; when the broker goes, it has its share of what the window can spare.
+        """While the broker confirms, a device that left waits for its turn like all others, and uses no room beyond the window.
+        When the broker goes, it has its share of the spare room.
         """
         world = World(hangups=Watch())
         world.sink.room = 2
@@ -411,7 +417,7 @@ class DepartureTests(SynchronousTestCase):
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b"])
 
     def test_too_long_at_last(self) -> None:
-        """A connection that closes is read to its end, when what was kept of it turns out to be too long a line."""
+        """A closing connection is read to its end if its kept bytes turn out to be a line that is too long."""
         world = World(Framing(max_line=5))
         endpoint, wire = world.connect()
         world.sink.stop()
@@ -422,7 +428,7 @@ class DepartureTests(SynchronousTestCase):
         self.assertEqual((world.sink.of(endpoint), endpoint.discarding, wire.reading), ([b"a"], True, True))
 
     def test_rejected(self) -> None:
-        """A connection whose lines cannot be published is closed at the first one; no other is tried."""
+        """A connection whose lines cannot be published is closed at the first one. No other line is tried."""
         world = World()
         endpoint, wire = world.connect()
         tried: list[bytes] = []
@@ -440,7 +446,7 @@ class DepartureTests(SynchronousTestCase):
         self.assertEqual(tried, [b"a"])
 
     def test_the_rate_is_over(self) -> None:
-        """A device that talked too fast, and has gone, is read to its end: there is not much more."""
+        """A device that was slowed down and has gone is read to its end: little data is left."""
         world = World(max_rate=10.0)
         endpoint, wire = world.connect()
         endpoint.dataReceived(b"x\n" * 30)
@@ -453,7 +459,7 @@ class DepartureTests(SynchronousTestCase):
 
 class RateTests(SynchronousTestCase):
     def rate(self, world: World, device: tuple[Any, Wire], seconds: float, burst: int) -> int:
-        """How many lines a device gets through that talks as fast as it is read."""
+        """Return the number of accepted lines of a device that sends as fast as it is read."""
         endpoint, wire = device
         for _ in range(round(seconds * 10)):
             for _ in range(20):
@@ -463,14 +469,14 @@ class RateTests(SynchronousTestCase):
         return len(world.sink.of(endpoint))
 
     def test_rate_is_kept(self) -> None:
-        """Over a long time it is the rate, with a second's worth and one reading on credit."""
+        """Over a long time the rate holds, with an initial credit of a second and one read."""
         for burst in (1, 7, 40):
             world = World(max_rate=10.0)
             lines = self.rate(world, world.connect(), 60, burst)
             self.assertTrue(590 <= lines <= 600 + 20 + burst, (burst, lines))
 
     def test_below_the_rate(self) -> None:
-        """A device that keeps to the rate is never paused, nor one that was quiet and then says a second's worth."""
+        """A device within the rate is never paused, nor is one that sends the lines of a second after a silence."""
         world = World(max_rate=10.0)
         endpoint, wire = world.connect()
         for _ in range(50):
@@ -484,7 +490,7 @@ class RateTests(SynchronousTestCase):
         self.assertFalse(wire.reading)
 
     def test_others_are_not_slowed(self) -> None:
-        """The rate is each connection's own."""
+        """Each connection has its own rate."""
         world = World(max_rate=10.0)
         fast, _ = world.connect()
         _, wire = world.connect()
@@ -492,13 +498,13 @@ class RateTests(SynchronousTestCase):
         self.assertTrue(wire.reading)
 
     def test_two_reasons(self) -> None:
-        """Paused for its rate and for the sink, it is read when neither is left."""
+        """A connection paused for its rate and for the sink is read when both reasons have ended."""
         for sink_first in (True, False):
             world = World(max_rate=10.0)
             endpoint, wire = world.connect()
-            endpoint.dataReceived(b"x\n" * 30)  # paid for in 2 s
+            endpoint.dataReceived(b"x\n" * 30)  # paid after 2 s
             world.sink.stop()
-            endpoint.dataReceived(b"y\n")  # it was on its way
+            endpoint.dataReceived(b"y\n")  # was on its way
             self.assertEqual(world.totals.paused_connections, 1)
             if sink_first:
                 world.sink.resume()
@@ -513,7 +519,7 @@ class RateTests(SynchronousTestCase):
             self.assertEqual(len(world.sink.of(endpoint)), 31)
 
     def test_lines_count_when_the_sink_stops(self) -> None:
-        """Lines count for the rate also where the sink stopped in the middle of them."""
+        """Lines count for the rate also if the sink paused in the middle of them."""
         world = World(max_rate=10.0)
         endpoint, wire = world.connect()
         world.sink.room = 50
@@ -540,7 +546,7 @@ class RateTests(SynchronousTestCase):
 
 class FailureTests(SynchronousTestCase):
     def test_when_it_is_gone(self) -> None:
-        """What goes wrong in the name of a connection that is gone already (a late confirm, say) is not swallowed."""
+        """An exception for a connection that is already gone (a late confirm, for example) is not swallowed."""
         world = World()
         endpoint, _ = world.connect()
         endpoint.connectionLost(GONE)
@@ -554,7 +560,7 @@ class DeviceAckTests(SynchronousTestCase):
         return World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
 
     def test_once_a_turn(self) -> None:
-        """A device is told once in a turn, of the last one."""
+        """A device gets one acknowledgement per turn, of the last line."""
         world = self.world()
         endpoint, wire = world.connect()
         for seq in range(5):
@@ -569,7 +575,7 @@ class DeviceAckTests(SynchronousTestCase):
 
     @given(st.permutations(range(12)), st.lists(st.integers(1, 5), min_size=12, max_size=12))
     def test_contiguous_prefix_only(self, confirms: list[int], turns: list[int]) -> None:
-        """In whatever order the broker confirms, the device is told of the lines that have none unconfirmed before them."""
+        """In any order of confirms, an acknowledgement covers only lines without an unconfirmed one before them."""
         world = self.world()
         endpoint, wire = world.connect()
         seen: set[int] = set()
@@ -586,7 +592,7 @@ class DeviceAckTests(SynchronousTestCase):
             told = safe
 
     def test_not_told_when_closed(self) -> None:
-        """Confirms that come when the connection is closing, or gone, are no error, and nothing is written."""
+        """Confirms for a connection that is closing or gone are no error, and nothing is written."""
         world = self.world()
         endpoint, wire = world.connect()
         endpoint.confirmed(0)
@@ -600,7 +606,7 @@ class DeviceAckTests(SynchronousTestCase):
         self.assertEqual(wire.written, [])
 
     def test_confirmed_and_gone_in_one_turn(self) -> None:
-        """A connection that goes in the turn in which its lines were confirmed is no error."""
+        """A connection that ends in the turn in which its lines were confirmed is no error."""
         world = self.world()
         endpoint, _ = world.connect()
         endpoint.confirmed(0)
@@ -608,8 +614,8 @@ class DeviceAckTests(SynchronousTestCase):
         world.turns()
 
     def test_a_device_that_does_not_read(self) -> None:
-        """What a device is told does not pile up when it reads nothing: it is told of the last when it does, and closed if
-        it does not within the write timeout.
+        """Acknowledgements for a device that does not read do not accumulate: it gets the last one when it reads, and is closed
+        if it does not read within the write timeout.
         """
         world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq, write_timeout=5.0)
         endpoint, wire = world.connect(room=10)
@@ -633,7 +639,7 @@ class DeviceAckTests(SynchronousTestCase):
 
 class DrainTests(SynchronousTestCase):
     def test_reads_no_more(self) -> None:
-        """A device that is told what is safe is read no more once it is drained, whatever resumes."""
+        """After its drain a device with acknowledgements is not read any more, whatever resumes."""
         world = World(max_rate=10.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
         for state in ("reading", "waiting", "rated"):
             world.sink.resume()
@@ -652,7 +658,7 @@ class DrainTests(SynchronousTestCase):
             self.assertEqual(world.totals.paused_connections, 0)
 
     def test_publishes_what_was_read(self) -> None:
-        """What a device that is told what is safe said in whole lines is published, also if it waited for the sink; once."""
+        """Complete lines of a device with acknowledgements are published once, also if they waited for the sink."""
         world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, _ = world.connect()
         world.sink.room = 1
@@ -665,7 +671,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(world.of_type(DeviceDisconnected)[0].unterminated, 4)
 
     def test_too_long(self) -> None:
-        """A line that is too long is not published by that either, nor is what stands behind it."""
+        """A line that is too long is not published in a drain either, nor are the lines after it."""
         world = World(Framing(max_line=5), device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         world.sink.stop()
@@ -674,7 +680,9 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((world.sink.of(endpoint), wire.closed), ([b"a"], "lost"))
 
     def test_has_its_turn(self) -> None:
-        """What a device said that is told nothing has its turn like all lines, however full the sink is; then it is read on."""
+        """Lines of a device without acknowledgements wait for their turn like all others, however full the sink is. Then the
+        device is read further.
+        """
         world = World()
         endpoint, wire = world.connect()
         world.sink.stop()
@@ -687,7 +695,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((world.sink.of(endpoint), wire.reading), ([b"a", b"b"], True))
 
     def test_waits_for_no_number(self) -> None:
-        """What is held for a missing number is handed over: what is missing will not come in time."""
+        """Messages held for a missing number are delivered: the number will not arrive in time."""
         world = World()
         endpoint, wire = world.connect()
         source = Source()
@@ -698,7 +706,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((wire.data, source.outstanding), (b"2\r\n4\r\n5\r\n", 0))
 
     def test_still_served(self) -> None:
-        """Until it is closed it is handed what comes, and told what is confirmed."""
+        """Until it is closed, a device gets messages and acknowledgements."""
         world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         endpoint.dataReceived(b"a\n")
@@ -712,7 +720,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((sorted(wire.written), source.outstanding), ([b"ACK 0\r\n", b"last\r\n"], 0))
 
     def test_twice_and_gone(self) -> None:
-        """Draining again, or one that is closed or gone, does nothing."""
+        """Draining twice, or after a close or an end, has no effect."""
         world = World()
         endpoint, _ = world.connect()
         endpoint.drain()
@@ -726,7 +734,7 @@ class DrainTests(SynchronousTestCase):
 
 class SinkFakeTests(SynchronousTestCase):
     def test_numbers_are_checked(self) -> None:
-        """The sink of these tests notices a hole in the numbers."""
+        """The sink of these tests detects a hole in the numbers."""
         sink = Sink()
         world = World()
         endpoint, _ = world.connect()

@@ -1,4 +1,4 @@
-"""To the device: order, slow devices, limits over all of them, consumers that die, and the end."""
+"""Tests of the direction to the device: order, slow devices, global limits, lost consumers, and the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._fakes import Source, Wire, World
 
 
 def lines(wire: Wire, ending: bytes = b"\r\n") -> list[bytes]:
-    """What the device was sent."""
+    """Return the lines sent to the device."""
     data = wire.data
     assert data.endswith(ending) or not data
     return data.split(ending)[:-1]
@@ -29,7 +29,7 @@ class Base(SynchronousTestCase):
         self.source = Source()
 
     def world(self, prefetch: int = 500, **options: Any) -> World:
-        """A world with one device, and a consumer that brings so many messages."""
+        """Return a world with one device, and a consumer with this many messages."""
         self.source.prefetch = prefetch
         world = World(**options)
         self.endpoint, self.wire = world.connect()
@@ -42,7 +42,7 @@ class Base(SynchronousTestCase):
 
 class HandOverTests(Base):
     def test_one_write_a_turn(self) -> None:
-        """Lines of one turn leave in one write, each acknowledged when it was handed over."""
+        """Lines of one turn leave in one write. Each message is acknowledged when it is written."""
         world = self.world()
         self.send(world, 0, 1, None, 2)
         self.assertEqual(self.wire.written, [])
@@ -55,7 +55,7 @@ class HandOverTests(Base):
         self.assertEqual(self.endpoint.lines_out, 5)
 
     def test_acknowledged_after_the_write(self) -> None:
-        """What acknowledges at the end of the same turn does so after the lines were written."""
+        """Acknowledgements at the end of the same turn follow the write."""
         world = self.world()
         order: list[str] = []
         world.turn.call_last(lambda: order.append(f"ack with {len(self.wire.written)} written"))
@@ -64,7 +64,7 @@ class HandOverTests(Base):
         self.assertEqual(order, ["ack with 1 written"])
 
     def test_custom_delimiter(self) -> None:
-        """The delimiter of the user's own is used towards the device as it is."""
+        """A configured delimiter is used unchanged towards the device."""
         world = self.world(framing=Framing(b"||"))
         self.send(world, 0, 1)
         world.turns()
@@ -78,9 +78,7 @@ class HandOverTests(Base):
         self.assertEqual((self.wire.data, self.source.acked), (b"\r\n", [1]))
 
     def test_much_in_one_turn(self) -> None:
-        """With much in one turn it is seen in between whether the socket takes it: no more than the last chunk is acknowledged
-        beyond what it takes.
-        """
+        """During a large turn the socket is checked in between: at most one chunk is acknowledged beyond its capacity."""
         world = self.world(write_buffer=1 << 20, prefetch=4500)
         self.wire.room = 0
         body = b"x" * 1000
@@ -92,7 +90,7 @@ class HandOverTests(Base):
         self.assertEqual(world.waiting, 500 - len(self.source.acked))
 
     def test_reports(self) -> None:
-        """Who asks for a report is told `delivered` when the line was handed over, and not before."""
+        """A report `delivered` is sent when the line was written, and not before."""
         world = self.world()
         asked: dict[str, Any] = {"reply_to": b"q", "correlation_id": b"\x011"}
         world.post(self.endpoint, self.source, b"1", 1, **asked)
@@ -104,7 +102,7 @@ class HandOverTests(Base):
         self.assertEqual(len(world.courier.reports), 2)
 
     def test_report_of_a_slow_device(self) -> None:
-        """What waits for a slow device is not `delivered`."""
+        """A message that waits for a slow device is not `delivered`."""
         world = self.world()
         self.wire.room = 0
         self.send(world, 0)
@@ -116,7 +114,7 @@ class HandOverTests(Base):
 
 class OrderTests(Base):
     def test_in_order(self) -> None:
-        """Numbered messages are handed over in the order of their numbers, and acknowledged only then."""
+        """Numbered messages are written in the order of their numbers, and acknowledged only then."""
         world = self.world()
         self.send(world, 2, 1, 0, 4)
         world.turns()
@@ -126,14 +124,14 @@ class OrderTests(Base):
         self.assertEqual((lines(self.wire)[3:], self.source.outstanding), ([b"3", b"4"], 0))
 
     def test_unnumbered_between(self) -> None:
-        """What has no number waits for none."""
+        """A message without a number waits for none."""
         world = self.world()
         self.send(world, 1, None, 0, None)
         world.turns()
         self.assertEqual(lines(self.wire), [b"-", b"0", b"1", b"-"])
 
     def test_duplicates(self) -> None:
-        """A number that was sent is acknowledged and counted, and not sent again; so is one that is held."""
+        """A message with a number that was sent, or is held, is acknowledged and counted, and not sent again."""
         world = self.world()
         self.send(world, 0, 0, 2, 2, 1, 1)
         world.turns()
@@ -141,8 +139,8 @@ class OrderTests(Base):
         self.assertEqual((world.totals.duplicates, world.courier.records), (3, []))
 
     def test_duplicates_are_reported(self) -> None:
-        """A back end that asks again, since its report was lost, hears that the number came before, and no more than is known:
-        the first one may have expired, or wait for its turn.
+        """A back end that repeats a message, because its report was lost, gets the report `duplicate` and no more: the first
+        copy may have expired, or may be waiting.
         """
         world = self.world()
         for _ in range(2):
@@ -156,7 +154,7 @@ class OrderTests(Base):
         self.assertEqual([outcome for _, outcome in world.courier.reports[2:]], ["duplicate", "duplicate"])
 
     def test_an_error_of_ours_in_a_tick(self) -> None:
-        """An error in what is due for one connection costs that connection, and none of the others their time."""
+        """An exception in the timer of one connection affects that connection only, and no timer of another."""
         world = self.world(gap_timeout=2.0)
         other, wire = world.connect()
         self.send(world, 3)
@@ -166,7 +164,7 @@ class OrderTests(Base):
         self.assertEqual((self.wire.closed, lines(wire)), ("aborted", [b"3"]))
 
     def fail_for(self, one: DeviceProtocol) -> Callable[[DeviceProtocol], None]:
-        """`DeviceProtocol.skip_gap`, with an error for one of them."""
+        """Replace `DeviceProtocol.skip_gap` by a version that fails for one of them."""
         skip = DeviceProtocol.skip_gap
 
         def either(endpoint: DeviceProtocol) -> None:
@@ -177,14 +175,14 @@ class OrderTests(Base):
         return either
 
     def test_greatest_number(self) -> None:
-        """The greatest number that there may be is waited for, and skipped to, like any other."""
+        """The greatest possible number is waited for, and skipped to, like any other."""
         world = self.world(gap_timeout=2.0)
         self.send(world, 2**63 - 1)
         world.later(2.5)
         self.assertEqual((len(lines(self.wire)), world.totals.skips), (1, 2**63 - 1))
 
     def test_gap_timeout(self) -> None:
-        """A missing number is waited for so long, then skipped with an event; it is late when it comes."""
+        """A missing number is waited for until the timeout, then skipped with an event. It is late when it arrives."""
         world = self.world(gap_timeout=2.0)
         self.endpoint.device_id = "d1"
         self.send(world, 0, 3)
@@ -201,14 +199,14 @@ class OrderTests(Base):
         self.assertEqual((world.courier.reasons, self.source.outstanding), ([(b"2", "late")], 0))
 
     def test_gap_timeout_counts_from_the_first_miss(self) -> None:
-        """Each number's wait counts from when it was first missed, so that several gaps are not waited for one by one."""
+        """The timeout of each number begins when it was first missing, so that the waits for several gaps overlap."""
         world = self.world(gap_timeout=2.0)
         self.send(world, 1, 3, 5)
         world.later(2.5)
         self.assertEqual(lines(self.wire), [b"1", b"3", b"5"])
 
     def test_clock_stands_still(self) -> None:
-        """While no messages can come, none is missed."""
+        """While no message can arrive, the timeout of missing numbers stops."""
         world = self.world(gap_timeout=2.0)
         self.send(world, 1)
         world.later(1)
@@ -222,7 +220,7 @@ class OrderTests(Base):
         self.assertEqual(lines(self.wire), [b"1"])
 
     def test_missed_while_it_stands_still(self) -> None:
-        """What is first missed while the clock stands still has its whole time from when it goes on."""
+        """For a number that is first missing while the clock is stopped, the full timeout begins when the clock runs."""
         world = self.world(gap_timeout=2.0)
         world.factory.reordering.clock.pause()
         world.later(30)
@@ -235,7 +233,7 @@ class OrderTests(Base):
         self.assertEqual(lines(self.wire), [b"1"])
 
     def test_reorder_limit(self) -> None:
-        """So many are held for a device; one more, and it goes on at the lowest at once."""
+        """At the limit of held messages for a device, the next message makes it skip to the lowest held number."""
         world = self.world(reorder_limit=4)
         self.send(world, 2, 4, 6, 8)
         world.turns()
@@ -248,7 +246,8 @@ class OrderTests(Base):
         self.assertEqual(lines(self.wire), [b"2", b"3", b"4"])
 
     def test_half_of_the_prefetch(self) -> None:
-        """Over all devices half of a consumer's prefetch is held at most; past that the one that holds most goes on at once."""
+        """All devices together hold at most half of the prefetch of a consumer. Beyond that, the device that holds most skips.
+        """
         world = self.world(prefetch=20)
         other, wire = world.connect()
         self.send(world, 2, 4, 6, 8, 10, 12)
@@ -261,9 +260,8 @@ class OrderTests(Base):
         self.assertEqual((lines(self.wire), lines(wire)), ([b"2"], []))
 
     def test_a_thousand_devices(self) -> None:
-        """A thousand devices that each wait for a number from further back leave half of every consumer's prefetch to the
-        others, be it one consumer that brings everything or several; each gets its lines in order, and every message is handed
-        over or on record.
+        """A thousand devices that each wait for an earlier number leave half of the prefetch of every consumer to others, with
+        one consumer or several. Each device gets its lines in order, and every message is delivered or recorded.
         """
         for sources in ([Source()], [Source() for _ in range(9)]):
             world = World()
@@ -292,7 +290,7 @@ class OrderTests(Base):
             self.assertEqual(sent + len(world.courier.records), 4000)
 
     def test_consumers_are_bounded_apart(self) -> None:
-        """What one consumer's messages take is no concern of another's."""
+        """The messages of one consumer do not count for another one."""
         world = self.world(prefetch=8)
         other = Source(prefetch=8)
         self.send(world, 2, 4, 6, 8)
@@ -305,7 +303,7 @@ class OrderTests(Base):
 
     @given(st.permutations(range(20)), st.lists(st.integers(0, 19), max_size=20), st.lists(st.integers(0, 40), max_size=8))
     def test_any_arrival_order(self, order: list[int], again: list[int], turns: list[int]) -> None:
-        """In whatever order they come, and come again, the device gets each once and in order."""
+        """In any order of arrivals and repeats, the device gets each message once and in order."""
         world = self.world()
         source = self.source = Source()
         for place, seq in enumerate([*order, *again]):
@@ -319,7 +317,7 @@ class OrderTests(Base):
 
 class FaultTests(Base):
     def test_faults_use_up_their_number(self) -> None:
-        """What may not be sent is on record when it is its turn, and those behind it don't wait for it."""
+        """An invalid message is recorded at its turn, and the messages behind it do not wait for it."""
         world = self.world()
         for first, fault in ((0, "too-long"), (3, "delimiter-in-body")):
             self.send(world, first, first + 2)
@@ -331,13 +329,13 @@ class FaultTests(Base):
         self.assertEqual((self.source.outstanding, world.totals.skips), (0, 0))
 
     def test_unnumbered_fault(self) -> None:
-        """One without a number is on record at once, and no number is used up: its copy is recorded as well."""
+        """An invalid message without a number is recorded at once, and uses no number: its copy is recorded as well."""
         world = self.world()
         letter = world.post(self.endpoint, self.source, b"bad", None, fault="too-long")
         self.assertEqual((world.courier.reasons, letter.settled), ([(b"bad", "too-long")], False))
 
     def test_expired(self) -> None:
-        """What has expired when it is its turn is not sent: at once, held for a number, or waiting for the socket."""
+        """An expired message is not sent at its turn: on arrival, held for a number, or waiting for the socket."""
         world = self.world(gap_timeout=60.0)
         now = world.epoch
         world.post(self.endpoint, self.source, b"0", 0, expires_at=now)
@@ -358,7 +356,9 @@ class FaultTests(Base):
         self.assertEqual(self.source.outstanding, 0)
 
     def test_expired_by_the_steady_clock(self) -> None:
-        """A time that is counted from the arrival is not changed by somebody who sets the clock, nor `expires_at` by time."""
+        """A change of the system clock does not change a time counted from the arrival, nor does elapsed time change
+        `expires_at`.
+        """
         world = self.world()
         self.wire.room = 0
         self.send(world, 0)
@@ -378,7 +378,7 @@ class FaultTests(Base):
         self.assertEqual(lines(self.wire), [b"0", b"1", b"3", b"5"])
 
     def test_duplicate_of_a_fault(self) -> None:
-        """A copy of one that is on record is a duplicate, not a second record."""
+        """A copy of a recorded message is a duplicate, and not recorded again."""
         world = self.world()
         world.post(self.endpoint, self.source, b"bad", 0, fault="too-long")
         world.post(self.endpoint, self.source, b"bad", 0, fault="too-long")
@@ -387,7 +387,7 @@ class FaultTests(Base):
 
 class SlowTests(Base):
     def slow(self, untaken: int = 0, **options: Any) -> World:
-        """Return a world whose device has a full socket, with one line written before that."""
+        """Return a world whose device has a full socket after one written line."""
         world = self.world(**options)
         self.wire.room = 0
         self.wire.untaken = untaken
@@ -397,14 +397,14 @@ class SlowTests(Base):
         return world
 
     def test_waits_unacknowledged(self) -> None:
-        """While the transport asks to pause lines wait, not acknowledged and not written, numbered or not."""
+        """While the transport is paused, lines wait unacknowledged and unwritten, with or without a number."""
         world = self.slow()
         self.send(world, 1, None, 2, 4)
         world.turns()
         self.assertEqual((lines(self.wire), self.source.acked), ([b"0"], [1]))
 
     def test_goes_on_in_order(self) -> None:
-        """When the socket takes more they go in the order in which they would have gone."""
+        """When the socket has room again, waiting lines are written in their original order."""
         world = self.slow()
         self.send(world, 2, 1, None, 3)
         self.wire.drained()
@@ -416,7 +416,7 @@ class SlowTests(Base):
         self.assertEqual(self.wire.closed, "")
 
     def test_fills_up_again(self) -> None:
-        """What does not fit when it goes on waits again, before what comes later."""
+        """Lines that do not fit then wait again, before later ones."""
         world = self.slow(write_buffer=10 * CHUNK)
         body = b"x" * (CHUNK // 4)
         for seq in range(1, 20):
@@ -431,8 +431,8 @@ class SlowTests(Base):
         self.assertEqual(self.source.outstanding, 0)
 
     def test_write_buffer(self) -> None:
-        """Past the write buffer the connection is closed; what waited is on record as `slow-device`, what it held for a number
-        as `connection-closed`.
+        """Beyond the write buffer the connection is closed. Waiting messages are recorded as `slow-device`, held ones as
+        `connection-closed`.
         """
         world = self.slow(write_buffer=10)
         self.endpoint.device_id = "d1"
@@ -451,7 +451,7 @@ class SlowTests(Base):
         self.assertEqual((lines(self.wire), self.source.outstanding), ([b"0"], 0))
 
     def test_write_timeout(self) -> None:
-        """A device that takes nothing for the write timeout is closed, also where nothing waits for it."""
+        """A device that reads nothing for the write timeout is closed, also if no message waits for it."""
         for waiting in (0, 2):
             self.source = Source()
             world = self.slow(write_timeout=5.0)
@@ -464,7 +464,7 @@ class SlowTests(Base):
             self.assertEqual(self.source.outstanding, 0)
 
     def test_slow_but_reading(self) -> None:
-        """A device that takes some of it within the write time-out has its whole time again."""
+        """For a device that reads some bytes within the write timeout, the timeout begins again."""
         world = self.slow(untaken=1000, write_timeout=5.0)
         for untaken in (999, 500, 1):
             self.wire.untaken = untaken
@@ -474,7 +474,7 @@ class SlowTests(Base):
         self.assertEqual(self.wire.closed, "lost")
 
     def test_write_timeout_begins_anew(self) -> None:
-        """A device that took everything in between has its whole time again."""
+        """For a device that has read everything in between, the timeout begins again."""
         world = self.slow(write_timeout=5.0)
         world.later(4)
         self.wire.drained(room=0)
@@ -487,14 +487,15 @@ class SlowTests(Base):
         self.assertEqual(self.wire.closed, "lost")
 
     def test_what_was_written_is_not_thrown_away(self) -> None:
-        """A slow device is closed in order, behind what was written to it: that counts as delivered."""
+        """A slow device is closed in order, behind the data already written, which counts as delivered."""
         world = self.slow(write_buffer=10)
         world.post(self.endpoint, self.source, b"x" * 20, 1, reply_to=b"q")
         self.assertEqual((self.wire.closed, lines(self.wire)), ("lost", [b"0"]))
         self.assertEqual([reason for _, reason in world.courier.reasons], ["slow-device"])
 
     def test_many_slow_devices(self) -> None:
-        """Over all devices a quarter of the prefetch waits for slow ones; past that the one with most is closed."""
+        """All devices together may use a quarter of the prefetch while they are slow. Beyond that, the one with most is closed.
+        """
         world = self.slow(prefetch=40)
         other, wire = world.connect(room=0)
         world.send(other, self.source, b"0")
@@ -508,7 +509,7 @@ class SlowTests(Base):
         self.assertEqual(len(world.courier.records), 6)
 
     def test_a_slow_device_that_is_closed_already(self) -> None:
-        """One that is being closed for something else stands in nobody's way."""
+        """A slow device that is already being closed does not block others."""
         world = self.slow(prefetch=40)
         other, wire = world.connect(room=0)
         world.send(other, self.source, b"0")
@@ -522,7 +523,7 @@ class SlowTests(Base):
         self.assertEqual(self.source.outstanding, 0)
 
     def test_nothing_changes_for_others(self) -> None:
-        """One device that stops reading changes nothing for the rest."""
+        """One device that stops reading does not affect the others."""
         world = self.slow(write_buffer=100)
         other, wire = world.connect()
         for seq in range(1, 300):
@@ -534,10 +535,10 @@ class SlowTests(Base):
 
 
 class ClosingTests(Base):
-    """Whatever is not handed over when a connection ends is on record, and nothing is acknowledged without either."""
+    """When a connection ends, every unwritten message is recorded, and none is acknowledged otherwise."""
 
     def test_after_close(self) -> None:
-        """What comes for a connection that is being closed is not acknowledged as if it had been sent."""
+        """A message for a connection that is being closed is not acknowledged as sent."""
         world = self.world()
         self.send(world, 0)
         self.endpoint.close("enough")
@@ -549,7 +550,7 @@ class ClosingTests(Base):
         self.assertEqual((len(world.courier.records), world.courier.reports, self.source.outstanding), (4, [], 0))
 
     def test_after_close_slow(self) -> None:
-        """Nor for one that was too slow and is not gone yet."""
+        """Nor is a message for a slow connection that is being closed."""
         world = self.world(write_timeout=1.0)
         self.wire.room = 0
         self.send(world, 0)
@@ -560,7 +561,7 @@ class ClosingTests(Base):
         self.assertEqual(world.courier.reasons, [(b"1", "connection-closed"), (b"-", "connection-closed")])
 
     def test_written_before_close(self) -> None:
-        """What was handed over in the same turn is written before the end."""
+        """Messages of the same turn are written before the close."""
         world = self.world()
         self.send(world, 0, 1)
         self.endpoint.close("enough")
@@ -570,7 +571,7 @@ class ClosingTests(Base):
         self.assertEqual(len(self.wire.written), 1)
 
     def test_connection_lost(self) -> None:
-        """When the connection is lost everything that waits is on record: for its number, or for the socket."""
+        """When the connection is lost, every waiting message is recorded: held for a number, or waiting for the socket."""
         world = self.world()
         self.wire.room = 0
         self.send(world, 0)
@@ -585,7 +586,7 @@ class ClosingTests(Base):
         self.assertEqual((world.held, world.waiting), (1, 0))
 
     def test_lost_in_the_turn_of_a_line(self) -> None:
-        """A connection that goes in the turn in which a line was handed over is no error."""
+        """A connection that is lost in the turn in which a line was written is no error."""
         world = self.world()
         self.send(world, 0)
         world.end(self.endpoint)
@@ -593,7 +594,7 @@ class ClosingTests(Base):
         self.assertEqual(self.wire.written, [])
 
     def test_late_arrival_after_the_end(self) -> None:
-        """A message that had found the connection when it went is on record."""
+        """A message that was routed to the connection just before its end is recorded."""
         world = self.world()
         world.end(self.endpoint)
         self.send(world, 0, None)
@@ -601,7 +602,7 @@ class ClosingTests(Base):
         self.assertEqual([reason for _, reason in world.courier.reasons], ["connection-closed"] * 2)
 
     def test_owsla_close_with_a_body(self) -> None:
-        """The back end's word closes the connection after the line, which is acknowledged and reported."""
+        """`owsla_close` closes the connection after the line, which is acknowledged and reported."""
         world = self.world()
         self.send(world, 0)
         world.post(self.endpoint, self.source, b"bye", 1, close=True, reply_to=b"q")
@@ -609,14 +610,14 @@ class ClosingTests(Base):
         self.assertEqual((len(world.courier.reports), self.source.outstanding), (1, 0))
 
     def test_owsla_close_without_a_body(self) -> None:
-        """With an empty body it only closes."""
+        """`owsla_close` with an empty body only closes."""
         world = self.world()
         world.post(self.endpoint, self.source, b"", None, close=True)
         world.turns()
         self.assertEqual((self.wire.data, self.wire.closed, self.source.outstanding), (b"", "lost", 0))
 
     def test_owsla_close_in_its_turn(self) -> None:
-        """It waits for its turn; what was to come behind it is on record."""
+        """`owsla_close` waits for its turn. Messages behind it are recorded."""
         world = self.world()
         world.post(self.endpoint, self.source, b"bye", 1, close=True)
         self.send(world, 2)
@@ -627,7 +628,7 @@ class ClosingTests(Base):
         self.assertEqual((world.courier.reasons, self.source.outstanding), ([(b"2", "connection-closed")], 0))
 
     def test_owsla_close_to_a_slow_device(self) -> None:
-        """It waits behind what waits for the socket; what waits behind it is on record."""
+        """`owsla_close` waits behind messages that wait for the socket. Messages behind it are recorded."""
         world = self.world()
         self.wire.room = 0
         self.send(world, 0)
@@ -641,17 +642,17 @@ class ClosingTests(Base):
         self.assertEqual((world.courier.reasons, self.source.outstanding), ([(b"3", "connection-closed")], 0))
 
     def test_a_fault_does_not_close(self) -> None:
-        """A message that is not sent does not close the connection either."""
+        """An invalid message does not close the connection either."""
         world = self.world()
         world.post(self.endpoint, self.source, b"x", None, fault="expired", close=True)
         self.assertEqual(self.wire.closed, "")
 
 
 class ForgetTests(Base):
-    """A consumer's channel dies: what it brought and is not acknowledged comes again."""
+    """The channel of a consumer is lost: its unacknowledged messages are redelivered."""
 
     def test_held(self) -> None:
-        """Held messages of a consumer that is gone are forgotten, and the number that is next stays."""
+        """Held messages of a lost consumer are forgotten, and the next number stays."""
         world = self.world()
         other = Source()
         self.send(world, 0, 2)
@@ -668,7 +669,7 @@ class ForgetTests(Base):
         self.assertEqual(self.source.acked, [1])
 
     def test_waiting_for_the_socket(self) -> None:
-        """Those that waited for the socket are forgotten as well: when they come again they are sent once, in order."""
+        """Messages that waited for the socket are forgotten as well: after the redelivery they are sent once, in order."""
         world = self.world()
         other = Source()
         self.wire.room = 0
@@ -692,7 +693,7 @@ class ForgetTests(Base):
         self.assertEqual((world.held, world.waiting), (0, 0))
 
     def test_many_waiting_for_the_socket(self) -> None:
-        """That a first of many comes again is no reason to give it up."""
+        """The redelivery of the first of many waiting messages does not make it undeliverable."""
         world = self.world(reorder_limit=8)
         other = Source()
         self.wire.room = 0
@@ -709,7 +710,7 @@ class ForgetTests(Base):
         self.assertEqual(world.courier.records, [])
 
     def test_a_number_used_up_by_a_fault(self) -> None:
-        """A number that is on record is used up: when those before it come again they do not wait for it."""
+        """The number of a recorded message is used: redelivered earlier messages do not wait for it."""
         world = self.world(gap_timeout=60.0)
         other = Source()
         self.wire.room = 0
@@ -728,19 +729,19 @@ class ForgetTests(Base):
     @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_any_history(self, data: st.DataObject) -> None:
-        """Over any history of arrivals, full sockets and dying consumers no number is sent twice or out of order, each of
-        them is sent in the end, and each delivery of a living consumer is acknowledged.
+        """For any history of arrivals, full sockets and lost consumers: no number is sent twice or out of order, each is sent
+        in the end, and each delivery of a live consumer is acknowledged.
         """
         world = World(gap_timeout=1000.0)
         endpoint, wire = world.connect()
         total = 12
         sources = [Source(), Source()]
-        # What the broker holds: the numbers that are in the queue, and who has which one unacknowledged.
+        # Model of the broker: queued numbers, and unacknowledged numbers by consumer.
         queue: list[int] = data.draw(st.permutations(range(total)))
         out: dict[tuple[Source, int], int] = {}
 
         def settle() -> None:
-            """The broker hears of what was acknowledged."""
+            """Let the broker process the acknowledgements."""
             for source, tag in list(out):
                 if tag in source.acked:
                     del out[source, tag]
@@ -788,8 +789,8 @@ class EveryMessageTests(SynchronousTestCase):
     @settings(max_examples=60, deadline=None)
     @given(st.data())
     def test_accounted_for_once(self, data: st.DataObject) -> None:
-        """Over any history every message of every device is handed over or on record, once, and acknowledged; numbered ones
-        arrive in order; and the hub's counts are back at zero when all devices are gone.
+        """For any history, every message of every device is delivered or recorded once, and acknowledged; numbered ones arrive
+        in order; and all counts are zero when all devices are gone.
         """
         world = World(gap_timeout=1.0, reorder_limit=4, write_buffer=60, write_timeout=3.0)
         source = Source(prefetch=24)

@@ -1,4 +1,4 @@
-"""TLS on real sockets, over the loopback interface, against OpenSSL as the device."""
+"""Tests of TLS on real sockets, over the loopback interface, with OpenSSL as the device."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
 
 @implementer(IHangupListener)
 class Recorder:
-    """A protocol that notes what it hears, and may do something about it."""
+    """Protocol that records its callbacks, and may act in them."""
 
     def __init__(self) -> None:
         self.transport: Any = None
         self.discarding = False
         self.awaiting_turn = False
         self.leaves = False
-        """Whether it has room for what a peer sent before it closed."""
+        """True if it has room for data that a peer sent before it closed."""
         self.received = b""
         self.lost: list[Failure] = []
         self.paused = 0
@@ -84,19 +84,19 @@ class Recorder:
         self.stopped = True
 
     def lose(self) -> None:
-        """Close the connection, as a producer has to do it."""
+        """Close the connection as a producer must."""
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
 
 class Owner:
-    """Notes what it is told of a transport."""
+    """Owner that records its callbacks."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.refuse = False
         self.places = 1
-        """How many handshakes may begin."""
+        """Number of handshakes that may begin."""
         self.lines = Recorder()
         self.established = PostHandshake(lambda: 0.0).context
 
@@ -119,7 +119,7 @@ class Owner:
 
     @property
     def failed(self) -> str | None:
-        """Why the handshake was never completed."""
+        """Return the reason of the failed handshake."""
         word, failed = self.told[-1]
         assert word == "lost"
         assert failed is None or isinstance(failed, str)
@@ -130,7 +130,7 @@ class Base(SynchronousTestCase):
     tcp = False
 
     def setUp(self) -> None:
-        context()  # makes a certificate, once
+        context()  # creates a certificate, once
         self.descriptors = set(os.listdir("/proc/self/fd"))
         self.loop = cast(Any, Loop())
         self.owner = Owner()
@@ -139,7 +139,7 @@ class Base(SynchronousTestCase):
         self.transport = TLSTransport(self.loop, self.socket, ("127.0.0.1", 5), context(), self.owner)
 
     def tearDown(self) -> None:
-        """Whatever happened, nothing is left: no descriptor, nothing watched, no call; and the end was told once."""
+        """Nothing is left after a test: no descriptor, no watch, no timer; and the end was reported once."""
         self.transport.abortConnection()
         self.loop.settle()
         self.peer.close()
@@ -151,14 +151,14 @@ class Base(SynchronousTestCase):
         self.assertEqual((self.socket.fileno(), self.transport.fileno()), (-1, -1))
 
     def connect(self, version: int | None = None) -> Client:
-        """A device whose handshake is complete."""
+        """Connect a device and complete its handshake."""
         client = Client(self.peer, version)
         self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
         self.loop.settle(client.step)
         return client
 
     def end(self) -> BaseException:
-        """Why the protocol's connection was lost."""
+        """Return the reason why the connection of the protocol was lost."""
         (reason,) = self.lines.lost
         assert isinstance(reason.value, BaseException)
         return reason.value
@@ -166,7 +166,7 @@ class Base(SynchronousTestCase):
 
 class OpenTests(Base):
     def test_both_ways(self) -> None:
-        """After the handshake, in TLS 1.2 or 1.3, bytes go both ways; the owner heard of each step once."""
+        """After the handshake, in TLS 1.2 or 1.3, bytes go in both directions. The owner was called once for each step."""
         for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
             client = self.connect(version)
             client.write(b"hello\n")
@@ -179,13 +179,13 @@ class OpenTests(Base):
             self.setUp()
 
     def test_data_with_the_last_of_the_handshake(self) -> None:
-        """What a device says in the same moment as the last of its handshake is not lost."""
+        """Data in the same segment as the end of the handshake is not lost."""
         client = Client(self.peer)
         client.write(b"at once\n")
         self.loop.until(lambda: self.lines.received == b"at once\n", client.step)
 
     def test_one_record_a_turn(self) -> None:
-        """No connection gets more than a record in a turn, and everything in the end."""
+        """Each connection reads at most one record per turn, and everything in the end."""
         client = self.connect()
         client.write(b"x" * 50_000)
         client.step()
@@ -199,7 +199,7 @@ class OpenTests(Base):
         self.assertTrue(all(size <= 16384 for size in sizes))
 
     def test_pause(self) -> None:
-        """A paused transport reads nothing, and goes on where it was."""
+        """A paused transport reads nothing, and continues at the same place."""
         client = self.connect()
         self.transport.pauseProducing()
         self.transport.pauseProducing()
@@ -210,8 +210,8 @@ class OpenTests(Base):
         self.loop.until(lambda: self.lines.received == b"later")
 
     def test_stalled_reader(self) -> None:
-        """While the device does not read the transport is congested; once all has left, `writable` says so once, and every byte
-        arrived in order.
+        """While the device does not read, the transport pauses its producer. Once all data has left, it resumes it once, and
+        every byte arrives in order.
         """
         client = self.connect()
         client.reading = False
@@ -230,7 +230,7 @@ class OpenTests(Base):
         self.assertEqual((self.lines.resumed, self.loop.writers), (1, set()))
 
     def test_slow_reader(self) -> None:
-        """A device that reads a little is told from one that reads nothing by `untaken`, and the producer stays paused."""
+        """`untaken` tells a slow reader from one that does not read. The producer stays paused."""
         client = self.connect()
         client.reading = False
         self.transport.write(b"x" * 600_000)
@@ -245,7 +245,7 @@ class OpenTests(Base):
         self.assertEqual(self.transport.untaken, 0)
 
     def test_writes_of_any_size(self) -> None:
-        """Writes of all sizes around a record's arrive whole, with a device that reads now and then."""
+        """Writes of all sizes around that of a record arrive complete, with a device that reads now and then."""
         client = self.connect()
         client.reading = False
         sent = b""
@@ -261,12 +261,12 @@ class OpenTests(Base):
         self.assertEqual(client.received, sent)
 
     def test_partial_sends(self) -> None:
-        """OpenSSL may take less than it is given (RFC 6066, 4: a device may ask for small records); nothing is sent twice."""
+        """OpenSSL may accept a part of a write (RFC 6066, 4: a device may ask for small records). Nothing is sent twice."""
         client = self.connect()
         real = self.transport.getHandle()
 
         class Small:
-            """Takes 512 bytes at once."""
+            """Connection that accepts 512 bytes at a time."""
 
             def send(self, data: bytes) -> int:
                 return int(real.send(data[:512]))
@@ -282,7 +282,7 @@ class OpenTests(Base):
         self.assertEqual(client.received, data)
 
     def test_write_inside_writable(self) -> None:
-        """What is written when it is writable again goes out, also if it congests it anew."""
+        """Data written in the `writable` callback is sent, also if it pauses the producer again."""
         client = self.connect()
         client.reading = False
         more = [b"b" * 300_000, b"c" * 300_000, b"d"]
@@ -298,7 +298,7 @@ class OpenTests(Base):
         self.assertEqual(client.received, b"a" * 300_000 + b"b" * 300_000 + b"c" * 300_000 + b"d")
 
     def test_close_inside_writable(self) -> None:
-        """A protocol may close when it is writable."""
+        """A protocol may close in the `writable` callback."""
         client = self.connect()
         client.reading = False
 
@@ -313,13 +313,13 @@ class OpenTests(Base):
         self.assertEqual((client.received[300_000:], client.ended), (b"bye", "notify"))
 
     def test_empty_write(self) -> None:
-        """Writing nothing does nothing."""
+        """An empty write has no effect."""
         self.connect()
         self.transport.write(b"")
         self.assertFalse(self.lines.congested)
 
     def test_error_in_the_protocol(self) -> None:
-        """An error in the protocol costs its own connection only, and is the reason for which that is lost."""
+        """An exception in the protocol ends its own connection only, and is the reason of the loss."""
         client = self.connect()
 
         def fail() -> None:
@@ -331,7 +331,7 @@ class OpenTests(Base):
         self.assertIsInstance(self.end(), RuntimeError)
 
     def test_error_in_the_protocol_at_the_peers_end(self) -> None:
-        """An error in the protocol that hears of the peer's end costs its own connection only, not the caller."""
+        """An exception in the callback for the end of the peer affects its own connection only, not the caller."""
         self.connect()
 
         def fail() -> None:
@@ -345,7 +345,7 @@ class OpenTests(Base):
 
 class CloseTests(Base):
     def test_everything_arrives(self) -> None:
-        """Everything that was written arrives before the goodbye, and the connection is closed when the peer has closed."""
+        """All written data arrives before close_notify. The connection is closed when the peer has closed."""
         client = self.connect()
         client.reading = False
         data = b"x" * 300_000
@@ -366,7 +366,7 @@ class CloseTests(Base):
         self.assertEqual(self.lines.resumed, 0)
 
     def test_the_peer_still_talks(self) -> None:
-        """What the peer still sends until it closes its side is read, so that our last line is not lost over it."""
+        """Data that the peer sends until it closes is read, so that no reset discards the last written line."""
         client = self.connect()
         self.transport.write(b"bye\r\n")
         self.lines.lose()
@@ -380,7 +380,7 @@ class CloseTests(Base):
         self.assertEqual(self.lines.received, b"on its way" * 100 + b" and the last")
 
     def test_held_back(self) -> None:
-        """A protocol that has no room for what the peer still sends pauses that, before and after the goodbye."""
+        """A protocol without room for further data pauses the transport, before and after close_notify."""
         client = self.connect()
         self.transport.pauseProducing()
         client.write(b"one")
@@ -401,7 +401,7 @@ class CloseTests(Base):
         self.assertEqual(self.lines.received, b"onetwo")
 
     def test_closed_while_paused(self) -> None:
-        """A connection that was not being read notices the peer's end all the same once it is closing."""
+        """A paused connection that is closing notices the end of the peer."""
         client = self.connect()
         self.transport.pauseProducing()
         client.write(b"unread")
@@ -412,7 +412,7 @@ class CloseTests(Base):
         self.loop.until(lambda: self.lines.lost)
 
     def test_close_inside_data(self) -> None:
-        """A protocol may close when it reads: it hears what was on its way."""
+        """A protocol may close when it reads: it gets the data that was on its way."""
         client = self.connect()
         self.lines.on_data = self.lines.lose
         client.write(b"one")
@@ -422,7 +422,7 @@ class CloseTests(Base):
         self.assertEqual((self.lines.received, client.ended), (b"onetwo", "notify"))
 
     def test_abort_inside_data(self) -> None:
-        """It may abort as well."""
+        """A protocol may abort when it reads."""
         client = self.connect()
         self.lines.on_data = self.transport.abortConnection
         client.write(b"one")
@@ -432,7 +432,7 @@ class CloseTests(Base):
         self.assertIsInstance(self.end(), ConnectionAborted)
 
     def test_twice(self) -> None:
-        """Closing twice, or aborting what is closed, tells nobody again."""
+        """A second close, or an abort after the close, is not reported again."""
         client = self.connect()
         self.lines.lose()
         self.lines.lose()
@@ -448,7 +448,7 @@ class CloseTests(Base):
         self.assertEqual(len(self.lines.lost), 1)
 
     def test_peers_goodbye(self) -> None:
-        """The peer's goodbye ends the connection, and is answered with ours."""
+        """close_notify of the peer ends the connection, and is answered."""
         client = self.connect()
         client.write(b"last\n")
         client.tls.shutdown()
@@ -460,7 +460,7 @@ class CloseTests(Base):
         self.assertEqual(client.ended, "notify")
 
     def test_end_without_goodbye(self) -> None:
-        """A connection that ends without one is lost; what came before was read."""
+        """A connection that ends without close_notify is lost. Data before the end was read."""
         client = self.connect()
         client.write(b"last\n")
         client.close()
@@ -469,7 +469,7 @@ class CloseTests(Base):
         self.assertEqual(self.lines.received, b"last\n")
 
     def test_hung_up(self) -> None:
-        """A peer that went while nothing was read is lost."""
+        """A peer that went while the connection was not read is lost."""
         self.connect()
         self.transport.pauseProducing()
         self.transport.hungUp()
@@ -477,20 +477,20 @@ class CloseTests(Base):
         self.assertIsInstance(self.end(), ConnectionLost)
 
     def test_garbage_in_an_open_connection(self) -> None:
-        """What is no TLS ends the connection, with OpenSSL's word for it."""
+        """Invalid TLS ends the connection, with the reason of OpenSSL."""
         self.connect()
         self.peer.send(b"GET / HTTP/1.0\r\n\r\n" * 10)
         self.loop.until(lambda: self.lines.lost)
         self.assertTrue(explain(self.lines.lost[0]).startswith("TLS: "), explain(self.lines.lost[0]))
 
     def test_found_dead_by_the_reactor(self) -> None:
-        """So is one that the reactor found dead."""
+        """A connection that the reactor reports as dead is lost."""
         self.connect()
         self.transport.connectionLost(Failure(ConnectionLost()))
         self.assertIsInstance(self.end(), ConnectionLost)
 
     def test_timeout_is_said(self) -> None:
-        """A goodbye that is not answered is the owner's to bound."""
+        """The owner limits the time for an unanswered close_notify."""
         self.assertTrue(0 < CLOSING_TIMEOUT <= 30)
         self.connect()
         self.lines.lose()
@@ -511,7 +511,7 @@ class HandshakeBase(Base):
 
 class HandshakeTests(HandshakeBase):
     def test_garbage(self) -> None:
-        """Garbage instead of a ClientHello closes the connection, with OpenSSL's word for it, and raises nothing."""
+        """Invalid bytes instead of a ClientHello close the connection, with the reason of OpenSSL, and raise nothing."""
         for garbage in (b"GET / HTTP/1.0\r\n\r\n", b"\0" * 100, b"\x16\x03\x01\x00\x05hello", os.urandom(5) + b"\xff" * 60_000):
             self.peer.send(garbage)
             failed = self.ended()
@@ -520,7 +520,7 @@ class HandshakeTests(HandshakeBase):
             self.setUp()
 
     def test_silent(self) -> None:
-        """A peer that goes without a word has not spoken."""
+        """A peer that goes without sending counts as silent."""
         self.loop.settle()
         self.assertEqual(self.owner.told, [])
         self.peer.close()
@@ -528,7 +528,7 @@ class HandshakeTests(HandshakeBase):
         self.assertEqual(self.owner.told, [("lost", "closed before it said anything")])
 
     def test_slow_hello(self) -> None:
-        """A ClientHello that comes byte by byte is one."""
+        """A ClientHello that arrives byte by byte is accepted."""
         client = Client(self.peer)
         sent: list[bytes] = []
         memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
@@ -543,7 +543,7 @@ class HandshakeTests(HandshakeBase):
         self.assertGreater(len(client.socket.recv(65536)), 100)  # the ServerHello and more
 
     def test_timeout(self) -> None:
-        """One that takes too long fails with what the owner says."""
+        """A handshake that takes too long fails with the reason given by the owner."""
         for speaks in (False, True):
             if speaks:
                 Client(self.peer).step()
@@ -554,7 +554,7 @@ class HandshakeTests(HandshakeBase):
             self.setUp()
 
     def test_refused_by_the_owner(self) -> None:
-        """An owner that wants no more closes it with a goodbye."""
+        """An owner that refuses the connection closes it with close_notify."""
         self.owner.refuse = True
         client = Client(self.peer)
         self.loop.until(lambda: client.ended, client.step)
@@ -563,7 +563,7 @@ class HandshakeTests(HandshakeBase):
         self.assertIsNone(self.ended())
 
     def test_close_and_abort(self) -> None:
-        """Before the handshake is complete closing is aborting, in each state, and nothing is sent then."""
+        """Before the handshake is complete, a close is an abort, in each state, and sends nothing more."""
         for speaks in (False, True):
             for end in (TLSTransport.loseConnection, TLSTransport.abortConnection):
                 client = Client(self.peer)
@@ -578,11 +578,11 @@ class HandshakeTests(HandshakeBase):
                 self.setUp()
 
     def test_congested_handshake(self) -> None:
-        """A handshake whose answer does not fit the socket goes on when it does."""
+        """A handshake whose answer does not fit into the socket continues when there is room."""
         real = self.transport
 
         class Stubborn:
-            """OpenSSL's connection to a socket that is full at first."""
+            """OpenSSL connection to a socket that is full at first."""
 
             def __init__(self, tls: SSL.Connection) -> None:
                 self.tls = tls
@@ -608,7 +608,7 @@ class HandshakeTests(HandshakeBase):
 
 class RobustnessTests(Base):
     def test_an_error_too_late(self) -> None:
-        """An error of ours in a connection whose end has a reason already is logged: it is nobody else's to tell of."""
+        """An exception in a connection that already has a reason for its end is logged."""
         client = self.connect()
         self.transport.abortConnection()
         self.transport.abortConnection(Failure(RuntimeError("ours")))
@@ -618,7 +618,7 @@ class RobustnessTests(Base):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_an_error_at_the_end(self) -> None:
-        """An error in the protocol's own end costs no descriptor: the owner is told, and the socket is closed."""
+        """An exception in the end of the protocol leaks no descriptor: the owner is told, and the socket is closed."""
         client = self.connect()
 
         def fail(reason: Failure) -> None:
@@ -630,7 +630,7 @@ class RobustnessTests(Base):
         try:
             self.loop.until(lambda: self.lines.lost)
         except RuntimeError:
-            pass  # it may come out of the reactor, which logs it
+            pass  # it may propagate to the reactor, which logs it
         self.flushLoggedErrors(RuntimeError)
         try:
             self.assertEqual((self.owner.told[-1], self.socket.fileno()), (("lost", None), -1))
@@ -639,12 +639,12 @@ class RobustnessTests(Base):
 
 
 class TcpTests(HandshakeBase):
-    """What only TCP has: resets, and addresses."""
+    """Tests of behaviour that only TCP has: resets, and addresses."""
 
     tcp = True
 
     def test_reset(self) -> None:
-        """So is one that is reset."""
+        """A connection that is reset is lost."""
         self.connect()
         reset(self.peer)
         self.loop.until(lambda: self.lines.lost)
@@ -652,7 +652,7 @@ class TcpTests(HandshakeBase):
         self.assertEqual(explain(self.lines.lost[0]), "lost")
 
     def test_reset_while_congested(self) -> None:
-        """A connection that dies while something waits to be written is never `writable` again."""
+        """A connection that is lost with unwritten data is never `writable` again."""
         for way in ("read", "write"):
             client = self.connect()
             client.reading = False
@@ -667,7 +667,7 @@ class TcpTests(HandshakeBase):
             self.setUp()
 
     def test_write_to_a_dead_connection(self) -> None:
-        """A write that finds the connection dead says so from the reactor, not to the writer; no more is taken from then on."""
+        """A write to a dead connection is reported from the reactor, not to the writer. Later writes are ignored."""
         self.connect()
         self.transport.pauseProducing()
         reset(self.peer)
@@ -679,7 +679,7 @@ class TcpTests(HandshakeBase):
         self.assertIsInstance(self.end(), ConnectionLost)
 
     def test_reset_while_closing(self) -> None:
-        """A peer that resets instead of taking our goodbye is gone, and nothing else."""
+        """A reset instead of the answer to close_notify ends the connection without an error."""
         for size in (10, 300_000):
             client = self.connect()
             client.reading = False
@@ -691,7 +691,7 @@ class TcpTests(HandshakeBase):
             self.setUp()
 
     def test_silent_reset(self) -> None:
-        """Nor has one that resets."""
+        """A peer that resets without sending counts as silent."""
         reset(self.peer)
         self.assertIsNotNone(self.ended())
 
@@ -707,7 +707,7 @@ class TcpTests(HandshakeBase):
             self.setUp()
 
     def test_addresses(self) -> None:
-        """Addresses are Twisted's, an IPv4 one that comes as IPv6 being what it is, and one a person can read."""
+        """Addresses are Twisted address objects, IPv4-mapped ones are IPv4, and each has a readable form."""
         self.assertEqual((self.transport.getPeer(), self.transport.peer), (IPv4Address("TCP", "127.0.0.1", 5), "127.0.0.1:5"))
         self.assertEqual(self.transport.getHost().host, "127.0.0.1")
         for host, address, person in (
