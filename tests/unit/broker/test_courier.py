@@ -431,7 +431,7 @@ class ReportTests(Base):
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 1))
 
     def looks(self, act: Callable[[], None]) -> int:
-        """Return how many lines of the courier and its publisher run in `act`: the cost of it."""
+        """Return how many lines of the courier and its publisher run in `act`, as a measure of its cost."""
         count = 0
 
         def trace(frame: Any, event: str, _: Any) -> Any:
@@ -554,7 +554,7 @@ class ForwardTests(Base):
         self.server.take()
         self.server.ack(PUBLISH_CHANNEL, records[-1].tag, True)
         self.assertEqual((self.source.finished, self.courier.unconfirmed), ([7], 0))
-        # The next one for that node need not wait again.
+        # The next one for that node does not wait again.
         self.courier.forward(self.source.letter(8), ELSEWHERE)
         (one,) = self.taken()
         self.server.give_back(one)

@@ -1,4 +1,4 @@
-"""Device lines to the broker: published, confirmed, refused, returned, and published again."""
+"""Tests of device lines to the broker: published, confirmed, refused, returned, and published again."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .fakes import BrokerTestCase, Publish, Result, Server, message
 Numbered = tuple[str, int]
 
 TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max size %d"
-"""What RabbitMQ says of a message above its max_message_size."""
+"""Reply text of RabbitMQ for a message above its max_message_size."""
 
 
 class Device:
-    """A connection with lines to publish."""
+    """Connection with lines to publish."""
 
     def __init__(self, producer: LinePublisher, name: str) -> None:
         self.producer = producer
@@ -81,10 +81,10 @@ def lines(published: list[Publish]) -> list[Numbered]:
 
 
 class Lab:
-    """A producer, and the broker that it publishes to."""
+    """Publisher of lines, and its broker."""
 
     def __init__(self, *, messages: int = 8, size: int = 1 << 20, routing_key: str | None = None) -> None:
-        """With a `routing_key` it publishes to an exchange."""
+        """With a `routing_key` the lines go to an exchange."""
         self.server = Server()
         self.clock = self.server.clock
         self.events: list[Event] = []
@@ -114,7 +114,7 @@ class Lab:
         return Device(self.producer, name)
 
     def connect(self, **more: Any) -> Result:
-        """A (new) connection, up to where lines are published on it."""
+        """Connect (again), until lines are published."""
         if self.server.client.transport is not None:
             self.server = Server(self.clock, **more)
         self.server.ready()
@@ -135,8 +135,8 @@ class Lab:
 
 
 def given_up(lab: Lab, taken: str = "") -> bool:
-    """Refuse what was published, or take one connection's, and wait until the rest is published again. Whether that is on
-    another connection, this one being given up.
+    """Refuse the published lines, or those of one connection, and wait until the rest is published again. Return whether that
+    is on another connection, after this one was dropped.
     """
     for one in lab.server.take():
         (lab.server.ack if lines([one])[0][0] == taken else lab.server.nack)(LINES, one.tag)
@@ -159,7 +159,7 @@ class ProducerTests(BrokerTestCase):
         self.device = self.lab.device()
 
     def test_an_error_of_ours(self) -> None:
-        """An error in dealing with one connection costs that one only: others are told what is safe, and resumed."""
+        """An exception for one connection affects only that one: others get their acknowledgements, and are resumed."""
         other = self.lab.device("b")
         self.lab.connect()
         self.lab.publish(self.device, b"1")
@@ -197,7 +197,7 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(self.lab.producer.accepting)
 
     def test_publish_and_confirm(self) -> None:
-        """Lines are published in order, numbered from 0 for each connection, and told to be safe when they are confirmed."""
+        """Lines are published in order, numbered from 0 for each connection, and are safe when they are confirmed."""
         self.lab.connect()
         other = self.lab.device("b")
         self.lab.publish(self.device, b"one", b"two")
@@ -214,7 +214,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.producer.unconfirmed, self.lab.producer.confirmed_lines), (0, 3))
 
     def test_followed(self) -> None:
-        """One line at a time is followed to its confirm, also past a return or a new connection; then the next one is."""
+        """One line at a time is followed to its confirm, also through a return or a reconnect; then the next one."""
         lab, producer = self.lab, self.lab.producer
         self.assertIsNone(producer.unconfirmed_since)
         lab.connect()
@@ -238,14 +238,14 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(lab.waits, [1.0, 61.0])
 
     def test_lines_before_the_broker(self) -> None:
-        """Lines that were read while there is no broker wait for it, and come first."""
+        """Lines that were read without a broker wait for it, and come first."""
         self.lab.publish(self.device, b"one", b"two")
         self.lab.connect()
         self.lab.publish(self.device, b"three")
         self.assertEqual([one.body for one in self.lab.server.take()], [b"one", b"two", b"three"])
 
     def test_full(self) -> None:
-        """A full window stops devices, though what was read is taken; it opens again when an eighth is free."""
+        """A full window pauses devices, though lines already read are accepted. It opens again when an eighth is free."""
         self.lab.connect()
         self.lab.publish(self.device, *[b"x"] * 7)
         self.assertTrue(self.lab.producer.accepting)
@@ -259,7 +259,7 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(self.lab.producer.accepting)
 
     def test_full_of_bytes(self) -> None:
-        """So does one that holds too many bytes."""
+        """The same holds for a window that is full in bytes."""
         lab = Lab(messages=1000, size=1000)
         lab.connect()
         device = lab.device()
@@ -269,7 +269,7 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(lab.producer.accepting)
 
     def test_resuming_is_fair(self) -> None:
-        """Those who wait are resumed in turn: one that fills the window at each chance goes to the end of the line."""
+        """Waiting connections are resumed in turn: one that fills the window each time goes to the end of the queue."""
         self.lab.connect()
         order: list[str] = []
         devices = [self.lab.device(name) for name in "abc"]
@@ -291,7 +291,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual("".join(order), "abcabca")
 
     def test_many_are_resumed_in_slices(self) -> None:
-        """Thousands that wait are not resumed in one turn, and yet all of them are."""
+        """Thousands of waiting connections are resumed over several turns."""
         lab = Lab(messages=100_000)
         devices = [lab.device(str(number)) for number in range(1000)]
         for device in devices:
@@ -309,7 +309,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual({device.resumed for device in devices}, {1})
 
     def test_blocked(self) -> None:
-        """While the broker is blocked devices are not read; afterwards they are, those who waited first."""
+        """While the broker is blocked, devices are not read. Afterwards they are, waiting ones first."""
         self.lab.connect()
         self.lab.producer.wait(self.device)
         self.lab.producer.blocked("memory")
@@ -320,7 +320,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.producer.accepting, self.device.resumed), (True, 1))
 
     def test_a_confirm_does_not_unblock(self) -> None:
-        """What is confirmed while the broker is blocked doesn't start devices again."""
+        """A confirm while the broker is blocked does not resume devices."""
         self.lab.connect()
         self.lab.publish(self.device, b"x")
         self.lab.producer.blocked("memory")
@@ -328,7 +328,7 @@ class ProducerTests(BrokerTestCase):
         self.assertFalse(self.lab.producer.accepting)
 
     def test_after_a_reconnect(self) -> None:
-        """What was unconfirmed is published again, in order, before anything new; what was confirmed is not."""
+        """Unconfirmed lines are published again, in order, before new ones. Confirmed lines are not."""
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1", b"2")
         self.lab.server.take()
@@ -344,7 +344,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.device.safe, [1, 0, 2, 3, 4])
 
     def test_a_broker_with_smaller_frames(self) -> None:
-        """Lines that wait are packed again for a broker that takes smaller frames, and new ones as well."""
+        """Waiting and new lines are packed for the smaller frames of another broker."""
         self.lab.connect()
         self.lab.publish(self.device, b"x" * 9000)
         self.lab.lose()
@@ -360,7 +360,9 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual([one.body[:1] * len(one.body) for one in self.lab.server.take()], [b"x" * 9000, b"y" * 9000])
 
     def test_refused(self) -> None:
-        """A refused line stops devices and is said once; after a wait it is published again, then its connection's others."""
+        """A refused line pauses devices and is logged once. After a wait it is published again, then the other lines of its
+        connection.
+        """
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1", b"2")
         self.lab.server.take()
@@ -380,7 +382,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(str(self.lab.events[-1]), "Broker accepts lines again: queue from_device")
 
     def test_behind_refused_lines(self) -> None:
-        """A line that comes while refused ones wait goes behind them: published at once it would be before those."""
+        """A line that arrives while refused ones wait is published behind them, to keep the order."""
         self.lab.connect()
         self.lab.publish(self.device, b"0")
         self.lab.server.take()
@@ -398,7 +400,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.device.safe, self.lab.producer.accepting), ([0, 1, 2], True))
 
     def test_shares(self) -> None:
-        """A connection that has used up its share goes on when what was published until then is settled."""
+        """A connection that has used its share continues when the lines published before are confirmed."""
         other = self.lab.device("b")
         self.lab.connect()
         producer = self.lab.producer
@@ -420,12 +422,12 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.device.resumed, 1)
 
     def test_a_share_of_the_window(self) -> None:
-        """A share is a sixty-fourth of the window, but never so small that giving shares costs more than publishing."""
+        """A share is a sixty-fourth of the window, but has a minimum, so that shares never cost more than publishing."""
         for messages, share in ((10_000, 156), (500, SMALLEST_SHARE), (5, 5)):
             self.assertEqual(Lab(messages=messages).producer.share, share)
 
     def test_refused_again_and_again(self) -> None:
-        """The waits grow, and begin again with the shortest once a line was taken; each time of trouble is said once."""
+        """The waits grow, and start at the shortest one after an accepted line. Each period of refusals is logged once."""
         self.lab.connect()
         self.lab.publish(self.device, b"-", b"0")
         self.lab.server.ack(LINES, self.lab.server.take()[0].tag)
@@ -453,8 +455,8 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.server.lost, [], "the channel takes lines, and so is good")
 
     def test_a_channel_that_takes_nothing(self) -> None:
-        """Where nothing was ever taken on a channel the third refusal may be the channel's: another one is tried, with all that
-        is not confirmed, in order. That goes on for a while, and then rarely.
+        """If a channel has accepted no line, the third refusal may be the fault of the channel: another one is tried, with all
+        unconfirmed lines in order. Later attempts are rare.
         """
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1")
@@ -463,7 +465,9 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.taken(), [("a", 0), ("a", 1)])
 
     def test_a_good_channel_at_last(self) -> None:
-        """When another channel takes what was refused everything is as it was, and the next trouble is doubted anew."""
+        """When another channel accepts the refused lines, normal work continues, and the next refusals are handled in the same
+        way.
+        """
         self.lab.connect()
         for time in range(3):
             self.lab.publish(self.device, b"0", b"1")
@@ -475,7 +479,7 @@ class ProducerTests(BrokerTestCase):
             self.lab.connect()
 
     def test_a_late_refusal_of_a_first_copy(self) -> None:
-        """When the broker at last refuses the first copy of a line whose second one it has taken, nothing is amiss."""
+        """A late refusal of the first copy of a line whose second copy was accepted has no effect."""
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1")
         self.lab.server.take()
@@ -490,7 +494,9 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.taken(), self.device.safe, len(self.lab.events)), ([], [0, 1], 2))
 
     def test_returned(self) -> None:
-        """A returned line is not safe although it is acknowledged: the queue is declared again, then it is published again."""
+        """A returned line is not safe although it is acknowledged: the queue is declared again, then the line is published
+        again.
+        """
         self.lab.connect()
         other = self.lab.device("b")
         self.lab.publish(self.device, b"0", b"1")
@@ -510,7 +516,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.device.safe, self.lab.producer.accepting), ([0, 1], True))
 
     def test_returned_and_acknowledged_together(self) -> None:
-        """A cumulative acknowledgement tells the returned ones from the others."""
+        """A cumulative acknowledgement covers only the lines that were not returned."""
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1", b"2")
         published = self.lab.server.take()
@@ -521,7 +527,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.taken(), [("a", 1)])
 
     def test_the_queue_cannot_be_declared_again(self) -> None:
-        """Where it can't be declared the connection is given up with the broker's reason, and the lines are kept."""
+        """If the queue cannot be declared, the connection is dropped with the reason of the broker, and the lines are kept."""
         self.lab.connect()
         self.lab.publish(self.device, b"0")
         (published,) = self.lab.server.take()
@@ -536,7 +542,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(len(self.lab.clock.getDelayedCalls()), 1, "the heartbeat")
 
     def test_a_channel_error(self) -> None:
-        """When the broker closes the channel the connection ends with its words, and nothing is lost."""
+        """When the broker closes the channel, the connection ends with that reason, and nothing is lost."""
         self.lab.connect()
         self.lab.publish(self.device, b"0")
         self.lab.server.close_channel(LINES, 403, "ACCESS_REFUSED - no")
@@ -548,7 +554,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.taken(), [("a", 0)])
 
     def test_a_channel_error_while_declaring(self) -> None:
-        """The same while the queue is being declared again: the connection ends, and the next one publishes."""
+        """The same holds while the queue is being declared again. The next connection publishes."""
         for code in (403, 404, 406):
             lab = Lab()
             lab.connect()
@@ -565,7 +571,7 @@ class ProducerTests(BrokerTestCase):
             self.assertEqual(lab.taken(), [("a", 0)])
 
     def test_confirms_that_make_no_sense(self) -> None:
-        """A broker that confirms what was never published, or returns what is not ours, is left; nothing is forgotten."""
+        """A broker that confirms a line that was not published, or returns an unknown one, is left. No line is lost."""
 
         def unknown_ack(lab: Lab) -> None:
             lab.server.ack(LINES, 9)
@@ -598,7 +604,7 @@ class ProducerTests(BrokerTestCase):
             self.assertEqual(lab.producer.unconfirmed, 1)
 
     def test_a_queue_that_is_declared_otherwise(self) -> None:
-        """A queue that exists with other arguments is used as it is, with a warning."""
+        """A queue that exists with other arguments is used unchanged, with a warning."""
         lab = Lab()
         lab.server.refusals["from_device", False] = (406, "PRECONDITION_FAILED - inequivalent arg")
         self.assertIsNone(lab.connect().failure)
@@ -608,7 +614,7 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(lab.producer.accepting)
 
     def test_settled(self) -> None:
-        """A connection is settled once all its lines are confirmed, whenever one begins to ask."""
+        """A connection is settled once all its lines are confirmed, at any time of the request."""
         other = self.lab.device("b")
         self.lab.connect()
         self.lab.publish(self.device, b"0", b"1")
@@ -624,7 +630,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.producer.settled(self.device), self.lab.producer.settled(other)), (True, True))
 
     def test_settled_remembers_nobody(self) -> None:
-        """Once somebody has asked, a connection whose lines are all confirmed and that is gone leaves nothing behind."""
+        """After a request, a connection that is gone with all lines confirmed leaves nothing in memory."""
         self.lab.connect()
         self.assertTrue(self.lab.producer.settled(self.device))
         gone = weakref.ref(device := self.lab.device("b"))
@@ -635,7 +641,7 @@ class ProducerTests(BrokerTestCase):
         self.assertIsNone(gone())
 
     def test_asked_while_it_is_told(self) -> None:
-        """Whether a connection is settled may be asked first when it is told that a line is safe."""
+        """The first request may be made in the callback of a confirm."""
         self.lab.connect()
         asked: list[bool] = []
         self.device.on_confirmed = lambda: asked.append(self.lab.producer.settled(self.device))
@@ -646,8 +652,8 @@ class ProducerTests(BrokerTestCase):
         self.assertTrue(self.lab.producer.settled(self.device))
 
     def test_too_large(self) -> None:
-        """A line that the broker closes the channel for, since it takes none of that size, is given up, and its connection is
-        closed and not told that it is safe. It is said what to do, and everybody else's lines go on, on the next connection.
+        """A line for which the broker closes the channel because of its size is given up. Its connection is closed, and the
+        line is not acknowledged. The log says what to do, and all other lines are published on the next connection.
         """
         other = self.lab.device("b")
         self.lab.connect()
@@ -673,8 +679,8 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.lab.producer.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
 
     def test_too_large_the_next_time(self) -> None:
-        """A line of a size that the broker is known not to take is not published: its connection is closed at once, which is
-        said; none of its lines after that one is taken.
+        """A line above the known limit of the broker is not published: its connection is closed at once, with a log line. None
+        of its later lines is accepted.
         """
         self.lab.connect()
         self.lab.publish(self.device, b"x" * 65)
@@ -694,7 +700,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
 
     def test_too_large_and_nobody_has_it(self) -> None:
-        """Where none of the lines is that large the connection ends as with any other fault of the channel."""
+        """If no line is that large, the connection ends as after any other channel error."""
         self.lab.connect()
         self.lab.publish(self.device, b"0")
         self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
@@ -704,7 +710,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.taken(), [("a", 0)])
 
     def test_too_large_and_an_error_of_ours(self) -> None:
-        """An error in closing the connection of such a line costs that connection only."""
+        """An exception in closing the connection of such a line affects that connection only."""
         self.lab.connect()
         self.lab.publish(self.device, b"x" * 65)
         self.device.fault = ZeroDivisionError()
@@ -714,28 +720,30 @@ class ProducerTests(BrokerTestCase):
 
 
 class ExchangeTests(BrokerTestCase):
-    """Lines that go to an exchange, each connection's with a key of its own."""
+    """Lines for an exchange, with a routing key for each connection."""
 
     def setUp(self) -> None:
         self.lab = Lab(routing_key="{connection_id}")
         self.a, self.b = self.lab.device("a"), self.lab.device("b")
 
     def test_setting_up(self) -> None:
-        """The exchange is looked for, and no queue is declared."""
+        """The exchange is checked, and no queue is declared."""
         self.lab.connect()
         self.assertEqual(self.lab.server.called("queue.declare"), [])
         self.assertEqual([one["exchange"] for one in self.lab.server.called("exchange.declare")], ["lines"])
         self.assertTrue(self.lab.producer.accepting)
 
     def test_not_there(self) -> None:
-        """Without the exchange the setting up fails with the broker's reason."""
+        """Without the exchange the set-up fails with the reason of the broker."""
         self.lab.server.refusals["lines", True] = (404, "NOT_FOUND - no exchange 'lines'")
         result = self.lab.connect()
         self.assertIn("no exchange 'lines'", str(result.error))
         self.assertFalse(self.lab.producer.accepting)
 
     def test_one_key(self) -> None:
-        """Where all have the same key a returned line stops all, and says where it was to go; no queue is declared for it."""
+        """If all lines have the same key, a returned line pauses all connections, and is logged with exchange and key. No queue
+        is declared for it.
+        """
         lab = Lab(routing_key="all")
         lab.connect()
         device = lab.device()
@@ -751,7 +759,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertTrue(lab.producer.accepting)
 
     def test_others_go_on(self) -> None:
-        """A returned line stalls its own connection; another's lines are taken, and do not set it free."""
+        """A returned line stalls its own connection. Accepted lines of another one do not resume it."""
         self.lab.connect()
         self.lab.publish(self.a, b"0", b"1")
         first, second = self.lab.server.take()
@@ -773,7 +781,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((self.a.safe, self.lab.producer.unconfirmed), ([0, 1], 0))
 
     def test_a_channel_that_takes_nothing(self) -> None:
-        """Another channel is tried if nothing at all was taken; where others' lines are, they are not disturbed for one's."""
+        """Another channel is tried if nothing at all was accepted. If other lines are accepted, they are not disturbed."""
         for taken, expected in (("", [3, 4, 5, 6, 7]), ("b", [])):
             lab = Lab(routing_key="{connection_id}")
             lab.connect()
@@ -788,7 +796,7 @@ class ExchangeTests(BrokerTestCase):
             self.assertEqual((lab.taken(), a.safe, b.safe), ([("a", 0)], [], list(range(8)) if taken else []))
 
     def test_a_full_queue(self) -> None:
-        """What is refused stalls its connection alike; the reason is told once for all that it concerns."""
+        """A refused line stalls its connection in the same way. The reason is logged once for all stalled connections."""
         self.lab.connect()
         self.lab.publish(self.a, b"0")
         self.lab.publish(self.b, b"0")
@@ -798,7 +806,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual(self.lab.events, [LinesRefused(2, "a queue behind the exchange lines is full or unavailable")])
 
     def test_it_waited_already(self) -> None:
-        """A connection that waits for the window when its line is refused waits for its own line from then on."""
+        """A connection that waits for the window when its line is refused then waits for its own line."""
         lab = Lab(messages=2, routing_key="{connection_id}")
         a, b = lab.device("a"), lab.device("b")
         lab.connect()
@@ -818,7 +826,9 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((a.resumed, a.safe), (1, [0]))
 
     def test_a_window_full_of_refused_lines(self) -> None:
-        """What was refused counts in the window: when it is full of that all wait, and go on with the first that is safe."""
+        """Refused lines count in the window: when it is full of them, all connections wait, and continue with the first safe
+        line.
+        """
         lab = Lab(messages=2, routing_key="{connection_id}")
         a, b = lab.device("a"), lab.device("b")
         lab.connect()
@@ -835,7 +845,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((lab.producer.accepting, a.resumed, b.resumed), (True, 1, 1))
 
     def test_a_new_connection(self) -> None:
-        """With a new connection to the broker everything is published again, and nobody is stalled any more."""
+        """On a new connection to the broker everything is published again, and no connection is stalled."""
         self.lab.connect()
         self.lab.publish(self.a, b"0")
         (published,) = self.lab.server.take()
@@ -847,7 +857,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual(len(self.lab.clock.getDelayedCalls()), 1, "the heartbeat")
 
     def test_it_leaves(self) -> None:
-        """A connection that ends while it is stalled is not resumed, and its lines are published all the same."""
+        """A connection that ends while it is stalled is not resumed, and its lines are published."""
         self.lab.connect()
         self.lab.publish(self.a, b"0")
         (published,) = self.lab.server.take()
@@ -860,7 +870,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((self.a.resumed, self.lab.producer.unconfirmed), (0, 0))
 
     def test_an_error_of_ours(self) -> None:
-        """An error in stalling one connection costs that one only."""
+        """An exception in stalling one connection affects that one only."""
         self.lab.connect()
         self.lab.publish(self.a, b"0")
         self.lab.publish(self.b, b"0")
@@ -870,7 +880,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual((self.a.failures, self.b.stalled), ([self.a.fault], 1))
 
     def test_the_waits(self) -> None:
-        """The waits grow while a line is returned again and again, and begin anew once nobody is stalled."""
+        """The waits grow while a line is returned again, and start over once no connection is stalled."""
         self.lab.connect()
         self.lab.publish(self.a, b"0")
         waits = []
@@ -895,7 +905,7 @@ class ExchangeTests(BrokerTestCase):
         self.assertEqual(str(self.lab.events[1]), "Broker accepts lines again: exchange lines")
 
     def test_unroutable(self) -> None:
-        """A connection whose key is too long is closed at its first line, which is said once; none of its lines counts."""
+        """A connection whose key is too long is closed at its first line, with one log line. None of its lines counts."""
         long = self.lab.device("x" * 256)
         self.lab.connect()
         self.lab.publish(long, b"0", b"1")
@@ -908,7 +918,7 @@ class ExchangeTests(BrokerTestCase):
 
 
 class ProducerMachine(RuleBasedStateMachine):
-    """Two devices and a broker with a queue that keeps, refuses or returns, whose connection breaks now and then."""
+    """Two devices and a broker with a queue that accepts, refuses or returns, over an unstable connection."""
 
     routing_key: str | None = None
 
@@ -965,7 +975,7 @@ class ProducerMachine(RuleBasedStateMachine):
 
     @rule(reached=st.integers(0, 5))
     def break_it(self, reached: int) -> None:
-        self.queue += lines(self.pending[:reached])  # these had reached the queue, and nobody was told
+        self.queue += lines(self.pending[:reached])  # these had reached the queue, and the confirms were lost
         self.pending = []
         self.lab.lose()
         self.lab.connect()
@@ -976,7 +986,7 @@ class ProducerMachine(RuleBasedStateMachine):
         if not hasattr(self, "devices"):
             return
         assert not self.lab.server.lost
-        # What is confirmed and what is not are all lines, at any time: the count of lines received is made of them.
+        # Confirmed and unconfirmed lines are all lines, at any time: the number of received lines is computed from them.
         published = sum(device.seq for device in self.devices)
         assert self.lab.producer.confirmed_lines + self.lab.window.messages == published
         for device in self.devices:
@@ -989,7 +999,7 @@ class ProducerMachine(RuleBasedStateMachine):
                 assert firsts == sorted(firsts), firsts
 
     def teardown(self) -> None:
-        """Then the broker takes everything: each line is safe, and devices are read."""
+        """Let the broker accept everything: each line becomes safe, and devices are read."""
         if not hasattr(self, "devices"):
             return
         for _ in range(10):
@@ -1009,15 +1019,15 @@ class ProducerMachine(RuleBasedStateMachine):
 
 
 class ExchangeMachine(ProducerMachine):
-    """The same with an exchange and a key for each device, which stall one by one."""
+    """The same with an exchange and a key for each device, which stall separately."""
 
     routing_key = "{connection_id}"
 
 
 class BooksTests(BrokerTestCase):
     def test_the_books_balance(self) -> None:
-        """Whatever the broker refuses and returns, and however often the connection breaks: what a device was told to be safe
-        is in the queue, told once, in order where nothing was refused; and at last everything is safe and devices are read.
+        """For any refusals, returns and lost connections: every acknowledged line is in the queue, acknowledged once, in order
+        if none was refused; in the end every line is safe and devices are read.
         """
         for machine in (ProducerMachine, ExchangeMachine):
             run_state_machine_as_test(machine, settings=settings(deadline=None, max_examples=30, stateful_step_count=15))
