@@ -1,4 +1,4 @@
-"""What is read of a back end's message, whatever field types its client chose."""
+"""Tests of the headers read from a message of a back end, for every field type of its client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INTEGERS = {"b": ">b", "B": ">B", "s": ">h", "u": ">H", "I": ">i", "i": ">I", "l
 
 class ConnectionIdTests(SynchronousTestCase):
     def test_strings_and_byte_arrays(self) -> None:
-        """A connection id is read from a long string or a byte array, as the bytes that it is."""
+        """A connection id is the bytes of a long string or a byte array."""
         for kind in (b"S", b"x"):
             for raw in (ID, b"", b"\xff\xfe"):
                 header = with_raw_headers((b"connection_id", kind + wire.long_string(raw)))
@@ -46,7 +46,7 @@ class ConnectionIdTests(SynchronousTestCase):
             self.assertEqual(delivery.read(header), (None, None, False))
 
     def test_types_that_cannot_hold_one(self) -> None:
-        """A connection id of any other type is a bad one, and not none."""
+        """A connection id of any other type is `BAD`, and not missing."""
         values: list[Any] = [1, 1.5, True, None, [ID], {"a": ID}, Timestamp(1), 1 << 63]
         for value in values:
             self.assertEqual(delivery.read(with_headers({"connection_id": value}))[0], b"", value)
@@ -55,7 +55,7 @@ class ConnectionIdTests(SynchronousTestCase):
             self.assertEqual(delivery.read(header)[0], b"", letter)
 
     def test_other_properties_before_and_after(self) -> None:
-        """The headers are found behind the properties that precede them on the wire."""
+        """The headers are found behind the properties that precede them in the frame."""
         for before in ({}, {"content_type": "a"}, {"content_encoding": "bc"}, {"content_type": "a", "content_encoding": "bc"}):
             header = with_headers({"connection_id": ID, "to_device_seq": 3}, **before, app_id="x", priority=1)
             self.assertEqual(delivery.read(header), (ID, 3, False))
@@ -65,14 +65,14 @@ class NumberTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=60)
     @given(st.sampled_from(sorted(INTEGERS)), st.integers(0, (1 << 64) - 1))
     def test_every_integer_type(self, letter: str, number: int) -> None:
-        """A number may be of any integer type; a negative one is `BAD`."""
+        """A number may be of any integer type. A negative one is `BAD`."""
         raw = number.to_bytes(8)[-struct.calcsize(INTEGERS[letter]) :]
         value = struct.unpack(INTEGERS[letter], raw)[0]
         header = with_raw_headers((b"to_device_seq", letter.encode() + raw), (b"connection_id", b"S" + wire.long_string(ID)))
         self.assertEqual(delivery.read(header), (ID, value if 0 <= value < 1 << 63 else BAD, False))
 
     def test_negative_numbers(self) -> None:
-        """A negative number is `BAD`, in whichever type."""
+        """A negative number is `BAD`, in any type."""
         for letter in "bsIl":
             for number in (-1, -2, -100):
                 header = with_raw_headers((b"to_device_seq", letter.encode() + struct.pack(INTEGERS[letter], number)))
@@ -86,14 +86,14 @@ class NumberTests(SynchronousTestCase):
                 self.assertEqual(delivery.read(header)[1], number)
 
     def test_whole_doubles(self) -> None:
-        """A double is a number where it is whole and exact: languages without integers write theirs so."""
+        """A double is a number if it is integral and exact: languages without integers write numbers in this way."""
         for value, number in ((0.0, 0), (-0.0, 0), (17.0, 17), (2.0**53, 2**53)):
             self.assertEqual(delivery.read(with_headers({"to_device_seq": value}))[1], number)
         header = with_raw_headers((b"to_device_seq", b"f" + struct.pack(">f", 12.0)))
         self.assertEqual(delivery.read(header)[1], 12)
 
     def test_numbers_are_exact(self) -> None:
-        """A number is an exact `int`, whatever type it came as: `x in range` searches one by one for any subclass."""
+        """A number is an exact `int` for every type: `x in range` is a linear search for a subclass."""
         for value in (Timestamp(2**40), 2**40, float(2**40), str(2**40), str(2**40).encode()):
             header = with_headers({"to_device_seq": value, "expires_at": value, "owsla_expiration": value})
             address = delivery.details(header)
@@ -102,7 +102,7 @@ class NumberTests(SynchronousTestCase):
             self.assertEqual(delivery.read(header)[1], 2**40)
 
     def test_what_is_no_number(self) -> None:
-        """Everything else is `BAD`: it is neither a number nor none."""
+        """Any other value is `BAD`: neither a number nor missing."""
         values: list[Any] = [True, False, None, [1], {}, -1, b"\xb2", b"\xff"]
         values += [1.5, -1.0, float("nan"), float("inf"), 2.0**53 + 2, 1e300]
         values += ["-1", "+1", "", " 1", "1 ", "1.0", "0x1", "1_0", "x", "\u0663", "\xb2", "1" * 20, "9" * 500]
@@ -111,14 +111,14 @@ class NumberTests(SynchronousTestCase):
             self.assertEqual(delivery.read(with_headers({"to_device_seq": value}))[1], BAD, value)
 
     def test_names_that_only_resemble(self) -> None:
-        """Only the contract's own names count."""
+        """Only the exact names of the contract count."""
         header = with_headers({"Connection_id": ID, "connection_id2": ID, "to_device_se": 1, "expires_a": 1})
         self.assertEqual(delivery.read(header), (None, None, False))
 
 
 class MoreTests(SynchronousTestCase):
     def test_what_asks_for_a_look(self) -> None:
-        """A message that expires, closes the connection or asks for a report says more than an address."""
+        """A message that expires, closes the connection or requests a report is read in full."""
         plain = {"connection_id": ID}
         self.assertFalse(delivery.read(with_headers(plain, correlation_id="c", message_id="m"))[2])
         for headers, properties in (
@@ -131,13 +131,15 @@ class MoreTests(SynchronousTestCase):
             self.assertEqual(delivery.read(with_headers({**headers, **plain}, **properties)), (ID, None, True))
 
     def test_without_headers(self) -> None:
-        """A message without headers may ask for a report all the same."""
+        """A message without headers may request a report."""
         header = wire.header_payload(0, wire.encode_properties({"reply_to": "q"}))
         self.assertEqual(delivery.read(header), (None, None, True))
         self.assertEqual(delivery.details(header).reply_to, b"q")
 
     def test_expires_at(self) -> None:
-        """A number or decimal text is milliseconds, a timestamp is seconds; anything else is a mistake, and nothing is none."""
+        """A number or decimal text is milliseconds, a timestamp is seconds. Any other value is invalid, and a missing one is no
+        limit.
+        """
         for value, expected in (
             (1_700_000_000_123, 1_700_000_000_123),
             (Timestamp(1_700_000_000), 1_700_000_000_000),
@@ -155,7 +157,7 @@ class MoreTests(SynchronousTestCase):
             self.assertEqual(delivery.details(with_headers({"expires_at": value})).expires_at, expected, value)
 
     def test_expiration(self) -> None:
-        """The broker's own expiration counts, and what another node moved to a header where there is none."""
+        """`expiration` counts, or else the header to which another node moved it."""
         self.assertEqual(delivery.details(with_headers({}, expiration="250")).expiration, 250)
         self.assertEqual(delivery.details(with_headers({"owsla_expiration": "300"})).expiration, 300)
         self.assertEqual(delivery.details(with_headers({"owsla_expiration": "300"}, expiration="250")).expiration, 250)
@@ -168,7 +170,7 @@ class MoreTests(SynchronousTestCase):
             self.assertIs(delivery.details(with_headers({"owsla_close": value})).close, expected)
 
     def test_reports(self) -> None:
-        """`reply_to` is a name's bytes, the correlation id stays as it stands on the wire."""
+        """`reply_to` is the bytes of a name. The correlation id is kept as encoded."""
         address = delivery.details(with_headers({}, reply_to=b"\xff", correlation_id=b"\xfe!"))
         self.assertEqual((address.reply_to, address.correlation_id), (b"\xff", b"\x02\xfe!"))
         nothing = delivery.details(wire.header_payload(0, b"\0\0"))
@@ -189,7 +191,7 @@ class HostileTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=100)
     @given(MESSAGES)
     def test_any_message_is_read(self, header: bytes) -> None:
-        """Every well-formed message is read, and as the slow way reads it."""
+        """Every well-formed message is read, with the result of the slow parser."""
         connection_id, seq, more = delivery.read(header)
         values = wire.split_properties(header, 12)
         headers = dict(wire.split_table(values["headers"]))
@@ -207,7 +209,7 @@ class HostileTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=300)
     @given(hostile(MESSAGES))
     def test_hostile_headers(self, header: bytes) -> None:
-        """Whatever the bytes, reading them works or raises `WireError`."""
+        """For any bytes the parser works or raises `WireError`."""
         for read in (delivery.read, delivery.details):
             try:
                 read(header)
@@ -215,7 +217,7 @@ class HostileTests(SynchronousTestCase):
                 continue
 
     def test_cut_off_anywhere(self) -> None:
-        """A header cut off at any byte raises `WireError`, or is read up to where it was cut behind its headers."""
+        """A header cut at any byte raises `WireError`, or is read if the cut is behind its headers."""
         whole = with_headers({"connection_id": ID, "to_device_seq": 1, "a": [1], "b": "x"}, content_type="t")
         for cut in range(len(whole)):
             with self.assertRaises(WireError):

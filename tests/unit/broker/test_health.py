@@ -1,4 +1,4 @@
-"""The connections to the broker as a whole: one event for what hits them all."""
+"""Tests of the state of all broker connections together: one event for a failure of all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HealthTests(SynchronousTestCase):
             self.health.up(role, HERE)
 
     def test_ready(self) -> None:
-        """The broker is connected once all connections are."""
+        """The broker counts as connected once all connections are up."""
         for role in ROLES[:2]:
             self.health.up(role, HERE)
         self.assertEqual((self.events, self.health.ready, self.readied), ([], False, 0))
@@ -40,7 +40,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual((self.take(), self.health.ready, self.readied), ([BrokerConnected], True, 1))
 
     def test_one_loss(self) -> None:
-        """A broker that goes away is one loss, and one connection when it is back."""
+        """An outage of the broker is one loss, and one connect when it is back."""
         self.all_up()
         self.take()
         for role in ROLES:
@@ -51,7 +51,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual((self.take(), self.readied), ([BrokerConnected], 2))
 
     def test_one_connection_of_several(self) -> None:
-        """One that is lost and comes back is a loss and a connection, too."""
+        """One connection that is lost and restored is a loss and a connect, too."""
         self.all_up()
         self.take()
         self.health.down("courier", HERE, "gone")
@@ -59,7 +59,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual(self.take(), [BrokerLost, BrokerConnected])
 
     def test_each_failure_is_said_once(self) -> None:
-        """Failing attempts of all connections for the same reason are said once until the broker was connected."""
+        """Failed attempts of all connections for the same reason are logged once until the broker is connected again."""
         for _ in range(3):
             for role in ROLES:
                 self.health.failed(role, HERE, "refused")
@@ -73,7 +73,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual((self.take(), self.health.ready), ([BrokerUnavailable], False))
 
     def test_blocked(self) -> None:
-        """That the broker is blocked is said once for all connections, and so is its end, also by a connection's end."""
+        """A blocked broker is logged once for all connections, and so is its end, also if a connection ends."""
         self.all_up()
         self.take()
         self.health.blocked("producer", "memory")

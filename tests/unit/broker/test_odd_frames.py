@@ -1,4 +1,4 @@
-"""Frames that are AMQP and make no sense, for everything that reads them: no frame from outside is a defect of ours."""
+"""Tests of valid AMQP frames without sense, for every reader: no received frame is a defect of Owsla."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _BODIES = st.sampled_from([b"", b"body", b"[]", Notice(A, HERE).pack(), Notice(A
 
 @st.composite
 def method_frames(draw: st.DrawFn, methods: list[Method]) -> bytes:
-    """The frames of one method, with its content if it has any."""
+    """Return the frames of one method, with its content if it has any."""
     method = draw(st.sampled_from(methods))
     channel = draw(st.sampled_from([0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 9]))
     fields = {name: draw(_VALUES[kind]) for name, kind in method.fields}
@@ -92,7 +92,7 @@ FRAMES = st.lists(method_frames(_FREQUENT) | method_frames(list(BY_NAME.values()
 
 
 class _Output:
-    """Standard output that takes everything at once, and shows nothing."""
+    """Standard output that accepts everything at once, and discards it."""
 
     def __init__(self, reactor: Any, broken: Callable[[str], None]) -> None: ...
 
@@ -101,14 +101,14 @@ class _Output:
 
 
 class OddFramesTests(BrokerTestCase):
-    """Whatever comes, it is dealt with, or the connection ends for a reason that is the broker's, and is made again."""
+    """Any frame is handled, or ends the connection with a reason of the broker, and the connection is opened again."""
 
     def setUp(self) -> None:
         for command in (_send, _tail):
             self.patch(command, "Output", _Output)
 
     def play(self, make: Callable[[Server], tuple[Role, Callable[[], object]]], pieces: list[bytes], early: bool) -> None:
-        """Send these to a role that is up, or while it sets up."""
+        """Send the frames to a role that is up, or during its set-up."""
         server = Server(heartbeat=60_000)
         role, act = make(server)
         server.client.watcher = role
@@ -136,7 +136,7 @@ class OddFramesTests(BrokerTestCase):
 
 
     def test_a_report_with_an_odd_id(self) -> None:
-        """A report's correlation id may be anything: what is no number of ours is no report of ours."""
+        """The correlation id of a report may be anything: one that is not a number of Owsla is ignored."""
         server = Server(heartbeat=60_000)
         role, _ = make_send(server)
         server.ready()

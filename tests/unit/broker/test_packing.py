@@ -1,4 +1,4 @@
-"""Packed lines are what pamqp reads: the contract's message, header by header."""
+"""Tests of packed lines, read by pamqp: the message of the contract, header by header."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def packer(
 
 
 def frames(data: bytes) -> list[tuple[int, int, Any]]:
-    """(bytes, channel, pamqp's frame) for each."""
+    """Return (bytes, channel, frame of pamqp) for each frame."""
     found = []
     while data:
         size, channel, frame = pamqp_frame.unmarshal(data)
@@ -52,7 +52,7 @@ def frames(data: bytes) -> list[tuple[int, int, Any]]:
 
 
 class Message:
-    """A packed line as pamqp reads it."""
+    """Packed line as pamqp reads it."""
 
     def __init__(self, data: bytes) -> None:
         self.sizes = [size for size, _, _ in frames(data)]
@@ -72,8 +72,8 @@ class Message:
 
 class PackTests(SynchronousTestCase):
     def test_another_queue_for_answers(self) -> None:
-        """When the node takes another name, answers are asked for on that queue at once, of connections that are there, too; a
-        name of another length would not fit what is packed already.
+        """After a change of the node name, lines ask for answers on the new queue at once, also on existing connections. A name
+        of another length would not fit packed templates.
         """
         one = packer()
         template = one.template(ID, None)
@@ -85,7 +85,7 @@ class PackTests(SynchronousTestCase):
             one.answer_to(b"to_device.89abcdef0")
 
     def test_the_contracts_message(self) -> None:
-        """A line is one mandatory publish with exactly the contract's headers and properties, of the contract's types."""
+        """A line is one mandatory publish with exactly the headers and properties of the contract, with their types."""
         one = packer()
         data = one.pack(one.template(ID, None), 7, b"\xff hello", 1_700_000_000)
         message = Message(data)
@@ -111,8 +111,8 @@ class PackTests(SynchronousTestCase):
         return wire.split_table(wire.split_properties(data[offset + 7 : offset + 7 + size], 12)["headers"])
 
     def test_narrow_numbers(self) -> None:
-        """For clients that cannot read `l` a number is a 32-bit integer as far as it fits, and a 64-bit one beyond; all else is
-        the same.
+        """For clients that cannot read `l`, a number is a 32-bit integer if it fits, and a 64-bit one otherwise. All else is
+        unchanged.
         """
         for exchange in ("", "lines"):
             key = RoutingKey("{connection_id}") if exchange else "from_device"
@@ -154,7 +154,7 @@ class PackTests(SynchronousTestCase):
         st.integers(20, 120),
     )
     def test_any_line(self, seq: int, line: bytes, second: int, device_id: str | None, frame_max: int) -> None:
-        """Any line of any length is the same bytes to pamqp, cut into no more body frames than it takes."""
+        """A line of any length has the same bytes in pamqp, in the minimum number of body frames."""
         one = packer(frame_max, delivery_mode=1)
         message = Message(one.pack(one.template(ID, device_id), seq, line, second))
         headers: dict[str, Any] = {"connection_id": ID.decode(), "from_device_seq": seq}
@@ -174,14 +174,14 @@ class PackTests(SynchronousTestCase):
         self.assertEqual((message.header.body_size, message.bodies), (0, []))
 
     def test_the_largest_body_of_one_frame(self) -> None:
-        """A body that just fills a frame has one, and a byte more has two."""
+        """The largest body of one frame has one frame, and a byte more needs two."""
         one = packer(108)
         template = one.template(ID, None)
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 100, 5)).bodies], [100])
         self.assertEqual([len(part) for part in Message(one.pack(template, 0, b"x" * 101, 5)).bodies], [100, 1])
 
     def test_routing_keys(self) -> None:
-        """With a template each connection's lines have its own key, on the exchange that is asked for."""
+        """With a template each connection has its own routing key, on the configured exchange."""
         one = packer(exchange="lines", routing_key=RoutingKey("{node}.{device_id}"))
         self.assertFalse(one.one_route)
         for device_id, key in (("door-7", "0123abcd.door-7"), (None, f"0123abcd.{ID.decode()}")):
@@ -193,13 +193,13 @@ class PackTests(SynchronousTestCase):
         self.assertEqual((message.method.exchange, message.method.routing_key, fixed.one_route), ("lines", "all", True))
 
     def test_a_name_is_no_template(self) -> None:
-        """A queue's name is taken as it is, braces and all."""
+        """The name of a queue is used literally, with braces."""
         one = packer(routing_key="{node}")
         message = Message(one.pack(one.template(ID, None), 0, b"x", 5))
         self.assertEqual((message.method.routing_key, one.one_route), ("{node}", True))
 
     def test_unroutable(self) -> None:
-        """There is no template for a key that is too long; to pack with what stands in its place is that error."""
+        """A routing key that is too long has no template. Packing with its placeholder raises that error."""
         one = packer(exchange="lines", routing_key=RoutingKey("{device_id}"))
         error = self.assertRaises(KeyTooLong, one.template, ID, "x" * 256)
         for line in (b"", b"x", b"x" * 9000):
@@ -215,7 +215,7 @@ class PackTests(SynchronousTestCase):
             self.assertEqual(message.properties.timestamp, datetime.fromtimestamp(second, UTC))
 
     def test_limit(self) -> None:
-        """After `limit` frames are as large as the broker says, for templates made before it as well."""
+        """After `limit` frames have the size of the broker, also for existing templates."""
         one = packer(4096)
         template = one.template(ID, None)
         one.limit(58)
@@ -224,8 +224,8 @@ class PackTests(SynchronousTestCase):
         self.assertEqual(len(Message(one.pack(template, 0, b"x" * 120, 5)).bodies), 1)
 
     def test_largest(self) -> None:
-        """A line of more bytes than the broker takes is not packed, whether it would fill one frame or several, and whatever
-        frames are packed for afterwards; one of just as many is.
+        """A line above the maximum of the broker is not packed, for one frame or several, and for any later frame size. A line
+        of exactly the maximum is.
         """
         for largest in (10, 4088, 4089, 10000):
             for frame_max in (4096, 131072):
@@ -240,13 +240,13 @@ class PackTests(SynchronousTestCase):
                 self.assertIn(f"a line of {largest + 1} bytes", str(error))
 
     def test_body_size(self) -> None:
-        """A packed line says how long the line is."""
+        """A packed line knows the length of its body."""
         for size in (0, 1, 4088, 10000):
             pack = packer(exchange="x" * 99)
             self.assertEqual(body_size(pack.pack(pack.template(ID, "door"), 0, b"x" * size, 0)), size)
 
     def test_shared(self) -> None:
-        """What is the same for all device ids of one length is there once, unless each has its own routing key."""
+        """Device ids of the same length share their common part, unless each has its own routing key."""
         one = packer()
         first, second, longer = one.template(ID, "d1"), one.template(ID[::-1], "d2"), one.template(ID, "d10")
         self.assertIs(first.before_size, second.before_size)
@@ -261,7 +261,7 @@ class RefitTests(SynchronousTestCase):
     @example(b"x" * 200, 120, 20)
     @example(b"x" * 200, 20, 120)
     def test_refit(self, line: bytes, before: int, after: int) -> None:
-        """A line packed again for smaller frames is the same message, its body frames all small enough."""
+        """A line packed again for smaller frames is the same message in smaller body frames."""
         one = packer(before)
         data = one.pack(one.template(ID, None), 1, line, 5)
         again = refit(data, after)

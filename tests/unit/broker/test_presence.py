@@ -1,4 +1,4 @@
-"""Presence on the wire: a role of a connection to the broker, and an event handler."""
+"""Tests of presence messages: a role of a broker connection, and an event handler."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class PublishingTests(Base):
         self.connect()
 
     def test_the_queue(self) -> None:
-        """The queue is declared durable and plain, so that a back end's own declaration matches; confirms are on."""
+        """The queue is durable and has no arguments, so that a declaration of a back end matches. Confirms are on."""
         (declared,) = [call for call in self.server.called("queue.declare") if not call["passive"]]
         self.assertEqual((declared["queue"], declared["durable"], declared["arguments"]), ("connection_events", True, {}))
         self.assertEqual(len(self.server.called("confirm.select")), 1)
 
     def test_the_message(self) -> None:
-        """Mandatory, persistent, JSON, with headers as the contract says."""
+        """A message is mandatory, persistent, JSON, with the headers of the contract."""
         self.role.handle(connected("a", "sensor 7"), NODE, self.now())
         (publish,) = self.server.take()
         self.assertTrue(publish.method["mandatory"])
@@ -97,7 +97,7 @@ class PublishingTests(Base):
         self.assertEqual(json.loads(publish.body)["peer"], "192.0.2.1:1234")
 
     def test_strange_names(self) -> None:
-        """A name from a certificate that is no text is announced all the same."""
+        """A name from a certificate that is not text is announced."""
         self.role.handle(connected("a", "x\ud800\0\u00e9"), NODE, self.now())
         (publish,) = self.server.take()
         self.assertEqual(publish.headers["device_id"], "x?\0\u00e9")
@@ -112,7 +112,7 @@ class PublishingTests(Base):
         """`disconnected` follows the confirm of `connected`."""
         self.come("a")
         self.go("a")
-        self.assertEqual(self.told(), ["-a"])  # within a turn it came and went
+        self.assertEqual(self.told(), ["-a"])  # both events in one turn
         self.come("b")
         self.assertEqual(self.told(), ["+b"])
         self.go("b")
@@ -123,7 +123,7 @@ class PublishingTests(Base):
         self.assertEqual(self.role.unconfirmed, 0)
 
     def test_another_node(self) -> None:
-        """The loss of a node is announced too."""
+        """The loss of another node is announced too."""
         self.role.node_lost("89abcdef")
         (publish,) = self.server.take()
         self.assertEqual((describe(publish), publish.properties["message_id"]), ("!89abcdef", "89abcdef"))
@@ -181,7 +181,7 @@ class PublishingTests(Base):
         self.assertEqual(sorted(self.told()), ["+b", "-c"])
 
     def test_long_from_the_start(self) -> None:
-        """A node that starts again and again does not make a long queue longer each time."""
+        """A node that is restarted again and again does not make a long queue longer each time."""
         self.lose()
         self.server.found[QUEUE] = (LONG, 3)
         found = self.server.found
@@ -236,7 +236,9 @@ class PublishingTests(Base):
         self.assertEqual(sorted(self.told()), ["+a*", "+b", "+c"])
 
     def test_a_channel_that_is_closed(self) -> None:
-        """The broker closes the channel: a warning, and another channel on the same connection after a wait."""
+        """If the broker closes the channel, a warning is logged, and another channel is opened on the same connection after a
+        wait.
+        """
         self.come("a")
         self.server.take()
         self.server.close_channel(PUBLISH_CHANNEL, 403, "ACCESS_REFUSED - not you")

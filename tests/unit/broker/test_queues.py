@@ -1,4 +1,4 @@
-"""Queues: how they are declared, and used as they are where somebody else has declared them otherwise."""
+"""Tests of queues: their declaration, and the use of queues that exist with other arguments."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class DeclareTests(BrokerTestCase):
         self.assertEqual(self.warnings, [])
 
     def test_no_delivery_limit(self) -> None:
-        """A quorum queue that nobody but Owsla declares has no delivery limit where RabbitMQ would give it one, since
-        4.0, which takes -1. The operator's own limit stands.
+        """A quorum queue that only Owsla declares has no delivery limit: it is declared with -1 where RabbitMQ has a default,
+        since 4.0. A limit of the operator is kept.
         """
         quorum = {"x-queue-type": "quorum"}
         for version, queue, limit in (
@@ -64,8 +64,8 @@ class DeclareTests(BrokerTestCase):
             self.assertEqual(declared["arguments"].get("x-delivery-limit"), limit)
 
     def test_counts_returns(self) -> None:
-        """A quorum queue counts what comes back, unless RabbitMQ 4 says that it was declared without a limit; so may one of
-        which the broker will not say what it is.
+        """A quorum queue counts returns, unless RabbitMQ 4 reports that it was declared without a limit; also one whose
+        arguments the broker does not report.
         """
         classic = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'quorum' in vhost '/': received none but"
         quorum = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but"
@@ -85,7 +85,7 @@ class DeclareTests(BrokerTestCase):
             self.assertFalse(self.server.transport.ended)
 
     def test_used_as_it_is(self) -> None:
-        """One that exists with other arguments, or that is not ours to declare, is checked passively, with a warning."""
+        """A queue that exists with other arguments, or that Owsla must not declare, is checked passively, with a warning."""
         for code, text in ((406, "PRECONDITION_FAILED - inequivalent arg"), (403, "ACCESS_REFUSED - no")):
             self.warnings.clear()
             self.server.refusals["q", False] = (code, text)
@@ -99,7 +99,7 @@ class DeclareTests(BrokerTestCase):
             self.assertFalse(self.server.transport.ended)
 
     def test_neither_there_nor_ours(self) -> None:
-        """One that is not ours to declare, and not there, fails with the first reason."""
+        """A missing queue that Owsla must not declare fails with the first reason."""
         self.server.refusals["q", False] = (403, "ACCESS_REFUSED - no")
         self.server.refusals["q", True] = (404, "NOT_FOUND - no queue")
         result = self.declare()
@@ -114,7 +114,7 @@ class DeclareTests(BrokerTestCase):
         self.assertEqual((result.error.code, len(self.server.called("queue.declare"))), (404, 1))
 
     def test_the_connection_ends(self) -> None:
-        """When the connection ends first it fails with that, at whichever step."""
+        """If the connection ends first, the declaration fails with its reason, at any step."""
         for step in ("channel.open", "queue.declare", "channel.close"):
             self.server = Server().ready()
             self.server.silent.add(step)
@@ -134,7 +134,7 @@ class FindExchangeTests(BrokerTestCase):
         return result
 
     def test_there(self) -> None:
-        """An exchange is only looked for, on a channel that is closed again."""
+        """An exchange is only checked, on a channel that is closed again."""
         result = self.find()
         self.assertTrue(result.done)
         self.assertIsNone(result.failure)
@@ -146,14 +146,14 @@ class FindExchangeTests(BrokerTestCase):
         self.assertEqual((declared["exchange"], declared["passive"]), ("x", True))
 
     def test_not_there(self) -> None:
-        """Where it is not there the broker's reason is the error."""
+        """A missing exchange fails with the reason of the broker."""
         self.server.refusals["x", True] = (404, "NOT_FOUND - no exchange 'x' in vhost '/'")
         result = self.find()
         self.assertIsInstance(result.error, BrokerError)
         self.assertEqual((result.error.code, result.error.scope), (404, "channel"))
 
     def test_the_connection_ends(self) -> None:
-        """When the connection ends first it fails with that, at whichever step."""
+        """If the connection ends first, the check fails with its reason, at any step."""
         for step in ("channel.open", "exchange.declare", "channel.close"):
             self.server = Server().ready()
             self.server.silent.add(step)
@@ -165,19 +165,21 @@ class FindExchangeTests(BrokerTestCase):
 
 class NamesTests(BrokerTestCase):
     def test_the_nodes_queue(self) -> None:
-        """A node's queue is not exclusive, has one active consumer, and outlives any restart of the broker, not the node."""
+        """The node queue is not exclusive, has a single active consumer, and survives a restart of the broker, but not the
+        node.
+        """
         queue = topology.node_queue("lines", b"0123abcd")
         self.assertEqual(queue.name, "lines.0123abcd")
         self.assertEqual(queue.arguments, {"x-expires": 30 * 60 * 1000, "x-single-active-consumer": True})
 
     def test_the_undeliverable_queue(self) -> None:
-        """It is bounded, and refuses what is too much rather than drop what is there."""
+        """The queue of undeliverable messages is bounded, and refuses further messages rather than drop old ones."""
         queue = topology.undeliverable_queue("lines", 7)
         self.assertEqual(queue.name, "lines.undeliverable")
         self.assertEqual(queue.arguments, {"x-max-length": 7, "x-overflow": "reject-publish"})
 
     def test_the_operators_arguments(self) -> None:
-        """Arguments of the operator's come to those that Owsla needs."""
+        """Arguments of the operator are added to those that Owsla needs."""
         quorum = {"x-queue-type": "quorum"}
         queue = topology.node_queue("lines", b"0123abcd", quorum)
         self.assertEqual(

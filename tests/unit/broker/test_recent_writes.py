@@ -1,4 +1,4 @@
-"""What a channel has handed over lately, and what identifies it."""
+"""Tests of the recently delivered messages of a channel, and of the identity of a message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IdentityTests(SynchronousTestCase):
         return identity(message(body, {"connection_id": ID, **(headers or {})}, **properties), body)
 
     def test_differs(self) -> None:
-        """Messages differ by their bodies, their properties and their headers."""
+        """Messages differ by their bodies, properties and headers."""
         different = [
             self.identity(),
             self.identity(b"other"),
@@ -34,7 +34,7 @@ class IdentityTests(SynchronousTestCase):
         self.assertEqual(len(set(different)), len(different))
 
     def test_copies(self) -> None:
-        """Copies are alike: whatever RabbitMQ counts in them, and whatever the way over another node has moved or added."""
+        """Copies have the same identity, whatever RabbitMQ counts in them, or a forward has moved or added."""
         for headers, properties in (
             ({}, {}),
             ({"CC": ["a"], "n": 1}, {"expiration": "60000", "message_id": "m", "user_id": "guest"}),
@@ -46,14 +46,14 @@ class IdentityTests(SynchronousTestCase):
             self.assertEqual(len({identity(each, b"body") for each in (one, forward, counted)}), 1)
 
     def test_unreadable(self) -> None:
-        """What cannot be read to its end has an identity, too."""
+        """A message that cannot be read to its end has an identity, too."""
         odd = [wire.header_payload(4, b"\0\x02"), wire.header_payload(4, b"\0\x02\0")]
         self.assertEqual(len({identity(each, b"body") for each in odd}), 2)
 
 
 class RecentWritesTests(SynchronousTestCase):
     def test_the_last(self) -> None:
-        """As many as the prefetch are kept, large ones, too: the last ones."""
+        """As many messages as the prefetch are remembered, large ones too: the last ones."""
         written = RecentWrites(3)
         bodies = [b"x" * size for size in (1, 2, KEPT_WHOLE, 2 * KEPT_WHOLE)]
         for body in bodies:

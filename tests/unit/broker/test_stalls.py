@@ -1,4 +1,4 @@
-"""Connections that are stalled one by one: who, for how long, and what is told of it."""
+"""Tests of connections that stall separately: which ones, for how long, and what is logged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StallsTests(SynchronousTestCase):
         self.stalls: Stalls[str] = Stalls()
 
     def test_one(self) -> None:
-        """A connection stalls with the first line that is refused, until one is safe that was published again."""
+        """A connection stalls at the first refused line, until a line that was published again is safe."""
         self.assertFalse(self.stalls)
         self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
         self.assertEqual(self.stalls.refuse("a", "full"), (False, False))
@@ -25,7 +25,7 @@ class StallsTests(SynchronousTestCase):
         self.assertFalse(self.stalls)
 
     def test_refused_again(self) -> None:
-        """One that is refused again stays stalled, whatever else of it was safe."""
+        """A connection with another refused line stays stalled, whatever other lines of it are safe."""
         self.stalls.refuse("a", "full")
         self.stalls.wait("a")
         self.stalls.published_again()
@@ -34,7 +34,7 @@ class StallsTests(SynchronousTestCase):
         self.assertIn("a", self.stalls)
 
     def test_who_does_not_wait(self) -> None:
-        """Who has left, or never asked, is not told."""
+        """A connection that has left, or does not wait, is not called."""
         for source in "abc":
             self.stalls.refuse(source, "full")
             self.stalls.wait(source)
@@ -45,7 +45,7 @@ class StallsTests(SynchronousTestCase):
         self.assertEqual(self.stalls.safe("dcba"), ["c", "a"])
 
     def test_reasons(self) -> None:
-        """A reason is told once, and again after all that stalled for it went on."""
+        """A reason is logged once, and again after all connections stalled for it have continued."""
         self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
         self.assertEqual(self.stalls.refuse("b", "full"), (True, False))
         self.assertEqual(self.stalls.refuse("c", "nowhere"), (True, True))
@@ -58,7 +58,7 @@ class StallsTests(SynchronousTestCase):
         self.assertEqual(self.stalls.refuse("f", "nowhere"), (True, False))
 
     def test_many_reasons(self) -> None:
-        """Of very many reasons the first are told; when they are over there is room for others."""
+        """Of very many reasons the first ones are logged. When they are over, there is room for others."""
         told = [self.stalls.refuse(str(number), str(number))[1] for number in range(2 * REASONS_REPORTED)]
         self.assertEqual(sum(told), REASONS_REPORTED)
         self.stalls.published_again()
@@ -66,7 +66,7 @@ class StallsTests(SynchronousTestCase):
         self.assertEqual(self.stalls.refuse("0", "again"), (True, True))
 
     def test_clear(self) -> None:
-        """With a new connection nobody is stalled; those that wait go on in their order."""
+        """On a new connection to the broker no connection is stalled. Waiting ones continue in their order."""
         for source in "cab":
             self.stalls.refuse(source, "full")
         self.stalls.wait("b")

@@ -14,7 +14,7 @@ Line = tuple[str, int]
 
 
 def packed(line: Line) -> bytes:
-    """Lines differ in length, so that a wrong sum shows."""
+    """Return a packed line. Lines differ in length, so that a wrong sum shows."""
     return f"{line[0]}:{line[1]}:{'x' * (line[1] % 5)}".encode()
 
 
@@ -23,7 +23,7 @@ def lines(entries: list[Entry]) -> list[Line]:
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """A channel of a broker, as the model: the publishes that it has not answered, by their delivery tags.
+    """Channel of a broker, as the model: its unanswered publishes, by delivery tag.
 
     Towards the window it does all that RabbitMQ does: it confirms and refuses, one or many, in any order, and each tag once.
     """
@@ -56,7 +56,7 @@ class WindowMachine(RuleBasedStateMachine):
             self.publish(line)
 
     def answer(self, data: st.DataObject) -> tuple[int, bool, list[int]]:
-        """A tag to answer, whether up to it, and which ones that means."""
+        """Return a tag to answer, whether it covers all up to it, and the answered tags."""
         tags = sorted(self.unanswered)
         tag = data.draw(st.sampled_from(tags) | st.just(tags[0]))
         multiple = data.draw(st.booleans())
@@ -66,7 +66,7 @@ class WindowMachine(RuleBasedStateMachine):
         return tag, multiple, which
 
     def take(self, which: list[int]) -> list[Line]:
-        """The lines of these publishes that the window still waits for."""
+        """Return the lines of these publishes that the window still waits for."""
         taken = [self.unanswered.pop(tag) for tag in which]
         fresh = [line for tag, line in zip(which, taken, strict=True) if tag not in self.repeated]
         self.repeated.difference_update(which)
@@ -81,7 +81,7 @@ class WindowMachine(RuleBasedStateMachine):
         assert lines(entries) == expected
         back: list[Entry] = data.draw(st.lists(st.sampled_from(entries), unique=True)) if entries else []
         self.unsafe.difference_update(expected)
-        if back and bool(data.draw(st.booleans())):  # those were returned
+        if back and bool(data.draw(st.booleans())):  # the others were returned
             self.window.put_back(back)
             self.unsafe.update(lines(back))
             self.refused.update(lines(back))
@@ -102,18 +102,18 @@ class WindowMachine(RuleBasedStateMachine):
         again = [self.by_bytes[data] for data in self.window.retry()]
         for source in "abc":
             mine = [line for line in again if line[0] == source]
-            # From the first refused line on, in order; and of what is confirmed, nothing.
+            # From the first refused line on, in order; no confirmed line.
             assert mine == sorted(line for line in self.unsafe if line[0] == source and source in sources)
         for tag, (source, _) in self.unanswered.items():
             if source in sources:
-                self.repeated.add(tag)  # its answer is still to come, and no longer matters
+                self.repeated.add(tag)  # its answer is pending, and no longer matters
         for line in again:
             self.publish(line)
         self.refused.clear()
 
     @rule(least=st.integers(3, 5), source=st.sampled_from("abc"))
     def give_up(self, least: int, source: str) -> None:
-        """The longest lines of somebody are given up, wherever they are."""
+        """Give up the longest lines of a connection, in any state."""
 
         def hopeless(data: bytes) -> bool:
             return data.startswith(source.encode()) and data.count(b"x") >= least
@@ -146,14 +146,14 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), multiple=st.booleans(), confirm=st.booleans())
     def nonsense(self, data: st.DataObject, multiple: bool, confirm: bool) -> None:
-        """A tag that was never given out, or was answered before."""
+        """Return a tag that was never assigned, or was answered before."""
         answered = [tag for tag in range(1, self.tag) if tag not in self.unanswered] if not multiple else []
         tag = data.draw(st.sampled_from([*answered, self.tag, self.tag + 1, self.tag + 1000, (1 << 64) - 1]))
         try:
             (self.window.confirm if confirm else self.window.refuse)(tag, multiple)
         except UnknownTag:
             return
-        # All up to the last one, when all of them were answered: that is only superfluous.
+        # The last tag with `multiple`, when all were answered, is only superfluous.
         raise AssertionError(f"{tag} was taken")
 
     @invariant()
@@ -167,7 +167,7 @@ class WindowMachine(RuleBasedStateMachine):
         assert not (window.roomy and window.full)
         assert window.refused == bool(self.refused)
         assert sorted(window.sources()) == sorted(source for source, _ in self.unsafe)
-        # What is kept is what is not answered, and a bounded stretch of places where something was.
+        # Unanswered lines are kept, and a bounded number of gaps between them.
         kept = [tag for tag, entry in enumerate(window._entries, window._first) if entry is not None]
         assert [*window._aside, *kept] == sorted(self.unanswered)
         assert len(window._entries) - len(kept) <= 2 * self.bound
@@ -175,9 +175,8 @@ class WindowMachine(RuleBasedStateMachine):
 
 class WindowTests(SynchronousTestCase):
     def test_against_a_model(self) -> None:
-        """Whatever the broker confirms, refuses and returns, in whatever order, and however often its connection is lost: no
-        line is forgotten, none is repeated that is safe, each connection's are repeated in order, the sums are exact, and a
-        delivery tag that makes no sense is refused and changes nothing.
+        """For any confirms, refusals, returns and lost connections: no line is forgotten, no safe line is repeated, lines of a
+        connection are repeated in order, the sums are exact, and an invalid delivery tag is refused without effect.
         """
         run_state_machine_as_test(
             WindowMachine, settings=settings(deadline=None, max_examples=100, stateful_step_count=30)
@@ -194,7 +193,7 @@ class WindowTests(SynchronousTestCase):
         return [entry.seq for entry in entries]
 
     def test_bounds(self) -> None:
-        """The window is full at its bound of messages or of bytes, and roomy again only when an eighth is free."""
+        """The window is full at its limit of messages or of bytes, and open again only when an eighth is free."""
         window = Window(8, 100)
         for number in range(8):
             self.assertFalse(window.full)
@@ -210,7 +209,7 @@ class WindowTests(SynchronousTestCase):
         self.assertFalse(window.roomy, "93 bytes of 100")
 
     def test_spare(self) -> None:
-        """Lines of sources that left have as much room again, each source an eighth of what is left of it."""
+        """Lines of sources that left have as much room again, each source an eighth of the rest."""
         window = Window(80, 8000)
         self.assertEqual(window.spare, 20)
         for number in range(80):
@@ -226,7 +225,7 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(window.retry(), [b"x" * 15_000, b"x" * 920])
 
     def test_cumulative_then_none(self) -> None:
-        """A cumulative confirm after all were confirmed one by one confirms nothing, and is no error."""
+        """A cumulative confirm after all lines were confirmed one by one confirms nothing, and is no error."""
         self.add(0, 1)
         self.window.confirm(1, False)
         self.window.confirm(2, False)
@@ -234,7 +233,7 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(self.window.confirm(0, True), [])
 
     def test_unknown_tags(self) -> None:
-        """A tag that was not given out, or was confirmed before, raises `UnknownTag`, and nothing has changed."""
+        """A tag that was not assigned, or was confirmed before, raises `UnknownTag` without effect."""
         self.add(0, 1, 2)
         self.window.confirm(2, False)
         for tag, multiple in ((2, False), (4, False), (4, True), (0, False)):
@@ -245,7 +244,7 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(self.numbers(self.window.confirm(3, True)), [0, 2])
 
     def test_refused_lines_stay(self) -> None:
-        """A refused line counts towards the window, and so does one that was returned."""
+        """A refused line counts in the window, and so does a returned one."""
         self.add(0, 1)
         size = self.window.size
         self.window.refuse(1, False)
@@ -254,7 +253,7 @@ class WindowTests(SynchronousTestCase):
         self.assertTrue(self.window.refused)
 
     def test_retry_goes_back(self) -> None:
-        """After a refusal that connection's lines are repeated from the first refused one; others are left alone."""
+        """After a refusal the lines of that connection are repeated from the first refused one. Others are not repeated."""
         self.add(0, 1)
         self.add(0, source="b")
         self.add(2)
@@ -265,7 +264,7 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(lines(self.window.confirm(3, False)), [("b", 0)])
 
     def test_late_answers(self) -> None:
-        """The broker still answers the first copies of what was repeated; that says nothing of the second ones."""
+        """Late answers to first copies say nothing of the second copies."""
         for answer in (Window.confirm, Window.refuse):
             for multiple in (False, True):
                 self.window = Window(4, 1000)
@@ -281,7 +280,7 @@ class WindowTests(SynchronousTestCase):
                 self.assertEqual((self.window.messages, self.window.size), (0, 0))
 
     def test_restart_begins_with_the_refused(self) -> None:
-        """On a new channel refused lines come again in their places, before what was sent after them."""
+        """On a new channel refused lines are sent in their places, before later lines."""
         self.add(0, 1, 2, 3)
         self.window.refuse(2, False)
         self.assertEqual(self.window.restart(), [packed(("a", number)) for number in range(4)])
@@ -297,8 +296,8 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(self.window.size, 0)
 
     def test_memory_behind_one_that_is_not_answered(self) -> None:
-        """However many lines are confirmed one by one behind some that are not answered, nothing of them is kept; those are
-        confirmed, refused, repeated and published again as ever, before what came after them.
+        """Any number of lines confirmed one by one behind unanswered ones leaves nothing in memory. The unanswered ones are
+        confirmed, refused and repeated as usual, before later lines.
         """
 
         def begin() -> None:
@@ -333,7 +332,7 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(self.numbers(self.window.confirm(3, True)), [0, 1, 2])
 
     def test_memory(self) -> None:
-        """Confirmed lines leave nothing behind, in whatever order they are confirmed."""
+        """Confirmed lines leave nothing in memory, in any order of confirms."""
         for first in range(1, 999, 2):
             self.add(first, first + 1)
             self.window.confirm(first + 1, False)
