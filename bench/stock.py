@@ -21,11 +21,12 @@ from twisted.internet.stdio import StandardIO
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
+from owsla.device.acceptor import Limits
 from owsla.device.admission import Admission
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime
 from owsla.device.hangup import HangupWatch
-from owsla.device.port import Listener
+from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.device.transport import TLSTransport
@@ -110,20 +111,18 @@ def listen_on_twisted(factory: DeviceFactory, hangups: HangupWatch, context: SSL
 def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, context: SSL.Context) -> int:
     """Listen on the device port. Return the port."""
     admission: Admission[TLSTransport] = Admission(1_000_000, 100)
-    port = Listener(
+    port = DevicePort(
         reactor,
         bind(0, "127.0.0.1"),
         context,
         factory,
-        admission,
-        lambda event: None,
+        Limits(admission),
+        PortSettings(handshake_timeout=30.0),
         hangups,
-        handshake_timeout=30.0,
-        fail=sys.exit,
-        housekeeping=factory.housekeeping,
+        PortHooks(lambda event: None, sys.exit, factory.housekeeping),
     )
     port.startService()
-    port.open()
+    port.startListening()
     reactor.addSystemEventTrigger("before", "shutdown", port.stopService)
     return port.port
 

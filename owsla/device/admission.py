@@ -244,6 +244,10 @@ class Tally:
         self._told = 0
         self._next = float("-inf")
 
+    def add(self) -> None:
+        """Count one occurrence."""
+        self.count += 1
+
     def due(self, now: float, *, last: bool = False) -> int:
         """How many there are to tell of now; 0: none, or it is too soon. `last`: there is no later."""
         new = self.count - self._told

@@ -16,6 +16,7 @@ from ..interfaces import Clock, Courier, LineSink
 from ..letter import Letter
 from ..runtime.end_of_turn import EndOfTurn
 from .connections import RECEIVED, SENT, Connection, Connections
+from .deadlines import Deadlines
 from .deliveries import Deliveries
 from .discards import Discards
 from .hangup import HangupWatch
@@ -26,7 +27,6 @@ from .paused_reading import PausedReading
 from .reordering import ReorderLimits
 from .settings import DeviceSettings
 from .slow_devices import SlowDevices
-from .timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class DeviceFactory(ServerFactory):
         self.discards = Discards()
         self.devices = IdentifiedDevices(clock, emit, settings.replace)
         self.deliveries = Deliveries(clock, runtime.now, courier, self.reordering, self.slow)
-        self.timers: Timers[TimedOut] = Timers()
+        self.timers: Deadlines[TimedOut] = Deadlines()
         """Time-outs of dialects."""
         self.housekeeping = Housekeeping(
             clock,

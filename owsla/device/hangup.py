@@ -1,12 +1,12 @@
-"""Notices when the peer of a connection goes away that is not being read.
+"""Detection of peers that close or reset a connection while it is not read.
 
-A socket that a reactor does not read reports neither the peer's end of the stream nor its reset. During an outage of the broker
-devices reconnect, and their dead predecessors would fill the limit. So paused sockets are in an epoll set of their own that
-asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads that set's descriptor.
+A reactor reports neither the end of the stream nor a reset for a socket that it does not read. During an outage of the broker
+devices reconnect, and their dead connections would use up the limit of connections. So paused sockets are in a separate epoll
+set, which asks only for hang-ups (EPOLLRDHUP, epoll_ctl(2)), and the reactor reads the descriptor of that set.
 
-What the peer sent before its end is still in the socket (after a reset, too: Linux keeps a receive queue until the socket is
-closed). It is read at once if the window has room for it, for nobody will send it again, and in its turn where the broker takes
-lines. So a reset is treated as an end of the stream.
+The bytes that the peer sent before its end are still in the socket, also after a reset: Linux keeps the receive queue until the
+socket is closed. They are read at once if the window has room, since the peer will not send them again, and otherwise in turn
+when the broker takes lines. So a reset is treated as an end of the stream.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from ..interfaces import Reactor
 
 PATIENCE: Final = 3.0
-"""Seconds for which a connection is kept whose peer closed it, when there is no room and no broker for its last lines."""
+"""Seconds for which a connection is kept after its peer closed it, if its last lines can be neither kept nor published."""
 
 _HANGUPS: Final = select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -31,7 +31,7 @@ class Watched(Protocol):
     def fileno(self) -> int: ...
 
     def peerClosed(self) -> bool:
-        """Begin to read what the peer sent before it closed or reset the connection. `False` if there is no room for it now."""
+        """Read the bytes that the peer sent before it closed or reset the connection. Return false if there is no room now."""
 
     @property
     def awaiting_turn(self) -> bool:
@@ -42,11 +42,11 @@ class Watched(Protocol):
         """Whether what the peer sent before is of no use to anybody."""
 
     def hungUp(self) -> None:
-        """Close the connection, whose peer is gone."""
+        """Close the connection, since its peer is gone."""
 
 
 class HangupWatch:
-    """One epoll set of paused sockets, as a descriptor for the reactor. Linux only."""
+    """An epoll set of paused sockets, as a descriptor for the reactor. Linux only."""
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
@@ -54,10 +54,11 @@ class HangupWatch:
         self._watched: dict[int, Watched] = {}
         self._ended: dict[int, float] = {}
         self._keeping = False
-        self.failed: Callable[[Failure], object] = lambda reason: None
-        """Who is told when this cannot go on."""
+        self._failed: Callable[[Failure], object] = lambda reason: None
 
-    def start(self) -> None:
+    def start(self, failed: Callable[[Failure], object]) -> None:
+        """Begin to watch. `failed` is called with the failure if watching cannot continue."""
+        self._failed = failed
         self._epoll = select.epoll()
         for fd in self._watched:
             self._epoll.register(fd, _HANGUPS)
@@ -84,20 +85,20 @@ class HangupWatch:
                 try:
                     self._epoll.unregister(fd)
                 except OSError:
-                    pass  # it is closed already, and so has left the set
+                    pass  # a closed socket has left the set already
 
     def keep(self) -> None:
-        """Keep connections until there is room for what their peers sent: nobody needs their places any more."""
+        """Keep connections until their last bytes can be read. The port is closed, so no device needs their places."""
         self._keeping = True
 
     def tick(self) -> None:
-        """Let go of those that closed a while ago and are still not read."""
+        """Close the connections whose peers closed them a while ago, if they are still not read."""
         now = self._reactor.seconds()
         for fd, since in list(self._ended.items()):
             if since > now - PATIENCE:
                 break
             connection = self._watched.get(fd)
-            # The broker may have gone since: then there is room that there was not when it closed.
+            # The broker may have disconnected since: then there is room that was not there when the peer closed.
             if connection is None or connection.peerClosed():
                 continue
             if connection.discarding or not (self._keeping or connection.awaiting_turn):
@@ -121,11 +122,11 @@ class HangupWatch:
 
     def doRead(self) -> None:
         try:
-            self._look()
+            self._poll()
         except Exception:
-            self.failed(Failure())
+            self._failed(Failure())
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for fd, flags in self._epoll.poll(0, 256) if self._epoll is not None else ():
             if fd not in self._watched:
                 continue
@@ -138,5 +139,5 @@ class HangupWatch:
                 self._ended[fd] = self._reactor.seconds()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor will not read it any more: something in here raised."""
-        self.failed(reason)
+        """Report that the reactor stopped reading, since `doRead` raised."""
+        self._failed(reason)

@@ -1,7 +1,7 @@
-"""Who holds how many messages of which consumer. Pure.
+"""Numbers of messages that connections hold, by consumer. Pure.
 
-A consumer gets no more messages than its prefetch before some are acknowledged. What connections hold, of a consumer's, must
-stay well below that, or a few of them would keep everybody's messages waiting.
+A consumer gets no more messages than its prefetch before some are acknowledged. The number that connections hold must stay well
+below that: otherwise a few connections would delay the messages of all others.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 Holder = TypeVar("Holder", bound=Hashable)
 
 
-class Holdings(Generic[Holder]):
-    """Counts messages held, by consumer and holder."""
+class HeldMessages(Generic[Holder]):
+    """Counter of held messages, by consumer and by connection."""
 
     __slots__ = ("_by_source",)
 
@@ -21,12 +21,12 @@ class Holdings(Generic[Holder]):
         self._by_source: dict[Any, dict[Holder, int]] = {}
 
     def add(self, source: Any, holder: Holder) -> None:
-        """One more message of this consumer's is held."""
+        """Count one more message of a consumer."""
         holders = self._by_source.setdefault(source, {})
         holders[holder] = holders.get(holder, 0) + 1
 
     def remove(self, source: Any, holder: Holder) -> None:
-        """One less."""
+        """Count one message less."""
         holders = self._by_source[source]
         holders[holder] -= 1
         if not holders[holder]:
@@ -35,18 +35,18 @@ class Holdings(Generic[Holder]):
                 del self._by_source[source]
 
     def count(self, source: Any) -> int:
-        """How many of this consumer's messages are held."""
+        """Return the number of messages of a consumer that are held."""
         return sum(self._by_source.get(source, {}).values())
 
     def greatest(self, source: Any) -> Holder:
-        """Who holds most of them; there has to be somebody."""
+        """Return the connection that holds most messages of a consumer. There must be one."""
         holders = self._by_source[source]
         return max(holders, key=holders.__getitem__)
 
     def sources(self) -> list[Any]:
-        """The consumers some of whose messages are held."""
+        """Return the consumers with held messages."""
         return list(self._by_source)
 
     def holders(self, source: Any) -> list[Holder]:
-        """All who hold some of them."""
+        """Return the connections that hold messages of a consumer."""
         return list(self._by_source.get(source, ()))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..events import DeviceContested, DeviceReplaced, Event
 from ..interfaces import Clock
 from .connections import Connection, guard
-from .rivals import Rivals
+from .replaced_connections import ReplacedConnections
 
 
 class IdentifiedDevices:
@@ -18,7 +18,7 @@ class IdentifiedDevices:
         self._clock = clock
         self._emit = emit
         self._newest: dict[str, Connection] | None = {} if replace else None
-        self._rivals: Rivals[Connection] = Rivals()
+        self._replaced: ReplacedConnections[Connection] = ReplacedConnections()
 
     def add(self, connection: Connection, peer: str) -> None:
         """Register an identified connection, and close the previous one of its device."""
@@ -30,7 +30,7 @@ class IdentifiedDevices:
         if previous is None or previous is connection or previous.closing:
             return
         self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, connection.connection_id.decode()))
-        closing, replacements = self._rivals.replaced(device_id, previous, self._clock.seconds())
+        closing, replacements = self._replaced.replaced(device_id, previous, self._clock.seconds())
         if replacements:
             self._emit(DeviceContested(device_id, replacements, (previous.transport.peer, peer)))
         for each in closing:
@@ -44,6 +44,6 @@ class IdentifiedDevices:
 
     def tick(self, now: float) -> None:
         """Close the replaced connections of contested device ids whose time is over."""
-        if self._rivals:
-            for connection in self._rivals.due(now):
+        if self._replaced:
+            for connection in self._replaced.due(now):
                 guard(connection, connection.close, "replaced")

@@ -1,10 +1,11 @@
-"""The devices' sockets in an epoll set of their own, which the reactor sees as one descriptor.
+"""An epoll set for the sockets of devices, which is one descriptor for the reactor.
 
-A reactor calls a descriptor through its logging context, anew for each event, which costs more than splitting the line that
-came; and it takes whatever is ready at once: a burst of thousands of devices then stands before the broker's answers. Here an
-event is a method call, and a turn has its measure. One epoll set may be in another (epoll(7)).
+A reactor calls a descriptor through its logging context for each event, which costs more than splitting the line that came. It
+also handles all ready descriptors in one turn: a burst of thousands of devices then delays the answers of the broker. Here an
+event is one method call, and a turn is limited. An epoll set may be in another one (epoll(7)).
 
-And it lingers: while many devices talk, each of them is not worth a turn of its own, of this process and of the broker.
+While many devices send, the poller also lingers: it waits between turns, so that lines of many devices share a turn of this
+process and of the broker.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from twisted.python.failure import Failure
 from ..interfaces import DelayedCall, Reactor
 
 SLICE: Final = 16
-"""Events asked for at a time; the system puts the other sockets first the next time (epoll_wait(2))."""
+"""Maximum number of events of one poll. The next poll returns other ready sockets first (epoll_wait(2))."""
 
 SLICES: Final = 16
-"""How often that is done in one turn of the reactor, at most. Lines of a turn share what is done once a turn, such as writing
-to the broker; 256 of them take some five milliseconds."""
+"""Maximum number of polls in one turn of the reactor. The lines of a turn share the work of its end, such as writing to the
+broker; 256 lines take some five milliseconds."""
 
 TURN: Final = 0.005
-"""Seconds after which a turn takes no more events. 256 handshakes would take fifty milliseconds."""
+"""Seconds after which a turn handles no more events. 256 handshakes would take fifty milliseconds."""
 
 BUSY: Final = 3000.0
-"""Events a second from which on they wait for each other: six of them in 2 ms. 500 lines and 500 handshakes a second are
+"""Events a second from which on the poller lingers: six of them in 2 ms. 500 lines and 500 handshakes a second are
 fewer."""
 
 LOOK: Final = 0.05
-"""Seconds over which events are counted for that."""
+"""Seconds over which the rate of events is measured."""
 
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
@@ -43,7 +44,7 @@ _LOST: Final = Failure(ConnectionLost("the socket is dead"))
 
 
 class Socket(Protocol):
-    """What the reactor wants of a descriptor (`twisted.internet.interfaces.IReadWriteDescriptor`)."""
+    """A descriptor, as in `twisted.internet.interfaces.IReadWriteDescriptor`."""
 
     def fileno(self) -> int: ...
 
@@ -55,27 +56,26 @@ class Socket(Protocol):
 
 
 class Poller:
-    """A `Reactor` for sockets only, inside another, which lends it its time.
+    """A reactor for sockets only, which is a descriptor of the actual reactor and uses its clock.
 
-    An event costs 1.0 µs, its `recv` included, where it costs 3.3 by Twisted's own epoll reactor (250 sockets, medians).
-
-    While it lingers it is no reader of the reactor's, but wakes itself up.
+    An event costs 1.0 µs, with its `recv`, and 3.3 µs in Twisted's own epoll reactor (250 sockets, medians). While the poller
+    lingers it is not a reader of the reactor: a delayed call starts the next turn.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Reactor, linger: float = 0.0) -> None:
-        """`linger` in seconds: when there are more than `BUSY` events a second, no turn begins sooner after another."""
+        """`linger` is the minimum time in seconds from one turn to the next, with more than `BUSY` events a second."""
         self._reactor = reactor
         self._linger = linger
         self._waking: DelayedCall | None = None
         self._busy = False
         self._events = 0
-        """How many there were since `_since`."""
+        """Number of events since `_since`."""
         self._since = 0.0
         self._epoll: select.epoll | None = None
         self.turns = 0
-        """Turns so far."""
+        """Number of turns so far."""
         self._sockets: dict[int, Socket] = {}
         self._wanted: dict[int, int] = {}
         self.seconds: Final = reactor.seconds
@@ -84,7 +84,7 @@ class Poller:
         delayed: DelayedCall = self._reactor.callLater(delay, call, *args)
         return delayed
 
-    # -- what a socket asks for --------------------------------------------------------------------------------------------
+    # -- For sockets ------------------------------------------------------------------------------------------------------
 
     def addReader(self, reader: Socket) -> None:
         self._want(reader, _READ)
@@ -119,7 +119,7 @@ class Poller:
             self._set.modify(fd, wanted & ~event)
             self._wanted[fd] = wanted & ~event
             return
-        # A socket of which nothing is asked would still report its end, over and over: it leaves the set.
+        # A socket without wanted events would still report its end, again and again. So it leaves the set.
         self._set.unregister(fd)
         del self._sockets[fd], self._wanted[fd]
         if not self._sockets:
@@ -127,7 +127,7 @@ class Poller:
 
     @property
     def _set(self) -> select.epoll:
-        """The epoll set; it is there while there are sockets in it."""
+        """The epoll set. It exists while there are sockets in it."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
@@ -158,15 +158,15 @@ class Poller:
             self._pace(start, self._linger if all_of_it else 0.0)
 
     def _take(self, end: float) -> bool:
-        """Deal with what is ready, with a turn's measure, and until then. Whether that was all there was."""
-        # Who has more to say than one read took is ready again at once, and is not to wait for the next turn when that lingers.
+        """Handle ready sockets, within the limits of a turn. Return whether all were handled."""
+        # A socket with more data than one read took is ready again at once. It must not wait for a turn that lingers.
         enough = 1 if self._busy else SLICE
         for _ in range(SLICES):
             if self._epoll is None:
                 return True
             ready = self._epoll.poll(0, SLICE)
             self._events += len(ready)
-            self._deal_with(ready)
+            self._handle(ready)
             if len(ready) < enough:
                 return True
             if self.seconds() >= end:
@@ -174,7 +174,7 @@ class Poller:
         return False
 
     def _pace(self, start: float, linger: float) -> None:
-        """Say when the next turn is, after one that began then."""
+        """Schedule the next turn, after one that began at `start`."""
         elapsed = start - self._since
         if not 0 <= elapsed < LOOK:
             self._busy = self._events >= BUSY * elapsed
@@ -194,16 +194,16 @@ class Poller:
         try:
             self.doRead()
         except Exception:
-            # What a reactor does with a descriptor that raises; nobody else would wake the devices again.
+            # A reactor does the same with a descriptor that raises. Without it no call would start the next turn.
             self._log.failure("Polling the devices failed")
             self.connectionLost(Failure())
 
-    def _deal_with(self, ready: list[tuple[int, int]]) -> None:
+    def _handle(self, ready: list[tuple[int, int]]) -> None:
         sockets = self._sockets
         for fd, events in ready:
             one = sockets.get(fd)
             if one is None:
-                continue  # closed for an event before this one
+                continue  # closed while an earlier event was handled
             try:
                 if events & _READ:
                     one.doRead()
@@ -214,10 +214,10 @@ class Poller:
                 elif events & _DEAD:
                     one.connectionLost(_LOST)
             except Exception:
-                self._log.failure("Dealing with a socket failed: {socket}", socket=one)
+                self._log.failure("Handling a socket failed: {socket}", socket=one)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor gives its descriptors up, at its end."""
+        """Disconnect all sockets, when the reactor ends."""
         sockets, self._sockets = self._sockets, {}
         self._wanted = {}
         self._close()

@@ -21,7 +21,7 @@ from ..events import Event, GapSkipped
 from ..interfaces import Clock
 from ..letter import DeliverySource, Letter
 from .connections import Connection, guard
-from .held_messages import Holdings
+from .held_messages import HeldMessages
 from .ordering import PausableClock
 
 CATCHING_UP: Final = 1.0
@@ -36,7 +36,7 @@ class ReorderLimits:
         self._emit = emit
         self._gap_timeout = gap_timeout
         self._limit = reorder_limit
-        self._held: Holdings[Connection] = Holdings()
+        self._held: HeldMessages[Connection] = HeldMessages()
         self._holders: dict[Connection, None] = {}
         self._suspended_until = 0.0  # 0 while the limits hold
         self.clock = PausableClock(clock.seconds)

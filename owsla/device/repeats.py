@@ -1,12 +1,12 @@
-"""What was written to devices and may come again. Pure.
+"""Memory of messages that were written to devices and may be delivered again. Pure.
 
-A message is acknowledged after it was written. Where the connection to the broker ends in between, the broker delivers the
-message again, and its device may have closed its connection by then. A repeat that nobody recognizes would go on record as
-undeliverable, although the device was told and a report said so.
+A message is acknowledged after it was written. If the connection to the broker ends in between, the broker delivers the message
+again, and by then the device may have disconnected. An unrecognized repeat would be recorded as undeliverable, although the
+device received the message, and a report said so.
 
-As long as a connection is open, its `Ordering` knows which numbers were written. After that `ClosedConnections` does. For
-messages without a number `HandedOver` knows those of which the acknowledgement may have been lost. Both forget: the oldest
-first when there are many, and all after some time in which messages came.
+While a connection is open, its `Ordering` has the numbers that were written. After that `ClosedConnections` has them. For
+messages without a number `HandedOver` has those whose acknowledgement may have been lost. Both are bounded: the oldest entries
+are forgotten first, and all after some time in which messages came.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Any, Final
 from .ordering import Ordering
 
 REMEMBERED_FOR: Final = 600.0
-"""Seconds, not counting those in which no messages came. A repeat comes when the broker has noticed that the connection is
-dead, ahead of what is in the queue."""
+"""Seconds, without those in which no messages came. The broker delivers a repeat when it notices that the connection is dead,
+ahead of the other messages in the queue."""
 
 CONNECTIONS_REMEMBERED: Final = 50_000
-"""Closed connections with numbered messages that are remembered: at some 280 bytes each, and up to 600 more where numbers were
-skipped, 44 MB at most."""
+"""Number of closed connections with numbered messages that are remembered. Each takes some 280 bytes, and up to 600 more if
+numbers were skipped: 44 MB at most."""
 
 RANGES_REMEMBERED: Final = 16
-"""Ranges of skipped numbers that are remembered for a closed connection. A number below all of them counts as not written: one
-record too many is better than one too few."""
+"""Number of ranges of skipped numbers that are remembered for a closed connection. A number below all of them counts as not
+written: one record too many is better than one too few."""
 
 MESSAGES_REMEMBERED: Final = 20_000
-"""Messages without a number that are remembered, at some 200 bytes each. One channel has no more than its prefetch of them."""
+"""Number of messages without a number that are remembered, at 200 bytes each. A channel has at most its prefetch of them."""
 
 
 class ClosedConnections:
-    """The numbers that were written on connections which have closed."""
+    """The sequence numbers that were written on closed connections."""
 
     __slots__ = ("_connections",)
 
     def __init__(self) -> None:
-        self._connections: dict[bytes, tuple[float, int | Ordering[Any]]] = {}  # since when; in that order
+        self._connections: dict[bytes, tuple[float, int | Ordering[Any]]] = {}  # the time of closing, in that order
 
     def add(self, connection_id: bytes, numbers: int | Ordering[Any], now: float) -> None:
-        """Note a connection that has closed: its next number, where none was skipped, or what orders them."""
+        """Remember a closed connection: its next number if none was skipped, or else its `Ordering`."""
         if numbers != 0:
             if not isinstance(numbers, int):
                 numbers.compact(RANGES_REMEMBERED)
@@ -67,10 +67,10 @@ class HandedOver:
     __slots__ = ("_messages",)
 
     def __init__(self) -> None:
-        self._messages: dict[bytes, tuple[float, int]] = {}  # since when, and how many alike; in that order
+        self._messages: dict[bytes, tuple[float, int]] = {}  # the time and the number of equal messages, in the order of time
 
     def add(self, identities: Iterable[bytes], now: float) -> None:
-        """Note the messages of a channel that has ended."""
+        """Remember the messages of a channel that has ended."""
         messages = self._messages
         for identity in identities:
             _, alike = messages.pop(identity, (now, 0))
@@ -79,7 +79,7 @@ class HandedOver:
             del messages[next(iter(messages))]
 
     def take(self, identity: bytes, now: float) -> bool:
-        """Return whether a message was handed over before. What is taken is forgotten: each copy comes again once."""
+        """Return whether a message was handed over before. Forget one copy: each copy is delivered again once."""
         since, alike = self._messages.pop(identity, (0.0, 0))
         if alike > 1:
             self._messages[identity] = (since, alike - 1)

@@ -17,7 +17,7 @@ from ..events import Event, SlowDevice
 from ..interfaces import Clock
 from ..letter import DeliverySource, Letter
 from .connections import Connection, guard
-from .held_messages import Holdings
+from .held_messages import HeldMessages
 
 
 class SlowDevices:
@@ -29,7 +29,7 @@ class SlowDevices:
         self._timeout = write_timeout
         self._paused: dict[Connection, tuple[float, int]] = {}
         # For each connection, in this order: the time of the last check, and the bytes that were not taken then.
-        self._queued: Holdings[Connection] = Holdings()
+        self._queued: HeldMessages[Connection] = HeldMessages()
 
     def paused(self, connection: Connection) -> None:
         """Watch a connection whose socket takes no more."""

@@ -12,13 +12,14 @@ from OpenSSL import SSL
 from twisted.logger import Logger
 
 from ..config.settings import Settings
+from ..device.acceptor import Limits
 from ..device.admission import Admission, Sources
 from ..device.connections import Connection, Connections
 from ..device.dialect_protocol import speaking
 from ..device.factory import DeviceFactory, DeviceRuntime
 from ..device.framing import Framing
 from ..device.hangup import HangupWatch
-from ..device.port import Listener
+from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
 from ..device.settings import DeviceSettings
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
@@ -42,7 +43,7 @@ class Devices:
     endpoints: DynamicSupervisor[Connection]
     factory: DeviceFactory
     admission: Admission[TLSTransport]
-    listener: Listener
+    listener: DevicePort
 
 
 def connection_limit(settings: Settings) -> int:
@@ -74,21 +75,17 @@ def make_devices(
         hangups=hangups,
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
-    listener = Listener(
+    sources = Sources(settings.max_per_address) if settings.max_per_address is not None else None
+    share = base.inherited.load if base.inherited is not None else None
+    listener = DevicePort(
         base.reactor,
         port,
         context,
         factory,
-        admission,
-        base.emit,
+        Limits(admission, sources, share),
+        PortSettings(settings.handshake_timeout, settings.linger),
         hangups,
-        handshake_timeout=settings.handshake_timeout,
-        fail=partial(fail, base.reactor),
-        sources=Sources(settings.max_per_address) if settings.max_per_address is not None else None,
-        share=base.inherited.load if base.inherited is not None else None,
-        housekeeping=factory.housekeeping,
-        memory=ProcessMemory(),
-        linger=settings.linger,
+        PortHooks(base.emit, partial(fail, base.reactor), factory.housekeeping, ProcessMemory()),
     )
     return Devices(framing, endpoints, factory, admission, listener)
 

@@ -52,7 +52,7 @@ class Opening:
         self._drain.close_all(base.registry, f"this node has another name now: {reason}")
 
     def _open(self) -> None:
-        if self._listener.open():
+        if self._listener.startListening():
             self._report_start()
         inherited = self._base.inherited
         if inherited is not None:

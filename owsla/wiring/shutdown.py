@@ -44,7 +44,7 @@ from ..broker.client import BrokerError
 from ..broker.connection import BrokerConnection, explain
 from ..cluster.cleanup import SILENCE as CLEANUP_SILENCE
 from ..device.connections import Connection
-from ..device.port import Listener
+from ..device.port import DevicePort
 from ..events import Event, NodeStopped
 from ..interfaces import Clock
 from ..log import pluralize
@@ -136,7 +136,7 @@ class Consumption(Protocol):
 class NodeParts:
     """Parts of a node that its shutdown acts on."""
 
-    listener: Listener
+    listener: DevicePort
     registry: Registry[Connection]
     lines: LineConfirms
     discards: DiscardCounts
@@ -303,7 +303,7 @@ class NodeService(MultiService):
         parts = self._parts
         devices = len(parts.registry)
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
-        parts.listener.stop_accepting()
+        parts.listener.stopListening()
         await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
         cut = len(parts.registry)
         for endpoint in parts.registry:

@@ -253,8 +253,8 @@ async def test_broker_timers(run: Run) -> None:
 async def test_listener(run: Run) -> None:
     """A failure in a timer of the port, or while it accepts, restarts it alone: devices stay connected."""
     it = await trial(run)
-    await it.fails("owsla.device.port:Listener._tick", PORT)
-    await it.fails("owsla.device.port:Listener._sweep", PORT, when="after")
+    await it.fails("owsla.device.port:DevicePort._tick", PORT)
+    await it.fails("owsla.device.port:DevicePort._sweep", PORT, when="after")
     await it.fails("owsla.device.hangup:HangupWatch.tick", PORT)
 
     def knock() -> None:
@@ -271,7 +271,7 @@ async def test_hangup_watch(run: Run) -> None:
     it = await trial(run)
 
     mark = run.owsla.mark()
-    fault = await it.owsla.fail("owsla.device.hangup:HangupWatch._look")
+    fault = await it.owsla.fail("owsla.device.hangup:HangupWatch._poll")
     await run.proxy.refuse()
     run.proxy.cut()
     await run.owsla.wait_for_line("Broker lost", start=mark)
@@ -370,7 +370,7 @@ def mischievous(gateway: Gateway) -> MischievousOwsla:
 @pytest.mark.parametrize(
     ("target", "child"),
     [
-        ("owsla.device.port:Listener._tick", "listener gave up: port failed 6 times within 60 s"),
+        ("owsla.device.port:DevicePort._tick", "listener gave up: port failed 6 times within 60 s"),
         (
             "owsla.broker.connection:BrokerConnection._connect",
             r"broker gave up: 6 failures within 60 s, \d of \w+, the last one",

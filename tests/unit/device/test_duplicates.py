@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.rivals import BURST, STAY, STAYING, Rivals
+from owsla.device.replaced_connections import BURST, STAY, STAYING, ReplacedConnections
 from owsla.events import DeviceContested, DeviceDisconnected, DeviceReplaced
 
 from ._fakes import Source, Wire, World
@@ -85,7 +85,7 @@ class DuplicateTests(SynchronousTestCase):
         world.later(STAY + 0.5)
         self.assertEqual([wire.closed for wire in wires].count(""), 1)
         self.assertEqual(wires[-1].closed, "")
-        self.assertEqual(len(world.factory.devices._rivals), 0)
+        self.assertEqual(len(world.factory.devices._replaced), 0)
 
     def test_back_now_and_then(self) -> None:
         """A device that reconnects now and then replaces its earlier connection at once, any number of times."""
@@ -129,14 +129,14 @@ class RivalsTests(SynchronousTestCase):
     def test_told(self) -> None:
         """A lasting contest is reported once a minute, with the number of replacements in between. Only the device id matters.
         """
-        rivals: Rivals[int] = Rivals()
+        rivals: ReplacedConnections[int] = ReplacedConnections()
         told = [rivals.replaced("d1", number, float(number))[1] for number in range(180)]
         self.assertEqual([(at, count) for at, count in enumerate(told) if count], [(5, 6), (65, 60), (125, 60)])
         self.assertEqual(rivals.replaced("d2", 1, 180.0), ([1], 0))
 
     def test_over(self) -> None:
         """After some quiet minutes a contest is forgotten."""
-        rivals: Rivals[int] = Rivals()
+        rivals: ReplacedConnections[int] = ReplacedConnections()
         for number in range(20):
             rivals.replaced("d1", number, 0.0)
         self.assertEqual(rivals.replaced("d1", 1, 200.0), ([1], 0))

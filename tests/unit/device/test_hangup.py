@@ -45,7 +45,7 @@ class HangupTests(SynchronousTestCase):
         self.descriptors = set(os.listdir("/proc/self/fd"))
         self.loop = cast(Any, Loop())
         self.watch = HangupWatch(self.loop)
-        self.watch.start()
+        self.watch.start(self.fail)
         self.connections: list[Paused] = []
 
     def tearDown(self) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.held_messages import Holdings
+from owsla.device.held_messages import HeldMessages
 
 SOME = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), max_size=20)
 
@@ -16,13 +16,13 @@ SOME = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), max_si
 class HoldingsTests(SynchronousTestCase):
     def test_nothing(self) -> None:
         """A consumer that is not known holds no messages."""
-        holdings: Holdings[str] = Holdings()
+        holdings: HeldMessages[str] = HeldMessages()
         self.assertEqual((holdings.count("a"), holdings.holders("a")), (0, []))
 
     @given(SOME)
     def test_counts(self, held: list[tuple[str, str]]) -> None:
         """Messages are counted by consumer and holder. The holder with most is found, and zero counts leave nothing."""
-        holdings: Holdings[str] = Holdings()
+        holdings: HeldMessages[str] = HeldMessages()
         model: Counter[tuple[str, str]] = Counter()
         for source, holder in held:
             holdings.add(source, holder)

@@ -25,12 +25,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import transport as transport_module
+from owsla.device.acceptor import Limits
 from owsla.device.admission import Admission
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import HangupWatch
 from owsla.device.lifecycle import TRANSITIONS, Life, Lifecycle, diagram
-from owsla.device.port import Listener
+from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.device.transport import TLSTransport
@@ -367,7 +368,7 @@ class LifeWorld:
         self.totals = DeviceTotals(self.factory)
         world = self
 
-        class Counting(Listener):
+        class Counting(DevicePort):
             """Owner that counts lost connections."""
 
             def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
@@ -379,19 +380,17 @@ class LifeWorld:
             bind(0, "127.0.0.1"),
             context(),
             self.factory,
-            self.admission,
-            self.events.append,
+            Limits(self.admission),
+            PortSettings(handshake_timeout=5.0),
             hangups,
-            handshake_timeout=5.0,
-            housekeeping=self.factory.housekeeping,
-            fail=lambda why: None,
+            PortHooks(self.events.append, lambda reason: None, self.factory.housekeeping),
         )
         self.listener.supervise(self.failures.append)
         self.endpoints.startService()
         self.listener.startService()
 
     def connect(self, tcp: bool) -> tuple[TLSTransport, Peer]:
-        """Accept a connection: as `doRead` of the port does, with a socket of the test."""
+        """Accept a connection: as `Acceptor.doRead` does, with a socket of the test."""
         server, client = tcp_pair() if tcp else unix_pair()
         with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
             transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), context(), self.listener)
@@ -429,7 +428,7 @@ class LifeWorld:
             self.loop.turn(0.001)
             self.loop.advance(1.0)
         assert self.admission.connections == 0, "a connection outlives its peer"
-        self.listener.stop_accepting()
+        self.listener.stopListening()
         self.listener.stopService()
         self.endpoints.stopService()
         self.loop.turn()

@@ -12,12 +12,14 @@ from unittest import mock
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device import port as listener_module
+from owsla.device import port as port_module
+from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
 from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
+from owsla.device.closing import LONGEST_GOODBYE
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
 from owsla.device.hangup import PATIENCE, HangupWatch
-from owsla.device.port import BACKLOG, LONGEST_GOODBYE, LOST_ALREADY, SEND_BUFFER, STAND_BACK, Listener, Share
+from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
@@ -42,9 +44,9 @@ from ._fakes import Courier, Sink
 from ._sockets import Client, Loop, context, reset
 
 
-def close(listener: Listener) -> None:
+def close(listener: DevicePort) -> None:
     """Stop the port for good: its socket survives a restart."""
-    listener.stop_accepting()
+    listener.stopListening()
     listener.stopService()
 
 
@@ -54,13 +56,13 @@ class Base(SynchronousTestCase):
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         self.descriptors = set(os.listdir("/proc/self/fd"))
-        self.patch(listener_module, "DEFER_ACCEPT", 0)  # silent connections are noticed at once
+        self.patch(port_module, "DEFER_ACCEPT", 0)  # silent connections are noticed at once
         self.loop = cast(Any, Loop())
         self.events: list[Event] = []
         self.sink = Sink()
         self.failures: list[str] = []
         self.clients: list[socket.socket] = []
-        self.listener: Listener | None = None
+        self.listener: DevicePort | None = None
 
     def tearDown(self) -> None:
         """When the port is stopped and all connections are closed, nothing is left."""
@@ -88,7 +90,7 @@ class Base(SynchronousTestCase):
         share: Share | None = None,
         memory: ProcessMemory | None = None,
         **options: Any,
-    ) -> Listener:
+    ) -> DevicePort:
         """Return a port that is open."""
         self.registry: Registry[Any] = Registry()
         hangups = HangupWatch(self.loop)
@@ -107,23 +109,18 @@ class Base(SynchronousTestCase):
         self.totals = DeviceTotals(self.factory)
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
         self.sources = Sources(max_per_address) if max_per_address is not None else None
-        self.listener = Listener(
+        self.listener = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
             context(),
             self.factory,
-            self.admission,
-            self.events.append,
+            Limits(self.admission, self.sources, share),
+            PortSettings(handshake_timeout=15.0),
             hangups,
-            handshake_timeout=15.0,
-            housekeeping=self.factory.housekeeping,
-            fail=self.failures.append,
-            sources=self.sources,
-            share=share,
-            memory=memory,
+            PortHooks(self.events.append, self.failures.append, self.factory.housekeeping, memory),
         )
         self.listener.startService()
-        self.listener.open()
+        self.listener.startListening()
         return self.listener
 
     def identify(self) -> str:
@@ -166,34 +163,34 @@ class PortTests(Base):
     def test_opens_once(self) -> None:
         """The port opens once, with an event, when it is told to and not at the start."""
         listener = self.listen()
-        listener.open()
+        listener.startListening()
         self.assertEqual(self.events, [Listening("127.0.0.1", listener.port)])
-        self.assertIn(listener, self.loop.readers)
+        self.assertIn(listener._acceptor, self.loop.readers)
 
     def test_not_before_the_start(self) -> None:
         """The port does not open before the service starts, nor after it has stopped."""
         listener = self.listen()
         self.events.clear()
         listener.stopService()
-        listener.open()
+        listener.startListening()
         self.assertEqual(self.events, [])
-        self.assertNotIn(listener, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.loop.readers)
 
     def test_cannot_listen(self) -> None:
         """If another process listens on the port already, the reason is logged once, and nothing is accepted."""
         with mock.patch.object(socket.socket, "listen", side_effect=OSError(errno.EADDRINUSE, "in use")):
             listener = self.listen()
-            listener.open()
+            listener.startListening()
         self.assertEqual(len(self.failures), 1)
         self.assertIn(str(listener.port), self.failures[0])
-        self.assertEqual((self.events, listener in self.loop.readers), ([], False))
+        self.assertEqual((self.events, listener._acceptor in self.loop.readers), ([], False))
 
     def test_settles(self) -> None:
         """When the port opens, and after each given number of connections, objects are frozen for the garbage collector."""
         memory = mock.Mock(spec=ProcessMemory)
         settled: list[int] = []
         memory.freeze.side_effect = lambda: settled.append(len(self.registry))
-        with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
+        with mock.patch("owsla.device.port.FREEZE_EVERY", 2):
             self.listen(memory=memory)
             for _ in range(5):
                 self.device()
@@ -209,7 +206,7 @@ class PortTests(Base):
             self.later(seconds)
             return int(memory.trim.call_count)
 
-        with mock.patch("owsla.device.port.SETTLED_TOGETHER", 2):
+        with mock.patch("owsla.device.port.FREEZE_EVERY", 2):
             self.listen(memory=memory)
             self.later(70)
             self.assertEqual(given_back_after(1, 10), 0)
@@ -243,28 +240,28 @@ class PortTests(Base):
         self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 120)
         self.assertFalse(sock.getblocking())
 
-    def test_stop_accepting(self) -> None:
+    def test_stopListening(self) -> None:
         """When the port closes, connections stay open, and their lines are published."""
         listener = self.listen()
         device = self.device()
-        listener.stop_accepting()
-        self.assertNotIn(listener, self.loop.readers)
+        listener.stopListening()
+        self.assertNotIn(listener._acceptor, self.loop.readers)
         device.write(b"still here\n")
         self.loop.until(lambda: self.sink.lines)
         self.assertEqual(len(self.registry), 1)
 
     def test_stopped_before_it_was_open(self) -> None:
         """A port that was not open when the node began to stop stays closed."""
-        with mock.patch.object(Listener, "open"):
+        with mock.patch.object(DevicePort, "startListening"):
             listener = self.listen()
-        listener.stop_accepting()
-        self.assertFalse(listener.open())
+        listener.stopListening()
+        self.assertFalse(listener.startListening())
 
     def test_handshake_after_the_port_closed(self) -> None:
         """A connection that was accepted just before the port closed is not let in: it would never get its turn to drain."""
         listener = self.listen()
         late = Client(self.connect())
-        listener.stop_accepting()
+        listener.stopListening()
         self.loop.until(lambda: late.ended, late.step)
         self.assertEqual((late.ended, len(self.registry), self.of_type(DeviceConnected)), ("notify", 0, []))
 
@@ -303,7 +300,7 @@ class CountingTests(Base):
         """
         listener = self.listen(max_connections=3)
         inside = [self.device() for _ in range(3)]
-        self.assertNotIn(listener, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.loop.readers)
         self.assertFalse(listener.accepting)
         waiting = Client(self.connect())
         for _ in range(3):
@@ -347,8 +344,8 @@ class CountingTests(Base):
             client.step()
         self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, self.admission.max_silent))
-        self.assertNotIn(listener, self.loop.readers)
-        self.loop.until(lambda: self.registry and listener in self.loop.readers, *[client.step for client in clients])
+        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.loop.until(lambda: self.registry and listener._acceptor in self.loop.readers, *[client.step for client in clients])
         self.assertEqual(self.of_type(Full), [])
 
     def test_silent_ones_take_no_handshake(self) -> None:
@@ -376,10 +373,10 @@ class CountingTests(Base):
         for code in (errno.EMFILE, errno.ENFILE):
             self.events.clear()
             listener = self.listen()
-            with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+            with mock.patch.object(listener._acceptor, "_socket", mock.Mock(wraps=listener._socket)) as sock:
                 sock.accept.side_effect = OSError(code, os.strerror(code))
                 waiting = Client(self.connect())
-                self.assertNotIn(listener, self.loop.readers)
+                self.assertNotIn(listener._acceptor, self.loop.readers)
                 self.later(3)
                 self.assertEqual(len(self.of_type(Full)), 1)
             self.later(1)
@@ -390,11 +387,11 @@ class CountingTests(Base):
     def test_gone_before_accept(self) -> None:
         """A connection that has ended when it is accepted is ignored."""
         listener = self.listen()
-        with mock.patch.object(listener, "_socket", mock.Mock(wraps=listener._socket)) as sock:
+        with mock.patch.object(listener._acceptor, "_socket", mock.Mock(wraps=listener._socket)) as sock:
             for code in (errno.EAGAIN, errno.EINTR, *LOST_ALREADY):
                 sock.accept.side_effect = OSError(code, os.strerror(code))
-                listener.doRead()
-        self.assertIn(listener, self.loop.readers)
+                listener._acceptor.doRead()
+        self.assertIn(listener._acceptor, self.loop.readers)
         self.device()
 
 
@@ -447,7 +444,7 @@ class StampedeTests(Base):
         self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
         self.loop.rightNow += STALLED_AT_FIRST
-        listener._begin_soon()
+        listener._scheduler.start_soon()
         stalled.handshakeOverdue("no handshake in time")
         self.loop.until(lambda: len(self.registry) == 1, late.step)
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake in time"])
@@ -695,11 +692,11 @@ class StampedeTests(Base):
         for client in clients[:2]:
             client.step()
         self.knock()
-        listener.doRead()
+        listener._acceptor.doRead()
         self.assertEqual((self.admission.handshaking, listener.evicted), (2, 0))
         self.knock()
         self.knock()
-        listener.doRead()
+        listener._acceptor.doRead()
         self.assertEqual((self.admission.handshaking, listener.evicted), (2, 1))
         self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
 
@@ -710,12 +707,12 @@ class StampedeTests(Base):
         for client in clients:
             client.step()
         clients.append(Client(self.knock()))
-        listener.doRead()
+        listener._acceptor.doRead()
         self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (5, 1, 0))
         clients[-1].step()
         self.loop.settle()
         self.knock()
-        listener.doRead()
+        listener._acceptor.doRead()
         self.assertEqual((self.admission.connections, self.admission.waiting, listener.evicted), (5, 4, 0))
         self.loop.until(lambda: self.admission.connections == 6, *[client.step for client in clients])
         self.assertEqual(listener.evicted, 0)
@@ -725,7 +722,7 @@ class StampedeTests(Base):
         listener = self.listen(max_connections=8)
         silent = [self.connect() for _ in range(4)]
         for _ in range(3):
-            listener.doRead()
+            listener._acceptor.doRead()
         self.assertEqual((self.admission.connections, listener.evicted), (4, 0))
         for client in silent:
             self.assertRaises(BlockingIOError, client.recv, 1)
@@ -790,7 +787,7 @@ class AddressTests(Base):
         for _ in range(50):
             self.knock("127.0.0.2")
         self.knock("127.0.0.3")
-        listener.doRead()
+        listener._acceptor.doRead()
         self.assertEqual((listener.turned_away, self.admission.connections), (50, 2))
 
     def test_in_spite_of_all(self) -> None:
@@ -836,7 +833,7 @@ class SharedPortTests(Base):
         self.connect()
         self.connect()
         self.assertEqual(self.admission.connections, 1)
-        self.assertNotIn(listener, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.loop.readers)
         self.loop.advance(STAND_BACK)
         self.loop.settle()
         self.assertEqual(self.admission.connections, 2)
@@ -861,7 +858,7 @@ class SharedPortTests(Base):
         self.loop.advance(STAND_BACK)
         self.loop.settle()
         self.assertEqual(self.admission.connections, 1)
-        self.assertIn(listener, self.loop.readers)
+        self.assertIn(listener._acceptor, self.loop.readers)
         late.close()
 
     def test_stopped_meanwhile(self) -> None:
@@ -874,7 +871,7 @@ class SharedPortTests(Base):
         self.loop.advance(STAND_BACK)
         self.assertEqual(self.admission.connections, 1)
         listener.startService()
-        self.assertIn(listener, self.loop.readers)
+        self.assertIn(listener._acceptor, self.loop.readers)
 
 
 class TimeTests(Base):

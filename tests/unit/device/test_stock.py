@@ -22,10 +22,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from owsla.device.acceptor import Limits
 from owsla.device.admission import Admission
 from owsla.device.hangup import HangupWatch
 from owsla.device.interfaces import IDeviceTransport, IHangupListener
-from owsla.device.port import Listener
+from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.stock_transport import StockTransport
 from owsla.device.transport import TLSTransport
@@ -71,19 +72,18 @@ class StockProtocolTests(SynchronousTestCase):
         hangups = HangupWatch(self.loop)
         admission: Admission[TLSTransport] = Admission(10, 10)
         events: list[Any] = []
-        self.port = Listener(
+        self.port = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
             context(),
             factory,
-            admission,
-            events.append,
+            Limits(admission),
+            PortSettings(handshake_timeout=5.0),
             hangups,
-            handshake_timeout=5.0,
-            fail=self.fail,
+            PortHooks(events.append, self.fail),
         )
         self.port.startService()
-        self.port.open()
+        self.port.startListening()
         self.admission = admission
 
     def build(self, addr: Any) -> EchoLines:
@@ -92,7 +92,7 @@ class StockProtocolTests(SynchronousTestCase):
         return protocol
 
     def tearDown(self) -> None:
-        self.port.stop_accepting()
+        self.port.stopListening()
         self.port.stopService()
         self.loop.settle()
 

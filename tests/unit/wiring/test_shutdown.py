@@ -80,7 +80,7 @@ class Child(Service):
         super().startService()
         self.world.log.append(f"{self.name} started")
 
-    def stop_accepting(self) -> None:
+    def stopListening(self) -> None:
         self.world.log.append("port closed")
 
     def close_within(self, seconds: float) -> None:

@@ -1,4 +1,7 @@
-"""Who waits until when: one deadline each, set and cleared at will, for as many as there are. Pure."""
+"""Deadlines of many waiters, one for each, which can be set and cleared at any time. Pure.
+
+A heap holds the deadlines. A cleared deadline stays in the heap until its time comes, or until the heap is rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from typing import Final, Generic, TypeVar
 Waiter = TypeVar("Waiter", bound=Hashable)
 
 SLACK: Final = 64
-"""Deadlines that were given up and are still in the heap, beside as many as there are valid ones, before it is made anew."""
+"""Cleared deadlines that may be in the heap, beyond the number of valid ones, before the heap is rebuilt."""
 
 
-class Timers(Generic[Waiter]):
-    """Deadlines, by who waits. Nobody who does not wait any more is kept alive by it."""
+class Deadlines(Generic[Waiter]):
+    """Deadlines by waiter. A waiter without a deadline is not referenced."""
 
     __slots__ = ("_deadlines", "_heap", "_next", "_waiters")
 
@@ -24,7 +27,7 @@ class Timers(Generic[Waiter]):
         self._next = 0
 
     def set(self, waiter: Waiter, when: float) -> None:
-        """It waits until then, and no longer for what it waited for before."""
+        """Set the deadline of a waiter. It replaces an earlier one."""
         self.clear(waiter)
         self._next += 1
         deadline = when, self._next
@@ -37,13 +40,13 @@ class Timers(Generic[Waiter]):
             heapq.heappush(self._heap, deadline)
 
     def clear(self, waiter: Waiter) -> None:
-        """It does not wait."""
+        """Clear the deadline of a waiter, if it has one."""
         deadline = self._deadlines.pop(waiter, None)
         if deadline is not None:
             del self._waiters[deadline[1]]
 
     def due(self, now: float) -> Iterator[Waiter]:
-        """Those whose deadline has come, in the order of their deadlines. They wait no more."""
+        """Yield the waiters whose deadline has passed, in the order of the deadlines, and clear these deadlines."""
         while self._heap and self._heap[0][0] <= now:
             waiter = self._waiters.get(heapq.heappop(self._heap)[1])
             if waiter is not None:

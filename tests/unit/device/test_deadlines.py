@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.timers import SLACK, Timers
+from owsla.device.deadlines import SLACK, Deadlines
 
 
 class TimersTests(SynchronousTestCase):
@@ -23,7 +23,7 @@ class TimersTests(SynchronousTestCase):
     )
     def test_model(self, steps: list[tuple[str, int, int]]) -> None:
         """Each entry expires at its last deadline, once, in the order of deadlines."""
-        timers: Timers[int] = Timers()
+        timers: Deadlines[int] = Deadlines()
         model: dict[int, int] = {}
         now = 0
         for what, who, number in steps:
@@ -44,7 +44,7 @@ class TimersTests(SynchronousTestCase):
 
     def test_changes_while_due(self) -> None:
         """In its callback an entry may set its own deadline again, and clear that of another, which is then not called."""
-        timers: Timers[str] = Timers()
+        timers: Deadlines[str] = Deadlines()
         for who in "abc":
             timers.set(who, 1.0)
         told = []
@@ -60,7 +60,7 @@ class TimersTests(SynchronousTestCase):
         class Waiter:
             pass
 
-        timers: Timers[Waiter] = Timers()
+        timers: Deadlines[Waiter] = Deadlines()
         waiter = Waiter()
         for number in range(10_000):
             timers.set(waiter, 1000.0 + number)

@@ -1,0 +1,252 @@
+"""The accept loop of the device port, and room for new connections.
+
+The listening socket is read while there is room (`Admission.room`). When there is none, connections wait in the kernel's accept
+queue. When only silent connections take up the room, the one that is silent for longest is closed for each new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import os_reason
+from ..events import Event, Full
+from ..interfaces import Reactor
+from ..supervision import Worker
+from .admission import Admission, Sources
+from .attacks import AttackReports
+from .transport import TLSTransport, without_goodbye
+
+ACCEPTED_AT_ONCE: Final = 8
+"""Connections accepted in one reactor turn. A handshake costs a third of a millisecond, and established devices are served
+between. With 8 instead of 64, 500 connections a second cost the round trips of the others 18 ms instead of 97 (p99), at the
+same rate."""
+
+ACCEPTED_WHILE_OTHERS_WAIT: Final = 32
+"""Connections accepted in one reactor turn while connections wait for their handshake. Accepting costs some 50 µs then. The
+kernel's queue is served in order, so impatient devices must not wait there."""
+
+TURNED_AWAY_AT_ONCE: Final = 64
+"""Connections that are accepted and closed again in one reactor turn, for their address. Each costs a twentieth of a handshake,
+and the connections behind them in the kernel's queue should not wait for as many turns."""
+
+STAND_BACK: Final = 0.005
+"""Seconds for which a process with more devices than others leaves the next one to them. A turn of theirs takes a millisecond
+or two; if they are too busy, the device has lost no more than this."""
+
+LOST_ALREADY: Final = frozenset({
+    errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENOPROTOOPT, errno.EOPNOTSUPP,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET,
+})  # fmt: skip
+"""Errors of accept(2) for a connection that ended before it was accepted, or that a firewall forbids. The next one may work."""
+
+_NO_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Share(Protocol):
+    """The number of connections of this process, compared with other processes on the same port."""
+
+    def tell(self, connections: int) -> None:
+        """Publish the number of connections of this process."""
+
+    def stands_back(self, connections: int) -> bool:
+        """Return whether the next connection is to be left to other processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on connections."""
+
+    admission: Admission[TLSTransport]
+    sources: Sources | None = None
+    """Limit for each address, if any."""
+    share: Share | None = None
+    """Balance with other processes on the same port, if any."""
+
+
+@implementer(IReadDescriptor)
+class Acceptor:
+    """Reader of the listening socket, which accepts connections while there is room."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        limits: Limits,
+        service: Worker,
+        emit: Callable[[Event], None],
+        reports: AttackReports,
+        accepted: Callable[[socket.socket, Any], None],
+    ) -> None:
+        """`accepted(socket, address)` takes each connection. `service` owns the timers, and ends when accepting fails."""
+        self._reactor = reactor
+        self._socket = sock
+        self._admission = limits.admission
+        self._sources = limits.sources
+        self._share = limits.share
+        self._service = service
+        self._emit = emit
+        self._reports = reports
+        self._accepted = accepted
+        self._listening = False
+        self._reading = False
+        self._standing_back = False
+        self._full = False
+
+    @property
+    def open(self) -> bool:
+        """True until the socket is closed."""
+        return self._socket.fileno() >= 0
+
+    @property
+    def accepting(self) -> bool:
+        """True while the port listens, and there is room for a device now, or when a handshake or two are done."""
+        return self._listening and self.open and not self._admission.full
+
+    def start(self) -> None:
+        """Begin to accept, on a socket that listens."""
+        self._listening = True
+        self._tell_share()
+        self.resume()
+
+    def stop(self) -> None:
+        """Stop reading, since the timers of the service are cancelled. `resume` starts again."""
+        self._standing_back = False
+        self.pause()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.pause()
+        self._socket.close()
+
+    def pause(self) -> None:
+        """Stop reading the listening socket."""
+        if self._reading:
+            self._reading = False
+            self._reactor.removeReader(self)
+
+    def resume(self) -> None:
+        """Read the listening socket, if there is room."""
+        if (
+            not self._reading
+            and not self._standing_back
+            and self._listening
+            and self._service.running
+            and self._socket.fileno() >= 0
+            and self._admission.room > 0
+        ):
+            self._reading = True
+            self._reactor.addReader(self)
+
+    def check_room(self) -> None:
+        """Stop reading if there is no more room. Report it if the limit of connections is reached."""
+        if self._share is not None:
+            self._share.tell(self._admission.connections)
+        if self._admission.room > 0:
+            return
+        self.pause()
+        if self._admission.full:
+            self._report_full("as many devices as --max-connections allows")
+
+    def connection_closed(self, host: str) -> None:
+        """Make room for another connection after one from `host` has closed."""
+        if self._socket.fileno() >= 0:
+            self._tell_share()
+        if self._sources is not None:
+            self._sources.leave(host)
+        limit = self._admission.max_connections
+        if self._admission.spoken <= limit - max(1, limit // 100):
+            self._full = False
+
+    def _tell_share(self) -> None:
+        if self._share is not None:
+            self._share.tell(self._admission.connections)
+
+    # -- IReadDescriptor ---------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "port"
+
+    def connectionLost(self, reason: Any) -> None:
+        self._service.end(reason)
+
+    def doRead(self) -> None:
+        if self._share is not None and self._share.stands_back(self._admission.connections):
+            self._standing_back = True
+            self.pause()
+            self._service.later(STAND_BACK, self._take_remaining)
+            return
+        try:
+            self._accept()
+        except Exception:
+            self.pause()
+            self._service.end(Failure())
+
+    def _take_remaining(self) -> None:
+        """Accept the connections that other processes have left."""
+        self._standing_back = False
+        if self._service.running and self._socket.fileno() >= 0:
+            self._accept()
+            self.resume()
+
+    def _accept(self) -> None:
+        admission, sources = self._admission, self._sources
+        left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.waiting else ACCEPTED_AT_ONCE, admission.room)
+        for _ in range(left if sources is None else TURNED_AWAY_AT_ONCE):
+            silent = None
+            if admission.crowded:
+                silent = self._longest_silent()
+                left = min(left, admission.room)
+            if left <= 0:
+                break
+            try:
+                sock, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError):
+                break  # another process may have been faster
+            except OSError as error:
+                if error.errno in LOST_ALREADY:
+                    continue
+                if error.errno not in _NO_RESOURCES:
+                    raise
+                self._report_full(f"the system says: {os_reason(error)}")
+                self.pause()
+                return
+            if sources is not None and not sources.enter(address[0]):
+                self._reports.host_turned_away(address[0])
+                without_goodbye(sock)
+                sock.close()
+                continue
+            if silent is not None:
+                self._reports.silent_evicted()
+                silent.evict()
+            left -= 1
+            sock.setblocking(False)
+            self._accepted(sock, address)
+        self.check_room()
+
+    def _longest_silent(self) -> TLSTransport | None:
+        """Return the connection to evict for a new one: the one that is silent for longest.
+
+        A ClientHello that came in this reactor turn is read first, so that its connection is not taken for a silent one.
+        """
+        admission = self._admission
+        while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
+            silent.checkHello()
+            if admission.oldest is silent:
+                return silent
+        return None
+
+    def _report_full(self, reason: str) -> None:
+        if not self._full:
+            self._full = True
+            self._emit(Full(self._admission.connections, reason))

@@ -1,0 +1,93 @@
+"""Scheduling of TLS handshakes within the time of a reactor turn.
+
+A connection whose ClientHello has come waits until its handshake may begin. A handshake begins at once if no other connection
+waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `BEGINNINGS` seconds, and
+the established devices are served in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ..interfaces import Clock
+from ..supervision import Worker
+from .admission import Admission
+from .poller import Poller
+from .transport import TLSTransport
+
+BEGINNINGS: Final = 0.003
+"""Seconds of a turn in which handshakes may begin, after the first one. Handshakes that have begun are to be completed before
+others begin: the answer of a peer must not wait behind a hundred signatures. With an RSA key of 4096 bits one takes 4 to
+6 ms."""
+
+
+class HandshakeScheduler:
+    """Schedule of the handshakes of a port: the order is that of `Admission`, the rate that of the reactor turns."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        service: Worker,
+        poller: Poller,
+        admission: Admission[TLSTransport],
+        resume: Callable[[], None],
+    ) -> None:
+        """`resume` lets the port accept again if there is room. `service` owns the timers."""
+        self._clock = clock
+        self._service = service
+        self._poller = poller
+        self._admission = admission
+        self._resume = resume
+        self._scheduled = False
+        self._turn = -1
+        self._turn_ends = 0.0
+
+    def hello_received(self, transport: TLSTransport) -> bool:
+        """Return whether the handshake of a connection begins now. Otherwise schedule it."""
+        admission = self._admission
+        admission.spoke(transport)
+        now = self._clock.seconds()
+        if self._turn != self._poller.turns:
+            self._turn = self._poller.turns
+            self._turn_ends = now + BEGINNINGS
+        begins = (
+            admission.waiting == 1 and not self._scheduled and now < self._turn_ends and admission.next_turn(now) is transport
+        )
+        if not begins:
+            self.start_soon()
+        return begins
+
+    def start_soon(self) -> None:
+        """Schedule handshakes for the next turn of the reactor."""
+        if not self._scheduled and self._service.running:
+            self._scheduled = True
+            self._service.later(0, self._start)
+
+    def proceed(self) -> None:
+        """Use a place that may have become free: for a handshake, or for accepting one more connection."""
+        if self._admission.waiting:
+            self.start_soon()
+        self._resume()
+
+    def stop(self) -> None:
+        """Forget the scheduled turn, since the timers of the service are cancelled."""
+        self._scheduled = False
+
+    def _start(self) -> None:
+        """Begin waiting handshakes, as long as there are places and the turn has time."""
+        self._scheduled = False
+        admission = self._admission
+        end = self._clock.seconds() + BEGINNINGS
+        while (now := self._clock.seconds()) < end:
+            if (stalled := admission.stalled(now)) is not None:
+                stalled.evictStalled()
+            transport = admission.next_turn(now)
+            if transport is None:
+                break
+            if not transport.startHandshake():
+                admission.gave_up()
+        else:
+            if admission.waiting:
+                self.start_soon()
+        self._resume()
