@@ -360,12 +360,16 @@ class LinePublisher(BaseHandler):
 
     # -- refusals --------------------------------------------------------------------------------------------------------
 
-    def _retry(self) -> None:
+    def _retry(self, new_channel: bool) -> None:
         if self._client is not None:
-            self._client.run(self._publish_again())
+            self._client.run(self._publish_again(new_channel))
 
-    async def _publish_again(self) -> None:
+    async def _publish_again(self, new_channel: bool) -> None:
         client = self._client
+        if client is not None and new_channel:
+            text = f"{self._destination.full()}, or only on this channel: trying another"
+            client.abort(BrokerError(0, text, scope="channel"))
+            return
         if client is not None and self._destination.missing:
             try:
                 await self._destination.restore(client)
@@ -374,10 +378,6 @@ class LinePublisher(BaseHandler):
                     client.abort(as_failure(error).value or error)
                 return
         if client is None or client is not self._client:
-            return
-        if self._refused.needs_new_channel():
-            text = f"{self._destination.full()}, or only on this channel: trying another"
-            client.abort(BrokerError(0, text, scope="channel"))
             return
         client.write(b"".join(self._window.retry()))
         self._refused.published_again()

@@ -25,7 +25,7 @@ A `basic.return` has no delivery tag. RabbitMQ sends the message back as it was 
 unconfirmed message with the same routing key, properties and body is taken for the one that was returned.
 
 The lines of devices have a window of their own (`window`), which packs lines ahead of the channel and republishes them in
-order. Their publisher shares `Retry`.
+order. Their publisher shares `Retry` (`refused_lines`).
 """
 
 from __future__ import annotations

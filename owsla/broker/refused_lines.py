@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import Event, LinesAccepted, LinesRefused
-from ..interfaces import Clock, DelayedCall, LineSource
+from ..interfaces import Clock, LineSource
 from .destination import Destination
-from .refusals import RefusalHistory
+from .publisher import Retry
 from .retry_delay import RetryDelay
 from .stalls import Stalls
 from .waiting import WaitingConnections
@@ -38,20 +38,18 @@ class RefusedLines:
         waiting: WaitingConnections,
         *,
         one_route: bool,
-        republish: Callable[[], None],
+        republish: Callable[[bool], None],
     ) -> None:
-        """`one_route`: all lines have the same routing key. `republish` is called when refused lines should be republished."""
-        self._clock = clock
+        """`one_route`: all lines have the same routing key. `republish` is called when refused lines should be
+        republished, with `True` if that needs a new channel.
+        """
         self._emit = emit
         self._destination = destination
         self._window = window
         self._waiting = waiting
-        self._republish = republish
         self._reported = False
         self._stalls: Stalls[LineSource] | None = None if one_route else Stalls()
-        self._retry_call: DelayedCall | None = None
-        self._retry_wait = RetryDelay(first=0.1, most=5.0)
-        self._history = RefusalHistory()
+        self._retry = Retry(clock, republish, RetryDelay(first=0.1, most=5.0))
         self._proven = False  # the broker confirmed a line on this channel
         self.pausing_all = False
         """True while lines are refused, and all devices paused."""
@@ -84,7 +82,7 @@ class RefusedLines:
     def channel_opened(self) -> None:
         """Reset for a new channel, on which all lines are republished."""
         self._proven = False
-        self._history.channel_opened()
+        self._retry.refusals.channel_opened()
         self.pausing_all = False
         self.watching = True
         if self._stalls is not None:
@@ -95,10 +93,10 @@ class RefusedLines:
         """Process confirmed lines. Return whether connections have been resumed from a stall."""
         if entries and not self._proven:
             self._proven = True
-            self._history.accepted(self._destination.name)
+            self._retry.refusals.accepted(self._destination.name)
         if self.pausing_all and entries and not self._window.refused:
             self.pausing_all = False
-            self._retry_wait.reset()
+            self._retry.reset_delay()
         freed = self._resume_stalled(self._stalls, entries) if self._stalls else False
         if self._reported and entries and not self._window.refused and not self._stalls:
             self._reported = False
@@ -111,14 +109,14 @@ class RefusedLines:
         freed = stalls.safe(entry.source for entry in safe)
         self._waiting.add(freed)
         if not stalls:
-            self._retry_wait.reset()
+            self._retry.reset_delay()
         return bool(freed)
 
     # -- refusals --------------------------------------------------------------------------------------------------------
 
     def nacked(self, entries: list[Entry]) -> None:
         """Process lines that the broker refused with basic.nack."""
-        self._history.refused(self._destination.name)
+        self._retry.refusals.refused(self._destination.name)
         self.refuse(entries, self._destination.full())
 
     def refuse(self, entries: list[Entry], reason: str) -> None:
@@ -129,7 +127,7 @@ class RefusedLines:
         elif not self.pausing_all:
             self.pausing_all = True
             self._report(len(entries), reason)
-        self._retry_soon()
+        self._retry.schedule()
 
     def _report(self, lines: int, reason: str) -> None:
         self._reported = True
@@ -157,32 +155,22 @@ class RefusedLines:
         self._window.defer(source, seq, packed)
         if self._stalls is not None:
             self._stalls.refuse(source, "")  # it stays stalled until this line is republished, too
-        self._retry_soon()
+        self._retry.schedule()
 
     # -- republication ---------------------------------------------------------------------------------------------------
-
-    def _retry_soon(self) -> None:
-        if self._retry_call is None:
-            self._retry_call = self._clock.callLater(self._retry_wait.next(), self._republish)
-
-    def needs_new_channel(self) -> bool:
-        """Begin an attempt to republish. Return whether it needs a new channel."""
-        self._retry_call = None
-        return self._history.needs_new_channel()
 
     def published_again(self) -> None:
         """Note that all refused lines have been republished.
 
         Devices resume when the first of these is confirmed; with stalls, each connection when one of its own is.
         """
+        self._retry.done()
         if self._stalls is not None:
             self._stalls.published_again()
 
     def stop(self) -> None:
         """Stop the timer of the republication."""
-        if self._retry_call is not None and self._retry_call.active():
-            self._retry_call.cancel()
-        self._retry_call = None
+        self._retry.cancel()
 
 
 class ReturnedLines:
