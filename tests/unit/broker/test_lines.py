@@ -933,7 +933,7 @@ class ProducerMachine(RuleBasedStateMachine):
 
     def arrive(self) -> None:
         if self.lab.server.lost:  # after several refusals in a row another channel is tried
-            assert "not on this channel" in str(self.lab.server.lost[0])
+            assert "only on this channel" in str(self.lab.server.lost[0])
             self.pending = []
             self.lab.producer.down()
             self.lab.connect()
