@@ -38,7 +38,7 @@ from .. import __version__
 from ..amqp import methods, wire
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from .socket_writer import NullWriter, Writable, socket_writer
 
 FRAME_MAX: Final = 131072
@@ -269,7 +269,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     def __init__(
         self,
         clock: Clock,
-        turn: Turn,
+        turn: EndOfTurn,
         *,
         login: Login,
         heartbeat: int,
@@ -479,7 +479,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         self._out.append(data)
         if not self._flushing:
             self._flushing = True
-            self._turn.broker(self.flush)
+            self._turn.call_last(self.flush)
 
     def flush(self) -> None:
         """Write the collected frames to the socket."""

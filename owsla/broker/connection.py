@@ -32,7 +32,7 @@ from txamqp.client import Closed
 from ..amqp.wire import WireError
 from ..config.addresses import BrokerAddress
 from ..interfaces import Clock
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
 from .client import BrokerClient, BrokerError, Login, Watcher, as_failure
 from .retry_delay import RetryDelay
@@ -98,7 +98,7 @@ class BrokerConnection(Worker):
     def __init__(
         self,
         reactor: Any,
-        turn: Turn,
+        turn: EndOfTurn,
         addresses: Sequence[BrokerAddress],
         role: Role,
         reporter: Reporter,

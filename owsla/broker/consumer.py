@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from ..amqp.wire import WireError
 from ..interfaces import Clock, MessageSink
 from ..letter import BAD, DeliverySource, Letter
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from . import headers as delivery
 from . import message_properties
 from . import queues as topology
@@ -49,7 +49,7 @@ class Consumer(BaseHandler):
         channel: int,
         queue: topology.Queue,
         router: MessageSink,
-        turn: Turn,
+        turn: EndOfTurn,
         clock: Clock,
         lost: Callable[[Consumer, str], None],
         told: Callable[[str, str | None], bool] | None = None,
@@ -129,7 +129,7 @@ class Consumer(BaseHandler):
         self._acks.done(tag)
         if not self._flushing:
             self._flushing = True
-            self._turn.broker(self._flush)
+            self._turn.call_last(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False

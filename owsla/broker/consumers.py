@@ -20,7 +20,7 @@ from txamqp.client import Closed
 
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall, MessageSink
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from . import queues as topology
 from .client import BrokerClient, BrokerError, as_failure
 from .consumer import Consumer
@@ -55,7 +55,7 @@ class Consumers:
     def __init__(
         self,
         clock: Clock,
-        turn: Turn,
+        turn: EndOfTurn,
         emit: Callable[[Event], None],
         router: MessageSink,
         *,

@@ -29,7 +29,7 @@ from ..broker.acks import AckTracker
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..broker.retry_delay import RetryDelay
 from ..interfaces import Clock, DelayedCall
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ._running import Session
 
 LINES: Final = 1
@@ -94,7 +94,7 @@ class Answerer(BaseHandler):
     def __init__(
         self,
         clock: Clock,
-        turn: Turn,
+        turn: EndOfTurn,
         session: Session,
         client: BrokerClient,
         *,
@@ -194,7 +194,7 @@ class Answerer(BaseHandler):
         self._acks.done(tag)
         if not self._acknowledging:
             self._acknowledging = True
-            self._turn.broker(self._acknowledge)
+            self._turn.call_last(self._acknowledge)
 
     def _acknowledge(self) -> None:
         self._acknowledging = False
@@ -242,7 +242,7 @@ class Echo:
     def __init__(
         self,
         reactor: Any,
-        turn: Turn,
+        turn: EndOfTurn,
         session: Session,
         *,
         from_device: str,

@@ -15,10 +15,10 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ..runtime.resolver import resolve_in_daemon_threads
-from ..tls.broker import verifier
-from ..tls.certificates import certificates_in
+from ..tls.broker import broker_tls_options
+from ..tls.certificates import read_certificates
 
 
 class Session:
@@ -101,7 +101,7 @@ class Session:
 class MakeRole(Protocol):
     """A function that makes the role of a command: the work that it does on its connection."""
 
-    def __call__(self, reactor: Any, turn: Turn, session: Session) -> Role: ...
+    def __call__(self, reactor: Any, turn: EndOfTurn, session: Session) -> Role: ...
 
 
 def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
@@ -114,7 +114,7 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
     session = Session(reactor, name, patient=patient)
     observer: Any = partial(_show_error, session.log)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
-    turn = Turn(reactor)
+    turn = EndOfTurn(reactor)
     connection = BrokerConnection(
         reactor,
         turn,
@@ -124,7 +124,7 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
         ConnectionSettings(
             settings.heartbeat,
             lambda: f"owsla {name} ({socket.gethostname()}, process {os.getpid()})",
-            verifier(certificates_in(settings.broker_ca) if settings.broker_ca is not None else None),
+            broker_tls_options(read_certificates(settings.broker_ca) if settings.broker_ca is not None else None),
         ),
     )
     reactor.addSystemEventTrigger("before", "shutdown", connection.stopService)

@@ -16,7 +16,7 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..broker.client import BaseHandler, BrokerClient
 from ..interfaces import DelayedCall
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ._output import Output
 from ._running import Session
 
@@ -100,7 +100,7 @@ class Send(BaseHandler):
     def __init__(
         self,
         reactor: Any,
-        turn: Turn,
+        turn: EndOfTurn,
         session: Session,
         *,
         options: SendOptions,

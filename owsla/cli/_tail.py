@@ -16,7 +16,7 @@ from ..amqp.wire import WireError
 from ..broker import queues
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, Getter
 from ..broker.queue_state import inspect_queue
-from ..runtime.end_of_turn import Turn
+from ..runtime.end_of_turn import EndOfTurn
 from ._output import Output
 from ._running import Session
 
@@ -126,7 +126,7 @@ def _properties(header: bytes) -> Properties:
 class Taker(BaseHandler):
     """The handler of a channel that consumes: shows messages, and acknowledges each once it is written."""
 
-    def __init__(self, turn: Turn, output: Output, client: BrokerClient, show: Show, shown: Callable[[int], None]) -> None:
+    def __init__(self, turn: EndOfTurn, output: Output, client: BrokerClient, show: Show, shown: Callable[[int], None]) -> None:
         """Call `shown` with the number of messages each time some were written and acknowledged."""
         self._turn = turn
         self._output = output
@@ -150,7 +150,7 @@ class Taker(BaseHandler):
                 return  # not acknowledged, so the broker requeues it when the connection ends
             self._wanted -= 1
         if not self._lines:
-            self._turn.devices(self._write)
+            self._turn.call_first(self._write)
         self._lines.append(self._show(_properties(header), body, redelivered))
         self._last = tag
 
@@ -177,7 +177,7 @@ class Tail:
 
     name = "tail"
 
-    def __init__(self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int | None) -> None:
+    def __init__(self, reactor: Any, turn: EndOfTurn, session: Session, *, queue: str, show: Show, count: int | None) -> None:
         """End after `count` messages, or never if it is `None`."""
         self._turn = turn
         self._session = session
@@ -214,7 +214,7 @@ class Peek(Getter):
     name = "tail"
 
     def __init__(
-        self, reactor: Any, turn: Turn, session: Session, *, queue: str, show: Show, count: int, force: bool = False
+        self, reactor: Any, turn: EndOfTurn, session: Session, *, queue: str, show: Show, count: int, force: bool = False
     ) -> None:
         """Show at most `count` messages; with `force`, also those of a quorum queue with a delivery limit."""
         self._session = session

@@ -44,7 +44,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from owsla.amqp import methods, wire
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .broker import Broker
 from .channels import BASIC_PUBLISH, ConnectionChannels, decode_command
@@ -93,7 +93,7 @@ class ServerProtocol(Protocol):
         self,
         broker: Broker,
         clock: Any,
-        turn: Turn,
+        turn: EndOfTurn,
         credentials: tuple[str, str],
         lost: Callable[[ServerProtocol], None] = lambda protocol: None,
     ) -> None:

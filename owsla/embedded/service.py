@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .broker import Broker
 from .errors import AMQPError
@@ -40,7 +40,7 @@ class _ServerProtocolFactory(ServerFactory):
         self._broker = broker
         self._reactor = reactor
         self._credentials = credentials
-        self._turn = Turn(reactor)
+        self._turn = EndOfTurn(reactor)
         self.connections: set[ServerProtocol] = set()
         self._empty: list[Deferred[None]] = []
 

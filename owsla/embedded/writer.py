@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .channel_output import ChannelOutput
 
@@ -22,7 +22,7 @@ class ConnectionWriter:
 
     __slots__ = ("_chunks", "_confirming", "_scheduled", "_size", "_turn", "_write")
 
-    def __init__(self, turn: Turn, write: Callable[[bytes], None]) -> None:
+    def __init__(self, turn: EndOfTurn, write: Callable[[bytes], None]) -> None:
         self._turn = turn
         self._write = write
         self._chunks: list[bytes] = []
@@ -47,7 +47,7 @@ class ConnectionWriter:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._turn.broker(self.flush)
+            self._turn.call_last(self.flush)
 
     def flush(self) -> None:
         """Write the buffered bytes now."""

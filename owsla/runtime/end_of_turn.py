@@ -45,9 +45,6 @@ class EndOfTurn:
             self._scheduled = True
             self._clock.callLater(0, self._run)
 
-    devices = call_first
-    broker = call_last
-
     def _run(self) -> None:
         # Each list may grow during the iteration: flushing a consumer's acknowledgements schedules a flush of its connection.
         for calls in (self._first, self._last):
@@ -61,6 +58,3 @@ class EndOfTurn:
         self._scheduled = bool(self._first)
         if self._scheduled:
             self._clock.callLater(0, self._run)
-
-
-Turn = EndOfTurn

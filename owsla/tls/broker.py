@@ -80,6 +80,3 @@ def broker_tls_options(authorities: Sequence[x509.Certificate] | None) -> Callab
         return creator  # type: ignore[no-any-return]
 
     return options_for_host
-
-
-verifier = broker_tls_options

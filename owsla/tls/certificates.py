@@ -32,9 +32,6 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise ConfigError(f"{path}: a certificate in this file is damaged") from None
 
 
-certificates_in = read_certificates
-
-
 def read_private_key(path: Path) -> PrivateKeyTypes:
     """Return the private key in a PEM file."""
     content = read_file(path)

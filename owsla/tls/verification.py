@@ -25,6 +25,3 @@ def explain_verify_error(error: int) -> str:
             name = name.removeprefix("ERR_")
             return _MEANINGS.get(name) or name.replace("_", " ").lower()
     return f"error {error}"
-
-
-why_not = explain_verify_error

@@ -15,7 +15,7 @@ from service_identity.cryptography import verify_certificate_hostname, verify_ce
 
 from ...errors import ConfigError, os_reason
 from ...runtime.files import read_file
-from ...tls.verification import why_not
+from ...tls.verification import explain_verify_error
 from ._device import Device
 from ._errors import SwarmError
 from ._plan import Plan
@@ -242,7 +242,7 @@ class TLSClient:
     def _verified(self, connection: SSL.Connection, certificate: Any, error: int, depth: int, good: int) -> bool:
         self._certificate_seen = True
         if not good:
-            self._problem = f"the certificate of the gateway is not trusted: {why_not(error)}"
+            self._problem = f"the certificate of the gateway is not trusted: {explain_verify_error(error)}"
         return self._insecure or bool(good)
 
 

@@ -16,7 +16,7 @@ from owsla.amqp import wire
 from owsla.amqp.methods import decode_method, encode_method
 from owsla.broker.client import BrokerClient, Login
 from owsla.letter import Letter
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 
 class BrokerTestCase(SynchronousTestCase):
@@ -107,7 +107,7 @@ class Server:
 
     def __init__(self, clock: Any = None, *, heartbeat: int = 20, tune: tuple[int, int, int] = (0, 0, 0), **more: Any) -> None:
         self.clock = cast("Any", clock or Clock())
-        self.turn = Turn(self.clock)
+        self.turn = EndOfTurn(self.clock)
         self.tune = tune
         self.frame_max = tune[1] or 131072
         self.transport = Transport(self.clock)

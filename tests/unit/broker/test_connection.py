@@ -24,7 +24,7 @@ from owsla.broker.client import BrokerClient, BrokerError
 from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, ConnectionSettings, explain
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .fakes import START, BrokerTestCase, Result, Server
 
@@ -126,7 +126,7 @@ class ConnectionTests(BrokerTestCase):
     def make(self, *hosts: str, tls: Callable[[str], Any] | None = None) -> BrokerConnection:
         return BrokerConnection(
             self.reactor,
-            Turn(self.reactor),
+            EndOfTurn(self.reactor),
             [BrokerAddress(host, username="me", password="secret", vhost="/v", tls=tls is not None) for host in hosts],
             self.role,
             self.reporter,

@@ -18,7 +18,7 @@ from owsla.broker.headers import read
 from owsla.broker.packing import LinePacker
 from owsla.cli._echo import Answerer, Line, answer_properties, read_line
 from owsla.cli._running import Session
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 CID = b"01234567-89ab-8cde-8f01-23456789abcd"
 NODE = b"to_device.01234567"
@@ -139,7 +139,7 @@ class AnswererTests(SynchronousTestCase):
         self.patch(session, "log", self.said.append)
         self.answerer = Answerer(
             self.clock,
-            Turn(self.clock),
+            EndOfTurn(self.clock),
             session,
             cast(BrokerClient, self.client),
             to_device="to_device",

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import methods, wire
 from owsla.embedded.broker import Broker
 from owsla.embedded.protocol import MAX_UNREAD, ServerProtocol
-from owsla.runtime.end_of_turn import Turn
+from owsla.runtime.end_of_turn import EndOfTurn
 
 Frame = tuple[int, int, bytes]
 
@@ -61,7 +61,7 @@ class Client:
         self.clock = clock
         self.capabilities = CAPABLE if capabilities is None else capabilities
         self.transport = Transport()
-        self.protocol = ServerProtocol(broker, clock, Turn(clock), ("guest", "guest"))
+        self.protocol = ServerProtocol(broker, clock, EndOfTurn(clock), ("guest", "guest"))
         self.protocol.makeConnection(self.transport)
 
     def method(self, name: str, channel: int = 1, **fields: Any) -> bytes:
