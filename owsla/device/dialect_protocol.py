@@ -3,9 +3,20 @@
 Without a dialect `DeviceProtocol` is used as it is. Here every line and every message goes through the dialect, which may be
 code of the user: an exception that it raises closes its own connection only.
 
-A dialect may publish several lines for one, none, or one at another time (after a login, for example). So lines received and
-lines published have different numbers: `Marks` maps the confirms of published lines to acknowledgements of received ones. Lines
-that cannot be published yet are kept in `_kept`, in order, up to `KEPT` bytes.
+Theory of operation
+===================
+
+**Numbers.** For one received line a dialect may publish several lines, none, or one later (after a login, for example). So
+received lines and published lines are numbered separately: `SettledLines` maps the confirms of published lines to
+acknowledgements of received ones.
+
+**Kept lines.** A line that cannot be published yet is kept in `_kept`, in order, up to `KEPT` bytes: while the dialect holds
+publication (`hold`), while the sink accepts no lines, and behind other kept lines. A line published during `lineReceived` does
+not wait for the sink, since the base class passes on a received line only when it can be published.
+
+**End.** `_over` is set when the connection is hung up, rejected, failed or lost, and is never cleared. The dialect gets no line
+and no time-out after that. When the connection is lost, kept lines are published first unless publication is held, since the
+device will not send them again.
 """
 
 from __future__ import annotations
@@ -23,22 +34,22 @@ from ..supervision import explain
 from .admission import source_of
 from .factory import DeviceFactory
 from .housekeeping import TICK
-from .marks import Marks
 from .protocol import WAIT_FOR_SINK, DeviceProtocol
+from .settled_lines import SettledLines
 
 KEPT: Final = 65536
-"""Maximum size in bytes of the lines that are kept while nothing is published, if it is more than one line of maximum length.
-A device sends less in the second or so that a login takes."""
+"""Maximum size in bytes of the kept lines of a connection, or the size of one line of maximum length if that is more. During
+a login, which takes about a second, a device sends less."""
 
 LINE_COST: Final = 64
-"""Bytes that a kept line costs beside its own."""
+"""Memory in bytes that a kept line is assumed to take in addition to its own bytes."""
 
 LONGEST_DEVICE_ID: Final = 255
-"""Maximum length of a device id in bytes. It is published with every line."""
+"""Maximum length of a device id in bytes. The id is published with every line."""
 
 
 class DialectProtocol(DeviceProtocol):
-    """A connected device, and the `Conversation` of its dialect."""
+    """Device connection whose lines and messages pass through a dialect; the `Conversation` that the dialect is given."""
 
     __slots__ = (
         "_answers",
@@ -49,11 +60,11 @@ class DialectProtocol(DeviceProtocol):
         "_kept",
         "_kept_size",
         "_make",
-        "_marks",
         "_name",
         "_over",
         "_publication_held",
         "_received",
+        "_settled_lines",
         "_timeout",
         "_timeout_of_device",
     )
@@ -65,14 +76,14 @@ class DialectProtocol(DeviceProtocol):
         self._name = dialect
         self._dialect: Dialect | None = None
         self._failure: Failure | None = None
-        self._over = False  # the dialect is not called any more
+        self._over = False  # the dialect is no longer called
         self._received = 0
-        self._marks = Marks() if self.acknowledges else None
+        self._settled_lines = SettledLines() if self.acknowledges else None
         self._publication_held = False
-        self._kept: deque[tuple[bytes, float]] = deque()  # each with the time it was received, in seconds since the epoch
+        self._kept: deque[tuple[bytes, float]] = deque()  # lines and the times they were received, in seconds since the epoch
         self._kept_size = 0
-        self._in_line_received = False  # the dialect is called with a line: what it publishes must be accepted
-        self._answers: list[bytes] = []  # wait for the socket
+        self._in_line_received = False  # during a call of the dialect with a line: lines that it publishes are not held back
+        self._answers: list[bytes] = []  # lines to the device that wait for the socket
         self._answers_size = 0
         self._timeout = 0.0
         self._timeout_of_device = False  # the time-out stops while the device is not read
@@ -100,9 +111,9 @@ class DialectProtocol(DeviceProtocol):
             return
         finally:
             self._in_line_received = False
-        marks = self._marks
-        if marks is not None:
-            marks.add(self.seq + len(self._kept), self._confirmed)
+        lines = self._settled_lines
+        if lines is not None:
+            lines.add(self.seq + len(self._kept), self._confirmed)
             self._acknowledge_later()
 
     @property
@@ -111,24 +122,24 @@ class DialectProtocol(DeviceProtocol):
 
     def confirmed(self, seq: int) -> None:
         super().confirmed(seq)
-        if self._marks is not None:
-            self._marks.confirm(self._confirmed)
+        if self._settled_lines is not None:
+            self._settled_lines.confirm(self._confirmed)
 
     def _acknowledge_later(self) -> None:
-        marks = self._marks
-        if marks is not None and marks.safe > self._acknowledged and not self._ack_scheduled and not self._publication_held:
+        lines = self._settled_lines
+        if lines is not None and lines.settled > self._acknowledged and not self._ack_scheduled and not self._publication_held:
             self._ack_scheduled = True
             self.factory.turn.call_first(self._acknowledge_soon)
 
     def _acknowledge(self) -> None:
-        marks = self._marks
+        lines = self._settled_lines
         # While publication is held the dialect has not decided about these lines: the answer to a login is written before its
         # acknowledgement, and a denied login gets none.
-        if self._publication_held or marks is None or self.factory.settings.device_ack is None:
+        if self._publication_held or lines is None or self.factory.settings.device_ack is None:
             return
-        if marks.safe > self._acknowledged and self._can_write:
-            self._acknowledged = marks.safe
-            self.transport.write(self.factory.settings.device_ack(marks.safe - 1))
+        if lines.settled > self._acknowledged and self._can_write:
+            self._acknowledged = lines.settled
+            self.transport.write(self.factory.settings.device_ack(lines.settled - 1))
 
     # -- to the device ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +169,7 @@ class DialectProtocol(DeviceProtocol):
         return True
 
     def _check(self, line: bytes) -> None:
-        """Raise `ValueError` for what is not one line."""
+        """Raise `ValueError` unless the bytes form exactly one line to the device."""
         framing = self.factory.framing
         if len(line) > framing.max_line:
             raise ValueError(f"a line to the device is {len(line)} bytes long, more than {framing.max_line}")
@@ -172,7 +183,7 @@ class DialectProtocol(DeviceProtocol):
         for line in answers:
             self.answer(line)
 
-    # -- what the dialect may do -----------------------------------------------------------------------------------------
+    # -- Conversation, for the dialect -----------------------------------------------------------------------------------------
 
     @property
     def peer(self) -> str:
@@ -255,7 +266,7 @@ class DialectProtocol(DeviceProtocol):
         self.template = factory.sink.open(self.connection_id, device_id)
         factory.emit(DeviceIdentified(self.connection_id.decode(), device_id))
         if not self._closing:
-            factory.devices.add(self, self.peer)  # or it would close a newer connection of its device
+            factory.devices.add(self, self.peer)  # a closing connection must not close a newer one of its device
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:
@@ -265,7 +276,8 @@ class DialectProtocol(DeviceProtocol):
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
         if self.closed:
             return
-        # Not before the next tick: a dialect that sets a due time-out again and again would keep this tick busy for ever.
+        # At least one tick: a dialect that keeps setting a time-out that is already due would keep the current tick from
+        # ending.
         self._timeout = max(seconds, TICK)
         self._timeout_of_device = of_device
         self.factory.timers.set(self, self.factory.clock.seconds() + self._timeout)
@@ -308,7 +320,7 @@ class DialectProtocol(DeviceProtocol):
     def _emit_failure(self, failure: Failure) -> None:
         self.factory.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
 
-    # -- reading, and the end --------------------------------------------------------------------------------------------
+    # -- reading and closing --------------------------------------------------------------------------------------------
 
     def _unpause(self, reason: int) -> None:
         waited = self._paused & WAIT_FOR_SINK
@@ -320,7 +332,7 @@ class DialectProtocol(DeviceProtocol):
         self._publish_kept(at_once=self._uses_spare)
         super().resume()
         if self._kept and not self.closed:
-            self._publish_kept()  # it waits again if it must
+            self._publish_kept()  # waits for the sink again if lines are left
 
     def drain(self) -> None:
         self._publish_kept(at_once=self.acknowledges)

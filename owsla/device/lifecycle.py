@@ -37,7 +37,7 @@ class Life(Protocol):
         """Read again."""
 
     def drain(self) -> None:
-        """Stop reading for good. The connection is closed when everything that it sent is settled."""
+        """Stop reading permanently. The connection is closed when everything that it sent is settled."""
 
     def close(self) -> None:
         """Close in order, after what was written: for a back end, a line too long, the end of draining, or a device that does

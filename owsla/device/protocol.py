@@ -209,9 +209,9 @@ class DeviceProtocol(LineReceiver):
     def dataReceived(self, data: bytes) -> None:
         """Split the bytes of one read into lines, and publish these.
 
-        `LineReceiver.dataReceived` is overridden. It looks for a delimiter again for each line, and copies the rest of its
-        buffer each time: 30 % more CPU for a read of one line, and a multiple of it for a read of a hundred. It would also
-        publish all lines of a read, where this stops at the end of the share of the window.
+        `LineReceiver.dataReceived` is overridden. For each line it searches for a delimiter again and copies the rest of its
+        buffer, so a read of many lines would cost time proportional to the square of their number. It would also publish all
+        lines of a read, where this method stops at the end of the share of the window.
         """
         factory = self.factory
         if self.discarding:

@@ -22,8 +22,8 @@ def address_text(host: str, port: int) -> str:
 class StockTransport:
     """Provides `IDeviceTransport` over any Twisted transport.
 
-    What such a transport cannot tell is missing: a slow device is closed after the write time-out even if it takes a little,
-    bytes that were not read are not counted, and a peer that hangs up while its reading is paused is noticed when reading
+    Such a transport does not report the state of its socket. So a slow device is closed after the write time-out even if it
+    takes a little, unread bytes are not counted, and a hang-up of a peer whose reading is paused is noticed only when reading
     resumes.
     """
 

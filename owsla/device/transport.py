@@ -257,7 +257,7 @@ class TLSTransport:
             self._producer.pauseProducing()
 
     def _send(self, data: bytes) -> bytes:
-        """Send what the socket takes now, and return the rest."""
+        """Send as much of the data as the socket takes now, and return the rest."""
         assert self._tls is not None
         sent = 0
         try:
@@ -301,7 +301,7 @@ class TLSTransport:
         self.loseConnection()
 
     def drain(self) -> None:
-        """Stop reading for good. What is written is still sent."""
+        """Stop reading permanently. Data that was written is still sent."""
         self._life.drain()
 
     def loseConnection(self) -> None:
@@ -332,7 +332,7 @@ class TLSTransport:
 
     @property
     def unread(self) -> int:
-        """Bytes that the peer sent and that were not read (FIONREAD, tcp(7)), those of TLS included."""
+        """Number of bytes that the peer sent and that were not read (FIONREAD, tcp(7)), those of TLS included."""
         try:
             return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0])
         except (OSError, ValueError):
@@ -356,7 +356,7 @@ class TLSTransport:
 
     @property
     def discarding(self) -> bool:
-        """True while nobody needs the data of the peer."""
+        """True while the protocol does not use the data of the peer, or there is no protocol."""
         listener = self._listener
         return listener is None or bool(listener.discarding)
 
@@ -502,8 +502,8 @@ class TLSTransport:
         try:
             state = self._state
             if state == OPEN or (state == CLOSING and self._protocol is not None):
-                # One record at a time: without read-ahead OpenSSL takes no more than that from the socket, so what is left
-                # makes the socket readable again, and others have their turn before it.
+                # One record at a time: without read-ahead OpenSSL takes no more than one record from the socket, so the rest
+                # makes the socket readable again, and other connections have their turn before it.
                 try:
                     data = self._tls.recv(RECORD)  # type: ignore[union-attr]
                 except SSL.WantReadError as error:
@@ -638,7 +638,7 @@ class TLSTransport:
         """Close the connection for its first `length` bytes, with the alert handshake_failure (RFC 8446, section 6.2)."""
         self._reason = Failure(SSL.Error([("", "", reason)]))
         try:
-            self._socket.recv(length)  # what is not read would have the system send a reset, which overtakes the alert
+            self._socket.recv(length)  # unread bytes would make the kernel send a reset, which overtakes the alert
             self._socket.send(_HANDSHAKE_FAILURE)
         except OSError:
             pass
@@ -708,7 +708,7 @@ class TLSTransport:
         if isinstance(error, SSL.SysCallError) and self.getHandle().get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
         if (refusal := noted_refusal(self.getHandle())) is not None:
-            error = HandshakeRefused(refusal)  # OpenSSL does not know what its callbacks know
+            error = HandshakeRefused(refusal)  # OpenSSL does not report why its callbacks refused
         if self._reason is None:
             # After our close_notify the end of the stream is in order without that of the peer.
             self._reason = _Failures.DONE if self._state == CLOSING else _failure(error)
@@ -766,7 +766,7 @@ class TLSTransport:
                 finally:
                     protocol.connectionLost(reason)
             except Exception:
-                # Whatever fails, the socket is closed and the place is free.
+                # An exception of the protocol must not keep the socket open or its place taken.
                 self._log.failure("Closing the connection of {peer} failed", peer=self.peer)
         elif not reason.check(*EXPECTED):
             self._log.failure("The handshake of {peer} failed", reason, peer=self.peer)

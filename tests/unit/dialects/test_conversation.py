@@ -687,5 +687,5 @@ class AcknowledgementTests(Base):
                 endpoint.confirmed(seq)
         check()
         self.assertEqual(told, len(effects) - 1)
-        assert endpoint._marks is not None
-        self.assertEqual(len(endpoint._marks), 0)
+        assert endpoint._settled_lines is not None
+        self.assertEqual(len(endpoint._settled_lines), 0)
