@@ -1,4 +1,4 @@
-"""What a dialect may do, and what becomes of lines and messages with one."""
+"""Tests of the actions of a dialect, and of lines and messages with a dialect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ._fakes import DialectWorld
 
 
 class Scripted(Dialect):
-    """Does what a line says; for a message, what the message says. All other lines are published."""
+    """Dialect that does what a line says, or what a message says. All other lines are published."""
 
     def __init__(self, conversation: Conversation) -> None:
         super().__init__(conversation)
@@ -91,7 +91,7 @@ class Base(SynchronousTestCase):
 
 class FromDeviceTests(Base):
     def test_default(self) -> None:
-        """The base class passes everything through, both ways, as no dialect does."""
+        """The base class passes everything through in both directions, like a connection without a dialect."""
         world = DialectWorld(Dialect)
         endpoint, wire = world.speak(device_id="d1")
         endpoint.dataReceived(b"a\nb\r\n\n")
@@ -106,7 +106,7 @@ class FromDeviceTests(Base):
         self.assertEqual((event.lines_in, event.lines_out, event.reason), (3, 2, "closed by the device"))
 
     def test_numbers(self) -> None:
-        """Published lines are numbered 0, 1, 2 …, whatever became of the lines between."""
+        """Published lines are numbered 0, 1, 2 …, independent of the lines in between."""
         world = self.world()
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"a\nnothing\ntwice b\nanswer hello\nc\n")
@@ -115,7 +115,7 @@ class FromDeviceTests(Base):
         self.assertEqual((endpoint.lines_in, endpoint.lines_out, endpoint.seq), (5, 1, 4))
 
     def test_when_it_was_received(self) -> None:
-        """A line that is kept has the time at which it came, whether its dialect holds it or nothing is published."""
+        """A kept line has the time of its arrival, whether its dialect holds it or nothing can be published."""
         world = self.world()
         endpoint, _ = world.speak()
         first = world.factory.now()
@@ -130,7 +130,7 @@ class FromDeviceTests(Base):
         self.assertEqual(world.sink.received, [first, second])
 
     def test_hold(self) -> None:
-        """While publication is held lines are kept, and published in order when it is released."""
+        """While publication is held, lines are kept. They are published in order on release."""
         world = self.world()
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"hold\na\nb\n")
@@ -139,7 +139,7 @@ class FromDeviceTests(Base):
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"c"])
 
     def test_held_too_much(self) -> None:
-        """What is kept has a bound: past it the connection is closed, and nothing of it is published."""
+        """Beyond a limit of kept lines the connection is closed, and none of them is published."""
         for lines in (b"x\n" * 5000, b"y" * 16000 + b"\n"):
             world = self.world()
             endpoint, wire = world.speak()
@@ -153,14 +153,14 @@ class FromDeviceTests(Base):
             self.assertEqual((world.sink.lines, len(endpoint._kept)), ([], 0))
 
     def test_held_longest_line(self) -> None:
-        """One line of full length is kept, however long that may be."""
+        """One line of full length is kept, for any maximum length."""
         world = DialectWorld(Scripted, framing=Framing(max_line=1 << 20))
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"hold\n" + b"x" * (1 << 20) + b"\nrelease\n")
         self.assertEqual([len(line) for line in world.sink.of(endpoint)], [1 << 20])
 
     def test_never_released(self) -> None:
-        """Of a device that never said who it is nothing is published, also when it goes or Owsla stops."""
+        """Nothing is published for a device that never identified itself, also when it goes or Owsla stops."""
         world = self.world()
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"hold\na\n")
@@ -169,7 +169,7 @@ class FromDeviceTests(Base):
         self.assertEqual(world.sink.lines, [])
 
     def test_identify(self) -> None:
-        """Lines are published with the device id that the dialect said, and so ends the connection."""
+        """Lines and the end of the connection have the device id set by the dialect."""
         world = self.world()
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"identify d1\na\n")
@@ -179,7 +179,7 @@ class FromDeviceTests(Base):
         self.assertEqual(world.of_type(DeviceDisconnected)[0].device_id, "d1")
 
     def test_identified_already(self) -> None:
-        """The certificate's identity is there from the start; to repeat it is nothing new."""
+        """The identity of a certificate is known from the start. Setting the same id again has no effect."""
         world = self.world()
         endpoint, _ = world.speak(device_id="d1")
         self.assertEqual(endpoint.device_id, "d1")
@@ -187,7 +187,9 @@ class FromDeviceTests(Base):
         self.assertEqual(world.events, [])
 
     def test_identify_too_late(self) -> None:
-        """After the first line was published no other id can be set, nor ever one that is none: that is the dialect's error."""
+        """After the first published line no other id can be set, nor an invalid one at any time: that is an error of the
+        dialect.
+        """
         for lines in (b"a\nidentify d1\n", b"identify \n", b"identify a\x07\n", b"identify " + b"x" * 256 + b"\n"):
             world = self.world()
             endpoint, wire = world.speak()
@@ -196,7 +198,9 @@ class FromDeviceTests(Base):
             self.assertIsNone(endpoint.device_id)
 
     def test_replace(self) -> None:
-        """With --on-duplicate replace an identity by a dialect replaces as one by a certificate does, and a change frees it."""
+        """With --on-duplicate replace an identity set by a dialect replaces like one of a certificate. A changed identity is
+        released.
+        """
         world = self.world(replace=True)
         first, first_wire = world.speak(device_id="d1")
         second, second_wire = world.speak()
@@ -211,7 +215,7 @@ class FromDeviceTests(Base):
         self.assertEqual(second_wire.closed, "lost")
 
     def test_hang_up(self) -> None:
-        """The dialect's last answer is sent, and it hears none of the lines that were behind."""
+        """The last answer of the dialect is sent, and later lines are not passed to it."""
         world = self.world()
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"bye\na\nraise\n")
@@ -222,7 +226,7 @@ class FromDeviceTests(Base):
         self.assertEqual(world.of_type(DeviceDisconnected)[0].reason, "it said bye")
 
     def test_after_the_end(self) -> None:
-        """What a dialect does with a connection that is gone does nothing."""
+        """Actions of a dialect on a connection that is gone have no effect."""
         world = self.world()
         endpoint, wire = world.speak()
         dialect = self.dialect(endpoint)
@@ -246,7 +250,7 @@ class FromDeviceTests(Base):
 
 class OutageTests(Base):
     def test_not_read(self) -> None:
-        """While there is nowhere to publish to the dialect hears nothing; then everything, in order."""
+        """While nothing can be published, the dialect gets no lines; then all of them, in order."""
         world = self.world()
         endpoint, wire = world.speak()
         world.sink.stop()
@@ -258,7 +262,7 @@ class OutageTests(Base):
         self.assertEqual((world.sink.of(endpoint), world.heard(wire), wire.reading), ([b"a", b"b"], [b"hello"], True))
 
     def test_published_in_an_outage(self) -> None:
-        """What a dialect publishes of its own while nothing is taken is kept, and comes before what is said later."""
+        """Lines that a dialect publishes in an outage are kept, and precede later lines of the device."""
         world = self.world()
         endpoint, wire = world.speak()
         dialect = self.dialect(endpoint)
@@ -274,7 +278,7 @@ class OutageTests(Base):
         self.assertEqual((world.sink.of(endpoint)[3:], wire.reading, world.sink.waiting), ([b"later"], True, []))
 
     def test_gone_in_an_outage(self) -> None:
-        """When the connection ends, or a device is drained that is told what is safe, what was kept is published at once."""
+        """At the end of the connection, or in the drain of a device with acknowledgements, kept lines are published at once."""
         for drained in (False, True):
             world = self.world(device_ack=lambda seq: b"ACK %d\r\n" % seq)
             endpoint, _ = world.speak()
@@ -289,7 +293,7 @@ class OutageTests(Base):
             self.assertEqual(world.sink.of(endpoint), [b"mine", b"a", b"b"])
 
     def test_bounded(self) -> None:
-        """A dialect that talks without end in an outage is closed."""
+        """A dialect that publishes without end in an outage is closed."""
         world = self.world()
         endpoint, wire = world.speak()
         world.sink.stop()
@@ -301,7 +305,7 @@ class OutageTests(Base):
 
 class ToDeviceTests(Base):
     def test_shaped(self) -> None:
-        """A message may become several lines, or none; it is handed over with the last of them, once."""
+        """A message may become several lines, or none. It is settled with the last one, once."""
         world = self.world()
         endpoint, wire = world.speak()
         source = Source()
@@ -312,7 +316,7 @@ class ToDeviceTests(Base):
         self.assertEqual((source.acked, len(world.courier.reports)), ([1, 2, 3], 1))
 
     def test_refused(self) -> None:
-        """A message that is refused is on record, its number is used up, and those behind it go on."""
+        """A refused message is recorded, its number is used, and later messages continue."""
         world = self.world()
         endpoint, wire = world.speak()
         source = Source()
@@ -325,7 +329,7 @@ class ToDeviceTests(Base):
         self.assertEqual(source.outstanding, 0)
 
     def test_in_order(self) -> None:
-        """The dialect sees messages in the order of their numbers, each when it is its turn."""
+        """The dialect gets messages in the order of their numbers, each at its turn."""
         world = self.world()
         seen: list[bytes] = []
 
@@ -341,7 +345,9 @@ class ToDeviceTests(Base):
         self.assertEqual((seen, source.outstanding), ([b"0", b"1", b"2", b"3"], 0))
 
     def test_congested(self) -> None:
-        """What is not taken by the socket waits unshaped and unacknowledged; answers wait with it, in order."""
+        """While the socket is full, messages wait unacknowledged and without a call of the dialect. Answers wait with them, in
+        order.
+        """
         world = self.world()
         endpoint, wire = world.speak(room=3)
         source = Source()
@@ -354,7 +360,7 @@ class ToDeviceTests(Base):
         self.assertEqual((source.acked, world.heard(wire)), ([1, 2], [b"a", b"b", b"one", b"two"]))
 
     def test_answers_are_bounded(self) -> None:
-        """A device that asks and asks and does not read is closed as slow."""
+        """A device that asks without end and does not read is closed as slow."""
         world = self.world(write_buffer=1000)
         endpoint, wire = world.speak(room=3)
         endpoint.dataReceived(b"answer fills it\n")
@@ -364,7 +370,7 @@ class ToDeviceTests(Base):
         self.assertLess(len(endpoint._answers), 20)
 
     def test_closed_while_congested(self) -> None:
-        """Answers that wait are sent before the goodbye."""
+        """Waiting answers are sent before close_notify."""
         world = self.world()
         endpoint, wire = world.speak(room=3)
         endpoint.dataReceived(b"answer fills it\n")
@@ -373,7 +379,7 @@ class ToDeviceTests(Base):
         self.assertEqual((world.heard(wire), wire.closed), ([b"fills it", b"more", b"bye"], "lost"))
 
     def test_kicked(self) -> None:
-        """A dialect that hangs up on a message has taken it."""
+        """A message on which the dialect hangs up is settled."""
         world = self.world()
         endpoint, wire = world.speak()
         source = Source()
@@ -381,7 +387,7 @@ class ToDeviceTests(Base):
         self.assertEqual((wire.closed, source.outstanding, world.courier.records), ("lost", 0, []))
 
     def test_no_line(self) -> None:
-        """What is too long for a line, or would be two, is not sent: it is the dialect's error."""
+        """A line that is too long, or has a delimiter, is not sent: that is an error of the dialect."""
         for line in (b"x" * 17000, b"a\nb", b"a\rb"):
             world = self.world()
             endpoint, wire = world.speak()
@@ -394,7 +400,7 @@ class ToDeviceTests(Base):
 
 class TimeoutTests(Base):
     def test_timeout(self) -> None:
-        """A time-out comes once, when it is due by the hub's clock; a new one takes its place, and it can be cleared."""
+        """A timeout occurs once, by the clock of the gateway. A new one replaces it, and it can be cleared."""
         world = self.world()
         endpoint, _ = world.speak()
         dialect = self.dialect(endpoint)
@@ -410,7 +416,7 @@ class TimeoutTests(Base):
         self.assertEqual((dialect.timeouts, len(world.factory.timers)), (1, 0))
 
     def test_no_time_at_all(self) -> None:
-        """One that is set anew whenever it comes, for no time at all, comes once a tick, and keeps nobody else waiting."""
+        """A timeout of zero that is set again in its callback occurs once per tick, and delays no other connection."""
         world = self.world()
         endpoint, _ = world.speak()
         dialect = self.dialect(endpoint)
@@ -420,7 +426,8 @@ class TimeoutTests(Base):
         self.assertIn(dialect.timeouts, range(5, 11))
 
     def test_of_the_device(self) -> None:
-        """A time-out for the device to speak waits while the device is not read, and begins anew after that; others do not."""
+        """A timeout for the device to send waits while the device is not read, and begins again afterwards. Other timeouts run.
+        """
         for word, expected in ((b"wait-for-device", 0), (b"wait", 1)):
             world = self.world()
             endpoint, _ = world.speak()
@@ -438,7 +445,7 @@ class TimeoutTests(Base):
             self.assertEqual(dialect.timeouts, 1)
 
     def test_paused_just_in_time(self) -> None:
-        """A device that could not speak for most of its time has all of it again."""
+        """A device that was paused for most of its time gets all of it again."""
         world = self.world()
         endpoint, _ = world.speak()
         dialect = self.dialect(endpoint)
@@ -451,7 +458,7 @@ class TimeoutTests(Base):
         self.assertEqual(dialect.timeouts, 0)
 
     def test_gone(self) -> None:
-        """No time-out comes for a connection that is gone, or going."""
+        """No timeout occurs for a connection that is gone or closing."""
         for ended in (True, False):
             world = self.world()
             endpoint, _ = world.speak()
@@ -466,7 +473,7 @@ class TimeoutTests(Base):
 
 
 class FailureTests(Base):
-    """A dialect that raises."""
+    """Tests of a dialect that raises."""
 
     def setUp(self) -> None:
         self.logged: list[Any] = []
@@ -479,7 +486,7 @@ class FailureTests(Base):
             self.logged.append(event)
 
     def assert_failed(self, world: DialectWorld, endpoint: DialectProtocol, wire: Any) -> None:
-        """It closed its own connection, is an event and is logged once, and the others live."""
+        """Check that its own connection was closed, with an event and one log entry, and that others are alive."""
         other, other_wire = world.speak(make=Scripted)
         self.assertIn("lost", (wire.closed,))
         if endpoint.transport is not None:
@@ -495,7 +502,7 @@ class FailureTests(Base):
         self.assertEqual((world.heard(other_wire), other_wire.closed), ([b"still here"], ""))
 
     def test_line(self) -> None:
-        """In `line`: the lines before it count, those behind it are not heard; what was answered is sent."""
+        """In `line`: earlier lines are published, later ones are not passed on. Answers are sent."""
         world = self.world()
         endpoint, wire = world.speak()
         dialect = self.dialect(endpoint)
@@ -505,7 +512,7 @@ class FailureTests(Base):
         self.assertEqual((world.sink.of(endpoint), dialect.ended), ([b"a"], []))
 
     def test_outgoing(self) -> None:
-        """In `outgoing`: the message, and those that wait behind it, are on record as connection-closed."""
+        """In `outgoing`: the message, and those that wait behind it, are recorded as connection-closed."""
         world = self.world()
         endpoint, wire = world.speak()
         source = Source()
@@ -516,7 +523,7 @@ class FailureTests(Base):
         self.assert_failed(world, endpoint, wire)
 
     def test_outgoing_when_writable(self) -> None:
-        """The same, when a message had to wait for the socket."""
+        """The same for a message that waited for the socket."""
         world = self.world()
         endpoint, wire = world.speak(room=3)
         source = Source()
@@ -539,7 +546,7 @@ class FailureTests(Base):
         self.assert_failed(world, endpoint, wire)
 
     def test_beginning(self) -> None:
-        """When it is made, or hears that the device is connected."""
+        """In the constructor, or in `connected`."""
 
         class Unmade(Dialect):
             def __init__(self, conversation: Conversation) -> None:
@@ -558,14 +565,14 @@ class FailureTests(Base):
             self.assertEqual(world.sink.of(endpoint), [])
 
     def test_later(self) -> None:
-        """In something that a Deferred calls, by `fail`."""
+        """In a callback of a Deferred, by `fail`."""
         world = self.world()
         endpoint, wire = world.speak()
         self.dialect(endpoint).conversation.fail(Failure(ZeroDivisionError()))
         self.assert_failed(world, endpoint, wire)
 
     def test_at_the_end(self) -> None:
-        """With the lines that were left when the device went, or in `disconnected`: all else is tidied up all the same."""
+        """In the lines left when the device went, or in `disconnected`: the rest of the clean-up is done."""
 
         class Ungrateful(Dialect):
             def disconnected(self, reason: str) -> None:
@@ -584,7 +591,7 @@ class FailureTests(Base):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_any_exception(self) -> None:
-        """An exception that the network could have raised as well is the dialect's all the same."""
+        """An exception of a class that the network also raises counts as an error of the dialect."""
 
         class Times(Dialect):
             def line(self, line: bytes) -> None:
@@ -603,7 +610,7 @@ class AcknowledgementTests(Base):
         return super().world(device_ack=lambda seq: b"ACK %d\r\n" % seq, **options)
 
     def test_received_lines(self) -> None:
-        """The acknowledgement counts received lines: published ones when they are confirmed, others with those before them."""
+        """Acknowledgements count received lines: published ones once confirmed, others with the lines before them."""
         world = self.world()
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"nothing\na\nnothing\ntwice b\nc\n")
@@ -618,9 +625,10 @@ class AcknowledgementTests(Base):
         self.assertEqual(world.heard(wire), [b"ACK 4"])
 
     def test_held(self) -> None:
-        """A line that is kept is not safe before it was published and confirmed; what was answered behind it waits for it.
+        """A kept line is safe once it is published and confirmed; later answered lines wait for it.
 
-        Until publication is released no line is acknowledged, or a device would hear that its login is safe before its answer.
+        Until the release of publication no line is acknowledged: otherwise a device would see its login acknowledged before the
+        answer.
         """
         world = self.world()
         endpoint, wire = world.speak()
@@ -632,7 +640,7 @@ class AcknowledgementTests(Base):
         self.assertEqual(world.heard(wire), [b"ACK 3"])
 
     def test_not_heard(self) -> None:
-        """Lines that the dialect did not hear any more, or failed with, are never acknowledged."""
+        """Lines that were not passed to the dialect, or on which it failed, are never acknowledged."""
         world = self.world()
         endpoint, wire = world.speak()
         endpoint.dataReceived(b"a\nraise\nb\n")
@@ -649,14 +657,14 @@ class AcknowledgementTests(Base):
         st.data(),
     )
     def test_never_too_early(self, steps: list[bytes | None], data: st.DataObject) -> None:
-        """Whatever the dialect does and however confirms come, `ACK n` is said only when everything that lines 0 to n became is
-        confirmed, and in the end it is said of all of them.
+        """For any actions of the dialect and any order of confirms, `ACK n` is sent only when every message of lines 0 to n is
+        confirmed, and in the end for all lines.
         """
         world = self.world()
         endpoint, wire = world.speak()
         unconfirmed: list[int] = []
         told = -1
-        effects: list[list[int]] = []  # of each line: the numbers of what it became
+        effects: list[list[int]] = []  # for each line: the numbers of its messages
         number = 0
         confirmed: set[int] = set()
 

@@ -65,7 +65,7 @@ class FailedLoginsTests(SynchronousTestCase):
         for number in range(5000):
             self.fails(b"x %d" % number, "proxy")
         self.assertTrue(all(self.succeeds(b"d %d" % number, "proxy") for number in range(100)))
-        self.assertTrue(self.fails(b"x 0", "proxy"))  # it is known to be shared: each device has a limit of its own only
+        self.assertTrue(self.fails(b"x 0", "proxy"))  # it is known to be shared: each device has only a limit of its own
         self.assertTrue(self.fails(b"x 0", "proxy"))
 
     def test_shared_no_longer(self) -> None:

@@ -1,4 +1,4 @@
-"""The turnstile of docs/dialects.md."""
+"""Tests of the turnstile in docs/dialects.md."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TurnstileTests(SynchronousTestCase):
                     until = None
                     self.assertEqual(world.heard(wire), [b"LOCKED"])
                 elif until is not None and until <= world.clock.seconds() + 0.2:
-                    return  # to the tenth it cannot be said
+                    return  # to the tenth of a second it is ambiguous
                 continue
             if step == "UNLOCK":
                 world.send(endpoint, Source(), b"UNLOCK")

@@ -1,4 +1,4 @@
-"""The channel between a parent and a worker: lines of JSON, and what becomes of them when one end does not read."""
+"""Tests of the channel between a parent and a worker: lines of JSON, and an end that does not read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChannelTests(SynchronousTestCase):
         return [json.loads(line) for line in self.transport.value().splitlines()]
 
     def test_both_ways(self) -> None:
-        """A message is one line, and arrives as what it was, however it was cut in between."""
+        """A message is one line, and arrives unchanged, for any cuts of the stream."""
         self.channel.send("log", text="line 1\nline 2 \udce9 é")
         data = self.transport.value()
         self.assertEqual(data.count(b"\n"), 1)
@@ -42,7 +42,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(self.received, [{"type": "log", "text": "line 1\nline 2 \udce9 é"}])
 
     def test_other_end_does_not_read(self) -> None:
-        """What may be left out waits, so many at most, while what must not be is sent; then it follows in order."""
+        """Optional messages wait, up to a limit, while required ones are sent. Then they follow in order."""
         self.channel.offer("event", number=0)
         self.channel.pauseProducing()
         taken = [self.channel.offer("event", number=number) for number in range(1, WAITING + 11)]
@@ -54,7 +54,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(numbers, list(range(WAITING + 1)))
 
     def test_paused_again_meanwhile(self) -> None:
-        """What waits is not written faster than the transport takes it."""
+        """Waiting messages are not written faster than the transport accepts them."""
         self.channel.pauseProducing()
         for number in range(3):
             self.channel.offer("event", number=number)
@@ -72,7 +72,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(len(self.sent()), 2)
 
     def test_an_error_in_dealing_with_it(self) -> None:
-        """A message that cannot be dealt with is logged, and costs itself: the channel's end would be the worker's."""
+        """A message whose handler raises is logged and dropped: the channel stays open, since its end would end the worker."""
         receive = self.received.append
 
         def fail(message: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     def test_close(self) -> None:
-        """Closing sends what waits first, and is done when the connection is gone."""
+        """A close sends waiting messages first, and is complete when the connection is gone."""
         self.channel.pauseProducing()
         self.channel.offer("log", text="the last line")
         closed = self.channel.close()
@@ -104,13 +104,13 @@ class ChannelTests(SynchronousTestCase):
         self.assertFalse(self.aborted)
 
     def test_close_in_vain(self) -> None:
-        """An other end that takes nothing is not waited for long."""
+        """A close does not wait long for an end that reads nothing."""
         self.channel.close()
         self.clock.advance(CLOSE_TIMEOUT)
         self.assertTrue(self.aborted)
 
     def test_after_the_end(self) -> None:
-        """What is said after the end goes nowhere, and closing again is done at once."""
+        """Messages after the end are dropped, and another close is complete at once."""
         self.channel.connectionLost()
         self.channel.send("ready")
         self.assertFalse(self.channel.offer("log", text="unheard"))
@@ -120,7 +120,7 @@ class ChannelTests(SynchronousTestCase):
 
 class FirstTests(SynchronousTestCase):
     def test_takes_no_more(self) -> None:
-        """The first message is read and nothing of what follows."""
+        """The first message is read, and no byte after it."""
         data = bytearray(b'{"type":"start"}\n{"type":"stop"}\n')
 
         def recv(size: int) -> bytes:
@@ -132,5 +132,5 @@ class FirstTests(SynchronousTestCase):
         self.assertEqual(bytes(data), b'{"type":"stop"}\n')
 
     def test_no_parent(self) -> None:
-        """An end before the first message is said as such."""
+        """An end before the first message is reported."""
         self.assertRaises(EOFError, read_first, lambda size: b"")

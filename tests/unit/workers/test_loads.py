@@ -1,4 +1,4 @@
-"""Which worker takes the next connection."""
+"""Tests of the choice of the worker for the next connection."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from owsla.workers._loads import ABSENT, Loads, stands_back
 class DecisionTests(SynchronousTestCase):
     @given(st.integers(0, 100_000))
     def test_the_one_with_fewest(self, connections: int) -> None:
-        """Whoever has fewest takes the next one, and so does who has only one more."""
+        """The worker with the fewest connections takes the next one, and so does one with a single connection more."""
         self.assertFalse(stands_back(connections, connections))
         self.assertFalse(stands_back(connections + 1, connections))
         self.assertFalse(stands_back(connections, ABSENT))
 
     def test_slack(self) -> None:
-        """With few connections two more are too many, with many a difference that nobody would notice is none."""
+        """With few connections a difference of two is too much; with many a small difference is ignored."""
         self.assertTrue(stands_back(2, 0))
         self.assertFalse(stands_back(10_100, 10_000))
         self.assertTrue(stands_back(10_200, 10_000))
 
     @given(st.lists(st.integers(0, 5000), min_size=2, max_size=8))
     def test_becomes_even(self, loads: list[int]) -> None:
-        """Whatever there was before: connection by connection, taken by any who does not stand back, it evens out."""
+        """From any start the numbers become even, if any worker that does not stand back takes the next connection."""
         for _ in range(sum(max(loads) - load for load in loads) + 100):
             most_first = sorted(range(len(loads)), key=lambda index: -loads[index])
             taker = next(index for index in most_first if not stands_back(loads[index], min(loads)))
@@ -37,7 +37,7 @@ class DecisionTests(SynchronousTestCase):
 
 class LoadsTests(SynchronousTestCase):
     def test_shared(self) -> None:
-        """What one process writes another one reads, through the descriptor; a worker that is not there counts for nothing."""
+        """Processes share the numbers through the descriptor. A worker that is not running counts as zero."""
         parents = Loads.create(3)
         self.addCleanup(os.close, parents.descriptor)
         self.assertEqual(parents.all, [ABSENT] * 3)

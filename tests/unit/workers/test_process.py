@@ -1,4 +1,4 @@
-"""A worker's process as its parent sees it, without one: started, told, asked, replaced, ended."""
+"""Tests of the process of a worker in its parent, without a real process: start, orders, questions, replacement, end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DRAIN = 30.0
 
 
 class FakeReactor(Clock):
-    """Starts no process, and keeps the worker's end of each channel."""
+    """Reactor that starts no process, and keeps the end of the worker of each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class FakeReactor(Clock):
 
 
 class Child:
-    """A process that is none."""
+    """Fake process."""
 
     def __init__(self, pid: int, protocol: WorkerProcess, factory: Any, args: list[str], options: dict[str, Any]) -> None:
         self.pid = pid
@@ -77,7 +77,7 @@ class Child:
         self.signals.append(name)
 
     def told(self) -> list[dict[str, Any]]:
-        """What it was told so far; before the process was made, nothing was."""
+        """Return the orders so far: none before the process was created."""
         return [json.loads(line) for line in self.transport.value().splitlines()]
 
     def says(self, type: str, **values: Any) -> None:
@@ -89,12 +89,12 @@ class Child:
         self.closes_streams(status, signal_number)
 
     def exits(self, status: int | None = 0, signal_number: int | None = None) -> None:
-        """It is gone, and what it has said may come yet."""
+        """End the process. Its output may arrive later."""
         self.reaped = True
         self.protocol.processExited(_how(status, signal_number))
 
     def closes_streams(self, status: int | None = 0, signal_number: int | None = None) -> None:
-        """Nobody has its standard streams any more."""
+        """Close its standard streams."""
         self.protocol.processEnded(_how(status, signal_number))
 
 
@@ -103,7 +103,7 @@ def _how(status: int | None, signal_number: int | None) -> Failure:
 
 
 class Told:
-    """A listener that writes down what it is told."""
+    """Listener that records its calls."""
 
     everything_ends = False
 
@@ -157,11 +157,11 @@ class ProcessTestCase(SynchronousTestCase):
 
     @property
     def killed(self) -> list[int]:
-        """Who was killed."""
+        """Return the killed processes."""
         return [child.pid for child in self.reactor.children if child.signals]
 
     def logged(self) -> list[tuple[str, str]]:
-        """What is logged from here on: level and text."""
+        """Collect log events from now on: level and text."""
         lines: list[tuple[str, str]] = []
 
         def observe(event: Any) -> None:
@@ -175,7 +175,7 @@ class ProcessTestCase(SynchronousTestCase):
 
 class OneProcessTests(ProcessTestCase):
     def test_start(self) -> None:
-        """It is started with its name to be seen, and nothing else: neither arguments nor secrets."""
+        """A worker is started with its display name only: neither settings nor secrets are in its arguments."""
         self.worker.startService()
         self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.worker", "worker-1"])
         self.assertEqual(self.child.options["childFDs"][4], self.port.fileno())
@@ -183,7 +183,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.child.options["path"], "/")
 
     def test_logs(self) -> None:
-        """Its log's lines are the parent's, at their level; what it writes past its log is a warning, line by line."""
+        """Log lines of the worker are logged by the parent, at their level. Other output is a warning, line by line."""
         self.worker.startService()
         lines = self.logged()
         self.child.says("log", level="error", namespace="owsla", text="bad news")
@@ -197,14 +197,14 @@ class OneProcessTests(ProcessTestCase):
         )
 
     def test_strange_message(self) -> None:
-        """What a newer worker says and this parent does not know is passed over."""
+        """An unknown message of a newer worker is ignored."""
         self.worker.startService()
         self.child.says("dance", partner="none")
         self.child.says("ready")
         self.assertEqual(self.told.ready_ones, [self.child.pid])
 
     def test_ask(self) -> None:
-        """Answers find their questions; when the process ends, those that are open fail."""
+        """Answers are matched to their questions. When the process ends, open questions fail."""
         self.worker.startService()
         process = self.worker.process
         assert process is not None
@@ -219,7 +219,7 @@ class OneProcessTests(ProcessTestCase):
         self.failureResultOf(process.ask("state"), WorkerEnded)
 
     def test_cancelled_question(self) -> None:
-        """A question that nobody waits for any more may be answered late."""
+        """A question that was cancelled may be answered late."""
         self.worker.startService()
         process = self.worker.process
         assert process is not None
@@ -230,7 +230,7 @@ class OneProcessTests(ProcessTestCase):
         self.child.ends(1)
 
     def test_dies(self) -> None:
-        """A process that ends by itself is its child's end, with how it ended and without a traceback."""
+        """A process that ends by itself ends its child of the supervisor, with the exit status and without a traceback."""
         self.worker.startService()
         self.loads.of(1).tell(0)
         self.child.ends(status=None, signal_number=signal.SIGKILL)
@@ -241,13 +241,13 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.told.ends, [(1000, False)])
 
     def test_ends_well_unasked(self) -> None:
-        """Also with status 0: whoever told it to stop, it is to run."""
+        """This also holds for status 0: a worker must run until its parent stops it."""
         self.worker.startService()
         self.child.ends(0)
         self.assertEqual(len(self.reports), 1)
 
     def test_refuses(self) -> None:
-        """A worker that cannot start with these settings says why, and that is its end's reason."""
+        """A worker that cannot start with its settings gives the reason, which becomes the reason of its end."""
         self.worker.startService()
         self.child.says("fatal", text="--cert: gone")
         self.child.ends(1)
@@ -255,7 +255,9 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(str(cast(Failure, self.reports[0]).value), "--cert: gone")
 
     def test_stop(self) -> None:
-        """It is told to stop in words, its end is none for the supervisor, and it is waited for."""
+        """A stop is an order over the channel. The end of the process then is not reported to the supervisor, and is waited
+        for.
+        """
         self.worker.startService()
         stopped = self.worker.stopService()
         self.assertEqual(self.child.told()[-1], {"type": "stop"})
@@ -268,7 +270,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [])
 
     def test_does_not_stop(self) -> None:
-        """One that does not stop within its drain timeout and a while is killed."""
+        """A worker that does not stop within its drain timeout and a margin is killed."""
         self.worker.startService()
         stopped = self.worker.stopService()
         self.reactor.advance(DRAIN + KILL_AFTER - 0.1)
@@ -280,7 +282,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.told.ends, [(1000, False)])
 
     def test_cannot_be_killed(self) -> None:
-        """One that is not gone after that, in the middle of a write to a disk that is lost say, is not waited for."""
+        """A process that survives SIGKILL, for example during a write to a lost disk, is not waited for."""
         self.worker.startService()
         stopped = self.worker.stopService()
         self.reactor.advance(DRAIN + KILL_AFTER)
@@ -291,7 +293,7 @@ class OneProcessTests(ProcessTestCase):
         self.child.ends(status=None, signal_number=9)
 
     def test_its_own_drain_timeout(self) -> None:
-        """A worker that has read other settings than its parent has as long to stop as it says itself."""
+        """A worker with other settings than its parent has the time for its stop that it reports itself."""
         self.worker.startService()
         self.child.says("ready", drain_timeout=2 * DRAIN, certificate="server.pem", not_after=1.0)
         self.worker.stopService()
@@ -301,7 +303,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [1000])
 
     def test_hurry(self) -> None:
-        """One that is to hurry while it stops, and hangs, is killed soon."""
+        """A worker that hangs in a hurried stop is killed soon."""
         self.worker.startService()
         self.worker.stopService()
         self.reactor.advance(1)
@@ -313,7 +315,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [1000])
 
     def test_hurry_before_the_stop(self) -> None:
-        """That holds if the stop comes after, as when everything is given up."""
+        """This also holds if the stop follows, as when the supervisor gives up."""
         self.worker.startService()
         self.worker.hurry()
         self.reactor.advance(HURRIED)
@@ -323,7 +325,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [1000])
 
     def test_hurry_late(self) -> None:
-        """Hurrying puts nothing off: neither the kill, nor how long it is waited for after that."""
+        """A hurried stop postpones neither the kill nor the limit of the wait after it."""
         self.worker.startService()
         stopped = self.worker.stopService()
         self.reactor.advance(DRAIN + KILL_AFTER - 1)
@@ -335,7 +337,7 @@ class OneProcessTests(ProcessTestCase):
         self.successResultOf(stopped)
 
     def test_left_helpers(self) -> None:
-        """A process that is gone has ended, although something that it started still has its standard streams."""
+        """A process that has exited has ended, although a child of it still holds its standard streams."""
         self.worker.startService()
         self.child.says("ready")
         self.child.channel.connectionLost()
@@ -350,7 +352,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual((len(self.reports), len(self.told.ends)), (1, 1))
 
     def test_last_words(self) -> None:
-        """What a process said before its end counts, also where its end is noticed first."""
+        """Messages sent before the end count, also if the end is noticed first."""
         self.worker.startService()
         self.child.exits(1)
         self.child.says("fatal", text="--cert: gone")
@@ -360,7 +362,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(str(cast(Failure, self.reports[0]).value), "--cert: gone")
 
     def test_killed_when_gone(self) -> None:
-        """A process that was reaped gets no signal any more: its number may be another's."""
+        """A reaped process gets no signal: its process id may belong to another one."""
         self.worker.startService()
         process = self.worker.process
         assert process is not None
@@ -370,7 +372,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [])
 
     def test_hangs(self) -> None:
-        """A worker without a sign of life for a minute is killed; whatever it says is one."""
+        """A worker without a message for a minute is killed. Any message counts."""
         self.worker.startService()
         self.child.says("ready")
         for _ in range(3):
@@ -385,7 +387,7 @@ class OneProcessTests(ProcessTestCase):
         self.flushLoggedErrors()
 
     def test_hangs_before_its_port_is_open(self) -> None:
-        """While the broker is away, say, a worker may have no port for a day; it turns all the same, or is killed."""
+        """A worker without an open port (while the broker is away, for example) sends messages too, or is killed."""
         self.worker.startService()
         self.child.says("node", node="0000aaaa")
         for _ in range(3):
@@ -396,7 +398,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [1000])
 
     def test_hangs_at_its_start(self) -> None:
-        """A worker has a minute more until it says anything at all: it may be slow to start."""
+        """A worker has a minute more until its first message: its start may be slow."""
         self.worker.startService()
         self.reactor.pump([PING] * (STARTING + SILENCES))
         self.assertEqual(self.killed, [])
@@ -404,7 +406,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [1000])
 
     def test_stops_slowly(self) -> None:
-        """One that stops is not watched like that: it has its own time."""
+        """A stopping worker is not watched in this way: it has a time limit of its own."""
         self.worker.startService()
         process = self.worker.process
         assert process is not None
@@ -414,7 +416,7 @@ class OneProcessTests(ProcessTestCase):
         self.assertEqual(self.killed, [])
 
     def test_drained_while_its_restart_waits(self) -> None:
-        """Once everything stops no restart starts it again: there is no port any more."""
+        """During a stop no worker is restarted: its port is closed."""
         self.worker.startService()
         self.child.ends(1)
         self.successResultOf(self.worker.stop_for_good())
@@ -424,7 +426,7 @@ class OneProcessTests(ProcessTestCase):
         self.successResultOf(self.worker.stopService())
 
     def test_everything_ends(self) -> None:
-        """Where its refusal is the end of everything it is not restarted, and says nothing more."""
+        """After a refusal that ends the parent, a worker is not restarted, and logs nothing more."""
         self.told.everything_ends = True
         self.worker.startService()
         self.child.says("fatal", text="--cert: gone")
@@ -443,7 +445,9 @@ class ReplaceTests(ProcessTestCase):
         return ensureDeferred(self.worker.replace())
 
     def test_works(self) -> None:
-        """The old one is told to stop when the fresh one's port is open, and not before; it is done when it is gone."""
+        """The old process is stopped once the port of the new one is open, and not before. The replacement is complete when it
+        has ended.
+        """
         replaced = self.replace()
         self.assertNotIn({"type": "stop"}, self.old.told())
         self.child.says("ready")
@@ -459,14 +463,14 @@ class ReplaceTests(ProcessTestCase):
         self.assertEqual(len(self.reports), 1)
 
     def test_endless_line(self) -> None:
-        """Output without a newline is logged in pieces, and not kept for ever."""
+        """Output without a newline is logged in pieces, and not kept."""
         lines = self.logged()
         for _ in range(100):
             self.old.protocol.childDataReceived(2, b"x" * 1000)
         self.assertEqual(len(lines), 20)
 
     def test_which_is_which(self) -> None:
-        """While there are two processes of a worker, the log tells the one that is not in charge by its process id."""
+        """While a worker has two processes, the log names the one not in charge by its process id."""
         lines: list[tuple[str, str]] = []
 
         def observe(event: LogEvent) -> None:
@@ -494,7 +498,7 @@ class ReplaceTests(ProcessTestCase):
             self.assertIn(line, lines)
 
     def test_fresh_one_refuses(self) -> None:
-        """A fresh one that cannot start leaves the old one as it is, with a line that says why."""
+        """A new process that cannot start leaves the old one in place, with the reason in the log."""
         lines = self.logged()
         replaced = self.replace()
         self.child.says("fatal", text="owsla.toml: a mistake")
@@ -506,7 +510,7 @@ class ReplaceTests(ProcessTestCase):
         self.assertTrue(any("is not replaced" in text for _, text in lines))
 
     def test_fresh_one_is_late(self) -> None:
-        """A fresh one that does not open its port in time is killed, and the old one goes on."""
+        """A new process that does not open its port in time is killed, and the old one continues."""
         replaced = self.replace()
         self.reactor.advance(REPLACE_TIMEOUT)
         self.assertIs(self.successResultOf(replaced), False)
@@ -515,7 +519,7 @@ class ReplaceTests(ProcessTestCase):
         self.assertEqual(self.reports, [])
 
     def test_stopped_meanwhile(self) -> None:
-        """A stop in the middle stops both."""
+        """A stop during a replacement stops both processes."""
         self.replace()
         stopped = self.worker.stopService()
         self.assertIn({"type": "stop"}, self.old.told())
@@ -528,7 +532,7 @@ class ReplaceTests(ProcessTestCase):
         self.assertEqual(lines, [], "nothing goes on as it is")
 
     def test_stopped_while_the_old_one_leaves(self) -> None:
-        """A stop waits for one that was replaced and still lets its devices go, too; hurrying reaches it."""
+        """A stop also waits for a replaced process that still drains. A hurried stop reaches it."""
         self.replace()
         self.child.says("ready")
         stopped = self.worker.stopService()
@@ -540,7 +544,7 @@ class ReplaceTests(ProcessTestCase):
         self.successResultOf(stopped)
 
     def test_old_one_dies_meanwhile(self) -> None:
-        """If the old one dies before the fresh one is there, the worker has ended, as ever; it does not go on as it is."""
+        """If the old process dies before the new one is ready, the worker has ended as usual."""
         replaced = self.replace()
         self.old.ends(1)
         self.assertEqual(len(self.reports), 1)
@@ -552,7 +556,7 @@ class ReplaceTests(ProcessTestCase):
 
 
 class WorkerPoolTests(ProcessTestCase):
-    """What the parent does about messages of its workers."""
+    """Reactions of the parent to messages of its workers."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -569,7 +573,7 @@ class WorkerPoolTests(ProcessTestCase):
         return [(message["node"], message["served"]) for message in child.told() if message["type"] == "gone"]
 
     def test_another_is_told(self) -> None:
-        """Of a worker that died another one is told, which is ready."""
+        """The death of a worker is reported to another worker that is ready."""
         self.first.says("node", node="0000aaaa")
         self.first.says("ready")
         self.second.says("ready")
@@ -577,14 +581,14 @@ class WorkerPoolTests(ProcessTestCase):
         self.assertEqual(self.gone(self.second), [("0000aaaa", True)])
 
     def test_died_before_its_port_was_open(self) -> None:
-        """Of one whose port was never open no back end knows a connection, and that is said, too."""
+        """If the dead worker never opened its port, back ends know no connection of it, and the message says so."""
         self.first.says("node", node="0000aaaa")
         self.second.says("ready")
         self.first.ends(status=None, signal_number=9)
         self.assertEqual(self.gone(self.second), [("0000aaaa", False)])
 
     def test_nobody_is_ready(self) -> None:
-        """If none is ready the first one that is, is told."""
+        """If no worker is ready, the first one to become ready is told."""
         self.first.says("node", node="0000aaaa")
         self.second.says("node", node="0000bbbb")
         self.first.ends(1)
@@ -594,13 +598,13 @@ class WorkerPoolTests(ProcessTestCase):
         self.assertEqual(self.gone(self.child), [("0000aaaa", False), ("0000bbbb", False)])
 
     def test_died_nameless(self) -> None:
-        """One that had no name yet has left nothing."""
+        """A worker that died before it had a name has left nothing."""
         self.second.says("ready")
         self.first.ends(1)
         self.assertEqual(self.gone(self.second), [])
 
     def test_stopped_in_order(self) -> None:
-        """One that was told to stop, and did, has tidied up itself."""
+        """A worker that stopped by order has cleaned up itself."""
         self.first.says("node", node="0000aaaa")
         self.second.says("ready")
         self.workers[0].stopService()
@@ -608,7 +612,9 @@ class WorkerPoolTests(ProcessTestCase):
         self.assertEqual(self.gone(self.second), [])
 
     def test_refusals(self) -> None:
-        """A user's error is told once, and only while nothing has worked: later it is the file that was changed."""
+        """An error in the settings is reported once, and ends the parent only while no worker has worked: later the file has
+        changed.
+        """
         for child in (self.first, self.second):
             child.says("fatal", text="--cert: gone")
             child.ends(1)
@@ -616,16 +622,14 @@ class WorkerPoolTests(ProcessTestCase):
         self.assertEqual(self.ended, [], "they are restarted, though everything ends")
 
     def test_refusal_later(self) -> None:
-        """Once one has worked, a worker that refuses is restarted: the file may be put right."""
+        """Once a worker has worked, one that refuses its settings is restarted: the file may be corrected."""
         self.second.says("ready")
         self.first.says("fatal", text="--cert: gone")
         self.first.ends(1)
         self.assertEqual((self.refused, len(self.ended)), ([], 1))
 
     def test_certificate(self) -> None:
-        """The certificate that counts is what devices are shown: of several workers' the one that ends first, whatever the
-        parent was started with.
-        """
+        """The certificate shown is the one of the workers that expires first, whatever the parent was started with."""
         at_start = ServedCertificate("old.pem", 3.0)
         self.assertEqual(self.pool.shown(at_start), at_start)
         self.first.says("ready", drain_timeout=DRAIN, certificate="new.pem", not_after=20.0)
@@ -640,7 +644,7 @@ class WorkerPoolTests(ProcessTestCase):
 
 
 class ParentTests(ProcessTestCase):
-    """The parent as a whole, with its supervisor."""
+    """The parent with its supervisor."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -671,11 +675,13 @@ class ParentTests(ProcessTestCase):
             one.says("ready")
 
     def test_stopped_while_a_restart_waits(self) -> None:
-        """A worker whose restart waits when the stop begins is not started on a port that is closed, nor given up on."""
+        """A worker that waits for its restart when the stop begins is neither started on the closed port nor a reason to give
+        up.
+        """
         self.first.ends(1)
         self.reactor.advance(0)
         self.reactor.advance(0)
-        self.child.ends(1)  # the first restart comes at once; now it waits
+        self.child.ends(1)  # the first restart is immediate; the second one waits
         self.reactor.advance(0)
         self.assertEqual(len(self.reactor.children), 3)
         lines = self.logged()
@@ -688,7 +694,7 @@ class ParentTests(ProcessTestCase):
         self.assertEqual([line for line in lines if line[0] not in ("info", "")], [])
 
     def test_stopped_while_workers_are_replaced(self) -> None:
-        """A stop in the middle of a rolling restart is no failure of it."""
+        """A stop during a rolling restart does not make the restart fail."""
         self.parent.replace()
         lines = self.logged()
         stopped = self.parent.stopService()

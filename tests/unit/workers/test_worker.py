@@ -1,4 +1,4 @@
-"""A worker's side of the channel: what it tells its parent, and what it does when told."""
+"""Tests of the worker end of the channel: messages to the parent, and orders of the parent."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class LinkTestCase(SynchronousTestCase):
 
 class ParentLinkTests(LinkTestCase):
     def test_orders(self) -> None:
-        """It does what it is told, and passes over what it does not know."""
+        """The worker obeys its orders, and ignores unknown ones."""
         self.says("reopen")
         self.says("gone", node="0123abcd")
         self.says("gone", node="4567abcd", served=False)
@@ -74,7 +74,7 @@ class ParentLinkTests(LinkTestCase):
         self.assertEqual(self.told(), [{"type": "pong"}])
 
     def test_stop(self) -> None:
-        """Told to stop twice, or by a signal, too, it stops once; also when something else had stopped it before."""
+        """Several stops, by order or by signal, stop the worker once; also after it was stopped otherwise."""
         self.says("stop")
         self.link.stop("Received SIGTERM")
         self.assertEqual(self.reactor.stops, 1)
@@ -82,7 +82,7 @@ class ParentLinkTests(LinkTestCase):
         other.stop("Received SIGTERM")
 
     def test_ready_once(self) -> None:
-        """The parent is told what this worker has read that it may not have; each time that the broker is back is no news."""
+        """The parent is told once of the settings that this worker has read. A reconnected broker is not reported again."""
         self.link.ready(30.0, ServedCertificate("server.pem", 1e9))
         self.link.ready(30.0, ServedCertificate("server.pem", 1e9))
         self.assertEqual(
@@ -90,13 +90,13 @@ class ParentLinkTests(LinkTestCase):
         )
 
     def test_parent_is_gone(self) -> None:
-        """Without a parent it stops, and soon."""
+        """Without a parent the worker stops soon."""
         self.link.channel.connectionLost()
         self.assertEqual(self.gateway.calls, [("shorten", ORPHAN_TIMEOUT)])
         self.assertEqual(self.reactor.stops, 1)
 
     def test_end_of_a_stop(self) -> None:
-        """The channel's end is part of a stop, and then no reason to hurry."""
+        """The end of the channel is part of a stop, and no reason to hurry."""
         self.says("stop")
         self.link.channel.connectionLost()
         self.assertEqual(self.gateway.calls, [])
@@ -113,7 +113,7 @@ class EventsTests(LinkTestCase):
         self.assertEqual(stats.dropped, 0)
 
     def test_parent_is_slow(self) -> None:
-        """What the parent is too slow for is counted, and it is told how much that was as soon as it takes something."""
+        """Messages that a slow parent cannot take are counted, and it is told the number as soon as it reads again."""
         stats = HandlerStats("parent")
         handler = EventsToParent(self.link, stats)
         self.link.channel.pauseProducing()
@@ -135,7 +135,7 @@ class LogTests(LinkTestCase):
         self.log = Logger(namespace="owsla.somewhere", observer=cast(Any, observer))
 
     def test_lines(self) -> None:
-        """A line of the log is its level, namespace and text; debugging is for nobody."""
+        """A log line is sent as level, namespace and text. Debug lines are not sent."""
         self.log.debug("unheard")
         self.log.warn("{count} devices", count=3)
         self.assertEqual(
@@ -143,7 +143,7 @@ class LogTests(LinkTestCase):
         )
 
     def test_other_threads(self) -> None:
-        """What is logged, or printed, in another thread reaches the channel in the reactor's thread only."""
+        """Output of other threads, logged or printed, is written to the channel in the reactor thread only."""
         thread = threading.Thread(target=lambda: self.log.info("from a thread"))
         thread.start()
         thread.join()
@@ -153,7 +153,7 @@ class LogTests(LinkTestCase):
         self.assertEqual([message["text"] for message in self.told()], ["from a thread"])
 
     def test_failure(self) -> None:
-        """A failure is told with its traceback."""
+        """A failure is sent with its traceback."""
         try:
             raise ValueError("ours")
         except ValueError:
@@ -164,7 +164,7 @@ class LogTests(LinkTestCase):
         self.assertIn("ValueError: ours", message["text"])
 
     def test_parent_is_slow(self) -> None:
-        """What was left out is told as a number."""
+        """Omitted log lines are reported as a number."""
         self.link.channel.pauseProducing()
         for _ in range(WAITING + 2):
             self.log.info("a line")
