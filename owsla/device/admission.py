@@ -1,4 +1,4 @@
-"""How many connections there may be, in which state they are, and whose turn it is. Pure."""
+"""Admission of connections: limits, states, and the order of handshakes. Pure."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Final, Generic, TypeVar
 Connection = TypeVar("Connection", bound=Hashable)
 
 SILENT_SHARE: Final = 4
-"""Silent connections at most, for each handshake that may be under way. With the defaults they are 2,048: when a thousand a
-second come and say nothing, each has two seconds for its first words (a device has mostly said them when it is accepted, see
-the listener's DEFER_ACCEPT), and all of them together take 2 MB."""
+"""Limit on silent connections per allowed concurrent handshake. With the defaults it is 2,048, which take 2 MB. If a thousand
+silent connections per second arrive, each has two seconds to send its ClientHello. Most devices have sent it before they are
+accepted (`DEFER_ACCEPT` of the port)."""
 
 STALLED: Final = 1.0
-"""Seconds, at the least, that a handshake has from its beginning before it makes way for others."""
+"""Minimum seconds before a handshake counts as stalled."""
 
 STALLED_TIMES: Final = 4.0
-"""How many times as long as usual it has. Small devices and slow networks take seconds, and all of them alike."""
+"""Multiple of the usual duration after which a handshake counts as stalled. Small devices on slow networks all take seconds."""
 
 STALLED_AT_FIRST: Final = 5.0
-"""Seconds that it has while nothing is known of how long handshakes take."""
+"""Seconds before a handshake counts as stalled while the usual duration is unknown."""
 
 USUAL_OF: Final = 16
-"""Handshakes whose mean (a moving one) is what is usual."""
+"""Handshakes in the moving mean that is the usual duration."""
 
-OFTEN: Final = 10.0
-"""Seconds between two reports of what comes by the thousand in an attack."""
+REPORT_INTERVAL: Final = 10.0
+"""Seconds between two reports of a counter."""
 
 
 class Admission(Generic[Connection]):
-    """Counts connections from accepted to closed, and says whether one more may be accepted, and whose handshake is next.
+    """States of all connections from accepted to closed, and the decisions on accepting and starting handshakes.
 
-    A connection is silent until its ClientHello is there. Then it waits for its turn, and has a place among the handshakes
-    from its turn on. A silent connection takes no such place, and keeps nobody out: health checks, stalled devices and
-    attackers have a pool of their own. When that is full, or when there are as many connections as may be, the one that was
-    silent for longest makes way for the next (`crowded`, `oldest`).
+    States: *silent* until the ClientHello has arrived, *waiting* for a handshake slot, *handshaking* in a slot, *open*. Silent
+    connections use no slot and cannot keep devices out: health checks, stalled devices and attackers have a limit of their own.
+    At that limit, or at the limit on connections, the connection that has been silent longest is closed for the next one
+    (`crowded`, `oldest`).
 
-    First come, first served, as long as devices have the patience for it. Once a peer is found gone at its turn (`gave_up`),
-    the newest is served first until nobody waits (adaptive LIFO). In the order of coming each would be served when it is about
-    to leave, and nobody would get in.
+    Waiting connections are served in order of arrival (FIFO). When a peer turns out to be gone at its turn (`gave_up`), the
+    newest is served first until none waits (adaptive LIFO). With FIFO under overload, each peer would be served just when it
+    gives up, and no device would ever connect.
 
-    A handshake whose peer says nothing more keeps its place while there are others. When all are taken and others wait, the
-    oldest one goes if it takes much longer than those of late (`stalled`).
+    A stalled handshake keeps its slot while there are free ones. When all are in use and connections wait, the oldest handshake
+    is closed if it takes much longer than recent ones (`stalled`).
     """
 
     __slots__ = (
@@ -61,67 +61,67 @@ class Admission(Generic[Connection]):
         self.max_connections = max_connections
         self.max_handshakes = max_handshakes
         self.max_silent = max(1, min(SILENT_SHARE * max_handshakes, max_connections // 2))
-        """Silent connections at a time: more than handshakes, as long as that leaves half of the connections to devices. As
-        many may wait for their handshake."""
-        # Each with the time by which they have to be done. In the order of their coming, speaking, and beginning.
+        """Limit on silent connections, at most half of `max_connections`. The same limit applies to waiting connections."""
+        # With the deadlines of their handshakes; ordered by accept, by arrival of the ClientHello, and by start of the
+        # handshake.
         self._silent: dict[Connection, float] = {}
         self._waiting: dict[Connection, float] = {}
-        self._handshaking: dict[Connection, tuple[float, float]] = {}  # and since when
+        self._handshaking: dict[Connection, tuple[float, float]] = {}  # deadline and start
         self._impatient = False
-        self._usual = STALLED_AT_FIRST / STALLED_TIMES  # seconds that a handshake takes
+        self._usual = STALLED_AT_FIRST / STALLED_TIMES  # moving mean of the duration of handshakes, in seconds
         self.open = 0
-        """Connections whose handshake is complete."""
+        """Number of connections with a completed handshake."""
 
     @property
     def connections(self) -> int:
-        """All of them."""
+        """Number of all connections."""
         return self.open + len(self._silent) + len(self._waiting) + len(self._handshaking)
 
     @property
     def handshaking(self) -> int:
-        """Those whose handshake is under way."""
+        """Number of connections in their handshake."""
         return len(self._handshaking)
 
     @property
     def waiting(self) -> int:
-        """Those that wait for a place to begin their handshake."""
+        """Number of connections that wait for a handshake slot."""
         return len(self._waiting)
 
     @property
     def spoken(self) -> int:
-        """Those that have said something: devices, most likely."""
+        """Number of connections that are not silent."""
         return self.open + len(self._waiting) + len(self._handshaking)
 
     @property
     def full(self) -> bool:
-        """Whether there are as many as may be. The silent ones would make way, and do not count."""
+        """True at the limit on connections. Silent ones do not count, because they would be closed for others."""
         return self.spoken >= self.max_connections
 
     @property
     def room(self) -> int:
-        """How many more there is a use in accepting now; 0 or less: none. The rest waits in the system's queue."""
+        """Number of connections worth accepting now; none if not positive. Others wait in the accept queue of the kernel."""
         return min(self.max_silent - len(self._waiting), self.max_connections - self.spoken)
 
     @property
     def crowded(self) -> bool:
-        """Whether the next one can only be accepted in the place of a silent one."""
+        """True if a silent connection must be closed before the next one is accepted."""
         return len(self._silent) >= self.max_silent or self.connections >= self.max_connections
 
     @property
     def oldest(self) -> Connection | None:
-        """The one that has been silent for longest."""
+        """Connection that has been silent longest, or `None`."""
         return next(iter(self._silent), None)
 
     def accepted(self, connection: Connection, deadline: float) -> None:
-        """It is there, and has to have completed its handshake by `deadline`."""
+        """Add an accepted connection, with the deadline of its handshake."""
         self._silent[connection] = deadline
 
     def spoke(self, connection: Connection) -> None:
-        """Its hello is there: it waits for its turn."""
+        """Move a connection to the waiting ones: its ClientHello has arrived."""
         self._waiting[connection] = self._silent.pop(connection)
 
     def next_turn(self, now: float) -> Connection | None:
-        """The next one whose handshake may begin, of those that wait. The place is its own from now on."""
+        """Take a slot for the next waiting connection and return it; `None` if none waits or no slot is free."""
         if not self._waiting or len(self._handshaking) >= self.max_handshakes:
             return None
         if self._impatient:
@@ -135,28 +135,28 @@ class Admission(Generic[Connection]):
         return connection
 
     def gave_up(self) -> None:
-        """One that waited was gone before its turn, or at it."""
+        """Note that a waiting peer has gone: serve the newest first from now on."""
         self._impatient = True
 
     def those_waiting(self) -> list[Connection]:
-        """The connections that wait for their turn."""
+        """Return the waiting connections."""
         return list(self._waiting)
 
     def stalled(self, now: float) -> Connection | None:
-        """The oldest handshake, if others wait for its place and it takes much longer than handshakes usually do."""
+        """Return the oldest handshake if others wait for a slot and it takes much longer than usual; else `None`."""
         if not self._waiting or len(self._handshaking) < self.max_handshakes:
             return None
         connection, (_, since) = next(iter(self._handshaking.items()))
         return connection if now - since >= max(STALLED, STALLED_TIMES * self._usual) else None
 
     def secured(self, connection: Connection, now: float) -> None:
-        """Its handshake is complete."""
+        """Move a connection to the open ones: its handshake is complete."""
         _, since = self._handshaking.pop(connection)
         self._usual += (now - since - self._usual) / USUAL_OF
         self.open += 1
 
     def lost(self, connection: Connection) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         if (
             self._handshaking.pop(connection, None) is None
             and self._silent.pop(connection, None) is None
@@ -165,11 +165,11 @@ class Admission(Generic[Connection]):
             self.open -= 1
 
     def overdue(self, now: float) -> Iterator[Connection]:
-        """Those whose deadline has passed."""
+        """Yield the connections whose deadline has passed."""
         late = []
         for connection, deadline in self._silent.items():
             if deadline > now:
-                break  # they came in order; those that spoke did not speak in order
+                break  # silent ones are ordered by deadline; the others are not
             late.append(connection)
         late += [connection for connection, deadline in self._waiting.items() if deadline <= now]
         late += [connection for connection, (deadline, _) in self._handshaking.items() if deadline <= now]
@@ -177,20 +177,17 @@ class Admission(Generic[Connection]):
 
 
 class Sources:
-    """How many connections there are from each source address, and whether there may be one more.
-
-    An address that has none is not remembered.
-    """
+    """Numbers of connections per source address, with a limit. Addresses without connections use no memory."""
 
     __slots__ = ("_connections", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        """Connections at a time from one address."""
+        """Limit on connections from one address."""
         self._connections: dict[str, int] = {}
 
     def enter(self, host: str) -> bool:
-        """One more comes from there: whether it may stay. Then it is counted until it leaves."""
+        """Count a connection from an address and return `True`, or return `False` at the limit."""
         source = source_of(host)
         count = self._connections.get(source, 0)
         if count >= self.limit:
@@ -199,7 +196,7 @@ class Sources:
         return True
 
     def leave(self, host: str) -> None:
-        """One that was let in is closed."""
+        """Remove a connection that `enter` had counted."""
         source = source_of(host)
         count = self._connections[source] - 1
         if count:
@@ -208,15 +205,15 @@ class Sources:
             del self._connections[source]
 
     def __len__(self) -> int:
-        """How many addresses there are."""
+        """Return the number of addresses with connections."""
         return len(self._connections)
 
 
 def source_of(host: str) -> str:
-    """What counts as one source: an IPv4 address, or a /64 network of IPv6.
+    """Return the source that an address belongs to: an IPv4 address, or a /64 network of IPv6.
 
-    A single subscriber of IPv6 has a /64 at least (RFC 6177) and can speak from any address in it. On the local link, which is
-    one such network for everybody, it is the address itself.
+    A single subscriber of IPv6 has at least a /64 (RFC 6177) and can use any address in it. Link-local addresses share one /64,
+    so there the source is the address itself.
     """
     if ":" not in host:
         return host
@@ -230,18 +227,18 @@ def source_of(host: str) -> str:
 
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-"""How an IPv4 address begins that is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
+"""Prefix of IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2)."""
 
 
 class Tally:
-    """Counts what an attack brings by the thousand, and says when to tell of it: soon, and then every `OFTEN` seconds."""
+    """A counter that is reported at once, and then every `REPORT_INTERVAL` seconds."""
 
-    __slots__ = ("_next", "_told", "count")
+    __slots__ = ("_next", "_reported", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        """So many so far."""
-        self._told = 0
+        """Total of occurrences."""
+        self._reported = 0
         self._next = float("-inf")
 
     def add(self) -> None:
@@ -249,10 +246,10 @@ class Tally:
         self.count += 1
 
     def due(self, now: float, *, last: bool = False) -> int:
-        """How many there are to tell of now; 0: none, or it is too soon. `last`: there is no later."""
-        new = self.count - self._told
+        """Return the number of occurrences to report now; 0 if there are none or it is too early. `last`: report all."""
+        new = self.count - self._reported
         if not new or (now < self._next and not last):
             return 0
-        self._told = self.count
-        self._next = now + OFTEN
+        self._reported = self.count
+        self._next = now + REPORT_INTERVAL
         return new

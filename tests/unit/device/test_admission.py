@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.admission import (
-    OFTEN,
+    REPORT_INTERVAL,
     SILENT_SHARE,
     STALLED,
     STALLED_AT_FIRST,
@@ -338,12 +338,12 @@ class TallyTests(SynchronousTestCase):
         tally.count += 1
         self.assertEqual(tally.due(1.0), 1)
         tally.count += 500
-        self.assertEqual([tally.due(1.0 + second) for second in (1.0, OFTEN - 1)], [0, 0])
+        self.assertEqual([tally.due(1.0 + second) for second in (1.0, REPORT_INTERVAL - 1)], [0, 0])
         tally.count += 500
-        self.assertEqual(tally.due(1.0 + OFTEN), 1000)
-        self.assertEqual(tally.due(1.0 + 2 * OFTEN), 0)
+        self.assertEqual(tally.due(1.0 + REPORT_INTERVAL), 1000)
+        self.assertEqual(tally.due(1.0 + 2 * REPORT_INTERVAL), 0)
         tally.count += 1
-        self.assertEqual((tally.due(2.0 + 2 * OFTEN), tally.count), (1, 1002))
+        self.assertEqual((tally.due(2.0 + 2 * REPORT_INTERVAL), tally.count), (1, 1002))
 
     def test_the_last_time(self) -> None:
         """The rest is reported at the end, at any time."""

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import port as port_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
-from owsla.device.admission import OFTEN, STALLED_AT_FIRST, Admission, Sources
+from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission, Sources
 from owsla.device.closing import LONGEST_GOODBYE
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
@@ -680,7 +680,7 @@ class StampedeTests(Base):
             self.connect()
             self.later(1)
         self.assertEqual(len(self.of_type(SilentEvicted)), 1)
-        self.later(int(OFTEN))
+        self.later(int(REPORT_INTERVAL))
         self.assertEqual(self.of_type(SilentEvicted)[1:], [SilentEvicted(3, 4)])
         self.assertEqual(self.of_type(HandshakeFailed), [])
         self.assertEqual(listener.failed_handshakes, 0)
@@ -756,7 +756,7 @@ class AddressTests(Base):
         self.connect("127.0.0.2")
         self.later(5)
         self.assertEqual(len(self.of_type(TurnedAway)), 1)
-        self.later(int(OFTEN))
+        self.later(int(REPORT_INTERVAL))
         self.assertEqual(self.of_type(TurnedAway)[1:], [TurnedAway(1, 2, "127.0.0.2")])
 
     def test_leaving(self) -> None:
