@@ -1,8 +1,8 @@
 """Routing of messages: connection ids, and the connections of this node.
 
 A connection id is a UUID of version 8 (RFC 9562, section 5.8). Its first 32 bits name the node that holds the connection, and
-90 of the others are random. Thus the id alone tells to which node's queue a message belongs: no table is shared, and none can
-go stale. A node is one process, for its lifetime, or until it finds that another process uses its name.
+90 of the others are random. Thus the id alone determines the node whose queue a message belongs to: nodes share no table that
+could become stale. A node is one process, for its lifetime, or until it finds that another process uses its name.
 
     nnnnnnnn-rrrr-8rrr-Vrrr-rrrrrrrrrrrr        n: node, r: random, V: 8, 9, a or b
 """
@@ -34,7 +34,7 @@ class ConnectionIds:
     __slots__ = ("_random", "node")
 
     def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
-        """Name a new node. `random(n)` returns n random bytes."""
+        """Choose a random name for the node. `random(n)` returns n random bytes."""
         self._random = random
         self.node: bytes = self.other()
         """Name of the node: 8 hex digits in lower case. Other objects read it here each time, because it can change;
@@ -102,14 +102,14 @@ class Recipient(Protocol):
         """Write a plain message to the device when its turn has come, and acknowledge it."""
 
     def post(self, letter: Letter) -> None:
-        """Do the same for a message that has more properties than a plain one."""
+        """Write a message that has more properties than a plain one, such as an expiry, and acknowledge it."""
 
     def failed(self, failure: Failure) -> None:
         """Close this connection after an internal error."""
 
 
 class Deliveries(Protocol):
-    """Knowledge of a node about earlier deliveries, as the router sees it."""
+    """Record of a node's earlier deliveries, as the router sees it."""
 
     def expired(self, letter: Letter) -> bool:
         """Return whether a message is too old to be sent."""
@@ -121,8 +121,8 @@ class Deliveries(Protocol):
         """Return whether a message without a number was handed over before its consumer ended."""
 
     def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
-        """Note that a consumer has ended, and that its messages are delivered again; `handed_over` identifies those without a
-        number.
+        """Note that a consumer has ended, so that RabbitMQ delivers its unacknowledged messages again. `handed_over` identifies
+        the ones without a number.
         """
 
 
@@ -155,6 +155,8 @@ class Router:
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
     ) -> None:
+        """Route a plain message. The hot path: a message that its connection can take needs no `Letter`."""
+        # `find` returns `None` for the connection id `None`: the hot path is spared a check.
         recipient = self._find(connection_id)  # type: ignore[arg-type]
         if recipient is not None and seq != BAD and len(body) <= self._max_line and not self._forbidden(body):
             try:
@@ -165,6 +167,7 @@ class Router:
             self.route_letter(Letter(source, tag, header, body, connection_id, seq))
 
     def route_letter(self, letter: Letter) -> None:
+        """Route a message with more properties, or one that `route` cannot write."""
         if letter.connection_id is None:
             self._courier.record(letter, "no-connection-id")
             return
@@ -181,7 +184,8 @@ class Router:
             letter.handed_over = self._deliveries.recall(letter.identity)
         if recipient is not None and letter.seq != BAD:
             try:
-                # Also with a fault: its number must be used when its turn has come, or the messages after it would wait.
+                # Also with a fault: the connection must use up its number in order, or later messages would wait for that
+                # number.
                 recipient.post(letter)
             except Exception:
                 self._failed(recipient, letter)
@@ -192,11 +196,12 @@ class Router:
         elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
             self._courier.record(letter, letter.fault)
         else:
-            # Also with a fault: only the node of the connection can use its number, so that the messages after it do not wait.
+            # Also with a fault: only the node of the connection can use up its number, for which later messages wait.
             self._courier.forward(letter, node_of(letter.connection_id))
 
     def _failed(self, recipient: Recipient, letter: Letter) -> None:
-        """Close the connection of an internal error. Raised further, the error would end the consumer for all connections."""
+        """Close a connection after an internal error. If the error were raised, it would end the consumer of all
+        connections."""
         recipient.failed(Failure())
         letter.settled = letter.seq is not None  # its number may have been used
         self._courier.record(letter, "connection-closed")
@@ -216,4 +221,5 @@ class Router:
         return None
 
     def refuse(self, letter: Letter, reason: str) -> None:
+        """Record a message as undeliverable."""
         self._courier.record(letter, reason)

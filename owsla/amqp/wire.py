@@ -25,7 +25,7 @@ https://www.rabbitmq.com/amqp-0-9-1-errata.html#section_3.
 | `A`    | array                    | `list`                                         |
 | `T`    | timestamp, seconds       | `Timestamp`                                    |
 | `F`    | table                    | `dict`                                         |
-| `V`    | nothing                  | `None`                                         |
+| `V`    | void (no value)          | `None`                                         |
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def skip_value(data: bytes, offset: int) -> int:
     if offset >= len(data):
         raise WireError("a value of a field table is missing")
     kind = data[offset]
-    if kind in b"SxFA":
+    if kind in b"SxFA":  # the types with four length bytes
         if offset + 5 > len(data):
             raise WireError("a value of a field table is truncated")
         end = offset + 5 + int(_U32.unpack_from(data, offset + 1)[0])
@@ -472,6 +472,7 @@ def header_payload(body_size: int, properties: bytes) -> bytes:
 
 def read_header_payload(payload: bytes) -> tuple[int, int]:
     """Read the class and the body size in bytes of a content header. Its properties begin at `BARE_HEADER`."""
+    # 14 bytes: the fixed fields, and two bytes of property flags.
     if len(payload) < 14:
         raise WireError("a content header is truncated")
     class_id, weight, size = _CONTENT.unpack_from(payload)

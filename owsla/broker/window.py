@@ -20,8 +20,7 @@ Invariants:
 - `_entries[i]` has the tag `_first + i`. A line that was answered out of order leaves `None`; one that was republished leaves
   `_REPEATED`, because its first tag is still unanswered. The first entry is never `None`.
 - After `retry` and `restart` the lines of a connection are published in the order of their numbers. A line may be published
-twice;
-  back ends drop the second copy by its number.
+  twice; back ends drop the second copy by its number.
 - `messages` and `size` count published and refused lines, without placeholders.
 """
 
@@ -59,7 +58,7 @@ class Window:
     Memory is proportional to the unconfirmed lines, however many later lines are confirmed.
     """
 
-    __slots__ = ("_aside", "_entries", "_first", "_refused", "_stretch", "max_bytes", "max_messages", "messages", "size")
+    __slots__ = ("_aside", "_entries", "_first", "_max_entries", "_refused", "max_bytes", "max_messages", "messages", "size")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         """The limits count published and refused lines; `max_bytes` counts whole frames, with headers."""
@@ -72,10 +71,10 @@ class Window:
         # Entry i has the delivery tag _first + i; None: answered before an earlier one.
         self._entries: deque[Entry | None] = deque()
         self._first = 1
-        # If one tag stays unanswered, the entries behind it would grow to an ever longer run of None. Beyond a length, the
-        # unanswered ones among the first entries move here, by tag, ascending.
+        # While one tag stays unanswered, confirmed entries behind it would pile up as None. Above a length of twice the limit,
+        # the unanswered ones among the first entries move to this dictionary, by tag, ascending.
         self._aside: dict[int, Entry] = {}
-        self._stretch = 2 * max_messages
+        self._max_entries = 2 * max_messages
         self._refused: list[Entry] = []
 
     @property
@@ -85,13 +84,13 @@ class Window:
 
     @property
     def roomy(self) -> bool:
-        """True if at least an eighth is free. Reading from devices resumes then: with less, each confirm would resume and pause
-        it."""
+        """True if at least an eighth is free, so that reading from devices may resume: with less, each confirm would resume and
+        pause it."""
         return self.messages <= self.max_messages * 7 // 8 and self.size <= self.max_bytes * 7 // 8
 
     @property
     def spare(self) -> int:
-        """Number of lines that a disconnected source may still add during an outage: an eighth of the room up to twice the
+        """Number of lines that a disconnected source may still add during an outage: an eighth of the room below twice the
         limits.
 
         With a share of the remaining room, one source cannot use all of it, and some is left for the next one.
@@ -120,7 +119,8 @@ class Window:
         self.size += len(packed)
 
     def confirm(self, tag: int, multiple: bool) -> list[Entry]:
-        """Confirm a tag, or all up to it. Return the confirmed lines in order. Raise `UnknownTag` if there is none."""
+        """Confirm a tag, or all up to it. Return the confirmed lines in order. Raise `UnknownTag` for a tag that is not
+        pending."""
         confirmed = self._take(tag, multiple)
         self.messages -= len(confirmed)
         for entry in confirmed:
@@ -140,9 +140,10 @@ class Window:
         self._refused += entries
 
     def _take(self, tag: int, multiple: bool) -> list[Entry]:
+        """Take the lines of a tag, or of all tags up to it, out of the published ones. Leave the counters to the caller."""
         entries = self._entries
         index = tag - self._first
-        if multiple and tag == 0:
+        if multiple and tag == 0:  # all tags so far (AMQP 0-9-1, basic.ack)
             index = len(entries) - 1
         taken: list[Entry] = []
         if self._aside and index < len(entries) and (multiple or index < 0):
@@ -151,7 +152,7 @@ class Window:
                 return taken
         if index >= len(entries) or index < 0:
             if multiple and index == -1:
-                return []  # all of them were confirmed individually before
+                return []  # all of these tags were confirmed individually before
             raise UnknownTag(f"delivery tag {tag} is outside of the {len(entries)} tags from {self._first} on")
         if multiple or index == 0:
             self._first += index + 1
@@ -167,7 +168,7 @@ class Window:
             entries[index] = None
             if entry is not _REPEATED:
                 taken.append(entry)
-            if len(entries) > self._stretch:
+            if len(entries) > self._max_entries:
                 self._set_aside()
         return taken
 
@@ -193,6 +194,7 @@ class Window:
         aside = self._aside
         if multiple:
             tags = list(takewhile(tag.__ge__, aside))
+            # As in `_take`, the tag just before the oldest unanswered one is valid: those up to it were confirmed individually.
             if not tags and tag != next(iter(aside)) - 1:
                 raise UnknownTag(f"delivery tag {tag}, and all before it, were confirmed before")
         elif tag in aside:
@@ -201,16 +203,16 @@ class Window:
             raise UnknownTag(f"delivery tag {tag} was confirmed before")
         return [entry for entry in map(aside.pop, tags) if entry is not _REPEATED]
 
-    def give_up(self, hopeless: Callable[[bytes], bool]) -> list[Entry]:
+    def give_up(self, unpublishable: Callable[[bytes], bool]) -> list[Entry]:
         """Remove and return the lines that can never be published, in order. Their tags may still be answered."""
-        given_up = [entry for entry in self._refused if hopeless(entry.packed)]
-        self._refused = [entry for entry in self._refused if not hopeless(entry.packed)]
+        given_up = [entry for entry in self._refused if unpublishable(entry.packed)]
+        self._refused = [entry for entry in self._refused if not unpublishable(entry.packed)]
         for tag, entry in self._aside.items():
-            if entry is not _REPEATED and hopeless(entry.packed):
+            if entry is not _REPEATED and unpublishable(entry.packed):
                 given_up.append(entry)
                 self._aside[tag] = _REPEATED
         for index, waiting in enumerate(self._entries):
-            if waiting is not None and waiting is not _REPEATED and hopeless(waiting.packed):
+            if waiting is not None and waiting is not _REPEATED and unpublishable(waiting.packed):
                 given_up.append(waiting)
                 self._entries[index] = _REPEATED
         self.messages -= len(given_up)
@@ -225,36 +227,36 @@ class Window:
         that of the numbers. Confirmed lines are not repeated.
         """
         sources = {entry.source for entry in self._refused}
-        again = self._refused
+        republished = self._refused
         self._refused = []
         for tag, entry in self._aside.items():
             if entry.source in sources:  # a placeholder has no source
-                again.append(entry)
+                republished.append(entry)
                 self._aside[tag] = _REPEATED
         for index, waiting in enumerate(self._entries):
             if waiting is not None and waiting is not _REPEATED and waiting.source in sources:
-                again.append(waiting)
+                republished.append(waiting)
                 self._entries[index] = _REPEATED
-        again.sort(key=_seq)
-        self._entries.extend(again)
-        return [entry.packed for entry in again]
+        republished.sort(key=_seq)
+        self._entries.extend(republished)
+        return [entry.packed for entry in republished]
 
     def restart(self, refit: Callable[[bytes], bytes] | None = None) -> list[bytes]:
         """Return the frames to publish first on a new channel, whose tags start at 1.
 
         `refit` is applied to each line's frames: the new connection may have a smaller frame_max.
         """
-        again = self._refused + list(self._unanswered())
+        republished = self._refused + list(self._unanswered())
         if self._refused:
-            again.sort(key=_seq)  # stable: the lines of each connection are in the order of their numbers
+            republished.sort(key=_seq)  # stable: the lines of each connection are in the order of their numbers
             self._refused = []
         if refit is not None:
-            again = [entry._replace(packed=refit(entry.packed)) for entry in again]
-            self.size = sum(len(entry.packed) for entry in again)
-        self._entries = deque(again)
+            republished = [entry._replace(packed=refit(entry.packed)) for entry in republished]
+            self.size = sum(len(entry.packed) for entry in republished)
+        self._entries = deque(republished)
         self._aside.clear()
         self._first = 1
-        return [entry.packed for entry in again]
+        return [entry.packed for entry in republished]
 
     def sources(self) -> Iterator[Any]:
         """Yield the connection of each unconfirmed line."""

@@ -22,7 +22,7 @@ from ..tls.certificates import read_certificates
 
 
 class Session:
-    """One run of a command: its messages, its end, and the events of its connection to the broker."""
+    """Run of a command: its messages, its end, and the events of its connection to the broker."""
 
     def __init__(self, reactor: Any, name: str, *, patient: bool) -> None:
         """Start with status 0. A `patient` command runs until it is stopped, and waits for the broker; others end."""

@@ -1,4 +1,4 @@
-"""`owsla tail`: shows the messages of a queue, and gives them back or takes them."""
+"""The command `owsla tail`: show the messages of a queue, and return them to the queue or take them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ from ._output import Output
 from ._running import Session
 
 LINES: Final = 1
+"""Channel for the messages."""
+
 SCRATCH: Final = 2
+"""Channel for declarations, which the broker closes if they fail."""
+
 LOOK: Final = 3
+"""Channel for a passive declaration, which the broker closes if there is no such queue."""
 
 PREFETCH: Final = 500
-"""Maximum number of messages that are not written yet; no other consumer gets them meanwhile."""
+"""Limit on messages that have arrived and are not written yet. Meanwhile no other consumer gets them."""
 
 Properties = Mapping[str, Any]
-"""The properties of a message, as `wire.decode_properties` returns them."""
+"""Properties of a message, as `wire.decode_properties` returns them."""
 
 
 class Show(Protocol):
-    """A function that returns the line for a message."""
+    """Function that formats a message as a line."""
 
     def __call__(self, properties: Properties, body: bytes, redelivered: bool) -> bytes: ...
 
@@ -41,14 +46,14 @@ class Show(Protocol):
 
 
 def printable(raw: bytes) -> str:
-    """Return a text that a terminal can show and that loses no byte: `\\x1b` for an escape, `\\\\` for a backslash."""
+    """Escape bytes so that a terminal can show them and none is lost: `\\x1b` for an escape, `\\\\` for a backslash."""
     text = raw.decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escaped, text))
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     if character == "\\":
         return "\\\\"
     if character.isprintable():
@@ -56,7 +61,7 @@ def _shown(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8
         return f"\\x{number - 0xDC00:02x}"
-    # Its bytes in UTF-8 and not its number, so that \x80 has only one meaning.
+    # The bytes of the character in UTF-8, not its number, so that \x80 has only one meaning.
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
@@ -92,10 +97,10 @@ def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_heade
     headers = properties.get("headers", {})
     shown: dict[str, Any] = {
         "timestamp": properties.get("timestamp"),
-        "connection_id": _json(headers.get("connection_id")),
-        "seq": _json(headers.get(seq_header)),
-        "device_id": _json(headers.get("device_id")),
-        "reply_to": _json(properties.get("reply_to")),
+        "connection_id": _json_value(headers.get("connection_id")),
+        "seq": _json_value(headers.get(seq_header)),
+        "device_id": _json_value(headers.get("device_id")),
+        "reply_to": _json_value(properties.get("reply_to")),
         "redelivered": redelivered,
     }
     try:
@@ -105,7 +110,7 @@ def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_heade
     return json.dumps(shown).encode() + b"\n"
 
 
-def _json(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Return the value of a header for JSON: numbers, strings and `None` unchanged, anything else as text."""
     if isinstance(value, bytes):
         return printable(value)
@@ -123,11 +128,11 @@ def _properties(header: bytes) -> Properties:
 # -- Consuming -------------------------------------------------------------------------------------------------------------
 
 
-class Taker(BaseHandler):
-    """The handler of a channel that consumes: shows messages, and acknowledges each once it is written."""
+class TakeHandler(BaseHandler):
+    """Handler of a channel that consumes: it shows messages, and acknowledges each once it is written."""
 
     def __init__(self, turn: EndOfTurn, output: Output, client: BrokerClient, show: Show, shown: Callable[[int], None]) -> None:
-        """Call `shown` with the number of messages each time some were written and acknowledged."""
+        """`shown` is called with a number of messages each time that many were written and acknowledged."""
         self._turn = turn
         self._output = output
         self._client = client
@@ -173,7 +178,7 @@ class Taker(BaseHandler):
 
 
 class Tail:
-    """The `Role` of `owsla tail --take`: shows messages as they arrive, and takes them."""
+    """The `Role` of `owsla tail --take`: it shows messages as they arrive, and takes them."""
 
     name = "tail"
 
@@ -189,7 +194,7 @@ class Tail:
 
     async def up(self, client: BrokerClient) -> None:
         await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
-        await Taker(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
+        await TakeHandler(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
 
     def _shown(self, count: int) -> None:
         if self._count is not None:
@@ -205,10 +210,10 @@ class Tail:
 
 
 class Peek(Getter):
-    """The `Role` of `owsla tail`, and the handler of its channel: shows the messages in the queue, and gives them back.
+    """The `Role` of `owsla tail`, and the handler of its channel: it shows the messages in the queue, and requeues them.
 
-    A quorum queue counts how often a message was given back, and drops it above its delivery limit: 20 since RabbitMQ 4.0,
-    unless the queue or a policy sets another. So quorum queues are refused, except with `--force` or without a limit.
+    A quorum queue counts how often a message was requeued, and drops it above its delivery limit: 20 since RabbitMQ 4.0, unless
+    the queue or a policy sets another. So a quorum queue with a limit is refused without `--force`.
     """
 
     name = "tail"
@@ -248,7 +253,7 @@ class Peek(Getter):
         self._last = tag
         self._lines.append(self._show(_properties(header), body, redelivered))
         if self._client is not None and len(self._lines) < self._count:
-            # Not as a consumer: only `basic.get` tells that the queue is empty.
+            # `basic.get`, because a consumer is not told that the queue is empty.
             self._client.get(LINES, self._queue)
         else:
             self.got_nothing()
@@ -259,9 +264,9 @@ class Peek(Getter):
             client.run(self._give_back(client))
 
     async def _give_back(self, client: BrokerClient) -> None:
-        """Give all messages back, before writing: a slow reader of standard output must not delay it."""
+        """Requeue all messages and then write them: a slow reader of standard output must not delay the requeueing."""
         if self._counted and self._last:
-            # Later versions of RabbitMQ count a message that comes back with its channel, and not one requeued by `basic.nack`.
+            # Later versions of RabbitMQ count a message that is requeued by the end of its channel, but not by `basic.nack`.
             nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
             client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
         await client.end_channel(LINES)

@@ -26,7 +26,7 @@ from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import read_file
 
 FLAGS: Final = ("help", "version", "check")
-"""Options without a value. They are no settings."""
+"""Options without a value, which are not settings."""
 
 _COMMA = re.compile("%2c", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def load_settings(
     environ: Mapping[str, str] = os.environ,
     warn: Callable[[str], None] = write_warning,
 ) -> Settings:
-    """Read and check all sources. `ConfigError` names what cannot be used, and its source.
+    """Read and check all sources. Raise `ConfigError`, with the name of the source, for the first fault.
 
     A variable `OWSLA_...` that belongs to no option is only a warning, because other programs may use that prefix.
     """
@@ -65,11 +65,11 @@ class CommandLine(NamedTuple):
     given: dict[str, Given]
     flags: frozenset[str]
     rest: list[str]
-    """Arguments that are no options."""
+    """Arguments that are not options."""
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
-    """Parse the arguments of `twistd owsla`. `ConfigError` if an option is unknown, or its value is missing."""
+    """Parse the arguments of `twistd owsla`. Raise `ConfigError` if an option is unknown, or its value is missing."""
     # No abbreviations: a new option could change their meaning. Errors are raised, to become one line on standard error.
     parser = argparse.ArgumentParser(
         allow_abbrev=False, add_help=False, exit_on_error=False, argument_default=argparse.SUPPRESS
@@ -95,7 +95,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
 
 
 def _with_joined_values(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with `--option VALUE` as `--option=VALUE`: argparse takes a separate `-1` for an option."""
+    """Join `--option VALUE` to `--option=VALUE`, because argparse would mistake a separate value `-1` for an option."""
     joined: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
@@ -110,7 +110,7 @@ def _with_joined_values(argv: Sequence[str]) -> list[str]:
 
 
 def _without_unknown_options(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that are no options. `ConfigError` if one of them has the form of an option."""
+    """Return the arguments that argparse left over. Raise `ConfigError` if one of them has the form of an option."""
     rest: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
@@ -119,9 +119,10 @@ def _without_unknown_options(arguments: Sequence[str]) -> list[str]:
         elif not argument.startswith("-") or argument == "-":
             rest.append(argument)
         elif not argument.startswith("--"):
-            raise ConfigError(f"{argument[:2]}: no such option")  # what follows may be a password
+            raise ConfigError(f"{argument[:2]}: no such option")  # the rest may be a password
         else:
             flag = argument.partition("=")[0]
+            # A URL without its option may begin with dashes, too; its password must not reach the log.
             shown = flag if _quoted(flag) == repr(flag) else "a URL"
             raise ConfigError(f"{shown}: {_unknown(flag.removeprefix('--'), (*BY_NAME, *FLAGS))}")
     return rest
@@ -139,6 +140,7 @@ def _unknown(name: str, names: Sequence[str]) -> str:
 
 
 def _closest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """Return a hint at the most similar of `names` for an error message, or an empty text."""
     matches = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {prefix}{matches[0]}?" if matches else ""
 
@@ -149,7 +151,7 @@ def _quoted(text: str) -> str:
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
-    """Return the options from the environment, and the variables with our prefix that belong to no option."""
+    """Return the options from the environment, and the variables with the prefix `OWSLA_` that belong to no option."""
     given = {}
     unknown = []
     for variable in sorted(environ):
@@ -173,6 +175,7 @@ def _items(text: str, option: Option) -> tuple[str, ...]:
 
 
 def _from_file(config: Given) -> dict[str, Given]:
+    """Return the options from the TOML file that `config` names."""
     try:
         path = readers.path(config.texts[0])
         content = read_file(path)
@@ -199,6 +202,7 @@ def _from_file(config: Given) -> dict[str, Given]:
 
 
 def _toml_text(value: object, origin: str) -> str:
+    """Return a TOML value as text: the readers of options take text, whatever the source."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -208,7 +212,7 @@ def _toml_text(value: object, origin: str) -> str:
 
 
 def _read_and_check(given: Mapping[str, Given]) -> Settings:
-    """Return the settings: each value is read on its own first, then values are checked together."""
+    """Return the settings. Read each value on its own first, and then check the values together."""
     values: dict[str, Any] = {}
     for option in OPTIONS:
         if option.name == "config":

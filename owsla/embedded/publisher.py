@@ -44,8 +44,12 @@ class ChannelPublisher:
         self._last_address: tuple[str, str, bytes, bool] = ("", "", b"", False)
 
     def method_arrived(self, payload: bytes) -> None:
-        """Begin a message with the payload of its basic.publish."""
-        # Clients publish long runs to one queue: an identical payload is not parsed again.
+        """Begin a message with the payload of its basic.publish.
+
+        The payload is class (2 bytes), method (2), reserved (2), exchange, routing key, and a byte of flags: bit 0 is
+        `mandatory`, bit 1 `immediate`.
+        """
+        # A payload identical to the last one is not parsed again: clients publish many messages in a row to one queue.
         if payload != self._last_payload:
             exchange, offset = wire.read_short_string(payload, 6)
             key, offset = wire.read_short_string(payload, offset)
@@ -64,7 +68,7 @@ class ChannelPublisher:
         self.incoming = IncomingMessage(*self._last_address)
 
     def header_arrived(self, payload: bytes) -> bool:
-        """Add the content header. Return whether the message is complete, which it is without a body."""
+        """Add the content header. Return whether the message is complete, that is, has no body."""
         incoming = self.incoming
         if incoming is None or incoming.header is not None:
             raise AMQPError(505, "expected method frame, got content header frame instead")
@@ -79,17 +83,19 @@ class ChannelPublisher:
         incoming.body_arrived(payload)
         memory = self._broker.memory
         if not incoming.missing:
+            # The earlier parts were counted as they arrived. From here on the whole message is counted where it is retained.
             if len(incoming.parts) > 1:
                 memory.add(-(incoming.size - len(payload)))
             return True
         memory.add(len(payload))
-        # Incomplete messages are not blocked by the alarm, so they need a limit: room for one message of the largest size.
+        # The alarm does not stop a message that has begun, so incomplete messages need a limit of their own. Beyond the
+        # exhaustion it leaves room for one message of the largest size.
         if memory.used > EXHAUSTED_AT * memory.limit + MAX_MESSAGE:
             raise AMQPError(506, "incomplete messages take too much memory")
         return False
 
     def drop_incoming(self) -> None:
-        """Drop an incomplete message and release its memory."""
+        """Drop the incomplete message, if there is one, and release its memory."""
         incoming, self.incoming = self.incoming, None
         if incoming is not None and incoming.missing:
             self._broker.memory.add(-(incoming.size - incoming.missing))
@@ -134,6 +140,8 @@ class ChannelPublisher:
         """Drop the messages of a transaction."""
         for publish in publishes:
             self._broker.memory.release(publish.message)
+
+    # -- handlers of methods -------------------------------------------------------------------------------------------------
 
     def tx_select(self, fields: dict[str, Any]) -> None:
         if self._confirming:

@@ -1,10 +1,11 @@
-"""A bounded queue for a writer that blocks (files, databases), which runs in its own thread.
+"""A handler with a bounded queue, for writers that block (files, databases) and therefore run in their own thread.
 
 Theory of operation. The reactor's thread only appends to the queue. The writer's thread takes a batch every `LINGER` seconds
 and writes it. If the writer raises `Trouble` (a full disk, a lost database), the thread keeps the batch and retries with
 back-off. Events that do not fit into the queue meanwhile are dropped and counted. Any other exception is a defect: the handler
 fails, and its supervisor restarts it. Results return to the reactor's thread with `callFromThread`; `_batch`, `_trouble` and
-`_attempts` belong to the writer's thread, and everything else to the reactor's.
+`_attempts` belong to the writer's thread, and everything else to the reactor's. The reactor's thread reads the length of
+`_batch` for statistics, and replaces it only after the writer's thread has failed.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from ._manager import EventManager, Fail, HandlerStats
 from ._types import Event, EventsDropped
 
 LIMIT: Final = 20_000
-"""Limit on queued events: some 5 MB, or 20 s of a stampede of a thousand devices per second."""
+"""Limit on queued events: some 5 MB, or 20 s of a thousand reconnecting devices per second."""
 
 BATCH: Final = 500
-"""Events per batch. Beyond some hundred rows per transaction a database gains little."""
+"""Events per batch. Transactions of more than some hundred rows gain little in a database."""
 
 LINGER: Final = 0.2
 """Seconds to collect events before they are written, so that the thread wakes up five times per second and not a thousand
 times."""
 
 FIRST_WAIT: Final = 0.5
+"""Seconds from the first failed attempt to the next; doubled after each further one, as for connections to the broker."""
+
 LONGEST_WAIT: Final = 30.0
-"""Seconds between attempts, doubling from the first, as for connections to the broker."""
+"""Limit of the seconds between attempts."""
 
 STOP_WITHIN: Final = 3.0
 """Seconds to write the queued events at a stop; less than the 5 s that a supervisor allows for the stop of a worker."""
@@ -71,7 +74,7 @@ class Writer(Protocol):
 
 
 class Spool:
-    """A bounded queue between a thread that only puts and one that only takes."""
+    """Bounded queue between one thread that only puts and one that only takes."""
 
     __slots__ = ("_items", "limit")
 
@@ -97,7 +100,7 @@ class Spool:
 
 
 class Outbox:
-    """Handler that passes events to a writer in another thread, in batches."""
+    """Event handler that passes events in batches to a writer in another thread."""
 
     _log = Logger()
 
@@ -124,7 +127,7 @@ class Outbox:
         self._linger = linger
         self._random = random
         self._spool = Spool(limit)
-        self._missed = 0
+        self._unreported = 0
         self._fail: Fail | None = None
         self._thread: threading.Thread | None = None
         self._finished: Deferred[None] | None = None
@@ -143,35 +146,38 @@ class Outbox:
     # -- in the reactor's thread -----------------------------------------------------------------------------------------
 
     def handle(self, event: Event, node: str, when: float) -> None:
+        """Queue an event, or count it as dropped if the queue is full."""
         stats = self._stats
         if not self._spool.put(Record(node, stats.count(node), when, event)):
             stats.dropped += 1
-            self._missed += 1
+            self._unreported += 1
             return
-        if not self._wake.is_set():
+        if not self._wake.is_set():  # `is_set` takes no lock, `set` does
             self._wake.set()
 
     def start(self, fail: Fail) -> None:
-        """Start the thread."""
+        """Start the writer's thread. `fail` is called with an unexpected exception of the writer."""
         self._fail = fail
         # A daemon thread: a write that hangs must not prevent the process from exiting.
         self._thread = threading.Thread(target=self._run, name=f"owsla events {self._stats.name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> Deferred[None]:
-        """Write the queued events, in one attempt, and close. The Deferred fires when that is done or the time limit is
-        over."""
+        """Write the queued events, in one attempt, and close the writer.
+
+        The Deferred fires when that is done, or after `STOP_WITHIN`.
+        """
         if self._thread is None or self._over:
             return succeed(None)
         finished: Deferred[None] = Deferred()
         self._finished = finished
         self._stopping.set()
         self._wake.set()
-        patience = self._clock.callLater(STOP_WITHIN, self._finish)
+        time_limit = self._clock.callLater(STOP_WITHIN, self._finish)
 
         def done(result: None) -> None:
-            if patience.active():
-                patience.cancel()
+            if time_limit.active():
+                time_limit.cancel()
 
         finished.addCallback(done)
         return finished
@@ -192,7 +198,7 @@ class Outbox:
             self._log.warn("{handler}: stopped with {rest} events not written", handler=self._stats.name, rest=rest)
         finished.callback(None)
 
-    def _broken(self, failure: Failure) -> None:
+    def _writer_failed(self, failure: Failure) -> None:
         """Handle an unexpected exception of the writer."""
         self._stats.dropped += len(self)
         self._batch = []
@@ -208,23 +214,25 @@ class Outbox:
     def _written(self, count: int, unfit: int) -> None:
         self._stats.handled += count - unfit
         self._stats.dropped += unfit
-        missed, self._missed = self._missed + unfit, 0
-        if missed:
-            self._manager.emit(EventsDropped(self._stats.name, missed))
+        unreported, self._unreported = self._unreported + unfit, 0
+        if unreported:
+            self._manager.emit(EventsDropped(self._stats.name, unreported))
 
-    # -- in the thread ---------------------------------------------------------------------------------------------------
+    # -- in the writer's thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._wake.wait()
                 self._stopping.wait(self._linger)
+                # Cleared before the queue is emptied: an event that is queued during the write sets it again.
                 self._wake.clear()
                 self._write_all()
+            # With a trouble, `_write_all` has made the last attempt already.
             if self._trouble is None:
                 self._write_all()
         except Exception:
-            self._in_reactor(self._broken, Failure())
+            self._in_reactor(self._writer_failed, Failure())
         finally:
             try:
                 self._writer.close()
@@ -233,12 +241,16 @@ class Outbox:
             self._in_reactor(self._finish)
 
     def _write_all(self) -> None:
+        """Write batches until the queue is empty. A stop ends the back-off; if the next attempt fails, it is the last."""
         while (wait := self.work()) is not None:
             if wait and self._stopping.wait(wait) and self.work() != 0.0:
-                return  # that was the last attempt
+                return
 
     def work(self) -> float | None:
-        """Write a batch. Return the seconds to wait before the next one, or `None` if the queue is empty."""
+        """Write a batch. Return the seconds to wait before the next call: 0 after a success, the back-off after a `Trouble`.
+
+        Return `None` if there is nothing to write.
+        """
         if not self._batch:
             self._batch = self._spool.take(self._batch_size)
             if not self._batch:

@@ -26,47 +26,49 @@ Answers = list[tuple[WorkerHandle, Any]]
 """Each worker with its answer; `None` if it did not answer."""
 
 
-class Questions:
-    """The pending queries to all workers: at most one per worker and kind. Concurrent requests share it.
+class WorkerQueries:
+    """Queries to all workers, at most one per worker and kind: concurrent HTTP requests share it.
 
-    Only the first request waits for a worker that hangs. If every health check took two seconds, one hanging worker would make
-    the whole gateway fail its health checks.
+    Only requests before the time limit wait for a worker that hangs. If every health check took two seconds, one hanging worker
+    would make the whole gateway fail its health checks.
     """
 
     def __init__(self, clock: Clock, workers: Callable[[], Sequence[WorkerHandle]]) -> None:
         self._clock = clock
         self._workers = workers
-        self._asked: dict[tuple[int, Question], _Asked] = {}
+        self._queries: dict[tuple[int, Question], _Query] = {}
 
     def ask(self, what: Question) -> Deferred[Answers]:
-        """Query all present workers. The Deferred does not fail."""
+        """Send a query of this kind to all present workers. The Deferred never fails."""
         workers = list(self._workers())
         self._drop_other_workers(workers)
         return gatherResults([self._answer(worker, what) for worker in workers])
 
     def _drop_other_workers(self, workers: Sequence[WorkerHandle]) -> None:
+        """Cancel the queries to workers that have been replaced."""
         present = set(map(id, workers))
-        for key, asked in list(self._asked.items()):
+        for key, query in list(self._queries.items()):
             if key[0] not in present:
-                del self._asked[key]
-                asked.cancel()
+                del self._queries[key]
+                query.cancel()
 
     def _answer(self, worker: WorkerHandle, what: Question) -> Deferred[tuple[WorkerHandle, Any]]:
         key = (id(worker), what)
-        asked = self._asked.get(key)
-        late = asked is not None and asked.late
-        if asked is not None and late and self._clock.seconds() - asked.since >= RETRY:
-            del self._asked[key]
-            asked.cancel()
-            asked = None
-        if asked is None:
-            asked = self._asked[key] = _Asked(self._clock, worker, late)
-            asked.ask(what, lambda: self._asked.pop(key, None))
-        return asked.wait()
+        query = self._queries.get(key)
+        # The repetition of a late query is late from its start: requests do not wait for it either.
+        late = query is not None and query.late
+        if query is not None and late and self._clock.seconds() - query.since >= RETRY:
+            del self._queries[key]
+            query.cancel()
+            query = None
+        if query is None:
+            query = self._queries[key] = _Query(self._clock, worker, late)
+            query.ask(what, lambda: self._queries.pop(key, None))
+        return query.wait()
 
 
-class _Asked:
-    """A query to one worker."""
+class _Query:
+    """Query to one worker, with the Deferreds that wait for its answer."""
 
     _log = Logger(namespace="owsla.http")
 
@@ -82,7 +84,7 @@ class _Asked:
         self._call: DelayedCall | None = None if late else clock.callLater(TIME_LIMIT, self._time_out)
 
     def ask(self, what: Question, done: Callable[[], object]) -> None:
-        """Send the query. Call `done()` when it is answered or has failed."""
+        """Send the query. Call `done()` when it is answered or has failed, unless it was cancelled."""
 
         def answered(answer: Any) -> None:
             if not self._over:
@@ -99,7 +101,7 @@ class _Asked:
         self._deferred.addCallbacks(answered, failed)
 
     def wait(self) -> Deferred[tuple[WorkerHandle, Any]]:
-        """Return a Deferred that fires with the answer, or with `None` after the time limit."""
+        """Return a Deferred of the worker and its answer; the answer is `None` after the time limit."""
         waiting: Deferred[tuple[WorkerHandle, Any]] = Deferred()
         if self._over or self.late:
             waiting.callback((self._worker, self._answer))
@@ -108,7 +110,7 @@ class _Asked:
         return waiting
 
     def cancel(self) -> None:
-        """Cancel the query; waiters get `None`."""
+        """Cancel the query. Its waiters get `None`."""
         self._end(None)
         if self._deferred is not None:
             self._deferred.cancel()

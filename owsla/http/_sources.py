@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from twisted.internet.defer import Deferred, succeed
 
 from ..interfaces import Clock
-from ._asking import Answers, Questions
+from ._asking import Answers, WorkerQueries
 from ._collector import collector_for, parent_families, worker_is_ready
 from ._families import LABEL, families_from_json, families_to_json, merge
 from ._histogram import Histogram
@@ -55,7 +55,7 @@ class ParentSource:
 
     def __init__(self, clock: Clock, readings: ParentReadings) -> None:
         self._readings = readings
-        self._questions = Questions(clock, readings.workers)
+        self._questions = WorkerQueries(clock, readings.workers)
 
     @property
     def lateness(self) -> Histogram:

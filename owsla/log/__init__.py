@@ -1,6 +1,6 @@
 """The log of the process: it never blocks the reactor, and text from outside cannot break its lines.
 
-The log observers of twistd write in the thread that logs, which is the reactor's: a pipe that nobody reads would stop every
+The log observers of twistd write in the thread that logs, which is the reactor's: a pipe without a reader would stop every
 device. So the observers are called in a thread of their own, behind a bounded queue (`LogQueue`). Each line passes `escaped` on
 its way there, because a connection id, a broker's reason or a device's name may hold any number of any characters.
 

@@ -6,9 +6,8 @@ Only the thread calls the observers. While one of them blocks, events wait, up t
 observer raises, the event is lost too, and the thread goes on with the next one.
 
 Lost lines are counted, and a line of the log reports them in their place: before the next event that enters the queue or, if no
-event waits, as soon as a line could be written again. A report that cannot be written is not lost: its number of lines is added
-to the next report. After a failed write the thread does not try a report alone, for it would spin on a full disk; it waits for
-the next event.
+event waits, as soon as a line could be written again. If a report cannot be written, its count is added to the next report.
+After a failed write the thread waits for the next event and does not try a report alone, because it would spin on a full disk.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from zope.interface import implementer
 from ._text import ESCAPED, message_of, pluralize, with_traceback
 
 LIMIT: Final = 4 << 20
-"""Limit of the waiting events, in characters, including `OVERHEAD` for each event: some 8,000 lines."""
+"""Limit of the waiting events in characters, with `OVERHEAD` for each event: some 8,000 lines."""
 
 OVERHEAD: Final = 400
 """Characters that a waiting event counts in addition to its text: its dictionary takes some hundred bytes."""
@@ -59,7 +58,7 @@ class LogQueue:
         self._limit = limit
         self._keep_failures = keep_failures
         self._changed = threading.Condition()
-        """Guards everything below."""
+        """Condition that guards all attributes below and is notified when the queue changes."""
         self._waiting: deque[tuple[int, LogEvent]] = deque()
         self._size = 0
         self._writing = False
@@ -98,7 +97,8 @@ class LogQueue:
             self._changed.notify_all()
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Wait until all events are written, at most `timeout` seconds. Return whether they are."""
+        """Wait until all events are written, at most `timeout` seconds. Return whether all were written in time."""
+        # An observer that flushes would wait for its own return.
         if threading.current_thread() is self._thread:
             return False
         with self._changed:
@@ -109,10 +109,11 @@ class LogQueue:
         self._exit_status = 0
 
     def flush_or_exit(self) -> None:
-        """Flush. If that takes too long, end the process, with status 0 after a clean stop and 1 otherwise. For `atexit`.
+        """Flush, as the last handler of `atexit`. If that takes too long, end the process at once, with status 0 after a clean
+        stop and 1 otherwise.
 
-        A thread that hangs in a write may hold a lock that the interpreter waits for at its end. `atexit` does not know the
-        status that the interpreter would end with.
+        At its exit the interpreter may wait for a lock that the thread holds in a write that hangs. `atexit` does not know the
+        exit status of the interpreter, so `note_clean_stop` sets it.
         """
         if not self.flush():
             os._exit(self._exit_status)
@@ -165,7 +166,7 @@ class LogQueue:
                     self._changed.notify_all()
 
     def _write(self, event: LogEvent) -> str:
-        """Pass an event to all observers. Return the last error of them, or an empty text."""
+        """Pass an event to all observers. Return the last of their errors, or an empty text."""
         text = ""
         for observer in self._observers:
             try:

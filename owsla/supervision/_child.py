@@ -63,7 +63,7 @@ class End:
 
 
 class Incarnation:
-    """One service of a child, from its making to its stop."""
+    """Life of one service of a child, from its construction to its stop."""
 
     __slots__ = ("_child", "early_end")
 
@@ -138,7 +138,7 @@ class Child:
     # -- starting ------------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the service and run its privileged phase. A failure is kept for the start: here nobody could handle it."""
+        """Make the service and run its privileged phase. Keep a failure for the start, which can handle it."""
         if self.service is None:
             try:
                 self._make()

@@ -10,11 +10,11 @@ two jobs see each other's half-done work. Two things bypass the queue:
 - **The end of a child** is noted at once, and its response is posted in a later turn of the reactor: the child that reports its
   end may be in the middle of a method, and must not be stopped there. The end of a child whose start is not complete goes to
   the job that waits for the start (`_child`).
-- **A stop** is urgent. `stopService` and giving up clear `running`, cancel the pending restarts, turn the ends that were noted
-  into lines of the log, and interrupt a start that the present job waits for. That job sees that the supervisor does not run,
-  and returns; then the posted stop has its turn.
+- **A stop** is urgent. `stopService` and giving up clear `running`, cancel the pending restarts, log the noted ends without a
+  response, and interrupt a start that the present job waits for. That job sees that the supervisor does not run, and returns;
+  then the posted stop runs.
 
-So each job has to look at `running` after each `await`, and at whether its child is still the same incarnation.
+So each job must check after each `await` that `running` is still set, and that its child is still the same incarnation.
 
 The response to an end: stop the remains of the child; decide whether to restart it (its restart type), whether there were too
 many restarts (the intensity), which siblings to restart with it (the strategy) and after which delay (the back-off); stop the
@@ -51,7 +51,7 @@ from ._tree import TreeNode
 
 
 class Supervisor(MultiService):
-    """Service that keeps its children running: OTP's supervisor.
+    """Service that keeps its children running, after the supervisor of OTP.
 
     https://www.erlang.org/doc/apps/stdlib/supervisor
 
@@ -73,7 +73,8 @@ class Supervisor(MultiService):
         on_event: Callable[[RestartReport | GaveUp], object] | None = None,
         on_give_up: Callable[[GaveUp], object] | None = None,
     ) -> None:
-        """`children` start in this order and stop in reverse. Under a parent, the id in the child's spec replaces `name`.
+        """Check the parameters. `children` start in this order and stop in reverse. Under a parent, the id in the child's spec
+        replaces `name`.
 
         `on_event` gets the reports of this supervisor, and of the supervisors below it that have no `on_event`. `on_give_up` is
         for the root, which has no parent to fail to: it is called when all children have stopped.
@@ -106,45 +107,45 @@ class Supervisor(MultiService):
     # -- as a service --------------------------------------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Make all services and run their privileged phase. A service that is made later has it just before its start."""
+        """Make all services and run their privileged phase. A service made later has that phase just before its start."""
         Service.privilegedStartService(self)
         for child in self._children.values():
             child.prepare()
 
     def startService(self) -> Deferred[None]:
-        """Start the children in order. The Deferred fires when all have been tried; it never fails."""
+        """Start the children in order. The Deferred fires once a start of each was attempted; it never fails."""
         Service.startService(self)
         self._started = self._clock.seconds()
         return self._jobs.post(self._start)
 
     def stopService(self) -> Deferred[None]:
-        """Stop the children in reverse order, each within its time. The Deferred never fails."""
+        """Stop the children in reverse order, each within the stop time of its spec. The Deferred never fails."""
         Service.stopService(self)
         self._stops += 1
         self._cancel_waits()
         return self._jobs.post(self._stop_all)
 
     def supervise(self, on_end: EndCallback) -> None:
-        """Accept the callback of the parent. Called before each start."""
+        """Take the callback for the end of this supervisor. A parent supervisor calls this before each start."""
         self._on_end = on_end
 
     def addService(self, service: Any) -> None:
-        """Add the service of a child. A service without a `ChildSpec` could not be restarted: `TypeError`."""
-        if not self._is_of_a_child(service):
+        """Add the service of a child. Raise `TypeError` for any other service: without a `ChildSpec` it cannot be restarted."""
+        if not self._belongs_to_child(service):
             raise TypeError("a supervisor has only children with a ChildSpec")
         self.services.append(service)
 
     def removeService(self, service: Any) -> None:
-        """Remove a service that was stopped. The service of a child that runs cannot be removed: `TypeError`."""
-        if self._is_of_a_child(service):
+        """Remove the service of a former incarnation. Raise `TypeError` for the present service of a child."""
+        if self._belongs_to_child(service):
             raise TypeError("the service belongs to a child of this supervisor")
         self.services.remove(service)
 
-    def _is_of_a_child(self, service: Any) -> bool:
+    def _belongs_to_child(self, service: Any) -> bool:
         return any(child.service is service for child in self._children.values())
 
     def getServiceNamed(self, name: str) -> Any:
-        """Return the service of the child with this id. `KeyError` if there is no child or no service."""
+        """Return the service of the child with this id. Raise `KeyError` without such a child, or while it has no service."""
         service = self._children[name].service
         if service is None:
             raise KeyError(name)
@@ -159,7 +160,7 @@ class Supervisor(MultiService):
         return f"{self.parent.path}/{name}" if isinstance(self.parent, Supervisor) else name
 
     def tree(self) -> TreeNode:
-        """Return a snapshot of this supervisor and everything below it. Before the start it shows what is planned."""
+        """Return a snapshot of this supervisor and everything below it, or the planned tree before the start."""
         return {
             "id": self.name or "supervisor",
             "type": "supervisor",
@@ -176,7 +177,7 @@ class Supervisor(MultiService):
     # -- starting and stopping -----------------------------------------------------------------------------------------------
 
     def _post(self, job: Job) -> None:
-        """Post a job that nobody waits for."""
+        """Post a job, and log its failure as a defect."""
         self._jobs.post(job).addErrback(
             lambda failure: self._log.failure("Defect in the supervisor {path}", failure, path=self.path)
         )
@@ -199,7 +200,7 @@ class Supervisor(MultiService):
             await child.stop()
             await self._respond(child, end.reason)
             if child.state == "restarting" and self._strategy != "one_for_one":
-                return  # the children after it depend on it, and are started with it
+                return  # the children after it depend on it; its restart starts them
 
     async def _stop_all(self) -> None:
         for child in reversed(list(self._children.values())):
@@ -220,7 +221,7 @@ class Supervisor(MultiService):
     # -- the end of a child --------------------------------------------------------------------------------------------------
 
     def child_ended(self, child: Child, incarnation: Incarnation, reason: Failure | None) -> None:
-        """Take the end of a running child. It is stopped in a later turn: it may be in the middle of a method now."""
+        """Note the end of a running child. Respond in a later turn: the child may be in the middle of a method now."""
         if not self.running:
             child.log_late(reason)
             return
@@ -265,7 +266,7 @@ class Supervisor(MultiService):
             await self._schedule_restart(child, explain(reason), delay)
 
     async def _schedule_restart(self, child: Child, reason: str, delay: float) -> None:
-        """Stop the siblings that are restarted with a child, and start them all after the delay."""
+        """Stop the siblings that are restarted with a child, and schedule the start of the group."""
         children = self._children
         plan = plan_restart(self._strategy, [(id, each.spec.restart) for id, each in children.items()], child.spec.id)
         group = [children[id] for id in plan.start]
@@ -286,14 +287,14 @@ class Supervisor(MultiService):
     async def _restart(self, restart: PendingRestart) -> None:
         if not self._restarts.take(restart):
             return
-        # A second `startService` may have started some of them already.
+        # A second `startService` may have started some of the children already.
         children = [child for child in restart.children if child.state == "restarting"]
         for child in children:
             child.count_restart()
         await self._start_children(children)
 
     async def _give_up(self, child: Child) -> None:
-        """Stop all children, and fail."""
+        """Stop all children, and report the failure to the parent or, at the root, to `on_give_up`."""
         gave_up = GaveUp(
             self.path,
             child.spec.id,
@@ -303,14 +304,14 @@ class Supervisor(MultiService):
             period=self._intensity.period,
             reason=child.failure or "",
         )
-        stops = self._stops
+        stops = self._stops  # to notice a `stopService` during the `await` below
         self.running = 0
         self._cancel_waits()
         self._log.critical("{gave_up}", gave_up=str(gave_up))
         self._report(gave_up)
         await self._stop_all()
         if self._stops != stops:
-            return  # `stopService` was called in the meantime: it is a stop now, not a failure
+            return  # stopped by `stopService` in the meantime, so there is no failure to report
         if self._on_end is not None:
             self._on_end(Failure(gave_up))
         elif self._on_give_up is not None:
@@ -328,6 +329,7 @@ class Supervisor(MultiService):
             self._log.failure("{path} failed ({response})", reason, path=child.path, response=response)
 
     def _report(self, report: RestartReport | GaveUp) -> None:
+        """Pass a report to `on_event` of this supervisor, or of the nearest one above that has it."""
         above: Any = self
         while isinstance(above, Supervisor):
             if above._on_event is not None:

@@ -1,4 +1,4 @@
-"""Roles towards RabbitMQ that consume, and a connection to the broker for every role."""
+"""Construction of the roles that consume from RabbitMQ, and of a connection to the broker for every role."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .opening import Opening
 from .publishing import Publishing
 
 GHOST_HEARTBEATS: Final = 3
-"""Heartbeats after which RabbitMQ has noticed that a connection of ours is dead. It checks once a heartbeat and gives up at the
-second check in vain; with the time before the first check that is three.
+"""Heartbeat intervals after which RabbitMQ has closed a dead connection of this node. It checks once per interval and closes at
+the second check without traffic; with the time before the first check that is three.
 """
 
 UNREACHABLE: Final = 30.0
 """Seconds, or `--node-grace` if that is longer, after which a node takes another name if the broker cannot reach the node's own
-queue: so it is while the broker node that has the queue is down. Much longer than a restart of that takes.
+queue, as while the broker node of that queue is down. A restart of a broker node takes much less.
 """
 
 

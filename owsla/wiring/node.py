@@ -1,4 +1,4 @@
-"""Construction of a node: everything that one process is, with or without a parent."""
+"""Construction of a node: the services of one process, which is a worker of a parent or runs on its own."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _log = Logger(namespace="owsla")
 
 
 def make_node(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited | None = None) -> NodeService:
-    """Return a whole node. `inherited` is what a worker has from its parent.
+    """Build the parts of a node and return its service. `inherited` holds the socket and the channel that a worker has from its
+    parent.
 
-    `ConfigError` says what of the settings, or of the machine, prevents a start.
+    Raise `ConfigError` if the settings, or the machine, do not allow a start.
     """
     max_connections = connection_limit(settings)
     certificate = device_certificate(settings, announce=inherited is None)
@@ -84,7 +85,7 @@ def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Co
 
 
 def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, readings: http.Readings) -> None:
-    """Connect a node to the signals of its process, or to its parent."""
+    """Connect a node to the signals of its process and, in a worker, to the parent."""
     reactor, inherited = base.reactor, base.inherited
     if inherited is None:
         install_signal_handlers(

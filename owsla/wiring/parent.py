@@ -44,7 +44,7 @@ class ParentEvents:
 def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Lossy) -> ParentService:
     """Return the parent of `--workers`.
 
-    `arguments` are those that the settings were read from; workers read them again. `ConfigError` as for a node.
+    `arguments` is the command line that the settings were read from; workers read it again. Raise `ConfigError` as for a node.
     """
     certificate = device_certificate(settings)
     sockets = claim_sockets(reactor, settings)

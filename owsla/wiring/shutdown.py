@@ -1,4 +1,4 @@
-"""A node as one service, and its orderly shutdown: stop without losing or reordering anything.
+"""The service of a node, and its orderly shutdown, which neither loses nor reorders lines or messages.
 
 Theory of operation
 -------------------
@@ -14,12 +14,13 @@ Stop, in this order:
     written, and the connection is closed.
 3.  The node stops consuming the shared queue. It goes on with its own queue, since back ends answer the last lines.
 4.  Once all lines are confirmed and back ends were told of every closed connection, the node leaves the cluster.
-5.  The node stops consuming its own queue. What it holds unacknowledged is recorded or goes back into that queue.
+5.  The node stops consuming its own queue. Messages that it holds unacknowledged are recorded as undeliverable or go back into
+    that queue.
 6.  Remaining connections are aborted, the connections to the broker close, and the supervision tree stops.
 
-One deadline bounds all of this (`StopDeadline`). Past it each step does only what takes no waiting, and the last log line
-counts what was given up. A broker that has accepted the login and answers nothing therefore delays a stop by the deadline at
-most.
+One deadline bounds all of this (`StopDeadline`). Past the deadline each step does only the part that takes no waiting, and the
+last log line counts the lines, messages and devices that were given up. Therefore a broker that has accepted the login and then
+answers nothing cannot delay a stop beyond the deadline.
 
 The node leaves its own queue to the other nodes. Back ends may still publish to it, and RabbitMQ confirms a message that it
 routes to a classic queue in the instant in which that queue is deleted. Therefore the registrar deletes the queue when nothing
@@ -53,7 +54,7 @@ from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 
 HAND_BACK: Final = CLEANUP_SILENCE - 1.0
 """Seconds to wait for unconfirmed records after the own queue lost its consumer, where another node deletes that queue. One
-second less than that node waits: its deletion does not look at messages that are held unacknowledged.
+second less than that node waits, because the deletion would also delete messages that are held unacknowledged.
 """
 
 PACE: Final = 0.05
@@ -63,11 +64,11 @@ LONGEST_SPREAD: Final = 10.0
 """Seconds for all devices at most with `--drain-spread auto`."""
 
 STEP: Final = 0.05
-"""Seconds between two checks of a condition that is waited for."""
+"""Seconds between two checks of a condition while a step waits for it."""
 
 SILENCE: Final = 1.0
-"""Seconds without a message after which a node that is alone deletes its own queue. Back ends answer faster than that, and were
-told by then that the devices are gone.
+"""Seconds without a message after which a node that is alone deletes its own queue. Back ends answer within that time, and have
+been told by then that the devices are gone.
 """
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class LineConfirms(Protocol):
 
 
 class DiscardCounts(Protocol):
-    """Counts of discarded input, as a shutdown sees them."""
+    """Counter of discarded input, as a shutdown sees it."""
 
     def take_discards(self) -> tuple[int, int]:
         """Return the number of lines and of unread bytes of devices that were discarded since the last call."""
@@ -159,7 +160,7 @@ class NodeParts:
 
 
 class StopDeadline:
-    """Deadline of a node's shutdown. It moves only towards the present."""
+    """Deadline of a node's shutdown. It is never extended."""
 
     def __init__(self, clock: Clock, timeout: float) -> None:
         """`timeout` is in seconds (`--drain-timeout`)."""
@@ -171,12 +172,12 @@ class StopDeadline:
         """True once the node stops."""
 
     def begin(self) -> None:
-        """Start the shutdown's clock."""
+        """Begin the shutdown, and set its deadline."""
         self.stopping = True
         self._end = 0.0 if self._hurried else self._clock.seconds() + self.timeout
 
     def hurry(self) -> None:
-        """End all waiting, also in a shutdown that begins later."""
+        """Set the deadline to the past: end all waiting, also in a shutdown that begins later."""
         self._hurried = True
         self._end = 0.0
 
@@ -190,12 +191,12 @@ class StopDeadline:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, at least 0."""
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self._end - self._clock.seconds())
 
 
 class DeviceDrain:
-    """Closing of devices one after another, each once everything of it is settled."""
+    """Procedure that closes devices one after another, each once its lines and messages are settled."""
 
     def __init__(self, clock: Clock, deadline: StopDeadline, lines: LineConfirms, spread: float | None) -> None:
         """`spread` is in seconds (`--drain-spread`); `None` is `PACE` for each device."""
@@ -205,17 +206,17 @@ class DeviceDrain:
         self._lines = lines
         self._spread = spread
 
-    def close_all(self, endpoints: Iterable[Connection], reason: str) -> Deferred[None]:
+    def close_all(self, connections: Iterable[Connection], reason: str) -> Deferred[None]:
         """Close these devices as in a shutdown, while the node goes on and accepts others. Close the rest after the timeout."""
-        closing = ensureDeferred(self._close_all(list(endpoints), reason))
+        closing = ensureDeferred(self._close_all(list(connections), reason))
         closing.addErrback(lambda failure: self._log.failure("Closing devices in order failed", failure))
         return closing
 
-    async def _close_all(self, endpoints: list[Connection], reason: str) -> None:
-        await self.close_in_turn(endpoints, reason)
-        for endpoint in endpoints:
-            if endpoint.transport is not None:
-                endpoint.close(reason)
+    async def _close_all(self, connections: list[Connection], reason: str) -> None:
+        await self.close_in_turn(connections, reason)
+        for connection in connections:
+            if connection.transport is not None:
+                connection.close(reason)
 
     async def close_in_turn(self, waiting: list[Connection], reason: str) -> None:
         """Close each device when its turn has come and it is settled. Return at the deadline at the latest."""
@@ -230,14 +231,14 @@ class DeviceDrain:
             elapsed = self._clock.seconds() - began + STEP
             due = devices if elapsed >= spread else int(devices * elapsed / spread)
             count = due - (devices - len(waiting))
-            for endpoint in waiting[:count]:
-                endpoint.drain()
+            for connection in waiting[:count]:
+                connection.drain()
             leaving += waiting[:count]
             waiting = waiting[count:]
-            leaving = [endpoint for endpoint in leaving if endpoint.transport is not None]
-            for endpoint in leaving:
-                if not endpoint.backlog and (not endpoint.acknowledges or self._lines.settled(endpoint)):
-                    endpoint.close(reason)
+            leaving = [connection for connection in leaving if connection.transport is not None]
+            for connection in leaving:
+                if not connection.backlog and (not connection.acknowledges or self._lines.settled(connection)):
+                    connection.close(reason)
             await pause(self._clock, STEP)
 
     def _late(self, latest: float) -> bool:
@@ -246,7 +247,7 @@ class DeviceDrain:
 
 
 class NodeService(MultiService):
-    """A node: its supervision tree, and how the whole stops."""
+    """Service of a node: its supervision tree, and its orderly shutdown."""
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class NodeService(MultiService):
         emit: Callable[[Event], None],
         fail: Callable[[str, int], None],
     ) -> None:
-        """`fail` ends the process with a line and a status."""
+        """`fail` ends the process with an error message and an exit status."""
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._clock = clock
@@ -285,7 +286,7 @@ class NodeService(MultiService):
         return ensureDeferred(self._stop())
 
     def hurry(self) -> None:
-        """Stop waiting for anything."""
+        """End all waiting, also in a shutdown that begins later."""
         self._deadline.hurry()
         for connection in self._parts.connections:
             connection.hurry()
@@ -295,7 +296,7 @@ class NodeService(MultiService):
         self._deadline.shorten(drain_timeout)
 
     def give_up(self, reason: str) -> None:
-        """End the process because the root supervisor gave up: systemd, or whatever runs Owsla, starts a new one."""
+        """End the process because the root supervisor gave up: systemd or another service manager starts a new one."""
         self.hurry()
         self._fail(reason, EXIT_STATUS)
 
@@ -306,14 +307,15 @@ class NodeService(MultiService):
         parts.listener.stopListening()
         await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
         cut = len(parts.registry)
-        for endpoint in parts.registry:
-            endpoint.close("the gateway stops")
+        for device in parts.registry:
+            device.close("the gateway stops")
         await self._answer(parts.consumers.stop_consuming(own=False))
         await self._until(lambda: not parts.lines.unconfirmed and not parts.unannounced)
         await self._leave_cluster()
         await self._abort_devices()
         discarded, unread = parts.discards.take_discards()
         lines, messages = parts.lines.unconfirmed + discarded, parts.outgoing
+        # Equal shares: the sum of the waits stays within the deadline, also if the connections close one after another.
         left = self._deadline.left
         for connection in parts.connections:
             connection.close_within(left / len(parts.connections))
@@ -334,7 +336,7 @@ class NodeService(MultiService):
             self._log.info("Stopped: {devices} closed, everything confirmed", devices=pluralize(devices, "device"))
 
     async def _leave_cluster(self) -> None:
-        """Leave the cluster, and the node's own queue, in the order that loses no message."""
+        """Leave the cluster and stop consuming the own queue, in the order that loses no message."""
         parts = self._parts
         if not parts.unannounced and not len(parts.registry):
             # Back ends were told of every connection. Otherwise the other nodes must report that this node is lost.
@@ -349,14 +351,15 @@ class NodeService(MultiService):
             await self._until(lambda: not parts.membership.unconfirmed)
 
     async def _abort_devices(self) -> None:
-        """Abort the connections that the deadline has overtaken: their TLS goodbye is not waited for."""
-        for endpoint in list(self._parts.registry):
-            if endpoint.transport is not None:
-                endpoint.transport.abortConnection()
-        await pause(self._clock, 0)  # their last lines are published, and pluralize, when the connections are closed
+        """Abort the connections that are still open, without waiting for the close_notify of TLS."""
+        for device in list(self._parts.registry):
+            if device.transport is not None:
+                device.transport.abortConnection()
+        await pause(self._clock, 0)  # connections publish and count their last lines when they are closed
 
     async def _silent(self) -> bool:
-        """Wait until the own queue is silent and its messages are settled. Return whether that was before the deadline."""
+        """Wait until the own queue is silent and its messages are settled. Return `False` at the deadline, or without a
+        broker."""
         consumers = self._parts.consumers
         handled, since = consumers.handled, self._clock.seconds()
         while consumers.connected and not self._deadline.passed:
@@ -368,7 +371,7 @@ class NodeService(MultiService):
         return False
 
     async def _answer(self, request: Coroutine[Any, Any, T]) -> T | None:
-        """Wait for the broker's answer until the deadline. Return `None` without an answer, or if the broker refuses."""
+        """Wait for the broker's answer until the deadline. Return `None` if the broker does not answer or refuses."""
         answers: list[T | Failure] = []
         ensureDeferred(request).addBoth(answers.append)
         await self._until(lambda: answers)
@@ -382,7 +385,7 @@ class NodeService(MultiService):
         return None
 
     async def _until(self, condition: Callable[[], Any], longest: float = math.inf) -> None:
-        """Wait until `condition()` is true, for `longest` seconds and to the deadline at most."""
+        """Wait until `condition()` is true, `longest` seconds are over, or the deadline has passed."""
         end = self._clock.seconds() + longest
         while not condition() and not self._deadline.passed and self._clock.seconds() < end:
             await pause(self._clock, STEP)

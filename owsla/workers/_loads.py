@@ -72,5 +72,5 @@ class WorkerLoad:
         self._numbers[self._index] = connections
 
     def stands_back(self, connections: int) -> bool:
-        """Return whether this worker, with so many connections, leaves the next one to others."""
+        """Return whether a worker with this number of connections leaves the next one to others."""
         return stands_back(connections, min(self._numbers))

@@ -37,7 +37,7 @@ class WorkerPool:
         return [worker.process for worker in self.workers if worker.process is not None]
 
     def shown(self, otherwise: ServedCertificate) -> ServedCertificate:
-        """Return the certificate that ends first of those that devices are shown; `otherwise` while no port is open."""
+        """Return the certificate shown to devices that expires first, or `otherwise` while no port is open."""
         shown = [process.shown for process in self.processes if process.shown is not None]
         return min(shown, key=lambda certificate: certificate.not_after, default=otherwise)
 

@@ -1,4 +1,4 @@
-"""One process of a worker, as the parent sees it.
+"""The process of a worker, as the parent sees it.
 
 Theory of operation
 -------------------
@@ -8,16 +8,16 @@ Theory of operation
                         (an end in any state) ───┘
 
 `starting`: the process was spawned, and its port is not open. `ready`: it reported an open port. `draining`: it was told to
-stop. `ended`: it has exited and everything that it said was read.
+stop. `ended`: it has exited and all its output was read.
 
 An end has three parts, in any order: the process exits (`processExited`), its standard streams close (`processEnded`), and its
-end of the channel closes (`_channel_lost`). All three are waited for, since the reason for a refused start comes through the
-channel and a traceback through a stream. Yet a process that the worker started itself may have inherited its streams and keep
-them open for hours. So the end is declared `LAST_WORDS` seconds after the exit at the latest.
+side of the channel closes (`_channel_lost`). The parent waits for all three, because the reason for a refused start comes
+through the channel and a traceback through a stream. But a child process of the worker may have inherited these streams and
+keep them open for hours. So the state becomes `ended` `OUTPUT_TIMEOUT` seconds after the exit at the latest.
 
 A process is killed when it hangs (`ping`), when it does not stop within its own `--drain-timeout` and `KILL_AFTER`, and when it
-was told to hurry and does not stop within `HURRIED`. One that does not exit even then (in an uninterruptible write, say) is
-given up after `KILLED_WITHIN`, so that the parent can stop.
+was told to hurry and does not stop within `HURRIED`. If it does not exit even then, for example in an uninterruptible write,
+the parent gives up on it after `KILLED_WITHIN`, so that the parent itself can stop.
 """
 
 from __future__ import annotations
@@ -47,60 +47,60 @@ from ._worker import CHANNEL_FD, LOADS_FD, PORT_FD
 State: TypeAlias = Literal["starting", "ready", "draining", "ended"]
 
 KILL_AFTER: Final = 10.0
-"""Seconds past its own deadline (`--drain-timeout`) after which a worker that stops is killed. It needs them to close its
-connections to the broker and to send the last lines of its log.
+"""Seconds past its own deadline (`--drain-timeout`) after which a stopping worker is killed. In these seconds it closes its
+connections to the broker and sends the last lines of its log.
 """
 
 HURRIED: Final = 5.0
-"""Seconds after which a worker that was told to hurry and to stop is killed. Its event handlers have three of them."""
+"""Seconds after which a worker that was told to hurry and to stop is killed. Its event handlers may take three of them."""
 
 KILLED_WITHIN: Final = 5.0
-"""Seconds for a killed process to exit: in the middle of a write to a slow disk that takes a moment."""
+"""Seconds to wait for a killed process to exit, which takes a moment during a write to a slow disk."""
 
-LAST_WORDS: Final = 1.0
-"""Seconds after its exit in which the output of a process is read to its end. Mostly it is there already."""
+OUTPUT_TIMEOUT: Final = 1.0
+"""Seconds after the exit of a process to read its output to the end. Mostly the end is there already."""
 
 LONGEST_LINE: Final = 4096
-"""Bytes of an unfinished line on a standard stream that are kept."""
+"""Bytes of an unfinished line on a standard stream after which it is logged without its end."""
 
 PING: Final = 5.0
 """Seconds between two pings of a worker."""
 
-SILENCES: Final = 12
-"""Pings without a sign of life after which a worker is killed: a minute. Its devices are not served meanwhile, and the broker
-gives up on it after two heartbeats, which is a minute, too. Nothing that a worker does takes nearly as long.
+MISSED_PINGS: Final = 12
+"""Unanswered pings in a row after which a worker is killed: a minute. Its devices are not served meanwhile, and the broker
+closes its connections after two heartbeats, which is a minute, too. No operation of a worker takes nearly as long.
 """
 
-STARTING: Final = 12
-"""Additional pings before the first sign of life: a minute, in which also a busy machine has imported everything."""
+STARTUP_PINGS: Final = 12
+"""Additional unanswered pings before the first message: a minute, enough to import all modules on a busy machine."""
 
 LEVELS: Final = frozenset(level.name for level in LogLevel.iterconstants())
 
 
 class WorkerEnded(Untraced):
-    """End of the process of a worker that was not told to stop."""
+    """Unexpected end of the process of a worker."""
 
 
 class ProcessObserver(Protocol):
     """Receiver of what worker processes report."""
 
     def ready(self, process: WorkerProcess) -> None:
-        """Note that its port is open."""
+        """Note that the device port of a process is open."""
 
     def ended(self, process: WorkerProcess, graceful: bool) -> None:
-        """Note that it has ended; `graceful` means in order, with nothing left behind."""
+        """Note that a process has ended; `graceful` means after a complete shutdown."""
 
     def event(self, time: float, node: str, event: Mapping[str, Any]) -> None:
-        """Handle an event of its node (`owsla.events.from_wire`)."""
+        """Handle an event of the node of a process (`owsla.events.from_wire`)."""
 
     def cannot_start(self, why: str) -> bool:
-        """Note a start that fails because of the settings. Return whether the parent ends, too: then it is not started again.
-        """
+        """Note that a worker cannot start because of the settings. Return whether the parent ends, too, and does not restart
+        the worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """Parameters that every worker is started with."""
+    """Parameters for the start of every worker."""
 
     argv: Sequence[str]
     """Arguments of `twistd owsla` in this process."""
@@ -132,28 +132,28 @@ class WorkerProcess(ProcessProtocol):
         self._namespace = f"owsla.{name}"
         self._log = Logger(namespace=self._namespace)
         self._channel = Channel(reactor, self._received, self._channel_lost)
-        self._questions = _Questions(name)
+        self._queries = _PendingQueries(name)
         self._output = _StandardStreams()
         self._kill_call: Any = None
-        self._last_words_call: Any = None
+        self._output_timeout_call: Any = None
         self._transport: Any = None
         self._drain_timeout = start.drain_timeout
         self._hurried = False
         self._exited = False
         self._graceful = False
         self._waiting: list[Deferred[None]] = []
-        self._silences = -STARTING
+        self._missed_pings = -STARTUP_PINGS
         self.state: State = "starting"
         self.node: str | None = None
-        """Name of its node, once reported."""
+        """Name of the worker's node, once reported."""
         self.served = False
-        """True if its port was ever open."""
+        """True if the port was ever open."""
         self.reason: str = ""
-        """How the process ended, in words."""
+        """Description of the end of the process."""
         self.refused: str | None = None
-        """Reason why it cannot start, if it reported one."""
+        """Reason why the worker cannot start, if it reported one."""
         self.shown: ServedCertificate | None = None
-        """Certificate that its devices are shown, once its port is open."""
+        """Certificate that the worker shows to devices, once its port is open."""
         self.pid = 0
 
     def distinguish(self, by_pid: bool) -> None:
@@ -163,13 +163,13 @@ class WorkerProcess(ProcessProtocol):
 
     def spawn(self) -> None:
         """Start the process."""
-        ours, theirs = socket.socketpair()
-        with theirs, open(os.devnull, "rb") as nothing:
-            ours.setblocking(False)
+        parent_end, worker_end = socket.socketpair()
+        with worker_end, open(os.devnull, "rb") as nothing:
+            parent_end.setblocking(False)
             factory = Factory.forProtocol(lambda: self._channel)
             factory.noisy = False
-            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
-            ours.close()  # the reactor has duplicated it
+            self._reactor.adoptStreamConnection(parent_end.fileno(), socket.AF_UNIX, factory)
+            parent_end.close()  # the reactor has duplicated it
             self._channel.send(
                 "start",
                 argv=list(self._start.argv),
@@ -188,7 +188,7 @@ class WorkerProcess(ProcessProtocol):
                     0: nothing.fileno(),
                     1: "r",
                     2: "r",
-                    CHANNEL_FD: theirs.fileno(),
+                    CHANNEL_FD: worker_end.fileno(),
                     PORT_FD: self._start.port.fileno(),
                     LOADS_FD: self._start.loads.descriptor,
                 },
@@ -198,7 +198,7 @@ class WorkerProcess(ProcessProtocol):
     # -- requests to the process -------------------------------------------------------------------------------------------
 
     def stop(self) -> Deferred[None]:
-        """Stop it in order, and kill it if that takes too long. The Deferred fires when it is gone."""
+        """Stop the process in order, and kill it if that takes too long. The Deferred fires when the process is gone."""
         if self.state not in ("draining", "ended"):
             self.state = "draining"
             self._channel.send("stop")
@@ -208,14 +208,14 @@ class WorkerProcess(ProcessProtocol):
         return self.gone()
 
     def hurry(self) -> None:
-        """Have it stop waiting for anything. If it stops, now or later, it is killed soon."""
+        """Tell the process to end all waiting. If it stops, now or later, it is killed after `HURRIED` seconds."""
         self._hurried = True
         self._channel.send("hurry")
         if self._kill_call is not None and self._kill_call.getTime() > self._clock.seconds() + HURRIED:
             self._kill_call.reset(HURRIED)
 
     def gone(self) -> Deferred[None]:
-        """Return a Deferred that fires when the process is gone."""
+        """Return a Deferred that fires when the process has ended, or does not exit after SIGKILL."""
         gone: Deferred[None] = Deferred()
         if self.state == "ended":
             gone.callback(None)
@@ -224,38 +224,38 @@ class WorkerProcess(ProcessProtocol):
         return gone
 
     def tell(self, type: str, **values: Any) -> None:
-        """Send it a message (`_channel` lists them)."""
+        """Send the process a message; the module `_channel` lists the types."""
         self._channel.send(type, **values)
 
     def ask(self, what: str) -> Deferred[Any]:
-        """Ask it for "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""
-        answered = self._questions.add()
+        """Query "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""
+        answered = self._queries.add()
         if self._channel.open:
-            self._channel.send("ask", id=self._questions.last, what=what)
+            self._channel.send("ask", id=self._queries.last, what=what)
         else:
-            self._questions.fail_all()
+            self._queries.fail_all()
         return answered
 
     def ping(self) -> None:
-        """Check that its event loop runs. Kill a process that has been silent for too long: its devices are not served."""
+        """Send a ping, whose answer proves that the event loop runs. Kill a process that has left too many unanswered."""
         if self.state in ("draining", "ended") or self._exited:
             return
-        if self._silences >= SILENCES:
+        if self._missed_pings >= MISSED_PINGS:
             self._log.error(
                 "{name} (process {pid}) hangs, and is killed: no sign of life for {seconds:g} s",
                 name=self.name,
                 pid=self.pid,
-                seconds=SILENCES * PING,
+                seconds=MISSED_PINGS * PING,
             )
-            self._silences = 0
+            self._missed_pings = 0
             self.kill()
         else:
-            self._silences += 1
+            self._missed_pings += 1
             self._channel.send("ping")
 
     def kill(self) -> None:
-        """Kill it with SIGKILL."""
-        # Through the transport, which knows when the process was reaped: then its id may belong to another process.
+        """Send SIGKILL to the process."""
+        # Not with os.kill: the transport knows when the process was reaped and its id may belong to another process.
         if self._transport is not None:
             try:
                 self._transport.signalProcess("KILL")
@@ -276,7 +276,7 @@ class WorkerProcess(ProcessProtocol):
 
     def _received(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
-        self._silences = 0
+        self._missed_pings = 0
         if kind == "log":
             level = message["level"] if message["level"] in LEVELS else "info"
             namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
@@ -285,7 +285,7 @@ class WorkerProcess(ProcessProtocol):
         elif kind == "event":
             self._observer.event(message["time"], message["node"], message["event"])
         elif kind == "answer":
-            self._questions.answer(message["id"], message["value"])
+            self._queries.answer(message["id"], message["value"])
         elif kind == "node":
             self.node = message["node"]
             self._log.info("This is node {node}", node=self.node)
@@ -304,11 +304,11 @@ class WorkerProcess(ProcessProtocol):
         self._observer.ready(self)
 
     def _channel_lost(self) -> None:
-        self._questions.fail_all()
+        self._queries.fail_all()
         self._check_ended()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        # A worker's log comes through the channel. What it writes to a stream is mostly the interpreter's own complaint.
+        # A worker's log comes through the channel. Output on a stream is mostly an error message of the interpreter.
         self._log_output(self._output.received(childFD, data))
 
     def _log_output(self, lines: Sequence[bytes]) -> None:
@@ -323,7 +323,7 @@ class WorkerProcess(ProcessProtocol):
         if self._kill_call is not None:
             self._kill_call.cancel()
             self._kill_call = None
-        self._last_words_call = self._clock.callLater(LAST_WORDS, self._end)
+        self._output_timeout_call = self._clock.callLater(OUTPUT_TIMEOUT, self._end)
         self._check_ended()
 
     def processEnded(self, reason: Failure) -> None:
@@ -339,8 +339,8 @@ class WorkerProcess(ProcessProtocol):
         if self.state == "ended":
             return
         self.state = "ended"
-        if self._last_words_call.active():
-            self._last_words_call.cancel()
+        if self._output_timeout_call.active():
+            self._output_timeout_call.cancel()
         self._observer.ended(self, self._graceful)
         self._release()
 
@@ -350,17 +350,17 @@ class WorkerProcess(ProcessProtocol):
             gone.callback(None)
 
 
-class _Questions:
-    """Questions to a process that it has not answered."""
+class _PendingQueries:
+    """Queries that a process has not answered."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._asked: dict[int, Deferred[Any]] = {}
         self.last = 0
-        """Id of the last question."""
+        """Id of the last query."""
 
     def add(self) -> Deferred[Any]:
-        """Return the answer to a new question."""
+        """Return a Deferred of the answer to a new query."""
         self.last += 1
         answered = self._asked[self.last] = Deferred()
         return answered
@@ -400,7 +400,7 @@ class _StandardStreams:
 
 
 def _describe_end(ended: Any) -> str:
-    """Return how a process ended, in words."""
+    """Describe the end of a process for a message."""
     if ended.signal is not None:
         return f"it was ended by {signal.Signals(ended.signal).name}"
     return f"it ended with status {ended.exitCode}"

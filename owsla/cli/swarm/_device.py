@@ -1,4 +1,4 @@
-"""One simulated device, and the time limits of its states."""
+"""A simulated device, and the time limits of its states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECOND: Final = 1_000_000_000
 
 
 class Device:
-    """One connection."""
+    """A simulated device and its connection."""
 
     __slots__ = ("acked", "began", "fd", "index", "lines", "pending", "queued", "rest", "resumed", "sock", "state", "tls")
 

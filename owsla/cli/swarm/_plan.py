@@ -18,7 +18,8 @@ IN_FLIGHT_AT_A_RATE: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run, or the share of one process in it. Rates are per second over all connections; times are seconds."""
+    """Parameters of a run, or of the share of one process in it. Rates are per second over all connections; times are
+    seconds."""
 
     mode: str
     host: str

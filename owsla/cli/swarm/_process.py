@@ -1,4 +1,4 @@
-"""One process of a swarm: `python -m owsla.cli.swarm` with a plan on standard input.
+"""The process of a swarm: `python -m owsla.cli.swarm` with a plan on standard input.
 
 parent ──▶ child   the plan as a line of JSON, then the words go and stop; the end of the input means that the parent is gone
 child ──▶ parent   lines of JSON: {"progress": …} again and again, {"all_failed": …} if the first connections all failed,

@@ -30,7 +30,7 @@ BAR: Final = 30
 
 
 class SwarmProcess:
-    """One process of the swarm, as its parent sees it."""
+    """Process of the swarm, as its parent sees it."""
 
     def __init__(self, share: Plan) -> None:
         self.process = subprocess.Popen(

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.http._asking import RETRY, TIME_LIMIT, Answers, Questions
+from owsla.http._asking import RETRY, TIME_LIMIT, Answers, WorkerQueries
 from owsla.http._readings import Question
 
 
@@ -40,7 +40,7 @@ class QuestionsTests(SynchronousTestCase):
         self.clock = Clock()
         self.workers = [Plain(1), Plain(2)]
         self.one, self.two = self.workers
-        self.questions = Questions(cast("Any", self.clock), lambda: self.workers)
+        self.questions = WorkerQueries(cast("Any", self.clock), lambda: self.workers)
 
     def ask(self) -> Deferred[Answers]:
         return self.questions.ask("state")
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         self.clock = Clock()
         self.workers = [Plain(number) for number in range(count)]
-        self.questions = Questions(cast("Any", self.clock), lambda: self.workers)
+        self.questions = WorkerQueries(cast("Any", self.clock), lambda: self.workers)
         self.waiting: list[tuple[float, int, list[Any]]] = []
 
     @rule(what=st.sampled_from(["state", "metrics"]))

@@ -27,10 +27,10 @@ from owsla.workers._process import (
     HURRIED,
     KILL_AFTER,
     KILLED_WITHIN,
-    LAST_WORDS,
+    MISSED_PINGS,
+    OUTPUT_TIMEOUT,
     PING,
-    SILENCES,
-    STARTING,
+    STARTUP_PINGS,
     WorkerEnded,
     WorkerProcess,
     WorkerStart,
@@ -342,7 +342,7 @@ class OneProcessTests(ProcessTestCase):
         self.child.says("ready")
         self.child.channel.connectionLost()
         self.child.exits(status=None, signal_number=signal.SIGKILL)
-        self.reactor.advance(LAST_WORDS)
+        self.reactor.advance(OUTPUT_TIMEOUT)
         (reason,) = self.reports
         self.assertEqual(str(cast(Failure, reason).value), "it was ended by SIGKILL (process 1000)")
         lines = self.logged()
@@ -368,7 +368,7 @@ class OneProcessTests(ProcessTestCase):
         assert process is not None
         self.child.exits(1)
         process.kill()
-        self.reactor.pump([PING] * (STARTING + SILENCES + 2))
+        self.reactor.pump([PING] * (STARTUP_PINGS + MISSED_PINGS + 2))
         self.assertEqual(self.killed, [])
 
     def test_hangs(self) -> None:
@@ -376,11 +376,11 @@ class OneProcessTests(ProcessTestCase):
         self.worker.startService()
         self.child.says("ready")
         for _ in range(3):
-            self.reactor.pump([PING] * SILENCES)
+            self.reactor.pump([PING] * MISSED_PINGS)
             self.child.says("pong")
         self.assertEqual(self.killed, [])
         self.assertEqual(self.child.told()[-1], {"type": "ping"})
-        self.reactor.pump([PING] * SILENCES)
+        self.reactor.pump([PING] * MISSED_PINGS)
         self.assertEqual(self.killed, [])
         self.reactor.advance(PING)
         self.assertEqual(self.killed, [1000])
@@ -391,16 +391,16 @@ class OneProcessTests(ProcessTestCase):
         self.worker.startService()
         self.child.says("node", node="0000aaaa")
         for _ in range(3):
-            self.reactor.pump([PING] * SILENCES)
+            self.reactor.pump([PING] * MISSED_PINGS)
             self.child.says("pong")
         self.assertEqual(self.killed, [])
-        self.reactor.pump([PING] * (SILENCES + 1))
+        self.reactor.pump([PING] * (MISSED_PINGS + 1))
         self.assertEqual(self.killed, [1000])
 
     def test_hangs_at_its_start(self) -> None:
         """A worker has a minute more until its first message: its start may be slow."""
         self.worker.startService()
-        self.reactor.pump([PING] * (STARTING + SILENCES))
+        self.reactor.pump([PING] * (STARTUP_PINGS + MISSED_PINGS))
         self.assertEqual(self.killed, [])
         self.reactor.advance(PING)
         self.assertEqual(self.killed, [1000])
@@ -411,7 +411,7 @@ class OneProcessTests(ProcessTestCase):
         process = self.worker.process
         assert process is not None
         self.worker.stopService()
-        for _ in range(STARTING + SILENCES + 2):
+        for _ in range(STARTUP_PINGS + MISSED_PINGS + 2):
             process.ping()
         self.assertEqual(self.killed, [])
 
