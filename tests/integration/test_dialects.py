@@ -170,7 +170,7 @@ async def test_contested(broker: Broker, lab: Lab, tmp_path: Path) -> None:
         await earlier.closed()
         earlier = later
     later = await lab.device(gateway, certificate=pair)
-    line = r"Device contested: d1 was replaced 6 times in a row, the last ones are 127\.0\.0\.1:\d+ and 127\.0\.0\.1:\d+;"
+    line = r"Device contested: d1 was replaced 6 times in a row, last by 127\.0\.0\.1:\d+ and 127\.0\.0\.1:\d+;"
     await gateway.owsla.wait_for_line(line)
     for device in (earlier, later):
         await gateway.round_trip(device)

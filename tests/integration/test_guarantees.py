@@ -427,9 +427,13 @@ async def test_slow_device(broker: Broker, lab: Lab, options: dict[str, Any]) ->
     await gateway.round_trip(other)
     records = gateway.backend.inbox[gateway.undeliverable]
     received = {int(line.split()[0]) for line in slow.lines.clear()}
-    await until(lambda: any(True for _ in range(len(records))), what="a record")
-    await pause(0.5)
-    recorded = {int(record.body.split()[0]): record.headers["owsla_reason"] for record in records.clear()}
+    recorded: dict[int, str] = {}
+
+    def all_accounted_for() -> bool:
+        recorded.update((int(record.body.split()[0]), record.headers["owsla_reason"]) for record in records.clear())
+        return len(received) + len(recorded) >= sent
+
+    await until(all_accounted_for, 60, "a record of every message that was not received")
     assert "slow-device" in recorded.values()
     assert set(recorded.values()) <= {"slow-device", "unknown-connection", "connection-closed"}
     assert not received & set(recorded)
