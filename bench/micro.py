@@ -31,7 +31,7 @@ from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.broker import headers as delivery
 from owsla.broker import queues as topology
-from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Login
+from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credentials
 from owsla.broker.consumer import Consumer
 from owsla.broker.lines import LINES, LinePublisher
 from owsla.broker.packing import LinePacker
@@ -171,7 +171,7 @@ class Node:
         self.devices = [self.device() for _ in range(DEVICES)]
 
     def connection(self) -> OpenConnection:
-        login = Login("", "", "/")
+        login = Credentials("", "", "/")
         client = OpenConnection(self.clock, self.turn, login=login, heartbeat=30, name="bench", watcher=self.producer)
         client.transport = NoTransport()
         return client

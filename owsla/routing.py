@@ -108,7 +108,7 @@ class Recipient(Protocol):
         """Close this connection after an internal error."""
 
 
-class Deliveries(Protocol):
+class DeliveryHistory(Protocol):
     """Record of a node's earlier deliveries, as the router sees it."""
 
     def expired(self, letter: Letter) -> bool:
@@ -136,7 +136,7 @@ class Router:
         node: Callable[[], bytes],
         find: Callable[[bytes], Recipient | None],
         courier: Courier,
-        deliveries: Deliveries,
+        deliveries: DeliveryHistory,
         *,
         max_line: int,
         forbidden: re.Pattern[bytes],

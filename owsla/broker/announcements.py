@@ -36,7 +36,7 @@ UNSEEN_LIMIT: Final = 100_000
 
 
 class Announcement:
-    """One message on the queue of presence."""
+    """A message on the queue of presence."""
 
     __slots__ = ("change", "coalesced", "connected", "ended", "first", "key", "resync", "since", "time")
 

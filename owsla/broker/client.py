@@ -2,8 +2,8 @@
 
 Theory of operation. txAMQP negotiates the connection and calls methods on channels. Frequent frames bypass it: deliveries
 (`basic.deliver`), confirms (`basic.ack`, `basic.nack`), and our own publishes and acknowledgements. `_read` parses them in the
-input buffer and calls the `Handler` of their channel. Data to send is collected in `_out` and written to the socket once per
-iteration of the reactor. A message whose three frames are in one buffer, as nearly all are, is passed on without an
+input buffer and calls the `ChannelHandler` of their channel. Data to send is collected in `_out` and written to the socket once
+per iteration of the reactor. A message whose three frames are in one buffer, as nearly all are, is passed on without an
 intermediate object; otherwise a `_Content` collects its frames.
 
 Of txAMQP this uses `AMQClient` and its channels. It replaces its wire layer, which lacks field tables of all types, `bytes`
@@ -92,7 +92,7 @@ class BrokerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class Credentials:
     """User, password and virtual host of a connection."""
 
     username: str
@@ -105,7 +105,7 @@ class Login:
         return b"\0" + self.username.encode() + b"\0" + self.password.encode()
 
 
-class Handler(Protocol):
+class ChannelHandler(Protocol):
     """The interface of receivers of a channel's frequent frames."""
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
@@ -130,7 +130,7 @@ class Handler(Protocol):
 
 
 class BaseHandler:
-    """A `Handler` that ignores everything."""
+    """A `ChannelHandler` that ignores everything."""
 
     __slots__ = ()
 
@@ -148,12 +148,12 @@ class BaseHandler:
 
 
 class Getter(BaseHandler):
-    """A `Handler` for a channel with basic.get (`BrokerClient.get`)."""
+    """A `ChannelHandler` for a channel with basic.get (`BrokerClient.get`)."""
 
     __slots__ = ()
 
     def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        """Receive basic.get-ok with its message. `header`: see `Handler.deliver`."""
+        """Receive basic.get-ok with its message. `header`: see `ChannelHandler.deliver`."""
 
     def got_nothing(self) -> None:
         """Receive basic.get-empty."""
@@ -169,7 +169,7 @@ class Watcher(Protocol):
         """Receive connection.unblocked."""
 
 
-class Channel(AMQChannel):  # type: ignore[misc]
+class BrokerChannel(AMQChannel):  # type: ignore[misc]
     """A channel of txAMQP that reports its end as `BrokerError`."""
 
     closed: bool
@@ -263,7 +263,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     first. `lost` fires once, with the exception that ended the connection.
     """
 
-    channelClass = Channel
+    channelClass = BrokerChannel
     _log = Logger()
 
     def __init__(
@@ -271,7 +271,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         clock: Clock,
         turn: EndOfTurn,
         *,
-        login: Login,
+        login: Credentials,
         heartbeat: int,
         name: str,
         watcher: Watcher | None = None,
@@ -290,7 +290,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             "capabilities": dict(CAPABILITIES),
         }
         self.watcher = watcher
-        self.handlers: dict[int, Handler] = {}
+        self.handlers: dict[int, ChannelHandler] = {}
         self.ready: Deferred[BrokerClient] = Deferred()
         self.lost: Deferred[BaseException] = Deferred()
         self.frame_max = FRAME_MAX
@@ -353,7 +353,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         self._beating = self.clock.callLater(self.heartbeat / 2, self._beat)
         self.started.fire()
 
-    async def open_channel(self, number: int, handler: Handler) -> Any:
+    async def open_channel(self, number: int, handler: ChannelHandler) -> Any:
         """Open the channel of this number, with a handler for its frequent frames. Return the channel of txAMQP.
 
         Raise `txamqp.client.Closed` if the channel or the connection ends first; `as_failure` has the reason.

@@ -34,7 +34,7 @@ from ..config.addresses import BrokerAddress
 from ..interfaces import Clock
 from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
-from .client import BrokerClient, BrokerError, Login, Watcher, as_failure
+from .client import BrokerClient, BrokerError, Credentials, Watcher, as_failure
 from .retry_delay import RetryDelay
 
 CONNECT_TIMEOUT = 15.0
@@ -177,7 +177,7 @@ class BrokerConnection(Worker):
             lambda: BrokerClient(
                 self._clock,
                 self._turn,
-                login=Login(address.username, address.password, address.vhost),
+                login=Credentials(address.username, address.password, address.vhost),
                 heartbeat=self._settings.heartbeat,
                 name=self._settings.name(),
                 watcher=_BlockedNotifier(self.role, self._reporter),

@@ -40,7 +40,7 @@ from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall
-from .client import BaseHandler, BrokerClient, BrokerError, Handler
+from .client import BaseHandler, BrokerClient, BrokerError, ChannelHandler
 from .refusals import RefusalHistory
 from .retry_delay import RetryDelay
 
@@ -122,7 +122,7 @@ class _Publication(Generic[M]):
 
 
 class Publisher(BaseHandler, Generic[M]):
-    """A channel's publishing side. It can be the `Handler` of the channel, or be called by that."""
+    """A channel's publishing side. It can be the `ChannelHandler` of the channel, or be called by that."""
 
     def __init__(self, clock: Clock, channel: int, policy: PublishPolicy[M], *, longest_delay: float) -> None:
         """Publish on `channel`. `longest_delay` bounds the delay between two attempts, in seconds."""
@@ -149,7 +149,7 @@ class Publisher(BaseHandler, Generic[M]):
 
     # -- the channel -----------------------------------------------------------------------------------------------------
 
-    async def open(self, client: BrokerClient, handler: Handler | None = None) -> Any:
+    async def open(self, client: BrokerClient, handler: ChannelHandler | None = None) -> Any:
         """Open the channel with confirms, and return it. `handler` takes its frames, if not the publisher itself.
 
         Fails with `txamqp.client.Closed` when the channel or the connection ends first.

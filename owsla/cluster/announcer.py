@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from ..amqp import wire
 from ..broker import headers as delivery
-from ..broker.client import BrokerClient, Handler
+from ..broker.client import BrokerClient, ChannelHandler
 from ..broker.packing import APP_ID
 from ..broker.publisher import Publisher
 from ..interfaces import Clock, DelayedCall
@@ -171,7 +171,7 @@ class Announcer:
 
     # -- the channel -----------------------------------------------------------------------------------------------------
 
-    async def open(self, client: BrokerClient, handler: Handler) -> Any:
+    async def open(self, client: BrokerClient, handler: ChannelHandler) -> Any:
         """Open the channel with confirms, and return it. `handler` passes answers of the broker on to `publisher`."""
         return await self.publisher.open(client, handler)
 

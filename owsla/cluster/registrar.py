@@ -65,7 +65,7 @@ REGROUP: Final = 7.0
 seconds."""
 
 
-class State(enum.Enum):
+class RegistrarState(enum.Enum):
     """States of the channel of the register."""
 
     DISCONNECTED = enum.auto()
@@ -92,14 +92,14 @@ class Input(enum.Enum):
     DISCONNECTED = enum.auto()
 
 
-TRANSITIONS: Final[Mapping[tuple[State, Input], State]] = {
-    (State.DISCONNECTED, Input.CONNECTED): State.SETTING_UP,
-    (State.SETTING_UP, Input.SET_UP): State.ACTIVE,
-    (State.SETTING_UP, Input.TROUBLE): State.WAITING,
-    (State.ACTIVE, Input.TROUBLE): State.WAITING,
-    (State.ACTIVE, Input.NEW_CHANNEL): State.SETTING_UP,
-    (State.WAITING, Input.RETRY_DUE): State.SETTING_UP,
-    **{(state, Input.DISCONNECTED): State.DISCONNECTED for state in State},
+TRANSITIONS: Final[Mapping[tuple[RegistrarState, Input], RegistrarState]] = {
+    (RegistrarState.DISCONNECTED, Input.CONNECTED): RegistrarState.SETTING_UP,
+    (RegistrarState.SETTING_UP, Input.SET_UP): RegistrarState.ACTIVE,
+    (RegistrarState.SETTING_UP, Input.TROUBLE): RegistrarState.WAITING,
+    (RegistrarState.ACTIVE, Input.TROUBLE): RegistrarState.WAITING,
+    (RegistrarState.ACTIVE, Input.NEW_CHANNEL): RegistrarState.SETTING_UP,
+    (RegistrarState.WAITING, Input.RETRY_DUE): RegistrarState.SETTING_UP,
+    **{(state, Input.DISCONNECTED): RegistrarState.DISCONNECTED for state in RegistrarState},
 }
 """All transitions. An input that is missing for a state is an error."""
 
@@ -150,7 +150,7 @@ class Registrar(BaseHandler):
             presence=presence,
             warn=self._warn,
         )
-        self._state = State.DISCONNECTED
+        self._state = RegistrarState.DISCONNECTED
         self._session: _Session | None = None
         self._was_up = False
         self._warned: str | None = None
@@ -201,7 +201,7 @@ class Registrar(BaseHandler):
     @property
     def listed(self) -> bool:
         """True while this node is the registrar and lists itself as a member."""
-        return self._state is State.ACTIVE and self._me in self._register.members
+        return self._state is RegistrarState.ACTIVE and self._me in self._register.members
 
     @property
     def alone(self) -> bool:
@@ -270,7 +270,7 @@ class Registrar(BaseHandler):
         session = self._session
         if session is None:
             return
-        self._move(Input.RETRY_DUE if self._state is State.WAITING else Input.NEW_CHANNEL)
+        self._move(Input.RETRY_DUE if self._state is RegistrarState.WAITING else Input.NEW_CHANNEL)
         self._end_session()
         self._session = _Session(session.client)
         session.client.run(self._set_up_again(self._session))
@@ -323,12 +323,12 @@ class Registrar(BaseHandler):
             self._warned = None
 
     def register_missing(self) -> None:
-        if self._session is not None and self._state in (State.SETTING_UP, State.ACTIVE):
+        if self._session is not None and self._state in (RegistrarState.SETTING_UP, RegistrarState.ACTIVE):
             self._begin_again(self._session, f"the queue {self._queue.name} is gone; declaring it again")
 
     def channel_closed(self, reason: BaseException) -> None:
         session = self._session
-        if session is not None and not session.client.closed and self._state is State.ACTIVE:
+        if session is not None and not session.client.closed and self._state is RegistrarState.ACTIVE:
             self._begin_again(session, self._unusable(reason))
 
     def _join(self) -> None:

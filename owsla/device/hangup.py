@@ -35,11 +35,11 @@ class Watched(Protocol):
 
     @property
     def awaiting_turn(self) -> bool:
-        """Whether it is read again in its turn, since the broker takes lines."""
+        """Return whether reading resumes in turn, because the broker accepts lines."""
 
     @property
     def discarding(self) -> bool:
-        """Whether what the peer sent before is of no use to anybody."""
+        """Return whether earlier data of the peer is useless."""
 
     def hungUp(self) -> None:
         """Close the connection, since its peer is gone."""

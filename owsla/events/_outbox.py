@@ -14,6 +14,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -99,6 +100,19 @@ class Spool:
         return [items.popleft() for _ in range(min(most, len(items)))]
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxSizes:
+    """Sizes and times of an outbox."""
+
+    limit: int = LIMIT
+    batch: int = BATCH
+    linger: float = LINGER
+    """Seconds to collect events before they are written."""
+
+
+DEFAULT_SIZES: Final = OutboxSizes()
+
+
 class Outbox:
     """Event handler that passes events in batches to a writer in another thread."""
 
@@ -112,9 +126,7 @@ class Outbox:
         stats: HandlerStats,
         *,
         in_reactor: Callable[..., Any],
-        limit: int = LIMIT,
-        batch: int = BATCH,
-        linger: float = LINGER,
+        sizes: OutboxSizes = DEFAULT_SIZES,
         random: Callable[[], float] = random.random,
     ) -> None:
         """`in_reactor(f, ...)` calls `f` in the reactor's thread (`callFromThread`)."""
@@ -123,10 +135,10 @@ class Outbox:
         self._writer = writer
         self._stats = stats
         self._in_reactor = in_reactor
-        self._batch_size = batch
-        self._linger = linger
+        self._batch_size = sizes.batch
+        self._linger = sizes.linger
         self._random = random
-        self._spool = Spool(limit)
+        self._spool = Spool(sizes.limit)
         self._unreported = 0
         self._fail: Fail | None = None
         self._thread: threading.Thread | None = None

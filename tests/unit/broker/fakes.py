@@ -14,7 +14,7 @@ from twisted.trial.util import suppress
 
 from owsla.amqp import wire
 from owsla.amqp.methods import decode_method, encode_method
-from owsla.broker.client import BrokerClient, Login
+from owsla.broker.client import BrokerClient, Credentials
 from owsla.letter import Letter
 from owsla.runtime.end_of_turn import EndOfTurn
 
@@ -114,7 +114,7 @@ class Server:
         self.client = BrokerClient(
             self.clock,
             self.turn,
-            login=Login("me", "secret", "/there"),
+            login=Credentials("me", "secret", "/there"),
             heartbeat=heartbeat,
             name="owsla test",
             **more,

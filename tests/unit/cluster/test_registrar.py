@@ -9,7 +9,7 @@ from owsla.cluster.cleanups import FIRST_CHANNEL, RETRY_AFTER
 from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
 from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice
 from owsla.cluster.register import HANDOVER, REGISTER_CHANNEL, ClusterSettings, register_queue
-from owsla.cluster.registrar import TRANSITIONS, Input, Registrar, State
+from owsla.cluster.registrar import TRANSITIONS, Input, Registrar, RegistrarState
 from owsla.events import BrokerWarning, Event, NodeLost
 from owsla.letter import Letter
 
@@ -735,16 +735,16 @@ class RegistrarTests(Base):
 class StateMachineTests(Base):
     def test_the_table(self) -> None:
         """Every state is reached, is left again, and ends with the connection."""
-        self.assertEqual(set(TRANSITIONS.values()), set(State))
-        for state in State:
-            self.assertIs(TRANSITIONS[state, Input.DISCONNECTED], State.DISCONNECTED)
+        self.assertEqual(set(TRANSITIONS.values()), set(RegistrarState))
+        for state in RegistrarState:
+            self.assertIs(TRANSITIONS[state, Input.DISCONNECTED], RegistrarState.DISCONNECTED)
             self.assertTrue([after for (before, _), after in TRANSITIONS.items() if before is state and after is not state])
 
     def test_an_input_that_is_not_in_the_table(self) -> None:
         """An input that is not in the table raises, and changes nothing."""
         with self.assertRaises(ValueError):
             self.registrar._move(Input.SET_UP)
-        self.assertIs(self.registrar._state, State.DISCONNECTED)
+        self.assertIs(self.registrar._state, RegistrarState.DISCONNECTED)
 
     def test_trouble_during_the_set_up(self) -> None:
         """A set-up whose consumer is cancelled before it is complete changes nothing: the next one does."""
@@ -755,8 +755,8 @@ class StateMachineTests(Base):
         self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-roster")
         self.server.send(REGISTER_CHANNEL, "basic.consume-ok", consumer_tag="owsla-roster")
         self.assertTrue(up.done)
-        self.assertIs(self.registrar._state, State.WAITING)
+        self.assertIs(self.registrar._state, RegistrarState.WAITING)
         self.server.silent.clear()
         self.pass_time(1)
-        self.assertIs(self.registrar._state, State.ACTIVE)
+        self.assertIs(self.registrar._state, RegistrarState.ACTIVE)
         self.assertFalse(self.server.transport.ended)

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.events import BrokerWarning, Event, EventsDropped, Mailbox, Outbox, Record
-from owsla.events._outbox import LONGEST_WAIT, Spool
+from owsla.events._outbox import LONGEST_WAIT, OutboxSizes, Spool
 
 from .doubles import NODE, Alive, MemoryWriter, Recorder
 from .doubles import manager as new_manager
@@ -138,9 +138,7 @@ class OutboxTests(SynchronousTestCase):
             self.writer,
             self.stats,
             in_reactor=lambda f, *args, **more: f(*args, **more),
-            limit=5,
-            batch=3,
-            linger=0,
+            sizes=OutboxSizes(limit=5, batch=3, linger=0),
             random=lambda: 1.0,
         )
         self.logged: list[str] = []
@@ -355,8 +353,7 @@ class OutboxMachine(RuleBasedStateMachine):
             self.writer,
             self.stats,
             in_reactor=lambda f, *args, **more: f(*args, **more),
-            limit=limit,
-            batch=batch,
+            sizes=OutboxSizes(limit=limit, batch=batch),
         )
         self.bound = limit + batch
 
