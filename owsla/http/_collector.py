@@ -63,7 +63,7 @@ class OwslaCollector(Collector):
         yield from _process(self._readings.started)
 
     def _devices(self) -> Iterator[Metric]:
-        admission, listener, hub = self._readings.admission, self._readings.listener, self._readings.hub
+        admission, port, devices = self._readings.admission, self._readings.port, self._readings.devices
         handshaking, waiting = admission.handshaking, admission.waiting
         accepted = admission.connections - admission.open - handshaking - waiting
         yield _gauges(
@@ -77,48 +77,48 @@ class OwslaCollector(Collector):
             "Limit on connections: --max-connections.",
             admission.max_connections,
         )
-        yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", hub.paused_connections)
+        yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", devices.paused_connections)
         yield _counters(
             "owsla_handshakes",
             "TLS handshakes by outcome; a connection closed before its handshake began counts as failed.",
             "outcome",
-            {"completed": listener.handshakes, "failed": listener.failed_handshakes},
+            {"completed": port.handshakes, "failed": port.failed_handshakes},
         )
         yield _counter(
             "owsla_silent_evicted",
             "Silent connections closed to make room for others; not counted as failed handshakes.",
-            listener.evicted,
+            port.evicted,
         )
         yield _counter(
             "owsla_turned_away",
             "Connections refused because of --max-per-address.",
-            listener.turned_away,
+            port.turned_away,
         )
 
     def _lines(self) -> Iterator[Metric]:
-        hub, producer, window = self._readings.hub, self._readings.producer, self._readings.window
-        confirmed = producer.confirmed_lines
-        received = confirmed + producer.given_up_lines + window.messages
+        devices, lines, window = self._readings.devices, self._readings.lines, self._readings.window
+        confirmed = lines.confirmed_lines
+        received = confirmed + lines.given_up_lines + window.messages
         yield _counter("owsla_lines_received", "Lines from devices.", received)
         yield _counter("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", confirmed)
-        yield _counter("owsla_lines_sent", "Lines sent to devices.", hub.lines_out)
-        yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", hub.bytes_in)
-        yield _counter("owsla_sent_bytes", "Bytes of lines sent to devices, without delimiters.", hub.bytes_out)
+        yield _counter("owsla_lines_sent", "Lines sent to devices.", devices.lines_out)
+        yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", devices.bytes_in)
+        yield _counter("owsla_sent_bytes", "Bytes of lines sent to devices, without delimiters.", devices.bytes_out)
         yield _counter(
             "owsla_lines_discarded",
             "Lines discarded because their device disconnected while lines could not be published and the window had no room.",
-            hub.discarded_lines,
+            devices.discarded_lines,
         )
         yield _counter(
             "owsla_unread_bytes_discarded",
             "Unread bytes of such devices, including TLS overhead.",
-            hub.discarded_bytes,
+            devices.discarded_bytes,
         )
         yield _gauge(
             "owsla_taking_lines",
             "1 while lines are accepted; 0 while devices are not read because the broker is unavailable, blocks or refuses, "
             "or the window is full.",
-            producer.accepting,
+            lines.accepting,
         )
         yield _gauge("owsla_window_lines", "Published, unconfirmed lines.", window.messages)
         yield _gauge(
@@ -139,7 +139,7 @@ class OwslaCollector(Collector):
             "Time from publishing a line to its confirm, including outages. A sample: one line at a time is measured.",
             self._readings.latency,
         )
-        since = producer.unconfirmed_since
+        since = lines.unconfirmed_since
         yield _gauge(
             "owsla_unconfirmed_age_seconds",
             "Age of the unconfirmed line that is being measured; 0 if there is none.",
@@ -147,7 +147,7 @@ class OwslaCollector(Collector):
         )
 
     def _messages(self) -> Iterator[Metric]:
-        hub, courier = self._readings.hub, self._readings.courier
+        devices, courier = self._readings.devices, self._readings.courier
         yield _counters(
             "owsla_undeliverable",
             "Messages for devices that could not be delivered, by reason.",
@@ -155,9 +155,9 @@ class OwslaCollector(Collector):
             dict.fromkeys(REASONS, 0) | courier.recorded,
         )
         yield _counter(
-            "owsla_duplicates", "Messages dropped because their number had been sent to the device before.", hub.duplicates
+            "owsla_duplicates", "Messages dropped because their number had been sent to the device before.", devices.duplicates
         )
-        yield _counter("owsla_gaps_skipped", "Sequence numbers of messages that never arrived and were skipped.", hub.skips)
+        yield _counter("owsla_gaps_skipped", "Sequence numbers of messages that never arrived and were skipped.", devices.skips)
         yield _counter(
             "owsla_reports_dropped",
             "Delivery reports dropped because their queue does not exist, or there were too many.",

@@ -135,9 +135,9 @@ class Readings:
     node: Callable[[], str]
     """Name of the node."""
     admission: AdmissionReadings
-    listener: PortReadings
-    hub: DeviceReadings
-    producer: LineReadings
+    port: PortReadings
+    devices: DeviceReadings
+    lines: LineReadings
     window: WindowReadings
     courier: CourierReadings
     health: BrokerReadings
@@ -211,7 +211,7 @@ def readiness(readings: Readings) -> dict[str, bool]:
     """Return the readiness checks of a process, and whether each passes."""
     return {
         "broker_connected": readings.health.ready,
-        "listener_accepting": readings.listener.accepting,
+        "listener_accepting": readings.port.accepting,
         "not_draining": not readings.draining(),
     }
 

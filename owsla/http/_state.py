@@ -72,7 +72,7 @@ class State:
 
 def state_of(readings: Readings) -> State:
     """Return the present state of a process."""
-    admission, window, hub = readings.admission, readings.window, readings.hub
+    admission, window, devices = readings.admission, readings.window, readings.devices
     return State(
         readings.node(),
         readiness(readings),
@@ -80,9 +80,9 @@ def state_of(readings: Readings) -> State:
             open=admission.open,
             max_connections=admission.max_connections,
             handshaking=admission.handshaking,
-            paused=hub.paused_connections,
-            lines_in=readings.producer.confirmed_lines + readings.producer.given_up_lines + window.messages,
-            lines_out=hub.lines_out,
+            paused=devices.paused_connections,
+            lines_in=readings.lines.confirmed_lines + readings.lines.given_up_lines + window.messages,
+            lines_out=devices.lines_out,
             unconfirmed=window.messages,
             window=window.max_messages,
             undeliverable=sum(readings.courier.recorded.values()),

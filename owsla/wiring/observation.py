@@ -53,9 +53,9 @@ def make_readings(
     return http.Readings(
         node=base.node_name,
         admission=devices.admission,
-        listener=devices.listener,
-        hub=DeviceTotals(devices.factory),
-        producer=publishing.lines,
+        port=devices.listener,
+        devices=DeviceTotals(devices.factory),
+        lines=publishing.lines,
         window=publishing.window,
         courier=publishing.courier,
         health=consuming.health,

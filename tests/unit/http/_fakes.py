@@ -33,7 +33,7 @@ class FakeListener:
 
 
 @dataclass
-class FakeHub:
+class FakeDevices:
     paused_connections: int = 0
     duplicates: int = 0
     skips: int = 0
@@ -106,9 +106,9 @@ class World:
     def __init__(self) -> None:
         self.node = "0badcafe"
         self.admission = FakeAdmission()
-        self.listener = FakeListener()
-        self.hub = FakeHub()
-        self.producer = FakeProducer()
+        self.port = FakeListener()
+        self.devices = FakeDevices()
+        self.lines = FakeProducer()
         self.window = FakeWindow()
         self.courier = FakeCourier()
         self.health = FakeHealth()
@@ -120,9 +120,9 @@ class World:
         self.readings = Readings(
             node=lambda: self.node,
             admission=self.admission,
-            listener=self.listener,
-            hub=self.hub,
-            producer=self.producer,
+            port=self.port,
+            devices=self.devices,
+            lines=self.lines,
             window=self.window,
             courier=self.courier,
             health=self.health,

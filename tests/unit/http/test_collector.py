@@ -76,7 +76,7 @@ class CollectorTests(SynchronousTestCase):
     def test_registries(self) -> None:
         """Nothing is global: two gateways in a process have a registry each."""
         other = World()
-        other.hub.duplicates = 5
+        other.devices.duplicates = 5
         registry = CollectorRegistry()
         registry.register(collector_for(other.readings))
         self.assertIn(b"owsla_duplicates_total 5.0", generate_latest(registry))
@@ -88,34 +88,34 @@ class CollectorTests(SynchronousTestCase):
         admission.connections, admission.open, admission.handshaking, admission.waiting = 12, 6, 3, 2
         self.assertEqual(self.samples("owsla_connections"), {"accepted": 1, "waiting": 2, "handshaking": 3, "open": 6})
         self.assertEqual(self.value("owsla_connections_limit"), 10_000)
-        self.world.hub.paused_connections = 4
+        self.world.devices.paused_connections = 4
         self.assertEqual(self.value("owsla_paused_connections"), 4)
-        self.world.listener.handshakes, self.world.listener.failed_handshakes = 7, 2
+        self.world.port.handshakes, self.world.port.failed_handshakes = 7, 2
         self.assertEqual(self.samples("owsla_handshakes_total"), {"completed": 7, "failed": 2})
-        self.world.listener.evicted, self.world.listener.turned_away = 8, 9
+        self.world.port.evicted, self.world.port.turned_away = 8, 9
         self.assertEqual((self.value("owsla_silent_evicted_total"), self.value("owsla_turned_away_total")), (8, 9))
 
     def test_lines(self) -> None:
         """A line is received when it is published; a confirm moves it from the window and changes nothing of that."""
         world = self.world
-        world.producer.confirmed_lines, world.window.messages, world.window.size = 90, 10, 2000
+        world.lines.confirmed_lines, world.window.messages, world.window.size = 90, 10, 2000
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
         self.assertEqual(self.value("owsla_lines_confirmed_total"), 90)
-        world.producer.confirmed_lines, world.window.messages = 95, 5
+        world.lines.confirmed_lines, world.window.messages = 95, 5
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
-        world.producer.given_up_lines, world.window.messages = 2, 3
+        world.lines.given_up_lines, world.window.messages = 2, 3
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
-        world.producer.given_up_lines, world.window.messages = 0, 5
+        world.lines.given_up_lines, world.window.messages = 0, 5
         self.assertEqual(self.value("owsla_window_lines"), 5)
         self.assertEqual(self.value("owsla_window_bytes"), 2000)
         self.assertEqual(self.value("owsla_window_limit_lines"), 10_000)
         self.assertEqual(self.value("owsla_window_limit_bytes"), 1 << 24)
-        world.hub.lines_out, world.hub.bytes_in, world.hub.bytes_out = 3, 1000, 30
+        world.devices.lines_out, world.devices.bytes_in, world.devices.bytes_out = 3, 1000, 30
         self.assertEqual(self.value("owsla_lines_sent_total"), 3)
         self.assertEqual(self.value("owsla_received_bytes_total"), 1000)
         self.assertEqual(self.value("owsla_sent_bytes_total"), 30)
         self.assertEqual(self.value("owsla_taking_lines"), 1)
-        world.producer.accepting = False
+        world.lines.accepting = False
         self.assertEqual(self.value("owsla_taking_lines"), 0)
 
     def test_latency(self) -> None:
@@ -131,9 +131,9 @@ class CollectorTests(SynchronousTestCase):
         self.assertEqual(self.value("owsla_publish_to_confirm_seconds_count"), 3)
         self.assertAlmostEqual(self.value("owsla_publish_to_confirm_seconds_sum"), 100.0035)
         self.assertEqual(self.value("owsla_unconfirmed_age_seconds"), 0)
-        self.world.producer.unconfirmed_since = NOW - 12.5
+        self.world.lines.unconfirmed_since = NOW - 12.5
         self.assertEqual(self.value("owsla_unconfirmed_age_seconds"), 12.5)
-        self.world.producer.unconfirmed_since = NOW + 3600  # somebody set the clock back
+        self.world.lines.unconfirmed_since = NOW + 3600  # somebody set the clock back
         self.assertEqual(self.value("owsla_unconfirmed_age_seconds"), 0)
 
     def test_undeliverable(self) -> None:
@@ -146,13 +146,13 @@ class CollectorTests(SynchronousTestCase):
     def test_discarded(self) -> None:
         """Lines that were lost are counted, and bytes that nobody read."""
         self.assertEqual(self.value("owsla_lines_discarded_total"), 0)
-        self.world.hub.discarded_lines, self.world.hub.discarded_bytes = 4, 500
+        self.world.devices.discarded_lines, self.world.devices.discarded_bytes = 4, 500
         self.assertEqual(self.value("owsla_lines_discarded_total"), 4)
         self.assertEqual(self.value("owsla_unread_bytes_discarded_total"), 500)
 
     def test_messages(self) -> None:
         """What became of messages in other ways."""
-        self.world.hub.skips, self.world.courier.reports_dropped, self.world.courier.unconfirmed = 1, 2, 3
+        self.world.devices.skips, self.world.courier.reports_dropped, self.world.courier.unconfirmed = 1, 2, 3
         self.assertEqual(self.value("owsla_gaps_skipped_total"), 1)
         self.assertEqual(self.value("owsla_reports_dropped_total"), 2)
         self.assertEqual(self.value("owsla_courier_unconfirmed_messages"), 3)

@@ -82,7 +82,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(json.loads(body), {"ready": True, "checks": checks})
         for missing in checks:
             self.world.health.ready = missing != "broker_connected"
-            self.world.listener.accepting = missing != "listener_accepting"
+            self.world.port.accepting = missing != "listener_accepting"
             self.world.draining = missing == "not_draining"
             status, _, body = self.ask("/readyz")
             self.assertEqual(status, 503)

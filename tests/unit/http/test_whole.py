@@ -95,7 +95,7 @@ class MetricsTests(Case):
         """Each worker's are its own."""
         for number, worker in enumerate(self.family.workers, 1):
             worker.world.admission.open = worker.world.admission.connections = 100 * number
-            worker.world.hub.lines_out = number
+            worker.world.devices.lines_out = number
         self.assertEqual(self.values("owsla_lines_sent_total"), {"1": 1, "2": 2, "3": 3})
         self.assertEqual(
             {key: value for key, value in self.values("owsla_connections").items() if key.endswith("open")},
@@ -126,7 +126,7 @@ class MetricsTests(Case):
         self.assertEqual(self.values("owsla_events_total")["parent/gap-skipped"], 1)
         self.assertEqual(self.values("process_start_time_seconds")["parent"], NOW)
         self.assertNotIn("parent", self.values("owsla_lines_sent_total"))
-        self.one.world.health.ready = self.two.world.listener.accepting = False
+        self.one.world.health.ready = self.two.world.port.accepting = False
         self.assertEqual(self.values("owsla_ready")["parent/worker_ready"], 1)
         self.three.world.draining = True
         self.assertEqual(self.values("owsla_ready")["parent/worker_ready"], 0)
@@ -208,10 +208,10 @@ class ReadyTests(Case):
     def test_not_ready(self) -> None:
         """503 without a worker that takes devices, and while all of it stops."""
         for worker in self.family.workers:
-            worker.world.listener.accepting = False
+            worker.world.port.accepting = False
         status, body = self.ready()
         self.assertEqual((status, body["checks"]), (503, {"worker_ready": False, "not_draining": True}))
-        self.one.world.listener.accepting = True
+        self.one.world.port.accepting = True
         self.assertEqual(self.ready()[0], 200)
         self.family.draining = True
         status, body = self.ready()
