@@ -35,6 +35,16 @@ def exit_with(error: ConfigError, stream: TextIO | None = None) -> NoReturn:
     raise SystemExit(1)
 
 
+def _print_and_exit(text: str) -> NoReturn:
+    """Print a text and exit with status 0, also if the reader of a pipe has gone, as in `twistd owsla --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more when it exits, and would report the same error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
 class Options(usage.Options):
     """The options of `twistd owsla`. After `parseOptions`, `settings` is what `makeService` needs.
 
@@ -67,7 +77,7 @@ class Options(usage.Options):
         try:
             command_line = parse_command_line(arguments)
             if "help" in command_line.flags:
-                self.opt_help()
+                _print_and_exit(str(self))
             if "version" in command_line.flags:
                 self.opt_version()
             self.settings = load_settings(arguments)
@@ -85,8 +95,7 @@ class Options(usage.Options):
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
-        print(f"owsla {__version__}")
-        raise SystemExit(0)
+        _print_and_exit(f"owsla {__version__}")
 
     def _check(self) -> NoReturn:
         """Report that the settings and their files can be used, and exit. `ConfigError` if the dialect cannot use them."""
@@ -96,8 +105,7 @@ class Options(usage.Options):
                 dialect.configured(self.settings)
             except ConfigError as error:
                 raise ConfigError(f"--dialect: {error}") from None
-        print("owsla: the settings, and the files that they name, can be used")
-        raise SystemExit(0)
+        _print_and_exit("owsla: the settings, and the files that they name, can be used")
 
     def getUsage(self, width: int | None = None) -> str:
         """Return the help, grouped by subject. The one of `usage.Options` is a single list."""

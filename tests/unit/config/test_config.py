@@ -583,6 +583,22 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn(f"{option.help} [{option.default_text}]", flat)
         self.assertTrue(stdout.isascii(), "the help is printable in any locale")
 
+    def test_help_into_a_closed_pipe(self) -> None:
+        """A reader that closes the pipe before the end of the help, as head does, causes no traceback."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            ended = subprocess.run(
+                [
+                    sys.executable, "-c",
+                    "import sys; from owsla.config.usage import Options; Options().parseOptions(sys.argv[1:])", "--help",
+                ],
+                stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(writing)
+        self.assertEqual((ended.returncode, ended.stderr), (0, b""))
+
     def test_help_before_errors(self) -> None:
         """--help works beside a value that can't be used."""
         self.assertEqual(self.run_options("--port", "abc", "--help")[0], 0)
