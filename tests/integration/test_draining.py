@@ -311,7 +311,7 @@ async def test_a_broker_that_answers_nothing(rabbitmq: RabbitMQ, lab: Lab) -> No
             assert gateway.owsla.process.poll() is None
             gateway.owsla.process.signal(signal.SIGTERM)
         assert await gateway.owsla.exited(20) == 0
-        last = "Received SIGTERM again" if signals == 2 else "Got SIGTERM"
+        last = "Received SIGTERM again" if signals == 2 else "Received SIGTERM"
         assert _seconds_between(gateway, last, "Stopped") < 6, gateway.owsla.output()
 
 
