@@ -113,7 +113,8 @@ class Acceptor:
     def start(self) -> None:
         """Begin to accept, on a socket that listens."""
         self._listening = True
-        self._tell_share()
+        if self._share is not None:
+            self._share.tell(self._admission.connections)
         self.resume()
 
     def stop(self) -> None:
@@ -155,19 +156,15 @@ class Acceptor:
         if self._admission.full:
             self._report_full("as many devices as --max-connections allows")
 
-    def connection_closed(self, host: str) -> None:
-        """Make room for another connection after one from `host` has closed."""
-        if self._socket.fileno() >= 0:
-            self._tell_share()
+    def connection_closed(self, transport: TLSTransport) -> None:
+        """Make room for another connection after one has closed."""
+        if self._share is not None and self._socket.fileno() >= 0:
+            self._share.tell(self._admission.connections)
         if self._sources is not None:
-            self._sources.leave(host)
+            self._sources.leave(transport.getPeer().host)
         limit = self._admission.max_connections
         if self._admission.spoken <= limit - max(1, limit // 100):
             self._full = False
-
-    def _tell_share(self) -> None:
-        if self._share is not None:
-            self._share.tell(self._admission.connections)
 
     # -- IReadDescriptor ---------------------------------------------------------------------------------------------------
 

@@ -259,7 +259,7 @@ class DevicePort(Worker):
 
     def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
         self._admission.lost(transport)
-        self._acceptor.connection_closed(transport.getPeer().host)
+        self._acceptor.connection_closed(transport)
         self._closing.remove(transport)
         if failed is not None:
             self._handshake_failed(transport, failed, transport.refusal)
