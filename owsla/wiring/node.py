@@ -98,7 +98,7 @@ def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, 
         return
     inherited.link.introduce(readings, service, reopen=base.events.reopen, gone=consuming.registrar.gone)
     inherited.link.node(base.node_name())
-    install_worker_signal_handlers(reactor, stop=partial(inherited.link.stop, "Got SIGTERM"))
+    install_worker_signal_handlers(reactor, stop=partial(inherited.link.stop, "received SIGTERM"))
 
 
 def _nothing_to_replace() -> None:
