@@ -566,7 +566,7 @@ async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) 
     await thief.call(lambda channel: channel.basic_consume(nodes.queue(connection_id[:8]), lambda *_: None))
     device.send_line(b"kept")
     await proxy.start()
-    renamed = await nodes.first.owsla.wait_for_line(r"Node renamed: (\w+) is (\w+) now", 30)
+    renamed = await nodes.first.owsla.wait_for_line(r"Node renamed: (\w+) is now (\w+)", 30)
     assert renamed[1] == connection_id[:8] != renamed[2]
     assert await device.line() == b"ACK 1"
     await device.closed()

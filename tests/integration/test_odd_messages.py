@@ -119,7 +119,7 @@ async def test_large_headers_in_the_register(rabbitmq: RabbitMQ, lab: Lab) -> No
     gateway = await lab.gateway(rabbitmq.url)
     for size in LARGE:
         await publish_large(lab, rabbitmq, f"{gateway.to_device}.nodes", b"nonsense", size)
-    await gateway.owsla.wait_for_line("is none of a node's")
+    await gateway.owsla.wait_for_line("is not a notice of a node")
     await until_count(gateway, f"{gateway.to_device}.nodes", 0)
     no_loss(gateway)
 
