@@ -76,7 +76,7 @@ class Decision(enum.Enum):
 
 
 class _Member:
-    """One node."""
+    """A node in the register."""
 
     __slots__ = ("absent", "cleaning", "held", "inspected", "not_before", "unaware")
 

@@ -21,7 +21,7 @@ _NODE = re.compile(r"[0-9a-f]{8}")
 
 
 class Notice(NamedTuple):
-    """One message on the register."""
+    """A message in the register queue."""
 
     node: str
     state: str
