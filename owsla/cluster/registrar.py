@@ -105,7 +105,7 @@ TRANSITIONS: Final[Mapping[tuple[RegistrarState, Input], RegistrarState]] = {
 
 
 class _Session:
-    """One attempt to set the channel up. It is compared by identity."""
+    """An attempt to set the channel up, compared by identity."""
 
     __slots__ = ("client",)
 
