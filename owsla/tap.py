@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .log import install_log
 from .runtime.clock import use_monotonic_clock
 from .runtime.resolver import resolve_in_daemon_threads
+from .wiring.configuration import configure
 from .wiring.node import make_node
 from .wiring.parent import make_parent
 
@@ -25,13 +26,14 @@ def makeService(options: Options) -> Service:
     use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
     logged = install_log(reactor, options.parent)
-    settings, log = options.settings, logged.log
+    log = logged.log
     service: Service
     try:
-        if settings.workers > 1:
-            service = make_parent(reactor, settings, options.arguments, log)
+        configuration = configure(options.settings, options.files)
+        if configuration.settings.workers > 1:
+            service = make_parent(reactor, configuration, options.arguments, log)
         else:
-            service = make_node(reactor, settings, log)
+            service = make_node(reactor, configuration, log)
     except ConfigError as error:
         exit_with(error)
     service.setServiceParent(logged)

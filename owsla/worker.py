@@ -28,11 +28,12 @@ from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, globalLogBeginner
 
 from .config.addresses import BrokerAddress
-from .config.sources import load_settings
 from .errors import ConfigError
 from .runtime.clock import use_monotonic_clock
+from .runtime.files import Files
 from .runtime.process import set_exit_status
 from .runtime.resolver import resolve_in_daemon_threads
+from .wiring.configuration import load_configuration
 from .wiring.node import make_node
 from .wiring.shutdown import NodeService
 from .workers import CHANNEL_FD, LOADS_FD, PORT_FD, Inherited, Loads, LogToParent, ParentLink, read_first
@@ -81,11 +82,16 @@ def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: soc
     """Start the node of this worker once the reactor runs; or tell the parent why that cannot be."""
     port.setblocking(False)
     try:
-        settings = load_settings(start["argv"], warn=lambda text: None)  # the parent has printed the warnings
+        configuration = load_configuration(
+            start["argv"],
+            warn=lambda text: None,  # the parent has printed the warnings
+            files=Files.from_wire(start["files"]),
+            make_certificates=False,
+        )
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
         load = Loads(LOADS_FD, start["count"]).of(start["number"])
-        service = make_node(reactor, settings, log, Inherited(link, port, broker, load))
+        service = make_node(reactor, configuration, log, Inherited(link, port, broker, load))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)

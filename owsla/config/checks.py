@@ -18,7 +18,7 @@ from owsla.config.readers import UNDELIVERABLE_SUFFIX
 from owsla.config.settings import QueueArgument, Settings
 from owsla.errors import ConfigError
 from owsla.events import check_handlers
-from owsla.runtime.files import read_file
+from owsla.runtime.files import ReadFile
 from owsla.tls.certificates import read_certificates
 from owsla.tls.contexts import check_server_files
 
@@ -32,9 +32,10 @@ class Given:
     """The source, as messages name it."""
 
 
-def check_values(values: dict[str, Any], given: Mapping[str, Given]) -> None:
-    """Check the values of repeatable options, by field of `Settings`; put the password of its file into the brokers."""
-    values["brokers"] = _brokers(values, given)
+def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
+    """Check values by field of `Settings`: files, repeatable options. Put the password of its file into the brokers."""
+    _check_readable(values, given, read)
+    values["brokers"] = _brokers(values, given, read)
     try:
         check_handlers(values["events"])
     except ConfigError as error:
@@ -42,7 +43,17 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given]) -> None:
     _check_queue_arguments(values, given)
 
 
-def _brokers(values: Mapping[str, Any], given: Mapping[str, Given]) -> tuple[BrokerAddress, ...]:
+def _check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
+    for name in ("cert", "key", "client-ca", "broker-ca"):
+        path: Path | None = values[BY_NAME[name].field]
+        if path is not None:
+            try:
+                read(path)
+            except ConfigError as error:
+                raise ConfigError(f"{given[name].origin}: {error}") from None
+
+
+def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> tuple[BrokerAddress, ...]:
     """Return the addresses of the brokers; empty for the embedded one."""
     brokers: tuple[BrokerAddress | None, ...] = values["brokers"]
     addresses = tuple(address for address in brokers if address is not None)
@@ -53,16 +64,16 @@ def _brokers(values: Mapping[str, Any], given: Mapping[str, Given]) -> tuple[Bro
         origin = given["broker-password-file"].origin
         if not addresses:
             raise ConfigError(f"{origin}: the embedded broker needs no password; give --broker too")
-        password = _password_in(path, origin)
+        password = _password_in(path, origin, read)
         addresses = tuple(replace(address, password=password) for address in addresses)
     if values["broker_ca"] is not None and not any(address.tls for address in addresses):
         raise ConfigError(f"{given['broker-ca'].origin}: no --broker is amqps://")
     return addresses
 
 
-def _password_in(path: Path, origin: str) -> str:
+def _password_in(path: Path, origin: str, read: ReadFile) -> str:
     try:
-        password = read_file(path).decode()
+        password = read(path).decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{origin}: {path}: not UTF-8") from None
     except ConfigError as error:
@@ -167,10 +178,10 @@ def _acknowledgement_fault(template: str, delimiter: bytes) -> str:
     return "" if (line + delimiter).index(delimiter) == len(line) else "the template contains the delimiter"
 
 
-def check_files(settings: Settings) -> None:
+def check_files(settings: Settings, read: ReadFile) -> None:
     """Check the certificates and keys that the settings name."""
     if settings.cert is not None and settings.key is not None:
-        check_server_files(settings.cert, settings.key)
+        check_server_files(settings.cert, settings.key, read)
     for path in (settings.client_ca, settings.broker_ca):
         if path is not None:
-            read_certificates(path)
+            read_certificates(path, read)

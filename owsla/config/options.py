@@ -69,12 +69,12 @@ OPTIONS: tuple[Option, ...] = (
         "Processes that share the port, 1 to 256; auto is one per core. Limits on connections and messages are per process.",
     ),
     Option(
-        _TLS, "cert", "FILE", None, readers.readable_file,
+        _TLS, "cert", "FILE", None, readers.path,
         "PEM file with the server certificate, followed by intermediate certificates. Needs --key.",
         shown="a development certificate in --certs-dir",
     ),
     Option(
-        _TLS, "key", "FILE", None, readers.readable_file, "PEM file with the private key, not encrypted. Needs --cert.",
+        _TLS, "key", "FILE", None, readers.path, "PEM file with the private key, not encrypted. Needs --cert.",
         shown="a development key in --certs-dir",
     ),
     Option(
@@ -82,7 +82,7 @@ OPTIONS: tuple[Option, ...] = (
         "Folder in which the development authority and certificate are created, once, without --cert.",
     ),
     Option(
-        _TLS, "client-ca", "FILE", "off", readers.either("off", None, readers.readable_file),
+        _TLS, "client-ca", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with the authorities that sign device certificates; devices are then asked for a certificate.",
     ),
     Option(
@@ -105,7 +105,7 @@ OPTIONS: tuple[Option, ...] = (
         "File whose only line is the password for the broker; it replaces the password in every --broker.",
     ),
     Option(
-        _BROKER, "broker-ca", "FILE", "system", readers.either("system", None, readers.readable_file),
+        _BROKER, "broker-ca", "FILE", "system", readers.either("system", None, readers.path),
         "PEM file with the authorities to trust for amqps://; system is the trust store of the operating system.",
     ),
     Option(
@@ -210,7 +210,7 @@ OPTIONS: tuple[Option, ...] = (
         "plugin name, or as package.module:Name.",
     ),
     Option(
-        _LINES, "login-checker", "KIND:WHERE", "off", readers.either("off", None, readers.login_checker),
+        _LINES, "login-checker", "KIND:WHERE", "off", readers.login_checker,
         "Credentials for the login dialect: file:PATH, with a line id:token per device, or another credentials checker of "
         "Twisted.",
         secret=True,

@@ -21,7 +21,6 @@ from owsla.dialects.login import make_login_checker
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec, handler_spec
 from owsla.routing_key import RoutingKey
-from owsla.runtime.files import read_file
 
 UNDELIVERABLE_SUFFIX: Final = ".undeliverable"
 """Added to the name of the to-device queue: the queue of undeliverable messages."""
@@ -160,13 +159,6 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def readable_file(text: str) -> Path:
-    """Read the name of a file that can be read now."""
-    name = path(text)
-    read_file(name)
-    return name
-
-
 def _short_string(text: str, what: str, limit: int) -> str:
     try:
         encoded = text.encode()
@@ -272,9 +264,9 @@ def dialect(text: str) -> type[Dialect]:
     return find_dialect(text)
 
 
-def login_checker(text: str) -> ICredentialsChecker:
-    """Read a credentials checker."""
-    return make_login_checker(text)
+def login_checker(text: str, folder: Path | None = None) -> ICredentialsChecker | None:
+    """Read a credentials checker, whose file is relative to `folder`; "off" is none."""
+    return None if text == "off" else make_login_checker(text, folder)
 
 
 def broker(text: str) -> BrokerAddress | None:

@@ -23,7 +23,7 @@ from owsla.config.checks import Given, check_files, check_settings, check_values
 from owsla.config.options import BY_NAME, BY_VARIABLE, OPTIONS, Option
 from owsla.config.settings import Settings
 from owsla.errors import ConfigError, one_line
-from owsla.runtime.files import read_file
+from owsla.runtime.files import Files
 
 FLAGS: Final = ("help", "version", "check")
 """Options without a value, which are not settings."""
@@ -40,11 +40,15 @@ def load_settings(
     argv: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
     warn: Callable[[str], None] = write_warning,
+    files: Files | None = None,
 ) -> Settings:
     """Read and check all sources. Raise `ConfigError`, with the name of the source, for the first fault.
 
+    The files that the settings name are read with `files`, which has their contents then.
+
     A variable `OWSLA_...` that belongs to no option is only a warning, because other programs may use that prefix.
     """
+    files = files or Files()
     command_line = parse_command_line(argv)
     if command_line.rest:
         first = _quoted(command_line.rest[0])
@@ -52,8 +56,8 @@ def load_settings(
     environment, unknown = _from_environment(environ)
     given = {**environment, **command_line.given}
     if "config" in given:
-        given = {**_from_file(given["config"]), **given}
-    settings = _read_and_check(given)
+        given = {**_from_file(given["config"], files), **given}
+    settings = _read_and_check(given, files)
     for variable in unknown:
         warn(f"{variable}: no option has this name, ignored{_closest(variable, BY_VARIABLE)}")
     return settings
@@ -174,11 +178,11 @@ def _items(text: str, option: Option) -> tuple[str, ...]:
     return tuple(_COMMA.sub(",", item) for item in items)
 
 
-def _from_file(config: Given) -> dict[str, Given]:
+def _from_file(config: Given, files: Files) -> dict[str, Given]:
     """Return the options from the TOML file that `config` names."""
     try:
         path = readers.path(config.texts[0])
-        content = read_file(path)
+        content = files.read(path)
     except ConfigError as error:
         raise ConfigError(f"{config.origin}: {error}") from None
     try:
@@ -211,7 +215,7 @@ def _toml_text(value: object, origin: str) -> str:
     raise ConfigError(f"{origin}: {kind} cannot be the value of this option")
 
 
-def _read_and_check(given: Mapping[str, Given]) -> Settings:
+def _read_and_check(given: Mapping[str, Given], files: Files) -> Settings:
     """Return the settings. Read each value on its own first, and then check the values together."""
     values: dict[str, Any] = {}
     for option in OPTIONS:
@@ -220,12 +224,17 @@ def _read_and_check(given: Mapping[str, Given]) -> Settings:
         default = Given(() if option.default is None else (option.default,), f"--{option.name}")
         source = given.get(option.name, default)
         try:
-            read = [option.read(text) for text in source.texts]
+            read = [_value(option, text, files) for text in source.texts]
         except ConfigError as error:
             raise ConfigError(f"{source.origin}: {error}") from None
         values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
-    check_values(values, given)
+    check_values(values, given, files.read)
     settings = Settings(**values)
     check_settings(settings, given)
-    check_files(settings)
+    check_files(settings, files.read)
     return settings
+
+
+def _value(option: Option, text: str, files: Files) -> object:
+    """Return the value of an option. Its reader takes only text, except where it reads a file that it will follow later."""
+    return readers.login_checker(text, files.folder) if option.name == "login-checker" else option.read(text)

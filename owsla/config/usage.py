@@ -15,6 +15,7 @@ from owsla.config.options import OPTIONS, Option
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings, parse_command_line, write_warning
 from owsla.errors import ConfigError, one_line
+from owsla.runtime.files import Files
 from owsla.runtime.process import remove_own_pid_file
 from owsla.runtime.process_title import hide_passwords, mask_passwords
 
@@ -64,6 +65,8 @@ class Options(usage.Options):
     optParameters = [[option.name, None, None, option.help] for option in OPTIONS]
 
     settings: Settings
+    files: Files
+    """Contents of the files that `settings` name."""
     arguments: Sequence[str]
     """The arguments that `settings` were read from. Worker processes read them again."""
 
@@ -80,7 +83,8 @@ class Options(usage.Options):
                 _print_and_exit(str(self))
             if "version" in command_line.flags:
                 self.opt_version()
-            self.settings = load_settings(arguments)
+            self.files = Files()
+            self.settings = load_settings(arguments, files=self.files)
             if "check" in command_line.flags:
                 self._check()
         except ConfigError as error:

@@ -73,10 +73,12 @@ class DevicesFile:
     credentialInterfaces = (IUsernamePassword,)
     _log = Logger()
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
-        """Read the file. Raise `ConfigError` if it cannot be used."""
+    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic, *, folder: Path | None = None) -> None:
+        """Read the file. Raise `ConfigError` if it cannot be used. A relative path is relative to `folder`, or else to the
+        working folder of the process now, which twistd may change later.
+        """
         self._name = str(path)
-        self._path = path.absolute()  # twistd may change its working folder later
+        self._path = (folder or Path.cwd()) / path
         self._throttle = Throttle(now)
         self._tokens: dict[bytes, bytes] = {}
         self._read_status: object = None  # device, inode, size and time of the file that was read last

@@ -221,8 +221,9 @@ def _shown(name: bytes) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def make_login_checker(text: str) -> ICredentialsChecker:
-    """Return the checker for a text in the form of twistd's `--auth`: `file:PATH`, or another cred plugin.
+def make_login_checker(text: str, folder: Path | None = None) -> ICredentialsChecker:
+    """Return the checker for a text in the form of twistd's `--auth`: `file:PATH`, or another cred plugin. A relative path is
+    relative to `folder`, by default the working folder.
 
     Raise `ConfigError` if there is no such checker, or it cannot be used.
     """
@@ -231,7 +232,7 @@ def make_login_checker(text: str) -> ICredentialsChecker:
         raise ConfigError("memory: the tokens would be visible in the process list; put them into a file: file:PATH")
     if kind == "file":
         try:
-            made: Any = DevicesFile(_path(argument))
+            made: Any = DevicesFile(_path(argument), folder=folder)
         except ConfigError as error:
             raise ConfigError(f"file: {error}") from None
         return made  # type: ignore[no-any-return]

@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ..errors import ConfigError
-from ..runtime.files import read_file
+from ..runtime.files import ReadFile, read_file
 
 ServerKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """A private key of a kind that a server's certificate may have."""
 
 
-def read_certificates(path: Path) -> list[x509.Certificate]:
+def read_certificates(path: Path, read: ReadFile = read_file) -> list[x509.Certificate]:
     """Return the certificates in a PEM file, at least one."""
-    content = read_file(path)
+    content = read(path)
     if b"-----BEGIN CERTIFICATE-----" not in content:
         raise ConfigError(f"{path}: there is no certificate in PEM format in this file")
     try:
@@ -32,9 +32,9 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise ConfigError(f"{path}: a certificate in this file is damaged") from None
 
 
-def read_private_key(path: Path) -> PrivateKeyTypes:
+def read_private_key(path: Path, read: ReadFile = read_file) -> PrivateKeyTypes:
     """Return the private key in a PEM file."""
-    content = read_file(path)
+    content = read(path)
     if b"PRIVATE KEY-----" not in content:
         raise ConfigError(f"{path}: there is no private key in PEM format in this file")
     try:
@@ -45,10 +45,10 @@ def read_private_key(path: Path) -> PrivateKeyTypes:
         raise ConfigError(f"{path}: the private key is damaged or of an unknown kind") from None
 
 
-def read_server_pair(cert: Path, key: Path) -> tuple[list[x509.Certificate], ServerKey]:
+def read_server_pair(cert: Path, key: Path, read: ReadFile = read_file) -> tuple[list[x509.Certificate], ServerKey]:
     """Return a server's certificate with its chain, and its private key, which must belong to the first certificate."""
-    certificates = read_certificates(cert)
-    private_key = read_private_key(key)
+    certificates = read_certificates(cert, read)
+    private_key = read_private_key(key, read)
     if not isinstance(private_key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ConfigError(f"{key}: the private key is neither RSA nor ECDSA")
     if not same_public_key(certificates[0], private_key):

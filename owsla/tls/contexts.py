@@ -12,6 +12,7 @@ from OpenSSL import SSL, crypto
 from twisted.logger import Logger
 
 from ..errors import ConfigError
+from ..runtime.files import ReadFile, read_file
 from .certificates import read_certificates, read_server_pair
 from .refusal import certificate_refusal
 from .verification import explain_verify_error
@@ -30,16 +31,18 @@ _SUITES_OF_OPENSSL: Final = ["TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SH
 """OpenSSL's own order of those suites."""
 
 
-def server_context(cert: Path, key: Path, *, client_ca: Path | None, client_cert: str) -> SSL.Context:
+def server_context(
+    cert: Path, key: Path, *, client_ca: Path | None, client_cert: str, read: ReadFile = read_file
+) -> SSL.Context:
     """Return the context for devices' connections: TLS 1.2 and 1.3. `cert` has the server's certificate, then its chain.
 
     With `client_ca` devices are asked for a certificate that is signed by one of its authorities. With `client_cert` "require"
     a device without one is refused; with "optional" it is accepted. An expired server certificate only causes a warning in the
     log, since each device decides whether it accepts the certificate.
     """
-    context, certificates = _context(cert, key)
+    context, certificates = _context(cert, key, read)
     if client_ca is not None:
-        _verify_devices(context, client_ca, required=client_cert == "require")
+        _verify_devices(context, read_certificates(client_ca, read), required=client_cert == "require")
     _set_ciphers(context)
     expiry = certificates[0].not_valid_after_utc
     if expiry <= datetime.now(UTC):
@@ -47,13 +50,13 @@ def server_context(cert: Path, key: Path, *, client_ca: Path | None, client_cert
     return context
 
 
-def check_server_files(cert: Path, key: Path) -> None:
+def check_server_files(cert: Path, key: Path, read: ReadFile = read_file) -> None:
     """Raise the `ConfigError` that `server_context` would raise for these files. Log nothing."""
-    _context(cert, key)
+    _context(cert, key, read)
 
 
-def _context(cert: Path, key: Path) -> tuple[SSL.Context, list[x509.Certificate]]:
-    certificates, private_key = read_server_pair(cert, key)
+def _context(cert: Path, key: Path, read: ReadFile) -> tuple[SSL.Context, list[x509.Certificate]]:
+    certificates, private_key = read_server_pair(cert, key, read)
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     # No session is resumed: `docs/operations.md` has the reasons, `bench/results/resumption.md` what resumption would save.
@@ -76,11 +79,11 @@ def _context(cert: Path, key: Path) -> tuple[SSL.Context, list[x509.Certificate]
     return context, certificates
 
 
-def _verify_devices(context: SSL.Context, client_ca: Path, *, required: bool) -> None:
-    """Ask devices for certificates that are signed by an authority in `client_ca`."""
+def _verify_devices(context: SSL.Context, authorities: list[x509.Certificate], *, required: bool) -> None:
+    """Ask devices for certificates that are signed by one of the authorities."""
     store = context.get_cert_store()
     assert store is not None
-    for authority in read_certificates(client_ca):
+    for authority in authorities:
         store.add_cert(crypto.X509.from_cryptography(authority))
         context.add_client_ca(authority)
     context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0), _note_verify_error)

@@ -19,9 +19,8 @@ from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
 from ..routing import Router
-from ..tls.broker import broker_tls_options
-from ..tls.certificates import read_certificates
 from .base import Base
+from .configuration import BrokerTLS
 from .devices import Devices
 from .opening import Opening
 from .publishing import Publishing
@@ -48,7 +47,12 @@ class Consuming:
 
 
 def make_consuming(
-    base: Base, publishing: Publishing, devices: Devices, opening: Opening, brokers: Sequence[BrokerAddress]
+    base: Base,
+    publishing: Publishing,
+    devices: Devices,
+    opening: Opening,
+    brokers: Sequence[BrokerAddress],
+    tls: BrokerTLS,
 ) -> Consuming:
     """Make the roles that consume, and a connection to the broker for each role."""
     settings, presence = base.settings, publishing.presence
@@ -104,14 +108,13 @@ def make_consuming(
         flowing=devices.factory.reordering.flowing,
     )
     roles = [*publishers, registrar, publishing.lines, consumers]
-    return Consuming(registrar, consumers, health, _connections(base, roles, brokers, health))
+    return Consuming(registrar, consumers, health, _connections(base, roles, brokers, health, tls))
 
 
 def _connections(
-    base: Base, roles: Sequence[Role], brokers: Sequence[BrokerAddress], health: BrokerHealth
+    base: Base, roles: Sequence[Role], brokers: Sequence[BrokerAddress], health: BrokerHealth, tls: BrokerTLS
 ) -> list[BrokerConnection]:
     settings = base.settings
-    tls = broker_tls_options(read_certificates(settings.broker_ca) if settings.broker_ca is not None else None)
     return [
         BrokerConnection(
             base.reactor,

@@ -11,41 +11,44 @@ from .. import http
 from ..config.settings import Settings
 from ..log import Lossy
 from ..runtime.process import fail, install_signal_handlers, install_worker_signal_handlers
-from ..tls.contexts import server_context
 from ..workers import Inherited
 from .base import Base, make_base
+from .configuration import Configuration, announce_development_certificate
 from .consuming import Consuming, make_consuming
 from .devices import Devices, connection_limit, make_devices
 from .observation import make_handlers, make_http, make_readings
 from .opening import Opening
 from .publishing import Publishing, make_publishing
 from .shutdown import DeviceDrain, NodeParts, NodeService
-from .sockets import Sockets, claim_sockets, device_certificate
+from .sockets import Sockets, claim_sockets
 from .tree import make_root
 
 _log = Logger(namespace="owsla")
 
 
-def make_node(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited | None = None) -> NodeService:
+def make_node(
+    reactor: Any, configuration: Configuration, log: Lossy, inherited: Inherited | None = None
+) -> NodeService:
     """Build the parts of a node and return its service. `inherited` holds the socket and the channel that a worker has from its
     parent.
 
     Raise `ConfigError` if the settings, or the machine, do not allow a start.
     """
+    settings = configuration.settings
     max_connections = connection_limit(settings)
-    certificate = device_certificate(settings, announce=inherited is None)
-    context = server_context(certificate.cert, certificate.key, client_ca=settings.client_ca, client_cert=settings.client_cert)
+    if inherited is None:
+        announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings) if inherited is None else _inherited_sockets(settings, inherited)
 
     base = make_base(reactor, settings, inherited)
     publishing = make_publishing(base)
-    devices = make_devices(base, publishing, sockets.device, context, max_connections)
+    devices = make_devices(base, publishing, sockets.device, configuration.context, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
-    opening = Opening(base, publishing, devices, drain, certificate.shown)
-    consuming = make_consuming(base, publishing, devices, opening, sockets.brokers)
+    opening = Opening(base, publishing, devices, drain, configuration.shown)
+    consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration.broker_tls)
 
     service = _service(base, publishing, devices, consuming, drain)
-    readings = make_readings(base, publishing, devices, consuming, service, log=log, shown=certificate.shown)
+    readings = make_readings(base, publishing, devices, consuming, service, log=log, shown=configuration.shown)
     service.supervise(
         make_root(
             base,
@@ -54,7 +57,7 @@ def make_node(reactor: Any, settings: Settings, log: Lossy, inherited: Inherited
             handlers=make_handlers(base, publishing, devices),
             http=make_http(base, readings, sockets.http),
             embedded=sockets.embedded,
-            shown=certificate.shown,
+            shown=configuration.shown,
             give_up=lambda gave_up: service.give_up(str(gave_up)),
         )
     )

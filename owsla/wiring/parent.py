@@ -19,8 +19,9 @@ from ..runtime.process import fail, install_signal_handlers
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
 from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
+from .configuration import Configuration, announce_development_certificate
 from .observation import SHARED_HANDLERS
-from .sockets import Sockets, claim_sockets, device_certificate
+from .sockets import Sockets, claim_sockets
 from .tree import child
 
 
@@ -41,16 +42,20 @@ class ParentEvents:
         return self.everything.drops | self.own.drops
 
 
-def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log: Lossy) -> ParentService:
+def make_parent(
+    reactor: Any, configuration: Configuration, arguments: Sequence[str], log: Lossy
+) -> ParentService:
     """Return the parent of `--workers`.
 
     `arguments` is the command line that the settings were read from; workers read it again. Raise `ConfigError` as for a node.
     """
-    certificate = device_certificate(settings)
+    settings = configuration.settings
+    announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings)
     events = make_parent_events(reactor, settings)
     start = WorkerStart(
         argv=arguments,
+        files=configuration.files,
         count=settings.workers,
         broker_port=sockets.brokers[0].port if sockets.embedded is not None else None,
         port=sockets.device,
@@ -74,7 +79,7 @@ def make_parent(reactor: Any, settings: Settings, arguments: Sequence[str], log:
         log_lost=lambda: log.lost,
     )
     expiry = ExpiryWatch(
-        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=certificate.shown), now=time.time
+        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=configuration.shown), now=time.time
     )
     service.supervise(make_parent_root(reactor, service, events, sockets, readings, child("certificate", expiry)))
 

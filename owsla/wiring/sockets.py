@@ -1,13 +1,10 @@
-"""Sockets and certificates of a process, claimed before anything else is made: a user's error ends the start here."""
+"""Sockets of a process, claimed before anything else is made: a port in use ends the start here."""
 
 from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from twisted.logger import Logger
 
 from .. import http
 from ..config.addresses import BrokerAddress
@@ -15,20 +12,6 @@ from ..config.settings import Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..runtime.sockets import bind
-from ..tls.certificates import read_certificates
-from ..tls.development import development_certificates
-from ..tls.expiry import ServedCertificate
-
-_log = Logger(namespace="owsla")
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceCertificate:
-    """Files of the certificate that devices are shown."""
-
-    cert: Path
-    key: Path
-    shown: ServedCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +22,6 @@ class Sockets:
     http: socket.socket | None
     embedded: EmbeddedBroker | None
     brokers: list[BrokerAddress]
-
-
-def device_certificate(settings: Settings, *, announce: bool = True) -> DeviceCertificate:
-    """Return the certificate for devices: the configured one, or a development certificate, made at the first start.
-
-    `announce` logs which authority devices should trust.
-    """
-    if settings.cert is not None and settings.key is not None:
-        cert, key = settings.cert, settings.key
-    else:
-        made = development_certificates(settings.certs_dir, socket.gethostname())
-        cert, key = made.cert, made.key
-        if announce:
-            _log.info("Development certificate in use; devices should trust {ca}", ca=str(made.ca.resolve()))
-    expiry = read_certificates(cert)[0].not_valid_after_utc.timestamp()
-    return DeviceCertificate(cert, key, ServedCertificate(str(cert), expiry))
 
 
 def claim_sockets(reactor: Any, settings: Settings) -> Sockets:

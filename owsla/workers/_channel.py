@@ -1,7 +1,7 @@
 """Channel between a parent and a worker: lines of JSON over a socket pair, each an object with a `type`.
 
     parent to worker
-        start   argv, number, count, broker_port        first line, read before the reactor runs
+        start   argv, files, number, count, broker_port first line, read before the reactor runs
         stop                                            stop in order, as after SIGTERM
         hurry                                           stop waiting for anything
         reopen                                          open files again, as after SIGHUP

@@ -38,6 +38,7 @@ from twisted.python.failure import Failure
 
 from ..interfaces import Clock
 from ..log import ESCAPED
+from ..runtime.files import Files
 from ..supervision import Untraced
 from ..tls.expiry import ServedCertificate
 from ._channel import Channel
@@ -104,6 +105,8 @@ class WorkerStart:
 
     argv: Sequence[str]
     """Arguments of `twistd owsla` in this process."""
+    files: Files
+    """Files of the settings. A worker uses these contents, which were checked, whatever is in the files meanwhile."""
     count: int
     """Number of workers."""
     broker_port: int | None
@@ -173,6 +176,7 @@ class WorkerProcess(ProcessProtocol):
             self._channel.send(
                 "start",
                 argv=list(self._start.argv),
+                files=self._start.files.to_wire(),
                 number=self.number,
                 count=self._start.count,
                 broker_port=self._start.broker_port,

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -17,6 +18,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.runtime.files import Files
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.supervision._decisions import RestartBackoff
 from owsla.tls.expiry import ServedCertificate
@@ -136,6 +138,7 @@ class ProcessTestCase(SynchronousTestCase):
         self.addCleanup(os.close, self.loads.descriptor)
         self.start = WorkerStart(
             argv=["--workers", "2"],
+            files=Files(contents={Path("server.pem"): b"certificate"}),
             count=2,
             broker_port=5672,
             port=self.port,

@@ -1,0 +1,93 @@
+"""Configuration of a process: its settings, and what is made of the files that they name.
+
+Everything that can fail happens while a configuration is loaded. So a process that loads another one while it runs, for a
+reload, keeps the present one if that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.logger import Logger
+
+from ..config.settings import Settings
+from ..config.sources import load_settings, write_warning
+from ..runtime.files import Files
+from ..tls.broker import broker_tls_options
+from ..tls.certificates import read_certificates
+from ..tls.contexts import server_context
+from ..tls.development import development_certificates
+from ..tls.expiry import ServedCertificate
+
+BrokerTLS: TypeAlias = Callable[[str], IOpenSSLClientConnectionCreator]
+"""A function that makes the TLS client options for a broker's host name."""
+
+_log = Logger(namespace="owsla")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings of a process, and what is made of the files that they name."""
+
+    settings: Settings
+    files: Files
+    context: SSL.Context
+    """TLS context of the device port."""
+    shown: ServedCertificate
+    """Certificate that devices are shown."""
+    broker_tls: BrokerTLS
+
+    @property
+    def development_authority(self) -> Path | None:
+        """Certificate of the authority that devices must trust where the server certificate is a development certificate."""
+        return None if self.settings.cert is not None else self.files.folder / self.settings.certs_dir / "ca.pem"
+
+
+def load_configuration(
+    argv: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    warn: Callable[[str], None] = write_warning,
+    *,
+    files: Files | None = None,
+    make_certificates: bool = True,
+) -> Configuration:
+    """Read the settings of all sources (`load_settings`) and the files that they name. Raise `ConfigError` for a fault.
+
+    `files` may have the contents of files already, and has all of them in the end. Without `--cert`, `make_certificates` makes
+    the development certificate if it is missing; a worker takes that of its parent.
+    """
+    files = files or Files()
+    return configure(load_settings(argv, environ, warn, files), files, make_certificates=make_certificates)
+
+
+def configure(settings: Settings, files: Files, *, make_certificates: bool = True) -> Configuration:
+    """Return the configuration of some settings (`load_configuration`)."""
+    cert, key = _server_files(settings, files, make_certificates)
+    context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert, read=files.read)
+    expiry = read_certificates(cert, files.read)[0].not_valid_after_utc.timestamp()
+    authorities = read_certificates(settings.broker_ca, files.read) if settings.broker_ca is not None else None
+    return Configuration(settings, files, context, ServedCertificate(str(cert), expiry), broker_tls_options(authorities))
+
+
+def announce_development_certificate(configuration: Configuration) -> None:
+    """Log which authority devices should trust, where a development certificate is in use."""
+    authority = configuration.development_authority
+    if authority is not None:
+        _log.info("Development certificate in use; devices should trust {ca}", ca=str(authority.resolve()))
+
+
+def _server_files(settings: Settings, files: Files, make: bool) -> tuple[Path, Path]:
+    """Return the files of the certificate for devices: the configured ones, or those of a development certificate."""
+    if settings.cert is not None and settings.key is not None:
+        return settings.cert, settings.key
+    folder = settings.certs_dir
+    if make:
+        development_certificates(files.folder / folder, socket.gethostname())
+    return folder / "server.pem", folder / "server.key"

@@ -1,0 +1,55 @@
+"""Contents of the files of one load of the settings."""
+
+import json
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.errors import ConfigError
+from owsla.runtime.files import Files
+
+
+class FilesTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_a_file_is_read_once(self) -> None:
+        """A file that changes after it was read keeps its content for this load; the next load reads it again."""
+        (self.folder / "a").write_bytes(b"one")
+        files = Files(self.folder)
+        self.assertEqual(files.read(Path("a")), b"one")
+        (self.folder / "a").write_bytes(b"two")
+        self.assertEqual(files.read(Path("a")), b"one")
+        again = files.again()
+        self.assertEqual(again.read(Path("a")), b"two")
+        self.assertFalse(files.same_as(again))
+
+    def test_relative_to_the_first_folder(self) -> None:
+        """Relative paths stay relative to the working folder of the start, wherever twistd changes to."""
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.folder)
+        Path("a").write_bytes(b"here")
+        files = Files()
+        os.chdir("/")
+        self.assertEqual(files.read(Path("a")), b"here")
+        self.assertEqual(files.again().read(Path("a")), b"here")
+
+    def test_an_error_names_the_path_as_it_was_given(self) -> None:
+        error = self.assertRaises(ConfigError, Files(self.folder).read, Path("missing"))
+        self.assertEqual(str(error), "missing: no such file or directory")
+
+    def test_a_worker_has_the_contents_of_its_parent(self) -> None:
+        """Contents survive JSON, whatever their bytes, and are not read again."""
+        (self.folder / "a").write_bytes(bytes(range(256)))
+        files = Files(self.folder)
+        files.read(self.folder / "a")
+        (self.folder / "a").unlink()
+        received = Files.from_wire(json.loads(json.dumps(files.to_wire())))
+        self.assertEqual(received.read(self.folder / "a"), bytes(range(256)))
+        self.assertEqual(list(received.paths), [self.folder / "a"])
+        self.assertTrue(received.same_as(files))
