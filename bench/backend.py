@@ -26,6 +26,7 @@ from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
 from owsla.broker.client import BaseHandler, BrokerClient
 from owsla.broker.connection import BrokerConnection, ConnectionSettings
+from owsla.broker.logins import BrokerLogins
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import EndOfTurn
 
@@ -224,19 +225,18 @@ class Commands(LineReceiver):
     def _open(self, broker: str, from_device: str, to_device: str) -> None:
         turn = EndOfTurn(self._reactor)
         parameters = pika.URLParameters(broker)
+        address = BrokerAddress(
+            parameters.host,
+            parameters.port,
+            parameters.credentials.username,
+            parameters.credentials.password,
+            parameters.virtual_host,
+        )
         self._counter = LineCounter(turn, from_device, to_device, lambda: self._reply({}))
         BrokerConnection(
             self._reactor,
             turn,
-            [
-                BrokerAddress(
-                    parameters.host,
-                    parameters.port,
-                    parameters.credentials.username,
-                    parameters.credentials.password,
-                    parameters.virtual_host,
-                )
-            ],
+            BrokerLogins(self._reactor, [address]),
             self._counter,
             _ErrorReporter(),
             ConnectionSettings(30, lambda: "owsla bench"),

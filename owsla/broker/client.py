@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -63,6 +63,10 @@ CAPABILITIES: Final[Mapping[str, bool]] = {
 }
 """Capabilities that enable extensions of RabbitMQ (https://www.rabbitmq.com/docs/connections#capabilities)."""
 
+_ACTUAL_USER = re.compile(r"user_id property set to '.*' but authenticated user was '(.+)'$")
+"""Text of a refusal (406) of a message with another user's name (RabbitMQ 3.10 to 4.0). RabbitMQ cuts a text of more than 255
+bytes off, which then has no such end."""
+
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\b", re.ASCII)
 
 _HEAD = struct.Struct(">BHI").unpack_from
@@ -96,13 +100,35 @@ class Credentials:
     """User, password and virtual host of a connection."""
 
     username: str
+    """Name to log in with. Empty: the broker takes it from the client certificate (SASL mechanism EXTERNAL)."""
     password: str = field(repr=False)
     vhost: str
+    user_id: str = ""
+    """Name by which the broker knows the user, as far as that is known, if it is not `username`."""
 
-    @property
-    def response(self) -> bytes:
-        """Response of the SASL mechanism PLAIN (RFC 4616)."""
-        return b"\0" + self.username.encode() + b"\0" + self.password.encode()
+    def start_ok(self, offered: Sequence[str]) -> tuple[str, bytes]:
+        """Return the SASL mechanism and the response for connection.start-ok.
+
+        Raise `BrokerError` if the broker has not offered a mechanism for this login.
+        """
+        if not self.username:
+            if "EXTERNAL" not in offered:
+                raise BrokerError(
+                    0,
+                    "the broker does not offer the login by client certificate (EXTERNAL), "
+                    f"only {' '.join(offered) or 'nothing'}: enable rabbitmq_auth_mechanism_ssl and add EXTERNAL to its "
+                    "auth_mechanisms, or give a user in --broker",
+                    scope="connection",
+                )
+            return "EXTERNAL", b""
+        if "PLAIN" in offered:
+            return "PLAIN", b"\0" + self.username.encode() + b"\0" + self.password.encode()  # RFC 4616
+        if "AMQPLAIN" in offered:
+            # A field table without its length, with long strings: https://www.rabbitmq.com/docs/access-control#mechanisms.
+            return "AMQPLAIN", wire.encode_table({"LOGIN": self.username, "PASSWORD": self.password})[4:]
+        raise BrokerError(
+            0, f"the broker offers neither PLAIN nor AMQPLAIN, only {' '.join(offered) or 'nothing'}", scope="connection"
+        )
 
 
 class ChannelHandler(Protocol):
@@ -222,13 +248,12 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def connection_start(self, ch: Any, msg: Any) -> None:
         self.client.introduced(msg.server_properties)
-        mechanisms = msg.mechanisms.split()
-        if b"PLAIN" not in mechanisms:
-            raise WireError(f"the broker does not offer PLAIN, only {msg.mechanisms!r}")
+        offered = msg.mechanisms.decode("utf-8", "replace").split()
+        mechanism, response = self.client.login.start_ok(offered)
         ch.connection_start_ok(
             client_properties=self.client.properties,
-            mechanism="PLAIN",
-            response=self.client.response,
+            mechanism=mechanism,
+            response=response,
             locale="en_US",
         )
 
@@ -275,13 +300,16 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         heartbeat: int,
         name: str,
         watcher: Watcher | None = None,
+        user_learned: Callable[[str], None] = lambda user: None,
     ) -> None:
         """`heartbeat`: proposal in seconds; the lower of ours and the broker's is used. `name`: connection name that RabbitMQ
-        shows."""
+        shows. `user_learned` is called by `learn_user`."""
         # heartbeat=0: txAMQP restarts two timers for every frame. `_beat` is one timer that checks flags.
         super().__init__(Delegate(), login.vhost, methods.SPEC, heartbeat=0, clock=clock)
-        self.username = login.username
-        self.response = login.response
+        self.login = login
+        self.username = login.user_id or login.username
+        """Name of the user, for the property `user_id` of messages. It may be a guess: see `learn_user`."""
+        self._user_learned = user_learned
         self.properties = {
             "product": "Owsla",
             "version": __version__,
@@ -382,6 +410,29 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on this connection. If it fails, the connection is aborted with its exception."""
         ensureDeferred(coroutine).addErrback(lambda failure: self.abort(as_failure(failure).value or ConnectionDone()))
+
+    def learn_user(self, reason: BaseException | None) -> bool:
+        """Learn the name by which the broker knows our user from the refusal of a message with a wrong `user_id`.
+
+        Return whether `reason` was such a refusal, and told another name than `username`.
+
+        After a login with a certificate (EXTERNAL) or a token (OAuth 2) the broker chooses the name, by its own settings, and
+        tells it nowhere else.
+        """
+        found = _ACTUAL_USER.search(reason.text) if isinstance(reason, BrokerError) and reason.code == 406 else None
+        if found is None or found[1] == self.username:
+            return False
+        self.username = found[1]
+        self._user_learned(self.username)
+        return True
+
+    async def update_secret(self, secret: str) -> None:
+        """Replace the password or the token of this connection (connection.update-secret, an extension of RabbitMQ 3.8).
+
+        Raise `txamqp.client.Closed` if the broker refuses it, or the connection ends otherwise: a refusal closes it.
+        """
+        channel = await self.channel(0)
+        await channel.connection_update_secret(new_secret=secret.encode(), reason="the password has changed")
 
     # -- closing ---------------------------------------------------------------------------------------------------------
 

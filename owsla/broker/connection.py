@@ -6,8 +6,9 @@ is reported once and retried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from OpenSSL import SSL
@@ -35,6 +36,7 @@ from ..interfaces import Clock
 from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
 from .client import BrokerClient, BrokerError, Credentials, Watcher, as_failure
+from .logins import BrokerLogins
 from .retry_delay import RetryDelay
 
 CONNECT_TIMEOUT = 15.0
@@ -85,7 +87,7 @@ class ConnectionSettings:
     name: Callable[[], str]
     """Function that returns the name that RabbitMQ shows for the connection. It is called for each attempt."""
     tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None
-    """Function that makes the verifier of an `amqps://` broker from its host name."""
+    """Function that makes TLS connections to an `amqps://` broker from its host name. It is called for each attempt."""
 
 
 class BrokerConnection(Worker):
@@ -99,7 +101,7 @@ class BrokerConnection(Worker):
         self,
         reactor: Any,
         turn: EndOfTurn,
-        addresses: Sequence[BrokerAddress],
+        logins: BrokerLogins,
         role: Role,
         reporter: Reporter,
         settings: ConnectionSettings,
@@ -111,7 +113,7 @@ class BrokerConnection(Worker):
         self._reactor = reactor
         self._clock: Clock = reactor
         self._turn = turn
-        self._addresses = list(addresses)
+        self._logins = logins
         self.role = role
         self._reporter = reporter
         self._settings = settings
@@ -157,10 +159,12 @@ class BrokerConnection(Worker):
     async def _run(self) -> None:
         attempt = 0
         while self.running:
-            address = self._addresses[attempt % len(self._addresses)]
+            addresses = self._logins.addresses  # a reload may change them
+            address = addresses[attempt % len(addresses)]
             attempt += 1
             try:
-                client = await self._connect(address)
+                credentials = await self._logins.credentials(address)
+                client = await self._connect(address, credentials)
             except ConnectingCancelledError:
                 return  # the service is stopping
             except EXPECTED as error:
@@ -168,19 +172,24 @@ class BrokerConnection(Worker):
                     return  # the stop cancelled the attempt: a cancelled name lookup fails like an unknown host
                 self._reporter.failed(self.role.name, address, explain(error))
             else:
-                await self._serve(client, address)
+                self._logins.opened(client, address, credentials)
+                try:
+                    await self._serve(client, address)
+                finally:
+                    self._logins.ended(client)
             if self.running:
                 await self._wait(self._backoff.next())
 
-    async def _connect(self, address: BrokerAddress) -> BrokerClient:
+    async def _connect(self, address: BrokerAddress, credentials: Credentials) -> BrokerClient:
         factory = Factory.forProtocol(
             lambda: BrokerClient(
                 self._clock,
                 self._turn,
-                login=Credentials(address.username, address.password, address.vhost),
+                login=credentials,
                 heartbeat=self._settings.heartbeat,
                 name=self._settings.name(),
                 watcher=_BlockedNotifier(self.role, self._reporter),
+                user_learned=partial(self._logins.learned, address),
             )
         )
         factory.noisy = False

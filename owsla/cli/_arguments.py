@@ -199,6 +199,12 @@ def _add_broker(command: Parser, *, from_device: bool, to_device: bool) -> None:
     broker.add_argument(
         "--broker-ca", metavar="FILE", help="PEM file with the authorities to trust for amqps:// (those of the system)"
     )
+    broker.add_argument(
+        "--broker-cert",
+        metavar="FILE",
+        help="PEM file with the client certificate for amqps://; it is the login where --broker has no user",
+    )
+    broker.add_argument("--broker-key", metavar="FILE", help="PEM file with the private key of --broker-cert")
     if from_device:
         broker.add_argument("--from-device", metavar="QUEUE", help="the queue of lines from devices (from_device)")
     if to_device:

@@ -67,7 +67,7 @@ def send(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], i
 
 def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     """Return the settings of the gateway that concern the broker, with exactly one address. Raise `ConfigError`."""
-    names = ("broker", "broker-password-file", "broker-ca", "heartbeat")
+    names = ("broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "heartbeat")
     variables = {name: "OWSLA_" + name.upper().replace("-", "_") for name in names}
     given = {variable: environ[variable] for variable in variables.values() if environ.get(variable)}
     options = {name: getattr(args, name.replace("-", "_"), None) for name in names}

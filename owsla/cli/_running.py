@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
+from ..broker.logins import BrokerLogins
 from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
 from ..runtime.end_of_turn import EndOfTurn
 from ..runtime.resolver import resolve_in_daemon_threads
-from ..tls.broker import broker_tls_options
-from ..tls.certificates import read_certificates
+from ..tls.broker import BrokerTLS, load_broker_tls
 
 
 class Session:
@@ -115,16 +115,20 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
     observer: Any = partial(_show_error, session.log)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
     turn = EndOfTurn(reactor)
+    password_file = settings.broker_password_file
+    logins = BrokerLogins(
+        reactor, settings.brokers[:1], None if password_file is None else password_file.absolute(), warn=session.log
+    )
     connection = BrokerConnection(
         reactor,
         turn,
-        settings.brokers[:1],
+        logins,
         role(reactor, turn, session),
         session,
         ConnectionSettings(
             settings.heartbeat,
             lambda: f"owsla {name} ({socket.gethostname()}, process {os.getpid()})",
-            broker_tls_options(read_certificates(settings.broker_ca) if settings.broker_ca is not None else None),
+            BrokerTLS(load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key)),
         ),
     )
     reactor.addSystemEventTrigger("before", "shutdown", connection.stopService)

@@ -329,7 +329,10 @@ class Registrar(BaseHandler):
     def channel_closed(self, reason: BaseException) -> None:
         session = self._session
         if session is not None and not session.client.closed and self._state is RegistrarState.ACTIVE:
-            self._begin_again(session, self._unusable(reason))
+            if session.client.learn_user(reason):
+                self.new_channel()  # the notices that were refused are published again, with the right name
+            else:
+                self._begin_again(session, self._unusable(reason))
 
     def _join(self) -> None:
         if not self.joined:

@@ -22,9 +22,12 @@ class BrokerAddress:
     host: str
     port: int = 5672
     username: str = "guest"
+    """Name of the user. Empty: the broker takes it from the client certificate (SASL mechanism EXTERNAL)."""
     password: str = field(default="guest", repr=False)
     vhost: str = "/"
     tls: bool = False
+    names_user: bool = field(default=True, repr=False, compare=False)
+    """Whether the URL has a user name; the default user of RabbitMQ is guest."""
 
     @classmethod
     def parse(cls, url: str) -> BrokerAddress:
@@ -51,7 +54,7 @@ class BrokerAddress:
         userinfo, at, location = authority.rpartition("@")
         if "@" in userinfo:
             raise ConfigError("an @ in the user name or password is written %40")
-        address = cls(*_host_and_port(location, 5671 if tls else 5672), tls=tls)
+        address = cls(*_host_and_port(location, 5671 if tls else 5672), tls=tls, names_user=bool(at))
         if at:
             username, colon, password = userinfo.partition(":")
             if not username:
@@ -67,10 +70,24 @@ class BrokerAddress:
             raise ConfigError("the vhost is longer than 255 bytes")
         return address
 
+    @property
+    def external(self) -> bool:
+        """Whether the login is with the client certificate (SASL mechanism EXTERNAL), without a name and a password."""
+        return not self.username
+
+    def with_certificate(self) -> BrokerAddress:
+        """Return the address with a login by client certificate, unless its URL names a user or is not `amqps://`."""
+        return self if self.names_user or not self.tls else replace(self, username="", password="")
+
+    def same_login(self, other: BrokerAddress) -> bool:
+        """Return whether both are the same user at the same broker and vhost, perhaps with different passwords."""
+        return replace(self, password=other.password) == other
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         scheme = "amqps" if self.tls else "amqp"
-        return f"{scheme}://{quote(self.username, safe='')}@{host}:{self.port}/{quote(self.vhost, safe='')}"
+        user = "" if self.external else f"{quote(self.username, safe='')}@"
+        return f"{scheme}://{user}{host}:{self.port}/{quote(self.vhost, safe='')}"
 
 
 def _decoded(text: str, what: str) -> str:

@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 
 from owsla.config.addresses import BrokerAddress
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
+from owsla.config.passwords import read_password
 from owsla.config.readers import UNDELIVERABLE_SUFFIX
 from owsla.config.settings import QueueArgument, Settings
 from owsla.errors import ConfigError
 from owsla.events import check_handlers
 from owsla.runtime.files import ReadFile
+from owsla.tls.broker import load_broker_tls
 from owsla.tls.certificates import read_certificates
 from owsla.tls.contexts import check_server_files
 
@@ -44,7 +46,7 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadF
 
 
 def _check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
-    for name in ("cert", "key", "client-ca", "broker-ca"):
+    for name in ("cert", "key", "client-ca", "broker-ca", "broker-cert", "broker-key"):
         path: Path | None = values[BY_NAME[name].field]
         if path is not None:
             try:
@@ -59,29 +61,24 @@ def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFi
     addresses = tuple(address for address in brokers if address is not None)
     if addresses and len(addresses) < len(brokers):
         raise ConfigError(f"{given['broker'].origin}: either embedded or URLs, not both")
+    if values["broker_cert"] is not None:
+        addresses = tuple(address.with_certificate() for address in addresses)
     path: Path | None = values["broker_password_file"]
     if path is not None:
         origin = given["broker-password-file"].origin
         if not addresses:
             raise ConfigError(f"{origin}: the embedded broker needs no password; give --broker too")
-        password = _password_in(path, origin, read)
-        addresses = tuple(replace(address, password=password) for address in addresses)
-    if values["broker_ca"] is not None and not any(address.tls for address in addresses):
-        raise ConfigError(f"{given['broker-ca'].origin}: no --broker is amqps://")
+        if all(address.external for address in addresses):
+            raise ConfigError(f"{origin}: no --broker has a user, so the login is with --broker-cert, without a password")
+        try:
+            password = read_password(path, read)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: {error}") from None
+        addresses = tuple(address if address.external else replace(address, password=password) for address in addresses)
+    for name in ("broker-ca", "broker-cert", "broker-key"):
+        if values[BY_NAME[name].field] is not None and not any(address.tls for address in addresses):
+            raise ConfigError(f"{given[name].origin}: no --broker is amqps://")
     return addresses
-
-
-def _password_in(path: Path, origin: str, read: ReadFile) -> str:
-    try:
-        password = read(path).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{origin}: {path}: not UTF-8") from None
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-    password = password.removesuffix("\n").removesuffix("\r")
-    if not password or "\n" in password:
-        raise ConfigError(f"{origin}: {path}: the file must contain one line, the password")
-    return password
 
 
 def _check_queue_arguments(values: Mapping[str, Any], given: Mapping[str, Given]) -> None:
@@ -120,6 +117,9 @@ def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
     if (settings.cert is None) != (settings.key is None):
         missing = "--key" if settings.key is None else "--cert"
         _refuse(given, ("cert", "key"), f"{missing} must be given too")
+    if (settings.broker_cert is None) != (settings.broker_key is None):
+        missing = "--broker-key" if settings.broker_key is None else "--broker-cert"
+        _refuse(given, ("broker-cert", "broker-key"), f"{missing} must be given too")
     if "client-cert" in given and settings.client_ca is None:
         _refuse(given, ("client-cert",), "has an effect only with --client-ca")
 
@@ -182,6 +182,6 @@ def check_files(settings: Settings, read: ReadFile) -> None:
     """Check the certificates and keys that the settings name."""
     if settings.cert is not None and settings.key is not None:
         check_server_files(settings.cert, settings.key, read)
-    for path in (settings.client_ca, settings.broker_ca):
-        if path is not None:
-            read_certificates(path, read)
+    if settings.client_ca is not None:
+        read_certificates(settings.client_ca, read)
+    load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, read)

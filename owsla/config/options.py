@@ -102,11 +102,20 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _BROKER, "broker-password-file", "FILE", None, readers.path,
-        "File whose only line is the password for the broker; it replaces the password in every --broker.",
+        "File whose only line is the password for the broker, read at each login; it replaces the password in every --broker.",
     ),
     Option(
         _BROKER, "broker-ca", "FILE", "system", readers.either("system", None, readers.path),
         "PEM file with the authorities to trust for amqps://; system is the trust store of the operating system.",
+    ),
+    Option(
+        _BROKER, "broker-cert", "FILE", None, readers.path,
+        "PEM file with Owsla's certificate for amqps://, followed by intermediate certificates. Needs --broker-key. Where "
+        "--broker has no user, Owsla logs in with it (SASL EXTERNAL).",
+    ),
+    Option(
+        _BROKER, "broker-key", "FILE", None, readers.path,
+        "PEM file with the private key of --broker-cert, not encrypted.",
     ),
     Option(
         _BROKER, "heartbeat", "TIME", "30s", readers.heartbeat,

@@ -37,6 +37,8 @@ class Settings:
     brokers: tuple[BrokerAddress, ...]  # empty: the embedded broker
     broker_password_file: Path | None  # already read: the password is in `brokers`
     broker_ca: Path | None
+    broker_cert: Path | None
+    broker_key: Path | None
     heartbeat: int
     embedded_port: int
     embedded_memory: int

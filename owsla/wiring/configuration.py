@@ -11,23 +11,18 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.logger import Logger
 
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
 from ..runtime.files import Files
-from ..tls.broker import broker_tls_options
+from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.certificates import read_certificates
 from ..tls.contexts import server_context
 from ..tls.development import development_certificates
 from ..tls.expiry import ServedCertificate
-
-BrokerTLS: TypeAlias = Callable[[str], IOpenSSLClientConnectionCreator]
-"""A function that makes the TLS client options for a broker's host name."""
 
 _log = Logger(namespace="owsla")
 
@@ -42,7 +37,13 @@ class Configuration:
     """TLS context of the device port."""
     shown: ServedCertificate
     """Certificate that devices are shown."""
-    broker_tls: BrokerTLS
+    broker_tls: BrokerTLSMaterial
+
+    @property
+    def broker_password_file(self) -> Path | None:
+        """Path of the file with the broker's password, which does not depend on the working folder of the process."""
+        path = self.settings.broker_password_file
+        return None if path is None else self.files.folder / path
 
     @property
     def development_authority(self) -> Path | None:
@@ -72,8 +73,8 @@ def configure(settings: Settings, files: Files, *, make_certificates: bool = Tru
     cert, key = _server_files(settings, files, make_certificates)
     context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert, read=files.read)
     expiry = read_certificates(cert, files.read)[0].not_valid_after_utc.timestamp()
-    authorities = read_certificates(settings.broker_ca, files.read) if settings.broker_ca is not None else None
-    return Configuration(settings, files, context, ServedCertificate(str(cert), expiry), broker_tls_options(authorities))
+    broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
+    return Configuration(settings, files, context, ServedCertificate(str(cert), expiry), broker_tls)
 
 
 def announce_development_certificate(configuration: Configuration) -> None:

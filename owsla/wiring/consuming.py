@@ -13,14 +13,17 @@ from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
 from ..broker.health import BrokerHealth
 from ..broker.lines import LinePublisher
+from ..broker.logins import BrokerLogins
 from ..broker.own_queue import OwnQueueSettings
 from ..cluster.identity import NodeIdentity
 from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
+from ..events import BrokerWarning
 from ..routing import Router
+from ..tls.broker import BrokerTLS
 from .base import Base
-from .configuration import BrokerTLS
+from .configuration import Configuration
 from .devices import Devices
 from .opening import Opening
 from .publishing import Publishing
@@ -44,6 +47,14 @@ class Consuming:
     consumers: Consumers
     health: BrokerHealth
     connections: list[BrokerConnection]
+    logins: BrokerLogins
+    tls: BrokerTLS
+
+    def use(self, configuration: Configuration) -> None:
+        """Use the brokers, passwords, authorities and certificates of another configuration: those of a reload."""
+        self.tls.use(configuration.broker_tls)
+        if configuration.settings.brokers:  # otherwise the embedded broker, which cannot change
+            self.logins.use(configuration.settings.brokers, configuration.broker_password_file)
 
 
 def make_consuming(
@@ -52,11 +63,18 @@ def make_consuming(
     devices: Devices,
     opening: Opening,
     brokers: Sequence[BrokerAddress],
-    tls: BrokerTLS,
+    configuration: Configuration,
 ) -> Consuming:
-    """Make the roles that consume, and a connection to the broker for each role."""
+    """Make the roles that consume, and a connection to one of the `brokers` for each role."""
     settings, presence = base.settings, publishing.presence
-    users = frozenset(address.username for address in brokers)
+    tls = BrokerTLS(configuration.broker_tls)
+    logins = BrokerLogins(
+        base.reactor,
+        brokers,
+        configuration.broker_password_file,
+        warn=lambda text: base.emit(BrokerWarning(text)),
+        common_name=lambda: tls.common_name,
+    )
     router = Router(
         base.node,
         base.registry.find,
@@ -75,7 +93,7 @@ def make_consuming(
             to_device=settings.to_device,
             register=register_queue(settings.to_device, dict(settings.node_queue_arguments)),
             node_grace=settings.node_grace,
-            users=users,
+            users=logins.users,
         ),
         node=base.node,
         courier=publishing.courier,
@@ -99,7 +117,7 @@ def make_consuming(
             count=settings.consumers,
             prefetch=settings.prefetch,
             own_queue=OwnQueueSettings(
-                users=users,
+                users=logins.users,
                 grace=settings.node_grace,
                 ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
                 patience=max(UNREACHABLE, settings.node_grace),
@@ -108,18 +126,19 @@ def make_consuming(
         flowing=devices.factory.reordering.flowing,
     )
     roles = [*publishers, registrar, publishing.lines, consumers]
-    return Consuming(registrar, consumers, health, _connections(base, roles, brokers, health, tls))
+    connections = _connections(base, roles, logins, health, tls)
+    return Consuming(registrar, consumers, health, connections, logins, tls)
 
 
 def _connections(
-    base: Base, roles: Sequence[Role], brokers: Sequence[BrokerAddress], health: BrokerHealth, tls: BrokerTLS
+    base: Base, roles: Sequence[Role], logins: BrokerLogins, health: BrokerHealth, tls: BrokerTLS
 ) -> list[BrokerConnection]:
     settings = base.settings
     return [
         BrokerConnection(
             base.reactor,
             base.end_of_turn,
-            brokers,
+            logins,
             role,
             health,
             ConnectionSettings(settings.heartbeat, partial(_connection_name, base, role.name), tls),

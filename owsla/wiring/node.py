@@ -45,7 +45,7 @@ def make_node(
     devices = make_devices(base, publishing, sockets.device, configuration.context, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
     opening = Opening(base, publishing, devices, drain, configuration.shown)
-    consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration.broker_tls)
+    consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)
 
     service = _service(base, publishing, devices, consuming, drain)
     readings = make_readings(base, publishing, devices, consuming, service, log=log, shown=configuration.shown)

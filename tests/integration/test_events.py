@@ -23,6 +23,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from owsla.broker import presence as amqp
 from owsla.broker.connection import BrokerConnection, ConnectionSettings
 from owsla.broker.health import BrokerHealth
+from owsla.broker.logins import BrokerLogins
 from owsla.broker.presence import QUEUE, PresenceRole
 from owsla.config.addresses import BrokerAddress
 from owsla.events import (
@@ -469,7 +470,7 @@ class Announcer:
         self.connection = BrokerConnection(
             reactor,
             EndOfTurn(reactor),
-            [BrokerAddress(broker.host, broker.port)],
+            BrokerLogins(reactor, [BrokerAddress(broker.host, broker.port)]),
             self.role,
             self.health,
             ConnectionSettings(30, lambda: "presence"),

@@ -10,10 +10,16 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+ClientKey = Key | ed25519.Ed25519PrivateKey
+
+
+def client_key(kind: Literal["ecdsa", "rsa", "ed25519"]) -> ClientKey:
+    """Return a new private key for a client certificate."""
+    return ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else _key(kind)
 
 
 def _key(kind: Literal["ecdsa", "rsa"]) -> Key:
@@ -22,7 +28,7 @@ def _key(kind: Literal["ecdsa", "rsa"]) -> Key:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(key: Key) -> bytes:
+def _pem(key: ClientKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
@@ -47,13 +53,15 @@ class Authority:
         )
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None) -> tuple[Path, Path]:
+    def issue(
+        self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None, key: ClientKey | None = None
+    ) -> tuple[Path, Path]:
         """Issue a certificate for these hosts, by default localhost and the loopback addresses. Return the certificate and key
         files.
 
         For no hosts at all (`[]`) the certificate has no subjectAltName.
         """
-        key = _key(self.kind)
+        key = key or _key(self.kind)
         builder = self._builder(_name(name), key)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         if hosts is None:
@@ -70,7 +78,7 @@ class Authority:
         key_file.write_bytes(_pem(key))
         return certificate_file, key_file
 
-    def _builder(self, subject: x509.Name, key: Key) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ClientKey) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()

@@ -88,6 +88,7 @@ START: dict[str, Any] = {
 ANSWERS = {
     "connection.open": "connection.open-ok",
     "connection.close": "connection.close-ok",
+    "connection.update-secret": "connection.update-secret-ok",
     "channel.open": "channel.open-ok",
     "channel.close": "channel.close-ok",
     "confirm.select": "confirm.select-ok",
@@ -114,7 +115,7 @@ class Server:
         self.client = BrokerClient(
             self.clock,
             self.turn,
-            login=Credentials("me", "secret", "/there"),
+            login=more.pop("login", None) or Credentials("me", "secret", "/there"),
             heartbeat=heartbeat,
             name="owsla test",
             **more,

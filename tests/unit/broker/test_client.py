@@ -16,7 +16,7 @@ from owsla import __version__
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.amqp.wire import WireError
-from owsla.broker.client import FRAME_MAX, HEADER_MAX, BaseHandler, BrokerError, Getter, as_failure
+from owsla.broker.client import FRAME_MAX, HEADER_MAX, BaseHandler, BrokerError, Credentials, Getter, as_failure
 
 from .fakes import START, BrokerTestCase, Result, Server, deliver, message
 
@@ -130,12 +130,80 @@ class OpeningTests(BrokerTestCase):
             self.assertTrue(server.transport.ended)
             self.assertIsInstance(ready.error, WireError)
 
-    def test_no_plain_login(self) -> None:
-        """The connection to a broker without PLAIN login is closed, with that reason."""
-        server = Server().connect()
+    def login(self, username: str, mechanisms: bytes) -> tuple[Server, Result]:
+        """Log in, with a password or, without a user name, with a certificate, at a broker that offers `mechanisms`."""
+        server = Server(login=Credentials(username, "secret", "/there")).connect()
         ready = Result(server.client.ready)
-        server.send(0, "connection.start", **{**START, "mechanisms": b"EXTERNAL"})
-        self.assertIn("PLAIN", str(ready.error))
+        server.send(0, "connection.start", **{**START, "mechanisms": mechanisms})
+        return server, ready
+
+    def test_mechanisms(self) -> None:
+        """A login with a password is PLAIN, or else AMQPLAIN; a login with a certificate is EXTERNAL."""
+        plain, amqplain = b"\0me\0secret", b"\x05LOGINS\0\0\0\x02me\x08PASSWORDS\0\0\0\x06secret"
+        for username, offered, expected in (
+            ("me", b"AMQPLAIN PLAIN EXTERNAL", ("PLAIN", plain)),
+            ("me", b"EXTERNAL AMQPLAIN", ("AMQPLAIN", amqplain)),
+            ("", b"PLAIN EXTERNAL", ("EXTERNAL", b"")),
+        ):
+            server, ready = self.login(username, offered)
+            (told,) = server.called("connection.start-ok")
+            self.assertEqual((told["mechanism"], told["response"]), expected)
+            self.assertIs(ready.value, server.client)
+
+    def test_no_mechanism(self) -> None:
+        """The connection to a broker that offers no mechanism for the login is closed, with that reason."""
+        for username, offered, reason in (
+            ("me", b"EXTERNAL", "neither PLAIN nor AMQPLAIN, only EXTERNAL"),
+            ("me", b"", "only nothing"),
+            ("", b"PLAIN AMQPLAIN", "does not offer the login by client certificate (EXTERNAL), only PLAIN AMQPLAIN"),
+        ):
+            server, ready = self.login(username, offered)
+            self.assertIn(reason, str(ready.error))
+            self.assertEqual(len(server.lost), 1)
+            self.assertEqual(server.called("connection.start-ok"), [])
+
+    def test_learned_user(self) -> None:
+        """The refusal of a message with a wrong user_id tells how the broker calls our user. Nothing else does."""
+        learned: list[str] = []
+        client = Server(login=Credentials("", "", "/", user_id="guess"), user_learned=learned.append).client
+        self.assertEqual(client.username, "guess")
+        refusal = "PRECONDITION_FAILED - user_id property set to '%s' but authenticated user was '%s'"
+        for reason, taught in (
+            (None, False),
+            (ConnectionDone(), False),
+            (BrokerError(406, "PRECONDITION_FAILED - inequivalent arg", scope="channel"), False),
+            (BrokerError(404, refusal % ("guess", "CN=me"), scope="channel"), False),
+            (BrokerError(406, (refusal % ("guess", "CN=" + "x" * 99))[:160] + "...", scope="channel"), False),
+            (BrokerError(406, refusal % ("guess", "guess"), scope="channel"), False),
+            (BrokerError(406, refusal % ("guess", "CN=it's me,O=we"), scope="channel"), True),
+            (BrokerError(406, refusal % ("CN=it's me,O=we", "CN=it's me,O=we"), scope="channel"), False),
+        ):
+            self.assertIs(client.learn_user(reason), taught, reason)
+        self.assertEqual((client.username, learned), ("CN=it's me,O=we", ["CN=it's me,O=we"]))
+
+    def test_update_secret(self) -> None:
+        """A new password is sent on a living connection. If the broker refuses it, the connection ends with that reason."""
+        server = Server().ready()
+        updated = Result(server.client.update_secret("new"))
+        server.settle()
+        (told,) = server.called("connection.update-secret")
+        self.assertEqual(told["new_secret"], b"new")
+        self.assertTrue(updated.done)
+        server.silent.add("connection.update-secret")
+        updated = Result(server.client.update_secret("worse"))
+        server.send(0, "connection.close", reply_code=530, reply_text="NOT_ALLOWED - New secret was refused")
+        self.assertIsInstance(updated.error, Closed)
+        self.assertIn("New secret was refused", str(server.lost[0]))
+
+    def test_closing_during_an_update(self) -> None:
+        """A close waits for its own answer, also while another one is pending."""
+        server = Server().ready()
+        server.silent |= {"connection.update-secret", "connection.close"}
+        updated, closed = Result(server.client.update_secret("new")), Result(server.client.shut(5))
+        server.send(0, "connection.update-secret-ok")
+        self.assertEqual((updated.done, closed.done), (True, False))
+        server.send(0, "connection.close-ok")
+        self.assertTrue(closed.done)
         self.assertEqual(len(server.lost), 1)
 
     def test_refused_login(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -22,6 +23,7 @@ from txamqp.client import Closed
 from owsla.amqp.wire import WireError
 from owsla.broker.client import BrokerClient, BrokerError
 from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, ConnectionSettings, explain
+from owsla.broker.logins import BrokerLogins
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
 from owsla.runtime.end_of_turn import EndOfTurn
@@ -127,12 +129,16 @@ class ConnectionTests(BrokerTestCase):
         return BrokerConnection(
             self.reactor,
             EndOfTurn(self.reactor),
-            [BrokerAddress(host, username="me", password="secret", vhost="/v", tls=tls is not None) for host in hosts],
+            self.logins(*hosts, tls=tls is not None),
             self.role,
             self.reporter,
             ConnectionSettings(1000, lambda: "test", tls),
             backoff=RetryDelay(first=1, most=60, random=lambda: 1.0),
         )
+
+    def logins(self, *hosts: str, tls: bool) -> BrokerLogins:
+        addresses = [BrokerAddress(host, username="me", password="secret", vhost="/v", tls=tls) for host in hosts]
+        return BrokerLogins(self.reactor, addresses)
 
     def attempts(self) -> list[Any]:
         """Return the addresses of the attempts so far. The reactor in memory resolves every name to 127.0.0.1."""
@@ -215,6 +221,33 @@ class ConnectionTests(BrokerTestCase):
             self.refuse(ConnectionRefusedError())
             self.reactor.advance(8)
         self.assertEqual([host for _, host, _ in self.reporter.notes], ["10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.2"])
+
+    def test_a_reload(self) -> None:
+        """The next attempt uses the brokers and passwords of a reload; a new password is sent on a living connection, too."""
+        logins = self.logins("10.0.0.1", tls=False)
+        self.service = BrokerConnection(
+            self.reactor,
+            EndOfTurn(self.reactor),
+            logins,
+            self.role,
+            self.reporter,
+            ConnectionSettings(1000, lambda: "test"),
+            backoff=RetryDelay(first=1, most=60, random=lambda: 1.0),
+        )
+        self.service.startService()
+        remote = self.accept()
+        server = {"product": "RabbitMQ", "version": "4.0.5"}
+        remote.send(0, "connection.start", **{**START, "server_properties": server})
+        (address,) = logins.addresses
+        logins.use([replace(address, password="new")])
+        remote.settle()
+        self.assertEqual(remote.called("connection.update-secret")[0]["new_secret"], b"new")
+        remote.drop()
+        logins.use([replace(address, host="10.0.0.2", password="newer")])
+        self.reactor.advance(1)
+        self.assertEqual(remote.called("connection.update-secret")[1:], [])
+        self.assertEqual(self.welcome().called("connection.start-ok")[0]["response"], b"\0me\0newer")
+        self.assertEqual(self.reporter.notes[-1], ("up", "10.0.0.2", ""))
 
     def test_a_name_that_is_none(self) -> None:
         """An invalid host name, or invalid TLS settings for a broker, is logged and retried like an unreachable broker. Other

@@ -167,6 +167,25 @@ class NoticeTests(Base):
         self.server.ack(REGISTER_CHANNEL, 1)
         self.assertEqual((self.joined, self.registrar.joined), ([True], True))
 
+    def test_another_user(self) -> None:
+        """A notice that is refused because the broker knows our user by another name is published again with that name, at once
+        and without a warning. A second refusal is trouble like any other.
+        """
+        refusal = "PRECONDITION_FAILED - user_id property set to 'me' but authenticated user was 'CN=me'"
+        self.connect()
+        self.registrar.here()
+        (one,) = self.server.take()
+        self.assertEqual(one.properties["user_id"], "me")
+        self.server.close_channel(REGISTER_CHANNEL, 406, refusal)
+        (again,) = self.server.take()
+        self.assertEqual((again.queue, again.properties["user_id"], again.body), (NODES, "CN=me", one.body))
+        self.assertEqual(self.events, [])
+        self.server.ack(REGISTER_CHANNEL, again.tag)
+        self.assertEqual(self.joined, [True])
+        self.server.close_channel(REGISTER_CHANNEL, 406, refusal)
+        (event,) = self.events
+        self.assertIn("cannot be used", str(event))
+
     def test_a_register_that_cannot_be_used(self) -> None:
         """Devices do not wait for a register that refuses notices, or cannot be used."""
         self.connect()

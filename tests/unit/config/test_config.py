@@ -31,6 +31,8 @@ from owsla.errors import ConfigError
 from owsla.events import HandlerSpec
 from owsla.routing_key import RoutingKey
 
+from ..tls._handshakes import ec_key, issue, pem
+
 
 def _load(*argv: str, **environ: str) -> Settings:
     return load_settings(argv, environ)
@@ -165,6 +167,8 @@ class ValueTests(_Files):
                 "brokers": (),
                 "broker_password_file": None,
                 "broker_ca": None,
+                "broker_cert": None,
+                "broker_key": None,
                 "heartbeat": 30,
                 "embedded_port": 5672,
                 "embedded_memory": 512 * 2**20,
@@ -319,6 +323,8 @@ class ValueTests(_Files):
             ("key", "/", "/: is a directory"),
             ("config", "/nonexistent/x", "/nonexistent/x: no such file or directory"),
             ("broker-ca", "/nonexistent/x", "no such file"),
+            ("broker-cert", "/nonexistent/x", "no such file"),
+            ("broker-key", "/nonexistent/x", "no such file"),
         ]:
             message = self.refused(f"--{name}", text)
             self.assertTrue(message.startswith(f"--{name}: "), message)
@@ -358,6 +364,14 @@ class ValueTests(_Files):
             (["--broker", "embedded", "--broker", "amqp://h"], "--broker: either embedded or URLs, not both"),
             (["--broker-password-file", "/dev/null"], "--broker-password-file: the embedded broker needs no password"),
             (["--broker-ca", "/dev/null", "--broker", "amqp://h"], "--broker-ca: no --broker is amqps://"),
+            (["--broker-cert", "/dev/null", "--broker", "amqp://h"], "--broker-cert: no --broker is amqps://"),
+            (["--broker-key", "/dev/null"], "--broker-key: no --broker is amqps://"),
+            (["--broker-key", "/dev/null", "--broker", "amqps://h"], "--broker-key: --broker-cert must be given too"),
+            (["--broker-cert", "/dev/null", "--broker", "amqps://h"], "--broker-cert: --broker-key must be given too"),
+            (
+                ["--broker-cert", "/dev/null", "--broker", "amqps://h", "--broker-password-file", "/dev/null"],
+                "--broker-password-file: no --broker has a user, so the login is with --broker-cert",
+            ),
         ]:
             self.assertTrue(self.refused(*argv).startswith(message), self.refused(*argv))
 
@@ -384,6 +398,24 @@ class ValueTests(_Files):
             Path(path).write_bytes(content.encode())
             settings = _load("--broker", "amqp://u:x@a", "--broker", "amqp://b", "--broker-password-file", path)
             self.assertEqual([address.password for address in settings.brokers], ["pass word"] * 2)
+
+    def test_broker_certificate(self) -> None:
+        """With a client certificate an amqps:// URL without a user is a login with that certificate. Other URLs are not."""
+        path, password = self.new_path(), self.new_path()
+        Path(path).write_bytes(pem(issue(key := ec_key()), key))
+        Path(password).write_text("pass word")
+        settings = _load(
+            *("--broker", "amqps://a/v", "--broker", "amqps://u:p@b", "--broker", "amqp://c"),
+            *("--broker-cert", path, "--broker-key", path, "--broker-password-file", password),
+        )
+        self.assertEqual(
+            [(str(one), one.external, one.password) for one in settings.brokers],
+            [
+                ("amqps://a:5671/v", True, ""),
+                ("amqps://u@b:5671/%2F", False, "pass word"),
+                ("amqp://guest@c:5672/%2F", False, "pass word"),
+            ],
+        )
 
     def test_bad_password_file(self) -> None:
         """An empty file, one with more than a line, and one that isn't UTF-8 are refused without quoting them."""

@@ -1,0 +1,264 @@
+"""Tests of logins at a real RabbitMQ: client certificates, SASL mechanisms, passwords and tokens that change."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from ._support.certificates import Authority, client_key
+from ._support.lab import Gateway, Lab
+from ._support.process import free_port
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import block_on, pause, reactor_test
+
+_TOKEN_KEY = b"a key that only this test knows"
+
+_ADVANCED = """[
+  {rabbit, [{channel_tick_interval, 500}]},
+  {rabbitmq_auth_backend_oauth2, [
+    {resource_server_id, <<"rabbitmq">>},
+    {key_config, [
+      {default_key, <<"tests">>},
+      {signing_keys, #{<<"tests">> =>
+        {map, #{<<"alg">> => <<"HS256">>, <<"kty">> => <<"oct">>, <<"use">> => <<"sig">>, <<"kid">> => <<"tests">>,
+                <<"k">> => <<"%s">>}}}}
+    ]}
+  ]}
+].
+"""
+
+
+class LoginBroker:
+    """RabbitMQ that asks for client certificates on its TLS port, and knows passwords and tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder / "authority")
+        cert, key = self.authority.issue("broker")
+        self.tls_port = free_port()
+        self.node = RabbitMQ(
+            folder / "node",
+            config=f"""listeners.ssl.default = 127.0.0.1:{self.tls_port}
+ssl_options.cacertfile = {self.authority.ca}
+ssl_options.certfile = {cert}
+ssl_options.keyfile = {key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
+auth_backends.1 = internal
+auth_backends.2 = rabbit_auth_backend_oauth2
+""",
+            plugins=["rabbitmq_auth_mechanism_ssl", "rabbitmq_auth_backend_oauth2"],
+        )
+        (folder / "node" / "advanced.config").write_text(_ADVANCED % _base64(_TOKEN_KEY))
+
+    async def add_user(self, name: str, password: str = "secret") -> None:
+        """Add a user with all permissions."""
+        await self.node.ctl("add_user", name, password)
+        await self.node.ctl("set_permissions", name, ".*", ".*", ".*")
+
+    async def set_env(self, name: str, value: str) -> None:
+        """Set a parameter of RabbitMQ, in Erlang."""
+        await self.node.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+
+    async def users(self) -> set[str]:
+        """Return the names of the users that are connected."""
+        return set((await self.node.ctl("list_connections", "user")).split("\n")) - {""}
+
+    async def gateway(self, lab: Lab, login: str = "", *, tls: bool = True, **options: Any) -> Gateway:
+        """Start an Owsla that logs in with `login`, as in `user:password@`; with a back end that logs in as guest."""
+        url = f"amqps://{login}localhost:{self.tls_port}" if tls else f"amqp://{login}localhost:{self.node.port}"
+        if tls:
+            options["broker_ca"] = self.authority.ca
+        gateway = await lab.gateway(url, backend=False, **options)
+        gateway.broker_url = self.node.url
+        await gateway.connect_backend()
+        return gateway
+
+    async def listed(self, gateway: Gateway) -> bool:
+        """Return whether the node's notice was believed: it is held, unacknowledged, by the node itself."""
+        queues = await self.node.ctl("list_queues", "--timeout", "60", "name", "messages_unacknowledged")
+        return f"{gateway.to_device}.nodes\t1" in queues.split("\n")
+
+
+@pytest.fixture(scope="module")
+def login_broker(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoginBroker]:
+    """Return a broker for all kinds of logins. The fixture `rabbitmq` decides whether there is one."""
+    broker = LoginBroker(tmp_path_factory.mktemp("login"))
+    try:
+        block_on(broker.node.start())
+        yield broker
+    finally:
+        block_on(broker.node.close())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _token(subject: str, seconds: float) -> str:
+    """Return a token (JWT, HS256) with all permissions that ends in some seconds."""
+    header = {"alg": "HS256", "typ": "JWT", "kid": "tests"}
+    scope = ["rabbitmq.configure:*/*", "rabbitmq.read:*/*", "rabbitmq.write:*/*"]
+    claims = {"aud": ["rabbitmq"], "sub": subject, "scope": scope, "exp": int(time.time() + seconds)}
+    signed = ".".join(_base64(json.dumps(part).encode()) for part in (header, claims))
+    return f"{signed}.{_base64(hmac.digest(_TOKEN_KEY, signed.encode(), hashlib.sha256))}"
+
+
+# -- Certificates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ecdsa", "rsa", "ed25519"])
+@pytest.mark.parametrize("source", ["common_name", "distinguished_name"])
+@reactor_test
+async def test_external(
+    login_broker: LoginBroker, lab: Lab, source: str, kind: Literal["ecdsa", "rsa", "ed25519"]
+) -> None:
+    """With a client certificate and no user in the URL the login is EXTERNAL. The notices of the node carry the name by which
+    the broker knows its user, whatever it takes that from.
+    """
+    name = f"gateway-{secrets.token_hex(4)}"
+    user = name if source == "common_name" else f"CN={name}"
+    cert, key = login_broker.authority.issue(name, hosts=[], key=client_key(kind))
+    await login_broker.add_user(user)
+    await login_broker.set_env("ssl_cert_login_from", source)
+    gateway = await login_broker.gateway(lab, broker_cert=cert, broker_key=key)
+    await gateway.round_trip(await lab.device(gateway))
+    assert user in await login_broker.users()
+    while not await login_broker.listed(gateway):
+        await pause(0.1)
+    assert not gateway.owsla.lines(r"\bBroker: ")
+
+
+@reactor_test
+async def test_user_without_permissions(login_broker: LoginBroker, lab: Lab) -> None:
+    """A certificate whose user the broker does not know is reported in one line, without a user in the address."""
+    cert, key = login_broker.authority.issue("nobody", hosts=[])
+    await login_broker.set_env("ssl_cert_login_from", "common_name")
+    owsla = lab.new_owsla(
+        broker=f"amqps://localhost:{login_broker.tls_port}",
+        broker_ca=login_broker.authority.ca,
+        broker_cert=cert,
+        broker_key=key,
+    )
+    owsla.launch()
+    await owsla.wait_for_line(r"Broker unavailable: amqps://localhost:\d+/%2F: ACCESS_REFUSED.*EXTERNAL")
+
+
+@reactor_test
+async def test_external_is_not_offered(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """A broker without EXTERNAL is reported in one line that says what to do."""
+    authority = Authority(lab.folder / "authority")
+    proxy = await lab.proxy(rabbitmq.port, authority.issue("broker"))
+    cert, key = authority.issue("gateway", hosts=[])
+    owsla = lab.new_owsla(
+        broker=f"amqps://localhost:{proxy.port}", broker_ca=authority.ca, broker_cert=cert, broker_key=key
+    )
+    owsla.launch()
+    await owsla.wait_for_line(
+        "Broker unavailable: .*does not offer the login by client certificate.*enable rabbitmq_auth_mechanism_ssl"
+    )
+
+
+@reactor_test
+async def test_no_certificate(login_broker: LoginBroker, lab: Lab) -> None:
+    """A broker that insists on a client certificate (`fail_if_no_peer_cert`) is reported in one line."""
+    owsla = lab.new_owsla(
+        broker=f"amqps://guest:guest@localhost:{login_broker.tls_port}", broker_ca=login_broker.authority.ca
+    )
+    owsla.launch()
+    await owsla.wait_for_line("Broker unavailable: amqps://guest@localhost.*TLS: .*certificate")
+    assert "Listening" not in owsla.output()
+
+
+@reactor_test
+async def test_certificate_and_password(login_broker: LoginBroker, lab: Lab) -> None:
+    """With a user in the URL the login is by password, although the broker is shown a certificate."""
+    cert, key = login_broker.authority.issue("owsla", hosts=[])
+    gateway = await login_broker.gateway(lab, "guest:guest@", broker_cert=cert, broker_key=key)
+    await gateway.round_trip(await lab.device(gateway))
+
+
+@reactor_test
+async def test_amqplain(login_broker: LoginBroker, lab: Lab) -> None:
+    """A broker that offers AMQPLAIN, and not PLAIN, is used."""
+    await login_broker.set_env("auth_mechanisms", "['AMQPLAIN']")
+    try:
+        gateway = await lab.gateway(login_broker.node.url, backend=False)
+    finally:
+        await login_broker.set_env("auth_mechanisms", "['PLAIN', 'AMQPLAIN', 'EXTERNAL']")
+    await gateway.connect_backend()
+    await gateway.round_trip(await lab.device(gateway))
+
+
+# -- Passwords ---------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_password_changed(login_broker: LoginBroker, lab: Lab) -> None:
+    """A new password in --broker-password-file is used at the next login, without a restart. The old one does not cut a living
+    connection.
+    """
+    user = f"gateway-{secrets.token_hex(4)}"
+    await login_broker.add_user(user, "old")
+    password_file = lab.folder / "password"
+    password_file.write_text("old\n")
+    gateway = await login_broker.gateway(lab, f"{user}@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    await login_broker.node.ctl("change_password", user, "new")
+    password_file.write_text("new\n")
+    await gateway.round_trip(device)
+    assert not gateway.owsla.lines("Broker lost")
+    await login_broker.node.ctl("close_all_user_connections", user, "the test cuts it")
+    await gateway.owsla.wait_for_line("Broker lost")
+    await gateway.round_trip(device)
+    assert not gateway.owsla.lines("Broker unavailable")
+
+
+@pytest.mark.parametrize(("pipe", "words"), [(False, "no such file"), (True, "within 3 s")], ids=["missing", "pipe"])
+@reactor_test
+async def test_password_file_out_of_order(login_broker: LoginBroker, lab: Lab, pipe: bool, words: str) -> None:
+    """A password file that has vanished, or was replaced by a named pipe that nobody writes to, is reported once. The last
+    password is used, and the event loop does not wait for the file.
+    """
+    user = f"gateway-{secrets.token_hex(4)}"
+    await login_broker.add_user(user, "old")
+    password_file = lab.folder / "password"
+    password_file.write_text("old\n")
+    gateway = await login_broker.gateway(lab, f"{user}@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    password_file.unlink()
+    if pipe:
+        os.mkfifo(password_file)
+    await login_broker.node.ctl("close_all_user_connections", user, "the test cuts it")
+    await gateway.owsla.wait_for_line(f"{words}.*the last password is used")
+    await gateway.round_trip(device)
+    assert len(gateway.owsla.lines("the last password is used")) == 1
+
+
+# -- Tokens ------------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_token(login_broker: LoginBroker, lab: Lab) -> None:
+    """The password may be a token of OAuth 2. The notices of the node carry the name in the token."""
+    password_file = lab.folder / "token"
+    password_file.write_text(_token("gateway-7", 600))
+    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    await gateway.round_trip(await lab.device(gateway))
+    assert "gateway-7" in await login_broker.users()
+    while not await login_broker.listed(gateway):
+        await pause(0.1)
+    assert not gateway.owsla.lines(r"\bBroker: ")
