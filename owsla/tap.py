@@ -29,9 +29,9 @@ def makeService(options: Options) -> Service:
     log = logged.log
     service: Service
     try:
-        configuration = configure(options.settings, options.files)
+        configuration = configure(options.arguments, options.settings, options.files)
         if configuration.settings.workers > 1:
-            service = make_parent(reactor, configuration, options.arguments, log)
+            service = make_parent(reactor, configuration, log)
         else:
             service = make_node(reactor, configuration, log)
     except ConfigError as error:

@@ -85,7 +85,7 @@ def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: soc
         configuration = load_configuration(
             start["argv"],
             warn=lambda text: None,  # the parent has printed the warnings
-            files=Files.from_wire(start["files"]),
+            files=Files.from_wire(start.get("files", {})),
             make_certificates=False,
         )
         broker_port = start["broker_port"]

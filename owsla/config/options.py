@@ -57,6 +57,11 @@ OPTIONS: tuple[Option, ...] = (
         "TOML file with any of these options by name, as in max-line = 1000. The environment and the command line override it.",
     ),
     Option(
+        "General", "watch", "TIME", "1m", readers.either("off", 0.0, readers.duration(zero=True)),
+        "Interval at which the files of the settings, such as certificates, are checked for changes, which are then applied; 0 "
+        "or off: only on SIGHUP.",
+    ),
+    Option(
         _LISTEN, "port", "PORT", "8883", readers.number(0, 65535, "port number"), "TCP port for devices; 0 is any free port.",
     ),
     Option(

@@ -25,6 +25,7 @@ QueueArgument = tuple[str, str | int | bool]
 class Settings:
     """Checked values of all options. The help texts of `OPTIONS` describe them. Times are in seconds, sizes in bytes."""
 
+    watch: float  # 0: off
     port: int
     interface: str  # empty: all interfaces
     workers: int

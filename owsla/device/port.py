@@ -225,6 +225,10 @@ class DevicePort(Worker):
     def established(self) -> SSL.Context:
         return self._post_handshake.context
 
+    def use_context(self, context: SSL.Context) -> None:
+        """Use another TLS context for connections that are accepted from now on."""
+        self._context = context
+
     def _accepted(self, sock: socket.socket, address: Any) -> None:
         transport = TLSTransport(self._poller, sock, address, self._context, self)
         self._admission.accepted(transport, self._seconds() + self._handshake_timeout)

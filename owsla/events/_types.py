@@ -423,6 +423,33 @@ class CertificateExpiring(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigurationReloaded(Event):
+    """The settings and the files that they name were read again, and apply now."""
+
+    name: ClassVar[str] = "reloaded"
+    changed: tuple[str, ...]
+    """Options whose value, or whose file, has changed and applies now."""
+    restart: tuple[str, ...]
+    """Options whose value has changed and takes a restart."""
+
+    def __str__(self) -> str:
+        restart = f"; takes a rolling restart: {', '.join(self.restart)}" if self.restart else ""
+        return f"Configuration reloaded: {', '.join(self.changed) or 'nothing has changed'}{restart}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadFailed(Event):
+    """The settings, or the files that they name, could not be read again. The previous ones stay in force, all of them."""
+
+    name: ClassVar[str] = "reload-failed"
+    warning: ClassVar[bool] = True
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Reload failed, and nothing was changed: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class ChildRestarted(Event):
     """A supervised part of this process failed and is restarted."""
 

@@ -221,6 +221,17 @@ def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
         "Lateness of a call that the event loop makes once a second.",
         readings.lateness,
     )
+    if readings.reloads is not None:
+        yield _gauge(
+            "owsla_config_last_reload_successful",
+            "1 unless the last reload of the configuration failed.",
+            readings.reloads.successful,
+        )
+        yield _gauge(
+            "owsla_config_last_reload_success_timestamp_seconds",
+            "Time of the last successful reload of the configuration, or of the start.",
+            readings.reloads.success_time,
+        )
     yield InfoMetricFamily(
         "owsla_build",
         "Versions.",

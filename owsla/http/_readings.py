@@ -128,6 +128,18 @@ class BrokerReadings(Protocol):
     ready: bool
 
 
+class ReloadReadings(Protocol):
+    """Result of the last reload of the configuration."""
+
+    @property
+    def successful(self) -> bool:
+        """True unless the last reload failed."""
+
+    @property
+    def success_time(self) -> float:
+        """Time of the last successful reload, or of the start, in seconds since the epoch."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """Sources of all values on the pages of a process."""
@@ -154,6 +166,8 @@ class Readings:
     """Time from publishing a line to its confirm."""
     lateness: Histogram = field(default_factory=Histogram)
     """Lateness of timed calls of the reactor."""
+    reloads: ReloadReadings | None = None
+    """Reloads of the configuration; `None` in a worker, whose parent has them."""
     certificate_expires: Callable[[], float | None] = lambda: None
     """Expiry of the server certificate in seconds since the epoch; `None` if unknown."""
     started: float = field(default_factory=time.time)
@@ -203,6 +217,8 @@ class ParentReadings:
     """Log lines that the parent could not write."""
     lateness: Histogram = field(default_factory=Histogram)
     """Lateness of timed calls of the reactor."""
+    reloads: ReloadReadings | None = None
+    """Reloads of the configuration."""
     started: float = field(default_factory=time.time)
     """Approximate start of the process in seconds since the epoch."""
 

@@ -6,6 +6,8 @@ although somebody may be writing the file. A parent sends the contents to its wo
 
 from __future__ import annotations
 
+import os
+import stat
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,7 +28,10 @@ def read_file(path: Path) -> bytes:
 
 
 class Files:
-    """Contents of the files of one load of the settings. Each is read when it is needed first."""
+    """Contents of the files of one load of the settings. Each is read when it is needed first.
+
+    The objects may be used in any thread, one at a time.
+    """
 
     def __init__(self, folder: Path | None = None, contents: Mapping[Path, bytes] | None = None) -> None:
         """Start with `contents`. Relative paths are relative to `folder`, by default the working folder of the process now:
@@ -34,23 +39,49 @@ class Files:
         """
         self.folder = Path.cwd() if folder is None else folder
         self._contents = dict(contents or {})
+        self._faults: dict[Path, str] = {}
+        self._unrepeatable: set[Path] = set()
+        self.reading: Path | None = None
+        """Path of the file that is being read now, by another thread."""
 
     def read(self, path: Path) -> bytes:
         """Return the content of a file (`ReadFile`)."""
         content = self._contents.get(path)
         if content is None:
-            content = self._contents[path] = self._read(path)
+            self.reading = path
+            try:
+                content = self._contents[path] = self._read(path)
+            except OSError as error:
+                self._faults[path] = fault = f"{path}: {os_reason(error)}"
+                raise ConfigError(fault) from None
+            finally:
+                self.reading = None
         return content
 
     def _read(self, path: Path) -> bytes:
-        try:
-            return (self.folder / path).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: {os_reason(error)}") from None
+        with open(self.folder / path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                self._unrepeatable.add(path)
+            return file.read()
 
     def again(self) -> Files:
-        """Return an object that reads the files again, relative to the same folder."""
-        return Files(self.folder)
+        """Return an object that reads the files again, relative to the same folder.
+
+        A file that is not a regular one keeps its content. It may be the pipe of a shell (`--config <(…)`), which is empty now.
+        """
+        files = Files(self.folder, {path: self._contents[path] for path in self._unrepeatable if path in self._contents})
+        files._unrepeatable = set(self._unrepeatable)
+        return files
+
+    def read_all_again(self) -> Files:
+        """Return an object that has read the same files again, those that could not be read included."""
+        again = self.again()
+        for path in [*self._contents, *self._faults]:
+            try:
+                again.read(path)
+            except ConfigError:
+                pass  # noted
+        return again
 
     @property
     def paths(self) -> Iterable[Path]:
@@ -58,8 +89,12 @@ class Files:
         return self._contents.keys()
 
     def same_as(self, other: Files) -> bool:
-        """Return whether both have read the same files, with the same contents."""
-        return self._contents == other._contents
+        """Return whether both have read the same files, with the same contents and the same faults."""
+        return self._contents == other._contents and self._faults == other._faults
+
+    def differs(self, other: Files, path: Path) -> bool:
+        """Return whether a file has another content than in `other`."""
+        return self._contents.get(path) != other._contents.get(path)
 
     def to_wire(self) -> dict[str, str]:
         """Return the contents by path, in a form that JSON can carry."""

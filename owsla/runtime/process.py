@@ -47,12 +47,17 @@ def remove_own_pid_file(path: str) -> None:
 
 
 def install_signal_handlers(
-    reactor: Any, *, hurry: Callable[[], None], reopen: Callable[[], None], replace: Callable[[], None], within: float
+    reactor: Any,
+    *,
+    hurry: Callable[[], None],
+    reload: Callable[[], None],
+    replace: Callable[[], None],
+    within: Callable[[], float],
 ) -> None:
     """Handle SIGTERM, SIGINT, SIGHUP and SIGUSR2 from the moment when the reactor runs.
 
-    The first SIGTERM or SIGINT stops the process in order, which takes `within` seconds at most; `hurry` is called for the
-    second. `reopen` is called for SIGHUP, and `replace` for SIGUSR2.
+    The first SIGTERM or SIGINT stops the process in order, which takes `within()` seconds at most; `hurry` is called for the
+    second. `reload` is called for SIGHUP, and `replace` for SIGUSR2.
 
     Twisted's own handlers are not used: with those twistd raises the signal again at its end, and a stop in order has the exit
     status 143.
@@ -76,13 +81,13 @@ def install_signal_handlers(
             _log.info(
                 "Received {name}: stopping in order within {within:g} s; a second signal stops at once",
                 name=name,
-                within=within,
+                within=within(),
             )
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: reactor.callFromThread(stop, number))
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reopen))
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reload))
         signal.signal(signal.SIGUSR2, lambda *_: reactor.callFromThread(replace))
 
     reactor.callWhenRunning(install)

@@ -13,6 +13,7 @@ from ..events import Event, EventManager
 from ..routing import ConnectionIds, Registry
 from ..runtime.end_of_turn import EndOfTurn
 from ..workers import Inherited
+from .configuration import Configuration, CurrentConfiguration
 from .shutdown import StopDeadline
 
 
@@ -21,7 +22,7 @@ class Base:
     """Foundation of a node."""
 
     reactor: Any
-    settings: Settings
+    current: CurrentConfiguration
     inherited: Inherited | None
     """What a worker has from its parent; `None` in a process of its own."""
     end_of_turn: EndOfTurn
@@ -30,6 +31,11 @@ class Base:
     events: EventManager
     event_counts: http.EventCounts
     deadline: StopDeadline
+
+    @property
+    def settings(self) -> Settings:
+        """Settings in force now."""
+        return self.current.settings
 
     def node(self) -> bytes:
         """Return the present name of this node."""
@@ -48,7 +54,7 @@ class Base:
         self.events.emit(event)
 
 
-def make_base(reactor: Any, settings: Settings, inherited: Inherited | None) -> Base:
+def make_base(reactor: Any, configuration: Configuration, inherited: Inherited | None) -> Base:
     """Name a new node, and make its event manager."""
     ids = ConnectionIds()
     events = EventManager(lambda: ids.node.decode())
@@ -56,12 +62,12 @@ def make_base(reactor: Any, settings: Settings, inherited: Inherited | None) -> 
     events.add(counts)
     return Base(
         reactor=reactor,
-        settings=settings,
+        current=CurrentConfiguration(configuration),
         inherited=inherited,
         end_of_turn=EndOfTurn(reactor),
         ids=ids,
         registry=Registry(),
         events=events,
         event_counts=counts,
-        deadline=StopDeadline(reactor, settings.drain_timeout),
+        deadline=StopDeadline(reactor, configuration.settings.drain_timeout),
     )

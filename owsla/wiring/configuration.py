@@ -15,6 +15,7 @@ from pathlib import Path
 from OpenSSL import SSL
 from twisted.logger import Logger
 
+from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
 from ..runtime.files import Files
@@ -31,6 +32,8 @@ _log = Logger(namespace="owsla")
 class Configuration:
     """Settings of a process, and what is made of the files that they name."""
 
+    argv: Sequence[str]
+    """Arguments of the command line that the settings were read from."""
     settings: Settings
     files: Files
     context: SSL.Context
@@ -51,6 +54,33 @@ class Configuration:
         return None if self.settings.cert is not None else self.files.folder / self.settings.certs_dir / "ca.pem"
 
 
+class CurrentConfiguration:
+    """Configuration in force. A reload replaces it, so parts that need what it holds later ask for it each time."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._configuration
+
+    @property
+    def settings(self) -> Settings:
+        return self._configuration.settings
+
+    @property
+    def files(self) -> Files:
+        return self._configuration.files
+
+    def shown(self) -> ServedCertificate:
+        """Return the certificate that devices are shown."""
+        return self._configuration.shown
+
+    def replace(self, configuration: Configuration) -> None:
+        """Put another configuration in force."""
+        self._configuration = configuration
+
+
 def load_configuration(
     argv: Sequence[str],
     environ: Mapping[str, str] = os.environ,
@@ -65,16 +95,39 @@ def load_configuration(
     the development certificate if it is missing; a worker takes that of its parent.
     """
     files = files or Files()
-    return configure(load_settings(argv, environ, warn, files), files, make_certificates=make_certificates)
+    settings = load_settings(argv, environ, warn, files)
+    return configure(argv, settings, files, make_certificates=make_certificates)
 
 
-def configure(settings: Settings, files: Files, *, make_certificates: bool = True) -> Configuration:
+def reload_configuration(configuration: Configuration, files: Files, *, make_certificates: bool = True) -> Configuration:
+    """Read the settings again from the sources of a configuration. Warnings were printed at the start."""
+    return load_configuration(
+        configuration.argv, warn=lambda text: None, files=files, make_certificates=make_certificates
+    )
+
+
+def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:
+    """Return the names of the options whose files have another content in `new`."""
+    names = []
+    for option in OPTIONS:
+        value = getattr(new.settings, option.field, None)
+        paths = value if isinstance(value, tuple) else (value,)
+        if option.name == "certs-dir":
+            paths = [path for path in new.files.paths if path.parent == value]
+        if any(isinstance(path, Path) and new.files.differs(old.files, path) for path in paths):
+            names.append(option.name)
+    return tuple(names)
+
+
+def configure(
+    argv: Sequence[str], settings: Settings, files: Files, *, make_certificates: bool = True
+) -> Configuration:
     """Return the configuration of some settings (`load_configuration`)."""
     cert, key = _server_files(settings, files, make_certificates)
     context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert, read=files.read)
     expiry = read_certificates(cert, files.read)[0].not_valid_after_utc.timestamp()
     broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
-    return Configuration(settings, files, context, ServedCertificate(str(cert), expiry), broker_tls)
+    return Configuration(argv, settings, files, context, ServedCertificate(str(cert), expiry), broker_tls)
 
 
 def announce_development_certificate(configuration: Configuration) -> None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from .. import http
 from ..config.settings import Settings
 from ..log import Lossy
+from ..runtime.daemon_thread import in_daemon_thread
+from ..runtime.files import Files
 from ..runtime.process import fail, install_signal_handlers, install_worker_signal_handlers
-from ..workers import Inherited
+from ..workers import Inherited, NodeInterface
+from .applying import NodeChanges
 from .base import Base, make_base
-from .configuration import Configuration, announce_development_certificate
+from .configuration import Configuration, announce_development_certificate, reload_configuration
 from .consuming import Consuming, make_consuming
 from .devices import Devices, connection_limit, make_devices
 from .observation import make_handlers, make_http, make_readings
 from .opening import Opening
 from .publishing import Publishing, make_publishing
+from .reload import Changes, Reloads
 from .shutdown import DeviceDrain, NodeParts, NodeService
 from .sockets import Sockets, claim_sockets
 from .tree import make_root
+from .worker_reload import WorkerReloads
 
 _log = Logger(namespace="owsla")
 
@@ -40,15 +47,17 @@ def make_node(
         announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings) if inherited is None else _inherited_sockets(settings, inherited)
 
-    base = make_base(reactor, settings, inherited)
+    base = make_base(reactor, configuration, inherited)
     publishing = make_publishing(base)
     devices = make_devices(base, publishing, sockets.device, configuration.context, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
-    opening = Opening(base, publishing, devices, drain, configuration.shown)
+    opening = Opening(base, publishing, devices, drain)
     consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)
 
     service = _service(base, publishing, devices, consuming, drain)
-    readings = make_readings(base, publishing, devices, consuming, service, log=log, shown=configuration.shown)
+    changes = NodeChanges(base, devices, consuming)
+    reloads = make_reloads(base, changes) if inherited is None else None
+    readings = make_readings(base, publishing, devices, consuming, service, log=log, reloads=reloads)
     service.supervise(
         make_root(
             base,
@@ -57,11 +66,15 @@ def make_node(
             handlers=make_handlers(base, publishing, devices),
             http=make_http(base, readings, sockets.http),
             embedded=sockets.embedded,
-            shown=configuration.shown,
+            reloads=reloads,
             give_up=lambda gave_up: service.give_up(str(gave_up)),
         )
     )
-    _connect_to_process(base, consuming, service, readings)
+    if inherited is None:
+        assert reloads is not None
+        _connect_to_process(base, service, reloads)
+    else:
+        _connect_to_parent(base, inherited, consuming, service, readings, changes)
     return service
 
 
@@ -87,21 +100,59 @@ def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Co
     )
 
 
-def _connect_to_process(base: Base, consuming: Consuming, service: NodeService, readings: http.Readings) -> None:
-    """Connect a node to the signals of its process and, in a worker, to the parent."""
-    reactor, inherited = base.reactor, base.inherited
-    if inherited is None:
-        install_signal_handlers(
-            reactor,
-            hurry=service.hurry,
+def make_reloads(base: Base, changes: NodeChanges) -> Reloads:
+    """Make the service that reloads the configuration of a node without a parent."""
+
+    def adopt(old: Configuration, new: Configuration) -> Deferred[Changes]:
+        return succeed(changes.apply(new))
+
+    def load(files: Files) -> Configuration:
+        return reload_configuration(base.current.configuration, files)
+
+    return Reloads(
+        base.reactor,
+        partial(in_daemon_thread, base.reactor),
+        base.current,
+        load=load,
+        adopt=adopt,
+        emit=base.emit,
+        now=time.time,
+    )
+
+
+def _connect_to_process(base: Base, service: NodeService, reloads: Reloads) -> None:
+    """Connect a node to the signals of its process."""
+
+    def reload() -> None:
+        base.events.reopen()
+        reloads.request()
+
+    install_signal_handlers(
+        base.reactor,
+        hurry=service.hurry,
+        reload=reload,
+        replace=_nothing_to_replace,
+        within=lambda: base.settings.drain_timeout,
+    )
+
+
+def _connect_to_parent(
+    base: Base, inherited: Inherited, consuming: Consuming, service: NodeService, readings: http.Readings, changes: NodeChanges
+) -> None:
+    """Connect the node of a worker to the parent, and to the signals of its process."""
+    link = inherited.link
+    reloads = WorkerReloads(partial(in_daemon_thread, base.reactor), link.channel, base.current, changes)
+    link.introduce(
+        NodeInterface(
+            readings=readings,
+            service=service,
             reopen=base.events.reopen,
-            replace=_nothing_to_replace,
-            within=base.settings.drain_timeout,
+            gone=consuming.registrar.gone,
+            reloads=reloads,
         )
-        return
-    inherited.link.introduce(readings, service, reopen=base.events.reopen, gone=consuming.registrar.gone)
-    inherited.link.node(base.node_name())
-    install_worker_signal_handlers(reactor, stop=partial(inherited.link.stop, "received SIGTERM"))
+    )
+    link.node(base.node_name())
+    install_worker_signal_handlers(base.reactor, stop=partial(link.stop, "received SIGTERM"))
 
 
 def _nothing_to_replace() -> None:

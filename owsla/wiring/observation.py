@@ -10,7 +10,6 @@ from ..device.factory import DeviceTotals
 from ..events import DuplicatesWatch, handlers_from
 from ..log import Lossy
 from ..supervision import ChildSpec
-from ..tls.expiry import ServedCertificate
 from ..workers import EventsToParent
 from .base import Base
 from .consuming import Consuming
@@ -47,7 +46,7 @@ def make_readings(
     service: NodeService,
     *,
     log: Lossy,
-    shown: ServedCertificate,
+    reloads: http.ReloadReadings | None,
 ) -> http.Readings:
     """Return what HTTP reads of a node."""
     return http.Readings(
@@ -65,7 +64,8 @@ def make_readings(
         event_drops=lambda: base.events.drops,
         log_lost=lambda: log.lost,
         latency=publishing.latency,
-        certificate_expires=lambda: shown.not_after,
+        reloads=reloads,
+        certificate_expires=lambda: base.current.shown().not_after,
     )
 
 

@@ -6,7 +6,6 @@ import os
 import socket
 
 from ..events import NodeRenamed, NodeStarted
-from ..tls.expiry import ServedCertificate
 from .base import Base
 from .devices import Devices
 from .publishing import Publishing
@@ -19,15 +18,11 @@ class Opening:
     A node joins when the broker confirms its notice, which a broker that blocks publishers does not do.
     """
 
-    def __init__(
-        self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain, shown: ServedCertificate
-    ) -> None:
-        """`shown` is the certificate that devices are shown."""
+    def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain) -> None:
         self._base = base
         self._packer = publishing.packer
         self._listener = devices.listener
         self._drain = drain
-        self._shown = shown
         self._joined = False
 
     def broker_ready(self) -> None:
@@ -56,7 +51,7 @@ class Opening:
             self._report_start()
         inherited = self._base.inherited
         if inherited is not None:
-            inherited.link.ready(self._base.settings.drain_timeout, self._shown)
+            inherited.link.ready(self._base.settings.drain_timeout, self._base.current.shown())
 
     def _report_start(self) -> None:
         inherited = self._base.inherited

@@ -10,17 +10,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import ensureDeferred
+
 from .. import http
 from ..config.settings import Settings
 from ..events import EventManager, from_wire, handlers_from, supervision_event
 from ..log import Lossy
 from ..routing import ConnectionIds
+from ..runtime.daemon_thread import in_daemon_thread
+from ..runtime.files import Files
 from ..runtime.process import fail, install_signal_handlers
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
 from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
-from .configuration import Configuration, announce_development_certificate
+from .applying import AppliedChanges
+from .configuration import (
+    Configuration,
+    CurrentConfiguration,
+    announce_development_certificate,
+    changed_files,
+    reload_configuration,
+)
 from .observation import SHARED_HANDLERS
+from .reload import Changes, Reloads
 from .sockets import Sockets, claim_sockets
 from .tree import child
 
@@ -43,18 +55,20 @@ class ParentEvents:
 
 
 def make_parent(
-    reactor: Any, configuration: Configuration, arguments: Sequence[str], log: Lossy
+    reactor: Any, configuration: Configuration, log: Lossy
 ) -> ParentService:
     """Return the parent of `--workers`.
 
-    `arguments` is the command line that the settings were read from; workers read it again. Raise `ConfigError` as for a node.
+    Workers read the settings again from the same arguments and file contents. Raise `ConfigError` as for a node.
     """
     settings = configuration.settings
     announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings)
     events = make_parent_events(reactor, settings)
+    current = CurrentConfiguration(configuration)
     start = WorkerStart(
-        argv=arguments,
+        generation=0,
+        argv=configuration.argv,
         files=configuration.files,
         count=settings.workers,
         broker_port=sockets.brokers[0].port if sockets.embedded is not None else None,
@@ -69,7 +83,8 @@ def make_parent(
         emit=lambda when, node, event: events.everything.emit(from_wire(event), node, when),
         refused=partial(fail, reactor),
     )
-    service = ParentService(port=sockets.device, pool=pool, fail=partial(fail, reactor))
+    reloads = make_parent_reloads(reactor, current, pool, events)
+    service = ParentService(port=sockets.device, pool=pool, reload=reloads.request, fail=partial(fail, reactor))
     readings = http.ParentReadings(
         workers=lambda: pool.processes,
         draining=lambda: service.draining,
@@ -77,18 +92,49 @@ def make_parent(
         events=events.counts,
         event_drops=events.drops,
         log_lost=lambda: log.lost,
+        reloads=reloads,
     )
     expiry = ExpiryWatch(
-        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=configuration.shown), now=time.time
+        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=current.shown()), now=time.time
     )
-    service.supervise(make_parent_root(reactor, service, events, sockets, readings, child("certificate", expiry)))
+    watches = [child("certificate", expiry), child("reload", reloads)]
+    service.supervise(make_parent_root(reactor, service, events, sockets, readings, watches))
 
-    def reopen() -> None:
+    def reload() -> None:
         events.everything.reopen()
         service.reopen()
+        reloads.request()
 
-    install_signal_handlers(reactor, hurry=service.hurry, reopen=reopen, replace=service.replace, within=settings.drain_timeout)
+    install_signal_handlers(
+        reactor,
+        hurry=service.hurry,
+        reload=reload,
+        replace=service.replace,
+        within=lambda: current.settings.drain_timeout,
+    )
     return service
+
+
+def make_parent_reloads(reactor: Any, current: CurrentConfiguration, pool: WorkerPool, events: ParentEvents) -> Reloads:
+    """Make the service that reloads the configuration of a parent and its workers."""
+
+    async def adopt(old: Configuration, new: Configuration) -> Changes:
+        await pool.adopt(new.files, new.settings.drain_timeout)
+        current.replace(new)
+        return AppliedChanges(changed_files(old, new))
+
+    def load(files: Files) -> Configuration:
+        return reload_configuration(current.configuration, files)
+
+    return Reloads(
+        reactor,
+        partial(in_daemon_thread, reactor),
+        current,
+        load=load,
+        adopt=lambda old, new: ensureDeferred(adopt(old, new)),
+        emit=events.everything.emit,
+        now=time.time,
+    )
 
 
 def make_parent_events(reactor: Any, settings: Settings) -> ParentEvents:
@@ -114,7 +160,7 @@ def make_parent_root(
     events: ParentEvents,
     sockets: Sockets,
     readings: http.ParentReadings,
-    certificate: ChildSpec,
+    watches: Sequence[ChildSpec],
 ) -> Supervisor:
     """Make the root supervisor of a parent."""
     workers = service.pool.workers
@@ -129,7 +175,7 @@ def make_parent_root(
             *([child("embedded", sockets.embedded)] if sockets.embedded is not None else []),
             # Each worker bounds its own shutdown by its --drain-timeout.
             *(child(f"worker-{worker.number}", worker, shutdown=math.inf) for worker in workers),
-            certificate,
+            *watches,
         ],
         name="owsla",
         # One cause may end all workers at once, and two such rounds may be a coincidence.

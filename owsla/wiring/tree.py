@@ -9,10 +9,11 @@ from typing import Literal
 from ..embedded import EmbeddedBroker
 from ..events import supervision_event
 from ..supervision import AnyService, ChildSpec, GaveUp, Supervisor
-from ..tls.expiry import ExpiryWatch, ServedCertificate
+from ..tls.expiry import ExpiryWatch
 from .base import Base
 from .consuming import Consuming
 from .devices import Devices
+from .reload import Reloads
 
 
 def child(
@@ -30,7 +31,7 @@ def make_root(
     handlers: Sequence[ChildSpec],
     http: Sequence[ChildSpec],
     embedded: EmbeddedBroker | None,
-    shown: ServedCertificate,
+    reloads: Reloads | None,
     give_up: Callable[[GaveUp], object],
 ) -> Supervisor:
     """Make the root supervisor of a node. `give_up` is called when it has restarted too often.
@@ -53,7 +54,9 @@ def make_root(
 
     watches = []
     if base.inherited is None:  # a worker's parent watches for all workers
-        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, served=lambda: shown, now=time.time)))
+        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, served=base.current.shown, now=time.time)))
+    if reloads is not None:
+        watches.append(child("reload", reloads))
     return Supervisor(
         reactor,
         [

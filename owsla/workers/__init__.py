@@ -8,7 +8,7 @@ The parent is the supervisor of the workers, in OTP's terms. One socket pair con
 of JSON on it (`_channel`). A worker whose channel closes has lost its parent, and stops in order.
 """
 
-from ._channel import read_first
+from ._channel import Channel, read_first
 from ._loads import Loads
 from ._parent import NodeEvents, ParentService
 from ._pool import WorkerPool
@@ -20,6 +20,7 @@ from ._worker import (
     EventsToParent,
     Inherited,
     LogToParent,
+    NodeInterface,
     ParentLink,
 )
 
@@ -27,11 +28,13 @@ __all__ = [
     "CHANNEL_FD",
     "LOADS_FD",
     "PORT_FD",
+    "Channel",
     "EventsToParent",
     "Inherited",
     "Loads",
     "LogToParent",
     "NodeEvents",
+    "NodeInterface",
     "ParentLink",
     "ParentService",
     "WorkerPool",

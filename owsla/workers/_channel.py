@@ -4,7 +4,10 @@
         start   argv, files, number, count, broker_port first line, read before the reactor runs
         stop                                            stop in order, as after SIGTERM
         hurry                                           stop waiting for anything
-        reopen                                          open files again, as after SIGHUP
+        reopen                                          open the files of event handlers again, as after SIGHUP
+        reload  generation, files                       load a configuration from these contents of its files
+        apply   generation                              put that configuration in force
+        cancel  generation                              forget that configuration
         gone    node, served                            the process of this node has died; whether its port was open
         ask     id, what ("metrics", "state")
         ping
@@ -15,6 +18,8 @@
         event   time, node, event                       `owsla.events.to_wire`
         answer  id, value
         pong
+        prepared  generation, fault                     whether the configuration could be loaded; fault is null, or why not
+        applied   drain_timeout, certificate, not_after what changed with the configuration, as in ready
         fatal   text                                    the worker cannot start with these settings
 
 During a rolling restart the two may be of different versions. Each ignores messages that it does not know.

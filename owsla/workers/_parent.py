@@ -26,13 +26,17 @@ class ParentService(MultiService):
         *,
         port: socket.socket,
         pool: WorkerPool,
+        reload: Callable[[], Deferred[bool]],
         fail: Callable[[str, int], None],
     ) -> None:
-        """`port` is the device port that the workers share. `fail` ends the process with a line and a status."""
+        """`port` is the device port that the workers share. `reload` reloads the configuration; its Deferred fires with the
+        success. `fail` ends the process with a line and a status.
+        """
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._port = port
         self.pool = pool
+        self._reload = reload
         self._root: Supervisor | None = None
         self._fail = fail
         self._replacing = False
@@ -103,6 +107,11 @@ class ParentService(MultiService):
             self._replacing = False
 
     async def _replace_each(self) -> None:
+        # The new processes are to have the present settings, which are checked before any worker is stopped for them.
+        if not await self._reload():
+            if not self.draining:
+                self._log.warn("The workers are not replaced, because the configuration could not be reloaded")
+            return
         count = 0
         for worker in self.pool.workers:
             if self.draining:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
+from twisted.internet.defer import Deferred, gatherResults
+
+from ..errors import ReloadRefused
+from ..interfaces import Clock
+from ..runtime.files import Files
 from ..tls.expiry import ServedCertificate
 from ._process import WorkerProcess, WorkerStart
 from ._supervised import SupervisedWorker
+
+PREPARE_TIMEOUT: Final = 20.0
+"""Seconds for a worker to load a configuration. It takes a fraction of a second, unless the worker hangs."""
 
 
 class WorkerPool:
@@ -29,7 +38,12 @@ class WorkerPool:
         self._dead: dict[str, bool] = {}
         self._worked = False
         self._refusing = False
-        self.workers = [SupervisedWorker(reactor, number, start, self) for number in range(1, start.count + 1)]
+        self._clock: Clock = reactor
+        self._generation = start.generation
+        self._start = start
+        self.workers = [
+            SupervisedWorker(reactor, number, lambda: self._start, self) for number in range(1, start.count + 1)
+        ]
 
     @property
     def processes(self) -> list[WorkerProcess]:
@@ -40,6 +54,40 @@ class WorkerPool:
         """Return the certificate shown to devices that expires first, or `otherwise` while no port is open."""
         shown = [process.shown for process in self.processes if process.shown is not None]
         return min(shown, key=lambda certificate: certificate.not_after, default=otherwise)
+
+    async def adopt(self, files: Files, drain_timeout: float) -> None:
+        """Have all workers put a configuration in force, or none. Raise `ReloadRefused` in the latter case.
+
+        First each worker that serves devices loads the configuration. If all of them could, they are told to apply it. A
+        process that is starting is not waited for: like one that starts later, it gets the contents that the others have
+        loaded.
+        """
+        self._generation += 1
+        generation, contents = self._generation, files.to_wire()
+        asked = [process for process in self.processes if process.state == "ready"]
+        answers = await gatherResults([self._prepare(process, generation, contents) for process in asked])
+        for process, fault in zip(asked, answers, strict=True):
+            if fault is not None:
+                for each in asked:
+                    each.tell("cancel", generation=generation)
+                raise ReloadRefused(f"{process.name} (process {process.pid}): {fault}")
+        self._start = replace(self._start, generation=generation, files=files, drain_timeout=drain_timeout)
+        for process in [process for worker in self.workers for process in worker.every_process]:
+            if process not in asked and process.generation < generation:
+                process.tell("reload", generation=generation, files=contents)
+            process.tell("apply", generation=generation)
+
+    def _prepare(self, process: WorkerProcess, generation: int, contents: Mapping[str, str]) -> Deferred[str | None]:
+        answer: Deferred[str | None] = Deferred()
+        late = self._clock.callLater(PREPARE_TIMEOUT, answer.callback, f"no answer within {PREPARE_TIMEOUT:g} s")
+
+        def answered(fault: str | None) -> None:
+            if not answer.called:
+                late.cancel()
+                answer.callback(fault)
+
+        process.prepare(generation, contents).addCallback(answered)
+        return answer
 
     def ready(self, process: WorkerProcess) -> None:
         self._worked = True

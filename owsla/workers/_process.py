@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger, LogLevel
@@ -105,6 +105,8 @@ class WorkerStart:
 
     argv: Sequence[str]
     """Arguments of `twistd owsla` in this process."""
+    generation: int
+    """Number of the configuration: 0 at the start of the parent, and one more for each reload."""
     files: Files
     """Files of the settings. A worker uses these contents, which were checked, whatever is in the files meanwhile."""
     count: int
@@ -119,6 +121,16 @@ class WorkerStart:
     """Folder that file names in the settings are relative to. twistd may change its own."""
     drain_timeout: float
     """Seconds that the shutdown of a worker may take, until the worker reports its own limit."""
+
+
+class _Preparation:
+    """Request to load a configuration, which the process has not answered."""
+
+    __slots__ = ("answer", "generation")
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.answer: Deferred[str | None] = Deferred()
 
 
 class WorkerProcess(ProcessProtocol):
@@ -158,6 +170,7 @@ class WorkerProcess(ProcessProtocol):
         self.shown: ServedCertificate | None = None
         """Certificate that the worker shows to devices, once its port is open."""
         self.pid = 0
+        self._preparing: _Preparation | None = None
 
     def distinguish(self, by_pid: bool) -> None:
         """Log with the process id, while the worker has two processes (`by_pid`), or without it."""
@@ -231,6 +244,27 @@ class WorkerProcess(ProcessProtocol):
         """Send the process a message; the module `_channel` lists the types."""
         self._channel.send(type, **values)
 
+    @property
+    def generation(self) -> int:
+        """Number of the configuration that the process started with."""
+        return self._start.generation
+
+    def prepare(self, generation: int, contents: Mapping[str, str]) -> Deferred[str | None]:
+        """Have the process load a configuration. The Deferred fires with the reason if it cannot, and with `None` if it can or
+        if it ends meanwhile.
+        """
+        self._preparing = _Preparation(generation)
+        self._channel.send("reload", generation=generation, files=contents)
+        if not self._channel.open:
+            self._prepared(generation, None)
+        return self._preparing.answer if self._preparing is not None else succeed(None)
+
+    def _prepared(self, generation: int | None, fault: str | None) -> None:
+        preparing = self._preparing
+        if preparing is not None and generation in (None, preparing.generation):
+            self._preparing = None
+            preparing.answer.callback(fault)
+
     def ask(self, what: str) -> Deferred[Any]:
         """Query "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""
         answered = self._queries.add()
@@ -295,19 +329,27 @@ class WorkerProcess(ProcessProtocol):
             self._log.info("This is node {node}", node=self.node)
         elif kind == "ready":
             self._port_open(message)
+        elif kind == "prepared":
+            self._prepared(message["generation"], message["fault"])
+        elif kind == "applied":
+            self._note_settings(message)
         elif kind == "fatal":
             self.refused = message["text"]
 
     def _port_open(self, message: dict[str, Any]) -> None:
         self.served = True
-        self._drain_timeout = float(message.get("drain_timeout", self._drain_timeout))
-        if "certificate" in message:
-            self.shown = ServedCertificate(message["certificate"], message["not_after"])
+        self._note_settings(message)
         if self.state == "starting":
             self.state = "ready"
         self._observer.ready(self)
 
+    def _note_settings(self, message: Mapping[str, Any]) -> None:
+        self._drain_timeout = float(message.get("drain_timeout", self._drain_timeout))
+        if "certificate" in message:
+            self.shown = ServedCertificate(message["certificate"], message["not_after"])
+
     def _channel_lost(self) -> None:
+        self._prepared(None, None)
         self._queries.fail_all()
         self._check_ended()
 

@@ -18,7 +18,7 @@ the supervisor has scheduled does not start another one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -34,8 +34,8 @@ REPLACE_TIMEOUT: Final = 60.0
 class SupervisedWorker(Worker):
     """Worker of a parent, whichever process it has."""
 
-    def __init__(self, reactor: Any, number: int, start: WorkerStart, observer: ProcessObserver) -> None:
-        """`number` counts from 1."""
+    def __init__(self, reactor: Any, number: int, start: Callable[[], WorkerStart], observer: ProcessObserver) -> None:
+        """`number` counts from 1. `start` is asked for each process, since a reload changes what it returns."""
         super().__init__(reactor)
         self.number = number
         self.setName(f"worker-{number}")
@@ -68,7 +68,7 @@ class SupervisedWorker(Worker):
 
     def _spawn(self) -> WorkerProcess:
         assert self.name is not None
-        process = WorkerProcess(self._reactor, self.name, self.number, self._start, self)
+        process = WorkerProcess(self._reactor, self.name, self.number, self._start(), self)
         process.spawn()
         self._log.info("{name} is process {pid}", name=self.name, pid=process.pid)
         return process
@@ -81,15 +81,16 @@ class SupervisedWorker(Worker):
 
     def stopService(self) -> Deferred[Any]:
         super().stopService()
-        return DeferredList([process.stop() for process in self._processes()])
+        return DeferredList([process.stop() for process in self.every_process])
 
     def hurry(self) -> None:
         """Have all processes stop waiting for anything."""
-        for process in self._processes():
+        for process in self.every_process:
             process.hurry()
 
-    def _processes(self) -> list[WorkerProcess]:
-        """Return all processes of this worker."""
+    @property
+    def every_process(self) -> list[WorkerProcess]:
+        """All processes of this worker: during a replacement there are two."""
         return [one for one in (self._process, self._successor, self._predecessor) if one is not None]
 
     def tell(self, type: str, **values: Any) -> None:
@@ -161,7 +162,7 @@ class SupervisedWorker(Worker):
     def ended(self, process: WorkerProcess, graceful: bool) -> None:
         self._observer.ended(process, graceful)
         if process is self._process:
-            self._start.loads.absent(self.number)
+            self._start().loads.absent(self.number)
         if process is self._successor:
             self._not_opened(process, process.reason)
         elif process is self._process and self.running:

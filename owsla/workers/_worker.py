@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -40,6 +40,29 @@ class Stoppable(Protocol):
         """Limit a shutdown that begins later to this many seconds."""
 
 
+class Reloadable(Protocol):
+    """Reloads of the configuration of the node, as the channel sees them."""
+
+    def prepare(self, generation: int, contents: Mapping[str, str]) -> None: ...
+
+    def apply(self, generation: int) -> None: ...
+
+    def cancel(self, generation: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInterface:
+    """Parts of a node that the parent has access to."""
+
+    readings: Readings
+    service: Stoppable
+    reopen: Callable[[], None]
+    """Function that opens the files of event handlers again."""
+    gone: Callable[[str, bool], None]
+    """Called with the name of a node whose process has died, and whether its port had been open."""
+    reloads: Reloadable
+
+
 @dataclass(frozen=True, slots=True)
 class Inherited:
     """Resources that a worker has from its parent."""
@@ -62,23 +85,13 @@ class ParentLink:
         self._log = Logger(namespace="owsla")
         self.number = number
         self.channel = Channel(reactor, self._received, self._parent_gone)
-        self._readings: Readings | None = None
-        self._stoppable: Stoppable | None = None
-        self._reopen: Callable[[], None] = lambda: None
-        self._gone: Callable[[str, bool], None] = lambda node, served: None
+        self._node: NodeInterface | None = None
         self._ready = False
         self._stopping = False
 
-    def introduce(
-        self, readings: Readings, service: Stoppable, *, reopen: Callable[[], None], gone: Callable[[str, bool], None]
-    ) -> None:
-        """Connect the channel with the node. `gone` is called with the name of a node whose process has died, and whether its
-        port had been open.
-        """
-        self._readings = readings
-        self._stoppable = service
-        self._reopen = reopen
-        self._gone = gone
+    def introduce(self, node: NodeInterface) -> None:
+        """Connect the channel with the node."""
+        self._node = node
 
     # -- reports to the parent ---------------------------------------------------------------------------------------------
 
@@ -101,21 +114,29 @@ class ParentLink:
     # -- commands of the parent --------------------------------------------------------------------------------------------
 
     def _received(self, message: dict[str, Any]) -> None:
-        kind = message.get("type")
-        if kind == "ask":
-            value = answer(self._readings, message["what"]) if self._readings is not None else None
-            self.channel.send("answer", id=message["id"], value=value)
-        elif kind == "ping":
+        kind, node = message.get("type"), self._node
+        if kind == "ping":
             self.channel.send("pong")
         elif kind == "stop":
             self.stop("the parent stops this worker")
+        elif kind == "ask":
+            self.channel.send(
+                "answer", id=message["id"], value=None if node is None else answer(node.readings, message["what"])
+            )
+        elif node is None:
+            pass  # the node could not be made, and the process ends
         elif kind == "hurry":
-            if self._stoppable is not None:
-                self._stoppable.hurry()
+            node.service.hurry()
         elif kind == "reopen":
-            self._reopen()
+            node.reopen()
         elif kind == "gone":
-            self._gone(message["node"], message.get("served", True))
+            node.gone(message["node"], message.get("served", True))
+        elif kind == "reload":
+            node.reloads.prepare(message["generation"], message["files"])
+        elif kind == "apply":
+            node.reloads.apply(message["generation"])
+        elif kind == "cancel":
+            node.reloads.cancel(message["generation"])
 
     def stop(self, why: str) -> None:
         """Stop in order. A second call does nothing."""
@@ -128,9 +149,9 @@ class ParentLink:
                 pass  # the process stops already, because of a failure
 
     def _parent_gone(self) -> None:
-        if self._stopping or self._stoppable is None:
+        if self._stopping or self._node is None:
             return
-        self._stoppable.shorten(ORPHAN_TIMEOUT)
+        self._node.service.shorten(ORPHAN_TIMEOUT)
         self.stop("the parent is gone")
 
 

@@ -155,6 +155,7 @@ class ValueTests(_Files):
         self.assertEqual(
             dataclasses.asdict(_load()),
             {
+                "watch": 60.0,
                 "port": 8883,
                 "interface": "",
                 "workers": 1,

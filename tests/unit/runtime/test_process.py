@@ -42,14 +42,14 @@ class SignalTests(SynchronousTestCase):
         self.patch(signal, "signal", self.handlers.__setitem__)
         self.reactor = Reactor()
         self.hurried = 0
-        self.reopened: list[int] = []
+        self.reloaded: list[int] = []
         self.replaced: list[int] = []
         install_signal_handlers(
             self.reactor,
             hurry=self.hurry,
-            reopen=lambda: self.reopened.append(1),
+            reload=lambda: self.reloaded.append(1),
             replace=lambda: self.replaced.append(1),
-            within=30.0,
+            within=lambda: 30.0,
         )
 
     def hurry(self) -> None:
@@ -66,11 +66,11 @@ class SignalTests(SynchronousTestCase):
         self.assertEqual(set(self.handlers), {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
 
     def test_hangup(self) -> None:
-        """SIGHUP reopens files, and stops nothing."""
+        """SIGHUP reloads the configuration and the files of events, and stops nothing."""
         for call in self.reactor.starting:
             call()
         self.get(signal.SIGHUP)
-        self.assertEqual((self.reopened, self.reactor.stopped), ([1], 0))
+        self.assertEqual((self.reloaded, self.reactor.stopped), ([1], 0))
 
     def test_replace(self) -> None:
         """SIGUSR2 replaces workers, and stops nothing."""

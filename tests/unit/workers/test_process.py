@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -18,13 +18,14 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.errors import ReloadRefused
 from owsla.runtime.files import Files
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.supervision._decisions import RestartBackoff
 from owsla.tls.expiry import ServedCertificate
 from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import ParentService
-from owsla.workers._pool import WorkerPool
+from owsla.workers._pool import PREPARE_TIMEOUT, WorkerPool
 from owsla.workers._process import (
     HURRIED,
     KILL_AFTER,
@@ -48,28 +49,30 @@ class FakeReactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.children: list[Child] = []
-        self._factory: Any = None
+        self._transport = StringTransport()
 
     def adoptStreamConnection(self, fd: int, family: int, factory: Any) -> None:
-        self._factory = factory
+        self._transport = StringTransport()
+        factory.buildProtocol(None).makeConnection(self._transport)
 
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], **options: Any) -> Any:
-        self.children.append(Child(len(self.children) + 1000, protocol, self._factory, args, options))
+        self.children.append(Child(len(self.children) + 1000, protocol, self._transport, args, options))
         return self.children[-1]
 
 
 class Child:
     """Fake process."""
 
-    def __init__(self, pid: int, protocol: WorkerProcess, factory: Any, args: list[str], options: dict[str, Any]) -> None:
+    def __init__(
+        self, pid: int, protocol: WorkerProcess, transport: StringTransport, args: list[str], options: dict[str, Any]
+    ) -> None:
         self.pid = pid
         self.protocol = protocol
         self.args = args
         self.options = options
         self.channel = protocol._channel
-        self.transport = StringTransport()
+        self.transport = transport
         self.transport.abortConnection = lambda: None  # type: ignore[method-assign]
-        self.channel.makeConnection(self.transport)
         self.signals: list[str] = []
         self.reaped = False
 
@@ -79,7 +82,11 @@ class Child:
         self.signals.append(name)
 
     def told(self) -> list[dict[str, Any]]:
-        """Return the orders so far: none before the process was created."""
+        """Return the orders so far, without the first one: `start`."""
+        return [message for message in self.all_told() if message["type"] != "start"]
+
+    def all_told(self) -> list[dict[str, Any]]:
+        """Return all messages so far."""
         return [json.loads(line) for line in self.transport.value().splitlines()]
 
     def says(self, type: str, **values: Any) -> None:
@@ -138,6 +145,7 @@ class ProcessTestCase(SynchronousTestCase):
         self.addCleanup(os.close, self.loads.descriptor)
         self.start = WorkerStart(
             argv=["--workers", "2"],
+            generation=0,
             files=Files(contents={Path("server.pem"): b"certificate"}),
             count=2,
             broker_port=5672,
@@ -152,7 +160,7 @@ class ProcessTestCase(SynchronousTestCase):
         self.worker.supervise(self.reports.append)
 
     def make(self, number: int) -> SupervisedWorker:
-        return SupervisedWorker(self.reactor, number, self.start, self.told)
+        return SupervisedWorker(self.reactor, number, lambda: self.start, self.told)
 
     @property
     def child(self) -> Child:
@@ -614,6 +622,86 @@ class WorkerPoolTests(ProcessTestCase):
         self.first.ends(0)
         self.assertEqual(self.gone(self.second), [])
 
+    def reload(self) -> Deferred[None]:
+        return ensureDeferred(self.pool.adopt(Files(contents={Path("server.pem"): b"renewed"}), 7.0))
+
+    def reload_messages(self, child: Child) -> list[str]:
+        return [message["type"] for message in child.told() if message["type"] in ("reload", "apply", "cancel")]
+
+    def contents(self, child: Child, type: str) -> dict[str, str]:
+        return next(message["files"] for message in child.all_told() if message["type"] == type)
+
+    def test_a_configuration_for_all(self) -> None:
+        """A configuration is applied once all workers have loaded it; a process that starts later begins with it."""
+        self.first.says("ready")
+        self.second.says("ready")
+        adopted = self.reload()
+        self.first.says("prepared", generation=1, fault=None)
+        self.assertNoResult(adopted)
+        self.assertEqual(self.reload_messages(self.first), ["reload"])
+        self.second.says("prepared", generation=1, fault=None)
+        self.successResultOf(adopted)
+        for child in (self.first, self.second):
+            self.assertEqual(self.reload_messages(child), ["reload", "apply"])
+            self.assertEqual(self.contents(child, "reload"), {"server.pem": "cmVuZXdlZA=="})
+        self.first.ends(1)
+        self.workers[0].startService()
+        self.assertEqual(self.contents(self.child, "start"), {"server.pem": "cmVuZXdlZA=="})
+
+    def test_a_configuration_for_none(self) -> None:
+        """If one worker cannot load a configuration, no worker applies it, and a process that starts later does not have it."""
+        self.first.says("ready")
+        self.second.says("ready")
+        adopted = self.reload()
+        self.first.says("prepared", generation=1, fault=None)
+        self.second.says("prepared", generation=1, fault="--cert: gone")
+        self.assertIn("worker-2 (process", str(self.failureResultOf(adopted, ReloadRefused).value))
+        for child in (self.first, self.second):
+            self.assertEqual(self.reload_messages(child), ["reload", "cancel"])
+        self.first.ends(1)
+        self.workers[0].startService()
+        self.assertEqual(self.contents(self.child, "start"), {"server.pem": "Y2VydGlmaWNhdGU="})
+
+    def test_a_worker_does_not_answer(self) -> None:
+        """A worker that hangs holds a configuration up for a limited time, and its late answer does no harm."""
+        self.first.says("ready")
+        self.second.says("ready")
+        adopted = self.reload()
+        self.first.says("prepared", generation=1, fault=None)
+        self.reactor.advance(PREPARE_TIMEOUT)
+        self.assertIn("worker-2", str(self.failureResultOf(adopted, ReloadRefused).value))
+        self.second.says("prepared", generation=1, fault=None)
+        again = self.reload()
+        self.first.says("prepared", generation=2, fault=None)
+        self.assertNoResult(again)
+        self.second.says("prepared", generation=1, fault=None)  # not the answer to this request
+        self.assertNoResult(again)
+        self.second.says("prepared", generation=2, fault=None)
+        self.successResultOf(again)
+
+    def test_a_worker_ends_meanwhile(self) -> None:
+        """A worker that ends before it answers does not hold up the others: its successor starts with the configuration."""
+        self.first.says("ready")
+        self.second.says("ready")
+        adopted = self.reload()
+        self.second.ends(status=None, signal_number=9)
+        self.first.says("prepared", generation=1, fault=None)
+        self.successResultOf(adopted)
+
+    def test_a_worker_that_starts_meanwhile(self) -> None:
+        """A worker that was starting during a reload, with the previous contents, gets the new ones at once."""
+        self.first.says("ready")
+        adopted = self.reload()
+        self.first.says("prepared", generation=1, fault=None)
+        self.successResultOf(adopted)
+        self.assertEqual(self.reload_messages(self.second), ["reload", "apply"])
+
+    def test_settings_of_a_reload(self) -> None:
+        """Certificate and limit of a shutdown are those that a worker reports after it has applied a configuration."""
+        self.first.says("ready", drain_timeout=DRAIN, certificate="server.pem", not_after=1.0)
+        self.first.says("applied", drain_timeout=DRAIN + 5, certificate="renewed.pem", not_after=2.0)
+        self.assertEqual(self.pool.shown(ServedCertificate("-", 9.0)), ServedCertificate("renewed.pem", 2.0))
+
     def test_refusals(self) -> None:
         """An error in the settings is reported once, and ends the parent only while no worker has worked: later the file has
         changed.
@@ -669,7 +757,8 @@ class ParentTests(ProcessTestCase):
             backoff=RestartBackoff(jitter=lambda: 1.0),
         )
         self.parent = ParentService(
-            port=self.port, pool=pool, fail=lambda why, status: self.failures.append((why, status))
+            port=self.port, pool=pool, reload=lambda: succeed(True), fail=lambda why, status: self.failures.append((why,
+            status))
         )
         self.parent.supervise(root)
         self.parent.startService()

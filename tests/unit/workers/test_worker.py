@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from typing import Any, cast
 
 from twisted.internet.error import ReactorNotRunning
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
 from owsla.tls.expiry import ServedCertificate
 from owsla.workers._channel import WAITING
-from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, ParentLink
+from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, NodeInterface, ParentLink
 
 
 class FakeReactor(Clock):
@@ -41,6 +42,20 @@ class FakeGateway:
         self.calls.append(("shorten", drain_timeout))
 
 
+class FakeReloads:
+    def __init__(self, done: list[Any]) -> None:
+        self.done = done
+
+    def prepare(self, generation: int, contents: Mapping[str, str]) -> None:
+        self.done.append(("prepare", generation, contents))
+
+    def apply(self, generation: int) -> None:
+        self.done.append(("apply", generation))
+
+    def cancel(self, generation: int) -> None:
+        self.done.append(("cancel", generation))
+
+
 class LinkTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FakeReactor()
@@ -50,7 +65,13 @@ class LinkTestCase(SynchronousTestCase):
         self.gateway = FakeGateway()
         self.done: list[Any] = []
         self.link.introduce(
-            cast(Any, None), self.gateway, reopen=lambda: self.done.append("reopen"), gone=lambda *who: self.done.append(who)
+            NodeInterface(
+                readings=cast(Any, None),
+                service=self.gateway,
+                reopen=lambda: self.done.append("reopen"),
+                gone=lambda *who: self.done.append(who),
+                reloads=FakeReloads(self.done),
+            )
         )
 
     def told(self) -> list[dict[str, Any]]:
@@ -66,10 +87,23 @@ class ParentLinkTests(LinkTestCase):
         self.says("reopen")
         self.says("gone", node="0123abcd")
         self.says("gone", node="4567abcd", served=False)
+        self.says("reload", generation=1, files={"a": "Yg=="})
+        self.says("apply", generation=1)
+        self.says("cancel", generation=2)
         self.says("hurry")
         self.says("dance")
         self.says("ping")
-        self.assertEqual(self.done, ["reopen", ("0123abcd", True), ("4567abcd", False)])
+        self.assertEqual(
+            self.done,
+            [
+                "reopen",
+                ("0123abcd", True),
+                ("4567abcd", False),
+                ("prepare", 1, {"a": "Yg=="}),
+                ("apply", 1),
+                ("cancel", 2),
+            ],
+        )
         self.assertEqual(self.gateway.calls, ["hurry"])
         self.assertEqual(self.told(), [{"type": "pong"}])
 

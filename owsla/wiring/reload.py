@@ -1,0 +1,232 @@
+"""Reloads of the configuration of a process while it runs.
+
+Theory of operation
+-------------------
+
+    WAITING ──request, or a file has changed──▶ LOADING ──loaded──▶ ADOPTING ──adopted──▶ WAITING
+                                                  └──fault──▶ WAITING   └──refused──▶ WAITING
+
+A reload loads the whole configuration from all its sources, in a thread, because a file server that does not answer must not
+stop the reactor. Whatever can fail is done there. Then the new configuration is adopted as a whole: a node assigns it to its
+parts, which cannot fail; a parent has all of its workers load it first, and any of them may refuse. After a fault or a refusal
+the present configuration stays in force.
+
+A reload begins
+
+- for a request: a signal;
+- when the watch finds that a file has changed. It reads all files again every `--watch` seconds. Whoever changes a file may be
+  about to change another one, such as the key of a certificate, so the watch waits until nothing has changed for `SETTLE`
+  seconds;
+- after a failed reload, when a file has changed again, which is checked every `SETTLE` seconds, and every `RETRY` seconds in
+  any case: the cause of the failure may be something else than a file.
+
+A request during a reload starts another one after it, because the files may have changed after they were read. The same fault
+is reported once, unless somebody requests the reload again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..errors import ConfigError, ReloadRefused
+from ..events import ConfigurationReloaded, Event, ReloadFailed
+from ..interfaces import Clock, DelayedCall
+from ..runtime.files import Files
+from ..supervision import Worker
+from .configuration import Configuration, CurrentConfiguration
+
+SETTLE: Final = 1.0
+"""Seconds without a change after which the watch takes the files for complete. ACME clients write certificate and key within
+milliseconds of each other."""
+
+RETRY: Final = 60.0
+"""Seconds after a failed reload until the next one, if no file changes before."""
+
+SLOW: Final = 10.0
+"""Seconds after which a reload that still reads files is reported as failed. It goes on."""
+
+T = TypeVar("T")
+
+
+class RunInThread(Protocol):
+    """A function that makes a call in a thread."""
+
+    def __call__(self, name: str, call: Callable[[], T], /) -> Deferred[T]: ...
+
+
+class Changes(Protocol):
+    """Names of the options that a new configuration changes."""
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """Names of the options whose change a reload applies."""
+
+    @property
+    def restart(self) -> tuple[str, ...]:
+        """Names of the options whose change takes a restart."""
+
+
+class Reloads(Worker):
+    """Service that reloads the configuration of a process."""
+
+    _log = Logger(namespace="owsla")
+
+    def __init__(
+        self,
+        clock: Clock,
+        run: RunInThread,
+        current: CurrentConfiguration,
+        *,
+        load: Callable[[Files], Configuration],
+        adopt: Callable[[Configuration, Configuration], Deferred[Changes]],
+        emit: Callable[[Event], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`load` loads another configuration than the `current` one from files, in a thread. `adopt` makes the second of two
+        configurations the current one; its Deferred fails with `ReloadRefused` if that is not possible. `now` is in seconds
+        since the epoch.
+        """
+        super().__init__(clock)
+        self.setName("reload")
+        self._clock = clock
+        self._run = run
+        self._load = load
+        self._adopt = adopt
+        self._emit = emit
+        self._now = now
+        self._current = current
+        self._seen = current.files
+        self._poll_call: DelayedCall | None = None
+        self._running = self._polling = False
+        self._waiters: list[Deferred[bool]] = []
+        self._fault = ""
+        self._retry_at = 0.0
+        self.success_time = now()
+        """Time of the last successful reload, or of the start, in seconds since the epoch."""
+
+    @property
+    def successful(self) -> bool:
+        """True unless the last reload failed."""
+        return not self._fault
+
+    def startService(self) -> None:
+        super().startService()
+        self._running = self._polling = False
+        self._schedule()
+
+    def stopService(self) -> Any:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(False)
+        return super().stopService()
+
+    def request(self) -> Deferred[bool]:
+        """Reload now, or once more after the present reload. The Deferred fires with the success, and never fails."""
+        waiter: Deferred[bool] = Deferred()
+        if not self.running:
+            waiter.callback(False)
+            return waiter
+        self._waiters.append(waiter)
+        if not self._running:
+            self.watch(self._reload_for_requests())
+        return waiter
+
+    async def _reload_for_requests(self) -> None:
+        while self._waiters and self.running:
+            waiters, self._waiters = self._waiters, []
+            success = await self._reload(requested=True)
+            for waiter in waiters:
+                waiter.callback(success)
+
+    # -- watching ----------------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Schedule the next look at the files."""
+        if self._poll_call is not None and self._poll_call.active():
+            self._poll_call.cancel()
+        interval = SETTLE if self._fault else self._current.settings.watch
+        if interval and self.running:
+            self._poll_call = self.later(interval, self._poll)
+
+    async def _poll(self) -> None:
+        if self._polling:
+            return  # a file server does not answer; when it does, the next look is scheduled
+        self._polling = True
+        try:
+            seen = self._seen
+            changed = await self._settled(seen)
+            retry = bool(self._fault) and self._clock.seconds() >= self._retry_at
+            # A reload meanwhile has seen the change.
+            due = (changed or retry) and seen is self._seen and not self._running
+        finally:
+            self._polling = False
+        if due:
+            await self._reload(requested=False)
+            await self._reload_for_requests()
+        elif not self._running:
+            self._schedule()
+
+    async def _settled(self, seen: Files) -> bool:
+        """Return whether files have changed. If so, wait first until they do not change any longer."""
+        files = await self._run("watch", seen.read_all_again)
+        changed = not files.same_as(seen)
+        settled = not changed
+        while not settled:
+            await self._wait(SETTLE)
+            again = await self._run("watch", files.read_all_again)
+            settled, files = again.same_as(files), again
+        return changed
+
+    async def _wait(self, seconds: float) -> None:
+        waiting: Deferred[None] = Deferred()
+        self.later(seconds, waiting.callback, None)
+        await waiting
+
+    # -- a reload ----------------------------------------------------------------------------------------------------------
+
+    async def _reload(self, *, requested: bool) -> bool:
+        self._running = True
+        files = self._current.files.again()
+        slow = self.later(SLOW, self._report_slow, files)
+        changes: Changes | None = None
+        fault = ""
+        try:
+            new = await self._run("reload", lambda: self._load(files))
+            slow.cancel()
+            if requested or self._fault or not new.files.same_as(self._current.files):
+                changes = await self._adopt(self._current.configuration, new)
+        except CancelledError:
+            raise  # the service stops
+        except (ConfigError, ReloadRefused) as error:
+            fault = str(error)
+        except Exception:
+            fault = "an internal error, which the log describes"
+            self._log.failure("A reload of the configuration failed", Failure())
+        finally:
+            self._running = False
+            if slow.active():
+                slow.cancel()
+        self._seen = files
+        if fault:
+            self._failed(fault, requested)
+        elif changes is not None:
+            self._fault = ""
+            self.success_time = self._now()
+            self._emit(ConfigurationReloaded(changes.applied, changes.restart))
+        self._schedule()
+        return not fault
+
+    def _failed(self, fault: str, requested: bool) -> None:
+        self._retry_at = self._clock.seconds() + RETRY
+        if requested or fault != self._fault:
+            self._fault = fault
+            self._emit(ReloadFailed(fault))
+
+    def _report_slow(self, files: Files) -> None:
+        what = "the workers do not answer" if files.reading is None else f"{files.reading}: reading takes more than {SLOW:g} s"
+        self._failed(what, requested=False)

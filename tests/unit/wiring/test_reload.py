@@ -1,0 +1,271 @@
+"""Reloads of the configuration: when they begin, and what remains after a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.errors import ConfigError, ReloadRefused
+from owsla.events import ConfigurationReloaded, Event, ReloadFailed
+from owsla.runtime.files import Files
+from owsla.wiring.applying import AppliedChanges
+from owsla.wiring.configuration import Configuration, CurrentConfiguration
+from owsla.wiring.reload import RETRY, SETTLE, SLOW, Reloads
+
+WATCH = 60.0
+
+
+@dataclass(frozen=True)
+class FakeSettings:
+    watch: float = WATCH
+
+
+@dataclass(frozen=True)
+class FakeConfiguration:
+    settings: FakeSettings
+    files: Files
+
+
+class ReloadsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.write("one")
+        self.clock = Clock()
+        self.events: list[Event] = []
+        self.adopted: list[bytes] = []
+        self.refuse: Exception | None = None
+        self.blocked: list[tuple[Callable[[], Any], Deferred[Any]]] | None = None
+        self.current = CurrentConfiguration(self.load(Files(self.folder)))
+        self.reloads = self.make()
+        self.reloads.startService()
+        self.addCleanup(self.reloads.stopService)
+
+    def make(self) -> Reloads:
+        return Reloads(
+            self.clock,
+            self.run_call,
+            self.current,
+            load=self.load,
+            adopt=self.adopt,
+            emit=self.events.append,
+            now=lambda: 1000.0 + self.clock.seconds(),
+        )
+
+    def write(self, text: str) -> None:
+        (self.folder / "file").write_text(text)
+
+    def load(self, files: Files) -> Configuration:
+        """Load a configuration of one file, which is faulty if it begins with `bad`."""
+        content = files.read(Path("file"))
+        if content.startswith(b"bad"):
+            raise ConfigError(f"file: {content.decode()}")
+        if content == b"defect":
+            raise KeyError("defect")
+        return cast(Configuration, FakeConfiguration(FakeSettings(0.0 if content == b"no watch" else WATCH), files))
+
+    def adopt(self, old: Configuration, new: Configuration) -> Deferred[Any]:
+        if self.refuse is not None:
+            return fail(self.refuse)
+        self.adopted.append(new.files.read(Path("file")))
+        self.current.replace(new)
+        return succeed(AppliedChanges(("file",)))
+
+    def run_call(self, name: str, call: Callable[[], Any]) -> Deferred[Any]:
+        """Make a call at once, or leave it for `unblock`."""
+        if self.blocked is None:
+            try:
+                return succeed(call())
+            except Exception:
+                return fail(Failure())
+        deferred: Deferred[Any] = Deferred()
+        self.blocked.append((call, deferred))
+        return deferred
+
+    def unblock(self) -> None:
+        assert self.blocked
+        call, deferred = self.blocked.pop(0)
+        try:
+            deferred.callback(call())
+        except Exception:
+            deferred.errback(Failure())
+
+    def said(self) -> list[str]:
+        said = [str(event) for event in self.events]
+        self.events.clear()
+        return said
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def test_request(self) -> None:
+        """A request loads the files and adopts what was loaded."""
+        self.clock.advance(5.0)
+        self.write("two")
+        self.assertIs(self.successResultOf(self.reloads.request()), True)
+        self.assertEqual(self.adopted, [b"two"])
+        self.assertEqual(self.said(), ["Configuration reloaded: file"])
+        self.assertEqual((self.reloads.successful, self.reloads.success_time), (True, 1005.0))
+
+    def test_nothing_has_changed(self) -> None:
+        """A request is answered with an event though nothing has changed, since somebody waits for it."""
+        self.successResultOf(self.reloads.request())
+        self.assertEqual([type(event) for event in self.events], [ConfigurationReloaded])
+
+    def test_fault(self) -> None:
+        """A fault changes nothing, and is one event with its reason. Each request reports it."""
+        self.write("bad content")
+        self.assertIs(self.successResultOf(self.reloads.request()), False)
+        self.assertEqual(self.adopted, [])
+        self.assertEqual(self.said(), ["Reload failed, and nothing was changed: file: bad content"])
+        self.assertEqual((self.reloads.successful, self.reloads.success_time), (False, 1000.0))
+        self.successResultOf(self.reloads.request())
+        self.assertEqual(len(self.said()), 1)
+
+    def test_refused(self) -> None:
+        """A configuration that cannot be adopted changes nothing either."""
+        self.refuse = ReloadRefused("worker-1: cannot")
+        self.write("two")
+        self.assertIs(self.successResultOf(self.reloads.request()), False)
+        self.assertEqual(self.said(), ["Reload failed, and nothing was changed: worker-1: cannot"])
+        self.assertEqual(self.current.files.read(Path("file")), b"one")
+
+    def test_defect(self) -> None:
+        """A defect of the program is logged, and ends neither the service nor later reloads."""
+        self.write("defect")
+        self.assertIs(self.successResultOf(self.reloads.request()), False)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.write("two")
+        self.assertIs(self.successResultOf(self.reloads.request()), True)
+
+    def test_request_during_a_reload(self) -> None:
+        """Requests during a reload start one more after it: the files may have changed since they were read."""
+        self.blocked = []
+        first = self.reloads.request()
+        second, third = self.reloads.request(), self.reloads.request()
+        self.assertEqual(len(self.blocked), 1)
+        self.write("two")
+        self.unblock()
+        self.successResultOf(first)
+        self.assertNoResult(second)
+        self.write("three")
+        self.unblock()
+        self.assertIs(self.successResultOf(second), True)
+        self.assertIs(self.successResultOf(third), True)
+        self.assertEqual((self.adopted[-1], self.blocked), (b"three", []))
+
+    def test_stopped(self) -> None:
+        """A stop answers the requests that wait, and a request after it."""
+        self.blocked = []
+        self.reloads.request()
+        waiting = self.reloads.request()
+        self.reloads.stopService()
+        self.assertIs(self.successResultOf(waiting), False)
+        self.assertIs(self.successResultOf(self.reloads.request()), False)
+        self.unblock()
+        self.assertEqual((self.adopted, self.events), ([], []))
+
+    # -- the watch -----------------------------------------------------------------------------------------------------
+
+    def test_a_file_changes(self) -> None:
+        """A changed file is loaded without a request, once nothing has changed for a while: another may be about to change."""
+        self.clock.advance(WATCH)
+        self.assertEqual(self.events, [])
+        self.write("bad half")
+        self.clock.advance(WATCH)
+        self.write("two")
+        self.clock.advance(SETTLE)
+        self.assertEqual(self.events, [])
+        self.clock.advance(SETTLE)
+        self.assertEqual(self.said(), ["Configuration reloaded: file"])
+        self.assertEqual(self.adopted, [b"two"])
+
+    def test_no_watch(self) -> None:
+        """With an interval of 0 only requests reload."""
+        self.write("no watch")
+        self.reloads.request()
+        self.said()
+        self.write("two")
+        self.clock.pump([10.0] * 60)
+        self.assertEqual((self.events, self.clock.getDelayedCalls()), ([], []))
+
+    def test_the_same_fault_is_said_once(self) -> None:
+        """A fault that stays is one event, and is gone as soon as a file has changed, also without a watch."""
+        for content in ("bad", "no watch"):
+            self.write(content)
+            self.reloads.request()
+        self.said()
+        self.write("bad")
+        self.reloads.request()
+        self.assertEqual(len(self.said()), 1)
+        self.clock.pump([SETTLE] * int(3 * RETRY))
+        self.assertEqual(self.events, [])
+        self.write("bad again")
+        self.clock.pump([SETTLE] * 2)
+        self.assertEqual(self.said(), ["Reload failed, and nothing was changed: file: bad again"])
+        self.write("two")
+        self.clock.pump([SETTLE] * 2)
+        self.assertEqual(self.said(), ["Configuration reloaded: file"])
+        self.assertIs(self.reloads.successful, True)
+
+    def test_undone(self) -> None:
+        """A fault is over when the file has its previous content again."""
+        self.write("bad")
+        self.reloads.request()
+        self.write("one")
+        self.clock.pump([SETTLE] * 2)
+        self.assertIs(self.reloads.successful, True)
+        self.assertEqual([type(event) for event in self.events], [ReloadFailed, ConfigurationReloaded])
+
+    def test_tried_again_without_a_change(self) -> None:
+        """A refusal, whose cause may be no file, is tried again after a while."""
+        self.refuse = ReloadRefused("worker-1: cannot")
+        self.write("two")
+        self.reloads.request()
+        self.refuse = None
+        self.clock.pump([SETTLE] * int(RETRY - 1))
+        self.assertEqual(self.adopted, [])
+        self.clock.pump([SETTLE] * 2)
+        self.assertEqual(self.adopted, [b"two"])
+
+    def test_a_missing_file(self) -> None:
+        """A file that is gone and comes back is noticed both times."""
+        (self.folder / "file").unlink()
+        self.clock.pump([WATCH, SETTLE])
+        self.assertEqual(self.said(), ["Reload failed, and nothing was changed: file: no such file or directory"])
+        self.write("two")
+        self.clock.pump([SETTLE] * 2)
+        self.assertEqual(self.adopted, [b"two"])
+
+    def test_a_file_that_cannot_be_read_in_time(self) -> None:
+        """A file server that does not answer is reported with the file, holds nobody up, and does no harm when it answers."""
+        self.blocked = []
+        request = self.reloads.request()
+        self.clock.advance(SLOW)
+        self.assertEqual(len(self.said()), 1)
+        self.assertIs(self.reloads.successful, False)
+        self.unblock()
+        self.assertIs(self.successResultOf(request), True)
+        self.assertIs(self.reloads.successful, True)
+
+    def test_a_look_that_takes_long(self) -> None:
+        """While a look at the files waits for a file server, there is no second one, and a request is served."""
+        self.blocked = []
+        self.clock.pump([WATCH] * 5)
+        self.assertEqual(len(self.blocked), 1)
+        self.write("two")
+        request = self.reloads.request()
+        self.assertEqual(len(self.blocked), 2)
+        look = self.blocked.pop(0)
+        self.unblock()
+        self.assertIs(self.successResultOf(request), True)
+        look[1].callback(look[0]())
+        self.assertEqual(self.adopted, [b"two"])
