@@ -113,7 +113,7 @@ def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:
         value = getattr(new.settings, option.field, None)
         paths = value if isinstance(value, tuple) else (value,)
         if option.name == "certs-dir":
-            paths = [path for path in new.files.paths if path.parent == value]
+            paths = tuple(path for path in new.files.paths if path.parent == value)
         if any(isinstance(path, Path) and new.files.differs(old.files, path) for path in paths):
             names.append(option.name)
     return tuple(names)
