@@ -152,6 +152,10 @@ class Router:
         self._deliveries = deliveries
         self.forget = deliveries.forget
 
+    def configure(self, max_line: int) -> None:
+        """Change the limit of bodies, in bytes. It applies to messages that arrive from now on."""
+        self._max_line = max_line
+
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
     ) -> None:

@@ -99,13 +99,26 @@ class LinePublisher(BaseHandler):
         self._latency = ConfirmLatency(observe)
         self._outstanding: Counter[LineSource] | None = None
         self._blocked = False
-        self.share = min(window.max_messages, max(SMALLEST_SHARE, window.max_messages // SHARES))
-        self.line_size = max(1, window.max_bytes // window.max_messages)
+        self.share, self.line_size = _share(window)
         self.accepting = False
         self.confirmed_lines = 0
         """Lines confirmed by the broker."""
         self.given_up_lines = 0
         """Published lines that were given up, because they exceed the size limit of the broker."""
+
+    def configure(self, max_messages: int, max_bytes: int, *, acknowledge: bool) -> None:
+        """Change the limits of the window, and whether connections want to know what is safe.
+
+        Lines beyond the limits stay in the window. Shares that were granted stay as large as they are.
+        """
+        # Connections that were acknowledged are told for as long as they live.
+        self._acknowledge = self._acknowledge or acknowledge
+        self._window.configure(max_messages, max_bytes)
+        self.share, self.line_size = _share(self._window)
+        if not self.accepting:
+            self._reopen()
+        elif self._window.full:
+            self.accepting = False
 
     # -- towards devices -------------------------------------------------------------------------------------------------
 
@@ -381,3 +394,9 @@ class LinePublisher(BaseHandler):
             return
         client.write(b"".join(self._window.retry()))
         self._refused.published_again()
+
+
+def _share(window: Window) -> tuple[int, int]:
+    """Return the share of a connection, in lines, and the bytes that count as a line."""
+    share = min(window.max_messages, max(SMALLEST_SHARE, window.max_messages // SHARES))
+    return share, max(1, window.max_bytes // window.max_messages)

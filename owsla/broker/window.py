@@ -77,6 +77,12 @@ class Window:
         self._max_entries = 2 * max_messages
         self._refused: list[Entry] = []
 
+    def configure(self, max_messages: int, max_bytes: int) -> None:
+        """Change the limits. Lines beyond them stay, and the window is full until enough of them are confirmed."""
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self._max_entries = 2 * max_messages
+
     @property
     def full(self) -> bool:
         """True if a limit is reached."""

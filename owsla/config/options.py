@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from owsla.config import readers
 from owsla.config.readers import LARGEST_COUNT, UNDELIVERABLE_SUFFIX
+
+Reload: TypeAlias = Literal["yes", "new connections", "rolling restart", "restart"]
+"""What follows another value of an option when the settings are read again: everything at once (`yes`), connections that are
+accepted later (`new connections`), new worker processes (`rolling restart`), or a new process only (`restart`). Without workers
+a rolling restart is a restart.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +21,7 @@ class Option:
     """An option: name and default as a user writes them, reader, and help text.
 
     If `default` is `None`, no text is read, and the help shows `shown`. Messages do not quote the value of a `secret` option.
+    `needs` names an option that takes a restart and without whose change a change of this one makes no sense.
     """
 
     group: str
@@ -27,6 +34,13 @@ class Option:
     repeatable: bool = False
     secret: bool = False
     setting: str = ""
+    reload: Reload = "restart"
+    needs: str = ""
+
+    @property
+    def restart(self) -> bool:
+        """True if a running process does not follow another value."""
+        return self.reload in ("rolling restart", "restart")
 
     @property
     def field(self) -> str:
@@ -60,6 +74,7 @@ OPTIONS: tuple[Option, ...] = (
         "General", "watch", "TIME", "1m", readers.either("off", 0.0, readers.duration(zero=True)),
         "Interval at which the files of the settings, such as certificates, are checked for changes, which are then applied; 0 "
         "or off: only on SIGHUP.",
+        reload="yes",
     ),
     Option(
         _LISTEN, "port", "PORT", "8883", readers.number(0, 65535, "port number"), "TCP port for devices; 0 is any free port.",
@@ -77,54 +92,66 @@ OPTIONS: tuple[Option, ...] = (
         _TLS, "cert", "FILE", None, readers.path,
         "PEM file with the server certificate, followed by intermediate certificates. Needs --key.",
         shown="a development certificate in --certs-dir",
+        reload="new connections",
     ),
     Option(
         _TLS, "key", "FILE", None, readers.path, "PEM file with the private key, not encrypted. Needs --cert.",
         shown="a development key in --certs-dir",
+        reload="new connections",
     ),
     Option(
         _TLS, "certs-dir", "FOLDER", "certs", readers.path,
         "Folder in which the development authority and certificate are created, once, without --cert.",
+        reload="new connections",
     ),
     Option(
         _TLS, "client-ca", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with the authorities that sign device certificates; devices are then asked for a certificate.",
+        reload="new connections",
     ),
     Option(
         _TLS, "client-cert", "WORD", "require", readers.choice("require", "optional"),
         "With --client-ca: require refuses devices without a certificate, optional accepts them without an identity.",
+        reload="new connections",
     ),
     Option(
         _TLS, "device-id", "WORD", "cn", readers.choice("cn", "san-dns", "san-uri", "fingerprint"),
         "Part of the certificate that identifies the device: cn, san-dns, san-uri (the first entry) or fingerprint "
         "(SHA-256, hexadecimal).",
+        reload="new connections",
     ),
     Option(
         _BROKER, "broker", "URL", "embedded", readers.broker,
         "amqp://user:password@host:port/vhost or amqps://...; user, password and vhost are percent-encoded. Repeat the option "
         "for several hosts of a cluster. embedded starts a broker in memory, to try Owsla out.",
         repeatable=True, secret=True, setting="brokers",
+        reload="new connections",
     ),
     Option(
         _BROKER, "broker-password-file", "FILE", None, readers.path,
         "File whose only line is the password for the broker, read at each login; it replaces the password in every --broker.",
+        reload="yes", needs="broker",
     ),
     Option(
         _BROKER, "broker-ca", "FILE", "system", readers.either("system", None, readers.path),
         "PEM file with the authorities to trust for amqps://; system is the trust store of the operating system.",
+        reload="new connections", needs="broker",
     ),
     Option(
         _BROKER, "broker-cert", "FILE", None, readers.path,
         "PEM file with Owsla's certificate for amqps://, followed by intermediate certificates. Needs --broker-key. Where "
         "--broker has no user, Owsla logs in with it (SASL EXTERNAL).",
+        reload="new connections", needs="broker",
     ),
     Option(
         _BROKER, "broker-key", "FILE", None, readers.path,
         "PEM file with the private key of --broker-cert, not encrypted.",
+        reload="new connections", needs="broker",
     ),
     Option(
         _BROKER, "heartbeat", "TIME", "30s", readers.heartbeat,
         "AMQP heartbeat, 1s to 1h. A broker that has stopped answering is noticed within one and a half times this interval.",
+        reload="rolling restart",
     ),
     Option(
         _BROKER, "embedded-port", "PORT", "5672", readers.number(0, 65535, "port number"),
@@ -134,159 +161,202 @@ OPTIONS: tuple[Option, ...] = (
         _BROKER, "embedded-memory", "SIZE", "512MiB", readers.size(readers.MIB, 1024 * readers.GIB),
         "Size of the messages in the embedded broker at which it blocks publishers.",
     ),
-    Option(_MESSAGES, "from-device", "QUEUE", "from_device", readers.queue_name, "Queue for lines from devices."),
+    Option(
+        _MESSAGES, "from-device", "QUEUE", "from_device", readers.queue_name, "Queue for lines from devices.",
+        reload="rolling restart",
+    ),
     Option(
         _MESSAGES, "publish-exchange", "NAME", "off", readers.either("off", None, readers.exchange_name),
         "Existing exchange to publish lines to, in place of the queue --from-device.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "routing-key", "TEMPLATE", "{connection_id}", readers.routing_key,
         "With --publish-exchange: routing key of lines, with the placeholders {connection_id}, {device_id} (the connection id "
         "if the device has no id), {node} and {shard:N}, a hash of the device id from 0 to N-1.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "to-device", "QUEUE", "to_device", readers.queue_name,
         f"Queue of messages to devices; undeliverable messages go to QUEUE{UNDELIVERABLE_SUFFIX}.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "from-device-argument", "NAME=VALUE", None, readers.queue_argument,
         "Argument for the declaration of the from-device queue, such as x-queue-type=quorum; a number, true, false or text.",
         repeatable=True, setting="from_device_arguments",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "to-device-argument", "NAME=VALUE", None, readers.queue_argument, "The same for the to-device queue.",
         repeatable=True, setting="to_device_arguments",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "undeliverable-argument", "NAME=VALUE", None, readers.queue_argument,
         f"The same for the queue QUEUE{UNDELIVERABLE_SUFFIX}.",
         repeatable=True, setting="undeliverable_arguments",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "node-queue-argument", "NAME=VALUE", None, readers.queue_argument,
         "The same for the queue of each node.",
         repeatable=True, setting="node_queue_arguments",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "seq-header", "NAME", "from_device_seq", readers.header_name,
         "Header with the number of a line in its connection, from 0.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "seq-type", "WORD", "int64", readers.choice("int64", "int32"),
         "Type of that header: int64 is the field type l of AMQP; int32 is I, for client libraries that cannot read l in "
         "a table. A number above 2147483647 is always l.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "delivery-mode", "1|2", "2", readers.number(1, 2, "delivery mode"),
         "2: the broker writes lines to disk; 1: lines may be lost when the broker restarts.",
+        reload="rolling restart",
     ),
-    Option(_MESSAGES, "consumers", "COUNT", "8", readers.number(1, 64), "Consumers of the to-device queue, 1 to 64."),
+    Option(
+        _MESSAGES, "consumers", "COUNT", "8", readers.number(1, 64), "Consumers of the to-device queue, 1 to 64.",
+        reload="rolling restart",
+    ),
     Option(
         _MESSAGES, "prefetch", "COUNT", "500", readers.number(1, 65535),
         "Unacknowledged messages per consumer, 1 to 65535.",
+        reload="rolling restart",
     ),
     Option(
         _MESSAGES, "window", "COUNT", "10000", readers.number(1, LARGEST_COUNT),
         "Maximum number of lines that are published and not confirmed; at the limit, reading from devices pauses.",
+        reload="yes",
     ),
-    Option(_MESSAGES, "window-bytes", "SIZE", "16MiB", readers.size(readers.KIB, 64 * readers.GIB), "The same limit in bytes."),
+    Option(
+        _MESSAGES, "window-bytes", "SIZE", "16MiB", readers.size(readers.KIB, 64 * readers.GIB), "The same limit in bytes.",
+        reload="yes",
+    ),
     Option(
         _MESSAGES, "undeliverable-limit", "COUNT", "100000", readers.number(1, 1_000_000_000),
         "Maximum length of the undeliverable queue, in messages.",
+        reload="rolling restart",
     ),
     Option(
         _LINES, "max-line", "SIZE", "16384", readers.size(1, _LONGEST_LINE),
         "Maximum length of a line in bytes, without its delimiter, in both directions; a device that sends a longer line is "
         "disconnected.",
+        reload="yes",
     ),
     Option(
         _LINES, "delimiter", "TEXT", r"\n", readers.delimiter,
         r"Delimiter at the end of a line: 1 to 16 bytes, with the escapes \n, \r, \t, \0, \\ and \xHH. With \n, a \r before it "
         r"is removed, and lines to devices end with \r\n; any other delimiter is used unchanged in both directions.",
+        reload="rolling restart",
     ),
     Option(
         _LINES, "device-ack", "TEXT", "off", readers.either("off", None, readers.acknowledgement),
         "Line that acknowledges lines to the device, as in 'ACK {seq}': the broker has confirmed all lines up to number {seq}, "
         "which counts from 0.",
+        reload="new connections", needs="delimiter",
     ),
     Option(
         _LINES, "max-rate", "NUMBER", "off", readers.either("off", None, readers.rate),
         "Lines per second from one connection; reading from faster connections is slowed down.",
+        reload="yes",
     ),
     Option(
         _LINES, "linger", "TIME", "2ms", readers.duration(zero=True, longest=1.0),
         "Above some 3,000 lines per second, a process waits about this long at most to read and publish lines together, which "
         "saves CPU time here and in the broker; 0: never.",
+        reload="yes",
     ),
     Option(
         _LINES, "dialect", "NAME", "lines", readers.either("lines", None, readers.dialect),
         "Protocol of devices: lines publishes every line; login and turnstile come with Owsla; others are named by their "
         "plugin name, or as package.module:Name.",
+        reload="rolling restart",
     ),
     Option(
         _LINES, "login-checker", "KIND:WHERE", "off", readers.login_checker,
         "Credentials for the login dialect: file:PATH, with a line id:token per device, or another credentials checker of "
         "Twisted.",
         secret=True,
+        reload="rolling restart",
     ),
     Option(
         _LINES, "login-timeout", "TIME", "10s", readers.duration(zero=False),
         "Time limit for the login of a device with the login dialect.",
+        reload="rolling restart",
     ),
     Option(
         _CONNECTIONS, "max-connections", "COUNT", "auto", readers.either("auto", None, readers.number(1, LARGEST_COUNT)),
         "Maximum number of connected devices; further connections wait to be accepted. auto is as many as the limit on open "
         "files allows.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "max-handshakes", "COUNT", "512", readers.number(1, LARGEST_COUNT),
         "Concurrent TLS handshakes. Connections that have sent nothing do not count: four times as many are allowed, at most "
         "half of --max-connections; then the oldest is closed.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "max-per-address", "COUNT", "off", readers.either("off", None, readers.number(1, LARGEST_COUNT)),
         "Connections from one IPv4 address, or one IPv6 network (/64); further connections are closed at once. Devices behind "
         "one NAT share an address.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "handshake-timeout", "TIME", "15s", readers.duration(zero=False),
         "Time limit for the TLS handshake.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "idle-timeout", "TIME", "30m", readers.either("off", 0.0, readers.duration(zero=True)),
         "Time after which a connection without lines in either direction is closed; 0 or off: never.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "on-duplicate", "WORD", "keep", readers.choice("keep", "replace"),
         "When an identified device connects to a node a second time: keep both connections, or replace the first.",
+        reload="new connections",
     ),
     Option(
         _CONNECTIONS, "write-buffer", "SIZE", "64KiB", readers.size(1, readers.GIB),
         "Maximum size of the data that waits for a slow device; beyond that, the device is disconnected.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "write-timeout", "TIME", "30s", readers.duration(zero=False),
         "Time that lines wait for a device that does not read; then the device is disconnected.",
+        reload="yes",
     ),
     Option(
         _ORDER, "gap-timeout", "TIME", "2s", readers.duration(zero=True),
         "Time to wait for a missing to_device_seq before it is skipped.",
+        reload="yes",
     ),
     Option(
         _ORDER, "reorder-limit", "COUNT", "64", readers.number(1, 65535),
         "Maximum number of messages per device that wait for a missing one.",
+        reload="yes",
     ),
     Option(
         _ORDER, "node-grace", "TIME", "10s", readers.duration(zero=True),
         "Time without the broker after which a node counts as dead and messages for its devices become undeliverable.",
+        reload="rolling restart",
     ),
     Option(
         _STOP, "drain-timeout", "TIME", "30s", readers.duration(zero=True),
         "After SIGTERM: time limit for finishing all work in progress.",
+        reload="yes",
     ),
     Option(
         _STOP, "drain-spread", "TIME", "auto", readers.either("auto", None, readers.duration(zero=True)),
         "After SIGTERM: time over which disconnecting the devices is spread. auto: 50ms per device, 10s at most.",
+        reload="yes",
     ),
     Option(
         _WATCH, "events", "HANDLER", "console", readers.event_handler,

@@ -100,6 +100,14 @@ class Acceptor:
         self._standing_back = False
         self._full = False
 
+    def configure(self, sources: Sources | None) -> None:
+        """Change the limit for each address. Accept again, or stop, as the limits of the admission allow now."""
+        self._sources = sources
+        self._forget_full()
+        if self._listening and self.open:
+            self.check_room()
+            self.resume()
+
     @property
     def open(self) -> bool:
         """True until the socket is closed."""
@@ -162,6 +170,10 @@ class Acceptor:
             self._share.tell(self._admission.connections)
         if self._sources is not None:
             self._sources.leave(transport.getPeer().host)
+        self._forget_full()
+
+    def _forget_full(self) -> None:
+        """Report a full port again once it has some room meanwhile."""
         limit = self._admission.max_connections
         if self._admission.spoken <= limit - max(1, limit // 100):
             self._full = False

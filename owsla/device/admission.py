@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 Connection = TypeVar("Connection", bound=Hashable)
@@ -60,7 +61,7 @@ class Admission(Generic[Connection]):
     def __init__(self, max_connections: int, max_handshakes: int) -> None:
         self.max_connections = max_connections
         self.max_handshakes = max_handshakes
-        self.max_silent = max(1, min(SILENT_SHARE * max_handshakes, max_connections // 2))
+        self.max_silent = _max_silent(max_connections, max_handshakes)
         """Limit on silent connections, at most half of `max_connections`. The same limit applies to waiting connections."""
         # With the deadlines of their handshakes; ordered by accept, by arrival of the ClientHello, and by start of the
         # handshake.
@@ -71,6 +72,29 @@ class Admission(Generic[Connection]):
         self._usual = STALLED_AT_FIRST / STALLED_TIMES  # moving mean of the duration of handshakes, in seconds
         self.open = 0
         """Number of connections with a completed handshake."""
+
+    def configure(self, max_connections: int, max_handshakes: int) -> None:
+        """Change the limits. With more connections or handshakes than they allow, all stay, and none is added until there is
+        room.
+        """
+        self.max_connections = max_connections
+        self.max_handshakes = max_handshakes
+        self.max_silent = _max_silent(max_connections, max_handshakes)
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadlines of all handshakes; to earlier times if negative."""
+        # All by the same time, since the silent connections are in the order of their deadlines.
+        self._silent = {connection: deadline + seconds for connection, deadline in self._silent.items()}
+        self._waiting = {connection: deadline + seconds for connection, deadline in self._waiting.items()}
+        self._handshaking = {
+            connection: (deadline + seconds, since) for connection, (deadline, since) in self._handshaking.items()
+        }
+
+    def handshakes(self) -> Iterator[Connection]:
+        """Yield the connections whose handshake is not complete."""
+        yield from self._silent
+        yield from self._waiting
+        yield from self._handshaking
 
     @property
     def connections(self) -> int:
@@ -176,15 +200,24 @@ class Admission(Generic[Connection]):
         yield from late
 
 
+def _max_silent(max_connections: int, max_handshakes: int) -> int:
+    return max(1, min(SILENT_SHARE * max_handshakes, max_connections // 2))
+
+
 class Sources:
     """Numbers of connections per source address, with a limit. Addresses without connections use no memory."""
 
     __slots__ = ("_connections", "limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, hosts: Iterable[str] = ()) -> None:
+        """`hosts` has the address of each connection that is open already. They may be more than the limit allows."""
         self.limit = limit
         """Limit on connections from one address."""
-        self._connections: dict[str, int] = {}
+        self._connections: dict[str, int] = Counter(map(source_of, hosts))
+
+    def configure(self, limit: int) -> None:
+        """Change the limit. With more connections from an address than it allows, all stay."""
+        self.limit = limit
 
     def enter(self, host: str) -> bool:
         """Count a connection from an address and return `True`, or return `False` at the limit."""
@@ -198,11 +231,11 @@ class Sources:
     def leave(self, host: str) -> None:
         """Remove a connection that `enter` had counted."""
         source = source_of(host)
-        count = self._connections[source] - 1
-        if count:
+        count = self._connections.get(source, 0) - 1
+        if count > 0:
             self._connections[source] = count
         else:
-            del self._connections[source]
+            self._connections.pop(source, None)
 
     def __len__(self) -> int:
         """Return the number of addresses with connections."""

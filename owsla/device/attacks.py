@@ -20,6 +20,11 @@ class AttackReports:
         self._turned_away = Tally()
         self._last_host = ""
 
+    def configure(self, max_silent: int, per_address: int | None) -> None:
+        """Change the limits that the events name."""
+        self._max_silent = max_silent
+        self._per_address = per_address
+
     @property
     def evicted(self) -> int:
         """Number of silent connections that were closed so far, to make room."""

@@ -135,11 +135,11 @@ class DialectProtocol(DeviceProtocol):
         lines = self._settled_lines
         # While publication is held the dialect has not decided about these lines: the answer to a login is written before its
         # acknowledgement, and a denied login gets none.
-        if self._publication_held or lines is None or self.factory.settings.device_ack is None:
+        if self._publication_held or lines is None or self._device_ack is None:
             return
         if lines.settled > self._acknowledged and self._can_write:
             self._acknowledged = lines.settled
-            self.transport.write(self.factory.settings.device_ack(lines.settled - 1))
+            self.transport.write(self._device_ack(lines.settled - 1))
 
     # -- to the device ---------------------------------------------------------------------------------------------------
 

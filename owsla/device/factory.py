@@ -152,6 +152,18 @@ class DeviceFactory(ServerFactory):
             IdleCheck(connections, sink, settings.idle_timeout),
         )
 
+    def configure(self, settings: DeviceSettings, identify: Callable[[SSL.Connection], str | None] | None) -> None:
+        """Change the settings, but for the delimiter. Limits and times apply to all connections, the rest to new ones."""
+        before, self.settings = self.settings, settings
+        self.framing = settings.framing
+        self._identify = identify
+        self.reordering.configure(settings.gap_timeout, settings.reorder_limit)
+        self.slow.configure(settings.write_timeout)
+        self.devices.configure(settings.replace, self.connections)
+        self.housekeeping.configure(settings.idle_timeout)
+        if settings.max_rate != before.max_rate:
+            self.reading.rate_changed()
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return the protocol of a new connection, or `None` while the supervisor of connections does not run."""
         if not self.connections.running:

@@ -34,13 +34,19 @@ class IdleCheck:
         self._share = 1
         self._not_before = 0.0
 
+    def configure(self, timeout: float) -> None:
+        """Change the time-out. It applies to all connections, counted from their last line."""
+        if timeout != self._timeout:
+            self._timeout = timeout
+            self._to_check = []
+
     def check(self, now: float) -> None:
         """Check a share of the connections. To be called once a second."""
-        if not self._timeout:
-            return
         if not self._sink.accepting:
             # Devices are quiet because they are not read. Their time starts again when they are.
             self._not_before = now
+            return
+        if not self._timeout:
             return
         if not self._to_check:
             self._to_check = list(self._connections)
@@ -57,6 +63,10 @@ class Housekeeping:
         self._clock = clock
         self._ticks = ticks
         self._idle = idle
+
+    def configure(self, idle_timeout: float) -> None:
+        """Change the idle time-out."""
+        self._idle.configure(idle_timeout)
 
     def tick(self) -> None:
         """Do what is due. To be called every `TICK` seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..events import DeviceContested, DeviceReplaced, Event
 from ..interfaces import Clock
@@ -19,6 +19,18 @@ class IdentifiedDevices:
         self._emit = emit
         self._newest: dict[str, Connection] | None = {} if replace else None
         self._replaced: ReplacedConnections[Connection] = ReplacedConnections()
+
+    def configure(self, replace: bool, connections: Iterable[Connection]) -> None:
+        """Change whether a new connection of a device replaces its previous one.
+
+        `connections` are the open ones, the oldest first. All of them stay, and the newest of a device is the one that its next
+        connection replaces.
+        """
+        if replace == (self._newest is not None):
+            return
+        self._newest = None
+        if replace:
+            self._newest = {each.device_id: each for each in connections if each.device_id is not None and not each.closing}
 
     def add(self, connection: Connection, peer: str) -> None:
         """Register an identified connection, and close the previous one of its device."""

@@ -40,6 +40,12 @@ class PausedReading:
         self._rated_count += 1  # keeps the heap from comparing connections
         heapq.heappush(self._rated, (until, self._rated_count, connection))
 
+    def rate_changed(self) -> None:
+        """Read all connections again that wait under a rate limit which has changed."""
+        rated, self._rated = self._rated, []
+        for _, _, connection in sorted(rated):
+            guard(connection, connection.rate_changed)
+
     def tick(self, now: float) -> None:
         """Resume the connections that may send again under the rate limit."""
         while self._rated and self._rated[0][0] <= now:

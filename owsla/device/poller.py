@@ -80,6 +80,19 @@ class Poller:
         self._wanted: dict[int, int] = {}
         self.seconds: Final = reactor.seconds
 
+    def configure(self, linger: float) -> None:
+        """Change the minimum time between two turns."""
+        self._linger = linger
+        waking = self._waking
+        if not linger and waking is not None:
+            # Without lingering, a turn does not schedule the next one.
+            self._waking = None
+            self._busy = False
+            if waking.active():
+                waking.cancel()
+            if self._epoll is not None:
+                self._reactor.addReader(self)
+
     def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall:
         delayed: DelayedCall = self._reactor.callLater(delay, call, *args)
         return delayed

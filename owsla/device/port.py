@@ -16,7 +16,7 @@ queues are declared, and then stays open.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -32,6 +32,7 @@ from ..supervision import Worker
 from ..tls.post_handshake import PostHandshake
 from ..tls.refusal import HandshakeRefused, Refusal
 from .acceptor import Acceptor, Limits
+from .admission import Sources
 from .attacks import AttackReports
 from .closing import ClosingConnections
 from .handshakes import HandshakeScheduler
@@ -141,6 +142,7 @@ class DevicePort(Worker):
         self._handshake_timeout = settings.handshake_timeout
         self._hangups = hangups
         self._hooks = hooks
+        self._sources = limits.sources
         per_address = limits.sources.limit if limits.sources is not None else None
         self._reports = AttackReports(hooks.emit, limits.admission.max_silent, per_address)
         self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._reports, self._accepted)
@@ -218,6 +220,26 @@ class DevicePort(Worker):
             self._acceptor.stop()
             self._reports.report(self._seconds(), last=True)
         super().stopService()
+
+    def configure(self, settings: PortSettings, max_per_address: int | None, connected: Iterable[TLSTransport]) -> None:
+        """Change the times and the limit for each address, and follow limits of the admission that have changed.
+
+        `connected` are the transports of the open connections. No connection is closed. The time for a handshake also changes
+        for those that have begun.
+        """
+        self._admission.postpone(settings.handshake_timeout - self._handshake_timeout)
+        self._handshake_timeout = settings.handshake_timeout
+        self._poller.configure(settings.linger)
+        if max_per_address is None:
+            self._sources = None
+        elif self._sources is not None:
+            self._sources.configure(max_per_address)
+        else:
+            transports = {*connected, *self._admission.handshakes(), *self._closing}
+            self._sources = Sources(max_per_address, [transport.getPeer().host for transport in transports])
+        self._reports.configure(self._admission.max_silent, max_per_address)
+        self._acceptor.configure(self._sources)
+        self._scheduler.proceed()
 
     # -- Connections: the owner of each `TLSTransport` ---------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class DeviceProtocol(LineReceiver):
         "_closing",
         "_confirmed",
         "_confirmed_ahead",
+        "_device_ack",
         "_flush_scheduled",
         "_idle_lines",
         "_idle_since",
@@ -163,6 +164,7 @@ class DeviceProtocol(LineReceiver):
         self._waiting: deque[Letter] | None = None  # messages that wait for the socket
         self._waiting_size = 0
         # Acknowledgements to the device
+        self._device_ack = factory.settings.device_ack  # fixed, since the device knows the protocol that it connected with
         self._confirmed = 0  # number of lines, from the first, that are confirmed without a gap
         self._confirmed_ahead: set[int] | None = None
         self._acknowledged = 0
@@ -309,6 +311,11 @@ class DeviceProtocol(LineReceiver):
 
     def rate_allowed(self) -> None:
         """Resume reading: the lines so far conform to the rate limit."""
+        self._unpause(WAIT_FOR_RATE)
+
+    def rate_changed(self) -> None:
+        """Resume reading under another rate limit. The lines so far count as the burst of one second."""
+        self._rate_due = min(self._rate_due, self.factory.clock.seconds() + 1.0)
         self._unpause(WAIT_FOR_RATE)
 
     def _check_unfinished(self, rest: bytes) -> None:
@@ -467,10 +474,12 @@ class DeviceProtocol(LineReceiver):
     @property
     def acknowledges(self) -> bool:
         """True if the device is told which of its lines are safe (`--device-ack`)."""
-        return self.factory.settings.device_ack is not None
+        return self._device_ack is not None
 
     def confirmed(self, seq: int) -> None:
         """Note that the broker has confirmed a line. The device is told of the lines without a gap before them."""
+        if self._device_ack is None:
+            return  # other connections are acknowledged: --device-ack was changed
         if seq == self._confirmed:
             self._confirmed += 1
             ahead = self._confirmed_ahead
@@ -495,7 +504,7 @@ class DeviceProtocol(LineReceiver):
 
     def _acknowledge(self) -> None:
         # One acknowledgement covers all lines before it, so none has to wait for a socket that takes nothing.
-        device_ack = self.factory.settings.device_ack
+        device_ack = self._device_ack
         if self._confirmed > self._acknowledged and self._can_write and device_ack is not None:
             self._acknowledged = self._confirmed
             self.transport.write(device_ack(self._confirmed - 1))

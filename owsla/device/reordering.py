@@ -44,6 +44,11 @@ class ReorderLimits:
         self.skips = 0
         """Number of sequence numbers that were skipped so far."""
 
+    def configure(self, gap_timeout: float, reorder_limit: int) -> None:
+        """Change the limits. A connection that holds more messages than allowed skips at its next one, or at the time limit."""
+        self._gap_timeout = gap_timeout
+        self._limit = reorder_limit
+
     def hold(self, connection: Connection, letter: Letter) -> None:
         """Count a message that a connection holds."""
         self._held.add(letter.source, connection)
@@ -72,7 +77,7 @@ class ReorderLimits:
             if self._held.count(source) >= source.prefetch:
                 self._held.greatest(source).skip_gap()
             return
-        if connection.held > self._limit:
+        while connection.held > self._limit:  # more than once only after the limit was lowered
             connection.skip_gap()
         self._enforce_share(source)
 

@@ -31,6 +31,10 @@ class SlowDevices:
         # For each connection, in this order: the time of the last check, and the bytes that were not taken then.
         self._queued: HeldMessages[Connection] = HeldMessages()
 
+    def configure(self, write_timeout: float) -> None:
+        """Change the write time-out. It applies to devices that are slow already, counted from their last progress."""
+        self._timeout = write_timeout
+
     def paused(self, connection: Connection) -> None:
         """Watch a connection whose socket takes no more."""
         self._paused.pop(connection, None)

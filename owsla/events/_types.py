@@ -429,12 +429,15 @@ class ConfigurationReloaded(Event):
     name: ClassVar[str] = "reloaded"
     changed: tuple[str, ...]
     """Options whose value, or whose file, has changed and applies now."""
+    rolling_restart: tuple[str, ...]
+    """Options whose value has changed and applies to new workers only."""
     restart: tuple[str, ...]
-    """Options whose value has changed and takes a restart."""
+    """Options whose value has changed and takes a restart of the process."""
 
     def __str__(self) -> str:
-        restart = f"; takes a rolling restart: {', '.join(self.restart)}" if self.restart else ""
-        return f"Configuration reloaded: {', '.join(self.changed) or 'nothing has changed'}{restart}"
+        rolling = f"; takes a rolling restart: {', '.join(self.rolling_restart)}" if self.rolling_restart else ""
+        restart = f"; takes a restart: {', '.join(self.restart)}" if self.restart else ""
+        return f"Configuration reloaded: {', '.join(self.changed) or 'nothing has changed'}{rolling}{restart}"
 
 
 @dataclass(frozen=True, slots=True)

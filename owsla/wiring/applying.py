@@ -1,13 +1,22 @@
-"""What a reload changes in the running parts of a node."""
+"""What a reload changes in the running parts of a node.
+
+`config.changes` decides which settings may change. Here each part of the node is given its new values. Nothing here can fail,
+and no connection is closed: a limit below what is in use takes effect when enough of it is free.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config.options import OPTIONS
+from ..config.settings import Settings
+from ..device.framing import Framing
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import Devices
+from .devices import Devices, changed_connection_limit, device_settings, identifier, port_settings
+from .publishing import Publishing
+from .shutdown import DeviceDrain
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,23 +25,62 @@ class AppliedChanges:
 
     applied: tuple[str, ...]
     """Options whose value, or whose file, has changed and applies now."""
+    rolling_restart: tuple[str, ...] = ()
+    """Options whose value has changed and applies to new workers."""
     restart: tuple[str, ...] = ()
-    """Options whose value has changed and takes a restart."""
+    """Options whose value has changed and takes a restart of the process."""
+
+
+def applied_changes(old: Configuration, new: Configuration, *, workers: bool) -> AppliedChanges:
+    """Return what a configuration changes that `reload_configuration` has loaded. Without workers there is no rolling
+    restart.
+    """
+    changes = new.changes
+    files = changed_files(old, new)
+    if changes is None:
+        return AppliedChanges(files)
+    applied = {*changes.applied, *files} - {*changes.rolling, *changes.restart}
+    rolling, restart = {*changes.rolling}, {*changes.restart}
+    if not workers:
+        rolling, restart = set(), rolling | restart
+    return AppliedChanges(_in_order(applied), _in_order(rolling), _in_order(restart))
+
+
+def _in_order(names: set[str]) -> tuple[str, ...]:
+    return tuple(option.name for option in OPTIONS if option.name in names)
 
 
 class NodeChanges:
     """Application of another configuration to the parts of a node."""
 
-    def __init__(self, base: Base, devices: Devices, consuming: Consuming) -> None:
+    def __init__(self, base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> None:
         self._base = base
+        self._publishing = publishing
         self._devices = devices
         self._consuming = consuming
+        self._drain = drain
 
     def apply(self, new: Configuration) -> AppliedChanges:
         """Make a configuration the current one, and tell all parts. This cannot fail: `new` was checked when it was loaded."""
         old = self._base.current.configuration
-        changes = AppliedChanges(changed_files(old, new))
+        changes = applied_changes(old, new, workers=self._base.inherited is not None)
         self._base.current.replace(new)
         self._devices.listener.use_context(new.context)
         self._consuming.use(new)
+        self.apply_settings(new.settings)
         return changes
+
+    def apply_settings(self, settings: Settings) -> None:
+        """Have all parts follow settings, which differ from the present ones only in what may change."""
+        self._base.deadline.configure(settings.drain_timeout)
+        self._drain.configure(settings.drain_spread)
+        self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=settings.device_ack is not None)
+        self._consuming.router.configure(settings.max_line)
+        devices = self._devices
+        framing = Framing(settings.delimiter, settings.max_line)
+        devices.factory.configure(device_settings(settings, framing), identifier(settings))
+        devices.admission.configure(
+            changed_connection_limit(settings, devices.admission.max_connections), settings.max_handshakes
+        )
+        connected = [connection.transport for connection in self._base.registry]
+        devices.listener.configure(port_settings(settings), settings.max_per_address, connected)

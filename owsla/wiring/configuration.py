@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from OpenSSL import SSL
 from twisted.logger import Logger
 
+from ..config.changes import SettingsChanges, compare_settings
 from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
@@ -41,6 +42,8 @@ class Configuration:
     shown: ServedCertificate
     """Certificate that devices are shown."""
     broker_tls: BrokerTLSMaterial
+    changes: SettingsChanges | None = None
+    """Differences from the settings that were in force before; `None` at the start. `settings` has what applies of them."""
 
     @property
     def broker_password_file(self) -> Path | None:
@@ -100,10 +103,14 @@ def load_configuration(
 
 
 def reload_configuration(configuration: Configuration, files: Files, *, make_certificates: bool = True) -> Configuration:
-    """Read the settings again from the sources of a configuration. Warnings were printed at the start."""
-    return load_configuration(
-        configuration.argv, warn=lambda text: None, files=files, make_certificates=make_certificates
-    )
+    """Read the settings again from the sources of a configuration. What takes a restart keeps its value.
+
+    Warnings were printed at the start.
+    """
+    settings = load_settings(configuration.argv, warn=lambda text: None, files=files)
+    changes = compare_settings(configuration.settings, settings)
+    new = configure(configuration.argv, changes.settings, files, make_certificates=make_certificates)
+    return replace(new, changes=changes)
 
 
 def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class Consuming:
 
     registrar: Registrar
     consumers: Consumers
+    router: Router
     health: BrokerHealth
     connections: list[BrokerConnection]
     logins: BrokerLogins
@@ -127,7 +128,7 @@ def make_consuming(
     )
     roles = [*publishers, registrar, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
-    return Consuming(registrar, consumers, health, connections, logins, tls)
+    return Consuming(registrar, consumers, router, health, connections, logins, tls)
 
 
 def _connections(

@@ -56,6 +56,21 @@ def connection_limit(settings: Settings) -> int:
     return connections
 
 
+def changed_connection_limit(settings: Settings, present: int) -> int:
+    """Return how many connections fit into the limit of open files now; `present` is the number so far."""
+    open_files = raise_open_files_limit()
+    try:
+        connections, warning = allowed_connections(settings.max_connections, open_files)
+    except ConfigError as error:  # somebody has lowered the limit of open files
+        _log.warn("{error}", error=str(error))
+        return present
+    if connections != present:
+        if warning is not None:
+            _log.warn("{warning}", warning=warning)
+        _log.info("{capacity}", capacity=describe_capacity(settings.max_connections, connections, open_files))
+    return connections
+
+
 def make_devices(
     base: Base, publishing: Publishing, port: socket.socket, context: SSL.Context, max_connections: int
 ) -> Devices:
@@ -66,12 +81,12 @@ def make_devices(
     hangups = HangupWatch(base.reactor)
     factory = DeviceFactory(
         DeviceRuntime(base.reactor, base.end_of_turn, base.emit, time.time),
-        _device_settings(settings, framing),
+        device_settings(settings, framing),
         Connections(base.ids, base.registry, endpoints),
         publishing.lines,
         publishing.courier,
         _protocol(settings),
-        identify=partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else None,
+        identify=identifier(settings),
         hangups=hangups,
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
@@ -83,14 +98,25 @@ def make_devices(
         context,
         factory,
         Limits(admission, sources, share),
-        PortSettings(settings.handshake_timeout, settings.linger),
+        port_settings(settings),
         hangups,
         PortHooks(base.emit, partial(fail, base.reactor), factory.housekeeping, ProcessMemory()),
     )
     return Devices(framing, endpoints, factory, admission, listener)
 
 
-def _device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
+def identifier(settings: Settings) -> Callable[[SSL.Connection], str | None] | None:
+    """Return what reads the device id in a client certificate; `None` where devices have no certificates."""
+    return partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else None
+
+
+def port_settings(settings: Settings) -> PortSettings:
+    """Return the times of the device port."""
+    return PortSettings(settings.handshake_timeout, settings.linger)
+
+
+def device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
+    """Return the settings that the connections share."""
     return DeviceSettings(
         framing=framing,
         gap_timeout=settings.gap_timeout,

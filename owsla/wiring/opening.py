@@ -51,7 +51,7 @@ class Opening:
             self._report_start()
         inherited = self._base.inherited
         if inherited is not None:
-            inherited.link.ready(self._base.settings.drain_timeout, self._base.current.shown())
+            inherited.link.ready(self._base.deadline.timeout, self._base.current.shown())
 
     def _report_start(self) -> None:
         inherited = self._base.inherited

@@ -23,12 +23,11 @@ from ..runtime.process import fail, install_signal_handlers
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
 from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
-from .applying import AppliedChanges
+from .applying import applied_changes
 from .configuration import (
     Configuration,
     CurrentConfiguration,
     announce_development_certificate,
-    changed_files,
     reload_configuration,
 )
 from .observation import SHARED_HANDLERS
@@ -121,7 +120,7 @@ def make_parent_reloads(reactor: Any, current: CurrentConfiguration, pool: Worke
     async def adopt(old: Configuration, new: Configuration) -> Changes:
         await pool.adopt(new.files, new.settings.drain_timeout)
         current.replace(new)
-        return AppliedChanges(changed_files(old, new))
+        return applied_changes(old, new, workers=True)
 
     def load(files: Files) -> Configuration:
         return reload_configuration(current.configuration, files)

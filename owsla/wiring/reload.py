@@ -67,8 +67,12 @@ class Changes(Protocol):
         """Names of the options whose change a reload applies."""
 
     @property
+    def rolling_restart(self) -> tuple[str, ...]:
+        """Names of the options whose change new workers follow."""
+
+    @property
     def restart(self) -> tuple[str, ...]:
-        """Names of the options whose change takes a restart."""
+        """Names of the options whose change takes a restart of the process."""
 
 
 class Reloads(Worker):
@@ -217,7 +221,7 @@ class Reloads(Worker):
         elif changes is not None:
             self._fault = ""
             self.success_time = self._now()
-            self._emit(ConfigurationReloaded(changes.applied, changes.restart))
+            self._emit(ConfigurationReloaded(changes.applied, changes.rolling_restart, changes.restart))
         self._schedule()
         return not fault
 

@@ -185,6 +185,11 @@ class StopDeadline:
         """Limit a shutdown that begins later to this many seconds."""
         self.timeout = min(self.timeout, timeout)
 
+    def configure(self, timeout: float) -> None:
+        """Change the time-out of a shutdown that begins later. One that has begun keeps its deadline."""
+        if not self.stopping:
+            self.timeout = timeout
+
     @property
     def passed(self) -> bool:
         return self._clock.seconds() >= self._end
@@ -204,6 +209,10 @@ class DeviceDrain:
         self._clock = clock
         self._deadline = deadline
         self._lines = lines
+        self._spread = spread
+
+    def configure(self, spread: float | None) -> None:
+        """Change the spread of closing devices that begins later."""
         self._spread = spread
 
     def close_all(self, connections: Iterable[Connection], reason: str) -> Deferred[None]:

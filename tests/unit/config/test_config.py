@@ -637,12 +637,12 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(self.run_options("--port", "abc", "--help")[0], 0)
 
     def test_documented(self) -> None:
-        """docs/options.md has each option with the default and the meaning that the help gives."""
+        """docs/options.md has each option with the default and the meaning that the help gives, and what a reload does."""
         page = (Path(__file__).parents[3] / "docs" / "options.md").read_text()
         for option in OPTIONS:
             default = option.default_text if option.default is None else f"`{option.default}`"
             meaning = re.sub(r"\\[\w\\]+", lambda escape: f"`{escape[0]}`", option.help)
-            self.assertIn(f"| `--{option.name}` | {default} | {meaning} |\n", page)
+            self.assertIn(f"| `--{option.name}` | {default} | {meaning} | {option.reload} |\n", page)
 
     def test_settings_have_every_option(self) -> None:
         """Every option but --config is a field of the settings, and the reverse."""

@@ -1,0 +1,132 @@
+"""Application of changed settings: every option that a running node follows reaches the part that uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.config.options import OPTIONS
+from owsla.config.settings import Settings
+from owsla.config.sources import load_settings
+from owsla.runtime.files import Files
+from owsla.runtime.sockets import bind
+from owsla.wiring.applying import NodeChanges
+from owsla.wiring.base import Base, make_base
+from owsla.wiring.configuration import configure
+from owsla.wiring.consuming import Consuming, make_consuming
+from owsla.wiring.devices import Devices, make_devices
+from owsla.wiring.opening import Opening
+from owsla.wiring.publishing import Publishing, make_publishing
+from owsla.wiring.shutdown import DeviceDrain
+
+from ..device._sockets import Loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """Parts of a node that does not run."""
+
+    base: Base
+    publishing: Publishing
+    devices: Devices
+    consuming: Consuming
+    drain: DeviceDrain
+
+    def apply(self, settings: Settings) -> None:
+        NodeChanges(self.base, self.publishing, self.devices, self.consuming, self.drain).apply_settings(settings)
+
+
+CONNECTIONS: Final = 100
+
+OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
+    "device-id": ({"client_ca": Path("ca"), "device_id": "fingerprint"}, lambda node: node.devices.factory._identify.keywords),
+    "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
+    "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
+    "max-line": ({"max_line": 50}, lambda node: (node.devices.factory.framing.max_line, node.consuming.router._max_line)),
+    "linger": ({"linger": 0.5}, lambda node: node.devices.listener._poller._linger),
+    "window": ({"window": 640}, lambda node: (node.publishing.window.max_messages, node.publishing.lines.share)),
+    "window-bytes": (
+        {"window_bytes": 640_000}, lambda node: (node.publishing.window.max_bytes, node.publishing.lines.line_size),
+    ),
+    "max-connections": (
+        {"max_connections": 10},
+        lambda node: (node.devices.admission.max_connections, node.devices.admission.max_silent),
+    ),
+    "max-handshakes": (
+        {"max_handshakes": 3}, lambda node: (node.devices.admission.max_handshakes, node.devices.listener._reports._max_silent),
+    ),
+    "max-per-address": (
+        {"max_per_address": 3},
+        lambda node: (node.devices.listener._acceptor._sources.limit, node.devices.listener._reports._per_address),
+    ),
+    "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.listener._handshake_timeout),
+    "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.factory.housekeeping._idle._timeout),
+    "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.factory.devices._newest),
+    "write-buffer": ({"write_buffer": 3}, lambda node: node.devices.factory.settings.write_buffer),
+    "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.factory.slow._timeout),
+    "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.factory.reordering._gap_timeout),
+    "reorder-limit": ({"reorder_limit": 3}, lambda node: node.devices.factory.reordering._limit),
+    "drain-timeout": ({"drain_timeout": 3.0}, lambda node: node.base.deadline.timeout),
+    "drain-spread": ({"drain_spread": 3.0}, lambda node: node.drain._spread),
+}  # fmt: skip
+"""For each option that `NodeChanges` applies: fields with other values, and what the node shows of them."""
+
+ELSEWHERE: Final = frozenset({
+    "cert", "key", "certs-dir", "client-ca", "client-cert",
+    "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch",
+})  # fmt: skip
+"""Options with tests of their own: TLS contexts and logins, which a reload prepares, and the interval of the watch."""
+
+
+class ApplyTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.settings = dataclasses.replace(load_settings([], {}), max_connections=CONNECTIONS, interface="127.0.0.1", port=0)
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        configuration = configure((), self.settings, Files(folder))
+        reactor = Loop()
+        base = make_base(reactor, configuration, None)
+        publishing = make_publishing(base)
+        sock = bind(0, "127.0.0.1")
+        self.addCleanup(sock.close)
+        devices = make_devices(base, publishing, sock, configuration.context, CONNECTIONS)
+        devices.endpoints.startService()
+        drain = DeviceDrain(reactor, base.deadline, publishing.lines, None)
+        opening = Opening(base, publishing, devices, drain)
+        consuming = make_consuming(base, publishing, devices, opening, [], configuration)
+        self.node = Node(base, publishing, devices, consuming, drain)
+
+    def test_every_option(self) -> None:
+        """The node follows every option for which the table says so. A test must say how that shows."""
+        followed = {option.name for option in OPTIONS if not option.restart}
+        self.assertEqual(followed - ELSEWHERE, set(OBSERVED))
+
+    def test_each_option(self) -> None:
+        """Another value of each option shows in the part that uses it, and so does the former value after that."""
+        for option in OPTIONS:
+            if option.name not in OBSERVED:
+                continue
+            other, observe = OBSERVED[option.name]
+            before = _observed(observe, self.node)
+            self.node.apply(dataclasses.replace(self.settings, **other))  # type: ignore[arg-type]
+            changed = _observed(observe, self.node)
+            self.assertNotEqual(changed, before, option.name)
+            for field, value in other.items():
+                if isinstance(value, int | float):
+                    self.assertIn(str(value), str(changed), field)
+            self.node.apply(self.settings)
+            self.assertEqual(_observed(observe, self.node), before, option.name)
+
+
+def _observed(observe: Callable[[Node], object], node: Node) -> object:
+    """Return what a node shows of an option; `None` while the part that would show it does not exist."""
+    try:
+        return observe(node)
+    except (AttributeError, TypeError):
+        return None
