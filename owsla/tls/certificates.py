@@ -26,10 +26,22 @@ def read_certificates(path: Path, read: ReadFile = read_file) -> list[x509.Certi
     content = read(path)
     if b"-----BEGIN CERTIFICATE-----" not in content:
         raise ConfigError(f"{path}: there is no certificate in PEM format in this file")
+    if is_cut_off(content):
+        raise ConfigError(f"{path}: this file ends in the middle of a certificate")
     try:
         return x509.load_pem_x509_certificates(content)
     except ValueError:
         raise ConfigError(f"{path}: a certificate in this file is damaged") from None
+
+
+def is_cut_off(content: bytes) -> bool:
+    """Return whether a PEM file ends in the middle of an object, as while somebody writes it.
+
+    Parsers ignore such an object. So a list of authorities would silently be without the last ones.
+    """
+    last = content.rstrip().rpartition(b"\n")[2]
+    within_a_boundary = last.startswith(b"-") and (not last.endswith(b"-----") or last == b"-----")
+    return within_a_boundary or content.count(b"-----BEGIN ") != content.count(b"-----END ")
 
 
 def read_private_key(path: Path, read: ReadFile = read_file) -> PrivateKeyTypes:

@@ -8,10 +8,16 @@ from unittest import mock
 from cryptography.hazmat.primitives.asymmetric import dsa
 
 from owsla.errors import ConfigError
+from owsla.runtime.files import ReadFile
 from owsla.tls.certificates import read_certificates
 from owsla.tls.contexts import check_server_files, server_context
 
 from ._handshakes import Files, ec_key, issue, pem, rsa_key
+
+
+def returning(content: bytes) -> ReadFile:
+    """Return a function that reads the same content from every file."""
+    return lambda path: content
 
 
 class FilesTests(Files):
@@ -46,6 +52,19 @@ class FilesTests(Files):
                 self.assertIn(reason, message)
                 self.assertEqual(len(message.splitlines()), 1)
                 self.assertTrue(message.startswith((f"{cert}: ", f"{key_file}: ")), message)
+
+    def test_cut_off(self) -> None:
+        """A file that ends in the middle of a certificate is refused, although there are whole ones before it.
+
+        A reload may read a file while it is written. Without the last authorities, their devices would be refused.
+        """
+        whole = pem(issue(ec_key(), common_names=("first",)))
+        content = whole + pem(issue(ec_key(), common_names=("second",)))
+        for length in range(len(whole) + len(b"-----B"), len(content) - 1):
+            error = self.assertRaises(ConfigError, read_certificates, Path("x"), returning(content[:length]))
+            self.assertIn("ends in the middle of a certificate", str(error), length)
+        for text, count in [(content, 2), (content.rstrip(), 2), (whole + b"# the second one\n-- \n" + whole + b"# end\n", 2)]:
+            self.assertEqual(len(read_certificates(Path("x"), returning(text))), count)
 
     def test_unreadable(self) -> None:
         """A file that cannot be read is named with the reason."""
