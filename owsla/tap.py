@@ -5,9 +5,14 @@ twistd owsla --port 8883
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from twisted.application.service import Service
 
-from .config.usage import Options, exit_with
+from .checking.command import check
+from .config import usage
+from .config.usage import exit_with
 from .errors import ConfigError
 from .log import install_log
 from .runtime.clock import use_monotonic_clock
@@ -19,7 +24,16 @@ from .wiring.parent import make_parent
 __all__ = ["Options", "makeService"]
 
 
-def makeService(options: Options) -> Service:
+class Options(usage.Options):
+    """The options of `twistd owsla`, with the check of `--check`, which runs before twistd does anything."""
+
+    def check(self, arguments: Sequence[str], *, broker: bool) -> NoReturn:
+        from twisted.internet import reactor
+
+        raise SystemExit(check(reactor, arguments, broker=broker))
+
+
+def makeService(options: usage.Options) -> Service:
     """Return the service of `twistd owsla`. A user's error ends the process with one line."""
     from twisted.internet import reactor  # importing it installs a reactor
 

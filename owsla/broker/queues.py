@@ -105,13 +105,19 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
 
 async def _declare(client: BrokerClient, number: int, queue: Queue, *, passive: bool) -> None:
     channel = await client.open_channel(number, BaseHandler())
+    arguments = declared_arguments(client, queue)
+    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=arguments)
+    await client.end_channel(number)
+
+
+def declared_arguments(client: BrokerClient, queue: Queue) -> dict[str, Any]:
+    """Return the arguments with which a queue is declared on this broker."""
     arguments = dict(queue.arguments)
     if queue.own and arguments.get("x-queue-type") == "quorum" and client.rabbitmq >= (4, 0):
         # RabbitMQ 4 drops messages of quorum queues after 20 returns. Messages that a node holds return each time it
         # reconnects.
         arguments.setdefault("x-delivery-limit", -1)
-    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=arguments)
-    await client.end_channel(number)
+    return arguments
 
 
 async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool:

@@ -35,8 +35,7 @@ class Given:
 
 
 def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
-    """Check values by field of `Settings`: files, repeatable options. Put the password of its file into the brokers."""
-    _check_readable(values, given, read)
+    """Check the values of repeatable options, by field of `Settings`; put the password of its file into the brokers."""
     values["brokers"] = _brokers(values, given, read)
     try:
         check_handlers(values["events"])
@@ -45,7 +44,8 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadF
     _check_queue_arguments(values, given)
 
 
-def _check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
+def check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
+    """Check that the files of certificates and keys can be read. The message names the option."""
     for name in ("cert", "key", "client-ca", "broker-ca", "broker-cert", "broker-key"):
         path: Path | None = values[BY_NAME[name].field]
         if path is not None:

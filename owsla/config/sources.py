@@ -19,14 +19,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from owsla.config import readers
-from owsla.config.checks import Given, check_files, check_settings, check_values
+from owsla.config.checks import Given, check_files, check_readable, check_settings, check_values
 from owsla.config.options import BY_NAME, BY_VARIABLE, OPTIONS, Option
 from owsla.config.settings import Settings
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
 
-FLAGS: Final = ("help", "version", "check")
+FLAGS: Final = ("help", "version")
 """Options without a value, which are not settings."""
+
+CHECK: Final = "check"
+"""The option that checks the settings. It is not a setting either."""
+
+OFFLINE: Final = "offline"
+"""Value of `--check` that leaves the broker out."""
 
 _COMMA = re.compile("%2c", re.IGNORECASE)
 
@@ -41,10 +47,13 @@ def load_settings(
     environ: Mapping[str, str] = os.environ,
     warn: Callable[[str], None] = write_warning,
     files: Files | None = None,
+    *,
+    certificates: bool = True,
 ) -> Settings:
     """Read and check all sources. Raise `ConfigError`, with the name of the source, for the first fault.
 
-    The files that the settings name are read with `files`, which has their contents then.
+    The files that the settings name are read with `files`, which has their contents then. Without `certificates`, the files of
+    certificates and keys are left to the caller.
 
     A variable `OWSLA_...` that belongs to no option is only a warning, because other programs may use that prefix.
     """
@@ -57,7 +66,9 @@ def load_settings(
     given = {**environment, **command_line.given}
     if "config" in given:
         given = {**_from_file(given["config"], files), **given}
-    settings = _read_and_check(given, files)
+    settings = _read_and_check(given, files, certificates=certificates)
+    if certificates:
+        check_files(settings, files.read)
     for variable in unknown:
         warn(f"{variable}: no option has this name, ignored{_closest(variable, BY_VARIABLE)}")
     return settings
@@ -68,6 +79,8 @@ class CommandLine(NamedTuple):
 
     given: dict[str, Given]
     flags: frozenset[str]
+    check: str | None
+    """Value of `--check`: empty, or `OFFLINE`. `None` without that option."""
     rest: list[str]
     """Arguments that are not options."""
 
@@ -80,6 +93,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     )
     for name in FLAGS:
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument(f"--{CHECK}", nargs="?", const="")
     for option in OPTIONS:
         parser.add_argument(f"--{option.name}", action="append", dest=option.name)
     try:
@@ -90,12 +104,17 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         raise ConfigError(f"{flag}: {fault}") from None
     given: dict[str, Given] = {}
     flags = set()
+    check: str | None = None
     for name, value in vars(namespace).items():
         if name in FLAGS:
             flags.add(name)
+        elif name == CHECK:
+            check = value
         else:
             given[name] = Given(tuple(value if BY_NAME[name].repeatable else value[-1:]), f"--{name}")
-    return CommandLine(given, frozenset(flags), _without_unknown_options(extra))
+    if check not in (None, "", OFFLINE):
+        raise ConfigError(f"--{CHECK}: {_quoted(check)} is not {OFFLINE}; without a value the broker is checked, too")
+    return CommandLine(given, frozenset(flags), check, _without_unknown_options(extra))
 
 
 def _with_joined_values(argv: Sequence[str]) -> list[str]:
@@ -128,7 +147,7 @@ def _without_unknown_options(arguments: Sequence[str]) -> list[str]:
             flag = argument.partition("=")[0]
             # A URL without its option may begin with dashes, too; its password must not reach the log.
             shown = flag if _quoted(flag) == repr(flag) else "a URL"
-            raise ConfigError(f"{shown}: {_unknown(flag.removeprefix('--'), (*BY_NAME, *FLAGS))}")
+            raise ConfigError(f"{shown}: {_unknown(flag.removeprefix('--'), (*BY_NAME, *FLAGS, CHECK))}")
     return rest
 
 
@@ -215,7 +234,7 @@ def _toml_text(value: object, origin: str) -> str:
     raise ConfigError(f"{origin}: {kind} cannot be the value of this option")
 
 
-def _read_and_check(given: Mapping[str, Given], files: Files) -> Settings:
+def _read_and_check(given: Mapping[str, Given], files: Files, *, certificates: bool) -> Settings:
     """Return the settings. Read each value on its own first, and then check the values together."""
     values: dict[str, Any] = {}
     for option in OPTIONS:
@@ -228,10 +247,11 @@ def _read_and_check(given: Mapping[str, Given], files: Files) -> Settings:
         except ConfigError as error:
             raise ConfigError(f"{source.origin}: {error}") from None
         values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
+    if certificates:
+        check_readable(values, given, files.read)
     check_values(values, given, files.read)
     settings = Settings(**values)
     check_settings(settings, given)
-    check_files(settings, files.read)
     return settings
 
 

@@ -13,7 +13,7 @@ from twisted.python import usage
 from owsla import __version__
 from owsla.config.options import OPTIONS, Option
 from owsla.config.settings import Settings
-from owsla.config.sources import load_settings, parse_command_line, write_warning
+from owsla.config.sources import OFFLINE, load_settings, parse_command_line, write_warning
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
 from owsla.runtime.process import remove_own_pid_file
@@ -23,9 +23,10 @@ _FLAGS_HELP = (
     ("--help", "Show this help and exit."),
     ("--version", "Show the version and exit."),
     (
-        "--check",
-        "Check the settings and the files that they name, change nothing, and exit: with status 0, or with 1 and a line "
-        "that says what cannot be used.",
+        "--check[=offline]",
+        "Check the settings, the files that they name, and the broker: login, permissions and queues. Print a line for each "
+        "check, change nothing, and exit: with status 1 if a line begins with FAIL, or else with 0. offline leaves the broker "
+        "out.",
     ),
 )
 
@@ -83,10 +84,10 @@ class Options(usage.Options):
                 _print_and_exit(str(self))
             if "version" in command_line.flags:
                 self.opt_version()
+            if command_line.check is not None:
+                self.check(arguments, broker=command_line.check != OFFLINE)
             self.files = Files()
             self.settings = load_settings(arguments, files=self.files)
-            if "check" in command_line.flags:
-                self._check()
         except ConfigError as error:
             exit_with(error)
         self.arguments = arguments
@@ -101,15 +102,12 @@ class Options(usage.Options):
         """Print the version and exit."""
         _print_and_exit(f"owsla {__version__}")
 
-    def _check(self) -> NoReturn:
-        """Report that the settings and their files can be used, and exit. `ConfigError` if the dialect cannot use them."""
-        dialect = self.settings.dialect
-        if dialect is not None:
-            try:
-                dialect.configured(self.settings)
-            except ConfigError as error:
-                raise ConfigError(f"--dialect: {error}") from None
-        _print_and_exit("owsla: the settings, and the files that they name, can be used")
+    def check(self, arguments: Sequence[str], *, broker: bool) -> NoReturn:
+        """Check the settings in `arguments` and all other sources, and exit. `broker`: also check the broker.
+
+        A check connects to the broker, which is not for this package: see `owsla.tap`.
+        """
+        raise NotImplementedError
 
     def getUsage(self, width: int | None = None) -> str:
         """Return the help, grouped by subject. The one of `usage.Options` is a single list."""

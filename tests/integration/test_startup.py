@@ -19,7 +19,7 @@ import pytest
 from ._support.certificates import Authority
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Gateway, Lab
-from ._support.owsla import Option, command_line, environment, twistd
+from ._support.owsla import Option, environment, twistd
 from ._support.process import ChildProcess, free_port
 from ._support.waiting import pause, reactor_test, until
 
@@ -342,25 +342,6 @@ async def test_pid_file_of_a_killed_container(lab: Lab, embedded: EmbeddedBroker
     assert pid_file.read_text() == str(owsla.pid)
     assert await owsla.terminate() == 0
     assert not pid_file.exists()
-
-
-@reactor_test
-async def test_check(lab: Lab, embedded: EmbeddedBrokerProcess, place: Place, tmp_path: Path) -> None:
-    """`--check` says in one line whether the settings are valid, ends with status 0 or 1, and leaves nothing behind."""
-    tokens = tmp_path / "tokens"
-    good: dict[str, Option] = {"cert": place.cert, "key": place.key, "port": place.taken, "dialect": "login"}
-    for checker, status, said in ((f"file:{tokens}", 1, "tokens.*[Nn]o such file"), (None, 1, "--login-checker"), ("", 0, "")):
-        if checker == "":
-            tokens.write_text("door-7:secret\n")
-            tokens.chmod(0o600)
-            checker = f"file:{tokens}"
-        owsla = lab.new_owsla(argv=["owsla", "--check", *command_line({**good, "login_checker": checker})])
-        owsla.launch()
-        assert await owsla.exited(20) == status, owsla.output()
-        lines = owsla.output().splitlines()
-        assert len(lines) == 1, owsla.output()
-        assert re.search(said or "can be used", lines[0])
-        assert not [name for name in os.listdir(owsla.folder) if not name.startswith(("output.", "errors."))]
 
 
 # -- The end -----------------------------------------------------------------------------------------------------------

@@ -39,10 +39,12 @@ def _name(common_name: str) -> x509.Name:
 class Authority:
     """Certificate authority in `folder`; `ca` is the file of its certificate."""
 
-    def __init__(self, folder: Path, kind: Literal["ecdsa", "rsa"] = "ecdsa") -> None:
+    def __init__(self, folder: Path, kind: Literal["ecdsa", "rsa"] = "ecdsa", *, days: int = 1) -> None:
+        """Its certificate, and those that it issues, are valid for `days`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.kind = kind
+        self._days = days
         self.ca = folder / "ca.pem"
         self._key = _key(kind)
         self._name = _name("Owsla tests")
@@ -87,5 +89,5 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=self._days))
         )

@@ -8,7 +8,7 @@ import io
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config.options import OPTIONS
-from owsla.config.sources import load_settings
+from owsla.config.sources import load_settings, parse_command_line
 from owsla.config.usage import Options
 from owsla.errors import ConfigError
 
@@ -104,8 +104,21 @@ class NameTests(SynchronousTestCase):
             ("--vers", "owsla: --vers: no such option; did you mean --version?\n"),
             ("--hel", "owsla: --hel: no such option; did you mean --help?\n"),
             ("--version=1", "owsla: --version: takes no value\n"),
+            ("--chec", "owsla: --chec: no such option; did you mean --check?\n"),
+            ("--check=online", "owsla: --check: 'online' is not offline; without a value the broker is checked, too\n"),
         ]:
             self.assertEqual(_exit_line(argument), message)
+
+    def test_check(self) -> None:
+        """--check stands alone or with offline, and takes no other argument for its value."""
+        for argv, check in [
+            ([], None),
+            (["--check"], ""),
+            (["--check", "--port", "1"], ""),
+            (["--check=offline"], "offline"),
+            (["--check", "offline"], "offline"),
+        ]:
+            self.assertEqual(parse_command_line(argv).check, check, argv)
 
     def test_url(self) -> None:
         """A URL that is taken for an option is not quoted: there may be a password in it."""

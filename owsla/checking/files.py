@@ -1,0 +1,66 @@
+"""Checks of the files that the settings name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from ..config.settings import Settings
+from ..errors import ConfigError
+from ..runtime.files import Files
+from .certificates import IsTrusted, check_authorities, check_client_certificate, check_server_certificate
+from .findings import Finding, fail, ok
+
+BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
+"""Subjects of findings without which there are no connections to brokers."""
+
+
+def check_files(settings: Settings, files: Files, now: datetime, is_trusted: IsTrusted) -> Iterator[Finding]:
+    """Check all files that the settings name, and that were not read with the settings."""
+    if settings.cert is not None and settings.key is not None:
+        yield from check_server_certificate(settings.cert, settings.key, files.read, now, is_trusted)
+    else:
+        yield from _check_development_certificate(settings.certs_dir, files, now)
+    if settings.client_ca is not None:
+        yield from check_authorities("client-ca", settings.client_ca, files.read, now)
+    yield from _check_dialect(settings)
+    if settings.broker_ca is not None:
+        yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)
+    if settings.broker_cert is not None and settings.broker_key is not None:
+        yield from check_client_certificate(settings.broker_cert, settings.broker_key, files.read, now)
+
+
+def _check_development_certificate(certs_dir: Path, files: Files, now: datetime) -> Iterator[Finding]:
+    """Check what a start would do without `--cert`. It makes what is missing; a check does not."""
+    folder = files.folder / certs_dir
+    names = ("ca.pem", "ca.key", "server.pem", "server.key")
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            yield fail("certificate", f"{certs_dir}: no development certificate can be made there: {existing} is not a folder")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            yield fail("certificate", f"{certs_dir}: no development certificate can be made there: {existing} is not writable")
+        else:
+            made = "a development certificate" if len(missing) == len(names) else ", ".join(missing)
+            yield ok("certificate", f"{certs_dir}: the start will make {made} there (no --cert is given)")
+        return
+    cert, key = certs_dir / "server.pem", certs_dir / "server.key"
+    for finding in check_server_certificate(cert, key, files.read, now, lambda _: True):
+        if finding.subject in ("certificate", "key"):  # the start renews it, and devices trust ca.pem
+            yield finding
+
+
+def _check_dialect(settings: Settings) -> Iterator[Finding]:
+    dialect = settings.dialect
+    if dialect is None:
+        return
+    try:
+        dialect.configured(settings)
+    except ConfigError as error:
+        yield fail("dialect", f"--dialect: {error}")
+    else:
+        yield ok("dialect", dialect.__name__)
