@@ -69,6 +69,7 @@ class WorkerReloads:
         shown = self._current.shown()
         self._channel.send(
             "applied",
+            generation=generation,
             drain_timeout=configuration.settings.drain_timeout,
             certificate=shown.certificate,
             not_after=shown.not_after,

@@ -19,7 +19,8 @@
         answer  id, value
         pong
         prepared  generation, fault                     whether the configuration could be loaded; fault is null, or why not
-        applied   drain_timeout, certificate, not_after what changed with the configuration, as in ready
+        applied   generation, drain_timeout, certificate, not_after
+                                                        it is in force; the rest as in ready
         fatal   text                                    the worker cannot start with these settings
 
 During a rolling restart the two may be of different versions. Each ignores messages that it does not know.

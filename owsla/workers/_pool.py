@@ -15,8 +15,8 @@ from ..tls.expiry import ServedCertificate
 from ._process import WorkerProcess, WorkerStart
 from ._supervised import SupervisedWorker
 
-PREPARE_TIMEOUT: Final = 20.0
-"""Seconds for a worker to load a configuration. It takes a fraction of a second, unless the worker hangs."""
+ANSWER_TIMEOUT: Final = 20.0
+"""Seconds for a worker to load a configuration, or to apply it. It takes a fraction of a second, unless the worker hangs."""
 
 
 class WorkerPool:
@@ -65,7 +65,7 @@ class WorkerPool:
         self._generation += 1
         generation, contents = self._generation, files.to_wire()
         asked = [process for process in self.processes if process.state == "ready"]
-        answers = await gatherResults([self._prepare(process, generation, contents) for process in asked])
+        answers = await gatherResults([self._in_time(process.prepare(generation, contents)) for process in asked])
         for process, fault in zip(asked, answers, strict=True):
             if fault is not None:
                 for each in asked:
@@ -75,19 +75,22 @@ class WorkerPool:
         for process in [process for worker in self.workers for process in worker.every_process]:
             if process not in asked and process.generation < generation:
                 process.tell("reload", generation=generation, files=contents)
-            process.tell("apply", generation=generation)
+                process.tell("apply", generation=generation)
+        # Nothing depends on these answers, but whoever is told that the configuration is in force wants to rely on it.
+        await gatherResults([self._in_time(process.apply(generation)) for process in asked])
 
-    def _prepare(self, process: WorkerProcess, generation: int, contents: Mapping[str, str]) -> Deferred[str | None]:
-        answer: Deferred[str | None] = Deferred()
-        late = self._clock.callLater(PREPARE_TIMEOUT, answer.callback, f"no answer within {PREPARE_TIMEOUT:g} s")
+    def _in_time(self, answer: Deferred[str | None]) -> Deferred[str | None]:
+        """Return a Deferred of this answer, or of a fault after `ANSWER_TIMEOUT`."""
+        result: Deferred[str | None] = Deferred()
+        late = self._clock.callLater(ANSWER_TIMEOUT, result.callback, f"no answer within {ANSWER_TIMEOUT:g} s")
 
         def answered(fault: str | None) -> None:
-            if not answer.called:
+            if not result.called:
                 late.cancel()
-                answer.callback(fault)
+                result.callback(fault)
 
-        process.prepare(generation, contents).addCallback(answered)
-        return answer
+        answer.addCallback(answered)
+        return result
 
     def ready(self, process: WorkerProcess) -> None:
         self._worked = True

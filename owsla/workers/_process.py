@@ -123,16 +123,6 @@ class WorkerStart:
     """Seconds that the shutdown of a worker may take, until the worker reports its own limit."""
 
 
-class _Preparation:
-    """Request to load a configuration, which the process has not answered."""
-
-    __slots__ = ("answer", "generation")
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.answer: Deferred[str | None] = Deferred()
-
-
 class WorkerProcess(ProcessProtocol):
     """Process of a worker, from its start to its end."""
 
@@ -170,7 +160,7 @@ class WorkerProcess(ProcessProtocol):
         self.shown: ServedCertificate | None = None
         """Certificate that the worker shows to devices, once its port is open."""
         self.pid = 0
-        self._preparing: _Preparation | None = None
+        self._reloading: dict[tuple[str, int], Deferred[str | None]] = {}
 
     def distinguish(self, by_pid: bool) -> None:
         """Log with the process id, while the worker has two processes (`by_pid`), or without it."""
@@ -253,17 +243,25 @@ class WorkerProcess(ProcessProtocol):
         """Have the process load a configuration. The Deferred fires with the reason if it cannot, and with `None` if it can or
         if it ends meanwhile.
         """
-        self._preparing = _Preparation(generation)
         self._channel.send("reload", generation=generation, files=contents)
-        if not self._channel.open:
-            self._prepared(generation, None)
-        return self._preparing.answer if self._preparing is not None else succeed(None)
+        return self._answer_of_reload("prepared", generation)
 
-    def _prepared(self, generation: int | None, fault: str | None) -> None:
-        preparing = self._preparing
-        if preparing is not None and generation in (None, preparing.generation):
-            self._preparing = None
-            preparing.answer.callback(fault)
+    def apply(self, generation: int) -> Deferred[str | None]:
+        """Have the process put a configuration that it has loaded in force. The Deferred fires when it has, or has ended."""
+        self._channel.send("apply", generation=generation)
+        return self._answer_of_reload("applied", generation)
+
+    def _answer_of_reload(self, kind: str, generation: int) -> Deferred[str | None]:
+        """Return a Deferred of the message of this type, or of the end of the process."""
+        if not self._channel.open:
+            return succeed(None)
+        answer = self._reloading[kind, generation] = Deferred[str | None]()
+        return answer
+
+    def _reload_answered(self, kind: str, generation: int, fault: str | None = None) -> None:
+        answer = self._reloading.pop((kind, generation), None)
+        if answer is not None:
+            answer.callback(fault)
 
     def ask(self, what: str) -> Deferred[Any]:
         """Query "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""
@@ -330,9 +328,10 @@ class WorkerProcess(ProcessProtocol):
         elif kind == "ready":
             self._port_open(message)
         elif kind == "prepared":
-            self._prepared(message["generation"], message["fault"])
+            self._reload_answered("prepared", message["generation"], message["fault"])
         elif kind == "applied":
             self._note_settings(message)
+            self._reload_answered("applied", message["generation"])
         elif kind == "fatal":
             self.refused = message["text"]
 
@@ -349,7 +348,8 @@ class WorkerProcess(ProcessProtocol):
             self.shown = ServedCertificate(message["certificate"], message["not_after"])
 
     def _channel_lost(self) -> None:
-        self._prepared(None, None)
+        for kind, generation in list(self._reloading):
+            self._reload_answered(kind, generation)
         self._queries.fail_all()
         self._check_ended()
 

@@ -25,7 +25,7 @@ from owsla.supervision._decisions import RestartBackoff
 from owsla.tls.expiry import ServedCertificate
 from owsla.workers._loads import ABSENT, Loads
 from owsla.workers._parent import ParentService
-from owsla.workers._pool import PREPARE_TIMEOUT, WorkerPool
+from owsla.workers._pool import ANSWER_TIMEOUT, WorkerPool
 from owsla.workers._process import (
     HURRIED,
     KILL_AFTER,
@@ -640,6 +640,10 @@ class WorkerPoolTests(ProcessTestCase):
         self.assertNoResult(adopted)
         self.assertEqual(self.reload_messages(self.first), ["reload"])
         self.second.says("prepared", generation=1, fault=None)
+        self.assertNoResult(adopted)
+        self.first.says("applied", generation=1)
+        self.assertNoResult(adopted)
+        self.second.says("applied", generation=1)
         self.successResultOf(adopted)
         for child in (self.first, self.second):
             self.assertEqual(self.reload_messages(child), ["reload", "apply"])
@@ -668,7 +672,7 @@ class WorkerPoolTests(ProcessTestCase):
         self.second.says("ready")
         adopted = self.reload()
         self.first.says("prepared", generation=1, fault=None)
-        self.reactor.advance(PREPARE_TIMEOUT)
+        self.reactor.advance(ANSWER_TIMEOUT)
         self.assertIn("worker-2", str(self.failureResultOf(adopted, ReloadRefused).value))
         self.second.says("prepared", generation=1, fault=None)
         again = self.reload()
@@ -677,6 +681,8 @@ class WorkerPoolTests(ProcessTestCase):
         self.second.says("prepared", generation=1, fault=None)  # not the answer to this request
         self.assertNoResult(again)
         self.second.says("prepared", generation=2, fault=None)
+        self.first.says("applied", generation=2)
+        self.reactor.advance(ANSWER_TIMEOUT)  # it could be loaded, so what follows is certain
         self.successResultOf(again)
 
     def test_a_worker_ends_meanwhile(self) -> None:
@@ -686,6 +692,7 @@ class WorkerPoolTests(ProcessTestCase):
         adopted = self.reload()
         self.second.ends(status=None, signal_number=9)
         self.first.says("prepared", generation=1, fault=None)
+        self.first.says("applied", generation=1)
         self.successResultOf(adopted)
 
     def test_a_worker_that_starts_meanwhile(self) -> None:
@@ -693,13 +700,14 @@ class WorkerPoolTests(ProcessTestCase):
         self.first.says("ready")
         adopted = self.reload()
         self.first.says("prepared", generation=1, fault=None)
+        self.first.says("applied", generation=1)
         self.successResultOf(adopted)
         self.assertEqual(self.reload_messages(self.second), ["reload", "apply"])
 
     def test_settings_of_a_reload(self) -> None:
         """Certificate and limit of a shutdown are those that a worker reports after it has applied a configuration."""
         self.first.says("ready", drain_timeout=DRAIN, certificate="server.pem", not_after=1.0)
-        self.first.says("applied", drain_timeout=DRAIN + 5, certificate="renewed.pem", not_after=2.0)
+        self.first.says("applied", generation=1, drain_timeout=DRAIN + 5, certificate="renewed.pem", not_after=2.0)
         self.assertEqual(self.pool.shown(ServedCertificate("-", 9.0)), ServedCertificate("renewed.pem", 2.0))
 
     def test_refusals(self) -> None:
