@@ -11,9 +11,13 @@ import stat
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from ..errors import ConfigError, os_reason
+
+MOST: Final = 40 << 20
+"""Bytes in all files together. The largest usual one is a revocation list: 40 bytes for each certificate. The limit keeps a
+device such as /dev/zero from filling the memory, and the contents short enough for one message to a worker."""
 
 ReadFile: TypeAlias = Callable[[Path], bytes]
 """A function that returns the content of a file, or raises `ConfigError` with the path and the reason."""
@@ -25,6 +29,10 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
+
+
+class _TooLong(Exception):
+    """The files have more bytes together than `MOST`."""
 
 
 class Files:
@@ -54,6 +62,9 @@ class Files:
             except OSError as error:
                 self._faults[path] = fault = f"{path}: {os_reason(error)}"
                 raise ConfigError(fault) from None
+            except _TooLong:
+                self._faults[path] = fault = f"{path}: the files of the settings have more than {MOST >> 20} MiB together"
+                raise ConfigError(fault) from None
             finally:
                 self.reading = None
         return content
@@ -62,7 +73,11 @@ class Files:
         with open(self.folder / path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 self._unrepeatable.add(path)
-            return file.read()
+            left = MOST - sum(map(len, self._contents.values()))
+            content = file.read(left + 1)
+        if len(content) > left:
+            raise _TooLong
+        return content
 
     def again(self) -> Files:
         """Return an object that reads the files again, relative to the same folder.

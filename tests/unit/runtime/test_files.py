@@ -43,6 +43,23 @@ class FilesTests(SynchronousTestCase):
         error = self.assertRaises(ConfigError, Files(self.folder).read, Path("missing"))
         self.assertEqual(str(error), "missing: no such file or directory")
 
+    def test_an_endless_file(self) -> None:
+        """A device that never ends, or files that are too large, are an error, and not the end of the memory."""
+        error = self.assertRaises(ConfigError, Files(self.folder).read, Path("/dev/zero"))
+        self.assertEqual(str(error), "/dev/zero: the files of the settings have more than 40 MiB together")
+
+    def test_a_pipe_keeps_its_content(self) -> None:
+        """A pipe can be read once: its content is kept for later loads, where a regular file is read again."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        os.write(writing, b"settings")
+        os.close(writing)
+        pipe = Path(f"/dev/fd/{reading}")
+        files = Files(self.folder)
+        self.assertEqual(files.read(pipe), b"settings")
+        self.assertEqual(files.again().again().read(pipe), b"settings")
+        self.assertTrue(files.read_all_again().same_as(files))
+
     def test_a_worker_has_the_contents_of_its_parent(self) -> None:
         """Contents survive JSON, whatever their bytes, and are not read again."""
         (self.folder / "a").write_bytes(bytes(range(256)))
