@@ -19,6 +19,8 @@ class SettingsChanges:
 
     settings: Settings
     """Settings of the process from now on: the new values of what can change, and the present values of the rest."""
+    renewed: Settings
+    """Settings of a worker that starts now, or of the parent after a rolling restart."""
     applied: tuple[str, ...]
     """Names of the options whose new values the process uses from now on."""
     rolling: tuple[str, ...]
@@ -39,6 +41,7 @@ def compare_settings(present: Settings, new: Settings) -> SettingsChanges:
     changed = [option for option in OPTIONS if option.name != "config" and _differ(option, present, new)]
     waiting = {option.name: option for option in changed if _takes_restart(option, present, new)}
     kept: dict[str, Any] = {}
+    kept_by_parent: dict[str, Any] = {}
     applied: list[str] = []
     rolling: list[str] = []
     restart: list[str] = []
@@ -48,8 +51,13 @@ def compare_settings(present: Settings, new: Settings) -> SettingsChanges:
             applied.append(option.name)
             continue
         kept[option.field] = getattr(present, option.field)
-        (rolling if _rolling(decisive, present, new) else restart).append(option.name)
-    return SettingsChanges(replace(new, **kept), tuple(applied), tuple(rolling), tuple(restart))
+        if _rolling(decisive, present, new):
+            rolling.append(option.name)
+        else:
+            restart.append(option.name)
+            kept_by_parent[option.field] = kept[option.field]
+    settings, renewed = replace(new, **kept), replace(new, **kept_by_parent)
+    return SettingsChanges(settings, renewed, tuple(applied), tuple(rolling), tuple(restart))
 
 
 def _differ(option: Option, present: Settings, new: Settings) -> bool:

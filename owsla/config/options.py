@@ -283,12 +283,12 @@ OPTIONS: tuple[Option, ...] = (
         "Credentials for the login dialect: file:PATH, with a line id:token per device, or another credentials checker of "
         "Twisted.",
         secret=True,
-        reload="rolling restart",
+        reload="new connections", needs="dialect",
     ),
     Option(
         _LINES, "login-timeout", "TIME", "10s", readers.duration(zero=False),
         "Time limit for the login of a device with the login dialect.",
-        reload="rolling restart",
+        reload="new connections", needs="dialect",
     ),
     Option(
         _CONNECTIONS, "max-connections", "COUNT", "auto", readers.either("auto", None, readers.number(1, LARGEST_COUNT)),

@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from twisted.cred.checkers import ICredentialsChecker
 
 from owsla.config.addresses import BrokerAddress
 from owsla.config.settings import QueueArgument
 from owsla.dialects import Dialect, find_dialect
-from owsla.dialects.login import make_login_checker
+from owsla.dialects.login import ConfiguredChecker, make_login_checker
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec, handler_spec
 from owsla.routing_key import RoutingKey
@@ -266,7 +266,10 @@ def dialect(text: str) -> type[Dialect]:
 
 def login_checker(text: str, folder: Path | None = None) -> ICredentialsChecker | None:
     """Read a credentials checker, whose file is relative to `folder`; "off" is none."""
-    return None if text == "off" else make_login_checker(text, folder)
+    if text == "off":
+        return None
+    checker: Any = ConfiguredChecker(text, make_login_checker(text, folder))
+    return checker  # type: ignore[no-any-return]
 
 
 def broker(text: str) -> BrokerAddress | None:

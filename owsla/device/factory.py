@@ -164,6 +164,10 @@ class DeviceFactory(ServerFactory):
         if settings.max_rate != before.max_rate:
             self.reading.rate_changed()
 
+    def build_with(self, protocol: Callable[[Any, bytes], Any]) -> None:
+        """Make the protocols of new connections with another function."""
+        self._build = protocol
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return the protocol of a new connection, or `None` while the supervisor of connections does not run."""
         if not self.connections.running:

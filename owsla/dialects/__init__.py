@@ -1,7 +1,7 @@
 """Dialects: protocols in which devices talk to the gateway itself. `docs/dialects.md` shows how to write one."""
 
 from ._find import find_dialect
-from ._interfaces import REFUSED, Conversation, Dialect, DialectPlugin, DialectSettings, Factory, IDialect, Refused
+from ._interfaces import REFUSED, Conversation, Dialect, DialectPlugin, DialectSettings, Factory, IDialect, Refused, Successor
 
 __all__ = [
     "REFUSED",
@@ -12,5 +12,6 @@ __all__ = [
     "Factory",
     "IDialect",
     "Refused",
+    "Successor",
     "find_dialect",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from attrs import frozen
 from twisted.cred.checkers import ICredentialsChecker
@@ -114,7 +114,10 @@ class Dialect:
 
     @classmethod
     def configured(cls, settings: DialectSettings) -> Factory:
-        """Return what makes an instance for a connection. Called once, at the start.
+        """Return what makes an instance for a connection. Called at the start.
+
+        Called again, in a thread, for a reload that changes one of these settings. The result is for connections that come
+        after that; if it provides `Successor`, it is told what it succeeds.
 
         Raise `ConfigError` if a setting is missing or wrong.
         """
@@ -144,6 +147,14 @@ class Dialect:
 
 Factory: TypeAlias = Callable[[Conversation], Dialect]
 """A function that makes the dialect of a connection."""
+
+
+@runtime_checkable
+class Successor(Protocol):
+    """A factory that goes on with what its predecessor knows, such as failed logins."""
+
+    def succeed(self, predecessor: Factory) -> None:
+        """Take over from the factory that was in use before a reload. Called in the reactor thread."""
 
 
 class IDialect(Interface):  # type: ignore[misc]  # zope has no types

@@ -69,12 +69,19 @@ class LoginService:
 
     def __init__(self, checker: ICredentialsChecker, now: Callable[[], float] = time.monotonic) -> None:
         realm: Any = DeviceRealm()
+        if isinstance(checker, ConfiguredChecker):
+            checker = checker.checker
         self._portal = Portal(realm, [checker])
         self._name = type(checker).__name__
         self._checker_errors = Throttle(now)
         self._refusals = Throttle(now)
         self._now = now
         self._limits = FailedLogins()
+
+    def succeed(self, predecessor: LoginService) -> None:
+        """Go on with the limits of the service in use before, so that another checker gives nobody more attempts."""
+        self._limits = predecessor._limits
+        self._refusals = predecessor._refusals
 
     def login(self, name: bytes, token: bytes, source: str) -> Deferred[str]:
         """Check a login from an address. The result is the device id that the checker returns.
@@ -145,9 +152,7 @@ class Login(Dialect):
     def configured(cls, settings: DialectSettings) -> Factory:
         if settings.login_checker is None:
             raise ConfigError("the login dialect needs --login-checker, such as file:/etc/owsla/devices")
-        service = LoginService(settings.login_checker)
-        timeout = settings.login_timeout
-        return lambda conversation: cls(conversation, service, timeout)
+        return LoginFactory(cls, LoginService(settings.login_checker), settings.login_timeout)
 
     def connected(self) -> None:
         self.conversation.hold()
@@ -215,10 +220,53 @@ class Login(Dialect):
         return (line,) if self._state == WELCOME else REFUSED
 
 
+class LoginFactory:
+    """The logins of all devices that connect until the next reload with another checker or timeout."""
+
+    def __init__(self, dialect: type[Login], service: LoginService, timeout: float) -> None:
+        """`timeout` is in seconds."""
+        self._dialect = dialect
+        self._timeout = timeout
+        self.service = service
+
+    def __call__(self, conversation: Conversation) -> Login:
+        return self._dialect(conversation, self.service, self._timeout)
+
+    def succeed(self, predecessor: Factory) -> None:
+        """Go on with the limits on failed logins (`Successor`)."""
+        if isinstance(predecessor, LoginFactory):
+            self.service.succeed(predecessor.service)
+
+
 def _shown(name: bytes) -> str:
     """Return an unverified id for an event, as printable text of a limited length: it may be arbitrary bytes."""
     text = name[:LONGEST].decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+@implementer(ICredentialsChecker)
+class ConfiguredChecker:
+    """A credentials checker, and the text that names it. Two are equal if they have the same text."""
+
+    def __init__(self, text: str, checker: Any) -> None:
+        self._text = text
+        self.checker = checker
+
+    @property
+    def credentialInterfaces(self) -> Any:
+        return self.checker.credentialInterfaces
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        return self.checker.requestAvatarId(credentials)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfiguredChecker) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {type(self.checker).__name__}>"  # the text may have a password
 
 
 def make_login_checker(text: str, folder: Path | None = None) -> ICredentialsChecker:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twisted.logger import Logger
+
 from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..device.framing import Framing
+from ..dialects import Factory, Successor
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import Devices, changed_connection_limit, device_settings, identifier, port_settings
+from .devices import Devices, changed_connection_limit, device_protocol, device_settings, identifier, port_settings
 from .publishing import Publishing
 from .shutdown import DeviceDrain
 
@@ -53,12 +56,15 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
 class NodeChanges:
     """Application of another configuration to the parts of a node."""
 
+    _log = Logger(namespace="owsla")
+
     def __init__(self, base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> None:
         self._base = base
         self._publishing = publishing
         self._devices = devices
         self._consuming = consuming
         self._drain = drain
+        self._dialect = devices.dialect
 
     def apply(self, new: Configuration) -> AppliedChanges:
         """Make a configuration the current one, and tell all parts. This cannot fail: `new` was checked when it was loaded."""
@@ -68,7 +74,19 @@ class NodeChanges:
         self._devices.listener.use_context(new.context)
         self._consuming.use(new)
         self.apply_settings(new.settings)
+        if new.dialect is not None:
+            self._use_dialect(new.settings, new.dialect)
         return changes
+
+    def _use_dialect(self, settings: Settings, dialect: Factory) -> None:
+        """Make the dialects of new connections with another factory."""
+        if self._dialect is not None and isinstance(dialect, Successor):
+            try:
+                dialect.succeed(self._dialect)
+            except Exception:  # perhaps code of the user
+                self._log.failure("The dialect does not know what it knew before the reload")
+        self._dialect = dialect
+        self._devices.factory.build_with(device_protocol(settings, dialect))
 
     def apply_settings(self, settings: Settings) -> None:
         """Have all parts follow settings, which differ from the present ones only in what may change."""

@@ -19,6 +19,8 @@ from ..config.changes import SettingsChanges, compare_settings
 from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
+from ..dialects import Factory
+from ..errors import ConfigError
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.certificates import read_certificates
@@ -42,6 +44,8 @@ class Configuration:
     shown: ServedCertificate
     """Certificate that devices are shown."""
     broker_tls: BrokerTLSMaterial
+    dialect: Factory | None = None
+    """What makes the dialects of connections that come after a reload, if it changes something about them."""
     changes: SettingsChanges | None = None
     """Differences from the settings that were in force before; `None` at the start. `settings` has what applies of them."""
 
@@ -79,6 +83,12 @@ class CurrentConfiguration:
         """Return the certificate that devices are shown."""
         return self._configuration.shown
 
+    def workers_replaced(self) -> None:
+        """Note that all workers have started with the settings that were read last, in a rolling restart."""
+        changes = self._configuration.changes
+        if changes is not None:
+            self._configuration = replace(self._configuration, settings=changes.renewed, changes=None)
+
     def replace(self, configuration: Configuration) -> None:
         """Put another configuration in force."""
         self._configuration = configuration
@@ -102,15 +112,28 @@ def load_configuration(
     return configure(argv, settings, files, make_certificates=make_certificates)
 
 
-def reload_configuration(configuration: Configuration, files: Files, *, make_certificates: bool = True) -> Configuration:
+def reload_configuration(
+    configuration: Configuration, files: Files, *, make_certificates: bool = True, serves_devices: bool = True
+) -> Configuration:
     """Read the settings again from the sources of a configuration. What takes a restart keeps its value.
 
-    Warnings were printed at the start.
+    Warnings were printed at the start. A parent of workers makes no dialects, because it serves no devices.
     """
     settings = load_settings(configuration.argv, warn=lambda text: None, files=files)
     changes = compare_settings(configuration.settings, settings)
     new = configure(configuration.argv, changes.settings, files, make_certificates=make_certificates)
-    return replace(new, changes=changes)
+    other_logins = not {"login-checker", "login-timeout"}.isdisjoint(changes.applied)
+    return replace(new, changes=changes, dialect=make_dialect(changes.settings) if other_logins and serves_devices else None)
+
+
+def make_dialect(settings: Settings) -> Factory | None:
+    """Return what makes the dialect of a connection; `None` without a dialect."""
+    if settings.dialect is None:
+        return None
+    try:
+        return settings.dialect.configured(settings)
+    except ConfigError as error:
+        raise ConfigError(f"--dialect: {error}") from None
 
 
 def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
 from ..device.settings import DeviceSettings
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
+from ..dialects import Factory
 from ..errors import ConfigError
 from ..runtime.memory import ProcessMemory
 from ..runtime.open_files import allowed_connections, describe_capacity, raise_open_files_limit
@@ -30,6 +31,7 @@ from ..runtime.process import fail
 from ..supervision import DynamicSupervisor
 from ..tls.identity import device_identity
 from .base import Base
+from .configuration import make_dialect
 from .publishing import Publishing
 
 _log = Logger(namespace="owsla")
@@ -40,6 +42,8 @@ class Devices:
     """Parts of a node that face devices."""
 
     framing: Framing
+    dialect: Factory | None
+    """What makes the dialects of connections, from the start to the first reload that changes it."""
     endpoints: DynamicSupervisor[Connection]
     factory: DeviceFactory
     admission: Admission[TLSTransport]
@@ -77,6 +81,7 @@ def make_devices(
     """Make the device port and what the connections share: lines go to `publishing`."""
     settings = base.settings
     framing = Framing(settings.delimiter, settings.max_line)
+    dialect = make_dialect(settings)
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
     factory = DeviceFactory(
@@ -85,7 +90,7 @@ def make_devices(
         Connections(base.ids, base.registry, endpoints),
         publishing.lines,
         publishing.courier,
-        _protocol(settings),
+        device_protocol(settings, dialect),
         identify=identifier(settings),
         hangups=hangups,
     )
@@ -102,7 +107,7 @@ def make_devices(
         hangups,
         PortHooks(base.emit, partial(fail, base.reactor), factory.housekeeping, ProcessMemory()),
     )
-    return Devices(framing, endpoints, factory, admission, listener)
+    return Devices(framing, dialect, endpoints, factory, admission, listener)
 
 
 def identifier(settings: Settings) -> Callable[[SSL.Connection], str | None] | None:
@@ -130,15 +135,11 @@ def device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
     )
 
 
-def _protocol(settings: Settings) -> Callable[[DeviceFactory, bytes], DeviceProtocol]:
+def device_protocol(settings: Settings, dialect: Factory | None) -> Callable[[DeviceFactory, bytes], DeviceProtocol]:
     """Return what makes the protocol of a connection, with a dialect only where one is configured."""
-    dialect = settings.dialect
-    if dialect is None:
+    if dialect is None or settings.dialect is None:
         return DeviceProtocol
-    try:
-        return speaking(dialect.configured(settings), dialect.__name__)
-    except ConfigError as error:
-        raise ConfigError(f"--dialect: {error}") from None
+    return speaking(dialect, settings.dialect.__name__)
 
 
 def _acknowledgement(template: str | None, framing: Framing) -> Callable[[int], bytes] | None:

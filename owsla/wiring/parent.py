@@ -53,9 +53,7 @@ class ParentEvents:
         return self.everything.drops | self.own.drops
 
 
-def make_parent(
-    reactor: Any, configuration: Configuration, log: Lossy
-) -> ParentService:
+def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> ParentService:
     """Return the parent of `--workers`.
 
     Workers read the settings again from the same arguments and file contents. Raise `ConfigError` as for a node.
@@ -83,7 +81,9 @@ def make_parent(
         refused=partial(fail, reactor),
     )
     reloads = make_parent_reloads(reactor, current, pool, events)
-    service = ParentService(port=sockets.device, pool=pool, reload=reloads.request, fail=partial(fail, reactor))
+    service = ParentService(
+        port=sockets.device, pool=pool, reload=reloads.request, replaced=current.workers_replaced, fail=partial(fail, reactor)
+    )
     readings = http.ParentReadings(
         workers=lambda: pool.processes,
         draining=lambda: service.draining,
@@ -93,9 +93,7 @@ def make_parent(
         log_lost=lambda: log.lost,
         reloads=reloads,
     )
-    expiry = ExpiryWatch(
-        reactor, events.everything.emit, served=lambda: pool.shown(otherwise=current.shown()), now=time.time
-    )
+    expiry = ExpiryWatch(reactor, events.everything.emit, served=lambda: pool.shown(otherwise=current.shown()), now=time.time)
     watches = [child("certificate", expiry), child("reload", reloads)]
     service.supervise(make_parent_root(reactor, service, events, sockets, readings, watches))
 
@@ -123,7 +121,7 @@ def make_parent_reloads(reactor: Any, current: CurrentConfiguration, pool: Worke
         return applied_changes(old, new, workers=True)
 
     def load(files: Files) -> Configuration:
-        return reload_configuration(current.configuration, files)
+        return reload_configuration(current.configuration, files, serves_devices=False)
 
     return Reloads(
         reactor,

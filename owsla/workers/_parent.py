@@ -27,16 +27,19 @@ class ParentService(MultiService):
         port: socket.socket,
         pool: WorkerPool,
         reload: Callable[[], Deferred[bool]],
+        replaced: Callable[[], None],
         fail: Callable[[str, int], None],
     ) -> None:
         """`port` is the device port that the workers share. `reload` reloads the configuration; its Deferred fires with the
-        success. `fail` ends the process with a line and a status.
+        success. `replaced` is called when all workers have started with the configuration in force. `fail` ends the process
+        with a line and a status.
         """
         super().__init__()
         self._log = Logger(namespace="owsla")
         self._port = port
         self.pool = pool
         self._reload = reload
+        self._replaced = replaced
         self._root: Supervisor | None = None
         self._fail = fail
         self._replacing = False
@@ -112,6 +115,7 @@ class ParentService(MultiService):
             if not self.draining:
                 self._log.warn("The workers are not replaced, because the configuration could not be reloaded")
             return
+        generation = self.pool.generation
         count = 0
         for worker in self.pool.workers:
             if self.draining:
@@ -121,6 +125,8 @@ class ParentService(MultiService):
                     self._log.warn("{count} of {all} workers were replaced", count=count, all=len(self.pool.workers))
                 return
             count += 1
+        if self.pool.generation == generation:  # otherwise the first ones have started with an older configuration
+            self._replaced()
         self._log.info("All {count} workers were replaced", count=count)
 
 

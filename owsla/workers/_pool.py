@@ -46,6 +46,11 @@ class WorkerPool:
         ]
 
     @property
+    def generation(self) -> int:
+        """Number of the configuration in force."""
+        return self._start.generation
+
+    @property
     def processes(self) -> list[WorkerProcess]:
         """Process in charge of each worker."""
         return [worker.process for worker in self.workers if worker.process is not None]

@@ -118,3 +118,18 @@ class ChangesTests(SynchronousTestCase):
             if option.needs:
                 self.assertIn(option.needs, BY_NAME)
                 self.assertFalse(option.restart, option.name)
+
+    def test_login_checker(self) -> None:
+        """Checkers with the same text are the same. Neither the comparison nor a checker shows the text."""
+        path = self.new_folder() / "devices"
+        path.write_text("d1:t\n")
+        argv = ("--dialect", "login", "--login-checker", f"file:{path}")
+        before = load(*argv)
+        self.assertFalse(compare_settings(before, load(*argv)))
+        changes = compare_settings(
+            before, load("--dialect", "login", "--login-checker", f"file:{path.parent}/../{path.parent.name}/devices")
+        )
+        self.assertEqual(changes.applied, ("login-checker",))
+        self.assertNotIn(str(path.parent), repr(changes))
+        changes = compare_settings(load(), before)
+        self.assertEqual(changes.rolling, ("dialect", "login-checker"))

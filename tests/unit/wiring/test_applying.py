@@ -79,7 +79,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert",
-    "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch",
+    "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts and logins, which a reload prepares, and the interval of the watch."""
 

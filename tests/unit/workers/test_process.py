@@ -764,9 +764,13 @@ class ParentTests(ProcessTestCase):
             on_give_up=self.gave_up.append,
             backoff=RestartBackoff(jitter=lambda: 1.0),
         )
+        self.renewed: list[int] = []
         self.parent = ParentService(
-            port=self.port, pool=pool, reload=lambda: succeed(True), fail=lambda why, status: self.failures.append((why,
-            status))
+            port=self.port,
+            pool=pool,
+            reload=lambda: succeed(True),
+            replaced=lambda: self.renewed.append(pool.generation),
+            fail=lambda why, status: self.failures.append((why, status)),
         )
         self.parent.supervise(root)
         self.parent.startService()
