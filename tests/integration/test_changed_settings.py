@@ -33,7 +33,9 @@ class Settings:
         self.path.write_text(content)
         mark = owsla.mark()
         owsla.process.signal(signal.SIGHUP)
-        match = await owsla.wait_for_line("(Configuration reloaded|Reload failed, and nothing was changed): (.*)", 30, start=mark)
+        match = await owsla.wait_for_line(
+            "(Configuration reloaded|Reload failed, and nothing was changed): (.*)", 30, start=mark
+        )
         return match[2]
 
 
