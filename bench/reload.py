@@ -77,9 +77,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         serial, pem = self._sign(subject, key, x509.SubjectAlternativeName([x509.DNSName(name)]))
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return Pair(serial, pem, private)
 
     def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> tuple[int, bytes]:
@@ -172,7 +170,9 @@ class Exchange:
 class Measurement:
     """A running gateway with its load."""
 
-    def __init__(self, options: argparse.Namespace, files: ServedFiles, gateway: Gateway, swarms: Sequence[ReloadSwarm]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, files: ServedFiles, gateway: Gateway, swarms: Sequence[ReloadSwarm]
+    ) -> None:
         self._options = options
         self._files = files
         self._gateway = gateway
@@ -382,7 +382,8 @@ class Results:
             self.arrived["failed"]
             or self.stayed["lost"]
             or self.stayed["answers"] != self.stayed["lines"]
-            or not self.arrived["failed"] and self.counted["contiguous"] != lines
+            or not self.arrived["failed"]
+            and self.counted["contiguous"] != lines
             or self.counted["wrong"]
             or self.late
             or self.run.faults
