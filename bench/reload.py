@@ -3,8 +3,8 @@
     python -m bench.reload --output reload.md
 
 Devices stay connected and make round trips through a back end. Others connect all the time, verify the certificate of the
-gateway, send a line and leave after its answer. All have client certificates. Meanwhile the certificate of the gateway, the file
-of `--client-ca`, and both are exchanged in turn. Of five exchanges of each
+gateway, send a line and leave after its answer. All have client certificates. Meanwhile the certificate of the gateway, the
+file of `--client-ca`, and both are exchanged in turn. Of five exchanges of each
 
 - one is announced by SIGHUP when all files are complete;
 - three are announced too early: the certificate is new and the key old, a file ends in the middle, or a file is that of
@@ -382,8 +382,7 @@ class Results:
             self.arrived["failed"]
             or self.stayed["lost"]
             or self.stayed["answers"] != self.stayed["lines"]
-            or not self.arrived["failed"]
-            and self.counted["contiguous"] != lines
+            or (not self.arrived["failed"] and self.counted["contiguous"] != lines)
             or self.counted["wrong"]
             or self.late
             or self.run.faults
@@ -406,10 +405,10 @@ def report(results: Results, options: argparse.Namespace, devices: str) -> str:
     run, arrived, stayed = results.run, results.arrived, results.stayed
     parts = [
         "# Reloads under load",
-        f"{circumstances(options.broker, devices)}. {options.devices} connected devices with {options.rate:g} round trips a second "
-        f"together, and {options.arrivals:g} others a second that connect, verify the certificate, send a line and leave after "
-        f"its answer; all with client certificates. {options.rounds} rounds, in each of which the certificate, the client CA and "
-        f"both are exchanged; {f'{options.workers} workers' if options.workers else 'one process'}"
+        f"{circumstances(options.broker, devices)}. {options.devices} connected devices with {options.rate:g} round trips per "
+        f"second together, and {options.arrivals:g} others per second that connect, verify the certificate, send a line and "
+        f"leave after its answer; all with client certificates. {options.rounds} rounds, in each of which the certificate, the "
+        f"client CA, and both are exchanged; {f'{options.workers} workers' if options.workers else 'one process'}"
         f"{f'; {options.authorities} further authorities in --client-ca' if options.authorities else ''}.",
         f"    {command_line()}",
         "## Devices",
@@ -439,7 +438,8 @@ def report(results: Results, options: argparse.Namespace, devices: str) -> str:
             ("after round", *(str(mark) if mark else "none" for mark in marks)),
             [("memory (PSS, MB)", *(f"{run.memory[mark]:.1f}" for mark in marks))],
         ),
-        f"CPU of a reload of all files, with {options.devices} connections and no other load: {run.cpu_of_reload * 1e3:.0f} ms.",
+        f"CPU of a reload of all files, with {options.devices} connections and no other load: "
+        f"{run.cpu_of_reload * 1e3:.0f} ms.",
     ]
     return "\n\n".join(parts)
 

@@ -1,7 +1,7 @@
 """Devices of `bench.reload` in a process of their own: some that stay connected, or others that come and leave.
 
-All verify the certificate of the gateway and show one of their own. Commands and answers are lines of JSON, as in `bench.swarm`.
-`stay` and `arrive` go on until the command `stop`, and answer then.
+All verify the certificate of the gateway and show one of their own. Commands and answers are lines of JSON, as in
+`bench.swarm`. `stay` and `arrive` go on until the command `stop`, and answer then.
 """
 
 from __future__ import annotations
@@ -88,11 +88,10 @@ class ReloadDevices(DeviceSwarm):
     def _interrupt(self) -> None:
         """Execute a command that came while devices are busy."""
         command = self._commands.next()
-        do = command.pop("do") if command is not None else "stop"
-        if do == "stop":
+        if command is None or command["do"] == "stop":
             self._stopped = True
         else:
-            getattr(self, do)(**command)
+            getattr(self, command.pop("do"))(**command)
 
     # -- devices that stay -------------------------------------------------------------------------------------------------
 
