@@ -1,4 +1,4 @@
-"""SettingsChanges of settings in a running process: which ones it follows, and which ones take a restart. Pure."""
+"""Changes of settings in a running process: which ones it follows, and which ones take a restart. Pure."""
 
 from __future__ import annotations
 

@@ -268,30 +268,6 @@ async def test_a_worker_hangs_during_a_reload(lab: Lab, embedded: EmbeddedBroker
 
 
 @reactor_test
-async def test_a_rolling_restart_with_a_faulty_file(
-    lab: Lab, embedded: EmbeddedBrokerProcess, server: ServerFiles, tmp_path: Path
-) -> None:
-    """SIGUSR2 replaces no worker while the settings are faulty, and gives the new workers the settings of now otherwise."""
-    config = tmp_path / "owsla.toml"
-    config.write_text("max-line = 100\n")
-    gateway = await gateway_with(lab, embedded, 2, config=config, **server.options)
-    before = pids(gateway.owsla)
-    config.write_text("max-line = 'a hundred'\n")
-    mark = gateway.owsla.mark()
-    os.kill(gateway.owsla.pid, signal.SIGUSR2)
-    await gateway.owsla.wait_for_line("The workers are not replaced", start=mark)
-    assert gateway.owsla.lines("Reload failed.*max-line", start=mark)
-    assert pids(gateway.owsla) == before
-    config.write_text("max-line = 5\n")
-    mark = gateway.owsla.mark()
-    os.kill(gateway.owsla.pid, signal.SIGUSR2)
-    await gateway.owsla.wait_for_line("All 2 workers were replaced", 4 * PATIENCE, start=mark)
-    device = await lab.device(gateway, ca=server.authority.ca)
-    device.send_line(b"longer")
-    await device.closed()
-
-
-@reactor_test
 async def test_a_file_that_blocks(lab: Lab, embedded: EmbeddedBrokerProcess, server: ServerFiles) -> None:
     """A file that cannot be read in time, here a pipe without a writer, holds up neither the devices nor the end of the
     process, and is named.

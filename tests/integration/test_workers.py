@@ -471,7 +471,9 @@ async def test_stopped_while_workers_are_replaced(lab: Lab, rabbitmq: RabbitMQ) 
 
 @reactor_test
 async def test_rolling_restart_with_a_mistake(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """An invalid setting in the file is one line in the log. The workers keep running, and the next SIGUSR2 works."""
+    """With an invalid setting in the file no worker is replaced, and the log says why. The next SIGUSR2 works, and gives the
+    new workers the corrected settings.
+    """
     settings = tmp_path / "owsla.toml"
     settings.write_text("max-line = 1000\n")
     gateway = await lab.gateway(rabbitmq.url, workers=2, config=settings, drain_spread="0s")
@@ -479,13 +481,17 @@ async def test_rolling_restart_with_a_mistake(lab: Lab, rabbitmq: RabbitMQ, tmp_
     device = await lab.device(gateway)
     settings.write_text("max-line = 'long'\n")
     gateway.owsla.process.signal(signal.SIGUSR2)
-    await gateway.owsla.wait_for_line(r"worker-1 is not replaced, .* as it is: .*owsla.toml: max-line: 'long' is not a size")
+    await gateway.owsla.wait_for_line(r"Reload failed, and nothing was changed: .*owsla.toml: max-line: 'long' is not a size")
+    await gateway.owsla.wait_for_line("The workers are not replaced")
     assert all(alive(pid) for pid in before.values())
     await gateway.round_trip(device)
-    settings.write_text("max-line = 2000\n")
+    settings.write_text("max-line = 5\n")
     mark = gateway.owsla.mark()
     gateway.owsla.process.signal(signal.SIGUSR2)
     await gateway.owsla.wait_for_line("All 2 workers were replaced", 60, start=mark)
+    device = await lab.device(gateway)
+    device.send_line(b"longer")
+    await device.closed()
     assert await gateway.owsla.terminate() == 0
     gateway.owsla.assert_tidy()
 
