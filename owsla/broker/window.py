@@ -82,6 +82,8 @@ class Window:
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self._max_entries = 2 * max_messages
+        if len(self._entries) > self._max_entries:
+            self._set_aside()
 
     @property
     def full(self) -> bool:

@@ -421,6 +421,63 @@ class ProducerTests(BrokerTestCase):
         self.lab.clock.advance(0)
         self.assertEqual(self.device.resumed, 1)
 
+    def test_smaller_window(self) -> None:
+        """Lines beyond a smaller window stay, and are confirmed or published again. Others are accepted once it has room."""
+        producer = self.lab.producer
+        self.lab.connect()
+        self.lab.publish(self.device, *[b"-"] * 6)
+        self.assertTrue(producer.accepting)
+        producer.configure(4, 1 << 20, acknowledge=True)
+        self.assertFalse(producer.accepting)
+        producer.wait(self.device)
+        self.lab.clock.advance(0)
+        self.assertEqual((producer.unconfirmed, self.device.resumed, producer.spare), (6, 0, 1))
+        self.lab.lose()
+        self.lab.server = Server(self.lab.clock)
+        self.lab.connect()
+        self.assertEqual(self.lab.taken(), [("a", seq) for seq in range(6)])
+        self.lab.clock.advance(0)
+        self.assertEqual((producer.accepting, self.device.resumed), (False, 0))
+        self.lab.server.ack(LINES, 3, multiple=True)
+        self.lab.clock.advance(0)
+        self.assertEqual((producer.accepting, self.device.resumed, self.device.safe), (True, 1, [0, 1, 2]))
+        self.lab.server.ack(LINES, 6, multiple=True)
+        self.assertEqual((producer.unconfirmed, self.device.safe), (0, [0, 1, 2, 3, 4, 5]))
+
+    def test_larger_window(self) -> None:
+        """A larger window accepts lines at once, unless something else prevents it."""
+        producer = self.lab.producer
+        self.lab.connect()
+        self.lab.publish(self.device, *[b"-"] * 8)
+        producer.wait(self.device)
+        producer.blocked("memory")
+        producer.configure(100, 1 << 20, acknowledge=True)
+        self.lab.clock.advance(0)
+        self.assertEqual((producer.accepting, self.device.resumed), (False, 0))
+        producer.unblocked()
+        self.lab.clock.advance(0)
+        self.assertEqual((producer.accepting, self.device.resumed, producer.share), (True, 1, SMALLEST_SHARE))
+        self.lab.lose()
+        producer.configure(1000, 1 << 20, acknowledge=True)
+        self.assertFalse(producer.accepting)
+
+    def test_smaller_window_in_bytes(self) -> None:
+        """The limit in bytes is as much a limit as that of lines."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"-" * 5000)
+        self.lab.producer.configure(8, 4000, acknowledge=True)
+        self.assertEqual((self.lab.producer.accepting, self.lab.producer.line_size), (False, 500))
+        self.lab.server.ack(LINES, self.lab.server.take()[0].tag)
+        self.assertTrue(self.lab.producer.accepting)
+
+    def test_acknowledged_to_the_end(self) -> None:
+        """Connections that are told what is safe are told for as long as they live, also when new ones are not to be."""
+        self.lab.connect()
+        self.lab.producer.configure(8, 1 << 20, acknowledge=False)
+        self.lab.publish(self.device, b"-")
+        self.lab.server.ack(LINES, self.lab.server.take()[0].tag)
+        self.assertEqual(self.device.safe, [0])
+
     def test_a_share_of_the_window(self) -> None:
         """A share is a sixty-fourth of the window, but has a minimum, so that shares never cost more than publishing."""
         for messages, share in ((10_000, 156), (500, SMALLEST_SHARE), (5, 5)):
@@ -972,6 +1029,10 @@ class ProducerMachine(RuleBasedStateMachine):
         self.lab.server.client.dataReceived(wire.HEARTBEAT_FRAME)
         self.lab.clock.advance(seconds)
         self.arrive()
+
+    @rule(messages=st.sampled_from([1, 6, 50]), size=st.sampled_from([300, 1 << 20]))
+    def configure(self, messages: int, size: int) -> None:
+        self.lab.producer.configure(messages, size, acknowledge=True)
 
     @rule(reached=st.integers(0, 5))
     def break_it(self, reached: int) -> None:

@@ -124,6 +124,11 @@ class WindowMachine(RuleBasedStateMachine):
         self.refused -= gone
         self.repeated.update(tag for tag, line in self.unanswered.items() if line in gone)
 
+    @rule(bound=st.sampled_from([1, 3, 20]))
+    def configure(self, bound: int) -> None:
+        self.window.configure(bound, 200)
+        self.bound = bound
+
     @rule(smaller=st.booleans())
     def reconnect(self, smaller: bool) -> None:
         def refit(data: bytes) -> bytes:

@@ -307,3 +307,27 @@ class LingerTests(PollerTests):
         self.assertEqual(len(self.loop.getDelayedCalls()), 1, "it does not linger")
         self.poller.removeReader(one)
         self.assertEqual(self.loop.getDelayedCalls(), [])
+
+    def test_changed_while_it_lingers(self) -> None:
+        """A set that is to linger no longer serves its sockets at once, also those that were waiting."""
+        one = self.descriptor()
+        self.poller.addReader(one)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.assertNotIn(self.poller, self.loop.readers, "it does not linger")
+        one.peer.send(b"a")
+        reads = one.reads
+        self.poller.configure(0.0)
+        self.assertEqual(self.loop.getDelayedCalls(), [])
+        self.loop.turn()
+        self.assertEqual(one.reads, reads + 1)
+        turns, waiting = self.talk(BUSY * 2, 4 * LOOK)
+        self.assertEqual((turns, waiting), (round(BUSY * 2 * 4 * LOOK), 0))
+        self.poller.configure(LINGER)
+        self.talk(BUSY * 2, 4 * LOOK)
+        self.assertNotIn(self.poller, self.loop.readers, "it does not linger again")
+
+    def test_changed_when_it_is_closed(self) -> None:
+        """A set without sockets does not watch anything after a change."""
+        self.poller.configure(0.0)
+        self.poller.configure(LINGER)
+        self.assertEqual((self.loop.readers, self.loop.getDelayedCalls()), (set(), []))

@@ -1051,3 +1051,122 @@ class TimeTests(Base):
         self.assertTrue(tick.called)
         self.later(16)
         self.assertEqual(self.admission.connections, 0)
+
+
+class ConfigureTests(Base):
+    """Limits and times that change while connections are open, in all states."""
+
+    def change(
+        self,
+        max_connections: int = 100,
+        max_handshakes: int = 100,
+        *,
+        max_per_address: int | None = None,
+        handshake_timeout: float = 15.0,
+        linger: float = 0.0,
+    ) -> None:
+        listener = self.listener
+        assert listener is not None
+        self.admission.configure(max_connections, max_handshakes)
+        connected = [endpoint.transport for endpoint in self.registry]
+        listener.configure(PortSettings(handshake_timeout, linger), max_per_address, connected)
+        self.sources = listener._sources
+
+    def test_more_connections(self) -> None:
+        """A higher limit lets a waiting device in. Being full is reported again only when there was room meanwhile."""
+        listener = self.listen(max_connections=2)
+        for _ in range(2):
+            self.device()
+        waiting = Client(self.connect())
+        self.change(2)
+        self.loop.settle(waiting.step)
+        self.assertEqual((len(self.registry), listener.accepting, len(self.of_type(Full))), (2, False, 1))
+        self.change(3)
+        self.loop.until(lambda: len(self.registry) == 3, waiting.step)
+        self.assertEqual((listener.accepting, self.of_type(Full)), (False, [Full(2, mock.ANY), Full(3, mock.ANY)]))
+
+    def test_fewer_connections(self) -> None:
+        """A lower limit closes no device, and lets none in until there is room."""
+        listener = self.listen()
+        devices = [self.device() for _ in range(4)]
+        self.change(2)
+        self.assertEqual((listener.accepting, self.of_type(Full)), (False, [Full(4, mock.ANY)]))
+        waiting = Client(self.connect())
+        for open_ones in (4, 3, 2):
+            self.loop.settle(waiting.step)
+            self.assertEqual(len(self.registry), open_ones)
+            devices.pop().socket.close()
+            self.loop.until(lambda: self.admission.open < open_ones, waiting.step)  # noqa: B023
+        self.loop.until(lambda: len(self.registry) == 2, waiting.step)
+        self.assertTrue(waiting.secure)
+
+    def test_closed_port(self) -> None:
+        """A change does not open a port that is closed for good."""
+        listener = self.listen()
+        listener.stopListening()
+        self.change(5, max_per_address=3)
+        self.assertFalse(listener.accepting)
+        self.assertNotIn(listener._acceptor, self.loop.readers)
+
+    def test_per_address(self) -> None:
+        """A new limit for each address counts connections in all states, and each makes room when it ends."""
+        listener = self.listen(max_handshakes=1)
+        established = self.device()
+        closing = self.device()
+        closing.reading = False
+        list(self.registry)[-1].close("enough")
+        silent = self.connect()
+        handshaking, waiting = Client(self.connect()), Client(self.connect())
+        handshaking.step()
+        self.loop.settle()
+        waiting.step()
+        self.loop.settle()
+        self.assertEqual((self.admission.connections, self.admission.handshaking, self.admission.waiting), (5, 1, 1))
+        self.change(max_handshakes=1, max_per_address=5)
+        self.assertEqual((listener.turned_away, len(self.sources or ())), (0, 1))
+        for client in (silent, waiting.socket, handshaking.socket, closing.socket, established.socket):
+            turned_away = listener.turned_away
+            self.connect()
+            self.assertEqual(listener.turned_away, turned_away + 1)
+            client.close()
+            self.later(1)  # a waiting one is not read
+            self.connect()
+            self.assertEqual(listener.turned_away, turned_away + 1)
+
+    def test_per_address_changes(self) -> None:
+        """Another limit for each address holds for the connections that were counted so far; without one nothing is counted."""
+        listener = self.listen(max_per_address=3)
+        for _ in range(3):
+            self.device()
+        self.change(max_per_address=2)
+        self.connect()
+        self.assertEqual((listener.turned_away, len(self.registry)), (1, 3))
+        self.later(2)
+        self.assertEqual(self.of_type(TurnedAway), [TurnedAway(1, 2, "127.0.0.1")])
+        self.change()
+        self.device()
+        self.assertIsNone(listener._acceptor._sources)
+        self.change(max_per_address=5)
+        self.device()
+        self.connect()
+        self.assertEqual((listener.turned_away, len(self.registry)), (2, 5))
+
+    def test_handshake_timeout(self) -> None:
+        """Another time for handshakes counts from the begin of those in progress."""
+        for timeout, before, after in ((5.0, 3, 2), (30.0, 25, 6)):
+            self.events.clear()
+            self.listen()
+            self.connect()
+            Client(self.connect()).step()
+            self.loop.settle()
+            self.later(1)
+            self.change(handshake_timeout=timeout)
+            self.later(before)
+            self.assertEqual(self.admission.connections, 2)
+            self.later(after)
+            self.assertEqual(self.admission.connections, 0)
+            self.assertEqual(
+                [event.reason for event in self.of_type(HandshakeFailed)], [f"no handshake within {timeout:g} s"] * 2
+            )
+            self.tearDown()
+            self.setUp()

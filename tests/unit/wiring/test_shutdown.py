@@ -271,6 +271,19 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual(world.events, [NodeStopped(3)])
         self.assertEqual(world.clock.getDelayedCalls(), [])
 
+    def test_changed_deadline(self) -> None:
+        """Another --drain-timeout and --drain-spread are for a later stop. One that has begun keeps its deadline."""
+        world = World(drain_timeout=30.0, drain_spread=10.0)
+        world.connect(1)[0].stubborn = True
+        world.deadline.configure(5.0)
+        world.drain.configure(0.0)
+        stopping = world.stop()
+        world.deadline.configure(100.0)
+        world.later(4.9)
+        self.assertNoResult(stopping)
+        world.later(1.5)
+        self.successResultOf(stopping)
+
     def test_no_goodbye(self) -> None:
         """Where back ends have not been told of every connection it says no goodbye: others say that this node is lost."""
         world = World(drain_timeout=2.0)
