@@ -432,7 +432,15 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         Raise `txamqp.client.Closed` if the broker refuses it, or the connection ends otherwise: a refusal closes it.
         """
         channel = await self.channel(0)
-        await channel.connection_update_secret(new_secret=secret.encode(), reason="the password has changed")
+        try:
+            await channel.connection_update_secret(new_secret=secret.encode(), reason="the password has changed")
+        except Closed:
+            reason = self._reason.value if self._reason is not None else None
+            if isinstance(reason, BrokerError):
+                # RabbitMQ 3.10 closes the connection with INTERNAL_ERROR (541) for a token with a wrong signature.
+                text = f"the broker did not accept the new password: {reason.text}"
+                self._reason = Failure(BrokerError(reason.code, text, scope=reason.scope))
+            raise
 
     # -- closing ---------------------------------------------------------------------------------------------------------
 

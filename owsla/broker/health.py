@@ -1,26 +1,61 @@
-"""The state of all connections to the broker together, with one event for a fault that affects them all."""
+"""The state of all connections to the broker together, with one event for a fault that affects them all.
+
+A user without the permission to publish can log in, and each of its connections ends with the first message. So a connection
+that ends with such a refusal soon after all were ready is not *connected* again before it has lasted: otherwise the log would
+have two lines for each attempt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from ..config.addresses import BrokerAddress
 from ..events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
+from ..interfaces import Clock, DelayedCall
+
+LASTING: Final = 10.0
+"""Seconds for which all connections must be ready after a refusal, before the broker counts as connected again. As long as the
+longest back-off of a connection, twice.
+"""
+
+_NO_PERMISSION: Final = "ACCESS_REFUSED"
+"""Begin of the reply text 403 of AMQP."""
 
 
 class BrokerHealth:
     """Combined state of several connections. The loss of the broker is one event, not one per connection."""
 
-    __slots__ = ("_blocked", "_emit", "_missing", "_on_ready", "_reported", "_roles", "ready")
+    __slots__ = (
+        "_announce_call",
+        "_announced",
+        "_blocked",
+        "_clock",
+        "_emit",
+        "_missing",
+        "_on_ready",
+        "_ready_since",
+        "_refused",
+        "_reported",
+        "_roles",
+        "ready",
+    )
 
-    def __init__(self, roles: Iterable[str], emit: Callable[[Event], None], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, clock: Clock, roles: Iterable[str], emit: Callable[[Event], None], on_ready: Callable[[], None]
+    ) -> None:
         """`on_ready()` is called each time all connections have become ready."""
+        self._clock = clock
         self._roles = frozenset(roles)
         self._missing = set(self._roles)
         self._emit = emit
         self._on_ready = on_ready
         self._reported: set[str] = set()
         self._blocked: set[str] = set()
+        self._announced = False  # the last event of the two is `BrokerConnected`, not `BrokerLost`
+        self._announce_call: DelayedCall | None = None
+        self._refused = False  # the last loss was a refusal, soon after all connections were ready
+        self._ready_since = 0.0
         self.ready = False
         """True while all connections are up and all queues are declared."""
 
@@ -28,21 +63,47 @@ class BrokerHealth:
         self._missing.discard(role)
         if not self._missing:
             self.ready = True
-            self._reported.clear()
-            self._emit(BrokerConnected(str(address)))
+            self._ready_since = self._clock.seconds()
+            if not self._refused:
+                self._announce(address)
+            elif self._announce_call is None:
+                self._announce_call = self._clock.callLater(LASTING, self._announce, address)
             self._on_ready()
 
+    def _announce(self, address: BrokerAddress) -> None:
+        self._announce_call = None
+        self._announced = True
+        self._refused = False
+        self._reported.clear()
+        self._emit(BrokerConnected(str(address)))
+
     def down(self, role: str, address: BrokerAddress, reason: str) -> None:
-        was_ready, self.ready = self.ready, False
-        self._missing.add(role)
-        self._unblock(role)
-        if was_ready:
+        was_ready, was_announced = self.ready, self._announced
+        self._lose(role)
+        if not was_ready:
+            return
+        soon = self._clock.seconds() - self._ready_since < LASTING
+        self._refused = self._refused or (soon and reason.startswith(_NO_PERMISSION))
+        if was_announced:
             self._emit(BrokerLost(str(address), reason))
+            if self._refused:
+                self._reported.add(f"{address}: {reason}")
+        else:
+            self._report(address, reason)
 
     def failed(self, role: str, address: BrokerAddress, reason: str) -> None:
+        self._lose(role)
+        self._report(address, reason)
+
+    def _lose(self, role: str) -> None:
         self._missing.add(role)
-        self.ready = False
+        self.ready = self._announced = False
+        if self._announce_call is not None:
+            self._announce_call.cancel()
+            self._announce_call = None
         self._unblock(role)
+
+    def _report(self, address: BrokerAddress, reason: str) -> None:
         fault = f"{address}: {reason}"
         if fault not in self._reported:
             self._reported.add(fault)

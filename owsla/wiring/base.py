@@ -9,9 +9,10 @@ from .. import http
 from ..broker import queues
 from ..config.settings import Settings
 from ..device.connections import Connection
-from ..events import Event, EventManager
+from ..events import BrokerWarning, Event, EventManager
 from ..routing import ConnectionIds, Registry
 from ..runtime.end_of_turn import EndOfTurn
+from ..runtime.recent_texts import RecentTexts
 from ..workers import Inherited
 from .configuration import Configuration, CurrentConfiguration
 from .shutdown import StopDeadline
@@ -31,6 +32,8 @@ class Base:
     events: EventManager
     event_counts: http.EventCounts
     deadline: StopDeadline
+    warnings: RecentTexts
+    """Warnings about the broker within the last minute. While something is refused, each attempt has the same warnings."""
 
     @property
     def settings(self) -> Settings:
@@ -50,7 +53,9 @@ class Base:
         return queues.node_queue(self.settings.to_device, node, dict(self.settings.node_queue_arguments))
 
     def emit(self, event: Event) -> None:
-        """Tell the event handlers."""
+        """Tell the event handlers; of a warning that is repeated, once a minute."""
+        if isinstance(event, BrokerWarning) and self.warnings.repeats(event.text):
+            return
         self.events.emit(event)
 
 
@@ -70,4 +75,5 @@ def make_base(reactor: Any, configuration: Configuration, inherited: Inherited |
         events=events,
         event_counts=counts,
         deadline=StopDeadline(reactor, configuration.settings.drain_timeout),
+        warnings=RecentTexts(reactor, 60.0),
     )

@@ -86,7 +86,7 @@ def make_consuming(
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, LinePublisher.name, Consumers.name]
-    health = BrokerHealth(names, base.emit, opening.broker_ready)
+    health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready)
     registrar = Registrar(
         base.reactor,
         base.emit,

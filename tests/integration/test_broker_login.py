@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from ._support.lab import Gateway, Lab
 from ._support.process import free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test
+
+#: Seconds for which a token is good that is meant to end during a test.
+_SHORT = 15.0
 
 _TOKEN_KEY = b"a key that only this test knows"
 
@@ -75,6 +79,11 @@ auth_backends.2 = rabbit_auth_backend_oauth2
     async def users(self) -> set[str]:
         """Return the names of the users that are connected."""
         return set((await self.node.ctl("list_connections", "user")).split("\n")) - {""}
+
+    async def connections(self, user: str) -> list[str]:
+        """Return RabbitMQ's ids of a user's connections."""
+        table = await self.node.ctl("list_connections", "user", "pid")
+        return [row.split("\t")[1] for row in table.split("\n") if row.startswith(f"{user}\t")]
 
     async def gateway(self, lab: Lab, login: str = "", *, tls: bool = True, **options: Any) -> Gateway:
         """Start an Owsla that logs in with `login`, as in `user:password@`; with a back end that logs in as guest."""
@@ -262,3 +271,86 @@ async def test_token(login_broker: LoginBroker, lab: Lab) -> None:
     while not await login_broker.listed(gateway):
         await pause(0.1)
     assert not gateway.owsla.lines(r"\bBroker: ")
+
+
+@reactor_test
+async def test_token_is_renewed(login_broker: LoginBroker, lab: Lab) -> None:
+    """Connections outlive their token if --broker-password-file had a new one before, and the settings were reloaded: the new
+    token is sent on the living connections.
+    """
+    password_file = lab.folder / "token"
+    password_file.write_text(_token("gateway-8", _SHORT))
+    end = time.monotonic() + _SHORT
+    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    connections = await login_broker.connections("gateway-8")
+    start = gateway.owsla.mark()
+    password_file.write_text(_token("gateway-8", 600))
+    gateway.owsla.process.signal(signal.SIGHUP)
+    await gateway.owsla.wait_for_line("reload", start=start)
+    await pause(end + 5 - time.monotonic())  # with the first token something would have been refused by now
+    await gateway.round_trip(device)
+    assert await login_broker.connections("gateway-8") == connections
+    assert not gateway.owsla.lines("#warn", start=start)
+
+
+@reactor_test
+async def test_token_found_at_a_login(login_broker: LoginBroker, lab: Lab) -> None:
+    """A token that one connection finds at its login is sent on the others, too."""
+    password_file = lab.folder / "token"
+    password_file.write_text(_token("gateway-9", _SHORT))
+    end = time.monotonic() + _SHORT
+    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    connections = await login_broker.connections("gateway-9")
+    password_file.write_text(_token("gateway-9", 600))
+    start = gateway.owsla.mark()
+    await login_broker.node.ctl("close_connection", connections.pop(), "the test cuts one")
+    await gateway.owsla.wait_for_line("Broker connected", start=start)
+    start = gateway.owsla.mark()
+    await pause(end + 5 - time.monotonic())
+    await gateway.round_trip(device)
+    assert set(connections) < set(await login_broker.connections("gateway-9"))
+    assert not gateway.owsla.lines("#warn", start=start)
+
+
+@reactor_test
+async def test_token_ends(login_broker: LoginBroker, lab: Lab) -> None:
+    """Without a new token RabbitMQ refuses what the connections do (3.10), or closes them (4). The device stays connected. With
+    a new token everything goes on by itself.
+    """
+    password_file = lab.folder / "token"
+    password_file.write_text(_token("gateway-10", _SHORT))
+    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    await gateway.owsla.wait_for_line("#warn.*(expired|ACCESS_REFUSED)", _SHORT + 30)
+    password_file.write_text(_token("gateway-10", 600))
+    gateway.owsla.process.signal(signal.SIGHUP)
+    await gateway.round_trip(device)
+    start = gateway.owsla.mark()
+    await pause(12)  # more than the longest delay between two attempts
+    assert not gateway.owsla.lines("#warn", start=start)
+    assert not gateway.owsla.lines("Device disconnected")
+
+
+@reactor_test
+async def test_bad_token(login_broker: LoginBroker, lab: Lab) -> None:
+    """A token that RabbitMQ does not accept closes the connection, with its reason. The device stays connected, and the next
+    good token is used.
+    """
+    password_file = lab.folder / "token"
+    password_file.write_text(_token("gateway-11", 600))
+    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    start = gateway.owsla.mark()
+    password_file.write_text(_token("gateway-11", 600)[:-2])
+    gateway.owsla.process.signal(signal.SIGHUP)
+    await gateway.owsla.wait_for_line("Broker lost.*the broker did not accept the new password", start=start)
+    await gateway.owsla.wait_for_line("Broker unavailable.*ACCESS_REFUSED", start=start)
+    password_file.write_text(_token("gateway-11", 600))
+    await gateway.round_trip(device)
+    assert not gateway.owsla.lines("Device disconnected")

@@ -466,7 +466,7 @@ class Announcer:
             reactor, self.events.append, node=lambda: "0123abcd", live=lambda: list(self.live.values()), queue=queue
         )
         self.running = Running("amqp", presence=self.role)
-        self.health = BrokerHealth([self.role.name], self.events.append, lambda: None)
+        self.health = BrokerHealth(reactor, [self.role.name], self.events.append, lambda: None)
         self.connection = BrokerConnection(
             reactor,
             EndOfTurn(reactor),

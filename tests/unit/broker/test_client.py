@@ -193,7 +193,9 @@ class OpeningTests(BrokerTestCase):
         updated = Result(server.client.update_secret("worse"))
         server.send(0, "connection.close", reply_code=530, reply_text="NOT_ALLOWED - New secret was refused")
         self.assertIsInstance(updated.error, Closed)
-        self.assertIn("New secret was refused", str(server.lost[0]))
+        self.assertEqual(
+            str(server.lost[0]), "the broker did not accept the new password: NOT_ALLOWED - New secret was refused (530)"
+        )
 
     def test_closing_during_an_update(self) -> None:
         """A close waits for its own answer, also while another one is pending."""

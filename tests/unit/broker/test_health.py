@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.health import BrokerHealth
+from owsla.broker.health import LASTING, BrokerHealth
 from owsla.config.addresses import BrokerAddress
 from owsla.events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
 
@@ -17,7 +20,8 @@ class HealthTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.events: list[Event] = []
         self.readied = 0
-        self.health = BrokerHealth(ROLES, self.events.append, self.on_ready)
+        self.clock = Clock()
+        self.health = BrokerHealth(cast("Any", self.clock), ROLES, self.events.append, self.on_ready)
 
     def on_ready(self) -> None:
         self.readied += 1
@@ -71,6 +75,34 @@ class HealthTests(SynchronousTestCase):
         self.take()
         self.health.failed("courier", HERE, "refused")
         self.assertEqual((self.take(), self.health.ready), ([BrokerUnavailable], False))
+
+    def test_no_permission_to_publish(self) -> None:
+        """Connections that end with the first message, because the user may not publish, are reported once. The broker is
+        connected again when they last. Parts that wait for the broker do not wait for that.
+        """
+        refusal = "ACCESS_REFUSED - access to exchange 'amq.default' refused (403)"
+        self.all_up()
+        self.clock.advance(LASTING)
+        self.health.down("producer", HERE, "cut")
+        self.health.up("producer", HERE)
+        self.assertEqual(self.take(), [BrokerConnected, BrokerLost, BrokerConnected])
+        for _ in range(20):
+            for role in ("producer", "courier"):
+                self.clock.advance(1)
+                self.health.down(role, HERE, refusal)
+                self.health.up(role, HERE)
+        self.assertEqual(self.take(), [BrokerLost])
+        self.assertEqual((self.health.ready, self.readied), (True, 42))
+        self.health.down("producer", HERE, "gone")
+        self.health.failed("producer", HERE, "Connection refused")
+        self.health.failed("producer", HERE, refusal)
+        self.assertEqual(self.take(), [BrokerUnavailable] * 2)
+        self.health.up("producer", HERE)
+        self.clock.advance(LASTING)
+        self.assertEqual(self.take(), [BrokerConnected])
+        self.health.down("producer", HERE, "gone")
+        self.health.up("producer", HERE)
+        self.assertEqual(self.take(), [BrokerLost, BrokerConnected])
 
     def test_blocked(self) -> None:
         """A blocked broker is logged once for all connections, and so is its end, also if a connection ends."""
