@@ -89,14 +89,11 @@ async def _check_queues(reactor: Any, settings: Settings, attempt: Attempt, clie
         queues = [await _ask(probes, plan) for plan in planned_queues(settings, secrets.token_hex(4))]
         for finding in judge_permissions(queues):
             report.add(finding)
-        await _check_publishing(probes, settings, report)
+        await _check_publishing(probes, settings, attempt, report)
         for answers in queues:
             for finding in judge_queue(answers):
                 report.add(finding)
     except EXPECTED as error:
-        if attempt.blocked_because:
-            blocked = f"takes no messages from anybody now, so devices would wait: {attempt.blocked_because}"
-            report.add(warn("broker", f"{attempt.address}: {blocked}"))
         report.add(fail("broker", f"{attempt.address}: {explain(error)}"))
     finally:
         if timeout.active():
@@ -120,16 +117,24 @@ async def _ask(probes: Probes, plan: QueuePlan) -> QueueAnswers:
     return QueueAnswers(plan, state, declared, await probes.consume(name) if plan.consumed else None)
 
 
-async def _check_publishing(probes: Probes, settings: Settings, report: Report) -> None:
-    """Check that messages may be published to the default exchange, and to that for lines."""
-    answer = await probes.publish("", f"owsla.check.{secrets.token_hex(8)}".encode())
-    for finding in judge_publishing("", answer):
-        report.add(finding)
+async def _check_publishing(probes: Probes, settings: Settings, attempt: Attempt, report: Report) -> None:
+    """Check that messages may be published to the default exchange, and to that for lines.
+
+    A broker that is short of memory or disk space says so after the first message, and reads no further ones.
+    """
     exchange = settings.publish_exchange
-    if exchange is not None:
-        found = await probes.find_exchange(exchange)
-        answer = None
-        if found is None:
-            answer = await probes.publish(exchange, settings.routing_key.fill(_CONNECTION_ID, None))
-        for finding in judge_publishing(exchange, answer, found):
-            report.add(finding)
+    found = await probes.find_exchange(exchange) if exchange is not None else None
+    for finding in judge_publishing("", await probes.publish("", f"owsla.check.{secrets.token_hex(8)}".encode())):
+        report.add(finding)
+    if attempt.blocked_because:
+        blocked = f"takes no messages from anybody now, so devices would wait: {attempt.blocked_because}"
+        report.add(warn("broker", f"{attempt.address}: {blocked}"))
+    if exchange is None:
+        return
+    if found is None and attempt.blocked_because:
+        report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
+        return
+    key = settings.routing_key.fill(_CONNECTION_ID, None)
+    answer = await probes.publish(exchange, key) if found is None else None
+    for finding in judge_publishing(exchange, answer, found):
+        report.add(finding)

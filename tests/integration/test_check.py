@@ -340,6 +340,18 @@ async def test_silent_broker(check: Checks, certificate: dict[str, Any]) -> None
 
 
 @reactor_test
+async def test_blocked_broker(rabbitmq: RabbitMQ, vhost: Vhost, check: Checks, certificate: dict[str, Any]) -> None:
+    """A broker that is short of memory is a warning, and what it does not answer then is left out."""
+    await rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MiB")
+    try:
+        output = await check(status=0, broker=vhost.url, publish_exchange="amq.topic", **certificate)
+    finally:
+        await rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    assert f"warn  broker        {vhost.address}: takes no messages from anybody now, so devices would wait: low on" in output
+    assert "skip  permission    write to amq.topic: not checked" in output
+
+
+@reactor_test
 async def test_interrupted(lab: Lab, certificate: dict[str, Any]) -> None:
     """SIGINT ends a check at once, without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -38,6 +38,7 @@ def issue(
     age: timedelta = timedelta(hours=1),
     lifetime: timedelta = timedelta(days=1),
     serial: int | None = None,
+    usage: x509.ObjectIdentifier | None = None,
 ) -> x509.Certificate:
     """Return a certificate for `key`, signed by `issuer` or self-signed, whose validity began `age` ago."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common_names])
@@ -54,6 +55,8 @@ def issue(
     )
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    if usage is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     return builder.sign(key if issuer is None else issuer[1], hashes.SHA256())
 
 
