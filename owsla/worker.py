@@ -47,7 +47,7 @@ def main() -> None:
         os.set_inheritable(descriptor, False)
     channel.setblocking(True)
     try:
-        start = read_first(channel.recv)
+        start = read_first(channel)
     except (EOFError, OSError):
         return  # the parent is gone
     _name_process(f"worker-{start['number']}")

@@ -29,6 +29,7 @@ During a rolling restart the two may be of different versions. Each ignores mess
 from __future__ import annotations
 
 import json
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -48,6 +49,9 @@ LONGEST: Final = 64 << 20
 
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds for the other end to read the last messages."""
+
+READ_SIZE: Final = 1 << 16
+"""Bytes to read at once before the reactor runs."""
 
 WAITING: Final = 20_000
 """Log lines and events that wait for a parent that does not read, at most. That is some 5 MB, or 10 s of a stampede of
@@ -144,16 +148,17 @@ def _line(type: str, values: dict[str, Any]) -> bytes:
     return json.dumps({"type": type, **values}, separators=(",", ":")).encode()
 
 
-def read_first(recv: Callable[[int], bytes]) -> dict[str, Any]:
-    """Return the first message. Read single bytes from a blocking socket, so that the following messages stay in it.
+def read_first(channel: socket.socket) -> dict[str, Any]:
+    """Return the first message from a blocking socket, and leave the following ones in it.
 
     Raise `EOFError` if the connection ends before that.
     """
     line = bytearray()
     while not line.endswith(b"\n"):
-        byte = recv(1)
-        if not byte:
+        # Single bytes would take minutes for the contents of large files.
+        waiting = channel.recv(READ_SIZE, socket.MSG_PEEK)
+        if not waiting:
             raise EOFError("the parent is gone")
-        line += byte
+        line += channel.recv(waiting.find(b"\n") + 1 or len(waiting))
     message: dict[str, Any] = json.loads(line)
     return message

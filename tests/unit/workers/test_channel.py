@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from typing import Any, cast
 
 from twisted.internet.task import Clock
@@ -119,18 +121,36 @@ class ChannelTests(SynchronousTestCase):
 
 
 class FirstTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.near, self.far = socket.socketpair()
+        self.addCleanup(self.near.close)
+        self.addCleanup(self.far.close)
+
     def test_takes_no_more(self) -> None:
         """The first message is read, and no byte after it."""
-        data = bytearray(b'{"type":"start"}\n{"type":"stop"}\n')
+        self.far.sendall(b'{"type":"start"}\n{"type":"stop"}\n')
+        self.assertEqual(read_first(self.near), {"type": "start"})
+        self.assertEqual(self.near.recv(1000), b'{"type":"stop"}\n')
 
-        def recv(size: int) -> bytes:
-            taken = bytes(data[:size])
-            del data[:size]
-            return taken
+    def test_long(self) -> None:
+        """A message with the contents of large files takes few calls."""
+        message = {"type": "start", "files": {"x": "A" * 3_000_000}}
+        calls = []
 
-        self.assertEqual(read_first(recv), {"type": "start"})
-        self.assertEqual(bytes(data), b'{"type":"stop"}\n')
+        class Counting:
+            def recv(self, size: int, flags: int = 0) -> bytes:
+                calls.append(size)
+                return near.recv(size, flags)
+
+        near = self.near
+        sender = threading.Thread(target=self.far.sendall, args=[json.dumps(message).encode() + b"\n"])
+        sender.start()
+        self.assertEqual(read_first(cast(Any, Counting())), message)
+        sender.join()
+        self.assertLess(len(calls), 3_000_000 / 1000)
 
     def test_no_parent(self) -> None:
         """An end before the first message is reported."""
-        self.assertRaises(EOFError, read_first, lambda size: b"")
+        self.far.sendall(b'{"type":')
+        self.far.close()
+        self.assertRaises(EOFError, read_first, self.near)
