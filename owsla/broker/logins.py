@@ -26,6 +26,7 @@ from threading import Thread
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from txamqp.client import Closed
 
 from ..config.addresses import BrokerAddress
 from ..config.passwords import read_password
@@ -245,6 +246,8 @@ class BrokerLogins:
             overdue = self._clock.callLater(ANSWER_TIMEOUT, self._report_no_answer, login.address)
             try:
                 await client.update_secret(password)
+            except Closed:
+                return  # the connection has ended, perhaps over this password; its reason is reported with its loss
             finally:
                 if overdue.active():
                     overdue.cancel()

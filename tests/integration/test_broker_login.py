@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from ._support.certificates import Authority, client_key
 from ._support.lab import Gateway, Lab
-from ._support.process import free_port
+from ._support.owsla import Option, command_line, environment
+from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test
 
@@ -151,6 +153,71 @@ async def test_external(
 
 
 @reactor_test
+async def test_commands(login_broker: LoginBroker, lab: Lab) -> None:
+    """The commands that connect to the broker log in with a certificate, too."""
+    name = f"gateway-{secrets.token_hex(4)}"
+    cert, key = login_broker.authority.issue(name, hosts=[])
+    await login_broker.add_user(name)
+    await login_broker.set_env("ssl_cert_login_from", "common_name")
+    gateway = await login_broker.gateway(lab, broker_cert=cert, broker_key=key)
+    device = await lab.device(gateway)
+    connection_id = await gateway.introduce(device)
+    options: dict[str, Option] = {
+        "broker": f"amqps://localhost:{login_broker.tls_port}",
+        "broker_ca": login_broker.authority.ca,
+        "broker_cert": cert,
+        "broker_key": key,
+        "to_device": gateway.to_device,
+    }
+    script = Path(sys.executable).with_name("owsla")
+    command = ChildProcess(
+        [str(script), "send", *command_line(options), connection_id, "hello"],
+        output=lab.folder / "send",
+        errors=lab.folder / "send.errors",
+        env=environment(),
+    )
+    try:
+        assert await command.wait(30) == 0, (lab.folder / "send.errors").read_text()
+    finally:
+        command.kill()
+    assert await device.line() == b"hello"
+
+
+@pytest.mark.parametrize("source", ["common_name", "distinguished_name"])
+@reactor_test
+async def test_certificate_is_replaced(login_broker: LoginBroker, lab: Lab, source: str) -> None:
+    """After a reload, later connections use the new certificate and its user. Living connections keep the old one, until the
+    broker closes them.
+    """
+    users = []
+    files = []
+    for _ in range(2):
+        name = f"gateway-{secrets.token_hex(4)}"
+        files.append(login_broker.authority.issue(name, hosts=[]))
+        users.append(name if source == "common_name" else f"CN={name}")
+        await login_broker.add_user(users[-1])
+    await login_broker.set_env("ssl_cert_login_from", source)
+    (cert, key), (new_cert, new_key) = files
+    gateway = await login_broker.gateway(lab, broker_cert=cert, broker_key=key)
+    device = await lab.device(gateway)
+    await gateway.round_trip(device)
+    start = gateway.owsla.mark()
+    cert.write_bytes(new_cert.read_bytes())
+    key.write_bytes(new_key.read_bytes())
+    gateway.owsla.process.signal(signal.SIGHUP)
+    await gateway.owsla.wait_for_line("Configuration reloaded: broker-cert", start=start)
+    await gateway.round_trip(device)
+    assert not gateway.owsla.lines("Broker lost")
+    await login_broker.node.ctl("close_all_user_connections", users[0], "the test cuts it")
+    await gateway.round_trip(device)
+    while not await login_broker.listed(gateway):
+        await pause(0.1)
+    assert users[0] not in await login_broker.users()
+    assert users[1] in await login_broker.users()
+    assert not gateway.owsla.lines(r"\bBroker: |Device disconnected")
+
+
+@reactor_test
 async def test_user_without_permissions(login_broker: LoginBroker, lab: Lab) -> None:
     """A certificate whose user the broker does not know is reported in one line, without a user in the address."""
     cert, key = login_broker.authority.issue("nobody", hosts=[])
@@ -273,22 +340,25 @@ async def test_token(login_broker: LoginBroker, lab: Lab) -> None:
     assert not gateway.owsla.lines(r"\bBroker: ")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @reactor_test
-async def test_token_is_renewed(login_broker: LoginBroker, lab: Lab) -> None:
+async def test_token_is_renewed(login_broker: LoginBroker, lab: Lab, workers: int) -> None:
     """Connections outlive their token if --broker-password-file had a new one before, and the settings were reloaded: the new
     token is sent on the living connections.
     """
     password_file = lab.folder / "token"
     password_file.write_text(_token("gateway-8", _SHORT))
     end = time.monotonic() + _SHORT
-    gateway = await login_broker.gateway(lab, "any@", tls=False, broker_password_file=password_file)
+    options = {"broker_password_file": password_file, "workers": workers}
+    gateway = await login_broker.gateway(lab, "any@", tls=False, **options)
     device = await lab.device(gateway)
     await gateway.round_trip(device)
-    connections = await login_broker.connections("gateway-8")
+    while len(connections := await login_broker.connections("gateway-8")) < 4 * workers:
+        await pause(0.1)
     start = gateway.owsla.mark()
     password_file.write_text(_token("gateway-8", 600))
     gateway.owsla.process.signal(signal.SIGHUP)
-    await gateway.owsla.wait_for_line("reload", start=start)
+    await gateway.owsla.wait_for_line("Configuration reloaded: broker-password-file", start=start)
     await pause(end + 5 - time.monotonic())  # with the first token something would have been refused by now
     await gateway.round_trip(device)
     assert await login_broker.connections("gateway-8") == connections

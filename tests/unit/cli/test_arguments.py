@@ -79,6 +79,8 @@ class ArgumentsTests(SynchronousTestCase):
             (["send", CONNECTION_ID, "x", "--timeout=0"], "owsla send: argument --timeout: '0' is not a number of seconds"),
             (["echo", "--broker", "http://x"], "owsla echo: --broker: the URL of a broker begins with amqp://"),
             (["echo", "--broker-ca", "/nowhere"], "owsla echo: --broker-ca: /nowhere: no such file"),
+            (["echo", "--broker-cert", "/nowhere"], "owsla echo: --broker-cert: /nowhere: no such file"),
+            (["echo", "--broker-key", "/dev/null"], "owsla echo: --broker-key: no --broker is amqps://"),
             (["echo", "--broker-password-file", "/nowhere"], "owsla echo: --broker-password-file: /nowhere: no such file"),
         ):
             self.assertTrue(self.refused(*arguments).startswith(said), self.refused(*arguments))
