@@ -197,6 +197,18 @@ class WindowTests(SynchronousTestCase):
     def numbers(self, entries: list[Entry]) -> list[int]:
         return [entry.seq for entry in entries]
 
+    def test_smaller(self) -> None:
+        """A smaller window keeps all lines, and no longer a record of many that were confirmed before an earlier one."""
+        window = self.window = Window(100, 10_000)
+        self.add(*range(100))
+        for tag in range(2, 100):
+            window.confirm(tag, False)
+        window.configure(10, 10_000)
+        self.assertLessEqual(len(window._entries), 10)
+        self.assertEqual((window.messages, window.full), (2, False))
+        self.assertEqual(self.numbers(window.confirm(1, False)), [0])
+        self.assertEqual(self.numbers(window.confirm(100, False)), [99])
+
     def test_bounds(self) -> None:
         """The window is full at its limit of messages or of bytes, and open again only when an eighth is free."""
         window = Window(8, 100)

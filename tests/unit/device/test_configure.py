@@ -110,6 +110,15 @@ class IdleTests(SynchronousTestCase):
         self.later(115)
         self.assertEqual(busy_wire.closed, "lost")
 
+    def test_shorter_with_many_devices(self) -> None:
+        """All devices are checked within the new time, wherever the check of the former time was."""
+        self.world = World(idle_timeout=100_000.0)
+        wires = [self.world.connect()[1] for _ in range(200)]
+        self.later(50)
+        change(self.world, idle_timeout=16.0)
+        self.later(3)
+        self.assertEqual({wire.closed for wire in wires}, {"lost"})
+
     def test_longer(self) -> None:
         """A device has the new time from its last line on."""
         _, wire = self.world.connect()

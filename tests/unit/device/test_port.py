@@ -1133,6 +1133,23 @@ class ConfigureTests(Base):
             self.connect()
             self.assertEqual(listener.turned_away, turned_away + 1)
 
+    def test_per_address_of_refused_devices(self) -> None:
+        """A device that was refused, and that has not taken the close of its connection yet, counts until it is gone."""
+        listener = self.listen()
+        refused = HandshakeRefused(Refusal("too old"))
+        with mock.patch.object(self, "identify", side_effect=refused):
+            client = Client(self.connect())
+            client.reading = False
+            self.loop.until(lambda: self.of_type(HandshakeFailed), client.step)
+        self.assertEqual((self.admission.open, len(self.registry)), (1, 0))
+        self.change(max_per_address=1)
+        self.connect()
+        self.assertEqual(listener.turned_away, 1)
+        client.close()
+        self.loop.settle()
+        self.connect()
+        self.assertEqual(listener.turned_away, 1)
+
     def test_per_address_changes(self) -> None:
         """Another limit for each address holds for the connections that were counted so far; without one nothing is counted."""
         listener = self.listen(max_per_address=3)

@@ -116,12 +116,17 @@ class ApplyTests(SynchronousTestCase):
             before = _observed(observe, self.node)
             self.node.apply(dataclasses.replace(self.settings, **other))  # type: ignore[arg-type]
             changed = _observed(observe, self.node)
-            self.assertNotEqual(changed, before, option.name)
+            for value, former in zip(_each(changed), _each(before), strict=False):
+                self.assertNotEqual(value, former, option.name)
             for field, value in other.items():
                 if isinstance(value, int | float):
                     self.assertIn(str(value), str(changed), field)
             self.node.apply(self.settings)
             self.assertEqual(_observed(observe, self.node), before, option.name)
+
+
+def _each(observed: object) -> tuple[object, ...]:
+    return observed if isinstance(observed, tuple) else (observed,)
 
 
 def _observed(observe: Callable[[Node], object], node: Node) -> object:
