@@ -160,6 +160,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _BROKER, "embedded-memory", "SIZE", "512MiB", readers.size(readers.MIB, 1024 * readers.GIB),
         "Size of the messages in the embedded broker at which it blocks publishers.",
+        reload="yes",
     ),
     Option(
         _MESSAGES, "from-device", "QUEUE", "from_device", readers.queue_name, "Queue for lines from devices.",

@@ -44,6 +44,11 @@ class MemoryAccount:
         """True while connections that also consume have to wait."""
         self._blocked: list[BlockedConnection] = []
 
+    def configure(self, limit: int) -> None:
+        """Change the limit. Publishers wait, or go on, as the bytes in use require now."""
+        self.limit = limit
+        self.add(0)
+
     def add(self, size: int) -> None:
         """Add bytes to the account, or remove them if negative."""
         self.used += size

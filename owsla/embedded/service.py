@@ -97,6 +97,10 @@ class EmbeddedBroker(Service):
         self._sweep: DelayedCall | None = None
         self._factory = _ServerProtocolFactory(self.broker, reactor, self._credentials)
 
+    def configure(self, memory_limit: int) -> None:
+        """Change the limit on the bytes of messages."""
+        self.broker.memory.configure(memory_limit)
+
     @property
     def port(self) -> int:
         """TCP port for clients: once started, the port that is actually bound."""

@@ -14,6 +14,7 @@ from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..device.framing import Framing
 from ..dialects import Factory, Successor
+from ..embedded import EmbeddedBroker
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
@@ -58,12 +59,21 @@ class NodeChanges:
 
     _log = Logger(namespace="owsla")
 
-    def __init__(self, base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> None:
+    def __init__(
+        self,
+        base: Base,
+        publishing: Publishing,
+        devices: Devices,
+        consuming: Consuming,
+        drain: DeviceDrain,
+        embedded: EmbeddedBroker | None,
+    ) -> None:
         self._base = base
         self._publishing = publishing
         self._devices = devices
         self._consuming = consuming
         self._drain = drain
+        self._embedded = embedded
         self._dialect = devices.dialect
 
     def apply(self, new: Configuration) -> AppliedChanges:
@@ -92,6 +102,8 @@ class NodeChanges:
         """Have all parts follow settings, which differ from the present ones only in what may change."""
         self._base.deadline.configure(settings.drain_timeout)
         self._drain.configure(settings.drain_spread)
+        if self._embedded is not None:
+            self._embedded.configure(settings.embedded_memory)
         self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=settings.device_ack is not None)
         self._consuming.router.configure(settings.max_line)
         devices = self._devices

@@ -55,7 +55,7 @@ def make_node(
     consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)
 
     service = _service(base, publishing, devices, consuming, drain)
-    changes = NodeChanges(base, publishing, devices, consuming, drain)
+    changes = NodeChanges(base, publishing, devices, consuming, drain, sockets.embedded)
     reloads = make_reloads(base, changes) if inherited is None else None
     readings = make_readings(base, publishing, devices, consuming, service, log=log, reloads=reloads)
     service.supervise(

@@ -14,6 +14,7 @@ from twisted.internet.defer import ensureDeferred
 
 from .. import http
 from ..config.settings import Settings
+from ..embedded import EmbeddedBroker
 from ..events import EventManager, from_wire, handlers_from, supervision_event
 from ..log import Lossy
 from ..routing import ConnectionIds
@@ -80,7 +81,7 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
         emit=lambda when, node, event: events.everything.emit(from_wire(event), node, when),
         refused=partial(fail, reactor),
     )
-    reloads = make_parent_reloads(reactor, current, pool, events)
+    reloads = make_parent_reloads(reactor, current, pool, events, sockets.embedded)
     service = ParentService(
         port=sockets.device, pool=pool, reload=reloads.request, replaced=current.workers_replaced, fail=partial(fail, reactor)
     )
@@ -112,12 +113,20 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
     return service
 
 
-def make_parent_reloads(reactor: Any, current: CurrentConfiguration, pool: WorkerPool, events: ParentEvents) -> Reloads:
+def make_parent_reloads(
+    reactor: Any,
+    current: CurrentConfiguration,
+    pool: WorkerPool,
+    events: ParentEvents,
+    embedded: EmbeddedBroker | None,
+) -> Reloads:
     """Make the service that reloads the configuration of a parent and its workers."""
 
     async def adopt(old: Configuration, new: Configuration) -> Changes:
         await pool.adopt(new.files, new.settings.drain_timeout)
         current.replace(new)
+        if embedded is not None:
+            embedded.configure(new.settings.embedded_memory)
         return applied_changes(old, new, workers=True)
 
     def load(files: Files) -> Configuration:

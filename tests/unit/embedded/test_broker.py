@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 from owsla.amqp import wire
 from owsla.embedded.errors import AMQPError
@@ -76,6 +77,23 @@ class BrokerTests(BrokerTestCase):
             self.broker.memory.release(entry.message)
         self.assertEqual(calls, ["alarm"])
         self.assertFalse(self.broker.memory.alarm)
+
+    def test_another_memory_limit(self) -> None:
+        """Under another memory limit, publishers wait or continue at once, as the messages there require."""
+        memory, queue = self.broker.memory, self.declare()
+        ended: list[str] = []
+        waiting = mock.Mock(alarm_ended=lambda: ended.append("alarm"))
+        while memory.used < 0.85 * memory.limit:
+            queue.publish(message(b"x" * 400))
+        memory.configure(memory.limit)
+        self.assertFalse(memory.alarm)
+        memory.configure(memory.used - 1)
+        self.assertTrue(memory.alarm)
+        memory.wait(waiting)
+        memory.configure(memory.used + 1)
+        self.assertEqual((memory.alarm, ended), (True, []))
+        memory.configure(2 * memory.used)
+        self.assertEqual((memory.alarm, ended), (False, ["alarm"]))
 
     def test_dead_letter(self) -> None:
         """A rejected message goes to the dead-letter exchange with its history and without its expiration."""

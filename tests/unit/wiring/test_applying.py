@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings
+from owsla.embedded import EmbeddedBroker
 from owsla.runtime.files import Files
 from owsla.runtime.sockets import bind
 from owsla.wiring.applying import NodeChanges
@@ -37,15 +38,19 @@ class Node:
     devices: Devices
     consuming: Consuming
     drain: DeviceDrain
+    embedded: EmbeddedBroker
 
     def apply(self, settings: Settings) -> None:
-        NodeChanges(self.base, self.publishing, self.devices, self.consuming, self.drain).apply_settings(settings)
+        NodeChanges(self.base, self.publishing, self.devices, self.consuming, self.drain, self.embedded).apply_settings(
+            settings
+        )
 
 
 CONNECTIONS: Final = 100
 
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "device-id": ({"client_ca": Path("ca"), "device_id": "fingerprint"}, lambda node: node.devices.factory._identify.keywords),
+    "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
     "max-line": ({"max_line": 50}, lambda node: (node.devices.factory.framing.max_line, node.consuming.router._max_line)),
@@ -100,7 +105,7 @@ class ApplyTests(SynchronousTestCase):
         drain = DeviceDrain(reactor, base.deadline, publishing.lines, None)
         opening = Opening(base, publishing, devices, drain)
         consuming = make_consuming(base, publishing, devices, opening, [], configuration)
-        self.node = Node(base, publishing, devices, consuming, drain)
+        self.node = Node(base, publishing, devices, consuming, drain, EmbeddedBroker(reactor))
 
     def test_every_option(self) -> None:
         """The node follows every option for which the table says so. A test must say how that shows."""
