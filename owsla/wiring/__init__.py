@@ -12,5 +12,10 @@
     shutdown.py     the node as a service, and its orderly shutdown
     parent.py       make_parent: the parent of `--workers`
 
+    configuration.py    settings, and what is made of the files that they name
+    reload.py           loads of another configuration while the process runs
+    worker_reload.py    the part of a worker in a reload, which its parent leads
+    applying.py         what another configuration changes in the parts of a node
+
 Each function returns its parts in a frozen dataclass. Nothing is used before it exists.
 """
