@@ -12,7 +12,7 @@ from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import pause, reactor_test
 
 #: Seconds for which something is taken away: long enough for several attempts, which are 5 s apart at most.
-_OUTAGE = 12.0
+_OUTAGE = 8.0
 
 
 class Tenant:

@@ -230,6 +230,17 @@ class HandshakeTests(Base):
         self.assertTrue(client.transport.aborted)
 
 
+class UpdateSecretTests(Base):
+    def test_update_secret(self) -> None:
+        """A new password on an open connection is accepted, as by RabbitMQ with users of its own, which do not need it."""
+        client = self.client()
+        self.assertEqual(
+            client.call("connection.update-secret", channel=0, new_secret=b"x", reason="renewed"),
+            [("connection.update-secret-ok", {})],
+        )
+        self.assertEqual(client.call("queue.declare", queue="q")[0][0], "queue.declare-ok")
+
+
 class ChannelTests(Base):
     def test_deliveries_repeat_the_bytes(self) -> None:
         """Properties and body are delivered as they were published, in frames no larger than negotiated."""
