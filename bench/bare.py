@@ -14,14 +14,14 @@ from pathlib import Path
 from OpenSSL import SSL
 
 from owsla.runtime.open_files import raise_open_files_limit
-from owsla.tls.contexts import server_context
+from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 
 
 class Bare:
     """Server that keeps nothing per connection but the `SSL.Connection` with its socket."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        self.context = server_context(cert, key, client_ca=None, client_cert="require")
+        self.context = DeviceTLS(load_device_tls(DeviceTLSFiles(pairs=[(cert, key)]))).context
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.socket.setblocking(False)
         self.epoll = select.epoll()

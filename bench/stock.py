@@ -36,7 +36,7 @@ from owsla.runtime.memory import ProcessMemory
 from owsla.runtime.open_files import raise_open_files_limit
 from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
-from owsla.tls.contexts import server_context
+from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 
 reactor: Any = _reactor
 
@@ -102,19 +102,19 @@ def make_factory() -> tuple[DeviceFactory, HangupWatch]:
     return factory, hangups
 
 
-def listen_on_twisted(factory: DeviceFactory, hangups: HangupWatch, context: SSL.Context) -> int:
+def listen_on_twisted(factory: DeviceFactory, hangups: HangupWatch, tls: DeviceTLS) -> int:
     """Listen on the TLS transport of Twisted. Return the port."""
-    port = reactor.listenSSL(0, factory, Context(context), backlog=4096, interface="127.0.0.1")
+    port = reactor.listenSSL(0, factory, Context(tls.context), backlog=4096, interface="127.0.0.1")
     return int(port.getHost().port)
 
 
-def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, context: SSL.Context) -> int:
+def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, tls: DeviceTLS) -> int:
     """Listen on the device port. Return the port."""
     admission: Admission[TLSTransport] = Admission(1_000_000, 100)
     port = DevicePort(
         reactor,
         bind(0, "127.0.0.1"),
-        context,
+        tls,
         factory,
         Limits(admission),
         PortSettings(handshake_timeout=30.0),
@@ -127,7 +127,7 @@ def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, context: SSL.C
     return port.port
 
 
-KINDS: dict[str, Callable[[DeviceFactory, HangupWatch, SSL.Context], int]] = {
+KINDS: dict[str, Callable[[DeviceFactory, HangupWatch, DeviceTLS], int]] = {
     "twisted": listen_on_twisted,
     "owsla": listen_on_owsla,
 }
@@ -137,9 +137,9 @@ def main() -> None:
     """Serve on any free port of 127.0.0.1."""
     raise_open_files_limit()
     cert, key, kind = sys.argv[1:]
-    context = server_context(Path(cert), Path(key), client_ca=None, client_cert="require")
+    tls = DeviceTLS(load_device_tls(DeviceTLSFiles(pairs=[(Path(cert), Path(key))])))
     factory, hangups = make_factory()
-    port = KINDS[kind](factory, hangups, context)
+    port = KINDS[kind](factory, hangups, tls)
     # A gateway returns free memory after many handshakes. Here the memory is settled before each measurement.
     LoopingCall(ProcessMemory().trim).start(1.0)
     StandardIO(UntilEnd())

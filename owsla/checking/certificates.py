@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -17,9 +17,12 @@ from ..errors import ConfigError
 from ..log import pluralize
 from ..runtime.files import ReadFile
 from ..tls.broker import load_broker_tls
-from ..tls.certificates import read_certificates, read_private_key
+from ..tls.certificates import read_certificates, read_private_key, read_server_certificate
 from ..tls.contexts import check_server_files
 from ..tls.expiry import WARNING as WARNING_DAYS
+from ..tls.revocation import read_revocation_lists
+from ..tls.server_names import same_use
+from ..tls.stapling import OcspResponses, read_ocsp_response
 from .findings import Finding, fail, ok, warn
 
 _NAMES_SHOWN: Final = 3
@@ -41,6 +44,58 @@ def check_server_certificate(
             yield warn("certificate", f"{cert}: its extended key usage is not that of a TLS server: devices may refuse it")
         yield from _check_chain(cert, certificates, is_trusted)
         yield from check_dates(cert, certificates, now)
+
+
+def check_together(pairs: Sequence[tuple[Path, Path]], read: ReadFile) -> Iterator[Finding]:
+    """Check that each of several server certificates, with their keys, will be used."""
+    try:
+        twice = same_use([read_server_certificate(cert, key, read) for cert, key in pairs])
+    except ConfigError:
+        return  # which has a line of its own
+    if twice is not None:
+        first, second = (each.path for each in twice)
+        yield fail("certificate", f"{second}: has the names and the key type of {first}; only one of them can be used")
+
+
+def check_responses(paths: Sequence[Path], certs: Sequence[Path], read: ReadFile, now: datetime) -> Iterator[Finding]:
+    """Check OCSP responses for server certificates."""
+    serials = []
+    for cert in certs:
+        try:
+            serials.append(read_certificates(cert, read)[0].serial_number)
+        except ConfigError:
+            continue  # which has a line of its own
+    for path in paths:
+        try:
+            responses = OcspResponses([read_ocsp_response(path, read)], serials, now.timestamp)
+        except ConfigError as error:
+            yield fail("ocsp-response", str(error))
+            continue
+        unusable = [reason for _, reason in responses.unusable()]
+        for reason in unusable:
+            yield warn("ocsp-response", f"{path}: {reason}; devices will not get it")
+        if not unusable:
+            yield ok("ocsp-response", f"{path}: good{_until(responses.next_update)}")
+
+
+def check_revocation_lists(
+    path: Path, client_ca: Path, policy: str, read: ReadFile, now: datetime
+) -> Iterator[Finding]:
+    """Check the certificate revocation lists of the authorities of devices."""
+    try:
+        authorities = read_certificates(client_ca, read)
+    except ConfigError:
+        return  # which has a line of its own
+    try:
+        lists = read_revocation_lists(path, authorities, read)
+    except ConfigError as error:
+        yield fail("client-crl", str(error))
+        return
+    for authority, reason in lists.unusable(now.timestamp()):
+        effect = "will be refused" if policy == "hard" else "will be accepted"
+        yield warn("client-crl", f"{path}: {authority}: {reason}; devices of this authority {effect} (--crl-policy {policy})")
+    count = pluralize(len(lists.lists), "list")
+    yield ok("client-crl", f"{path}: {count}{_until(lists.next_update)}")
 
 
 def check_client_certificate(cert: Path, key: Path, read: ReadFile, now: datetime) -> Iterator[Finding]:
@@ -200,6 +255,10 @@ def name_text(name: x509.Name) -> str:
 def date(when: datetime) -> str:
     """Return a date for people."""
     return f"{when:%Y-%m-%d}"
+
+
+def _until(when: float | None) -> str:
+    return "" if when is None else f", valid until {datetime.fromtimestamp(when, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _days(time: timedelta) -> str:

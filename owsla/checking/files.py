@@ -11,7 +11,15 @@ from typing import Final
 from ..config.settings import Settings
 from ..errors import ConfigError
 from ..runtime.files import Files
-from .certificates import IsTrusted, check_authorities, check_client_certificate, check_server_certificate
+from .certificates import (
+    IsTrusted,
+    check_authorities,
+    check_client_certificate,
+    check_responses,
+    check_revocation_lists,
+    check_server_certificate,
+    check_together,
+)
 from .findings import Finding, fail, ok
 
 BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
@@ -20,12 +28,18 @@ BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
 
 def check_files(settings: Settings, files: Files, now: datetime, is_trusted: IsTrusted) -> Iterator[Finding]:
     """Check all files that the settings name, and that were not read with the settings."""
-    if settings.cert is not None and settings.key is not None:
-        yield from check_server_certificate(settings.cert, settings.key, files.read, now, is_trusted)
+    if settings.cert:
+        pairs = list(zip(settings.cert, settings.key, strict=True))
+        for cert, key in pairs:
+            yield from check_server_certificate(cert, key, files.read, now, is_trusted)
+        yield from check_together(pairs, files.read)
+        yield from check_responses(settings.ocsp_response, settings.cert, files.read, now)
     else:
         yield from _check_development_certificate(settings.certs_dir, files, now)
     if settings.client_ca is not None:
         yield from check_authorities("client-ca", settings.client_ca, files.read, now)
+        if settings.client_crl is not None:
+            yield from check_revocation_lists(settings.client_crl, settings.client_ca, settings.crl_policy, files.read, now)
     yield from _check_dialect(settings)
     if settings.broker_ca is not None:
         yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)

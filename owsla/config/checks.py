@@ -6,7 +6,7 @@ Each raises `ConfigError`. If two options exclude each other, the message names 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +22,8 @@ from owsla.events import check_handlers
 from owsla.runtime.files import ReadFile
 from owsla.tls.broker import load_broker_tls
 from owsla.tls.certificates import read_certificates
-from owsla.tls.contexts import check_server_files
+from owsla.tls.device import DeviceTLSFiles, load_device_tls
+from owsla.tls.revocation import read_revocation_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,15 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadF
 
 
 def check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
-    """Check that the files of certificates and keys can be read. The message names the option."""
-    for name in ("cert", "key", "client-ca", "broker-ca", "broker-cert", "broker-key"):
-        path: Path | None = values[BY_NAME[name].field]
-        if path is not None:
-            try:
-                read(path)
-            except ConfigError as error:
-                raise ConfigError(f"{given[name].origin}: {error}") from None
+    """Check that the files of certificates, keys and lists can be read. The message names the option."""
+    for name in ("cert", "key", "client-ca", "client-crl", "ocsp-response", "broker-ca", "broker-cert", "broker-key"):
+        value: Path | tuple[Path, ...] | None = values[BY_NAME[name].field]
+        for path in value if isinstance(value, tuple) else (value,):
+            if path is not None:
+                try:
+                    read(path)
+                except ConfigError as error:
+                    raise ConfigError(f"{given[name].origin}: {error}") from None
 
 
 def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> tuple[BrokerAddress, ...]:
@@ -114,14 +116,22 @@ def _refuse(given: Mapping[str, Given], names: Sequence[str], reason: str) -> No
 
 
 def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
-    if (settings.cert is None) != (settings.key is None):
-        missing = "--key" if settings.key is None else "--cert"
-        _refuse(given, ("cert", "key"), f"{missing} must be given too")
+    certs, keys = len(settings.cert), len(settings.key)
+    if certs != keys:
+        if not certs or not keys:
+            _refuse(given, ("cert", "key"), f"{'--cert' if keys else '--key'} must be given too")
+        _refuse(given, ("cert", "key"), f"each --cert needs its --key, in the same order (there are {certs} and {keys})")
+    for name, needed, useful in (
+        ("client-cert", "client-ca", settings.client_ca is not None),
+        ("client-crl", "client-ca", settings.client_ca is not None or settings.client_crl is None),
+        ("crl-policy", "client-crl", settings.client_crl is not None),
+        ("ocsp-response", "cert", bool(settings.cert)),
+    ):
+        if name in given and not useful:
+            _refuse(given, (name,), f"has an effect only with --{needed}")
     if (settings.broker_cert is None) != (settings.broker_key is None):
         missing = "--broker-key" if settings.broker_key is None else "--broker-cert"
         _refuse(given, ("broker-cert", "broker-key"), f"{missing} must be given too")
-    if "client-cert" in given and settings.client_ca is None:
-        _refuse(given, ("client-cert",), "has an effect only with --client-ca")
 
 
 def _check_queues(settings: Settings, given: Mapping[str, Given]) -> None:
@@ -179,9 +189,24 @@ def _acknowledgement_fault(template: str, delimiter: bytes) -> str:
 
 
 def check_files(settings: Settings, read: ReadFile) -> None:
-    """Check the certificates and keys that the settings name."""
-    if settings.cert is not None and settings.key is not None:
-        check_server_files(settings.cert, settings.key, read)
-    if settings.client_ca is not None:
-        read_certificates(settings.client_ca, read)
+    """Check the certificates, keys and lists that the settings name."""
+    if settings.cert:
+        load_device_tls(device_tls_files(settings, zip(settings.cert, settings.key, strict=True)), read)
+    elif settings.client_ca is not None:
+        authorities = read_certificates(settings.client_ca, read)
+        if settings.client_crl is not None:
+            read_revocation_lists(settings.client_crl, authorities, read)
     load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, read)
+
+
+def device_tls_files(settings: Settings, pairs: Iterable[tuple[Path, Path]]) -> DeviceTLSFiles:
+    """Return what the TLS of the device port is made of; `pairs` are files of server certificates and their keys."""
+    return DeviceTLSFiles(
+        pairs=tuple(pairs),
+        client_ca=settings.client_ca,
+        client_cert=settings.client_cert,
+        client_crl=settings.client_crl,
+        crl_policy=settings.crl_policy,
+        ocsp_responses=settings.ocsp_response,
+        device_id=settings.device_id,
+    )

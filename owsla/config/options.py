@@ -90,13 +90,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _TLS, "cert", "FILE", None, readers.path,
-        "PEM file with the server certificate, followed by intermediate certificates. Needs --key.",
-        shown="a development certificate in --certs-dir",
+        "PEM file with the server certificate, followed by intermediate certificates. Needs --key. Repeat both options, in the "
+        "same order, for certificates with other key types (RSA, ECDSA) or server names (SNI).",
+        shown="a development certificate in --certs-dir", repeatable=True,
         reload="new connections",
     ),
     Option(
         _TLS, "key", "FILE", None, readers.path, "PEM file with the private key, not encrypted. Needs --cert.",
-        shown="a development key in --certs-dir",
+        shown="a development key in --certs-dir", repeatable=True,
         reload="new connections",
     ),
     Option(
@@ -118,6 +119,25 @@ OPTIONS: tuple[Option, ...] = (
         _TLS, "device-id", "WORD", "cn", readers.choice("cn", "san-dns", "san-uri", "fingerprint"),
         "Part of the certificate that identifies the device: cn, san-dns, san-uri (the first entry) or fingerprint "
         "(SHA-256, hexadecimal).",
+        reload="new connections",
+    ),
+    Option(
+        _TLS, "client-crl", "FILE", "off", readers.either("off", None, readers.path),
+        "PEM file with certificate revocation lists of the authorities in --client-ca and of intermediate ones; devices with a "
+        "revoked certificate are refused, and disconnected.",
+        reload="yes",
+    ),
+    Option(
+        _TLS, "crl-policy", "WORD", "hard", readers.choice("hard", "soft"),
+        "With --client-crl, when a list is missing or has expired: hard refuses devices of its authority, soft accepts those "
+        "that no list names.",
+        reload="new connections",
+    ),
+    Option(
+        _TLS, "ocsp-response", "FILE", None, readers.path,
+        "DER file with an OCSP response, sent to devices with the certificate that it is for (OCSP stapling). Repeat the "
+        "option for several certificates.",
+        repeatable=True,
         reload="new connections",
     ),
     Option(

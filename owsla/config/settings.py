@@ -14,6 +14,7 @@ from owsla.events import HandlerSpec
 from owsla.routing_key import RoutingKey
 
 ClientCertificate = Literal["require", "optional"]
+CrlPolicy = Literal["hard", "soft"]
 Identity = Literal["cn", "san-dns", "san-uri", "fingerprint"]
 Duplicates = Literal["keep", "replace"]
 SequenceType = Literal["int64", "int32"]
@@ -29,11 +30,14 @@ class Settings:
     port: int
     interface: str  # empty: all interfaces
     workers: int
-    cert: Path | None  # None, like `key`: the development certificate in `certs_dir`
-    key: Path | None
+    cert: tuple[Path, ...]  # empty: the development certificate in `certs_dir`
+    key: tuple[Path, ...]  # of each certificate, in the same order
     certs_dir: Path
     client_ca: Path | None
     client_cert: ClientCertificate
+    client_crl: Path | None
+    crl_policy: CrlPolicy
+    ocsp_response: tuple[Path, ...]
     device_id: Identity
     brokers: tuple[BrokerAddress, ...]  # empty: the embedded broker
     broker_password_file: Path | None  # already read: the password is in `brokers`

@@ -25,6 +25,8 @@ class Connection(Hashable, Protocol):
     template: Any
     seq: int
     lines_out: int
+    opened: float | None
+    """Time at which the handshake was complete, by the clock of the reactor."""
     transport: Any
 
     @property

@@ -152,11 +152,10 @@ class DeviceFactory(ServerFactory):
             IdleCheck(connections, sink, settings.idle_timeout),
         )
 
-    def configure(self, settings: DeviceSettings, identify: Callable[[SSL.Connection], str | None] | None) -> None:
+    def configure(self, settings: DeviceSettings) -> None:
         """Change the settings, but for the delimiter. Limits and times apply to all connections, the rest to new ones."""
         before, self.settings = self.settings, settings
         self.framing = settings.framing
-        self._identify = identify
         self.reordering.configure(settings.gap_timeout, settings.reorder_limit)
         self.slow.configure(settings.write_timeout)
         self.devices.configure(settings.replace, self.connections)

@@ -29,6 +29,7 @@ from ..events import Event, HandshakeFailed, Listening
 from ..interfaces import Reactor
 from ..runtime.memory import ProcessMemory
 from ..supervision import Worker
+from ..tls.device import DeviceTLS
 from ..tls.post_handshake import PostHandshake
 from ..tls.refusal import HandshakeRefused, Refusal
 from .acceptor import Acceptor, Limits
@@ -122,7 +123,7 @@ class DevicePort(Worker):
         self,
         reactor: Reactor,
         sock: socket.socket,
-        context: SSL.Context,
+        tls: DeviceTLS,
         factory: ServerFactory,
         limits: Limits,
         settings: PortSettings,
@@ -135,7 +136,7 @@ class DevicePort(Worker):
         self._seconds = reactor.seconds
         self._poller = Poller(reactor, settings.linger)
         self._socket = sock
-        self._context = context
+        self._tls = tls
         self._post_handshake = PostHandshake(reactor.seconds)
         self._factory = factory
         self._admission = limits.admission
@@ -244,15 +245,15 @@ class DevicePort(Worker):
     # -- Connections: the owner of each `TLSTransport` ---------------------------------------------------------------------
 
     @property
+    def context(self) -> SSL.Context:
+        return self._tls.context
+
+    @property
     def established(self) -> SSL.Context:
         return self._post_handshake.context
 
-    def use_context(self, context: SSL.Context) -> None:
-        """Use another TLS context for connections that are accepted from now on."""
-        self._context = context
-
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        transport = TLSTransport(self._poller, sock, address, self._context, self)
+        transport = TLSTransport(self._poller, sock, address, self)
         self._admission.accepted(transport, self._seconds() + self._handshake_timeout)
 
     def helloReceived(self, transport: TLSTransport) -> bool:

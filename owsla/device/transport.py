@@ -72,6 +72,10 @@ class Owner(Protocol):
     """The port that a transport belongs to, as the transport uses it."""
 
     @property
+    def context(self) -> SSL.Context:
+        """Context with which a handshake begins now: `DeviceTLS.context`."""
+
+    @property
     def established(self) -> SSL.Context:
         """Context of connections whose handshake is complete: `PostHandshake.context`."""
 
@@ -136,7 +140,6 @@ class TLSTransport:
     __slots__ = (
         "__weakref__",
         "_address",
-        "_context",
         "_fd",
         "_gone",
         "_hello",
@@ -157,15 +160,12 @@ class TLSTransport:
         "_writing",
     )
 
-    def __init__(
-        self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...], context: SSL.Context, owner: Owner
-    ) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...], owner: Owner) -> None:
         """`address` is the address that `accept()` returned with the socket."""
         self._reactor = reactor
         self._socket = sock
         self._fd = sock.fileno()
         self._address = address
-        self._context: SSL.Context | None = context
         self._owner = owner
         self._hello: hello.ClientHelloScan | None = None
         self._tls: SSL.Connection | None = None
@@ -573,11 +573,9 @@ class TLSTransport:
     # -- actions of the lifecycle --------------------------------------------------------------------------------------
 
     def begin_handshake(self) -> None:
-        assert self._context is not None
         self._state = HANDSHAKING
         self._hello = None
-        self._tls = SSL.Connection(self._context, self._socket)
-        self._context = None
+        self._tls = SSL.Connection(self._owner.context, self._socket)
         self._tls.set_accept_state()
 
     def begin_data(self) -> None:
@@ -754,7 +752,6 @@ class TLSTransport:
         self._stop_writing()
         self._reading = False
         self._outgoing = None
-        self._context = None
         protocol, self._protocol = self._protocol, None
         producer, self._producer, self._producer_flags = self._producer, None, 0
         reason = self._reason or _Failures.DONE

@@ -423,6 +423,42 @@ class CertificateExpiring(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CrlUnusable(Event):
+    """A revocation list has expired, or an authority of --client-ca has none. Reported once for each list."""
+
+    name: ClassVar[str] = "crl-unusable"
+    warning: ClassVar[bool] = True
+    crl: str
+    """File of the lists."""
+    authority: str
+    """Name of the authority in the form of RFC 4514."""
+    reason: str
+    policy: str
+    """Value of --crl-policy."""
+
+    def __str__(self) -> str:
+        effect = "refused" if self.policy == "hard" else "accepted, except those that a list names"
+        return (
+            f"Revocation list unusable: {self.crl}: {self.authority}: {self.reason}; "
+            f"devices of this authority are {effect} (--crl-policy {self.policy})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OcspResponseUnusable(Event):
+    """An OCSP response is not sent to devices. Reported once for each response."""
+
+    name: ClassVar[str] = "ocsp-response-unusable"
+    warning: ClassVar[bool] = True
+    response: str
+    """File of the response."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"OCSP response unusable: {self.response}: {self.reason}; devices do not get it"
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigurationReloaded(Event):
     """The settings and the files that they name were read again, and apply now."""
 

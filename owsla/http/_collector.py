@@ -179,11 +179,15 @@ class OwslaCollector(Collector):
         readings = self._readings
         yield _ready(readiness(readings))
         yield from _parts(readings)
-        expires = readings.certificate_expires()
-        if expires is not None:
-            yield _gauge(
-                "owsla_certificate_expiry_timestamp_seconds", "Expiry of the server certificate.", expires
-            )
+        for name, text, expires in (
+            ("certificate", "server certificate", readings.certificate_expires()),
+            ("crl", "revocation list", readings.crl_expires()),
+            ("ocsp_response", "OCSP response", readings.ocsp_expires()),
+        ):
+            if expires is not None:
+                yield _gauge(
+                    f"owsla_{name}_expiry_timestamp_seconds", f"Expiry of the {text}; of the first of several.", expires
+                )
 
 
 def parent_families(readings: ParentReadings, checks: Mapping[str, bool]) -> Iterator[Metric]:

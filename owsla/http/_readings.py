@@ -169,7 +169,11 @@ class Readings:
     reloads: ReloadReadings | None = None
     """Reloads of the configuration; `None` in a worker, whose parent has them."""
     certificate_expires: Callable[[], float | None] = lambda: None
-    """Expiry of the server certificate in seconds since the epoch; `None` if unknown."""
+    """Expiry of the server certificate that expires first, in seconds since the epoch; `None` if unknown."""
+    crl_expires: Callable[[], float | None] = lambda: None
+    """Expiry of the revocation list that expires first; `None` without one."""
+    ocsp_expires: Callable[[], float | None] = lambda: None
+    """Expiry of the OCSP response that expires first; `None` without one."""
     started: float = field(default_factory=time.time)
     """Approximate start of the process in seconds since the epoch."""
 

@@ -5,6 +5,7 @@ Each fault of a file is a `ConfigError` of one sentence that names the file.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import NameOID
 
 from ..errors import ConfigError
 from ..runtime.files import ReadFile, read_file
@@ -57,8 +59,31 @@ def read_private_key(path: Path, read: ReadFile = read_file) -> PrivateKeyTypes:
         raise ConfigError(f"{path}: the private key is damaged or of an unknown kind") from None
 
 
-def read_server_pair(cert: Path, key: Path, read: ReadFile = read_file) -> tuple[list[x509.Certificate], ServerKey]:
-    """Return a server's certificate with its chain, and its private key, which must belong to the first certificate."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerCertificate:
+    """A server's certificate with its chain and its private key."""
+
+    path: Path
+    """File of the certificate."""
+    chain: tuple[x509.Certificate, ...]
+    """The certificate, then intermediate ones."""
+    private_key: ServerKey
+    names: frozenset[str]
+    """DNS names in lower case, for the choice by server name."""
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The server's own certificate."""
+        return self.chain[0]
+
+    @property
+    def key_type(self) -> str:
+        """Kind of the key: OpenSSL can have one certificate of each kind for a server name."""
+        return "RSA" if isinstance(self.private_key, rsa.RSAPrivateKey) else "ECDSA"
+
+
+def read_server_certificate(cert: Path, key: Path, read: ReadFile = read_file) -> ServerCertificate:
+    """Return a server's certificate with its chain and its private key, which must belong to the first certificate."""
     certificates = read_certificates(cert, read)
     private_key = read_private_key(key, read)
     if not isinstance(private_key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
@@ -68,7 +93,19 @@ def read_server_pair(cert: Path, key: Path, read: ReadFile = read_file) -> tuple
         if any(same_public_key(other, private_key) for other in certificates[1:]):
             hint = "; the server's own certificate must come first in the file"
         raise ConfigError(f"{key}: this is not the private key of the certificate in {cert}{hint}")
-    return certificates, private_key
+    return ServerCertificate(cert, tuple(certificates), private_key, server_names(certificates[0]))
+
+
+def server_names(certificate: x509.Certificate) -> frozenset[str]:
+    """Return the DNS names of a server's certificate in lower case: those of subjectAltName or, without it, the common name."""
+    try:
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = alternatives.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        names = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except ValueError:  # OpenSSL can use certificates that `cryptography` cannot read
+        names = []
+    return frozenset(name.lower().rstrip(".") for name in names)
 
 
 def same_public_key(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:

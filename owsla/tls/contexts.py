@@ -1,23 +1,23 @@
-"""The TLS context of the device port."""
+"""The TLS contexts of the device port: TLS 1.2 and 1.3, with forward secrecy, and without resumption."""
 
 from __future__ import annotations
 
+import os
 import secrets
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
-from twisted.logger import Logger
 
 from ..errors import ConfigError
-from ..runtime.files import ReadFile, read_file
-from .certificates import read_certificates, read_server_pair
-from .refusal import certificate_refusal
-from .verification import explain_verify_error
-
-_log = Logger()
+from ..runtime.files import ReadFile
+from .certificates import ServerCertificate, read_server_certificate
+from .revocation import RevocationLists
+from .stapling import OcspResponses, staple
 
 _CIPHERS: Final = b"ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE+AES:!aNULL:!MD5:!DSS"
 """Cipher suites for TLS 1.2: all have forward secrecy. AEAD comes first; CBC is for small devices that have nothing newer."""
@@ -30,33 +30,61 @@ Every device must know it (RFC 8446, 9.1)."""
 _SUITES_OF_OPENSSL: Final = ["TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"]
 """OpenSSL's own order of those suites."""
 
+VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
-def server_context(
-    cert: Path, key: Path, *, client_ca: Path | None, client_cert: str, read: ReadFile = read_file
-) -> SSL.Context:
-    """Return the context for devices' connections: TLS 1.2 and 1.3. `cert` has the server's certificate, then its chain.
 
-    With `client_ca` devices are asked for a certificate that is signed by one of its authorities. With `client_cert` "require"
-    a device without one is refused; with "optional" it is accepted. An expired server certificate only causes a warning in the
-    log, since each device decides whether it accepts the certificate.
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientVerification:
+    """What device certificates are verified with."""
+
+    authorities: Sequence[x509.Certificate]
+    revocation: RevocationLists | None
+
+
+def front_context(verify_mode: int, verify: VerifyCallback, choose: Callable[[SSL.Connection], None]) -> SSL.Context:
+    """Return a context for the beginning of handshakes. It has no certificate.
+
+    OpenSSL calls `choose` for each ClientHello, with or without a server name; it gives the connection a context that has a
+    certificate (`certificate_context`). With another `verify_mode` than `SSL.VERIFY_NONE` devices are asked for a certificate,
+    and `verify` is called for each certificate of their chain. Both remain those of this context.
     """
-    context, certificates = _context(cert, key, read)
-    if client_ca is not None:
-        _verify_devices(context, read_certificates(client_ca, read), required=client_cert == "require")
+    context = _context()
+    context.set_tlsext_servername_callback(choose)
+    if verify_mode != SSL.VERIFY_NONE:
+        context.set_verify(verify_mode, verify)
+        _set_session_id(context)
     _set_ciphers(context)
-    expiry = certificates[0].not_valid_after_utc
-    if expiry <= datetime.now(UTC):
-        _log.warn("The certificate in {path} expired on {expiry}: renew it", path=str(cert), expiry=f"{expiry:%Y-%m-%d}")
     return context
 
 
-def check_server_files(cert: Path, key: Path, read: ReadFile = read_file) -> None:
-    """Raise the `ConfigError` that `server_context` would raise for these files. Log nothing."""
-    _context(cert, key, read)
+def certificate_context(
+    certificates: Sequence[ServerCertificate], clients: ClientVerification | None, responses: OcspResponses | None
+) -> SSL.Context:
+    """Return a context with server certificates, each with another type of key, for connections that began with a
+    `front_context`. Raise `ConfigError` if OpenSSL refuses one of them.
+    """
+    context = _context()
+    for certificate in certificates:
+        try:
+            _use(context, certificate)
+        except SSL.Error as error:
+            # For example a key that is too short for OpenSSL's security level.
+            raise ConfigError(f"{certificate.path}: OpenSSL refuses this certificate ({_openssl_reason(error)})") from None
+    if clients is not None:
+        _trust(context, clients)
+        _set_session_id(context)
+    if responses is not None:
+        context.set_ocsp_server_callback(staple, responses)
+    _set_ciphers(context)
+    return context
 
 
-def _context(cert: Path, key: Path, read: ReadFile) -> tuple[SSL.Context, list[x509.Certificate]]:
-    certificates, private_key = read_server_pair(cert, key, read)
+def check_server_files(cert: Path, key: Path, read: ReadFile) -> None:
+    """Raise `ConfigError` if a server cannot use a certificate and a key."""
+    certificate_context([read_server_certificate(cert, key, read)], None, None)
+
+
+def _context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     # No session is resumed: `docs/operations.md` has the reasons, `bench/results/resumption.md` what resumption would save.
@@ -67,37 +95,44 @@ def _context(cert: Path, key: Path, read: ReadFile) -> tuple[SSL.Context, list[x
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # An idle connection then keeps no read and write buffers, which saves 34 KB for each.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    return context
+
+
+def _use(context: SSL.Context, certificate: ServerCertificate) -> None:
+    """Add a certificate with its chain and key to a context.
+
+    The chain of `add_extra_chain_cert` would be that of the other certificates of the context, too. Only
+    `use_certificate_chain_file` gives each its own, and it takes a file.
+    """
+    descriptor = os.memfd_create("chain")
     try:
-        context.use_certificate(certificates[0])
-        for certificate in certificates[1:]:
-            context.add_extra_chain_cert(certificate)
-        context.use_privatekey(private_key)
-        context.check_privatekey()
-    except SSL.Error as error:
-        # For example a key that is too short for OpenSSL's security level.
-        raise ConfigError(f"{cert}: OpenSSL refuses this certificate ({_openssl_reason(error)})") from None
-    return context, certificates
+        with open(descriptor, "wb", closefd=False) as file:
+            file.writelines(each.public_bytes(Encoding.PEM) for each in certificate.chain)
+        context.use_certificate_chain_file(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    context.use_privatekey(certificate.private_key)
+    context.check_privatekey()
 
 
-def _verify_devices(context: SSL.Context, authorities: list[x509.Certificate], *, required: bool) -> None:
-    """Ask devices for certificates that are signed by one of the authorities."""
+def _trust(context: SSL.Context, clients: ClientVerification) -> None:
+    """Have device certificates verified that are signed by an authority, and name the authorities to devices."""
     store = context.get_cert_store()
     assert store is not None
-    for authority in authorities:
+    for authority in clients.authorities:
         store.add_cert(crypto.X509.from_cryptography(authority))
         context.add_client_ca(authority)
-    context.set_verify(SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0), _note_verify_error)
-    # OpenSSL requires a session id context where client certificates are verified. With a random one for each context a
-    # session of another context cannot be resumed.
+    if clients.revocation is not None:
+        for each in clients.revocation.lists:
+            store.add_crl(each.crl)
+        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+
+
+def _set_session_id(context: SSL.Context) -> None:
+    """Set what OpenSSL requires where client certificates are verified. With a random id for each context a session of another
+    context cannot be resumed.
+    """
     context.set_session_id(secrets.token_bytes(16))
-
-
-def _note_verify_error(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, trusted: int) -> bool:
-    """Return OpenSSL's own decision. If it is a refusal, note the reason on the connection."""
-    if not trusted:
-        whose = "the device's certificate" if depth == 0 else "an authority's certificate"
-        certificate_refusal(f"{whose} is refused: {explain_verify_error(error)}", certificate).note(connection)
-    return bool(trusted)
 
 
 def _set_ciphers(context: SSL.Context) -> None:

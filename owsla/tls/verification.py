@@ -15,6 +15,13 @@ _MEANINGS: Final = {
     "CERT_SIGNATURE_FAILURE": "its authority is not trusted",
     "CERT_HAS_EXPIRED": "it has expired",
     "CERT_NOT_YET_VALID": "it is not valid yet",
+    "CERT_REVOKED": "it has been revoked",
+    "UNABLE_TO_GET_CRL": "there is no revocation list of its authority",
+    "CRL_HAS_EXPIRED": "the revocation list of its authority has expired",
+    "CRL_NOT_YET_VALID": "the revocation list of its authority is not valid yet",
+    "CRL_SIGNATURE_FAILURE": "the signature of the revocation list of its authority is not valid",
+    "KEYUSAGE_NO_CRL_SIGN": "its authority may not sign revocation lists",
+    "DIFFERENT_CRL_SCOPE": "the revocation list of its authority does not cover it",
 }
 
 

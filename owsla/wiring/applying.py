@@ -18,7 +18,7 @@ from ..embedded import EmbeddedBroker
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import Devices, changed_connection_limit, device_protocol, device_settings, identifier, port_settings
+from .devices import Devices, changed_connection_limit, device_protocol, device_settings, port_settings
 from .publishing import Publishing
 from .shutdown import DeviceDrain
 
@@ -81,7 +81,7 @@ class NodeChanges:
         old = self._base.current.configuration
         changes = applied_changes(old, new, workers=self._base.inherited is not None)
         self._base.current.replace(new)
-        self._devices.listener.use_context(new.context)
+        self._devices.use(new)
         self._consuming.use(new)
         self.apply_settings(new.settings)
         if new.dialect is not None:
@@ -108,7 +108,7 @@ class NodeChanges:
         self._consuming.router.configure(settings.max_line)
         devices = self._devices
         framing = Framing(settings.delimiter, settings.max_line)
-        devices.factory.configure(device_settings(settings, framing), identifier(settings))
+        devices.factory.configure(device_settings(settings, framing))
         devices.admission.configure(
             changed_connection_limit(settings, devices.admission.max_connections), settings.max_handshakes
         )

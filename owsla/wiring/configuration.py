@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from OpenSSL import SSL
 from twisted.logger import Logger
 
 from ..config.changes import SettingsChanges, compare_settings
+from ..config.checks import device_tls_files
 from ..config.options import OPTIONS
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
@@ -23,9 +23,8 @@ from ..dialects import Factory
 from ..errors import ConfigError
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLSMaterial, load_broker_tls
-from ..tls.certificates import read_certificates
-from ..tls.contexts import server_context
 from ..tls.development import development_certificates
+from ..tls.device import DeviceTLSMaterial, load_device_tls
 from ..tls.expiry import ServedCertificate
 
 _log = Logger(namespace="owsla")
@@ -39,10 +38,7 @@ class Configuration:
     """Arguments of the command line that the settings were read from."""
     settings: Settings
     files: Files
-    context: SSL.Context
-    """TLS context of the device port."""
-    shown: ServedCertificate
-    """Certificate that devices are shown."""
+    device_tls: DeviceTLSMaterial
     broker_tls: BrokerTLSMaterial
     dialect: Factory | None = None
     """What makes the dialects of connections that come after a reload, if it changes something about them."""
@@ -58,7 +54,7 @@ class Configuration:
     @property
     def development_authority(self) -> Path | None:
         """Certificate of the authority that devices must trust where the server certificate is a development certificate."""
-        return None if self.settings.cert is not None else self.files.folder / self.settings.certs_dir / "ca.pem"
+        return None if self.settings.cert else self.files.folder / self.settings.certs_dir / "ca.pem"
 
 
 class CurrentConfiguration:
@@ -79,9 +75,13 @@ class CurrentConfiguration:
     def files(self) -> Files:
         return self._configuration.files
 
+    @property
+    def device_tls(self) -> DeviceTLSMaterial:
+        return self._configuration.device_tls
+
     def shown(self) -> ServedCertificate:
-        """Return the certificate that devices are shown."""
-        return self._configuration.shown
+        """Return the certificate that devices are shown; of several the one that expires first."""
+        return min(self.device_tls.certificates, key=lambda certificate: certificate.not_after)
 
     def workers_replaced(self) -> None:
         """Note that all workers have started with the settings that were read last, in a rolling restart."""
@@ -153,11 +153,10 @@ def configure(
     argv: Sequence[str], settings: Settings, files: Files, *, make_certificates: bool = True
 ) -> Configuration:
     """Return the configuration of some settings (`load_configuration`)."""
-    cert, key = _server_files(settings, files, make_certificates)
-    context = server_context(cert, key, client_ca=settings.client_ca, client_cert=settings.client_cert, read=files.read)
-    expiry = read_certificates(cert, files.read)[0].not_valid_after_utc.timestamp()
+    pairs = _server_files(settings, files, make_certificates)
+    device_tls = load_device_tls(device_tls_files(settings, pairs), files.read)
     broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
-    return Configuration(argv, settings, files, context, ServedCertificate(str(cert), expiry), broker_tls)
+    return Configuration(argv, settings, files, device_tls, broker_tls)
 
 
 def announce_development_certificate(configuration: Configuration) -> None:
@@ -167,11 +166,11 @@ def announce_development_certificate(configuration: Configuration) -> None:
         _log.info("Development certificate in use; devices should trust {ca}", ca=str(authority.resolve()))
 
 
-def _server_files(settings: Settings, files: Files, make: bool) -> tuple[Path, Path]:
-    """Return the files of the certificate for devices: the configured ones, or those of a development certificate."""
-    if settings.cert is not None and settings.key is not None:
-        return settings.cert, settings.key
+def _server_files(settings: Settings, files: Files, make: bool) -> list[tuple[Path, Path]]:
+    """Return the files of the certificates for devices, and of their keys: those of a development certificate by default."""
+    if settings.cert:
+        return list(zip(settings.cert, settings.key, strict=True))
     folder = settings.certs_dir
     if make:
         development_certificates(files.folder / folder, socket.gethostname())
-    return folder / "server.pem", folder / "server.key"
+    return [(folder / "server.pem", folder / "server.key")]

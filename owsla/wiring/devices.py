@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from OpenSSL import SSL
 from twisted.logger import Logger
 
 from ..config.settings import Settings
@@ -21,6 +20,7 @@ from ..device.framing import Framing
 from ..device.hangup import HangupWatch
 from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
+from ..device.revoked import RevokedDevices
 from ..device.settings import DeviceSettings
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..dialects import Factory
@@ -29,9 +29,9 @@ from ..runtime.memory import ProcessMemory
 from ..runtime.open_files import allowed_connections, describe_capacity, raise_open_files_limit
 from ..runtime.process import fail
 from ..supervision import DynamicSupervisor
-from ..tls.identity import device_identity
+from ..tls.device import DeviceTLS
 from .base import Base
-from .configuration import make_dialect
+from .configuration import Configuration, make_dialect
 from .publishing import Publishing
 
 _log = Logger(namespace="owsla")
@@ -48,6 +48,16 @@ class Devices:
     factory: DeviceFactory
     admission: Admission[TLSTransport]
     listener: DevicePort
+    tls: DeviceTLS
+    revoked: RevokedDevices
+
+    def use(self, configuration: Configuration) -> None:
+        """Use the certificates, authorities and revocation lists of another configuration, and close connections of devices
+        whose certificate it revokes.
+        """
+        material = configuration.device_tls
+        self.tls.use(material)
+        self.revoked.check(material.revocation, configuration.settings.handshake_timeout)
 
 
 def connection_limit(settings: Settings) -> int:
@@ -76,10 +86,11 @@ def changed_connection_limit(settings: Settings, present: int) -> int:
 
 
 def make_devices(
-    base: Base, publishing: Publishing, port: socket.socket, context: SSL.Context, max_connections: int
+    base: Base, publishing: Publishing, port: socket.socket, configuration: Configuration, max_connections: int
 ) -> Devices:
     """Make the device port and what the connections share: lines go to `publishing`."""
     settings = base.settings
+    tls = DeviceTLS(configuration.device_tls)
     framing = Framing(settings.delimiter, settings.max_line)
     dialect = make_dialect(settings)
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
@@ -91,28 +102,24 @@ def make_devices(
         publishing.lines,
         publishing.courier,
         device_protocol(settings, dialect),
-        identify=identifier(settings),
+        identify=tls.identify,
         hangups=hangups,
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     sources = Sources(settings.max_per_address) if settings.max_per_address is not None else None
     share = base.inherited.load if base.inherited is not None else None
+    revoked = RevokedDevices(base.reactor, base.registry, configuration.device_tls.revocation)
     listener = DevicePort(
         base.reactor,
         port,
-        context,
+        tls,
         factory,
         Limits(admission, sources, share),
         port_settings(settings),
         hangups,
         PortHooks(base.emit, partial(fail, base.reactor), factory.housekeeping, ProcessMemory()),
     )
-    return Devices(framing, dialect, endpoints, factory, admission, listener)
-
-
-def identifier(settings: Settings) -> Callable[[SSL.Connection], str | None] | None:
-    """Return what reads the device id in a client certificate; `None` where devices have no certificates."""
-    return partial(device_identity, kind=settings.device_id) if settings.client_ca is not None else None
+    return Devices(framing, dialect, endpoints, factory, admission, listener, tls, revoked)
 
 
 def port_settings(settings: Settings) -> PortSettings:

@@ -49,7 +49,7 @@ def make_node(
 
     base = make_base(reactor, configuration, inherited)
     publishing = make_publishing(base)
-    devices = make_devices(base, publishing, sockets.device, configuration.context, max_connections)
+    devices = make_devices(base, publishing, sockets.device, configuration, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
     opening = Opening(base, publishing, devices, drain)
     consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)

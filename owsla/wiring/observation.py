@@ -65,7 +65,9 @@ def make_readings(
         log_lost=lambda: log.lost,
         latency=publishing.latency,
         reloads=reloads,
-        certificate_expires=lambda: base.current.shown().not_after,
+        certificate_expires=lambda: base.current.device_tls.not_after,
+        crl_expires=lambda: base.current.device_tls.crl_expires,
+        ocsp_expires=lambda: base.current.device_tls.ocsp_expires,
     )
 
 

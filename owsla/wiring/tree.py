@@ -54,7 +54,9 @@ def make_root(
 
     watches = []
     if base.inherited is None:  # a worker's parent watches for all workers
-        watches.append(child("certificate", ExpiryWatch(reactor, base.emit, served=base.current.shown, now=time.time)))
+        watches.append(
+            child("certificate", ExpiryWatch(reactor, base.emit, shown=lambda: base.current.device_tls, now=time.time))
+        )
     if reloads is not None:
         watches.append(child("reload", reloads))
     return Supervisor(

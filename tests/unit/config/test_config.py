@@ -159,11 +159,14 @@ class ValueTests(_Files):
                 "port": 8883,
                 "interface": "",
                 "workers": 1,
-                "cert": None,
-                "key": None,
+                "cert": (),
+                "key": (),
                 "certs_dir": Path("certs"),
                 "client_ca": None,
                 "client_cert": "require",
+                "client_crl": None,
+                "crl_policy": "hard",
+                "ocsp_response": (),
                 "device_id": "cn",
                 "brokers": (),
                 "broker_password_file": None,
@@ -342,6 +345,10 @@ class ValueTests(_Files):
         """Options that don't go together are refused, in the name of one that was given."""
         for argv, message in [
             (["--client-cert", "optional"], "--client-cert: has an effect only with --client-ca"),
+            (["--client-crl", "/dev/null"], "--client-crl: has an effect only with --client-ca"),
+            (["--crl-policy", "soft"], "--crl-policy: has an effect only with --client-crl"),
+            (["--crl-policy", "soft", "--client-crl", "off"], "--crl-policy: has an effect only with --client-crl"),
+            (["--ocsp-response", "/dev/null"], "--ocsp-response: has an effect only with --cert"),
             (["--from-device", "to_device"], "--from-device: from-device and to-device cannot both use the queue 'to_device'"),
             (
                 ["--to-device", "q", "--from-device", "q.undeliverable"],
@@ -382,6 +389,8 @@ class ValueTests(_Files):
         Path(path).write_text("")
         self.assertEqual(self.refused("--cert", path), "--cert: --key must be given too")
         self.assertEqual(self.refused("--key", path), "--key: --cert must be given too")
+        numbers = "each --cert needs its --key, in the same order (there are 2 and 1)"
+        self.assertEqual(self.refused("--cert", path, "--cert", path, "--key", path), f"--cert: {numbers}")
 
     def test_certificates_are_looked_at(self) -> None:
         """A file without a certificate is refused when the settings are read."""

@@ -15,8 +15,8 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 
-from owsla.tls.contexts import server_context
 from owsla.tls.development import development_certificates
+from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 
 
 class Loop(Clock):
@@ -83,11 +83,11 @@ class Loop(Clock):
 
 
 @cache
-def context() -> SSL.Context:
-    """Return a server context with a development certificate."""
+def device_tls() -> DeviceTLS:
+    """Return the TLS of a device port with a development certificate."""
     with tempfile.TemporaryDirectory() as directory:
         made = development_certificates(Path(directory), "localhost")
-        return server_context(made.cert, made.key, client_ca=None, client_cert="require")
+        return DeviceTLS(load_device_tls(DeviceTLSFiles(pairs=[(made.cert, made.key)])))
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

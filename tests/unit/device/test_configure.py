@@ -17,7 +17,7 @@ from ._fakes import Source, World
 
 def change(world: World, **settings: Any) -> None:
     """Change settings of the connections of a world."""
-    world.factory.configure(replace(world.factory.settings, **settings), lambda wire: getattr(wire, "device_id", None))
+    world.factory.configure(replace(world.factory.settings, **settings))
 
 
 class RateTests(SynchronousTestCase):

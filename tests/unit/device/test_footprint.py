@@ -16,7 +16,7 @@ from owsla.dialects import Dialect
 from owsla.tls.post_handshake import PostHandshake
 
 from ._fakes import GONE, Source, Wire, World
-from ._sockets import Client, Loop, context, reset, unix_pair
+from ._sockets import Client, Loop, device_tls, reset, unix_pair
 
 ENDPOINT = 500
 """Maximum size of an idle protocol in bytes: some 280 of its own, and its entries in registry and supervisor."""
@@ -29,6 +29,7 @@ class Owner:
         self.world = world
         self.endpoint: DeviceProtocol | None = None
         self.gone = False
+        self.context = device_tls().context
         self.established = PostHandshake(world.clock.seconds).context
 
     def helloReceived(self, transport: TLSTransport) -> bool:
@@ -103,7 +104,7 @@ class FootprintTests(SynchronousTestCase):
         server, sock = unix_pair()
         client = Client(sock)
         owner = Owner(world)
-        transport = TLSTransport(loop, server, ("127.0.0.1", 1), context(), owner)
+        transport = TLSTransport(loop, server, ("127.0.0.1", 1), owner)
         loop.until(lambda: owner.endpoint is not None, client.step)
         endpoint = owner.endpoint
         assert endpoint is not None

@@ -43,7 +43,7 @@ from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
 
 from ._fakes import Courier, Sink, Source
-from ._sockets import Loop, context, reset, tcp_pair, unix_pair
+from ._sockets import Loop, device_tls, reset, tcp_pair, unix_pair
 
 NO: Final = ""
 """The input is impossible in that state."""
@@ -378,7 +378,7 @@ class LifeWorld:
         self.listener = Counting(
             self.loop,
             bind(0, "127.0.0.1"),
-            context(),
+            device_tls(),
             self.factory,
             Limits(self.admission),
             PortSettings(handshake_timeout=5.0),
@@ -393,7 +393,7 @@ class LifeWorld:
         """Accept a connection: as `Acceptor.doRead` does, with a socket of the test."""
         server, client = tcp_pair() if tcp else unix_pair()
         with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
-            transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), context(), self.listener)
+            transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), self.listener)
         self.admission.accepted(transport, self.loop.seconds() + 5.0)
         peer = Peer(client)
         self.transports.append(transport)
@@ -648,7 +648,7 @@ class ConnectionTests(SynchronousTestCase):
         """After any sequence of actions, in any order: no impossible input occurred, every connection ended once, and no
         descriptor is left.
         """
-        context()
+        device_tls()
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         ConnectionMachine.seen = set()

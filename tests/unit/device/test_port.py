@@ -41,7 +41,7 @@ from owsla.supervision import DynamicSupervisor
 from owsla.tls.refusal import HandshakeRefused, Refusal
 
 from ._fakes import Courier, Sink
-from ._sockets import Client, Loop, context, reset
+from ._sockets import Client, Loop, device_tls, reset
 
 
 def close(listener: DevicePort) -> None:
@@ -52,7 +52,7 @@ def close(listener: DevicePort) -> None:
 
 class Base(SynchronousTestCase):
     def setUp(self) -> None:
-        context()
+        device_tls()
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         self.descriptors = set(os.listdir("/proc/self/fd"))
@@ -112,7 +112,7 @@ class Base(SynchronousTestCase):
         self.listener = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
-            context(),
+            device_tls(),
             self.factory,
             Limits(self.admission, self.sources, share),
             PortSettings(handshake_timeout=15.0),

@@ -34,7 +34,7 @@ from owsla.events import DeviceDisconnected
 from owsla.runtime.sockets import bind
 
 from ._fakes import Source, World
-from ._sockets import Client, Loop, context
+from ._sockets import Client, Loop, device_tls
 
 
 class EchoLines(LineReceiver):
@@ -75,7 +75,7 @@ class StockProtocolTests(SynchronousTestCase):
         self.port = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
-            context(),
+            device_tls(),
             factory,
             Limits(admission),
             PortSettings(handshake_timeout=5.0),

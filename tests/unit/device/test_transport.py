@@ -18,7 +18,7 @@ from owsla.device.interfaces import IHangupListener
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport, explain
 from owsla.tls.post_handshake import PostHandshake
 
-from ._sockets import Client, Loop, context, reset, tcp_pair, unix_pair
+from ._sockets import Client, Loop, device_tls, reset, tcp_pair, unix_pair
 
 
 @implementer(IHangupListener)
@@ -98,6 +98,7 @@ class Owner:
         self.places = 1
         """Number of handshakes that may begin."""
         self.lines = Recorder()
+        self.context = device_tls().context
         self.established = PostHandshake(lambda: 0.0).context
 
     def helloReceived(self, transport: TLSTransport) -> bool:
@@ -130,13 +131,13 @@ class Base(SynchronousTestCase):
     tcp = False
 
     def setUp(self) -> None:
-        context()  # creates a certificate, once
+        device_tls()  # creates a certificate, once
         self.descriptors = set(os.listdir("/proc/self/fd"))
         self.loop = cast(Any, Loop())
         self.owner = Owner()
         self.lines = self.owner.lines
         self.socket, self.peer = tcp_pair() if self.tcp else unix_pair()
-        self.transport = TLSTransport(self.loop, self.socket, ("127.0.0.1", 5), context(), self.owner)
+        self.transport = TLSTransport(self.loop, self.socket, ("127.0.0.1", 5), self.owner)
 
     def tearDown(self) -> None:
         """Nothing is left after a test: no descriptor, no watch, no timer; and the end was reported once."""

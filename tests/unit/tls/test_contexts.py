@@ -14,12 +14,11 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from owsla.errors import ConfigError
-from owsla.tls import contexts
-from owsla.tls.contexts import server_context
+from owsla.tls.device import DeviceTLS
 from owsla.tls.identity import device_identity
 from owsla.tls.refusal import Refusal, noted_refusal
 
-from ._handshakes import Files, Key, device_context, ec_key, issue, pem, rsa_key, shake, shake_ends, shake_with
+from ._handshakes import Files, Key, device_context, ec_key, issue, pem, rsa_key, server_context, shake, shake_ends, shake_with
 
 
 class ServerContextTests(Files):
@@ -79,9 +78,9 @@ class ServerContextTests(Files):
         key = ec_key()
         cert = self.file(pem(issue(key, common_names=("server",)), key))
         script = (
-            "import pathlib, sys; from OpenSSL import SSL; from owsla.tls.contexts import server_context\n"
+            "import pathlib, sys; from OpenSSL import SSL; from tests.unit.tls._handshakes import server_context\n"
             "file = pathlib.Path(sys.argv[1])\n"
-            "context = server_context(file, file, client_ca=None, client_cert='require')\n"
+            "context = server_context(file, file)\n"
             "print([name for name in SSL.Connection(context).get_cipher_list() if name.startswith('TLS_')])"
         )
         done = subprocess.run(
@@ -141,7 +140,7 @@ class ServerContextTests(Files):
         root = issue(root_key, common_names=("root",), authority=True)
         middle = issue(middle_key, (root, root_key), common_names=("middle",), authority=True)
         leaf = issue(key, (middle, middle_key), common_names=("leaf",))
-        context = server_context(self.file(pem(leaf, middle)), self.file(pem(key)), client_ca=None, client_cert="require")
+        context = server_context(self.file(pem(leaf, middle)), self.file(pem(key)))
         client_context = device_context()
         store = client_context.get_cert_store()
         assert store is not None
@@ -160,8 +159,8 @@ class ServerContextTests(Files):
         """An expired certificate works, with a warning that names the file."""
         key = ec_key()
         cert = self.file(pem(issue(key, age=timedelta(days=3))))
-        with mock.patch.object(contexts, "_log") as log:
-            server_context(cert, self.file(pem(key)), client_ca=None, client_cert="require")
+        with mock.patch.object(DeviceTLS, "_log") as log:
+            server_context(cert, self.file(pem(key)))
             self.context()
         self.assertEqual([call.kwargs["path"] for call in log.warn.mock_calls], [str(cert)])
 

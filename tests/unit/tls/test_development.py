@@ -18,10 +18,10 @@ from OpenSSL import SSL
 
 from owsla.errors import ConfigError
 from owsla.tls import development
-from owsla.tls.contexts import check_server_files, server_context
+from owsla.tls.certificates import read_server_certificate
 from owsla.tls.development import development_certificates
 
-from ._handshakes import Files, ec_key, pem, rsa_key
+from ._handshakes import Files, ec_key, pem, rsa_key, server_context
 
 _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -69,7 +69,7 @@ class DevelopmentCertificatesTests(Files):
     def test_a_client_accepts_it(self) -> None:
         """A client with Python's default checks that trusts ca.pem accepts the server by each of its names."""
         made = development_certificates(self.folder, "box.example")
-        context = server_context(made.cert, made.key, client_ca=None, client_cert="require")
+        context = server_context(made.cert, made.key)
         trusting = ssl.create_default_context(cafile=str(made.ca))
         trusting.verify_flags |= ssl.VERIFY_X509_STRICT
         for name in ("localhost", "box.example", "127.0.0.1", "::1"):
@@ -174,7 +174,7 @@ class DevelopmentCertificatesTests(Files):
             self.assertEqual(len(before), survived)
             files = self.make()
             self.assertEqual({name: files[name] for name in before}, before)
-            check_server_files(self.folder / "server.pem", self.folder / "server.key")
+            read_server_certificate(self.folder / "server.pem", self.folder / "server.key")
             x509.load_pem_x509_certificate(files["server.pem"]).verify_directly_issued_by(
                 x509.load_pem_x509_certificate(files["ca.pem"])
             )
@@ -192,8 +192,8 @@ class DevelopmentCertificatesTests(Files):
     def test_two_at_once(self) -> None:
         """Processes that start at the same time use one set of files."""
         program = (
-            "import sys; from pathlib import Path; from owsla.tls.contexts import *; from owsla.tls.development import *;"
-            "d = development_certificates(Path(sys.argv[1]), 'box'); check_server_files(d.cert, d.key);"
+            "import sys; from pathlib import Path; from owsla.tls.certificates import *; from owsla.tls.development import *;"
+            "d = development_certificates(Path(sys.argv[1]), 'box'); read_server_certificate(d.cert, d.key);"
             "print(d.ca.read_bytes() + d.cert.read_bytes() + d.key.read_bytes())"
         )
         processes = [

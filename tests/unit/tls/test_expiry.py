@@ -1,15 +1,45 @@
-"""Warnings before the server's certificate expires."""
+"""Warnings about what expires: server certificates, revocation lists, OCSP responses."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import CertificateExpiring, Event
-from owsla.tls.expiry import DAY, WARNING, ExpiryWatch, ServedCertificate
+from owsla.events import CertificateExpiring, CrlUnusable, Event, OcspResponseUnusable
+from owsla.tls.expiry import DAY, UNUSABLE_CHECK, WARNING, ExpiryWatch, ServedCertificate
+
+
+class Unusable:
+    """Lists, or responses, some of which cannot be used."""
+
+    path = Path("lists.pem")
+
+    def __init__(self, *found: tuple[Any, str]) -> None:
+        self.found = found
+
+    def unusable(self, *now: float) -> Iterable[tuple[Any, str]]:
+        return self.found
+
+
+class Shown:
+    """What handshakes use."""
+
+    crl_policy = "hard"
+
+    def __init__(self, served: Callable[[], ServedCertificate]) -> None:
+        self._served = served
+        self.more: list[ServedCertificate] = []
+        self.revocation: Unusable | None = None
+        self.responses: Unusable | None = None
+
+    @property
+    def certificates(self) -> list[ServedCertificate]:
+        return [self._served(), *self.more]
 
 
 class ExpiryTests(SynchronousTestCase):
@@ -18,10 +48,11 @@ class ExpiryTests(SynchronousTestCase):
         events: list[Event] = []
         start = datetime(2026, 1, 1, tzinfo=UTC)
         self.served = ServedCertificate("server.pem", (start + timedelta(days=days)).timestamp())
+        self.shown = Shown(lambda: self.served)
         watch = ExpiryWatch(
             cast(Any, clock),
             events.append,
-            served=lambda: self.served,
+            shown=lambda: self.shown,
             now=lambda: start.timestamp() + clock.seconds(),
         )
         watch.startService()
@@ -53,6 +84,43 @@ class ExpiryTests(SynchronousTestCase):
         clock.advance(DAY)
         self.assertIn("renewed.pem", str(events[1]))
         self.assertIn("2026-01-23T00:00:00Z", str(events[1]))
+
+    def test_several(self) -> None:
+        """Each of several certificates causes its own warnings."""
+        clock, events, _ = self.watch(WARNING + 100)
+        self.shown.more = [ServedCertificate("rsa.pem", self.served.not_after - 99.5 * DAY)]
+        clock.advance(DAY)
+        self.assertEqual([event.fields()["certificate"] for event in events], ["rsa.pem"])
+
+    def test_lists(self) -> None:
+        """A list that cannot be used is reported once, and again after it was usable or when the policy changes."""
+        clock, events, _ = self.watch(365)
+        self.shown.revocation = Unusable(("CN=a", "the list expired"), ("CN=b", "there is no list"))
+        clock.advance(UNUSABLE_CHECK)
+        expected: list[Event] = [
+            CrlUnusable("lists.pem", "CN=a", "the list expired", "hard"),
+            CrlUnusable("lists.pem", "CN=b", "there is no list", "hard"),
+        ]
+        self.assertEqual(events, expected)
+        clock.pump([UNUSABLE_CHECK] * 10)
+        self.assertEqual(events, expected)
+        self.shown.revocation = Unusable(("CN=b", "there is no list"))
+        clock.advance(UNUSABLE_CHECK)
+        self.shown.revocation = Unusable(("CN=a", "the list expired"), ("CN=b", "there is no list"))
+        clock.advance(UNUSABLE_CHECK)
+        self.assertEqual(events, [*expected, expected[0]])
+        self.shown.crl_policy = "soft"
+        clock.advance(UNUSABLE_CHECK)
+        self.assertEqual([event.fields()["policy"] for event in events[3:]], ["soft", "soft"])
+        self.assertIn("accepted", str(events[3]))
+        self.assertIn("refused", str(events[0]))
+
+    def test_responses(self) -> None:
+        """An OCSP response that cannot be used is reported once."""
+        clock, events, _ = self.watch(365)
+        self.shown.responses = Unusable((Path("response.der"), "it expired"))
+        clock.pump([UNUSABLE_CHECK] * 3)
+        self.assertEqual(events, [OcspResponseUnusable("response.der", "it expired")])
 
     def test_stopped(self) -> None:
         """After the stop there are no more warnings."""

@@ -11,11 +11,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
-from owsla.tls.contexts import server_context
 from owsla.tls.identity import device_identity
 from owsla.tls.refusal import HandshakeRefused
 
-from ._handshakes import Files, device_context, ec_key, issue, pem, shake
+from ._handshakes import Files, device_context, ec_key, issue, pem, server_context, shake
 
 _ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
 _WITH_NULL: Final = bytes.fromhex("300c06082a8648ce3d0403020500")

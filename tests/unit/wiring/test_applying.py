@@ -49,7 +49,6 @@ class Node:
 CONNECTIONS: Final = 100
 
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
-    "device-id": ({"client_ca": Path("ca"), "device_id": "fingerprint"}, lambda node: node.devices.factory._identify.keywords),
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
@@ -83,7 +82,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 """For each option that `NodeChanges` applies: fields with other values, and what the node shows of them."""
 
 ELSEWHERE: Final = frozenset({
-    "cert", "key", "certs-dir", "client-ca", "client-cert",
+    "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts and logins, which a reload prepares, and the interval of the watch."""
@@ -100,7 +99,7 @@ class ApplyTests(SynchronousTestCase):
         publishing = make_publishing(base)
         sock = bind(0, "127.0.0.1")
         self.addCleanup(sock.close)
-        devices = make_devices(base, publishing, sock, configuration.context, CONNECTIONS)
+        devices = make_devices(base, publishing, sock, configuration, CONNECTIONS)
         devices.endpoints.startService()
         drain = DeviceDrain(reactor, base.deadline, publishing.lines, None)
         opening = Opening(base, publishing, devices, drain)

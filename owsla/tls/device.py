@@ -1,0 +1,183 @@
+"""TLS of the device port: what one load of the settings made, and what uses it.
+
+Theory of operation
+===================
+
+`load_device_tls` makes a `DeviceTLSMaterial` of files. Everything that can fail happens there. `DeviceTLS.use` makes it the
+current one, which is an assignment, and cannot fail. So a reload changes everything or nothing, and no connection is refused
+meanwhile.
+
+A handshake begins with a *front* context (`DeviceTLS.context`), which lives as long as the process, and has no certificate.
+There are three, since OpenSSL takes from it whether a device is asked for a certificate: not at all, optionally, or always.
+When the ClientHello has been read, OpenSSL calls `DeviceTLS._choose`, whether there is a server name (SNI) or not. That sets
+the current context for this name: SSL_set_SSL_CTX takes certificates, keys, client authorities, revocation lists, OCSP
+responses and cipher list from it. Verify mode and callbacks, versions and options remain those of the front context.
+
+After a HelloRetryRequest OpenSSL calls `_choose` again, for the second ClientHello. The connection keeps its context then: a
+handshake uses one `DeviceTLSMaterial`, even if it takes place during a reload.
+
+OpenSSL counts references to a context. When the handshakes that began before a reload have ended, the old contexts are freed:
+established connections have another context (`post_handshake`). A `DeviceTLSMaterial` must not be part of a reference cycle:
+it would be frozen (`runtime.memory`), and stay for a long time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+from OpenSSL import SSL, crypto
+from twisted.logger import Logger
+
+from ..errors import ConfigError
+from ..runtime.files import ReadFile, read_file
+from .certificates import read_certificates, read_server_certificate
+from .contexts import ClientVerification, certificate_context, front_context
+from .expiry import ServedCertificate
+from .identity import device_identity
+from .refusal import certificate_refusal
+from .revocation import UNUSABLE, CrlPolicy, RevocationLists, read_revocation_lists
+from .server_names import ServerNames, same_use
+from .stapling import OcspResponses, read_ocsp_response
+from .verification import explain_verify_error
+
+ClientCertificate = Literal["none", "optional", "require"]
+"""Whether devices are asked for a certificate, and refused without one."""
+
+_MODES: Final[dict[ClientCertificate, int]] = {
+    "none": SSL.VERIFY_NONE,
+    "optional": SSL.VERIFY_PEER,
+    "require": SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTLSFiles:
+    """Files and settings that a `DeviceTLSMaterial` is made of."""
+
+    pairs: Sequence[tuple[Path, Path]]
+    """Files of the server certificates, each with its chain, and of their keys: at least one pair."""
+    client_ca: Path | None = None
+    client_cert: Literal["optional", "require"] = "require"
+    client_crl: Path | None = None
+    crl_policy: CrlPolicy = "hard"
+    ocsp_responses: Sequence[Path] = ()
+    device_id: str = "cn"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class DeviceTLSMaterial:
+    """Certificates, keys, authorities and revocation lists of the device port, from one load of the settings."""
+
+    contexts: ServerNames[SSL.Context]
+    client_certificate: ClientCertificate
+    crl_policy: CrlPolicy
+    device_id: str
+    """Kind of device id (`device_identity`)."""
+    certificates: tuple[ServedCertificate, ...]
+    """Certificates that devices are shown."""
+    revocation: RevocationLists | None
+    responses: OcspResponses | None
+
+    @property
+    def not_after(self) -> float:
+        """Time at which the first server certificate expires, in seconds since the epoch."""
+        return min(certificate.not_after for certificate in self.certificates)
+
+    @property
+    def crl_expires(self) -> float | None:
+        """Time at which the first revocation list expires; `None` without one."""
+        return self.revocation.next_update if self.revocation is not None else None
+
+    @property
+    def ocsp_expires(self) -> float | None:
+        """Time at which the first OCSP response expires; `None` without one."""
+        return self.responses.next_update if self.responses is not None else None
+
+
+def load_device_tls(
+    files: DeviceTLSFiles, read: ReadFile = read_file, now: Callable[[], float] = time.time
+) -> DeviceTLSMaterial:
+    """Return what is made of some files. Raise `ConfigError` with the file and the reason if one of them cannot be used.
+
+    An expired certificate, list or response is no error: each device decides whether it accepts the certificate.
+    """
+    certificates = [read_server_certificate(cert, key, read) for cert, key in files.pairs]
+    twice = same_use(certificates)
+    if twice is not None:
+        first, second = twice
+        kind = f"{second.key_type} certificate for the same names as {first.path}"
+        raise ConfigError(f"{second.path}: this is a second {kind}; only one of each key type can be used")
+    responses = None
+    if files.ocsp_responses:
+        serials = [certificate.certificate.serial_number for certificate in certificates]
+        responses = OcspResponses([read_ocsp_response(path, read) for path in files.ocsp_responses], serials, now)
+    clients = None
+    if files.client_ca is not None:
+        authorities = read_certificates(files.client_ca, read)
+        lists = read_revocation_lists(files.client_crl, authorities, read) if files.client_crl is not None else None
+        clients = ClientVerification(authorities, lists)
+    return DeviceTLSMaterial(
+        contexts=ServerNames.of(certificates, partial(certificate_context, clients=clients, responses=responses)),
+        client_certificate="none" if clients is None else files.client_cert,
+        crl_policy=files.crl_policy,
+        device_id=files.device_id,
+        certificates=tuple(
+            ServedCertificate(str(each.path), each.certificate.not_valid_after_utc.timestamp()) for each in certificates
+        ),
+        revocation=clients.revocation if clients is not None else None,
+        responses=responses,
+    )
+
+
+class DeviceTLS:
+    """TLS of the device port, for as long as the process runs. The module's docstring has the theory of operation."""
+
+    _log = Logger(namespace="owsla")
+
+    def __init__(self, material: DeviceTLSMaterial) -> None:
+        self._fronts = {mode: front_context(flags, self._verify, self._choose) for mode, flags in _MODES.items()}
+        self._all_fronts = tuple(self._fronts.values())
+        self.use(material)
+
+    @property
+    def current(self) -> DeviceTLSMaterial:
+        """What handshakes use that begin now."""
+        return self._current
+
+    def use(self, material: DeviceTLSMaterial) -> None:
+        """Use `material` for handshakes that begin from now on."""
+        self._current = material
+        now = time.time()
+        for path, not_after in material.certificates:
+            if not_after <= now:
+                expiry = f"{datetime.fromtimestamp(not_after, UTC):%Y-%m-%d}"
+                self._log.warn("The certificate in {path} expired on {expiry}: renew it", path=path, expiry=expiry)
+
+    @property
+    def context(self) -> SSL.Context:
+        """Context with which a handshake begins."""
+        return self._fronts[self._current.client_certificate]
+
+    def identify(self, connection: SSL.Connection) -> str | None:
+        """Return the device id in the certificate of a connection, if any. Raise `HandshakeRefused` if it cannot be read."""
+        return device_identity(connection, self._current.device_id)
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        if connection.get_context() in self._all_fronts:  # or this is the second ClientHello, after a HelloRetryRequest
+            connection.set_context(self._current.contexts.find(connection.get_servername()))
+
+    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, trusted: int) -> bool:
+        """Return OpenSSL's own decision, or `True` where `--crl-policy soft` does without a list. If it is a refusal, note the
+        reason on the connection.
+        """
+        if trusted or (error in UNUSABLE and self._current.crl_policy == "soft"):
+            return True
+        whose = "the device's certificate" if depth == 0 else "an authority's certificate"
+        certificate_refusal(f"{whose} is refused: {explain_verify_error(error)}", certificate).note(connection)
+        return False
