@@ -99,7 +99,8 @@ auth_backends.2 = rabbit_auth_backend_oauth2
 
     async def believes(self, gateway: Gateway) -> None:
         """Wait until the node's notice is believed: the node itself holds it, unacknowledged."""
-        for _ in range(50):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             queues = await self.node.ctl("list_queues", "--timeout", "60", "name", "messages_unacknowledged")
             if f"{gateway.to_device}.nodes\t1" in queues.split("\n"):
                 return
