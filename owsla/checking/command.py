@@ -64,8 +64,7 @@ def _run(reactor: Any, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _print(text: str) -> None:
     """Print a line. A reader of a pipe may have gone, as in `twistd owsla --check | head`: the status still counts."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
+        print(text, end="", flush=True)
+    except OSError:
         # The interpreter flushes standard output once more when it exits, and would report the same error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,12 +15,18 @@ from ..broker.connection import BrokerConnection, ConnectionSettings
 from ..broker.logins import BrokerLogins
 from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
+from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLS
 
 _LOGIN_REFUSED: Final = re.compile(r"\((403|530)\)$")
 """Reply codes of a login: ACCESS_REFUSED for the password, NOT_ALLOWED for the vhost."""
+
+
+OUTCOME_TIMEOUT: Final = 40.0
+"""Seconds for an attempt. TCP, TLS and login have limits of their own. Looking up a name has none, and takes up to half a
+minute where no name server answers."""
 
 
 class Refusal(Exception):
@@ -41,6 +47,8 @@ class Attempt:
         self.address = address
         self.outcome: Deferred[BrokerClient] = Deferred()
         """The connection after its login. It fails with `Refusal`, or with a defect of Owsla."""
+        self._clock: Clock = reactor
+        self._overdue: DelayedCall | None = None
         self.blocked_because = ""
         """Reason of the broker for not reading messages from anybody; empty while it reads them."""
         password_file = settings.broker_password_file
@@ -53,10 +61,14 @@ class Attempt:
 
     def start(self) -> None:
         """Connect."""
+        overdue = Refusal(f"no connection within {OUTCOME_TIMEOUT:g} s")
+        self._overdue = self._clock.callLater(OUTCOME_TIMEOUT, self._fail, overdue)
         self._connection.startService()
 
     def stop(self) -> Deferred[None]:
         """Close the connection, and connect no more."""
+        if self._overdue is not None and self._overdue.active():
+            self._overdue.cancel()
         return self._connection.stopService()
 
     def connected(self, client: BrokerClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from owsla.broker.client import BrokerError
@@ -103,12 +104,15 @@ class ProbesTests(BrokerTestCase):
             lambda probes: probes.consume("q"),
             lambda probes: probes.publish("", b"key"),
         ]
-        for ask in asks:
+        for ask, closed in product(asks, (False, True)):
             self.server = Server().ready()
             self.server.silent |= {"queue.declare", "basic.consume"}
             probes = Probes(self.server.client)
             result = Result(ask(probes))
             self.server.settle()
             self.assertFalse(result.done)
-            self.server.drop()
+            if closed:
+                self.server.send(0, "connection.close", reply_code=320, reply_text="CONNECTION_FORCED - bye")
+            else:
+                self.server.drop()
             self.assertIsNotNone(result.failure)
