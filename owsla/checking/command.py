@@ -30,7 +30,7 @@ def check(reactor: Any, arguments: Sequence[str], environ: Mapping[str, str] = o
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends a check at once: there is nothing to tidy up
     report = Report(_print)
     files = Files()
-    settings = load_settings(arguments, environ, lambda text: report.add(warn("settings", text)), files, certificates=False)
+    settings = load_settings(arguments, environ, lambda text: report.add(warn("settings", text)), files, certificates="left")
     report.add(ok("settings", "can be used"))
     findings = list(check_files(settings, files, datetime.now(UTC), is_trusted_by_system))
     for finding in findings:

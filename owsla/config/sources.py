@@ -16,7 +16,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from owsla.config import readers
 from owsla.config.checks import Given, check_files, check_readable, check_settings, check_values
@@ -24,6 +24,9 @@ from owsla.config.options import BY_NAME, BY_VARIABLE, OPTIONS, Option
 from owsla.config.settings import Settings
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
+
+Certificates: TypeAlias = Literal["checked", "read", "left"]
+"""What `load_settings` does with the files of certificates, keys and lists."""
 
 FLAGS: Final = ("help", "version")
 """Options without a value, which are not settings."""
@@ -48,12 +51,12 @@ def load_settings(
     warn: Callable[[str], None] = write_warning,
     files: Files | None = None,
     *,
-    certificates: bool = True,
+    certificates: Certificates = "checked",
 ) -> Settings:
     """Read and check all sources. Raise `ConfigError`, with the name of the source, for the first fault.
 
-    The files that the settings name are read with `files`, which has their contents then. Without `certificates`, the files of
-    certificates and keys are left to the caller.
+    The files that the settings name are read with `files`, which has their contents then. The files of certificates, keys and
+    lists may be only read, for a caller that uses them, and so checks them; or they may be left to the caller altogether.
 
     A variable `OWSLA_...` that belongs to no option is only a warning, because other programs may use that prefix.
     """
@@ -66,8 +69,8 @@ def load_settings(
     given = {**environment, **command_line.given}
     if "config" in given:
         given = {**_from_file(given["config"], files), **given}
-    settings = _read_and_check(given, files, certificates=certificates)
-    if certificates:
+    settings = _read_and_check(given, files, certificates=certificates != "left")
+    if certificates == "checked":
         check_files(settings, files.read)
     for variable in unknown:
         warn(f"{variable}: no option has this name, ignored{_closest(variable, BY_VARIABLE)}")

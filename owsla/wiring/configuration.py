@@ -108,7 +108,7 @@ def load_configuration(
     the development certificate if it is missing; a worker takes that of its parent.
     """
     files = files or Files()
-    settings = load_settings(argv, environ, warn, files)
+    settings = load_settings(argv, environ, warn, files, certificates="read")
     return configure(argv, settings, files, make_certificates=make_certificates)
 
 
@@ -119,7 +119,7 @@ def reload_configuration(
 
     Warnings were printed at the start. A parent of workers makes no dialects, because it serves no devices.
     """
-    settings = load_settings(configuration.argv, warn=lambda text: None, files=files)
+    settings = load_settings(configuration.argv, warn=lambda text: None, files=files, certificates="read")
     changes = compare_settings(configuration.settings, settings)
     new = configure(configuration.argv, changes.settings, files, make_certificates=make_certificates)
     other_logins = not {"login-checker", "login-timeout"}.isdisjoint(changes.applied)
