@@ -80,6 +80,12 @@ class Authority:
         private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return Pair(serial, pem, private)
 
+    def crl(self, revoked: list[x509.RevokedCertificate]) -> bytes:
+        """Return a revocation list of this authority."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        crl = x509.CertificateRevocationListBuilder(self._name, now, now + timedelta(days=1), [], revoked)
+        return crl.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> tuple[int, bytes]:
         now = datetime.now(UTC)
         certificate = (
@@ -89,6 +95,11 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )  # fmt: skip
         return certificate.serial_number, certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _revoked() -> x509.RevokedCertificate:
+    builder = x509.RevokedCertificateBuilder().serial_number(x509.random_serial_number())
+    return builder.revocation_date(datetime.now(UTC).replace(tzinfo=None)).build()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +114,22 @@ class Pair:
 class ServedFiles:
     """Files that the gateway reads."""
 
-    def __init__(self, folder: Path, further: int) -> None:
-        """`further` is the number of authorities in the file of `--client-ca` that signed no device of the measurement."""
+    def __init__(self, folder: Path, further: int, revoked: int) -> None:
+        """`further` is the number of authorities in the file of `--client-ca` that signed no device of the measurement, and
+        `revoked` the number of certificates in the revocation list; without any there is no list.
+        """
         self.folder = folder
         self._server = Authority("gateways")
         self._further = b"".join(Authority("further devices").pem for _ in range(further))
         self.trusted = self.write("trusted.pem", self._server.pem)
         self.cert, self.key, self.client_ca = (folder / name for name in ("server.pem", "server.key", "devices.pem"))
+        self.client_crl = folder / "devices.crl" if revoked else None
+        self._revoked = [_revoked() for _ in range(revoked)]
         self.authorities = [Authority("devices"), Authority("devices")]
         self.pair = self.new_pair()
         self.write("server.pem", self.pair.certificate)
         self.write("server.key", self.pair.key)
-        self.write("devices.pem", self.client_ca_of(self.authorities))
+        self.write_authorities(self.authorities)
 
     def write(self, name: str, content: bytes) -> Path:
         """Replace a file at once, as ACME clients and Kubernetes do."""
@@ -132,6 +147,13 @@ class ServedFiles:
         """Return the content of the file of `--client-ca`."""
         first, second = authorities
         return first.pem + self._further + second.pem
+
+    def write_authorities(self, authorities: Sequence[Authority]) -> None:
+        """Write the files of the authorities that sign device certificates."""
+        self.write("devices.pem", self.client_ca_of(authorities))
+        if self.client_crl is not None:
+            first, second = authorities
+            self.write("devices.crl", first.crl(self._revoked) + second.crl([]))
 
     def device(self, authority: Authority) -> Path:
         """Return a file with a new device certificate and its key."""
@@ -274,7 +296,7 @@ class Measurement:
         else:
             files.write("server.key", files.new_pair().key)
         if kind == "both":
-            files.write("devices.pem", content)
+            files.write_authorities(authorities)
         mark = self._mark()
 
         def reload() -> None:
@@ -287,7 +309,7 @@ class Measurement:
     def _replace(self, pair: Pair, authorities: list[Authority]) -> None:
         self._files.write("server.pem", pair.certificate)
         self._files.write("server.key", pair.key)
-        self._files.write("devices.pem", self._files.client_ca_of(authorities))
+        self._files.write_authorities(authorities)
 
     def _watch(self, kind: str, act: Callable[[], None]) -> None:
         """Measure while something is done, for at least the length of a window."""
@@ -409,7 +431,8 @@ def report(results: Results, options: argparse.Namespace, devices: str) -> str:
         f"second together, and {options.arrivals:g} others per second that connect, verify the certificate, send a line and "
         f"leave after its answer; all with client certificates. {options.rounds} rounds, in each of which the certificate, the "
         f"client CA, and both are exchanged; {f'{options.workers} workers' if options.workers else 'one process'}"
-        f"{f'; {options.authorities} further authorities in --client-ca' if options.authorities else ''}.",
+        f"{f'; {options.authorities} further authorities in --client-ca' if options.authorities else ''}"
+        f"{f'; {options.revoked} certificates in --client-crl' if options.revoked else ''}.",
         f"    {command_line()}",
         "## Devices",
         table(
@@ -536,12 +559,15 @@ def main() -> None:
     parser.add_argument(
         "--authorities", type=int, default=0, help="further authorities in the file of --client-ca (default: %(default)s)"
     )
+    parser.add_argument("--revoked", type=int, default=0, help="certificates in a revocation list (default: no list)")
     options = parser.parse_args()
     raise_open_files_limit()
     with tempfile.TemporaryDirectory(prefix="owsla-bench-") as folder:
-        files = ServedFiles(Path(folder), options.authorities)
+        files = ServedFiles(Path(folder), options.authorities, options.revoked)
         settings = ["--cert", str(files.cert), "--key", str(files.key), "--client-ca", str(files.client_ca)]
         settings += ["--watch", options.watch]
+        if files.client_crl is not None:
+            settings += ["--client-crl", str(files.client_crl)]
         if options.workers:
             settings += ["--workers", str(options.workers)]
         with (
