@@ -39,15 +39,17 @@ def _name(common_name: str) -> x509.Name:
 class Authority:
     """Certificate authority in `folder`; `ca` is the file of its certificate."""
 
-    def __init__(self, folder: Path, kind: Literal["ecdsa", "rsa"] = "ecdsa", *, days: int = 1) -> None:
-        """Its certificate, and those that it issues, are valid for `days`."""
+    def __init__(
+        self, folder: Path, kind: Literal["ecdsa", "rsa"] = "ecdsa", *, days: int = 1, name: str = "Owsla tests"
+    ) -> None:
+        """Its certificate, and those that it issues, are valid for `days`. Two that are trusted at once need two names."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.kind = kind
         self._days = days
         self.ca = folder / "ca.pem"
         self._key = _key(kind)
-        self._name = _name("Owsla tests")
+        self._name = _name(name)
         certificate = (
             self._builder(self._name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
