@@ -541,7 +541,8 @@ def _report_trips(run: Measurement) -> list[str]:
             ),
             rows,
         ),
-        "A window begins with the signal, and the windows without a reload have the same load and length.",
+        "A window begins with the signal, and the windows without a reload have the same load and length. Those of the watch "
+        "are longer, so that more happens in them.",
     ]
 
 
