@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -180,6 +181,12 @@ class RabbitMQ:
             command.kill()
         assert status == 0, f"rabbitmqctl {' '.join(arguments)}: status {status}\n{command.output()}"
         return command.output()
+
+    def write_ctl(self, path: Path) -> None:
+        """Write a shell script that runs `rabbitmqctl` on this node."""
+        exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items() if name != "PATH")
+        path.write_text(f'#!/bin/sh\n{exports}exec {_script("rabbitmqctl")} --silent "$@"\n')
+        path.chmod(0o755)
 
     async def close(self) -> None:
         """Stop every process of this node, epmd too."""

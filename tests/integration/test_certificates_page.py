@@ -1,0 +1,342 @@
+"""Tests of docs/certificates.md: the commands, scripts and files on the page do what the page says.
+
+They are taken from the page and run as they are, except for folders, the group and the names of hosts. Stand-ins replace what
+needs a network or root: certbot, lego, systemctl, groupadd, and the kubelet.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from ._support import acme
+from ._support.certificates import Authority
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Gateway, Lab
+from ._support.page import Page
+from ._support.process import free_port
+from ._support.rabbitmq import RabbitMQ
+from ._support.waiting import block_on, reactor_test
+from .test_reload import serial_of
+
+
+class Machine(Page):
+    """The machine of the page, with an ACME authority."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__("certificates.md", root)
+        self.authority = Authority(root / "authority")
+        self._issued = 0
+        self._pid = root / "pid"
+        (root / "acme").mkdir()
+        for client in ("certbot", "lego"):
+            self.program(client, f'exec {sys.executable} {acme.__file__} {root} {client} "$@"')
+        self.program("groupadd", 'test "$*" = "--system owsla-secrets" || test "$*" = "--system $(id -g)"')
+        self.program(
+            "systemctl",
+            f"""case "$*" in
+            "reload owsla") kill -HUP "$(cat {self._pid})" ;;
+            "try-reload-or-restart owsla") ! test -e {self._pid} || kill -HUP "$(cat {self._pid})" ;;
+            *) echo "systemctl $*: not expected" >&2; exit 1 ;;
+            esac""",
+        )
+        self.run("groupadd --system")
+
+    def offer(self, **options: Any) -> int:
+        """Issue a certificate that the next run of an ACME client gets. Return its serial number."""
+        self._issued += 1
+        cert, key = self.authority.issue(f"issued-{self._issued}", **options)
+        for source, name in ((cert, "cert"), (key, "key"), (self.authority.ca, "chain")):
+            (self.root / "acme" / f"{name}.pem").write_bytes(source.read_bytes())
+        return x509.load_pem_x509_certificate(cert.read_bytes()).serial_number
+
+    def settings(self, *blocks: str) -> Path:
+        """Write the configuration file with these blocks of the page. Return its path."""
+        path = self.path("/etc/owsla") / "owsla.toml"
+        path.write_text("".join(self.block("toml", block) for block in blocks))
+        return path
+
+    async def gateway(self, lab: Lab, broker_url: str, **options: Any) -> Gateway:
+        """Start the Owsla that `systemctl` reloads."""
+        gateway = await lab.gateway(broker_url, **({"watch": "off"} | options))
+        self._pid.write_text(str(gateway.owsla.pid))
+        return gateway
+
+    async def shown(self, lab: Lab, gateway: Gateway, **options: Any) -> int:
+        """Connect a device. Return the serial number of the server certificate."""
+        device = await lab.device(gateway, ca=self.authority.ca, **options)
+        serial = serial_of(device)
+        await device.close()
+        return serial
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """Return the machine of the page."""
+    return Machine(tmp_path / "machine")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@reactor_test
+async def test_certbot(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """certbot's hook hands over the first certificate before Owsla runs, and each renewed one to the running Owsla. New devices
+    are shown it, and a connected one notices nothing. Only the group can read the key.
+    """
+    machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
+    first = machine.offer()
+    machine.run("certbot certonly --standalone --cert-name gw.example.com")
+    config = machine.settings("/etc/owsla/tls/gw.example.com/current/fullchain.pem")
+    gateway = await machine.gateway(lab, embedded.url, config=config)
+    connected = await lab.device(gateway, ca=machine.authority.ca)
+    assert serial_of(connected) == first
+    for _ in range(2):
+        renewed = machine.offer()
+        mark = gateway.owsla.mark()
+        machine.run_script("certbot renew --cert-name gw.example.com")
+        await gateway.owsla.wait_for_line("Configuration reloaded: cert, key", start=mark)
+        assert await machine.shown(lab, gateway) == renewed
+    await gateway.round_trip(connected)
+    folder = machine.path("/etc/owsla/tls/gw.example.com")
+    assert [_mode(folder), _mode(folder / "current")] == [0o750, 0o750]
+    assert {_mode(folder / "current" / name) for name in ("fullchain.pem", "privkey.pem")} == {0o640}
+    assert len([each for each in folder.iterdir() if not each.is_symlink()]) == 3
+
+
+@reactor_test
+async def test_hook_for_an_existing_certificate(machine: Machine) -> None:
+    """The hook is set for a certificate that certbot has already, and run once."""
+    machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
+    machine.offer()
+    machine.run_script("certbot certonly --cert-name gw.example.com -d gw.example.com")
+    current = machine.path("/etc/owsla/tls/gw.example.com/current")
+    assert not current.exists()
+    machine.run("certbot reconfigure")
+    first = current.resolve()
+    machine.offer()
+    machine.run_script("certbot renew --cert-name gw.example.com")
+    assert current.resolve() != first
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@reactor_test
+async def test_lego(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine, version: int) -> None:
+    """lego's hooks do the same as certbot's: those of version 4, and the variables of version 5."""
+    machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
+    run, renew = machine.block("sh", "renew --renew-hook").split("\nlego", 1)
+    if version == 5:
+        deploy = machine.path("/usr/local/sbin/owsla-deploy")
+        machine.program("v5", f'LEGO_HOOK_CERT_PATH=$LEGO_CERT_PATH LEGO_HOOK_CERT_KEY_PATH=$LEGO_CERT_KEY_PATH \\\n'
+                        f"exec env -u LEGO_CERT_PATH -u LEGO_CERT_KEY_PATH {deploy}")
+        run, renew = (command.replace(str(deploy), str(machine.bin / "v5")) for command in (run, renew))
+    first = machine.offer()
+    machine.run_script(run)
+    config = machine.settings("/etc/owsla/tls/gw.example.com/current/fullchain.pem")
+    gateway = await machine.gateway(lab, embedded.url, config=config)
+    connected = await lab.device(gateway, ca=machine.authority.ca)
+    assert serial_of(connected) == first
+    renewed = machine.offer()
+    mark = gateway.owsla.mark()
+    machine.run_script(f"lego{renew}")
+    await gateway.owsla.wait_for_line("Configuration reloaded: cert, key", start=mark)
+    assert await machine.shown(lab, gateway) == renewed
+    await gateway.round_trip(connected)
+
+
+class Volume:
+    """A Secret in a volume, as the kubelet writes it: `..data` is a link to a folder that is replaced as a whole."""
+
+    def __init__(self, folder: Path, **secret: bytes) -> None:
+        self._folder = folder
+        self._version = 0
+        folder.mkdir(parents=True)
+        self.write(**secret)
+        for name in secret:
+            (folder / name.replace("_", ".")).symlink_to(f"..data/{name.replace('_', '.')}")
+
+    def write(self, **secret: bytes) -> None:
+        """Write a new version of the Secret, and remove the one before. `tls_crt` is the file tls.crt."""
+        before = (self._folder / "..data").resolve()
+        self._version += 1
+        version = self._folder / f"..2026_11_28_15_00_00.{self._version}"
+        version.mkdir()
+        for name, content in secret.items():
+            path = version / name.replace("_", ".")
+            path.write_bytes(content)
+            path.chmod(0o440)
+        (self._folder / "..data_tmp").symlink_to(version.name)
+        (self._folder / "..data_tmp").rename(self._folder / "..data")
+        if self._version > 1:
+            for path in before.iterdir():
+                path.unlink()
+            before.rmdir()
+
+
+@reactor_test
+async def test_kubernetes(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """Secrets that the kubelet replaces are used without a signal: the certificate, and the password for the broker."""
+    manifest = machine.block("yaml", "kind: Deployment")
+    mounts = dict(re.findall(r"- \{name: (\w+), mountPath: (\S+), readOnly: true\}", manifest))
+    assert set(mounts) == {"tls", "broker"}
+    env = dict(re.findall(r"- \{name: (OWSLA_\w+), value: \"?([^\"}]+)\"?\}", manifest))
+    for name in ("OWSLA_CERT", "OWSLA_KEY", "OWSLA_BROKER_PASSWORD_FILE"):
+        assert env[name].startswith(tuple(f"{mount}/" for mount in mounts.values()))
+        env[name] = str(machine.root) + env[name]
+    env |= {"OWSLA_BROKER": embedded.url.replace("guest:guest", "guest"), "OWSLA_WATCH": "200ms"}
+
+    def secret() -> tuple[int, dict[str, bytes]]:
+        serial = machine.offer()
+        return serial, {f"tls_{kind}": (machine.root / f"acme/{name}.pem").read_bytes()
+                        for kind, name in (("crt", "cert"), ("key", "key"))}
+
+    first, content = secret()
+    tls = Volume(machine.path(mounts["tls"]), **content)
+    password = Volume(machine.path(mounts["broker"]), password=b"guest")
+    gateway = await machine.gateway(lab, "", broker=None, watch=None, env=env, backend=False)
+    gateway.broker_url = embedded.url
+    await gateway.connect_backend()
+    connected = await lab.device(gateway, ca=machine.authority.ca)
+    assert serial_of(connected) == first
+    renewed, content = secret()
+    mark = gateway.owsla.mark()
+    tls.write(**content)
+    await gateway.owsla.wait_for_line("Configuration reloaded: cert, key", start=mark)
+    assert await machine.shown(lab, gateway) == renewed
+    password.write(password=b"guest\n\n")  # a typing error
+    await gateway.owsla.wait_for_line("Reload failed, and nothing was changed: .*password", start=mark)
+    await gateway.round_trip(connected)
+
+
+# -- The broker --------------------------------------------------------------------------------------------------------
+
+
+class PageBroker:
+    """RabbitMQ with the configuration of the page, and a user `owsla`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder / "authority")
+        self.tls_port = free_port()
+        page = Page("certificates.md", folder / "machine")
+        cert, key = self.authority.issue("broker")
+        for name, source in (("clients-ca.pem", self.authority.ca), ("server.pem", cert), ("server.key", key)):
+            (page.path("/etc/rabbitmq") / name).write_bytes(source.read_bytes())
+        config = page.block("ini", "listeners.ssl.default", {"= 5671": f"= 127.0.0.1:{self.tls_port}"})
+        self.node = RabbitMQ(folder / "node", config=config, plugins=["rabbitmq_auth_mechanism_ssl"])
+
+    def connect(self, machine: Machine) -> None:
+        """Let `rabbitmqctl` and `rabbitmq-plugins` on a machine work on this broker."""
+        self.node.write_ctl(machine.bin / "rabbitmqctl")
+        machine.program("rabbitmq-plugins", 'test "$*" = "enable rabbitmq_auth_mechanism_ssl"')
+
+    def url(self, block: str, *, tls: bool) -> str:
+        """Return the URL in a block of the page, with the host and port of this broker."""
+        return block.replace("rabbit.example", f"localhost:{self.tls_port}" if tls else f"127.0.0.1:{self.node.port}")
+
+    async def permit(self) -> None:
+        """Give the user all permissions: each gateway of the tests has queues of its own."""
+        await self.node.ctl("set_permissions", "owsla", ".*", ".*", ".*")
+
+
+@pytest.fixture(scope="module")
+def page_broker(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageBroker]:
+    """Return a broker with the configuration of the page. The fixture `rabbitmq` decides whether there is one."""
+    broker = PageBroker(tmp_path_factory.mktemp("page"))
+    try:
+        block_on(broker.node.start())
+        yield broker
+    finally:
+        block_on(broker.node.close())
+
+
+@reactor_test
+async def test_password_rotation(lab: Lab, page_broker: PageBroker, machine: Machine) -> None:
+    """After the rotation the living connection stays, the old password is refused, and the next login has the new one."""
+    page_broker.connect(machine)
+    await page_broker.node.ctl("add_user", "owsla", "the first one")
+    await page_broker.permit()
+    password_file = machine.path("/etc/owsla/broker-password")
+    password_file.write_text("the first one\n")
+    config = machine.settings("broker-password-file")
+    text = config.read_text().replace("amqps://", "amqp://")
+    config.write_text(page_broker.url(text, tls=False))
+    try:
+        gateway = await machine.gateway(lab, page_broker.node.url, broker=None, config=config)
+        device = await lab.device(gateway)
+        machine.run("change_password owsla")
+        assert re.fullmatch("[0-9a-f]{64}\n", password_file.read_text())
+        assert _mode(password_file) == 0o640
+        await gateway.round_trip(device)
+        assert not gateway.owsla.lines("Broker lost")
+        await page_broker.node.ctl("authenticate_user", "owsla", password_file.read_text().strip())
+        await page_broker.node.ctl("close_all_user_connections", "owsla", "the test cuts it")
+        await gateway.owsla.wait_for_line("Broker lost")
+        await gateway.round_trip(device)
+        assert not gateway.owsla.lines("Broker unavailable")
+    finally:
+        await page_broker.node.ctl("delete_user", "owsla")
+
+
+@reactor_test
+async def test_token_file(lab: Lab, rabbitmq: RabbitMQ, machine: Machine) -> None:
+    """A new token reaches the file in one step and is reloaded; a failed request for one leaves the file as it is."""
+    password_file = machine.path("/etc/owsla/broker-password")
+    password_file.write_text("guest\n")
+    broker = rabbitmq.url.replace("guest:guest", "guest")
+    gateway = await machine.gateway(lab, rabbitmq.url, broker=broker, broker_password_file=password_file)
+    machine.program("get-token", "exit 1")
+    with pytest.raises(AssertionError):
+        machine.run("get-token")
+    assert password_file.read_text() == "guest\n"
+    machine.program("get-token", "echo a.new.token")
+    mark = gateway.owsla.mark()
+    machine.run("get-token")
+    await gateway.owsla.wait_for_line("Configuration reloaded: .*broker-password-file", start=mark)
+    assert password_file.read_text() == "a.new.token\n"
+
+
+@reactor_test
+async def test_client_certificate(lab: Lab, page_broker: PageBroker, machine: Machine) -> None:
+    """With the page's commands and settings Owsla logs in by its certificate. A renewed one is shown at the next login."""
+    page_broker.connect(machine)
+    machine.run("clear_password")
+    permissions = await page_broker.node.ctl("list_user_permissions", "owsla")
+    assert "connection_events" in permissions
+    await page_broker.permit()
+    machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
+    lineage = machine.root / "owsla-client"
+    lineage.mkdir()
+
+    def renew() -> None:
+        cert, key = page_broker.authority.issue("owsla", hosts=[])
+        (lineage / "fullchain.pem").write_bytes(cert.read_bytes())
+        (lineage / "privkey.pem").write_bytes(key.read_bytes())
+        machine.run_script(str(machine.path("/usr/local/sbin/owsla-deploy")), env={"RENEWED_LINEAGE": str(lineage)})
+
+    renew()
+    machine.path("/etc/owsla/broker-ca.pem").write_bytes(page_broker.authority.ca.read_bytes())
+    config = machine.settings("broker-cert")
+    config.write_text(page_broker.url(config.read_text(), tls=True))
+    try:
+        gateway = await machine.gateway(lab, page_broker.node.url, broker=None, config=config)
+        device = await lab.device(gateway)
+        await gateway.round_trip(device)
+        assert "owsla" in (await page_broker.node.ctl("list_connections", "user")).split("\n")
+        mark = gateway.owsla.mark()
+        renew()
+        await gateway.owsla.wait_for_line("Configuration reloaded: broker-cert, broker-key", start=mark)
+        assert not gateway.owsla.lines("Broker lost")
+        await page_broker.node.ctl("close_all_user_connections", "owsla", "the test cuts it")
+        await gateway.owsla.wait_for_line("Broker lost")
+        await gateway.round_trip(device)
+        assert not gateway.owsla.lines("Broker unavailable")
+    finally:
+        await page_broker.node.ctl("delete_user", "owsla")
