@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from ._support import acme
-from ._support.certificates import Authority
+from ._support.certificates import Authority, client_key
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Gateway, Lab
 from ._support.page import Page
-from ._support.process import free_port
+from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, reactor_test
 from .test_reload import serial_of
@@ -340,3 +341,164 @@ async def test_client_certificate(lab: Lab, page_broker: PageBroker, machine: Ma
         assert not gateway.owsla.lines("Broker unavailable")
     finally:
         await page_broker.node.ctl("delete_user", "owsla")
+
+
+# -- Several certificates, OCSP ------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_several_certificates(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """With an ECDSA and an RSA certificate each device gets the one that it supports; the check of the page shows it."""
+    machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
+    ecdsa, rsa = machine.block("sh", "--cert-name gw-rsa").splitlines()
+    serials = {}
+    for kind, command in (("ecdsa", ecdsa), ("rsa", rsa)):
+        serials[kind] = machine.offer(key=client_key(kind))
+        machine.run_script(command)
+    gateway = await machine.gateway(lab, embedded.url, config=machine.settings("gw-rsa"))
+    check = machine.block("sh", "openssl s_client", {"gw.example.com:8883": f"127.0.0.1:{gateway.owsla.port}"})
+    assert f"serial={serials['ecdsa']:X}" in machine.run_script(check).replace("serial=0", "serial=")
+    only_rsa = check.replace("s_client", "s_client -sigalgs rsa_pss_rsae_sha256")
+    assert f"serial={serials['rsa']:X}" in machine.run_script(only_rsa).replace("serial=0", "serial=")
+
+
+class Responder:
+    """OpenSSL's OCSP responder, and a server certificate that names it."""
+
+    def __init__(self, lab: Lab, machine: Machine) -> None:
+        self._machine = machine
+        self.port = free_port()
+        self._folder = machine.root / "responder"
+        self._folder.mkdir()
+        place = x509.AuthorityInformationAccess(
+            [x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(self.url))]
+        )
+        self.serial = machine.offer(extensions=[place])
+        self._index = self._folder / "index.txt"
+        self.set_status("V")
+        self._process: ChildProcess | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def set_status(self, status: str) -> None:
+        """Set the status of the certificate: V is valid, R is revoked."""
+        serial = f"{self.serial:X}"
+        serial = serial.zfill(len(serial) + len(serial) % 2)
+        revoked = "261101000000Z" if status == "R" else ""
+        self._index.write_text(f"{status}\t360101000000Z\t{revoked}\t{serial}\tunknown\t/CN=issued\n")
+
+    async def start(self) -> None:
+        """Start the responder: again, after a change of the status."""
+        self.end()
+        authority = self._machine.authority
+        self._process = ChildProcess(
+            ["openssl", "ocsp", "-index", str(self._index), "-port", str(self.port), "-CA", str(authority.ca),
+             "-rsigner", str(authority.ca), "-rkey", str(authority.key_file), "-nmin", "60"],
+            output=self._folder / "log",
+        )
+        await self._process.wait_for_line("waiting for OCSP client connections")
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+
+@reactor_test
+async def test_ocsp(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """The job fetches a response, and a device gets it. When the responder says "revoked", the response so far stays."""
+    for script, text in (("owsla-deploy", "A hook for certbot and for lego"), ("owsla-ocsp", "Fetch the OCSP response")):
+        machine.install_script(f"/usr/local/sbin/{script}", text)
+    responder = Responder(lab, machine)
+    try:
+        await responder.start()
+        machine.run("certbot certonly --standalone --cert-name gw.example.com")
+        job = f"{machine.path('/usr/local/sbin/owsla-ocsp')} gw.example.com"
+        machine.run_script(job)
+        config = machine.settings("/etc/owsla/tls/gw.example.com/current/fullchain.pem", "ocsp-response")
+        gateway = await machine.gateway(lab, embedded.url, config=config)
+        shown = f"openssl s_client -connect 127.0.0.1:{gateway.owsla.port} -status </dev/null"
+        assert "Cert Status: good" in machine.run_script(shown)
+        response = machine.path("/etc/owsla/tls/gw.example.com/ocsp.der")
+        content = response.read_bytes()
+        responder.set_status("R")
+        await responder.start()
+        with pytest.raises(AssertionError):
+            machine.run_script(job)
+        assert response.read_bytes() == content
+        assert _mode(response) == 0o640
+        responder.set_status("V")
+        await responder.start()
+        mark = gateway.owsla.mark()
+        machine.run_script(job)
+        await gateway.owsla.wait_for_line("Configuration reloaded: ocsp-response", start=mark)
+    finally:
+        responder.end()
+
+
+# -- Devices -----------------------------------------------------------------------------------------------------------
+
+
+class DeviceAuthority:
+    """An authority for devices, in a folder, by the commands of the page."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self._machine = machine
+        self.folder = machine.root / "authorities" / name
+        self.folder.mkdir(parents=True)
+        (self.folder / "ca.cnf").write_text(machine.block("ini", "default_ca = devices"))
+        machine.run("openssl req -x509", cwd=self.folder)
+
+    def issue(self, name: str = "meter-17") -> Path:
+        """Issue a certificate. Return a file with it and its key."""
+        script = self._machine.block("sh", "-in meter-17.csr").replace("meter-17", name)
+        self._machine.run_script(script, cwd=self.folder)
+        both = self.folder / f"{name}-both.pem"
+        both.write_bytes(b"".join((self.folder / f"{name}.{kind}").read_bytes() for kind in ("pem", "key")))
+        return both
+
+    def hand_over(self, text: str) -> None:
+        """Run the commands that give files of this authority to Owsla."""
+        self._machine.run(text, cwd=self.folder)
+
+
+@reactor_test
+async def test_revoked_device(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """With the authority of the page a device connects. When it is revoked its connection is closed, it is refused with the
+    reason and by the alert, and another device stays.
+    """
+    authority = DeviceAuthority(machine, "devices")
+    authority.hand_over("install -g owsla-secrets -m 640 ca.pem")
+    stolen, other = authority.issue(), authority.issue("meter-18")
+    gateway = await machine.gateway(lab, embedded.url, config=machine.settings("client-crl"))
+    one, two = await lab.device(gateway, certificate=stolen), await lab.device(gateway, certificate=other)
+    await gateway.round_trip(one)
+    await gateway.round_trip(two)
+    machine.run("-revoke meter-17.pem", cwd=authority.folder)
+    mark = gateway.owsla.mark()
+    authority.hand_over("640 crl.pem /etc/owsla/devices-crl.pem.new")
+    await gateway.owsla.wait_for_line("Device disconnected.*certificate revoked", start=mark)
+    await one.closed()
+    refused = await lab.device(gateway, certificate=stolen)
+    reason = await refused.closed()
+    assert "certificate revoked" in str(reason.value)
+    await gateway.owsla.wait_for_line("Handshake failed.*it has been revoked.*CN=meter-17", start=mark)
+    await gateway.round_trip(two)
+    await gateway.round_trip(await lab.device(gateway, certificate=other))
+
+
+@reactor_test
+async def test_another_authority(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
+    """With both authorities, devices of both connect, and connected ones stay."""
+    old = DeviceAuthority(machine, "old")
+    old.hand_over("install -g owsla-secrets -m 640 ca.pem")
+    gateway = await machine.gateway(lab, embedded.url, config=machine.settings("client-crl"))
+    connected = await lab.device(gateway, certificate=old.issue())
+    new = DeviceAuthority(machine, "new")
+    mark = gateway.owsla.mark()
+    machine.run("cat old/ca.pem new/ca.pem", cwd=old.folder.parent)
+    await gateway.owsla.wait_for_line("Configuration reloaded: client-ca, client-crl", start=mark)
+    for authority in (old, new):
+        await gateway.round_trip(await lab.device(gateway, certificate=authority.issue("meter-19")))
+    await gateway.round_trip(connected)

@@ -48,6 +48,7 @@ class Authority:
         self.kind = kind
         self._days = days
         self.ca = folder / "ca.pem"
+        self.key_file = folder / "ca.key"
         self._key = _key(kind)
         self._name = _name(name)
         certificate = (
@@ -56,12 +57,18 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self.key_file.write_bytes(_pem(self._key))
 
     def issue(
-        self, name: str, *, hosts: Sequence[x509.GeneralName] | None = None, key: ClientKey | None = None
+        self,
+        name: str,
+        *,
+        hosts: Sequence[x509.GeneralName] | None = None,
+        key: ClientKey | None = None,
+        extensions: Sequence[x509.ExtensionType] = (),
     ) -> tuple[Path, Path]:
         """Issue a certificate for these hosts, by default localhost and the loopback addresses. Return the certificate and key
-        files.
+        files. `extensions` are further ones, not critical.
 
         For no hosts at all (`[]`) the certificate has no subjectAltName.
         """
@@ -76,6 +83,8 @@ class Authority:
             ]
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         certificate_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
