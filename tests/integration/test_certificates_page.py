@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cryptography import x509
@@ -36,7 +36,8 @@ class Machine(Page):
         self.authority = Authority(root / "authority")
         self._issued = 0
         self._pid = root / "pid"
-        (root / "acme").mkdir()
+        for kind in ("ecdsa", "rsa"):
+            (root / "acme" / kind).mkdir(parents=True)
         for client in ("certbot", "lego"):
             self.program(client, f'exec {sys.executable} {acme.__file__} {root} {client} "$@"')
         self.program("groupadd", 'test "$*" = "--system owsla-secrets" || test "$*" = "--system $(id -g)"')
@@ -50,12 +51,12 @@ class Machine(Page):
         )
         self.run("groupadd --system")
 
-    def offer(self, **options: Any) -> int:
-        """Issue a certificate that the next run of an ACME client gets. Return its serial number."""
+    def offer(self, kind: Literal["ecdsa", "rsa"] = "ecdsa", **options: Any) -> int:
+        """Issue a certificate that the next run of an ACME client gets for a key of this kind. Return its serial number."""
         self._issued += 1
-        cert, key = self.authority.issue(f"issued-{self._issued}", **options)
+        cert, key = self.authority.issue(f"issued-{self._issued}", key=client_key(kind), **options)
         for source, name in ((cert, "cert"), (key, "key"), (self.authority.ca, "chain")):
-            (self.root / "acme" / f"{name}.pem").write_bytes(source.read_bytes())
+            (self.root / "acme" / kind / f"{name}.pem").write_bytes(source.read_bytes())
         return x509.load_pem_x509_certificate(cert.read_bytes()).serial_number
 
     def settings(self, *blocks: str) -> Path:
@@ -122,7 +123,7 @@ async def test_hook_for_an_existing_certificate(machine: Machine) -> None:
     current = machine.path("/etc/owsla/tls/gw.example.com/current")
     assert not current.exists()
     machine.run("certbot reconfigure")
-    first = current.resolve()
+    first = current.resolve(strict=True)
     machine.offer()
     machine.run_script("certbot renew --cert-name gw.example.com")
     assert current.resolve() != first
@@ -136,8 +137,11 @@ async def test_lego(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine,
     run, renew = machine.block("sh", "renew --renew-hook").split("\nlego", 1)
     if version == 5:
         deploy = machine.path("/usr/local/sbin/owsla-deploy")
-        machine.program("v5", f'LEGO_HOOK_CERT_PATH=$LEGO_CERT_PATH LEGO_HOOK_CERT_KEY_PATH=$LEGO_CERT_KEY_PATH \\\n'
-                        f"exec env -u LEGO_CERT_PATH -u LEGO_CERT_KEY_PATH {deploy}")
+        machine.program(
+            "v5",
+            "export LEGO_HOOK_CERT_PATH=$LEGO_CERT_PATH LEGO_HOOK_CERT_KEY_PATH=$LEGO_CERT_KEY_PATH\n"
+            f"exec env -u LEGO_CERT_PATH -u LEGO_CERT_KEY_PATH {deploy}",
+        )
         run, renew = (command.replace(str(deploy), str(machine.bin / "v5")) for command in (run, renew))
     first = machine.offer()
     machine.run_script(run)
@@ -196,8 +200,8 @@ async def test_kubernetes(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Ma
 
     def secret() -> tuple[int, dict[str, bytes]]:
         serial = machine.offer()
-        return serial, {f"tls_{kind}": (machine.root / f"acme/{name}.pem").read_bytes()
-                        for kind, name in (("crt", "cert"), ("key", "key"))}
+        files = (("tls_crt", "cert"), ("tls_key", "key"))
+        return serial, {file: (machine.root / f"acme/ecdsa/{name}.pem").read_bytes() for file, name in files}
 
     first, content = secret()
     tls = Volume(machine.path(mounts["tls"]), **content)
@@ -351,9 +355,8 @@ async def test_several_certificates(lab: Lab, embedded: EmbeddedBrokerProcess, m
     """With an ECDSA and an RSA certificate each device gets the one that it supports; the check of the page shows it."""
     machine.install_script("/usr/local/sbin/owsla-deploy", "A hook for certbot and for lego")
     ecdsa, rsa = machine.block("sh", "--cert-name gw-rsa").splitlines()
-    serials = {}
-    for kind, command in (("ecdsa", ecdsa), ("rsa", rsa)):
-        serials[kind] = machine.offer(key=client_key(kind))
+    serials = {"ecdsa": machine.offer("ecdsa"), "rsa": machine.offer("rsa")}
+    for command in (ecdsa, rsa):
         machine.run_script(command)
     gateway = await machine.gateway(lab, embedded.url, config=machine.settings("gw-rsa"))
     check = machine.block("sh", "openssl s_client", {"gw.example.com:8883": f"127.0.0.1:{gateway.owsla.port}"})
@@ -394,8 +397,10 @@ class Responder:
         self.end()
         authority = self._machine.authority
         self._process = ChildProcess(
-            ["openssl", "ocsp", "-index", str(self._index), "-port", str(self.port), "-CA", str(authority.ca),
-             "-rsigner", str(authority.ca), "-rkey", str(authority.key_file), "-nmin", "60"],
+            [
+                *("openssl", "ocsp", "-index", str(self._index), "-port", str(self.port), "-nmin", "60"),
+                *("-CA", str(authority.ca), "-rsigner", str(authority.ca), "-rkey", str(authority.key_file)),
+            ],
             output=self._folder / "log",
         )
         await self._process.wait_for_line("waiting for OCSP client connections")

@@ -1,7 +1,11 @@
-"""Links between the pages of the documentation."""
+"""Links between the pages of the documentation, and the names of metrics, alerts and events on them."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from unittest import skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -29,3 +33,41 @@ class DocumentationTests(SynchronousTestCase):
                 self.assertTrue(target.exists(), f"{page.relative_to(_ROOT)}: {link}")
                 if anchor:
                     self.assertIn(anchor, _anchors(target), f"{page.relative_to(_ROOT)}: {link}")
+
+
+class MonitoringTests(SynchronousTestCase):
+    """The alerts, and the table "What to watch" in certificates.md."""
+
+    def setUp(self) -> None:
+        self.operations = (_ROOT / "docs" / "operations.md").read_text()
+        watched = (_ROOT / "docs" / "certificates.md").read_text().split("## What to watch\n")[1]
+        self.watched = "\n".join(line for line in watched.splitlines() if line.startswith("|"))
+        (self.rules,) = (each for each in re.findall(r"^```yaml\n(.*?)^```", self.operations, re.M | re.S) if "groups:" in each)
+
+    def test_metrics(self) -> None:
+        """Every metric of an alert or of the table is described in the table of metrics."""
+        described = {name for row in re.findall(r"^\| (`owsla_.*?) \|", self.operations, re.M) for name in _metrics(row)}
+        used = {re.sub("_bucket$", "", name) for name in _metrics(self.rules) | _metrics(self.watched)}
+        self.assertEqual(used - described, set())
+
+    def test_names(self) -> None:
+        """Every alert of the table is a rule, and every event in it is described in events.md."""
+        alerts = set(re.findall(r"`(Owsla\w+)`", self.watched))
+        self.assertEqual(alerts - set(re.findall(r"- alert: (\w+)", self.rules)), set())
+        described = set(re.findall(r"^\| `([a-z-]+)`", (_ROOT / "docs" / "events.md").read_text(), re.M))
+        events = set(re.findall(r"\| `([a-z]+-[a-z-]+)`", self.watched))
+        self.assertTrue(events)
+        self.assertEqual(events - described, set())
+
+    @skipUnless(shutil.which("promtool"), "needs promtool, of Debian's package prometheus")
+    def test_rules(self) -> None:
+        """Prometheus accepts the rules."""
+        with NamedTemporaryFile("w") as rules:
+            rules.write(self.rules)
+            rules.flush()
+            done = subprocess.run(["promtool", "check", "rules", rules.name], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+
+def _metrics(text: str) -> set[str]:
+    return set(re.findall(r"\bowsla_[a-z_]+", text))

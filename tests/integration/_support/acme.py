@@ -1,7 +1,8 @@
 """Stand-ins for certbot and lego: they do with a new certificate what the clients do, without an ACME server.
 
-The tests run this file as a script: `acme.py ROOT certbot …`. The next certificate is taken from the folder ROOT/acme, with its
-key and that of the authority (`cert.pem`, `key.pem`, `chain.pem`). Folders are those of the clients, below ROOT.
+The tests run this file as a script: `acme.py ROOT certbot …`. The next certificate is taken from the folder ROOT/acme/ecdsa or
+ROOT/acme/rsa, with its key and the certificate of the authority (`cert.pem`, `key.pem`, `chain.pem`). Folders are those of the
+clients, below ROOT.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _certbot(root: Path, argv: list[str]) -> None:
     renewal = folder / "renewal" / f"{options.cert_name}.conf"
     if options.command == "certonly":
         renewal.parent.mkdir(parents=True, exist_ok=True)
-        renewal.write_text(json.dumps({"hook": options.deploy_hook, "domains": options.domains}))
+        renewal.write_text(json.dumps({"hook": options.deploy_hook, "domains": options.domains, "key": options.key_type}))
     elif options.command == "reconfigure":
         renewal.write_text(json.dumps(json.loads(renewal.read_text()) | {"hook": options.deploy_hook}))
         return
@@ -38,7 +39,7 @@ def _certbot(root: Path, argv: list[str]) -> None:
         each.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         each.mkdir(exist_ok=True)
     version = len(list(archive.glob("cert*.pem"))) + 1
-    cert, key, chain = _next(root)
+    cert, key, chain = _next(root, saved["key"])
     for kind, content in {"cert": cert, "privkey": key, "chain": chain, "fullchain": cert + chain}.items():
         target = archive / f"{kind}{version}.pem"
         target.write_bytes(content)
@@ -64,7 +65,7 @@ def _lego(root: Path, argv: list[str]) -> None:
     options = parser.parse_args(argv)
     folder = Path(options.path) / "certificates"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cert, key, chain = _next(root)
+    cert, key, chain = _next(root, "ecdsa")
     files = {"crt": cert + chain, "issuer.crt": chain, "key": key, "json": b"{}"}
     for suffix, content in files.items():
         path = folder / f"{options.domains}.{suffix}"
@@ -79,8 +80,8 @@ def _lego(root: Path, argv: list[str]) -> None:
     subprocess.run(options.hook.split(), check=True, env=os.environ | env)
 
 
-def _next(root: Path) -> tuple[bytes, bytes, bytes]:
-    cert, key, chain = ((root / "acme" / f"{name}.pem").read_bytes() for name in ("cert", "key", "chain"))
+def _next(root: Path, key_type: str) -> tuple[bytes, bytes, bytes]:
+    cert, key, chain = ((root / "acme" / key_type / f"{name}.pem").read_bytes() for name in ("cert", "key", "chain"))
     return cert, key, chain
 
 
