@@ -19,7 +19,7 @@ from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Gateway, Lab
-from ._support.waiting import reactor_test
+from ._support.waiting import reactor_test, until
 from .test_http import http_port, metrics
 from .test_reload import gateway_with, hang_up, reload
 from .test_tls_conformance import SClient, talk
@@ -165,7 +165,7 @@ async def test_revoked(lab: Lab, embedded: EmbeddedBrokerProcess, devices: Devic
         for device in connected[name]:
             await device.closed()
         pattern = rf"Device disconnected: \S+ \(device {name}\) from \S+, certificate revoked;"
-        assert len(gateway.owsla.lines(pattern, start=mark)) == len(connected[name])
+        await until(lambda: len(gateway.owsla.lines(pattern, start=mark)) == len(connected[name]), what=pattern)
 
     devices.root.revoke(devices.root.folder / "stolen.crt")
     devices.publish()
