@@ -30,19 +30,20 @@ _NAMES_SHOWN: Final = 3
 _NO_CHECK_TIME: Final = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: dates have a line of their own."""
 
-IsTrusted: TypeAlias = Callable[[Sequence[x509.Certificate]], bool]
-"""A function that returns whether the operating system trusts a chain, which begins with the server's certificate."""
+FindRoot: TypeAlias = Callable[[Sequence[x509.Certificate]], str]
+"""A function that returns where the root of a chain is that ends before it; empty where that is unknown. The chain begins with
+the server's certificate."""
 
 
 def check_server_certificate(
-    cert: Path, key: Path, read: ReadFile, now: datetime, is_trusted: IsTrusted
+    cert: Path, key: Path, read: ReadFile, now: datetime, find_root: FindRoot
 ) -> Iterator[Finding]:
     """Check the certificate that devices are shown, its key and its chain."""
     certificates = yield from _check_pair("certificate", "key", cert, key, read, lambda: check_server_files(cert, key, read))
     if certificates:
         if not _is_for_servers(certificates[0]):
             yield warn("certificate", f"{cert}: its extended key usage is not that of a TLS server: devices may refuse it")
-        yield from _check_chain(cert, certificates, is_trusted)
+        yield from _check_chain(cert, certificates, find_root)
         yield from check_dates(cert, certificates, now)
 
 
@@ -133,7 +134,7 @@ def _check_pair(
     return certificates
 
 
-def _check_chain(path: Path, certificates: Sequence[x509.Certificate], is_trusted: IsTrusted) -> Iterator[Finding]:
+def _check_chain(path: Path, certificates: Sequence[x509.Certificate], find_root: FindRoot) -> Iterator[Finding]:
     chain, others = chain_of(certificates)
     last = chain[-1]
     if is_issuer(last, last):
@@ -141,8 +142,8 @@ def _check_chain(path: Path, certificates: Sequence[x509.Certificate], is_truste
             yield ok("chain", f"{path}: the certificate is self-signed, so devices must trust it")
         else:
             yield ok("chain", f"{path}: complete, up to the self-signed {subject_of(last)}")
-    elif is_trusted(chain):
-        yield ok("chain", f"{path}: complete, up to {name_text(last.issuer)} in the trust store of the operating system")
+    elif where := find_root(chain):
+        yield ok("chain", f"{path}: complete, up to {name_text(last.issuer)} in {where}")
     else:
         yield warn(
             "chain",
@@ -210,20 +211,20 @@ def is_issuer(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     return True
 
 
-def is_trusted_by_system(chain: Sequence[x509.Certificate]) -> bool:
-    """Return whether the operating system trusts a chain (`IsTrusted`), whatever its dates."""
+def find_root_of_system(chain: Sequence[x509.Certificate]) -> str:
+    """Return where the root of a chain is if the operating system trusts it, whatever its dates (`FindRoot`)."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_default_verify_paths()
     store = context.get_cert_store()
     if store is None:
-        return False
+        return ""
     store.set_flags(_NO_CHECK_TIME)
     first, *others = map(crypto.X509.from_cryptography, chain)
     try:
         crypto.X509StoreContext(store, first, others).verify_certificate()
     except crypto.X509StoreContextError:
-        return False
-    return True
+        return ""
+    return "the trust store of the operating system"
 
 
 def describe(certificate: x509.Certificate) -> str:

@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
+from ..config.checks import device_tls_files
 from ..config.settings import Settings
 from ..errors import ConfigError
 from ..runtime.files import Files
+from ..tls.certificates import read_certificates
+from ..tls.device import load_device_tls
 from .certificates import (
-    IsTrusted,
+    FindRoot,
     check_authorities,
     check_client_certificate,
     check_responses,
     check_revocation_lists,
     check_server_certificate,
     check_together,
+    is_issuer,
 )
-from .findings import Finding, fail, ok
+from .findings import Finding, Level, fail, ok
 
 BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
 """Subjects of findings without which there are no connections to brokers."""
 
 
-def check_files(settings: Settings, files: Files, now: datetime, is_trusted: IsTrusted) -> Iterator[Finding]:
+def check_files(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:
     """Check all files that the settings name, and that were not read with the settings."""
+    findings = list(_check_device_files(settings, files, now, find_root))
+    yield from findings
+    if settings.cert and not any(finding.level is Level.FAIL for finding in findings):
+        yield from _load(settings, files)
+    yield from _check_dialect(settings)
+    if settings.broker_ca is not None:
+        yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)
+    if settings.broker_cert is not None and settings.broker_key is not None:
+        yield from check_client_certificate(settings.broker_cert, settings.broker_key, files.read, now)
+
+
+def _check_device_files(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:
+    """Check the files for connections of devices, each on its own."""
+
+    def find(chain: Sequence[x509.Certificate]) -> str:
+        if any(is_issuer(root, chain[-1]) for root in _client_authorities(settings, files)):
+            return "--client-ca"
+        return find_root(chain)
+
     if settings.cert:
         pairs = list(zip(settings.cert, settings.key, strict=True))
         for cert, key in pairs:
-            yield from check_server_certificate(cert, key, files.read, now, is_trusted)
+            yield from check_server_certificate(cert, key, files.read, now, find)
         yield from check_together(pairs, files.read)
         yield from check_responses(settings.ocsp_response, settings.cert, files.read, now)
     else:
@@ -40,11 +65,21 @@ def check_files(settings: Settings, files: Files, now: datetime, is_trusted: IsT
         yield from check_authorities("client-ca", settings.client_ca, files.read, now)
         if settings.client_crl is not None:
             yield from check_revocation_lists(settings.client_crl, settings.client_ca, settings.crl_policy, files.read, now)
-    yield from _check_dialect(settings)
-    if settings.broker_ca is not None:
-        yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)
-    if settings.broker_cert is not None and settings.broker_key is not None:
-        yield from check_client_certificate(settings.broker_cert, settings.broker_key, files.read, now)
+
+
+def _client_authorities(settings: Settings, files: Files) -> Sequence[x509.Certificate]:
+    try:
+        return read_certificates(settings.client_ca, files.read) if settings.client_ca is not None else ()
+    except ConfigError:
+        return ()  # which has a line of its own
+
+
+def _load(settings: Settings, files: Files) -> Iterator[Finding]:
+    """Load the files for connections of devices as a start does. What it refuses is a fault, also if no check knows it."""
+    try:
+        load_device_tls(device_tls_files(settings, list(zip(settings.cert, settings.key, strict=True))), files.read)
+    except ConfigError as error:
+        yield fail("certificate", str(error))
 
 
 def _check_development_certificate(certs_dir: Path, files: Files, now: datetime) -> Iterator[Finding]:
@@ -63,7 +98,7 @@ def _check_development_certificate(certs_dir: Path, files: Files, now: datetime)
             yield ok("certificate", f"{certs_dir}: the start will make {made} there (no --cert is given)")
         return
     cert, key = certs_dir / "server.pem", certs_dir / "server.key"
-    for finding in check_server_certificate(cert, key, files.read, now, lambda _: True):
+    for finding in check_server_certificate(cert, key, files.read, now, lambda chain: ""):
         if finding.subject in ("certificate", "key"):  # the start renews it, and devices trust ca.pem
             yield finding
 

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.checking.certificates import chain_of, check_authorities, check_dates, check_server_certificate, is_trusted_by_system
+from owsla.checking.certificates import chain_of, check_authorities, check_dates, check_server_certificate, find_root_of_system
 from owsla.checking.findings import Finding
 from owsla.errors import ConfigError
 
@@ -42,11 +42,11 @@ def texts(findings: Sequence[Finding]) -> list[str]:
     return [" ".join(str(finding).split()) for finding in findings]
 
 
-def check(*certificates: x509.Certificate, key: Key, trusted: bool = False, now: datetime | None = None) -> list[str]:
+def check(*certificates: x509.Certificate, key: Key, found: str = "", now: datetime | None = None) -> list[str]:
     """Return the findings for a file with these certificates."""
     contents = {CERT: pem(*certificates), KEY: pem(key)}
     now = now or datetime.now(UTC)
-    return texts(list(check_server_certificate(CERT, KEY, contents.__getitem__, now, lambda chain: trusted)))
+    return texts(list(check_server_certificate(CERT, KEY, contents.__getitem__, now, lambda chain: found)))
 
 
 class ServerCertificateTests(SynchronousTestCase):
@@ -85,7 +85,7 @@ class ServerCertificateTests(SynchronousTestCase):
         )
         self.assertIn(
             "ok chain server.pem: complete, up to CN=Root in the trust store of the operating system",
-            check(pki.server, pki.intermediate, key=pki.key, trusted=True),
+            check(pki.server, pki.intermediate, key=pki.key, found="the trust store of the operating system"),
         )
 
     def test_strangers(self) -> None:
@@ -109,7 +109,7 @@ class ServerCertificateTests(SynchronousTestCase):
             raise ConfigError(f"{path}: permission denied")
 
         self.assertEqual(
-            texts(list(check_server_certificate(CERT, KEY, read, datetime.now(UTC), lambda chain: True))),
+            texts(list(check_server_certificate(CERT, KEY, read, datetime.now(UTC), lambda chain: ""))),
             ["FAIL certificate server.pem: permission denied", "FAIL key server.key: permission denied"],
         )
 
@@ -187,4 +187,4 @@ class ChainTests(SynchronousTestCase):
     def test_system(self) -> None:
         """The operating system does not trust a root that was made just now."""
         pki = Pki()
-        self.assertFalse(is_trusted_by_system([pki.server, pki.intermediate]))
+        self.assertEqual(find_root_of_system([pki.server, pki.intermediate]), "")
