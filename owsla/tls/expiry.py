@@ -1,4 +1,4 @@
-"""Warnings about server certificates, revocation lists and OCSP responses that expire."""
+"""Warnings about Owsla's own certificates, revocation lists and OCSP responses that expire."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Shown(Protocol):
 
 
 class ExpiryWatch(Worker):
-    """Check of what expires: server certificates at the start and then every day, lists and responses every minute.
+    """Check of what expires: certificates at the start and then every day, lists and responses every minute.
 
     A list or a response is reported once, as long as nothing changes about it.
     """
@@ -75,15 +75,17 @@ class ExpiryWatch(Worker):
         emit: Callable[[Event], None],
         *,
         shown: Callable[[], Shown],
+        certificates: Callable[[], Iterable[ServedCertificate]] = tuple,
         now: Callable[[], float],
     ) -> None:
-        """`shown()` returns what handshakes use now: that is a renewed file only when a process has read it. `now()` is in
-        seconds since the epoch.
+        """`shown()` returns what handshakes use now: that is a renewed file only when a process has read it. `certificates()`
+        returns those that Owsla shows others than devices. `now()` is in seconds since the epoch.
         """
         super().__init__(clock)
         self.setName("certificate")
         self._emit = emit
         self._shown = shown
+        self._certificates = certificates
         self._now = now
         self._reported: frozenset[Event] = frozenset()
 
@@ -94,7 +96,7 @@ class ExpiryWatch(Worker):
 
     def _check(self) -> None:
         self.later(DAY, self._check)
-        for certificate, not_after in self._shown().certificates:
+        for certificate, not_after in (*self._shown().certificates, *self._certificates()):
             days = (not_after - self._now()) / DAY
             if days < WARNING:
                 end = datetime.fromtimestamp(not_after, UTC)

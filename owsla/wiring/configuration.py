@@ -83,6 +83,13 @@ class CurrentConfiguration:
         """Return the certificate that devices are shown; of several the one that expires first."""
         return min(self.device_tls.certificates, key=lambda certificate: certificate.not_after)
 
+    def broker_certificates(self) -> tuple[ServedCertificate, ...]:
+        """Return the certificate that brokers are shown (`--broker-cert`), if there is one."""
+        path, certificate = self.settings.broker_cert, self._configuration.broker_tls.certificate
+        if path is None or certificate is None:
+            return ()
+        return (ServedCertificate(str(path), certificate.not_valid_after_utc.timestamp()),)
+
     def workers_replaced(self) -> None:
         """Note that all workers have started with the settings that were read last, in a rolling restart."""
         changes = self._configuration.changes

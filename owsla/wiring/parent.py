@@ -94,7 +94,13 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
         log_lost=lambda: log.lost,
         reloads=reloads,
     )
-    expiry = ExpiryWatch(reactor, events.everything.emit, shown=lambda: current.device_tls, now=time.time)
+    expiry = ExpiryWatch(
+        reactor,
+        events.everything.emit,
+        shown=lambda: current.device_tls,
+        certificates=current.broker_certificates,
+        now=time.time,
+    )
     watches = [child("certificate", expiry), child("reload", reloads)]
     service.supervise(make_parent_root(reactor, service, events, sockets, readings, watches))
 

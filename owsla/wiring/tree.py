@@ -54,9 +54,14 @@ def make_root(
 
     watches = []
     if base.inherited is None:  # a worker's parent watches for all workers
-        watches.append(
-            child("certificate", ExpiryWatch(reactor, base.emit, shown=lambda: base.current.device_tls, now=time.time))
+        expiry = ExpiryWatch(
+            reactor,
+            base.emit,
+            shown=lambda: base.current.device_tls,
+            certificates=base.current.broker_certificates,
+            now=time.time,
         )
+        watches.append(child("certificate", expiry))
     if reloads is not None:
         watches.append(child("reload", reloads))
     return Supervisor(

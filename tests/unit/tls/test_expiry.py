@@ -49,10 +49,12 @@ class ExpiryTests(SynchronousTestCase):
         start = datetime(2026, 1, 1, tzinfo=UTC)
         self.served = ServedCertificate("server.pem", (start + timedelta(days=days)).timestamp())
         self.shown = Shown(lambda: self.served)
+        self.others: list[ServedCertificate] = []
         watch = ExpiryWatch(
             cast(Any, clock),
             events.append,
             shown=lambda: self.shown,
+            certificates=lambda: self.others,
             now=lambda: start.timestamp() + clock.seconds(),
         )
         watch.startService()
@@ -70,6 +72,16 @@ class ExpiryTests(SynchronousTestCase):
         self.assertEqual(days, [WARNING - 0.5 - number for number in range(WARNING + 2)])
         self.assertIn("expiring: server.pem", str(events[0]))
         self.assertIn("expired: server.pem", str(events[-1]))
+
+    def test_other_certificates(self) -> None:
+        """The certificate that Owsla shows the broker is watched, too, as it is at the time."""
+        clock, events, _ = self.watch(10 * WARNING)
+        self.others = [ServedCertificate("client.pem", self.served.not_after - (9 * WARNING + 2) * DAY)]
+        clock.advance(DAY)
+        self.assertEqual([event.certificate for event in events if isinstance(event, CertificateExpiring)], ["client.pem"])
+        self.others = []
+        clock.advance(DAY)
+        self.assertEqual(len(events), 1)
 
     def test_at_the_start(self) -> None:
         """A certificate that expires soon causes a warning at the start."""
