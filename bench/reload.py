@@ -59,6 +59,9 @@ middle, too early with a file of somebody else, or not announced."""
 LIMIT: Final = 1.0
 """Seconds from the signal until devices must be shown the new certificate."""
 
+PROBE_EVERY: Final = 0.03
+"""Seconds between two devices of a new authority that try whether they are accepted."""
+
 QUIET, RELOAD, FAILED, WATCHED = "without a reload", "reload", "failed reload", "reload by the watch"
 
 
@@ -208,6 +211,8 @@ class Measurement:
         self.memory: list[float] = []
         """Memory of the gateway in MB: before the first round, and after each."""
         self.cpu_of_reload = 0.0
+        self._probing = 0.3
+        """Seconds for which the last reload was probed. A window without a reload is probed as long, for the same load."""
 
     def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Run all rounds. Return the answers of the devices that stayed connected, and of the others."""
@@ -254,7 +259,14 @@ class Measurement:
         pair = files.new_pair() if kind != "client CA" else old
         authorities = [files.authorities[1], Authority("devices")] if kind != "certificate" else files.authorities
         newest, oldest = files.device(authorities[1]), files.device(files.authorities[0])
-        self._watch(QUIET, lambda: None)
+
+        def probe() -> None:
+            begin = time.monotonic()
+            while kind != "certificate" and time.monotonic() < begin + self._probing:
+                self._accepts(newest)
+                time.sleep(PROBE_EVERY)
+
+        self._watch(QUIET, probe)
         if kind != "certificate":
             self._expect("a device of an authority that is not trusted yet was accepted", not self._accepts(newest))
         if manner in ("half", "cut", "other"):
@@ -270,8 +282,8 @@ class Measurement:
                 os.kill(self._gateway.pid, signal.SIGHUP)
             if kind != "certificate":
                 while not self._accepts(newest):
-                    time.sleep(0.02)
-                exchange.authority = time.monotonic() - exchange.begin
+                    time.sleep(PROBE_EVERY)
+                self._probing = exchange.authority = time.monotonic() - exchange.begin
             self._wait_for("Configuration reloaded", mark)
 
         mark = self._mark()
