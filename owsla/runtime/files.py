@@ -6,6 +6,7 @@ although somebody may be writing the file. A parent sends the contents to its wo
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from base64 import b64decode, b64encode
@@ -49,6 +50,7 @@ class Files:
         self._contents = dict(contents or {})
         self._faults: dict[Path, str] = {}
         self._unrepeatable: set[Path] = set()
+        self._again = False
         self.reading: Path | None = None
         """Path of the file that is being read now, by another thread."""
 
@@ -70,8 +72,12 @@ class Files:
         return content
 
     def _read(self, path: Path) -> bytes:
-        with open(self.folder / path, "rb") as file:
+        # O_NONBLOCK: to open a pipe that nobody writes to would block the thread for good.
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if self._again else 0)
+        with open(os.open(self.folder / path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                if self._again:
+                    raise OSError(errno.EINVAL, "not a regular file")
                 self._unrepeatable.add(path)
             left = MOST - sum(map(len, self._contents.values()))
             content = file.read(left + 1)
@@ -83,20 +89,20 @@ class Files:
         """Return an object that reads the files again, relative to the same folder.
 
         A file that is not a regular one keeps its content. It may be the pipe of a shell (`--config <(…)`), which is empty now.
+        One that is no regular file any longer cannot be read.
         """
         files = Files(self.folder, {path: self._contents[path] for path in self._unrepeatable if path in self._contents})
         files._unrepeatable = set(self._unrepeatable)
+        files._again = True
         return files
 
-    def read_all_again(self) -> Files:
-        """Return an object that has read the same files again, those that could not be read included."""
-        again = self.again()
-        for path in [*self._contents, *self._faults]:
+    def read_all_of(self, other: Files) -> None:
+        """Read all files that the other has read, those that it could not read included. Faults are noted, and not raised."""
+        for path in [*other._contents, *other._faults]:
             try:
-                again.read(path)
+                self.read(path)
             except ConfigError:
-                pass  # noted
-        return again
+                pass
 
     @property
     def paths(self) -> Iterable[Path]:

@@ -20,6 +20,9 @@ A reload begins
 - after a failed reload, when a file has changed again, which is checked every `SETTLE` seconds, and every `RETRY` seconds in
   any case: the cause of the failure may be something else than a file.
 
+A thread whose file cannot be read in time is given up after `SLOW` seconds, and the reload has failed. Such a thread ends when
+the file server answers. As long as there are `STUCK` of them, no reload begins without a request.
+
 A request during a reload starts another one after it, because the files may have changed after they were read. The same fault
 is reported once, unless somebody requests the reload again.
 """
@@ -48,9 +51,16 @@ RETRY: Final = 60.0
 """Seconds after a failed reload until the next one, if no file changes before."""
 
 SLOW: Final = 10.0
-"""Seconds after which a reload that still reads files is reported as failed. It goes on."""
+"""Seconds after which a thread that reads a file is given up."""
+
+STUCK: Final = 4
+"""Threads that may be left behind because a file server does not answer."""
 
 T = TypeVar("T")
+
+
+class _GivenUp(ConfigError):
+    """A file could not be read in time. The thread may still read it."""
 
 
 class RunInThread(Protocol):
@@ -106,7 +116,8 @@ class Reloads(Worker):
         self._current = current
         self._seen = current.files
         self._poll_call: DelayedCall | None = None
-        self._running = self._polling = False
+        self._running = False
+        self._stuck = 0
         self._waiters: list[Deferred[bool]] = []
         self._fault = ""
         self._retry_at = 0.0
@@ -120,7 +131,7 @@ class Reloads(Worker):
 
     def startService(self) -> None:
         super().startService()
-        self._running = self._polling = False
+        self._running = False
         self._schedule()
 
     def stopService(self) -> Any:
@@ -158,54 +169,86 @@ class Reloads(Worker):
             self._poll_call = self.later(interval, self._poll)
 
     async def _poll(self) -> None:
-        if self._polling:
-            return  # a file server does not answer; when it does, the next look is scheduled
-        self._polling = True
-        try:
-            seen = self._seen
-            changed = await self._settled(seen)
-            retry = bool(self._fault) and self._clock.seconds() >= self._retry_at
-            # A reload meanwhile has seen the change.
-            due = (changed or retry) and seen is self._seen and not self._running
-        finally:
-            self._polling = False
+        seen = self._seen
+        due = False
+        if self._stuck < STUCK:
+            try:
+                due = await self._settled(seen) or (bool(self._fault) and self._clock.seconds() >= self._retry_at)
+            except ConfigError as error:
+                self._failed(str(error), requested=False)
+        if self._running or seen is not self._seen:
+            return  # a reload meanwhile has seen the change, and has scheduled the next look
         if due:
             await self._reload(requested=False)
             await self._reload_for_requests()
-        elif not self._running:
+        else:
             self._schedule()
 
     async def _settled(self, seen: Files) -> bool:
         """Return whether files have changed. If so, wait first until they do not change any longer."""
-        files = await self._run("watch", seen.read_all_again)
+        files = await self._read_again(seen)
         changed = not files.same_as(seen)
         settled = not changed
         while not settled:
             await self._wait(SETTLE)
-            again = await self._run("watch", files.read_all_again)
+            again = await self._read_again(files)
             settled, files = again.same_as(files), again
         return changed
+
+    async def _read_again(self, seen: Files) -> Files:
+        """Return what is in the files now. Raise `ConfigError` if one of them cannot be read in time."""
+        files = seen.again()
+        await self._in_time("watch", files, lambda: files.read_all_of(seen))
+        return files
 
     async def _wait(self, seconds: float) -> None:
         waiting: Deferred[None] = Deferred()
         self.later(seconds, waiting.callback, None)
         await waiting
 
+    async def _in_time(self, name: str, files: Files, call: Callable[[], T]) -> T:
+        """Make a call in a thread that reads `files`. Raise `ConfigError` if it is still reading one after `SLOW` seconds."""
+        result: Deferred[T] = Deferred()
+        given_up = False
+
+        def finished(value: Any) -> None:
+            if given_up:
+                self._stuck -= 1
+            elif not result.called:
+                result.callback(value)
+
+        def check() -> None:
+            nonlocal given_up
+            path = files.reading
+            if result.called:
+                return
+            if path is None:
+                self.later(SLOW, check)  # it works on what it has read
+            else:
+                given_up = True
+                self._stuck += 1
+                result.errback(_GivenUp(f"{path}: reading takes more than {SLOW:g} s"))
+
+        self.later(SLOW, check)
+        self._run(name, call).addBoth(finished)
+        return await result
+
     # -- a reload ----------------------------------------------------------------------------------------------------------
 
     async def _reload(self, *, requested: bool) -> bool:
         self._running = True
         files = self._current.files.again()
-        slow = self.later(SLOW, self._report_slow, files)
         changes: Changes | None = None
         fault = ""
         try:
-            new = await self._run("reload", lambda: self._load(files))
-            slow.cancel()
+            new = await self._in_time("reload", files, lambda: self._load(files))
             if requested or self._fault or not new.files.same_as(self._current.files):
                 changes = await self._adopt(self._current.configuration, new)
         except CancelledError:
             raise  # the service stops
+        except _GivenUp as error:
+            fault = str(error)
+            files = self._current.files  # the thread still changes those that it was to read
         except (ConfigError, ReloadRefused) as error:
             fault = str(error)
         except Exception:
@@ -213,8 +256,6 @@ class Reloads(Worker):
             self._log.failure("A reload of the configuration failed", Failure())
         finally:
             self._running = False
-            if slow.active():
-                slow.cancel()
         self._seen = files
         if fault:
             self._failed(fault, requested)
@@ -230,7 +271,3 @@ class Reloads(Worker):
         if requested or fault != self._fault:
             self._fault = fault
             self._emit(ReloadFailed(fault))
-
-    def _report_slow(self, files: Files) -> None:
-        what = "the workers do not answer" if files.reading is None else f"{files.reading}: reading takes more than {SLOW:g} s"
-        self._failed(what, requested=False)

@@ -58,7 +58,21 @@ class FilesTests(SynchronousTestCase):
         files = Files(self.folder)
         self.assertEqual(files.read(pipe), b"settings")
         self.assertEqual(files.again().again().read(pipe), b"settings")
-        self.assertTrue(files.read_all_again().same_as(files))
+        again = files.again()
+        again.read_all_of(files)
+        self.assertTrue(again.same_as(files))
+
+    def test_a_file_that_has_become_a_pipe(self) -> None:
+        """A file in whose place is a pipe now, which nobody may ever write to, is a fault at once."""
+        (self.folder / "a").write_bytes(b"one")
+        files = Files(self.folder)
+        files.read(Path("a"))
+        (self.folder / "a").unlink()
+        os.mkfifo(self.folder / "a")
+        again = files.again()
+        error = self.assertRaises(ConfigError, again.read, Path("a"))
+        self.assertEqual(str(error), "a: not a regular file")
+        self.assertFalse(again.same_as(files))
 
     def test_a_worker_has_the_contents_of_its_parent(self) -> None:
         """Contents survive JSON, whatever their bytes, and are not read again."""

@@ -18,7 +18,7 @@ from owsla.events import ConfigurationReloaded, Event, ReloadFailed
 from owsla.runtime.files import Files
 from owsla.wiring.applying import AppliedChanges
 from owsla.wiring.configuration import Configuration, CurrentConfiguration
-from owsla.wiring.reload import RETRY, SETTLE, SLOW, Reloads
+from owsla.wiring.reload import RETRY, SETTLE, SLOW, STUCK, Reloads
 
 WATCH = 60.0
 
@@ -34,6 +34,20 @@ class FakeConfiguration:
     files: Files
 
 
+class ServedFiles(Files):
+    """Files on a file server, which may not answer."""
+
+    def __init__(self, folder: Path, hanging: list[bool]) -> None:
+        super().__init__(folder)
+        self.hanging = hanging
+
+    def again(self) -> Files:
+        files = ServedFiles(self.folder, self.hanging)
+        if self.hanging:
+            files.reading = Path("file")
+        return files
+
+
 class ReloadsTests(SynchronousTestCase):
     def setUp(self) -> None:
         folder = TemporaryDirectory()
@@ -45,7 +59,8 @@ class ReloadsTests(SynchronousTestCase):
         self.adopted: list[bytes] = []
         self.refuse: Exception | None = None
         self.blocked: list[tuple[Callable[[], Any], Deferred[Any]]] | None = None
-        self.current = CurrentConfiguration(self.load(Files(self.folder)))
+        self.hanging: list[bool] = []
+        self.current = CurrentConfiguration(self.load(ServedFiles(self.folder, self.hanging)))
         self.reloads = self.make()
         self.reloads.startService()
         self.addCleanup(self.reloads.stopService)
@@ -245,27 +260,66 @@ class ReloadsTests(SynchronousTestCase):
         self.clock.pump([SETTLE] * 2)
         self.assertEqual(self.adopted, [b"two"])
 
-    def test_a_file_that_cannot_be_read_in_time(self) -> None:
-        """A file server that does not answer is reported with the file, holds nobody up, and does no harm when it answers."""
+    def hang(self) -> None:
+        """Let the file server answer no longer."""
+        self.hanging.append(True)
         self.blocked = []
+
+    def answer(self) -> None:
+        """Let the file server answer again, the waiting threads, too."""
+        self.hanging.clear()
+        while self.blocked:
+            self.unblock()
+        self.blocked = None
+
+    def test_a_file_that_cannot_be_read_in_time(self) -> None:
+        """A file that cannot be read in time is given up, and named. What the thread reads later does no harm."""
+        self.hang()
         request = self.reloads.request()
         self.clock.advance(SLOW)
-        self.assertEqual(len(self.said()), 1)
-        self.assertIs(self.reloads.successful, False)
+        self.assertIs(self.successResultOf(request), False)
+        self.assertEqual(self.said(), [f"Reload failed, and nothing was changed: file: reading takes more than {SLOW:g} s"])
+        self.write("two")
+        self.answer()
+        self.assertEqual(self.adopted, [])
+        self.clock.pump([SETTLE] * 2)
+        self.assertEqual((self.adopted, self.reloads.successful), ([b"two"], True))
+
+    def test_a_load_that_takes_long(self) -> None:
+        """A load that has read its files may take as long as it needs."""
+        self.blocked = []
+        request = self.reloads.request()
+        self.clock.pump([SLOW] * 3)
+        self.assertNoResult(request)
         self.unblock()
         self.assertIs(self.successResultOf(request), True)
-        self.assertIs(self.reloads.successful, True)
 
-    def test_a_look_that_takes_long(self) -> None:
-        """While a look at the files waits for a file server, there is no second one, and a request is served."""
+    def test_a_file_server_that_does_not_answer(self) -> None:
+        """The watch leaves a few threads behind at most, reports the fault once, and goes on when the server answers."""
+        self.hang()
+        self.clock.pump([1.0] * int(WATCH + 10 * SLOW))
+        assert self.blocked is not None
+        self.assertEqual(len(self.blocked), STUCK)
+        self.assertEqual(len(self.said()), 1)
+        request = self.reloads.request()
+        self.clock.advance(SLOW)
+        self.assertIs(self.successResultOf(request), False, "a request is tried nevertheless")
+        self.answer()
+        self.clock.pump([1.0] * int(RETRY))
+        self.assertIs(self.reloads.successful, True)
+        self.write("two")
+        self.clock.pump([WATCH, SETTLE])
+        self.assertEqual(self.adopted[-1], b"two")
+
+    def test_a_request_during_a_look_that_takes_long(self) -> None:
+        """A request is served while a look at the files takes long, which then has nothing to do."""
         self.blocked = []
-        self.clock.pump([WATCH] * 5)
-        self.assertEqual(len(self.blocked), 1)
+        self.clock.advance(WATCH)
         self.write("two")
         request = self.reloads.request()
-        self.assertEqual(len(self.blocked), 2)
         look = self.blocked.pop(0)
         self.unblock()
         self.assertIs(self.successResultOf(request), True)
         look[1].callback(look[0]())
+        self.clock.pump([SETTLE] * 3)
         self.assertEqual(self.adopted, [b"two"])
