@@ -48,7 +48,7 @@ class Authority:
         self.kind = kind
         self._days = days
         self.ca = folder / "ca.pem"
-        self.key_file = folder / "ca.key"
+        self.key_file = folder / "private.key"  # not a pair with `ca`: a folder of pairs is an option of `owsla swarm`
         self._key = _key(kind)
         self._name = _name(name)
         certificate = (
