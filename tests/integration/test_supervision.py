@@ -540,5 +540,6 @@ owsla (one_for_one, OFTEN): running
 ├── listener (permanent, rest_for_one, OFTEN): running
 │   ├── endpoints (permanent, simple_one_for_one): running, 2 children
 │   └── port (permanent): running, restarted once, last: Mischief: mischief 0, in Housekeeping.tick
-└── certificate (permanent): running
+├── certificate (permanent): running
+└── reload (permanent): running
 """
