@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -69,11 +70,18 @@ class DeviceTLSFiles:
     ocsp_responses: Sequence[Path] = ()
     device_id: str = "cn"
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Paths of all files."""
+        others = (self.client_ca, self.client_crl, *self.ocsp_responses)
+        return (*chain.from_iterable(self.pairs), *(path for path in others if path is not None))
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class DeviceTLSMaterial:
     """Certificates, keys, authorities and revocation lists of the device port, from one load of the settings."""
 
+    made_of: DeviceTLSFiles
     contexts: ServerNames[SSL.Context]
     client_certificate: ClientCertificate
     crl_policy: CrlPolicy
@@ -100,13 +108,40 @@ class DeviceTLSMaterial:
         return self.responses.next_update if self.responses is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class PreviousMaterial:
+    """What an earlier load made. Its parts are used again where their files are the same: a long list takes long to parse, and
+    Python code holds up the reactor meanwhile.
+    """
+
+    material: DeviceTLSMaterial
+    unchanged: Callable[[Path], bool]
+    """Function that returns whether a file has the same content as then."""
+
+    def whole(self, files: DeviceTLSFiles) -> DeviceTLSMaterial | None:
+        """Return the material, if all that it was made of is the same."""
+        return self.material if self.material.made_of == files and all(map(self.unchanged, files.paths)) else None
+
+    def revocation(self, files: DeviceTLSFiles) -> RevocationLists | None:
+        """Return the revocation lists, if they and the authorities are the same."""
+        paths = (files.client_ca, files.client_crl)
+        before = (self.material.made_of.client_ca, self.material.made_of.client_crl)
+        same = paths == before and all(path is not None and self.unchanged(path) for path in paths)
+        return self.material.revocation if same else None
+
+
 def load_device_tls(
-    files: DeviceTLSFiles, read: ReadFile = read_file, now: Callable[[], float] = time.time
+    files: DeviceTLSFiles,
+    read: ReadFile = read_file,
+    now: Callable[[], float] = time.time,
+    previous: PreviousMaterial | None = None,
 ) -> DeviceTLSMaterial:
     """Return what is made of some files. Raise `ConfigError` with the file and the reason if one of them cannot be used.
 
     An expired certificate, list or response is no error: each device decides whether it accepts the certificate.
     """
+    if previous is not None and (whole := previous.whole(files)) is not None:
+        return whole
     certificates = [read_server_certificate(cert, key, read) for cert, key in files.pairs]
     twice = same_use(certificates)
     if twice is not None:
@@ -120,9 +155,12 @@ def load_device_tls(
     clients = None
     if files.client_ca is not None:
         authorities = read_certificates(files.client_ca, read)
-        lists = read_revocation_lists(files.client_crl, authorities, read) if files.client_crl is not None else None
+        lists = previous.revocation(files) if previous is not None else None
+        if lists is None and files.client_crl is not None:
+            lists = read_revocation_lists(files.client_crl, authorities, read)
         clients = ClientVerification(authorities, lists)
     return DeviceTLSMaterial(
+        made_of=files,
         contexts=ServerNames.of(certificates, partial(certificate_context, clients=clients, responses=responses)),
         client_certificate="none" if clients is None else files.client_cert,
         crl_policy=files.crl_policy,

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.development import development_certificates
-from ..tls.device import DeviceTLSMaterial, load_device_tls
+from ..tls.device import DeviceTLSMaterial, PreviousMaterial, load_device_tls
 from ..tls.expiry import ServedCertificate
 
 _log = Logger(namespace="owsla")
@@ -128,7 +128,9 @@ def reload_configuration(
     """
     settings = load_settings(configuration.argv, warn=lambda text: None, files=files, certificates="read")
     changes = compare_settings(configuration.settings, settings)
-    new = configure(configuration.argv, changes.settings, files, make_certificates=make_certificates)
+    new = configure(
+        configuration.argv, changes.settings, files, make_certificates=make_certificates, previous=configuration
+    )
     other_logins = not {"login-checker", "login-timeout"}.isdisjoint(changes.applied)
     return replace(new, changes=changes, dialect=make_dialect(changes.settings) if other_logins and serves_devices else None)
 
@@ -157,11 +159,22 @@ def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:
 
 
 def configure(
-    argv: Sequence[str], settings: Settings, files: Files, *, make_certificates: bool = True
+    argv: Sequence[str],
+    settings: Settings,
+    files: Files,
+    *,
+    make_certificates: bool = True,
+    previous: Configuration | None = None,
 ) -> Configuration:
-    """Return the configuration of some settings (`load_configuration`)."""
-    pairs = _server_files(settings, files, make_certificates)
-    device_tls = load_device_tls(device_tls_files(settings, pairs), files.read)
+    """Return the configuration of some settings (`load_configuration`). What `previous` has of the same files is used again."""
+    device_files = device_tls_files(settings, _server_files(settings, files, make_certificates))
+    for path in device_files.paths:
+        files.read(path)
+    before = None
+    if previous is not None:
+        present = previous.files
+        before = PreviousMaterial(previous.device_tls, lambda path: not files.differs(present, path))
+    device_tls = load_device_tls(device_files, files.read, previous=before)
     broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
     return Configuration(argv, settings, files, device_tls, broker_tls)
 

@@ -16,7 +16,7 @@ from OpenSSL import SSL, crypto
 
 from owsla.errors import ConfigError
 from owsla.tls import contexts
-from owsla.tls.device import DeviceTLS, DeviceTLSFiles, DeviceTLSMaterial, load_device_tls
+from owsla.tls.device import DeviceTLS, DeviceTLSFiles, DeviceTLSMaterial, PreviousMaterial, load_device_tls
 from owsla.tls.identity import device_identity
 from owsla.tls.refusal import Refusal, noted_refusal
 
@@ -386,6 +386,52 @@ class RevocationTests(Base):
                 revocation = self.tls(lists).current.revocation
                 assert revocation is not None
                 self.assertTrue(revocation.revoke(chain))
+
+
+class AgainTests(Base):
+    """What a load takes from an earlier one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.authorities = self.file(pem(self.root))
+        self.lists = self.file(revocation_list((self.root, self.root_key)))
+        self.files: dict[str, Any] = {"client_ca": self.authorities, "client_crl": self.lists}
+        self.pairs = [self.server("gw")]
+        self.changed: set[Path] = set()
+        self.before = self.load(*self.pairs, **self.files)
+
+    def again(self) -> DeviceTLSMaterial:
+        previous = PreviousMaterial(self.before, lambda path: path not in self.changed)
+        return load_device_tls(DeviceTLSFiles(pairs=tuple(self.pairs), **self.files), previous=previous)
+
+    def test_nothing_has_changed(self) -> None:
+        """With the same settings and contents the material is the same object."""
+        self.assertIs(self.again(), self.before)
+
+    def test_each_file(self) -> None:
+        """Another content of a file makes other contexts. The lists are kept if they and the authorities are the same."""
+        cert, key = self.pairs[0]
+        for path, kept in ((cert, True), (key, True), (self.authorities, False), (self.lists, False)):
+            self.changed = {path}
+            after = self.again()
+            self.assertIsNot(after.contexts, self.before.contexts)
+            self.assertEqual(after.revocation is self.before.revocation, kept, path)
+
+    def test_each_setting(self) -> None:
+        """Another setting, or another file with the same content, makes another material."""
+        for name, value in (
+            ("client_cert", "optional"),
+            ("crl_policy", "soft"),
+            ("device_id", "san-dns"),
+            ("client_crl", None),
+            ("client_crl", self.file(self.lists.read_bytes())),
+        ):
+            files = self.files
+            self.files = {**files, name: value}
+            after = self.again()
+            self.files = files
+            self.assertIsNot(after, self.before, name)
+            self.assertEqual(after.revocation is self.before.revocation, name != "client_crl", name)
 
 
 class StaplingTests(Base):
