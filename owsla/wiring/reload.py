@@ -210,6 +210,7 @@ class Reloads(Worker):
         """Make a call in a thread that reads `files`. Raise `ConfigError` if it is still reading one after `SLOW` seconds."""
         result: Deferred[T] = Deferred()
         given_up = False
+        late: DelayedCall | None = None
 
         def finished(value: Any) -> None:
             if given_up:
@@ -218,20 +219,22 @@ class Reloads(Worker):
                 result.callback(value)
 
         def check() -> None:
-            nonlocal given_up
+            nonlocal given_up, late
             path = files.reading
-            if result.called:
-                return
             if path is None:
-                self.later(SLOW, check)  # it works on what it has read
-            else:
+                late = self.later(SLOW, check)  # it works on what it has read
+            elif not result.called:
                 given_up = True
                 self._stuck += 1
                 result.errback(_GivenUp(f"{path}: reading takes more than {SLOW:g} s"))
 
-        self.later(SLOW, check)
+        late = self.later(SLOW, check)
         self._run(name, call).addBoth(finished)
-        return await result
+        try:
+            return await result
+        finally:
+            if late is not None and late.active():
+                late.cancel()  # it refers to the result, which is large
 
     # -- a reload ----------------------------------------------------------------------------------------------------------
 

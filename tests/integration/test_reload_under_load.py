@@ -209,7 +209,7 @@ class Crowd:
         def complete() -> bool:
             for number, device in enumerate(self.staying):
                 received[device] += device.lines.clear()
-                if self._sent[number] and b"ACK %d" % (self._sent[number] - 1) not in received[device][-2:]:
+                if self._sent[number] and b"ACK %d" % (self._sent[number] - 1) not in received[device]:
                     return False
             return True
 
