@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final
@@ -78,20 +79,21 @@ class PasswordFile:
         self._warn = warn
         self._start_thread = start_thread
         self._reading = False
+        self._loads = 0  # reloads so far: a read that began before the last one has an older password
         self._waiting: list[Deferred[None]] = []
         self._warned = False
 
     def use(self, password: str) -> None:
         """Use the password that a reload of the settings has read."""
         self.password = password
+        self._loads += 1
 
     async def read(self) -> str:
         """Return the password in the file, or, with a warning, the last one if the file cannot be read in time."""
         waiting: Deferred[None] = Deferred()
         self._waiting.append(waiting)
         if not self._reading:
-            self._reading = True
-            self._start_thread(self._read)
+            self._begin()
         timeout = self._reactor.callLater(READ_TIMEOUT, self._timed_out, waiting)
         try:
             await waiting
@@ -102,20 +104,29 @@ class PasswordFile:
                 timeout.cancel()
         return self.password
 
-    def _read(self) -> None:
+    def _begin(self) -> None:
+        self._reading = True
+        try:
+            self._start_thread(partial(self._read, self._loads))
+        except RuntimeError as error:  # no more threads
+            self._was_read("", str(error), self._loads)
+
+    def _read(self, loads: int) -> None:
         """Read the file. Runs in a thread."""
         password, fault = "", ""
         try:
             password = read_password(self.path)
         except ConfigError as error:
             fault = str(error)
-        self._reactor.callFromThread(self._was_read, password, fault)
+        except Exception as error:
+            fault = f"{self.path}: {error!r}"
+        self._reactor.callFromThread(self._was_read, password, fault, loads)
 
-    def _was_read(self, password: str, fault: str) -> None:
+    def _was_read(self, password: str, fault: str, loads: int) -> None:
         self._reading = False
         if fault:
             self._complain(fault)
-        else:
+        elif loads == self._loads:
             self._warned = False
             self.password = password
         waiting, self._waiting = self._waiting, []
@@ -209,8 +220,11 @@ class BrokerLogins:
     async def credentials(self, address: BrokerAddress) -> Credentials:
         """Return the credentials for a login now. This reads the password file again."""
         if self._file is not None and not address.external:
-            password = await self._file.read()
-            if any(one.password != password for one in self.addresses if not one.external):
+            file = self._file
+            password = await file.read()
+            if file is not self._file:  # a reload meanwhile has put other passwords in force
+                password = next((one.password for one in self.addresses if not one.external), password)
+            elif any(one.password != password for one in self.addresses if not one.external):
                 self._set_addresses([one if one.external else replace(one, password=password) for one in self.addresses])
             address = replace(address, password=password)
         return Credentials(address.username, address.password, address.vhost, self._user(address))

@@ -73,7 +73,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "General", "watch", "TIME", "1m", readers.either("off", 0.0, readers.duration(zero=True)),
         "Interval at which the files of the settings, such as certificates, are checked for changes, which are then applied; 0 "
-        "or off: only on SIGHUP.",
+        "or off: only on SIGHUP, and after a failed reload until one succeeds.",
         reload="yes",
     ),
     Option(

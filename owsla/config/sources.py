@@ -16,6 +16,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from owsla.config import readers
@@ -260,4 +261,7 @@ def _read_and_check(given: Mapping[str, Given], files: Files, *, certificates: b
 
 def _value(option: Option, text: str, files: Files) -> object:
     """Return the value of an option. Its reader takes only text, except where it reads a file that it will follow later."""
-    return readers.login_checker(text, files.folder) if option.name == "login-checker" else option.read(text)
+    if option.name != "login-checker":
+        return option.read(text)
+    with files.read_elsewhere(Path(text.partition(":")[2])):
+        return readers.login_checker(text, files.folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,8 @@ class DevicesFile:
             current = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if current == self._read_status:
                 return self._fault
+            if stat.S_ISFIFO(status.st_mode):
+                return "a pipe cannot be read again"  # and without a writer would block the process
             content = self._path.read_bytes()
         except OSError as error:
             return os_reason(error)

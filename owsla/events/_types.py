@@ -418,7 +418,7 @@ class CertificateExpiring(Event):
 
     def __str__(self) -> str:
         if self.days < 0:
-            return f"Certificate expired: {self.certificate} expired at {self.not_after}; whoever verifies it refuses it"
+            return f"Certificate expired: {self.certificate} expired at {self.not_after}; peers that verify it refuse it"
         return f"Certificate expiring: {self.certificate} expires in {self.days:.0f} days, at {self.not_after}"
 
 

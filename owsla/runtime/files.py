@@ -6,17 +6,18 @@ although somebody may be writing the file. A parent sends the contents to its wo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from ..errors import ConfigError, os_reason
 
-MOST: Final = 40 << 20
+MOST: Final = 16 << 20
 """Bytes in all files together. The largest usual one is a revocation list: 40 bytes for each certificate. The limit keeps a
 device such as /dev/zero from filling the memory, and the contents short enough for one message to a worker."""
 
@@ -74,7 +75,7 @@ class Files:
     def _read(self, path: Path) -> bytes:
         # O_NONBLOCK: to open a pipe that nobody writes to would block the thread for good.
         flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if self._again else 0)
-        with open(os.open(self.folder / path, flags), "rb") as file:
+        with open(self.folder / path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 if self._again:
                     raise OSError(errno.EINVAL, "not a regular file")
@@ -84,6 +85,15 @@ class Files:
         if len(content) > left:
             raise _TooLong
         return content
+
+    @contextlib.contextmanager
+    def read_elsewhere(self, path: Path) -> Iterator[None]:
+        """Note `path` as the file that is being read, while other code reads it."""
+        self.reading = path
+        try:
+            yield
+        finally:
+            self.reading = None
 
     def again(self) -> Files:
         """Return an object that reads the files again, relative to the same folder.

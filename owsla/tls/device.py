@@ -136,7 +136,7 @@ def load_device_tls(
     now: Callable[[], float] = time.time,
     previous: PreviousMaterial | None = None,
 ) -> DeviceTLSMaterial:
-    """Return what is made of some files. Raise `ConfigError` with the file and the reason if one of them cannot be used.
+    """Return the TLS material built from some files. Raise `ConfigError` with the file and the reason if one cannot be used.
 
     An expired certificate, list or response is no error: each device decides whether it accepts the certificate.
     """

@@ -1,4 +1,4 @@
-"""Configuration of a process: its settings, and what is made of the files that they name.
+"""Configuration of a process: its settings, and the TLS material that is built from the files that they name.
 
 Everything that can fail happens while a configuration is loaded. So a process that loads another one while it runs, for a
 reload, keeps the present one if that fails.
@@ -32,7 +32,7 @@ _log = Logger(namespace="owsla")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Settings of a process, and what is made of the files that they name."""
+    """Settings of a process, and the TLS material that is built from the files that they name."""
 
     argv: Sequence[str]
     """Arguments of the command line that the settings were read from."""
@@ -129,7 +129,12 @@ def reload_configuration(
     settings = load_settings(configuration.argv, warn=lambda text: None, files=files, certificates="read")
     changes = compare_settings(configuration.settings, settings)
     new = configure(
-        configuration.argv, changes.settings, files, make_certificates=make_certificates, previous=configuration
+        configuration.argv,
+        changes.settings,
+        files,
+        make_certificates=make_certificates,
+        previous=configuration,
+        keeps_broker="broker" in (*changes.rolling, *changes.restart),
     )
     other_logins = not {"login-checker", "login-timeout"}.isdisjoint(changes.applied)
     return replace(new, changes=changes, dialect=make_dialect(changes.settings) if other_logins and serves_devices else None)
@@ -165,8 +170,11 @@ def configure(
     *,
     make_certificates: bool = True,
     previous: Configuration | None = None,
+    keeps_broker: bool = False,
 ) -> Configuration:
-    """Return the configuration of some settings (`load_configuration`). What `previous` has of the same files is used again."""
+    """Return the configuration of some settings (`load_configuration`). What `previous` has of the same files is used again.
+    `keeps_broker` is true if another broker waits for a restart.
+    """
     device_files = device_tls_files(settings, _server_files(settings, files, make_certificates))
     for path in device_files.paths:
         files.read(path)
@@ -175,7 +183,10 @@ def configure(
         present = previous.files
         before = PreviousMaterial(previous.device_tls, lambda path: not files.differs(present, path))
     device_tls = load_device_tls(device_files, files.read, previous=before)
-    broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
+    if previous is not None and keeps_broker:
+        broker_tls = previous.broker_tls  # its files may have gone, together with that broker
+    else:
+        broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
     return Configuration(argv, settings, files, device_tls, broker_tls)
 
 
@@ -192,5 +203,6 @@ def _server_files(settings: Settings, files: Files, make: bool) -> list[tuple[Pa
         return list(zip(settings.cert, settings.key, strict=True))
     folder = settings.certs_dir
     if make:
-        development_certificates(files.folder / folder, socket.gethostname())
+        with files.read_elsewhere(folder):
+            development_certificates(files.folder / folder, socket.gethostname())
     return [(folder / "server.pem", folder / "server.key")]

@@ -15,6 +15,7 @@ from twisted.internet.defer import ensureDeferred
 from .. import http
 from ..config.settings import Settings
 from ..embedded import EmbeddedBroker
+from ..errors import ConfigError
 from ..events import EventManager, from_wire, handlers_from, supervision_event
 from ..log import Lossy
 from ..routing import ConnectionIds
@@ -136,7 +137,11 @@ def make_parent_reloads(
         return applied_changes(old, new, workers=True)
 
     def load(files: Files) -> Configuration:
-        return reload_configuration(current.configuration, files, serves_devices=False)
+        new = reload_configuration(current.configuration, files, serves_devices=False)
+        if new.changes is not None and "broker" in new.changes.restart:
+            # A worker that starts later would have another broker than the others, or none.
+            raise ConfigError("--broker: a change from or to the embedded broker takes a restart; restart, or undo it")
+        return new
 
     return Reloads(
         reactor,

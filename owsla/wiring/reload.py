@@ -14,9 +14,9 @@ the present configuration stays in force.
 A reload begins
 
 - for a request: a signal;
-- when the watch finds that a file has changed. It reads all files again every `--watch` seconds. Whoever changes a file may be
-  about to change another one, such as the key of a certificate, so the watch waits until nothing has changed for `SETTLE`
-  seconds;
+- when the watch finds that a file has changed. It reads all files again every `--watch` seconds. A program that
+  changes one file often changes another one next, such as the key of a certificate, so the watch waits until nothing has
+  changed for `SETTLE` seconds;
 - after a failed reload, when a file has changed again, which is checked every `SETTLE` seconds, and every `RETRY` seconds in
   any case: the cause of the failure may be something else than a file.
 
@@ -154,9 +154,12 @@ class Reloads(Worker):
     async def _reload_for_requests(self) -> None:
         while self._waiters and self.running:
             waiters, self._waiters = self._waiters, []
-            success = await self._reload(requested=True)
-            for waiter in waiters:
-                waiter.callback(success)
+            success = False
+            try:
+                success = await self._reload(requested=True)
+            finally:
+                for waiter in waiters:
+                    waiter.callback(success)
 
     # -- watching ----------------------------------------------------------------------------------------------------------
 
@@ -176,6 +179,11 @@ class Reloads(Worker):
                 due = await self._settled(seen) or (bool(self._fault) and self._clock.seconds() >= self._retry_at)
             except ConfigError as error:
                 self._failed(str(error), requested=False)
+            except CancelledError:
+                raise  # the service stops
+            except Exception as error:
+                # For example: no more threads. A look at the files must not end the gateway.
+                self._failed(f"the files cannot be checked: {error}", requested=False)
         if self._running or seen is not self._seen:
             return  # a reload meanwhile has seen the change, and has scheduled the next look
         if due:
@@ -229,8 +237,8 @@ class Reloads(Worker):
                 result.errback(_GivenUp(f"{path}: reading takes more than {SLOW:g} s"))
 
         late = self.later(SLOW, check)
-        self._run(name, call).addBoth(finished)
         try:
+            self._run(name, call).addBoth(finished)
             return await result
         finally:
             if late is not None and late.active():

@@ -37,9 +37,12 @@ class WorkerReloads:
     def prepare(self, generation: int, contents: Mapping[str, str]) -> None:
         """Load the configuration of a generation, and report whether that succeeded."""
         self._generation, self._prepared, self._apply = generation, None, False
-        files = Files.from_wire(contents)
         current = self._current.configuration
-        loading = self._run("reload", lambda: reload_configuration(current, files, make_certificates=False))
+
+        def load() -> Configuration:
+            return reload_configuration(current, Files.from_wire(contents), make_certificates=False)
+
+        loading = self._run("reload", load)
         loading.addCallback(self._loaded, generation).addErrback(self._failed, generation)
 
     def _loaded(self, configuration: Configuration, generation: int) -> None:

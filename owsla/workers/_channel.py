@@ -78,6 +78,7 @@ class Channel(LineOnlyReceiver):
         self._later: deque[bytes] = deque()
         self._closed: Deferred[None] | None = None
         self._abort: DelayedCall | None = None
+        self._pieces: list[bytes] = []  # of a line whose end has not arrived
         self.open = False
 
     def connectionMade(self) -> None:
@@ -99,6 +100,16 @@ class Channel(LineOnlyReceiver):
         else:
             self.sendLine(line)
         return True
+
+    def dataReceived(self, data: bytes) -> None:
+        # A line with the contents of files may have megabytes, and comes in pieces of 64 KB. The base class would copy and
+        # search everything for each of them: 43 s for 40 MB.
+        self._pieces.append(data)
+        if b"\n" in data:
+            data, self._pieces = b"".join(self._pieces), []
+            super().dataReceived(data)
+        elif sum(map(len, self._pieces)) > LONGEST:
+            self.transport.loseConnection()
 
     def lineReceived(self, line: bytes) -> None:
         try:

@@ -81,7 +81,7 @@ class WorkerPool:
             if process not in asked and process.generation < generation:
                 process.tell("reload", generation=generation, files=contents)
                 process.tell("apply", generation=generation)
-        # Nothing depends on these answers, but whoever is told that the configuration is in force wants to rely on it.
+        # Nothing depends on these answers, but a caller that is told of the reload relies on it.
         await gatherResults([self._in_time(process.apply(generation)) for process in asked])
 
     def _in_time(self, answer: Deferred[str | None]) -> Deferred[str | None]:

@@ -262,6 +262,13 @@ class WorkerProcess(ProcessProtocol):
         answer = self._reloading.pop((kind, generation), None)
         if answer is not None:
             answer.callback(fault)
+        elif fault is not None:
+            self._log.error(
+                "{name} (process {pid}) could not load the configuration that the other workers use: {fault}",
+                name=self.name,
+                pid=self.pid,
+                fault=fault,
+            )
 
     def ask(self, what: str) -> Deferred[Any]:
         """Query "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -108,6 +109,22 @@ class PasswordFileTests(Base):
         self.threads.run()
         self.assertEqual(later.value, "second")
         self.assertEqual(len(self.warnings), 1)
+
+    def test_a_reload_meanwhile(self) -> None:
+        """A thread that began to read before a reload does not bring the password from before the reload back."""
+        result = Result(self.file.read())
+        self.file.use("second")
+        self.threads.run()
+        self.assertEqual(result.value, "second")
+
+    def test_no_thread(self) -> None:
+        """Without room for a thread the last password is used, and the next login tries again."""
+        self.file = PasswordFile(self.reactor, self.path, "first", self.warnings.append, start_thread=self.no_thread)
+        self.assertEqual([Result(self.file.read()).value for _ in range(2)], ["first"] * 2)
+        self.assertEqual(len(self.warnings), 1)
+
+    def no_thread(self, f: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
 
     def test_cancelled(self) -> None:
         """A stop cancels a login that waits for the file."""
@@ -219,6 +236,22 @@ class LoginsTests(Base):
         self.assertEqual(self.login_with_file(logins).password, "second")
         self.assertEqual(self.secrets(server), [b"second"])
         self.assertEqual(logins.addresses[0].password, "second")
+
+    def test_a_reload_during_a_login(self) -> None:
+        """A login that reads the file while a reload names another one uses the password of the reload."""
+        pipe = self.new_path()
+        os.mkfifo(pipe)
+        logins = self.logins(path=pipe)
+        result = Result(logins.credentials(ADDRESS))
+        other = self.new_path()
+        other.write_text("second")
+        logins.use([BrokerAddress(ADDRESS.host, username=ADDRESS.username, password="second")], other)
+        pipe.write_text("first\n")
+        for thread in threading.enumerate():
+            if thread.name == "read the password file":
+                thread.join(5)
+        value: Credentials = result.value
+        self.assertEqual((value.password, logins.addresses[0].password), ("second", "second"))
 
     def login_with_file(self, logins: BrokerLogins) -> Credentials:
         """Log in: a thread reads the file."""

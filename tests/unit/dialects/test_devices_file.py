@@ -180,6 +180,13 @@ class DevicesFileTests(SynchronousTestCase):
         self.write(b"d1:two\n")
         self.assertEqual(self.known(b"d1 two")[0], [b"d1"])
 
+    def test_a_pipe(self) -> None:
+        """A pipe in the place of the file, which nobody may ever write to, does not hold up the process."""
+        self.open(b"d1:one\n")
+        self.path.unlink()
+        os.mkfifo(self.path)
+        self.assertEqual(self.known(b"d1 one"), ([b"d1"], [f"warn: {self.path}: a pipe cannot be read again; {KEPT}"]))
+
     def test_spoilt(self) -> None:
         """Wrong content is not used, not even in part, and is logged once."""
         self.open(b"d1:one\n")

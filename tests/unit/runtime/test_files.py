@@ -46,7 +46,16 @@ class FilesTests(SynchronousTestCase):
     def test_an_endless_file(self) -> None:
         """A device that never ends, or files that are too large, are an error, and not the end of the memory."""
         error = self.assertRaises(ConfigError, Files(self.folder).read, Path("/dev/zero"))
-        self.assertEqual(str(error), "/dev/zero: the files of the settings have more than 40 MiB together")
+        self.assertEqual(str(error), "/dev/zero: the files of the settings have more than 16 MiB together")
+
+    def test_a_folder(self) -> None:
+        """A folder in the place of a file is a fault, and costs no file descriptor."""
+        again = Files(self.folder).again()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(10):
+            error = self.assertRaises(ConfigError, again.again().read, self.folder)
+            self.assertEqual(str(error), f"{self.folder}: is a directory")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_a_pipe_keeps_its_content(self) -> None:
         """A pipe can be read once: its content is kept for later loads, where a regular file is read again."""

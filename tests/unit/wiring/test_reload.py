@@ -58,6 +58,7 @@ class ReloadsTests(SynchronousTestCase):
         self.events: list[Event] = []
         self.adopted: list[bytes] = []
         self.refuse: Exception | None = None
+        self.no_threads = False
         self.blocked: list[tuple[Callable[[], Any], Deferred[Any]]] | None = None
         self.hanging: list[bool] = []
         self.current = CurrentConfiguration(self.load(ServedFiles(self.folder, self.hanging)))
@@ -97,6 +98,8 @@ class ReloadsTests(SynchronousTestCase):
 
     def run_call(self, name: str, call: Callable[[], Any]) -> Deferred[Any]:
         """Make a call at once, or leave it for `unblock`."""
+        if self.no_threads:
+            raise RuntimeError("can't start new thread")
         if self.blocked is None:
             try:
                 return succeed(call())
@@ -180,13 +183,25 @@ class ReloadsTests(SynchronousTestCase):
     def test_stopped(self) -> None:
         """A stop answers the requests that wait, and a request after it."""
         self.blocked = []
-        self.reloads.request()
+        first = self.reloads.request()
         waiting = self.reloads.request()
         self.reloads.stopService()
+        self.assertIs(self.successResultOf(first), False)
         self.assertIs(self.successResultOf(waiting), False)
         self.assertIs(self.successResultOf(self.reloads.request()), False)
         self.unblock()
         self.assertEqual((self.adopted, self.events), ([], []))
+
+    def test_no_thread(self) -> None:
+        """A machine without room for a thread makes a look, or a reload, fail; the service goes on."""
+        self.write("two")
+        self.no_threads = True
+        self.clock.pump([WATCH, SETTLE])
+        self.assertEqual(len(self.said()), 1)
+        self.assertIs(self.successResultOf(self.reloads.request()), False)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.no_threads = False
+        self.assertIs(self.successResultOf(self.reloads.request()), True)
 
     # -- the watch -----------------------------------------------------------------------------------------------------
 

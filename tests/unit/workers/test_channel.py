@@ -43,6 +43,17 @@ class ChannelTests(SynchronousTestCase):
             self.channel.dataReceived(bytes([byte]))
         self.assertEqual(self.received, [{"type": "log", "text": "line 1\nline 2 \udce9 é"}])
 
+    def test_large(self) -> None:
+        """A message of megabytes, with others before and behind it, arrives in pieces."""
+        self.channel.send("ping")
+        self.channel.send("reload", text="x" * 3_000_000)
+        self.channel.send("pong")
+        data = self.transport.value()
+        for start in range(0, len(data), 65536):
+            self.channel.dataReceived(data[start : start + 65536])
+        self.assertEqual([message["type"] for message in self.received], ["ping", "reload", "pong"])
+        self.assertEqual(len(self.received[1]["text"]), 3_000_000)
+
     def test_other_end_does_not_read(self) -> None:
         """Optional messages wait, up to a limit, while required ones are sent. Then they follow in order."""
         self.channel.offer("event", number=0)
