@@ -268,6 +268,24 @@ async def test_a_worker_hangs_during_a_reload(lab: Lab, embedded: EmbeddedBroker
 
 
 @reactor_test
+async def test_the_embedded_broker_cannot_come(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """With workers, a reload that would change from a broker to the embedded one is refused: a worker that starts later would
+    have no broker.
+    """
+    config = tmp_path / "owsla.toml"
+    config.write_text(f"broker = '{embedded.url}'\nfrom-device = 'from_kept'\nto-device = 'to_kept'\n")
+    owsla = lab.new_owsla(config=config, workers=2, watch="off")
+    await owsla.start()
+    await processes(owsla, 2)
+    config.write_text("from-device = 'from_kept'\nto-device = 'to_kept'\n")
+    mark = hang_up(owsla)
+    await owsla.wait_for_line("Reload failed.*a change from or to the embedded broker takes a restart", start=mark)
+    os.kill(pids(owsla)["worker-1"], signal.SIGKILL)
+    await processes(owsla, 1, start=mark)
+    assert not owsla.lines("internal error|Traceback", start=mark)
+
+
+@reactor_test
 async def test_a_pipe_in_the_place_of_a_file(lab: Lab, embedded: EmbeddedBrokerProcess, server: ServerFiles) -> None:
     """A pipe that nobody writes to holds up neither the devices, nor later reloads, nor the end of the process."""
     gateway = await gateway_with(lab, embedded, **server.options)
