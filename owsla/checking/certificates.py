@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL, crypto
@@ -206,7 +206,8 @@ def is_issuer(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     """Return whether a certificate is signed by another one."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):  # other names, a kind of key that cannot sign, another key
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        # Other names, a kind of key that cannot sign or that `cryptography` does not know, another key.
         return False
     return True
 

@@ -14,7 +14,7 @@ the current context for this name: SSL_set_SSL_CTX takes certificates, keys, cli
 responses and cipher list from it. Verify mode and callbacks, versions and options remain those of the front context.
 
 After a HelloRetryRequest OpenSSL calls `_choose` again, for the second ClientHello. The connection keeps its context then: a
-handshake uses one `DeviceTLSMaterial`, even if it takes place during a reload.
+handshake uses the certificates, authorities and lists of one `DeviceTLSMaterial`, even if it takes place during a reload.
 
 OpenSSL counts references to a context. When the handshakes that began before a reload have ended, the old contexts are freed:
 established connections have another context (`post_handshake`). A `DeviceTLSMaterial` must not be part of a reference cycle:

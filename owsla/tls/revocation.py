@@ -6,6 +6,7 @@ OpenSSL would hash the whole list for each device, and a set of serial numbers s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +45,10 @@ class RevocationList:
     """Serial numbers of the revoked certificates."""
     authority: str
     """Name of the authority in the form of RFC 4514."""
+    digest: bytes
+    """SHA-256 of the list, since to compare long lists takes long."""
+    last_update: float
+    """Time from which the list is valid, in seconds since the epoch."""
     next_update: float | None
     """Time at which the list expires, in seconds since the epoch; `None`: never."""
 
@@ -78,11 +83,11 @@ class RevocationLists:
     @property
     def next_update(self) -> float | None:
         """Time at which the first list expires, in seconds since the epoch; `None`: never."""
-        return min((each.next_update for each in self.lists if each.next_update is not None), default=None)
+        return min((each.next_update for each in self._current() if each.next_update is not None), default=None)
 
     def same_as(self, other: RevocationLists | None) -> bool:
         """Return whether the other has the same lists."""
-        return other is not None and [each.crl for each in self.lists] == [each.crl for each in other.lists]
+        return other is not None and [each.digest for each in self.lists] == [each.digest for each in other.lists]
 
     def unusable(self, now: float) -> Iterator[UnusableList]:
         """Yield the lists that have expired, and those that an authority of `--client-ca` should have."""
@@ -90,6 +95,9 @@ class RevocationLists:
             if each.next_update is not None and each.next_update <= now:
                 end = datetime.fromtimestamp(each.next_update, UTC)
                 yield UnusableList(each.authority, f"the list expired at {end:%Y-%m-%dT%H:%M:%SZ}")
+            elif each.last_update > now:
+                begin = datetime.fromtimestamp(each.last_update, UTC)
+                yield UnusableList(each.authority, f"the list is not valid before {begin:%Y-%m-%dT%H:%M:%SZ}")
         for authority in self._missing:
             yield UnusableList(authority, "there is no list of this authority")
 
@@ -157,6 +165,7 @@ def _parsed(path: Path, content: bytes) -> RevocationList:
         delta = _extension(crl, x509.DeltaCRLIndicator)
         serials = frozenset(each.serial_number for each in crl)
         next_update = crl.next_update_utc
+        last_update = crl.last_update_utc.timestamp()
         authority = _name(crl.issuer)
     except ValueError:
         raise ConfigError(f"{path}: a certificate revocation list in this file is damaged") from None
@@ -164,7 +173,8 @@ def _parsed(path: Path, content: bytes) -> RevocationList:
         raise ConfigError(f"{path}: the list of {authority} is a delta list; Owsla takes complete lists only")
     if scope is not None and (scope.indirect_crl or scope.only_some_reasons):
         raise ConfigError(f"{path}: the list of {authority} is indirect or for some reasons only, which OpenSSL ignores")
-    return RevocationList(crl, serials, authority, next_update.timestamp() if next_update is not None else None)
+    end = next_update.timestamp() if next_update is not None else None
+    return RevocationList(crl, serials, authority, hashlib.sha256(content).digest(), last_update, end)
 
 
 def _check_signature(path: Path, found: RevocationList, authorities: Sequence[x509.Certificate]) -> None:
@@ -208,6 +218,10 @@ def _extension(holder: x509.Certificate | x509.CertificateRevocationList, kind: 
         return holder.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
+    except (ValueError, x509.DuplicateExtension):
+        if isinstance(holder, x509.CertificateRevocationList):
+            raise ValueError("an extension is malformed") from None
+        return None  # OpenSSL accepts such an authority
 
 
 def _name(name: x509.Name) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +45,8 @@ class OcspResponses:
         self._now = now
         self._by_serial: dict[int, OcspResponse] = {}
         self._rest: list[UnusableResponse] = []
-        for response in responses:
+        # Of several for one certificate the one that is valid for longest.
+        for response in sorted(responses, key=lambda each: each.next_update or math.inf, reverse=True):
             fitting = [serial for serial in response.serials if serial in serials]
             for serial in fitting:
                 self._by_serial.setdefault(serial, response)

@@ -79,6 +79,8 @@ class RevocationListTests(Files):
         end = lists.next_update
         assert end is not None
         self.assertEqual(list(lists.unusable(end - 1)), [])
+        (early,) = lists.unusable(0.0)
+        self.assertIn("the list is not valid before ", early.reason)
         (found,) = lists.unusable(end)
         self.assertEqual(found.authority, "CN=device CA")
         self.assertRegex(found.reason, r"\Athe list expired at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
@@ -87,13 +89,15 @@ class RevocationListTests(Files):
     def test_replaced_before_it_expires(self) -> None:
         """An expired list is not reported beside a newer one of the same authority."""
         old = self.crl(age=timedelta(hours=3), lifetime=timedelta(hours=1))
-        self.assertEqual(list(self.read(old, self.crl()).unusable(self.now.timestamp())), [])
+        lists = self.read(old, self.crl())
+        self.assertEqual(list(lists.unusable(self.now.timestamp())), [])
+        self.assertGreater(lists.next_update or 0.0, self.now.timestamp(), "the end of a list that was replaced does not count")
 
     def test_missing(self) -> None:
         """An authority of which there is no list is reported; an intermediate one that only devices know is not."""
         other = issue(rsa_key(), common_names=("other CA",), authority=True)
         lists = self.read(self.crl(), authorities=(self.authority, other))
-        self.assertEqual(list(lists.unusable(0.0)), [("CN=other CA", "there is no list of this authority")])
+        self.assertEqual(list(lists.unusable(self.now.timestamp())), [("CN=other CA", "there is no list of this authority")])
 
     def test_first_to_expire(self) -> None:
         """With several lists the first end is that of all; a list without an end never expires."""
@@ -142,7 +146,8 @@ class RevocationListTests(Files):
         old = issue(old_key, common_names=("CA",), authority=True, identified=True)
         new = issue(key, common_names=("CA",), authority=True, identified=True)
         self.read(revocation_list((old, old_key)), authorities=(new,))
-        self.assertEqual(len(list(self.read(revocation_list((old, old_key)), authorities=(new,)).unusable(0.0))), 1)
+        lists = self.read(revocation_list((old, old_key)), authorities=(new,))
+        self.assertEqual(len(list(lists.unusable(self.now.timestamp()))), 1)
 
     def test_may_not_sign(self) -> None:
         """A list is refused whose authority may sign certificates only, because OpenSSL would refuse all its devices."""

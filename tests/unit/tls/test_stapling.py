@@ -65,6 +65,13 @@ class OcspResponseTests(Files):
         self.assertEqual(OcspResponses([one, two], [17, 18], lambda: 0.0).next_update, one.next_update)
         self.assertEqual(OcspResponses([one, two], [18], lambda: 0.0).next_update, two.next_update)
 
+    def test_two_for_one_certificate(self) -> None:
+        """Of two responses for a certificate the one that is valid for longer is sent, in any order of the files."""
+        short = read_ocsp_response(self.file(self.response(lifetime=timedelta(hours=2))))
+        long = read_ocsp_response(self.file(self.response(lifetime=timedelta(hours=4))))
+        for files in ((short, long), (long, short)):
+            self.assertEqual(OcspResponses(files, [17], lambda: 0.0).content(17), long.content)
+
     def test_bad_file(self) -> None:
         """A file that is no response is refused with its name."""
         for content in (b"", b"hello", self.response()[:-10], b"-----BEGIN OCSP RESPONSE-----\n"):
