@@ -1,4 +1,4 @@
-"""Check of the brokers: they are reached, they accept the login, and one of them tells permissions and queues."""
+"""Check of the brokers: connection and login of each, and permissions and queues on one of them."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Probes:
         return topology.declared_arguments(self._client, queue)
 
     async def declare(self, queue: str, arguments: Mapping[str, Any]) -> BrokerError | None:
-        """Declare a queue in vain. Return `None` if it exists with these arguments."""
+        """Declare a queue with an invalid argument. Return `None` if it exists with these arguments."""
         stream = arguments.get("x-queue-type") == "stream"
         arguments = {**arguments, **(NEVER_VALID_FOR_STREAMS if stream else NEVER_VALID)}
         try:
@@ -82,7 +82,7 @@ class Probes:
         return None
 
     async def consume(self, queue: str) -> BrokerError | None:
-        """Consume a queue in vain: 403 without permission to read."""
+        """Consume a queue with an invalid argument: 403 without permission to read."""
         try:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.basic_consume(queue=queue, arguments={"x-priority": "none"})
@@ -92,7 +92,7 @@ class Probes:
         return None
 
     async def publish(self, exchange: str, routing_key: bytes) -> BrokerError | None:
-        """Publish a message in vain: 403 without permission to write."""
+        """Publish a message with an invalid property: 403 without permission to write."""
         answer = _Answer()
         try:
             channel = await self._client.open_channel(_CHANNEL, answer)

@@ -37,10 +37,10 @@ class QueueAnswers:
     state: QueueState | BrokerError
     """State of the queue, or the reason why it cannot be had: 404 if the queue does not exist."""
     declared: Sequence[BrokerError]
-    """Refusals of declarations in vain. There are several only where the queue differs in several arguments, and none if it
-    exists with these arguments."""
+    """Refusals of declarations with an invalid argument. There are several only where the queue differs in several arguments,
+    and none if it exists with these arguments."""
     consumed: BrokerError | None = None
-    """Refusal of a consumer in vain; `None` where Owsla does not consume."""
+    """Refusal of a consumer with an invalid argument; `None` where Owsla does not consume."""
 
     @property
     def missing(self) -> bool:
@@ -81,7 +81,8 @@ def judge_permissions(queues: Sequence[QueueAnswers]) -> Iterator[Finding]:
 
 
 def judge_publishing(exchange: str, answer: BrokerError | None, found: BrokerError | None = None) -> Iterator[Finding]:
-    """Judge the answer to a message in vain. `exchange` is empty for the default exchange; `found` says whether it exists."""
+    """Judge the answer to a message with an invalid property. `exchange` is empty for the default exchange; `found` says
+    whether it exists."""
     name = exchange or DEFAULT_EXCHANGE
     if found is not None:
         absent = "it does not exist, and Owsla does not declare it" if found.code == NOT_FOUND else str(found)
