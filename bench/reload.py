@@ -50,7 +50,7 @@ from .harness import BROKER, Gateway, arguments, circumstances, command_line, me
 from .reload_swarm import ReloadSwarm
 
 KINDS: Final = ("certificate", "client CA", "both")
-"""What is exchanged."""
+"""Files that are exchanged."""
 
 MANNERS: Final = ("signal", "half", "cut", "other", "watch")
 """How the files are exchanged: announced by a signal, too early with one half new, too early with a file that ends in the

@@ -23,16 +23,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..config.addresses import BrokerAddress
 from ..config.passwords import read_password
 from ..errors import ConfigError
 from ..interfaces import Clock
+from ..runtime.daemon_thread import in_daemon_thread
 from .client import BrokerClient, Credentials
 
 READ_TIMEOUT: Final = 3.0
@@ -46,11 +47,6 @@ UPDATE_SECRET_SINCE: Final = (3, 8)
 
 _FIRST_GUESS: Final = "owsla"
 """Name of the user after a login by certificate, until it is learned, where the certificate has no common name."""
-
-
-def _in_daemon_thread(f: Callable[[], None]) -> None:
-    # Not in the reactor's thread pool, whose threads hold up the end of the process.
-    Thread(target=f, name="read the password file", daemon=True).start()
 
 
 class PasswordFile:
@@ -67,17 +63,17 @@ class PasswordFile:
         password: str,
         warn: Callable[[str], None],
         *,
-        start_thread: Callable[[Callable[[], None]], None] = _in_daemon_thread,
+        run: Callable[[str, Callable[[], str]], Deferred[str]] | None = None,
     ) -> None:
         """Start with the `password` that the file had when the settings were loaded. `path` is absolute: twistd changes the
-        working folder.
+        working folder. `run` makes a call in a thread (`in_daemon_thread`).
         """
         self._reactor = reactor
         self.path = path
         self.password = password
         """The last password that could be read."""
         self._warn = warn
-        self._start_thread = start_thread
+        self._run = run or partial(in_daemon_thread, reactor)
         self._reading = False
         self._loads = 0  # reloads so far: a read that began before the last one has an older password
         self._waiting: list[Deferred[None]] = []
@@ -106,29 +102,18 @@ class PasswordFile:
 
     def _begin(self) -> None:
         self._reading = True
-        try:
-            self._start_thread(partial(self._read, self._loads))
-        except RuntimeError as error:  # no more threads
-            self._was_read("", str(error), self._loads)
+        # maybeDeferred: a machine may have no room for another thread.
+        reading = maybeDeferred(self._run, "read the password file", lambda: read_password(self.path))
+        reading.addBoth(self._was_read, self._loads)
 
-    def _read(self, loads: int) -> None:
-        """Read the file. Runs in a thread."""
-        password, fault = "", ""
-        try:
-            password = read_password(self.path)
-        except ConfigError as error:
-            fault = str(error)
-        except Exception as error:
-            fault = f"{self.path}: {error!r}"
-        self._reactor.callFromThread(self._was_read, password, fault, loads)
-
-    def _was_read(self, password: str, fault: str, loads: int) -> None:
+    def _was_read(self, result: str | Failure, loads: int) -> None:
         self._reading = False
-        if fault:
-            self._complain(fault)
+        if isinstance(result, Failure):
+            known = result.check(ConfigError)
+            self._complain(result.getErrorMessage() if known else f"{self.path}: {result.value!r}")
         elif loads == self._loads:
             self._warned = False
-            self.password = password
+            self.password = result
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             one.callback(None)

@@ -30,16 +30,16 @@ minute where no name server answers."""
 
 
 class Refusal(Exception):
-    """There is no connection to a broker, for a reason that the text has."""
+    """Failure of a connection to a broker; the text has the reason."""
 
     @property
     def by_broker(self) -> bool:
-        """Whether the broker was reached, and refused the login."""
+        """True if the broker was reached, and refused the login."""
         return _LOGIN_REFUSED.search(str(self)) is not None
 
 
 class Attempt:
-    """One attempt to connect to a broker and to log in, and the connection if it succeeds."""
+    """Attempt to connect to a broker and to log in, and the connection if it succeeds."""
 
     def __init__(
         self, reactor: Any, turn: EndOfTurn, address: BrokerAddress, settings: Settings, files: Files, tls: BrokerTLS

@@ -31,7 +31,7 @@ class Finding:
 
     level: Level
     subject: str
-    """What was checked, in one word."""
+    """Subject of the check, in one word."""
     text: str
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Report:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self.failed = False
-        """Whether a finding was `FAIL`."""
+        """True if a finding was `FAIL`."""
 
     def add(self, finding: Finding) -> None:
         """Print a finding."""

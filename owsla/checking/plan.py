@@ -19,7 +19,7 @@ class QueuePlan:
     shown: str
     """Name of the queue, for people."""
     consumed: bool = False
-    """Whether Owsla consumes it."""
+    """True if Owsla consumes it."""
     needed: tuple[str, ...] = ()
     """Arguments without which Owsla cannot use the queue."""
     when_missing: str = "Owsla declares it at its start"

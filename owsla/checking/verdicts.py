@@ -44,17 +44,17 @@ class QueueAnswers:
 
     @property
     def missing(self) -> bool:
-        """Whether the queue does not exist."""
+        """True if the queue does not exist."""
         return isinstance(self.state, BrokerError) and self.state.code == NOT_FOUND and HOME_NODE_DOWN not in self.state.text
 
     @property
     def may_declare(self) -> bool:
-        """Whether the user has the permission to configure the queue."""
+        """True if the user has the permission to configure the queue."""
         return not any(map(_is_refused, self.declared))
 
     @property
     def may_consume(self) -> bool:
-        """Whether the user has the permission to read the queue, or does not need it."""
+        """True if the user has the permission to read the queue, or does not need it."""
         return not _is_refused(self.consumed)
 
 

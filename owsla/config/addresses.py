@@ -27,7 +27,7 @@ class BrokerAddress:
     vhost: str = "/"
     tls: bool = False
     names_user: bool = field(default=True, repr=False, compare=False)
-    """Whether the URL has a user name; the default user of RabbitMQ is guest."""
+    """True if the URL has a user name; the default user of RabbitMQ is guest."""
 
     @classmethod
     def parse(cls, url: str) -> BrokerAddress:
@@ -72,7 +72,7 @@ class BrokerAddress:
 
     @property
     def external(self) -> bool:
-        """Whether the login is with the client certificate (SASL mechanism EXTERNAL), without a name and a password."""
+        """True if the login is with the client certificate (SASL mechanism EXTERNAL), without a name and a password."""
         return not self.username
 
     def with_certificate(self) -> BrokerAddress:

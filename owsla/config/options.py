@@ -10,9 +10,9 @@ from owsla.config import readers
 from owsla.config.readers import LARGEST_COUNT, UNDELIVERABLE_SUFFIX
 
 Reload: TypeAlias = Literal["yes", "new connections", "rolling restart", "restart"]
-"""What follows another value of an option when the settings are read again: everything at once (`yes`), connections that are
-accepted later (`new connections`), new worker processes (`rolling restart`), or a new process only (`restart`). Without workers
-a rolling restart is a restart.
+"""Parts of a process that follow another value of an option when the settings are read again: everything at once (`yes`),
+connections that are accepted later (`new connections`), new worker processes (`rolling restart`), or a new process only
+(`restart`). Without workers a rolling restart is a restart.
 """
 
 

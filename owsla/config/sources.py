@@ -27,7 +27,7 @@ from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
 
 Certificates: TypeAlias = Literal["checked", "read", "left"]
-"""What `load_settings` does with the files of certificates, keys and lists."""
+"""Treatment by `load_settings` of the files of certificates, keys and lists."""
 
 FLAGS: Final = ("help", "version")
 """Options without a value, which are not settings."""

@@ -35,7 +35,7 @@ VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientVerification:
-    """What device certificates are verified with."""
+    """Authorities and revocation lists for the verification of device certificates."""
 
     authorities: Sequence[x509.Certificate]
     revocation: RevocationLists | None

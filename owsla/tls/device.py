@@ -48,7 +48,7 @@ from .stapling import OcspResponses, read_ocsp_response
 from .verification import explain_verify_error
 
 ClientCertificate = Literal["none", "optional", "require"]
-"""Whether devices are asked for a certificate, and refused without one."""
+"""Policy for device certificates: not asked for, optional, or required."""
 
 _MODES: Final[dict[ClientCertificate, int]] = {
     "none": SSL.VERIFY_NONE,
@@ -110,8 +110,8 @@ class DeviceTLSMaterial:
 
 @dataclass(frozen=True, slots=True)
 class PreviousMaterial:
-    """What an earlier load made. Its parts are used again where their files are the same: a long list takes long to parse, and
-    Python code holds up the reactor meanwhile.
+    """TLS material of an earlier load, whose parts are used again where their files are the same: a long list takes long to
+    parse, and Python code holds up the reactor meanwhile.
     """
 
     material: DeviceTLSMaterial
@@ -185,7 +185,7 @@ class DeviceTLS:
 
     @property
     def current(self) -> DeviceTLSMaterial:
-        """What handshakes use that begin now."""
+        """Material for handshakes that begin now."""
         return self._current
 
     def use(self, material: DeviceTLSMaterial) -> None:

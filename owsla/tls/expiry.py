@@ -48,7 +48,7 @@ class Responses(Protocol):
 
 
 class Shown(Protocol):
-    """What handshakes use now (`DeviceTLSMaterial`)."""
+    """The interface of the material that handshakes use now (`DeviceTLSMaterial`)."""
 
     @property
     def certificates(self) -> Sequence[ServedCertificate]: ...

@@ -41,7 +41,7 @@ def same_use(certificates: Sequence[C]) -> tuple[C, C] | None:
 
 
 class ServerNames(Generic[T]):
-    """What belongs to each server name, and to clients whose server name fits none, or that send none."""
+    """Values by server name, with a default for clients that send no name, or one that fits none."""
 
     __slots__ = ("_by_name", "default")
 

@@ -1,4 +1,4 @@
-"""What a reload changes in the running parts of a node.
+"""Changes of a reload in the running parts of a node.
 
 `config.changes` decides which settings may change. Here each part of the node is given its new values. Nothing here can fail,
 and no connection is closed: a limit below what is in use takes effect when enough of it is free.

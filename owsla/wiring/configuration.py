@@ -41,7 +41,7 @@ class Configuration:
     device_tls: DeviceTLSMaterial
     broker_tls: BrokerTLSMaterial
     dialect: Factory | None = None
-    """What makes the dialects of connections that come after a reload, if it changes something about them."""
+    """Factory of the dialects of connections that come after a reload, if it changes something about them."""
     changes: SettingsChanges | None = None
     """Differences from the settings that were in force before; `None` at the start. `settings` has what applies of them."""
 

@@ -43,7 +43,7 @@ class Devices:
 
     framing: Framing
     dialect: Factory | None
-    """What makes the dialects of connections, from the start to the first reload that changes it."""
+    """Factory of the dialects of connections, from the start to the first reload that changes it."""
     endpoints: DynamicSupervisor[Connection]
     factory: DeviceFactory
     admission: Admission[TLSTransport]

@@ -68,7 +68,7 @@ class Page:
     def run_script(self, script: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
         """Run a shell script in the environment of the page."""
         done = subprocess.run(
-            ["/bin/sh", "-e", "-c", script],
+            ["/bin/sh", "-c", script],  # without -e, as a reader's shell
             cwd=cwd or self.root,
             env=os.environ | {"PATH": f"{self.bin}:/usr/sbin:{os.environ['PATH']}"} | dict(env or {}),
             capture_output=True,

@@ -28,13 +28,18 @@ class Threads:
     """Threads that run when the test says so."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[tuple[Callable[[], str], Deferred[str]]] = []
 
-    def start(self, f: Callable[[], None]) -> None:
-        self.waiting.append(f)
+    def start(self, name: str, call: Callable[[], str]) -> Deferred[str]:
+        self.waiting.append((call, Deferred()))
+        return self.waiting[-1][1]
 
     def run(self) -> None:
-        self.waiting.pop(0)()
+        call, deferred = self.waiting.pop(0)
+        try:
+            deferred.callback(call())
+        except Exception:
+            deferred.errback()
 
 
 class Reactor(Clock):
@@ -61,7 +66,7 @@ class PasswordFileTests(Base):
         super().setUp()
         self.threads = Threads()
         self.file = PasswordFile(
-            self.reactor, self.path, "first", self.warnings.append, start_thread=self.threads.start
+            self.reactor, self.path, "first", self.warnings.append, run=self.threads.start
         )
 
     def read(self) -> str:
@@ -119,11 +124,11 @@ class PasswordFileTests(Base):
 
     def test_no_thread(self) -> None:
         """Without room for a thread the last password is used, and the next login tries again."""
-        self.file = PasswordFile(self.reactor, self.path, "first", self.warnings.append, start_thread=self.no_thread)
+        self.file = PasswordFile(self.reactor, self.path, "first", self.warnings.append, run=self.no_thread)
         self.assertEqual([Result(self.file.read()).value for _ in range(2)], ["first"] * 2)
         self.assertEqual(len(self.warnings), 1)
 
-    def no_thread(self, f: Callable[[], None]) -> None:
+    def no_thread(self, name: str, call: Callable[[], str]) -> Deferred[str]:
         raise RuntimeError("can't start new thread")
 
     def test_cancelled(self) -> None:
