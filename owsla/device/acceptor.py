@@ -20,8 +20,9 @@ from ..errors import os_reason
 from ..events import Event, Full
 from ..interfaces import Reactor
 from ..supervision import Worker
-from .admission import Admission, Sources
+from .admission import Admission
 from .attacks import AttackReports
+from .sources import Sources
 from .transport import TLSTransport, without_goodbye
 
 ACCEPTED_AT_ONCE: Final = 8

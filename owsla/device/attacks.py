@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..events import Event, SilentEvicted, TurnedAway
-from .admission import Tally, source_of
+from .admission import Tally
+from .sources import source_of
 
 
 class AttackReports:

@@ -31,11 +31,11 @@ from ..dialects import Conversation, Dialect, Factory, Refused
 from ..events import DeviceIdentified, DialectFailed, LoginFailed
 from ..letter import DeliverySource, Letter
 from ..supervision import explain
-from .admission import source_of
 from .factory import DeviceFactory
 from .housekeeping import TICK
 from .protocol import WAIT_FOR_SINK, DeviceProtocol
 from .settled_lines import SettledLines
+from .sources import source_of
 
 KEPT: Final = 65536
 """Maximum size in bytes of the kept lines of a connection, or the size of one line of maximum length if that is more. During

@@ -33,13 +33,13 @@ from ..tls.device import DeviceTLS
 from ..tls.post_handshake import PostHandshake
 from ..tls.refusal import HandshakeRefused, Refusal
 from .acceptor import Acceptor, Limits
-from .admission import Sources
 from .attacks import AttackReports
 from .closing import ClosingConnections
 from .handshakes import HandshakeScheduler
 from .hangup import HangupWatch
 from .housekeeping import TICK, Housekeeping
 from .poller import Poller
+from .sources import Sources
 from .transport import TLSTransport
 
 BACKLOG: Final = 4096

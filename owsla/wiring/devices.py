@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from ..config.settings import Settings
 from ..device.acceptor import Limits
-from ..device.admission import Admission, Sources
+from ..device.admission import Admission
 from ..device.connections import Connection, Connections
 from ..device.dialect_protocol import speaking
 from ..device.factory import DeviceFactory, DeviceRuntime
@@ -22,6 +22,7 @@ from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
 from ..device.revoked import RevokedDevices
 from ..device.settings import DeviceSettings
+from ..device.sources import Sources
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..dialects import Factory
 from ..errors import ConfigError

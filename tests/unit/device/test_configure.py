@@ -7,9 +7,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.admission import Admission, Sources
+from owsla.device.admission import Admission
 from owsla.device.framing import Framing
 from owsla.device.reordering import CATCHING_UP
+from owsla.device.sources import Sources
 from owsla.events import DeviceReplaced, GapSkipped, LineTooLong, SlowDevice
 
 from ._fakes import Source, World

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import port as port_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
-from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission, Sources
+from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission
 from owsla.device.closing import LONGEST_GOODBYE
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
@@ -22,6 +22,7 @@ from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
+from owsla.device.sources import Sources
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
