@@ -33,6 +33,11 @@ def device_identity(connection: SSL.Connection, kind: str) -> str | None:
     except Exception as error:  # ValueError, TypeError, InvalidVersion: `cryptography` raises various exceptions
         refusal = certificate_refusal(f"the device's certificate cannot be read ({error})", certificate)
         raise HandshakeRefused(refusal) from None
+    return usable_name(name) if name is not None else None
+
+
+def usable_name(name: str) -> str | None:
+    """Return the name in a certificate, or `None` if it is empty, not printable, or longer than 255 bytes: no device id."""
     # The id goes into the headers of each line. Headers must fit into one frame: one that did not would block all lines.
     return name if name and name.isprintable() and len(name.encode()) <= _LONGEST_IDENTITY else None
 
