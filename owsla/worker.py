@@ -2,8 +2,8 @@
 
     python -m owsla.worker worker-2
 
-The parent passes three descriptors: the channel between the two, the device port, and the memory of the workers' connection
-counts. The worker reads its settings itself: from the parent's arguments, which come through the channel because there may be a
+The parent passes descriptors: the channel between the two, the memory of the workers' connection counts, and the socket of each
+door. The worker reads its settings itself: from the parent's arguments, which come through the channel because there may be a
 password in them, from the environment, and from the file. After a change of the file a fresh worker therefore has the new
 settings.
 """
@@ -36,20 +36,23 @@ from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.configuration import load_configuration
 from .wiring.node import make_node
 from .wiring.shutdown import NodeService
-from .workers import CHANNEL_FD, LOADS_FD, PORT_FD, Inherited, Loads, LogToParent, ParentLink, read_first
+from .workers import CHANNEL_FD, FIRST_DOOR_FD, LOADS_FD, Inherited, Loads, LogToParent, ParentLink, read_first
 
 
 def main() -> None:
     """Run a worker for the whole life of its process."""
     channel = socket.socket(fileno=CHANNEL_FD)
-    port = socket.socket(fileno=PORT_FD)
-    for descriptor in (CHANNEL_FD, PORT_FD, LOADS_FD):
+    for descriptor in (CHANNEL_FD, LOADS_FD):
         os.set_inheritable(descriptor, False)
     channel.setblocking(True)
     try:
         start = read_first(channel)
     except (EOFError, OSError):
         return  # the parent is gone
+    doors = {name: socket.socket(fileno=FIRST_DOOR_FD + at) for at, name in enumerate(start["doors"])}
+    for sock in doors.values():
+        sock.set_inheritable(False)
+        sock.setblocking(False)
     _name_process(f"worker-{start['number']}")
 
     from twisted.internet import reactor as _reactor  # importing it installs a reactor
@@ -61,7 +64,7 @@ def main() -> None:
     log = LogToParent(link.channel, reactor.callFromThread)
     # Standard streams, too: a dialect that prints would block on a parent that hangs.
     globalLogBeginner.beginLoggingTo([cast(ILogObserver, log)])
-    _start_node(reactor, start, link, port, log)
+    _start_node(reactor, start, link, doors, log)
     reactor.run(installSignalHandlers=False)
     # The channel is closed. What the interpreter still has to say goes to the pipe that the parent reads.
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
@@ -78,9 +81,10 @@ def _connect(reactor: Any, channel: socket.socket, number: int) -> ParentLink:
     return link
 
 
-def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: socket.socket, log: LogToParent) -> None:
+def _start_node(
+    reactor: Any, start: dict[str, Any], link: ParentLink, doors: dict[str, socket.socket], log: LogToParent
+) -> None:
     """Start the node of this worker once the reactor runs; or tell the parent why that cannot be."""
-    port.setblocking(False)
     try:
         configuration = load_configuration(
             start["argv"],
@@ -91,7 +95,7 @@ def _start_node(reactor: Any, start: dict[str, Any], link: ParentLink, port: soc
         broker_port = start["broker_port"]
         broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
         load = Loads(LOADS_FD, start["count"]).of(start["number"])
-        service = make_node(reactor, configuration, log, Inherited(link, port, broker, load))
+        service = make_node(reactor, configuration, log, Inherited(link, doors, broker, load))
     except ConfigError as error:
         link.channel.send("fatal", text=str(error))
         reactor.addSystemEventTrigger("before", "shutdown", link.channel.close)

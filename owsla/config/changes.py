@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from owsla.config.addresses import BrokerAddress
-from owsla.config.options import OPTIONS, Option
-from owsla.config.settings import Settings
+from owsla.config.options import BY_NAME, OPTIONS, Option
+from owsla.config.settings import Door, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +33,78 @@ class SettingsChanges:
         return bool(self.applied or self.rolling or self.restart)
 
 
+_OF_DOORS: Final = [option for option in OPTIONS if option.door]
+
+
 def compare_settings(present: Settings, new: Settings) -> SettingsChanges:
     """Return what changes when a process with the settings `present` reads the settings `new`.
 
-    A change that depends on another one (`Option.needs`) waits for a restart together with it.
+    A change that depends on another one (`Option.needs`) waits for a restart together with it. A door that comes or goes takes
+    a restart, too, and then all doors besides the first stay as they are. An option of a door is named `DOOR.OPTION`, unless it
+    has the values that the option has at the top level.
     """
-    changed = [option for option in OPTIONS if option.name != "config" and _differ(option, present, new)]
+    top = _compare(present, new, [option for option in OPTIONS if option.name not in ("config", "listen")])
+    applied, rolling, restart = top.applied, top.rolling, top.restart
+    if [door.name for door in present.listen] != [door.name for door in new.listen]:
+        restart.append("listen")
+        top.kept["listen"] = top.kept_by_parent["listen"] = present.listen
+    else:
+        doors, renewed = [], []
+        for before, after in zip(present.listen, new.listen, strict=True):
+            own = _compare(before.settings, after.settings, _OF_DOORS)
+            doors.append(_door(after, replace(new, **top.kept), own.kept))
+            renewed.append(_door(after, replace(new, **top.kept_by_parent), own.kept_by_parent))
+            for names, changed in ((applied, own.applied), (rolling, own.rolling), (restart, own.restart)):
+                names += [
+                    f"{after.name}.{name}"
+                    for name in changed
+                    if _values(name, before.settings, after.settings) != _values(name, present, new)
+                ]
+        top.kept["listen"], top.kept_by_parent["listen"] = tuple(doors), tuple(renewed)
+    return SettingsChanges(
+        replace(new, **top.kept), replace(new, **top.kept_by_parent), tuple(applied), tuple(rolling), tuple(restart)
+    )
+
+
+def _door(door: Door, top: Settings, kept: Mapping[str, Any]) -> Door:
+    """Return a door with its own values, but for those that are kept, and the values of the top level for the other options."""
+    own = {option.field: getattr(door.settings, option.field) for option in _OF_DOORS}
+    return Door(door.name, replace(top, **own | dict(kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Differences of two settings: present values, by field, that stay for now, and in any case; and names of options."""
+
+    kept: dict[str, Any]
+    kept_by_parent: dict[str, Any]
+    applied: list[str]
+    rolling: list[str]
+    restart: list[str]
+
+
+def _compare(present: Settings, new: Settings, options: Iterable[Option]) -> _Comparison:
+    """Compare the values of some options."""
+    changed = [option for option in options if _differ(option, present, new)]
     waiting = {option.name: option for option in changed if _takes_restart(option, present, new)}
-    kept: dict[str, Any] = {}
-    kept_by_parent: dict[str, Any] = {}
-    applied: list[str] = []
-    rolling: list[str] = []
-    restart: list[str] = []
+    result = _Comparison({}, {}, [], [], [])
     for option in changed:
         decisive = waiting.get(option.name) or waiting.get(option.needs)
         if decisive is None:
-            applied.append(option.name)
+            result.applied.append(option.name)
             continue
-        kept[option.field] = getattr(present, option.field)
+        result.kept[option.field] = getattr(present, option.field)
         if _rolling(decisive, present, new):
-            rolling.append(option.name)
+            result.rolling.append(option.name)
         else:
-            restart.append(option.name)
-            kept_by_parent[option.field] = kept[option.field]
-    settings, renewed = replace(new, **kept), replace(new, **kept_by_parent)
-    return SettingsChanges(settings, renewed, tuple(applied), tuple(rolling), tuple(restart))
+            result.restart.append(option.name)
+            result.kept_by_parent[option.field] = result.kept[option.field]
+    return result
+
+
+def _values(name: str, before: Settings, after: Settings) -> tuple[Any, Any]:
+    field = BY_NAME[name].field
+    return getattr(before, field), getattr(after, field)
 
 
 def _differ(option: Option, present: Settings, new: Settings) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from owsla.config.addresses import BrokerAddress
+from owsla.config.framings import acknowledgement_fault, framing_fault
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
 from owsla.config.passwords import read_password
 from owsla.config.readers import UNDELIVERABLE_SUFFIX
-from owsla.config.settings import QueueArgument, Settings
+from owsla.config.settings import FIRST_DOOR, ProxySender, QueueArgument, Settings
 from owsla.errors import ConfigError
 from owsla.events import check_handlers
 from owsla.runtime.files import ReadFile
@@ -35,9 +36,18 @@ class Given:
     """The source, as messages name it."""
 
 
+class GivenAt(dict[str, Given]):
+    """Texts that a door has for its own options, and the place of the door for messages about what it does not say."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__()
+        self.origin = origin
+
+
 def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
     """Check the values of repeatable options, by field of `Settings`; put the password of its file into the brokers."""
     values["brokers"] = _brokers(values, given, read)
+    _check_proxies(values, given)
     try:
         check_handlers(values["events"])
     except ConfigError as error:
@@ -47,14 +57,37 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadF
 
 def check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
     """Check that the files of certificates, keys and lists can be read. The message names the option."""
-    for name in ("cert", "key", "client-ca", "client-crl", "ocsp-response", "broker-ca", "broker-cert", "broker-key"):
-        value: Path | tuple[Path, ...] | None = values[BY_NAME[name].field]
+    for name in ("cert", "key", "client-ca", "client-crl", "ocsp-response", "deny", "broker-ca", "broker-cert", "broker-key"):
+        value: Path | tuple[Path, ...] | None = values.get(BY_NAME[name].field)
         for path in value if isinstance(value, tuple) else (value,):
             if path is not None:
                 try:
                     read(path)
                 except ConfigError as error:
                     raise ConfigError(f"{given[name].origin}: {error}") from None
+
+
+def check_door_values(values: dict[str, Any], given: Mapping[str, Given]) -> None:
+    """Check the values of a door's own options, by field of `Settings`, and add those that replace what belongs together."""
+    _check_proxies(values, given)
+    if "from_device_arguments" in values:
+        _check_arguments("from-device-argument", values, given)
+    if not {"cert", "key"}.isdisjoint(given):
+        # Certificates, keys and OCSP responses belong together, and so do authorities and revocation lists.
+        for name in ("cert", "key", "ocsp_response"):
+            values.setdefault(name, ())
+    if "client-ca" in given:
+        values.setdefault("client_crl", None)
+    if "from-device" in given:
+        values.setdefault("publish_exchange", None)
+
+
+def _check_proxies(values: dict[str, Any], given: Mapping[str, Given]) -> None:
+    senders: tuple[ProxySender | None, ...] = values.get("proxy_protocol", ())
+    if None in senders:
+        if len(senders) > 1:
+            raise ConfigError(f"{given['proxy-protocol'].origin}: either off or networks, not both")
+        values["proxy_protocol"] = ()
 
 
 def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> tuple[BrokerAddress, ...]:
@@ -84,38 +117,100 @@ def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFi
 
 
 def _check_queue_arguments(values: Mapping[str, Any], given: Mapping[str, Given]) -> None:
-    for name, (own, consumed) in OWN_ARGUMENTS.items():
-        seen: set[str] = set()
-        arguments: tuple[QueueArgument, ...] = values[BY_NAME[name].field]
-        for argument, value in arguments:
-            if argument in seen:
-                raise ConfigError(f"{given[name].origin}: {argument} is given twice")
-            if argument in own:
-                raise ConfigError(f"{given[name].origin}: {argument} is {own[argument]}")
-            if consumed and (argument, value) == ("x-queue-type", "stream"):
-                raise ConfigError(f"{given[name].origin}: a consumed message stays in a stream; use another queue type")
-            seen.add(argument)
+    for name in OWN_ARGUMENTS:
+        _check_arguments(name, values, given)
+
+
+def _check_arguments(name: str, values: Mapping[str, Any], given: Mapping[str, Given]) -> None:
+    own, consumed = OWN_ARGUMENTS[name]
+    seen: set[str] = set()
+    arguments: tuple[QueueArgument, ...] = values[BY_NAME[name].field]
+    for argument, value in arguments:
+        if argument in seen:
+            raise ConfigError(f"{given[name].origin}: {argument} is given twice")
+        if argument in own:
+            raise ConfigError(f"{given[name].origin}: {argument} is {own[argument]}")
+        if consumed and (argument, value) == ("x-queue-type", "stream"):
+            raise ConfigError(f"{given[name].origin}: a consumed message stays in a stream; use another queue type")
+        seen.add(argument)
 
 
 def check_settings(settings: Settings, given: Mapping[str, Given]) -> None:
-    """Check the settings that depend on each other."""
+    """Check the settings of a door that depend on each other: those of the top level, or of another door."""
+    _check_place(settings, given)
     _check_tls(settings, given)
+    _check_proxy(settings, given)
     _check_queues(settings, given)
     _check_dialect(settings, given)
-    _check_ports(settings, given)
+    if "delimiter" in given and settings.framing.kind != "lines":
+        _refuse(given, ("delimiter",), "has an effect only with --framing lines")
+    if fault := framing_fault(settings.framing, settings.max_line):
+        _refuse(given, ("framing", "max-line"), fault)
     if settings.device_ack is not None:
-        fault = _acknowledgement_fault(settings.device_ack, settings.delimiter)
+        fault = acknowledgement_fault(settings.device_ack, settings.framing, settings.delimiter)
         if fault:
-            _refuse(given, ("device-ack", "delimiter"), fault)
+            _refuse(given, ("device-ack", "framing", "delimiter"), fault)
 
 
 def _refuse(given: Mapping[str, Given], names: Sequence[str], reason: str) -> NoReturn:
     """Raise a `ConfigError` that names the first of these options that the user set."""
-    origin = next((given[name].origin for name in names if name in given), f"--{names[0]}")
+    otherwise = f"{given.origin}: {names[0]}" if isinstance(given, GivenAt) else f"--{names[0]}"
+    origin = next((given[name].origin for name in names if name in given), otherwise)
     raise ConfigError(f"{origin}: {reason}")
 
 
+def check_doors(settings: Settings, given: Mapping[str, Given]) -> None:
+    """Check what several doors, and the other ports, must not have in common."""
+    origin = given["listen"].origin if "listen" in given else "--listen"
+    names = [door.name for door in settings.doors]
+    for name in names:
+        if names.count(name) > 1:
+            fault = "is the name of the door that the top-level options describe" if name == FIRST_DOOR else "names two doors"
+            raise ConfigError(f"{origin}: {name} {fault}")
+    _check_ports(settings, given)
+    arguments: dict[str, tuple[QueueArgument, ...]] = {}
+    for door in settings.doors:
+        own = door.settings
+        if own.publish_exchange is None and set(arguments.setdefault(own.from_device, own.from_device_arguments)) != set(
+            own.from_device_arguments
+        ):
+            raise ConfigError(f"{origin} {door.name}: the queue {own.from_device!r} has other arguments at another door")
+    if not any(door.settings.tls for door in settings.doors):
+        _refuse_tls_options(given, "has an effect only with TLS, and there is no door with it")
+
+
+def _check_place(settings: Settings, given: Mapping[str, Given]) -> None:
+    if "interface" in given and not isinstance(settings.port, int):
+        _refuse(given, ("interface",), "has an effect only with a port number")
+    if "socket-mode" in given and not isinstance(settings.port, Path):
+        _refuse(given, ("socket-mode",), "has an effect only with a unix socket, as in --port unix:/run/owsla.sock")
+
+
+def _check_proxy(settings: Settings, given: Mapping[str, Given]) -> None:
+    for sender in settings.proxy_protocol if "proxy-protocol" in given else ():
+        if sender == "unix" and isinstance(settings.port, int):
+            _refuse(given, ("proxy-protocol",), "unix stands for the peers of a unix socket, and this is a TCP port")
+        if sender != "unix" and isinstance(settings.port, Path):
+            _refuse(given, ("proxy-protocol",), "the peers of a unix socket have no address; write unix to trust all of them")
+    if "proxy-identity" in given and settings.proxy_identity:
+        if not settings.proxy_protocol:
+            _refuse(given, ("proxy-identity",), "has an effect only with --proxy-protocol")
+        if settings.tls:
+            _refuse(given, ("proxy-identity",), "has an effect only without TLS: with TLS the device shows its own certificate")
+
+
+_TLS_OPTIONS: Final = ("cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "ocsp-response")
+
+
+def _refuse_tls_options(given: Mapping[str, Given], reason: str) -> None:
+    for name in _TLS_OPTIONS:
+        if name in given:
+            _refuse(given, (name,), reason)
+
+
 def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
+    if isinstance(given, GivenAt) and not settings.tls:
+        _refuse_tls_options(given, "has an effect only with TLS")
     certs, keys = len(settings.cert), len(settings.key)
     if certs != keys:
         if not certs or not keys:
@@ -159,14 +254,23 @@ def _check_dialect(settings: Settings, given: Mapping[str, Given]) -> None:
 
 
 def _check_ports(settings: Settings, given: Mapping[str, Given]) -> None:
-    ports = [("port", settings.interface, settings.port)]
+    ports: list[tuple[str, str, str, int]] = []
+    paths: dict[Path, str] = {}
+    for door in settings.doors:
+        place = door.settings.port
+        option = "port" if door.name == FIRST_DOOR else "listen"
+        shown = f"--{option}" if option == "port" else f"--listen {door.name}"
+        if isinstance(place, int):
+            ports.append((option, shown, door.settings.interface, place))
+        elif place is not None and paths.setdefault(place, shown) != shown:
+            _refuse(given, (option,), f"{paths[place]} and {shown} cannot both use {place}")
     if settings.http is not None:
-        ports.append(("http", *settings.http))
+        ports.append(("http", "--http", *settings.http))
     if not settings.brokers:
-        ports.append(("embedded-port", "127.0.0.1", settings.embedded_port))
-    for (name, address, port), (other_name, other_address, other_port) in combinations(ports, 2):
+        ports.append(("embedded-port", "--embedded-port", "127.0.0.1", settings.embedded_port))
+    for (option, shown, address, port), (other_option, other_shown, other_address, other_port) in combinations(ports, 2):
         if port == other_port != 0 and _overlap(address, other_address):
-            _refuse(given, (other_name, name), f"--{name} and --{other_name} cannot both use port {port}")
+            _refuse(given, (other_option, option), f"{shown} and {other_shown} cannot both use port {port}")
 
 
 def _overlap(address: str, other: str) -> bool:
@@ -177,25 +281,18 @@ def _overlap(address: str, other: str) -> bool:
     return first.version == second.version and (first.is_unspecified or second.is_unspecified)
 
 
-def _acknowledgement_fault(template: str, delimiter: bytes) -> str:
-    """Return why `delimiter` could split a line made from `template`; empty if it could not."""
-    if delimiter == b"\n":
-        return "the template contains the end of a line" if "\n" in template or "\r" in template else ""
-    if any(byte in b"0123456789" for byte in delimiter):
-        return "a delimiter with digits cannot be distinguished from {seq}"
-    line = template.replace("{seq}", "0").encode()
-    # Searched with the delimiter appended: the end of the line and the start of the delimiter may form a delimiter too.
-    return "" if (line + delimiter).index(delimiter) == len(line) else "the template contains the delimiter"
-
-
 def check_files(settings: Settings, read: ReadFile) -> None:
     """Check the certificates, keys and lists that the settings name."""
-    if settings.cert:
-        load_device_tls(device_tls_files(settings, zip(settings.cert, settings.key, strict=True)), read)
-    elif settings.client_ca is not None:
-        authorities = read_certificates(settings.client_ca, read)
-        if settings.client_crl is not None:
-            read_revocation_lists(settings.client_crl, authorities, read)
+    for door in settings.doors:
+        own = door.settings
+        if not own.tls:
+            continue
+        if own.cert:
+            load_device_tls(device_tls_files(own, zip(own.cert, own.key, strict=True)), read)
+        elif own.client_ca is not None:
+            authorities = read_certificates(own.client_ca, read)
+            if own.client_crl is not None:
+                read_revocation_lists(own.client_crl, authorities, read)
     load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, read)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from owsla.config import readers
+from owsla.config.doors import read_door
+from owsla.config.framings import read_framing
 from owsla.config.readers import LARGEST_COUNT, UNDELIVERABLE_SUFFIX
 
 Reload: TypeAlias = Literal["yes", "new connections", "rolling restart", "restart"]
@@ -34,8 +36,12 @@ class Option:
     repeatable: bool = False
     secret: bool = False
     setting: str = ""
+    flag: bool = False
+    """True if a TOML file may have `true` or `false` in place of yes and no."""
     reload: Reload = "restart"
     needs: str = ""
+    door: bool = False
+    """True if a door can have a value of its own (`--listen`, `[[listen]]`)."""
 
     @property
     def restart(self) -> bool:
@@ -77,12 +83,44 @@ OPTIONS: tuple[Option, ...] = (
         reload="yes",
     ),
     Option(
-        _LISTEN, "port", "PORT", "8883", readers.number(0, 65535, "port number"), "TCP port for devices; 0 is any free port.",
+        _LISTEN, "port", "PORT", "8883", readers.port,
+        "TCP port for devices; 0 is any free port. unix:PATH is a unix socket.",
+        door=True,
     ),
     Option(
         _LISTEN, "interface", "ADDRESS", "all", readers.either("all", "", readers.interface),
         "IP address to listen on; all is every IPv4 and IPv6 address, :: every IPv6 address only, and 0.0.0.0 every IPv4 "
         "address only.",
+        door=True,
+    ),
+    Option(
+        _LISTEN, "socket-mode", "MODE", "0660", readers.file_mode,
+        "Permissions of a unix socket, in octal digits. To connect takes the permission to write.",
+        door=True,
+    ),
+    Option(
+        _LISTEN, "listen", "DOOR", None, read_door,
+        "Another door for devices: tls:PORT, tcp:PORT (without TLS), unix:PATH or systemd:NAME, followed by options of its "
+        r"own, as in 'tcp:9000:name=meters:framing=length\:2'. A backslash is written before a colon in a value. "
+        "What a door does not say, it has from the other options. Repeat the option for several doors.",
+        repeatable=True,
+    ),
+    Option(
+        _LISTEN, "tls", "yes|no", "yes", readers.yes_or_no,
+        "no: devices connect without TLS, over plain TCP or a unix socket.",
+        door=True, flag=True,
+    ),
+    Option(
+        _LISTEN, "proxy-protocol", "NETWORK", None, readers.either("off", None, readers.proxy_sender),
+        "Network, as in 10.0.0.0/8, of load balancers that send a PROXY protocol header (version 1 or 2) before anything else; "
+        "others are refused. unix: all peers of a unix socket. Repeat the option for several networks.",
+        repeatable=True, door=True,
+    ),
+    Option(
+        _LISTEN, "proxy-identity", "WORD", "off", readers.proxy_identity,
+        "With --proxy-protocol and without TLS: cn takes the common name of the client certificate that the proxy has verified "
+        "as the device id (PP2_TYPE_SSL).",
+        door=True,
     ),
     Option(
         _LISTEN, "workers", "COUNT", "1", readers.workers,
@@ -93,11 +131,13 @@ OPTIONS: tuple[Option, ...] = (
         "PEM file with the server certificate, followed by intermediate certificates. Needs --key. Repeat both options, in the "
         "same order, for certificates with other key types (RSA, ECDSA) or server names (SNI).",
         shown="a development certificate in --certs-dir", repeatable=True,
+        door=True,
         reload="new connections",
     ),
     Option(
         _TLS, "key", "FILE", None, readers.path, "PEM file with the private key, not encrypted. Needs --cert.",
         shown="a development key in --certs-dir", repeatable=True,
+        door=True,
         reload="new connections",
     ),
     Option(
@@ -108,29 +148,34 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _TLS, "client-ca", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with the authorities that sign device certificates; devices are then asked for a certificate.",
+        door=True,
         reload="new connections",
     ),
     Option(
         _TLS, "client-cert", "WORD", "require", readers.choice("require", "optional"),
         "With --client-ca: require refuses devices without a certificate, optional accepts them without an identity.",
+        door=True,
         reload="new connections",
     ),
     Option(
         _TLS, "device-id", "WORD", "cn", readers.choice("cn", "san-dns", "san-uri", "fingerprint"),
         "Part of the certificate that identifies the device: cn, san-dns, san-uri (the first entry) or fingerprint "
         "(SHA-256, hexadecimal).",
+        door=True,
         reload="new connections",
     ),
     Option(
         _TLS, "client-crl", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with certificate revocation lists of the authorities in --client-ca and of intermediate ones; devices with a "
         "revoked certificate are refused, and disconnected.",
+        door=True,
         reload="yes",
     ),
     Option(
         _TLS, "crl-policy", "WORD", "hard", readers.choice("hard", "soft"),
         "With --client-crl, when a list is missing or has expired: hard refuses devices of its authority, soft accepts those "
         "that no list names.",
+        door=True,
         reload="new connections",
     ),
     Option(
@@ -138,6 +183,7 @@ OPTIONS: tuple[Option, ...] = (
         "DER file with an OCSP response, sent to devices with the certificate that it is for (OCSP stapling). Repeat the "
         "option for several certificates.",
         repeatable=True,
+        door=True,
         reload="new connections",
     ),
     Option(
@@ -184,17 +230,20 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _MESSAGES, "from-device", "QUEUE", "from_device", readers.queue_name, "Queue for lines from devices.",
+        door=True,
         reload="rolling restart",
     ),
     Option(
         _MESSAGES, "publish-exchange", "NAME", "off", readers.either("off", None, readers.exchange_name),
         "Existing exchange to publish lines to, in place of the queue --from-device.",
+        door=True,
         reload="rolling restart",
     ),
     Option(
         _MESSAGES, "routing-key", "TEMPLATE", "{connection_id}", readers.routing_key,
         "With --publish-exchange: routing key of lines, with the placeholders {connection_id}, {device_id} (the connection id "
         "if the device has no id), {node} and {shard:N}, a hash of the device id from 0 to N-1.",
+        door=True,
         reload="rolling restart",
     ),
     Option(
@@ -206,6 +255,7 @@ OPTIONS: tuple[Option, ...] = (
         _MESSAGES, "from-device-argument", "NAME=VALUE", None, readers.queue_argument,
         "Argument for the declaration of the from-device queue, such as x-queue-type=quorum; a number, true, false or text.",
         repeatable=True, setting="from_device_arguments",
+        door=True,
         reload="rolling restart",
     ),
     Option(
@@ -265,26 +315,42 @@ OPTIONS: tuple[Option, ...] = (
         reload="rolling restart",
     ),
     Option(
+        _LINES, "framing", "FRAMING", "lines", read_framing,
+        "Form of messages on the connection: lines; length:N[:little][:inclusive], a length of N bytes (1, 2, 4 or 8) before "
+        "each; netstring; octet-counting (RFC 6587); fixed:N, all of N bytes; between:START:END, bytes in hexadecimal digits.",
+        door=True,
+        reload="rolling restart",
+    ),
+    Option(
         _LINES, "max-line", "SIZE", "16384", readers.size(1, _LONGEST_LINE),
         "Maximum length of a line in bytes, without its delimiter, in both directions; a device that sends a longer line is "
         "disconnected.",
+        door=True,
         reload="yes",
+    ),
+    Option(
+        _LINES, "on-long", "WORD", "close", readers.choice("close", "skip"),
+        "When a device sends a line longer than --max-line: close the connection, or skip the line.",
+        door=True,
     ),
     Option(
         _LINES, "delimiter", "TEXT", r"\n", readers.delimiter,
         r"Delimiter at the end of a line: 1 to 16 bytes, with the escapes \n, \r, \t, \0, \\ and \xHH. With \n, a \r before it "
         r"is removed, and lines to devices end with \r\n; any other delimiter is used unchanged in both directions.",
+        door=True,
         reload="rolling restart",
     ),
     Option(
         _LINES, "device-ack", "TEXT", "off", readers.either("off", None, readers.acknowledgement),
         "Line that acknowledges lines to the device, as in 'ACK {seq}': the broker has confirmed all lines up to number {seq}, "
         "which counts from 0.",
+        door=True,
         reload="new connections", needs="delimiter",
     ),
     Option(
-        _LINES, "max-rate", "NUMBER", "off", readers.either("off", None, readers.rate),
+        _LINES, "max-rate", "NUMBER", "off", readers.either("off", None, readers.rate("lines")),
         "Lines per second from one connection; reading from faster connections is slowed down.",
+        door=True,
         reload="yes",
     ),
     Option(
@@ -297,6 +363,7 @@ OPTIONS: tuple[Option, ...] = (
         _LINES, "dialect", "NAME", "lines", readers.either("lines", None, readers.dialect),
         "Protocol of devices: lines publishes every line; login and turnstile come with Owsla; others are named by their "
         "plugin name, or as package.module:Name.",
+        door=True,
         reload="rolling restart",
     ),
     Option(
@@ -304,17 +371,20 @@ OPTIONS: tuple[Option, ...] = (
         "Credentials for the login dialect: file:PATH, with a line id:token per device, or another credentials checker of "
         "Twisted.",
         secret=True,
+        door=True,
         reload="new connections", needs="dialect",
     ),
     Option(
         _LINES, "login-timeout", "TIME", "10s", readers.duration(zero=False),
         "Time limit for the login of a device with the login dialect.",
+        door=True,
         reload="new connections", needs="dialect",
     ),
     Option(
         _CONNECTIONS, "max-connections", "COUNT", "auto", readers.either("auto", None, readers.number(1, LARGEST_COUNT)),
         "Maximum number of connected devices; further connections wait to be accepted. auto is as many as the limit on open "
         "files allows.",
+        door=True,
         reload="yes",
     ),
     Option(
@@ -327,16 +397,34 @@ OPTIONS: tuple[Option, ...] = (
         _CONNECTIONS, "max-per-address", "COUNT", "off", readers.either("off", None, readers.number(1, LARGEST_COUNT)),
         "Connections from one IPv4 address, or one IPv6 network (/64); further connections are closed at once. Devices behind "
         "one NAT share an address.",
+        door=True,
         reload="yes",
+    ),
+    Option(
+        _CONNECTIONS, "max-connect-rate", "NUMBER", "off", readers.either("off", None, readers.rate("connections")),
+        "New connections per second from one IPv4 address, or one IPv6 network (/64); further connections are closed at once. "
+        "Devices behind one NAT share an address.",
+        door=True,
+    ),
+    Option(
+        _CONNECTIONS, "max-flaps", "COUNT", "off", readers.either("off", None, readers.number(1, LARGEST_COUNT)),
+        "Connections of one identified device within a minute; beyond that, its connections are closed for a minute.",
+    ),
+    Option(
+        _CONNECTIONS, "deny", "FILE", "off", readers.either("off", None, readers.path),
+        "File with addresses, certificates and devices that are refused, a line each: address NETWORK, serial HEX or device "
+        "ID.",
     ),
     Option(
         _CONNECTIONS, "handshake-timeout", "TIME", "15s", readers.duration(zero=False),
         "Time limit for the TLS handshake.",
+        door=True,
         reload="yes",
     ),
     Option(
         _CONNECTIONS, "idle-timeout", "TIME", "30m", readers.either("off", 0.0, readers.duration(zero=True)),
         "Time after which a connection without lines in either direction is closed; 0 or off: never.",
+        door=True,
         reload="yes",
     ),
     Option(
@@ -347,6 +435,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _CONNECTIONS, "write-buffer", "SIZE", "64KiB", readers.size(1, readers.GIB),
         "Maximum size of the data that waits for a slow device; beyond that, the device is disconnected.",
+        door=True,
         reload="yes",
     ),
     Option(

@@ -15,7 +15,7 @@ from typing import Any, Final
 from twisted.cred.checkers import ICredentialsChecker
 
 from owsla.config.addresses import BrokerAddress
-from owsla.config.settings import QueueArgument
+from owsla.config.settings import ProxySender, QueueArgument
 from owsla.dialects import Dialect, find_dialect
 from owsla.dialects.login import ConfiguredChecker, make_login_checker
 from owsla.errors import ConfigError
@@ -29,6 +29,7 @@ _DIGITS = re.compile(r"[0-9]{1,15}", re.ASCII)
 _DECIMAL = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)?", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)
+_OCTAL = re.compile(r"[0-7]{1,4}", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -105,11 +106,15 @@ def heartbeat(text: str) -> int:
     return int(seconds)
 
 
-def rate(text: str) -> float:
-    """Read a rate in lines per second."""
-    if not _DECIMAL.fullmatch(text) or float(text) == 0:
-        raise ConfigError(f"{text!r} is not a number of lines a second (more than 0)")
-    return float(text)
+def rate(what: str) -> Callable[[str], float]:
+    """Return a reader of rates, of `what` per second."""
+
+    def read(text: str) -> float:
+        if not _DECIMAL.fullmatch(text) or float(text) == 0:
+            raise ConfigError(f"{text!r} is not a number of {what} a second (more than 0)")
+        return float(text)
+
+    return read
 
 
 def choice(*words: str) -> Callable[[str], str]:
@@ -137,6 +142,40 @@ def interface(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ConfigError(f"{text!r} is not an IP address of this machine, nor 'all'") from None
+
+
+def port(text: str) -> int | Path:
+    """Read a port number, or `unix:PATH`."""
+    if text.startswith("unix:"):
+        return path(text.removeprefix("unix:"))
+    return number(0, 65535, "port number")(text)
+
+
+def file_mode(text: str) -> int:
+    """Read permissions of a file, in octal digits."""
+    if not _OCTAL.fullmatch(text):
+        raise ConfigError(f"{text!r} is not the permissions of a file in octal digits, as in 0660")
+    return int(text, 8)
+
+
+def yes_or_no(text: str) -> bool:
+    """Read yes or no."""
+    return choice("yes", "no")(text) == "yes"
+
+
+def proxy_identity(text: str) -> bool:
+    """Read cn or off."""
+    return choice("off", "cn")(text) == "cn"
+
+
+def proxy_sender(text: str) -> ProxySender:
+    """Read a network, or the word unix."""
+    if text == "unix":
+        return "unix"
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a network, as in 10.0.0.0/8: {error}") from None
 
 
 def http_address(text: str) -> tuple[str, int]:

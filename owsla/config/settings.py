@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 from twisted.cred.checkers import ICredentialsChecker
 
 from owsla.config.addresses import BrokerAddress
+from owsla.config.framings import FramingSpec
 from owsla.dialects import Dialect
 from owsla.events import HandlerSpec
 from owsla.routing_key import RoutingKey
@@ -18,8 +20,14 @@ CrlPolicy = Literal["hard", "soft"]
 Identity = Literal["cn", "san-dns", "san-uri", "fingerprint"]
 Duplicates = Literal["keep", "replace"]
 SequenceType = Literal["int64", "int32"]
+OnLong = Literal["close", "skip"]
+ProxySender: TypeAlias = IPv4Network | IPv6Network | Literal["unix"]
+"""Peers that are trusted to send a PROXY protocol header: those of a network, or all of a unix socket."""
 QueueArgument = tuple[str, str | int | bool]
 """Name and value of an argument of queue.declare."""
+
+FIRST_DOOR: Final = "default"
+"""Name of the door that the top-level options describe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +35,13 @@ class Settings:
     """Checked values of all options. The help texts of `OPTIONS` describe them. Times are in seconds, sizes in bytes."""
 
     watch: float  # 0: off
-    port: int
+    port: int | Path | None  # a path: of a unix socket; None: a socket that systemd passes
     interface: str  # empty: all interfaces
+    socket_mode: int  # permissions of a unix socket
+    listen: tuple[Door, ...]  # the doors besides the first
+    tls: bool
+    proxy_protocol: tuple[ProxySender, ...]  # empty: no header is expected
+    proxy_identity: bool
     workers: int
     cert: tuple[Path, ...]  # empty: the development certificate in `certs_dir`
     key: tuple[Path, ...]  # of each certificate, in the same order
@@ -65,9 +78,14 @@ class Settings:
     max_connections: int | None  # None: derived from the limit on open files
     max_handshakes: int
     max_per_address: int | None
+    max_connect_rate: float | None
+    max_flaps: int | None
+    deny: Path | None
     handshake_timeout: float
     idle_timeout: float  # 0: off
+    framing: FramingSpec
     max_line: int
+    on_long: OnLong
     max_rate: float | None
     linger: float
     delimiter: bytes
@@ -86,3 +104,19 @@ class Settings:
     node_grace: float
     events: tuple[HandlerSpec, ...]
     http: tuple[str, int] | None  # address (empty: all) and port
+
+    @property
+    def doors(self) -> tuple[Door, ...]:
+        """All doors, the one that the top-level options describe first."""
+        return (Door(FIRST_DOOR, self), *self.listen)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A place where devices come in: a port, a unix socket, or a socket that systemd passes."""
+
+    name: str
+    settings: Settings
+    """Settings of the door. What it does not say is as in the settings of the process. Of the options that no door can have,
+    the values are those at the time of loading: ask the settings of the process for them.
+    """

@@ -15,14 +15,25 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from owsla.config import readers
-from owsla.config.checks import Given, check_files, check_readable, check_settings, check_values
+from owsla.config.checks import (
+    Given,
+    GivenAt,
+    check_door_values,
+    check_doors,
+    check_files,
+    check_readable,
+    check_settings,
+    check_values,
+)
+from owsla.config.doors import NAME, DoorDescription, door_text, read_door
 from owsla.config.options import BY_NAME, BY_VARIABLE, OPTIONS, Option
-from owsla.config.settings import Settings
+from owsla.config.settings import Door, Settings
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
 
@@ -221,42 +232,112 @@ def _from_file(config: Given, files: Files) -> dict[str, Given]:
             names = [name for name in BY_NAME if name != "config"]
             raise ConfigError(f"{path}: {key}: no such option{_closest(key, names)}")
         origin = f"{path}: {key}"
-        values = value if isinstance(value, list) and option.repeatable else [value]
-        if not values:
-            raise ConfigError(f"{origin}: the array is empty")
-        given[key] = Given(tuple(_toml_text(item, origin) for item in values), origin)
+        given[key] = Given(_toml_texts(value, option, origin), origin)
     return given
 
 
-def _toml_text(value: object, origin: str) -> str:
-    """Return a TOML value as text: the readers of options take text, whatever the source."""
+def _toml_texts(value: object, option: Option, origin: str) -> tuple[str, ...]:
+    """Return a TOML value, or the items of an array, as texts: the readers of options take text, whatever the source."""
+    values = value if isinstance(value, list) and option.repeatable else [value]
+    if not values:
+        raise ConfigError(f"{origin}: the array is empty")
+    return tuple(_toml_text(item, option, origin) for item in values)
+
+
+def _toml_text(value: object, option: Option, origin: str) -> str:
+    if isinstance(value, dict) and option.name == "listen":
+        return _door_text(value, origin)
     if isinstance(value, str):
         return value
+    if isinstance(value, bool) and option.flag:
+        return "yes" if value else "no"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     kind = {dict: "a table", list: "an array", bool: "a boolean"}.get(type(value), "a date or time")
     raise ConfigError(f"{origin}: {kind} cannot be the value of this option")
 
 
+def _door_text(table: Mapping[str, object], origin: str) -> str:
+    """Return the description of the door in a table `[[listen]]`."""
+    items: list[tuple[str, str]] = []
+    for key, value in table.items():
+        if key == NAME:
+            if not isinstance(value, str):
+                raise ConfigError(f"{origin}: name: the name of a door is text")
+            items.append((key, value))
+        else:
+            option = _door_option(key, origin)
+            items += [(key, text) for text in _toml_texts(value, option, f"{origin}: {key}")]
+    if not items:
+        raise ConfigError(f"{origin}: the table is empty; a door needs a port, or a name")
+    return door_text(items)
+
+
+def _door_option(key: str, origin: str) -> Option:
+    """Return the option of a door with this name."""
+    option = BY_NAME.get(key)
+    if option is None:
+        names = [each.name for each in OPTIONS if each.door]
+        raise ConfigError(f"{origin}: {key}: no such option{_closest(key, (NAME, *names))}")
+    if not option.door:
+        raise ConfigError(f"{origin}: {key}: is for all doors, and is not set for one")
+    return option
+
+
 def _read_and_check(given: Mapping[str, Given], files: Files, *, certificates: bool) -> Settings:
     """Return the settings. Read each value on its own first, and then check the values together."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"listen": ()}
     for option in OPTIONS:
-        if option.name == "config":
-            continue
-        default = Given(() if option.default is None else (option.default,), f"--{option.name}")
-        source = given.get(option.name, default)
-        try:
-            read = [_value(option, text, files) for text in source.texts]
-        except ConfigError as error:
-            raise ConfigError(f"{source.origin}: {error}") from None
-        values[option.field] = tuple(read) if option.repeatable else (read[-1] if read else None)
+        if option.name not in ("config", "listen"):
+            default = Given(() if option.default is None else (option.default,), f"--{option.name}")
+            values[option.field] = _read_option(option, given.get(option.name, default), files)
     if certificates:
         check_readable(values, given, files.read)
     check_values(values, given, files.read)
-    settings = Settings(**values)
+    top = Settings(**values)
+    doors = [_door(top, description, origin, files, certificates) for description, origin in _descriptions(given)]
+    settings = replace(top, listen=tuple(door for door, _ in doors))
     check_settings(settings, given)
+    for door, own in doors:
+        check_settings(door.settings, own)
+    check_doors(settings, given)
     return settings
+
+
+def _read_option(option: Option, source: Given, files: Files) -> object:
+    """Return the value of an option, or the tuple of the values of a repeatable one."""
+    try:
+        read = [_value(option, text, files) for text in source.texts]
+    except ConfigError as error:
+        raise ConfigError(f"{source.origin}: {error}") from None
+    return tuple(read) if option.repeatable else (read[-1] if read else None)
+
+
+def _descriptions(given: Mapping[str, Given]) -> Iterator[tuple[DoorDescription, str]]:
+    """Yield the descriptions of the doors besides the first, each with its origin for messages."""
+    source = given.get("listen", Given((), ""))
+    for text in source.texts:
+        try:
+            description = read_door(text)
+        except ConfigError as error:
+            raise ConfigError(f"{source.origin}: {error}") from None
+        yield description, f"{source.origin} {description.name}"
+
+
+def _door(
+    top: Settings, description: DoorDescription, origin: str, files: Files, certificates: bool
+) -> tuple[Door, GivenAt]:
+    """Return a door with its own values, and those of the top level for the rest; and the texts of its own values."""
+    given = GivenAt(origin)
+    for name, texts in description.texts.items():
+        option = _door_option(name, origin)
+        given[name] = Given(texts if option.repeatable else texts[-1:], f"{origin}: {name}")
+    values: dict[str, Any] = {BY_NAME[name].field: _read_option(BY_NAME[name], source, files) for name, source in given.items()}
+    values.setdefault("port", None)
+    if certificates:
+        check_readable(values, given, files.read)
+    check_door_values(values, given)
+    return Door(description.name, replace(top, **values)), given
 
 
 def _value(option: Option, text: str, files: Files) -> object:

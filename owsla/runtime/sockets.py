@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
+import stat
+from pathlib import Path
 
 from ..errors import ConfigError, os_reason
 
@@ -28,6 +32,72 @@ def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
         raise ConfigError(f"{option}: {where} cannot be used: {os_reason(error)}") from None
     sock.setblocking(False)
     return sock
+
+
+class UnixSocket(socket.socket):
+    """Unix socket that was bound to a path, which `close` removes, unless another process has it by now.
+
+    Another process that inherits the descriptor closes it without removing the path.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path: Path | None = None
+        self._inode = 0
+
+    def bind_path(self, path: Path) -> None:
+        """Bind to an absolute path that does not exist."""
+        self.bind(os.fspath(path))
+        self._path, self._inode = path, path.lstat().st_ino
+
+    def close(self) -> None:
+        super().close()
+        path, self._path = self._path, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                if path.lstat().st_ino == self._inode:
+                    path.unlink()
+
+
+def bind_unix(path: Path, mode: int, option: str = "--port") -> UnixSocket:
+    """Return a unix socket that is bound to a path, with these permissions, and does not listen yet.
+
+    A socket that a process left behind which does not exist any more is replaced. Raise `ConfigError`, with the name of the
+    option, if the path cannot be used.
+    """
+    absolute = Path.cwd() / path
+    sock = UnixSocket()
+    before = os.umask(0o777 & ~mode)
+    try:
+        _remove_stale(absolute, option, path)
+        sock.bind_path(absolute)
+        absolute.chmod(mode)
+    except OSError as error:
+        sock.close()
+        reason = os_reason(error) if error.errno is not None else str(error)  # a path of more than 107 bytes
+        raise ConfigError(f"{option}: {path} cannot be used: {reason}") from None
+    except ConfigError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    sock.setblocking(False)
+    return sock
+
+
+def _remove_stale(absolute: Path, option: str, path: Path) -> None:
+    """Remove a socket on which no process listens."""
+    try:
+        kind = absolute.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise ConfigError(f"{option}: {path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full accept queue would block
+        if probe.connect_ex(os.fspath(absolute)) != errno.ECONNREFUSED:
+            raise ConfigError(f"{option}: {path} is in use by another process")
+    absolute.unlink(missing_ok=True)
 
 
 def _family(interface: str) -> tuple[socket.AddressFamily, str]:

@@ -80,7 +80,7 @@ def make_node(
 
 def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
     brokers = [inherited.broker] if inherited.broker is not None else list(settings.brokers)
-    return Sockets(inherited.port, None, None, brokers)
+    return Sockets(inherited.doors, None, None, brokers)
 
 
 def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> NodeService:

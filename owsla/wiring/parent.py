@@ -71,7 +71,7 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
         files=configuration.files,
         count=settings.workers,
         broker_port=sockets.brokers[0].port if sockets.embedded is not None else None,
-        port=sockets.device,
+        doors=sockets.doors,
         loads=Loads.create(settings.workers),
         cwd=os.getcwd(),
         drain_timeout=settings.drain_timeout,
@@ -84,7 +84,11 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
     )
     reloads = make_parent_reloads(reactor, current, pool, events, sockets.embedded)
     service = ParentService(
-        port=sockets.device, pool=pool, reload=reloads.request, replaced=current.workers_replaced, fail=partial(fail, reactor)
+        doors=sockets.doors.values(),
+        pool=pool,
+        reload=reloads.request,
+        replaced=current.workers_replaced,
+        fail=partial(fail, reactor),
     )
     readings = http.ParentReadings(
         workers=lambda: pool.processes,
@@ -138,6 +142,9 @@ def make_parent_reloads(
 
     def load(files: Files) -> Configuration:
         new = reload_configuration(current.configuration, files, serves_devices=False)
+        if new.changes is not None and "listen" in new.changes.restart:
+            # A worker that starts later would have other doors than the others.
+            raise ConfigError("--listen: a door that comes or goes takes a restart; restart, or undo it")
         if new.changes is not None and "broker" in new.changes.restart:
             # A worker that starts later would have another broker than the others, or none.
             raise ConfigError("--broker: a change from or to the embedded broker takes a restart; restart, or undo it")

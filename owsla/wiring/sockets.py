@@ -3,33 +3,68 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import http
 from ..config.addresses import BrokerAddress
-from ..config.settings import Settings
+from ..config.settings import FIRST_DOOR, Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
-from ..runtime.sockets import bind
+from ..runtime.sockets import bind, bind_unix
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
     """Sockets of a process, and the brokers to connect to."""
 
-    device: socket.socket
+    doors: Mapping[str, socket.socket]
+    """Socket of each door, by name. It is bound, and does not listen yet unless it was passed by systemd."""
     http: socket.socket | None
     embedded: EmbeddedBroker | None
     brokers: list[BrokerAddress]
 
+    @property
+    def device(self) -> socket.socket:
+        """Socket of the first door."""
+        return self.doors[FIRST_DOOR]
+
 
 def claim_sockets(reactor: Any, settings: Settings) -> Sockets:
-    """Bind every socket of the settings. `ConfigError` says which one cannot be had."""
-    device = bind(settings.port, settings.interface)
-    http_socket = http.claim(settings.http[1], settings.http[0]) if settings.http is not None else None
-    if settings.brokers:
-        return Sockets(device, http_socket, None, list(settings.brokers))
+    """Bind every socket of the settings. `ConfigError` says which one cannot be had, and nothing is bound then."""
+    claimed: list[socket.socket] = []
+    try:
+        doors = {}
+        for door in settings.doors:
+            doors[door.name] = _door_socket(door)
+            claimed.append(doors[door.name])
+        http_socket = None
+        if settings.http is not None:
+            http_socket = http.claim(settings.http[1], settings.http[0])
+            claimed.append(http_socket)
+        if settings.brokers:
+            return Sockets(doors, http_socket, None, list(settings.brokers))
+        embedded, address = _embedded_broker(reactor, settings)
+        return Sockets(doors, http_socket, embedded, [address])
+    except ConfigError:
+        for sock in claimed:
+            sock.close()
+        raise
+
+
+def _door_socket(door: Door) -> socket.socket:
+    settings = door.settings
+    option = "--port" if door.name == FIRST_DOOR else f"--listen {door.name}"
+    if isinstance(settings.port, Path):
+        return bind_unix(settings.port, settings.socket_mode, option)
+    if settings.port is None:
+        raise ConfigError(f"{option}: it has no port, and systemd passes no socket of this name")
+    return bind(settings.port, settings.interface, option)
+
+
+def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker, BrokerAddress]:
     try:
         sock = bind(settings.embedded_port, "127.0.0.1", "--embedded-port")
     except ConfigError as error:
@@ -38,4 +73,4 @@ def claim_sockets(reactor: Any, settings: Settings) -> Sockets:
             "or choose another port with --embedded-port"
         ) from None
     embedded = EmbeddedBroker(reactor, sock, memory_limit=settings.embedded_memory)
-    return Sockets(device, http_socket, embedded, [BrokerAddress("127.0.0.1", sock.getsockname()[1])])
+    return embedded, BrokerAddress("127.0.0.1", sock.getsockname()[1])

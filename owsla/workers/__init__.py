@@ -15,8 +15,8 @@ from ._pool import WorkerPool
 from ._process import WorkerStart
 from ._worker import (
     CHANNEL_FD,
+    FIRST_DOOR_FD,
     LOADS_FD,
-    PORT_FD,
     EventsToParent,
     Inherited,
     LogToParent,
@@ -26,8 +26,8 @@ from ._worker import (
 
 __all__ = [
     "CHANNEL_FD",
+    "FIRST_DOOR_FD",
     "LOADS_FD",
-    "PORT_FD",
     "Channel",
     "EventsToParent",
     "Inherited",

@@ -6,7 +6,7 @@ The parent has no device traffic and no connection to the broker, so that nothin
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -24,19 +24,19 @@ class ParentService(MultiService):
     def __init__(
         self,
         *,
-        port: socket.socket,
+        doors: Iterable[socket.socket],
         pool: WorkerPool,
         reload: Callable[[], Deferred[bool]],
         replaced: Callable[[], None],
         fail: Callable[[str, int], None],
     ) -> None:
-        """`port` is the device port that the workers share. `reload` reloads the configuration; its Deferred fires with the
+        """`doors` are the sockets that the workers share. `reload` reloads the configuration; its Deferred fires with the
         success. `replaced` is called when all workers have started with the configuration in force. `fail` ends the process
         with a line and a status.
         """
         super().__init__()
         self._log = Logger(namespace="owsla")
-        self._port = port
+        self._doors = tuple(doors)
         self.pool = pool
         self._reload = reload
         self._replaced = replaced
@@ -64,8 +64,9 @@ class ParentService(MultiService):
 
     async def _stop(self) -> None:
         self._log.info("Stopping {count} workers", count=len(self.pool.workers))
-        # The port closes when the workers have closed their descriptors of it, too.
-        self._port.close()
+        # A port closes when the workers have closed their descriptors of it, too.
+        for sock in self._doors:
+            sock.close()
         await DeferredList([worker.stop_for_good() for worker in self.pool.workers])
         if self._root is not None:
             await self._root.stopService()

@@ -43,7 +43,7 @@ from ..supervision import Untraced
 from ..tls.expiry import ServedCertificate
 from ._channel import Channel
 from ._loads import Loads
-from ._worker import CHANNEL_FD, LOADS_FD, PORT_FD
+from ._worker import CHANNEL_FD, FIRST_DOOR_FD, LOADS_FD
 
 State: TypeAlias = Literal["starting", "ready", "draining", "ended"]
 
@@ -113,8 +113,8 @@ class WorkerStart:
     """Number of workers."""
     broker_port: int | None
     """Port of the embedded broker, or `None`."""
-    port: socket.socket
-    """Device port, bound."""
+    doors: Mapping[str, socket.socket]
+    """Socket of each door, by name: bound."""
     loads: Loads
     """Connection counts of the workers."""
     cwd: str
@@ -183,6 +183,7 @@ class WorkerProcess(ProcessProtocol):
                 number=self.number,
                 count=self._start.count,
                 broker_port=self._start.broker_port,
+                doors=list(self._start.doors),
             )
             self._transport = self._reactor.spawnProcess(
                 self,
@@ -196,8 +197,8 @@ class WorkerProcess(ProcessProtocol):
                     1: "r",
                     2: "r",
                     CHANNEL_FD: worker_end.fileno(),
-                    PORT_FD: self._start.port.fileno(),
                     LOADS_FD: self._start.loads.descriptor,
+                    **{FIRST_DOOR_FD + at: sock.fileno() for at, sock in enumerate(self._start.doors.values())},
                 },
             )
         self.pid = self._transport.pid

@@ -21,8 +21,9 @@ from ._channel import Channel
 from ._loads import WorkerLoad
 
 CHANNEL_FD: Final = 3
-PORT_FD: Final = 4
-LOADS_FD: Final = 5
+LOADS_FD: Final = 4
+FIRST_DOOR_FD: Final = 5
+"""Descriptor of the socket of the first door. Those of the other doors follow, in the order of the `start` message."""
 
 ORPHAN_TIMEOUT: Final = 5.0
 """Seconds for the shutdown of a worker whose parent is gone. systemd, or whatever runs Owsla, starts a new parent at once,
@@ -68,8 +69,8 @@ class Inherited:
     """Resources that a worker has from its parent."""
 
     link: ParentLink
-    port: socket.socket
-    """Device port, bound, and shared with the other workers."""
+    doors: Mapping[str, socket.socket]
+    """Socket of each door, by name: bound, and shared with the other workers."""
     broker: BrokerAddress | None
     """Embedded broker of the parent, if it runs one."""
     load: WorkerLoad

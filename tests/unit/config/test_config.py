@@ -23,6 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
 from owsla.config.addresses import BrokerAddress
+from owsla.config.framings import FramingSpec
 from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings
@@ -158,6 +159,11 @@ class ValueTests(_Files):
                 "watch": 60.0,
                 "port": 8883,
                 "interface": "",
+                "socket_mode": 0o660,
+                "listen": (),
+                "tls": True,
+                "proxy_protocol": (),
+                "proxy_identity": False,
                 "workers": 1,
                 "cert": (),
                 "key": (),
@@ -194,11 +200,16 @@ class ValueTests(_Files):
                 "max_connections": None,
                 "max_handshakes": 512,
                 "max_per_address": None,
+                "max_connect_rate": None,
+                "max_flaps": None,
+                "deny": None,
                 "http": None,
                 "events": (dataclasses.asdict(HandlerSpec("console")),),
                 "handshake_timeout": 15.0,
                 "idle_timeout": 1800.0,
+                "framing": dataclasses.asdict(FramingSpec()),
                 "max_line": 16384,
+                "on_long": "close",
                 "max_rate": None,
                 "linger": 0.002,
                 "delimiter": b"\n",

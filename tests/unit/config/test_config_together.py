@@ -86,7 +86,8 @@ class NameTests(SynchronousTestCase):
         for argv, message in [
             (["--por", "21003"], "--por: no such option; did you mean --port?"),
             (["--por=21003"], "--por: no such option; did you mean --port?"),
-            (["--on", "replace"], "--on: no such option; did you mean --on-duplicate?"),
+            (["--on", "replace"], "--on: more than one option begins like this"),
+            (["--on-d", "replace"], "--on-d: no such option; did you mean --on-duplicate?"),
             (["--embedded-p", "1"], "--embedded-p: no such option; did you mean --embedded-port?"),
             (["--broke=amqp://u:secret@h"], "--broke: no such option; did you mean --broker?"),
             (["--=1"], "--: no such option"),

@@ -149,7 +149,7 @@ class ProcessTestCase(SynchronousTestCase):
             files=Files(contents={Path("server.pem"): b"certificate"}),
             count=2,
             broker_port=5672,
-            port=self.port,
+            doors={"default": self.port},
             loads=self.loads,
             cwd="/",
             drain_timeout=DRAIN,
@@ -189,8 +189,8 @@ class OneProcessTests(ProcessTestCase):
         """A worker is started with its display name only: neither settings nor secrets are in its arguments."""
         self.worker.startService()
         self.assertEqual(self.child.args[1:], ["-P", "-m", "owsla.worker", "worker-1"])
-        self.assertEqual(self.child.options["childFDs"][4], self.port.fileno())
-        self.assertEqual(self.child.options["childFDs"][5], self.loads.descriptor)
+        self.assertEqual(self.child.options["childFDs"][4], self.loads.descriptor)
+        self.assertEqual(self.child.options["childFDs"][5], self.port.fileno())
         self.assertEqual(self.child.options["path"], "/")
 
     def test_logs(self) -> None:
@@ -766,7 +766,7 @@ class ParentTests(ProcessTestCase):
         )
         self.renewed: list[int] = []
         self.parent = ParentService(
-            port=self.port,
+            doors=[self.port],
             pool=pool,
             reload=lambda: succeed(True),
             replaced=lambda: self.renewed.append(pool.generation),
