@@ -67,7 +67,7 @@ class Limits:
 
     admission: Admission[TLSTransport]
     sources: Sources | None = None
-    """Limit for each address, if any."""
+    """Limits for each address, and the denied addresses, if there are any."""
     share: Share | None = None
     """Balance with other processes on the same port, if any."""
 
@@ -83,6 +83,7 @@ class Acceptor:
         limits: Limits,
         service: Worker,
         emit: Callable[[Event], None],
+        sources: Sources,
         reports: AttackReports,
         accepted: Callable[[socket.socket, Any], None],
     ) -> None:
@@ -90,7 +91,7 @@ class Acceptor:
         self._reactor = reactor
         self._socket = sock
         self._admission = limits.admission
-        self._sources = limits.sources
+        self._sources = sources
         self._share = limits.share
         self._service = service
         self._emit = emit
@@ -101,9 +102,8 @@ class Acceptor:
         self._standing_back = False
         self._full = False
 
-    def configure(self, sources: Sources | None) -> None:
-        """Change the limit for each address. Accept again, or stop, as the limits of the admission allow now."""
-        self._sources = sources
+    def configure(self) -> None:
+        """Accept again, or stop, as the limits of the admission allow now."""
         self._forget_full()
         if self._listening and self.open:
             self.check_room()
@@ -169,8 +169,7 @@ class Acceptor:
         """Make room for another connection after one has closed."""
         if self._share is not None and self._socket.fileno() >= 0:
             self._share.tell(self._admission.connections)
-        if self._sources is not None:
-            self._sources.leave(transport.getPeer().host)
+        self._sources.leave(transport.getPeer().host)
         self._forget_full()
 
     def _forget_full(self) -> None:
@@ -212,7 +211,7 @@ class Acceptor:
     def _accept(self) -> None:
         admission, sources = self._admission, self._sources
         left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.waiting else ACCEPTED_AT_ONCE, admission.room)
-        for _ in range(left if sources is None else TURNED_AWAY_AT_ONCE):
+        for _ in range(TURNED_AWAY_AT_ONCE):
             silent = None
             if admission.crowded:
                 silent = self._longest_silent()
@@ -231,8 +230,7 @@ class Acceptor:
                 self._report_full(f"the system says: {os_reason(error)}")
                 self.pause()
                 return
-            if sources is not None and not sources.enter(address[0]):
-                self._reports.host_turned_away(address[0])
+            if not sources.enter(address[0]):
                 without_goodbye(sock)
                 sock.close()
                 continue

@@ -203,13 +203,15 @@ def _max_silent(max_connections: int, max_handshakes: int) -> int:
 
 
 class Tally:
-    """A counter that is reported at once, and then every `REPORT_INTERVAL` seconds."""
+    """A counter that is reported at once, and then at intervals."""
 
-    __slots__ = ("_next", "_reported", "count")
+    __slots__ = ("_interval", "_next", "_reported", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = REPORT_INTERVAL) -> None:
+        """`interval` is the minimum time in seconds between two reports."""
         self.count = 0
         """Total of occurrences."""
+        self._interval = interval
         self._reported = 0
         self._next = float("-inf")
 
@@ -223,5 +225,5 @@ class Tally:
         if not new or (now < self._next and not last):
             return 0
         self._reported = self.count
-        self._next = now + REPORT_INTERVAL
+        self._next = now + self._interval
         return new

@@ -4,51 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..events import Event, SilentEvicted, TurnedAway
+from ..events import AddressDenied, ConnectRateExceeded, Event, SilentEvicted, TurnedAway
 from .admission import Tally
-from .sources import source_of
+from .sources import Sources, source_of
 
 
 class AttackReports:
-    """Counters of evicted silent connections and of connections beyond the limit for an address, and events about them."""
+    """A counter of evicted silent connections, and events about these and about connections that `Sources` refused."""
 
-    def __init__(self, emit: Callable[[Event], None], max_silent: int, per_address: int | None) -> None:
-        """`max_silent` and `per_address` are the limits that the events name."""
+    def __init__(self, emit: Callable[[Event], None], max_silent: int, sources: Sources) -> None:
+        """`max_silent` is the limit that the events name."""
         self._emit = emit
         self._max_silent = max_silent
-        self._per_address = per_address
+        self._sources = sources
         self._evicted = Tally()
-        self._turned_away = Tally()
-        self._last_host = ""
 
-    def configure(self, max_silent: int, per_address: int | None) -> None:
-        """Change the limits that the events name."""
+    def configure(self, max_silent: int) -> None:
+        """Change the limit that the events name."""
         self._max_silent = max_silent
-        self._per_address = per_address
 
     @property
     def evicted(self) -> int:
         """Number of silent connections that were closed so far, to make room."""
         return self._evicted.count
 
-    @property
-    def turned_away(self) -> int:
-        """Number of connections that were closed at once so far, since their address had too many."""
-        return self._turned_away.count
-
     def silent_evicted(self) -> None:
         """Count a silent connection that is closed to make room."""
         self._evicted.add()
 
-    def host_turned_away(self, host: str) -> None:
-        """Count a connection that is closed at once, since its address has too many."""
-        self._turned_away.add()
-        self._last_host = host
-
     def report(self, now: float, *, last: bool = False) -> None:
         """Emit the events that are due. With `last` emit the rest."""
-        evicted, turned_away = self._evicted.due(now, last=last), self._turned_away.due(now, last=last)
+        sources, limits = self._sources, self._sources.limits
+        evicted = self._evicted.due(now, last=last)
         if evicted:
             self._emit(SilentEvicted(evicted, self._max_silent))
-        if turned_away and self._per_address is not None:
-            self._emit(TurnedAway(turned_away, self._per_address, source_of(self._last_host)))
+        too_many = sources.too_many.due(now, last=last)
+        if too_many and limits.connections is not None:
+            self._emit(TurnedAway(too_many, limits.connections, source_of(sources.too_many.last)))
+        too_fast = sources.too_fast.due(now, last=last)
+        if too_fast and limits.connect_rate is not None:
+            self._emit(ConnectRateExceeded(too_fast, limits.connect_rate, source_of(sources.too_fast.last)))
+        denied = sources.denied.due(now, last=last)
+        if denied:
+            self._emit(AddressDenied(denied, sources.denied.last))

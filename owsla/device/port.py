@@ -16,7 +16,7 @@ queues are declared, and then stays open.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -39,7 +39,7 @@ from .handshakes import HandshakeScheduler
 from .hangup import HangupWatch
 from .housekeeping import TICK, Housekeeping
 from .poller import Poller
-from .sources import Sources
+from .sources import SourceLimits, Sources
 from .transport import TLSTransport
 
 BACKLOG: Final = 4096
@@ -143,10 +143,9 @@ class DevicePort(Worker):
         self._handshake_timeout = settings.handshake_timeout
         self._hangups = hangups
         self._hooks = hooks
-        self._sources = limits.sources
-        per_address = limits.sources.limit if limits.sources is not None else None
-        self._reports = AttackReports(hooks.emit, limits.admission.max_silent, per_address)
-        self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._reports, self._accepted)
+        self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
+        self._reports = AttackReports(hooks.emit, limits.admission.max_silent, self._sources)
+        self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._sources, self._reports, self._accepted)
         self._scheduler = HandshakeScheduler(reactor, self, self._poller, limits.admission, self._acceptor.resume)
         self._closing = ClosingConnections()
         self._trimmed = (0, 0.0)  # the number of handshakes, and the time
@@ -171,7 +170,17 @@ class DevicePort(Worker):
     @property
     def turned_away(self) -> int:
         """Number of connections that were closed at once so far, since their address had too many."""
-        return self._reports.turned_away
+        return self._sources.too_many.count
+
+    @property
+    def too_fast(self) -> int:
+        """Number of connections that were closed at once so far, since their address opened too many in a short time."""
+        return self._sources.too_fast.count
+
+    @property
+    def denied(self) -> int:
+        """Number of connections that were closed at once so far, since their address is denied."""
+        return self._sources.denied.count
 
     @property
     def port(self) -> int:
@@ -222,24 +231,17 @@ class DevicePort(Worker):
             self._reports.report(self._seconds(), last=True)
         super().stopService()
 
-    def configure(self, settings: PortSettings, max_per_address: int | None, connected: Iterable[TLSTransport]) -> None:
-        """Change the times and the limit for each address, and follow limits of the admission that have changed.
+    def configure(self, settings: PortSettings, sources: SourceLimits) -> None:
+        """Change the times and the limits for each address, and follow limits of the admission that have changed.
 
-        `connected` are the transports of the open connections. No connection is closed. The time for a handshake also changes
-        for those that have begun.
+        No connection is closed. The time for a handshake also changes for those that have begun.
         """
         self._admission.postpone(settings.handshake_timeout - self._handshake_timeout)
         self._handshake_timeout = settings.handshake_timeout
         self._poller.configure(settings.linger)
-        if max_per_address is None:
-            self._sources = None
-        elif self._sources is not None:
-            self._sources.configure(max_per_address)
-        else:
-            transports = {*connected, *self._admission.handshakes(), *self._closing}
-            self._sources = Sources(max_per_address, [transport.getPeer().host for transport in transports])
-        self._reports.configure(self._admission.max_silent, max_per_address)
-        self._acceptor.configure(self._sources)
+        self._sources.configure(sources)
+        self._reports.configure(self._admission.max_silent)
+        self._acceptor.configure()
         self._scheduler.proceed()
 
     # -- Connections: the owner of each `TLSTransport` ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ._service import HandlerService
 from ._specs import HandlerChild, HandlerSpec, check_handlers, handler_spec, handlers_from
 from ._supervised import DuplicatesWatch, supervision_event
 from ._types import (
+    AddressDenied,
     BrokerBlocked,
     BrokerConnected,
     BrokerLost,
@@ -22,6 +23,7 @@ from ._types import (
     CertificateExpiring,
     ChildRestarted,
     ConfigurationReloaded,
+    ConnectRateExceeded,
     CrlUnusable,
     DeviceConnected,
     DeviceContested,
@@ -58,6 +60,7 @@ from ._wire import KINDS, UnknownEvent, from_wire, to_wire
 
 __all__ = [
     "KINDS",
+    "AddressDenied",
     "BrokerBlocked",
     "BrokerConnected",
     "BrokerLost",
@@ -67,6 +70,7 @@ __all__ = [
     "CertificateExpiring",
     "ChildRestarted",
     "ConfigurationReloaded",
+    "ConnectRateExceeded",
     "Console",
     "CrlUnusable",
     "DatabaseWriter",

@@ -174,6 +174,40 @@ class TurnedAway(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectRateExceeded(Event):
+    """Connections were refused because of --max-connect-rate. Reported periodically, as a number."""
+
+    name: ClassVar[str] = "connect-rate-exceeded"
+    warning: ClassVar[bool] = True
+    connections: int
+    limit: float
+    address: str
+    """Address of the last refused connection."""
+
+    def __str__(self) -> str:
+        return (
+            f"Connect rate exceeded: {pluralize(self.connections, 'connection')} refused from addresses with more than "
+            f"{self.limit:g} new ones a second (--max-connect-rate); the last one from {self.address}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AddressDenied(Event):
+    """Connections were refused because their address is in the list of --deny. Reported periodically, as a number."""
+
+    name: ClassVar[str] = "address-denied"
+    connections: int
+    address: str
+    """Address of the last refused connection."""
+
+    def __str__(self) -> str:
+        return (
+            f"Address denied: {pluralize(self.connections, 'connection')} refused from addresses in the list of --deny; "
+            f"the last one from {self.address}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LineTooLong(Event):
     """A device sent a line longer than --max-line. Its connection was closed, and no part of the line published."""
 

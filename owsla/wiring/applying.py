@@ -18,7 +18,7 @@ from ..embedded import EmbeddedBroker
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import Devices, changed_connection_limit, device_protocol, device_settings, port_settings
+from .devices import Devices, changed_connection_limit, device_protocol, device_settings, port_settings, source_limits
 from .publishing import Publishing
 from .shutdown import DeviceDrain
 
@@ -112,5 +112,4 @@ class NodeChanges:
         devices.admission.configure(
             changed_connection_limit(settings, devices.admission.max_connections), settings.max_handshakes
         )
-        connected = [connection.transport for connection in self._base.registry]
-        devices.listener.configure(port_settings(settings), settings.max_per_address, connected)
+        devices.listener.configure(port_settings(settings), source_limits(settings))

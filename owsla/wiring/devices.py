@@ -22,7 +22,7 @@ from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
 from ..device.revoked import RevokedDevices
 from ..device.settings import DeviceSettings
-from ..device.sources import Sources
+from ..device.sources import SourceLimits, Sources
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..dialects import Factory
 from ..errors import ConfigError
@@ -107,7 +107,7 @@ def make_devices(
         hangups=hangups,
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
-    sources = Sources(settings.max_per_address) if settings.max_per_address is not None else None
+    sources = Sources(source_limits(settings), base.reactor.seconds)
     share = base.inherited.load if base.inherited is not None else None
     revoked = RevokedDevices(base.reactor, base.registry, configuration.device_tls.revocation)
     listener = DevicePort(
@@ -126,6 +126,11 @@ def make_devices(
 def port_settings(settings: Settings) -> PortSettings:
     """Return the times of the device port."""
     return PortSettings(settings.handshake_timeout, settings.linger)
+
+
+def source_limits(settings: Settings) -> SourceLimits:
+    """Return the limits for each source address of the device port."""
+    return SourceLimits(settings.max_per_address)
 
 
 def device_settings(settings: Settings, framing: Framing) -> DeviceSettings:

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.device.admission import Admission
 from owsla.device.framing import Framing
 from owsla.device.reordering import CATCHING_UP
-from owsla.device.sources import Sources
+from owsla.device.sources import SourceLimits, Sources
 from owsla.events import DeviceReplaced, GapSkipped, LineTooLong, SlowDevice
 
 from ._fakes import Source, World
@@ -316,16 +316,19 @@ class AdmissionTests(SynchronousTestCase):
 
     def test_sources(self) -> None:
         """Connections that were open before count. A lower limit turns away, and leaving makes room by and by."""
-        sources = Sources(2, ["192.0.2.1"] * 3 + ["2001:db8::1", "2001:db8::2"])
+        sources = Sources(SourceLimits(), lambda: 0.0)
+        for host in ["192.0.2.1"] * 3 + ["2001:db8::1", "2001:db8::2"]:
+            self.assertTrue(sources.enter(host))
+        sources.configure(SourceLimits(2))
         self.assertFalse(sources.enter("192.0.2.1") or sources.enter("2001:db8::3"))
         self.assertTrue(sources.enter("192.0.2.2"))
-        sources.configure(1)
+        sources.configure(SourceLimits(1))
         for _ in range(2):
             sources.leave("192.0.2.1")
             self.assertFalse(sources.enter("192.0.2.1"))
         sources.leave("192.0.2.1")
         self.assertTrue(sources.enter("192.0.2.1"))
-        sources.leave("192.0.2.9")  # it had closed already when counting began
+        sources.leave("192.0.2.9")
         for host in ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::9"):
             sources.leave(host)
         self.assertEqual(len(sources), 0)

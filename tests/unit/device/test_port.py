@@ -22,7 +22,7 @@ from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.settings import DeviceSettings
-from owsla.device.sources import Sources
+from owsla.device.sources import SourceLimits, Sources
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
     DeviceConnected,
@@ -78,7 +78,7 @@ class Base(SynchronousTestCase):
         close(self.listener)
         self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
         self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
-        self.assertEqual(len(self.sources or ()), 0)
+        self.assertEqual(len(self.sources), 0)
         self.assertEqual(self.totals.paused_connections, 0)
         self.assertEqual(set(os.listdir("/proc/self/fd")) - self.descriptors, set())
 
@@ -109,7 +109,7 @@ class Base(SynchronousTestCase):
         )
         self.totals = DeviceTotals(self.factory)
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
-        self.sources = Sources(max_per_address) if max_per_address is not None else None
+        self.sources = Sources(SourceLimits(max_per_address), self.loop.seconds)
         self.listener = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
@@ -1069,9 +1069,7 @@ class ConfigureTests(Base):
         listener = self.listener
         assert listener is not None
         self.admission.configure(max_connections, max_handshakes)
-        connected = [endpoint.transport for endpoint in self.registry]
-        listener.configure(PortSettings(handshake_timeout, linger), max_per_address, connected)
-        self.sources = listener._sources
+        listener.configure(PortSettings(handshake_timeout, linger), SourceLimits(max_per_address))
 
     def test_more_connections(self) -> None:
         """A higher limit lets a waiting device in. Being full is reported again only when there was room meanwhile."""
@@ -1124,7 +1122,7 @@ class ConfigureTests(Base):
         self.loop.settle()
         self.assertEqual((self.admission.connections, self.admission.handshaking, self.admission.waiting), (5, 1, 1))
         self.change(max_handshakes=1, max_per_address=5)
-        self.assertEqual((listener.turned_away, len(self.sources or ())), (0, 1))
+        self.assertEqual((listener.turned_away, len(self.sources)), (0, 1))
         for client in (silent, waiting.socket, handshaking.socket, closing.socket, established.socket):
             turned_away = listener.turned_away
             self.connect()
@@ -1152,7 +1150,7 @@ class ConfigureTests(Base):
         self.assertEqual(listener.turned_away, 1)
 
     def test_per_address_changes(self) -> None:
-        """Another limit for each address holds for the connections that were counted so far; without one nothing is counted."""
+        """Another limit for each address holds for the connections that are open, also after a time without a limit."""
         listener = self.listen(max_per_address=3)
         for _ in range(3):
             self.device()
@@ -1163,7 +1161,6 @@ class ConfigureTests(Base):
         self.assertEqual(self.of_type(TurnedAway), [TurnedAway(1, 2, "127.0.0.1")])
         self.change()
         self.device()
-        self.assertIsNone(listener._acceptor._sources)
         self.change(max_per_address=5)
         self.device()
         self.connect()

@@ -67,7 +67,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     ),
     "max-per-address": (
         {"max_per_address": 3},
-        lambda node: (node.devices.listener._acceptor._sources.limit, node.devices.listener._reports._per_address),
+        lambda node: node.devices.listener._sources.limits,
     ),
     "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.listener._handshake_timeout),
     "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.factory.housekeeping._idle._timeout),
