@@ -51,7 +51,14 @@ def applied_changes(old: Configuration, new: Configuration, *, workers: bool) ->
 
 
 def _in_order(names: set[str]) -> tuple[str, ...]:
-    return tuple(option.name for option in OPTIONS if option.name in names)
+    """Sort names of options, and after them those of the options of doors (`DOOR.OPTION`)."""
+    order = {option.name: at for at, option in enumerate(OPTIONS)}
+
+    def place(name: str) -> tuple[str, int]:
+        door, _, option = name.rpartition(".")
+        return door, order[option]
+
+    return tuple(sorted(names, key=place))
 
 
 class NodeChanges:

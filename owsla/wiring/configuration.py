@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from ..config.changes import SettingsChanges, compare_settings
 from ..config.checks import device_tls_files
-from ..config.options import OPTIONS
+from ..config.options import OPTIONS, Option
 from ..config.settings import Settings
 from ..config.sources import load_settings, write_warning
 from ..dialects import Factory
@@ -153,14 +153,30 @@ def make_dialect(settings: Settings) -> Factory | None:
 def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:
     """Return the names of the options whose files have another content in `new`."""
     names = []
+    changed: set[Path] = set()
     for option in OPTIONS:
-        value = getattr(new.settings, option.field, None)
-        paths = value if isinstance(value, tuple) else (value,)
+        paths = _paths(option, new.settings)
         if option.name == "certs-dir":
-            paths = tuple(path for path in new.files.paths if path.parent == value)
-        if any(isinstance(path, Path) and new.files.differs(old.files, path) for path in paths):
+            paths = {path for path in new.files.paths if path.parent == new.settings.certs_dir}
+        if differing := {path for path in paths if new.files.differs(old.files, path)}:
             names.append(option.name)
+            changed |= differing
+    for door in new.settings.listen:
+        # A file that the top level names, too, is mentioned there.
+        names += [
+            f"{door.name}.{option.name}"
+            for option in OPTIONS
+            if option.door and any(new.files.differs(old.files, path) for path in _paths(option, door.settings) - changed)
+        ]
     return tuple(names)
+
+
+def _paths(option: Option, settings: Settings) -> set[Path]:
+    """Return the files that an option names."""
+    value = getattr(settings, option.field, None)
+    paths = value if isinstance(value, tuple) else (value,)
+    # The path of a unix socket is not that of a file.
+    return {path for path in paths if isinstance(path, Path) and option.name != "port"}
 
 
 def configure(
