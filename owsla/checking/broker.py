@@ -118,23 +118,24 @@ async def _ask(probes: Probes, plan: QueuePlan) -> QueueAnswers:
 
 
 async def _check_publishing(probes: Probes, settings: Settings, attempt: Attempt, report: Report) -> None:
-    """Check that messages may be published to the default exchange, and to that for lines.
+    """Check that messages may be published to the default exchange, and to those for lines.
 
     A broker that is short of memory or disk space says so after the first message, and reads no further ones.
     """
-    exchange = settings.publish_exchange
-    found = await probes.find_exchange(exchange) if exchange is not None else None
+    own = [door.settings for door in settings.doors]
+    exchanges = {each.publish_exchange: each.routing_key for each in own if each.publish_exchange is not None}
+    found = {exchange: await probes.find_exchange(exchange) for exchange in exchanges}
     for finding in judge_publishing("", await probes.publish("", f"owsla.check.{secrets.token_hex(8)}".encode())):
         report.add(finding)
     if attempt.blocked_because:
         blocked = f"takes no messages from anybody now, so devices would wait: {attempt.blocked_because}"
         report.add(warn("broker", f"{attempt.address}: {blocked}"))
-    if exchange is None:
-        return
-    if found is None and attempt.blocked_because:
-        report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
-        return
-    key = settings.routing_key.fill(_CONNECTION_ID, None)
-    answer = await probes.publish(exchange, key) if found is None else None
-    for finding in judge_publishing(exchange, answer, found):
-        report.add(finding)
+    for exchange, routing_key in exchanges.items():
+        if found[exchange] is None and attempt.blocked_because:
+            report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
+            continue
+        answer = None
+        if found[exchange] is None:
+            answer = await probes.publish(exchange, routing_key.fill(_CONNECTION_ID, None))
+        for finding in judge_publishing(exchange, answer, found[exchange]):
+            report.add(finding)

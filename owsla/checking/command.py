@@ -18,7 +18,7 @@ from ..runtime.files import Files
 from ..runtime.resolver import resolve_in_daemon_threads
 from .broker import check_brokers
 from .certificates import find_root_of_system
-from .files import BROKER_FILES, check_files
+from .files import BROKER_FILES, check_doors, check_files
 from .findings import Level, Report, ok, skip, warn
 
 
@@ -32,6 +32,8 @@ def check(reactor: Any, arguments: Sequence[str], environ: Mapping[str, str] = o
     files = Files()
     settings = load_settings(arguments, environ, lambda text: report.add(warn("settings", text)), files, certificates="left")
     report.add(ok("settings", "can be used"))
+    for finding in check_doors(settings):
+        report.add(finding)
     findings = list(check_files(settings, files, datetime.now(UTC), find_root_of_system))
     for finding in findings:
         report.add(finding)

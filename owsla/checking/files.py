@@ -14,6 +14,7 @@ from ..config.checks import device_tls_files
 from ..config.settings import Settings
 from ..errors import ConfigError
 from ..runtime.files import Files
+from ..runtime.sockets import is_loopback
 from ..tls.certificates import read_certificates
 from ..tls.device import load_device_tls
 from .certificates import (
@@ -26,7 +27,7 @@ from .certificates import (
     check_together,
     is_issuer,
 )
-from .findings import Finding, Level, fail, ok
+from .findings import Finding, Level, fail, ok, warn
 
 BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
 """Subjects of findings without which there are no connections to brokers."""
@@ -34,15 +35,33 @@ BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
 
 def check_files(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:
     """Check all files that the settings name, and that were not read with the settings."""
-    findings = list(_check_device_files(settings, files, now, find_root))
-    yield from findings
-    if settings.cert and not any(finding.level is Level.FAIL for finding in findings):
-        yield from _load(settings, files)
-    yield from _check_dialect(settings)
+    # Doors mostly have files in common, of which there is one line.
+    yield from dict.fromkeys(
+        finding for door in settings.doors for finding in _check_door(door.settings, files, now, find_root)
+    )
     if settings.broker_ca is not None:
         yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)
     if settings.broker_cert is not None and settings.broker_key is not None:
         yield from check_client_certificate(settings.broker_cert, settings.broker_key, files.read, now)
+
+
+def check_doors(settings: Settings) -> Iterator[Finding]:
+    """Check how devices come in."""
+    for door in settings.doors:
+        own = door.settings
+        if not own.tls and isinstance(own.port, int) and not is_loopback(own.interface):
+            where = f"on {own.interface}" if own.interface else "on all interfaces"
+            yield warn("door", f"{door.name}: plain TCP {where}: what devices send and get can be read and changed on the way")
+
+
+def _check_door(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:
+    """Check the files of a door."""
+    if settings.tls:
+        findings = list(_check_device_files(settings, files, now, find_root))
+        yield from findings
+        if settings.cert and not any(finding.level is Level.FAIL for finding in findings):
+            yield from _load(settings, files)
+    yield from _check_dialect(settings)
 
 
 def _check_device_files(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:

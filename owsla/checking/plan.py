@@ -42,8 +42,9 @@ def planned_queues(settings: Settings, node: str) -> Sequence[QueuePlan]:
             queues.undeliverable_queue(to_device, settings.undeliverable_limit, dict(settings.undeliverable_arguments))
         ),
     ]
-    if settings.publish_exchange is None:
-        plans.insert(0, _plan(Queue(settings.from_device, dict(settings.from_device_arguments))))
+    doors = [door.settings for door in settings.doors if door.settings.publish_exchange is None]
+    lines = {own.from_device: _plan(Queue(own.from_device, dict(own.from_device_arguments))) for own in doors}
+    plans = [*lines.values(), *plans]
     if any(spec.kind == "amqp" for spec in settings.events):
         plans.append(_plan(Queue(presence.QUEUE)))
     return plans

@@ -199,7 +199,7 @@ def _check_proxy(settings: Settings, given: Mapping[str, Given]) -> None:
             _refuse(given, ("proxy-identity",), "has an effect only without TLS: with TLS the device shows its own certificate")
 
 
-_TLS_OPTIONS: Final = ("cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "ocsp-response")
+_TLS_OPTIONS: Final = ("cert", "key", "client-ca", "client-cert", "client-crl", "crl-policy", "ocsp-response")
 
 
 def _refuse_tls_options(given: Mapping[str, Given], reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -32,6 +33,11 @@ def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
         raise ConfigError(f"{option}: {where} cannot be used: {os_reason(error)}") from None
     sock.setblocking(False)
     return sock
+
+
+def is_loopback(interface: str) -> bool:
+    """Return whether an IP address is of the loopback interface only. An empty one is that of all interfaces."""
+    return interface != "" and ipaddress.ip_address(interface).is_loopback
 
 
 class UnixSocket(socket.socket):

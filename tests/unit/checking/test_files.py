@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from owsla.checking.files import check_files
+from owsla.checking.files import check_doors, check_files
 from owsla.config.sources import load_settings
 from owsla.runtime.files import Files as Contents
 
@@ -89,3 +89,24 @@ class CheckFilesTests(Files):
         folder.write_text("")
         (found,) = self.check(f"--certs-dir={folder}")
         self.assertTrue(found.startswith("FAIL certificate"), found)
+
+    def test_doors(self) -> None:
+        """The files of each door are checked, and each file once; those of a door without TLS are not needed."""
+        lines = self.check(
+            f"--cert={self.cert}", f"--key={self.key}", "--listen=tls:1:name=a", f"--listen=tls:2:name=b:client-ca={self.ca}",
+            "--listen=tcp:3:name=c",
+        )  # fmt: skip
+        self.assertEqual([line.split()[1] for line in lines].count("certificate"), 1, lines)
+        self.assertEqual([line.split()[1] for line in lines].count("client-ca"), 1, lines)
+        self.assertEqual(self.check("--tls=no", "--certs-dir=/proc/none"), [])
+
+    def test_plain_door(self) -> None:
+        """Plain TCP that other machines can reach is a warning."""
+        settings = load_settings(
+            ["--tls=no", "--listen=tcp:1:name=a:interface=127.0.0.1", "--listen=unix:s", "--listen=tls:2",
+             "--listen=tcp:3:name=b:interface=192.0.2.1"], {},
+        )  # fmt: skip
+        warnings = [str(finding) for finding in check_doors(settings)]
+        self.assertEqual(len(warnings), 2, warnings)
+        self.assertIn("default: plain TCP on all interfaces: ", warnings[0])
+        self.assertIn("b: plain TCP on 192.0.2.1: ", warnings[1])

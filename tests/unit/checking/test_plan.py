@@ -34,6 +34,12 @@ class PlanTests(SynchronousTestCase):
             ["down", "down.<node>", "down.nodes", "down.undeliverable", "connection_events"],
         )
 
+    def test_doors(self) -> None:
+        """There is a line for the queue of each door that has another one."""
+        doors = ["tls:1:from-device=meters", "tls:2", "tls:3:publish-exchange=lines", "tls:4:from-device=meters"]
+        plan = self.plan(*(f"--listen={door}" for door in doors))
+        self.assertEqual(list(plan)[:3], ["from_device", "meters", "to_device"])
+
     def test_arguments(self) -> None:
         """The arguments are those with which a gateway declares the queues."""
         settings = load_settings(

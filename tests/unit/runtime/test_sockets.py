@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import stat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
 from owsla.runtime import sockets
-from owsla.runtime.sockets import bind
+from owsla.runtime.sockets import UnixSocket, bind, bind_unix, is_loopback
 
 
 class ClaimTests(SynchronousTestCase):
@@ -72,3 +76,99 @@ class ClaimTests(SynchronousTestCase):
             return
         with bind(0, "::1") as sock:
             self.assertEqual(sock.getsockname()[0], "::1")
+
+
+class UnixSocketTests(SynchronousTestCase):
+    """Unix sockets for devices."""
+
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "owsla.sock")
+
+    def bound(self, mode: int = 0o660) -> UnixSocket:
+        sock = bind_unix(self.path, mode)
+        self.addCleanup(sock.close)
+        return sock
+
+    def refused(self) -> str:
+        before = set(os.listdir("/proc/self/fd"))
+        error = str(self.assertRaises(ConfigError, bind_unix, self.path, 0o660))
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+        return error
+
+    def test_bound(self) -> None:
+        """The socket has the permissions that were asked for, whatever the umask, and is removed when it is closed."""
+        before = os.umask(0o077)
+        self.addCleanup(os.umask, before)
+        sock = self.bound(0o606)
+        self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o606)
+        self.assertFalse(sock.getblocking())
+        self.assertEqual(os.umask(0o077), 0o077)
+        sock.close()
+        self.assertFalse(self.path.exists())
+        sock.close()
+
+    def test_relative(self) -> None:
+        """A relative path is of the working folder at the start, also after a change of that."""
+        before = Path.cwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.path.parent)
+        sock = bind_unix(Path(self.path.name), 0o600)
+        os.chdir(before)
+        sock.close()
+        self.assertFalse(self.path.exists())
+
+    def test_left_behind(self) -> None:
+        """The socket of a process that was killed is replaced."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.bind(str(self.path))
+        self.bound().listen()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(self.path))
+
+    def test_in_use(self) -> None:
+        """A socket on which another process listens is left alone, also if its queue is full."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other, contextlib.ExitStack() as clients:
+            other.bind(str(self.path))
+            other.listen(0)
+            for _ in range(2):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                client.setblocking(False)
+                client.connect_ex(str(self.path))
+            self.assertEqual(self.refused(), f"--port: {self.path} is in use by another process")
+        self.assertTrue(self.path.is_socket())
+
+    def test_taken_over(self) -> None:
+        """A socket that has replaced ours is not removed with it."""
+        sock = self.bound()
+        self.path.unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.bind(str(self.path))
+            sock.close()
+            self.assertTrue(self.path.is_socket())
+
+    def test_inherited(self) -> None:
+        """A process that has inherited the socket closes it without removing the path."""
+        sock = self.bound()
+        socket.socket(fileno=os.dup(sock.fileno())).close()
+        self.assertTrue(self.path.is_socket())
+
+    def test_refused(self) -> None:
+        """Each other fault is one line, and nothing is removed."""
+        self.path.write_text("mine")
+        self.assertEqual(self.refused(), f"--port: {self.path} exists and is not a socket")
+        self.assertEqual(self.path.read_text(), "mine")
+        self.path = Path(self.path, "below")
+        self.assertRegex(self.refused(), "cannot be used: (?i:not a directory)$")
+        self.path = self.path.parents[1] / "missing" / "x.sock"
+        self.assertRegex(self.refused(), "cannot be used: (?i:no such file or directory)$")
+        self.path = self.path.parents[1] / ("x" * 200)
+        self.assertRegex(self.refused(), "cannot be used: .*too long$")
+
+
+class LoopbackTests(SynchronousTestCase):
+    def test_loopback(self) -> None:
+        """Only addresses of the loopback interface are reachable by this machine alone."""
+        for interface, expected in [("", False), ("0.0.0.0", False), ("127.3.2.1", True), ("::1", True), ("192.0.2.1", False)]:
+            self.assertEqual(is_loopback(interface), expected, interface)
