@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..config.settings import FIRST_DOOR, Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..runtime.sockets import bind, bind_unix
+from ..runtime.systemd import passed_sockets, sockets_of_doors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,21 @@ class Sockets:
         return self.doors[FIRST_DOOR]
 
 
-def claim_sockets(reactor: Any, settings: Settings) -> Sockets:
-    """Bind every socket of the settings. `ConfigError` says which one cannot be had, and nothing is bound then."""
+def claim_sockets(reactor: Any, settings: Settings, environ: MutableMapping[str, str] = os.environ) -> Sockets:
+    """Bind every socket of the settings. A door for which systemd passes a socket has that one, and binds none.
+
+    Raise `ConfigError`, which says what cannot be had. Nothing is bound then.
+    """
+    passed = sockets_of_doors(passed_sockets(environ), [door.name for door in settings.doors])
     claimed: list[socket.socket] = []
     try:
-        doors = {}
+        doors: dict[str, socket.socket] = {}
         for door in settings.doors:
-            doors[door.name] = _door_socket(door)
-            claimed.append(doors[door.name])
+            if door.name in passed:
+                doors[door.name] = passed[door.name]
+            else:
+                doors[door.name] = _door_socket(door)
+                claimed.append(doors[door.name])
         http_socket = None
         if settings.http is not None:
             http_socket = http.claim(settings.http[1], settings.http[0])

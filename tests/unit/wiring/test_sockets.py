@@ -1,0 +1,65 @@
+"""Sockets of a process, and those that systemd passes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.config.sources import load_settings
+from owsla.errors import ConfigError
+from owsla.runtime.sockets import bind
+from owsla.wiring import sockets as module
+from owsla.wiring.sockets import Sockets, claim_sockets
+
+
+class ClaimTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "owsla.sock")
+
+    def claim(self, *argv: str, passed: dict[str, list[socket.socket]] | None = None) -> Sockets:
+        settings = load_settings(["--broker=amqp://h", "--interface=127.0.0.1", *argv], {}, certificates="left")
+        with mock.patch.object(module, "passed_sockets", return_value=passed or {}):
+            claimed = claim_sockets(None, settings)
+        for sock in claimed.doors.values():
+            self.addCleanup(sock.close)
+        return claimed
+
+    def test_doors(self) -> None:
+        """Each door has its socket, by name."""
+        doors = self.claim("--port=0", "--listen=tcp:0:name=a", f"--listen=unix:{self.path}").doors
+        self.assertEqual(list(doors), ["default", "a", "owsla.sock"])
+        self.assertEqual(doors["a"].getsockname()[0], "127.0.0.1")
+        self.assertEqual(doors["owsla.sock"].getsockname(), str(self.path))
+
+    def test_passed(self) -> None:
+        """A door for which systemd passes a socket has that one, and does not bind its own port."""
+        with bind(0, "127.0.0.1") as sock, bind(0, "127.0.0.1") as other:
+            port = sock.getsockname()[1]
+            doors = self.claim(
+                f"--port={port}", "--listen=systemd:a", passed={"owsla.socket": [sock], "a": [other]}
+            ).doors
+            self.assertIs(doors["default"], sock)
+            self.assertIs(doors["a"], other)
+
+    def test_not_passed(self) -> None:
+        """A door without a port takes a socket from systemd. Nothing is bound if there is none."""
+        before = set(os.listdir("/proc/self/fd"))
+        error = self.assertRaises(ConfigError, self.claim, "--port=0", f"--listen=unix:{self.path}", "--listen=systemd:a")
+        self.assertEqual(str(error), "--listen a: it has no port, and systemd passes no socket of this name")
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+        self.assertFalse(self.path.exists())
+
+    def test_busy(self) -> None:
+        """The line for a busy port names the door."""
+        with bind(0, "127.0.0.1") as sock:
+            sock.listen()
+            port = sock.getsockname()[1]
+            error = self.assertRaises(ConfigError, self.claim, "--port=0", f"--listen=tcp:{port}:name=meters")
+        self.assertEqual(str(error), f"--listen meters: port {port} on 127.0.0.1 is in use by another process")
