@@ -169,7 +169,8 @@ class Acceptor:
         """Make room for another connection after one has closed."""
         if self._share is not None and self._socket.fileno() >= 0:
             self._share.tell(self._admission.connections)
-        self._sources.leave(transport.getPeer().host)
+        if transport.host is not None:
+            self._sources.leave(transport.host)
         self._forget_full()
 
     def _forget_full(self) -> None:

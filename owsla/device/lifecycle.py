@@ -30,6 +30,9 @@ class Life(Protocol):
     def secured(self) -> None:
         """Note that the TLS handshake is complete."""
 
+    def opened(self) -> None:
+        """Note that a connection without TLS is open: its first bytes arrived, or it is silent longer than a health check."""
+
     def pause(self) -> None:
         """Stop reading for a while: lines cannot be published, or the device exceeds its rate."""
 
@@ -102,7 +105,11 @@ _WHILE_OPEN: Final[Mapping[str, Transition]] = {
 }
 
 TRANSITIONS: Final[Mapping[str, Mapping[str, Transition]]] = {
-    "accepted": {"hello_received": ("handshaking", "begin_handshake"), **_BEFORE_OPEN},
+    "accepted": {
+        "hello_received": ("handshaking", "begin_handshake"),
+        "opened": ("open", "begin_data"),
+        **_BEFORE_OPEN,
+    },
     "handshaking": {"secured": ("open", "begin_data"), **_BEFORE_OPEN},
     "open": {
         "pause": ("paused", "stop_reading"),
@@ -171,6 +178,9 @@ class Lifecycle:
 
     def secured(self) -> None:
         self._take("secured")
+
+    def opened(self) -> None:
+        self._take("opened")
 
     def pause(self) -> None:
         self._take("pause")

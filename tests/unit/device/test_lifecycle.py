@@ -24,7 +24,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device import transport as transport_module
+from owsla.device import socket_transport as transport_module
 from owsla.device.acceptor import Limits
 from owsla.device.admission import Admission
 from owsla.device.connections import Connection, Connections
@@ -49,37 +49,37 @@ NO: Final = ""
 """The input is impossible in that state."""
 
 INPUTS: Final = (
-    "hello_received", "secured", "pause", "resume", "drain", "close", "abort",
+    "hello_received", "secured", "opened", "pause", "resume", "drain", "close", "abort",
     "handshake_overdue", "idle_overdue", "close_overdue", "ended",
 )  # fmt: skip
 
 LIVES: Final = {
     "accepted": (
-        "handshaking", NO, NO, NO, NO, "closed", "closed",
+        "handshaking", NO, "open", NO, NO, NO, "closed", "closed",
         "closed", NO, NO, "closed",
     ),
     "handshaking": (
-        NO, "open", NO, NO, NO, "closed", "closed",
+        NO, "open", NO, NO, NO, NO, "closed", "closed",
         "closed", NO, NO, "closed",
     ),
     "open": (
-        NO, NO, "paused", "open", "draining", "closing", "closed",
+        NO, NO, NO, "paused", "open", "draining", "closing", "closed",
         NO, "closing", NO, "closed",
     ),
     "paused": (
-        NO, NO, "paused", "open", "draining", "closing", "closed",
+        NO, NO, NO, "paused", "open", "draining", "closing", "closed",
         NO, "closing", NO, "closed",
     ),
     "draining": (
-        NO, NO, "draining", "draining", "draining", "closing", "closed",
+        NO, NO, NO, "draining", "draining", "draining", "closing", "closed",
         NO, "draining", NO, "closed",
     ),
     "closing": (
-        NO, NO, "closing", "closing", "closing", "closing", "closed",
+        NO, NO, NO, "closing", "closing", "closing", "closing", "closed",
         NO, "closing", "closed", "closed",
     ),
     "closed": (
-        NO, NO, "closed", "closed", "closed", "closed", "closed",
+        NO, NO, NO, "closed", "closed", "closed", "closed", "closed",
         "closed", "closed", "closed", "closed",
     ),
 }  # fmt: skip

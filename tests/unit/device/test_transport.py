@@ -275,7 +275,7 @@ class OpenTests(Base):
             def __getattr__(self, name: str) -> Any:
                 return getattr(real, name)
 
-        self.transport._tls = Small()  # type: ignore[assignment]
+        self.transport._stream = Small()
         data = b"".join(b"%06d" % number for number in range(4000))
         self.transport.write(data[:1000])
         self.transport.write(data[1000:])
@@ -602,7 +602,7 @@ class HandshakeTests(HandshakeBase):
         client.step()
         self.loop.turn(0.1)
         self.assertEqual(self.owner.told, ["spoke"])
-        real._tls = Stubborn(real.getHandle())  # type: ignore[assignment]
+        real._stream = Stubborn(real.getHandle())
         self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
         self.assertEqual(self.loop.writers, set())
 
@@ -710,7 +710,7 @@ class TcpTests(HandshakeBase):
     def test_addresses(self) -> None:
         """Addresses are Twisted address objects, IPv4-mapped ones are IPv4, and each has a readable form."""
         self.assertEqual((self.transport.getPeer(), self.transport.peer), (IPv4Address("TCP", "127.0.0.1", 5), "127.0.0.1:5"))
-        self.assertEqual(self.transport.getHost().host, "127.0.0.1")
+        self.assertEqual(cast(IPv4Address, self.transport.getHost()).host, "127.0.0.1")
         for host, address, person in (
             ("::ffff:10.0.0.1", IPv4Address("TCP", "10.0.0.1", 7), "10.0.0.1:7"),
             ("fe80::1", IPv6Address("TCP", "fe80::1", 7), "[fe80::1]:7"),
