@@ -18,6 +18,7 @@ from ._histogram import Histogram
 from ._readings import ParentReadings, Question, Readings, ReloadReadings, WorkerHandle, readiness
 from ._service import HttpService, LatenessProbe, claim
 from ._sources import ParentSource, ProcessSource, Source, answer
+from ._state import State
 
 __all__ = [
     "EventCounts",
@@ -32,6 +33,7 @@ __all__ = [
     "Readings",
     "ReloadReadings",
     "Source",
+    "State",
     "WorkerHandle",
     "answer",
     "claim",

@@ -25,6 +25,7 @@ from .observation import make_handlers, make_http, make_readings
 from .opening import Opening
 from .publishing import Publishing, make_publishing
 from .reload import Changes, Reloads
+from .service_manager import ServiceManagerReports, make_reports
 from .shutdown import DeviceDrain, NodeParts, NodeService
 from .sockets import Sockets, claim_sockets
 from .tree import make_root
@@ -58,11 +59,13 @@ def make_node(
     changes = NodeChanges(base, publishing, devices, consuming, drain, sockets.embedded)
     reloads = make_reloads(base, changes) if inherited is None else None
     readings = make_readings(base, publishing, devices, consuming, service, log=log, reloads=reloads)
+    reports = _make_reports(base, readings, reloads) if reloads is not None else None
     service.supervise(
         make_root(
             base,
             devices,
             consuming,
+            reports=reports,
             handlers=make_handlers(base, publishing, devices),
             http=make_http(base, readings, sockets.http),
             embedded=sockets.embedded,
@@ -72,7 +75,7 @@ def make_node(
     )
     if inherited is None:
         assert reloads is not None
-        _connect_to_process(base, service, reloads)
+        _connect_to_process(base, service, reloads, reports)
     else:
         _connect_to_parent(base, inherited, consuming, service, readings, changes)
     return service
@@ -120,12 +123,30 @@ def make_reloads(base: Base, changes: NodeChanges) -> Reloads:
     )
 
 
-def _connect_to_process(base: Base, service: NodeService, reloads: Reloads) -> None:
+def _make_reports(base: Base, readings: http.Readings, reloads: Reloads) -> ServiceManagerReports | None:
+    """Make the service that reports a node without a parent to the service manager, if there is one."""
+    reports = make_reports(
+        base.reactor,
+        http.ProcessSource(readings),
+        doors=lambda: len(base.settings.doors),
+        reloads=reloads,
+        drain_timeout=lambda: base.settings.drain_timeout,
+    )
+    if reports is not None:
+        base.events.add(reports)
+    return reports
+
+
+def _connect_to_process(
+    base: Base, service: NodeService, reloads: Reloads, reports: ServiceManagerReports | None
+) -> None:
     """Connect a node to the signals of its process."""
 
     def reload() -> None:
         base.events.reopen()
-        reloads.request()
+        requested = reloads.request()
+        if reports is not None:
+            reports.reloading(requested)
 
     install_signal_handlers(
         base.reactor,

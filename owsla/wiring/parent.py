@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from .configuration import (
 )
 from .observation import SHARED_HANDLERS
 from .reload import Changes, Reloads
+from .service_manager import ServiceManagerReports, make_reports
 from .sockets import Sockets, claim_sockets
 from .tree import child
 
@@ -106,22 +107,40 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> Paren
         certificates=current.broker_certificates,
         now=time.time,
     )
+    reports = make_reports(
+        reactor,
+        http.ParentSource(reactor, readings),
+        doors=lambda: len(current.settings.doors),
+        reloads=reloads,
+        drain_timeout=lambda: current.settings.drain_timeout,
+    )
+    if reports is not None:
+        pool.call_when_ready(reports.opened)
     watches = [child("certificate", expiry), child("reload", reloads)]
-    service.supervise(make_parent_root(reactor, service, events, sockets, readings, watches))
+    service.supervise(make_parent_root(reactor, service, events, sockets, readings, reports, watches))
+
+    _connect_to_process(reactor, service, events, reloads, reports, lambda: current.settings.drain_timeout)
+    return service
+
+
+def _connect_to_process(
+    reactor: Any,
+    service: ParentService,
+    events: ParentEvents,
+    reloads: Reloads,
+    reports: ServiceManagerReports | None,
+    within: Callable[[], float],
+) -> None:
+    """Connect a parent to the signals of its process. A stop takes `within()` seconds at most."""
 
     def reload() -> None:
         events.everything.reopen()
         service.reopen()
-        reloads.request()
+        requested = reloads.request()
+        if reports is not None:
+            reports.reloading(requested)
 
-    install_signal_handlers(
-        reactor,
-        hurry=service.hurry,
-        reload=reload,
-        replace=service.replace,
-        within=lambda: current.settings.drain_timeout,
-    )
-    return service
+    install_signal_handlers(reactor, hurry=service.hurry, reload=reload, replace=service.replace, within=within)
 
 
 def make_parent_reloads(
@@ -184,6 +203,7 @@ def make_parent_root(
     events: ParentEvents,
     sockets: Sockets,
     readings: http.ParentReadings,
+    reports: ServiceManagerReports | None,
     watches: Sequence[ChildSpec],
 ) -> Supervisor:
     """Make the root supervisor of a parent."""
@@ -194,6 +214,7 @@ def make_parent_root(
     return Supervisor(
         reactor,
         [
+            *([child("service-manager", reports)] if reports is not None else []),
             ChildSpec("events", lambda: Supervisor(reactor, events.handlers), type="supervisor"),
             *server,
             *([child("embedded", sockets.embedded)] if sockets.embedded is not None else []),

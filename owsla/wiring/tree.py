@@ -14,6 +14,7 @@ from .base import Base
 from .consuming import Consuming
 from .devices import Devices
 from .reload import Reloads
+from .service_manager import ServiceManagerReports
 
 
 def child(
@@ -28,6 +29,7 @@ def make_root(
     devices: Devices,
     consuming: Consuming,
     *,
+    reports: ServiceManagerReports | None,
     handlers: Sequence[ChildSpec],
     http: Sequence[ChildSpec],
     embedded: EmbeddedBroker | None,
@@ -36,8 +38,8 @@ def make_root(
 ) -> Supervisor:
     """Make the root supervisor of a node. `give_up` is called when it has restarted too often.
 
-    Children stop in the reverse order. Events and HTTP are the first and so stop last: while devices are closed one after
-    another, HTTP says that this node is not ready any longer.
+    Children stop in the reverse order. Reports to the service manager, events and HTTP are the first and so stop last: while
+    devices are closed one after another, HTTP says that this node is not ready any longer.
     """
     reactor = base.reactor
 
@@ -67,6 +69,7 @@ def make_root(
     return Supervisor(
         reactor,
         [
+            *([child("service-manager", reports)] if reports is not None else []),
             ChildSpec("events", events, type="supervisor"),
             *http,
             *([child("embedded", embedded)] if embedded is not None else []),

@@ -35,6 +35,7 @@ class WorkerPool:
         """
         self._emit = emit
         self._refused = refused
+        self._opened: Callable[[], None] = lambda: None
         self._dead: dict[str, bool] = {}
         self._worked = False
         self._refusing = False
@@ -44,6 +45,10 @@ class WorkerPool:
         self.workers = [
             SupervisedWorker(reactor, number, lambda: self._start, self) for number in range(1, start.count + 1)
         ]
+
+    def call_when_ready(self, opened: Callable[[], None]) -> None:
+        """Have `opened` called each time that a worker has opened its port."""
+        self._opened = opened
 
     @property
     def generation(self) -> int:
@@ -102,6 +107,7 @@ class WorkerPool:
         for node, served in self._dead.items():
             process.tell("gone", node=node, served=served)
         self._dead.clear()
+        self._opened()
 
     def ended(self, process: WorkerProcess, graceful: bool) -> None:
         # The node of a worker that died holds messages in its queue. Another worker is told, which cleans up without waiting
