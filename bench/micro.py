@@ -37,11 +37,12 @@ from owsla.broker.lines import LINES, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
 from owsla.device.connections import Connection, Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime
+from owsla.device.factory import DeviceFactory
 from owsla.device.framing import Framing
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
+from owsla.device.services import DeviceRuntime, DeviceServices
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry, Router
 from owsla.runtime.end_of_turn import EndOfTurn
@@ -160,14 +161,15 @@ class Node:
         self.consuming = self.connection()
         endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
         endpoints.startService()
-        self.factory = DeviceFactory(
+        services = DeviceServices(
             DeviceRuntime(self.clock, self.turn, lambda event: None, time.time),
-            DeviceSettings(device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None),
+            SharedSettings(),
             Connections(self.ids, self.registry, endpoints),
             self.producer,
             NoCourier(),
-            DeviceProtocol,
         )
+        settings = DeviceSettings(device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None)
+        self.factory = DeviceFactory(services, settings, DeviceProtocol)
         self.devices = [self.device() for _ in range(DEVICES)]
 
     def connection(self) -> OpenConnection:

@@ -22,14 +22,15 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from owsla.device.acceptor import Limits
-from owsla.device.admission import Admission
+from owsla.device.admission import Admission, PortAdmission
+from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime
+from owsla.device.factory import DeviceFactory
 from owsla.device.hangup import HangupWatch
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
-from owsla.device.transport import TLSTransport
+from owsla.device.services import DeviceRuntime, DeviceServices
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.routing import ConnectionIds, Registry
 from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.runtime.memory import ProcessMemory
@@ -83,51 +84,52 @@ class UntilEnd(Protocol):
             reactor.stop()
 
 
-def make_factory() -> tuple[DeviceFactory, HangupWatch]:
+def make_factory() -> tuple[DeviceFactory, ConnectedSockets]:
     """Return a factory whose connections go nowhere."""
     supervisor: DynamicSupervisor[Connection] = DynamicSupervisor(reactor)
     supervisor.startService()
     hangups = HangupWatch(reactor)
     sink: Any = DiscardingSink()
     courier: Any = None
-    factory = DeviceFactory(
+    services = DeviceServices(
         DeviceRuntime(reactor, EndOfTurn(reactor), lambda event: None, time.time),
-        DeviceSettings(),
+        SharedSettings(),
         Connections(ConnectionIds(), Registry(), supervisor),
         sink,
         courier,
-        DeviceProtocol,
-        hangups=hangups,
+        hangups,
     )
-    return factory, hangups
+    factory = DeviceFactory(services, DeviceSettings(), DeviceProtocol)
+    return factory, ConnectedSockets(reactor, Admission(1_000_000, 100), hangups, housekeeping=services.housekeeping)
 
 
-def listen_on_twisted(factory: DeviceFactory, hangups: HangupWatch, tls: DeviceTLS) -> int:
+def listen_on_twisted(factory: DeviceFactory, sockets: ConnectedSockets, tls: DeviceTLS) -> int:
     """Listen on the TLS transport of Twisted. Return the port."""
     port = reactor.listenSSL(0, factory, Context(tls.context), backlog=4096, interface="127.0.0.1")
     return int(port.getHost().port)
 
 
-def listen_on_owsla(factory: DeviceFactory, hangups: HangupWatch, tls: DeviceTLS) -> int:
+def listen_on_owsla(factory: DeviceFactory, sockets: ConnectedSockets, tls: DeviceTLS) -> int:
     """Listen on the device port. Return the port."""
-    admission: Admission[TLSTransport] = Admission(1_000_000, 100)
     port = DevicePort(
         reactor,
         bind(0, "127.0.0.1"),
         tls,
         factory,
-        Limits(admission),
+        sockets,
+        Limits(PortAdmission(sockets.admission, 1_000_000)),
         PortSettings(handshake_timeout=30.0),
-        hangups,
-        PortHooks(lambda event: None, sys.exit, factory.housekeeping),
+        PortHooks(lambda event: None, sys.exit),
     )
+    sockets.startService()
     port.startService()
     port.startListening()
     reactor.addSystemEventTrigger("before", "shutdown", port.stopService)
+    reactor.addSystemEventTrigger("before", "shutdown", sockets.stopService)
     return port.port
 
 
-KINDS: dict[str, Callable[[DeviceFactory, HangupWatch, DeviceTLS], int]] = {
+KINDS: dict[str, Callable[[DeviceFactory, ConnectedSockets, DeviceTLS], int]] = {
     "twisted": listen_on_twisted,
     "owsla": listen_on_owsla,
 }
@@ -138,8 +140,8 @@ def main() -> None:
     raise_open_files_limit()
     cert, key, kind = sys.argv[1:]
     tls = DeviceTLS(load_device_tls(DeviceTLSFiles(pairs=[(Path(cert), Path(key))])))
-    factory, hangups = make_factory()
-    port = KINDS[kind](factory, hangups, tls)
+    factory, sockets = make_factory()
+    port = KINDS[kind](factory, sockets, tls)
     # A gateway returns free memory after many handshakes. Here the memory is settled before each measurement.
     LoopingCall(ProcessMemory().trim).start(1.0)
     StandardIO(UntilEnd())

@@ -20,7 +20,7 @@ from ..errors import os_reason
 from ..events import Event, Full
 from ..interfaces import Reactor
 from ..supervision import Worker
-from .admission import Admission
+from .admission import PortAdmission
 from .attacks import AttackReports
 from .sources import Sources
 from .transport import TLSTransport, without_goodbye
@@ -65,7 +65,7 @@ class Share(Protocol):
 class Limits:
     """Limits on connections."""
 
-    admission: Admission[TLSTransport]
+    admission: PortAdmission[TLSTransport]
     sources: Sources | None = None
     """Limits for each address, and the denied addresses, if there are any."""
     share: Share | None = None
@@ -123,7 +123,7 @@ class Acceptor:
         """Begin to accept, on a socket that listens."""
         self._listening = True
         if self._share is not None:
-            self._share.tell(self._admission.connections)
+            self._share.tell(self._admission.process.connections)
         self.resume()
 
     def stop(self) -> None:
@@ -158,7 +158,7 @@ class Acceptor:
     def check_room(self) -> None:
         """Stop reading if there is no more room. Report it if the limit of connections is reached."""
         if self._share is not None:
-            self._share.tell(self._admission.connections)
+            self._share.tell(self._admission.process.connections)
         if self._admission.room > 0:
             return
         self.pause()
@@ -168,16 +168,18 @@ class Acceptor:
     def connection_closed(self, transport: TLSTransport) -> None:
         """Make room for another connection after one has closed."""
         if self._share is not None and self._socket.fileno() >= 0:
-            self._share.tell(self._admission.connections)
+            self._share.tell(self._admission.process.connections)
         if transport.host is not None:
             self._sources.leave(transport.host)
         self._forget_full()
 
     def _forget_full(self) -> None:
         """Report a full port again once it has some room meanwhile."""
-        limit = self._admission.max_connections
-        if self._admission.spoken <= limit - max(1, limit // 100):
-            self._full = False
+        for admission in (self._admission, self._admission.process):
+            limit = admission.max_connections
+            if admission.spoken > limit - max(1, limit // 100):
+                return
+        self._full = False
 
     # -- IReadDescriptor ---------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,7 @@ class Acceptor:
         self._service.end(reason)
 
     def doRead(self) -> None:
-        if self._share is not None and self._share.stands_back(self._admission.connections):
+        if self._share is not None and self._share.stands_back(self._admission.process.connections):
             self._standing_back = True
             self.pause()
             self._service.later(STAND_BACK, self._take_remaining)
@@ -211,7 +213,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         admission, sources = self._admission, self._sources
-        left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.waiting else ACCEPTED_AT_ONCE, admission.room)
+        left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.process.waiting else ACCEPTED_AT_ONCE, admission.room)
         for _ in range(TURNED_AWAY_AT_ONCE):
             silent = None
             if admission.crowded:
@@ -258,4 +260,5 @@ class Acceptor:
     def _report_full(self, reason: str) -> None:
         if not self._full:
             self._full = True
-            self._emit(Full(self._admission.connections, reason))
+            own = self._admission
+            self._emit(Full(own.connections if own.at_own_limit else own.process.connections, reason))

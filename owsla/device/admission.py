@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 Connection = TypeVar("Connection", bound=Hashable)
@@ -61,11 +61,10 @@ class Admission(Generic[Connection]):
         self.max_handshakes = max_handshakes
         self.max_silent = _max_silent(max_connections, max_handshakes)
         """Limit on silent connections, at most half of `max_connections`. The same limit applies to waiting connections."""
-        # With the deadlines of their handshakes; ordered by accept, by arrival of the ClientHello, and by start of the
-        # handshake.
-        self._silent: dict[Connection, float] = {}
-        self._waiting: dict[Connection, float] = {}
-        self._handshaking: dict[Connection, tuple[float, float]] = {}  # deadline and start
+        # Ordered by accept, by arrival of the ClientHello, and by start of the handshake, which is the value of the last.
+        self._silent: dict[Connection, None] = {}
+        self._waiting: dict[Connection, None] = {}
+        self._handshaking: dict[Connection, float] = {}
         self._impatient = False
         self._usual = STALLED_AT_FIRST / STALLED_TIMES  # moving mean of the duration of handshakes, in seconds
         self.open = 0
@@ -78,21 +77,6 @@ class Admission(Generic[Connection]):
         self.max_connections = max_connections
         self.max_handshakes = max_handshakes
         self.max_silent = _max_silent(max_connections, max_handshakes)
-
-    def postpone(self, seconds: float) -> None:
-        """Move the deadlines of all handshakes; to earlier times if negative."""
-        # All by the same time, since the silent connections are in the order of their deadlines.
-        self._silent = {connection: deadline + seconds for connection, deadline in self._silent.items()}
-        self._waiting = {connection: deadline + seconds for connection, deadline in self._waiting.items()}
-        self._handshaking = {
-            connection: (deadline + seconds, since) for connection, (deadline, since) in self._handshaking.items()
-        }
-
-    def handshakes(self) -> Iterator[Connection]:
-        """Yield the connections whose handshake is not complete."""
-        yield from self._silent
-        yield from self._waiting
-        yield from self._handshaking
 
     @property
     def connections(self) -> int:
@@ -134,9 +118,9 @@ class Admission(Generic[Connection]):
         """Connection that has been silent longest, or `None`."""
         return next(iter(self._silent), None)
 
-    def accepted(self, connection: Connection, deadline: float) -> None:
-        """Add an accepted connection, with the deadline of its handshake."""
-        self._silent[connection] = deadline
+    def accepted(self, connection: Connection) -> None:
+        """Add an accepted connection."""
+        self._silent[connection] = None
 
     def spoke(self, connection: Connection) -> None:
         """Move a connection to the waiting ones: its ClientHello has arrived."""
@@ -147,11 +131,11 @@ class Admission(Generic[Connection]):
         if not self._waiting or len(self._handshaking) >= self.max_handshakes:
             return None
         if self._impatient:
-            connection, deadline = self._waiting.popitem()
+            connection, _ = self._waiting.popitem()
         else:
             connection = next(iter(self._waiting))
-            deadline = self._waiting.pop(connection)
-        self._handshaking[connection] = deadline, now
+            del self._waiting[connection]
+        self._handshaking[connection] = now
         if not self._waiting:
             self._impatient = False
         return connection
@@ -168,34 +152,113 @@ class Admission(Generic[Connection]):
         """Return the oldest handshake if others wait for a slot and it takes much longer than usual; else `None`."""
         if not self._waiting or len(self._handshaking) < self.max_handshakes:
             return None
-        connection, (_, since) = next(iter(self._handshaking.items()))
+        connection, since = next(iter(self._handshaking.items()))
         return connection if now - since >= max(STALLED, STALLED_TIMES * self._usual) else None
 
     def secured(self, connection: Connection, now: float) -> None:
         """Move a connection to the open ones: its handshake is complete."""
-        _, since = self._handshaking.pop(connection)
+        since = self._handshaking.pop(connection)
         self._usual += (now - since - self._usual) / USUAL_OF
         self.open += 1
 
     def lost(self, connection: Connection) -> None:
         """Remove a closed connection."""
-        if (
-            self._handshaking.pop(connection, None) is None
-            and self._silent.pop(connection, None) is None
-            and self._waiting.pop(connection, None) is None
-        ):
+        if connection in self._handshaking:
+            del self._handshaking[connection]
+        elif connection in self._silent:
+            del self._silent[connection]
+        elif connection in self._waiting:
+            del self._waiting[connection]
+        else:
             self.open -= 1
 
-    def overdue(self, now: float) -> Iterator[Connection]:
-        """Yield the connections whose deadline has passed."""
+
+class PortAdmission(Generic[Connection]):
+    """Admission of the connections of one port, which has a limit of its own on connections.
+
+    What `Admission` decides for the process holds, too. At the limit of the port its own connection that has been silent
+    longest is closed for the next one, so that a port cannot take the places of the others.
+    """
+
+    __slots__ = ("_pending", "_silent", "connections", "max_connections", "process")
+
+    def __init__(self, process: Admission[Connection], max_connections: int) -> None:
+        self.process = process
+        """Admission of the connections of all ports."""
+        self.max_connections = max_connections
+        """Limit on connections of this port."""
+        self.connections = 0
+        """Number of connections of this port."""
+        self._pending: dict[Connection, float] = {}
+        """Time of accepting of each connection whose handshake is not complete, in this order."""
+        self._silent: dict[Connection, None] = {}
+
+    def configure(self, max_connections: int) -> None:
+        """Change the limit. With more connections than it allows, all stay."""
+        self.max_connections = max_connections
+
+    @property
+    def spoken(self) -> int:
+        """Number of connections of this port that are not silent."""
+        return self.connections - len(self._silent)
+
+    @property
+    def full(self) -> bool:
+        """True at the limit on connections, of this port or of the process. Silent ones do not count."""
+        return self.at_own_limit or self.process.full
+
+    @property
+    def at_own_limit(self) -> bool:
+        """True at the limit on connections of this port. Silent ones do not count."""
+        return self.spoken >= self.max_connections
+
+    @property
+    def room(self) -> int:
+        """Number of connections worth accepting now; none if not positive."""
+        return min(self.process.room, self.max_connections - self.spoken)
+
+    @property
+    def crowded(self) -> bool:
+        """True if a silent connection must be closed before the next one is accepted."""
+        return self.connections >= self.max_connections or self.process.crowded
+
+    @property
+    def oldest(self) -> Connection | None:
+        """Connection to close for the next one: the one that has been silent longest, or `None`."""
+        return next(iter(self._silent), None) if self.connections >= self.max_connections else self.process.oldest
+
+    def accepted(self, connection: Connection, now: float) -> None:
+        """Add an accepted connection."""
+        self.connections += 1
+        self._pending[connection] = now
+        self._silent[connection] = None
+        self.process.accepted(connection)
+
+    def spoke(self, connection: Connection) -> None:
+        """Move a connection to the waiting ones: its ClientHello has arrived."""
+        del self._silent[connection]
+        self.process.spoke(connection)
+
+    def secured(self, connection: Connection, now: float) -> None:
+        """Move a connection to the open ones: its handshake is complete."""
+        del self._pending[connection]
+        self.process.secured(connection, now)
+
+    def lost(self, connection: Connection) -> None:
+        """Remove a closed connection."""
+        self.connections -= 1
+        if self._pending.pop(connection, None) is not None:
+            self._silent.pop(connection, None)
+        self.process.lost(connection)
+
+    def overdue(self, now: float, timeout: float) -> list[Connection]:
+        """Return the connections whose handshake is not complete and that were accepted `timeout` seconds ago or earlier."""
         late = []
-        for connection, deadline in self._silent.items():
-            if deadline > now:
-                break  # silent ones are ordered by deadline; the others are not
+        for connection, accepted in self._pending.items():
+            if accepted + timeout > now:
+                break
             late.append(connection)
-        late += [connection for connection, deadline in self._waiting.items() if deadline <= now]
-        late += [connection for connection, (deadline, _) in self._handshaking.items() if deadline <= now]
-        yield from late
+        return late
 
 
 def _max_silent(max_connections: int, max_handshakes: int) -> int:

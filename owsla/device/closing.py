@@ -7,7 +7,6 @@ connection whose last lines wait to be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from .transport import CLOSING_TIMEOUT, TLSTransport
@@ -33,9 +32,6 @@ class ClosingConnections:
 
     def __init__(self) -> None:
         self._deadlines: dict[TLSTransport, _Deadline] = {}
-
-    def __iter__(self) -> Iterator[TLSTransport]:
-        return iter(self._deadlines)
 
     def add(self, transport: TLSTransport, now: float) -> None:
         """Note that a connection has begun to close."""

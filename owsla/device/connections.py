@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from twisted.python.failure import Failure
@@ -20,6 +20,8 @@ SENT: Final = "sent"
 class Connection(Hashable, Protocol):
     """A device connection, as the rest of the node uses it: `protocol.DeviceProtocol`."""
 
+    factory: Any
+    """Factory of the door through which the connection came."""
     connection_id: bytes
     device_id: str | None
     template: Any
@@ -129,6 +131,19 @@ class Connections:
     def failed(self, connection: Connection, failure: Failure) -> None:
         """Report an exception of our own code, or of the dialect, on behalf of a connection that is closed already."""
         self._supervisor.ended(connection, failure)
+
+
+class ConnectionsOf:
+    """The open connections that came through one door."""
+
+    def __init__(self, connections: Iterable[Connection], factory: object) -> None:
+        """`connections` yields the open connections of all doors each time; `factory` is that of the door."""
+        self._connections = connections
+        self._factory = factory
+
+    def __iter__(self) -> Iterator[Connection]:
+        factory = self._factory
+        return (connection for connection in self._connections if connection.factory is factory)
 
 
 def guard(connection: Connection, action: Callable[..., object], *args: object) -> None:

@@ -1,165 +1,72 @@
-"""Factory of device protocols, and all that the connections of a node share."""
+"""Factory of the device protocols of a door."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
-from ..events import DeviceConnected, Event
-from ..interfaces import Clock, Courier, LineSink
+from ..events import DeviceConnected
 from ..letter import Letter
-from ..runtime.end_of_turn import EndOfTurn
-from .connections import RECEIVED, SENT, Connection, Connections
-from .deadlines import Deadlines
-from .deliveries import Deliveries
-from .discards import Discards
-from .hangup import HangupWatch
-from .housekeeping import Housekeeping, IdleCheck
-from .identified import IdentifiedDevices
+from .connections import Connection, ConnectionsOf
+from .housekeeping import IdleCheck
 from .ordering import Ordering
-from .paused_reading import PausedReading
-from .reordering import ReorderLimits
+from .services import DeviceServices
 from .settings import DeviceSettings
-from .slow_devices import SlowDevices
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRuntime:
-    """Time, the end of the reactor turn, and the receiver of events."""
-
-    clock: Clock
-    turn: EndOfTurn
-    emit: Callable[[Event], None]
-    now: Callable[[], float]
-    """Function that returns the time in seconds since the epoch."""
-
-
-class TimedOut(Hashable, Protocol):
-    """A connection whose dialect may set a time-out."""
-
-    def timed_out(self) -> None: ...
-
-
-class DeviceTotals:
-    """Counters of all device connections, for metrics."""
-
-    def __init__(self, factory: DeviceFactory) -> None:
-        self._factory = factory
-
-    @property
-    def paused_connections(self) -> int:
-        """Number of connections that are not read now."""
-        return self._factory.reading.count
-
-    @property
-    def duplicates(self) -> int:
-        """Number of messages with a sequence number that was used before."""
-        return self._factory.deliveries.duplicates
-
-    @property
-    def skips(self) -> int:
-        """Number of sequence numbers that were skipped."""
-        return self._factory.reordering.skips
-
-    @property
-    def bytes_in(self) -> int:
-        """Number of bytes read from devices, delimiters included."""
-        return self._factory.traffic[RECEIVED]
-
-    @property
-    def bytes_out(self) -> int:
-        """Number of bytes of lines written to devices, without delimiters."""
-        return self._factory.traffic[SENT]
-
-    @property
-    def lines_out(self) -> int:
-        """Number of lines written to devices. Reading it visits every connection."""
-        return self._factory.connections.lines_out
-
-    @property
-    def discarded_lines(self) -> int:
-        """Number of lines discarded of devices that left while the window was full."""
-        return self._factory.discards.lines
-
-    @property
-    def discarded_bytes(self) -> int:
-        """Number of bytes that were never read of such devices, TLS records included."""
-        return self._factory.discards.unread
 
 
 class DeviceFactory(ServerFactory):
-    """Builds the protocol of each device connection, and holds what the connections share.
+    """Builds the protocol of each device connection of a door.
 
-    Protocols read its attributes. Each job that concerns more than one connection is a collaborator of its own.
+    Protocols read its attributes: the settings of their door, and the `DeviceServices` that the doors share.
     """
-
-    noisy = False
 
     def __init__(
         self,
-        runtime: DeviceRuntime,
+        services: DeviceServices,
         settings: DeviceSettings,
-        connections: Connections,
-        sink: LineSink,
-        courier: Courier,
         protocol: Callable[[Any, bytes], Any],
+        *,
         identify: Callable[[SSL.Connection], str | None] | None = None,
-        hangups: HangupWatch | None = None,
+        door: str = "default",
     ) -> None:
         """Create a factory.
 
         `protocol(factory, connection_id)` makes a protocol: `DeviceProtocol`, or what `dialect_protocol.speaking` returns.
         `identify` returns the device id from the certificate of a TLS connection, and raises `HandshakeRefused` to refuse it.
         """
-        clock, emit = runtime.clock, runtime.emit
         self._build = protocol
-        self.clock = clock
-        self.turn = runtime.turn
-        self.emit = emit
-        self.now = runtime.now
+        self._identify = identify
+        self.door = door
         self.settings = settings
         self.framing = settings.framing
-        self.connections = connections
-        self.traffic = connections.traffic
-        self.sink = sink
-        self.courier = courier
-        self._identify = identify
-        self.reordering = ReorderLimits(clock, emit, settings.gap_timeout, settings.reorder_limit)
-        self.slow = SlowDevices(clock, emit, settings.write_timeout)
-        self.reading = PausedReading(hangups)
-        self.discards = Discards()
-        self.devices = IdentifiedDevices(clock, emit, settings.replace)
-        self.deliveries = Deliveries(clock, runtime.now, courier, self.reordering, self.slow)
-        self.timers: Deadlines[TimedOut] = Deadlines()
-        """Time-outs of dialects."""
-        self.housekeeping = Housekeeping(
-            clock,
-            (
-                *((lambda now: hangups.tick(),) if hangups is not None else ()),
-                self.discards.tick,
-                self.reading.tick,
-                self.devices.tick,
-                self._time_out,
-                self.reordering.tick,
-                self.slow.tick,
-            ),
-            IdleCheck(connections, sink, settings.idle_timeout),
-        )
+        self.clock = services.runtime.clock
+        self.turn = services.runtime.turn
+        self.emit = services.runtime.emit
+        self.now = services.runtime.now
+        self.connections = services.connections
+        self.traffic = services.connections.traffic
+        self.sink = services.sink
+        self.courier = services.courier
+        self.reordering = services.reordering
+        self.slow = services.slow
+        self.reading = services.reading
+        self.discards = services.discards
+        self.devices = services.devices
+        self.deliveries = services.deliveries
+        self.timers = services.timers
+        self._idle = IdleCheck(ConnectionsOf(services.connections, self), services.sink, settings.idle_timeout)
+        services.housekeeping.check_idle(self._idle)
 
     def configure(self, settings: DeviceSettings) -> None:
         """Change the settings, but for the delimiter. Limits and times apply to all connections, the rest to new ones."""
         before, self.settings = self.settings, settings
         self.framing = settings.framing
-        self.reordering.configure(settings.gap_timeout, settings.reorder_limit)
-        self.slow.configure(settings.write_timeout)
-        self.devices.configure(settings.replace, self.connections)
-        self.housekeeping.configure(settings.idle_timeout)
+        self._idle.configure(settings.idle_timeout)
         if settings.max_rate != before.max_rate:
             self.reading.rate_changed()
 
@@ -195,8 +102,3 @@ class DeviceFactory(ServerFactory):
         self.slow.resumed(connection)
         self.devices.remove(connection)
         self.connections.remove(connection, failure)
-
-    def _time_out(self, now: float) -> None:
-        if self.timers:
-            for waiter in self.timers.due(now):
-                waiter.timed_out()

@@ -23,7 +23,7 @@ others begin: the answer of a peer must not wait behind a hundred signatures. Wi
 
 
 class HandshakeScheduler:
-    """Schedule of the handshakes of a port: the order is that of `Admission`, the rate that of the reactor turns."""
+    """Schedule of the handshakes of all ports: the order is that of `Admission`, the rate that of the reactor turns."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class HandshakeScheduler:
         admission: Admission[TLSTransport],
         resume: Callable[[], None],
     ) -> None:
-        """`resume` lets the port accept again if there is room. `service` owns the timers."""
+        """`resume` lets the ports accept again if there is room. `service` owns the timers."""
         self._clock = clock
         self._service = service
         self._poller = poller
@@ -44,9 +44,8 @@ class HandshakeScheduler:
         self._turn_ends = 0.0
 
     def hello_received(self, transport: TLSTransport) -> bool:
-        """Return whether the handshake of a connection begins now. Otherwise schedule it."""
+        """Return whether the handshake of a connection begins now, which waits already. Otherwise schedule it."""
         admission = self._admission
-        admission.spoke(transport)
         now = self._clock.seconds()
         if self._turn != self._poller.turns:
             self._turn = self._poller.turns

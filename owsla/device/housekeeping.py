@@ -20,7 +20,7 @@ LOOKS: Final = 8
 
 
 class IdleCheck:
-    """Closes connections without a line in either direction for the idle time-out.
+    """Closes connections of a door without a line in either direction for the idle time-out.
 
     A line costs nothing for it: the check compares the number of lines with the number at the last check.
     """
@@ -57,16 +57,16 @@ class IdleCheck:
 
 
 class Housekeeping:
-    """Calls the periodic work of the collaborators of a factory."""
+    """Calls the periodic work of `DeviceServices`, and the idle checks of all doors."""
 
-    def __init__(self, clock: Clock, ticks: Sequence[Callable[[float], None]], idle: IdleCheck) -> None:
+    def __init__(self, clock: Clock, ticks: Sequence[Callable[[float], None]]) -> None:
         self._clock = clock
         self._ticks = ticks
-        self._idle = idle
+        self._idle_checks: list[IdleCheck] = []
 
-    def configure(self, idle_timeout: float) -> None:
-        """Change the idle time-out."""
-        self._idle.configure(idle_timeout)
+    def check_idle(self, check: IdleCheck) -> None:
+        """Call the idle check of a door in each sweep."""
+        self._idle_checks.append(check)
 
     def tick(self) -> None:
         """Do what is due. To be called every `TICK` seconds."""
@@ -75,5 +75,7 @@ class Housekeeping:
             tick(now)
 
     def sweep(self) -> None:
-        """Check a share of the connections for idleness. To be called once a second."""
-        self._idle.check(self._clock.seconds())
+        """Check a share of the connections of each door for idleness. To be called once a second."""
+        now = self._clock.seconds()
+        for idle in self._idle_checks:
+            idle.check(now)

@@ -3,11 +3,11 @@
 The work is divided among:
 
 - `Acceptor`: accepts connections while there is room, and evicts silent ones;
-- `HandshakeScheduler`: begins handshakes within the time of a reactor turn;
 - `ClosingConnections`: closes connections whose peers do not take the last bytes;
 - `AttackReports`: counts evicted connections and those beyond the limit for an address;
-- `DevicePort`: the service. It opens and closes the port, makes transports, builds a protocol when a handshake is complete, and
-  has the periodic work done.
+- `ConnectedSockets`: what all ports of a process share. Its `HandshakeScheduler` begins handshakes within the time of a reactor
+  turn, and it has the periodic work done;
+- `DevicePort`: the service. It opens and closes the port, makes transports, and builds a protocol when a handshake is complete.
 
 The socket is bound before the service starts, so that a port in use is an error of the start. It begins to listen when the
 queues are declared, and then stays open.
@@ -27,18 +27,13 @@ from twisted.logger import Logger
 from ..errors import os_reason
 from ..events import Event, HandshakeFailed, Listening
 from ..interfaces import Reactor
-from ..runtime.memory import ProcessMemory
 from ..supervision import Worker
 from ..tls.device import DeviceTLS
-from ..tls.post_handshake import PostHandshake
 from ..tls.refusal import HandshakeRefused, Refusal
 from .acceptor import Acceptor, Limits
 from .attacks import AttackReports
 from .closing import ClosingConnections
-from .handshakes import HandshakeScheduler
-from .hangup import HangupWatch
-from .housekeeping import TICK, Housekeeping
-from .poller import Poller
+from .connected_sockets import ConnectedSockets
 from .sources import SourceLimits, Sources
 from .transport import TLSTransport
 
@@ -46,18 +41,9 @@ BACKLOG: Final = 4096
 """Connections that may wait in the kernel's accept queue: four seconds of a stampede of a thousand a second. Linux limits it to
 somaxconn."""
 
-FREEZE_EVERY: Final = 500
-"""Handshakes after which objects are excluded from garbage collection: a pause of some 2 ms each time."""
-
-TRIM_INTERVAL: Final = 60.0
-"""Minimum time in seconds between two returns of free memory to the system, after `FREEZE_EVERY` handshakes or more."""
-
 DEFER_ACCEPT: Final = 3
 """Seconds for which the kernel does not report a connection that sends nothing (TCP_DEFER_ACCEPT, tcp(7)), rounded to its
 retransmissions. The connection is accepted after that, and its handshake timeout begins."""
-
-SWEEP: Final = 1.0
-"""Seconds between two checks of handshakes, closing connections and idle connections."""
 
 KEEPALIVE: Final = (120, 30, 4)
 """TCP keepalive: seconds without data before the first probe, seconds between probes, and probes that may fail."""
@@ -91,12 +77,10 @@ def _set_options(sock: socket.socket) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PortSettings:
-    """Times of the port, in seconds."""
+    """Name and times of a port."""
 
     handshake_timeout: float
-    """Time from accepting a connection to the end of its handshake."""
-    linger: float = 0.0
-    """Minimum time between two turns of a busy `Poller`."""
+    """Seconds from accepting a connection to the end of its handshake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +90,6 @@ class PortHooks:
     emit: Callable[[Event], None]
     fail: Callable[[str], None]
     """Called with the reason if the port cannot be opened: then the process has nothing to do."""
-    housekeeping: Housekeeping | None = None
-    """Periodic work for all connections."""
-    memory: ProcessMemory | None = None
 
 
 class DevicePort(Worker):
@@ -125,35 +106,34 @@ class DevicePort(Worker):
         sock: socket.socket,
         tls: DeviceTLS,
         factory: ServerFactory,
+        sockets: ConnectedSockets,
         limits: Limits,
         settings: PortSettings,
-        hangups: HangupWatch,
         hooks: PortHooks,
     ) -> None:
-        """`factory` builds the protocol of each connection whose handshake is complete. It may be any `ServerFactory`."""
+        """`factory` builds the protocol of each connection whose handshake is complete. It may be any `ServerFactory`.
+        `sockets` is what the ports of a process share.
+        """
         super().__init__(reactor)
         self.setName("port")
         self._seconds = reactor.seconds
-        self._poller = Poller(reactor, settings.linger)
+        self._sockets = sockets
         self._socket = sock
         self._tls = tls
-        self._post_handshake = PostHandshake(reactor.seconds)
         self._factory = factory
         self._admission = limits.admission
         self._handshake_timeout = settings.handshake_timeout
-        self._hangups = hangups
         self._hooks = hooks
         self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
-        self._reports = AttackReports(hooks.emit, limits.admission.max_silent, self._sources)
+        self._reports = AttackReports(hooks.emit, limits.admission.process.max_silent, self._sources)
         self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._sources, self._reports, self._accepted)
-        self._scheduler = HandshakeScheduler(reactor, self, self._poller, limits.admission, self._acceptor.resume)
         self._closing = ClosingConnections()
-        self._trimmed = (0, 0.0)  # the number of handshakes, and the time
         self._started_listening = False
         self.handshakes = 0
         """Number of completed handshakes."""
         self.failed_handshakes = 0
         """Number of connections that were closed before their handshake was complete, without those evicted or turned away."""
+        sockets.add_port(self)
 
     # -- Numbers for metrics -----------------------------------------------------------------------------------------------
 
@@ -161,6 +141,16 @@ class DevicePort(Worker):
     def accepting(self) -> bool:
         """True while the port listens, and there is room for a device."""
         return self._acceptor.accepting
+
+    @property
+    def open(self) -> bool:
+        """True until the port is closed for good."""
+        return self._acceptor.open
+
+    @property
+    def connections(self) -> int:
+        """Number of all connections of this port."""
+        return self._admission.connections
 
     @property
     def evicted(self) -> int:
@@ -191,10 +181,7 @@ class DevicePort(Worker):
 
     def startService(self) -> None:
         super().startService()
-        self._hangups.start(self.end)
-        self.later(TICK, self._tick)
-        self.later(SWEEP, self._sweep)
-        self._scheduler.proceed()
+        self._acceptor.resume()
 
     def startListening(self) -> bool:
         """Open the port, if it is not open. Return whether it was opened now."""
@@ -211,8 +198,7 @@ class DevicePort(Worker):
             self._log.critical("{reason}", reason=reason)
             self._hooks.fail(reason)
             return False
-        if self._hooks.memory is not None:
-            self._hooks.memory.freeze()
+        self._sockets.freeze()
         self._hooks.emit(Listening(address=_shown(self._socket, host), port=port))
         self._acceptor.start()
         return True
@@ -221,12 +207,10 @@ class DevicePort(Worker):
         """Close the port for good. Connections stay open. A port that is not open yet stays closed."""
         self._started_listening = True
         self._acceptor.close()
-        self._hangups.keep()
+        self._sockets.port_closed()
 
     def stopService(self) -> None:
         if self.running:
-            self._hangups.stop()
-            self._scheduler.stop()
             self._acceptor.stop()
             self._reports.report(self._seconds(), last=True)
         super().stopService()
@@ -236,13 +220,10 @@ class DevicePort(Worker):
 
         No connection is closed. The time for a handshake also changes for those that have begun.
         """
-        self._admission.postpone(settings.handshake_timeout - self._handshake_timeout)
         self._handshake_timeout = settings.handshake_timeout
-        self._poller.configure(settings.linger)
         self._sources.configure(sources)
-        self._reports.configure(self._admission.max_silent)
+        self._reports.configure(self._admission.process.max_silent)
         self._acceptor.configure()
-        self._scheduler.proceed()
 
     # -- Connections: the owner of each `TLSTransport` ---------------------------------------------------------------------
 
@@ -252,20 +233,21 @@ class DevicePort(Worker):
 
     @property
     def established(self) -> SSL.Context:
-        return self._post_handshake.context
+        return self._sockets.post_handshake.context
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        transport = TLSTransport(self._poller, sock, address, self)
-        self._admission.accepted(transport, self._seconds() + self._handshake_timeout)
+        transport = TLSTransport(self._sockets.poller, sock, address, self)
+        self._admission.accepted(transport, self._seconds())
 
     def helloReceived(self, transport: TLSTransport) -> bool:
-        begins = self._scheduler.hello_received(transport)
+        self._admission.spoke(transport)
+        begins = self._sockets.scheduler.hello_received(transport)
         self._acceptor.check_room()
         return begins
 
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         self._admission.secured(transport, self._seconds())
-        self._scheduler.proceed()
+        self._sockets.scheduler.proceed()
         protocol = None
         if self._socket.fileno() >= 0:  # or the connection was accepted just before the port was closed
             protocol = self._factory.buildProtocol(cast(Any, transport.getPeer()))
@@ -280,8 +262,7 @@ class DevicePort(Worker):
             transport.loseConnection()
             return
         self.handshakes += 1
-        if self._hooks.memory is not None and self.handshakes % FREEZE_EVERY == 0:
-            self._hooks.memory.freeze()
+        self._sockets.handshake_completed()
 
     def connectionClosing(self, transport: TLSTransport) -> None:
         self._closing.add(transport, self._seconds())
@@ -292,39 +273,22 @@ class DevicePort(Worker):
         self._closing.remove(transport)
         if failed is not None:
             self._handshake_failed(transport, failed, transport.refusal)
-        self._scheduler.proceed()
+        self._sockets.scheduler.proceed()
 
     def _handshake_failed(self, transport: TLSTransport, reason: str, refusal: Refusal | None) -> None:
         self.failed_handshakes += 1
         subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
         self._hooks.emit(HandshakeFailed(transport.peer, reason, subject, serial))
 
-    # -- Periodic work -----------------------------------------------------------------------------------------------------
+    # -- For `ConnectedSockets` ---------------------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        self.later(TICK, self._tick)
-        if self._hooks.housekeeping is not None:
-            self._hooks.housekeeping.tick()
+    def resume(self) -> None:
+        """Accept again, if there is room."""
+        self._acceptor.resume()
 
-    def _sweep(self) -> None:
-        """Check handshakes, closing connections and idle connections, once a second."""
-        self.later(SWEEP, self._sweep)
-        now = self._seconds()
-        for transport in list(self._admission.overdue(now)):
+    def sweep(self, now: float) -> None:
+        """Check the handshakes and the closing connections of this port. Called once a second."""
+        for transport in self._admission.overdue(now, self._handshake_timeout):
             transport.handshakeOverdue(f"no handshake within {self._handshake_timeout:g} s")
-        for transport in self._admission.those_waiting():
-            if transport.closeIfGone():
-                self._admission.gave_up()
         self._closing.check(now, listening=self._acceptor.open)
         self._reports.report(now)
-        self._trim(now)
-        self._scheduler.proceed()
-        if self._hooks.housekeeping is not None:
-            self._hooks.housekeeping.sweep()
-
-    def _trim(self, now: float) -> None:
-        handshakes, then = self._trimmed
-        memory = self._hooks.memory
-        if memory is not None and self.handshakes >= handshakes + FREEZE_EVERY and now >= then + TRIM_INTERVAL:
-            self._trimmed = (self.handshakes, now)
-            memory.trim()

@@ -1,4 +1,4 @@
-"""Settings that all device connections of a node share."""
+"""Settings of device connections."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from .framing import Framing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceSettings:
-    """Limits and formats of device connections. Times are in seconds, sizes in bytes; each default is that of its option."""
+class SharedSettings:
+    """Limits that the connections of all doors share. Times are in seconds; each default is that of its option."""
 
-    framing: Framing = field(default_factory=Framing)
     gap_timeout: float = 2.0
     """Time for which a message waits for a missing sequence number before it."""
     reorder_limit: int = 64
     """Messages that one connection may hold for a missing sequence number."""
-    write_buffer: int = 65536
-    """Size of the messages that may wait for one slow device."""
     write_timeout: float = 30.0
     """Time after which a device that takes nothing is closed."""
+    replace: bool = False
+    """True if a new connection of a device replaces its previous one (`--on-duplicate replace`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """Limits and formats of the connections of a door. Times are in seconds, sizes in bytes; each default is that of its
+    option.
+    """
+
+    framing: Framing = field(default_factory=Framing)
+    write_buffer: int = 65536
+    """Size of the messages that may wait for one slow device."""
     idle_timeout: float = 0.0
     """Time without a line in either direction after which a connection is closed; 0 disables the check."""
     max_rate: float | None = None
     """Lines a second that one device may send, or `None` for no limit."""
     device_ack: Callable[[int], bytes] | None = None
     """Function that returns the acknowledgement of all lines up to a number, or `None` if devices get none."""
-    replace: bool = False
-    """True if a new connection of a device replaces its previous one (`--on-duplicate replace`)."""

@@ -18,7 +18,15 @@ from ..embedded import EmbeddedBroker
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import Devices, changed_connection_limit, device_protocol, device_settings, port_settings, source_limits
+from .devices import (
+    Devices,
+    changed_connection_limit,
+    device_protocol,
+    device_settings,
+    port_settings,
+    shared_settings,
+    source_limits,
+)
 from .publishing import Publishing
 from .shutdown import DeviceDrain
 
@@ -115,8 +123,10 @@ class NodeChanges:
         self._consuming.router.configure(settings.max_line)
         devices = self._devices
         framing = Framing(settings.delimiter, settings.max_line)
+        devices.services.configure(shared_settings(settings))
         devices.factory.configure(device_settings(settings, framing))
-        devices.admission.configure(
-            changed_connection_limit(settings, devices.admission.max_connections), settings.max_handshakes
-        )
+        max_connections = changed_connection_limit(settings, devices.admission.max_connections)
+        devices.admission.configure(max_connections, settings.max_handshakes)
+        devices.port_admission.configure(max_connections)
         devices.listener.configure(port_settings(settings), source_limits(settings))
+        devices.sockets.configure(settings.linger)

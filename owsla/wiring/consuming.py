@@ -80,7 +80,7 @@ def make_consuming(
         base.node,
         base.registry.find,
         publishing.courier,
-        devices.factory.deliveries,
+        devices.services.deliveries,
         max_line=settings.max_line,
         forbidden=devices.framing.forbidden,
     )
@@ -124,7 +124,7 @@ def make_consuming(
                 patience=max(UNREACHABLE, settings.node_grace),
             ),
         ),
-        flowing=devices.factory.reordering.flowing,
+        flowing=devices.services.reordering.flowing,
     )
     roles = [*publishers, registrar, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)

@@ -12,16 +12,18 @@ from twisted.logger import Logger
 
 from ..config.settings import Settings
 from ..device.acceptor import Limits
-from ..device.admission import Admission
+from ..device.admission import Admission, PortAdmission
+from ..device.connected_sockets import ConnectedSockets
 from ..device.connections import Connection, Connections
 from ..device.dialect_protocol import speaking
-from ..device.factory import DeviceFactory, DeviceRuntime
+from ..device.factory import DeviceFactory
 from ..device.framing import Framing
 from ..device.hangup import HangupWatch
 from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
 from ..device.revoked import RevokedDevices
-from ..device.settings import DeviceSettings
+from ..device.services import DeviceRuntime, DeviceServices
+from ..device.settings import DeviceSettings, SharedSettings
 from ..device.sources import SourceLimits, Sources
 from ..device.transport import CLOSING_TIMEOUT, TLSTransport
 from ..dialects import Factory
@@ -46,8 +48,11 @@ class Devices:
     dialect: Factory | None
     """Factory of the dialects of connections, from the start to the first reload that changes it."""
     endpoints: DynamicSupervisor[Connection]
+    services: DeviceServices
     factory: DeviceFactory
+    sockets: ConnectedSockets
     admission: Admission[TLSTransport]
+    port_admission: PortAdmission[TLSTransport]
     listener: DevicePort
     tls: DeviceTLS
     revoked: RevokedDevices
@@ -96,17 +101,27 @@ def make_devices(
     dialect = make_dialect(settings)
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
-    factory = DeviceFactory(
+    services = DeviceServices(
         DeviceRuntime(base.reactor, base.end_of_turn, base.emit, time.time),
-        device_settings(settings, framing),
+        shared_settings(settings),
         Connections(base.ids, base.registry, endpoints),
         publishing.lines,
         publishing.courier,
-        device_protocol(settings, dialect),
-        identify=tls.identify,
-        hangups=hangups,
+        hangups,
+    )
+    factory = DeviceFactory(
+        services, device_settings(settings, framing), device_protocol(settings, dialect), identify=tls.identify
     )
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
+    connected = ConnectedSockets(
+        base.reactor,
+        admission,
+        hangups,
+        linger=settings.linger,
+        housekeeping=services.housekeeping,
+        memory=ProcessMemory(),
+    )
+    port_admission = PortAdmission(admission, max_connections)
     sources = Sources(source_limits(settings), base.reactor.seconds)
     share = base.inherited.load if base.inherited is not None else None
     revoked = RevokedDevices(base.reactor, base.registry, configuration.device_tls.revocation)
@@ -115,17 +130,29 @@ def make_devices(
         port,
         tls,
         factory,
-        Limits(admission, sources, share),
+        connected,
+        Limits(port_admission, sources, share),
         port_settings(settings),
-        hangups,
-        PortHooks(base.emit, partial(fail, base.reactor), factory.housekeeping, ProcessMemory()),
+        PortHooks(base.emit, partial(fail, base.reactor)),
     )
-    return Devices(framing, dialect, endpoints, factory, admission, listener, tls, revoked)
+    return Devices(
+        framing, dialect, endpoints, services, factory, connected, admission, port_admission, listener, tls, revoked
+    )
 
 
 def port_settings(settings: Settings) -> PortSettings:
     """Return the times of the device port."""
-    return PortSettings(settings.handshake_timeout, settings.linger)
+    return PortSettings(settings.handshake_timeout)
+
+
+def shared_settings(settings: Settings) -> SharedSettings:
+    """Return the settings that the connections of all doors share."""
+    return SharedSettings(
+        gap_timeout=settings.gap_timeout,
+        reorder_limit=settings.reorder_limit,
+        write_timeout=settings.write_timeout,
+        replace=settings.on_duplicate == "replace",
+    )
 
 
 def source_limits(settings: Settings) -> SourceLimits:
@@ -134,17 +161,13 @@ def source_limits(settings: Settings) -> SourceLimits:
 
 
 def device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
-    """Return the settings that the connections share."""
+    """Return the settings of the connections of a door."""
     return DeviceSettings(
         framing=framing,
-        gap_timeout=settings.gap_timeout,
-        reorder_limit=settings.reorder_limit,
         write_buffer=settings.write_buffer,
-        write_timeout=settings.write_timeout,
         idle_timeout=settings.idle_timeout,
         max_rate=settings.max_rate,
         device_ack=_acknowledgement(settings.device_ack, framing),
-        replace=settings.on_duplicate == "replace",
     )
 
 

@@ -91,7 +91,7 @@ def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Co
         listener=devices.listener,
         registry=base.registry,
         lines=publishing.lines,
-        discards=devices.factory.discards,
+        discards=devices.services.discards,
         courier=publishing.courier,
         presence=publishing.presence,
         consumers=consuming.consumers,

@@ -6,7 +6,7 @@ import socket
 from typing import Final
 
 from .. import http
-from ..device.factory import DeviceTotals
+from ..device.services import DeviceTotals
 from ..events import DuplicatesWatch, handlers_from
 from ..log import Lossy
 from ..supervision import ChildSpec
@@ -29,7 +29,7 @@ def make_handlers(base: Base, publishing: Publishing, devices: Devices) -> list[
     handlers = handlers_from(specs, base.reactor, base.events, presence=publishing.presence)
     if inherited is not None and len(specs) < len(settings.events):
         base.events.add(EventsToParent(inherited.link, base.events.stats("parent")), "parent")
-    deliveries = devices.factory.deliveries
+    deliveries = devices.services.deliveries
     return [
         *(ChildSpec(handler.id, handler.start) for handler in handlers),
         ChildSpec(
@@ -53,7 +53,7 @@ def make_readings(
         node=base.node_name,
         admission=devices.admission,
         port=devices.listener,
-        devices=DeviceTotals(devices.factory),
+        devices=DeviceTotals(devices.services),
         lines=publishing.lines,
         window=publishing.window,
         courier=publishing.courier,

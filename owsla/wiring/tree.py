@@ -50,9 +50,16 @@ def make_root(
         return Supervisor(reactor, [child(link.role.name, link) for link in consuming.connections])
 
     def listener() -> Supervisor:
-        # A port that failed leaves its connections alone. Connections that failed as a whole take the port with them.
-        parts = [child("endpoints", devices.endpoints, type="supervisor"), child("port", devices.listener)]
-        return Supervisor(reactor, parts, strategy="rest_for_one")
+        # Each is restarted alone. A port that failed leaves its connections alone, and `endpoints` restarts nothing, so that it
+        # does not fail as a whole.
+        return Supervisor(
+            reactor,
+            [
+                child("endpoints", devices.endpoints, type="supervisor"),
+                child("sockets", devices.sockets),
+                child("port", devices.listener),
+            ],
+        )
 
     watches = []
     if base.inherited is None:  # a worker's parent watches for all workers

@@ -19,7 +19,7 @@ from ._support.mischief import MischiefLab
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test
 from .test_faults import Run
-from .test_supervision import CONSUMERS, COURIER, PORT, PRODUCER, Trial, trial
+from .test_supervision import CONSUMERS, COURIER, PRODUCER, SOCKETS, Trial, trial
 
 #: Failures within a minute in one supervisor that are allowed: it gives up at six. (Connections may fail any number of times,
 #: but only ten tracebacks a minute are logged, and this test needs each of them.)
@@ -55,8 +55,8 @@ STRIKES: dict[str, tuple[str, Strike]] = {
     "deliver": ("broker", _fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)),
     "confirmed": ("broker", _fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)),
     "parcels": ("broker", _fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)),
-    "tick": ("listener", _fails("owsla.device.port:DevicePort._tick", PORT)),
-    "sweep": ("listener", _fails("owsla.device.port:DevicePort._sweep", PORT)),
+    "tick": ("listener", _fails("owsla.device.connected_sockets:ConnectedSockets._tick", SOCKETS)),
+    "sweep": ("listener", _fails("owsla.device.connected_sockets:ConnectedSockets._sweep", SOCKETS)),
     "data": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.dataReceived")),
     "send": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.send")),
     "told": ("endpoints", _ends_one("owsla.device.protocol:DeviceProtocol.confirmed")),

@@ -11,9 +11,10 @@ from twisted.internet.ssl import CertificateOptions
 from twisted.python.failure import Failure
 
 from owsla.device.connections import Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime
+from owsla.device.factory import DeviceFactory
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
+from owsla.device.services import DeviceRuntime, DeviceServices
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.events import DeviceConnected, Event
 from owsla.tls.development import development_certificates
 from tests.unit.device._fakes import Source, World
@@ -41,14 +42,15 @@ async def test_ssl_endpoint(tmp_path: Path) -> None:
     made = development_certificates(tmp_path, "localhost")
     world = World()
     events: list[Event] = []
-    factory = DeviceFactory(
+    services = DeviceServices(
         DeviceRuntime(world.clock, world.turn, events.append, lambda: 0.0),
-        DeviceSettings(),
+        SharedSettings(),
         Connections(world.ids, world.registry, world.endpoints),
         world.sink,
         world.courier,
-        DeviceProtocol,
-        identify=lambda connection: connection.get_cipher_name(),
+    )
+    factory = DeviceFactory(
+        services, DeviceSettings(), DeviceProtocol, identify=lambda connection: connection.get_cipher_name()
     )
     reactor: Any = current_reactor()
     strport = f"ssl:0:interface=127.0.0.1:privateKey={made.key}:certKey={made.cert}"

@@ -35,6 +35,7 @@ COURIER = "owsla/broker/courier"
 ROSTER = "owsla/broker/roster"
 BROKER = {CONSUMERS, PRODUCER, COURIER, ROSTER}
 PORT = "owsla/listener/port"
+SOCKETS = "owsla/listener/sockets"
 ENDPOINTS = "owsla/listener/endpoints"
 HTTP = "owsla/http"
 CERTIFICATE = "owsla/certificate"
@@ -251,11 +252,11 @@ async def test_broker_timers(run: Run) -> None:
 
 @reactor_test
 async def test_listener(run: Run) -> None:
-    """A failure in a timer of the port, or while it accepts, restarts it alone: devices stay connected."""
+    """A failure in a timer of the sockets, or while the port accepts, restarts one of them alone: devices stay connected."""
     it = await trial(run)
-    await it.fails("owsla.device.port:DevicePort._tick", PORT)
-    await it.fails("owsla.device.port:DevicePort._sweep", PORT, when="after")
-    await it.fails("owsla.device.hangup:HangupWatch.tick", PORT)
+    await it.fails("owsla.device.connected_sockets:ConnectedSockets._tick", SOCKETS)
+    await it.fails("owsla.device.connected_sockets:ConnectedSockets._sweep", SOCKETS, when="after")
+    await it.fails("owsla.device.hangup:HangupWatch.tick", SOCKETS)
 
     def knock() -> None:
         with socket.create_connection(("127.0.0.1", run.owsla.port)) as visitor:
@@ -267,7 +268,7 @@ async def test_listener(run: Run) -> None:
 
 @reactor_test
 async def test_hangup_watch(run: Run) -> None:
-    """A failure in the watch of paused connections restarts the port, which owns it."""
+    """A failure in the watch of paused connections restarts the service of the sockets, which owns it."""
     it = await trial(run)
 
     mark = run.owsla.mark()
@@ -280,7 +281,7 @@ async def test_hangup_watch(run: Run) -> None:
     await fault.strikes()
     await run.proxy.start()
     it.lost_devices += 1
-    it.restarts[PORT] = 1
+    it.restarts[SOCKETS] = 1
     await it.as_expected(fault.text)
     await it.finish()
 
@@ -370,7 +371,7 @@ def mischievous(gateway: Gateway) -> MischievousOwsla:
 @pytest.mark.parametrize(
     ("target", "child"),
     [
-        ("owsla.device.port:DevicePort._tick", "listener gave up: port failed 6 times within 60 s"),
+        ("owsla.device.connected_sockets:ConnectedSockets._tick", "listener gave up: sockets failed 6 times within 60 s"),
         (
             "owsla.broker.connection:BrokerConnection._connect",
             r"broker gave up: 6 failures within 60 s, \d of \w+, the last one",
@@ -519,7 +520,7 @@ async def test_looked_at(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> N
     await lab.device(gateway)
     await lab.device(gateway)
     await (await owsla.fail("owsla.device.housekeeping:Housekeeping.tick")).strikes()
-    await tree_when(owsla, lambda tree: tree.all_run and tree.restarts == {PORT: 1})
+    await tree_when(owsla, lambda tree: tree.all_run and tree.restarts == {SOCKETS: 1})
     status, shown, errors = await tree_command("--http", str(await http_port(owsla)))
     assert (status, errors) == (0, "")
     print(shown)
@@ -537,9 +538,10 @@ owsla (one_for_one, OFTEN): running
 │   ├── roster (permanent): running
 │   ├── producer (permanent): running
 │   └── consumers (permanent): running
-├── listener (permanent, rest_for_one, OFTEN): running
+├── listener (permanent, one_for_one, OFTEN): running
 │   ├── endpoints (permanent, simple_one_for_one): running, 2 children
-│   └── port (permanent): running, restarted once, last: Mischief: mischief 0, in Housekeeping.tick
+│   ├── sockets (permanent): running, restarted once, last: Mischief: mischief 0, in Housekeeping.tick
+│   └── port (permanent): running
 ├── certificate (permanent): running
 └── reload (permanent): running
 """

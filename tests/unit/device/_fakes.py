@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, TypeVar, cast
 
 from twisted.internet.error import ConnectionLost
@@ -12,11 +13,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from owsla.device.connections import Connection, Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
+from owsla.device.factory import DeviceFactory
 from owsla.device.framing import Framing
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
+from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.events import DeviceConnected, Event
 from owsla.interfaces import LineSource
 from owsla.letter import Letter
@@ -228,8 +230,11 @@ class Wire:
         return id(self)
 
 
+SHARED = {field.name for field in fields(SharedSettings)}
+
+
 class World:
-    """Factory and its collaborators."""
+    """Factory of a door and its collaborators."""
 
     def __init__(self, framing: Framing | None = None, *, hangups: Any = None, **settings: Any) -> None:
         self.clock = cast(Any, Clock())
@@ -243,27 +248,49 @@ class World:
         self.sources: set[Source] = set()
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
         self.endpoints.startService()
-        self.factory = DeviceFactory(
+        self.shared = SharedSettings(**{name: value for name, value in settings.items() if name in SHARED})
+        self.services = DeviceServices(
             DeviceRuntime(self.clock, self.turn, self._emit, lambda: self.epoch + self.clock.seconds()),
-            DeviceSettings(framing=framing or Framing(), **settings),
+            self.shared,
             Connections(self.ids, self.registry, self.endpoints),
             self.sink,
             self.courier,
+            hangups,
+        )
+        own = {name: value for name, value in settings.items() if name not in SHARED}
+        self.factory = self.door("default", framing=framing or Framing(), **own)
+        self.totals = DeviceTotals(self.services)
+
+    def door(self, name: str, **settings: Any) -> DeviceFactory:
+        """Return the factory of a door."""
+        return DeviceFactory(
+            self.services,
+            DeviceSettings(**settings),
             DeviceProtocol,
             identify=lambda wire: getattr(wire, "device_id", None),
-            hangups=hangups,
+            door=name,
         )
-        self.totals = DeviceTotals(self.factory)
+
+    def change(self, **settings: Any) -> None:
+        """Change settings of all connections, or of those of the first door."""
+        self.shared = replace(self.shared, **{name: value for name, value in settings.items() if name in SHARED})
+        self.services.configure(self.shared)
+        own = {name: value for name, value in settings.items() if name not in SHARED}
+        self.factory.configure(replace(self.factory.settings, **own))
 
     def _emit(self, event: Event) -> None:
         if not isinstance(event, DeviceConnected):
             self.events.append(event)
 
     def connect(
-        self, room: float = float("inf"), device_id: str | None = None, peer: str = "192.0.2.1:1234"
+        self,
+        room: float = float("inf"),
+        device_id: str | None = None,
+        peer: str = "192.0.2.1:1234",
+        factory: DeviceFactory | None = None,
     ) -> tuple[DeviceProtocol, Wire]:
-        """Connect a device whose handshake is complete."""
-        endpoint: DeviceProtocol = self.factory.buildProtocol(None)
+        """Connect a device whose handshake is complete; to the first door, unless `factory` is that of another one."""
+        endpoint: DeviceProtocol = (factory or self.factory).buildProtocol(None)
         wire = Wire(room, device_id, peer)
         endpoint.makeConnection(wire)
         return endpoint, wire
@@ -283,7 +310,7 @@ class World:
         """Advance the clock, with housekeeping ten times a second."""
         for _ in range(round(seconds * 10)):
             self.clock.advance(0.1)
-            self.factory.housekeeping.tick()
+            self.services.housekeeping.tick()
         self.turns()
 
     def of_type(self, kind: type[EventType]) -> list[EventType]:

@@ -14,6 +14,7 @@ from owsla.device.admission import (
     STALLED_AT_FIRST,
     USUAL_OF,
     Admission,
+    PortAdmission,
     Tally,
 )
 
@@ -23,7 +24,7 @@ class AdmissionTests(SynchronousTestCase):
         """Silent connections use no handshake slot."""
         admission: Admission[str] = Admission(max_connections=10, max_handshakes=2)
         for name in "abcde":
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
         self.assertEqual((admission.connections, admission.handshaking, admission.next_turn(0.0)), (5, 0, None))
         admission.spoke("c")
         admission.spoke("a")
@@ -35,7 +36,7 @@ class AdmissionTests(SynchronousTestCase):
         """Handshakes in progress stay within the limit. Other connections that have sent data wait, in order of arrival."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
         for name in "abcdef":
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
         for name in "fbeacd":
             admission.spoke(name)
         self.assertEqual((admission.next_turn(0.0), admission.next_turn(0.0), admission.next_turn(0.0)), ("f", "b", None))
@@ -53,14 +54,14 @@ class AdmissionTests(SynchronousTestCase):
         """Once a waiting connection has given up, the newest is next, until the queue is empty."""
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=9)
         for name in "abcd":
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
             admission.spoke(name)
         self.assertEqual(admission.next_turn(0.0), "a")
         admission.lost("a")
         admission.gave_up()
         self.assertEqual([admission.next_turn(0.0) for _ in range(4)], ["d", "c", "b", None])
         for name in "ef":
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
             admission.spoke(name)
         self.assertEqual([admission.next_turn(0.0) for _ in range(2)], ["e", "f"])
 
@@ -69,7 +70,7 @@ class AdmissionTests(SynchronousTestCase):
         admission: Admission[str] = Admission(max_connections=100, max_handshakes=2)
 
         def begin(name: str, now: float) -> None:
-            admission.accepted(name, 99.0)
+            admission.accepted(name)
             admission.spoke(name)
             admission.next_turn(now)
 
@@ -93,7 +94,7 @@ class AdmissionTests(SynchronousTestCase):
         for _ in range(10 * USUAL_OF):  # recent ones take 3 s now: a handshake of that length is not stalled
             admission.secured("e", 11.0)
             begin("e", 8.0)
-        admission.accepted("f", 99.0)
+        admission.accepted("f")
         admission.spoke("f")
         self.assertIsNone(admission.stalled(7.0 + 11.0))
         self.assertEqual(admission.stalled(7.0 + 12.1), "d")
@@ -103,7 +104,7 @@ class AdmissionTests(SynchronousTestCase):
         admission: Admission[int] = Admission(max_connections=1000, max_handshakes=5)
         for number in range(SILENT_SHARE * 5):
             self.assertGreater(admission.room, 0)
-            admission.accepted(number, 1.0)
+            admission.accepted(number)
             admission.spoke(number)
         self.assertEqual(admission.room, 0)
         admission.next_turn(0.0)
@@ -127,7 +128,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertIsNone(admission.oldest)
         for name in "abc":
             self.assertFalse(admission.crowded)
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
         self.assertEqual((admission.crowded, admission.oldest, admission.room), (True, "a", 3))
         admission.spoke("a")
         self.assertEqual((admission.crowded, admission.oldest), (False, "b"))
@@ -136,7 +137,7 @@ class AdmissionTests(SynchronousTestCase):
         """At the limit of connections there is no room until one is lost. Silent connections do not count."""
         admission: Admission[str] = Admission(max_connections=3, max_handshakes=5)
         for name in "abc":
-            admission.accepted(name, 1.0)
+            admission.accepted(name)
         self.assertEqual((admission.full, admission.crowded), (False, True))
         for full, name in zip((False, False, True), "abc", strict=True):
             admission.spoke(name)
@@ -148,51 +149,98 @@ class AdmissionTests(SynchronousTestCase):
             admission.lost(name)
             self.assertEqual((admission.room, admission.full), (1, False))
 
-    def test_overdue(self) -> None:
-        """A connection is overdue if its deadline has passed before its handshake is complete: silent, waiting or in the
-        handshake.
-        """
-        admission: Admission[str] = Admission(20, 3)
-        for deadline, name in enumerate("abcdefgh"):
-            admission.accepted(name, float(deadline))
-        for name in "dbehc":  # they send in another order; the last two wait
-            admission.spoke(name)
-        for name in "dbe":
-            self.assertEqual(admission.next_turn(0.0), name)
-        admission.secured("e", 0.0)
-        self.assertEqual(set(admission.overdue(-1.0)), set())
-        self.assertEqual(set(admission.overdue(2.0)), {"a", "b", "c"})
-        self.assertEqual(set(admission.overdue(9.0)), {"a", "b", "c", "d", "f", "g", "h"})
-
-    def test_overdue_may_be_lost_meanwhile(self) -> None:
-        """Overdue connections may be dropped while the iteration over them continues."""
-        admission: Admission[str] = Admission(10, 1)
-        for name in "abcde":
-            admission.accepted(name, 1.0)
-        for name in "bde":
-            admission.spoke(name)
-        admission.next_turn(0.0)
-        for name in admission.overdue(1.0):
-            admission.lost(name)
-        self.assertEqual(admission.connections, 0)
-
     def test_any_history(self) -> None:
         """After any history the counts equal those of a model that keeps the state of every connection, and the limits hold."""
         run_state_machine_as_test(Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
+class PortTests(SynchronousTestCase):
+    """Two ports of a process."""
+
+    def setUp(self) -> None:
+        self.process: Admission[str] = Admission(max_connections=20, max_handshakes=3)
+        self.first = PortAdmission(self.process, 20)
+        self.second = PortAdmission(self.process, 4)
+
+    def test_overdue(self) -> None:
+        """A connection is overdue if the time-out of its port has passed before its handshake is complete: silent, waiting or
+        in the handshake.
+        """
+        for number, name in enumerate("abcdefgh"):
+            self.first.accepted(name, float(number))
+        for name in "dbehc":  # they send in another order; the last two wait
+            self.first.spoke(name)
+        for name in "dbe":
+            self.assertEqual(self.process.next_turn(0.0), name)
+        self.first.secured("e", 0.0)
+        self.second.accepted("x", 2.0)
+        self.assertEqual(self.first.overdue(-1.0, 0.0), [])
+        self.assertEqual(self.first.overdue(7.0, 5.0), ["a", "b", "c"])
+        self.assertEqual(self.first.overdue(9.0, 0.0), ["a", "b", "c", "d", "f", "g", "h"])
+        self.assertEqual((self.second.overdue(11.0, 10.0), self.second.overdue(11.0, 9.0)), ([], ["x"]))
+
+    def test_overdue_may_be_lost_meanwhile(self) -> None:
+        """Overdue connections may be dropped while the iteration over them continues."""
+        for name in "abcde":
+            self.first.accepted(name, 0.0)
+        for name in "bde":
+            self.first.spoke(name)
+        self.process.next_turn(0.0)
+        for name in self.first.overdue(1.0, 1.0):
+            self.first.lost(name)
+        self.assertEqual((self.process.connections, self.first.connections), (0, 0))
+
+    def test_full(self) -> None:
+        """A port at its own limit is full, and the others are not. At the limit of the process all are."""
+        for number in range(4):
+            self.second.accepted(f"s{number}", 0.0)
+            self.second.spoke(f"s{number}")
+        self.assertEqual((self.second.full, self.second.at_own_limit), (True, True))
+        self.assertEqual((self.first.full, self.process.full), (False, False))
+        self.assertEqual((self.second.room, self.first.room), (0, 6))
+        self.process.configure(4, 3)
+        self.assertEqual((self.first.full, self.first.at_own_limit), (True, False))
+
+    def test_silent_ones_of_a_port(self) -> None:
+        """A port at its own limit closes its own silent connections for the next, and none of another port."""
+        self.first.accepted("f", 0.0)
+        for number in range(4):
+            self.assertFalse(self.second.crowded)
+            self.second.accepted(f"s{number}", 1.0)
+        self.second.spoke("s0")
+        self.assertEqual((self.first.crowded, self.second.crowded, self.second.oldest), (False, True, "s1"))
+
+    def test_silent_ones_of_the_process(self) -> None:
+        """If too many connections of the process are silent, the oldest is closed, whichever port has accepted it."""
+        for number in range(self.process.max_silent):
+            self.first.accepted(f"f{number}", 0.0)
+        self.assertEqual((self.first.crowded, self.second.crowded, self.second.oldest), (True, True, "f0"))
+        self.first.lost("f0")
+        self.assertFalse(self.second.crowded)
+
+
+LIMITS = (8, 5)
+"""Limits of the two ports of `Machine`."""
+
+TIMEOUTS = (10.0, 4.0)
+"""Times for handshakes of the two ports of `Machine`."""
+
+
 class Machine(RuleBasedStateMachine):
+    """Model of the admission of two ports. Connections with even numbers are those of the first port."""
+
     def __init__(self) -> None:
         super().__init__()
         self.admission: Admission[int] = Admission(8, 2)
+        self.ports = [PortAdmission(self.admission, limit) for limit in LIMITS]
         self.states: dict[int, str] = {}
         self.queue: list[int] = []
         self.impatient = False
-        self.deadlines: dict[int, float] = {}
+        self.times: dict[int, float] = {}
         self.now = 0.0
 
-    def count(self, *states: str) -> int:
-        return sum(state in states for state in self.states.values())
+    def count(self, *states: str, port: int | None = None) -> int:
+        return sum(state in states for name, state in self.states.items() if port is None or name % 2 == port)
 
     def some(self, data: st.DataObject, *states: str) -> int | None:
         among = [name for name, state in self.states.items() if state in states]
@@ -215,25 +263,30 @@ class Machine(RuleBasedStateMachine):
         self.admission.gave_up()
         self.impatient = True
 
-    @precondition(lambda self: self.admission.room > 0)
-    @rule()
-    def accepted(self) -> None:
-        if self.admission.crowded:
-            oldest = min(name for name, state in self.states.items() if state == "silent")
-            assert self.admission.oldest == oldest
+    @rule(port=st.sampled_from((0, 1)))
+    def accepted(self, port: int) -> None:
+        admission = self.ports[port]
+        if admission.room <= 0:
+            return
+        if admission.crowded:
+            silent = [name for name, state in self.states.items() if state == "silent"]
+            if sum(name % 2 == port for name in self.states) >= LIMITS[port]:
+                silent = [name for name in silent if name % 2 == port]
+            oldest = min(silent, key=lambda name: self.times[name])
+            assert admission.oldest == oldest
             del self.states[oldest]
-            self.admission.lost(oldest)
-        name = len(self.deadlines)
+            self.ports[oldest % 2].lost(oldest)
+        name = 2 * len(self.times) + port
         self.now += 1
-        self.deadlines[name] = self.now + 10
+        self.times[name] = self.now
         self.states[name] = "silent"
-        self.admission.accepted(name, self.now + 10)
+        admission.accepted(name, self.now)
 
     @rule(data=st.data())
     def spoke(self, data: st.DataObject) -> None:
         name = self.some(data, "silent")
         if name is not None:
-            self.admission.spoke(name)
+            self.ports[name % 2].spoke(name)
             self.states[name] = "waiting"
             self.queue.append(name)
 
@@ -242,7 +295,7 @@ class Machine(RuleBasedStateMachine):
         name = self.some(data, "handshaking")
         if name is not None:
             self.states[name] = "open"
-            self.admission.secured(name, self.now)
+            self.ports[name % 2].secured(name, self.now)
 
     @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
@@ -250,13 +303,14 @@ class Machine(RuleBasedStateMachine):
         if name is not None:
             if self.states.pop(name) == "waiting":
                 self.queue.remove(name)
-            self.admission.lost(name)
+            self.ports[name % 2].lost(name)
 
     @rule(ahead=st.integers(0, 20))
     def overdue(self, ahead: int) -> None:
         now = self.now + ahead
-        late = {name for name, state in self.states.items() if state != "open" and self.deadlines[name] <= now}
-        assert sorted(self.admission.overdue(now)) == sorted(late)
+        for port, timeout in enumerate(TIMEOUTS):
+            late = [name for name, state in self.states.items() if state != "open" and self.times[name] + timeout <= now]
+            assert sorted(self.ports[port].overdue(now, timeout)) == sorted(name for name in late if name % 2 == port)
 
     @invariant()
     def counts(self) -> None:
@@ -268,12 +322,21 @@ class Machine(RuleBasedStateMachine):
         assert admission.open == self.count("open")
         assert admission.room == min(8 - (len(self.states) - silent), 4 - waiting)
         assert admission.full == (len(self.states) - silent >= 8)
+        for port, limit in enumerate(LIMITS):
+            own = self.ports[port]
+            spoken = self.count("handshaking", "waiting", "open", port=port)
+            assert own.spoken == spoken
+            assert own.connections == spoken + self.count("silent", port=port)
+            assert own.room == min(admission.room, limit - spoken)
+            assert own.full == (admission.full or spoken >= limit)
 
     @invariant()
     def bounds(self) -> None:
         assert len(self.states) <= 8
         assert self.count("handshaking") <= 2
         assert self.count("silent") <= 4
+        for port, limit in enumerate(LIMITS):
+            assert self.ports[port].connections <= limit
 
 
 class TallyTests(SynchronousTestCase):

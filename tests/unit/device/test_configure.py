@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.admission import Admission
+from owsla.device.admission import Admission, PortAdmission
 from owsla.device.framing import Framing
 from owsla.device.reordering import CATCHING_UP
 from owsla.device.sources import SourceLimits, Sources
@@ -18,7 +17,7 @@ from ._fakes import Source, World
 
 def change(world: World, **settings: Any) -> None:
     """Change settings of the connections of a world."""
-    world.factory.configure(replace(world.factory.settings, **settings))
+    world.change(**settings)
 
 
 class RateTests(SynchronousTestCase):
@@ -97,7 +96,7 @@ class IdleTests(SynchronousTestCase):
     def later(self, seconds: int) -> None:
         for _ in range(seconds):
             self.world.clock.advance(1.0)
-            self.world.factory.housekeeping.sweep()
+            self.world.services.housekeeping.sweep()
 
     def test_shorter(self) -> None:
         """A device that has been idle for longer than the new time is closed, and one that has talked meanwhile is not."""
@@ -274,7 +273,7 @@ class AdmissionTests(SynchronousTestCase):
         """Below the number of connections there is no room until enough have closed."""
         admission: Admission[str] = Admission(100, 10)
         for number in range(10):
-            admission.accepted(f"c{number}", 15.0)
+            admission.accepted(f"c{number}")
             admission.spoke(f"c{number}")
             self.assertIsNotNone(admission.next_turn(0.0))
             admission.secured(f"c{number}", 1.0)
@@ -291,7 +290,7 @@ class AdmissionTests(SynchronousTestCase):
         """Below the number of handshakes no other begins until enough are complete."""
         admission: Admission[str] = Admission(100, 3)
         for number in range(4):
-            admission.accepted(f"c{number}", 15.0)
+            admission.accepted(f"c{number}")
             admission.spoke(f"c{number}")
             admission.next_turn(0.0)
         admission.configure(100, 2)
@@ -300,19 +299,31 @@ class AdmissionTests(SynchronousTestCase):
         admission.secured("c1", 1.0)
         self.assertEqual(admission.next_turn(1.0), "c3")
 
-    def test_postponed(self) -> None:
-        """The deadlines of handshakes in all states move together."""
-        admission: Admission[str] = Admission(100, 1)
+    def test_handshake_timeout(self) -> None:
+        """Another time for handshakes counts from accepting, in all states."""
+        process: Admission[str] = Admission(100, 1)
+        admission = PortAdmission(process, 100)
         for number, name in enumerate(("handshaking", "waiting", "silent", "last")):
-            admission.accepted(name, 15.0 + number)
+            admission.accepted(name, float(number))
         admission.spoke("handshaking")
-        admission.next_turn(0.0)
+        process.next_turn(0.0)
         admission.spoke("waiting")
-        self.assertEqual(list(admission.handshakes()), ["silent", "last", "waiting", "handshaking"])
-        admission.postpone(-10.0)
-        self.assertEqual(sorted(admission.overdue(6.0)), ["handshaking", "waiting"])
-        admission.postpone(50.0)
-        self.assertEqual(list(admission.overdue(57.0)), ["silent", "waiting", "handshaking"])
+        self.assertEqual(admission.overdue(6.0, 5.0), ["handshaking", "waiting"])
+        self.assertEqual(admission.overdue(57.0, 55.0), ["handshaking", "waiting", "silent"])
+
+    def test_fewer_connections_of_a_port(self) -> None:
+        """A lower limit of a port closes none of its connections, and lets none in until enough have closed."""
+        process: Admission[str] = Admission(100, 10)
+        admission, other = PortAdmission(process, 100), PortAdmission(process, 100)
+        for name in "abc":
+            admission.accepted(name, 0.0)
+            admission.spoke(name)
+        admission.configure(2)
+        self.assertEqual((admission.connections, admission.full, other.full), (3, True, False))
+        for name in "ab":
+            self.assertLessEqual(admission.room, 0)
+            admission.lost(name)
+        self.assertEqual((admission.full, admission.room), (False, 1))
 
     def test_sources(self) -> None:
         """Connections that were open before count. A lower limit turns away, and leaving makes room by and by."""

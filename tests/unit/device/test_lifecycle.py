@@ -26,14 +26,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import socket_transport as transport_module
 from owsla.device.acceptor import Limits
-from owsla.device.admission import Admission
+from owsla.device.admission import Admission, PortAdmission
+from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
+from owsla.device.factory import DeviceFactory
 from owsla.device.hangup import HangupWatch
 from owsla.device.lifecycle import TRANSITIONS, Life, Lifecycle, diagram
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
+from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.device.transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
 from owsla.letter import Letter
@@ -356,16 +358,19 @@ class LifeWorld:
         self.failures: list[Failure | None] = []
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop, name="endpoints")
         hangups = HangupWatch(self.loop)
-        self.factory = DeviceFactory(
+        self.services = DeviceServices(
             DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
-            DeviceSettings(max_rate=2.0, idle_timeout=60.0, device_ack=lambda seq: b"ACK %d\r\n" % seq),
+            SharedSettings(),
             Connections(ConnectionIds(), self.registry, self.endpoints),
             self.sink,
             Courier(),
-            DeviceProtocol,
-            hangups=hangups,
+            hangups,
         )
-        self.totals = DeviceTotals(self.factory)
+        settings = DeviceSettings(max_rate=2.0, idle_timeout=60.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        self.factory = DeviceFactory(self.services, settings, DeviceProtocol)
+        self.totals = DeviceTotals(self.services)
+        self.sockets = ConnectedSockets(self.loop, self.admission, hangups, housekeeping=self.services.housekeeping)
+        self.port_admission = PortAdmission(self.admission, 100)
         world = self
 
         class Counting(DevicePort):
@@ -380,13 +385,15 @@ class LifeWorld:
             bind(0, "127.0.0.1"),
             device_tls(),
             self.factory,
-            Limits(self.admission),
+            self.sockets,
+            Limits(self.port_admission),
             PortSettings(handshake_timeout=5.0),
-            hangups,
-            PortHooks(self.events.append, lambda reason: None, self.factory.housekeeping),
+            PortHooks(self.events.append, lambda reason: None),
         )
+        self.sockets.supervise(self.failures.append)
         self.listener.supervise(self.failures.append)
         self.endpoints.startService()
+        self.sockets.startService()
         self.listener.startService()
 
     def connect(self, tcp: bool) -> tuple[TLSTransport, Peer]:
@@ -394,7 +401,7 @@ class LifeWorld:
         server, client = tcp_pair() if tcp else unix_pair()
         with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
             transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), self.listener)
-        self.admission.accepted(transport, self.loop.seconds() + 5.0)
+        self.port_admission.accepted(transport, self.loop.seconds())
         peer = Peer(client)
         self.transports.append(transport)
         self.peers.append(peer)
@@ -430,6 +437,7 @@ class LifeWorld:
         assert self.admission.connections == 0, "a connection outlives its peer"
         self.listener.stopListening()
         self.listener.stopService()
+        self.sockets.stopService()
         self.endpoints.stopService()
         self.loop.turn()
         assert (self.failures, self.endpoints.failures, len(self.endpoints)) == ([], 0, 0)

@@ -14,14 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import port as port_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
-from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission
+from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission, PortAdmission
 from owsla.device.closing import LONGEST_GOODBYE
+from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
-from owsla.device.factory import DeviceFactory, DeviceRuntime, DeviceTotals
+from owsla.device.factory import DeviceFactory
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.settings import DeviceSettings
+from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
+from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.device.sources import SourceLimits, Sources
 from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
 from owsla.events import (
@@ -72,10 +74,11 @@ class Base(SynchronousTestCase):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in list(self.listener._poller._sockets.values()):
+        for one in list(self.connected.poller._sockets.values()):
             cast(TLSTransport, one).abortConnection()
         self.loop.settle()
         close(self.listener)
+        self.connected.stopService()
         self.assertEqual((self.loop.readers, self.loop.writers, self.loop.getDelayedCalls()), (set(), set(), []))
         self.assertEqual((self.admission.connections, len(self.registry)), (0, 0))
         self.assertEqual(len(self.sources), 0)
@@ -97,29 +100,38 @@ class Base(SynchronousTestCase):
         hangups = HangupWatch(self.loop)
         endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop)
         endpoints.startService()
-        self.factory = DeviceFactory(
+        self.services = DeviceServices(
             DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
-            DeviceSettings(idle_timeout=idle_timeout, **options),
+            SharedSettings(),
             Connections(ConnectionIds(), self.registry, endpoints),
             self.sink,
             Courier(),
+            hangups,
+        )
+        self.factory = DeviceFactory(
+            self.services,
+            DeviceSettings(idle_timeout=idle_timeout, **options),
             DeviceProtocol,
             identify=lambda connection: self.identify(),
-            hangups=hangups,
         )
-        self.totals = DeviceTotals(self.factory)
+        self.totals = DeviceTotals(self.services)
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
+        self.port_admission = PortAdmission(self.admission, max_connections)
+        self.connected = ConnectedSockets(
+            self.loop, self.admission, hangups, housekeeping=self.services.housekeeping, memory=memory
+        )
         self.sources = Sources(SourceLimits(max_per_address), self.loop.seconds)
         self.listener = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
             device_tls(),
             self.factory,
-            Limits(self.admission, self.sources, share),
+            self.connected,
+            Limits(self.port_admission, self.sources, share),
             PortSettings(handshake_timeout=15.0),
-            hangups,
-            PortHooks(self.events.append, self.failures.append, self.factory.housekeeping, memory),
+            PortHooks(self.events.append, self.failures.append),
         )
+        self.connected.startService()
         self.listener.startService()
         self.listener.startListening()
         return self.listener
@@ -191,7 +203,7 @@ class PortTests(Base):
         memory = mock.Mock(spec=ProcessMemory)
         settled: list[int] = []
         memory.freeze.side_effect = lambda: settled.append(len(self.registry))
-        with mock.patch("owsla.device.port.FREEZE_EVERY", 2):
+        with mock.patch("owsla.device.connected_sockets.FREEZE_EVERY", 2):
             self.listen(memory=memory)
             for _ in range(5):
                 self.device()
@@ -207,7 +219,7 @@ class PortTests(Base):
             self.later(seconds)
             return int(memory.trim.call_count)
 
-        with mock.patch("owsla.device.port.FREEZE_EVERY", 2):
+        with mock.patch("owsla.device.connected_sockets.FREEZE_EVERY", 2):
             self.listen(memory=memory)
             self.later(70)
             self.assertEqual(given_back_after(1, 10), 0)
@@ -401,13 +413,13 @@ class StampedeTests(Base):
         """When all silent connections send at once, handshakes stay within the limit. The others wait unread, and get their
         turn in the order in which they sent.
         """
-        listener = self.listen(max_handshakes=2)
+        self.listen(max_handshakes=2)
         clients = [Client(self.connect()) for _ in range(8)][::-1]
         for client in clients:
             client.step()
             self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
-        self.assertEqual(len(listener._poller._sockets), 2)
+        self.assertEqual(len(self.connected.poller._sockets), 2)
         for served in range(1, 9):
             self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
             self.assertEqual(self.admission.handshaking, min(2, 8 - served))
@@ -436,16 +448,16 @@ class StampedeTests(Base):
 
     def test_stalled_and_overdue(self) -> None:
         """A stalled handshake that is already being closed when its slot is needed frees it at once, with its own reason."""
-        listener = self.listen(max_handshakes=1)
+        self.listen(max_handshakes=1)
         Client(self.connect()).step()
         self.loop.settle()
-        (stalled,) = cast(Any, listener._poller._sockets).values()
+        (stalled,) = cast(Any, self.connected.poller._sockets).values()
         late = Client(self.connect())
         late.step()
         self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 1))
         self.loop.rightNow += STALLED_AT_FIRST
-        listener._scheduler.start_soon()
+        self.connected.scheduler.start_soon()
         stalled.handshakeOverdue("no handshake in time")
         self.loop.until(lambda: len(self.registry) == 1, late.step)
         self.assertEqual([event.reason for event in self.of_type(HandshakeFailed)], ["no handshake in time"])
@@ -506,7 +518,7 @@ class StampedeTests(Base):
 
     def test_what_is_begun_is_completed_first(self) -> None:
         """If one handshake uses all the time of a turn, no second one begins in that turn: answers of peers come first."""
-        listener = self.listen()
+        self.listen()
         clients = [Client(self.connect()) for _ in range(4)]
         later: list[Any] = []
         begin = SSL.Connection.set_accept_state
@@ -517,11 +529,11 @@ class StampedeTests(Base):
 
         with (
             mock.patch.object(SSL.Connection, "set_accept_state", slow),
-            mock.patch.object(listener, "later", lambda delay, call: later.append(call)),
+            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
         ):
             for client in clients:
                 client.step()
-            listener._poller.doRead()
+            self.connected.poller.doRead()
             for waiting in (3, 2, 1, 0):
                 self.assertEqual((self.admission.handshaking, self.admission.waiting), (4 - waiting, waiting))
                 self.assertEqual(len(later), min(waiting, 1))
@@ -1042,12 +1054,12 @@ class TimeTests(Base):
         """An exception in a tick is logged, and the next tick runs."""
         self.listen()
         self.connect()
-        with mock.patch.object(self.factory.housekeeping, "tick", side_effect=RuntimeError("ours")):
+        with mock.patch.object(self.services.housekeeping, "tick", side_effect=RuntimeError("ours")):
             self.later(1)
-        with mock.patch.object(Admission, "overdue", side_effect=RuntimeError("ours")):
+        with mock.patch.object(PortAdmission, "overdue", side_effect=RuntimeError("ours")):
             self.later(1)
         self.assertTrue(self.flushLoggedErrors(RuntimeError))
-        with mock.patch.object(self.factory.housekeeping, "tick") as tick:
+        with mock.patch.object(self.services.housekeeping, "tick") as tick:
             self.later(1)
         self.assertTrue(tick.called)
         self.later(16)
@@ -1069,7 +1081,9 @@ class ConfigureTests(Base):
         listener = self.listener
         assert listener is not None
         self.admission.configure(max_connections, max_handshakes)
-        listener.configure(PortSettings(handshake_timeout, linger), SourceLimits(max_per_address))
+        self.port_admission.configure(max_connections)
+        listener.configure(PortSettings(handshake_timeout), SourceLimits(max_per_address))
+        self.connected.configure(linger)
 
     def test_more_connections(self) -> None:
         """A higher limit lets a waiting device in. Being full is reported again only when there was room meanwhile."""

@@ -23,7 +23,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from owsla.device.acceptor import Limits
-from owsla.device.admission import Admission
+from owsla.device.admission import Admission, PortAdmission
+from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.hangup import HangupWatch
 from owsla.device.interfaces import IDeviceTransport, IHangupListener
 from owsla.device.port import DevicePort, PortHooks, PortSettings
@@ -69,19 +70,20 @@ class StockProtocolTests(SynchronousTestCase):
         self.built: list[EchoLines] = []
         factory = ServerFactory()
         factory.buildProtocol = self.build  # type: ignore[method-assign]
-        hangups = HangupWatch(self.loop)
         admission: Admission[TLSTransport] = Admission(10, 10)
+        self.sockets = ConnectedSockets(self.loop, admission, HangupWatch(self.loop))
         events: list[Any] = []
         self.port = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
             device_tls(),
             factory,
-            Limits(admission),
+            self.sockets,
+            Limits(PortAdmission(admission, 10)),
             PortSettings(handshake_timeout=5.0),
-            hangups,
             PortHooks(events.append, self.fail),
         )
+        self.sockets.startService()
         self.port.startService()
         self.port.startListening()
         self.admission = admission
@@ -94,6 +96,7 @@ class StockProtocolTests(SynchronousTestCase):
     def tearDown(self) -> None:
         self.port.stopListening()
         self.port.stopService()
+        self.sockets.stopService()
         self.loop.settle()
 
     def connect(self) -> Client:

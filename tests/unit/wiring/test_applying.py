@@ -53,7 +53,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
     "max-line": ({"max_line": 50}, lambda node: (node.devices.factory.framing.max_line, node.consuming.router._max_line)),
-    "linger": ({"linger": 0.5}, lambda node: node.devices.listener._poller._linger),
+    "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
     "window": ({"window": 640}, lambda node: (node.publishing.window.max_messages, node.publishing.lines.share)),
     "window-bytes": (
         {"window_bytes": 640_000}, lambda node: (node.publishing.window.max_bytes, node.publishing.lines.line_size),
@@ -70,7 +70,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
         lambda node: node.devices.listener._sources.limits,
     ),
     "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.listener._handshake_timeout),
-    "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.factory.housekeeping._idle._timeout),
+    "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.factory._idle._timeout),
     "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.factory.devices._newest),
     "write-buffer": ({"write_buffer": 3}, lambda node: node.devices.factory.settings.write_buffer),
     "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.factory.slow._timeout),
