@@ -1,4 +1,4 @@
-"""Protocols between the parts of Owsla. Types only, no logic.
+"""Protocols between the parts of Owsla, and the names that they share. Types only, no logic.
 
 `owsla.device` and `owsla.broker` do not import each other. Each declares here what it needs of the other, and `owsla.wiring`
 connects them.
@@ -7,11 +7,14 @@ connects them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.python.failure import Failure
 
 from .letter import DeliverySource, Letter
+
+FIRST_DOOR: Final = "default"
+"""Name of the door that the top-level options describe. Most nodes have no other."""
 
 
 class DelayedCall(Protocol):

@@ -57,8 +57,8 @@ class Announcement:
         self.first = False
         """Whether this is the first announcement of the connection."""
 
-    def headers(self) -> dict[str, Any]:
-        """Return the headers of the message, as `docs/contract.md` specifies them."""
+    def headers(self, *, with_door: bool = False) -> dict[str, Any]:
+        """Return the headers of the message, as `docs/contract.md` specifies them. `with_door`: there are several doors."""
         headers: dict[str, Any] = {"event": self.change, "node": self.node}
         if self.change == "node-lost":
             return headers
@@ -66,12 +66,17 @@ class Announcement:
         device_id = self._device_id
         if device_id is not None:
             headers["device_id"] = device_id
+        if with_door:
+            headers["door"] = self._door
         if self.resync:
             headers["resync"] = True
         return headers
 
-    def body(self, node: str) -> dict[str, Any]:
-        """Return the body of the message, to be written as JSON. `node` is the node that announces it."""
+    def body(self, node: str, *, with_door: bool = False) -> dict[str, Any]:
+        """Return the body of the message, to be written as JSON.
+
+        `node` is the node that announces it. `with_door`: there are several doors.
+        """
         if self.change == "node-lost":
             return {"event": self.change, "node": self.key, "time": utc(self.time), "reported_by": node}
         connected, ended = self.connected, self.ended
@@ -84,6 +89,8 @@ class Announcement:
             "peer": connected.peer if connected is not None else None if ended is None else ended.peer,
             "tls": None if connected is None else connected.tls,
         }
+        if with_door:
+            body["door"] = self._door
         if self.change == "connected":
             body["resync"] = self.resync
         else:
@@ -99,6 +106,11 @@ class Announcement:
     def node(self) -> str:
         """Name of the node that it is about. A connection id keeps it when the node takes another name."""
         return self.key[:8]
+
+    @property
+    def _door(self) -> str | None:
+        event = self.connected or self.ended
+        return None if event is None else event.door
 
     @property
     def _device_id(self) -> str | None:

@@ -66,17 +66,19 @@ class PresenceRole:
         *,
         node: Callable[[], str],
         live: Callable[[], Iterable[DeviceConnected]],
+        several_doors: bool = False,
         queue: str = QUEUE,
         now: Callable[[], float] = time.time,
         announcements: AnnouncementQueue | None = None,
     ) -> None:
         """`node()` returns the name of this node, `live()` an event for each open connection, and `now()` the time since the
-        epoch.
+        epoch. With `several_doors` announcements name the door of the connection.
         """
         self._clock = clock
         self._emit = emit
         self._node = node
         self._live = live
+        self._several_doors = several_doors
         self._queue = topology.Queue(queue)
         self._now = now
         self._announcements = announcements or AnnouncementQueue()
@@ -167,10 +169,10 @@ class PresenceRole:
 
     def _encode(self, announcement: Announcement) -> tuple[bytes, bytes]:
         """Return the properties and the body of an announcement."""
-        body = json.dumps(announcement.body(self._node())).encode()
+        body = json.dumps(announcement.body(self._node(), with_door=self._several_doors)).encode()
         headers = {
             name: _encodable(value) if isinstance(value, str) else value
-            for name, value in announcement.headers().items()
+            for name, value in announcement.headers(with_door=self._several_doors).items()
         }
         properties = {
             "content_type": "application/json",

@@ -17,9 +17,10 @@ from owsla.config.framings import acknowledgement_fault, framing_fault
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
 from owsla.config.passwords import read_password
 from owsla.config.readers import UNDELIVERABLE_SUFFIX
-from owsla.config.settings import FIRST_DOOR, ProxySender, QueueArgument, Settings
+from owsla.config.settings import ProxySender, QueueArgument, Settings
 from owsla.errors import ConfigError
 from owsla.events import check_handlers
+from owsla.interfaces import FIRST_DOOR
 from owsla.runtime.files import ReadFile
 from owsla.tls.broker import load_broker_tls
 from owsla.tls.certificates import read_certificates

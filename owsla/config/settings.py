@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from twisted.cred.checkers import ICredentialsChecker
 
@@ -13,6 +13,7 @@ from owsla.config.addresses import BrokerAddress
 from owsla.config.framings import FramingSpec
 from owsla.dialects import Dialect
 from owsla.events import HandlerSpec
+from owsla.interfaces import FIRST_DOOR
 from owsla.routing_key import RoutingKey
 
 ClientCertificate = Literal["require", "optional"]
@@ -25,9 +26,6 @@ ProxySender: TypeAlias = IPv4Network | IPv6Network | Literal["unix"]
 """Peers that are trusted to send a PROXY protocol header: those of a network, or all of a unix socket."""
 QueueArgument = tuple[str, str | int | bool]
 """Name and value of an argument of queue.declare."""
-
-FIRST_DOOR: Final = "default"
-"""Name of the door that the top-level options describe."""
 
 
 @dataclass(frozen=True, slots=True)

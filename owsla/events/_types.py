@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from ..interfaces import FIRST_DOOR
 from ..log import pluralize
 
 
@@ -42,16 +43,27 @@ def _connection(event: _OfConnection) -> str:
     return f"{event.connection_id} (device {event.device_id})" if event.device_id is not None else f"{event.connection_id}"
 
 
+def _at(door: str) -> str:
+    """Return the name of a door for people, to be appended to a text. The first door has none: most nodes have no other."""
+    return "" if door == FIRST_DOOR else f" (door {door})"
+
+
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
-    """The device port was opened."""
+    """A door was opened."""
 
     name: ClassVar[str] = "listening"
     address: str
+    """Address of the interface for people, or `unix:PATH`."""
     port: int
+    """Number of the port; 0 for a unix socket."""
+    tls: bool = True
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Listening for devices on port {self.port} (TLS, {self.address})"
+        if self.address.startswith("unix:"):
+            return f"Listening for devices on {self.address} ({'TLS' if self.tls else 'no TLS'}){_at(self.door)}"
+        return f"Listening for devices on port {self.port} ({'TLS' if self.tls else 'TCP'}, {self.address}){_at(self.door)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +97,19 @@ class NodeStopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeviceConnected(Event):
-    """A device completed its TLS handshake."""
+    """A device completed its TLS handshake, or opened a connection without TLS."""
 
     name: ClassVar[str] = "device-connected"
     connection_id: str
     device_id: str | None
     peer: str
     tls: str
+    """Version of TLS; empty without TLS."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Device connected: {_connection(self)} from {self.peer}, {self.tls}"
+        transport = self.tls or ("unix socket" if self.peer.startswith("unix:") else "TCP")
+        return f"Device connected: {_connection(self)} from {self.peer}{_at(self.door)}, {transport}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +126,19 @@ class DeviceDisconnected(Event):
     seconds: float
     unterminated: int
     """Bytes of an incomplete last line, which were not published."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
         return (
-            f"Device disconnected: {_connection(self)} from {self.peer}, {self.reason}; "
+            f"Device disconnected: {_connection(self)} from {self.peer}{_at(self.door)}, {self.reason}; "
             f"{pluralize(self.lines_in, 'line')} in, {self.lines_out} out, {self.seconds:.1f} s{rest}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFailed(Event):
-    """A connection ended before its TLS handshake was complete."""
+    """A connection ended before its TLS handshake was complete, or without TLS before it was open."""
 
     name: ClassVar[str] = "handshake-failed"
     peer: str
@@ -131,11 +147,12 @@ class HandshakeFailed(Event):
     """Subject of the refused certificate."""
     serial: str | None = None
     """Serial number of the refused certificate, in hexadecimal."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         subject = "" if self.subject is None else f"subject {self.subject}, "
         certificate = "" if self.serial is None else f" ({subject}serial {self.serial})"
-        return f"Handshake failed: {self.peer}: {self.reason}{certificate}"
+        return f"Handshake failed: {self.peer}{_at(self.door)}: {self.reason}{certificate}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +163,12 @@ class SilentEvicted(Event):
     warning: ClassVar[bool] = True
     connections: int
     limit: int
+    door: str = FIRST_DOOR
+    """Door at which new connections needed the room."""
 
     def __str__(self) -> str:
         return (
-            f"Silent connections evicted: {self.connections}, the oldest of those that had sent nothing "
+            f"Silent connections evicted{_at(self.door)}: {self.connections}, the oldest of those that had sent nothing "
             f"(the limit is {self.limit}, less near --max-connections)"
         )
 
@@ -164,11 +183,12 @@ class TurnedAway(Event):
     limit: int
     address: str
     """Address of the last refused connection."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         plural = "s" * (self.connections != 1)
         return (
-            f"Turned away: {self.connections} connection{plural} from addresses at the limit of "
+            f"Turned away{_at(self.door)}: {self.connections} connection{plural} from addresses at the limit of "
             f"{self.limit} (--max-per-address); the last one from {self.address}"
         )
 
@@ -183,11 +203,12 @@ class ConnectRateExceeded(Event):
     limit: float
     address: str
     """Address of the last refused connection."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         return (
-            f"Connect rate exceeded: {pluralize(self.connections, 'connection')} refused from addresses with more than "
-            f"{self.limit:g} new ones a second (--max-connect-rate); the last one from {self.address}"
+            f"Connect rate exceeded{_at(self.door)}: {pluralize(self.connections, 'connection')} refused from addresses "
+            f"with more than {self.limit:g} new ones a second (--max-connect-rate); the last one from {self.address}"
         )
 
 
@@ -199,11 +220,12 @@ class AddressDenied(Event):
     connections: int
     address: str
     """Address of the last refused connection."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         return (
-            f"Address denied: {pluralize(self.connections, 'connection')} refused from addresses in the list of --deny; "
-            f"the last one from {self.address}"
+            f"Address denied{_at(self.door)}: {pluralize(self.connections, 'connection')} refused from addresses "
+            f"in the list of --deny; the last one from {self.address}"
         )
 
 
@@ -216,9 +238,11 @@ class LineTooLong(Event):
     connection_id: str
     device_id: str | None
     limit: int
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Line too long: {_connection(self)} sent more than {self.limit} bytes without a delimiter; closed"
+        connection = f"{_connection(self)}{_at(self.door)}"
+        return f"Line too long: {connection} sent more than {self.limit} bytes without a delimiter; closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +270,10 @@ class SlowDevice(Event):
     connection_id: str
     device_id: str | None
     why: str
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Slow device: {_connection(self)}: {self.why}; closed"
+        return f"Slow device: {_connection(self)}{_at(self.door)}: {self.why}; closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +284,11 @@ class Full(Event):
     warning: ClassVar[bool] = True
     connections: int
     what: str
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Not accepting connections: {self.what} ({self.connections}); further devices wait to be accepted"
+        waiting = "further devices wait to be accepted"
+        return f"Not accepting connections{_at(self.door)}: {self.what} ({self.connections}); {waiting}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,9 +428,11 @@ class DeviceReplaced(Event):
     device_id: str
     by: str
     """Id of the new connection."""
+    door: str = FIRST_DOOR
+    """Door of the new connection. The previous one may have come in at another."""
 
     def __str__(self) -> str:
-        return f"Device replaced: {self.connection_id} of device {self.device_id} is replaced by {self.by}"
+        return f"Device replaced: {self.connection_id} of device {self.device_id} is replaced by {self.by}{_at(self.door)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -652,11 +681,12 @@ class LoginFailed(Event):
     reason: str
     unreported: int
     """Earlier failed logins without an event."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         claimed = f" as device {self.claimed_id}" if self.claimed_id is not None else ""
         more = f" (and {self.unreported} more that were refused unchecked)" if self.unreported else ""
-        return f"Login failed: {_connection(self)} from {self.peer}{claimed}: {self.reason}{more}"
+        return f"Login failed: {_connection(self)} from {self.peer}{_at(self.door)}{claimed}: {self.reason}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,6 +699,7 @@ class DialectFailed(Event):
     device_id: str | None
     dialect: str
     reason: str
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Dialect {self.dialect} failed: {_connection(self)} is closed: {self.reason}"
+        return f"Dialect {self.dialect} failed: {_connection(self)}{_at(self.door)} is closed: {self.reason}"

@@ -73,7 +73,13 @@ def make_publishing(base: Base) -> Publishing:
     )
     presence = None
     if any(spec.kind == "amqp" for spec in settings.events):
-        presence = PresenceRole(base.reactor, base.emit, node=base.node_name, live=lambda: map(_connected, base.registry))
+        presence = PresenceRole(
+            base.reactor,
+            base.emit,
+            node=base.node_name,
+            live=lambda: map(_connected, base.registry),
+            several_doors=len(settings.doors) > 1,
+        )
     return Publishing(window, packer, lines, courier, presence, latency)
 
 

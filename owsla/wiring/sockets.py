@@ -11,9 +11,10 @@ from typing import Any
 
 from .. import http
 from ..config.addresses import BrokerAddress
-from ..config.settings import FIRST_DOOR, Door, Settings
+from ..config.settings import Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
+from ..interfaces import FIRST_DOOR
 from ..runtime.sockets import bind, bind_unix
 from ..runtime.systemd import passed_sockets, sockets_of_doors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -315,6 +316,18 @@ class MessageTests(SynchronousTestCase):
                 "resync": False,
             },
         )
+
+    def test_the_door(self) -> None:
+        """Where there are several doors, headers and body name the door, also that of a connection that came and went."""
+        self.presence.connected(replace(connected("a"), door="meters"), 10.0)
+        self.presence.disconnected(replace(disconnected("b"), door="trackers"), 11.0)
+        for door in ("meters", "trackers"):
+            one = self.next()
+            self.assertEqual((one.headers(with_door=True)["door"], one.body("n", with_door=True)["door"]), (door, door))
+            self.assertNotIn("door", one.headers() | one.body("n"))
+        self.presence.node_lost("89abcdef", 12.0)
+        lost = self.next()
+        self.assertNotIn("door", lost.headers(with_door=True) | lost.body("n", with_door=True))
 
     def test_without_an_identity(self) -> None:
         """A device without an identity has no `device_id` header, and null in the body."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from twisted.python.failure import Failure
@@ -95,6 +96,18 @@ class PublishingTests(Base):
             (2, "application/json", 1000, "owsla"),
         )
         self.assertEqual(json.loads(publish.body)["peer"], "192.0.2.1:1234")
+
+    def test_several_doors(self) -> None:
+        """Where there are several doors, announcements name that of the connection, the first one too."""
+        self.role = PresenceRole(
+            self.clock, self.events.append, node=lambda: NODE, live=lambda: self.live, now=self.now, several_doors=True
+        )
+        self.connect()
+        for door in ("default", "meters"):
+            self.role.handle(replace(connected(door), door=door), NODE, self.now())
+        sent = self.server.take()
+        self.assertEqual([publish.headers["door"] for publish in sent], ["default", "meters"])
+        self.assertEqual([json.loads(publish.body)["door"] for publish in sent], ["default", "meters"])
 
     def test_strange_names(self) -> None:
         """A name from a certificate that is not text is announced."""

@@ -19,9 +19,11 @@ from owsla.events import (
     CertificateExpiring,
     ChildRestarted,
     Console,
+    DeviceConnected,
     DeviceDisconnected,
     Event,
     GapSkipped,
+    Listening,
     UnknownEvent,
 )
 from owsla.events._json import COMMON
@@ -87,6 +89,32 @@ class EventTests(SynchronousTestCase):
         self.assertEqual(str(ChildRestarted("owsla/http", "E: x", 1, 0.0, ())), "Restarting owsla/http (restart 1): E: x")
         text = str(ChildRestarted("owsla/http", "E: x", 2, 0.5, ("a", "b")))
         self.assertEqual(text, "Restarting owsla/http in 0.5 s, and with it a, b (restart 2): E: x")
+
+    def test_doors(self) -> None:
+        """The text of an event names the door, unless it is the first one: a node without others reads as it always did."""
+        for kind in KINDS:
+            if "door" in {field.name for field in dataclasses.fields(kind)}:
+                event: Any = sample(kind)
+                self.assertEqual(list(event.fields())[-1], "door")
+                self.assertIn(" (door meters)", str(dataclasses.replace(event, door="meters")))
+                self.assertNotIn("door", str(dataclasses.replace(event, door="default")))
+
+    def test_connections_without_tls(self) -> None:
+        """A connection without TLS reads as what it is."""
+        for peer, tls, transport in (
+            ("192.0.2.1:5", "TLSv1.3", "TLSv1.3"),
+            ("192.0.2.1:5", "", "TCP"),
+            ("unix:/s", "", "unix socket"),
+        ):
+            text = str(DeviceConnected("c", "d", peer, tls))
+            self.assertEqual(text, f"Device connected: c (device d) from {peer}, {transport}")
+
+    def test_listening(self) -> None:
+        """An open door reads as a port or the path of a unix socket, with TLS or without."""
+        self.assertEqual(str(Listening("::1", 8883)), "Listening for devices on port 8883 (TLS, ::1)")
+        self.assertEqual(str(Listening("::1", 9000, False)), "Listening for devices on port 9000 (TCP, ::1)")
+        self.assertEqual(str(Listening("unix:/s", 0, False)), "Listening for devices on unix:/s (no TLS)")
+        self.assertEqual(str(Listening("unix:/s", 0, True, "local")), "Listening for devices on unix:/s (TLS) (door local)")
 
     def test_frozen(self) -> None:
         """An event does not change once it has happened."""

@@ -54,6 +54,7 @@ class JSONTests(SynchronousTestCase):
                 "device_id": "x\n\u00e9\ud800",
                 "peer": "192.0.2.1:1234",
                 "tls": "TLSv1.3",
+                "door": "default",
             },
         )
 

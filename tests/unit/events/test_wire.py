@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import BrokerWarning, CertificateExpiring, ChildRestarted, Event, UnknownEvent, from_wire, to_wire
+from owsla.events import (
+    BrokerWarning,
+    CertificateExpiring,
+    ChildRestarted,
+    DeviceConnected,
+    Event,
+    UnknownEvent,
+    from_wire,
+    to_wire,
+)
 from owsla.events._wire import KINDS as KNOWN
 
 from .test_events import KINDS
@@ -81,6 +90,12 @@ class WireTests(SynchronousTestCase):
         sent = to_wire(BrokerWarning("x"))
         del sent["fields"]["text"]
         self.assertIsInstance(from_wire(sent), UnknownEvent)
+
+    def test_without_a_door(self) -> None:
+        """An event of a process that knows no doors is one of the first door: during a rolling restart it stays an event."""
+        sent = to_wire(DeviceConnected("c", "d", "192.0.2.1:5", "TLSv1.3"))
+        self.assertEqual(sent["fields"].pop("door"), "default")
+        self.assertEqual(from_wire(sent), DeviceConnected("c", "d", "192.0.2.1:5", "TLSv1.3", "default"))
 
     def test_more_beside_it(self) -> None:
         """What a newer process says beside the event is not minded."""
