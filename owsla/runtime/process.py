@@ -1,4 +1,4 @@
-"""Signals, pid files and the exit status of the process.
+"""Signals, pid files, passed sockets and the exit status of the process.
 
 The first SIGTERM or SIGINT stops the process in order, and the second one stops it at once.
 """
@@ -10,9 +10,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from select import PIPE_BUF
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
@@ -20,6 +20,9 @@ from twisted.logger import Logger
 from ..log import escaped
 
 _log = Logger(namespace="owsla")
+
+UNNAMED_SOCKET: Final = "unknown"
+"""Name of a passed socket without one, as in sd_listen_fds_with_names(3)."""
 
 
 def ignore_early_signals() -> None:
@@ -30,6 +33,16 @@ def ignore_early_signals() -> None:
     for number in (signal.SIGHUP, signal.SIGUSR2):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
+
+
+def name_passed_sockets(environ: MutableMapping[str, str]) -> None:
+    """Name the sockets that were passed to this process without names, as systemd-socket-activate(1) does.
+
+    Call this before `twisted.internet.endpoints` is imported, which loses such sockets (`twisted.python.systemd`, 26.10).
+    """
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") == str(os.getpid()) and count.isdecimal() and not environ.get("LISTEN_FDNAMES"):
+        environ["LISTEN_FDNAMES"] = ":".join([UNNAMED_SOCKET] * int(count))
 
 
 def remove_own_pid_file(path: str) -> None:

@@ -3,15 +3,13 @@
 The protocols are those of sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3). Other service managers speak them as well,
 for example supervisors of containers. The variables are removed from the environment, so that no child process takes them.
 
-No library does this job (looked at in November 2026):
+The passed descriptors are those that Twisted has found (`twisted.python.systemd`, 26.10): the import of
+`twisted.internet.endpoints` takes LISTEN_PID and LISTEN_FDS out of the environment. Its own endpoints (`systemd:name=…`) are
+not used, because they know one socket of each name, check nothing and leave LISTEN_FDNAMES in the environment.
 
-- `twisted.python.systemd.ListenFDs` (Twisted 26.10) has one descriptor for each name, so that all but the last of several
-  sockets with one name are left open unseen. It ignores all descriptors if their names are missing or miscounted, does not set
-  close-on-exec, and leaves LISTEN_FDNAMES in the environment.
-- `systemd-python` (2023) and `cysystemd` wrap libsystemd in C: its headers and a compiler for the first, wheels for Linux only
-  for the second. Their `sd_notify` blocks while the socket of systemd is full.
-- `sdnotify` (2017), `sd-notify` (2020) and `systemd-watchdog` are in Python, and send with a blocking socket. The first drops
-  every error, READY=1 included; the second has no abstract addresses; none has RELOADING=1 with its time stamp.
+Notifications are sent without a library (looked at in November 2026). `systemd-python` and `cysystemd` wrap libsystemd, whose
+sd_notify(3) blocks while nobody reads the socket. `sdnotify`, `sd-notify` and `systemd-watchdog` send with a blocking socket as
+well; the first ignores all errors, so that a READY=1 may be lost, and the second knows no abstract addresses.
 """
 
 from __future__ import annotations
@@ -21,43 +19,48 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import Final
+from typing import Any, Final
+
+from twisted.internet.endpoints import serverFromString
 
 from ..errors import ConfigError, os_reason
-
-FIRST: Final = 3
-"""Descriptor of the first passed socket (SD_LISTEN_FDS_START)."""
+from .process import UNNAMED_SOCKET
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
-UNNAMED: Final = "unknown"
-"""Name that systemd gives to a descriptor without one."""
-
-FIRST_DOOR_NAMES: Final = frozenset({"owsla", UNNAMED})
+FIRST_DOOR_NAMES: Final = frozenset({"owsla", UNNAMED_SOCKET})
 """Names that mean the first door, besides its own. A socket of the unit `owsla.socket` has the name of the unit by default."""
 
 
 # -- passed sockets ----------------------------------------------------------------------------------------------------------
 
 
-def passed_sockets(environ: MutableMapping[str, str], first: int = FIRST) -> dict[str, list[socket.socket]]:
+def passed_descriptors() -> list[int]:
+    """Return the descriptors that a service manager has passed to this process, as Twisted has found them."""
+    descriptors: list[int] = []
+    while True:
+        try:
+            endpoint: Any = serverFromString(None, f"systemd:domain=INET:index={len(descriptors)}")
+        except IndexError:
+            return descriptors
+        descriptors.append(endpoint.fileno)
+
+
+def passed_sockets(
+    environ: MutableMapping[str, str], descriptors: Sequence[int] | None = None
+) -> dict[str, list[socket.socket]]:
     """Return the sockets that a service manager has passed to this process, by name (FileDescriptorName=, systemd.socket(5)).
 
-    Sockets without a name have the name `UNNAMED`. All are bound stream sockets, which mostly listen already, and no child
-    process inherits them. `first` is the descriptor of the first one. Raise `ConfigError` for a descriptor that devices cannot
+    All are bound stream sockets, which mostly listen already, and no child process inherits them. `descriptors` are those of
+    `passed_descriptors`, and their names are in the environment. Raise `ConfigError` for a descriptor that devices cannot
     connect to.
     """
-    pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    names = environ.pop("LISTEN_FDNAMES", "")
     environ.pop("LISTEN_PIDFDID", None)
-    if pid != str(os.getpid()):
-        return {}  # nothing was passed, or it was passed to a parent process, whose descriptors are not here
-    if not (count.isascii() and count.isdigit()):
-        raise ConfigError(f"LISTEN_FDS: {count!r} is not a number of descriptors")
-    labels = names.split(":") if names else [UNNAMED] * int(count)
-    if len(labels) != int(count):
-        raise ConfigError(f"LISTEN_FDNAMES: {len(labels)} names for the {count} descriptors of LISTEN_FDS")
+    if not names:
+        return {}
     passed: dict[str, list[socket.socket]] = {}
-    for descriptor, name in enumerate(labels, first):
+    for name, descriptor in zip(names.split(":"), passed_descriptors() if descriptors is None else descriptors, strict=False):
         passed.setdefault(name, []).append(_passed_socket(descriptor, name))
     return passed
 

@@ -1,8 +1,10 @@
 """Twisted plugin for the command `twistd owsla`."""
 
+import os
+
 from twisted.application.service import ServiceMaker
 
-from owsla.runtime.process import ignore_early_signals
+from owsla.runtime.process import ignore_early_signals, name_passed_sockets
 
 
 class OwslaMaker(ServiceMaker):
@@ -12,6 +14,7 @@ class OwslaMaker(ServiceMaker):
     def options(self):  # type: ignore[no-untyped-def]  # as in Twisted
         """Options of the command. twistd reads them only if the command is `owsla`; their import takes most of the start."""
         ignore_early_signals()
+        name_passed_sockets(os.environ)
         return super().options
 
 

@@ -14,7 +14,12 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.runtime.process import install_signal_handlers, install_worker_signal_handlers, remove_own_pid_file
+from owsla.runtime.process import (
+    install_signal_handlers,
+    install_worker_signal_handlers,
+    name_passed_sockets,
+    remove_own_pid_file,
+)
 
 
 class Reactor:
@@ -148,3 +153,23 @@ class WorkerSignalTests(SynchronousTestCase):
             self.assertEqual(handlers[number], signal.SIG_IGN)
         handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.assertEqual(stops, [1])
+
+
+class NamePassedSocketsTests(SynchronousTestCase):
+    def test_without_names(self) -> None:
+        """Sockets that were passed without names are named `unknown`."""
+        environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+        name_passed_sockets(environ)
+        self.assertEqual(environ["LISTEN_FDNAMES"], "unknown:unknown")
+
+    def test_unchanged(self) -> None:
+        """Nothing is changed for sockets with names, for those of another process, and without sockets."""
+        for environ in (
+            {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "default"},
+            {"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "1"},
+            {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "many"},
+            {},
+        ):
+            before = dict(environ)
+            name_passed_sockets(environ)
+            self.assertEqual(environ, before)
