@@ -38,7 +38,7 @@ from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
-from owsla.device.framing import Framing
+from owsla.device.framing import LineFraming
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices
@@ -135,7 +135,7 @@ class Node:
     def __init__(self, device_ack: bool = False) -> None:
         self.clock = manual_clock()
         self.turn = EndOfTurn(self.clock)
-        self.framing = Framing()
+        self.framing = LineFraming()
         self.ids = ConnectionIds()
         self.registry: Registry[Any] = Registry()
         self.packer = LinePacker(
@@ -189,8 +189,7 @@ class Node:
             find,
             NoCourier(),
             self.factory.deliveries,
-            max_line=self.framing.max_line,
-            forbidden=self.framing.forbidden,
+            self.framing.fault,
         )
 
     def consumer(self, router: Any) -> Consumer:
@@ -402,9 +401,9 @@ def report(timings: Timings, options: Any) -> tuple[str, bool]:
         ("read frames (`BrokerClient._read`)", middle["d1"]),
         ("read headers (`delivery.read`)", middle["d2"] - middle["d1"]),
         ("`Consumer.deliver`", middle["d3"] - middle["d2"]),
-        ("`Router.route`: find, check length and delimiter", middle["d4"] - middle["d3"]),
+        ("`Router.route`: find", middle["d4"] - middle["d3"]),
         ("acknowledge: `Consumer.done`, and its share of the write per turn", middle["d5"] - middle["d4"]),
-        ("`DeviceProtocol.send`, and its write to the device", middle["delivery, numbered"] - middle["d5"]),
+        ("`DeviceProtocol.send`: check the body, write it to the device", middle["delivery, numbered"] - middle["d5"]),
     ]
     whole = middle["publish"]
     share = [(name[2:], value) for name, value in middle.items() if name.startswith("·")]

@@ -96,10 +96,13 @@ class Registry(Generic[Connection]):
 class Recipient(Protocol):
     """Connection of a device, as the router sees it."""
 
+    def body_fault(self, body: bytes) -> str | None:
+        """Return the reason for which a message with this body cannot be written to the device; `None` if it can."""
+
     def send(
         self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
     ) -> None:
-        """Write a plain message to the device when its turn has come, and acknowledge it."""
+        """Write a plain message to the device when its turn has come, and acknowledge it. Record it if its body has a fault."""
 
     def post(self, letter: Letter) -> None:
         """Write a message that has more properties than a plain one, such as an expiry, and acknowledge it."""
@@ -129,7 +132,7 @@ class DeliveryHistory(Protocol):
 class Router:
     """Router of messages: to a connection of this node, to the queue of another node, or to the undeliverable queue."""
 
-    __slots__ = ("_courier", "_deliveries", "_find", "_forbidden", "_max_line", "_node", "forget")
+    __slots__ = ("_body_fault", "_courier", "_deliveries", "_find", "_node", "forget")
 
     def __init__(
         self,
@@ -137,24 +140,17 @@ class Router:
         find: Callable[[bytes], Recipient | None],
         courier: Courier,
         deliveries: DeliveryHistory,
-        *,
-        max_line: int,
-        forbidden: re.Pattern[bytes],
+        body_fault: Callable[[bytes], str | None],
     ) -> None:
-        """`node()` returns this node's name, and `find` the connection of an id (`Registry.find`). `max_line` is in bytes.
-        `forbidden` matches a body that would be more than one line.
+        """`node()` returns this node's name, and `find` the connection of an id (`Registry.find`). `body_fault` returns the
+        reason for which no connection whatever could be sent a message with this body, or `None`.
         """
         self._node = node
         self._find = find
         self._courier = courier
-        self._max_line = max_line
-        self._forbidden = forbidden.search
+        self._body_fault = body_fault
         self._deliveries = deliveries
         self.forget = deliveries.forget
-
-    def configure(self, max_line: int) -> None:
-        """Change the limit of bodies, in bytes. It applies to messages that arrive from now on."""
-        self._max_line = max_line
 
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
@@ -162,7 +158,7 @@ class Router:
         """Route a plain message. The hot path: a message that its connection can take needs no `Letter`."""
         # `find` returns `None` for the connection id `None`: the hot path is spared a check.
         recipient = self._find(connection_id)  # type: ignore[arg-type]
-        if recipient is not None and seq != BAD and len(body) <= self._max_line and not self._forbidden(body):
+        if recipient is not None and seq != BAD:
             try:
                 recipient.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
             except Exception:
@@ -183,7 +179,7 @@ class Router:
                 return
             letter.connection_id = connection_id
             recipient = self._find(connection_id)
-        letter.fault = self._fault(letter)
+        letter.fault = self._fault(letter, self._body_fault if recipient is None else recipient.body_fault)
         if letter.identity is not None:
             letter.handed_over = self._deliveries.recall(letter.identity)
         if recipient is not None and letter.seq != BAD:
@@ -210,14 +206,14 @@ class Router:
         letter.settled = letter.seq is not None  # its number may have been used
         self._courier.record(letter, "connection-closed")
 
-    def _fault(self, letter: Letter) -> str | None:
-        """Return the fault of a message that does not depend on its connection, or `None`."""
+    def _fault(self, letter: Letter, body_fault: Callable[[bytes], str | None]) -> str | None:
+        """Return the fault of a message, or `None`. `body_fault` knows what its connection can be sent."""
         if letter.seq == BAD:
             return "bad-seq"
-        if len(letter.body) > self._max_line:
-            return "too-long"
-        if self._forbidden(letter.body):
-            return "delimiter-in-body"
+        # A message that only closes the connection has no body to be sent.
+        fault = body_fault(letter.body) if letter.body or not letter.close else None
+        if fault is not None:
+            return fault
         if letter.expires_at == BAD:
             return "bad-expires-at"
         if self._deliveries.expired(letter):

@@ -323,15 +323,17 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _LINES, "max-line", "SIZE", "16384", readers.size(1, _LONGEST_LINE),
-        "Maximum length of a line in bytes, without its delimiter, in both directions; a device that sends a longer line is "
-        "disconnected.",
+        "Maximum length of a line in bytes, without its delimiter, in both directions; for longer lines from a device "
+        "see --on-long.",
         door=True,
         reload="yes",
     ),
     Option(
         _LINES, "on-long", "WORD", "close", readers.choice("close", "skip"),
-        "When a device sends a line longer than --max-line: close the connection, or skip the line.",
+        "When a device sends a line longer than --max-line: close its connection, or skip the line, which is then not "
+        "published and not numbered.",
         door=True,
+        reload="yes",
     ),
     Option(
         _LINES, "delimiter", "TEXT", r"\n", readers.delimiter,

@@ -51,6 +51,8 @@ class Connection(Hashable, Protocol):
     def acknowledges(self) -> bool:
         """True if the device is told which of its lines are safe."""
 
+    def body_fault(self, body: bytes) -> str | None: ...
+
     def send(
         self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
     ) -> None: ...

@@ -144,7 +144,9 @@ class DialectProtocol(DeviceProtocol):
     # -- to the device ---------------------------------------------------------------------------------------------------
 
     def send(self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
-        self.post(Letter(source, tag, header, body, connection_id, seq))
+        letter = Letter(source, tag, header, body, connection_id, seq)
+        letter.fault = self.factory.framing.fault(body)
+        self.post(letter)
 
     def _write_body(self, letter: Letter) -> bool:
         assert self._dialect is not None
@@ -171,10 +173,13 @@ class DialectProtocol(DeviceProtocol):
     def _check(self, line: bytes) -> None:
         """Raise `ValueError` unless the bytes form exactly one line to the device."""
         framing = self.factory.framing
-        if len(line) > framing.max_line:
-            raise ValueError(f"a line to the device is {len(line)} bytes long, more than {framing.max_line}")
-        if framing.forbidden.search(line):
+        fault = framing.fault(line)
+        if fault == "too-long":
+            raise ValueError(f"a line to the device is {len(line)} bytes long, more than {framing.max_body}")
+        if fault == "delimiter-in-body":
             raise ValueError("a line to the device contains a delimiter")
+        if fault is not None:
+            raise ValueError(f"a line of {len(line)} bytes to the device does not fit into its framing")
 
     def resumeProducing(self) -> None:
         super().resumeProducing()

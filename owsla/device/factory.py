@@ -56,6 +56,7 @@ class DeviceFactory(ServerFactory):
         self.slow = services.slow
         self.reading = services.reading
         self.discards = services.discards
+        self.skipped = services.skipped
         self.devices = services.devices
         self.deliveries = services.deliveries
         self.timers = services.timers
@@ -100,5 +101,6 @@ class DeviceFactory(ServerFactory):
         """
         self.deliveries.closed(connection, numbers)
         self.slow.resumed(connection)
+        self.skipped.closed(connection)
         self.devices.remove(connection)
         self.connections.remove(connection, failure)

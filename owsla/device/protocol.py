@@ -44,10 +44,11 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..events import DeviceDisconnected, LineTooLong
+from ..events import BadFrame, DeviceDisconnected, LineTooLong
 from ..letter import DeliverySource, Letter
 from .connections import RECEIVED, SENT
 from .factory import DeviceFactory
+from .framing import MalformedFrame, Unfinished
 from .interfaces import IDeviceTransport, IHangupListener
 from .ordering import Arrival, Ordering
 from .stock_transport import StockTransport
@@ -92,7 +93,6 @@ class DeviceProtocol(LineReceiver):
         "_flush_scheduled",
         "_idle_lines",
         "_idle_since",
-        "_long_line",
         "_on_spare",
         "_ordering",
         "_outgoing",
@@ -103,6 +103,7 @@ class DeviceProtocol(LineReceiver):
         "_received_at",
         "_share_end",
         "_share_position",
+        "_unfinished",
         "_unpublishable",
         "_waiting",
         "_waiting_size",
@@ -143,7 +144,7 @@ class DeviceProtocol(LineReceiver):
         # From the device
         self._buffer = b""
         self._received_at = 0.0  # time at which `_buffer` was read, in seconds since the epoch; 0: just now
-        self._long_line: bytearray | None = None
+        self._unfinished: Unfinished | None = None  # a large frame whose end has not arrived
         self._share_end = factory.sink.share
         self._share_position = 0
         self._peer_gone = False  # the device has closed: nobody will send again what it sent before
@@ -174,7 +175,7 @@ class DeviceProtocol(LineReceiver):
 
     @property
     def delimiter(self) -> bytes:  # type: ignore[override]
-        """Delimiter of lines from the device."""
+        """Delimiter of lines from the device; empty in other framings."""
         return self.factory.framing.delimiter
 
     @property
@@ -219,8 +220,8 @@ class DeviceProtocol(LineReceiver):
         if self.discarding:
             return
         factory.traffic[RECEIVED] += len(data)
-        if self._long_line is not None:
-            whole = self._extend_long_line(data)
+        if self._unfinished is not None:
+            whole = self._continue_frame(self._unfinished, data)
             if whole is None:
                 return
             data = whole
@@ -236,16 +237,15 @@ class DeviceProtocol(LineReceiver):
         max_line = framing.max_line
         for index, line in enumerate(lines):
             if len(line) > max_line:
-                self._buffer = b""
-                self.lineLengthExceeded(line)
+                if self._skip_or_close():
+                    continue
                 return
             self.lineReceived(line)
             if self._unpublishable:
                 return
             if not sink.accepting and index + 1 < len(lines) and not self._uses_spare:
                 # The remaining lines were read already. They are published in their turn, and nothing more is read till then.
-                # They are joined with the full ending: a line that itself ends with \\r would lose that when it is split again.
-                self._keep_buffer(b"".join([each + framing.ending for each in lines[index + 1 :]]) + rest)
+                self._keep_buffer(framing.encode(lines[index + 1 :]) + rest)
                 lines = lines[: index + 1]
                 break
         else:
@@ -253,9 +253,9 @@ class DeviceProtocol(LineReceiver):
             taken = len(data) - len(rest)
             if taken > sink.line_size:
                 self._share_end -= taken // sink.line_size
-            if len(lines) >= limit and framing.delimiter in rest:
+            if len(lines) >= limit and framing.complete(rest):
                 self._keep_buffer(rest)
-            elif len(rest) > framing.long_line:
+            elif len(rest) > framing.check_beyond:
                 self._check_unfinished(rest)
         if factory.settings.max_rate is not None and lines:
             self._limit_rate(len(lines), factory.settings.max_rate)
@@ -266,12 +266,30 @@ class DeviceProtocol(LineReceiver):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Close the connection, and discard what follows."""
-        self._buffer = b""
-        self._long_line = None
-        self.discarding = True
         max_line = self.factory.framing.max_line
-        self.factory.emit(LineTooLong(self.connection_id.decode(), self.device_id, max_line))
+        self._discard_input()
+        self.factory.emit(LineTooLong(self.connection_id.decode(), self.device_id, max_line, self.factory.door))
         self.close(f"a line longer than {max_line} bytes")
+
+    def frameMalformed(self, fault: str) -> None:
+        """Close the connection, and discard what follows: where the next frame begins is unknown."""
+        self._discard_input()
+        self.factory.emit(BadFrame(self.connection_id.decode(), self.device_id, fault, self.factory.door))
+        self.close(f"a malformed frame: {fault}")
+
+    def _discard_input(self) -> None:
+        self._buffer = b""
+        self._unfinished = None
+        self.discarding = True
+
+    def _skip_or_close(self) -> bool:
+        """Handle a line that is too long: skip it and return `True`, or close the connection and return `False`."""
+        factory = self.factory
+        if not factory.settings.skip_long:
+            self.lineLengthExceeded(b"")
+            return False
+        factory.skipped.add(self, factory.framing.max_line, factory.door)
+        return True
 
     def _keep_buffer(self, data: bytes) -> None:
         """Keep bytes until the sink accepts lines again. The time of reading becomes the timestamp of their lines."""
@@ -319,27 +337,29 @@ class DeviceProtocol(LineReceiver):
         self._unpause(WAIT_FOR_RATE)
 
     def _check_unfinished(self, rest: bytes) -> None:
-        framing = self.factory.framing
-        if len(rest) > framing.max_line + framing.slack:
-            self.lineLengthExceeded(rest)
-        else:
-            # Joining and splitting it again with each read would cost the square of its length.
-            self._long_line = bytearray(rest)
+        """Collect an incomplete frame that is large, skip one that is too long, or close the connection of a malformed one."""
+        try:
+            unfinished = self.factory.framing.unfinished(rest)
+        except MalformedFrame as error:
+            self.frameMalformed(str(error))
+            return
+        if unfinished is not None and (not unfinished.skipping or self._skip_or_close()):
             self._buffer = b""
+            self._unfinished = unfinished
 
-    def _extend_long_line(self, data: bytes) -> bytes | None:
-        """Append to a long unfinished line. Return everything collected once a delimiter has arrived, or else `None`."""
-        long_line = self._long_line
-        assert long_line is not None
-        framing = self.factory.framing
-        start = max(0, len(long_line) - len(framing.delimiter) + 1)
-        long_line += data
-        if long_line.find(framing.delimiter, start) < 0:
-            if len(long_line) > framing.max_line + framing.slack:
-                self.lineLengthExceeded(b"")
+    def _continue_frame(self, unfinished: Unfinished, data: bytes) -> bytes | None:
+        """Add to a large frame. Return what is to be split once its end has arrived, or else `None`."""
+        skipped = unfinished.skipping
+        try:
+            whole = unfinished.feed(data, self.factory.framing.max_line)
+        except MalformedFrame as error:
+            self.frameMalformed(str(error))
             return None
-        self._long_line = None
-        return bytes(long_line)
+        if whole is not None:
+            self._unfinished = None
+        if unfinished.skipping and not skipped and not self._skip_or_close():
+            return None
+        return whole
 
     # -- pausing of reading ----------------------------------------------------------------------------------------------
 
@@ -433,7 +453,8 @@ class DeviceProtocol(LineReceiver):
         sink = factory.sink
         for index, line in enumerate(lines):
             if len(line) > factory.framing.max_line:
-                self.lineLengthExceeded(line)
+                if self._skip_or_close():
+                    continue
                 return
             if not sink.spare or (self._on_spare and not sink.accepting and self.seq >= self._share_end):
                 self._discard(len(lines) - index)
@@ -513,7 +534,13 @@ class DeviceProtocol(LineReceiver):
 
     def send(self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
         """Write a plain message at once if it is next and the socket takes it; otherwise treat it as a `Letter`."""
-        if self._can_write and (seq is None or (seq == self.expected and self._ordering is None)):
+        framing = self.factory.framing
+        if (
+            self._can_write
+            and (seq is None or (seq == self.expected and self._ordering is None))
+            and len(body) <= framing.max_body
+            and (framing.unfit is None or not framing.unfit(body))
+        ):
             if seq is not None:
                 self.expected += 1
             else:
@@ -521,7 +548,13 @@ class DeviceProtocol(LineReceiver):
             self.sendLine(body)
             source.done(tag)
         else:
-            self.post(Letter(source, tag, header, body, connection_id, seq))
+            letter = Letter(source, tag, header, body, connection_id, seq)
+            letter.fault = framing.fault(body)
+            self.post(letter)
+
+    def body_fault(self, body: bytes) -> str | None:
+        """Return the reason for which a message with this body cannot be written to the device; `None` if it can."""
+        return self.factory.framing.fault(body)
 
     def post(self, letter: Letter) -> None:
         """Write a message in the order of its sequence number."""
@@ -689,11 +722,10 @@ class DeviceProtocol(LineReceiver):
         outgoing = self._outgoing
         if outgoing is not None:
             factory = self.factory
-            outgoing.append(b"")
             self._outgoing = None
             factory.traffic[SENT] += self._outgoing_size
             self._outgoing_size = 0
-            self.transport.write(factory.framing.ending.join(outgoing))
+            self.transport.write(factory.framing.encode(outgoing))
 
     # -- IPushProducer: the transport is the consumer ----------------------------------------------------------------------
 
@@ -735,9 +767,8 @@ class DeviceProtocol(LineReceiver):
 
     def reject(self, reason: str) -> None:
         """Close the connection, none of whose lines can be published, and discard what follows."""
-        self._unpublishable = self.discarding = True
-        self._buffer = b""
-        self._long_line = None
+        self._unpublishable = True
+        self._discard_input()
         self.close(reason)
 
     def failed(self, failure: Failure) -> None:
@@ -824,9 +855,9 @@ class DeviceProtocol(LineReceiver):
         # The device is gone, so the lines that were complete are published now or never.
         self._publish_buffered()
         factory.discards.add(0, self.unread)
-        unterminated = len(self._buffer) + (len(self._long_line) if self._long_line is not None else 0)
+        unterminated = len(self._buffer) + (self._unfinished.size if self._unfinished is not None else 0)
         self._buffer = b""
-        self._long_line = None
+        self._unfinished = None
         self._closing = self._closing or reason
         self._can_write = False
         self._outgoing = None

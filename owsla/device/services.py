@@ -19,6 +19,7 @@ from .identified import IdentifiedDevices
 from .paused_reading import PausedReading
 from .reordering import ReorderLimits
 from .settings import SharedSettings
+from .skipped_lines import SkippedLines
 from .slow_devices import SlowDevices
 
 
@@ -64,6 +65,7 @@ class DeviceServices:
         self.slow: Final = SlowDevices(clock, emit, settings.write_timeout)
         self.reading: Final = PausedReading(hangups)
         self.discards: Final = Discards()
+        self.skipped: Final = SkippedLines(clock, emit)
         self.devices: Final = IdentifiedDevices(clock, emit, settings.replace)
         self.deliveries: Final = Deliveries(clock, runtime.now, courier, self.reordering, self.slow)
         self.timers: Final[Deadlines[TimedOut]] = Deadlines()
@@ -73,6 +75,7 @@ class DeviceServices:
             (
                 *((lambda now: hangups.tick(),) if hangups is not None else ()),
                 self.discards.tick,
+                self.skipped.tick,
                 self.reading.tick,
                 self.devices.tick,
                 self._time_out,
@@ -133,6 +136,11 @@ class DeviceTotals:
     def discarded_lines(self) -> int:
         """Number of lines discarded of devices that left while the window was full."""
         return self._services.discards.lines
+
+    @property
+    def skipped_lines(self) -> int:
+        """Number of lines that were skipped since they were too long."""
+        return self._services.skipped.lines
 
     @property
     def discarded_bytes(self) -> int:

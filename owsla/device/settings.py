@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .framing import Framing
+from .framing import Framing, LineFraming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +28,13 @@ class DeviceSettings:
     option.
     """
 
-    framing: Framing = field(default_factory=Framing)
+    framing: Framing = field(default_factory=LineFraming)
     write_buffer: int = 65536
     """Size of the messages that may wait for one slow device."""
     idle_timeout: float = 0.0
     """Time without a line in either direction after which a connection is closed; 0 disables the check."""
+    skip_long: bool = False
+    """True if lines that are too long are skipped (`--on-long skip`); otherwise their connection is closed."""
     max_rate: float | None = None
     """Lines a second that one device may send, or `None` for no limit."""
     device_ack: Callable[[int], bytes] | None = None

@@ -14,6 +14,7 @@ from ._specs import HandlerChild, HandlerSpec, check_handlers, handler_spec, han
 from ._supervised import DuplicatesWatch, supervision_event
 from ._types import (
     AddressDenied,
+    BadFrame,
     BrokerBlocked,
     BrokerConnected,
     BrokerLost,
@@ -40,6 +41,7 @@ from ._types import (
     HandshakeFailed,
     LinesAccepted,
     LinesRefused,
+    LinesSkipped,
     LineTooLong,
     Listening,
     LoginFailed,
@@ -61,6 +63,7 @@ from ._wire import KINDS, UnknownEvent, from_wire, to_wire
 __all__ = [
     "KINDS",
     "AddressDenied",
+    "BadFrame",
     "BrokerBlocked",
     "BrokerConnected",
     "BrokerLost",
@@ -98,6 +101,7 @@ __all__ = [
     "LineTooLong",
     "LinesAccepted",
     "LinesRefused",
+    "LinesSkipped",
     "Listening",
     "LoginFailed",
     "Mailbox",

@@ -242,7 +242,45 @@ class LineTooLong(Event):
 
     def __str__(self) -> str:
         connection = f"{_connection(self)}{_at(self.door)}"
-        return f"Line too long: {connection} sent more than {self.limit} bytes without a delimiter; closed"
+        return f"Line too long: {connection} sent a line of more than {self.limit} bytes (--max-line); closed"
+
+
+@dataclass(frozen=True, slots=True)
+class LinesSkipped(Event):
+    """A device sent lines longer than --max-line, which were skipped (--on-long skip). At most one event a minute for a
+    connection, with the number of lines since the one before.
+    """
+
+    name: ClassVar[str] = "lines-skipped"
+    warning: ClassVar[bool] = True
+    connection_id: str
+    device_id: str | None
+    limit: int
+    lines: int
+    door: str = FIRST_DOOR
+
+    def __str__(self) -> str:
+        return (
+            f"Lines skipped: {_connection(self)}{_at(self.door)} sent {pluralize(self.lines, 'line')} of more than "
+            f"{self.limit} bytes (--max-line); not published"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BadFrame(Event):
+    """A device sent a frame that is malformed in the --framing of its port. Its connection was closed, and no part of the frame
+    published.
+    """
+
+    name: ClassVar[str] = "bad-frame"
+    warning: ClassVar[bool] = True
+    connection_id: str
+    device_id: str | None
+    why: str
+    door: str = FIRST_DOOR
+
+    def __str__(self) -> str:
+        return f"Bad frame: {_connection(self)}{_at(self.door)}: {self.why} (--framing); closed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ REASONS: Final = (
     "late",
     "too-long",
     "delimiter-in-body",
+    "bad-length",
     "bad-seq",
     "bad-expires-at",
     "slow-device",
@@ -108,6 +109,11 @@ class OwslaCollector(Collector):
             "owsla_lines_discarded",
             "Lines discarded because their device disconnected while lines could not be published and the window had no room.",
             devices.discarded_lines,
+        )
+        yield _counter(
+            "owsla_lines_skipped",
+            "Lines skipped because they were longer than --max-line (--on-long skip).",
+            devices.skipped_lines,
         )
         yield _counter(
             "owsla_unread_bytes_discarded",

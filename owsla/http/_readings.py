@@ -81,6 +81,10 @@ class DeviceReadings(Protocol):
         """Number of lines discarded because their device had disconnected and the window had no room."""
 
     @property
+    def skipped_lines(self) -> int:
+        """Number of lines skipped because they were longer than `--max-line`."""
+
+    @property
     def discarded_bytes(self) -> int:
         """Number of unread bytes of such devices, including TLS overhead."""
 

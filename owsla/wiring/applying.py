@@ -12,7 +12,6 @@ from twisted.logger import Logger
 
 from ..config.options import OPTIONS
 from ..config.settings import Settings
-from ..device.framing import Framing
 from ..dialects import Factory, Successor
 from ..embedded import EmbeddedBroker
 from .base import Base
@@ -120,11 +119,9 @@ class NodeChanges:
         if self._embedded is not None:
             self._embedded.configure(settings.embedded_memory)
         self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=settings.device_ack is not None)
-        self._consuming.router.configure(settings.max_line)
         devices = self._devices
-        framing = Framing(settings.delimiter, settings.max_line)
         devices.services.configure(shared_settings(settings))
-        devices.factory.configure(device_settings(settings, framing))
+        devices.factory.configure(device_settings(settings))
         max_connections = changed_connection_limit(settings, devices.admission.max_connections)
         devices.admission.configure(max_connections, settings.max_handshakes)
         devices.port_admission.configure(max_connections)

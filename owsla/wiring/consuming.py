@@ -81,8 +81,7 @@ def make_consuming(
         base.registry.find,
         publishing.courier,
         devices.services.deliveries,
-        max_line=settings.max_line,
-        forbidden=devices.framing.forbidden,
+        devices.body_fault,
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, LinePublisher.name, Consumers.name]

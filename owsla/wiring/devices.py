@@ -17,7 +17,7 @@ from ..device.connected_sockets import ConnectedSockets
 from ..device.connections import Connection, Connections
 from ..device.dialect_protocol import speaking
 from ..device.factory import DeviceFactory
-from ..device.framing import Framing
+from ..device.framing import Framing, make_framing
 from ..device.hangup import HangupWatch
 from ..device.port import DevicePort, PortHooks, PortSettings
 from ..device.protocol import DeviceProtocol
@@ -44,7 +44,6 @@ _log = Logger(namespace="owsla")
 class Devices:
     """Parts of a node that face devices."""
 
-    framing: Framing
     dialect: Factory | None
     """Factory of the dialects of connections, from the start to the first reload that changes it."""
     endpoints: DynamicSupervisor[Connection]
@@ -56,6 +55,10 @@ class Devices:
     listener: DevicePort
     tls: DeviceTLS
     revoked: RevokedDevices
+
+    def body_fault(self, body: bytes) -> str | None:
+        """Return the reason for which no connection can be sent a message with this body, or `None`."""
+        return self.factory.framing.fault(body)
 
     def use(self, configuration: Configuration) -> None:
         """Use the certificates, authorities and revocation lists of another configuration, and close connections of devices
@@ -97,7 +100,6 @@ def make_devices(
     """Make the device port and what the connections share: lines go to `publishing`."""
     settings = base.settings
     tls = DeviceTLS(configuration.device_tls)
-    framing = Framing(settings.delimiter, settings.max_line)
     dialect = make_dialect(settings)
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
@@ -109,9 +111,7 @@ def make_devices(
         publishing.courier,
         hangups,
     )
-    factory = DeviceFactory(
-        services, device_settings(settings, framing), device_protocol(settings, dialect), identify=tls.identify
-    )
+    factory = DeviceFactory(services, device_settings(settings), device_protocol(settings, dialect), identify=tls.identify)
     admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     connected = ConnectedSockets(
         base.reactor,
@@ -135,9 +135,7 @@ def make_devices(
         port_settings(settings),
         PortHooks(base.emit, partial(fail, base.reactor)),
     )
-    return Devices(
-        framing, dialect, endpoints, services, factory, connected, admission, port_admission, listener, tls, revoked
-    )
+    return Devices(dialect, endpoints, services, factory, connected, admission, port_admission, listener, tls, revoked)
 
 
 def port_settings(settings: Settings) -> PortSettings:
@@ -160,10 +158,12 @@ def source_limits(settings: Settings) -> SourceLimits:
     return SourceLimits(settings.max_per_address)
 
 
-def device_settings(settings: Settings, framing: Framing) -> DeviceSettings:
+def device_settings(settings: Settings) -> DeviceSettings:
     """Return the settings of the connections of a door."""
+    framing = make_framing(settings.framing, settings.delimiter, settings.max_line)
     return DeviceSettings(
         framing=framing,
+        skip_long=settings.on_long == "skip",
         write_buffer=settings.write_buffer,
         idle_timeout=settings.idle_timeout,
         max_rate=settings.max_rate,
@@ -183,5 +183,5 @@ def _acknowledgement(template: str | None, framing: Framing) -> Callable[[int], 
     if template is None:
         return None
     before, after = template.encode().split(b"{seq}", 1)
-    ending = after + framing.ending
-    return lambda seq: b"%b%d%b" % (before, seq, ending)
+    encode = framing.encode
+    return lambda seq: encode((b"%b%d%b" % (before, seq, after),))

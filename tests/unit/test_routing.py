@@ -109,6 +109,13 @@ class Source:
         raise AssertionError("the router writes nothing")
 
 
+def body_fault(body: bytes) -> str | None:
+    """Return the fault of a body that is not a line of at most 10 bytes."""
+    if len(body) > 10:
+        return "too-long"
+    return "delimiter-in-body" if re.search(rb"[\r\n]", body) else None
+
+
 class Held:
     """A connection that notes what it is given."""
 
@@ -117,6 +124,9 @@ class Held:
         self.posted: list[Letter] = []
         self.fault: Exception | None = None
         self.failures: list[BaseException | None] = []
+
+    def body_fault(self, body: bytes) -> str | None:
+        return "bad-length" if body == b"odd" else None
 
     def send(self, *what: Any) -> None:
         if self.fault is not None:
@@ -186,8 +196,7 @@ class RouterTests(SynchronousTestCase):
             registry.find,
             self.courier,
             self.deliveries,
-            max_line=10,
-            forbidden=re.compile(rb"[\r\n]"),
+            body_fault,
         )
         self.source = Source()
 
@@ -261,11 +270,25 @@ class RouterTests(SynchronousTestCase):
 
     def test_faults_use_up_their_number(self) -> None:
         """A message for a connection here that must not be sent is brought to it with its fault: it has a number to use up."""
-        for body, fault in ((b"x" * 11, "too-long"), (b"a\nb", "delimiter-in-body"), (b"\r", "delimiter-in-body")):
-            self.held.posted.clear()
-            self.route(ID, 4, body)
-            self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, fault)])
+        self.letter(ID, 4, b"odd", reply_to=b"q")
+        self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, "bad-length")])
         self.assertEqual((self.held.sent, self.courier.recorded), ([], []))
+
+    def test_a_body_is_for_its_connection(self) -> None:
+        """What a connection here can be sent is its own matter, whatever others can be sent. A plain message is not checked:
+        the connection does that.
+        """
+        self.letter(ID, 4, b"x\n" * 11, reply_to=b"q")
+        self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, None)])
+        self.route(ID, 5, b"odd")
+        self.assertEqual([what[5] for what in self.held.sent], [5])
+
+    def test_a_close_needs_no_body(self) -> None:
+        """A message that only closes the connection has no body to find fault with."""
+        self.patch(self.held, "body_fault", lambda body: "bad-length")
+        self.letter(ID, 4, b"", close=True)
+        self.letter(ID, 5, b"x", close=True)
+        self.assertEqual([(one.seq, one.fault) for one in self.held.posted], [(4, None), (5, "bad-length")])
 
     def test_faults_use_up_their_number_elsewhere(self) -> None:
         """A numbered message that must not be sent goes to the connection's node all the same, which puts it on record."""

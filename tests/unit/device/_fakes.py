@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
-from owsla.device.framing import Framing
+from owsla.device.framing import Framing, LineFraming
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
@@ -258,7 +258,7 @@ class World:
             hangups,
         )
         own = {name: value for name, value in settings.items() if name not in SHARED}
-        self.factory = self.door("default", framing=framing or Framing(), **own)
+        self.factory = self.door("default", framing=framing or LineFraming(), **own)
         self.totals = DeviceTotals(self.services)
 
     def door(self, name: str, **settings: Any) -> DeviceFactory:

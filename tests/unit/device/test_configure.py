@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.admission import Admission, PortAdmission
-from owsla.device.framing import Framing
+from owsla.device.framing import LineFraming
 from owsla.device.reordering import CATCHING_UP
 from owsla.device.sources import SourceLimits, Sources
 from owsla.events import DeviceReplaced, GapSkipped, LineTooLong, SlowDevice
@@ -147,12 +147,12 @@ class IdleTests(SynchronousTestCase):
 class LineTests(SynchronousTestCase):
     def test_shorter_lines(self) -> None:
         """A lower limit of lines holds for the next line, and for one that has begun. Complete lines are not lost by it."""
-        world = World(Framing(max_line=50_000))
+        world = World(LineFraming(max_line=50_000))
         endpoint, wire = world.connect()
         other, other_wire = world.connect()
         endpoint.dataReceived(b"a" * 20 + b"\n")
         other.dataReceived(b"b" * 40_000)
-        change(world, framing=Framing(max_line=10))
+        change(world, framing=LineFraming(max_line=10))
         other.dataReceived(b"b")
         endpoint.dataReceived(b"c" * 10 + b"\n" + b"d" * 11 + b"\n")
         self.assertEqual(world.sink.of(endpoint), [b"a" * 20, b"c" * 10])
@@ -161,10 +161,10 @@ class LineTests(SynchronousTestCase):
 
     def test_longer_lines(self) -> None:
         """A higher limit holds for a line that has begun."""
-        world = World(Framing(max_line=10))
+        world = World(LineFraming(max_line=10))
         endpoint, wire = world.connect()
         endpoint.dataReceived(b"a" * 10)
-        change(world, framing=Framing(max_line=100_000))
+        change(world, framing=LineFraming(max_line=100_000))
         endpoint.dataReceived(b"a" * 80_000)
         endpoint.dataReceived(b"a\n")
         self.assertEqual((world.sink.of(endpoint), wire.closed), ([b"a" * 80_011], ""))

@@ -19,6 +19,7 @@ from owsla.device.closing import LONGEST_GOODBYE
 from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
+from owsla.device.framing import LineFraming
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
@@ -924,7 +925,7 @@ class TimeTests(Base):
 
     def test_goodbye_to_a_slow_device(self) -> None:
         """A device that reads the data before close_notify has time for it while it makes progress, within limits."""
-        self.listen()
+        self.listen(framing=LineFraming(max_line=32_000_000))
         for takes, longest in ((False, CLOSING_TIMEOUT), (True, LONGEST_GOODBYE)):
             client = self.device()
             client.reading = False

@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.framing import Framing
+from owsla.device.framing import LineFraming
 from owsla.events import DeviceDisconnected, LineTooLong
 
 from ._fakes import GONE, Sink, Source, Wire, World
@@ -125,7 +125,7 @@ class LinesTests(SynchronousTestCase):
     def test_nothing_after_a_line_too_long(self) -> None:
         """Nothing is published after a line that is too long, also if it arrives after the close."""
         for closed in (False, True):
-            world = World(Framing(max_line=5))
+            world = World(LineFraming(max_line=5))
             endpoint, _ = world.connect()
             if closed:
                 endpoint.close("enough")
@@ -260,7 +260,7 @@ class PausingTests(SynchronousTestCase):
 
     def test_gone_while_paused_with_a_long_line(self) -> None:
         """Lines before a line that is too long, which were read and not published yet, are published when the device goes."""
-        world = World(Framing(max_line=5))
+        world = World(LineFraming(max_line=5))
         endpoint, _ = world.connect()
         world.sink.stop()
         endpoint.dataReceived(b"a\nlonger\nb\n")
@@ -418,7 +418,7 @@ class DepartureTests(SynchronousTestCase):
 
     def test_too_long_at_last(self) -> None:
         """A closing connection is read to its end if its kept bytes turn out to be a line that is too long."""
-        world = World(Framing(max_line=5))
+        world = World(LineFraming(max_line=5))
         endpoint, wire = world.connect()
         world.sink.stop()
         endpoint.dataReceived(b"a\nlonger\nb\n")
@@ -672,7 +672,7 @@ class DrainTests(SynchronousTestCase):
 
     def test_too_long(self) -> None:
         """A line that is too long is not published in a drain either, nor are the lines after it."""
-        world = World(Framing(max_line=5), device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        world = World(LineFraming(max_line=5), device_ack=lambda seq: b"ACK %d\r\n" % seq)
         endpoint, wire = world.connect()
         world.sink.stop()
         endpoint.dataReceived(b"a\nlonger\nb\n")

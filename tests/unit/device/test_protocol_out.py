@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.framing import Framing
+from owsla.device.framing import LineFraming
 from owsla.device.protocol import CHUNK, DeviceProtocol
 from owsla.events import GapSkipped, SlowDevice
 
@@ -65,7 +65,7 @@ class HandOverTests(Base):
 
     def test_custom_delimiter(self) -> None:
         """A configured delimiter is used unchanged towards the device."""
-        world = self.world(framing=Framing(b"||"))
+        world = self.world(framing=LineFraming(b"||"))
         self.send(world, 0, 1)
         world.turns()
         self.assertEqual(self.wire.data, b"0||1||")
@@ -417,7 +417,7 @@ class SlowTests(Base):
 
     def test_fills_up_again(self) -> None:
         """Lines that do not fit then wait again, before later ones."""
-        world = self.slow(write_buffer=10 * CHUNK)
+        world = self.slow(write_buffer=10 * CHUNK, framing=LineFraming(max_line=CHUNK))
         body = b"x" * (CHUNK // 4)
         for seq in range(1, 20):
             world.send(self.endpoint, self.source, b"%03d" % seq + body, seq)

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.dialect_protocol import KEPT, DialectProtocol
-from owsla.device.framing import Framing
+from owsla.device.framing import LineFraming
 from owsla.dialects import REFUSED, Conversation, Dialect, Refused
 from owsla.events import DeviceDisconnected, DeviceIdentified, DeviceReplaced, DialectFailed, SlowDevice
 
@@ -68,7 +68,9 @@ class Scripted(Dialect):
         if line == b"kick":
             self.conversation.hang_up("kicked")
             return ()
-        return line.split(b"|") if line else ()
+        if line == b"long":
+            return (b"x" * 17000,)
+        return line.replace(b"LF", b"\n").replace(b"CR", b"\r").split(b"|") if line else ()
 
     def timed_out(self) -> None:
         self.timeouts += 1
@@ -154,7 +156,7 @@ class FromDeviceTests(Base):
 
     def test_held_longest_line(self) -> None:
         """One line of full length is kept, for any maximum length."""
-        world = DialectWorld(Scripted, framing=Framing(max_line=1 << 20))
+        world = DialectWorld(Scripted, framing=LineFraming(max_line=1 << 20))
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"hold\n" + b"x" * (1 << 20) + b"\nrelease\n")
         self.assertEqual([len(line) for line in world.sink.of(endpoint)], [1 << 20])
@@ -388,7 +390,7 @@ class ToDeviceTests(Base):
 
     def test_no_line(self) -> None:
         """A line that is too long, or has a delimiter, is not sent: that is an error of the dialect."""
-        for line in (b"x" * 17000, b"a\nb", b"a\rb"):
+        for line in (b"long", b"aLFb", b"aCRb"):
             world = self.world()
             endpoint, wire = world.speak()
             source = Source()

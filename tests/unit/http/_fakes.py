@@ -41,6 +41,7 @@ class FakeDevices:
     bytes_out: int = 0
     discarded_lines: int = 0
     discarded_bytes: int = 0
+    skipped_lines: int = 0
     lines_out: int = 0
 
 

@@ -52,7 +52,11 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
-    "max-line": ({"max_line": 50}, lambda node: (node.devices.factory.framing.max_line, node.consuming.router._max_line)),
+    "max-line": (
+        {"max_line": 50},
+        lambda node: (node.devices.factory.framing.max_line, node.consuming.router._body_fault(bytes(51))),
+    ),
+    "on-long": ({"on_long": "skip"}, lambda node: node.devices.factory.settings.skip_long),
     "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
     "window": ({"window": 640}, lambda node: (node.publishing.window.max_messages, node.publishing.lines.share)),
     "window-bytes": (

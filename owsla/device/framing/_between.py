@@ -1,0 +1,69 @@
+"""Payloads between a start and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._interface import Framing
+from ._marks import before
+from ._unfinished import LONG_FRAME, MalformedFrame, Unfinished, UntilMark
+
+_SHOWN = 24
+"""Bytes of a malformed frame that are shown."""
+
+
+class BetweenFraming(Framing):
+    """Payloads between a start and an end, which may be the same bytes (`between:START:END`).
+
+    Nothing is allowed between the end of a frame and the start of the next one. Where start and end differ, a start within a
+    frame is malformed: the device has begun a new frame, and the end of the one before is lost.
+
+    `read_framing` has made sure that an end cannot begin within a start. So the first end in the stream is that of the first
+    frame.
+    """
+
+    __slots__ = ("_end", "_start")
+
+    def __init__(self, start: bytes, end: bytes, max_line: int) -> None:
+        super().__init__(max_line, unfit=before(end, start).search)
+        self._start = start
+        self._end = end
+
+    def split(self, data: bytes, limit: int = -1) -> tuple[list[bytes], bytes]:
+        start, end = self._start, self._end
+        if start == end:
+            return self._split_same(data, limit)
+        parts = data.split(end, limit)
+        rest = parts.pop()
+        size = len(start)
+        payloads: list[bytes] = []
+        for number, part in enumerate(parts):
+            payload = part[size:]
+            if not part.startswith(start) or start in payload:
+                return payloads, end.join([*parts[number:], rest])
+            payloads.append(payload)
+        return payloads, rest
+
+    def _split_same(self, data: bytes, limit: int) -> tuple[list[bytes], bytes]:
+        mark = self._end
+        parts = data.split(mark, 2 * limit if limit >= 0 else -1)
+        # Before each payload is what stands between two frames: nothing.
+        frames = (len(parts) - 1) // 2
+        bad = next((number for number in range(frames) if parts[2 * number]), frames)
+        return parts[1 : 2 * bad : 2], mark.join(parts[2 * bad :])
+
+    def unfinished(self, rest: bytes) -> Unfinished | None:
+        start, end = self._start, self._end
+        if not rest.startswith(start):
+            if start.startswith(rest):
+                return None
+            raise MalformedFrame(f"{rest[:_SHOWN]!r} does not begin with the start of a frame")
+        if start != end and rest.find(start, len(start)) >= 0:
+            raise MalformedFrame("a frame begins before the end of the one before")
+        slack = len(start) + len(end) - 1
+        if len(rest) > min(self.max_line + slack, LONG_FRAME):
+            return UntilMark(rest, end, slack, self.max_line)
+        return None
+
+    def encode(self, payloads: Sequence[bytes]) -> bytes:
+        return self._start + (self._end + self._start).join(payloads) + self._end
