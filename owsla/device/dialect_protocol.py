@@ -276,7 +276,8 @@ class DialectProtocol(DeviceProtocol):
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:
             connection_id = self.connection_id.decode()
-            self.factory.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported))
+            door = self.factory.door
+            self.factory.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported, door))
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
         if self.closed:
@@ -323,7 +324,8 @@ class DialectProtocol(DeviceProtocol):
             self.close("its dialect failed")
 
     def _emit_failure(self, failure: Failure) -> None:
-        self.factory.emit(DialectFailed(self.connection_id.decode(), self.device_id, self._name, explain(failure)))
+        connection_id, door = self.connection_id.decode(), self.factory.door
+        self.factory.emit(DialectFailed(connection_id, self.device_id, self._name, explain(failure), door))
 
     # -- reading and closing --------------------------------------------------------------------------------------------
 

@@ -878,6 +878,7 @@ class DeviceProtocol(LineReceiver):
                 self.lines_out,
                 factory.clock.seconds() - self.opened,
                 unterminated,
+                factory.door,
             )
         )
 
