@@ -89,6 +89,7 @@ def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
 def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> NodeService:
     parts = NodeParts(
         listener=devices.listener,
+        handshakes=devices.admission,
         registry=base.registry,
         lines=publishing.lines,
         discards=devices.services.discards,

@@ -7,11 +7,11 @@ Start: connect to the broker, declare the queues, consume; then open the device 
 
 Stop, in this order:
 
-1.  The port closes. A device that connects now reaches another node.
+1.  The port closes. A device that connects now reaches another node, or waits in the queue of a socket that systemd holds open.
 2.  The devices are closed one after another, spread over a while, so that a fleet does not reconnect in one instant. Each
     device is served until its turn comes. Then the node stops reading it (without `--device-ack` it is told that the connection
     ends, and is read until it closes), its lines are published and confirmed, the confirms are sent to it, waiting messages are
-    written, and the connection is closed.
+    written, and the connection is closed. Handshakes in progress may finish, for a few seconds; then they are closed as well.
 3.  The node stops consuming the shared queue. It goes on with its own queue, since back ends answer the last lines.
 4.  Once all lines are confirmed and back ends were told of every closed connection, the node leaves the cluster.
 5.  The node stops consuming its own queue. Messages that it holds unacknowledged are recorded as undeliverable or go back into
@@ -52,6 +52,9 @@ from ..log import pluralize
 from ..routing import Registry
 from ..supervision import EXIT_STATUS, Supervisor, TreeNode
 
+HANDSHAKES: Final = 3.0
+"""Seconds that handshakes in progress may take. Their devices would otherwise see a reset before the end of a handshake."""
+
 HAND_BACK: Final = CLEANUP_SILENCE - 1.0
 """Seconds to wait for unconfirmed records after the own queue lost its consumer, where another node deletes that queue. One
 second less than that node waits, because the deletion would also delete messages that are held unacknowledged.
@@ -81,6 +84,21 @@ class LineConfirms(Protocol):
     def unconfirmed(self) -> int: ...
 
     def settled(self, source: Any) -> bool: ...
+
+
+class Handshakes(Protocol):
+    """Connections by state, as a shutdown sees them."""
+
+    open: int
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def handshaking(self) -> int: ...
 
 
 class DiscardCounts(Protocol):
@@ -138,6 +156,7 @@ class NodeParts:
     """Parts of a node that its shutdown acts on."""
 
     listener: DevicePort
+    handshakes: Handshakes
     registry: Registry[Connection]
     lines: LineConfirms
     discards: DiscardCounts
@@ -315,6 +334,7 @@ class NodeService(MultiService):
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
         parts.listener.stopListening()
         await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
+        await self._finish_handshakes()
         cut = len(parts.registry)
         for device in parts.registry:
             device.close("the gateway stops")
@@ -343,6 +363,13 @@ class NodeService(MultiService):
             )
         else:
             self._log.info("Stopped: {devices} closed, everything confirmed", devices=pluralize(devices, "device"))
+
+    async def _finish_handshakes(self) -> None:
+        """Wait a few seconds for handshakes in progress."""
+        handshakes = self._parts.handshakes
+        if handshakes.connections > handshakes.open:
+            await pause(self._clock, STEP)  # a ClientHello may have arrived and not been read yet
+        await self._until(lambda: not handshakes.waiting and not handshakes.handshaking, HANDSHAKES)
 
     async def _leave_cluster(self) -> None:
         """Leave the cluster and stop consuming the own queue, in the order that loses no message."""

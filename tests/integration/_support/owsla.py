@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .process import ChildProcess
+from .systemd import pass_sockets
 from .waiting import PATIENCE
 
 Option = str | int | float | bool | Path | Sequence[str] | None
@@ -54,7 +56,7 @@ class Owsla:
 
     `certs_dir` is the folder of its development certificates (created at the first start: sharing it saves time), and `ca` the
     CA for devices. `redirect` is a shell redirection for the process, as in `> /dev/full`, and `twistd_options` are further
-    options of twistd.
+    options of twistd. `sockets` are passed to it by name, as systemd does. `through` is a command that becomes the process.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Owsla:
         argv: Sequence[str] | None = None,
         redirect: str = "",
         twistd_options: Sequence[str] = (),
+        sockets: Mapping[str, socket.socket] | None = None,
+        through: Sequence[str] = (),
         **options: Option,
     ) -> None:
         self.folder = folder
@@ -77,6 +81,8 @@ class Owsla:
         self._process: ChildProcess | None = None
         self._starts = 0
         self._shell = ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh"] if redirect else []
+        self._sockets = sockets or {}
+        self._through = through
         self.tracebacks = 0  # number of tracebacks that a test has provoked in code outside Owsla
 
     @property
@@ -92,12 +98,14 @@ class Owsla:
         """Start the process, without waiting."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._starts += 1
+        passing, descriptors = pass_sockets(self._sockets) if self._sockets else ([], [])
         self._process = ChildProcess(
-            [*self._shell, *twistd(), *self._argv],
+            [*self._shell, *self._through, *passing, *twistd(), *self._argv],
             output=self.folder / f"output.{self._starts}",
             errors=self.folder / f"errors.{self._starts}",
             env=self._env,
             cwd=self.folder,
+            pass_fds=descriptors,
         )
 
     async def listening(self, timeout: float = 30) -> None:

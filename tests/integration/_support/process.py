@@ -54,6 +54,7 @@ class ChildProcess:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         errors: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.argv = list(argv)
         self.path = output
@@ -68,6 +69,7 @@ class ChildProcess:
                 env=dict(os.environ if env is None else env),
                 cwd=cwd,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         self.pid = self._popen.pid
         atexit.register(self.kill)

@@ -15,7 +15,7 @@ from owsla.broker.client import BrokerError
 from owsla.events import Event, NodeStopped
 from owsla.routing import Registry
 from owsla.supervision import ChildSpec, Supervisor
-from owsla.wiring.shutdown import HAND_BACK, SILENCE, STEP, DeviceDrain, NodeParts, NodeService, StopDeadline
+from owsla.wiring.shutdown import HAND_BACK, HANDSHAKES, SILENCE, STEP, DeviceDrain, NodeParts, NodeService, StopDeadline
 
 
 class Wire:
@@ -111,6 +111,18 @@ class Parcels:
         return source.settled
 
 
+class Arrivals:
+    """Connections that have not completed their handshake: so many are silent, and so many wait or are in it."""
+
+    def __init__(self) -> None:
+        self.silent = self.waiting = self.handshaking = 0
+        self.open = 5
+
+    @property
+    def connections(self) -> int:
+        return self.open + self.silent + self.waiting + self.handshaking
+
+
 class Losses:
     """What was thrown away of devices: so many lines, and bytes that were not read."""
 
@@ -175,7 +187,7 @@ class World:
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.presence, self.consumers = Parcels(), Parcels(), Parcels(), Consumers(self)
-        self.roster, self.losses = Roster(self), Losses()
+        self.roster, self.losses, self.arrivals = Roster(self), Losses(), Arrivals()
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
         listener = Child(self, "listener")
@@ -185,6 +197,7 @@ class World:
             self.clock,
             NodeParts(
                 listener=cast(Any, listener),
+                handshakes=self.arrivals,
                 registry=cast(Any, self.registry),
                 lines=self.producer,
                 discards=self.losses,
@@ -270,6 +283,31 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
         self.assertEqual(world.events, [NodeStopped(3)])
         self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_handshakes(self) -> None:
+        """Handshakes in progress may finish. One whose ClientHello is read in the next turn is one of them."""
+        world = World()
+        world.arrivals.silent = 1
+        stopping = world.stop()
+        world.later(STEP / 2)
+        world.arrivals.silent, world.arrivals.handshaking = 0, 1
+        world.later(HANDSHAKES - 1)
+        self.assertEqual(world.log, ["port closed"])
+        world.arrivals.handshaking = 0
+        world.later(2)
+        self.successResultOf(stopping)
+        self.assertEqual(self.lines[-1], "Stopped: 0 devices closed, everything confirmed")
+
+    def test_slow_handshakes(self) -> None:
+        """Handshakes that take longer than a few seconds are not waited for, nor those beyond the deadline."""
+        for timeout, longest in ((30.0, HANDSHAKES), (1.0, 1.0)):
+            world = World(drain_timeout=timeout)
+            world.arrivals.waiting = 1
+            stopping = world.stop()
+            world.later(longest - 0.1)
+            self.assertEqual(world.log, ["port closed"])
+            world.later(2)
+            self.successResultOf(stopping)
 
     def test_changed_deadline(self) -> None:
         """Another --drain-timeout and --drain-spread are for a later stop. One that has begun keeps its deadline."""

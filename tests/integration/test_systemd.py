@@ -1,0 +1,277 @@
+"""Socket activation and notifications, with stand-ins for systemd, with systemd-socket-activate, and with systemd itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from owsla.tls.development import development_certificates
+
+from ._support.device import Device
+from ._support.embedded import EmbeddedBrokerProcess
+from ._support.lab import Lab
+from ._support.owsla import Owsla
+from ._support.process import free_port
+from ._support.systemd import NotifySocket
+from ._support.waiting import pause, reactor_test, until
+from .test_workers import processes
+
+WORKERS = pytest.mark.parametrize("workers", [1, 2])
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[NotifySocket]:
+    """Return the notify socket of a service manager."""
+    sock = NotifySocket(tmp_path / "manager")
+    yield sock
+    sock.close()
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    """Return a socket that listens, as those of a socket unit do."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(4096)
+        yield sock
+
+
+def port_of(sock: socket.socket) -> int:
+    return int(sock.getsockname()[1])
+
+
+def notified(lab: Lab, manager: NotifySocket, broker_url: str, **options: object) -> Owsla:
+    """Return an Owsla with a service manager, and a watchdog that expects a report every second."""
+    env = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"}
+    return lab.new_owsla(env=env, broker=broker_url, from_device="from_systemd", to_device="to_systemd", **options)
+
+
+# -- notifications -----------------------------------------------------------------------------------------------------------
+
+
+@WORKERS
+@reactor_test
+async def test_notifications(workers: int, lab: Lab, manager: NotifySocket, embedded: EmbeddedBrokerProcess) -> None:
+    """systemd is told READY when devices can connect, RELOADING and READY at a reload, and STOPPING at a stop."""
+    owsla = notified(lab, manager, embedded.url, workers=workers, drain_timeout=7)
+    owsla.launch()
+    await manager.wait_for("READY=1", timeout=30)
+    await owsla.listening()
+    device = await lab.device(owsla)
+    where = "1 door" if workers == 1 else "1 door and 2 of 2 workers"
+    await manager.wait_for(f"STATUS=Ready: 1 device on {where}, 0 lines unconfirmed")
+
+    before = time.monotonic_ns() // 1000
+    start = manager.mark()
+    os.kill(owsla.pid, signal.SIGHUP)
+    reloading = await manager.wait_for("RELOADING=1 ", start)
+    match = re.fullmatch(r"RELOADING=1 MONOTONIC_USEC=(\d+)", reloading)
+    assert match, reloading
+    assert before <= int(match[1]) <= time.monotonic_ns() // 1000
+    await manager.wait_for("READY=1", start)
+    assert device.is_open
+
+    start = manager.mark()
+    assert await owsla.terminate() == 0
+    assert "STOPPING=1 EXTEND_TIMEOUT_USEC=37000000" in manager.told()[start:]
+    assert manager.states() == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    assert any(one.startswith("STATUS=Stopping: ") for one in manager.told()[start:])
+
+
+@reactor_test
+async def test_environment_of_workers(lab: Lab, manager: NotifySocket, embedded: EmbeddedBrokerProcess) -> None:
+    """Workers have none of the variables: their parent reports for them."""
+    owsla = notified(lab, manager, embedded.url, workers=2)
+    await owsla.start()
+    for pid in (await processes(owsla, 2)).values():
+        names = {line.split("=")[0] for line in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+        assert "PATH" in names
+        assert not names & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+
+
+@WORKERS
+@reactor_test
+async def test_waits_for_broker(workers: int, lab: Lab, manager: NotifySocket, tmp_path: Path) -> None:
+    """Without a broker the status says so, and the time for the start is extended. READY comes with the broker."""
+    broker = EmbeddedBrokerProcess(tmp_path / "broker")
+    broker.port = free_port()
+    owsla = notified(lab, manager, broker.url, workers=workers)
+    owsla.launch()
+    await manager.wait_for("EXTEND_TIMEOUT_USEC=60000000", timeout=30)
+    await manager.wait_for("STATUS=Waiting for the broker: the door is closed", timeout=30)
+    assert manager.states() == []
+    await broker.start()
+    try:
+        await manager.wait_for("READY=1", timeout=30)
+        await owsla.listening()
+        await lab.device(owsla)
+        await broker.kill()
+        await manager.wait_for("STATUS=Not ready: 1 device on 1 door", timeout=30)
+        assert manager.states() == ["READY=1"]
+    finally:
+        await broker.close()
+
+
+@reactor_test
+async def test_reload_while_starting(lab: Lab, manager: NotifySocket) -> None:
+    """A reload before the doors are open is not reported, because the READY=1 after it would end the start."""
+    owsla = notified(lab, manager, f"amqp://guest:guest@127.0.0.1:{free_port()}/%2f")
+    owsla.launch()
+    await owsla.wait_for_line("Broker unavailable", timeout=30)  # by then the reactor runs, and the signal is handled
+    os.kill(owsla.pid, signal.SIGHUP)
+    await owsla.wait_for_line("Configuration reloaded")
+    assert await owsla.terminate() == 0
+    assert manager.states() == ["STOPPING=1"]
+
+
+@WORKERS
+@reactor_test
+async def test_watchdog(workers: int, lab: Lab, manager: NotifySocket, embedded: EmbeddedBrokerProcess) -> None:
+    """The watchdog is told twice in its time as long as the reactor runs, and no longer."""
+    owsla = notified(lab, manager, embedded.url, workers=workers)
+    await owsla.start()
+    for _ in range(4):
+        start = manager.mark()
+        await manager.wait_for("WATCHDOG=1", start, timeout=5)
+    os.kill(owsla.pid, signal.SIGSTOP)
+    await until(lambda: "\nState:\tT" in Path(f"/proc/{owsla.pid}/status").read_text())
+    start = manager.mark()
+    await pause(1.5)
+    assert manager.told()[start:] == []
+    os.kill(owsla.pid, signal.SIGCONT)
+    await manager.wait_for("WATCHDOG=1", start)
+    assert await owsla.terminate() == 0
+
+
+# -- passed sockets ----------------------------------------------------------------------------------------------------------
+
+
+@WORKERS
+@reactor_test
+async def test_passed_socket(
+    workers: int, lab: Lab, listening: socket.socket, embedded: EmbeddedBrokerProcess
+) -> None:
+    """A device that connects before the start waits in the queue of the passed socket, and is served."""
+    development_certificates(lab.certs_dir, socket.gethostname())
+    owsla = lab.new_owsla(broker=embedded.url, sockets={"default": listening}, workers=workers, port=free_port())
+    owsla.port = port_of(listening)
+    device = lab.waiting_device(owsla)
+    device.begin(timeout=60)
+    owsla.launch()
+    await owsla.listening()
+    assert owsla.port == port_of(listening)
+    await until(lambda: device.is_ready)
+    assert await owsla.terminate() == 0
+
+
+@reactor_test
+async def test_unknown_name(lab: Lab, listening: socket.socket) -> None:
+    """A socket with a name that no door has is one line, with both names."""
+    owsla = lab.new_owsla(sockets={"metres": listening})
+    owsla.launch()
+    assert await owsla.exited() == 1
+    (line,) = [line for line in owsla.errors().splitlines() if "systemd" in line]
+    assert "a socket with the name 'metres', and no door has that name: the doors are 'default'" in line
+
+
+@reactor_test
+async def test_datagram_socket(lab: Lab) -> None:
+    """A datagram socket is one line."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        owsla = lab.new_owsla(sockets={"default": sock})
+        owsla.launch()
+        assert await owsla.exited() == 1
+    assert "descriptor 3 from systemd (default) is not a stream socket: use ListenStream=" in owsla.errors()
+
+
+class Arrivals:
+    """Devices that connect one after another, with the faults of those that did not complete a handshake."""
+
+    def __init__(self, lab: Lab, port: int, ca: Path) -> None:
+        self._lab = lab
+        self._port = port
+        self._ca = ca
+        self._stopped = False
+        self.faults: list[str] = []
+        self.begun = 0
+        self.secured = 0
+
+    def start(self) -> None:
+        """Have a device connect every 30 ms."""
+        self.end = Deferred.fromCoroutine(self._run())
+
+    async def _run(self) -> None:
+        while not self._stopped:
+            self.begun += 1
+            device = Device(self._port, self._ca)
+            connecting = Deferred.fromCoroutine(device.connect(timeout=60))
+            connecting.addCallbacks(self._connected, self._failed)
+            await pause(0.03)
+
+    def _connected(self, device: Device) -> None:
+        self.secured += 1
+        device.transport.loseConnection()
+
+    def _failed(self, failure: object) -> None:
+        self.faults.append(f"{time.time():.3f}: {failure}")
+
+    async def stop(self) -> None:
+        """Let no more devices come, and wait for the handshakes of the last ones."""
+        self._stopped = True
+        await self.end
+        await until(lambda: self.secured + len(self.faults) == self.begun, 30, lambda: f"{self.secured} of {self.begun}")
+
+
+@WORKERS
+@reactor_test
+async def test_restart_refuses_no_connect(
+    workers: int, lab: Lab, listening: socket.socket, embedded: EmbeddedBrokerProcess
+) -> None:
+    """While a gateway with a passed socket restarts, no connect is refused, and none ends before its handshake."""
+    owsla = lab.new_owsla(broker=embedded.url, sockets={"default": listening}, workers=workers)
+    await owsla.start()
+    staying = [await lab.device(owsla) for _ in range(5)]
+    arrivals = Arrivals(lab, owsla.port, owsla.ca)
+    arrivals.start()
+    await until(lambda: arrivals.secured >= 20)
+    for _ in range(2):
+        assert await owsla.terminate() == 0
+        before = arrivals.secured
+        await owsla.start()
+        await until(lambda: arrivals.secured >= before + 20)  # noqa: B023
+    await arrivals.stop()
+    assert arrivals.faults == []
+    assert not any(device.is_open for device in staying)
+    assert await owsla.terminate() == 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+@reactor_test
+async def test_socket_activate(named: bool, lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
+    """With systemd-socket-activate the first device starts the gateway, which serves it."""
+    activate = shutil.which("systemd-socket-activate")
+    if activate is None:
+        pytest.skip("systemd is not installed")
+    development_certificates(lab.certs_dir, socket.gethostname())
+    port = free_port()
+    name = ["--fdname=default"] if named else []
+    owsla = lab.new_owsla(broker=embedded.url, through=[activate, f"--listen=127.0.0.1:{port}", *name])
+    owsla.port = port
+    owsla.launch()
+    await until(lambda: "Listening on" in owsla.output())
+    device = lab.waiting_device(owsla)
+    device.begin(timeout=60)
+    await owsla.listening()
+    assert owsla.port == port
+    await until(lambda: device.is_ready)
+    assert await owsla.terminate() == 0
