@@ -137,9 +137,20 @@ class Client:
         """Way in which the server ended the connection: `notify`, `eof` or `reset`."""
         self._outgoing = b""
 
+    goodbye = "notify"
+    """Way in which the server ends a connection in order."""
+
     def write(self, data: bytes) -> None:
         self._outgoing += data
         self.step()
+
+    def send(self, data: bytes) -> None:
+        """Send data without reading."""
+        assert self.tls.send(data) == len(data)
+
+    def shutdown(self) -> None:
+        """Send the end of the data. Reading goes on."""
+        self.tls.shutdown()
 
     def step(self) -> None:
         if self.ended or self.socket.fileno() < 0:
@@ -163,4 +174,52 @@ class Client:
 
     def close(self) -> None:
         """Close the socket, without close_notify."""
+        self.socket.close()
+
+
+class PlainClient:
+    """Device without TLS. `step` does everything that is possible without waiting."""
+
+    goodbye = "eof"
+    secure = True
+
+    def __init__(self, sock: socket.socket, version: int | None = None) -> None:
+        self.socket = sock
+        self.reading = True
+        self.received = b""
+        self.ended = ""
+        """Way in which the server ended the connection: `eof` or `reset`."""
+        self._outgoing = b""
+
+    def write(self, data: bytes) -> None:
+        self._outgoing += data
+        self.step()
+
+    def send(self, data: bytes) -> None:
+        """Send data without reading."""
+        assert self.socket.send(data) == len(data)
+
+    def shutdown(self) -> None:
+        """Send the end of the data. Reading goes on."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def step(self) -> None:
+        if self.ended or self.socket.fileno() < 0:
+            return
+        try:
+            while self._outgoing:
+                self._outgoing = self._outgoing[self.socket.send(self._outgoing[:16384]) :]
+            while self.reading:
+                data = self.socket.recv(65536)
+                if not data:
+                    self.ended = "eof"
+                    return
+                self.received += data
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ended = "reset"
+
+    def close(self) -> None:
+        """Close the socket."""
         self.socket.close()
