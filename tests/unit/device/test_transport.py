@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from contextlib import suppress
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -249,7 +249,7 @@ class OpenTests(Base):
         self.assertEqual(self.transport.untaken, untaken)
 
         def sip() -> None:
-            with suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError):
                 client.socket.recv(4096)
 
         self.loop.until(lambda: self.transport.untaken < untaken, sip)
