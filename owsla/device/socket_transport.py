@@ -19,6 +19,10 @@ reading and writing need to know of it, so that a line does not ask the machine:
 **Writing.** Data that the socket does not take waits in `_outgoing`. It is `None` exactly while nothing waits and the socket is
 not known to be full. Then the producer is paused, and is resumed once everything has left. There is no other buffer.
 
+**PROXY protocol.** Behind a load balancer the connection begins with a header, in front of TLS, which says where the device is
+(`proxy_header`). The header is taken from the socket exactly, and what follows stays there. Until the header is complete
+the connection is silent.
+
 **Reading** takes `RECORD` bytes at most for each event, so that others have their turn.
 """
 
@@ -44,6 +48,7 @@ from ..interfaces import Reactor
 from ..tls.refusal import HandshakeRefused, Refusal
 from .interfaces import IDeviceTransport, IHangupListener
 from .lifecycle import Life, Lifecycle
+from .proxy_header import BadProxyHeader, ProxyHeader, parse
 from .stock_transport import address_text
 
 RECORD: Final = 16384
@@ -62,8 +67,15 @@ EXPECTED: Final = (ConnectionDone, ConnectionLost, ConnectionAborted, SSL.Error,
 """Exceptions that end a connection in operation. Any other exception is an error in this program, or in a dialect."""
 
 
+class PeerRefused(OSError):
+    """The first bytes of a connection were refused. The message is the reason, for events and the log."""
+
+
 class Owner(Protocol):
     """The port that a transport belongs to, as the transport uses it."""
+
+    def headerReceived(self, transport: Any) -> bool:
+        """Return whether the connection may proceed, whose PROXY protocol header has arrived (`host`, `local`)."""
 
     def connectionClosing(self, transport: Any) -> None:
         """Give the peer `CLOSING_TIMEOUT` seconds to close its side."""
@@ -71,8 +83,8 @@ class Owner(Protocol):
     def connectionClosed(self, transport: Any, failed: str | None) -> None:
         """Count a closed connection.
 
-        `failed` is the reason for which the connection was never open. It is `None` if it was, and if the owner closed the
-        connection with `evict`.
+        `failed` is the reason for which the connection was never open. It is `None` if it was, if the owner closed the
+        connection with `evict` or refused its header, and if the connection was the health check of a load balancer.
         """
 
 
@@ -85,6 +97,7 @@ class Failures:
     GAVE_UP: Final = Failure(ConnectionLost("closed while it waited for its handshake"))
     ABORTED: Final = Failure(ConnectionAborted("aborted"))
     EVICTED: Final = Failure(ConnectionAborted("silent for longer than all others"))
+    TURNED_AWAY: Final = Failure(ConnectionAborted("refused for its address"))
 
 
 ACCEPTED: Final = 0
@@ -95,6 +108,19 @@ OPEN: Final = 3
 """Includes paused and draining connections, which may be written to."""
 CLOSING: Final = 4
 CLOSED: Final = 5
+
+_DIRECT: Final = 0
+"""The connection comes from the device itself."""
+_AWAITED: Final = 1
+"""The header of the PROXY protocol is awaited."""
+_RELAYED: Final = 2
+"""The header has given the address of the device."""
+_UNKNOWN: Final = 3
+"""The header does not give the address of the device."""
+_LOCAL: Final = 4
+"""The proxy has made the connection for itself."""
+_TURNED_AWAY: Final = 5
+"""The owner has refused the connection for what the header says."""
 
 _PAUSED: Final = 1
 """The producer is paused."""
@@ -108,7 +134,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 @implementer(IReadWriteDescriptor, IDeviceTransport, IConsumer, IPushProducer)
 class SocketTransport:
-    """Server side of one connection. A subclass reads and writes it: `_stream`, `doRead`, `_begin` and `_send_close`."""
+    """Server side of one connection. A subclass reads and writes it: `_stream`, `doRead`, `_begin_with` and `_send_close`."""
 
     _log = Logger()
 
@@ -116,12 +142,15 @@ class SocketTransport:
     """Exceptions of `_stream.send` that mean that the socket takes nothing now."""
     _ERRORS: ClassVar[tuple[type[Exception], ...]]
     """Exceptions of `_stream.send` that mean that the connection is broken."""
+    _FIRST: ClassVar[int]
+    """Number of first bytes that are looked at, at least the longest header of the PROXY protocol."""
 
     __slots__ = (
         "__weakref__",
         "_address",
         "_fd",
         "_gone",
+        "_header",
         "_life",
         "_opened",
         "_outgoing",
@@ -136,13 +165,21 @@ class SocketTransport:
         "_state",
         "_stream",
         "_unchecked",
+        "_via",
         "_writing",
+        "proxy_identity",
     )
 
     _owner: Owner
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: Any) -> None:
-        """`address` is the address that `accept()` returned with the socket. For a unix socket it is the path of the port."""
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: Any, proxied: bool = False
+    ) -> None:
+        """Begin to read.
+
+        `address` is the address that `accept()` returned with the socket. For a unix socket it is the path of the port. With
+        `proxied` a PROXY protocol header is expected.
+        """
         self._reactor = reactor
         self._socket = sock
         self._fd = sock.fileno()
@@ -161,6 +198,10 @@ class SocketTransport:
         self._reason: Failure | None = None
         self._opened = False
         self._gone = False
+        self._via = _AWAITED if proxied else _DIRECT
+        self._header = b""  # the beginning of an incomplete header
+        self.proxy_identity: str | None = None
+        """Common name of the client certificate that a proxy has verified, as its header says."""
         self._life: Life = Lifecycle(self)
         reactor.addReader(self)
 
@@ -364,7 +405,7 @@ class SocketTransport:
     def checkHello(self) -> None:
         """Handle first bytes, or a close, that have arrived since the last event of the reactor."""
         first = self._first_bytes()
-        if first is not None and (not first or self._enough(first)):
+        if first is not None and (not first or self._via == _AWAITED or self._enough(first)):
             self.doRead()
 
     def evict(self) -> None:
@@ -416,8 +457,18 @@ class SocketTransport:
 
     @property
     def host(self) -> str | None:
-        """IP address of the peer, or `None` on a unix socket."""
-        return None if isinstance(self._address, str) else str(self._address[0])
+        """IP address of the device, for limits. `None` if it is not known, not yet or not at all, or was turned away."""
+        return str(self._address[0]) if self._via in (_DIRECT, _RELAYED) and not isinstance(self._address, str) else None
+
+    @property
+    def awaits_header(self) -> bool:
+        """True until the PROXY protocol header is complete."""
+        return self._via == _AWAITED
+
+    @property
+    def local(self) -> bool:
+        """True if a proxy has made the connection for itself, such as for a health check."""
+        return self._via == _LOCAL
 
     def getHandle(self) -> SSL.Connection | None:
         """Return the TLS connection, or `None` without TLS."""
@@ -542,21 +593,77 @@ class SocketTransport:
     # -- the beginning -------------------------------------------------------------------------------------------------
 
     def _first_bytes(self) -> bytes | None:
-        """Return the first bytes of the peer without taking them: `None` if none have arrived, `b""` if the peer is gone."""
-        raise NotImplementedError
+        """Return the unread first bytes without taking them: `None` if there are none yet, `b""` if the peer is gone."""
+        try:
+            return self._socket.recv(self._FIRST, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
     def _enough(self, first: bytes) -> bool:
         """Return whether the connection can begin with these first bytes."""
         raise NotImplementedError
 
-    def _peek(self, size: int) -> bytes | None:
-        """Return up to `size` unread bytes without taking them: `None` if there are none yet, `b""` if the peer is gone."""
+    def _begin(self) -> None:
+        """Handle the first bytes that have arrived, or the end of a silent connection."""
+        first = self._first_bytes()
+        if first is None:
+            return
+        if not first:
+            if self._header:
+                self._refuse("closed within its PROXY protocol header", 0)
+                return
+            self._reason = Failures.SILENT  # most likely a health check
+            self._life.ended()
+            return
+        if self._via == _AWAITED:
+            first = self._take_header(first)
+        if first:
+            self._begin_with(first)
+
+    def _begin_with(self, first: bytes) -> None:
+        """Begin with the first bytes of the device, which are still in the socket."""
+        raise NotImplementedError
+
+    def _take_header(self, first: bytes) -> bytes:
+        """Take the PROXY protocol header from the socket, which has these bytes. Return those behind the header."""
+        before = self._header
         try:
-            return self._socket.recv(size, socket.MSG_PEEK)
-        except BlockingIOError:
-            return None
-        except OSError:
+            found = parse(before + first)
+        except BadProxyHeader as bad:
+            self._refuse(bad.reason, len(first))
             return b""
+        if not isinstance(found, ProxyHeader):
+            # All of it belongs to the header. It is taken, or the socket would stay readable until the rest arrives: a unix
+            # socket knows no SO_RCVLOWAT.
+            self._header = before + self._socket.recv(len(first))
+            return b""
+        length = found.length - len(before)
+        self._socket.recv(length)
+        self._header = b""
+        if found.source is not None:
+            self._address = found.source
+            self._via = _RELAYED
+        else:
+            self._via = _LOCAL if found.local else _UNKNOWN
+        self.proxy_identity = found.common_name
+        if not self._owner.headerReceived(self):
+            self._via = _TURNED_AWAY
+            self._reason = Failures.TURNED_AWAY
+            without_goodbye(self._socket)
+            self._life.ended()
+            return b""
+        return first[length:]
+
+    def _refuse(self, reason: str, length: int) -> None:
+        """Close the connection for its first bytes, `length` of which are in the socket."""
+        self._reason = Failure(PeerRefused(reason))
+        try:
+            self._socket.recv(length)  # unread bytes would make the kernel send a reset
+        except OSError:
+            pass
+        self._life.ended()
 
     def connectProtocol(self, protocol: Any) -> None:
         """Connect the protocol of an open connection. It may raise `HandshakeRefused`, and is not connected then."""
@@ -619,7 +726,14 @@ class SocketTransport:
         self._fd = -1
         self._stream = None
         self._life = _OVER  # the machine refers to this object, and must leave no cycle of references
-        self._owner.connectionClosed(self, None if self._opened or reason is Failures.EVICTED else explain(reason))
+        self._owner.connectionClosed(self, None if self._opened or self._is_no_failure(reason) else explain(reason))
+
+    def _is_no_failure(self, reason: Failure) -> bool:
+        """Return whether a connection that ended for this reason, before it was open, is no failed handshake."""
+        if reason in (Failures.EVICTED, Failures.TURNED_AWAY) or self._via == _LOCAL:
+            return True
+        # Some load balancers send no header in their health checks. Their devices all send something.
+        return self._via == _AWAITED and reason is Failures.SILENT
 
 
 class _Over:

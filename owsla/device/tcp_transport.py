@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Protocol
 
 from twisted.internet.interfaces import ITCPTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import Reactor
+from .proxy_header import LONGEST
 from .socket_transport import CLOSING, OPEN, RECORD, Failures, Owner, SocketTransport, failure_of
-
-FIRST: Final = 512
-"""First bytes that are looked at, to recognise other protocols."""
 
 
 class TCPOwner(Owner, Protocol):
     """The port of plain connections."""
+
+    def refusal(self, first: bytes) -> str | None:
+        """Return the reason for which a connection with these first bytes is refused, or `None` if it is not."""
 
     def connectionOpened(self, transport: TCPTransport) -> None:
         """Connect a protocol (`connectProtocol`), or close the connection."""
@@ -35,11 +36,14 @@ class TCPTransport(SocketTransport):
 
     _BLOCKED: ClassVar = (BlockingIOError,)
     _ERRORS: ClassVar = (OSError,)
+    _FIRST: ClassVar = LONGEST
 
     _owner: TCPOwner
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TCPOwner) -> None:
-        super().__init__(reactor, sock, address, owner)
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TCPOwner, proxied: bool = False
+    ) -> None:
+        super().__init__(reactor, sock, address, owner, proxied)
         self._stream = sock
 
     # -- IReadWriteDescriptor, for the reactor -------------------------------------------------------------------------
@@ -75,19 +79,13 @@ class TCPTransport(SocketTransport):
             self._life.opened()
             self._owner.connectionOpened(self)
 
-    def _first_bytes(self) -> bytes | None:
-        return self._peek(FIRST)
-
     def _enough(self, first: bytes) -> bool:
         return True
 
-    def _begin(self) -> None:
-        first = self._first_bytes()
-        if first is None:
-            return
-        if not first:
-            self._reason = Failures.SILENT  # most likely a health check
-            self._life.ended()
+    def _begin_with(self, first: bytes) -> None:
+        reason = self._owner.refusal(first)
+        if reason is not None:
+            self._refuse(reason, len(first))
             return
         self.open()
         if self._state == OPEN and self._reading:

@@ -65,12 +65,15 @@ class TLSTransport(SocketTransport):
 
     _BLOCKED: ClassVar = (SSL.WantWriteError, SSL.WantReadError)
     _ERRORS: ClassVar = (SSL.Error, OSError)
+    _FIRST: ClassVar = hello.LONGEST
 
     _owner: TLSOwner
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TLSOwner) -> None:
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TLSOwner, proxied: bool = False
+    ) -> None:
         self._hello: hello.ClientHelloScan | None = None
-        super().__init__(reactor, sock, address, owner)
+        super().__init__(reactor, sock, address, owner, proxied)
 
     def getHandle(self) -> SSL.Connection:
         """Return the TLS connection, which exists once the handshake has begun."""
@@ -159,20 +162,13 @@ class TLSTransport(SocketTransport):
         self._life.ended()
         return True
 
-    def _begin(self) -> None:
-        first = self._first_bytes()
-        if first is None:
-            return
-        if not first:
-            self._reason = Failures.SILENT  # most likely a health check
-            self._life.ended()
-            return
+    def _begin_with(self, first: bytes) -> None:
         needed = self._needed(first)
         greets = self._state == HELLO or len(first) < needed <= hello.LONGEST
         if greets and self._said_too_little(first, needed):
             return
         if (reason := hello.refusal(first, needed)) is not None:
-            self._refuse(reason, len(first))
+            self._refuse_hello(reason, len(first))
             return
         if not self._owner.helloReceived(self):
             self.stop_reading()
@@ -180,7 +176,7 @@ class TLSTransport(SocketTransport):
             self._life.hello_received()
             self._handshake()
 
-    def _refuse(self, reason: str, length: int) -> None:
+    def _refuse_hello(self, reason: str, length: int) -> None:
         """Close the connection for its first `length` bytes, with the alert handshake_failure (RFC 8446, section 6.2)."""
         self._reason = Failure(SSL.Error([("", "", reason)]))
         try:
@@ -189,9 +185,6 @@ class TLSTransport(SocketTransport):
         except OSError:
             pass
         self._life.ended()
-
-    def _first_bytes(self) -> bytes | None:
-        return self._peek(hello.LONGEST)
 
     def _enough(self, first: bytes) -> bool:
         return len(first) >= min(self._needed(first), hello.LONGEST)

@@ -32,6 +32,9 @@ class Owner:
         self.context = device_tls().context
         self.established = PostHandshake(world.clock.seconds).context
 
+    def headerReceived(self, transport: TLSTransport) -> bool:
+        return True
+
     def helloReceived(self, transport: TLSTransport) -> bool:
         return True
 

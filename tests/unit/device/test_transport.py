@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from owsla.device.interfaces import IHangupListener
+from owsla.device.proxy_header import write_v1, write_v2
 from owsla.device.socket_transport import CLOSING_TIMEOUT, SocketTransport, explain
 from owsla.device.tcp_transport import TCPTransport
 from owsla.device.tls_transport import TLSTransport
@@ -97,11 +98,20 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.refuse = False
+        self.admits = True
+        """True if connections may proceed after their PROXY protocol header."""
         self.places = 1
         """Number of handshakes that may begin."""
         self.lines = Recorder()
         self.context = device_tls().context
         self.established = PostHandshake(lambda: 0.0).context
+
+    def headerReceived(self, transport: SocketTransport) -> bool:
+        self.told.append("header")
+        return self.admits
+
+    def refusal(self, first: bytes) -> str | None:
+        return "no bytes for us" if first == b"\0" else None
 
     def helloReceived(self, transport: TLSTransport) -> bool:
         self.told.append("spoke")
@@ -138,6 +148,7 @@ class Owner:
 class Base(SynchronousTestCase):
     tcp = False
     plain = False
+    proxied = False
     opened: tuple[str, ...] = ("spoke", "secured")
     """Calls of the owner until a connection is open."""
 
@@ -149,7 +160,7 @@ class Base(SynchronousTestCase):
         self.lines = self.owner.lines
         self.socket, self.peer = tcp_pair() if self.tcp else unix_pair()
         kind: Any = TCPTransport if self.plain else TLSTransport
-        self.transport = kind(self.loop, self.socket, ("127.0.0.1", 5), self.owner)
+        self.transport = kind(self.loop, self.socket, ("127.0.0.1", 5), self.owner, self.proxied)
 
     def tearDown(self) -> None:
         """Nothing is left after a test: no descriptor, no watch, no timer; and the end was reported once."""
@@ -875,6 +886,12 @@ class SilentTests(HandshakeBase):
             self.tearDown()
             self.setUp()
 
+    def test_refused_first_bytes(self) -> None:
+        """First bytes that the owner refuses close the connection, for its reason."""
+        self.peer.send(b"\0")
+        self.assertEqual(self.ended(), "no bytes for us")
+        self.assertEqual(self.peer.recv(100), b"")
+
     def test_no_tls(self) -> None:
         """A plain connection has neither a TLS version nor an OpenSSL connection."""
         self.assertEqual((self.transport.tls_version, self.transport.getHandle()), ("", None))
@@ -890,3 +907,205 @@ class UnixAddressTests(Base):
         self.assertEqual((transport.peer, transport.host), ("unix:/run/owsla.sock", None))
         self.assertEqual(transport.getPeer(), UNIXAddress(b"/run/owsla.sock"))
         self.assertIsInstance(transport.getHost(), UNIXAddress)
+
+
+DEVICE = ("192.0.2.7", 4321)
+PROXY = ("10.0.0.1", 8883)
+
+
+class ProxiedTests(HandshakeBase):
+    """Tests of plain connections behind a load balancer that speaks the PROXY protocol."""
+
+    plain = True
+    proxied = True
+
+    def speak(self, data: bytes) -> None:
+        """Send data as a device behind the header, and wait until the protocol has it."""
+        self.peer.send(data)
+        self.loop.until(lambda: self.lines.received == data)
+
+    def test_header(self) -> None:
+        """The header, of either version, gives the address of the device. The protocol gets what follows it, and not more."""
+        for header in (write_v1(DEVICE, PROXY), write_v2(DEVICE, PROXY), write_v2(DEVICE, PROXY, checksum=True)):
+            self.assertEqual((self.transport.host, self.transport.awaits_header), (None, True))
+            self.peer.send(header)
+            self.loop.settle()
+            self.assertEqual(self.owner.told, ["header"])
+            self.assertEqual((self.transport.host, self.transport.peer), ("192.0.2.7", "192.0.2.7:4321"))
+            self.assertEqual(self.transport.getPeer(), IPv4Address("TCP", *DEVICE))
+            self.assertFalse(self.transport.awaits_header)
+            self.speak(b"hello\n")
+            self.assertEqual(self.owner.told, ["header", "opened"])
+            self.tearDown()
+            self.setUp()
+
+    def test_with_the_first_line(self) -> None:
+        """A header that comes together with the first line, as an AWS NLB sends it, is not part of the line."""
+        self.peer.send(write_v2(DEVICE, PROXY) + b"hello\n")
+        self.loop.until(lambda: self.lines.received == b"hello\n")
+        self.assertEqual((self.owner.told, self.transport.peer), (["header", "opened"], "192.0.2.7:4321"))
+
+    def test_in_pieces(self) -> None:
+        """A header in pieces of one byte is awaited, and no reactor turn is spent on the same byte twice."""
+        for header in (write_v1(DEVICE, PROXY), write_v2(DEVICE, PROXY)):
+            for byte in header[:-1]:
+                self.peer.send(bytes([byte]))
+                self.loop.settle()
+                self.assertFalse(self.loop.turn())
+            self.assertEqual((self.owner.told, self.transport.awaits_header), ([], True))
+            self.peer.send(header[-1:] + b"hello\n")
+            self.loop.until(lambda: self.lines.received == b"hello\n")
+            self.assertEqual(self.transport.peer, "192.0.2.7:4321")
+            self.tearDown()
+            self.setUp()
+
+    def test_ipv6(self) -> None:
+        """The device may have an IPv6 address."""
+        self.peer.send(write_v2(("2001:db8::7", 99), ("2001:db8::1", 8883)))
+        self.loop.settle()
+        self.assertEqual((self.transport.host, self.transport.peer), ("2001:db8::7", "[2001:db8::7]:99"))
+        self.assertEqual(self.transport.getPeer(), IPv6Address("TCP", "2001:db8::7", 99))
+
+    def test_unknown(self) -> None:
+        """Without an address in the header, the peer is the load balancer, and no limit for an address applies."""
+        self.peer.send(b"PROXY UNKNOWN\r\n")
+        self.speak(b"hello\n")
+        self.assertEqual((self.transport.host, self.transport.peer, self.transport.local), (None, "127.0.0.1:5", False))
+
+    def test_common_name(self) -> None:
+        """The header may give the common name of a client certificate that the proxy has verified."""
+        self.assertIsNone(self.transport.proxy_identity)
+        self.peer.send(write_v2(DEVICE, PROXY, common_name="sensor 7"))
+        self.speak(b"hello\n")
+        self.assertEqual((self.transport.proxy_identity, self.transport.tls_version), ("sensor 7", ""))
+
+    def test_health_checks(self) -> None:
+        """A health check is no failed handshake: it says that it is LOCAL, or closes without a header."""
+        for header in (b"", write_v2(None, PROXY)):
+            self.peer.send(header)
+            self.loop.settle()
+            self.assertEqual(self.transport.local, bool(header))
+            self.peer.close()
+            self.assertIsNone(self.ended())
+            self.tearDown()
+            self.setUp()
+
+    def test_silent_after_the_header(self) -> None:
+        """A device that closes without a byte counts as silent, with its own address."""
+        self.peer.send(write_v1(DEVICE, PROXY))
+        self.peer.close()
+        self.assertEqual(self.ended(), "closed before it said anything")
+        self.assertEqual(self.transport.peer, "192.0.2.7:4321")
+
+    def test_half_a_header(self) -> None:
+        """A peer that closes within its header is a failed handshake, and so is one that is overdue."""
+        self.peer.send(write_v1(DEVICE, PROXY)[:20])
+        self.loop.settle()
+        self.peer.close()
+        self.assertEqual(self.ended(), "closed within its PROXY protocol header")
+        self.tearDown()
+        self.setUp()
+        self.peer.send(write_v1(DEVICE, PROXY)[:20])
+        self.loop.settle()
+        self.transport.handshakeOverdue("too late")
+        self.assertEqual(self.ended(), "too late")
+
+    def test_no_header(self) -> None:
+        """Bytes that are no header close the connection, and the reason says what came instead."""
+        for data, reason in (
+            (b"hello\n", "no PROXY protocol header, but b'hello\\n'"),
+            (b"\x16\x03\x01\x00\x80\x01", "a ClientHello without a PROXY protocol header before it"),
+        ):
+            self.peer.send(data)
+            self.assertEqual(self.ended(), reason)
+            self.assertEqual(self.peer.recv(100), b"")
+            self.tearDown()
+            self.setUp()
+
+    def test_refused_address(self) -> None:
+        """The owner may refuse the address of the device. That is no failed handshake, and has no host to be counted for."""
+        self.owner.admits = False
+        self.peer.send(write_v1(DEVICE, PROXY) + b"hello\n")
+        self.assertIsNone(self.ended())
+        self.assertEqual((self.owner.told, self.transport.host), (["header", ("lost", None)], None))
+
+    def test_evicted(self) -> None:
+        """A connection with half a header can be evicted. One whose header has just arrived is heard first."""
+        self.peer.send(write_v1(DEVICE, PROXY)[:20])
+        self.transport.checkHello()
+        self.assertTrue(self.transport.awaits_header)
+        self.peer.send(write_v1(DEVICE, PROXY)[20:])
+        self.transport.checkHello()
+        self.assertFalse(self.transport.awaits_header)
+        self.transport.evict()
+        self.assertIsNone(self.ended())
+
+
+class ProxiedTcpTests(ProxiedTests):
+    tcp = True
+
+
+class ProxiedTLSTests(HandshakeBase):
+    """Tests of TLS connections behind a load balancer: the header is in front of TLS."""
+
+    tcp = True
+    proxied = True
+
+    def hello(self) -> bytes:
+        """Return a ClientHello."""
+        memory = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        memory.set_connect_state()
+        self.assertRaises(SSL.WantReadError, memory.do_handshake)
+        return memory.bio_read(65536)
+
+    def test_header(self) -> None:
+        """The handshake begins behind the header. TLS gives the identity, and not the header."""
+        self.peer.send(write_v2(DEVICE, PROXY, common_name="sensor 7"))
+        client = self.connect()
+        client.write(b"hello\n")
+        self.loop.until(lambda: self.lines.received == b"hello\n")
+        self.assertEqual(self.owner.told, ["header", "spoke", "secured"])
+        self.assertEqual(self.transport.peer, "192.0.2.7:4321")
+
+    def test_in_one_packet(self) -> None:
+        """A header and a ClientHello in one packet are told apart."""
+        self.peer.send(write_v1(DEVICE, PROXY) + self.hello())
+        self.loop.until(lambda: "spoke" in self.owner.told)
+        self.assertEqual(self.owner.told, ["header", "spoke"])
+        self.loop.settle()
+        self.assertGreater(len(self.peer.recv(65536)), 100)  # the ServerHello and more
+
+    def test_in_pieces(self) -> None:
+        """A header and a ClientHello may come in pieces, and the wait for the rest of either costs nothing."""
+        header, hello = write_v2(DEVICE, PROXY), self.hello()
+        pieces = [header[at : at + 1] for at in range(len(header))]
+        pieces += [hello[at : at + 100] for at in range(0, len(hello), 100)]
+        for piece in pieces:
+            self.assertNotIn("spoke", self.owner.told)
+            self.peer.send(piece)
+            self.loop.settle()
+            self.assertFalse(self.loop.turn())
+        self.loop.settle()
+        self.assertEqual(self.owner.told, ["header", "spoke"])
+
+    def test_health_checks(self) -> None:
+        """A health check is no failed handshake, also if it sends half a ClientHello."""
+        for data in (write_v2(None, PROXY), write_v2(None, PROXY) + self.hello()[:50]):
+            self.peer.send(data)
+            self.loop.settle()
+            self.peer.close()
+            self.assertIsNone(self.ended())
+            self.tearDown()
+            self.setUp()
+
+    def test_other_protocol(self) -> None:
+        """What is neither a header nor TLS behind one is named."""
+        for data, reason in (
+            (self.hello(), "a ClientHello without a PROXY protocol header before it"),
+            (write_v1(DEVICE, PROXY) + b"GET / HTTP/1.1\r\n", "TLS: an HTTP request instead of a ClientHello"),
+            (write_v1(DEVICE, PROXY) * 2, "TLS: a PROXY protocol header instead of a ClientHello"),
+        ):
+            self.peer.send(data)
+            self.assertEqual(self.ended(), reason)
+            self.tearDown()
+            self.setUp()
