@@ -22,8 +22,8 @@ from ..interfaces import Reactor
 from ..supervision import Worker
 from .admission import PortAdmission
 from .attacks import AttackReports
+from .socket_transport import SocketTransport, without_goodbye
 from .sources import Sources
-from .transport import TLSTransport, without_goodbye
 
 ACCEPTED_AT_ONCE: Final = 8
 """Connections accepted in one reactor turn. A handshake costs a third of a millisecond, and established devices are served
@@ -65,7 +65,7 @@ class Share(Protocol):
 class Limits:
     """Limits on connections."""
 
-    admission: PortAdmission[TLSTransport]
+    admission: PortAdmission[Any]
     sources: Sources | None = None
     """Limits for each address, and the denied addresses, if there are any."""
     share: Share | None = None
@@ -83,15 +83,17 @@ class Acceptor:
         limits: Limits,
         service: Worker,
         emit: Callable[[Event], None],
-        sources: Sources,
         reports: AttackReports,
+        admits: Callable[[Any], bool],
         accepted: Callable[[socket.socket, Any], None],
     ) -> None:
-        """`accepted(socket, address)` takes each connection. `service` owns the timers, and ends when accepting fails."""
+        """`accepted(socket, address)` takes each connection for whose address `admits(address)` returns true. `service` owns
+        the timers, and ends when accepting fails.
+        """
         self._reactor = reactor
         self._socket = sock
         self._admission = limits.admission
-        self._sources = sources
+        self._admits = admits
         self._share = limits.share
         self._service = service
         self._emit = emit
@@ -165,12 +167,10 @@ class Acceptor:
         if self._admission.full:
             self._report_full("as many devices as --max-connections allows")
 
-    def connection_closed(self, transport: TLSTransport) -> None:
+    def connection_closed(self) -> None:
         """Make room for another connection after one has closed."""
         if self._share is not None and self._socket.fileno() >= 0:
             self._share.tell(self._admission.process.connections)
-        if transport.host is not None:
-            self._sources.leave(transport.host)
         self._forget_full()
 
     def _forget_full(self) -> None:
@@ -212,7 +212,7 @@ class Acceptor:
             self.resume()
 
     def _accept(self) -> None:
-        admission, sources = self._admission, self._sources
+        admission = self._admission
         left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.process.waiting else ACCEPTED_AT_ONCE, admission.room)
         for _ in range(TURNED_AWAY_AT_ONCE):
             silent = None
@@ -233,7 +233,7 @@ class Acceptor:
                 self._report_full(f"the system says: {os_reason(error)}")
                 self.pause()
                 return
-            if not sources.enter(address[0]):
+            if not self._admits(address):
                 without_goodbye(sock)
                 sock.close()
                 continue
@@ -245,10 +245,10 @@ class Acceptor:
             self._accepted(sock, address)
         self.check_room()
 
-    def _longest_silent(self) -> TLSTransport | None:
+    def _longest_silent(self) -> SocketTransport | None:
         """Return the connection to evict for a new one: the one that is silent for longest.
 
-        A ClientHello that came in this reactor turn is read first, so that its connection is not taken for a silent one.
+        First bytes that came in this reactor turn are read first, so that their connection is not taken for a silent one.
         """
         admission = self._admission
         while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:

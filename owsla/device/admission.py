@@ -31,10 +31,10 @@ REPORT_INTERVAL: Final = 10.0
 class Admission(Generic[Connection]):
     """States of all connections from accepted to closed, and the decisions on accepting and starting handshakes.
 
-    States: *silent* until the ClientHello has arrived, *waiting* for a handshake slot, *handshaking* in a slot, *open*. Silent
-    connections use no slot and cannot keep devices out: health checks, stalled devices and attackers have a limit of their own.
-    At that limit, or at the limit on connections, the connection that has been silent longest is closed for the next one
-    (`crowded`, `oldest`).
+    States: *silent* until the ClientHello has arrived, *waiting* for a handshake slot, *handshaking* in a slot, *open*. Without
+    TLS a silent connection becomes an open one. Silent connections use no slot and cannot keep devices out: health checks,
+    stalled devices and attackers have a limit of their own. At that limit, or at the limit on connections, the connection that
+    has been silent longest is closed for the next one (`crowded`, `oldest`).
 
     Waiting connections are served in order of arrival (FIFO). When a peer turns out to be gone at its turn (`gave_up`), the
     newest is served first until none waits (adaptive LIFO). With FIFO under overload, each peer would be served just when it
@@ -161,6 +161,11 @@ class Admission(Generic[Connection]):
         self._usual += (now - since - self._usual) / USUAL_OF
         self.open += 1
 
+    def opened(self, connection: Connection) -> None:
+        """Move a silent connection to the open ones: it needs no handshake."""
+        del self._silent[connection]
+        self.open += 1
+
     def lost(self, connection: Connection) -> None:
         """Remove a closed connection."""
         if connection in self._handshaking:
@@ -243,6 +248,12 @@ class PortAdmission(Generic[Connection]):
         """Move a connection to the open ones: its handshake is complete."""
         del self._pending[connection]
         self.process.secured(connection, now)
+
+    def opened(self, connection: Connection) -> None:
+        """Move a silent connection to the open ones: it needs no handshake."""
+        del self._pending[connection]
+        del self._silent[connection]
+        self.process.opened(connection)
 
     def lost(self, connection: Connection) -> None:
         """Remove a closed connection."""

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..events import AddressDenied, ConnectRateExceeded, Event, SilentEvicted, TurnedAway
+from ..events import AddressDenied, ConnectRateExceeded, Event, ProxyUntrusted, SilentEvicted, TurnedAway
+from ..interfaces import FIRST_DOOR
 from .admission import Tally
+from .proxy_senders import ProxySenders
 from .sources import Sources, source_of
 
 
 class AttackReports:
-    """A counter of evicted silent connections, and events about these and about connections that `Sources` refused."""
+    """A counter of evicted silent connections, and events about these and about connections that `Sources` or `ProxySenders`
+    refused.
+    """
 
-    def __init__(self, emit: Callable[[Event], None], max_silent: int, sources: Sources) -> None:
-        """`max_silent` is the limit that the events name."""
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        max_silent: int,
+        sources: Sources,
+        senders: ProxySenders | None = None,
+        door: str = FIRST_DOOR,
+    ) -> None:
+        """`max_silent` and `door` are what the events name."""
         self._emit = emit
         self._max_silent = max_silent
         self._sources = sources
+        self._senders = senders
+        self._door = door
         self._evicted = Tally()
 
     def configure(self, max_silent: int) -> None:
@@ -37,13 +50,17 @@ class AttackReports:
         sources, limits = self._sources, self._sources.limits
         evicted = self._evicted.due(now, last=last)
         if evicted:
-            self._emit(SilentEvicted(evicted, self._max_silent))
+            self._emit(SilentEvicted(evicted, self._max_silent, self._door))
         too_many = sources.too_many.due(now, last=last)
         if too_many and limits.connections is not None:
-            self._emit(TurnedAway(too_many, limits.connections, source_of(sources.too_many.last)))
+            self._emit(TurnedAway(too_many, limits.connections, source_of(sources.too_many.last), self._door))
         too_fast = sources.too_fast.due(now, last=last)
         if too_fast and limits.connect_rate is not None:
-            self._emit(ConnectRateExceeded(too_fast, limits.connect_rate, source_of(sources.too_fast.last)))
+            self._emit(ConnectRateExceeded(too_fast, limits.connect_rate, source_of(sources.too_fast.last), self._door))
         denied = sources.denied.due(now, last=last)
         if denied:
-            self._emit(AddressDenied(denied, sources.denied.last))
+            self._emit(AddressDenied(denied, sources.denied.last, self._door))
+        if self._senders is not None:
+            untrusted = self._senders.untrusted.due(now, last=last)
+            if untrusted:
+                self._emit(ProxyUntrusted(untrusted, self._senders.untrusted.last, self._door))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from .transport import CLOSING_TIMEOUT, TLSTransport
+from .socket_transport import CLOSING_TIMEOUT, SocketTransport
 
 LONGEST_GOODBYE: Final = 60.0
 """Seconds that a peer has for taking the last bytes, as long as it takes some within each `CLOSING_TIMEOUT`. With the 128 KB
@@ -31,13 +31,13 @@ class ClosingConnections:
     """Connections that are closing, in the order of their deadlines."""
 
     def __init__(self) -> None:
-        self._deadlines: dict[TLSTransport, _Deadline] = {}
+        self._deadlines: dict[SocketTransport, _Deadline] = {}
 
-    def add(self, transport: TLSTransport, now: float) -> None:
+    def add(self, transport: SocketTransport, now: float) -> None:
         """Note that a connection has begun to close."""
         self._deadlines[transport] = _Deadline(now + CLOSING_TIMEOUT, now + LONGEST_GOODBYE, transport.untaken)
 
-    def remove(self, transport: TLSTransport) -> None:
+    def remove(self, transport: SocketTransport) -> None:
         """Forget a connection that is closed."""
         self._deadlines.pop(transport, None)
 

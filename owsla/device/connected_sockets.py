@@ -41,6 +41,9 @@ class Port(Protocol):
     def resume(self) -> None:
         """Accept again, if there is room."""
 
+    def tick(self, now: float) -> None:
+        """Open silent connections that need no handshake. Called ten times a second."""
+
     def sweep(self, now: float) -> None:
         """Check the connections of this port. Called once a second."""
 
@@ -128,6 +131,9 @@ class ConnectedSockets(Worker):
 
     def _tick(self) -> None:
         self.later(TICK, self._tick)
+        now = self._seconds()
+        for port in tuple(self._ports):
+            port.tick(now)
         if self._housekeeping is not None:
             self._housekeeping.tick()
 

@@ -4,10 +4,12 @@ The work is divided among:
 
 - `Acceptor`: accepts connections while there is room, and evicts silent ones;
 - `ClosingConnections`: closes connections whose peers do not take the last bytes;
-- `AttackReports`: counts evicted connections and those beyond the limit for an address;
+- `Sources` and `ProxySenders`: decide by the address of a connection whether it may begin, and `AttackReports` tells of those
+  that may not;
 - `ConnectedSockets`: what all ports of a process share. Its `HandshakeScheduler` begins handshakes within the time of a reactor
   turn, and it has the periodic work done;
-- `DevicePort`: the service. It opens and closes the port, makes transports, and builds a protocol when a handshake is complete.
+- `DevicePort`: the service. It opens and closes the port, makes transports, and builds a protocol when a handshake is complete,
+  or without TLS when a connection is open.
 
 The socket is bound before the service starts, so that a port in use is an error of the start. It begins to listen when the
 queues are declared, and then stays open.
@@ -26,7 +28,7 @@ from twisted.logger import Logger
 
 from ..errors import os_reason
 from ..events import Event, HandshakeFailed, Listening
-from ..interfaces import Reactor
+from ..interfaces import FIRST_DOOR, Reactor
 from ..supervision import Worker
 from ..tls.device import DeviceTLS
 from ..tls.refusal import HandshakeRefused, Refusal
@@ -34,45 +36,24 @@ from .acceptor import Acceptor, Limits
 from .attacks import AttackReports
 from .closing import ClosingConnections
 from .connected_sockets import ConnectedSockets
+from .first_bytes import other_protocol
+from .listening import (
+    BACKLOG,
+    reachable_by_others,
+    set_accepted_options,
+    set_listening_options,
+    shown_address,
+    unix_path,
+)
+from .proxy_senders import ProxySenders, Sender
+from .socket_transport import SocketTransport
 from .sources import SourceLimits, Sources
-from .transport import TLSTransport
+from .tcp_transport import TCPTransport
+from .tls_transport import TLSTransport
 
-BACKLOG: Final = 4096
-"""Connections that may wait in the kernel's accept queue: four seconds of a stampede of a thousand a second. Linux limits it to
-somaxconn."""
-
-DEFER_ACCEPT: Final = 3
-"""Seconds for which the kernel does not report a connection that sends nothing (TCP_DEFER_ACCEPT, tcp(7)), rounded to its
-retransmissions. The connection is accepted after that, and its handshake timeout begins."""
-
-KEEPALIVE: Final = (120, 30, 4)
-"""TCP keepalive: seconds without data before the first probe, seconds between probes, and probes that may fail."""
-
-SEND_BUFFER: Final = 32768
-"""Bytes for SO_SNDBUF, which Linux doubles (socket(7)). The kernel then holds 64 KB at most of lines that were written, and
-acknowledged for that. By default it holds megabytes for a device that reads nothing."""
-
-
-def _shown(sock: socket.socket, host: str) -> str:
-    """Return the address of a bound socket for the log. For a wildcard it says which IP versions are accepted."""
-    if host == "0.0.0.0":
-        return "all IPv4 interfaces"
-    if host == "::":
-        only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-        return "all IPv6 interfaces" if only else "all interfaces"
-    return host
-
-
-def _set_options(sock: socket.socket) -> None:
-    """Set options on the listening socket. Accepted sockets inherit them (Linux), which saves system calls for each."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        for option, value in zip((socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    if hasattr(socket, "TCP_DEFER_ACCEPT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
+SILENT_TIME: Final = 1.0
+"""Seconds after which a connection without TLS that has sent nothing is that of a device. It may wait for the first message of
+a back end. The health checks of load balancers close earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +62,10 @@ class PortSettings:
 
     handshake_timeout: float
     """Seconds from accepting a connection to the end of its handshake."""
+    proxy_senders: tuple[Sender, ...] = ()
+    """Peers that are trusted to send the PROXY protocol header that each connection begins with; empty if none is expected."""
+    door: str = FIRST_DOOR
+    """Name of the door, for events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +89,17 @@ class DevicePort(Worker):
         self,
         reactor: Reactor,
         sock: socket.socket,
-        tls: DeviceTLS,
+        tls: DeviceTLS | None,
         factory: ServerFactory,
         sockets: ConnectedSockets,
         limits: Limits,
         settings: PortSettings,
         hooks: PortHooks,
     ) -> None:
-        """`factory` builds the protocol of each connection whose handshake is complete. It may be any `ServerFactory`.
-        `sockets` is what the ports of a process share.
+        """Create a port, without TLS if `tls` is `None`.
+
+        `factory` builds the protocol of each connection that is open. It may be any `ServerFactory`. `sockets` is what the
+        ports of a process share.
         """
         super().__init__(reactor)
         self.setName("port")
@@ -122,17 +109,22 @@ class DevicePort(Worker):
         self._tls = tls
         self._factory = factory
         self._admission = limits.admission
-        self._handshake_timeout = settings.handshake_timeout
+        self._settings = settings
         self._hooks = hooks
+        self._senders = ProxySenders(settings.proxy_senders) if settings.proxy_senders else None
+        self._path = unix_path(sock)
         self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
-        self._reports = AttackReports(hooks.emit, limits.admission.process.max_silent, self._sources)
-        self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._sources, self._reports, self._accepted)
+        self._reports = AttackReports(
+            hooks.emit, limits.admission.process.max_silent, self._sources, self._senders, settings.door
+        )
+        self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._reports, self._admits, self._accepted)
         self._closing = ClosingConnections()
         self._started_listening = False
         self.handshakes = 0
-        """Number of completed handshakes."""
+        """Number of completed handshakes; without TLS that of connections that were opened."""
         self.failed_handshakes = 0
-        """Number of connections that were closed before their handshake was complete, without those evicted or turned away."""
+        """Number of connections that were closed before their handshake was complete, or without TLS before they were open.
+        Those evicted or turned away, and health checks behind a PROXY protocol header, do not count."""
         sockets.add_port(self)
 
     # -- Numbers for metrics -----------------------------------------------------------------------------------------------
@@ -173,9 +165,14 @@ class DevicePort(Worker):
         return self._sources.denied.count
 
     @property
+    def untrusted(self) -> int:
+        """Number of connections that were closed at once so far, since their peer may not send a PROXY protocol header."""
+        return 0 if self._senders is None else self._senders.untrusted.count
+
+    @property
     def port(self) -> int:
-        """The port number, also where any free port was requested."""
-        return int(self._socket.getsockname()[1])
+        """The port number, also where any free port was requested; 0 for a unix socket."""
+        return 0 if self._path is not None else int(self._socket.getsockname()[1])
 
     # -- Service, opening and closing --------------------------------------------------------------------------------------
 
@@ -188,20 +185,33 @@ class DevicePort(Worker):
         if self._started_listening or not self.running:
             return False
         self._started_listening = True
-        _set_options(self._socket)
-        host, port = self._socket.getsockname()[:2]
+        address, port = shown_address(self._socket)
+        plain = self._tls is None
+        # A plain connection may be that of a device that waits. A proxy has sent its header by then.
+        set_listening_options(self._socket, defer=not plain or self._senders is not None)
         try:
             self._socket.listen(BACKLOG)
         except OSError as error:
             # A bound port is not reserved: another process may have listened first.
-            reason = f"--port: port {port} cannot be opened: {os_reason(error)}"
+            where = f"port {port}" if self._path is None else self._path
+            reason = f"{self._option}: {where} cannot be opened: {os_reason(error)}"
             self._log.critical("{reason}", reason=reason)
             self._hooks.fail(reason)
             return False
         self._sockets.freeze()
-        self._hooks.emit(Listening(address=_shown(self._socket, host), port=port))
+        self._hooks.emit(Listening(address, port, not plain, self._settings.door))
+        if plain and reachable_by_others(self._socket):
+            self._log.warn(
+                "{option}: plain TCP on port {port} ({address}): the network can read and change what devices send and get",
+                option=self._option, port=port, address=address,
+            )  # fmt: skip
         self._acceptor.start()
         return True
+
+    @property
+    def _option(self) -> str:
+        """The option that the user has given for this port."""
+        return "--port" if self._settings.door == FIRST_DOOR else f"--listen {self._settings.door}"
 
     def stopListening(self) -> None:
         """Close the port for good. Connections stay open. A port that is not open yet stays closed."""
@@ -216,28 +226,45 @@ class DevicePort(Worker):
         super().stopService()
 
     def configure(self, settings: PortSettings, sources: SourceLimits) -> None:
-        """Change the times and the limits for each address, and follow limits of the admission that have changed.
+        """Change the times, the trusted peers and the limits for each address, and follow limits of the admission that have
+        changed. Whether a PROXY protocol header is expected stays.
 
         No connection is closed. The time for a handshake also changes for those that have begun.
         """
-        self._handshake_timeout = settings.handshake_timeout
+        self._settings = settings
+        if self._senders is not None and settings.proxy_senders:
+            self._senders.configure(settings.proxy_senders)
         self._sources.configure(sources)
         self._reports.configure(self._admission.process.max_silent)
         self._acceptor.configure()
 
-    # -- Connections: the owner of each `TLSTransport` ---------------------------------------------------------------------
+    # -- Connections: the owner of each transport --------------------------------------------------------------------------
 
     @property
     def context(self) -> SSL.Context:
+        assert self._tls is not None
         return self._tls.context
 
     @property
     def established(self) -> SSL.Context:
         return self._sockets.post_handshake.context
 
+    def _admits(self, address: Any) -> bool:
+        """Return whether a connection may begin that `accept` has returned with this address."""
+        host = address[0] if self._path is None else None
+        if self._senders is not None:
+            return self._senders.trusts(host)  # the address of the device comes with the header
+        return host is None or self._sources.enter(host)
+
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        transport = TLSTransport(self._sockets.poller, sock, address, self)
+        set_accepted_options(sock)
+        kind = TLSTransport if self._tls is not None else TCPTransport
+        address = address if self._path is None else self._path
+        transport = kind(self._sockets.poller, sock, address, self, self._senders is not None)
         self._admission.accepted(transport, self._seconds())
+
+    def headerReceived(self, transport: SocketTransport) -> bool:
+        return transport.host is None or self._sources.enter(transport.host)
 
     def helloReceived(self, transport: TLSTransport) -> bool:
         self._admission.spoke(transport)
@@ -248,6 +275,19 @@ class DevicePort(Worker):
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         self._admission.secured(transport, self._seconds())
         self._sockets.scheduler.proceed()
+        self._connect(transport)
+
+    def refusal(self, first: bytes) -> str | None:
+        name = other_protocol(first)
+        return None if name is None else f"{name}, and this port is without TLS"
+
+    def connectionOpened(self, transport: TCPTransport) -> None:
+        self._admission.opened(transport)
+        self._acceptor.check_room()
+        self._connect(transport)
+
+    def _connect(self, transport: SocketTransport) -> None:
+        """Connect a protocol to an open connection, or close the connection."""
         protocol = None
         if self._socket.fileno() >= 0:  # or the connection was accepted just before the port was closed
             protocol = self._factory.buildProtocol(cast(Any, transport.getPeer()))
@@ -258,27 +298,30 @@ class DevicePort(Worker):
         try:
             transport.connectProtocol(protocol)
         except HandshakeRefused as error:
-            self._handshake_failed(transport, f"TLS: {error.refusal.reason}", error.refusal)
+            reason = error.refusal.reason
+            self._handshake_failed(transport, f"TLS: {reason}" if self._tls is not None else reason, error.refusal)
             transport.loseConnection()
             return
         self.handshakes += 1
         self._sockets.handshake_completed()
 
-    def connectionClosing(self, transport: TLSTransport) -> None:
+    def connectionClosing(self, transport: SocketTransport) -> None:
         self._closing.add(transport, self._seconds())
 
-    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
+    def connectionClosed(self, transport: SocketTransport, failed: str | None) -> None:
         self._admission.lost(transport)
-        self._acceptor.connection_closed(transport)
+        if transport.host is not None:
+            self._sources.leave(transport.host)
+        self._acceptor.connection_closed()
         self._closing.remove(transport)
         if failed is not None:
             self._handshake_failed(transport, failed, transport.refusal)
         self._sockets.scheduler.proceed()
 
-    def _handshake_failed(self, transport: TLSTransport, reason: str, refusal: Refusal | None) -> None:
+    def _handshake_failed(self, transport: SocketTransport, reason: str, refusal: Refusal | None) -> None:
         self.failed_handshakes += 1
         subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
-        self._hooks.emit(HandshakeFailed(transport.peer, reason, subject, serial))
+        self._hooks.emit(HandshakeFailed(transport.peer, reason, subject, serial, self._settings.door))
 
     # -- For `ConnectedSockets` ---------------------------------------------------------------------------------------------
 
@@ -286,9 +329,18 @@ class DevicePort(Worker):
         """Accept again, if there is room."""
         self._acceptor.resume()
 
+    def tick(self, now: float) -> None:
+        """Open silent connections that need no handshake. Called ten times a second."""
+        if self._tls is None:
+            for transport in self._admission.overdue(now, SILENT_TIME):
+                if not transport.awaits_header and not transport.local:
+                    transport.open()
+
     def sweep(self, now: float) -> None:
         """Check the handshakes and the closing connections of this port. Called once a second."""
-        for transport in self._admission.overdue(now, self._handshake_timeout):
-            transport.handshakeOverdue(f"no handshake within {self._handshake_timeout:g} s")
+        timeout = self._settings.handshake_timeout
+        for transport in self._admission.overdue(now, timeout):
+            what = "PROXY protocol header" if transport.awaits_header else "handshake"
+            transport.handshakeOverdue(f"no {what} within {timeout:g} s")
         self._closing.check(now, listening=self._acceptor.open)
         self._reports.report(now)

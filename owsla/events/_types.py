@@ -230,6 +230,24 @@ class AddressDenied(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyUntrusted(Event):
+    """Connections were refused because their peer is not trusted by --proxy-protocol. Reported periodically, as a number."""
+
+    name: ClassVar[str] = "proxy-untrusted"
+    warning: ClassVar[bool] = True
+    connections: int
+    address: str
+    """Address of the last refused connection."""
+    door: str = FIRST_DOOR
+
+    def __str__(self) -> str:
+        return (
+            f"Proxy untrusted{_at(self.door)}: {pluralize(self.connections, 'connection')} refused from addresses "
+            f"that are not in --proxy-protocol; the last one from {self.address}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LineTooLong(Event):
     """A device sent a line longer than --max-line. Its connection was closed, and no part of the line published."""
 

@@ -36,7 +36,8 @@ from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
-from owsla.device.transport import TLSTransport
+from owsla.device.socket_transport import SocketTransport
+from owsla.device.tls_transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
 from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
@@ -352,7 +353,7 @@ class LifeWorld:
         self.source = Source(prefetch=65535)
         self.registry: Registry[Connection] = Registry()
         self.admission: Admission[TLSTransport] = Admission(100, 100)
-        self.lost: list[TLSTransport] = []
+        self.lost: list[SocketTransport] = []
         self.transports: list[TLSTransport] = []
         self.peers: list[Peer] = []
         self.failures: list[Failure | None] = []
@@ -376,7 +377,7 @@ class LifeWorld:
         class Counting(DevicePort):
             """Owner that counts lost connections."""
 
-            def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
+            def connectionClosed(self, transport: SocketTransport, failed: str | None) -> None:
                 world.lost.append(transport)
                 super().connectionClosed(transport, failed)
 

@@ -12,7 +12,7 @@ from unittest import mock
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device import port as port_module
+from owsla.device import listening as listening_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
 from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission, PortAdmission
 from owsla.device.closing import LONGEST_GOODBYE
@@ -21,7 +21,8 @@ from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
 from owsla.device.framing import LineFraming
 from owsla.device.hangup import PATIENCE, HangupWatch
-from owsla.device.port import BACKLOG, SEND_BUFFER, DevicePort, PortHooks, PortSettings
+from owsla.device.listening import BACKLOG, SEND_BUFFER
+from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
@@ -60,7 +61,7 @@ class Base(SynchronousTestCase):
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         self.descriptors = set(os.listdir("/proc/self/fd"))
-        self.patch(port_module, "DEFER_ACCEPT", 0)  # silent connections are noticed at once
+        self.patch(listening_module, "DEFER_ACCEPT", 0)  # silent connections are noticed at once
         self.loop = cast(Any, Loop())
         self.events: list[Event] = []
         self.sink = Sink()
