@@ -124,6 +124,7 @@ def listen_on_owsla(factory: DeviceFactory, sockets: ConnectedSockets, tls: Devi
     sockets.startService()
     port.startService()
     port.startListening()
+    port.startAccepting()
     reactor.addSystemEventTrigger("before", "shutdown", port.stopService)
     reactor.addSystemEventTrigger("before", "shutdown", sockets.stopService)
     return port.port

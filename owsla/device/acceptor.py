@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import os_reason
-from ..events import Event, Full
 from ..interfaces import Reactor
 from ..supervision import Worker
 from .admission import PortAdmission
@@ -82,13 +81,14 @@ class Acceptor:
         sock: socket.socket,
         limits: Limits,
         service: Worker,
-        emit: Callable[[Event], None],
+        full: Callable[[int, str], None],
         reports: AttackReports,
         admits: Callable[[Any], bool],
         accepted: Callable[[socket.socket, Any], None],
     ) -> None:
-        """`accepted(socket, address)` takes each connection for whose address `admits(address)` returns true. `service` owns
-        the timers, and ends when accepting fails.
+        """`accepted(socket, address)` takes each connection for whose address `admits(address)` returns true.
+        `full(connections, reason)` reports that none is accepted for now. `service` owns the timers, and ends when accepting
+        fails.
         """
         self._reactor = reactor
         self._socket = sock
@@ -96,7 +96,7 @@ class Acceptor:
         self._admits = admits
         self._share = limits.share
         self._service = service
-        self._emit = emit
+        self._report = full
         self._reports = reports
         self._accepted = accepted
         self._listening = False
@@ -261,4 +261,4 @@ class Acceptor:
         if not self._full:
             self._full = True
             own = self._admission
-            self._emit(Full(own.connections if own.at_own_limit else own.process.connections, reason))
+            self._report(own.connections if own.at_own_limit else own.process.connections, reason)

@@ -11,6 +11,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
 from ..events import DeviceConnected
+from ..interfaces import FIRST_DOOR
 from ..letter import Letter
 from .connections import Connection, ConnectionsOf
 from .housekeeping import IdleCheck
@@ -32,7 +33,7 @@ class DeviceFactory(ServerFactory):
         protocol: Callable[[Any, bytes], Any],
         *,
         identify: Callable[[SSL.Connection], str | None] | None = None,
-        door: str = "default",
+        door: str = FIRST_DOOR,
     ) -> None:
         """Create a factory.
 
@@ -90,7 +91,9 @@ class DeviceFactory(ServerFactory):
         self.connections.add(connection)
         transport = connection.transport
         self.emit(
-            DeviceConnected(connection.connection_id.decode(), connection.device_id, transport.peer, transport.tls_version)
+            DeviceConnected(
+                connection.connection_id.decode(), connection.device_id, transport.peer, transport.tls_version, self.door
+            )
         )
         self.devices.add(connection, transport.peer)
 

@@ -41,7 +41,8 @@ class IdentifiedDevices:
         newest[device_id] = connection
         if previous is None or previous is connection or previous.closing:
             return
-        self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, connection.connection_id.decode()))
+        by, door = connection.connection_id.decode(), connection.factory.door
+        self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, by, door))
         closing, replacements = self._replaced.replaced(device_id, previous, self._clock.seconds())
         if replacements:
             self._emit(DeviceContested(device_id, replacements, (previous.transport.peer, peer)))

@@ -27,7 +27,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from ..errors import os_reason
-from ..events import Event, HandshakeFailed, Listening
+from ..events import Event, Full, HandshakeFailed, Listening
 from ..interfaces import FIRST_DOOR, Reactor
 from ..supervision import Worker
 from ..tls.device import DeviceTLS
@@ -102,7 +102,7 @@ class DevicePort(Worker):
         ports of a process share.
         """
         super().__init__(reactor)
-        self.setName("port")
+        self.setName("port" if settings.door == FIRST_DOOR else f"port {settings.door}")
         self._seconds = reactor.seconds
         self._sockets = sockets
         self._socket = sock
@@ -117,7 +117,7 @@ class DevicePort(Worker):
         self._reports = AttackReports(
             hooks.emit, limits.admission.process.max_silent, self._sources, self._senders, settings.door
         )
-        self._acceptor = Acceptor(reactor, sock, limits, self, hooks.emit, self._reports, self._admits, self._accepted)
+        self._acceptor = Acceptor(reactor, sock, limits, self, self._full, self._reports, self._admits, self._accepted)
         self._closing = ClosingConnections()
         self._started_listening = False
         self.handshakes = 0
@@ -180,24 +180,33 @@ class DevicePort(Worker):
         super().startService()
         self._acceptor.resume()
 
+    @property
+    def closed(self) -> bool:
+        """True while the port can be opened: the service runs, and neither `startListening` nor `stopListening` was called."""
+        return bool(self.running) and not self._started_listening
+
     def startListening(self) -> bool:
-        """Open the port, if it is not open. Return whether it was opened now."""
-        if self._started_listening or not self.running:
+        """Open the port, if it is closed. Return whether it was opened now. `startAccepting` has to follow."""
+        if not self.closed:
             return False
         self._started_listening = True
-        address, port = shown_address(self._socket)
-        plain = self._tls is None
         # A plain connection may be that of a device that waits. A proxy has sent its header by then.
-        set_listening_options(self._socket, defer=not plain or self._senders is not None)
+        set_listening_options(self._socket, defer=self._tls is not None or self._senders is not None)
         try:
             self._socket.listen(BACKLOG)
         except OSError as error:
             # A bound port is not reserved: another process may have listened first.
-            where = f"port {port}" if self._path is None else self._path
+            where = f"port {self.port}" if self._path is None else self._path
             reason = f"{self._option}: {where} cannot be opened: {os_reason(error)}"
             self._log.critical("{reason}", reason=reason)
             self._hooks.fail(reason)
             return False
+        return True
+
+    def startAccepting(self) -> None:
+        """Accept connections on the open port."""
+        address, port = shown_address(self._socket)
+        plain = self._tls is None
         self._sockets.freeze()
         self._hooks.emit(Listening(address, port, not plain, self._settings.door))
         if plain and reachable_by_others(self._socket):
@@ -206,7 +215,6 @@ class DevicePort(Worker):
                 option=self._option, port=port, address=address,
             )  # fmt: skip
         self._acceptor.start()
-        return True
 
     @property
     def _option(self) -> str:
@@ -317,6 +325,9 @@ class DevicePort(Worker):
         if failed is not None:
             self._handshake_failed(transport, failed, transport.refusal)
         self._sockets.scheduler.proceed()
+
+    def _full(self, connections: int, reason: str) -> None:
+        self._hooks.emit(Full(connections, reason, self._settings.door))
 
     def _handshake_failed(self, transport: SocketTransport, reason: str, refusal: Refusal | None) -> None:
         self.failed_handshakes += 1

@@ -152,6 +152,9 @@ class Readings:
     """Name of the node."""
     admission: AdmissionReadings
     port: PortReadings
+    """The first port."""
+    ports: Mapping[str, PortReadings]
+    """Ports of all doors, by name of the door."""
     devices: DeviceReadings
     lines: LineReadings
     window: WindowReadings

@@ -110,8 +110,8 @@ class DeviceTLSMaterial:
 
 @dataclass(frozen=True, slots=True)
 class PreviousMaterial:
-    """TLS material of an earlier load, whose parts are used again where their files are the same: a long list takes long to
-    parse, and Python code holds up the reactor meanwhile.
+    """TLS material of an earlier load or of another door, whose parts are used again where their files are the same: a long
+    list takes long to parse, and Python code holds up the reactor meanwhile.
     """
 
     material: DeviceTLSMaterial
@@ -134,14 +134,17 @@ def load_device_tls(
     files: DeviceTLSFiles,
     read: ReadFile = read_file,
     now: Callable[[], float] = time.time,
-    previous: PreviousMaterial | None = None,
+    previous: Sequence[PreviousMaterial] = (),
 ) -> DeviceTLSMaterial:
     """Return the TLS material built from some files. Raise `ConfigError` with the file and the reason if one cannot be used.
 
+    What `previous` has of the same files is used again: the material of an earlier load, or of another door.
+
     An expired certificate, list or response is no error: each device decides whether it accepts the certificate.
     """
-    if previous is not None and (whole := previous.whole(files)) is not None:
-        return whole
+    for each in previous:
+        if (whole := each.whole(files)) is not None:
+            return whole
     certificates = [read_server_certificate(cert, key, read) for cert, key in files.pairs]
     twice = same_use(certificates)
     if twice is not None:
@@ -155,7 +158,7 @@ def load_device_tls(
     clients = None
     if files.client_ca is not None:
         authorities = read_certificates(files.client_ca, read)
-        lists = previous.revocation(files) if previous is not None else None
+        lists = next((known for each in previous if (known := each.revocation(files)) is not None), None)
         if lists is None and files.client_crl is not None:
             lists = read_revocation_lists(files.client_crl, authorities, read)
         clients = ClientVerification(authorities, lists)

@@ -74,12 +74,12 @@ class ExpiryWatch(Worker):
         clock: Clock,
         emit: Callable[[Event], None],
         *,
-        shown: Callable[[], Shown],
+        shown: Callable[[], Iterable[Shown]],
         certificates: Callable[[], Iterable[ServedCertificate]] = tuple,
         now: Callable[[], float],
     ) -> None:
-        """`shown()` returns what handshakes use now: that is a renewed file only when a process has read it. `certificates()`
-        returns those that Owsla shows others than devices. `now()` is in seconds since the epoch.
+        """`shown()` returns what handshakes use now, of all doors: that is a renewed file only when a process has read it.
+        `certificates()` returns those that Owsla shows others than devices. `now()` is in seconds since the epoch.
         """
         super().__init__(clock)
         self.setName("certificate")
@@ -96,7 +96,8 @@ class ExpiryWatch(Worker):
 
     def _check(self) -> None:
         self.later(DAY, self._check)
-        for certificate, not_after in (*self._shown().certificates, *self._certificates()):
+        shown = [certificate for material in self._shown() for certificate in material.certificates]
+        for certificate, not_after in dict.fromkeys((*shown, *self._certificates())):  # doors may have the same certificate
             days = (not_after - self._now()) / DAY
             if days < WARNING:
                 end = datetime.fromtimestamp(not_after, UTC)
@@ -104,17 +105,18 @@ class ExpiryWatch(Worker):
 
     def _check_unusable(self) -> None:
         self.later(UNUSABLE_CHECK, self._check_unusable)
-        events = list(self._unusable())
+        events = dict.fromkeys(event for material in self._shown() for event in _unusable(material, self._now()))
         for event in events:
             if event not in self._reported:
                 self._emit(event)
         self._reported = frozenset(events)
 
-    def _unusable(self) -> Iterator[Event]:
-        shown = self._shown()
-        if shown.revocation is not None:
-            for authority, reason in shown.revocation.unusable(self._now()):
-                yield CrlUnusable(str(shown.revocation.path), authority, reason, shown.crl_policy)
-        if shown.responses is not None:
-            for path, reason in shown.responses.unusable():
-                yield OcspResponseUnusable(str(path), reason)
+
+def _unusable(shown: Shown, now: float) -> Iterator[Event]:
+    """Return an event for each revocation list and OCSP response of a door that cannot be used."""
+    if shown.revocation is not None:
+        for authority, reason in shown.revocation.unusable(now):
+            yield CrlUnusable(str(shown.revocation.path), authority, reason, shown.crl_policy)
+    if shown.responses is not None:
+        for path, reason in shown.responses.unusable():
+            yield OcspResponseUnusable(str(path), reason)

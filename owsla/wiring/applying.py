@@ -11,22 +11,14 @@ from dataclasses import dataclass
 from twisted.logger import Logger
 
 from ..config.options import OPTIONS
-from ..config.settings import Settings
+from ..config.settings import Door, Settings
 from ..dialects import Factory, Successor
 from ..embedded import EmbeddedBroker
 from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
-from .devices import (
-    Devices,
-    changed_connection_limit,
-    device_protocol,
-    device_settings,
-    port_settings,
-    shared_settings,
-    source_limits,
-)
-from .publishing import Publishing
+from .devices import Devices, device_protocol
+from .publishing import Publishing, acknowledges
 from .shutdown import DeviceDrain
 
 
@@ -88,7 +80,7 @@ class NodeChanges:
         self._consuming = consuming
         self._drain = drain
         self._embedded = embedded
-        self._dialect = devices.dialect
+        self._dialects = {name: door.dialect for name, door in devices.doors.items()}
 
     def apply(self, new: Configuration) -> AppliedChanges:
         """Make a configuration the current one, and tell all parts. This cannot fail: `new` was checked when it was loaded."""
@@ -98,19 +90,21 @@ class NodeChanges:
         self._devices.use(new)
         self._consuming.use(new)
         self.apply_settings(new.settings)
-        if new.dialect is not None:
-            self._use_dialect(new.settings, new.dialect)
+        for door in new.settings.doors:
+            if door.name in new.dialects:
+                self._use_dialect(door, new.dialects[door.name])
         return changes
 
-    def _use_dialect(self, settings: Settings, dialect: Factory) -> None:
-        """Make the dialects of new connections with another factory."""
-        if self._dialect is not None and isinstance(dialect, Successor):
+    def _use_dialect(self, door: Door, dialect: Factory) -> None:
+        """Make the dialects of new connections of a door with another factory."""
+        present = self._dialects[door.name]
+        if present is not None and isinstance(dialect, Successor):
             try:
-                dialect.succeed(self._dialect)
+                dialect.succeed(present)
             except Exception:  # perhaps code of the user
                 self._log.failure("The dialect does not know what it knew before the reload")
-        self._dialect = dialect
-        self._devices.factory.build_with(device_protocol(settings, dialect))
+        self._dialects[door.name] = dialect
+        self._devices.doors[door.name].factory.build_with(device_protocol(door.settings, dialect))
 
     def apply_settings(self, settings: Settings) -> None:
         """Have all parts follow settings, which differ from the present ones only in what may change."""
@@ -118,12 +112,5 @@ class NodeChanges:
         self._drain.configure(settings.drain_spread)
         if self._embedded is not None:
             self._embedded.configure(settings.embedded_memory)
-        self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=settings.device_ack is not None)
-        devices = self._devices
-        devices.services.configure(shared_settings(settings))
-        devices.factory.configure(device_settings(settings))
-        max_connections = changed_connection_limit(settings, devices.admission.max_connections)
-        devices.admission.configure(max_connections, settings.max_handshakes)
-        devices.port_admission.configure(max_connections)
-        devices.listener.configure(port_settings(settings), source_limits(settings))
-        devices.sockets.configure(settings.linger)
+        self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledges(settings))
+        self._devices.configure(settings)

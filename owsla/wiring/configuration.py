@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -17,10 +17,11 @@ from twisted.logger import Logger
 from ..config.changes import SettingsChanges, compare_settings
 from ..config.checks import device_tls_files
 from ..config.options import OPTIONS, Option
-from ..config.settings import Settings
+from ..config.settings import Door, Settings
 from ..config.sources import load_settings, write_warning
 from ..dialects import Factory
 from ..errors import ConfigError
+from ..interfaces import FIRST_DOOR
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.development import development_certificates
@@ -38,10 +39,11 @@ class Configuration:
     """Arguments of the command line that the settings were read from."""
     settings: Settings
     files: Files
-    device_tls: DeviceTLSMaterial
+    device_tls: Mapping[str, DeviceTLSMaterial]
+    """TLS material of the doors with TLS, by name. Doors with the same files share it."""
     broker_tls: BrokerTLSMaterial
-    dialect: Factory | None = None
-    """Factory of the dialects of connections that come after a reload, if it changes something about them."""
+    dialects: Mapping[str, Factory] = field(default_factory=dict)
+    """Factories of the dialects of connections that come after a reload, by door, where it changes something about them."""
     changes: SettingsChanges | None = None
     """Differences from the settings that were in force before; `None` at the start. `settings` has what applies of them."""
 
@@ -54,7 +56,8 @@ class Configuration:
     @property
     def development_authority(self) -> Path | None:
         """Certificate of the authority that devices must trust where the server certificate is a development certificate."""
-        return None if self.settings.cert else self.files.folder / self.settings.certs_dir / "ca.pem"
+        developing = any(door.settings.tls and not door.settings.cert for door in self.settings.doors)
+        return self.files.folder / self.settings.certs_dir / "ca.pem" if developing else None
 
 
 class CurrentConfiguration:
@@ -76,12 +79,14 @@ class CurrentConfiguration:
         return self._configuration.files
 
     @property
-    def device_tls(self) -> DeviceTLSMaterial:
-        return self._configuration.device_tls
+    def device_tls(self) -> tuple[DeviceTLSMaterial, ...]:
+        """TLS material of all doors, without repetitions."""
+        return tuple(dict.fromkeys(self._configuration.device_tls.values()))
 
-    def shown(self) -> ServedCertificate:
-        """Return the certificate that devices are shown; of several the one that expires first."""
-        return min(self.device_tls.certificates, key=lambda certificate: certificate.not_after)
+    def shown(self) -> ServedCertificate | None:
+        """Return the certificate that devices are shown; of several the one that expires first. `None` without TLS."""
+        certificates = [certificate for material in self.device_tls for certificate in material.certificates]
+        return min(certificates, key=lambda certificate: certificate.not_after, default=None)
 
     def broker_certificates(self) -> tuple[ServedCertificate, ...]:
         """Return the certificate that brokers are shown (`--broker-cert`), if there is one."""
@@ -136,18 +141,40 @@ def reload_configuration(
         previous=configuration,
         keeps_broker="broker" in (*changes.rolling, *changes.restart),
     )
-    other_logins = not {"login-checker", "login-timeout"}.isdisjoint(changes.applied)
-    return replace(new, changes=changes, dialect=make_dialect(changes.settings) if other_logins and serves_devices else None)
+    dialects = _changed_dialects(configuration.settings, changes.settings) if serves_devices else {}
+    return replace(new, changes=changes, dialects=dialects)
 
 
-def make_dialect(settings: Settings) -> Factory | None:
-    """Return what makes the dialect of a connection; `None` without a dialect."""
-    if settings.dialect is None:
+def make_dialect(door: Door) -> Factory | None:
+    """Return what makes the dialect of a connection of a door; `None` without a dialect."""
+    dialect = door.settings.dialect
+    if dialect is None:
         return None
     try:
-        return settings.dialect.configured(settings)
+        return dialect.configured(door.settings)
     except ConfigError as error:
-        raise ConfigError(f"--dialect: {error}") from None
+        raise ConfigError(f"{_of_door(door.name)}--dialect: {error}") from None
+
+
+def _changed_dialects(present: Settings, new: Settings) -> dict[str, Factory]:
+    """Return the factories of dialects of the doors where something about logins changes."""
+    dialects = {}
+    logins = {door.name: _logins(door.settings) for door in present.doors}
+    for door in new.doors:
+        if logins.get(door.name) != _logins(door.settings):
+            dialect = make_dialect(door)
+            if dialect is not None:
+                dialects[door.name] = dialect
+    return dialects
+
+
+def _logins(settings: Settings) -> tuple[object, ...]:
+    return settings.login_checker, settings.login_timeout
+
+
+def _of_door(name: str) -> str:
+    """Return the name of a door, to be put before an error message; empty for the door of the top-level options."""
+    return "" if name == FIRST_DOOR else f"--listen {name}: "
 
 
 def changed_files(old: Configuration, new: Configuration) -> tuple[str, ...]:
@@ -191,14 +218,7 @@ def configure(
     """Return the configuration of some settings (`load_configuration`). What `previous` has of the same files is used again.
     `keeps_broker` is true if another broker waits for a restart.
     """
-    device_files = device_tls_files(settings, _server_files(settings, files, make_certificates))
-    for path in device_files.paths:
-        files.read(path)
-    before = None
-    if previous is not None:
-        present = previous.files
-        before = PreviousMaterial(previous.device_tls, lambda path: not files.differs(present, path))
-    device_tls = load_device_tls(device_files, files.read, previous=before)
+    device_tls = _load_device_tls(settings, files, make_certificates, previous)
     if previous is not None and keeps_broker:
         broker_tls = previous.broker_tls  # its files may have gone, together with that broker
     else:
@@ -211,6 +231,32 @@ def announce_development_certificate(configuration: Configuration) -> None:
     authority = configuration.development_authority
     if authority is not None:
         _log.info("Development certificate in use; devices should trust {ca}", ca=str(authority.resolve()))
+
+
+def _load_device_tls(
+    settings: Settings, files: Files, make_certificates: bool, previous: Configuration | None
+) -> dict[str, DeviceTLSMaterial]:
+    """Return the TLS material of each door with TLS. What several doors, or `previous`, have of the same files is shared."""
+    known: list[PreviousMaterial] = []
+    if previous is not None:
+        present = previous.files
+        known = [
+            PreviousMaterial(material, lambda path: not files.differs(present, path))
+            for material in previous.device_tls.values()
+        ]
+    loaded = {}
+    for door in settings.doors:
+        if not door.settings.tls:
+            continue
+        device_files = device_tls_files(door.settings, _server_files(door.settings, files, make_certificates))
+        try:
+            for path in device_files.paths:
+                files.read(path)
+            loaded[door.name] = load_device_tls(device_files, files.read, previous=known)
+        except ConfigError as error:
+            raise ConfigError(f"{_of_door(door.name)}{error}") from None
+        known.insert(0, PreviousMaterial(loaded[door.name], lambda path: True))
+    return loaded
 
 
 def _server_files(settings: Settings, files: Files, make: bool) -> list[tuple[Path, Path]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from twisted.logger import Logger
 
-from ..config.settings import Settings
+from ..config.settings import Door, Settings
 from ..device.acceptor import Limits
 from ..device.admission import Admission, PortAdmission
 from ..device.connected_sockets import ConnectedSockets
-from ..device.connections import Connection, Connections
+from ..device.connections import Connection, Connections, ConnectionsOf
 from ..device.dialect_protocol import speaking
 from ..device.factory import DeviceFactory
 from ..device.framing import Framing, make_framing
@@ -24,15 +25,17 @@ from ..device.protocol import DeviceProtocol
 from ..device.revoked import RevokedDevices
 from ..device.services import DeviceRuntime, DeviceServices
 from ..device.settings import DeviceSettings, SharedSettings
+from ..device.socket_transport import CLOSING_TIMEOUT
 from ..device.sources import SourceLimits, Sources
-from ..device.transport import CLOSING_TIMEOUT, TLSTransport
+from ..device.tls_transport import TLSTransport
 from ..dialects import Factory
 from ..errors import ConfigError
+from ..interfaces import FIRST_DOOR
 from ..runtime.memory import ProcessMemory
 from ..runtime.open_files import allowed_connections, describe_capacity, raise_open_files_limit
 from ..runtime.process import fail
 from ..supervision import DynamicSupervisor
-from ..tls.device import DeviceTLS
+from ..tls.device import DeviceTLS, DeviceTLSMaterial
 from .base import Base
 from .configuration import Configuration, make_dialect
 from .publishing import Publishing
@@ -41,32 +44,73 @@ _log = Logger(namespace="owsla")
 
 
 @dataclass(frozen=True, slots=True)
-class Devices:
-    """Parts of a node that face devices."""
+class DeviceDoor:
+    """Parts of one door."""
 
     dialect: Factory | None
     """Factory of the dialects of connections, from the start to the first reload that changes it."""
+    factory: DeviceFactory
+    admission: PortAdmission[Any]
+    port: DevicePort
+    tls: DeviceTLS | None
+    revoked: RevokedDevices
+
+    def use(self, material: DeviceTLSMaterial, handshake_timeout: float) -> None:
+        """Use other certificates, authorities and revocation lists, and close connections of devices whose certificate they
+        revoke.
+        """
+        if self.tls is not None:
+            self.tls.use(material)
+            self.revoked.check(material.revocation, handshake_timeout)
+
+    def configure(self, settings: Settings, max_connections: int) -> None:
+        """Follow other settings of the door. `max_connections` is the limit of the process."""
+        self.factory.configure(device_settings(settings))
+        self.admission.configure(_port_limit(settings, max_connections))
+        self.port.configure(_port_settings(self.factory.door, settings), source_limits(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Parts of a node that face devices."""
+
     endpoints: DynamicSupervisor[Connection]
     services: DeviceServices
-    factory: DeviceFactory
     sockets: ConnectedSockets
     admission: Admission[TLSTransport]
-    port_admission: PortAdmission[TLSTransport]
-    listener: DevicePort
-    tls: DeviceTLS
-    revoked: RevokedDevices
+    doors: Mapping[str, DeviceDoor]
+    """Doors by name, the one that the top-level options describe first."""
+
+    @property
+    def first(self) -> DeviceDoor:
+        """The door that the top-level options describe."""
+        return self.doors[FIRST_DOOR]
+
+    @property
+    def ports(self) -> list[DevicePort]:
+        """Ports of all doors."""
+        return [door.port for door in self.doors.values()]
 
     def body_fault(self, body: bytes) -> str | None:
         """Return the reason for which no connection can be sent a message with this body, or `None`."""
-        return self.factory.framing.fault(body)
+        faults = [door.factory.framing.fault(body) for door in self.doors.values()]
+        return faults[0] if all(fault is not None for fault in faults) else None
 
     def use(self, configuration: Configuration) -> None:
-        """Use the certificates, authorities and revocation lists of another configuration, and close connections of devices
-        whose certificate it revokes.
-        """
-        material = configuration.device_tls
-        self.tls.use(material)
-        self.revoked.check(material.revocation, configuration.settings.handshake_timeout)
+        """Use the certificates, authorities and revocation lists of another configuration."""
+        for door in configuration.settings.doors:
+            material = configuration.device_tls.get(door.name)
+            if material is not None:
+                self.doors[door.name].use(material, door.settings.handshake_timeout)
+
+    def configure(self, settings: Settings) -> None:
+        """Follow other settings of the node and of its doors."""
+        self.services.configure(shared_settings(settings))
+        max_connections = _changed_connection_limit(settings, self.admission.max_connections)
+        self.admission.configure(max_connections, settings.max_handshakes)
+        for door in settings.doors:
+            self.doors[door.name].configure(door.settings, max_connections)
+        self.sockets.configure(settings.linger)
 
 
 def connection_limit(settings: Settings) -> int:
@@ -79,7 +123,7 @@ def connection_limit(settings: Settings) -> int:
     return connections
 
 
-def changed_connection_limit(settings: Settings, present: int) -> int:
+def _changed_connection_limit(settings: Settings, present: int) -> int:
     """Return how many connections fit into the limit of open files now; `present` is the number so far."""
     open_files = raise_open_files_limit()
     try:
@@ -95,12 +139,14 @@ def changed_connection_limit(settings: Settings, present: int) -> int:
 
 
 def make_devices(
-    base: Base, publishing: Publishing, port: socket.socket, configuration: Configuration, max_connections: int
+    base: Base,
+    publishing: Publishing,
+    sockets: Mapping[str, socket.socket],
+    configuration: Configuration,
+    max_connections: int,
 ) -> Devices:
-    """Make the device port and what the connections share: lines go to `publishing`."""
+    """Make the doors, and what their connections share: lines go to `publishing`. `sockets` has the socket of each door."""
     settings = base.settings
-    tls = DeviceTLS(configuration.device_tls)
-    dialect = make_dialect(settings)
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
     services = DeviceServices(
@@ -111,36 +157,74 @@ def make_devices(
         publishing.courier,
         hangups,
     )
-    factory = DeviceFactory(services, device_settings(settings), device_protocol(settings, dialect), identify=tls.identify)
-    admission: Admission[TLSTransport] = Admission(max_connections, settings.max_handshakes)
     connected = ConnectedSockets(
         base.reactor,
-        admission,
+        Admission(max_connections, settings.max_handshakes),
         hangups,
         linger=settings.linger,
         housekeeping=services.housekeeping,
         memory=ProcessMemory(),
     )
-    port_admission = PortAdmission(admission, max_connections)
-    sources = Sources(source_limits(settings), base.reactor.seconds)
-    share = base.inherited.load if base.inherited is not None else None
-    revoked = RevokedDevices(base.reactor, base.registry, configuration.device_tls.revocation)
-    listener = DevicePort(
+    doors = {
+        door.name: _make_door(base, door, services, connected, sockets[door.name], configuration.device_tls.get(door.name))
+        for door in settings.doors
+    }
+    return Devices(endpoints, services, connected, connected.admission, doors)
+
+
+def _make_door(
+    base: Base,
+    door: Door,
+    services: DeviceServices,
+    connected: ConnectedSockets,
+    sock: socket.socket,
+    material: DeviceTLSMaterial | None,
+) -> DeviceDoor:
+    """Make the parts of a door. `material` is its TLS, if any."""
+    settings = door.settings
+    tls = DeviceTLS(material) if material is not None else None
+    dialect = make_dialect(door)
+    factory = DeviceFactory(
+        services,
+        device_settings(settings),
+        device_protocol(settings, dialect),
+        identify=tls.identify if tls is not None else None,
+        door=door.name,
+    )
+    admission = PortAdmission(connected.admission, _port_limit(settings, connected.admission.max_connections))
+    port = DevicePort(
         base.reactor,
-        port,
+        sock,
         tls,
         factory,
         connected,
-        Limits(port_admission, sources, share),
-        port_settings(settings),
+        Limits(
+            admission,
+            Sources(source_limits(settings), base.reactor.seconds),
+            base.inherited.load if base.inherited is not None else None,
+        ),
+        _port_settings(door.name, settings),
         PortHooks(base.emit, partial(fail, base.reactor)),
     )
-    return Devices(dialect, endpoints, services, factory, connected, admission, port_admission, listener, tls, revoked)
+    lists = material.revocation if material is not None else None
+    return DeviceDoor(
+        dialect,
+        factory,
+        admission,
+        port,
+        tls,
+        RevokedDevices(base.reactor, ConnectionsOf(base.registry, factory), lists),
+    )
 
 
-def port_settings(settings: Settings) -> PortSettings:
-    """Return the times of the device port."""
-    return PortSettings(settings.handshake_timeout)
+def _port_settings(name: str, settings: Settings) -> PortSettings:
+    """Return the settings of the port of a door."""
+    return PortSettings(settings.handshake_timeout, settings.proxy_protocol, name)
+
+
+def _port_limit(settings: Settings, max_connections: int) -> int:
+    """Return the limit on connections of a door: its own, within that of the process."""
+    return max_connections if settings.max_connections is None else min(settings.max_connections, max_connections)
 
 
 def shared_settings(settings: Settings) -> SharedSettings:

@@ -50,7 +50,7 @@ def make_node(
 
     base = make_base(reactor, configuration, inherited)
     publishing = make_publishing(base)
-    devices = make_devices(base, publishing, sockets.device, configuration, max_connections)
+    devices = make_devices(base, publishing, sockets.doors, configuration, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
     opening = Opening(base, publishing, devices, drain)
     consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)
@@ -88,7 +88,7 @@ def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
 
 def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> NodeService:
     parts = NodeParts(
-        listener=devices.listener,
+        ports=devices.ports,
         handshakes=devices.admission,
         registry=base.registry,
         lines=publishing.lines,

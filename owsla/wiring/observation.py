@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from typing import Final
 
 from .. import http
@@ -52,7 +53,8 @@ def make_readings(
     return http.Readings(
         node=base.node_name,
         admission=devices.admission,
-        port=devices.listener,
+        port=devices.first.port,
+        ports={name: door.port for name, door in devices.doors.items()},
         devices=DeviceTotals(devices.services),
         lines=publishing.lines,
         window=publishing.window,
@@ -65,10 +67,15 @@ def make_readings(
         log_lost=lambda: log.lost,
         latency=publishing.latency,
         reloads=reloads,
-        certificate_expires=lambda: base.current.device_tls.not_after,
-        crl_expires=lambda: base.current.device_tls.crl_expires,
-        ocsp_expires=lambda: base.current.device_tls.ocsp_expires,
+        certificate_expires=lambda: _first(material.not_after for material in base.current.device_tls),
+        crl_expires=lambda: _first(material.crl_expires for material in base.current.device_tls),
+        ocsp_expires=lambda: _first(material.ocsp_expires for material in base.current.device_tls),
     )
+
+
+def _first(times: Iterable[float | None]) -> float | None:
+    """Return the first of some times; `None` if there are none."""
+    return min((time for time in times if time is not None), default=None)
 
 
 def make_http(base: Base, readings: http.Readings, sock: socket.socket | None) -> list[ChildSpec]:

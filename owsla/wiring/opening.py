@@ -1,4 +1,4 @@
-"""Opening of the device port, and the announcements of a node: its start, and another name."""
+"""Opening of the device ports, and the announcements of a node: its start, and another name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .shutdown import DeviceDrain
 
 
 class Opening:
-    """Opening of the device port once lines can be confirmed: every connection to the broker is up, and the node has joined.
+    """Opening of the device ports, all or none, once lines can be confirmed: every connection to the broker is up, and the node
+    has joined.
 
     A node joins when the broker confirms its notice, which a broker that blocks publishers does not do.
     """
@@ -21,12 +22,12 @@ class Opening:
     def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain) -> None:
         self._base = base
         self._packer = publishing.packer
-        self._listener = devices.listener
+        self._ports = devices.ports
         self._drain = drain
         self._joined = False
 
     def broker_ready(self) -> None:
-        """Open the port, if the node has joined: every connection to the broker is up."""
+        """Open the ports, if the node has joined: every connection to the broker is up."""
         if self._joined:
             self._open()
 
@@ -47,7 +48,10 @@ class Opening:
         self._drain.close_all(base.registry, f"this node has another name now: {reason}")
 
     def _open(self) -> None:
-        if self._listener.startListening():
+        closed = [port for port in self._ports if port.closed]
+        if closed and all(port.startListening() for port in closed):
+            for port in closed:
+                port.startAccepting()
             self._report_start()
         inherited = self._base.inherited
         if inherited is not None:
@@ -59,7 +63,7 @@ class Opening:
             NodeStarted(
                 socket.gethostname(),
                 self._base.settings.interface or "all interfaces",
-                self._listener.port,
+                self._ports[0].port,
                 inherited.link.number if inherited is not None else 0,
                 os.getpid(),
             )

@@ -12,6 +12,7 @@ from ..broker.lines import LINES, LinePublisher
 from ..broker.packing import LinePacker
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
+from ..config.settings import Settings
 from ..device.connections import Connection
 from ..events import DeviceConnected
 from .base import Base
@@ -56,7 +57,7 @@ def make_publishing(base: Base) -> Publishing:
         ),
         packer=packer,
         window=window,
-        acknowledge=settings.device_ack is not None,
+        acknowledge=acknowledges(settings),
         observe=latency.observe if settings.http is not None else None,
     )
     courier = CourierRole(
@@ -83,10 +84,17 @@ def make_publishing(base: Base) -> Publishing:
     return Publishing(window, packer, lines, courier, presence, latency)
 
 
+def acknowledges(settings: Settings) -> bool:
+    """Return whether the devices of a door are told which of their lines are safe."""
+    return any(door.settings.device_ack is not None for door in settings.doors)
+
+
 def _connected(endpoint: Connection) -> DeviceConnected:
     """Return the event of a connection that is open, as it was when the device connected."""
     transport = endpoint.transport
-    return DeviceConnected(endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls_version)
+    return DeviceConnected(
+        endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls_version, endpoint.factory.door
+    )
 
 
 def _device_of(endpoint: Connection | None) -> str | None:

@@ -3,11 +3,11 @@
 Theory of operation
 -------------------
 
-Start: connect to the broker, declare the queues, consume; then open the device port (`wiring.opening`).
+Start: connect to the broker, declare the queues, consume; then open the device ports (`wiring.opening`).
 
 Stop, in this order:
 
-1.  The port closes. A device that connects now reaches another node, or waits in the queue of a socket that systemd holds open.
+1.  The ports close. A device that connects now reaches another node, or waits in the queue of a socket that systemd holds open.
 2.  The devices are closed one after another, spread over a while, so that a fleet does not reconnect in one instant. Each
     device is served until its turn comes. Then the node stops reading it (without `--device-ack` it is told that the connection
     ends, and is read until it closes), its lines are published and confirmed, the confirms are sent to it, waiting messages are
@@ -155,7 +155,7 @@ class Consumption(Protocol):
 class NodeParts:
     """Parts of a node that its shutdown acts on."""
 
-    listener: DevicePort
+    ports: Sequence[DevicePort]
     handshakes: Handshakes
     registry: Registry[Connection]
     lines: LineConfirms
@@ -332,7 +332,8 @@ class NodeService(MultiService):
         parts = self._parts
         devices = len(parts.registry)
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
-        parts.listener.stopListening()
+        for port in parts.ports:
+            port.stopListening()
         await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
         await self._finish_handshakes()
         cut = len(parts.registry)

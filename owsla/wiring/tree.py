@@ -57,7 +57,7 @@ def make_root(
             [
                 child("endpoints", devices.endpoints, type="supervisor"),
                 child("sockets", devices.sockets),
-                child("port", devices.listener),
+                *(child(str(port.name), port) for port in devices.ports),
             ],
         )
 

@@ -74,8 +74,7 @@ class WorkerReloads:
             "applied",
             generation=generation,
             drain_timeout=configuration.settings.drain_timeout,
-            certificate=shown.certificate,
-            not_after=shown.not_after,
+            **(shown._asdict() if shown is not None else {}),
         )
 
     def cancel(self, generation: int) -> None:

@@ -100,17 +100,15 @@ class ParentLink:
         """Report the name of the node."""
         self.channel.send("node", node=node)
 
-    def ready(self, drain_timeout: float, shown: ServedCertificate) -> None:
-        """Report that the port is open, once.
+    def ready(self, drain_timeout: float, shown: ServedCertificate | None) -> None:
+        """Report that the ports are open, once.
 
-        Report also how long a shutdown may take, in seconds, and the certificate that devices are shown: the parent may have
-        been started with other settings.
+        Report also how long a shutdown may take, in seconds, and the certificate that devices are shown, if any: the parent may
+        have been started with other settings.
         """
         if not self._ready:
             self._ready = True
-            self.channel.send(
-                "ready", drain_timeout=drain_timeout, certificate=shown.certificate, not_after=shown.not_after
-            )
+            self.channel.send("ready", drain_timeout=drain_timeout, **(shown._asdict() if shown is not None else {}))
 
     # -- commands of the parent --------------------------------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ class Base(SynchronousTestCase):
         )
         self.connected.startService()
         self.listener.startService()
-        self.listener.startListening()
+        if self.listener.startListening():
+            self.listener.startAccepting()
         return self.listener
 
     def identify(self) -> str:
@@ -267,7 +268,7 @@ class PortTests(Base):
 
     def test_stopped_before_it_was_open(self) -> None:
         """A port that was not open when the node began to stop stays closed."""
-        with mock.patch.object(DevicePort, "startListening"):
+        with mock.patch.object(DevicePort, "startListening", return_value=False):
             listener = self.listen()
         listener.stopListening()
         self.assertFalse(listener.startListening())

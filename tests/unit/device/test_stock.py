@@ -86,6 +86,7 @@ class StockProtocolTests(SynchronousTestCase):
         self.sockets.startService()
         self.port.startService()
         self.port.startListening()
+        self.port.startAccepting()
         self.admission = admission
 
     def build(self, addr: Any) -> EchoLines:

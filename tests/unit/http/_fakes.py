@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from owsla.http import EventCounts, ParentReadings, Question, Readings, answer
+from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
 NOW = 1_700_000_000.0
@@ -122,6 +123,7 @@ class World:
             node=lambda: self.node,
             admission=self.admission,
             port=self.port,
+            ports={FIRST_DOOR: self.port},
             devices=self.devices,
             lines=self.lines,
             window=self.window,

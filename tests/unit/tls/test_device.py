@@ -401,7 +401,7 @@ class AgainTests(Base):
         self.before = self.load(*self.pairs, **self.files)
 
     def again(self) -> DeviceTLSMaterial:
-        previous = PreviousMaterial(self.before, lambda path: path not in self.changed)
+        previous = [PreviousMaterial(self.before, lambda path: path not in self.changed)]
         return load_device_tls(DeviceTLSFiles(pairs=tuple(self.pairs), **self.files), previous=previous)
 
     def test_nothing_has_changed(self) -> None:

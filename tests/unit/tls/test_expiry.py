@@ -49,11 +49,12 @@ class ExpiryTests(SynchronousTestCase):
         start = datetime(2026, 1, 1, tzinfo=UTC)
         self.served = ServedCertificate("server.pem", (start + timedelta(days=days)).timestamp())
         self.shown = Shown(lambda: self.served)
+        self.doors: list[Shown] = []
         self.others: list[ServedCertificate] = []
         watch = ExpiryWatch(
             cast(Any, clock),
             events.append,
-            shown=lambda: self.shown,
+            shown=lambda: [self.shown, *self.doors],
             certificates=lambda: self.others,
             now=lambda: start.timestamp() + clock.seconds(),
         )
@@ -103,6 +104,19 @@ class ExpiryTests(SynchronousTestCase):
         self.shown.more = [ServedCertificate("rsa.pem", self.served.not_after - 99.5 * DAY)]
         clock.advance(DAY)
         self.assertEqual([event.fields()["certificate"] for event in events], ["rsa.pem"])
+
+    def test_doors(self) -> None:
+        """What two doors have in common is reported once. What another door has is reported, too."""
+        clock, events, _ = self.watch(WARNING + 0.5)
+        self.shown.revocation = Unusable(("CN=a", "the list expired"))
+        other = Shown(lambda: ServedCertificate("other.pem", self.served.not_after))
+        other.revocation = Unusable(("CN=b", "there is no list"))
+        self.doors = [Shown(lambda: self.served), other]
+        self.doors[0].revocation = self.shown.revocation
+        clock.advance(DAY)
+        certificates = [event.certificate for event in events if isinstance(event, CertificateExpiring)]
+        self.assertEqual(certificates, ["server.pem", "other.pem"])
+        self.assertEqual([event.authority for event in events if isinstance(event, CrlUnusable)], ["CN=a", "CN=b"])
 
     def test_lists(self) -> None:
         """A list that cannot be used is reported once, and again after it was usable or when the policy changes."""

@@ -15,6 +15,7 @@ from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings
 from owsla.embedded import EmbeddedBroker
+from owsla.interfaces import FIRST_DOOR
 from owsla.runtime.files import Files
 from owsla.runtime.sockets import bind
 from owsla.wiring.applying import NodeChanges
@@ -50,13 +51,13 @@ CONNECTIONS: Final = 100
 
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
-    "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.factory.buildProtocol(None)._device_ack(5)),
-    "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.factory.settings.max_rate),
+    "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.first.factory.buildProtocol(None)._device_ack(5)),
+    "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.first.factory.settings.max_rate),
     "max-line": (
         {"max_line": 50},
-        lambda node: (node.devices.factory.framing.max_line, node.consuming.router._body_fault(bytes(51))),
+        lambda node: (node.devices.first.factory.framing.max_line, node.consuming.router._body_fault(bytes(51))),
     ),
-    "on-long": ({"on_long": "skip"}, lambda node: node.devices.factory.settings.skip_long),
+    "on-long": ({"on_long": "skip"}, lambda node: node.devices.first.factory.settings.skip_long),
     "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
     "window": ({"window": 640}, lambda node: (node.publishing.window.max_messages, node.publishing.lines.share)),
     "window-bytes": (
@@ -67,19 +68,20 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
         lambda node: (node.devices.admission.max_connections, node.devices.admission.max_silent),
     ),
     "max-handshakes": (
-        {"max_handshakes": 3}, lambda node: (node.devices.admission.max_handshakes, node.devices.listener._reports._max_silent),
+        {"max_handshakes": 3},
+        lambda node: (node.devices.admission.max_handshakes, node.devices.first.port._reports._max_silent),
     ),
     "max-per-address": (
         {"max_per_address": 3},
-        lambda node: node.devices.listener._sources.limits,
+        lambda node: node.devices.first.port._sources.limits,
     ),
-    "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.listener._handshake_timeout),
-    "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.factory._idle._timeout),
-    "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.factory.devices._newest),
-    "write-buffer": ({"write_buffer": 3}, lambda node: node.devices.factory.settings.write_buffer),
-    "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.factory.slow._timeout),
-    "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.factory.reordering._gap_timeout),
-    "reorder-limit": ({"reorder_limit": 3}, lambda node: node.devices.factory.reordering._limit),
+    "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.first.port._settings.handshake_timeout),
+    "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.first.factory._idle._timeout),
+    "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.first.factory.devices._newest),
+    "write-buffer": ({"write_buffer": 3}, lambda node: node.devices.first.factory.settings.write_buffer),
+    "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.first.factory.slow._timeout),
+    "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.first.factory.reordering._gap_timeout),
+    "reorder-limit": ({"reorder_limit": 3}, lambda node: node.devices.first.factory.reordering._limit),
     "drain-timeout": ({"drain_timeout": 3.0}, lambda node: node.base.deadline.timeout),
     "drain-spread": ({"drain_spread": 3.0}, lambda node: node.drain._spread),
 }  # fmt: skip
@@ -103,7 +105,7 @@ class ApplyTests(SynchronousTestCase):
         publishing = make_publishing(base)
         sock = bind(0, "127.0.0.1")
         self.addCleanup(sock.close)
-        devices = make_devices(base, publishing, sock, configuration, CONNECTIONS)
+        devices = make_devices(base, publishing, {FIRST_DOOR: sock}, configuration, CONNECTIONS)
         devices.endpoints.startService()
         drain = DeviceDrain(reactor, base.deadline, publishing.lines, None)
         opening = Opening(base, publishing, devices, drain)

@@ -196,7 +196,7 @@ class World:
         self.node = NodeService(
             self.clock,
             NodeParts(
-                listener=cast(Any, listener),
+                ports=[cast(Any, listener)],
                 handshakes=self.arrivals,
                 registry=cast(Any, self.registry),
                 lines=self.producer,
