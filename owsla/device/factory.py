@@ -82,9 +82,15 @@ class DeviceFactory(ServerFactory):
             return None
         return self._build(self, self.connections.new_id())
 
-    def device_id(self, connection: SSL.Connection | None) -> str | None:
-        """Return the device id that a TLS connection proves, if any. Raise `HandshakeRefused` to refuse the connection."""
-        return self._identify(connection) if self._identify is not None and connection is not None else None
+    def device_id(self, transport: Any) -> str | None:
+        """Return the device id that a connection proves, if any. Raise `HandshakeRefused` to refuse the connection.
+
+        The certificate of a TLS connection proves it, or without TLS the one that a trusted proxy has verified.
+        """
+        connection = transport.getHandle()
+        if connection is not None:
+            return self._identify(connection) if self._identify is not None else None
+        return transport.proxy_identity if self.settings.proxy_identity else None
 
     def connected(self, connection: Connection) -> None:
         """Register a connection whose handshake is complete."""

@@ -1,13 +1,15 @@
 """Recognition of other protocols by the first bytes of a plain connection. Pure.
 
 A device without TLS may send any bytes. So only complete beginnings are recognised, which no device sends by accident: a whole
-request line of HTTP, for example, and not the word GET.
+request line of HTTP, for example, and not the word GET. In a framing other than lines they must also be malformed, or too long.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final
+
+from .framing import Framing, MalformedFrame
 
 _OTHERS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = tuple(
     (re.compile(pattern, re.DOTALL), name)
@@ -29,3 +31,22 @@ def other_protocol(first: bytes) -> str | None:
         if pattern.match(first):
             return name
     return None
+
+
+def foreign_protocol(framing: Framing, first: bytes) -> str | None:
+    """Return the name of the protocol that the bytes begin with, or `None` if they can be frames of a device."""
+    name = other_protocol(first)
+    return None if name is None or _can_be_frames(framing, first) else name
+
+
+def _can_be_frames(framing: Framing, first: bytes) -> bool:
+    if framing.delimiter:
+        return False  # lines may be anything, and no device has a line that is an HTTP request
+    payloads, rest = framing.split(first, 1)
+    if payloads:
+        return len(payloads[0]) <= framing.max_line
+    try:
+        unfinished = framing.unfinished(rest)
+    except MalformedFrame:
+        return False
+    return unfinished is None or not unfinished.skipping

@@ -14,6 +14,7 @@ class IDeviceTransport(ITransport):
 
     peer = Attribute("Address of the peer, for events and the log. str")
     tls_version = Attribute("Name of the TLS version, or an empty string without TLS. str")
+    proxy_identity = Attribute("Common name of a client certificate that a trusted proxy has verified, or None. str or None")
     untaken = Attribute("Number of bytes that were written and that the peer's system has not acknowledged. int")
     unread = Attribute("Number of bytes that the peer sent and that were not read, TLS records included. int")
 

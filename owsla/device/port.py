@@ -75,6 +75,9 @@ class PortHooks:
     emit: Callable[[Event], None]
     fail: Callable[[str], None]
     """Called with the reason if the port cannot be opened: then the process has nothing to do."""
+    foreign: Callable[[bytes], str | None] = other_protocol
+    """Function that returns the name of the protocol that the first bytes of a plain connection begin with, if it is another
+    one."""
 
 
 class DevicePort(Worker):
@@ -286,7 +289,7 @@ class DevicePort(Worker):
         self._connect(transport)
 
     def refusal(self, first: bytes) -> str | None:
-        name = other_protocol(first)
+        name = self._hooks.foreign(first)
         return None if name is None else f"{name}, and this port is without TLS"
 
     def connectionOpened(self, transport: TCPTransport) -> None:

@@ -200,7 +200,7 @@ class DeviceProtocol(LineReceiver):
     def handshakeCompleted(self) -> None:
         """Register the connection, whose device is identified now. Raise `HandshakeRefused` if its certificate is refused."""
         factory = self.factory
-        self.device_id = factory.device_id(self.transport.getHandle())
+        self.device_id = factory.device_id(self.transport)
         self.template = factory.sink.open(self.connection_id, self.device_id)
         self.opened = self._idle_since = factory.clock.seconds()
         factory.connected(self)
@@ -441,7 +441,7 @@ class DeviceProtocol(LineReceiver):
         if not self._paused or self.discarding or self.acknowledges:
             return 0
         unread: int = self.transport.unread
-        return unread if unread > ALERT else 0
+        return unread if unread > ALERT or self.transport.getHandle() is None else 0
 
     def _publish_buffered(self) -> None:
         """Publish the lines that were read and not published yet, since the connection ends. Stop at one that is too long."""

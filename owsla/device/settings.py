@@ -37,5 +37,7 @@ class DeviceSettings:
     """True if lines that are too long are skipped (`--on-long skip`); otherwise their connection is closed."""
     max_rate: float | None = None
     """Lines a second that one device may send, or `None` for no limit."""
+    proxy_identity: bool = False
+    """True if without TLS the PROXY protocol header identifies the device (`--proxy-identity`)."""
     device_ack: Callable[[int], bytes] | None = None
     """Function that returns the acknowledgement of all lines up to a number, or `None` if devices get none."""

@@ -27,6 +27,7 @@ class StockTransport:
     resumes.
     """
 
+    proxy_identity = None
     untaken = 0
     unread = 0
 

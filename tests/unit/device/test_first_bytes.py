@@ -5,7 +5,9 @@ from __future__ import annotations
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.first_bytes import other_protocol
+from owsla.config.framings import read_framing
+from owsla.device.first_bytes import foreign_protocol, other_protocol
+from owsla.device.framing import make_framing
 from owsla.device.proxy_header import write_v1, write_v2
 
 
@@ -54,3 +56,28 @@ class OtherProtocolTests(SynchronousTestCase):
             b"\x16\x03\x01\x00\x05hello",
         ):
             self.assertIsNone(other_protocol(first), first)
+
+
+HTTP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+TLS = client_hello(SSL.TLS1_3_VERSION)
+
+
+class FramingTests(SynchronousTestCase):
+    def test_framings(self) -> None:
+        """Another protocol is named where its bytes are malformed, or too long, in the framing of the door."""
+        for framing, max_line, http, tls in (
+            ("lines", 16384, True, True),
+            ("length:2", 16384, True, False),  # GE is a length of 18,245, and 0x1603 one of 5,635
+            ("length:2", 20000, False, False),
+            ("length:2", 5000, True, True),
+            ("length:4", 16384, True, True),
+            ("netstring", 16384, True, True),
+            ("octet-counting", 16384, True, True),
+            ("fixed:7", 16384, False, False),
+            ("between:02:03", 16384, True, True),
+            ("between:16:03", 16384, True, False),
+        ):
+            made = make_framing(read_framing(framing), b"\n", max_line)
+            self.assertEqual(foreign_protocol(made, HTTP), "an HTTP request" if http else None, (framing, max_line))
+            self.assertEqual(foreign_protocol(made, TLS), "a TLS ClientHello" if tls else None, (framing, max_line))
+            self.assertIsNone(foreign_protocol(made, b"GET 1\n"))
