@@ -24,6 +24,7 @@ from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.listening import BACKLOG, SEND_BUFFER
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
+from owsla.device.proxy_senders import Sender
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.device.sources import SourceLimits, Sources
@@ -95,6 +96,9 @@ class Base(SynchronousTestCase):
         max_per_address: int | None = None,
         share: Share | None = None,
         memory: ProcessMemory | None = None,
+        plain: bool = False,
+        sock: socket.socket | None = None,
+        proxy_senders: tuple[Sender, ...] = (),
         **options: Any,
     ) -> DevicePort:
         """Return a port that is open."""
@@ -125,12 +129,12 @@ class Base(SynchronousTestCase):
         self.sources = Sources(SourceLimits(max_per_address), self.loop.seconds)
         self.listener = DevicePort(
             self.loop,
-            bind(0, "127.0.0.1"),
-            device_tls(),
+            bind(0, "127.0.0.1") if sock is None else sock,
+            None if plain else device_tls(),
             self.factory,
             self.connected,
             Limits(self.port_admission, self.sources, share),
-            PortSettings(handshake_timeout=15.0),
+            PortSettings(handshake_timeout=15.0, proxy_senders=proxy_senders),
             PortHooks(self.events.append, self.failures.append),
         )
         self.connected.startService()
