@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +21,10 @@ from owsla.tls.development import development_certificates
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Lab
-from ._support.owsla import Owsla
+from ._support.owsla import Owsla, twistd
 from ._support.process import free_port
-from ._support.systemd import NotifySocket
-from ._support.waiting import pause, reactor_test, until
+from ._support.systemd import NotifySocket, Systemd
+from ._support.waiting import block_on, pause, reactor_test, until
 from .test_workers import processes
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
@@ -275,3 +277,139 @@ async def test_socket_activate(named: bool, lab: Lab, embedded: EmbeddedBrokerPr
     assert owsla.port == port
     await until(lambda: device.is_ready)
     assert await owsla.terminate() == 0
+
+
+# -- systemd itself, and the units of docs/operations.md ---------------------------------------------------------------------
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+NOT_FOR_USERS = re.compile(
+    r"(DynamicUser|SupplementaryGroups|StateDirectory|LogsDirectory|WorkingDirectory|NoNewPrivileges|Protect\w+|Private\w+"
+    r"|CapabilityBoundingSet|RestrictAddressFamilies|LimitNOFILE|ExecStartPre)=.*\n"
+)
+"""Lines of the unit that the manager of a user's services cannot follow, and those that depend on this machine."""
+
+
+def documented_units() -> dict[str, str]:
+    """Return the unit files and drop-ins of the page, by name: each is an ini block after the path of its file."""
+    found = re.findall(r"`/etc/systemd/system/(\S+)`[^`]*```ini\n(.*?) *```", OPERATIONS.read_text(), re.DOTALL)
+    return {name: re.sub("^ +", "", text, flags=re.MULTILINE) for name, text in found}
+
+
+def test_documented_units(tmp_path: Path) -> None:
+    """systemd finds no fault in the documented units."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd is not installed")
+    units = documented_units()
+    assert set(units) == {
+        "owsla.service",
+        "owsla.service.d/reload.conf",
+        "owsla.service.d/sockets.conf",
+        "owsla.socket",
+        "owsla-meters.socket",
+    }
+    version = int(subprocess.run([analyze, "--version"], capture_output=True, text=True, check=True).stdout.split()[1])
+    if version < 253:
+        del units["owsla.service.d/reload.conf"]
+    for name, text in units.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.replace("/opt/owsla/bin/twistd", twistd()[0]))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", *(str(tmp_path / name) for name in units if not name.endswith(".conf"))],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class Service:
+    """The documented units, in a systemd of its own, with the settings of a test."""
+
+    def __init__(self, systemd: Systemd, folder: Path, ports: tuple[int, int], settings: str) -> None:
+        self.systemd = systemd
+        self._output = folder / "output"
+        config = folder / "owsla.toml"
+        config.write_text(settings)
+        units = documented_units()
+        service = NOT_FOR_USERS.sub("", units["owsla.service"])
+        service = service.replace("/opt/owsla/bin/twistd", shlex.join(twistd())).replace("/etc/owsla.toml", str(config))
+        systemd.write("owsla.service", service.replace("WatchdogSec=30", "WatchdogSec=3"))
+        here = f"[Service]\nWorkingDirectory={folder}\nStandardOutput=append:{self._output}\nStandardError=inherit\n"
+        systemd.write("owsla.service.d/test.conf", f"{here}TimeoutAbortSec=1\n")
+        systemd.write("owsla.service.d/sockets.conf", units["owsla.service.d/sockets.conf"])
+        for name, port in zip(("owsla.socket", "owsla-meters.socket"), ports, strict=True):
+            systemd.write(name, re.sub(r"ListenStream=.*", f"ListenStream=127.0.0.1:{port}", units[name]))
+
+    def output(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+    @property
+    def state(self) -> str:
+        return self.systemd.show("owsla.service", "SubState")
+
+    @property
+    def status(self) -> str:
+        """Return what Owsla has reported as its status."""
+        return self.systemd.show("owsla.service", "StatusText")
+
+    @property
+    def pid(self) -> str:
+        """Return the process id of Owsla, in the namespace of systemd."""
+        return self.systemd.show("owsla.service", "MainPID")
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    """Return a systemd of its own, which is not started."""
+    missing = Systemd.missing()
+    if missing:
+        pytest.skip(missing)
+    one = Systemd(tmp_path / "systemd")
+    yield one
+    block_on(one.close())
+
+
+@WORKERS
+@reactor_test
+async def test_real_systemd(workers: int, systemd: Systemd, lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """With systemd and the documented units: socket activation, states, a reload, a watchdog, and a restart that refuses no
+    connect.
+    """
+    certificates = development_certificates(lab.certs_dir, socket.gethostname())
+    port, meters = free_port(), free_port()
+    settings = f'broker = ["{embedded.url}"]\ncerts-dir = "{lab.certs_dir}"\nworkers = {workers}\n'
+    doors = '[[listen]]\nname = "meters"\ntls = false\n'
+    service = Service(systemd, tmp_path, (port, meters), settings + doors)
+    await systemd.start()
+    systemd.systemctl("start", "owsla.socket", "owsla-meters.socket")
+    assert service.state == "dead"
+    arrivals = Arrivals(lab, port, certificates.ca)
+    arrivals.start()
+    await until(lambda: arrivals.secured > 0, 60, lambda: service.output() + systemd.status())
+    await until(lambda: service.state == "running", 30, systemd.status)
+    assert re.match(r"Ready: \d+ devices? on 2 doors", service.status), service.status
+
+    systemd.systemctl("reload", "owsla")
+    await until(lambda: "Configuration reloaded" in service.output())
+    await until(lambda: service.state == "running")
+
+    first = service.pid
+    systemd.systemctl("restart", "owsla")  # returns when it is ready
+    assert service.state == "running"
+    second = service.pid
+    assert second != first
+    before = arrivals.secured
+    await until(lambda: arrivals.secured >= before + 20)
+    await arrivals.stop()
+    assert arrivals.faults == []
+
+    systemd.systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", "owsla")
+    await until(lambda: service.state == "running" and service.pid not in ("0", second), 60, systemd.status)
+    assert systemd.show("owsla.service", "NRestarts") == "1"
+    systemd.systemctl("stop", "owsla.socket", "owsla-meters.socket", "owsla")
+    assert service.state == "dead"
+    assert systemd.show("owsla.service", "Result") == "success"

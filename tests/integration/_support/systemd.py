@@ -80,7 +80,7 @@ exec unshare --cgroup sh -euc '
     umount -R /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
     export XDG_RUNTIME_DIR=/run/user SYSTEMD_UNIT_PATH="$1"
-    "$2" --user --unit=nothing.target --log-level=info --log-target=console &
+    "$2" --user --unit=nothing.target &
     wait
 ' sh "$2" "$3"
 """
@@ -129,23 +129,29 @@ class Systemd:
 
     def write(self, name: str, text: str) -> None:
         """Write a unit file."""
-        self.units.mkdir(parents=True, exist_ok=True)
-        (self.units / name).write_text(text)
+        path = self.units / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
     async def start(self) -> Systemd:
         """Start systemd, and wait until it answers."""
-        self.write("nothing.target", "[Unit]\nDefaultDependencies=no\n")
+        for target in ("nothing", "basic", "sysinit", "sockets", "multi-user", "network-online", "shutdown"):
+            self.write(f"{target}.target", "[Unit]\nDefaultDependencies=no\n")
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = ChildProcess(
             [*command, "sh", "-c", _START, "sh", self._group, str(self.units), str(SYSTEMD)],
             output=self.folder / "systemd.log",
         )
-        await until(lambda: self.try_systemctl("is-system-running").stdout.strip() in ("running", "degraded"), what=self.log)
+        await until(lambda: self.try_systemctl("is-system-running").stdout.strip() in ("running", "degraded"), what=self.errors)
         return self
 
-    def log(self) -> str:
-        """Return the log of systemd."""
+    def errors(self) -> str:
+        """Return what the programs have written that start systemd."""
         return (self.folder / "systemd.log").read_text()
+
+    def status(self) -> str:
+        """Return the states of all units."""
+        return self.try_systemctl("status", "--all").stdout
 
     def try_systemctl(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run systemctl --user in the namespaces of this systemd."""
@@ -162,7 +168,7 @@ class Systemd:
     def systemctl(self, *arguments: str) -> str:
         """Run systemctl. Return its output; it must succeed."""
         done = self.try_systemctl(*arguments)
-        assert done.returncode == 0, f"systemctl {arguments}: {done.stdout}{done.stderr}\n{self.log()}"
+        assert done.returncode == 0, f"systemctl {arguments}: {done.stdout}{done.stderr}\n{self.status()}"
         return done.stdout
 
     def show(self, unit: str, property: str) -> str:
