@@ -1,7 +1,8 @@
 """The accept loop of the device port, and room for new connections.
 
 The listening socket is read while there is room (`Admission.room`). When there is none, connections wait in the kernel's accept
-queue. When only silent connections take up the room, the one that is silent for longest is closed for each new one.
+queue, which is short while the process is overloaded (`Admission.overloaded`). When only silent connections take up the room,
+the one that is silent for longest is closed for each new one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from zope.interface import implementer
 from ..errors import os_reason
 from ..interfaces import Reactor
 from ..supervision import Worker
-from .admission import PortAdmission
+from .admission import OVERLOADED_QUEUE, PortAdmission
 from .attacks import AttackReports
+from .listening import BACKLOG
 from .socket_transport import SocketTransport, without_goodbye
 from .sources import Sources
 
@@ -103,6 +105,7 @@ class Acceptor:
         self._reading = False
         self._standing_back = False
         self._full = False
+        self._shortened = False
 
     def configure(self) -> None:
         """Accept again, or stop, as the limits of the admission allow now."""
@@ -213,6 +216,8 @@ class Acceptor:
 
     def _accept(self) -> None:
         admission = self._admission
+        if admission.process.overloaded != self._shortened:
+            self._set_backlog()
         left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.process.waiting else ACCEPTED_AT_ONCE, admission.room)
         for _ in range(TURNED_AWAY_AT_ONCE):
             silent = None
@@ -244,6 +249,13 @@ class Acceptor:
             sock.setblocking(False)
             self._accepted(sock, address)
         self.check_room()
+
+    def _set_backlog(self) -> None:
+        """Make the accept queue of the kernel short while the process is overloaded. What is in it already stays."""
+        self._shortened = self._admission.process.overloaded
+        # With a full queue, packets of TCP are sent again, while connect() on a unix socket fails.
+        if self._socket.family != socket.AF_UNIX:
+            self._socket.listen(OVERLOADED_QUEUE if self._shortened else BACKLOG)
 
     def _longest_silent(self) -> SocketTransport | None:
         """Return the connection to evict for a new one: the one that is silent for longest.

@@ -12,6 +12,19 @@ SILENT_SHARE: Final = 4
 silent connections per second arrive, each has two seconds to send its ClientHello. Most devices have sent it before they are
 accepted (`DEFER_ACCEPT` of the port)."""
 
+OVERLOADED_SHARE: Final = 0.5
+"""Share of peers that are gone before their turn from which on the process is overloaded."""
+
+RECOVERED_SHARE: Final = 0.125
+"""Share of peers that are gone before their turn at which the process is no longer overloaded, once no connection waits."""
+
+OVERLOADED_OF: Final = 32
+"""Peers in the moving mean that is this share."""
+
+OVERLOADED_QUEUE: Final = 64
+"""Limit on waiting connections of an overloaded process, and on those in the accept queue of the kernel. 64 handshakes with an
+RSA key of 2048 bits take 0.1 s of CPU."""
+
 STALLED: Final = 1.0
 """Minimum seconds before a handshake counts as stalled."""
 
@@ -40,11 +53,17 @@ class Admission(Generic[Connection]):
     newest is served first until none waits (adaptive LIFO). With FIFO under overload, each peer would be served just when it
     gives up, and no device would ever connect.
 
+    LIFO does not help in the accept queue of the kernel, which is FIFO. When most peers are gone before their turn, there is
+    more in the queues than the peers are patient. Such a process is `overloaded`: only `OVERLOADED_QUEUE` connections wait
+    here, and as many in the kernel. It drops the packets of the others, which costs next to nothing, and their systems send
+    them again. So the connections that are accepted are young.
+
     A stalled handshake keeps its slot while there are free ones. When all are in use and connections wait, the oldest handshake
     is closed if it takes much longer than recent ones (`stalled`).
     """
 
     __slots__ = (
+        "_gone",
         "_handshaking",
         "_impatient",
         "_silent",
@@ -54,6 +73,7 @@ class Admission(Generic[Connection]):
         "max_handshakes",
         "max_silent",
         "open",
+        "overloaded",
     )
 
     def __init__(self, max_connections: int, max_handshakes: int) -> None:
@@ -66,9 +86,12 @@ class Admission(Generic[Connection]):
         self._waiting: dict[Connection, None] = {}
         self._handshaking: dict[Connection, float] = {}
         self._impatient = False
+        self._gone = 0.0  # moving mean: the share of peers that were gone before their turn
         self._usual = STALLED_AT_FIRST / STALLED_TIMES  # moving mean of the duration of handshakes, in seconds
         self.open = 0
         """Number of connections with a completed handshake."""
+        self.overloaded = False
+        """True while the queues are kept short, since most peers were gone before their turn."""
 
     def configure(self, max_connections: int, max_handshakes: int) -> None:
         """Change the limits. With more connections or handshakes than they allow, all stay, and none is added until there is
@@ -106,7 +129,8 @@ class Admission(Generic[Connection]):
     @property
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive. Others wait in the accept queue of the kernel."""
-        return min(self.max_silent - len(self._waiting), self.max_connections - self.spoken)
+        waiting = min(OVERLOADED_QUEUE, self.max_silent) if self.overloaded else self.max_silent
+        return min(waiting - len(self._waiting), self.max_connections - self.spoken)
 
     @property
     def crowded(self) -> bool:
@@ -138,11 +162,16 @@ class Admission(Generic[Connection]):
         self._handshaking[connection] = now
         if not self._waiting:
             self._impatient = False
+            if self._gone <= RECOVERED_SHARE:
+                self.overloaded = False
         return connection
 
     def gave_up(self) -> None:
-        """Note that a waiting peer has gone: serve the newest first from now on."""
+        """Note that a peer has gone before its turn: serve the newest first from now on."""
         self._impatient = True
+        self._gone += (1.0 - self._gone) / OVERLOADED_OF
+        if self._gone >= OVERLOADED_SHARE:
+            self.overloaded = True
 
     def those_waiting(self) -> list[Connection]:
         """Return the waiting connections."""
@@ -159,6 +188,7 @@ class Admission(Generic[Connection]):
         """Move a connection to the open ones: its handshake is complete."""
         since = self._handshaking.pop(connection)
         self._usual += (now - since - self._usual) / USUAL_OF
+        self._gone -= self._gone / OVERLOADED_OF
         self.open += 1
 
     def opened(self, connection: Connection) -> None:
@@ -174,6 +204,7 @@ class Admission(Generic[Connection]):
             del self._silent[connection]
         elif connection in self._waiting:
             del self._waiting[connection]
+            self.gave_up()
         else:
             self.open -= 1
 

@@ -144,8 +144,7 @@ class ConnectedSockets(Worker):
         for port in tuple(self._ports):
             port.sweep(now)
         for transport in self.admission.those_waiting():
-            if transport.closeIfGone():
-                self.admission.gave_up()
+            transport.closeIfGone()
         self._trim(now)
         self.scheduler.proceed()
         if self._housekeeping is not None:

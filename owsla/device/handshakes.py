@@ -44,7 +44,9 @@ class HandshakeScheduler:
         self._turn_ends = 0.0
 
     def hello_received(self, transport: TLSTransport) -> bool:
-        """Return whether the handshake of a connection begins now, which waits already. Otherwise schedule it."""
+        """Return whether the handshake of a connection begins now, which waits already. Otherwise schedule it, or close the
+        connection if its peer has gone.
+        """
         admission = self._admission
         now = self._clock.seconds()
         if self._turn != self._poller.turns:
@@ -55,6 +57,9 @@ class HandshakeScheduler:
         )
         if not begins:
             self.start_soon()
+        elif transport.closeIfGone():
+            admission.gave_up()
+            return False
         return begins
 
     def start_soon(self) -> None:

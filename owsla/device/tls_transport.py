@@ -36,6 +36,10 @@ from .socket_transport import (
     failure_of,
 )
 
+_BEFORE_SIGNATURE: Final = (b"before SSL initialization", b"TLSv1.3 early data")
+"""OpenSSL's states (SSL_state_string_long(3)) while it awaits the rest of a ClientHello, or the second one, after a
+HelloRetryRequest. It is in the second of them after its signature, too."""
+
 _HANDSHAKE_FAILURE: Final = b"\x15\x03\x01\x00\x02\x02\x28"
 
 
@@ -51,7 +55,9 @@ class TLSOwner(Owner, Protocol):
         """Context of connections whose handshake is complete: `PostHandshake.context`."""
 
     def helloReceived(self, transport: TLSTransport) -> bool:
-        """Return whether the handshake may begin at once. Otherwise `TLSTransport.startHandshake` is called later."""
+        """Return whether the handshake may begin at once. Otherwise `TLSTransport.startHandshake` is called later, or the
+        connection is closed.
+        """
 
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         """Connect a protocol (`connectProtocol`), or close the connection."""
@@ -111,7 +117,7 @@ class TLSTransport(SocketTransport):
             elif state == CLOSING:
                 self._drain()
             elif state == HANDSHAKING:
-                self._handshake()
+                self._continue_handshake()
             elif state in (ACCEPTED, HELLO):
                 self._begin()
         except Exception:
@@ -154,13 +160,16 @@ class TLSTransport(SocketTransport):
         A peer that has closed its side cannot complete a handshake. Its ClientHello is still in the socket, and would cost a
         signature.
         """
-        poll = select.poll()
-        poll.register(self._fd, select.POLLRDHUP)
-        if not poll.poll(0):
+        if not self._peer_gone():
             return False
         self._reason = Failures.GAVE_UP
         self._life.ended()
         return True
+
+    def _peer_gone(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _begin_with(self, first: bytes) -> None:
         needed = self._needed(first)
@@ -170,11 +179,11 @@ class TLSTransport(SocketTransport):
         if (reason := hello.refusal(first, needed)) is not None:
             self._refuse_hello(reason, len(first))
             return
-        if not self._owner.helloReceived(self):
-            self.stop_reading()
-        elif not self.closeIfGone():
+        if self._owner.helloReceived(self):
             self._life.hello_received()
             self._handshake()
+        else:
+            self.stop_reading()
 
     def _refuse_hello(self, reason: str, length: int) -> None:
         """Close the connection for its first `length` bytes, with the alert handshake_failure (RFC 8446, section 6.2)."""
@@ -208,6 +217,16 @@ class TLSTransport(SocketTransport):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._state = ACCEPTED
         return False
+
+    def _continue_handshake(self) -> None:
+        """Continue a handshake that has begun, unless a signature would be made for a peer that has gone meanwhile."""
+        tls = self.getHandle()
+        # In TLS 1.3 the signature is made together with our Finished message.
+        if tls.get_state_string() in _BEFORE_SIGNATURE and self._peer_gone() and tls.get_finished() is None:
+            self._reason = Failures.LOST
+            self._life.ended()
+        else:
+            self._handshake()
 
     def _handshake(self) -> None:
         if self._state != HANDSHAKING or self._stream is None:

@@ -8,6 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.admission import (
+    OVERLOADED_OF,
+    OVERLOADED_QUEUE,
     REPORT_INTERVAL,
     SILENT_SHARE,
     STALLED,
@@ -64,6 +66,70 @@ class AdmissionTests(SynchronousTestCase):
             admission.accepted(name)
             admission.spoke(name)
         self.assertEqual([admission.next_turn(0.0) for _ in range(2)], ["e", "f"])
+
+    def test_lost_while_waiting(self) -> None:
+        """A connection that is lost while it waits has given up."""
+        admission: Admission[str] = Admission(max_connections=100, max_handshakes=9)
+        for name in "abcd":
+            admission.accepted(name)
+            admission.spoke(name)
+        admission.lost("b")
+        self.assertEqual([admission.next_turn(0.0) for _ in range(4)], ["d", "c", "a", None])
+
+    def test_overloaded(self) -> None:
+        """When most peers are gone before their turn, few wait, until most peers are served again and none waits."""
+        admission: Admission[int] = Admission(max_connections=10_000, max_handshakes=500)
+
+        def arrive(number: int) -> None:
+            admission.accepted(number)
+            admission.spoke(number)
+
+        def serve() -> None:
+            served = admission.next_turn(0.0)
+            assert served is not None
+            admission.secured(served, 0.0)
+
+        for number in range(10 * OVERLOADED_OF):  # every third one gives up
+            arrive(number)
+            if number % 3:
+                serve()
+            else:
+                admission.lost(number)
+        self.assertEqual((admission.overloaded, admission.room), (False, SILENT_SHARE * 500))
+        for number in range(OVERLOADED_OF):
+            arrive(number)
+        for number in range(OVERLOADED_OF):
+            admission.lost(number)
+        self.assertEqual((admission.overloaded, admission.room), (True, OVERLOADED_QUEUE))
+        arrive(0)
+        for number in range(1, 4 * OVERLOADED_OF):
+            self.assertEqual((admission.overloaded, admission.room), (True, OVERLOADED_QUEUE - 1))
+            arrive(number)
+            serve()  # the newest; one still waits
+        serve()
+        self.assertEqual((admission.waiting, admission.overloaded, admission.room), (0, False, SILENT_SHARE * 500))
+
+    def test_overloaded_without_room(self) -> None:
+        """An overloaded process accepts no more while more wait than it allows then."""
+        admission: Admission[int] = Admission(max_connections=10_000, max_handshakes=500)
+        for number in range(1000):
+            admission.accepted(number)
+            admission.spoke(number)
+        for number in range(OVERLOADED_OF):
+            admission.lost(number)
+        self.assertTrue(admission.overloaded)
+        self.assertLess(admission.room, 0)
+
+    def test_emptied_by_peers_that_are_gone(self) -> None:
+        """A process stays overloaded if its queue is empty because all peers in it were gone."""
+        admission: Admission[int] = Admission(max_connections=10_000, max_handshakes=500)
+        for number in range(1000):
+            admission.accepted(number)
+            admission.spoke(number)
+        while (connection := admission.next_turn(0.0)) is not None:
+            admission.lost(connection)
+            admission.gave_up()
+        self.assertEqual((admission.waiting, admission.overloaded), (0, True))
 
     def test_stalled(self) -> None:
         """The oldest handshake is stalled when all slots are used, others wait, and it takes several times the usual time."""
@@ -303,6 +369,7 @@ class Machine(RuleBasedStateMachine):
         if name is not None:
             if self.states.pop(name) == "waiting":
                 self.queue.remove(name)
+                self.impatient = True
             self.ports[name % 2].lost(name)
 
     @rule(ahead=st.integers(0, 20))

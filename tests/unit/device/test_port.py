@@ -14,7 +14,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device import listening as listening_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
-from owsla.device.admission import REPORT_INTERVAL, STALLED_AT_FIRST, Admission, PortAdmission
+from owsla.device.admission import (
+    OVERLOADED_OF,
+    OVERLOADED_QUEUE,
+    REPORT_INTERVAL,
+    SILENT_SHARE,
+    STALLED_AT_FIRST,
+    Admission,
+    PortAdmission,
+)
 from owsla.device.closing import LONGEST_GOODBYE
 from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
@@ -248,6 +256,36 @@ class PortTests(Base):
             self.listen()
         self.assertEqual(asked, [BACKLOG])
         self.assertGreaterEqual(BACKLOG, 1024)
+
+    def test_short_backlog(self) -> None:
+        """While the process is overloaded, the accept queue of the kernel is short. Then it is deep again."""
+        asked = []
+        real = socket.socket.listen
+
+        def listen(sock: socket.socket, backlog: int) -> None:
+            asked.append(backlog)
+            real(sock, backlog)
+
+        with mock.patch.object(socket.socket, "listen", listen):
+            self.listen(max_handshakes=1)
+            clients = []
+            for _ in range(OVERLOADED_OF + 1):
+                clients.append(Client(self.connect()))
+                clients[-1].step()
+                self.loop.settle()
+            stalled, *gone = clients
+            for client in gone:
+                client.socket.close()
+            for _ in range(OVERLOADED_OF // SILENT_SHARE):
+                self.later(1)
+            self.assertEqual((self.admission.waiting, self.admission.overloaded), (0, True))
+            stalled.socket.close()
+            self.device()
+            self.assertEqual(asked, [BACKLOG, OVERLOADED_QUEUE])
+            while self.admission.overloaded:
+                self.device().socket.close()
+            self.device()
+            self.assertEqual(asked, [BACKLOG, OVERLOADED_QUEUE, BACKLOG])
 
     def test_options_of_accepted_sockets(self) -> None:
         """The socket of a device sends at once, has keepalive probes, and does not block."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from typing import Any, cast
+from unittest import mock
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -90,6 +92,30 @@ class Recorder:
         """Close the connection as a producer must."""
         self.transport.unregisterProducer()
         self.transport.loseConnection()
+
+
+FFDHE2048, X25519 = 0x0100, 0x001D
+"""Groups for the key exchange (RFC 8446, 4.2.7)."""
+
+SERVER_HELLO = 2
+"""Type of a ServerHello, and of a HelloRetryRequest, after the five bytes of the record's header."""
+
+
+def client_hello(group: int, share: bytes) -> bytes:
+    """Return a ClientHello of TLS 1.3 with FFDHE2048 and X25519, and a key share for one of them."""
+
+    def extension(kind: int, content: bytes) -> bytes:
+        return struct.pack(">HH", kind, len(content)) + content
+
+    extensions = [
+        extension(0x000A, struct.pack(">HHH", 4, FFDHE2048, X25519)),  # supported groups
+        extension(0x000D, struct.pack(">HHH", 4, 0x0403, 0x0804)),  # signature algorithms: ECDSA with P-256, and RSA-PSS
+        extension(0x002B, b"\2\3\4"),  # supported versions: TLS 1.3
+        extension(0x0033, struct.pack(">HHH", 4 + len(share), group, len(share)) + share),  # key share
+    ]
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0"
+    body += struct.pack(">H", sum(map(len, extensions))) + b"".join(extensions)
+    return b"\x16\3\1" + struct.pack(">H", 4 + len(body)) + b"\1" + len(body).to_bytes(3, "big") + body
 
 
 class Owner:
@@ -747,6 +773,36 @@ class TcpTests(HandshakeBase):
             self.assertEqual(self.ended(), "lost")
             self.tearDown()
             self.setUp()
+
+    def test_gone_before_the_signature(self) -> None:
+        """No signature is made for a peer that has gone, also after a HelloRetryRequest."""
+        for gone in (False, True):
+            self.peer.send(client_hello(FFDHE2048, bytes(255) + b"\2"))
+            self.loop.settle()
+            retry = self.peer.recv(65536)
+            self.assertEqual((self.owner.told, retry[5]), (["spoke"], SERVER_HELLO))
+            self.peer.send(client_hello(X25519, b"\x09" + bytes(31)))
+            if gone:
+                self.peer.shutdown(socket.SHUT_WR)
+                self.assertEqual(self.ended(), "lost")
+                self.assertRaises(ConnectionResetError, self.peer.recv, 65536)
+                break
+            self.loop.settle()
+            self.assertEqual(self.peer.recv(65536)[5], SERVER_HELLO)
+            self.tearDown()
+            self.setUp()
+
+    def test_gone_while_its_hello_is_incomplete(self) -> None:
+        """No signature is made for a peer whose ClientHello was complete only when it had gone."""
+        hello = client_hello(X25519, b"\x09" + bytes(31))
+        with mock.patch.object(socket.socket, "setsockopt"):  # the kernel cannot wait for the whole
+            self.peer.send(hello[:60])
+            self.loop.settle()
+        self.assertEqual(self.owner.told, ["spoke"])
+        self.peer.send(hello[60:])
+        self.peer.shutdown(socket.SHUT_WR)
+        self.assertEqual(self.ended(), "lost")
+        self.assertRaises(ConnectionResetError, self.peer.recv, 65536)  # instead of an answer
 
     def test_addresses(self) -> None:
         """Addresses are Twisted address objects, IPv4-mapped ones are IPv4, and each has a readable form."""
