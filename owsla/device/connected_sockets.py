@@ -19,7 +19,7 @@ from .handshakes import HandshakeScheduler
 from .hangup import HangupWatch
 from .housekeeping import TICK, Housekeeping
 from .poller import Poller
-from .transport import TLSTransport
+from .tls_transport import TLSTransport
 
 FREEZE_EVERY: Final = 500
 """Handshakes after which objects are excluded from garbage collection: a pause of some 2 ms each time."""

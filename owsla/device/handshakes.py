@@ -14,7 +14,7 @@ from ..interfaces import Clock
 from ..supervision import Worker
 from .admission import Admission
 from .poller import Poller
-from .transport import TLSTransport
+from .tls_transport import TLSTransport
 
 BEGINNINGS: Final = 0.003
 """Seconds of a turn in which handshakes may begin, after the first one. Handshakes that have begun are to be completed before

@@ -51,8 +51,8 @@ from .factory import DeviceFactory
 from .framing import MalformedFrame, Unfinished
 from .interfaces import IDeviceTransport, IHangupListener
 from .ordering import Arrival, Ordering
+from .socket_transport import EXPECTED, explain
 from .stock_transport import StockTransport
-from .transport import EXPECTED, explain
 
 WAIT_FOR_SINK: Final = 1
 """Reading is paused until the sink accepts lines again."""

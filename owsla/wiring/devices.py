@@ -18,6 +18,7 @@ from ..device.connected_sockets import ConnectedSockets
 from ..device.connections import Connection, Connections, ConnectionsOf
 from ..device.dialect_protocol import speaking
 from ..device.factory import DeviceFactory
+from ..device.first_bytes import foreign_protocol
 from ..device.framing import Framing, make_framing
 from ..device.hangup import HangupWatch
 from ..device.port import DevicePort, PortHooks, PortSettings
@@ -204,7 +205,7 @@ def _make_door(
             base.inherited.load if base.inherited is not None else None,
         ),
         _port_settings(door.name, settings),
-        PortHooks(base.emit, partial(fail, base.reactor)),
+        PortHooks(base.emit, partial(fail, base.reactor), lambda first: foreign_protocol(factory.framing, first)),
     )
     lists = material.revocation if material is not None else None
     return DeviceDoor(
@@ -251,6 +252,7 @@ def device_settings(settings: Settings) -> DeviceSettings:
         write_buffer=settings.write_buffer,
         idle_timeout=settings.idle_timeout,
         max_rate=settings.max_rate,
+        proxy_identity=settings.proxy_identity,
         device_ack=_acknowledgement(settings.device_ack, framing),
     )
 

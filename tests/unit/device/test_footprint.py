@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.dialect_protocol import speaking
 from owsla.device.protocol import DeviceProtocol
-from owsla.device.transport import TLSTransport
+from owsla.device.tls_transport import TLSTransport
 from owsla.dialects import Dialect
 from owsla.tls.post_handshake import PostHandshake
 

@@ -35,8 +35,9 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.proxy_senders import Sender
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
+from owsla.device.socket_transport import CLOSING_TIMEOUT
 from owsla.device.sources import SourceLimits, Sources
-from owsla.device.transport import CLOSING_TIMEOUT, TLSTransport
+from owsla.device.tls_transport import TLSTransport
 from owsla.events import (
     DeviceConnected,
     DeviceDisconnected,

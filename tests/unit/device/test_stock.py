@@ -30,7 +30,7 @@ from owsla.device.interfaces import IDeviceTransport, IHangupListener
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.stock_transport import StockTransport
-from owsla.device.transport import TLSTransport
+from owsla.device.tls_transport import TLSTransport
 from owsla.events import DeviceDisconnected
 from owsla.runtime.sockets import bind
 
