@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from owsla.config.addresses import BrokerAddress
+from owsla.config.deny_list import read_deny_list
 from owsla.config.framings import acknowledgement_fault, framing_fault
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
 from owsla.config.passwords import read_password
@@ -283,7 +284,7 @@ def _overlap(address: str, other: str) -> bool:
 
 
 def check_files(settings: Settings, read: ReadFile) -> None:
-    """Check the certificates, keys and lists that the settings name."""
+    """Check the certificates, keys and lists that the settings name, the deny list included."""
     for door in settings.doors:
         own = door.settings
         if not own.tls:
@@ -295,6 +296,8 @@ def check_files(settings: Settings, read: ReadFile) -> None:
             if own.client_crl is not None:
                 read_revocation_lists(own.client_crl, authorities, read)
     load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, read)
+    if settings.deny is not None:
+        read_deny_list(settings.deny, read)
 
 
 def device_tls_files(settings: Settings, pairs: Iterable[tuple[Path, Path]]) -> DeviceTLSFiles:

@@ -407,15 +407,18 @@ OPTIONS: tuple[Option, ...] = (
         "New connections per second from one IPv4 address, or one IPv6 network (/64); further connections are closed at once. "
         "Devices behind one NAT share an address.",
         door=True,
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "max-flaps", "COUNT", "off", readers.either("off", None, readers.number(1, LARGEST_COUNT)),
-        "Connections of one identified device within a minute; beyond that, its connections are closed for a minute.",
+        "Connections of one identified device within a minute; beyond that, its new connections are closed for a minute.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "deny", "FILE", "off", readers.either("off", None, readers.path),
-        "File with addresses, certificates and devices that are refused, a line each: address NETWORK, serial HEX or device "
-        "ID.",
+        "File with a line for each address, certificate or device that is refused, and disconnected: address NETWORK, serial "
+        "HEX or device ID, and until TIME if the line has an end.",
+        reload="yes",
     ),
     Option(
         _CONNECTIONS, "handshake-timeout", "TIME", "15s", readers.duration(zero=False),

@@ -27,7 +27,7 @@ from typing import Final
 
 from twisted.python.failure import Failure
 
-from ..dialects import Conversation, Dialect, Factory, Refused
+from ..dialects import Conversation, DeviceRefused, Dialect, Factory, Refused
 from ..events import DeviceIdentified, DialectFailed, LoginFailed
 from ..letter import DeliverySource, Letter
 from ..supervision import explain
@@ -266,6 +266,9 @@ class DialectProtocol(DeviceProtocol):
         if device_id == self.device_id:
             return
         factory = self.factory
+        refusal = factory.refusal(device_id, self.transport)
+        if refusal is not None:
+            raise DeviceRefused(refusal.reason, reported=refusal.reported)
         factory.devices.remove(self)
         self.device_id = device_id
         self.template = factory.sink.open(self.connection_id, device_id)
@@ -317,7 +320,11 @@ class DialectProtocol(DeviceProtocol):
         super().reject(reason)
 
     def fail(self, failure: Failure) -> None:
-        if not self._over:
+        if isinstance(failure.value, DeviceRefused):
+            if not failure.value.reported:
+                self.login_failed(None, str(failure.value))
+            self.hang_up(str(failure.value))
+        elif not self._over:
             self._over = self.discarding = True
             self._failure = failure
             self._emit_failure(failure)

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from ..events import DeviceConnected
 from ..interfaces import FIRST_DOOR
 from ..letter import Letter
+from ..tls.refusal import HandshakeRefused, Refusal
 from .connections import Connection, ConnectionsOf
 from .housekeeping import IdleCheck
 from .ordering import Ordering
@@ -59,6 +60,7 @@ class DeviceFactory(ServerFactory):
         self.discards = services.discards
         self.skipped = services.skipped
         self.devices = services.devices
+        self.denied = services.denied
         self.deliveries = services.deliveries
         self.timers = services.timers
         self._idle = IdleCheck(ConnectionsOf(services.connections, self), services.sink, settings.idle_timeout)
@@ -91,6 +93,19 @@ class DeviceFactory(ServerFactory):
         if connection is not None:
             return self._identify(connection) if self._identify is not None else None
         return transport.proxy_identity if self.settings.proxy_identity else None
+
+    def admit(self, device_id: str | None, transport: Any) -> None:
+        """Raise `HandshakeRefused` unless the device of a connection may connect now."""
+        refusal = self.refusal(device_id, transport)
+        if refusal is not None:
+            raise HandshakeRefused(refusal)
+
+    def refusal(self, device_id: str | None, transport: Any) -> Refusal | None:
+        """Return the reason for refusing a device that has just been identified, or `None`. Count its connection."""
+        refusal = self.denied.refusal(device_id, transport)
+        if refusal is None and device_id is not None:
+            refusal = self.devices.held_off(device_id, transport.peer, self.door)
+        return refusal
 
     def connected(self, connection: Connection) -> None:
         """Register a connection whose handshake is complete."""

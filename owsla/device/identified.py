@@ -1,24 +1,31 @@
-"""Connections by device id, for `--on-duplicate replace`."""
+"""Connections by device id, for `--on-duplicate replace` and `--max-flaps`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..events import DeviceContested, DeviceReplaced, Event
+from ..events import DeviceContested, DeviceHeldOff, DeviceReplaced, Event
 from ..interfaces import Clock
+from ..tls.refusal import Refusal
 from .connections import Connection, guard
+from .flaps import HELD_OFF, FlapLimit
 from .replaced_connections import ReplacedConnections
 
 
 class IdentifiedDevices:
-    """Keeps the newest connection of each device id, and closes the one that it replaces."""
+    """Keeps the newest connection of each device id, and closes the one that it replaces. Holds devices off that flap."""
 
-    def __init__(self, clock: Clock, emit: Callable[[Event], None], replace: bool) -> None:
+    def __init__(
+        self, clock: Clock, emit: Callable[[Event], None], replace: bool, max_flaps: int | None = None
+    ) -> None:
         """With `replace` false nothing is kept: all connections of a device stay."""
         self._clock = clock
         self._emit = emit
         self._newest: dict[str, Connection] | None = {} if replace else None
         self._replaced: ReplacedConnections[Connection] = ReplacedConnections()
+        self.flaps = FlapLimit(max_flaps)
+        self.refused = 0
+        """Number of connections that were closed so far, since their device was held off."""
 
     def configure(self, replace: bool, connections: Iterable[Connection]) -> None:
         """Change whether a new connection of a device replaces its previous one.
@@ -31,6 +38,16 @@ class IdentifiedDevices:
         self._newest = None
         if replace:
             self._newest = {each.device_id: each for each in connections if each.device_id is not None and not each.closing}
+
+    def held_off(self, device_id: str, peer: str, door: str) -> Refusal | None:
+        """Count a connection of a device. Return the reason for refusing it if the device is held off, or else `None`."""
+        connections = self.flaps.enter(device_id, self._clock.seconds())
+        if connections is None:
+            return None
+        self.refused += 1
+        if connections:
+            self._emit(DeviceHeldOff(device_id, connections, HELD_OFF, peer, door))
+        return Refusal("the device is held off", reported=True)
 
     def add(self, connection: Connection, peer: str) -> None:
         """Register an identified connection, and close the previous one of its device."""

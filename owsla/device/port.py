@@ -127,7 +127,8 @@ class DevicePort(Worker):
         """Number of completed handshakes; without TLS that of connections that were opened."""
         self.failed_handshakes = 0
         """Number of connections that were closed before their handshake was complete, or without TLS before they were open.
-        Those evicted or turned away, and health checks behind a PROXY protocol header, do not count."""
+        Those evicted, turned away or held off, and health checks behind a PROXY protocol header, do not count.
+        """
         sockets.add_port(self)
 
     # -- Numbers for metrics -----------------------------------------------------------------------------------------------
@@ -333,6 +334,8 @@ class DevicePort(Worker):
         self._hooks.emit(Full(connections, reason, self._settings.door))
 
     def _handshake_failed(self, transport: SocketTransport, reason: str, refusal: Refusal | None) -> None:
+        if refusal is not None and refusal.reported:
+            return
         self.failed_handshakes += 1
         subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
         self._hooks.emit(HandshakeFailed(transport.peer, reason, subject, serial, self._settings.door))

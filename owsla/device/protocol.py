@@ -198,9 +198,10 @@ class DeviceProtocol(LineReceiver):
             self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:
-        """Register the connection, whose device is identified now. Raise `HandshakeRefused` if its certificate is refused."""
+        """Register the connection, whose device is identified now. Raise `HandshakeRefused` if it is refused."""
         factory = self.factory
         self.device_id = factory.device_id(self.transport)
+        factory.admit(self.device_id, self.transport)
         self.template = factory.sink.open(self.connection_id, self.device_id)
         self.opened = self._idle_since = factory.clock.seconds()
         factory.connected(self)

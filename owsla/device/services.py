@@ -12,6 +12,7 @@ from ..runtime.end_of_turn import EndOfTurn
 from .connections import RECEIVED, SENT, Connections
 from .deadlines import Deadlines
 from .deliveries import Deliveries
+from .denied import DeniedDevices
 from .discards import Discards
 from .hangup import HangupWatch
 from .housekeeping import Housekeeping
@@ -66,7 +67,8 @@ class DeviceServices:
         self.reading: Final = PausedReading(hangups)
         self.discards: Final = Discards()
         self.skipped: Final = SkippedLines(clock, emit)
-        self.devices: Final = IdentifiedDevices(clock, emit, settings.replace)
+        self.denied: Final = DeniedDevices(clock, runtime.now, connections)
+        self.devices: Final = IdentifiedDevices(clock, emit, settings.replace, settings.max_flaps)
         self.deliveries: Final = Deliveries(clock, runtime.now, courier, self.reordering, self.slow)
         self.timers: Final[Deadlines[TimedOut]] = Deadlines()
         """Time-outs of dialects."""
@@ -78,6 +80,7 @@ class DeviceServices:
                 self.skipped.tick,
                 self.reading.tick,
                 self.devices.tick,
+                self.denied.tick,
                 self._time_out,
                 self.reordering.tick,
                 self.slow.tick,
@@ -89,6 +92,7 @@ class DeviceServices:
         self.reordering.configure(settings.gap_timeout, settings.reorder_limit)
         self.slow.configure(settings.write_timeout)
         self.devices.configure(settings.replace, self.connections)
+        self.devices.flaps.configure(settings.max_flaps)
 
     def _time_out(self, now: float) -> None:
         if self.timers:

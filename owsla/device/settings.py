@@ -20,6 +20,8 @@ class SharedSettings:
     """Time after which a device that takes nothing is closed."""
     replace: bool = False
     """True if a new connection of a device replaces its previous one (`--on-duplicate replace`)."""
+    max_flaps: int | None = None
+    """Connections of one identified device within a minute, or `None` for no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

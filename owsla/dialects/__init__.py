@@ -1,11 +1,23 @@
 """Dialects: protocols in which devices talk to the gateway itself. `docs/dialects.md` shows how to write one."""
 
 from ._find import find_dialect
-from ._interfaces import REFUSED, Conversation, Dialect, DialectPlugin, DialectSettings, Factory, IDialect, Refused, Successor
+from ._interfaces import (
+    REFUSED,
+    Conversation,
+    DeviceRefused,
+    Dialect,
+    DialectPlugin,
+    DialectSettings,
+    Factory,
+    IDialect,
+    Refused,
+    Successor,
+)
 
 __all__ = [
     "REFUSED",
     "Conversation",
+    "DeviceRefused",
     "Dialect",
     "DialectPlugin",
     "DialectSettings",

@@ -24,6 +24,18 @@ class DialectSettings(Protocol):
         """Seconds of `--login-timeout`."""
 
 
+class DeviceRefused(ValueError):
+    """A device may not connect now: `--deny` names it, or it connects too often (`--max-flaps`).
+
+    The connection of a dialect that does not catch this is closed.
+    """
+
+    def __init__(self, reason: str, *, reported: bool) -> None:
+        """`reported` is true if an event has reported the reason already."""
+        super().__init__(reason)
+        self.reported = reported
+
+
 class Conversation(Protocol):
     """The connection of one device, as its dialect sees it.
 
@@ -65,8 +77,8 @@ class Conversation(Protocol):
     def identify(self, device_id: str) -> None:
         """Set the device id. Each published line has it, so call this before the first one.
 
-        Raise `ValueError` if the id is empty, unprintable or longer than 255 bytes, and `RuntimeError` if a line was published
-        already.
+        Raise `ValueError` if the id is empty, unprintable or longer than 255 bytes, `DeviceRefused` if this device may not
+        connect now, and `RuntimeError` if a line was published already.
         """
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:

@@ -28,7 +28,7 @@ from ..errors import ConfigError
 from ..supervision import explain
 from ._devices_file import DevicesFile
 from ._failed_logins import LONGEST, FailedLogins
-from ._interfaces import REFUSED, Conversation, Dialect, DialectSettings, Factory, Refused
+from ._interfaces import REFUSED, Conversation, DeviceRefused, Dialect, DialectSettings, Factory, Refused
 from ._throttle import Throttle
 
 # States of a login.
@@ -184,6 +184,11 @@ class Login(Dialect):
     def _succeeded(self, device_id: str, name: bytes, token: bytes) -> None:
         try:
             self.conversation.identify(device_id)
+        except DeviceRefused as refused:
+            if not refused.reported:
+                self.conversation.login_failed(_shown(name), str(refused))
+            self._close(str(refused))
+            return
         except ValueError:  # the id that the checker returned is not a possible device id
             self._failed(Failure(), name, token)
             return

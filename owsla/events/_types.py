@@ -511,6 +511,27 @@ class DeviceContested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceHeldOff(Event):
+    """A device connected more often within a minute than --max-flaps allows. Its connections are closed for a while."""
+
+    name: ClassVar[str] = "device-held-off"
+    warning: ClassVar[bool] = True
+    device_id: str
+    connections: int
+    """Number within the minute, with the one that was refused."""
+    seconds: float
+    peer: str
+    """Address of that connection."""
+    door: str = FIRST_DOOR
+
+    def __str__(self) -> str:
+        return (
+            f"Device held off{_at(self.door)}: {self.device_id} connected {self.connections} times within a minute "
+            f"(--max-flaps), last from {self.peer}; its new connections are closed for {self.seconds:g} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DuplicatesDropped(Event):
     """Messages were dropped because their numbers had been sent before. Reported periodically, as a number."""
 

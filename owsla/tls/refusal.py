@@ -20,6 +20,8 @@ class Refusal:
     """Subject of the refused certificate in the form of RFC 4514; `None` if it cannot be read."""
     serial: str | None = None
     """Serial number of that certificate in hexadecimal, as `openssl x509 -serial` shows it."""
+    reported: bool = False
+    """True if an event has reported the reason, for this connection and those that follow it."""
 
     def note(self, connection: SSL.Connection) -> None:
         """Note this refusal on a connection, for `noted_refusal`."""

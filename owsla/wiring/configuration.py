@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from ..config.changes import SettingsChanges, compare_settings
 from ..config.checks import device_tls_files
+from ..config.deny_list import DenyList, read_deny_list
 from ..config.options import OPTIONS, Option
 from ..config.settings import Door, Settings
 from ..config.sources import load_settings, write_warning
@@ -33,7 +34,7 @@ _log = Logger(namespace="owsla")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Settings of a process, and the TLS material that is built from the files that they name."""
+    """Settings of a process, and the TLS material and the deny list that are built from the files that they name."""
 
     argv: Sequence[str]
     """Arguments of the command line that the settings were read from."""
@@ -42,6 +43,7 @@ class Configuration:
     device_tls: Mapping[str, DeviceTLSMaterial]
     """TLS material of the doors with TLS, by name. Doors with the same files share it."""
     broker_tls: BrokerTLSMaterial
+    deny_list: DenyList
     dialects: Mapping[str, Factory] = field(default_factory=dict)
     """Factories of the dialects of connections that come after a reload, by door, where it changes something about them."""
     changes: SettingsChanges | None = None
@@ -223,7 +225,19 @@ def configure(
         broker_tls = previous.broker_tls  # its files may have gone, together with that broker
     else:
         broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
-    return Configuration(argv, settings, files, device_tls, broker_tls)
+    return Configuration(argv, settings, files, device_tls, broker_tls, _deny_list(settings, files, previous))
+
+
+def _deny_list(settings: Settings, files: Files, previous: Configuration | None) -> DenyList:
+    """Return the list in the file of `--deny`: that of the previous configuration if the file is the same."""
+    path = settings.deny
+    if path is None:
+        return DenyList()
+    if previous is not None and previous.settings.deny == path:
+        files.read(path)
+        if not files.differs(previous.files, path):
+            return previous.deny_list
+    return read_deny_list(path, files.read)
 
 
 def announce_development_certificate(configuration: Configuration) -> None:

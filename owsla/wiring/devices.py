@@ -98,11 +98,12 @@ class Devices:
         return faults[0] if all(fault is not None for fault in faults) else None
 
     def use(self, configuration: Configuration) -> None:
-        """Use the certificates, authorities and revocation lists of another configuration."""
+        """Use the certificates, authorities, revocation lists and deny list of another configuration."""
         for door in configuration.settings.doors:
             material = configuration.device_tls.get(door.name)
             if material is not None:
                 self.doors[door.name].use(material, door.settings.handshake_timeout)
+        self.services.denied.use(configuration.deny_list)
 
     def configure(self, settings: Settings) -> None:
         """Follow other settings of the node and of its doors."""
@@ -158,6 +159,7 @@ def make_devices(
         publishing.courier,
         hangups,
     )
+    services.denied.use(configuration.deny_list)
     connected = ConnectedSockets(
         base.reactor,
         Admission(max_connections, settings.max_handshakes),
@@ -201,7 +203,7 @@ def _make_door(
         connected,
         Limits(
             admission,
-            Sources(source_limits(settings), base.reactor.seconds),
+            Sources(source_limits(settings), base.reactor.seconds, services.denied.denies_address),
             base.inherited.load if base.inherited is not None else None,
         ),
         _port_settings(door.name, settings),
@@ -235,12 +237,13 @@ def shared_settings(settings: Settings) -> SharedSettings:
         reorder_limit=settings.reorder_limit,
         write_timeout=settings.write_timeout,
         replace=settings.on_duplicate == "replace",
+        max_flaps=settings.max_flaps,
     )
 
 
 def source_limits(settings: Settings) -> SourceLimits:
     """Return the limits for each source address of the device port."""
-    return SourceLimits(settings.max_per_address)
+    return SourceLimits(settings.max_per_address, settings.max_connect_rate)
 
 
 def device_settings(settings: Settings) -> DeviceSettings:

@@ -75,6 +75,8 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
         {"max_per_address": 3},
         lambda node: node.devices.first.port._sources.limits,
     ),
+    "max-connect-rate": ({"max_connect_rate": 7.5}, lambda node: node.devices.first.port._sources.limits),
+    "max-flaps": ({"max_flaps": 3}, lambda node: node.devices.services.devices.flaps.limit),
     "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.first.port._settings.handshake_timeout),
     "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.first.factory._idle._timeout),
     "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.first.factory.devices._newest),
@@ -90,8 +92,10 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
+    "deny",
 })  # fmt: skip
-"""Options with tests of their own: TLS contexts and logins, which a reload prepares, and the interval of the watch."""
+"""Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares, and the interval of the
+watch."""
 
 
 class ApplyTests(SynchronousTestCase):
