@@ -113,16 +113,16 @@ class Lab:
         return gateway
 
     async def device(self, where: Gateway | Owsla, **options: Any) -> Device:
-        """Connect a device."""
+        """Connect a device; to the first door, unless `port` is that of another one."""
         owsla = where.owsla if isinstance(where, Gateway) else where
-        device = Device(owsla.port, options.pop("ca", owsla.ca), **options)
+        device = Device(options.pop("port", owsla.port), options.pop("ca", owsla.ca), **options)
         self._ends.append(device.close)
         return await device.connect()
 
     def waiting_device(self, where: Gateway | Owsla, **options: Any) -> Device:
-        """Return a device that is not connected yet."""
+        """Return a device that is not connected yet. `port` is as for `device`."""
         owsla = where.owsla if isinstance(where, Gateway) else where
-        device = Device(owsla.port, options.pop("ca", owsla.ca), **options)
+        device = Device(options.pop("port", owsla.port), options.pop("ca", owsla.ca), **options)
         self._ends.append(device.close)
         return device
 
