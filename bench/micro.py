@@ -33,7 +33,8 @@ from owsla.broker import headers as delivery
 from owsla.broker import queues as topology
 from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credentials
 from owsla.broker.consumer import Consumer
-from owsla.broker.lines import LINES, LinePublisher
+from owsla.broker.door_lines import line_channel
+from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
 from owsla.device.connections import Connection, Connections
@@ -51,6 +52,7 @@ from owsla.supervision import DynamicSupervisor
 from .harness import arguments, circumstances, command_line, publish, table
 
 DEVICES = 200
+LINES = line_channel(0)
 LINE = b"x" * 50
 BUDGET = {"publish": 4.0, "delivery": 8.0}
 

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from . import queues as topology
 from .client import BrokerClient
 
-SCRATCH = 2
-"""Channel for declarations."""
-
 
 class Destination:
     """The queue or exchange of the lines, with its declaration and the descriptions of its faults."""
 
-    def __init__(self, target: topology.Queue | topology.Exchange, warn: Callable[[str], None]) -> None:
+    def __init__(self, target: topology.Queue | topology.Exchange, warn: Callable[[str], None], channel: int) -> None:
+        """`channel` is the number of the temporary channel for declarations."""
         self._target = target
+        self._channel = channel
         self._warn = warn
         self._missing = False
 
@@ -27,9 +26,9 @@ class Destination:
     async def prepare(self, client: BrokerClient) -> None:
         """Declare the queue, or find the exchange."""
         if isinstance(self._target, topology.Exchange):
-            await topology.find_exchange(client, SCRATCH, self._target)
+            await topology.find_exchange(client, self._channel, self._target)
         else:
-            await topology.declare(client, SCRATCH, self._target, self._warn)
+            await topology.declare(client, self._channel, self._target, self._warn)
 
     def unroutable(self) -> None:
         """Note that the broker returned a line as unroutable: the queue may have been deleted."""

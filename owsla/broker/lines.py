@@ -15,6 +15,8 @@ it would meet any of them. If connections have their own routing keys, it pauses
 the window with the others: when the window is full of refused lines, all devices wait.
 
 After a lost connection everything in the window is republished, in order, before any new line.
+
+Doors. Each door has a publisher, with a channel and a window of its own (`door_lines`).
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event
-from ..interfaces import Clock, LineSource
+from ..interfaces import FIRST_DOOR, Clock, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
@@ -39,9 +42,6 @@ from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, 
 from .refused_lines import RefusedLines, ReturnedLines
 from .waiting import WaitingConnections
 from .window import Entry, UnknownTag, Window
-
-LINES = 1
-"""Channel for publishing. Its number is part of the packed lines in the window, so it never changes."""
 
 TOO_LARGE = re.compile(r"larger than (?:configured )?max size ([0-9]{1,18})\b")
 """Size limit in the text with which RabbitMQ closes a channel over a message above max_message_size (3.8 and later)."""
@@ -54,10 +54,19 @@ SMALLEST_SHARE = 16
 """Minimum of lines in a share: granting one costs about as much as publishing a line."""
 
 
-class LinePublisher(BaseHandler):
-    """Role of the connection that publishes lines of devices, within a window of unconfirmed ones."""
+ChannelFailed: TypeAlias = Callable[["LinePublisher", BrokerClient, BaseException], None]
+"""Function that is called when a publisher needs another channel: the broker closed the present one, or a refusal may be its
+fault alone. The publisher goes on with the next `up`.
+"""
 
-    name = "producer"
+
+def end_connection(publisher: LinePublisher, client: BrokerClient, reason: BaseException) -> None:
+    """Get a publisher another channel with another connection, which the connection makes with back-off."""
+    client.abort(reason)
+
+
+class LinePublisher(BaseHandler):
+    """Publisher of the lines of a door, on a channel of its own, within a window of unconfirmed ones."""
 
     def __init__(
         self,
@@ -67,9 +76,11 @@ class LinePublisher(BaseHandler):
         queue: topology.Queue | topology.Exchange,
         packer: LinePacker,
         window: Window,
+        door: str = FIRST_DOOR,
         acknowledge: bool = False,
         observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
+        failed: ChannelFailed = end_connection,
     ) -> None:
         """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
 
@@ -77,9 +88,12 @@ class LinePublisher(BaseHandler):
         their confirm.
         """
         self._emit = emit
-        self._destination = Destination(queue, self._warn)
+        self._destination = Destination(queue, self._warn, packer.channel + 1)
         self._packer = packer
-        self._window = window
+        self.channel = packer.channel
+        """Channel for publishing. The next one is for declarations."""
+        self.window = self._window = window
+        self._failed = failed
         self._acknowledge = acknowledge
         self._now = now
         self._client: BrokerClient | None = None
@@ -92,6 +106,7 @@ class LinePublisher(BaseHandler):
             self._destination,
             window,
             self._waiting,
+            door=door,
             one_route=packer.one_route,
             republish=self._retry,
         )
@@ -239,7 +254,7 @@ class LinePublisher(BaseHandler):
 
     async def up(self, client: BrokerClient) -> None:
         await self._destination.prepare(client)
-        channel = await client.open_channel(LINES, self)
+        channel = await client.open_channel(self.channel, self)
         await channel.confirm_select()
         smaller = client.frame_max if self._packer.limit(client.frame_max) else None
         self._client = client
@@ -252,11 +267,28 @@ class LinePublisher(BaseHandler):
         self._reopen()
 
     def down(self) -> None:
+        """Stop publishing: the connection has ended."""
+        self._blocked = False
+        self._stop()
+
+    def suspend(self) -> None:
+        """Stop publishing: the channel has ended. The broker is said to accept lines when it has confirmed one again."""
+        self._refused.report_acceptance()
+        self._stop()
+
+    def _stop(self) -> None:
         self._client = None
         self._choose_direct()
-        self._blocked = False
         self.accepting = False
         self._refused.stop()
+
+    def answer_to(self, reply_to: bytes) -> None:
+        """Have replies to later lines sent to another queue, whose name has the same length."""
+        self._packer.answer_to(reply_to)
+
+    def describe(self) -> str:
+        """Return the queue or exchange for people."""
+        return self._destination.describe()
 
     def blocked(self, reason: str) -> None:
         self._blocked = True
@@ -267,11 +299,12 @@ class LinePublisher(BaseHandler):
         self._reopen()
 
     def closed(self, reason: Failure) -> None:
-        # A channel error: the broker rejected something. Close the whole connection, which reconnects with back-off.
+        # A channel error: the broker rejected something.
         if isinstance(reason.value, BrokerError) and (too_large := TOO_LARGE.search(reason.value.text)):
             self._limit(int(too_large[1]))
-        if self._client is not None and not self._client.closed:
-            self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
+        client = self._client
+        if client is not None and not client.closed:
+            self._failed(self, client, reason.value or BrokerError(0, "the channel was closed", scope="channel"))
 
     def _limit(self, largest: int) -> None:
         """Give up lines above the size limit of the broker, and close their connections.
@@ -381,14 +414,14 @@ class LinePublisher(BaseHandler):
         client = self._client
         if client is not None and new_channel:
             text = f"{self._destination.full()}, or only on this channel: trying another"
-            client.abort(BrokerError(0, text, scope="channel"))
+            self._failed(self, client, BrokerError(0, text, scope="channel"))
             return
         if client is not None and self._destination.missing:
             try:
                 await self._destination.restore(client)
             except (BrokerError, Closed) as error:
                 if client is self._client:
-                    client.abort(as_failure(error).value or error)
+                    self._failed(self, client, as_failure(error).value or error)
                 return
         if client is None or client is not self._client:
             return

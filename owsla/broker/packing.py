@@ -7,7 +7,8 @@ sequence number and the time. Apart from the connection's own headers, the rest 
     | header frame: type, channel, size                 | connection
     |   class, weight                                   | connection
     |   body size                                       | line
-    |   flags, headers {connection_id, device_id, seq:  | connection
+    |   flags, headers {connection_id, device_id,       | connection
+    |     door, seq:                                    |
     |     sequence number ('l', or 'I' with --seq-type) | line
     |   } delivery_mode, reply_to, timestamp, app_id    | node, once a second
     | body frame: type, channel                         | node, once a second
@@ -76,16 +77,16 @@ class Unroutable(Template):
 
 
 class LinePacker:
-    """Packer of the lines of a node, for one queue or exchange.
+    """Packer of the lines of a door, for one queue or exchange.
 
-    The channel number is part of the packed bytes, so a node always publishes lines on the same channel number.
+    The channel number is part of the packed bytes, so a node always publishes the lines of a door on the same channel number.
     """
 
     __slots__ = (
         "_after_reply_to",
         "_before_timestamp",
         "_body_room",
-        "_channel",
+        "_door",
         "_exchange",
         "_frame_room",
         "_heads",
@@ -97,6 +98,7 @@ class LinePacker:
         "_seq_key",
         "_tail",
         "_tail_size",
+        "channel",
         "seq_header",
     )
 
@@ -111,13 +113,18 @@ class LinePacker:
         reply_to: bytes,
         frame_max: int,
         narrow: bool = False,
+        door: str | None = None,
     ) -> None:
         """`routing_key`: the name of a queue, or a template for the keys of connections. `frame_max`: in bytes, with the
         frame's overhead.
 
         `narrow`: sequence numbers are 32-bit integers as long as they fit, for clients that cannot read 64-bit ones in a table.
+
+        `door` is the value of the header `door`; without it, lines do not have the header.
         """
-        self._channel = channel
+        self.channel = channel
+        """Number of the channel that the frames are for."""
+        self._door = b"" if door is None else wire.short_string("door") + b"S" + wire.long_string(door)
         self._exchange = exchange
         self._key: RoutingKey | None = None
         self._method = b""
@@ -149,7 +156,7 @@ class LinePacker:
     def _publish(self, routing_key: str | bytes) -> bytes:
         return wire.frame(
             wire.FRAME_METHOD,
-            self._channel,
+            self.channel,
             encode_method("basic.publish", exchange=self._exchange, routing_key=routing_key, mandatory=True),
         )
 
@@ -159,11 +166,11 @@ class LinePacker:
         headers = wire.short_string("connection_id") + b"S" + wire.long_string(connection_id)
         if device_id is not None:
             headers += wire.short_string("device_id") + b"S" + wire.long_string(device_id)
-        headers += self._seq_key
+        headers += self._door + self._seq_key
         width = len(self._number(0))
         before_seq = _FLAGS + _U32(len(headers) + width) + headers
         size = 12 + len(before_seq) + width + self._tail_size
-        before_size = method + struct.pack(">BHIHH", wire.FRAME_HEADER, self._channel, size, wire.BASIC, 0)
+        before_size = method + struct.pack(">BHIHH", wire.FRAME_HEADER, self.channel, size, wire.BASIC, 0)
         if self._key is None:
             # Share the bytes among connections with device ids of the same length: saves 110 bytes each.
             before_size = self._heads.setdefault(size, before_size)
@@ -181,7 +188,7 @@ class LinePacker:
                 + _U64(second)
                 + self._after_reply_to
                 + b"\xce"
-                + struct.pack(">BH", wire.FRAME_BODY, self._channel)
+                + struct.pack(">BH", wire.FRAME_BODY, self.channel)
             )
         try:
             number = self._number(seq)
@@ -204,7 +211,7 @@ class LinePacker:
         head = b"".join((template.before_size, _U64(size), template.before_seq, number, self._tail[:-3]))
         room = self._frame_room
         return head + b"".join(
-            wire.frame(wire.FRAME_BODY, self._channel, line[start : start + room]) for start in range(0, size, room)
+            wire.frame(wire.FRAME_BODY, self.channel, line[start : start + room]) for start in range(0, size, room)
         )
 
     def answer_to(self, reply_to: bytes) -> None:

@@ -37,6 +37,7 @@ class RefusedLines:
         window: Window,
         waiting: WaitingConnections,
         *,
+        door: str,
         one_route: bool,
         republish: Callable[[bool], None],
     ) -> None:
@@ -47,6 +48,7 @@ class RefusedLines:
         self._destination = destination
         self._window = window
         self._waiting = waiting
+        self._door = door
         self._reported = False
         self._stalls: Stalls[LineSource] | None = None if one_route else Stalls()
         self._retry = Retry(clock, republish, RetryDelay(first=0.1, most=5.0))
@@ -100,7 +102,7 @@ class RefusedLines:
         freed = self._resume_stalled(self._stalls, entries) if self._stalls else False
         if self._reported and entries and not self._window.refused and not self._stalls:
             self._reported = False
-            self._emit(LinesAccepted(self._destination.describe()))
+            self._emit(LinesAccepted(self._destination.describe(), self._door))
         self.watching = self.pending or self._reported or not self._proven
         return freed
 
@@ -131,7 +133,7 @@ class RefusedLines:
 
     def _report(self, lines: int, reason: str) -> None:
         self._reported = True
-        self._emit(LinesRefused(lines, reason))
+        self._emit(LinesRefused(lines, reason, self._door))
 
     def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
         """Pause the connections of refused lines."""
@@ -167,6 +169,10 @@ class RefusedLines:
         self._retry.done()
         if self._stalls is not None:
             self._stalls.published_again()
+
+    def report_acceptance(self) -> None:
+        """Report that lines are accepted again with the next confirm: a fault of the channel was reported."""
+        self._reported = True
 
     def stop(self) -> None:
         """Stop the timer of the republication."""

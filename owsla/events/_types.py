@@ -457,9 +457,12 @@ class LinesRefused(Event):
     warning: ClassVar[bool] = True
     lines: int
     reason: str
+    door: str = FIRST_DOOR
+    """Door whose devices are not read."""
 
     def __str__(self) -> str:
-        return f"Broker refused {pluralize(self.lines, 'line')}: {self.reason}; reading from devices is paused, retrying"
+        refused = f"Broker refused {pluralize(self.lines, 'line')}{_at(self.door)}"
+        return f"{refused}: {self.reason}; reading from devices is paused, retrying"
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,9 +472,10 @@ class LinesAccepted(Event):
     name: ClassVar[str] = "lines-accepted"
     where: str
     """The queue or exchange."""
+    door: str = FIRST_DOOR
 
     def __str__(self) -> str:
-        return f"Broker accepts lines again: {self.where}"
+        return f"Broker accepts lines again{_at(self.door)}: {self.where}"
 
 
 @dataclass(frozen=True, slots=True)

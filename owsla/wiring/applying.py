@@ -18,7 +18,7 @@ from .base import Base
 from .configuration import Configuration, changed_files
 from .consuming import Consuming
 from .devices import Devices, device_protocol
-from .publishing import Publishing, acknowledges
+from .publishing import Publishing
 from .shutdown import DeviceDrain
 
 
@@ -112,5 +112,8 @@ class NodeChanges:
         self._drain.configure(settings.drain_spread)
         if self._embedded is not None:
             self._embedded.configure(settings.embedded_memory)
-        self._publishing.lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledges(settings))
+        for door in settings.doors:
+            acknowledge = door.settings.device_ack is not None
+            lines = self._publishing.lines.publishers[door.name]
+            lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledge)
         self._devices.configure(settings)

@@ -11,8 +11,8 @@ from typing import Final
 from ..broker import queues
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
+from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
-from ..broker.lines import LinePublisher
 from ..broker.logins import BrokerLogins
 from ..broker.own_queue import OwnQueueSettings
 from ..cluster.identity import NodeIdentity
@@ -84,7 +84,7 @@ def make_consuming(
         devices.body_fault,
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
-    names = [*(role.name for role in publishers), Registrar.name, LinePublisher.name, Consumers.name]
+    names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
     health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready)
     registrar = Registrar(
         base.reactor,

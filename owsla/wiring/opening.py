@@ -21,7 +21,7 @@ class Opening:
 
     def __init__(self, base: Base, publishing: Publishing, devices: Devices, drain: DeviceDrain) -> None:
         self._base = base
-        self._packer = publishing.packer
+        self._lines = publishing.lines
         self._ports = devices.ports
         self._drain = drain
         self._joined = False
@@ -40,7 +40,7 @@ class Opening:
     def renamed(self, before: str, reason: str) -> None:
         """Have replies sent to the queue of the new name, and close the connections of the old name."""
         base = self._base
-        self._packer.answer_to(base.node_queue(base.node()).name.encode())
+        self._lines.answer_to(base.node_queue(base.node()).name.encode())
         if base.inherited is not None:
             base.inherited.link.node(base.node_name())
         base.emit(NodeRenamed(before, base.node_name(), len(base.registry), reason))

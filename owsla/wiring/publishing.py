@@ -8,11 +8,12 @@ from .. import http
 from ..broker import queues
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
-from ..broker.lines import LINES, LinePublisher
+from ..broker.door_lines import DoorLines, line_channel
+from ..broker.lines import LinePublisher
 from ..broker.packing import LinePacker
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
-from ..config.settings import Settings
+from ..config.settings import Door
 from ..device.connections import Connection
 from ..events import DeviceConnected
 from .base import Base
@@ -22,9 +23,7 @@ from .base import Base
 class Publishing:
     """Roles that publish."""
 
-    window: Window
-    packer: LinePacker
-    lines: LinePublisher
+    lines: DoorLines
     courier: CourierRole
     presence: PresenceRole | None
     """Announcer of connections to back ends; `None` without `--events amqp`."""
@@ -36,30 +35,9 @@ def make_publishing(base: Base) -> Publishing:
     """Make the roles that publish."""
     settings = base.settings
     latency = http.Histogram()
-    window = Window(settings.window, settings.window_bytes)
-    packer = LinePacker(
-        channel=LINES,
-        exchange=settings.publish_exchange or "",
-        routing_key=settings.from_device if settings.publish_exchange is None else settings.routing_key,
-        seq_header=settings.seq_header,
-        delivery_mode=settings.delivery_mode,
-        reply_to=base.node_queue(base.node()).name.encode(),
-        frame_max=FRAME_MAX,
-        narrow=settings.seq_type == "int32",
-    )
-    lines = LinePublisher(
-        base.reactor,
-        base.emit,
-        queue=(
-            queues.Queue(settings.from_device, dict(settings.from_device_arguments))
-            if settings.publish_exchange is None
-            else queues.Exchange(settings.publish_exchange)
-        ),
-        packer=packer,
-        window=window,
-        acknowledge=acknowledges(settings),
-        observe=latency.observe if settings.http is not None else None,
-    )
+    lines = DoorLines(base.reactor, base.emit)
+    for number, door in enumerate(settings.doors):
+        lines.add(door.name, _make_publisher(base, lines, latency, number, door))
     courier = CourierRole(
         base.reactor,
         base.emit,
@@ -81,12 +59,38 @@ def make_publishing(base: Base) -> Publishing:
             live=lambda: map(_connected, base.registry),
             several_doors=len(settings.doors) > 1,
         )
-    return Publishing(window, packer, lines, courier, presence, latency)
+    return Publishing(lines, courier, presence, latency)
 
 
-def acknowledges(settings: Settings) -> bool:
-    """Return whether the devices of a door are told which of their lines are safe."""
-    return any(door.settings.device_ack is not None for door in settings.doors)
+def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, number: int, door: Door) -> LinePublisher:
+    """Make the publisher of the lines of a door. Lines name the door where there are several."""
+    settings, own = base.settings, door.settings
+    packer = LinePacker(
+        channel=line_channel(number),
+        exchange=own.publish_exchange or "",
+        routing_key=own.from_device if own.publish_exchange is None else own.routing_key,
+        seq_header=settings.seq_header,
+        delivery_mode=settings.delivery_mode,
+        reply_to=base.node_queue(base.node()).name.encode(),
+        frame_max=FRAME_MAX,
+        narrow=settings.seq_type == "int32",
+        door=door.name if len(settings.doors) > 1 else None,
+    )
+    return LinePublisher(
+        base.reactor,
+        base.emit,
+        queue=(
+            queues.Queue(own.from_device, dict(own.from_device_arguments))
+            if own.publish_exchange is None
+            else queues.Exchange(own.publish_exchange)
+        ),
+        packer=packer,
+        window=Window(settings.window, settings.window_bytes),
+        door=door.name,
+        acknowledge=own.device_ack is not None,
+        observe=latency.observe if settings.http is not None else None,
+        failed=lines.channel_failed,
+    )
 
 
 def _connected(endpoint: Connection) -> DeviceConnected:

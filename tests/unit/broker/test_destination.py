@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from owsla.broker.destination import SCRATCH, Destination
+from owsla.broker.destination import Destination
 from owsla.broker.queues import Exchange, Queue
 
 from .fakes import BrokerTestCase, Result, Server
+
+SCRATCH = 4
 
 
 class DestinationTests(BrokerTestCase):
     def setUp(self) -> None:
         self.server = Server().ready()
         self.warnings: list[str] = []
-        self.queue = Destination(Queue("from_device"), self.warnings.append)
-        self.exchange = Destination(Exchange("lines"), self.warnings.append)
+        self.queue = Destination(Queue("from_device"), self.warnings.append, SCRATCH)
+        self.exchange = Destination(Exchange("lines"), self.warnings.append, SCRATCH)
 
     def declared(self) -> list[tuple[int, str]]:
         self.server.settle()

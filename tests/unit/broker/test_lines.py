@@ -16,8 +16,8 @@ from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
-from owsla.broker.destination import SCRATCH
-from owsla.broker.lines import LINES, SMALLEST_SHARE, LinePublisher
+from owsla.broker.door_lines import line_channel
+from owsla.broker.lines import SMALLEST_SHARE, LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -27,6 +27,9 @@ from owsla.routing_key import RoutingKey
 from .fakes import BrokerTestCase, Publish, Result, Server, message
 
 Numbered = tuple[str, int]
+
+LINES = line_channel(0)
+SCRATCH = LINES + 1
 
 TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max size %d"
 """Reply text of RabbitMQ for a message above its max_message_size."""

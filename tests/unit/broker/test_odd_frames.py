@@ -14,7 +14,8 @@ from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers, ConsumerSettings
 from owsla.broker.courier import CourierRole
-from owsla.broker.lines import LINES, LinePublisher
+from owsla.broker.door_lines import line_channel
+from owsla.broker.lines import LinePublisher
 from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
@@ -154,7 +155,7 @@ def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
         lambda event: None,
         queue=topology.Queue("from_device"),
         packer=LinePacker(
-            channel=LINES,
+            channel=line_channel(0),
             exchange="",
             routing_key="from_device",
             seq_header="from_device_seq",
