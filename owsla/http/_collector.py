@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..supervision import TreeNode
 from ._histogram import Histogram
-from ._readings import ParentReadings, Readings, readiness
+from ._readings import ParentReadings, Readings, WindowReadings, readiness
 
 REASONS: Final = (
     "no-connection-id",
@@ -64,7 +64,7 @@ class OwslaCollector(Collector):
         yield from _process(self._readings.started)
 
     def _devices(self) -> Iterator[Metric]:
-        admission, port, devices = self._readings.admission, self._readings.port, self._readings.devices
+        admission, devices, doors = self._readings.admission, self._readings.devices, self._readings.doors
         handshaking, waiting = admission.handshaking, admission.waiting
         accepted = admission.connections - admission.open - handshaking - waiting
         yield _gauges(
@@ -78,30 +78,49 @@ class OwslaCollector(Collector):
             "Limit on connections: --max-connections.",
             admission.max_connections,
         )
-        yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", devices.paused_connections)
-        yield _counters(
-            "owsla_handshakes",
-            "TLS handshakes by outcome; a connection closed before its handshake began counts as failed.",
-            "outcome",
-            {"completed": port.handshakes, "failed": port.failed_handshakes},
+        yield _gauges(
+            "owsla_door_connections",
+            "Connections of a door, in any state.",
+            "door",
+            {name: door.admission.connections for name, door in doors.items()},
         )
-        yield _counter(
+        yield _gauges(
+            "owsla_door_connections_limit",
+            "Limit on connections of a door: its own --max-connections, or that of the process.",
+            "door",
+            {name: door.admission.max_connections for name, door in doors.items()},
+        )
+        yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", devices.paused_connections)
+        handshakes = CounterMetricFamily(
+            "owsla_handshakes",
+            "TLS handshakes by outcome; a connection closed before its handshake began counts as failed. Without TLS: "
+            "connections that were opened, or closed before.",
+            labels=["door", "outcome"],
+        )
+        for name, door in doors.items():
+            handshakes.add_metric([name, "completed"], door.port.handshakes)
+            handshakes.add_metric([name, "failed"], door.port.failed_handshakes)
+        yield handshakes
+        yield _counters(
             "owsla_silent_evicted",
             "Silent connections closed to make room for others; not counted as failed handshakes.",
-            port.evicted,
+            "door",
+            {name: door.port.evicted for name, door in doors.items()},
         )
-        yield _counter(
+        yield _counters(
             "owsla_turned_away",
             "Connections refused because of --max-per-address.",
-            port.turned_away,
+            "door",
+            {name: door.port.turned_away for name, door in doors.items()},
         )
 
     def _lines(self) -> Iterator[Metric]:
-        devices, lines, window = self._readings.devices, self._readings.lines, self._readings.window
-        confirmed = lines.confirmed_lines
-        received = confirmed + lines.given_up_lines + window.messages
-        yield _counter("owsla_lines_received", "Lines from devices.", received)
-        yield _counter("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", confirmed)
+        devices = self._readings.devices
+        lines = {name: door.lines for name, door in self._readings.doors.items()}
+        confirmed = {name: each.confirmed_lines for name, each in lines.items()}
+        received = {name: confirmed[name] + each.given_up_lines + each.window.messages for name, each in lines.items()}
+        yield _counters("owsla_lines_received", "Lines from devices.", "door", received)
+        yield _counters("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", "door", confirmed)
         yield _counter("owsla_lines_sent", "Lines sent to devices.", devices.lines_out)
         yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", devices.bytes_in)
         yield _counter("owsla_sent_bytes", "Bytes of lines sent to devices, without delimiters.", devices.bytes_out)
@@ -120,37 +139,47 @@ class OwslaCollector(Collector):
             "Unread bytes of such devices, including TLS overhead.",
             devices.discarded_bytes,
         )
-        yield _gauge(
+        yield _gauges(
             "owsla_taking_lines",
             "1 while lines are accepted; 0 while devices are not read because the broker is unavailable, blocks or refuses, "
             "or the window is full.",
-            lines.accepting,
+            "door",
+            {name: each.accepting for name, each in lines.items()},
         )
-        yield _gauge("owsla_window_lines", "Published, unconfirmed lines.", window.messages)
-        yield _gauge(
-            "owsla_window_limit_lines",
-            "Limit on unconfirmed lines, at which reading from devices pauses: --window.",
-            window.max_messages,
-        )
-        yield _gauge(
-            "owsla_window_bytes", "Bytes of the unconfirmed lines as published, including headers.", window.size
-        )
-        yield _gauge(
-            "owsla_window_limit_bytes",
-            "Limit on unconfirmed bytes, at which reading from devices pauses: --window-bytes.",
-            window.max_bytes,
-        )
-        yield _histogram(
+        yield from self._windows({name: each.window for name, each in lines.items()})
+        latency = HistogramMetricFamily(
             "owsla_publish_to_confirm_seconds",
             "Time from publishing a line to its confirm, including outages. A sample: one line at a time is measured.",
-            self._readings.latency,
+            labels=["door"],
         )
-        since = lines.unconfirmed_since
-        yield _gauge(
+        for name, door in self._readings.doors.items():
+            latency.add_metric([name], *_buckets(door.latency))
+        yield latency
+        since = {name: each.unconfirmed_since for name, each in lines.items()}
+        yield _gauges(
             "owsla_unconfirmed_age_seconds",
             "Age of the unconfirmed line that is being measured; 0 if there is none.",
-            0.0 if since is None else max(0.0, self._now() - since),
+            "door",
+            {name: 0.0 if then is None else max(0.0, self._now() - then) for name, then in since.items()},
         )
+
+    def _windows(self, windows: Mapping[str, WindowReadings]) -> Iterator[Metric]:
+        for name, text, value in (
+            ("lines", "Published, unconfirmed lines.", lambda window: window.messages),
+            (
+                "limit_lines",
+                "Limit on unconfirmed lines, at which reading from devices pauses: --window.",
+                lambda window: window.max_messages,
+            ),
+            ("bytes", "Bytes of the unconfirmed lines as published, including headers.", lambda window: window.size),
+            (
+                "limit_bytes",
+                "Limit on unconfirmed bytes, at which reading from devices pauses: --window-bytes.",
+                lambda window: window.max_bytes,
+            ),
+        ):
+            values = {door: value(window) for door, window in windows.items()}
+            yield _gauges(f"owsla_window_{name}", text, "door", values)
 
     def _messages(self) -> Iterator[Metric]:
         devices, courier = self._readings.devices, self._readings.courier
@@ -309,5 +338,11 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Me
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    buckets, total = _buckets(histogram)
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """Return the buckets and the sum of a histogram, as prometheus-client takes them."""
     buckets = [("+Inf" if bound == float("inf") else str(bound), float(count)) for bound, count in histogram.buckets()]
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram.sum)
+    return buckets, histogram.sum

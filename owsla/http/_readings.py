@@ -34,7 +34,7 @@ class AdmissionReadings(Protocol):
 
 
 class PortReadings(Protocol):
-    """Counters of the device port."""
+    """Counters of the port of a door."""
 
     handshakes: int
     """Completed handshakes."""
@@ -51,6 +51,14 @@ class PortReadings(Protocol):
     @property
     def accepting(self) -> bool:
         """True if a new device would be accepted now."""
+
+
+class DoorAdmissionReadings(Protocol):
+    """Numbers of connections of a door."""
+
+    connections: int
+    """All connections."""
+    max_connections: int
 
 
 class DeviceReadings(Protocol):
@@ -93,19 +101,6 @@ class DeviceReadings(Protocol):
         """Number of lines sent to devices."""
 
 
-class LineReadings(Protocol):
-    """Counters of published lines."""
-
-    accepting: bool
-    confirmed_lines: int
-    given_up_lines: int
-    """Lines given up because the broker would never accept them."""
-
-    @property
-    def unconfirmed_since(self) -> float | None:
-        """Time of publication of the line whose confirm is being measured, in seconds since the epoch."""
-
-
 class WindowReadings(Protocol):
     """Published, unconfirmed lines."""
 
@@ -113,6 +108,22 @@ class WindowReadings(Protocol):
     size: int
     max_messages: int
     max_bytes: int
+
+
+class LineReadings(Protocol):
+    """Counters of the published lines of a door."""
+
+    accepting: bool
+    confirmed_lines: int
+    given_up_lines: int
+    """Lines given up because the broker would never accept them."""
+
+    @property
+    def window(self) -> WindowReadings: ...
+
+    @property
+    def unconfirmed_since(self) -> float | None:
+        """Time of publication of the line whose confirm is being measured, in seconds since the epoch."""
 
 
 class CourierReadings(Protocol):
@@ -144,6 +155,17 @@ class ReloadReadings(Protocol):
         """Time of the last successful reload, or of the start, in seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class DoorReadings:
+    """Sources of the values of a door."""
+
+    port: PortReadings
+    admission: DoorAdmissionReadings
+    lines: LineReadings
+    latency: Histogram = field(default_factory=Histogram)
+    """Time from publishing a line to its confirm."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """Sources of all values on the pages of a process."""
@@ -151,13 +173,9 @@ class Readings:
     node: Callable[[], str]
     """Name of the node."""
     admission: AdmissionReadings
-    port: PortReadings
-    """The first port."""
-    ports: Mapping[str, PortReadings]
-    """Ports of all doors, by name of the door."""
+    doors: Mapping[str, DoorReadings]
+    """Doors by name."""
     devices: DeviceReadings
-    lines: LineReadings
-    window: WindowReadings
     courier: CourierReadings
     health: BrokerReadings
     draining: Callable[[], bool]
@@ -169,8 +187,6 @@ class Readings:
     """Events dropped because a handler was too slow, by handler."""
     log_lost: Callable[[], int] = int
     """Log lines that could not be written."""
-    latency: Histogram = field(default_factory=Histogram)
-    """Time from publishing a line to its confirm."""
     lateness: Histogram = field(default_factory=Histogram)
     """Lateness of timed calls of the reactor."""
     reloads: ReloadReadings | None = None
@@ -238,7 +254,7 @@ def readiness(readings: Readings) -> dict[str, bool]:
     """Return the readiness checks of a process, and whether each passes."""
     return {
         "broker_connected": readings.health.ready,
-        "listener_accepting": readings.port.accepting,
+        "listener_accepting": any(door.port.accepting for door in readings.doors.values()),
         "not_draining": not readings.draining(),
     }
 

@@ -72,7 +72,8 @@ class State:
 
 def state_of(readings: Readings) -> State:
     """Return the present state of a process."""
-    admission, window, devices = readings.admission, readings.window, readings.devices
+    admission, devices = readings.admission, readings.devices
+    lines = [door.lines for door in readings.doors.values()]
     return State(
         readings.node(),
         readiness(readings),
@@ -81,10 +82,10 @@ def state_of(readings: Readings) -> State:
             max_connections=admission.max_connections,
             handshaking=admission.handshaking,
             paused=devices.paused_connections,
-            lines_in=readings.lines.confirmed_lines + readings.lines.given_up_lines + window.messages,
+            lines_in=sum(each.confirmed_lines + each.given_up_lines + each.window.messages for each in lines),
             lines_out=devices.lines_out,
-            unconfirmed=window.messages,
-            window=window.max_messages,
+            unconfirmed=sum(each.window.messages for each in lines),
+            window=sum(each.window.max_messages for each in lines),
             undeliverable=sum(readings.courier.recorded.values()),
         ),
         readings.tree(),

@@ -155,7 +155,7 @@ def make_devices(
         DeviceRuntime(base.reactor, base.end_of_turn, base.emit, time.time),
         shared_settings(settings),
         Connections(base.ids, base.registry, endpoints),
-        publishing.lines,
+        publishing.lines.publishers[FIRST_DOOR],
         publishing.courier,
         hangups,
     )

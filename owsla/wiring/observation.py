@@ -53,11 +53,11 @@ def make_readings(
     return http.Readings(
         node=base.node_name,
         admission=devices.admission,
-        port=devices.first.port,
-        ports={name: door.port for name, door in devices.doors.items()},
+        doors={
+            name: http.DoorReadings(door.port, door.admission, publishing.lines.publishers[name], publishing.latency[name])
+            for name, door in devices.doors.items()
+        },
         devices=DeviceTotals(devices.services),
-        lines=publishing.lines,
-        window=publishing.window,
         courier=publishing.courier,
         health=consuming.health,
         draining=lambda: base.deadline.stopping,
@@ -65,7 +65,6 @@ def make_readings(
         events=base.event_counts,
         event_drops=lambda: base.events.drops,
         log_lost=lambda: log.lost,
-        latency=publishing.latency,
         reloads=reloads,
         certificate_expires=lambda: _first(material.not_after for material in base.current.device_tls),
         crl_expires=lambda: _first(material.crl_expires for material in base.current.device_tls),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import http
@@ -27,17 +28,17 @@ class Publishing:
     courier: CourierRole
     presence: PresenceRole | None
     """Announcer of connections to back ends; `None` without `--events amqp`."""
-    latency: http.Histogram
-    """Seconds from publishing a line to its confirm; filled only where HTTP is on."""
+    latency: Mapping[str, http.Histogram]
+    """Seconds from publishing a line to its confirm, by door; filled only where HTTP is on."""
 
 
 def make_publishing(base: Base) -> Publishing:
     """Make the roles that publish."""
     settings = base.settings
-    latency = http.Histogram()
+    latency = {door.name: http.Histogram() for door in settings.doors}
     lines = DoorLines(base.reactor, base.emit)
     for number, door in enumerate(settings.doors):
-        lines.add(door.name, _make_publisher(base, lines, latency, number, door))
+        lines.add(door.name, _make_publisher(base, lines, latency[door.name], number, door))
     courier = CourierRole(
         base.reactor,
         base.emit,

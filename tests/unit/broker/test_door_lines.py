@@ -15,7 +15,11 @@ from owsla.routing_key import RoutingKey
 from .fakes import BrokerTestCase, Result, Server
 from .test_lines import Device, Numbered, lines
 
-DOORS = {"default": topology.Queue("from_device"), "meters": topology.Queue("meters"), "trackers": topology.Exchange("tracks")}
+DOORS: dict[str, topology.Queue | topology.Exchange] = {
+    "default": topology.Queue("from_device"),
+    "meters": topology.Queue("meters"),
+    "trackers": topology.Exchange("tracks"),
+}
 
 NOT_FOUND = "NOT_FOUND - no exchange 'tracks'"
 

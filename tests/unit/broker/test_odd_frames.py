@@ -14,7 +14,7 @@ from owsla.broker import queues as topology
 from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers, ConsumerSettings
 from owsla.broker.courier import CourierRole
-from owsla.broker.door_lines import line_channel
+from owsla.broker.door_lines import DoorLines, line_channel
 from owsla.broker.lines import LinePublisher
 from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
@@ -150,6 +150,7 @@ class OddFramesTests(BrokerTestCase):
 
 
 def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
+    role = DoorLines(server.clock, lambda event: None)
     producer = LinePublisher(
         server.clock,
         lambda event: None,
@@ -166,14 +167,16 @@ def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
         window=Window(8, 1 << 20),
         acknowledge=True,
         observe=lambda seconds: None,
+        failed=role.channel_failed,
     )
+    role.add("default", producer)
     device = Device(producer, ID)
 
     def act() -> None:
         for _ in range(3):
             producer.publish(device, b"line")
 
-    return producer, act
+    return role, act
 
 
 def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from owsla.http import EventCounts, ParentReadings, Question, Readings, answer
+from owsla.http import DoorReadings, EventCounts, ParentReadings, Question, Readings, answer
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
@@ -25,7 +25,13 @@ class FakeAdmission:
 
 
 @dataclass
-class FakeListener:
+class FakeDoorAdmission:
+    connections: int = 0
+    max_connections: int = 10_000
+
+
+@dataclass
+class FakePort:
     handshakes: int = 0
     failed_handshakes: int = 0
     accepting: bool = True
@@ -47,19 +53,20 @@ class FakeDevices:
 
 
 @dataclass
-class FakeProducer:
-    accepting: bool = True
-    confirmed_lines: int = 0
-    given_up_lines: int = 0
-    unconfirmed_since: float | None = None
-
-
-@dataclass
 class FakeWindow:
     messages: int = 0
     size: int = 0
     max_messages: int = 10_000
     max_bytes: int = 1 << 24
+
+
+@dataclass
+class FakeLines:
+    window: FakeWindow = field(default_factory=FakeWindow)
+    accepting: bool = True
+    confirmed_lines: int = 0
+    given_up_lines: int = 0
+    unconfirmed_since: float | None = None
 
 
 @dataclass
@@ -108,10 +115,12 @@ class World:
     def __init__(self) -> None:
         self.node = "0badcafe"
         self.admission = FakeAdmission()
-        self.port = FakeListener()
+        self.port = FakePort()
+        self.door_admission = FakeDoorAdmission()
         self.devices = FakeDevices()
-        self.lines = FakeProducer()
-        self.window = FakeWindow()
+        self.lines = FakeLines()
+        self.window = self.lines.window
+        self.doors = {FIRST_DOOR: DoorReadings(self.port, self.door_admission, self.lines)}
         self.courier = FakeCourier()
         self.health = FakeHealth()
         self.draining = False
@@ -122,11 +131,8 @@ class World:
         self.readings = Readings(
             node=lambda: self.node,
             admission=self.admission,
-            port=self.port,
-            ports={FIRST_DOOR: self.port},
+            doors=self.doors,
             devices=self.devices,
-            lines=self.lines,
-            window=self.window,
             courier=self.courier,
             health=self.health,
             draining=lambda: self.draining,

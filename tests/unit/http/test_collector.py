@@ -14,6 +14,7 @@ from owsla.events import BrokerConnected, BrokerLost, GapSkipped
 from owsla.events._wire import KINDS
 from owsla.http import EventCounts, collector_for
 from owsla.http._collector import REASONS, restarts
+from owsla.interfaces import FIRST_DOOR
 
 from ._fakes import NOW, World, node
 
@@ -33,14 +34,21 @@ class CollectorTests(SynchronousTestCase):
         return generate_latest(self.registry).decode()
 
     def samples(self, name: str) -> dict[str, float]:
-        """The values of a metric by its only label's value, or by "" where it has none."""
+        """The values of a metric of the first door, or of the node, by its other label's value, or by "" where it has none."""
         found = {}
         for family in parse(self.text()):
             for sample in family.samples:
-                if sample.name == name:
-                    assert len(sample.labels) <= 1
-                    found[next(iter(sample.labels.values()), "")] = sample.value
+                if sample.name == name and sample.labels.get("door", FIRST_DOOR) == FIRST_DOOR:
+                    values = [value for label, value in sample.labels.items() if label != "door"]
+                    assert len(values) <= 1
+                    found["".join(values)] = sample.value
         return found
+
+    def by_door(self, name: str) -> dict[str, float]:
+        """The values of a metric with the one label `door`."""
+        (family,) = (family for family in parse(self.text()) if [one for one in family.samples if one.name == name])
+        assert all(set(sample.labels) == {"door"} for sample in family.samples)
+        return {sample.labels["door"]: sample.value for sample in family.samples}
 
     def value(self, name: str) -> float:
         return self.samples(name)[""]
@@ -62,7 +70,8 @@ class CollectorTests(SynchronousTestCase):
                 self.assertEqual(sample.name.endswith("_total"), family.type == "counter", sample.name)
                 if family.type != "histogram":
                     self.assertNotRegex(sample.name, r"_(count|sum|bucket)$")
-                    self.assertLessEqual(len(sample.labels), 1 if not sample.name.startswith("owsla_build") else 9)
+                    others = set(sample.labels) - {"door"}
+                    self.assertLessEqual(len(others), 1 if not sample.name.startswith("owsla_build") else 9)
         helps = re.findall(r"^# HELP (\S+)", text, re.MULTILINE)
         self.assertEqual(len(helps), len(set(helps)))
         self.assertEqual(len(helps), len(families))
@@ -95,6 +104,46 @@ class CollectorTests(SynchronousTestCase):
         self.world.port.evicted, self.world.port.turned_away = 8, 9
         self.assertEqual((self.value("owsla_silent_evicted_total"), self.value("owsla_turned_away_total")), (8, 9))
 
+    def test_doors(self) -> None:
+        """What concerns a port or the lines of a door is counted for each; what the node shares has no door."""
+        world = self.world
+        other = World()
+        other.port.handshakes, other.port.turned_away, other.door_admission.connections = 3, 4, 5
+        other.lines.confirmed_lines, other.lines.given_up_lines, other.window.messages, other.window.size = 60, 1, 7, 700
+        other.lines.accepting, other.lines.unconfirmed_since = False, NOW - 2.5
+        world.doors["meters"] = other.doors[FIRST_DOOR]
+        world.doors["meters"].latency.observe(0.1)
+        for name, expected in {
+            "owsla_door_connections": 5,
+            "owsla_door_connections_limit": 10_000,
+            "owsla_turned_away_total": 4,
+            "owsla_silent_evicted_total": 0,
+            "owsla_lines_received_total": 68,
+            "owsla_lines_confirmed_total": 60,
+            "owsla_taking_lines": 0,
+            "owsla_window_lines": 7,
+            "owsla_window_bytes": 700,
+            "owsla_window_limit_lines": 10_000,
+            "owsla_window_limit_bytes": 1 << 24,
+            "owsla_unconfirmed_age_seconds": 2.5,
+        }.items():
+            found = self.by_door(name)
+            self.assertEqual(set(found), {"default", "meters"}, name)
+            self.assertEqual(found["meters"], expected, name)
+        self.assertIn('owsla_handshakes_total{door="meters",outcome="completed"} 3.0', self.text())
+        self.assertIn('owsla_publish_to_confirm_seconds_count{door="meters"} 1.0', self.text())
+        self.assertIn('owsla_publish_to_confirm_seconds_count{door="default"} 0.0', self.text())
+        self.assertIn("owsla_lines_sent_total 0.0", self.text())
+
+    def test_ready_with_doors(self) -> None:
+        """A node is ready while one of its doors accepts devices: the full one must not cost the others theirs."""
+        other = World()
+        self.world.doors["meters"] = other.doors[FIRST_DOOR]
+        self.world.port.accepting = False
+        self.assertEqual(self.samples("owsla_ready")["listener_accepting"], 1)
+        other.port.accepting = False
+        self.assertEqual(self.samples("owsla_ready")["listener_accepting"], 0)
+
     def test_lines(self) -> None:
         """A line is received when it is published; a confirm moves it from the window and changes nothing of that."""
         world = self.world
@@ -121,7 +170,7 @@ class CollectorTests(SynchronousTestCase):
     def test_latency(self) -> None:
         """Confirms are in a histogram in seconds; what waits for one now is a gauge that grows."""
         for seconds in (0.0005, 0.003, 100.0):
-            self.world.readings.latency.observe(seconds)
+            self.world.doors[FIRST_DOOR].latency.observe(seconds)
         buckets = {}
         for family in parse(self.text()):
             if family.name == "owsla_publish_to_confirm_seconds":

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.http import collector_for
 from owsla.http._families import families_from_json, families_to_json, merge
+from owsla.interfaces import FIRST_DOOR
 
 from ._fakes import World
 
@@ -47,7 +48,7 @@ class JsonTests(SynchronousTestCase):
     def test_all(self) -> None:
         """What a collector says comes out as it went in: histograms, infinity, labels and help texts among it."""
         world = World()
-        world.readings.latency.observe(0.003)
+        world.doors[FIRST_DOOR].latency.observe(0.003)
         world.courier.recorded['odd "\\\n'] = 1
         families = list(collector_for(world.readings, now=lambda: 0.0).collect())
         again = families_from_json(json.loads(json.dumps(families_to_json(families))))

@@ -19,6 +19,7 @@ from owsla.events import GapSkipped
 from owsla.http import ParentSource
 from owsla.http._asking import TIME_LIMIT
 from owsla.http._pages import site
+from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import render
 
 from ._fakes import NOW, FakeWorker, Family
@@ -85,7 +86,7 @@ class MetricsTests(Case):
     def test_openmetrics(self) -> None:
         """The newer format parses by its stricter rules, and says the same."""
         for worker in self.family.workers:
-            worker.world.readings.latency.observe(0.1)
+            worker.world.doors[FIRST_DOOR].latency.observe(0.1)
         text = self.ask("/metrics", "Accept: application/openmetrics-text; version=1.0.0\r\n")[1]
         newer = {family.name: len(family.samples) for family in parse_openmetrics(text)}
         older = {family.name.removesuffix("_info"): len(family.samples) for family in parse(self.ask("/metrics")[1])}
@@ -105,7 +106,7 @@ class MetricsTests(Case):
     def test_histograms(self) -> None:
         """A histogram has all its buckets for each worker."""
         for seconds in (0.0004, 0.02):
-            self.two.world.readings.latency.observe(seconds)
+            self.two.world.doors[FIRST_DOOR].latency.observe(seconds)
         found: dict[str, dict[str, float]] = {}
         for sample in self.samples():
             if sample.name == "owsla_publish_to_confirm_seconds_bucket":

@@ -49,6 +49,11 @@ class Node:
 
 CONNECTIONS: Final = 100
 
+
+def _lines(node: Any) -> Any:
+    return node.publishing.lines.publishers[FIRST_DOOR]
+
+
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.first.factory.buildProtocol(None)._device_ack(5)),
@@ -59,9 +64,9 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     ),
     "on-long": ({"on_long": "skip"}, lambda node: node.devices.first.factory.settings.skip_long),
     "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
-    "window": ({"window": 640}, lambda node: (node.publishing.window.max_messages, node.publishing.lines.share)),
+    "window": ({"window": 640}, lambda node: (_lines(node).window.max_messages, _lines(node).share)),
     "window-bytes": (
-        {"window_bytes": 640_000}, lambda node: (node.publishing.window.max_bytes, node.publishing.lines.line_size),
+        {"window_bytes": 640_000}, lambda node: (_lines(node).window.max_bytes, _lines(node).line_size),
     ),
     "max-connections": (
         {"max_connections": 10},
