@@ -11,7 +11,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.python.failure import Failure
 
 from ..events import DeviceConnected
-from ..interfaces import FIRST_DOOR
+from ..interfaces import FIRST_DOOR, LineSink
 from ..letter import Letter
 from ..tls.refusal import HandshakeRefused, Refusal
 from .connections import Connection, ConnectionsOf
@@ -35,11 +35,13 @@ class DeviceFactory(ServerFactory):
         *,
         identify: Callable[[SSL.Connection], str | None] | None = None,
         door: str = FIRST_DOOR,
+        sink: LineSink | None = None,
     ) -> None:
         """Create a factory.
 
         `protocol(factory, connection_id)` makes a protocol: `DeviceProtocol`, or what `dialect_protocol.speaking` returns.
         `identify` returns the device id from the certificate of a TLS connection, and raises `HandshakeRefused` to refuse it.
+        `sink` takes the lines of this door; by default that of the services.
         """
         self._build = protocol
         self._identify = identify
@@ -52,7 +54,7 @@ class DeviceFactory(ServerFactory):
         self.now = services.runtime.now
         self.connections = services.connections
         self.traffic = services.connections.traffic
-        self.sink = services.sink
+        self.sink = services.sink if sink is None else sink
         self.courier = services.courier
         self.reordering = services.reordering
         self.slow = services.slow
@@ -63,7 +65,7 @@ class DeviceFactory(ServerFactory):
         self.denied = services.denied
         self.deliveries = services.deliveries
         self.timers = services.timers
-        self._idle = IdleCheck(ConnectionsOf(services.connections, self), services.sink, settings.idle_timeout)
+        self._idle = IdleCheck(ConnectionsOf(services.connections, self), self.sink, settings.idle_timeout)
         services.housekeeping.check_idle(self._idle)
 
     def configure(self, settings: DeviceSettings) -> None:

@@ -31,7 +31,7 @@ from ..device.sources import SourceLimits, Sources
 from ..device.tls_transport import TLSTransport
 from ..dialects import Factory
 from ..errors import ConfigError
-from ..interfaces import FIRST_DOOR
+from ..interfaces import FIRST_DOOR, LineSink
 from ..runtime.memory import ProcessMemory
 from ..runtime.open_files import allowed_connections, describe_capacity, raise_open_files_limit
 from ..runtime.process import fail
@@ -169,7 +169,15 @@ def make_devices(
         memory=ProcessMemory(),
     )
     doors = {
-        door.name: _make_door(base, door, services, connected, sockets[door.name], configuration.device_tls.get(door.name))
+        door.name: _make_door(
+            base,
+            door,
+            publishing.lines.publishers[door.name],
+            services,
+            connected,
+            sockets[door.name],
+            configuration.device_tls.get(door.name),
+        )
         for door in settings.doors
     }
     return Devices(endpoints, services, connected, connected.admission, doors)
@@ -178,12 +186,13 @@ def make_devices(
 def _make_door(
     base: Base,
     door: Door,
+    sink: LineSink,
     services: DeviceServices,
     connected: ConnectedSockets,
     sock: socket.socket,
     material: DeviceTLSMaterial | None,
 ) -> DeviceDoor:
-    """Make the parts of a door. `material` is its TLS, if any."""
+    """Make the parts of a door. `sink` takes its lines, and `material` is its TLS, if any."""
     settings = door.settings
     tls = DeviceTLS(material) if material is not None else None
     dialect = make_dialect(door)
@@ -193,6 +202,7 @@ def _make_door(
         device_protocol(settings, dialect),
         identify=tls.identify if tls is not None else None,
         door=door.name,
+        sink=sink,
     )
     admission = PortAdmission(connected.admission, _port_limit(settings, connected.admission.max_connections))
     port = DevicePort(
