@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from ._support import haproxy
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Lab
 from ._support.rabbitmq import Cluster, RabbitMQ, installed
@@ -18,6 +19,7 @@ B = TypeVar("B", bound=Broker)
 
 #: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
 _REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
+_HAPROXY_REQUIRED = os.environ.pop("OWSLA_REQUIRE_HAPROXY", "") == "1"
 
 
 def _require_rabbitmq() -> None:
@@ -27,6 +29,16 @@ def _require_rabbitmq() -> None:
     if _REQUIRED:
         pytest.fail("OWSLA_REQUIRE_RABBITMQ=1, and no RabbitMQ is installed")
     pytest.skip("no RabbitMQ is installed")
+
+
+@pytest.fixture(scope="session")
+def require_haproxy() -> None:
+    """Skip the test if HAProxy is not installed; fail it if OWSLA_REQUIRE_HAPROXY is set."""
+    if haproxy.installed():
+        return
+    if _HAPROXY_REQUIRED:
+        pytest.fail("OWSLA_REQUIRE_HAPROXY=1, and no HAProxy is installed")
+    pytest.skip("no HAProxy is installed")
 
 
 def _running(broker: B) -> Iterator[B]:

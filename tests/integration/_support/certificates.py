@@ -91,6 +91,13 @@ class Authority:
         key_file.write_bytes(_pem(key))
         return certificate_file, key_file
 
+    def credentials(self, name: str) -> Path:
+        """Issue a certificate for a device. Return a file with it and its key."""
+        certificate_file, key_file = self.issue(name)
+        both = self.folder / f"{name}-both.pem"
+        both.write_bytes(certificate_file.read_bytes() + key_file.read_bytes())
+        return both
+
     def _builder(self, subject: x509.Name, key: ClientKey) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (

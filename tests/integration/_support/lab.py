@@ -126,6 +126,16 @@ class Lab:
         self._ends.append(device.close)
         return device
 
+    async def device_at(self, port: int, ca: Path, **options: Any) -> Device:
+        """Connect a device to a port: another door, or a load balancer."""
+        device = Device(port, ca, **options)
+        self._ends.append(device.close)
+        return await device.connect()
+
+    def ends(self, end: Callable[[], Awaitable[None]]) -> None:
+        """Have `end` called at the end of the test."""
+        self._ends.append(end)
+
     async def plain(self, port: int, **options: Any) -> Plain:
         """Open a TCP connection without TLS."""
         plain = Plain(port, **options)

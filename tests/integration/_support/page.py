@@ -12,7 +12,7 @@ from pathlib import Path
 _DOCS = Path(__file__).parents[3] / "docs"
 
 #: Folders of a page that are folders of the test instead.
-_FOLDERS = ("/etc/owsla", "/etc/rabbitmq", "/etc/letsencrypt", "/usr/local/sbin", "/var/lib/lego")
+_FOLDERS = ("/etc/owsla", "/etc/haproxy", "/etc/rabbitmq", "/etc/letsencrypt", "/run/owsla", "/usr/local/sbin", "/var/lib/lego")
 
 
 class Page:

@@ -22,6 +22,7 @@ class _Side(Protocol):
         self.proxy = proxy
         self.other = other
         self.early = b""
+        self.spoke = False
         self.lost = False
 
     def connectionMade(self) -> None:
@@ -41,6 +42,9 @@ class _Side(Protocol):
                 self.write(self.other.early)
 
     def dataReceived(self, data: bytes) -> None:
+        if self not in self.proxy.servers and not self.spoke:
+            self.spoke = True
+            data = self.proxy.before + data
         if self.proxy.holding and not (self.proxy.one_way and self in self.proxy.servers):
             self.proxy.held.append((self, data))
         else:
@@ -100,6 +104,8 @@ class Proxy:
     def __init__(self, target: int, certificate: tuple[Path, Path] | None = None) -> None:
         self.target = target
         self.certificate = certificate
+        self.before = b""
+        """Bytes that each connection to the target begins with, sent together with the first bytes of the client."""
         self.port = 0
         self.count = 0
         self.sides: list[_Side] = []

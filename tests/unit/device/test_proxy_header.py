@@ -338,6 +338,13 @@ class ChecksumTests(SynchronousTestCase):
         """The checksum is that which is computed bit by bit."""
         self.assertEqual(crc32c(data), plain_crc32c(data))
 
+    def test_health_check_of_aws(self) -> None:
+        """The health check of an AWS Network Load Balancer is one of the proxy's own, and its checksum is as computed here."""
+        start = bytes.fromhex("0d0a0d0a000d0a515549540a 20110054 030004bce5951f 04004a")  # captured, kubernetes#57250
+        first = start + bytes(0x4A)
+        self.assertEqual(parse(first), ProxyHeader(100, local=True))
+        self.assertEqual(crc32c(first[:19] + bytes(4) + first[23:]), 0xBCE5951F)
+
     def test_checked(self) -> None:
         """A header with its checksum is accepted wherever the checksum is, and refused if any other byte has changed."""
         other = tlv(4, b"padding")
