@@ -9,6 +9,8 @@ from unittest import skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.config.options import OPTIONS
+
 _ROOT = Path(__file__).parents[2]
 _PAGES = [*_ROOT.glob("*.md"), *(page for folder in ("bench", "certs", "docs") for page in (_ROOT / folder).rglob("*.md"))]
 
@@ -33,6 +35,14 @@ class DocumentationTests(SynchronousTestCase):
                 self.assertTrue(target.exists(), f"{page.relative_to(_ROOT)}: {link}")
                 if anchor:
                     self.assertIn(anchor, _anchors(target), f"{page.relative_to(_ROOT)}: {link}")
+
+
+class DoorsTests(SynchronousTestCase):
+    def test_options(self) -> None:
+        """The table "What a door can say" in doors.md has every option that a door can have, and its name."""
+        section = (_ROOT / "docs" / "doors.md").read_text().split("## What a door can say\n")[1].split("\n## ")[0]
+        named = re.findall(r"`([a-z-]+)`", section)
+        self.assertEqual(sorted(named), sorted(["name", *(option.name for option in OPTIONS if option.door)]))
 
 
 class MonitoringTests(SynchronousTestCase):
