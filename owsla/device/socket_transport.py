@@ -732,8 +732,9 @@ class SocketTransport:
         """Return whether a connection that ended for this reason, before it was open, is no failed handshake."""
         if reason in (Failures.EVICTED, Failures.TURNED_AWAY) or self._via == _LOCAL:
             return True
-        # Some load balancers send no header in their health checks. Their devices all send something.
-        return self._via == _AWAITED and reason is Failures.SILENT
+        # Health checks of a load balancer may have no header, or one of version 1, which cannot say LOCAL. Those of another
+        # load balancer in front of it are relayed like a device, which would send something.
+        return self._via != _DIRECT and reason is Failures.SILENT
 
 
 class _Over:
