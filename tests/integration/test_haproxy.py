@@ -86,8 +86,8 @@ class Site:
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the events of these kinds so far."""
-        found = map(json.loads, self._journal.read_text().splitlines())
-        return [event for event in found if event["event"] in kinds]
+        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] in kinds]
 
     async def event(self, kind: str, **fields: object) -> dict[str, Any]:
         """Wait for an event with these fields, and return it."""
@@ -95,7 +95,7 @@ class Site:
         def look() -> dict[str, Any] | None:
             return next((each for each in self.events(kind) if each | fields == each), None)
 
-        found = await until(look, what=lambda: f"{kind} {fields} among {self._journal.read_text()}")
+        found = await until(look, what=lambda: f"{kind} {fields} among {self.events(kind)}")
         assert found is not None
         return found
 

@@ -109,9 +109,9 @@ class Owsla:
         )
 
     async def listening(self, timeout: float = 30) -> None:
-        """Wait until the device port is open, and store its number."""
-        match = await self.wait_for_line(r"[Ll]istening for devices .*?port (\d+)", timeout)
-        self.port = int(match[1])
+        """Wait until the device port is open, and store its number: 0 for a unix socket."""
+        match = await self.wait_for_line(r"[Ll]istening for devices (?:.*?port (\d+)|on unix:)", timeout)
+        self.port = int(match[1] or 0)
 
     async def start(self) -> None:
         """Start the process and wait until devices can connect."""
