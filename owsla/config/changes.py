@@ -89,7 +89,7 @@ def _compare(present: Settings, new: Settings, options: Iterable[Option]) -> _Co
     waiting = {option.name: option for option in changed if _takes_restart(option, present, new)}
     result = _Comparison({}, {}, [], [], [])
     for option in changed:
-        decisive = waiting.get(option.name) or waiting.get(option.needs)
+        decisive = next((waiting[name] for name in (option.name, *option.needs) if name in waiting), None)
         if decisive is None:
             result.applied.append(option.name)
             continue

@@ -23,7 +23,7 @@ class Option:
     """An option: name and default as a user writes them, reader, and help text.
 
     If `default` is `None`, no text is read, and the help shows `shown`. Messages do not quote the value of a `secret` option.
-    `needs` names an option that takes a restart and without whose change a change of this one makes no sense.
+    `needs` names options that take a restart and without whose change a change of this one makes no sense.
     """
 
     group: str
@@ -39,7 +39,7 @@ class Option:
     flag: bool = False
     """True if a TOML file may have `true` or `false` in place of yes and no."""
     reload: Reload = "restart"
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     door: bool = False
     """True if a door can have a value of its own (`--listen`, `[[listen]]`)."""
 
@@ -196,23 +196,23 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _BROKER, "broker-password-file", "FILE", None, readers.path,
         "File whose only line is the password for the broker, read at each login; it replaces the password in every --broker.",
-        reload="yes", needs="broker",
+        reload="yes", needs=("broker",),
     ),
     Option(
         _BROKER, "broker-ca", "FILE", "system", readers.either("system", None, readers.path),
         "PEM file with the authorities to trust for amqps://; system is the trust store of the operating system.",
-        reload="new connections", needs="broker",
+        reload="new connections", needs=("broker",),
     ),
     Option(
         _BROKER, "broker-cert", "FILE", None, readers.path,
         "PEM file with Owsla's certificate for amqps://, followed by intermediate certificates. Needs --broker-key. Where "
         "--broker has no user, Owsla logs in with it (SASL EXTERNAL).",
-        reload="new connections", needs="broker",
+        reload="new connections", needs=("broker",),
     ),
     Option(
         _BROKER, "broker-key", "FILE", None, readers.path,
         "PEM file with the private key of --broker-cert, not encrypted.",
-        reload="new connections", needs="broker",
+        reload="new connections", needs=("broker",),
     ),
     Option(
         _BROKER, "heartbeat", "TIME", "30s", readers.heartbeat,
@@ -326,7 +326,7 @@ OPTIONS: tuple[Option, ...] = (
         "Maximum length of a line in bytes, without its delimiter, in both directions; for longer lines from a device "
         "see --on-long.",
         door=True,
-        reload="yes",
+        reload="yes", needs=("framing",),
     ),
     Option(
         _LINES, "on-long", "WORD", "close", readers.choice("close", "skip"),
@@ -347,7 +347,7 @@ OPTIONS: tuple[Option, ...] = (
         "Line that acknowledges lines to the device, as in 'ACK {seq}': the broker has confirmed all lines up to number {seq}, "
         "which counts from 0.",
         door=True,
-        reload="new connections", needs="delimiter",
+        reload="new connections", needs=("delimiter", "framing"),
     ),
     Option(
         _LINES, "max-rate", "NUMBER", "off", readers.either("off", None, readers.rate("lines")),
@@ -374,13 +374,13 @@ OPTIONS: tuple[Option, ...] = (
         "Twisted.",
         secret=True,
         door=True,
-        reload="new connections", needs="dialect",
+        reload="new connections", needs=("dialect",),
     ),
     Option(
         _LINES, "login-timeout", "TIME", "10s", readers.duration(zero=False),
         "Time limit for the login of a device with the login dialect.",
         door=True,
-        reload="new connections", needs="dialect",
+        reload="new connections", needs=("dialect",),
     ),
     Option(
         _CONNECTIONS, "max-connections", "COUNT", "auto", readers.either("auto", None, readers.number(1, LARGEST_COUNT)),

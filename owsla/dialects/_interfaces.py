@@ -63,7 +63,7 @@ class Conversation(Protocol):
         """Publish a line to the back ends, in the order of the calls. Between `hold` and `release` the line is kept."""
 
     def answer(self, line: bytes) -> None:
-        """Write a line to the device. Raise `ValueError` if the line is too long, or contains a delimiter."""
+        """Write a line to the device. Raise `ValueError` if it is too long, or cannot be sent in the framing of the device."""
 
     def hold(self) -> None:
         """Keep published lines until `release`, in order. If they exceed a limit, the connection is closed.

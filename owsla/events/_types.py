@@ -286,7 +286,7 @@ class LinesSkipped(Event):
 
 @dataclass(frozen=True, slots=True)
 class BadFrame(Event):
-    """A device sent a frame that is malformed in the --framing of its port. Its connection was closed, and no part of the frame
+    """A device sent a frame that is malformed in the --framing of its door. Its connection was closed, and no part of the frame
     published.
     """
 

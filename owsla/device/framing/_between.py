@@ -36,21 +36,25 @@ class BetweenFraming(Framing):
         parts = data.split(end, limit)
         rest = parts.pop()
         size = len(start)
-        payloads: list[bytes] = []
+        payloads = [part[size:] for part in parts if part.rfind(start) == 0]
+        if len(payloads) == len(parts):
+            return payloads, rest
         for number, part in enumerate(parts):
-            payload = part[size:]
-            if not part.startswith(start) or start in payload:
-                return payloads, end.join([*parts[number:], rest])
-            payloads.append(payload)
-        return payloads, rest
+            if not part.startswith(start) or part.find(start, size) >= 0:
+                return [each[size:] for each in parts[:number]], end.join([*parts[number:], rest])
+        return [part[size:] for part in parts], rest
 
     def _split_same(self, data: bytes, limit: int) -> tuple[list[bytes], bytes]:
         mark = self._end
         parts = data.split(mark, 2 * limit if limit >= 0 else -1)
+        rest = parts.pop()
+        if len(parts) & 1:
+            rest = parts.pop() + mark + rest
         # Before each payload is what stands between two frames: nothing.
-        frames = (len(parts) - 1) // 2
-        bad = next((number for number in range(frames) if parts[2 * number]), frames)
-        return parts[1 : 2 * bad : 2], mark.join(parts[2 * bad :])
+        if not any(parts[::2]):
+            return parts[1::2], rest
+        bad = next(number for number, part in enumerate(parts) if part and not number & 1)
+        return parts[1:bad:2], mark.join([*parts[bad:], rest])
 
     def unfinished(self, rest: bytes) -> Unfinished | None:
         start, end = self._start, self._end

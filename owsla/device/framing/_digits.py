@@ -19,39 +19,34 @@ _SHOWN = 24
 class _Digits(Framing):
     """Frames of a length without leading zeros, a separator, as many bytes, and a trailer of at most one byte."""
 
-    __slots__ = ("_format", "_header", "_partial", "_trailer")
+    __slots__ = ("_format", "_match", "_partial", "_trailer")
 
     def __init__(self, max_line: int, separator: bytes, trailer: bytes) -> None:
         super().__init__(max_line)
         digits = rb"(0|[1-9][0-9]{0,%d})" % (DIGITS - 1)
-        self._header = re.compile(digits + separator)
+        self._match = re.compile(digits + separator).match
         self._partial = re.compile(digits)
         self._format = b"%d" + separator + b"%b" + trailer
         self._trailer = trailer
 
     def split(self, data: bytes, limit: int = -1) -> tuple[list[bytes], bytes]:
         payloads: list[bytes] = []
-        match, trailer = self._header.match, self._trailer
-        start = 0
-        while len(payloads) != limit:
+        match, trailer = self._match, self._trailer
+        start, last, behind = 0, len(data), len(trailer)
+        while start < last and len(payloads) != limit:
             header = match(data, start)
             if header is None:
                 break
             begin = header.end()
-            end = begin + int(header[1])
-            if trailer:
-                if data[end : end + 1] != trailer:
-                    break
-                start = end + 1
-            elif end <= len(data):
-                start = end
-            else:
+            end = begin + int(data[start : begin - 1])
+            if end + behind > last or (behind and data[end] != trailer[0]):
                 break
             payloads.append(data[begin:end])
+            start = end + behind
         return payloads, data[start:]
 
     def unfinished(self, rest: bytes) -> Unfinished | None:
-        header = self._header.match(rest)
+        header = self._match(rest)
         if header is None:
             if not rest or self._partial.fullmatch(rest):
                 return None

@@ -52,4 +52,6 @@ class LengthFraming(Framing):
 
     def encode(self, payloads: Sequence[bytes]) -> bytes:
         pack, own = self._fields.pack, self._own
+        if len(payloads) == 1:
+            return pack(len(payloads[0]) + own) + payloads[0]
         return b"".join([part for payload in payloads for part in (pack(len(payload) + own), payload)])

@@ -65,6 +65,13 @@ class ChangesTests(SynchronousTestCase):
         self.assertEqual((changes.applied, changes.rolling), ((), ("delimiter", "device-ack")))
         self.assertEqual(changes.settings, before)
         self.assertEqual(compare_settings(before, load("--device-ack", "ACK|{seq}")).applied, ("device-ack",))
+        before, after = (
+            load("--framing", "fixed:100"),
+            load("--framing", "length:1", "--max-line", "50", "--device-ack", "\n{seq}"),
+        )
+        changes = compare_settings(before, after)
+        self.assertEqual((changes.applied, changes.rolling), ((), ("framing", "max-line", "device-ack")))
+        self.assertEqual(changes.settings, before)
 
     def test_brokers(self) -> None:
         """Other hosts, users and passwords of a cluster apply, as long as one place remains."""
@@ -113,10 +120,10 @@ class ChangesTests(SynchronousTestCase):
             self.assertEqual(compare_settings(before, after).restart, ("broker",))
 
     def test_needs(self) -> None:
-        """An option needs one that may take a restart, and comes into effect in a running process itself."""
+        """An option needs those that may take a restart, and comes into effect in a running process itself."""
         for option in OPTIONS:
-            if option.needs:
-                self.assertIn(option.needs, BY_NAME)
+            for needed in option.needs:
+                self.assertIn(needed, BY_NAME)
                 self.assertFalse(option.restart, option.name)
 
     def test_login_checker(self) -> None:
