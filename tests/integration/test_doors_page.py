@@ -96,16 +96,21 @@ def site(tmp_path: Path, lab: Lab, embedded: EmbeddedBrokerProcess) -> Site:
     return Site(tmp_path / "m", lab, embedded)
 
 
-def test_description_of_a_door() -> None:
-    """The table and the command line of the page are the same door."""
+def test_description_of_a_door(tmp_path: Path) -> None:
+    """The table and the command line of the page describe the same door."""
     page = (Path(__file__).parents[2] / "docs" / "doors.md").read_text()
     command = re.search(r"^    twistd -n owsla (--port .*)$", page, re.MULTILINE)
     table = re.search(r"^```toml\n(port = 8883\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert command is not None
     assert table is not None
-    written = load_settings(shlex.split(command[1]), {}, certificates="left")
-    (door,) = written.listen
-    assert (door.name, door.settings.port, door.settings.tls, door.settings.idle_timeout) == ("trackers", 9001, False, 7200)
+    file = tmp_path / "owsla.toml"
+    file.write_text(table[1])
+    for argv in (shlex.split(command[1]), ["--config", str(file)]):
+        settings = load_settings(argv, {}, certificates="left")
+        (door,) = settings.listen
+        own = door.settings
+        assert (settings.port, door.name) == (8883, "trackers")
+        assert (own.port, own.tls, own.interface, own.idle_timeout) == (9001, False, "127.0.0.1", 7200)
 
 
 @pytest.mark.usefixtures("require_haproxy")

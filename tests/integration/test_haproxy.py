@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
+from twisted.internet.threads import deferToThread
 
 from ._support.certificates import Authority
 from ._support.device import Device
@@ -154,6 +157,20 @@ async def test_devices_besides(lab: Lab, site: Site) -> None:
 
 
 @reactor_test
+async def test_workers(site: Site) -> None:
+    """With workers each of them has the door, and shows the devices' addresses."""
+    await site.start("send-proxy-v2", workers=2)
+    nodes = set()
+    for last in range(2, 40):
+        device = await site.device(source=f"127.0.0.{last}")
+        await site.gateway.round_trip(device)
+        nodes.add((await site.event("device-connected", peer=address(device)))["node"])
+        if len(nodes) == 2:
+            return
+    raise AssertionError("one worker has got all devices")
+
+
+@reactor_test
 async def test_limit_for_an_address(site: Site) -> None:
     """The limit for an address counts the connections of a device, not those of HAProxy."""
     await site.start("send-proxy-v2", max_per_address=2)
@@ -239,6 +256,28 @@ async def test_no_identity_is_taken(lab: Lab, site: Site, tmp_path: Path) -> Non
     known = await lab.device_at(site.port, authority.ca, certificate=authority.credentials("meter-8"))
     known.send_line(b"hello")
     assert (await site.gateway.message()).headers["device_id"] == "meter-8"
+
+
+@reactor_test
+async def test_resumed_session(site: Site, tmp_path: Path) -> None:
+    """A device that resumes a TLS session with HAProxy shows no certificate again, and keeps its identity."""
+    authority = Authority(tmp_path / "authority")
+    await site.start("send-proxy-v2-ssl-cn", tls=ends_tls(tmp_path, authority, "required"), door=IDENTITY)
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    context.load_cert_chain(authority.credentials("meter-7"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions are there after the handshake
+
+    def say(line: bytes, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool | None]:
+        tcp = socket.create_connection(("127.0.0.1", site.port), timeout=10)
+        with tcp, context.wrap_socket(tcp, server_hostname="localhost", session=session) as tls:
+            tls.sendall(line + b"\n")
+            return tls.session, tls.session_reused
+
+    session, _ = await deferToThread(say, b"first", None)
+    _, resumed = await deferToThread(say, b"second", session)
+    assert resumed
+    messages = await site.gateway.messages(2)
+    assert [(each.body, each.headers["device_id"]) for each in messages] == [(b"first", "meter-7"), (b"second", "meter-7")]
 
 
 @reactor_test
