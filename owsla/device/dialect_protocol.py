@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from twisted.internet.address import UNIXAddress
 from twisted.python.failure import Failure
 
 from ..dialects import Conversation, DeviceRefused, Dialect, Factory, Refused
@@ -196,7 +197,10 @@ class DialectProtocol(DeviceProtocol):
 
     @property
     def source(self) -> str:
-        return source_of(self.transport.getPeer().host) if self.transport is not None else ""
+        if self.transport is None:
+            return ""
+        address = self.transport.getPeer()
+        return self.peer if isinstance(address, UNIXAddress) else source_of(address.host)
 
     @property
     def closed(self) -> bool:

@@ -53,7 +53,8 @@ class Conversation(Protocol):
 
     @property
     def source(self) -> str:
-        """Address without the port; for IPv6 the /64 network. Limits for each address count by this."""
+        """Address without the port; for IPv6 the /64 network. Limits for each address count by this. `unix:PATH` on a unix
+        socket without a PROXY protocol header."""
 
     @property
     def closed(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol
@@ -89,6 +89,14 @@ class _Connection:
     def send_raw(self, data: bytes) -> None:
         """Send bytes unchanged; in one TLS record if there are at most 16384."""
         self.transport.write(data)
+
+    def send_line(self, *lines: bytes) -> None:
+        """Send lines, each with a bare newline, in one write."""
+        self.send_raw(b"".join(line + b"\n" for line in lines))
+
+    async def line(self, timeout: float = PATIENCE) -> bytes:
+        """Return the next line from Owsla, without its delimiter."""
+        return await self.lines.get(timeout)
 
     async def closed(self, timeout: float = PATIENCE) -> Failure:
         """Wait until the connection has ended, and return why."""
@@ -182,25 +190,36 @@ class Device(_Connection):
     def _tls(self) -> SSL.Connection:
         return cast(SSL.Connection, self.transport.getHandle())
 
-    def send_line(self, *lines: bytes) -> None:
-        """Send lines, each with a bare newline, in one write."""
-        self.send_raw(b"".join(line + b"\n" for line in lines))
-
-    async def line(self, timeout: float = PATIENCE) -> bytes:
-        """Return the next line from Owsla, without its delimiter."""
-        return await self.lines.get(timeout)
-
 
 class Plain(_Connection):
-    """TCP connection without TLS: for silent sockets and invalid bytes."""
+    """TCP connection without TLS, or a connection to the unix socket `path`: for devices, silent sockets and invalid bytes.
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", source: str | None = None) -> None:
-        super().__init__(port, b"\n")
-        self._endpoint = TCP4ClientEndpoint(current_reactor(), host, port, bindAddress=(source, 0) if source else None)
+    `header` are bytes that are sent at once, as a proxy does.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        source: str | None = None,
+        path: Path | None = None,
+        header: bytes = b"",
+        delimiter: bytes = b"\n",
+    ) -> None:
+        super().__init__(port, delimiter)
+        self._header = header
+        self._endpoint: Any
+        if path is not None:
+            self._endpoint = UNIXClientEndpoint(current_reactor(), str(path))
+        else:
+            self._endpoint = TCP4ClientEndpoint(current_reactor(), host, port, bindAddress=(source, 0) if source else None)
         self.protocol.handshake.callback(None)
 
     async def connect(self, timeout: float = PATIENCE) -> Plain:
         """Connect."""
         factory = cast(IProtocolFactory, _Factory(self.protocol))
-        await within(self._endpoint.connect(factory), timeout, f"a TCP connection to port {self.port}")
+        await within(self._endpoint.connect(factory), timeout, f"a connection to port {self.port}")
+        if self._header:
+            self.send_raw(self._header)
         return self

@@ -71,14 +71,14 @@ class Gateway:
         """Publish a line for a device on to_device."""
         await self.backend.publish(self.to_device, body, {"connection_id": connection_id}, **properties)
 
-    async def introduce(self, device: Device) -> str:
+    async def introduce(self, device: Device | Plain) -> str:
         """Let a device send a line. Return the connection id in its message."""
         greeting = secrets.token_hex(8).encode()
         device.send_line(greeting)
         found = await self.backend.inbox[self.from_device].find(lambda message: message.body == greeting)
         return found.connection_id
 
-    async def round_trip(self, device: Device) -> None:
+    async def round_trip(self, device: Device | Plain) -> None:
         """Check that a line of a device arrives, and that the answer reaches it, both unchanged."""
         connection_id = await self.introduce(device)
         answer = secrets.token_hex(8).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tracemalloc
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,12 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.dialect_protocol import speaking
 from owsla.device.protocol import DeviceProtocol
+from owsla.device.socket_transport import SocketTransport
+from owsla.device.tcp_transport import TCPTransport
 from owsla.device.tls_transport import TLSTransport
 from owsla.dialects import Dialect
 from owsla.tls.post_handshake import PostHandshake
 
 from ._fakes import GONE, Source, Wire, World
-from ._sockets import Client, Loop, device_tls, reset, unix_pair
+from ._sockets import Client, Loop, PlainClient, device_tls, reset, unix_pair
 
 ENDPOINT = 500
 """Maximum size of an idle protocol in bytes: some 280 of its own, and its entries in registry and supervisor."""
@@ -32,25 +35,31 @@ class Owner:
         self.context = device_tls().context
         self.established = PostHandshake(world.clock.seconds).context
 
-    def headerReceived(self, transport: TLSTransport) -> bool:
+    def headerReceived(self, transport: SocketTransport) -> bool:
         return True
 
     def helloReceived(self, transport: TLSTransport) -> bool:
         return True
 
-    def handshakeCompleted(self, transport: TLSTransport) -> None:
+    def refusal(self, first: bytes) -> str | None:
+        return None
+
+    def connectionOpened(self, transport: TCPTransport) -> None:
+        self.handshakeCompleted(transport)
+
+    def handshakeCompleted(self, transport: SocketTransport) -> None:
         self.endpoint = self.world.factory.buildProtocol(None)
         transport.connectProtocol(self.endpoint)
 
-    def connectionClosing(self, transport: TLSTransport) -> None: ...
+    def connectionClosing(self, transport: SocketTransport) -> None: ...
 
-    def connectionClosed(self, transport: TLSTransport, failed: str | None) -> None:
+    def connectionClosed(self, transport: SocketTransport, failed: str | None) -> None:
         self.gone = True
 
 
 def connections() -> int:
     """Return the number of connection objects, of this test and of others."""
-    return sum(isinstance(each, DeviceProtocol | TLSTransport) for each in gc.get_objects())
+    return sum(isinstance(each, DeviceProtocol | SocketTransport) for each in gc.get_objects())
 
 
 class FootprintTests(SynchronousTestCase):
@@ -71,7 +80,8 @@ class FootprintTests(SynchronousTestCase):
             protocol.close("done")
             protocol.connectionLost(GONE)
             self.assertEqual(vars(protocol), {})
-        self.assertEqual([base for base in TLSTransport.__mro__[:-1] if "__slots__" not in vars(base)], [])
+        for kind in (TLSTransport, TCPTransport):
+            self.assertEqual([base for base in kind.__mro__[:-1] if "__slots__" not in vars(base)], [])
 
     def test_idle(self) -> None:
         """An idle protocol is small, and keeps no list of lines after traffic."""
@@ -101,13 +111,18 @@ class FootprintTests(SynchronousTestCase):
         for endpoint in endpoints:
             self.assertIsNone(endpoint._outgoing)
 
-    def _live(self, farewell: Callable[[Client, DeviceProtocol, TLSTransport], None]) -> None:
+    def _live(self, plain: bool, farewell: Callable[[Any, DeviceProtocol, SocketTransport], None]) -> None:
         """Run a connection from its first byte to its last."""
         world, loop = World(), cast(Any, Loop())
         server, sock = unix_pair()
-        client = Client(sock)
+        client = PlainClient(sock) if plain else Client(sock)
         owner = Owner(world)
-        transport = TLSTransport(loop, server, ("127.0.0.1", 1), owner)
+        transport: SocketTransport
+        if plain:
+            transport = TCPTransport(loop, server, ("127.0.0.1", 1), owner)
+            client.write(b"first\n")
+        else:
+            transport = TLSTransport(loop, server, ("127.0.0.1", 1), owner)
         loop.until(lambda: owner.endpoint is not None, client.step)
         endpoint = owner.endpoint
         assert endpoint is not None
@@ -125,27 +140,27 @@ class FootprintTests(SynchronousTestCase):
         for the garbage collector, which would mean work for ten thousand connections at a time.
         """
 
-        def goodbye(client: Client, endpoint: DeviceProtocol, transport: TLSTransport) -> None:
-            client.tls.shutdown()
+        def goodbye(client: Any, endpoint: DeviceProtocol, transport: SocketTransport) -> None:
+            client.shutdown()
             client.close()
 
-        def closed(client: Client, endpoint: DeviceProtocol, transport: TLSTransport) -> None:
+        def closed(client: Any, endpoint: DeviceProtocol, transport: SocketTransport) -> None:
             endpoint.close("enough")
             client.close()
 
-        farewells: dict[str, Callable[[Client, DeviceProtocol, TLSTransport], None]] = {
+        farewells: dict[str, Callable[[Any, DeviceProtocol, SocketTransport], None]] = {
             "by the device": goodbye,
             "reset": lambda client, endpoint, transport: reset(client.socket),
             "aborted": lambda client, endpoint, transport: transport.abortConnection(),
             "closed": closed,
         }
-        for how, farewell in farewells.items():
+        for plain, (how, farewell) in itertools.product((False, True), farewells.items()):
             gc.collect()
             before = connections()
             gc.disable()
             try:
-                self._live(farewell)
+                self._live(plain, farewell)
                 after = connections()
             finally:
                 gc.enable()
-            self.assertEqual(after, before, how)
+            self.assertEqual(after, before, (how, plain))

@@ -37,6 +37,7 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.device.socket_transport import SocketTransport
+from owsla.device.tcp_transport import TCPTransport
 from owsla.device.tls_transport import TLSTransport
 from owsla.events import DeviceConnected, DeviceDisconnected, Event, HandshakeFailed
 from owsla.letter import Letter
@@ -320,6 +321,41 @@ class Peer:
         self.flush()
 
 
+class PlainPeer(Peer):
+    """Device without TLS."""
+
+    secure = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.tls = cast(SSL.Connection, _Nothing())
+        self.reading = True
+        self._outgoing = b""
+
+    def flush(self, limit: int | None = None) -> None:
+        """Send a piece of a line."""
+        if self.there:
+            self.send(b"x" if limit is not None else b"\n")
+
+    def step(self) -> None:
+        if self.there and self.reading:
+            try:
+                self.socket.recv(65536)
+            except OSError:
+                pass
+
+    def say(self, data: bytes) -> None:
+        if self.there:
+            self.send(data)
+
+
+class _Nothing:
+    """OpenSSL connection of a device without TLS: it has no close_notify to send."""
+
+    def shutdown(self) -> None:
+        raise SSL.Error()
+
+
 class WatchedLife:
     """State machine that records inputs by state, and impossible ones."""
 
@@ -343,7 +379,8 @@ class WatchedLife:
 class LifeWorld:
     """Real port, factory and transports on the loop of the test. The test passes accepted sockets by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        self.plain = plain
         self.impossible: list[tuple[str, str]] = []
         self.seen: set[tuple[str, str]] = set()
         self.descriptors = set(os.listdir("/proc/self/fd"))
@@ -352,9 +389,9 @@ class LifeWorld:
         self.sink = Sink()
         self.source = Source(prefetch=65535)
         self.registry: Registry[Connection] = Registry()
-        self.admission: Admission[TLSTransport] = Admission(100, 100)
+        self.admission: Admission[Any] = Admission(100, 100)
         self.lost: list[SocketTransport] = []
-        self.transports: list[TLSTransport] = []
+        self.transports: list[SocketTransport] = []
         self.peers: list[Peer] = []
         self.failures: list[Failure | None] = []
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop, name="endpoints")
@@ -384,7 +421,7 @@ class LifeWorld:
         self.listener = Counting(
             self.loop,
             bind(0, "127.0.0.1"),
-            device_tls(),
+            None if plain else device_tls(),
             self.factory,
             self.sockets,
             Limits(self.port_admission),
@@ -397,18 +434,19 @@ class LifeWorld:
         self.sockets.startService()
         self.listener.startService()
 
-    def connect(self, tcp: bool) -> tuple[TLSTransport, Peer]:
+    def connect(self, tcp: bool) -> tuple[SocketTransport, Peer]:
         """Accept a connection: as `Acceptor.doRead` does, with a socket of the test."""
         server, client = tcp_pair() if tcp else unix_pair()
         with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
-            transport = TLSTransport(self.loop, server, ("127.0.0.1", 5), self.listener)
+            kind = TCPTransport if self.plain else TLSTransport
+            transport = kind(self.loop, server, ("127.0.0.1", 5), self.listener)
         self.port_admission.accepted(transport, self.loop.seconds())
-        peer = Peer(client)
+        peer = PlainPeer(client) if self.plain else Peer(client)
         self.transports.append(transport)
         self.peers.append(peer)
         return transport, peer
 
-    def endpoint(self, transport: TLSTransport) -> DeviceProtocol | None:
+    def endpoint(self, transport: SocketTransport) -> DeviceProtocol | None:
         """Return the protocol of the connection, while there is one."""
         lines = transport._protocol
         assert lines is None or isinstance(lines, DeviceProtocol)
@@ -470,18 +508,19 @@ NUMBERS: Final = st.integers(0, 4)
 class ConnectionMachine(RuleBasedStateMachine):
     """Up to five connections, with any actions of peers and owners, in any order."""
 
+    plain = False
     seen: set[tuple[str, str]] = set()
     """Pairs of state and input, over all runs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = LifeWorld()
+        self.world = LifeWorld(self.plain)
 
     @property
-    def pairs(self) -> list[tuple[TLSTransport, Peer]]:
+    def pairs(self) -> list[tuple[SocketTransport, Peer]]:
         return list(zip(self.world.transports, self.world.peers, strict=True))
 
-    def one(self, number: int) -> tuple[TLSTransport, Peer]:
+    def one(self, number: int) -> tuple[SocketTransport, Peer]:
         if not self.world.transports:
             self.world.connect(tcp=number % 2 == 0)
         return self.pairs[number % len(self.pairs)]
@@ -650,6 +689,12 @@ class ConnectionMachine(RuleBasedStateMachine):
         ConnectionMachine.seen |= self.world.seen
 
 
+class PlainConnectionMachine(ConnectionMachine):
+    """The same without TLS."""
+
+    plain = True
+
+
 class ConnectionTests(SynchronousTestCase):
     """Real connections, through transport, protocol, factory and port."""
 
@@ -657,12 +702,20 @@ class ConnectionTests(SynchronousTestCase):
         """After any sequence of actions, in any order: no impossible input occurred, every connection ended once, and no
         descriptor is left.
         """
+        self.run_machine(ConnectionMachine)
+
+    def test_any_sequence_without_tls(self) -> None:
+        """The same holds for plain connections."""
+        self.run_machine(PlainConnectionMachine)
+
+    def run_machine(self, machine: type[ConnectionMachine]) -> None:
+        """Run a machine with many sequences, and check what it has seen."""
         device_tls()
         import twisted.internet.reactor  # noqa: F401  a LoopingCall does it otherwise, and its descriptors would count as leaked
 
         ConnectionMachine.seen = set()
         run_state_machine_as_test(
-            ConnectionMachine,
+            machine,
             settings=settings(max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)),
         )
         self.assertGreater(len(ConnectionMachine.seen), 15, "the sequences are too tame to show anything")
