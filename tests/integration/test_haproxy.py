@@ -343,3 +343,19 @@ async def test_header_is_not_expected(site: Site, send: str) -> None:
     with pytest.raises((SSL.Error, ConnectionLost)):  # with an alert, if HAProxy still passes it on
         await site.device()
     assert "a PROXY protocol header" in (await site.event("handshake-failed"))["reason"]
+
+
+@reactor_test
+async def test_half_headers(lab: Lab, site: Site) -> None:
+    """Connections with half a header are silent ones: they keep no device out, and are closed in time, with the reason."""
+    await site.start("send-proxy-v2", max_connections=10, handshake_timeout="5s")
+    halves = [await lab.plain(site.door) for _ in range(20)]
+    for number, half in enumerate(halves):
+        half.send_raw(b"PROXY TCP4 192.0.2.7 " if number % 2 else b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x0e\x00" + bytes(100))
+    await until(lambda: sum(half.is_open for half in halves) <= 5)  # half as many as devices may connect
+    for _ in range(5):
+        await site.gateway.round_trip(await site.device())
+    for half in halves:
+        await half.closed()
+    await site.event("silent-evicted", door="behind")
+    await site.event("handshake-failed", reason="no PROXY protocol header within 5 s")
