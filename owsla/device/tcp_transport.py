@@ -75,6 +75,13 @@ class TCPTransport(SocketTransport):
 
     def open(self) -> None:
         """Open the connection, which was silent for as long as a health check might be."""
+        try:
+            self._open()
+        except Exception:
+            # The caller serves all connections. As in `doRead`, an exception closes this connection only.
+            self.abortConnection(Failure())
+
+    def _open(self) -> None:
         if self._state < OPEN:
             self._life.opened()
             self._owner.connectionOpened(self)
@@ -87,7 +94,7 @@ class TCPTransport(SocketTransport):
         if reason is not None:
             self._refuse(reason, len(first))
             return
-        self.open()
+        self._open()
         if self._state == OPEN and self._reading:
             self.doRead()
 

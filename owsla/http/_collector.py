@@ -113,6 +113,12 @@ class OwslaCollector(Collector):
             "door",
             {name: door.port.turned_away for name, door in doors.items()},
         )
+        yield _counters(
+            "owsla_proxy_untrusted",
+            "Connections refused because their peer is not trusted by --proxy-protocol.",
+            "door",
+            {name: door.port.untrusted for name, door in doors.items()},
+        )
 
     def _lines(self) -> Iterator[Metric]:
         devices = self._readings.devices

@@ -49,6 +49,10 @@ class PortReadings(Protocol):
         """Connections refused because of `--max-per-address`."""
 
     @property
+    def untrusted(self) -> int:
+        """Connections refused because their peer may not send a PROXY protocol header (`--proxy-protocol`)."""
+
+    @property
     def accepting(self) -> bool:
         """True if a new device would be accepted now."""
 

@@ -35,7 +35,7 @@ from owsla.events import DeviceDisconnected
 from owsla.runtime.sockets import bind
 
 from ._fakes import Source, World
-from ._sockets import Client, Loop, device_tls
+from ._sockets import Client, Loop, PlainClient, device_tls
 
 
 class EchoLines(LineReceiver):
@@ -65,6 +65,17 @@ class InterfaceTests(SynchronousTestCase):
 class StockProtocolTests(SynchronousTestCase):
     """A stock protocol on the device port, with a real TLS client."""
 
+    plain = False
+    interfaces: tuple[Any, ...] = (
+        ITCPTransport,
+        ISSLTransport,
+        IConsumer,
+        IPushProducer,
+        IReadWriteDescriptor,
+        IDeviceTransport,
+    )
+    """Interfaces of its transport."""
+
     def setUp(self) -> None:
         self.loop: Any = Loop()
         self.built: list[EchoLines] = []
@@ -76,7 +87,7 @@ class StockProtocolTests(SynchronousTestCase):
         self.port = DevicePort(
             self.loop,
             bind(0, "127.0.0.1"),
-            device_tls(),
+            None if self.plain else device_tls(),
             factory,
             self.sockets,
             Limits(PortAdmission(admission, 10)),
@@ -100,26 +111,27 @@ class StockProtocolTests(SynchronousTestCase):
         self.sockets.stopService()
         self.loop.settle()
 
-    def connect(self) -> Client:
+    def connect(self) -> Any:
         sock = socket.create_connection(("127.0.0.1", self.port.port))
         sock.setblocking(False)
-        return Client(sock)
+        return PlainClient(sock) if self.plain else Client(sock)
 
     def test_echo(self) -> None:
         """A stock `LineReceiver` receives lines, answers them, sees its peer, and closes the connection.
 
-        Its transport provides the interfaces of a TLS transport of Twisted, as a consumer and as a producer.
+        Its transport provides the interfaces of such a transport of Twisted, as a consumer and as a producer.
         """
         client = self.connect()
         client.write(b"one\r\ntwo\r\nbye\r\n")
         self.loop.until(lambda: client.ended, client.step)
-        self.assertEqual((client.received, client.ended), (b"one\r\ntwo\r\nbye\r\n", "notify"))
+        self.assertEqual((client.received, client.ended), (b"one\r\ntwo\r\nbye\r\n", client.goodbye))
         (protocol,) = self.built
         transport: Any = protocol.transport
         self.assertEqual(transport.getPeer().host, "127.0.0.1")
         self.assertTrue(transport.disconnecting)
-        for interface in (ITCPTransport, ISSLTransport, IConsumer, IPushProducer, IReadWriteDescriptor, IDeviceTransport):
+        for interface in self.interfaces:
             self.assertTrue(verifyObject(interface, transport), interface)
+        self.assertEqual(ISSLTransport.providedBy(transport), not self.plain)
         client.close()
         self.loop.until(lambda: not self.admission.connections)
         self.assertEqual(self.port.handshakes, 1)
@@ -172,6 +184,13 @@ class StockProtocolTests(SynchronousTestCase):
         self.assertEqual(client.received, b"hello\r\n" + b"x" * 5000)
         client.close()
         self.loop.until(lambda: not self.admission.connections)
+
+
+class PlainStockProtocolTests(StockProtocolTests):
+    """A stock protocol on a device port without TLS."""
+
+    plain = True
+    interfaces = (ITCPTransport, IConsumer, IPushProducer, IReadWriteDescriptor, IDeviceTransport)
 
 
 class StringTransportTests(SynchronousTestCase):

@@ -904,6 +904,24 @@ class SilentTests(HandshakeBase):
         self.transport.write(b"welcome")
         self.assertEqual((self.owner.told, self.peer.recv(100)), (["opened"], b"welcome"))
 
+    def test_error_of_the_owner(self) -> None:
+        """An exception while a connection is opened closes this connection only, whoever opened it."""
+        for by_the_owner in (True, False):
+
+            def fail(transport: TCPTransport) -> None:
+                raise RuntimeError("ours")
+
+            self.patch(self.owner, "connectionOpened", fail)
+            if by_the_owner:
+                self.transport.open()
+            else:
+                self.peer.send(b"hello\n")
+            self.loop.until(lambda: self.owner.told)
+            self.assertEqual(self.owner.told, [("lost", None)])
+            self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+            self.tearDown()
+            self.setUp()
+
     def test_paused_at_once(self) -> None:
         """The first bytes stay in the socket if the protocol pauses reading when it is connected."""
         connect = self.lines.makeConnection

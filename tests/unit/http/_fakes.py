@@ -37,6 +37,7 @@ class FakePort:
     accepting: bool = True
     evicted: int = 0
     turned_away: int = 0
+    untrusted: int = 0
 
 
 @dataclass

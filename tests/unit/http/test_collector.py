@@ -103,6 +103,8 @@ class CollectorTests(SynchronousTestCase):
         self.assertEqual(self.samples("owsla_handshakes_total"), {"completed": 7, "failed": 2})
         self.world.port.evicted, self.world.port.turned_away = 8, 9
         self.assertEqual((self.value("owsla_silent_evicted_total"), self.value("owsla_turned_away_total")), (8, 9))
+        self.world.port.untrusted = 3
+        self.assertEqual(self.value("owsla_proxy_untrusted_total"), 3)
 
     def test_doors(self) -> None:
         """What concerns a port or the lines of a door is counted for each; what the node shares has no door."""
