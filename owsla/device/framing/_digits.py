@@ -12,6 +12,9 @@ from ._unfinished import LONG_FRAME, KnownSize, MalformedFrame, Unfinished
 DIGITS: Final = 19
 """Maximum number of digits of a length, enough for 2^63 - 1. Longer numbers are malformed, so that a header is always short."""
 
+_SHORT: Final = {b"%d" % length: length for length in range(1000)}
+"""Lengths by their digits. To look one up takes half of the time that checking and parsing its digits takes."""
+
 _SHOWN = 24
 """Bytes of a malformed header that are shown."""
 
@@ -19,7 +22,7 @@ _SHOWN = 24
 class _Digits(Framing):
     """Frames of a length without leading zeros, a separator, as many bytes, and a trailer of at most one byte."""
 
-    __slots__ = ("_format", "_match", "_partial", "_trailer")
+    __slots__ = ("_format", "_headers", "_match", "_partial", "_separator", "_trailer")
 
     def __init__(self, max_line: int, separator: bytes, trailer: bytes) -> None:
         super().__init__(max_line)
@@ -27,18 +30,32 @@ class _Digits(Framing):
         self._match = re.compile(digits + separator).match
         self._partial = re.compile(digits)
         self._format = b"%d" + separator + b"%b" + trailer
+        self._headers = {digits + separator: length for digits, length in _SHORT.items() if length >= 10}
+        self._separator = separator
         self._trailer = trailer
 
     def split(self, data: bytes, limit: int = -1) -> tuple[list[bytes], bytes]:
+        trailer = self._trailer
+        head, separator, payload = data.partition(self._separator)
+        length = _SHORT.get(head)
+        if length is not None and len(payload) == length + len(trailer) and payload.endswith(trailer) and separator and limit:
+            return [payload[:length]], b""  # one frame in a read, as is usual
         payloads: list[bytes] = []
-        match, trailer = self._match, self._trailer
-        start, last, behind = 0, len(data), len(trailer)
+        known, match, behind = self._headers.get, self._match, len(trailer)
+        start, last = 0, len(data)
         while start < last and len(payloads) != limit:
-            header = match(data, start)
-            if header is None:
-                break
-            begin = header.end()
-            end = begin + int(data[start : begin - 1])
+            begin = start + 3
+            length = known(data[start:begin])
+            if length is None:
+                begin += 1
+                length = known(data[start:begin])
+            if length is None:
+                header = match(data, start)
+                if header is None:
+                    break
+                begin = header.end()
+                length = int(data[start : begin - 1])
+            end = begin + length
             if end + behind > last or (behind and data[end] != trailer[0]):
                 break
             payloads.append(data[begin:end])

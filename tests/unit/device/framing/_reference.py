@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from owsla.config.framings import read_framing
@@ -65,6 +66,45 @@ def payloads(name: str, count: int = 6) -> list[bytes]:
         size = int(name.partition(":")[2])
         return [bytes([65 + number]) * size for number in range(count)]
     return [bytes(65 + (number + place) % 26 for place in range(number * (number + 1) // 2)) for number in range(count)]
+
+
+def parse(name: str, data: bytes) -> tuple[list[bytes], bytes]:
+    """Return the payloads at the start of bytes, and the rest from the first frame that is incomplete or malformed."""
+    found = []
+    while (places := _frame_in(name, data)) is not None:
+        start, stop, end = places
+        found.append(data[start:stop])
+        data = data[end:]
+    return found, data
+
+
+def _frame_in(name: str, data: bytes) -> tuple[int, int, int] | None:
+    """Return where the payload of the first frame begins and ends, and where its frame ends; `None` without a frame."""
+    kind, *parameters = name.split(":")
+    if kind == "lines":
+        end = data.find(b"\n")
+        return None if end < 0 else (0, end - (data[:end][-1:] == b"\r"), end + 1)
+    if kind == "length":
+        size = int(parameters[0])
+        number = int.from_bytes(data[:size], "little" if "little" in parameters else "big")
+        stop = number + (0 if "inclusive" in parameters else size)
+        return None if len(data) < size or not size <= stop <= len(data) else (size, stop, stop)
+    if kind in ("netstring", "octet-counting"):
+        header = re.match(b"(0|[1-9][0-9]*)" + (b":" if kind == "netstring" else b" "), data)
+        if header is None or len(header[1]) > 19:
+            return None
+        stop = header.end() + int(header[1])
+        if kind == "netstring":
+            return (header.end(), stop, stop + 1) if data[stop : stop + 1] == b"," else None
+        return (header.end(), stop, stop) if stop <= len(data) else None
+    if kind == "fixed":
+        size = int(parameters[0])
+        return None if len(data) < size else (0, size, size)
+    begin, mark = (bytes.fromhex(each) for each in parameters)
+    stop = data.find(mark, len(begin))
+    if not data.startswith(begin) or stop < 0 or (begin != mark and begin in data[len(begin) : stop]):
+        return None
+    return len(begin), stop, stop + len(mark)
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import TypeAlias
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.testing import StringTransport
 from twisted.protocols.basic import (
@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.framing import Framing, MalformedFrame
 
-from ._reference import FRAMINGS, WITH_LENGTH, cut, frame, framing, payloads, pieces, stream
+from ._reference import FRAMINGS, WITH_LENGTH, cut, frame, framing, parse, payloads, pieces, stream
 
 CUTS = st.lists(st.integers(0, 300), max_size=12)
 
@@ -107,6 +107,24 @@ class EachFramingTests(SynchronousTestCase):
         first, behind = made.split(data, limit)
         self.assertEqual(first, found[:limit])
         self.assertEqual(made.complete(behind), len(found) > limit)
+
+    @given(
+        st.sampled_from(FRAMINGS),
+        st.lists(st.sampled_from([*b"\0\1\2\3\4~ :,0123\n\r\x0b\x1c"]), max_size=60).map(bytes),
+        CUTS,
+        st.integers(1, 5),
+    )
+    @example("octet-counting", b"0", [], 1)
+    @example("octet-counting", b"10 0123456789", [], 1)
+    @example("netstring", b"10:0123456789,10:0123456789:", [], 1)
+    @example("between:7e7e:7e7e", b"~~~~~", [], 1)
+    @example("between:02:03", b"\2\2\3", [], 1)
+    def test_as_defined(self, name: str, data: bytes, cuts: list[int], limit: int) -> None:
+        """Of bytes that look like frames, the payloads are those of the plainest implementation of the definition."""
+        found, rest = parse(name, data)
+        self.assertEqual(framing(name).split(data), (found, rest))
+        self.assertEqual(feed(framing(name), cut(data, cuts)), (found, rest))
+        self.assertEqual(framing(name).split(data, limit)[0], found[:limit])
 
     def test_too_long_to_send(self) -> None:
         """A body longer than the limit, or than the framing can express, is refused."""
