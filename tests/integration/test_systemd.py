@@ -175,6 +175,46 @@ async def test_passed_socket(
     assert await owsla.terminate() == 0
 
 
+@WORKERS
+@reactor_test
+async def test_passed_doors(
+    workers: int, lab: Lab, listening: socket.socket, embedded: EmbeddedBrokerProcess, tmp_path: Path
+) -> None:
+    """Each door has the socket of its name. A unix socket of systemd is still there after a stop, and its queue as well."""
+    path = tmp_path / "local"
+    with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_UNIX) as device:
+        local.bind(str(path))
+        local.listen()
+        owsla = lab.new_owsla(
+            broker=embedded.url,
+            sockets={"local.socket": local, "default": listening},
+            workers=workers,
+            listen=["systemd:local:tls=no"],
+        )
+        await owsla.start()
+        assert owsla.port == port_of(listening)
+        await lab.device(owsla)
+        device.connect(str(path))
+        device.sendall(b"line\n")
+        await owsla.wait_for_line(r"Device connected: .* \(door local\)")
+        assert await owsla.terminate() == 0
+        with socket.socket(socket.AF_UNIX) as next_device:
+            next_device.connect(str(path))
+            next_device.sendall(b"line\n")
+            await owsla.start()
+            await owsla.wait_for_line(r"Device connected: .* \(door local\)")
+            assert await owsla.terminate() == 0
+
+
+@reactor_test
+async def test_door_without_socket(lab: Lab, listening: socket.socket) -> None:
+    """A door without a port for which no socket is passed is one line."""
+    owsla = lab.new_owsla(sockets={"default": listening}, listen=["systemd:meters"])
+    owsla.launch()
+    assert await owsla.exited() == 1
+    assert "--listen meters: it has no port, and systemd passes no socket of this name" in owsla.errors()
+
+
 @reactor_test
 async def test_unknown_name(lab: Lab, listening: socket.socket) -> None:
     """A socket with a name that no door has is one line, with both names."""
@@ -406,6 +446,9 @@ async def test_real_systemd(workers: int, systemd: Systemd, lab: Lab, embedded: 
     await until(lambda: arrivals.secured >= before + 20)
     await arrivals.stop()
     assert arrivals.faults == []
+    meter = await lab.plain(meters)
+    meter.send_raw(b"line\n")
+    await until(lambda: re.search(r"Device connected: .* \(door meters\)", service.output()), what=service.output)
 
     systemd.systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", "owsla")
     await until(lambda: service.state == "running" and service.pid not in ("0", second), 60, systemd.status)
