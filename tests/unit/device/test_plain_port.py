@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from owsla.device import listening as listening_module
 from owsla.device.listening import SEND_BUFFER, reachable_by_others, shown_address
 from owsla.device.port import SILENT_TIME, DevicePort
 from owsla.device.proxy_header import write_v1, write_v2
@@ -149,12 +150,18 @@ class PlainPortTests(PlainBase):
         self.say(self.connect("127.0.0.2"), b"two\n")
         self.assertEqual((self.lines(), listener.turned_away), ([b"one", b"two"], 1))
 
-    def test_never_deferred(self) -> None:
-        """The kernel reports a plain connection at once, also on a socket that had TCP_DEFER_ACCEPT."""
-        sock = bind(0, "127.0.0.1")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 7)
-        self.open(sock=sock)
-        self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT), 0)
+    def test_deferred(self) -> None:
+        """The kernel reports a plain connection at once, also on a socket that had TCP_DEFER_ACCEPT: its device may wait for a
+        message. With TLS, or behind a proxy, the first bytes come from the other side.
+        """
+        for plain, senders, deferred in ((True, (), False), (True, LOOPBACK, True), (False, (), True)):
+            self.patch(listening_module, "DEFER_ACCEPT", 3)
+            sock = bind(0, "127.0.0.1")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 7)
+            self.listen(plain=plain, proxy_senders=senders, sock=sock)
+            self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0, deferred)
+            self.tearDown()
+            self.setUp()
 
     def test_in_the_open(self) -> None:
         """Plain TCP that other hosts can reach is said in the log as what it is."""
