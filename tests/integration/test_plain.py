@@ -322,6 +322,7 @@ async def test_health_checks(door: Door, embedded: Broker) -> None:
             check = await Plain(gateway.owsla.port, path=door.path, header=header).connect()
             await check.close()
     await gateway.round_trip(await door.device(gateway))
+    await gateway.owsla.wait_for_line("Device connected", start=mark)
     assert len(gateway.owsla.lines("Device connected", start=mark)) == 1
     failed = gateway.owsla.lines("Handshake failed", start=mark)
     assert len(failed) == (0 if door.header else 3), failed
@@ -434,5 +435,6 @@ async def test_said_in_the_log(lab: Lab, embedded: Broker) -> None:
     for interface, warnings in (("127.0.0.1", 0), ("0.0.0.0", 1)):
         gateway = await lab.gateway(embedded.url, backend=False, tls="no", interface=interface)
         text = r"plain TCP on port \d+ \(all IPv4 interfaces\): the network can read and change what devices send and get"
+        await gateway.owsla.wait_for_line("Node started")
         assert len(gateway.owsla.lines(text)) == warnings, gateway.owsla.output()
         assert re.search(rf"Listening for devices on port {gateway.owsla.port} \(TCP, ", gateway.owsla.output())
