@@ -19,7 +19,7 @@ UNTRUSTED_INTERVAL: Final = 60.0
 class ProxySenders:
     """Decision which connections may begin with a PROXY protocol header.
 
-    Whoever may send one can claim any address, and with `--proxy-identity` be any device. So all others are closed at once.
+    A peer that may send one can claim any address, and with `--proxy-identity` be any device. So all others are closed at once.
     """
 
     __slots__ = ("_networks", "_unix", "untrusted")
