@@ -18,6 +18,10 @@ In each case reading is paused, for one or more of the reasons in `_paused`. Byt
 wait in `_buffer`; `_received_at` keeps the time at which they were read. The sink calls `resume`, in the order in which
 connections called `LineSink.wait`.
 
+`Framing.split` returns the payloads of the complete frames. What follows them is an incomplete frame, or a malformed one, which
+`Framing.unfinished` tells apart (`_check_unfinished`). A small incomplete frame waits in `_buffer` for the rest of it, and a
+large one in `_unfinished`, or it is skipped there.
+
 **A device that leaves** while its reading is paused has sent bytes that nobody will send again. `peerClosed` reads them, with
 what the sink can spare (`LineSink.spare`), unless the connection is in the queue of a sink that works.
 

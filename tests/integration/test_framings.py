@@ -138,6 +138,36 @@ async def test_undeliverable(rabbitmq: RabbitMQ, lab: Lab) -> None:
     await device.closed()
 
 
+@reactor_test
+async def test_two_doors(rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """Doors of one process have a framing each. Messages of one queue are framed for the device that they are for, and a body
+    that one of them cannot be sent can be sent to the other.
+    """
+    listen = [r"tls:0:name=meters:interface=127.0.0.1:framing=length\:2:max-line=50"]
+    gateway = await lab.gateway(rabbitmq.url, listen=listen, max_line=100)
+    port = int((await gateway.owsla.wait_for_line(r"Listening for devices on port (\d+) .*\(door meters\)"))[1])
+    device = await lab.device(gateway)
+    meter = await lab.device(gateway, port=port, delimiter=b"\xde\xad\xbe\xef" * 4)
+    device.send_raw(b"a line\n")
+    line = await gateway.message()
+    meter.send_raw(b"\0\x06a\nword")
+    word = await gateway.message()
+    assert (line.body, word.body) == (b"a line", b"a\nword")
+    for message, body in ((line, b"x" * 60), (word, b"\r\n"), (line, b"\r\n"), (word, b"x" * 60)):
+        await gateway.send(message.connection_id, body)
+    assert await device.line() == b"x" * 60
+    await received(meter, b"\0\x02\r\n")
+    refused = [await gateway.refused(), await gateway.refused()]
+    assert {(message.connection_id, message.headers["owsla_reason"]) for message in refused} == {
+        (line.connection_id, "delimiter-in-body"),
+        (word.connection_id, "too-long"),
+    }
+    meter.send_raw(b"\0\x33")
+    await meter.closed()
+    await gateway.owsla.wait_for_line(r"Line too long: .*\(door meters\)")
+    await gateway.round_trip(device)
+
+
 ERLANG = """
 {{ok, _}} = application:ensure_all_started(ssl),
 {{ok, Socket}} = ssl:connect("127.0.0.1", {port}, [binary, {{packet, {size}}}, {{active, false}}, {{verify, verify_none}}]),

@@ -12,8 +12,9 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.config.framings import read_framing
 from owsla.device.dialect_protocol import KEPT, DialectProtocol
-from owsla.device.framing import LineFraming
+from owsla.device.framing import LineFraming, make_framing
 from owsla.dialects import REFUSED, Conversation, Dialect, Refused
 from owsla.events import DeviceDisconnected, DeviceIdentified, DeviceReplaced, DialectFailed, SlowDevice
 
@@ -399,6 +400,24 @@ class ToDeviceTests(Base):
             self.assertEqual(world.courier.reasons, [(line, "connection-closed")])
             self.assertEqual(len(world.of_type(DialectFailed)), 1)
 
+    def test_framing(self) -> None:
+        """In another framing the dialect has payloads, and what it returns is framed. What cannot be sent in the framing is an
+        error of the dialect; a message that cannot is recorded and does not reach the dialect.
+        """
+        spec = read_framing("fixed:6")
+        world = self.world(framing=make_framing(spec, b"\n", 100))
+        endpoint, wire = world.speak()
+        source = Source()
+        endpoint.dataReceived(b"a\nb\r\0csec")
+        endpoint.dataReceived(b"ond")
+        self.assertEqual(world.sink.of(endpoint), [b"a\nb\r\0c", b"second"])
+        world.send(endpoint, source, b"kick")
+        self.assertEqual((world.courier.reasons, wire.closed), ([(b"kick", "bad-length")], ""))
+        world.send(endpoint, source, b"one|23")
+        self.assertEqual(wire.closed, "lost")
+        (event,) = world.of_type(DialectFailed)
+        self.assertIn("a line of 3 bytes to the device does not fit into its framing", event.reason)
+
 
 class TimeoutTests(Base):
     def test_timeout(self) -> None:
@@ -428,8 +447,7 @@ class TimeoutTests(Base):
         self.assertIn(dialect.timeouts, range(5, 11))
 
     def test_of_the_device(self) -> None:
-        """A timeout for the device to send waits while the device is not read, and begins again afterwards. Other timeouts run.
-        """
+        """A timeout for the device to send waits while the device is not read, and begins again afterwards. Other timeouts run."""
         for word, expected in ((b"wait-for-device", 0), (b"wait", 1)):
             world = self.world()
             endpoint, _ = world.speak()

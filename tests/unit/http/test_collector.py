@@ -197,6 +197,8 @@ class CollectorTests(SynchronousTestCase):
     def test_discarded(self) -> None:
         """Lines that were lost are counted, and bytes that nobody read."""
         self.assertEqual(self.value("owsla_lines_discarded_total"), 0)
+        self.world.devices.skipped_lines = 7
+        self.assertEqual(self.value("owsla_lines_skipped_total"), 7)
         self.world.devices.discarded_lines, self.world.devices.discarded_bytes = 4, 500
         self.assertEqual(self.value("owsla_lines_discarded_total"), 4)
         self.assertEqual(self.value("owsla_unread_bytes_discarded_total"), 500)
