@@ -13,7 +13,7 @@ FramingKind: TypeAlias = Literal["lines", "length", "netstring", "octet-counting
 WIDTHS: Final = (1, 2, 4, 8)
 """Sizes in bytes that the field of `length:N` may have."""
 
-LONGEST_MARK: Final = 16
+LONGEST_BOUNDARY: Final = 16
 """Maximum length in bytes of the start and of the end of `between`. The same as that of `--delimiter`."""
 
 LARGEST_SEQ: Final = 2**63 - 1
@@ -99,8 +99,8 @@ def _between(text: str, parameters: list[str]) -> FramingSpec:
     if len(parameters) != 2 or not all(map(_HEX.fullmatch, parameters)):
         raise ConfigError(f"{text!r} is not between:START:END in hexadecimal, as in between:02:03")
     start, end = map(bytes.fromhex, parameters)
-    if max(len(start), len(end)) > LONGEST_MARK:
-        raise ConfigError(f"{text!r}: start and end have at most {LONGEST_MARK} bytes each")
+    if max(len(start), len(end)) > LONGEST_BOUNDARY:
+        raise ConfigError(f"{text!r}: start and end have at most {LONGEST_BOUNDARY} bytes each")
     if start != end and (end in start or any(end.startswith(start[place:]) for place in range(len(start)))):
         # In such a stream, the end of a payload could begin within its start.
         raise ConfigError(f"{text!r}: the end must not begin within the start, or must be the same")
@@ -124,7 +124,7 @@ def acknowledgement_fault(template: str, framing: FramingSpec, delimiter: bytes)
     if framing.kind == "fixed":
         return f"acknowledgements have no fixed length, as {framing} needs"
     if framing.kind == "between":
-        return _mark_fault(template, framing)
+        return _boundary_fault(template, framing)
     longest = len(template.replace("{seq}", str(LARGEST_SEQ), 1).encode())
     if framing.longest is not None and longest > framing.longest:
         return f"the template with a number is up to {longest} bytes long, more than the {framing.longest} of {framing}"
@@ -142,10 +142,10 @@ def _delimiter_fault(template: str, delimiter: bytes) -> str:
     return "" if (line + delimiter).index(delimiter) == len(line) else "the template contains the delimiter"
 
 
-def _mark_fault(template: str, framing: FramingSpec) -> str:
+def _boundary_fault(template: str, framing: FramingSpec) -> str:
     """Return why a payload made from `template` could contain the start or the end of `between`; empty if it could not."""
-    for name, mark in (("start", framing.start), ("end", framing.end)):
-        if any(byte in b"0123456789" for byte in mark):
+    for name, boundary in (("start", framing.start), ("end", framing.end)):
+        if any(byte in b"0123456789" for byte in boundary):
             return f"the {name} of {framing} has digits, which cannot be distinguished from {{seq}}"
     payload = template.replace("{seq}", "0").encode()
     if framing.start in payload:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ._interface import Framing
-from ._marks import before
-from ._unfinished import LONG_FRAME, MalformedFrame, Unfinished, UntilMark
-
-_SHOWN = 24
-"""Bytes of a malformed frame that are shown."""
+from ._terminators import unfit_before
+from ._unfinished import LONG_FRAME, MalformedFrame, Unfinished, UntilTerminator
 
 
 class BetweenFraming(Framing):
@@ -25,7 +22,7 @@ class BetweenFraming(Framing):
     __slots__ = ("_end", "_start")
 
     def __init__(self, start: bytes, end: bytes, max_line: int) -> None:
-        super().__init__(max_line, unfit=before(end, start).search)
+        super().__init__(max_line, unfit=unfit_before(end, start).search)
         self._start = start
         self._end = end
 
@@ -45,28 +42,28 @@ class BetweenFraming(Framing):
         return [part[size:] for part in parts], rest
 
     def _split_same(self, data: bytes, limit: int) -> tuple[list[bytes], bytes]:
-        mark = self._end
-        parts = data.split(mark, 2 * limit if limit >= 0 else -1)
+        boundary = self._end
+        parts = data.split(boundary, 2 * limit if limit >= 0 else -1)
         rest = parts.pop()
         if len(parts) & 1:
-            rest = parts.pop() + mark + rest
+            rest = parts.pop() + boundary + rest
         # Before each payload is what stands between two frames: nothing.
         if not any(parts[::2]):
             return parts[1::2], rest
         bad = next(number for number, part in enumerate(parts) if part and not number & 1)
-        return parts[1:bad:2], mark.join([*parts[bad:], rest])
+        return parts[1:bad:2], boundary.join([*parts[bad:], rest])
 
     def unfinished(self, rest: bytes) -> Unfinished | None:
         start, end = self._start, self._end
         if not rest.startswith(start):
             if start.startswith(rest):
                 return None
-            raise MalformedFrame(f"{rest[:_SHOWN]!r} does not begin with the start of a frame")
+            raise MalformedFrame(f"the byte 0x{rest[0]:02X} where a frame must start")
         if start != end and rest.find(start, len(start)) >= 0:
             raise MalformedFrame("a frame begins before the end of the one before")
         slack = len(start) + len(end) - 1
         if len(rest) > min(self.max_line + slack, LONG_FRAME):
-            return UntilMark(rest, end, slack, self.max_line)
+            return UntilTerminator(rest, end, slack, self.max_line)
         return None
 
     def encode(self, payloads: Sequence[bytes]) -> bytes:

@@ -15,9 +15,6 @@ DIGITS: Final = 19
 _SHORT: Final = {b"%d" % length: length for length in range(1000)}
 """Lengths by their digits. To look one up takes half of the time that checking and parsing its digits takes."""
 
-_SHOWN = 24
-"""Bytes of a malformed header that are shown."""
-
 
 class _Digits(Framing):
     """Frames of a length without leading zeros, a separator, as many bytes, and a trailer of at most one byte."""
@@ -67,7 +64,7 @@ class _Digits(Framing):
         if header is None:
             if not rest or self._partial.fullmatch(rest):
                 return None
-            raise MalformedFrame(f"{rest[:_SHOWN]!r} does not begin with a length")
+            raise MalformedFrame(f"no length at the start of a frame, which begins with the byte 0x{rest[0]:02X}")
         length = int(header[1])
         end = header.end() + length
         if len(rest) > end:  # otherwise `split` would have taken it
@@ -89,7 +86,7 @@ class NetstringFraming(_Digits):
         super().__init__(max_line, b":", b",")
 
 
-class OctetCounting(_Digits):
+class OctetCountingFraming(_Digits):
     """Octet counting of syslog over TCP: `5 hello` (RFC 6587, section 3.4.1).
 
     That grammar has no message of length 0. Here `0 ` is one, in both directions.

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ._interface import Framing
-from ._marks import before
-from ._unfinished import LONG_FRAME, Unfinished, UntilMark
+from ._terminators import unfit_before
+from ._unfinished import LONG_FRAME, Unfinished, UntilTerminator
 
 
 class LineFraming(Framing):
@@ -21,7 +21,7 @@ class LineFraming(Framing):
 
     def __init__(self, delimiter: bytes = b"\n", max_line: int = 16384) -> None:
         self._strip = delimiter == b"\n"
-        forbidden = re.compile(b"[\r\n]") if self._strip else before(delimiter)
+        forbidden = re.compile(b"[\r\n]") if self._strip else unfit_before(delimiter)
         super().__init__(max_line, delimiter=delimiter, unfit=forbidden.search, check_beyond=min(LONG_FRAME, max_line))
         self.ending = b"\r\n" if self._strip else delimiter
         """Ending of each line to the device."""
@@ -38,7 +38,7 @@ class LineFraming(Framing):
         return self.delimiter in rest
 
     def unfinished(self, rest: bytes) -> Unfinished | None:
-        return UntilMark(rest, self.delimiter, self._slack, self.max_line) if len(rest) > self.check_beyond else None
+        return UntilTerminator(rest, self.delimiter, self._slack, self.max_line) if len(rest) > self.check_beyond else None
 
     def encode(self, payloads: Sequence[bytes]) -> bytes:
         # Also when lines from the device are joined again: a line that itself ends with `\r` would lose that when it is split.

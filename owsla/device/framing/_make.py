@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...config.framings import FramingSpec
 from ._between import BetweenFraming
-from ._digits import NetstringFraming, OctetCounting
+from ._digits import NetstringFraming, OctetCountingFraming
 from ._fixed import FixedFraming
 from ._interface import Framing
 from ._length import LengthFraming
@@ -21,7 +21,7 @@ def make_framing(spec: FramingSpec, delimiter: bytes, max_line: int) -> Framing:
         case "netstring":
             return NetstringFraming(max_line)
         case "octet-counting":
-            return OctetCounting(max_line)
+            return OctetCountingFraming(max_line)
         case "fixed":
             return FixedFraming(spec.size, max_line)
         case "between":

@@ -67,18 +67,18 @@ class KnownSize:
         return data[missing:]
 
 
-class UntilMark:
-    """An unfinished frame that ends with a mark, such as a delimiter."""
+class UntilTerminator:
+    """An unfinished frame that ends with a terminator, such as a delimiter."""
 
-    __slots__ = ("_held", "_mark", "_slack", "skipping")
+    __slots__ = ("_held", "_slack", "_terminator", "skipping")
 
-    def __init__(self, held: bytes, mark: bytes, slack: int, max_line: int) -> None:
-        """`held` are the first bytes of the frame, without its mark. An unfinished frame that is not too long has `slack` bytes
-        more than `max_line` at most: its start, and an incomplete mark.
+    def __init__(self, held: bytes, terminator: bytes, slack: int, max_line: int) -> None:
+        """`held` are the first bytes of the frame, without its terminator. A frame that is not too long has `slack` bytes more
+        than `max_line` at most: its start, and an incomplete terminator.
         """
         self.skipping = False
         self._held = bytearray(held)
-        self._mark = mark
+        self._terminator = terminator
         self._slack = slack
         self._check(max_line)
 
@@ -87,17 +87,17 @@ class UntilMark:
         return 0 if self.skipping else len(self._held)
 
     def feed(self, data: bytes, max_line: int) -> bytes | None:
-        held, mark = self._held, self._mark
-        start = max(0, len(held) - len(mark) + 1)
+        held, terminator = self._held, self._terminator
+        start = max(0, len(held) - len(terminator) + 1)
         held += data
-        place = held.find(mark, start)
+        place = held.find(terminator, start)
         if place < 0:
             self._check(max_line)
             return None
-        return bytes(held[place + len(mark) :]) if self.skipping else bytes(held)
+        return bytes(held[place + len(terminator) :]) if self.skipping else bytes(held)
 
     def _check(self, max_line: int) -> None:
         if self.skipping or len(self._held) > max_line + self._slack:
             self.skipping = True
-            # The end of what was skipped may be the beginning of the mark.
-            del self._held[: max(0, len(self._held) - len(self._mark) + 1)]
+            # The end of what was skipped may be the beginning of the terminator.
+            del self._held[: max(0, len(self._held) - len(self._terminator) + 1)]

@@ -447,7 +447,8 @@ class TimeoutTests(Base):
         self.assertIn(dialect.timeouts, range(5, 11))
 
     def test_of_the_device(self) -> None:
-        """A timeout for the device to send waits while the device is not read, and begins again afterwards. Other timeouts run."""
+        """A timeout for the device to send waits while the device is not read, and begins again afterwards. Other timeouts run.
+        """
         for word, expected in ((b"wait-for-device", 0), (b"wait", 1)):
             world = self.world()
             endpoint, _ = world.speak()

@@ -100,11 +100,11 @@ def _frame_in(name: str, data: bytes) -> tuple[int, int, int] | None:
     if kind == "fixed":
         size = int(parameters[0])
         return None if len(data) < size else (0, size, size)
-    begin, mark = (bytes.fromhex(each) for each in parameters)
-    stop = data.find(mark, len(begin))
-    if not data.startswith(begin) or stop < 0 or (begin != mark and begin in data[len(begin) : stop]):
+    begin, finish = (bytes.fromhex(each) for each in parameters)
+    stop = data.find(finish, len(begin))
+    if not data.startswith(begin) or stop < 0 or (begin != finish and begin in data[len(begin) : stop]):
         return None
-    return len(begin), stop, stop + len(mark)
+    return len(begin), stop, stop + len(finish)
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:

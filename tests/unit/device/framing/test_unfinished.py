@@ -116,17 +116,17 @@ class SkipTests(SynchronousTestCase):
                 feed(skipped, b"x" * 200 + b";", size, 100)
 
     @given(st.sampled_from([b"||", b"aab", b"abab", b"--end--"]), st.integers(0, 30), st.lists(st.integers(0, 60)))
-    def test_mark_in_pieces(self, mark: bytes, more: int, cuts: list[int]) -> None:
+    def test_terminator_in_pieces(self, terminator: bytes, more: int, cuts: list[int]) -> None:
         """The delimiter at the end of what is skipped may come in pieces, after bytes that look like a part of it."""
-        made = framing("lines", 20, mark)
-        data = (mark[:-1] * 30)[: 30 + more]
-        place = (data + mark).index(mark)
-        if place <= 20 + len(mark):
+        made = framing("lines", 20, terminator)
+        data = (terminator[:-1] * 30)[: 30 + more]
+        place = (data + terminator).index(terminator)
+        if place <= 20 + len(terminator):
             return
-        skipped = made.unfinished(data[: 20 + len(mark)])
+        skipped = made.unfinished(data[: 20 + len(terminator)])
         assert skipped is not None
-        rest = feed_to_end(skipped, cut(data[20 + len(mark) :] + mark + b"behind", cuts), 20)
-        self.assertEqual(rest, (data + mark + b"behind")[place + len(mark) :])
+        rest = feed_to_end(skipped, cut(data[20 + len(terminator) :] + terminator + b"behind", cuts), 20)
+        self.assertEqual(rest, (data + terminator + b"behind")[place + len(terminator) :])
 
 
 def _header(name: str, claim: int) -> bytes | None:

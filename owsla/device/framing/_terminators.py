@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def before(end: bytes, *others: bytes) -> re.Pattern[bytes]:
+def unfit_before(end: bytes, *others: bytes) -> re.Pattern[bytes]:
     """Return the pattern of payloads that cannot stand before `end`: a receiver would see their end too early.
 
     They contain `end`, or they end so that `end` begins within them: after `ab`, `abab` would be found too early by two bytes.
