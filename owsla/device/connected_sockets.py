@@ -7,7 +7,6 @@ work.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final, Protocol
 
 from ..interfaces import Reactor
@@ -73,7 +72,8 @@ class ConnectedSockets(Worker):
         self._hangups = hangups
         self._housekeeping = housekeeping
         self._memory = memory
-        self._ports: deque[Port] = deque()
+        self._ports: list[Port] = []
+        """The one that has accepted a connection last is the last."""
         self._handshakes = 0
         self._trimmed = (0, 0.0)  # the number of handshakes, and the time
         self.admission: Final = admission
@@ -103,6 +103,13 @@ class ConnectedSockets(Worker):
         self.poller.configure(linger)
         self.scheduler.proceed()
 
+    def accepted(self, port: Port) -> None:
+        """Note that a port has accepted a connection: the others have their turn before it when there is little room."""
+        ports = self._ports
+        if ports[-1] is not port:
+            ports.remove(port)
+            ports.append(port)
+
     def port_closed(self) -> None:
         """Note that a port is closed for good. Without ports no device needs the place of a connection that is hung up."""
         if not any(port.open for port in self._ports):
@@ -120,11 +127,8 @@ class ConnectedSockets(Worker):
             self._memory.freeze()
 
     def _resume(self) -> None:
-        """Let the ports accept again. Each time another one is the first, so that all have turns if there is little room."""
-        ports = self._ports
-        if len(ports) > 1:
-            ports.rotate()
-        for port in ports:
+        """Let the ports accept again, if there is room. The reactor serves them in this order (epoll_wait(2))."""
+        for port in self._ports:
             port.resume()
 
     # -- Periodic work -----------------------------------------------------------------------------------------------------

@@ -274,6 +274,7 @@ class DevicePort(Worker):
         address = address if self._path is None else self._path
         transport = kind(self._sockets.poller, sock, address, self, self._senders is not None)
         self._admission.accepted(transport, self._seconds())
+        self._sockets.accepted(self)
 
     def headerReceived(self, transport: SocketTransport) -> bool:
         return transport.host is None or self._sources.enter(transport.host)

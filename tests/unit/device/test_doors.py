@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from OpenSSL import SSL
@@ -87,6 +88,25 @@ class FactoryTests(SynchronousTestCase):
         for endpoint in (slow, fast):
             endpoint.dataReceived(b"x\n" * 50)
         self.assertEqual((slow_wire.reading, fast_wire.reading), (False, True))
+
+
+class InOrder(set[Any]):
+    """Set of readers in the order in which they were added, as epoll reports descriptors that stay ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._order: dict[Any, None] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._order))
+
+    def add(self, element: Any) -> None:
+        super().add(element)
+        self._order.setdefault(element)
+
+    def discard(self, element: Any) -> None:
+        super().discard(element)
+        self._order.pop(element, None)
 
 
 class PortTests(Base):
@@ -224,6 +244,7 @@ class PortTests(Base):
 
     def test_turns(self) -> None:
         """While more devices wait at one port than there is room for, those at another one are accepted in turn with them."""
+        self.loop.readers = InOrder()
         first, other = self.open_both(max_handshakes=1, max_connections=10_000)
         crowd = [self.at(first) for _ in range(60)]
         few = [self.at(other) for _ in range(10)]
@@ -236,6 +257,20 @@ class PortTests(Base):
         for endpoint in self.registry:
             served[endpoint.factory.door] += 1
         self.assertEqual(served["meters"], len(few), served)
+
+    def test_places(self) -> None:
+        """At the limit of the process, places that become free one after another are for the ports in turn."""
+        self.loop.readers = InOrder()
+        ports = self.open_both(max_connections=1)
+        clients = [self.at(port) for port in ports for _ in range(6)]
+        served: Counter[str] = Counter()
+        for _ in range(6):
+            self.loop.until(lambda: len(self.registry) == 1, *[client.step for client in clients])
+            (endpoint,) = self.registry
+            served[endpoint.factory.door] += 1
+            endpoint.transport.abortConnection()
+            self.loop.until(lambda: not len(self.registry))
+        self.assertEqual(served, {"default": 3, "meters": 3})
 
     def test_restart_of_a_port(self) -> None:
         """While one port is stopped, the other one accepts, and the connections of both are served."""
