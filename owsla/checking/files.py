@@ -27,6 +27,7 @@ from .certificates import (
     check_together,
     is_issuer,
 )
+from .deny_list import check_deny_list
 from .findings import Finding, Level, fail, ok, warn
 
 BROKER_FILES: Final = frozenset({"broker-ca", "broker-cert", "broker-key"})
@@ -39,6 +40,8 @@ def check_files(settings: Settings, files: Files, now: datetime, find_root: Find
     yield from dict.fromkeys(
         finding for door in settings.doors for finding in _check_door(door.settings, files, now, find_root)
     )
+    if settings.deny is not None:
+        yield from check_deny_list(settings, settings.deny, files.read, now)
     if settings.broker_ca is not None:
         yield from check_authorities("broker-ca", settings.broker_ca, files.read, now)
     if settings.broker_cert is not None and settings.broker_key is not None:

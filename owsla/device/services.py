@@ -112,6 +112,21 @@ class DeviceTotals:
         return self._services.reading.count
 
     @property
+    def denied(self) -> int:
+        """Number of connections that were refused after their device was identified, since it is denied."""
+        return self._services.denied.refused
+
+    @property
+    def deny_entries(self) -> int:
+        """Number of entries in force of the deny list."""
+        return self._services.denied.in_force
+
+    @property
+    def held_off(self) -> int:
+        """Number of connections that were refused, since their device was held off."""
+        return self._services.devices.refused
+
+    @property
     def duplicates(self) -> int:
         """Number of messages with a sequence number that was used before."""
         return self._services.deliveries.duplicates

@@ -114,6 +114,29 @@ class OwslaCollector(Collector):
             {name: door.port.turned_away for name, door in doors.items()},
         )
         yield _counters(
+            "owsla_connect_rate_exceeded",
+            "Connections refused because of --max-connect-rate.",
+            "door",
+            {name: door.port.too_fast for name, door in doors.items()},
+        )
+        yield _counters(
+            "owsla_address_denied",
+            "Connections refused because their address is in the list of --deny.",
+            "door",
+            {name: door.port.denied for name, door in doors.items()},
+        )
+        yield _counter(
+            "owsla_device_denied",
+            "Connections refused after their device was identified, because of the list of --deny.",
+            devices.denied,
+        )
+        yield _gauge("owsla_deny_entries", "Entries in force of the list of --deny.", devices.deny_entries)
+        yield _counter(
+            "owsla_held_off",
+            "Connections closed after their device was identified, because of --max-flaps.",
+            devices.held_off,
+        )
+        yield _counters(
             "owsla_proxy_untrusted",
             "Connections refused because their peer is not trusted by --proxy-protocol.",
             "door",

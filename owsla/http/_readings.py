@@ -49,6 +49,14 @@ class PortReadings(Protocol):
         """Connections refused because of `--max-per-address`."""
 
     @property
+    def too_fast(self) -> int:
+        """Connections refused because of `--max-connect-rate`."""
+
+    @property
+    def denied(self) -> int:
+        """Connections refused because their address is in the list of `--deny`."""
+
+    @property
     def untrusted(self) -> int:
         """Connections refused because their peer may not send a PROXY protocol header (`--proxy-protocol`)."""
 
@@ -71,6 +79,18 @@ class DeviceReadings(Protocol):
     @property
     def paused_connections(self) -> int:
         """Number of connections whose reading is paused."""
+
+    @property
+    def denied(self) -> int:
+        """Connections refused after their device was identified, because of the list of `--deny`."""
+
+    @property
+    def deny_entries(self) -> int:
+        """Entries in force of the list of `--deny`."""
+
+    @property
+    def held_off(self) -> int:
+        """Connections closed after their device was identified, because of `--max-flaps`."""
 
     @property
     def duplicates(self) -> int:

@@ -113,7 +113,9 @@ async def test_addresses(embedded: EmbeddedBrokerProcess, lab: Lab, tmp_path: Pa
     await pause(2)
     assert len(gateway.owsla.lines("Address denied")) == 1
     assert not gateway.owsla.lines("Handshake failed")
-    assert (await metrics(http))["owsla_handshakes_total failed"] == 0
+    sample = await metrics(http)
+    assert sample["owsla_handshakes_total default failed"] == 0
+    assert (sample["owsla_address_denied_total default"], sample["owsla_deny_entries"]) == (3, 3)
     await gateway.owsla.terminate()
     assert len(gateway.owsla.lines("Address denied: ")) <= 2  # what came after the first line is told at the end
 

@@ -42,5 +42,8 @@ class DialectWire(Wire):
 
     host = "192.0.2.1"
 
+    def get_peer_certificate(self) -> None:
+        """Return no certificate. The fake is its own TLS connection."""
+
     def getPeer(self) -> IPv4Address:
         return IPv4Address("TCP", self.host, 5)

@@ -12,11 +12,20 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.config.deny_list import parse_deny_list
 from owsla.config.framings import read_framing
 from owsla.device.dialect_protocol import KEPT, DialectProtocol
 from owsla.device.framing import LineFraming, make_framing
 from owsla.dialects import REFUSED, Conversation, Dialect, Refused
-from owsla.events import DeviceDisconnected, DeviceIdentified, DeviceReplaced, DialectFailed, SlowDevice
+from owsla.events import (
+    DeviceDisconnected,
+    DeviceHeldOff,
+    DeviceIdentified,
+    DeviceReplaced,
+    DialectFailed,
+    LoginFailed,
+    SlowDevice,
+)
 
 from ..device._fakes import Source
 from ._fakes import DialectWorld
@@ -199,6 +208,29 @@ class FromDeviceTests(Base):
             endpoint.dataReceived(lines)
             self.assertEqual((len(world.of_type(DialectFailed)), wire.closed), (1, "lost"))
             self.assertIsNone(endpoint.device_id)
+
+    def test_denied(self) -> None:
+        """A device that may not connect is closed with the reason. That is no failure of a dialect that does not expect it."""
+        world = self.world()
+        world.factory.denied.use(parse_deny_list(b"device d1"))
+        endpoint, wire = world.speak()
+        endpoint.dataReceived(b"identify d1\na line of d1\n")
+        self.assertEqual((wire.closed, world.sink.lines, endpoint.device_id), ("lost", [], None))
+        self.assertEqual((world.of_type(DialectFailed), world.of_type(DeviceIdentified)), ([], []))
+        self.assertEqual([event.reason for event in world.of_type(LoginFailed)], ["the device is denied: d1"])
+
+    def test_held_off(self) -> None:
+        """A device that a dialect identifies too often is held off, with one event."""
+        world = self.world()
+        world.factory.devices.flaps.configure(1)
+        wires = []
+        for _ in range(4):
+            endpoint, wire = world.speak()
+            endpoint.dataReceived(b"identify d1\n")
+            wires.append(wire)
+        self.assertEqual([wire.closed for wire in wires], [""] + ["lost"] * 3)
+        self.assertEqual([event.connections for event in world.of_type(DeviceHeldOff)], [2])
+        self.assertEqual((world.of_type(DialectFailed), world.of_type(LoginFailed)), ([], []))
 
     def test_replace(self) -> None:
         """With --on-duplicate replace an identity set by a dialect replaces like one of a certificate. A changed identity is

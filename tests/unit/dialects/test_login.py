@@ -11,12 +11,13 @@ from typing import Any
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import LoginDenied, UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from owsla.config.deny_list import parse_deny_list
 from owsla.config.sources import load_settings
 from owsla.dialects.login import Login, LoginService, make_login_checker
 from owsla.errors import ConfigError
@@ -161,6 +162,29 @@ class LoginTests(SynchronousTestCase):
             else:
                 self.checker.answer.errback(UnauthorizedLogin())
             self.assertEqual((self.world.sink.lines, self.world.of_type(DialectFailed)), ([], []))
+
+    def test_deny_list(self) -> None:
+        """A device that may not connect is denied, with one event: that of the login, or that it is held off."""
+        self.world.factory.denied.use(parse_deny_list(b"device d1"))
+        endpoint, wire = self.world.speak()
+        endpoint.dataReceived(b"HELLO d1 t\na line\n")
+        self.checker.answer.callback(b"d1")
+        self.assertEqual((self.world.heard(wire), wire.closed), ([b"DENIED"], "lost"))
+        self.assertEqual((self.reason(endpoint), self.world.sink.lines), ("the device is denied: d1", []))
+        (event,) = self.world.of_type(LoginFailed)
+        self.assertEqual((event.claimed_id, event.reason), ("d1", "the device is denied: d1"))
+
+    def test_held_off(self) -> None:
+        """A device that is held off is denied, without an event of its login."""
+        self.begin()
+        self.world.factory.devices.flaps.configure(1)
+        endpoints = [self.world.speak() for _ in range(3)]
+        for endpoint, _ in endpoints:
+            self.checker.answer = succeed(b"d1")
+            endpoint.dataReceived(b"HELLO d1 t\n")
+        self.assertEqual([self.world.heard(wire) for _, wire in endpoints], [[b"WELCOME d1"], [b"DENIED"], [b"DENIED"]])
+        self.assertEqual((self.reason(endpoints[1][0]), self.world.of_type(LoginFailed)), ("the device is held off", []))
+        self.assertEqual(self.world.of_type(DialectFailed), [])
 
     def test_denied_otherwise(self) -> None:
         """A checker may refuse a login by another error of cred."""

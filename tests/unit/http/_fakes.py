@@ -38,11 +38,16 @@ class FakePort:
     evicted: int = 0
     turned_away: int = 0
     untrusted: int = 0
+    too_fast: int = 0
+    denied: int = 0
 
 
 @dataclass
 class FakeDevices:
     paused_connections: int = 0
+    denied: int = 0
+    deny_entries: int = 0
+    held_off: int = 0
     duplicates: int = 0
     skips: int = 0
     bytes_in: int = 0

@@ -106,6 +106,13 @@ class CollectorTests(SynchronousTestCase):
         self.world.port.untrusted = 3
         self.assertEqual(self.value("owsla_proxy_untrusted_total"), 3)
 
+    def test_refused(self) -> None:
+        """Refused connections are counted by reason."""
+        port, devices = self.world.port, self.world.devices
+        port.too_fast, port.denied, devices.denied, devices.deny_entries, devices.held_off = 1, 2, 3, 4, 5
+        names = ("connect_rate_exceeded_total", "address_denied_total", "device_denied_total", "deny_entries", "held_off_total")
+        self.assertEqual([self.value(f"owsla_{name}") for name in names], [1, 2, 3, 4, 5])
+
     def test_doors(self) -> None:
         """What concerns a port or the lines of a door is counted for each; what the node shares has no door."""
         world = self.world
