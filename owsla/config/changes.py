@@ -120,9 +120,14 @@ def _takes_restart(option: Option, present: Settings, new: Settings) -> bool:
     """Return whether a process cannot follow another value of an option.
 
     Brokers that have no host and vhost in common with the present ones are another cluster: connections would not move to it
-    together. And the embedded broker cannot come or go.
+    together. And the embedded broker cannot come or go. Connections that wait to be accepted were made for a door with a PROXY
+    protocol header, or for one without.
     """
-    return option.restart or (option.name == "broker" and not _places(present.brokers) & _places(new.brokers))
+    return (
+        option.restart
+        or (option.name == "broker" and not _places(present.brokers) & _places(new.brokers))
+        or (option.name == "proxy-protocol" and bool(present.proxy_protocol) != bool(new.proxy_protocol))
+    )
 
 
 def _rolling(option: Option, present: Settings, new: Settings) -> bool:

@@ -115,6 +115,7 @@ OPTIONS: tuple[Option, ...] = (
         "Network, as in 10.0.0.0/8, of load balancers that send a PROXY protocol header (version 1 or 2) before anything else; "
         "others are refused. unix: all peers of a unix socket. Repeat the option for several networks.",
         repeatable=True, door=True,
+        reload="new connections",
     ),
     Option(
         _LISTEN, "proxy-identity", "WORD", "off", readers.proxy_identity,

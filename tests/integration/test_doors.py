@@ -18,6 +18,7 @@ from ._support.mischief import MischiefLab
 from ._support.owsla import Owsla
 from ._support.process import accepts, free_port
 from ._support.waiting import block_on, reactor_test, until
+from .test_changed_settings import Settings
 from .test_supervision import PORT, tree_when
 from .test_workers import devices_on_each, processes
 
@@ -185,3 +186,45 @@ async def test_restart_of_a_port(mischief: MischiefLab, embedded: EmbeddedBroker
     devices.append(await mischief.device(owsla, port=port))
     for device in devices:
         await gateway.round_trip(device)
+
+
+DOOR_BEFORE = """
+[[listen]]
+name = "lb"
+port = 0
+tls = false
+interface = "127.0.0.1"
+proxy-protocol = "192.0.2.0/24"
+max-line = 100
+from-device = "lb"
+"""
+
+@reactor_test
+async def test_reload_of_a_door(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """A reload changes the settings of one door, names them with the door, and changes nothing at the others."""
+    settings = Settings(tmp_path / "owsla.toml", DOOR_BEFORE)
+    gateway = await settings.start(lab, embedded)
+    port = await port_of(gateway.owsla, "lb")
+    device = await lab.device(gateway)
+    assert not said(port, b"PROXY UNKNOWN\r\n" + b"x" * 50 + b"\n")
+    after = DOOR_BEFORE.replace("192.0.2.0/24", "127.0.0.0/8").replace("= 100", "= 10").replace('device = "lb"', 'device = "m"')
+    told = await settings.change(after)
+    assert told.startswith("lb.proxy-protocol, lb.max-line"), told
+    assert "takes a restart: lb.from-device" in told, told
+    mark = gateway.owsla.mark()
+    said(port, b"PROXY TCP4 198.51.100.7 192.0.2.1 5000 1\r\n" + b"x" * 50 + b"\n")
+    long_line = r"Device disconnected: \S+ from 198\.51\.100\.7:5000 \(door lb\), a line longer than 10"
+    await gateway.owsla.wait_for_line(long_line, start=mark)
+    await gateway.round_trip(device)  # its lines are longer
+    told = await settings.change(after + "[[listen]]\nport = 0\nname = 'new'\n")
+    assert "takes a restart: listen" in told, told
+
+
+def said(port: int, data: bytes) -> bytes:
+    """Send data to a port without TLS, and return what comes before the other side closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        try:
+            sock.sendall(data)
+            return sock.recv(100)
+        except ConnectionResetError:
+            return b""

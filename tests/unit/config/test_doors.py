@@ -207,6 +207,14 @@ class ChangedDoorTests(SynchronousTestCase):
         self.assertEqual(changed, (("max-line",), (), ()))
         self.assertEqual(self.result.settings.listen[0].settings.max_line, 6)
 
+    def test_proxies(self) -> None:
+        """A door follows other trusted proxies. That it expects a header, or none, takes a restart."""
+        door = "--listen=tcp:1:name=a"
+        header, other = f"{door}:proxy-protocol=10.0.0.0/8", f"{door}:proxy-protocol=10.0.0.0/9"
+        self.assertEqual(self.changes([header], [other]), (("a.proxy-protocol",), (), ()))
+        self.assertEqual(self.changes([header], [door]), ((), (), ("a.proxy-protocol",)))
+        self.assertEqual(self.changes([door], [header]), ((), (), ("a.proxy-protocol",)))
+
     def test_doors_come_and_go(self) -> None:
         """Another set of doors takes a restart. Until then the doors are what they were."""
         changed = self.changes(["--listen=tls:1:name=a"], ["--listen=tls:1:name=a:max-line=6", "--listen=tls:2"])

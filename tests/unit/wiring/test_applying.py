@@ -97,10 +97,10 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny",
+    "deny", "proxy-protocol",
 })  # fmt: skip
-"""Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares, and the interval of the
-watch."""
+"""Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
+watch; and trusted proxies, since a door without them stays without."""
 
 
 class ApplyTests(SynchronousTestCase):
