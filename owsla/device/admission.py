@@ -130,7 +130,12 @@ class Admission(Generic[Connection]):
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive. Others wait in the accept queue of the kernel."""
         waiting = min(OVERLOADED_QUEUE, self.max_silent) if self.overloaded else self.max_silent
-        return min(waiting - len(self._waiting), self.max_connections - self.spoken)
+        return min(waiting - len(self._waiting), self.places)
+
+    @property
+    def places(self) -> int:
+        """Number of connections that need no handshake and are worth accepting now; none if not positive."""
+        return self.max_connections - self.spoken
 
     @property
     def crowded(self) -> bool:
@@ -216,9 +221,11 @@ class PortAdmission(Generic[Connection]):
     longest is closed for the next one, so that a port cannot take the places of the others.
     """
 
-    __slots__ = ("_pending", "_silent", "connections", "max_connections", "process")
+    __slots__ = ("_handshakes", "_pending", "_silent", "connections", "max_connections", "process")
 
-    def __init__(self, process: Admission[Connection], max_connections: int) -> None:
+    def __init__(self, process: Admission[Connection], max_connections: int, *, handshakes: bool = True) -> None:
+        """With `handshakes` false, connections need none: those that wait for theirs at other ports do not hold them up."""
+        self._handshakes = handshakes
         self.process = process
         """Admission of the connections of all ports."""
         self.max_connections = max_connections
@@ -251,7 +258,8 @@ class PortAdmission(Generic[Connection]):
     @property
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive."""
-        return min(self.process.room, self.max_connections - self.spoken)
+        room = self.process.room if self._handshakes else self.process.places
+        return min(room, self.max_connections - self.spoken)
 
     @property
     def crowded(self) -> bool:

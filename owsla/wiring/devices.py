@@ -204,7 +204,8 @@ def _make_door(
         door=door.name,
         sink=sink,
     )
-    admission = PortAdmission(connected.admission, _port_limit(settings, connected.admission.max_connections))
+    limit = _port_limit(settings, connected.admission.max_connections)
+    admission = PortAdmission(connected.admission, limit, handshakes=tls is not None)
     port = DevicePort(
         base.reactor,
         sock,

@@ -267,6 +267,17 @@ class PortTests(SynchronousTestCase):
         self.process.configure(4, 3)
         self.assertEqual((self.first.full, self.first.at_own_limit), (True, False))
 
+    def test_without_handshakes(self) -> None:
+        """A port without TLS accepts while as many handshakes wait at another port as may wait."""
+        plain = PortAdmission(self.process, 20, handshakes=False)
+        for number in range(self.process.max_silent + self.process.max_handshakes):
+            self.first.accepted(f"f{number}", 0.0)
+            self.first.spoke(f"f{number}")
+            self.process.next_turn(0.0)
+        self.assertEqual((self.first.room, plain.room), (0, 7))
+        self.process.configure(13, 3)
+        self.assertEqual(plain.room, 0)
+
     def test_silent_ones_of_a_port(self) -> None:
         """A port at its own limit closes its own silent connections for the next, and none of another port."""
         self.first.accepted("f", 0.0)
