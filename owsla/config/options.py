@@ -102,7 +102,7 @@ OPTIONS: tuple[Option, ...] = (
         _LISTEN, "listen", "DOOR", None, read_door,
         "Another door for devices: tls:PORT, tcp:PORT (without TLS), unix:PATH or systemd:NAME, followed by options of its "
         r"own, as in 'tcp:9000:name=meters:framing=length\:2'. A backslash is written before a colon in a value. "
-        "What a door does not say, it has from the other options. Repeat the option for several doors.",
+        "Options that it does not set are those of the first door. Repeat the option for several doors.",
         repeatable=True,
     ),
     Option(
@@ -125,7 +125,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _LISTEN, "workers", "COUNT", "1", readers.workers,
-        "Processes that share the port, 1 to 256; auto is one per core. Limits on connections and messages are per process.",
+        "Processes that share the ports, 1 to 256; auto is one per core. Limits on connections and messages are per process.",
     ),
     Option(
         _TLS, "cert", "FILE", None, readers.path,

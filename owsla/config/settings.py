@@ -115,6 +115,5 @@ class Door:
 
     name: str
     settings: Settings
-    """Settings of the door. What it does not say is as in the settings of the process. Of the options that no door can have,
-    the values are those at the time of loading: ask the settings of the process for them.
-    """
+    """Settings of the door. Options that it does not set have the values of the first door. Those that no door can set are for
+    the process: ask its settings for them."""
