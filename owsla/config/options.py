@@ -303,7 +303,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _MESSAGES, "window", "COUNT", "10000", readers.number(1, LARGEST_COUNT),
-        "Maximum number of lines that are published and not confirmed; at the limit, reading from devices pauses.",
+        "Maximum number of lines of a door that are published and unconfirmed; at the limit, reading from its devices pauses.",
         reload="yes",
     ),
     Option(

@@ -111,17 +111,17 @@ async def test_books(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     after = await metrics(port)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     assert after['owsla_connections{state="open"}'] == 2
-    assert grown['owsla_handshakes_total{outcome="completed"}'] == 3
-    assert grown["owsla_lines_received_total"] == grown["owsla_lines_confirmed_total"] == 4
+    assert grown['owsla_handshakes_total{door="default",outcome="completed"}'] == 3
+    assert grown['owsla_lines_received_total{door="default"}'] == grown['owsla_lines_confirmed_total{door="default"}'] == 4
     assert grown["owsla_lines_sent_total"] == 3
     assert grown["owsla_received_bytes_total"] in range(4 * 17, 4 * 18 + 1)
     assert grown["owsla_sent_bytes_total"] == 3 * 16
     assert grown['owsla_undeliverable_total{reason="unknown-connection"}'] == 1
     assert grown['owsla_events_total{event="device-disconnected"}'] == 1
-    assert 1 <= grown["owsla_publish_to_confirm_seconds_count"] <= 4
-    assert 0 < grown["owsla_publish_to_confirm_seconds_sum"] < 10
-    assert after["owsla_window_lines"] == after["owsla_unconfirmed_age_seconds"] == 0
-    assert after["owsla_taking_lines"] == 1
+    assert 1 <= grown['owsla_publish_to_confirm_seconds_count{door="default"}'] <= 4
+    assert 0 < grown['owsla_publish_to_confirm_seconds_sum{door="default"}'] < 10
+    assert after['owsla_window_lines{door="default"}'] == after['owsla_unconfirmed_age_seconds{door="default"}'] == 0
+    assert after['owsla_taking_lines{door="default"}'] == 1
 
 
 @reactor_test
@@ -139,7 +139,7 @@ async def test_readiness(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     checks = {"broker_connected": False, "listener_accepting": True, "not_draining": True}
     assert (status, json.loads(text)) == (503, {"ready": False, "checks": checks})
     assert await ask(port, "/healthz") == (200, "ok\n")
-    assert (await metrics(port))["owsla_taking_lines"] == 0
+    assert (await metrics(port))['owsla_taking_lines{door="default"}'] == 0
     assert (await metrics(port))["owsla_broker_reconnects_total"] == 0
     mark = owsla.owsla.mark()
     await proxy.start()

@@ -89,13 +89,13 @@ async def test_attack(rabbitmq: RabbitMQ, lab: Lab, kind: str, max_per_address: 
     for sample in seen:
         assert sample["owsla_connections handshaking"] <= HANDSHAKES
         assert sample["owsla_connections accepted"] <= 4 * HANDSHAKES
-    assert seen[-1]["owsla_handshakes_total completed"] == len(established) + LATECOMERS
+    assert seen[-1]["owsla_handshakes_total default completed"] == len(established) + LATECOMERS
     if max_per_address is None:
-        assert seen[-1]["owsla_silent_evicted_total"] > 0
+        assert seen[-1]["owsla_silent_evicted_total default"] > 0
         await gateway.owsla.wait_for_line("Silent connections evicted: ")
     else:
-        assert seen[-1]["owsla_turned_away_total"] > 0
-        assert seen[-1]["owsla_silent_evicted_total"] == 0
+        assert seen[-1]["owsla_turned_away_total default"] > 0
+        assert seen[-1]["owsla_silent_evicted_total default"] == 0
         await gateway.owsla.wait_for_line(r"Turned away: .* the last one from 127\.0\.1\.")
     assert len(gateway.owsla.lines("Silent connections evicted|Turned away")) <= 10
 
@@ -193,7 +193,7 @@ async def test_max_per_address(embedded: EmbeddedBrokerProcess, lab: Lab) -> Non
     text = r"\d connections? from addresses at the limit of 2 \(--max-per-address\); the last one from 127\.0\.3\.1$"
     assert re.search(text, line.string)
     sample = await metrics(http)
-    assert (sample["owsla_turned_away_total"], sample["owsla_handshakes_total failed"]) == (3, 0)
+    assert (sample["owsla_turned_away_total default"], sample["owsla_handshakes_total default failed"]) == (3, 0)
     await inside.pop().close()
     await metric(http, "owsla_connections open", 2)
     await gateway.round_trip(await lab.device(gateway, source="127.0.3.1"))

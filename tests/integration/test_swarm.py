@@ -138,7 +138,7 @@ async def test_storm(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
     found = await summary(swarm(commands, gateway, "--mode=storm", "--seconds=0.5"), 0)  # as fast as it goes
     complete += found["connections"]["connected"]
     with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{http}/metrics", timeout=10) as answer:
-        assert f'owsla_handshakes_total{{outcome="completed"}} {complete}.0' in answer.read().decode()
+        assert f'owsla_handshakes_total{{door="default",outcome="completed"}} {complete}.0' in answer.read().decode()
     assert gateway.owsla.lines("Device disconnected: .*, closed by the device")
     assert not gateway.owsla.lines("Device disconnected: .*, closed without")
     assert not gateway.owsla.lines("Handshake failed")
