@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from ._device import UP, Device
+from ._frames import Frames
 from ._lines import LineTemplate, ack_pattern
 from ._measurements import Measurements
 from ._plan import Plan
-
-LONGEST: Final = 1 << 20
-"""Bytes without a delimiter after which the server does not send lines."""
 
 
 class Conversation:
@@ -24,6 +21,9 @@ class Conversation:
         self._lateness = measured.lateness.add
         template = LineTemplate(plan.line, plan.size)
         self._line = template.line
+        self._frames = frames = Frames(plan.framing, plan.delimiter.encode("latin-1"))
+        self._frame = frames.frame
+        self._split = frames.split
         self._with_time = "time" in template.fields
         self._with_device = "device" in template.fields
         self._find_answer = template.pattern().search if plan.mode == "echo" else None
@@ -44,9 +44,9 @@ class Conversation:
         self._held_back_to = self._counts.said + lines
 
     def next_line(self, device: Device, due: int | None) -> bytes:
-        """Return the next line of a device with its delimiter, and register it. `due` is `None` without a schedule."""
+        """Return the frame of the next line of a device, and register it. `due` is `None` without a schedule."""
         lines = device.lines
-        line = self._line(lines.said, device.index, time.time_ns() // 1_000_000 if self._with_time else 0) + b"\n"
+        line = self._line(lines.said, device.index, time.time_ns() // 1_000_000 if self._with_time else 0)
         now = time.monotonic_ns()
         if due is None:
             due = now
@@ -60,18 +60,16 @@ class Conversation:
             counts.held += 1
         elif self._scheduled:
             self._lateness((now - due) // 1000)
-        return line
+        return self._frame(line)
 
-    def received(self, device: Device, data: bytes) -> bool:
-        """Take bytes from the gateway. Return `False` if they have no end of line for too long."""
-        lines = (device.rest + data).split(b"\n")
-        rest = lines.pop()
-        if len(rest) > LONGEST:
-            return False
+    def received(self, device: Device, data: bytes) -> str | None:
+        """Take bytes from the gateway. Return why they cannot be read, or `None`."""
+        lines, rest = self._split(device.rest + data)
+        problem = self._frames.problem(rest) if rest else None
         device.rest = rest
         now = time.monotonic_ns()
         for line in lines:
-            if self._find_ack is not None and (match := self._find_ack(line.rstrip(b"\r"))) is not None:
+            if self._find_ack is not None and (match := self._find_ack(line)) is not None:
                 self._acknowledged(device, int(match[1]) + 1)
             elif self._find_answer is not None:
                 match = self._find_answer(line)
@@ -81,7 +79,7 @@ class Conversation:
                     self._latency((now - times[0]) // 1000)
                     if self._scheduled:
                         self._service((now - times[1]) // 1000)
-        return True
+        return problem
 
     def _acknowledged(self, device: Device, acked: int) -> None:
         if device.acked < acked <= device.lines.said:

@@ -20,7 +20,21 @@ SECOND: Final = 1_000_000_000
 class Device:
     """A simulated device and its connection."""
 
-    __slots__ = ("acked", "began", "fd", "index", "lines", "pending", "queued", "rest", "resumed", "sock", "state", "tls")
+    __slots__ = (
+        "acked",
+        "began",
+        "fd",
+        "index",
+        "lines",
+        "pending",
+        "queued",
+        "rest",
+        "resumed",
+        "sock",
+        "state",
+        "stream",
+        "tls",
+    )
 
     def __init__(self, index: int, sock: socket.socket, counts: AnswerCounts, began: int) -> None:
         self.index = index
@@ -28,6 +42,8 @@ class Device:
         self.sock = sock
         self.fd = sock.fileno()
         self.tls: SSL.Connection | None = None
+        self.stream: SSL.Connection | socket.socket = sock
+        """What is read and written: `tls`, or without TLS the socket."""
         self.state = CONNECTING
         self.lines = AnswerMatcher(counts)
         self.began = began
@@ -35,9 +51,9 @@ class Device:
         self.acked = 0
         """Number of lines that the gateway has acknowledged with `--device-ack`."""
         self.rest = b""
-        """Bytes received of a line whose end has not come yet."""
+        """Bytes received of a frame whose end has not come yet."""
         self.pending = b""
-        """Bytes of a line that the socket has not taken yet."""
+        """Bytes of a frame that the socket has not taken yet."""
         self.queued = False
         """True while the device is in the queue of devices that may send a line."""
         self.resumed: bool | None = None

@@ -2,14 +2,16 @@
 
 Theory of operation
 -------------------
-A device is a non-blocking socket with OpenSSL on it, and a few numbers. It passes through these states, always forward:
+A device is a non-blocking socket, with OpenSSL on it unless `--plain`, and a few numbers. It passes through these states,
+always forward:
 
     CONNECTING ──▶ HANDSHAKING ──▶ UP ──▶ CLOSING ──▶ GONE
 
     from           to            when
     CONNECTING     HANDSHAKING   the socket is connected
     HANDSHAKING    UP            the handshake is complete; in a storm CLOSING follows at once, or after the session ticket
-    UP             CLOSING       the swarm has sent close_notify
+    CONNECTING     UP            the same without TLS (`--plain`)
+    UP             CLOSING       the swarm has sent close_notify, or without TLS the end of the stream
     CLOSING        GONE          the gateway has closed its side too, or took longer than `CLOSE_TIMEOUT`
     any            GONE          the connection failed (before UP), was dropped by the gateway (UP), or timed out
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import socket
 import struct
 import time
@@ -37,10 +40,12 @@ from . import _tls
 from ._conversation import Conversation
 from ._device import CLOSING, CONNECTING, GONE, HANDSHAKING, SECOND, UP, Device, StateDeadlines
 from ._dialer import Dialer, connect_error
+from ._errors import SwarmError
 from ._loop import READ, WRITE, EventLoop
 from ._measurements import Measurements
 from ._parent_input import ParentInput
 from ._plan import Plan
+from ._proxy import ProxyHeaders
 from ._schedule import Schedule
 
 RECORD: Final = 16384
@@ -57,10 +62,15 @@ TICKET_TIMEOUT: Final = 1.0
 """Seconds that a storm waits for a session ticket before it closes a connection."""
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that the gateway has for answering a close."""
+SHORT_LIVED: Final = 1.0
+"""Seconds: the gateway closes connections without TLS within this time if it expects something else, such as TLS."""
 GRACE_AFTER_STOP: Final = 2.0
 """Seconds to wait for answers after Ctrl-C."""
 PROGRESS: Final = 0.25
 """Seconds between two reports to the parent."""
+
+_ALERT: Final = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)
+"""A TLS alert (RFC 8446, section 6): the answer of a server that expects TLS."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 """The `struct linger` with which close() sends a reset."""
@@ -82,7 +92,8 @@ class SimulatedDevices:
         self._storm = plan.mode == "storm"
         self.measured = Measurements(scheduled=bool(plan.rate))
         self._counts = self.measured.counts
-        self._tls = _tls.TLSClient(plan)
+        self._tls = None if plan.plain else _tls.TLSClient(plan)
+        self._proxy = None if plan.proxy is None else ProxyHeaders(plan.proxy, plan.proxy_cn)
         self._dialer = Dialer(plan, self._counts.answers)
         self._conversation = Conversation(plan, self.measured)
         self._parent = ParentInput()
@@ -93,6 +104,8 @@ class SimulatedDevices:
         self._ticketing = StateDeadlines(UP, TICKET_TIMEOUT)
         self._closing = StateDeadlines(CLOSING, CLOSE_TIMEOUT)
         self._ticketless = 0
+        self._heard = False
+        self._short_lived = 0
         self._reported = 0
 
     # -- events ----------------------------------------------------------------------------------------------------------------
@@ -113,7 +126,7 @@ class SimulatedDevices:
         for device in self._connecting.expired(now):
             self._fail(device, "no handshake in time" if device.state == HANDSHAKING else "no connection in time")
         for device in self._ticketing.expired(now):
-            self._ticketless += not self._tls.has_session
+            self._ticketless += self._tls is not None and not self._tls.has_session
             self._close(device)
         for device in self._closing.expired(now):
             self._reset(device)
@@ -139,10 +152,18 @@ class SimulatedDevices:
             if problem is not None:
                 self._fail(device, problem)
                 return
-            device.state = HANDSHAKING
-            self._tls.start(device)
-            # The client writes first and then waits for the server.
+            problem = self._send_proxy_header(device)
+            if problem is not None:
+                self._fail(device, problem)
+                return
             self._loop.watch(device, READ)
+            if self._tls is None:
+                self._connected(device)
+                return
+            device.state = HANDSHAKING
+            # The client writes first and then waits for the server.
+            self._tls.start(device)
+        assert self._tls is not None
         try:
             self._tls.handshake(device)
         except SSL.WantReadError:
@@ -153,6 +174,16 @@ class SimulatedDevices:
             self._fail(device, str(error))
         else:
             self._connected(device)
+
+    def _send_proxy_header(self, device: Device) -> str | None:
+        """Send the PROXY protocol header, if there is one. Return why that failed, or `None`."""
+        if self._proxy is None:
+            return None
+        try:
+            header = self._proxy.header(device.index, device.sock)
+            return None if device.sock.send(header) == len(header) else "the PROXY protocol header did not fit into the socket"
+        except OSError as error:
+            return _tls.failure(error)
 
     def _connected(self, device: Device) -> None:
         now = clock()
@@ -176,6 +207,7 @@ class SimulatedDevices:
 
     def _keep_session(self, device: Device) -> None:
         if self._plan.resume:
+            assert self._tls is not None
             self._tls.keep_session(device)
             if self._storm:
                 self._close(device)
@@ -260,10 +292,9 @@ class SimulatedDevices:
 
     def _write(self, device: Device, data: bytes) -> int | None:
         """Write as much as the socket takes. Return the number of bytes, or `None` if the connection has ended."""
-        assert device.tls is not None
         try:
-            sent = device.tls.send(data)
-        except (SSL.WantWriteError, SSL.WantReadError):
+            sent = device.stream.send(data)
+        except (SSL.WantWriteError, SSL.WantReadError, BlockingIOError):
             return 0
         except (SSL.Error, OSError) as error:
             self._drop(device, _tls.failure(error))
@@ -272,22 +303,31 @@ class SimulatedDevices:
         return sent
 
     def _read(self, device: Device) -> None:
-        assert device.tls is not None
         try:
-            data = device.tls.recv(RECORD)
+            data = device.stream.recv(RECORD)
         except (SSL.WantReadError, SSL.WantWriteError):
             # A record without data, most likely a session ticket.
             self._keep_session(device)
             return
+        except BlockingIOError:
+            return
         except (SSL.Error, OSError) as error:
             self._drop(device, _tls.failure(error))
             return
+        if not data:
+            self._drop(device, "closed by the gateway")
+            return
+        if device.tls is None and not self._heard and _ALERT.fullmatch(data):
+            raise SwarmError(f"{self._plan.target}: the gateway speaks TLS there, which --plain is without")
+        self._heard = True
         if self._storm:
             self._keep_session(device)
-        elif self._conversation.received(device, data):
+            return
+        problem = self._conversation.received(device, data)
+        if problem is None:
             self._queue(device)
         else:
-            self._drop(device, "no end of line in what it sends")
+            self._drop(device, problem)
 
     def send_lines(self) -> float:
         """Send lines for the time of the plan. Return the seconds it took."""
@@ -346,23 +386,37 @@ class SimulatedDevices:
             self._counts.dropped += 1
             self._counts.reasons[reason] += 1
             self._counts.lost += len(device.lines.outstanding)
+            if device.tls is None and not self._heard:
+                self._check_short_lived(device, reason)
         self._forget(device)
 
+    def _check_short_lived(self, device: Device, reason: str) -> None:
+        """Raise `SwarmError` if the first connections without TLS were all closed at once: a mistake in the command."""
+        self._short_lived += clock() - device.began < SHORT_LIVED * SECOND
+        first = min(FIRST_FAILURES, self._plan.connections)
+        if self._counts.dropped == self._short_lived == first:
+            raise SwarmError(f"{self._plan.target}: {reason}, before it sent anything: does it speak TLS, or expect --proxy?")
+
     def _close(self, device: Device) -> None:
-        """Send close_notify and let the gateway close first, so that the port is in TIME_WAIT there and not here."""
+        """Send close_notify and let the gateway close first, so that the port is in TIME_WAIT there and not here.
+
+        Without TLS the end of the stream is all that can be sent, and the port is in TIME_WAIT here.
+        """
         device.state = CLOSING
         self._closing.add(device, clock())
         try:
-            assert device.tls is not None
-            device.tls.shutdown()
+            if device.tls is None:
+                device.sock.shutdown(socket.SHUT_WR)
+            else:
+                device.tls.shutdown()
         except (SSL.Error, OSError):
             self._reset(device)
 
     def _read_close(self, device: Device) -> None:
-        assert device.tls is not None
         try:
-            device.tls.recv(RECORD)
-        except SSL.WantReadError:
+            if not device.stream.recv(RECORD):
+                self._forget(device)
+        except (SSL.WantReadError, BlockingIOError):
             pass
         except (SSL.ZeroReturnError, SSL.SysCallError):
             # The gateway has closed its side of TLS. Its FIN is here, or comes with it, so the TIME_WAIT is on its side.
@@ -382,6 +436,7 @@ class SimulatedDevices:
         self._loop.forget(device)
         device.sock.close()
         device.tls = None
+        device.stream = device.sock
 
     def close(self) -> None:
         """Close all connections, and read what was received after every 256 of them."""

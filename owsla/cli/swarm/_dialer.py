@@ -42,7 +42,8 @@ class Dialer:
             raise SwarmError(f"cannot open a socket: {_tls.failure(error)}; see 'ulimit -n' and --processes") from None
         device = Device(index, sock, self._counts, now)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if plan.unix is None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if plan.mode == "flood":
                 # By default the kernel lets the buffer grow to megabytes for each connection. The swarm would then write lines
                 # of many seconds that no gateway can take yet, and use CPU that is missing elsewhere.
@@ -65,11 +66,15 @@ def connect_error(device: Device) -> str | None:
 def _reason(number: int) -> str:
     if number == errno.EADDRNOTAVAIL:
         return "no local address or port is left; give more addresses with --source"
+    if number == errno.EAGAIN:
+        return "the accept queue of the socket is full"  # of a unix socket
     return os.strerror(number).lower()
 
 
 def _resolve(plan: Plan) -> tuple[int, Any]:
     """Return the address family and the address of the gateway: of several addresses the first that accepts a connection."""
+    if plan.unix is not None:
+        return socket.AF_UNIX, plan.unix
     family = 0
     if plan.sources:
         family = socket.AF_INET6 if ":" in plan.sources[0] else socket.AF_INET

@@ -24,6 +24,7 @@ class Plan:
     mode: str
     host: str
     port: int
+    """Port of the gateway, if there is no `unix` socket."""
     connections: int
     """Number of connections; in a storm the maximum in all, and 0 for no limit."""
     connect_rate: float
@@ -54,6 +55,23 @@ class Plan:
     """Interval at the end of which all lines that became due in it are sent together. 0: each line when it is due."""
     first: int = 0
     """Number of the first device."""
+    unix: str | None = None
+    """Path of a unix socket of the gateway."""
+    plain: bool = False
+    """Whether devices speak without TLS."""
+    framing: str = "lines"
+    """Value of `--framing`: how lines are framed, in both directions."""
+    delimiter: str = "\n"
+    """Delimiter of lines, with a character for each byte (ISO 8859-1)."""
+    proxy: str | None = None
+    """Version of the PROXY protocol header before everything else: `v1`, `v2`, or `None` without one."""
+    proxy_cn: str | None = None
+    """Template of the common name in this header."""
+
+    @property
+    def target(self) -> str:
+        """Address of the gateway, for messages."""
+        return f"{self.host} port {self.port}" if self.unix is None else self.unix
 
     def shares(self) -> Iterator[Plan]:
         """Iterate over the plans of the processes: equal parts, with rates in proportion to the connections."""

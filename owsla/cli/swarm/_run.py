@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 from ...errors import ConfigError, os_reason
 from .._print import put
-from ._errors import SwarmError
+from ._errors import CLOSED, REFUSED, SwarmError
 from ._plan import Plan
 from ._report import PERCENTS, Report
 from ._svg import draw
@@ -147,6 +147,15 @@ def run(plan: Plan, *, as_json: bool, histogram: str | None) -> int:
     return INTERRUPTED if report.interrupted else report.status()
 
 
+def hint(plan: Plan, reason: str) -> str:
+    """Return what may be wrong with the command if connections fail for this reason, as the end of a message."""
+    if not plan.plain and plan.proxy is None and reason in CLOSED:
+        return "; a port without TLS needs --plain, and one behind a load balancer --proxy"
+    if plan.proxy is not None and reason.startswith(REFUSED):
+        return "; a port that devices connect to themselves is without --proxy"
+    return ""
+
+
 class Coordinator:
     """Leads the processes through their phases: connections, then Enter with `--wait`, then lines, then reports."""
 
@@ -236,7 +245,8 @@ class Coordinator:
             reasons: Counter[str] = Counter()
             for process in self._processes:
                 reasons.update(process.counts["reasons"])
-            raise SwarmError(f"{self._plan.host} port {self._plan.port}: {reasons.most_common(1)[0][0]}")
+            reason = reasons.most_common(1)[0][0]
+            raise SwarmError(f"{self._plan.target}: {reason}{hint(self._plan, reason)}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ...errors import ConfigError, os_reason
 from ...runtime.files import read_file
 from ...tls.verification import explain_verify_error
 from ._device import Device
-from ._errors import SwarmError
+from ._errors import REFUSED, UNEXPECTED_END, SwarmError
 from ._plan import Plan
 
 
@@ -156,7 +156,7 @@ class TLSClient:
     def start(self, device: Device) -> None:
         """Begin TLS on the socket of a device. Raise `SwarmError` if its certificate cannot be used."""
         try:
-            device.tls = tls = SSL.Connection(self._context, device.sock)
+            device.tls = device.stream = tls = SSL.Connection(self._context, device.sock)
             tls.set_connect_state()
             if self._server_name.hello:
                 tls.set_tlsext_host_name(self._server_name.hello)
@@ -252,15 +252,15 @@ def failure(error: Exception) -> str:
         return "closed by the gateway"
     if isinstance(error, SSL.SysCallError):
         number = error.args[0] if error.args else -1
-        return os.strerror(number).lower() if isinstance(number, int) and number > 0 else "closed without close_notify"
+        return os.strerror(number).lower() if isinstance(number, int) and number > 0 else UNEXPECTED_END
     if isinstance(error, SSL.Error):
         reasons = error.args[0] if error.args else ()
         text = str(reasons[-1][-1]) if reasons else ""
         if alert := re.search(r"\balert (.+)", text):
-            return f"the gateway refused: {alert[1]}"
+            return REFUSED + alert[1]
         if text in ("wrong version number", "packet length too long", "record layer failure"):
             return "the server does not speak TLS"
-        return f"TLS: {text}" if text else "closed without close_notify"
+        return f"TLS: {text}" if text else UNEXPECTED_END
     if isinstance(error, OSError):
         return os_reason(error)
     return str(error)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import resource
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
+from ...config.framings import read_framing
 from ...errors import ConfigError
 from .._values import number, port, whole_number
-from . import _lines, _sources
+from . import _lines, _proxy, _sources
+from ._frames import Frames
 from ._plan import IN_FLIGHT_AT_A_RATE, MODES, SPARE_FILES, Plan
 from ._run import run
 
 DESCRIPTION: Final = """\
-Simulates devices: thousands of TLS connections that send and receive lines,
-to measure how many a gateway and its back end can serve.
+Simulates devices: thousands of connections that send and receive lines, with
+TLS or without, to measure how many a gateway and its back end can serve.
 
   --mode echo    sends lines and matches the answers: latency, and lines that
                  were lost, came twice or out of order; for a back end that
@@ -38,12 +41,23 @@ _CONNECTING: Final = 64
 
 _LARGEST: Final = 10**9 - 1
 
+_SOME_NUMBER: Final = 1_234_567_890
+"""Number of a line for which it is checked whether the framing can carry it: a large one, with all digits."""
+
+_SOME_TIME: Final = 1_234_567_890_123
+"""Milliseconds since 1970, with as many digits as they have until the year 2286."""
+
+_SHOWN: Final = 60
+"""Bytes of a line that an error message shows."""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of `owsla swarm`."""
     where = command.add_argument_group("where")
     where.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the gateway (127.0.0.1)")
-    where.add_argument("--port", metavar="PORT", type=port, default=8883, help="its port for devices (8883)")
+    where.add_argument(
+        "--port", metavar="PORT", type=_port, default=8883, help="its port for devices, or unix:PATH for a unix socket (8883)"
+    )
     where.add_argument(
         "--source",
         metavar="ADDRESSES",
@@ -51,6 +65,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="connect from these: ADDRESS, FIRST-LAST, or a network such as 127.1.0.0/24; repeated, or with commas. "
         "One address has about 28,000 ports",
     )
+    _add_door(command)
     _add_load(command)
     _add_tls(command)
     how = command.add_argument_group("how")
@@ -58,6 +73,63 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     how.add_argument("--json", action="store_true", help="print a summary as JSON in place of a table")
     how.add_argument(
         "--histogram", metavar="FILE", help="draw latencies as SVG: in echo mode those of lines, else those of connects"
+    )
+
+
+def _port(text: str) -> int | str:
+    """Read a port, or the path of a unix socket."""
+    if not text.startswith("unix:"):
+        return port(text)
+    path = text.removeprefix("unix:")
+    if not path or "\0" in path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not unix:PATH")
+    # The address of a socket has 108 bytes. Processes of the swarm have the folder of their parent, so a path may be relative.
+    if len(os.fsencode(path)) > 107:
+        raise argparse.ArgumentTypeError(f"{path!r} is too long for a unix socket (107 bytes)")
+    return f"unix:{path}"
+
+
+def _framing(text: str) -> str:
+    """Read a framing, as the option of the gateway does."""
+    try:
+        return str(read_framing(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _delimiter(text: str) -> str:
+    """Read a delimiter, as the option of the gateway does, into characters that stand for its bytes."""
+    from ...config.readers import delimiter  # which imports Twisted
+
+    try:
+        return delimiter(text).decode("latin-1")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _add_door(command: argparse.ArgumentParser) -> None:
+    door = command.add_argument_group("what the port expects")
+    door.add_argument("--plain", action="store_true", help="speak without TLS")
+    door.add_argument(
+        "--framing",
+        metavar="FRAMING",
+        type=_framing,
+        default="lines",
+        help="the --framing of the gateway, such as length:2, for lines in both directions (lines)",
+    )
+    door.add_argument(
+        "--delimiter", metavar="TEXT", type=_delimiter, default="\n", help="the --delimiter of the gateway for lines (\\n)"
+    )
+    door.add_argument(
+        "--proxy",
+        choices=_proxy.VERSIONS,
+        help="begin with a PROXY protocol header, as a load balancer does: v1 or v2, with another source address for each "
+        "device, of 198.18.0.0/15 or 2001:db8::/32. The gateway must trust the addresses that the swarm connects from",
+    )
+    door.add_argument(
+        "--proxy-cn",
+        metavar="NAME",
+        help="with --proxy v2: the common name of a client certificate that a load balancer has verified, with {device} in it",
     )
 
 
@@ -124,7 +196,11 @@ def _add_load(command: argparse.ArgumentParser) -> None:
         f"milliseconds since 1970, {{pad}} the padding of --size (at the end); other braces stay ({_lines.DEFAULT!r})",
     )
     what.add_argument(
-        "--size", metavar="BYTES", type=_count(0), default=0, help="pad lines with dots to this size (0: no padding)"
+        "--size",
+        metavar="BYTES",
+        type=_count(0),
+        default=0,
+        help="pad lines with dots to this size (0: no padding; with --framing fixed:N: N)",
     )
     what.add_argument(
         "--device-ack", metavar="TEXT", help="the --device-ack of the gateway, such as 'ACK {seq}', to count acknowledged lines"
@@ -161,11 +237,13 @@ def plan(args: argparse.Namespace) -> Plan:
     if in_flight is None:
         in_flight = 0 if args.mode != "echo" else IN_FLIGHT_AT_A_RATE if rate else 1
     _check_combinations(args, rate, in_flight)
-    _check_line(args)
+    _check_door(args)
+    unix = args.port.removeprefix("unix:") if isinstance(args.port, str) else None
+    _check_line(args, connections)
     made = Plan(
         mode=args.mode,
         host=args.host,
-        port=args.port,
+        port=args.port if unix is None else 0,
         connections=connections,
         connect_rate=args.connect_rate,
         connecting=args.connecting,
@@ -175,7 +253,7 @@ def plan(args: argparse.Namespace) -> Plan:
         seconds=args.seconds,
         grace=args.grace,
         line=args.line,
-        size=args.size,
+        size=_size(args),
         device_ack=args.device_ack,
         ca=args.ca,
         insecure=args.insecure,
@@ -187,6 +265,12 @@ def plan(args: argparse.Namespace) -> Plan:
         processes=min(args.processes, connections or args.processes, args.connecting if storm else args.processes),
         wait=args.wait,
         tick=args.tick / 1000,
+        unix=unix,
+        plain=args.plain,
+        framing=args.framing,
+        delimiter=args.delimiter,
+        proxy=args.proxy,
+        proxy_cn=args.proxy_cn,
     )
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     check_files(made, math.inf if files == resource.RLIM_INFINITY else files)
@@ -216,6 +300,20 @@ def _check_combinations(args: argparse.Namespace, rate: float, in_flight: int) -
         raise ConfigError("--insecure: not possible with --ca, since any certificate is trusted")
 
 
+def _check_door(args: argparse.Namespace) -> None:
+    if args.plain:
+        options = {"ca": "--ca", "insecure": "--insecure", "server_name": "--server-name", "cert": "--cert", "key": "--key"}
+        for name, option in {**options, "resume": "--resume"}.items():
+            if getattr(args, name):
+                raise ConfigError(f"{option}: not possible with --plain, which is without TLS")
+    if args.proxy_cn is not None and args.proxy != "v2":
+        raise ConfigError("--proxy-cn: needs --proxy v2, which can carry a name")
+    if args.delimiter != "\n" and args.framing != "lines":
+        raise ConfigError(f"--delimiter: not possible with --framing {args.framing}, which has none")
+    if isinstance(args.port, str) and args.source:
+        raise ConfigError("--source: connections to a unix socket have no source address")
+
+
 def check_files(made: Plan, files: float) -> None:
     """Check that each process may open enough files. Raise `ConfigError` if not."""
     room = files - SPARE_FILES
@@ -231,18 +329,29 @@ def check_files(made: Plan, files: float) -> None:
 def check_ports(made: Plan, port_range: str) -> None:
     """Check that there are local ports for all connections; `port_range` is that of the kernel. Raise `ConfigError` if not."""
     each = _sources.ports(port_range)
-    if made.mode != "storm" and not _sources.enough(made.connections, made.sources, each):
+    if made.mode != "storm" and made.unix is None and not _sources.enough(made.connections, made.sources, each):
         raise ConfigError(
             f"{made.connections} connections need {math.ceil(made.connections / each)} source addresses, with {each} ports "
             f"each: give them with --source, such as 127.0.0.1-127.0.0.{math.ceil(made.connections / each)}"
         )
 
 
-def _check_line(args: argparse.Namespace) -> None:
+def _size(args: argparse.Namespace) -> int:
+    """Return the minimum size of a line: that of the payloads, where all have the same."""
+    framing = read_framing(args.framing)
+    return args.size or (framing.size if framing.kind == "fixed" else 0)
+
+
+def _check_line(args: argparse.Namespace, connections: int) -> None:
     try:
-        template = _lines.LineTemplate(args.line, args.size)
+        template = _lines.LineTemplate(args.line, _size(args))
     except (ValueError, UnicodeError) as error:
         raise ConfigError(f"--line: {error}") from None
+    line = template.line(_SOME_NUMBER, max(connections - 1, 0), _SOME_TIME)
+    fault = Frames(args.framing, args.delimiter.encode("latin-1")).fault(line)
+    if fault is not None:
+        by = "--delimiter" if args.framing == "lines" else f"--framing {args.framing}"
+        raise ConfigError(f"--line: {line[:_SHOWN]!r} {fault}, and is not possible with {by}")
     if args.mode == "echo" and not template.numbered:
         raise ConfigError("--line: needs {n}, to match answers to lines")
     if args.device_ack is not None:
