@@ -20,6 +20,7 @@ from ._support.lab import Gateway, Lab
 from ._support.process import ChildProcess, accepts, free_port
 from ._support.waiting import block_on, reactor_test, until
 from .test_cli import Command, Commands
+from .test_doors import port_of
 
 
 @pytest.fixture
@@ -287,6 +288,54 @@ async def test_mistakes(
     assert command.errors().startswith("owsla swarm: ")
     assert command.errors().count("\n") == 1
     assert says.format(**names) in command.errors()
+
+
+DOORS = {
+    "plain": ("tcp:0", []),
+    "length": (r"tcp:0:framing=length\:2", ["--framing=length:2"]),
+    "fixed": (r"tcp:0:framing=fixed\:40", ["--framing=fixed:40"]),
+    "between": (r"tcp:0:framing=between\:02\:03:proxy-protocol=127.0.0.0/8", ["--framing=between:02:03", "--proxy=v1"]),
+    "named": ("tcp:0:proxy-protocol=127.0.0.0/8:proxy-identity=cn", ["--proxy=v2", "--proxy-cn=dev-{device}"]),
+    "balanced": ("tls:0:proxy-protocol=127.0.0.0/8", ["--proxy=v2"]),
+    "semicolon": ("tls:0:delimiter=;", ["--delimiter=;", "--line={device} {n}"]),
+    "local": ("unix:{folder}/local.sock", []),
+}
+"""Doors of one gateway, and the arguments of a swarm in front of each, besides --plain or --ca."""
+
+
+@reactor_test
+async def test_doors(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands, tmp_path: Path) -> None:
+    """Every kind of door is spoken to: all lines are answered, and devices have the addresses and names of the PROXY header."""
+    listen = [
+        (text if text.startswith("unix:") else f"{text}:interface=127.0.0.1").format(folder=tmp_path) + f":name={name}"
+        for name, (text, _) in DOORS.items()
+    ]
+    gateway = await lab.gateway(embedded.url, backend=False, listen=listen)
+    queues = [f"--from-device={gateway.from_device}", f"--to-device={gateway.to_device}"]
+    echo = commands.start("echo", "--broker", embedded.url, *queues)
+    await echo.said("answering the lines")
+    for name, (text, arguments) in DOORS.items():
+        where = f"unix:{tmp_path}/local.sock" if name == "local" else str(await port_of(gateway.owsla, name))
+        how = [f"--ca={gateway.owsla.ca}"] if text.startswith("tls:") else ["--plain"]
+        load = ["--connections=4", "--rate=40", "--seconds=0.5", f"--port={where}", "--json"]
+        found = await summary(commands.start("swarm", *load, *how, *arguments), 0)
+        assert (found["lines"]["said"], found["answers"]["answered"]) == (20, 20), name
+    await gateway.owsla.wait_for_line(r"Device connected: .* from 198\.18\.0\.3:1024 \(door between\)")
+    await gateway.owsla.wait_for_line(r"Device connected: .*\bdev-3\b.* from 198\.18\.0\.3:1024 \(door named\)")
+
+    mistakes = [
+        ("plain", ["--ca={ca}"], "; a port without TLS needs --plain, and one behind a load balancer --proxy"),
+        ("semicolon", ["--plain"], ": is --plain, --proxy or --framing wrong?"),
+        ("named", ["--plain"], ": is --plain, --proxy or --framing wrong?"),
+        ("semicolon", ["--ca={ca}", "--proxy=v1"], "; a port that devices connect to themselves is without --proxy"),
+    ]
+    for name, arguments, says in mistakes:
+        where = str(await port_of(gateway.owsla, name))
+        command = commands.start("swarm", f"--port={where}", *[one.format(ca=gateway.owsla.ca) for one in arguments])
+        assert await command.ended() == 1, name
+        assert command.errors().startswith(f"owsla swarm: 127.0.0.1 port {where}: ")
+        assert command.errors().endswith(f"{says}\n")
+        assert command.errors().count("\n") == 1
 
 
 @reactor_test

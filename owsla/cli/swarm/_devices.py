@@ -395,7 +395,7 @@ class SimulatedDevices:
         self._short_lived += clock() - device.began < SHORT_LIVED * SECOND
         first = min(FIRST_FAILURES, self._plan.connections)
         if self._counts.dropped == self._short_lived == first:
-            raise SwarmError(f"{self._plan.target}: {reason}, before it sent anything: does it speak TLS, or expect --proxy?")
+            raise SwarmError(f"{self._plan.target}: {reason}, before it sent anything: is --plain, --proxy or --framing wrong?")
 
     def _close(self, device: Device) -> None:
         """Send close_notify and let the gateway close first, so that the port is in TIME_WAIT there and not here.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import ipaddress
 import json
 import math
 import resource
+import socket
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -21,13 +23,20 @@ from owsla.cli._arguments import parser
 from owsla.cli.swarm import _process, _sources, _tls
 from owsla.cli.swarm import arguments as swarm_arguments
 from owsla.cli.swarm._answers import AnswerCounts, AnswerMatcher
+from owsla.cli.swarm._conversation import Conversation
+from owsla.cli.swarm._device import Device
+from owsla.cli.swarm._errors import REFUSED, UNEXPECTED_END
+from owsla.cli.swarm._frames import LONGEST, Frames
 from owsla.cli.swarm._histogram import LARGEST, LatencyHistogram, bounds, bucket
 from owsla.cli.swarm._lines import LineTemplate, ack_pattern
 from owsla.cli.swarm._measurements import HISTOGRAMS, Measurements
 from owsla.cli.swarm._plan import Plan
+from owsla.cli.swarm._proxy import ProxyHeaders, source_of
 from owsla.cli.swarm._report import Report
+from owsla.cli.swarm._run import hint
 from owsla.cli.swarm._schedule import Schedule
 from owsla.cli.swarm._svg import draw
+from owsla.device.proxy_header import ProxyHeader, parse
 from owsla.errors import ConfigError
 
 
@@ -234,6 +243,10 @@ class PlanTests(SynchronousTestCase):
             "--insecure": ["--insecure", "--ca", "x"],
             "--tick": ["--tick", "1"],
             "--wait": ["--mode", "storm", "--wait"],
+            "--server-name": ["--plain", "--server-name", "x"],
+            "--resume": ["--plain", "--resume"],
+            "--proxy-cn": ["--proxy", "v1", "--proxy-cn", "x"],
+            "--delimiter": ["--delimiter", ";", "--framing", "netstring"],
         }.items():
             self.assertTrue(self.refused(*arguments).startswith(option), option)
         self.assertIn("--device-ack", self.refused("--mode", "flood", "--in-flight", "3"))
@@ -329,6 +342,115 @@ class DroppedAtTheEnd:
         counts.answers.answers += 1
         for name in HISTOGRAMS:
             getattr(self.measured, name).add(1000)
+
+
+class DoorTests(SynchronousTestCase):
+    """What a port of a gateway expects: framings, PROXY protocol headers, and unix sockets."""
+
+    def test_address(self) -> None:
+        """A port is a number or the path of a unix socket, which has neither ports nor source addresses."""
+        plan = typed("--port", "unix:run/owsla.sock", "--connections", "100000", "--processes", "9")
+        self.assertEqual((plan.unix, plan.target), ("run/owsla.sock", "run/owsla.sock"))
+        swarm_arguments.check_ports(plan, "32768 60999")
+        self.assertEqual((typed("--port", "9000").unix, typed("--port", "9000").target), (None, "127.0.0.1 port 9000"))
+        with self.assertRaises(ConfigError) as caught:
+            typed("--port", "unix:x", "--source", "127.0.0.1")
+        self.assertEqual(str(caught.exception), "--source: connections to a unix socket have no source address")
+        for text in ("unix:", "unix:" + 108 * "x", "unix", "0"):
+            with redirect_stderr(io.StringIO()):
+                self.assertRaises((ConfigError, SystemExit), typed, "--port", text)
+
+    def test_whole_plan(self) -> None:
+        """A process gets all that a port expects."""
+        arguments = ["--plain", "--framing=length:2:little", "--proxy=v2", "--proxy-cn=dev-{device}", "--port=unix:x"]
+        plan = typed(*arguments)
+        self.assertEqual(Plan.load(plan.dump()), plan)
+        self.assertEqual((plan.plain, plan.framing, plan.proxy, plan.proxy_cn), (True, "length:2:little", "v2", "dev-{device}"))
+        self.assertEqual(typed("--delimiter", r"\xff\n").delimiter, "\xff\n")
+
+    def test_lines_fit(self) -> None:
+        """A line that a framing cannot carry is refused."""
+        self.assertEqual(typed("--framing", "fixed:40").size, 40)
+        for line, framing in (
+            ("{device} {n} {time}", "fixed:8"),
+            ("{n}" + 300 * "x", "length:1"),
+            ("{n}", "between:31:32"),  # digits
+            ("<{n}>", "between:3c:3e"),
+        ):
+            with self.assertRaises(ConfigError) as caught:
+                typed("--line", line, "--framing", framing)
+            self.assertTrue(str(caught.exception).startswith("--line: "), caught.exception)
+            self.assertIn(framing, str(caught.exception))
+        with self.assertRaises(ConfigError) as caught:
+            typed("--line", "{n};", "--delimiter", ";")
+        self.assertIn("--delimiter", str(caught.exception))
+
+    def test_frames(self) -> None:
+        """What one side frames, the other splits; with lines, the delimiter is at the end and a carriage return is ignored."""
+        for framing in ("lines", "length:4:inclusive", "netstring", "octet-counting", "fixed:3", "between:02:03"):
+            frames = Frames(framing, b"\n")
+            self.assertEqual(frames.split(frames.frame(b"one") + frames.frame(b"two")), ([b"one", b"two"], b""), framing)
+        self.assertEqual(Frames("lines", b";").frame(b"one"), b"one;")
+        self.assertEqual(Frames("lines", b"\n").split(b"one\r\ntw"), ([b"one"], b"tw"))
+
+    def test_not_in_this_framing(self) -> None:
+        """Bytes that are not in the framing, and frames without an end, are told apart from incomplete ones."""
+        for framing, rest, problem in (
+            ("length:2", b"\0", None),
+            ("length:4", b"\x7f\xff\xff\xff", "no end of frame in what it sends"),
+            ("netstring", b"hello", "malformed frames in what it sends: "),
+            ("lines", b"hello", None),
+            ("lines", b"x" * (LONGEST + 2), "no end of line in what it sends"),
+        ):
+            found = Frames(framing, b"\n").problem(rest)
+            self.assertTrue(found == problem or (problem and found and found.startswith(problem)), found)
+
+    def test_conversation(self) -> None:
+        """Lines, answers and acknowledgements are in the framing of the port."""
+        measured = Measurements(scheduled=False)
+        conversation = Conversation(typed("--framing", "length:2", "--line", "{n}", "--device-ack", "ACK {seq}"), measured)
+        with socket.socket() as sock:
+            device = Device(0, sock, measured.counts.answers, 0)
+            self.assertEqual(conversation.next_line(device, None), b"\0\1" b"0")
+            self.assertIsNone(conversation.received(device, b"\0\5ACK 0\0"))
+            self.assertIsNone(conversation.received(device, b"\1" b"0\0"))
+        self.assertEqual((measured.counts.acked, measured.counts.answers.answers, device.rest), (1, 1, b"\0"))
+
+    def test_proxy_addresses(self) -> None:
+        """Devices have addresses of their own, none of them a real one, and then other ports."""
+        found = {source_of(device, ipv6=False) for device in range(200_000)}
+        self.assertEqual(len(found), 200_000)
+        self.assertTrue(all(host.startswith(("198.18.", "198.19.")) for host, _ in found))
+        sixes = {ipaddress.IPv6Network(f"{source_of(device, ipv6=True)[0]}/64", strict=False) for device in range(100_000)}
+        self.assertEqual(len(sixes), 100_000)
+        self.assertTrue(all(one.subnet_of(ipaddress.IPv6Network("2001:db8::/32")) for one in sixes))
+
+    def test_proxy_headers(self) -> None:
+        """A header has the address of its device, and with version 2 the name of its certificate."""
+        with socket.socket() as listening, socket.socket() as client:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            client.connect(listening.getsockname())
+            first = parse(ProxyHeaders("v1", None).header(3, client))
+            second = parse(ProxyHeaders("v2", "dev-{device}").header(3, client))
+        one, other = socket.socketpair()
+        with one, other:
+            third = parse(ProxyHeaders("v2", None).header(3, one))
+        assert isinstance(first, ProxyHeader)
+        assert isinstance(second, ProxyHeader)
+        assert isinstance(third, ProxyHeader)
+        self.assertEqual({header.source for header in (first, second, third)}, {("198.18.0.3", 1024)})
+        self.assertEqual([header.common_name for header in (first, second, third)], [None, "dev-3", None])
+
+    def test_hints(self) -> None:
+        """A port that expects something else is a reason with a hint."""
+        for arguments, reason, says in (
+            ([], UNEXPECTED_END, "; a port without TLS needs --plain, and one behind a load balancer --proxy"),
+            ([], "connection refused", ""),
+            (["--plain"], "connection reset by peer", ""),
+            (["--proxy=v1"], REFUSED + "handshake failure", "; a port that devices connect to themselves is without --proxy"),
+        ):
+            self.assertEqual(hint(typed(*arguments), reason), says)
 
 
 class ProcessTests(SynchronousTestCase):
