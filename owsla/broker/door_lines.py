@@ -14,12 +14,11 @@ broker, since no device is served until it is over. With several doors the conne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from txamqp.client import Closed
 
-from ..events import BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall, LineSource
 from .client import BrokerClient, BrokerError, as_failure
 from .lines import LinePublisher
@@ -45,10 +44,9 @@ def line_channel(door: int) -> int:
 class _DoorChannel:
     """The publisher of a door, and the attempts to open its channel again."""
 
-    __slots__ = ("call", "delay", "door", "opened", "publisher")
+    __slots__ = ("call", "delay", "opened", "publisher")
 
-    def __init__(self, door: str, publisher: LinePublisher) -> None:
-        self.door = door
+    def __init__(self, publisher: LinePublisher) -> None:
         self.publisher = publisher
         self.delay = RetryDelay(most=LONGEST_DELAY)
         self.call: DelayedCall | None = None
@@ -66,15 +64,14 @@ class DoorLines:
 
     name = "producer"
 
-    def __init__(self, clock: Clock, emit: Callable[[Event], None]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._emit = emit
         self._doors: dict[str, _DoorChannel] = {}
         self._client: BrokerClient | None = None
 
     def add(self, door: str, publisher: LinePublisher) -> None:
         """Add the publisher of a door, before the first `up`. `channel_failed` must be its `failed`."""
-        self._doors[door] = _DoorChannel(door, publisher)
+        self._doors[door] = _DoorChannel(publisher)
 
     @property
     def publishers(self) -> Mapping[str, LinePublisher]:
@@ -143,9 +140,7 @@ class DoorLines:
         if each.opened is not None and now >= each.opened + LASTING:
             each.delay.reset()
         each.opened = None
-        each.publisher.suspend()
-        where = each.publisher.describe()
-        self._emit(BrokerWarning(f"devices of the door {each.door} are not read ({where}): {fault}; trying again"))
+        each.publisher.suspend(fault)
         each.cancel()
         each.call = self._clock.callLater(each.delay.next(), self._try_again, each)
 

@@ -271,9 +271,9 @@ class LinePublisher(BaseHandler):
         self._blocked = False
         self._stop()
 
-    def suspend(self) -> None:
-        """Stop publishing: the channel has ended. The broker is said to accept lines when it has confirmed one again."""
-        self._refused.report_acceptance()
+    def suspend(self, fault: BrokerError) -> None:
+        """Stop publishing: the channel has ended, or could not be opened. Report the fault."""
+        self._refused.suspended(f"{self._destination.describe()}: {fault}")
         self._stop()
 
     def _stop(self) -> None:
@@ -285,10 +285,6 @@ class LinePublisher(BaseHandler):
     def answer_to(self, reply_to: bytes) -> None:
         """Have replies to later lines sent to another queue, whose name has the same length."""
         self._packer.answer_to(reply_to)
-
-    def describe(self) -> str:
-        """Return the queue or exchange for people."""
-        return self._destination.describe()
 
     def blocked(self, reason: str) -> None:
         self._blocked = True

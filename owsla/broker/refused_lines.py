@@ -50,6 +50,7 @@ class RefusedLines:
         self._waiting = waiting
         self._door = door
         self._reported = False
+        self._suspended_for: str | None = None
         self._stalls: Stalls[LineSource] | None = None if one_route else Stalls()
         self._retry = Retry(clock, republish, RetryDelay(first=0.1, most=5.0))
         self._proven = False  # the broker confirmed a line on this channel
@@ -170,9 +171,12 @@ class RefusedLines:
         if self._stalls is not None:
             self._stalls.published_again()
 
-    def report_acceptance(self) -> None:
-        """Report that lines are accepted again with the next confirm: a fault of the channel was reported."""
-        self._reported = True
+    def suspended(self, reason: str) -> None:
+        """Report that no lines can be published for now, once for each reason until the broker has confirmed a line again."""
+        self.watching = True
+        if not self._reported or reason != self._suspended_for:
+            self._suspended_for = reason
+            self._report(0, reason)
 
     def stop(self) -> None:
         """Stop the timer of the republication."""

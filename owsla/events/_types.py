@@ -456,13 +456,14 @@ class LinesRefused(Event):
     name: ClassVar[str] = "lines-refused"
     warning: ClassVar[bool] = True
     lines: int
+    """Lines refused at once; 0 if no line can be published, as to an exchange that does not exist."""
     reason: str
     door: str = FIRST_DOOR
     """Door whose devices are not read."""
 
     def __str__(self) -> str:
-        refused = f"Broker refused {pluralize(self.lines, 'line')}{_at(self.door)}"
-        return f"{refused}: {self.reason}; reading from devices is paused, retrying"
+        refused = f"refused {pluralize(self.lines, 'line')}" if self.lines else "refuses lines"
+        return f"Broker {refused}{_at(self.door)}: {self.reason}; reading from devices is paused, retrying"
 
 
 @dataclass(frozen=True, slots=True)

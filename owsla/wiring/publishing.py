@@ -36,7 +36,7 @@ def make_publishing(base: Base) -> Publishing:
     """Make the roles that publish."""
     settings = base.settings
     latency = {door.name: http.Histogram() for door in settings.doors}
-    lines = DoorLines(base.reactor, base.emit)
+    lines = DoorLines(base.reactor)
     for number, door in enumerate(settings.doors):
         lines.add(door.name, _make_publisher(base, lines, latency[door.name], number, door))
     courier = CourierRole(

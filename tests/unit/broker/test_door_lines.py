@@ -9,7 +9,7 @@ from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
-from owsla.events import BrokerWarning, Event, LinesAccepted, LinesRefused
+from owsla.events import Event, LinesAccepted, LinesRefused
 from owsla.routing_key import RoutingKey
 
 from .fakes import BrokerTestCase, Result, Server
@@ -31,7 +31,7 @@ class Lab:
         self.server = Server()
         self.clock = self.server.clock
         self.events: list[Event] = []
-        self.lines = DoorLines(self.clock, self.events.append)
+        self.lines = DoorLines(self.clock)
         for number, name in enumerate(names or DOORS):
             target = DOORS[name]
             exchange = target.name if isinstance(target, topology.Exchange) else ""
@@ -88,8 +88,8 @@ class Lab:
             self.clock.advance(0.1)
             self.server.settle()
 
-    def warnings(self) -> list[str]:
-        return [event.text for event in self.events if isinstance(event, BrokerWarning)]
+    def refusals(self) -> list[LinesRefused]:
+        return [event for event in self.events if isinstance(event, LinesRefused)]
 
 
 class DoorLinesTests(BrokerTestCase):
@@ -165,10 +165,8 @@ class DoorLinesTests(BrokerTestCase):
         self.assertIsNone(up.failure)
         self.lab.publish("trackers", "default")
         self.assertEqual((self.lab.taken(), self.lab.accepting()), ([("d", 0)], ["default", "meters"]))
-        (warning, *_) = self.lab.warnings()
-        self.assertEqual(
-            warning, f"devices of the door trackers are not read (exchange tracks): {NOT_FOUND} (404); trying again"
-        )
+        self.assertEqual(self.lab.events, [LinesRefused(0, f"exchange tracks: {NOT_FOUND} (404)", "trackers")])
+        self.assertIn("refuses lines (door trackers): exchange tracks: NOT_FOUND", str(self.lab.events[0]))
         self.lab.pass_time(30)
         looked = len(self.lab.server.called("exchange.declare"))
         self.assertTrue(6 <= looked <= 14, looked)
@@ -177,8 +175,10 @@ class DoorLinesTests(BrokerTestCase):
         self.assertEqual((self.lab.taken(), self.lab.accepting()), ([("t", 0)], ["default", "meters", "trackers"]))
         self.assertNotIn(LinesAccepted("exchange tracks", "trackers"), self.lab.events)
         self.lab.server.ack(5, 1)
-        self.assertEqual(self.lab.events[-1], LinesAccepted("exchange tracks", "trackers"))
+        self.assertEqual(self.lab.events[1:], [LinesAccepted("exchange tracks", "trackers")])
         self.assertEqual(self.lab.server.lost, [])
+        self.lab.server.close_channel(5, 404, NOT_FOUND)
+        self.assertEqual(len(self.lab.refusals()), 2, "a fault after that is news")
 
     def test_an_exchange_that_goes(self) -> None:
         """RabbitMQ closes the channel when an exchange is gone. The channels of other doors go on, with lines in flight."""
@@ -209,6 +209,7 @@ class DoorLinesTests(BrokerTestCase):
             self.lab.pass_time(0.1)
         self.assertTrue(12 <= opened <= 30, opened)
         self.assertEqual((self.lab.server.lost, self.lab.accepting()), ([], ["default", "meters"]))
+        self.assertEqual(len(self.lab.events), 1)
 
     def test_a_channel_that_lasted(self) -> None:
         """After a fault that is over for some time, the next one is mended as soon as the first."""
@@ -252,7 +253,7 @@ class DoorLinesTests(BrokerTestCase):
         error = self.lab.connect().error
         self.assertIsInstance(error, BrokerError)
         self.assertIn("no default", str(error))
-        self.assertEqual(self.lab.warnings(), [])
+        self.assertEqual(self.lab.refusals(), [])
 
     def test_one_door_alone(self) -> None:
         """With one door a fault of the channel ends the connection."""
@@ -287,7 +288,7 @@ class DoorLinesTests(BrokerTestCase):
         self.lab.pass_time(0.5)
         self.lab.lose()
         self.lab.pass_time(5)
-        self.assertEqual(len(self.lab.warnings()), 1)
+        self.assertEqual(len(self.lab.refusals()), 1)
         self.lab.connect()
         self.assertEqual(self.lab.accepting(), ["default", "meters", "trackers"])
 

@@ -150,7 +150,7 @@ class OddFramesTests(BrokerTestCase):
 
 
 def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
-    role = DoorLines(server.clock, lambda event: None)
+    role = DoorLines(server.clock)
     producer = LinePublisher(
         server.clock,
         lambda event: None,
