@@ -32,7 +32,7 @@ def check(reactor: Any, arguments: Sequence[str], environ: Mapping[str, str] = o
     files = Files()
     settings = load_settings(arguments, environ, lambda text: report.add(warn("settings", text)), files, certificates="left")
     report.add(ok("settings", "can be used"))
-    for finding in check_doors(settings):
+    for finding in check_doors(settings, files):
         report.add(finding)
     findings = list(check_files(settings, files, datetime.now(UTC), find_root_of_system))
     for finding in findings:

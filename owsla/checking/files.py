@@ -48,13 +48,28 @@ def check_files(settings: Settings, files: Files, now: datetime, find_root: Find
         yield from check_client_certificate(settings.broker_cert, settings.broker_key, files.read, now)
 
 
-def check_doors(settings: Settings) -> Iterator[Finding]:
+def check_doors(settings: Settings, files: Files) -> Iterator[Finding]:
     """Check how devices come in."""
     for door in settings.doors:
         own = door.settings
         if not own.tls and isinstance(own.port, int) and not is_loopback(own.interface):
             where = f"on {own.interface}" if own.interface else "on all interfaces"
             yield warn("door", f"{door.name}: plain TCP {where}: what devices send and get can be read and changed on the way")
+        if own.on_long == "skip" and own.device_ack is not None:
+            text = "a skipped line has no number, so a device that counts its lines mistakes what is acknowledged after it"
+            yield warn("door", f"{door.name}: --on-long skip with --device-ack: {text}")
+        if isinstance(own.port, Path):
+            yield from _check_unix_path(door.name, own.port, files.folder)
+
+
+def _check_unix_path(door: str, port: Path, folder: Path) -> Iterator[Finding]:
+    path = folder / port
+    if path.exists() and not path.is_socket():
+        yield fail("door", f"{door}: {port} exists and is not a socket")
+    elif not path.parent.is_dir():
+        yield fail("door", f"{door}: {port}: there is no folder {path.parent}")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield fail("door", f"{door}: {port}: no socket can be made in {path.parent}, which is not writable")
 
 
 def _check_door(settings: Settings, files: Files, now: datetime, find_root: FindRoot) -> Iterator[Finding]:

@@ -69,6 +69,15 @@ def check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: 
                     raise ConfigError(f"{given[name].origin}: {error}") from None
 
 
+def proxy_fault(senders: Sequence[ProxySender], *, unix: bool) -> str:
+    """Return why no peer of a door could be one of these trusted senders; empty if one could. `unix`: it is a unix socket."""
+    if not senders or ("unix" in senders if unix else any(sender != "unix" for sender in senders)):
+        return ""
+    if unix:
+        return "the peers of a unix socket have no address; write unix to trust all of them, or off"
+    return "unix stands for the peers of a unix socket, and this is a TCP port; name networks, or write off"
+
+
 def check_door_values(values: dict[str, Any], given: Mapping[str, Given]) -> None:
     """Check the values of a door's own options, by field of `Settings`, and add those that replace what belongs together."""
     _check_proxies(values, given)
@@ -189,11 +198,8 @@ def _check_place(settings: Settings, given: Mapping[str, Given]) -> None:
 
 
 def _check_proxy(settings: Settings, given: Mapping[str, Given]) -> None:
-    for sender in settings.proxy_protocol if "proxy-protocol" in given else ():
-        if sender == "unix" and isinstance(settings.port, int):
-            _refuse(given, ("proxy-protocol",), "unix stands for the peers of a unix socket, and this is a TCP port")
-        if sender != "unix" and isinstance(settings.port, Path):
-            _refuse(given, ("proxy-protocol",), "the peers of a unix socket have no address; write unix to trust all of them")
+    if isinstance(settings.port, Path) and (fault := proxy_fault(settings.proxy_protocol, unix=True)):
+        _refuse(given, ("proxy-protocol",), fault)
     if "proxy-identity" in given and settings.proxy_identity:
         if not settings.proxy_protocol:
             _refuse(given, ("proxy-identity",), "has an effect only with --proxy-protocol")
@@ -264,8 +270,8 @@ def _check_ports(settings: Settings, given: Mapping[str, Given]) -> None:
         shown = f"--{option}" if option == "port" else f"--listen {door.name}"
         if isinstance(place, int):
             ports.append((option, shown, door.settings.interface, place))
-        elif place is not None and paths.setdefault(place, shown) != shown:
-            _refuse(given, (option,), f"{paths[place]} and {shown} cannot both use {place}")
+        elif place is not None and paths.setdefault(place.resolve(), shown) != shown:
+            _refuse(given, (option,), f"{paths[place.resolve()]} and {shown} cannot both use {place}")
     if settings.http is not None:
         ports.append(("http", "--http", *settings.http))
     if not settings.brokers:

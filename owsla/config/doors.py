@@ -72,6 +72,8 @@ def describe_door(items: Iterable[tuple[str, str]]) -> DoorDescription:
         texts[key] = (*texts.get(key, ()), text)
     names = texts.pop(NAME, ())
     name = names[-1] if names else _default_name(texts.get("port", ("",))[-1])
+    if not names and not _VALID_NAME.fullmatch(name):
+        raise ConfigError(f"the door at {texts['port'][-1]!r} needs a name, as in name=meters")
     if not _VALID_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not a name of a door: 1 to 63 letters, digits and . _ -, as in name=meters")
     return DoorDescription(name, texts)

@@ -133,13 +133,13 @@ OPTIONS: tuple[Option, ...] = (
         "same order, for certificates with other key types (RSA, ECDSA) or server names (SNI).",
         shown="a development certificate in --certs-dir", repeatable=True,
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "key", "FILE", None, readers.path, "PEM file with the private key, not encrypted. Needs --cert.",
         shown="a development key in --certs-dir", repeatable=True,
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "certs-dir", "FOLDER", "certs", readers.path,
@@ -150,34 +150,34 @@ OPTIONS: tuple[Option, ...] = (
         _TLS, "client-ca", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with the authorities that sign device certificates; devices are then asked for a certificate.",
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "client-cert", "WORD", "require", readers.choice("require", "optional"),
         "With --client-ca: require refuses devices without a certificate, optional accepts them without an identity.",
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "device-id", "WORD", "cn", readers.choice("cn", "san-dns", "san-uri", "fingerprint"),
         "Part of the certificate that identifies the device: cn, san-dns, san-uri (the first entry) or fingerprint "
         "(SHA-256, hexadecimal).",
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "client-crl", "FILE", "off", readers.either("off", None, readers.path),
         "PEM file with certificate revocation lists of the authorities in --client-ca and of intermediate ones; devices with a "
         "revoked certificate are refused, and disconnected.",
         door=True,
-        reload="yes",
+        reload="yes", needs=("tls",),
     ),
     Option(
         _TLS, "crl-policy", "WORD", "hard", readers.choice("hard", "soft"),
         "With --client-crl, when a list is missing or has expired: hard refuses devices of its authority, soft accepts those "
         "that no list names.",
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _TLS, "ocsp-response", "FILE", None, readers.path,
@@ -185,7 +185,7 @@ OPTIONS: tuple[Option, ...] = (
         "option for several certificates.",
         repeatable=True,
         door=True,
-        reload="new connections",
+        reload="new connections", needs=("tls",),
     ),
     Option(
         _BROKER, "broker", "URL", "embedded", readers.broker,

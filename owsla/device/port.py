@@ -178,6 +178,11 @@ class DevicePort(Worker):
         """The port number, also where any free port was requested; 0 for a unix socket."""
         return 0 if self._path is not None else int(self._socket.getsockname()[1])
 
+    @property
+    def host(self) -> str:
+        """The IP address that the port is bound to, or `unix:PATH`."""
+        return f"unix:{self._path}" if self._path is not None else str(self._socket.getsockname()[0])
+
     # -- Service, opening and closing --------------------------------------------------------------------------------------
 
     def startService(self) -> None:

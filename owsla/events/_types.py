@@ -80,7 +80,8 @@ class NodeStarted(Event):
 
     def __str__(self) -> str:
         worker = f"worker {self.worker}, " if self.worker else ""
-        return f"Node started: {worker}process {self.pid} on {self.host}, port {self.port}"
+        place = f"port {self.port}" if self.port else self.address
+        return f"Node started: {worker}process {self.pid} on {self.host}, {place}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import os
 import socket
@@ -43,13 +44,32 @@ def is_loopback(interface: str) -> bool:
 class UnixSocket(socket.socket):
     """Unix socket that was bound to a path, which `close` removes, unless another process has it by now.
 
-    Another process that inherits the descriptor closes it without removing the path.
+    Another process that inherits the descriptor closes it without removing the path. Until `close`, a lock on the file
+    `PATH.lock` keeps other processes of Owsla from the path: a connect cannot tell a socket that does not listen yet from one
+    that was left behind.
     """
 
     def __init__(self) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path: Path | None = None
         self._inode = 0
+        self._lock: tuple[int, Path] | None = None
+
+    def lock(self, path: Path) -> bool:
+        """Lock an absolute path, and return `True`; `False` if another process has done that."""
+        lock = path.with_name(f"{path.name}.lock")
+        while True:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.lstat()):
+                    self._lock = descriptor, lock
+                    return True
+            os.close(descriptor)  # its owner has removed the file between the two calls
 
     def bind_path(self, path: Path) -> None:
         """Bind to an absolute path that does not exist."""
@@ -63,6 +83,12 @@ class UnixSocket(socket.socket):
             with contextlib.suppress(OSError):
                 if path.lstat().st_ino == self._inode:
                     path.unlink()
+        locked, self._lock = self._lock, None
+        if locked is not None:
+            descriptor, lock = locked
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            os.close(descriptor)
 
 
 def bind_unix(path: Path, mode: int, option: str = "--port") -> UnixSocket:
@@ -73,10 +99,15 @@ def bind_unix(path: Path, mode: int, option: str = "--port") -> UnixSocket:
     """
     absolute = Path.cwd() / path
     sock = UnixSocket()
-    before = os.umask(0o777 & ~mode)
     try:
+        if not sock.lock(absolute):
+            raise ConfigError(f"{option}: {path} is in use by another process")
         _remove_stale(absolute, option, path)
-        sock.bind_path(absolute)
+        before = os.umask(0o777 & ~mode)
+        try:
+            sock.bind_path(absolute)
+        finally:
+            os.umask(before)
         absolute.chmod(mode)
     except OSError as error:
         sock.close()
@@ -85,8 +116,6 @@ def bind_unix(path: Path, mode: int, option: str = "--port") -> UnixSocket:
     except ConfigError:
         sock.close()
         raise
-    finally:
-        os.umask(before)
     sock.setblocking(False)
     return sock
 

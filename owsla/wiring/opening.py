@@ -57,12 +57,17 @@ class Opening:
         if inherited is not None:
             inherited.link.ready(self._base.deadline.timeout, self._base.current.shown())
 
+    def _address(self) -> str:
+        """Return the address of the first port, which tells nodes on the same host apart."""
+        host = self._ports[0].host
+        return self._base.settings.interface or "all interfaces" if host in ("::", "0.0.0.0") else host
+
     def _report_start(self) -> None:
         inherited = self._base.inherited
         self._base.emit(
             NodeStarted(
                 socket.gethostname(),
-                self._base.settings.interface or "all interfaces",
+                self._address(),
                 self._ports[0].port,
                 inherited.link.number if inherited is not None else 0,
                 os.getpid(),

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import http
 from ..config.addresses import BrokerAddress
+from ..config.checks import proxy_fault
 from ..config.settings import Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
@@ -50,6 +51,9 @@ def claim_sockets(reactor: Any, settings: Settings, environ: MutableMapping[str,
             else:
                 doors[door.name] = _door_socket(door)
                 claimed.append(doors[door.name])
+            # Only the socket tells the kind of a door for which systemd may pass one.
+            if fault := proxy_fault(door.settings.proxy_protocol, unix=doors[door.name].family == socket.AF_UNIX):
+                raise ConfigError(f"{_option(door, 'proxy-protocol')}: {fault}")
         http_socket = None
         if settings.http is not None:
             http_socket = http.claim(settings.http[1], settings.http[0])
@@ -66,12 +70,19 @@ def claim_sockets(reactor: Any, settings: Settings, environ: MutableMapping[str,
 
 def _door_socket(door: Door) -> socket.socket:
     settings = door.settings
-    option = "--port" if door.name == FIRST_DOOR else f"--listen {door.name}"
+    option = _option(door, "port")
     if isinstance(settings.port, Path):
         return bind_unix(settings.port, settings.socket_mode, option)
     if settings.port is None:
         raise ConfigError(f"{option}: it has no port, and systemd passes no socket of this name")
     return bind(settings.port, settings.interface, option)
+
+
+def _option(door: Door, name: str) -> str:
+    """Return the name of an option of a door for messages."""
+    if door.name == FIRST_DOOR:
+        return f"--{name}"
+    return f"--listen {door.name}" if name == "port" else f"--listen {door.name}: {name}"
 
 
 def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker, BrokerAddress]:

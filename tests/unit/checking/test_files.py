@@ -106,7 +106,22 @@ class CheckFilesTests(Files):
             ["--tls=no", "--listen=tcp:1:name=a:interface=127.0.0.1", "--listen=unix:s", "--listen=tls:2",
              "--listen=tcp:3:name=b:interface=192.0.2.1"], {},
         )  # fmt: skip
-        warnings = [str(finding) for finding in check_doors(settings)]
+        warnings = [str(finding) for finding in check_doors(settings, Contents())]
         self.assertEqual(len(warnings), 2, warnings)
         self.assertIn("default: plain TCP on all interfaces: ", warnings[0])
         self.assertIn("b: plain TCP on 192.0.2.1: ", warnings[1])
+
+    def test_unix_door(self) -> None:
+        """A unix socket that could not be made is a fault."""
+        cases = [(self.cert, "exists and is not a socket"), ("/nowhere/x", "there is no folder /nowhere"), ("/x", "")]
+        for path, fault in cases:
+            settings = load_settings([f"--listen=unix:{path}:name=a"], {})
+            found = [str(finding) for finding in check_doors(settings, Contents())]
+            self.assertEqual([line[:4] for line in found], ["FAIL"] if fault else [], found)
+            self.assertIn(fault, "".join(found))
+
+    def test_skipped_and_acknowledged(self) -> None:
+        """Devices that count their lines and are acknowledged would be misled by skipped ones."""
+        settings = load_settings(["--on-long=skip", "--device-ack=ACK {seq}"], {})
+        (found,) = check_doors(settings, Contents())
+        self.assertIn("default: --on-long skip with --device-ack", str(found))

@@ -143,7 +143,10 @@ class DoorTests(SynchronousTestCase):
             (["--tls=no", "--client-ca=x"], "--client-ca: has an effect only with TLS, and there is no door with it"),
             (["--listen=tcp:1:name=a:proxy-identity=cn"], "--listen a: proxy-identity: has an effect only with --proxy-prot"),
             (["--proxy-protocol=10.0.0.0/8", "--proxy-identity=cn"], "--proxy-identity: has an effect only without TLS"),
-            (["--proxy-protocol=unix"], "--proxy-protocol: unix stands for the peers of a unix socket"),
+            (["--port=unix:s", "--proxy-protocol=10.0.0.0/8"], "--proxy-protocol: the peers of a unix socket have no address"),
+            (["--proxy-protocol=10.0.0.0/8", "--listen=unix:s"], "--listen s: proxy-protocol: the peers of a unix socket"),
+            (["--listen=unix:a", "--listen=unix:./a:name=b"], "--listen a and --listen b cannot both use a"),
+            ([f"--listen=unix:{'x' * 64}"], "needs a name, as in name=meters"),
             (["--proxy-protocol=off", "--proxy-protocol=10.0.0.0/8"], "--proxy-protocol: either off or networks, not both"),
             (["--proxy-protocol=10.0.0.1/8"], "--proxy-protocol: '10.0.0.1/8' is not a network, as in 10.0.0.0/8: "),
             (["--listen=tls:1:name=a:socket-mode=0600"], "--listen a: socket-mode: has an effect only with a unix socket"),
@@ -200,6 +203,17 @@ class ChangedDoorTests(SynchronousTestCase):
         self.assertEqual((own.max_line, own.from_device, own.port), (6, "q", 1))
         renewed = self.result.renewed.listen[0].settings
         self.assertEqual((renewed.max_line, renewed.from_device, renewed.port), (6, "r", 1))
+
+    def test_tls_goes(self) -> None:
+        """The certificates of a door that is to have no TLS stay until it has none: it goes on with TLS until the restart."""
+        tls = ["--cert=a", "--key=b", "--client-ca=c", "--client-crl=d", "--device-id=san-dns", "--client-cert=optional"]
+        waiting = ("tls", "cert", "key", "client-ca", "client-cert", "device-id", "client-crl")
+        self.assertEqual(self.changes(tls, ["--tls=no"]), ((), (), waiting))
+        self.assertEqual(self.result.settings.client_ca, Path("c"))
+        self.assertEqual(self.changes(["--tls=no"], tls), ((), (), waiting))
+        before, after = "--listen=tls:1:name=a:client-ca=c", "--listen=tcp:1:name=a"
+        self.assertEqual(self.changes([before], [after]), ((), (), ("a.tls", "a.client-ca")))
+        self.assertEqual(self.result.settings.listen[0].settings.client_ca, Path("c"))
 
     def test_inherited_option(self) -> None:
         """A door that follows the top level is not mentioned beside it."""

@@ -139,6 +139,23 @@ class UnixSocketTests(SynchronousTestCase):
             self.assertEqual(self.refused(), f"--port: {self.path} is in use by another process")
         self.assertTrue(self.path.is_socket())
 
+    def test_bound_by_another(self) -> None:
+        """A path is in use from when it is bound, although its socket listens only once the broker is there."""
+        sock = self.bound()
+        self.assertEqual(self.refused(), f"--port: {self.path} is in use by another process")
+        self.path = self.path.parent / "." / ".." / self.path.parent.name / self.path.name
+        self.assertEqual(self.refused(), f"--port: {self.path} is in use by another process")
+        sock.close()
+        self.assertEqual(os.listdir(self.path.parent), [])
+        self.bound().close()
+
+    def test_killed(self) -> None:
+        """A process that was killed leaves no lock behind, only its file."""
+        lock = self.path.with_name("owsla.sock.lock")
+        lock.touch()
+        self.bound().close()
+        self.assertFalse(lock.exists())
+
     def test_taken_over(self) -> None:
         """A socket that has replaced ours is not removed with it."""
         sock = self.bound()

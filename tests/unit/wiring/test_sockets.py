@@ -56,6 +56,16 @@ class ClaimTests(SynchronousTestCase):
         self.assertEqual(set(os.listdir("/proc/self/fd")), before)
         self.assertFalse(self.path.exists())
 
+    def test_proxies(self) -> None:
+        """Trusted proxies that cannot be peers of the door's socket are refused, whoever has bound the socket."""
+        error = self.assertRaises(ConfigError, self.claim, "--port=0", "--proxy-protocol=unix")
+        self.assertIn("--proxy-protocol: unix stands for the peers of a unix socket, and this is a TCP port", str(error))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            self.claim("--proxy-protocol=unix", passed={"default": [sock]})
+            arguments = ("--port=0", "--listen=systemd:a:proxy-protocol=10.0.0.0/8")
+            error = self.assertRaises(ConfigError, self.claim, *arguments, passed={"a": [sock]})
+        self.assertIn("--listen a: proxy-protocol: the peers of a unix socket have no address", str(error))
+
     def test_busy(self) -> None:
         """The line for a busy port names the door."""
         with bind(0, "127.0.0.1") as sock:
