@@ -40,27 +40,27 @@ def compare_settings(present: Settings, new: Settings) -> SettingsChanges:
     """Return what changes when a process with the settings `present` reads the settings `new`.
 
     A change that depends on another one (`Option.needs`) waits for a restart together with it. A door that comes or goes takes
-    a restart, too, and then all doors besides the first stay as they are. An option of a door is named `DOOR.OPTION`, unless it
-    has the values that the option has at the top level.
+    a restart, too: until then the present doors stay, and follow their descriptions. Their order means nothing. An
+    option of a door is named `DOOR.OPTION`, unless it has the values that the option has at the top level.
     """
     top = _compare(present, new, [option for option in OPTIONS if option.name not in ("config", "listen")])
     applied, rolling, restart = top.applied, top.rolling, top.restart
-    if [door.name for door in present.listen] != [door.name for door in new.listen]:
+    described = {door.name: door for door in new.listen}
+    if described.keys() != {door.name for door in present.listen}:
         restart.append("listen")
-        top.kept["listen"] = top.kept_by_parent["listen"] = present.listen
-    else:
-        doors, renewed = [], []
-        for before, after in zip(present.listen, new.listen, strict=True):
-            own = _compare(before.settings, after.settings, _OF_DOORS)
-            doors.append(_door(after, replace(new, **top.kept), own.kept))
-            renewed.append(_door(after, replace(new, **top.kept_by_parent), own.kept_by_parent))
-            for names, changed in ((applied, own.applied), (rolling, own.rolling), (restart, own.restart)):
-                names += [
-                    f"{after.name}.{name}"
-                    for name in changed
-                    if _values(name, before.settings, after.settings) != _values(name, present, new)
-                ]
-        top.kept["listen"], top.kept_by_parent["listen"] = tuple(doors), tuple(renewed)
+    doors, renewed = [], []
+    for before in present.listen:
+        after = described.get(before.name, before)
+        own = _compare(before.settings, after.settings, _OF_DOORS)
+        doors.append(_door(after, replace(new, **top.kept), own.kept))
+        renewed.append(_door(after, replace(new, **top.kept_by_parent), own.kept_by_parent))
+        for names, changed in ((applied, own.applied), (rolling, own.rolling), (restart, own.restart)):
+            names += [
+                f"{after.name}.{name}"
+                for name in changed
+                if _values(name, before.settings, after.settings) != _values(name, present, new)
+            ]
+    top.kept["listen"], top.kept_by_parent["listen"] = tuple(doors), tuple(renewed)
     return SettingsChanges(
         replace(new, **top.kept), replace(new, **top.kept_by_parent), tuple(applied), tuple(rolling), tuple(restart)
     )

@@ -216,8 +216,8 @@ async def test_reload_of_a_door(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_p
     long_line = r"Device disconnected: \S+ from 198\.51\.100\.7:5000 \(door lb\), a line longer than 10"
     await gateway.owsla.wait_for_line(long_line, start=mark)
     await gateway.round_trip(device)  # its lines are longer
-    told = await settings.change(after + "[[listen]]\nport = 0\nname = 'new'\n")
-    assert "takes a restart: listen" in told, told
+    told = await settings.change(after.replace('= 10\n', '= 20\n') + "[[listen]]\nport = 0\nname = 'new'\n")
+    assert told == "lb.max-line; takes a restart: listen, lb.from-device", told
 
 
 def said(port: int, data: bytes) -> bytes:

@@ -230,11 +230,19 @@ class ChangedDoorTests(SynchronousTestCase):
         self.assertEqual(self.changes([door], [header]), ((), (), ("a.proxy-protocol",)))
 
     def test_doors_come_and_go(self) -> None:
-        """Another set of doors takes a restart. Until then the doors are what they were."""
-        changed = self.changes(["--listen=tls:1:name=a"], ["--listen=tls:1:name=a:max-line=6", "--listen=tls:2"])
-        self.assertEqual(changed, ((), (), ("listen",)))
-        self.assertEqual([door.name for door in self.result.settings.listen], ["a"])
-        self.assertEqual(self.result.settings.listen[0].settings.max_line, 16384)
+        """Another set of doors takes a restart. Until then the present ones stay, and follow their descriptions."""
+        before = ["--listen=tls:1:name=a", "--listen=tls:2:name=b:max-line=7"]
+        changed = self.changes(before, ["--listen=tls:3:name=c", "--listen=tls:1:name=a:max-line=6"])
+        self.assertEqual(changed, (("a.max-line",), (), ("listen",)))
+        doors = self.result.settings.listen
+        self.assertEqual([(door.name, door.settings.max_line) for door in doors], [("a", 6), ("b", 7)])
+        self.assertEqual([door.settings.port for door in doors], [1, 2])
+
+    def test_another_order(self) -> None:
+        """The order of doors means nothing."""
+        first, second = "--listen=tls:1:name=a", "--listen=tls:2:name=b:max-line=7"
+        self.assertEqual(self.changes([first, second], [second, first]), ((), (), ()))
+        self.assertEqual([door.name for door in self.result.settings.listen], ["a", "b"])
 
     def test_node_options(self) -> None:
         """Settings that no door can have are those of the process, in each door."""
