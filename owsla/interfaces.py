@@ -113,7 +113,7 @@ class LineSink(Protocol):
         """
 
     def position(self, since: int) -> int:
-        """Return the present position if all lines published up to the position `since` are settled, or else -1."""
+        """Return the present position if all lines published up to the position `since` are settled or refused, or else -1."""
 
     def wait(self, source: LineSource, since: int = 0) -> None:
         """Call `source.resume()` once accepting again, and once all lines published up to the position `since` are settled."""

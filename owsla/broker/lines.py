@@ -5,7 +5,8 @@ are not refused, and the window is not full. Otherwise connections stop reading,
 a time, in the order of registration, so that 40,000 of them do not resume in one iteration of the reactor.
 
 Shares. A connection may publish `share` lines, and gets the next share when its last one is settled: when as many lines have
-left the window as were in it or had left it before (`position`). So a connection that floods has two shares in flight at most,
+left the window as were in it or had left it before (`position`). Refused lines count as having left it: those of another
+connection may stay for hours. So a connection that floods has two shares in flight at most,
 a thirty-second of the window, and the lines of the others wait behind no more than that.
 
 Refusals. RabbitMQ refuses a line with basic.nack (a full queue, an unavailable quorum queue), or returns it as unroutable and
@@ -201,12 +202,13 @@ class LinePublisher(BaseHandler):
 
     @property
     def _left(self) -> int:
-        """Number of lines that have left the window."""
-        return self.confirmed_lines + self.given_up_lines
+        """Number of lines that have left the window, or were refused."""
+        return self.confirmed_lines + self.given_up_lines + self._window.refused_lines
 
     def position(self, since: int) -> int:
-        left = self._left
-        return left + self._window.messages if left >= since else -1
+        if self._left < since:
+            return -1
+        return self.confirmed_lines + self.given_up_lines + self._window.messages
 
     @property
     def spare(self) -> int:
@@ -343,7 +345,7 @@ class LinePublisher(BaseHandler):
         confirmed = self.confirmed_lines = self.confirmed_lines + len(entries)
         if confirmed >= self._latency.followed:
             self._latency.record(self._now())
-        left = confirmed + self.given_up_lines
+        left = confirmed + self.given_up_lines + self._window.refused_lines
         if left >= self._waiting.next_share:
             self._waiting.grant_shares(left)
         if self._outstanding is not None:
@@ -372,6 +374,7 @@ class LinePublisher(BaseHandler):
             self._pause()
             self._refused.nacked(entries)
             self._choose_direct()
+            self._waiting.grant_shares(self._left)
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         try:

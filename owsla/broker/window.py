@@ -114,6 +114,11 @@ class Window:
         """True if refused lines wait for `retry`."""
         return bool(self._refused)
 
+    @property
+    def refused_lines(self) -> int:
+        """Number of refused lines that wait for `retry`."""
+        return len(self._refused)
+
     def add(self, source: Any, seq: int, packed: bytes) -> None:
         """Add a line that was published with the next delivery tag."""
         self._entries.append(Entry(source, seq, packed))

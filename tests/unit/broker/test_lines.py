@@ -855,6 +855,41 @@ class ExchangeTests(BrokerTestCase):
             self.assertEqual([number for number, new in enumerate(tried, 1) if new], expected)
             self.assertEqual((lab.taken(), a.safe, b.safe), ([("a", 0)], [], list(range(8)) if taken else []))
 
+    def test_shares_beside_refused_lines(self) -> None:
+        """A connection gets its next share although refused lines of another one stay in the window, more of them than a share
+        has.
+        """
+        lab = Lab(messages=100, routing_key="{connection_id}")
+        lab.connect()
+        a, b = lab.device("a"), lab.device("b")
+        lab.publish(a, *[b"x"] * (SMALLEST_SHARE + 4))
+        lab.server.nack(LINES, len(lab.server.take()), multiple=True)
+        since = 0
+        for _ in range(5):
+            since = lab.producer.position(since)
+            self.assertGreaterEqual(since, 0)
+            lab.publish(b, *[b"x"] * SMALLEST_SHARE)
+            lab.server.ack(LINES, lab.server.take()[-1].tag, multiple=True)
+
+    def test_waiting_for_a_share_when_lines_are_refused(self) -> None:
+        """A connection that waits for its next share gets it when what its last share waits for is refused."""
+        for returned in (False, True):
+            lab = Lab(messages=100, routing_key="{connection_id}")
+            lab.connect()
+            a, b = lab.device("a"), lab.device("b")
+            lab.publish(a, *[b"x"] * 3)
+            published = lab.server.take()
+            lab.producer.wait(b, lab.producer.position(0))
+            lab.clock.advance(0)
+            self.assertEqual(b.resumed, 0)
+            if returned:
+                for one in published:
+                    lab.server.give_back(one)
+            else:
+                lab.server.nack(LINES, 3, multiple=True)
+            lab.clock.advance(0)
+            self.assertEqual((b.resumed, a.stalled), (1, 1))
+
     def test_a_full_queue(self) -> None:
         """A refused line stalls its connection in the same way. The reason is logged once for all stalled connections."""
         self.lab.connect()
