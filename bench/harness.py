@@ -40,6 +40,8 @@ class Gateway:
         self.from_device, self.to_device = f"{name}-from", f"{name}-to"
         self.embedded = broker == "embedded"
         self.log = folder / "log"
+        self.ca = folder / "certs" / "ca.pem"
+        """Authority of the development certificate of the gateway."""
         command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "owsla", "--port", "0"]
         command += ["--interface", "127.0.0.1", "--certs-dir", str(folder / "certs"), "--drain-spread", "0s"]
         command += ["--from-device", self.from_device, "--to-device", self.to_device, "--idle-timeout", "off", *options]

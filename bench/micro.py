@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import ensureDeferred
@@ -37,9 +38,10 @@ from owsla.broker.door_lines import line_channel
 from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.window import Window
+from owsla.config.framings import read_framing
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
-from owsla.device.framing import LineFraming
+from owsla.device.framing import make_framing
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices
@@ -52,8 +54,12 @@ from owsla.supervision import DynamicSupervisor
 from .harness import arguments, circumstances, command_line, publish, table
 
 DEVICES = 200
+LINE_SIZE = 50
+FRAMINGS = ("length:2", "netstring", "octet-counting", f"fixed:{LINE_SIZE}", "between:02:03")
+"""Framings beside lines."""
+
 LINES = line_channel(0)
-LINE = b"x" * 50
+LINE = b"x" * LINE_SIZE
 BUDGET = {"publish": 4.0, "delivery": 8.0}
 
 Step = Callable[[], object]
@@ -134,10 +140,10 @@ def manual_clock() -> Any:
 class Node:
     """Hot path of a gateway: all objects between the transports to devices and broker."""
 
-    def __init__(self, device_ack: bool = False) -> None:
+    def __init__(self, device_ack: bool = False, framing: str = "lines") -> None:
         self.clock = manual_clock()
         self.turn = EndOfTurn(self.clock)
-        self.framing = LineFraming()
+        self.framing = make_framing(read_framing(framing), b"\n", 16384)
         self.ids = ConnectionIds()
         self.registry: Registry[Any] = Registry()
         self.packer = LinePacker(
@@ -170,7 +176,8 @@ class Node:
             self.producer,
             NoCourier(),
         )
-        settings = DeviceSettings(device_ack=(lambda seq: b"ACK %d\r\n" % seq) if device_ack else None)
+        acknowledge: Callable[[int], bytes] | None = (lambda seq: b"ACK %d\r\n" % seq) if device_ack else None
+        settings = DeviceSettings(device_ack=acknowledge, framing=self.framing)
         self.factory = DeviceFactory(services, settings, DeviceProtocol)
         self.devices = [self.device() for _ in range(DEVICES)]
 
@@ -248,7 +255,7 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
     """Return reactor turns of `batch` lines from different devices, with a delayed confirm for each `every` lines."""
     devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
     state = {"published": 0, "confirmed": 0, "at": 0}
-    data = LINE + b"\r\n"
+    data = node.framing.encode([LINE])
 
     def turn() -> None:
         at = state["at"]
@@ -280,11 +287,13 @@ def prepared(reads: list[bytes], client: BrokerClient, clock: Clock) -> Step:
     return turn
 
 
-def received(make: Callable[[Node], Any], batch: int, messages: int, numbered: bool) -> Callable[[], tuple[Step, int]]:
+def received(
+    make: Callable[[Node], Any], batch: int, messages: int, numbered: bool, framing: str = "lines"
+) -> Callable[[], tuple[Step, int]]:
     """Return reads of `batch` deliveries, processed by the handler that `make` returns for a new node."""
 
     def begin() -> tuple[Step, int]:
-        node = Node()
+        node = Node(framing=framing)
         node.consuming.handlers[1] = make(node)
         repeat = max(1, messages // batch)
         reads = []
@@ -344,10 +353,15 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
 
         return step, batch
 
+    def line(framing: str) -> tuple[Step, int]:
+        return publishes(Node(framing=framing), batch, every, through_endpoint=True)
+
     measure("publish", lambda: publishes(Node(), batch, every))
     measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
     measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
+    for framing in FRAMINGS:
+        measure(f"the same, {framing}", partial(line, framing))
     measure("· pack", pack)
     measure("· the clock", clock)
     measure("· window: add and confirm", add_and_confirm)
@@ -377,6 +391,8 @@ def measure_delivery(timings: Timings, batch: int) -> None:
     measure("delivery", received(whole, batch, messages, False))
     measure("delivery, numbered", received(whole, batch, messages, True))
     measure("delivery, one per turn", received(whole, 1, messages, True))
+    for framing in FRAMINGS:
+        measure(f"delivery, {framing}", received(whole, batch, messages, False, framing))
     measure("d1", received(lambda node: sink, batch, messages, True))
     measure("d2", received(lambda node: ReadOnly(), batch, messages, True))
     measure("d3", received(lambda node: node.consumer(sink), batch, messages, True))

@@ -162,10 +162,10 @@ Groups = {groups}
 class SwarmCommand:
     """Running `owsla swarm` in front of a gateway; a context manager."""
 
-    def __init__(self, port: int, ca: Path, openssl: Path, *options: str, waits: bool = False) -> None:
-        """Start the swarm with the OpenSSL configuration in the file `openssl`."""
-        command = [str(Path(sys.executable).with_name("owsla")), "swarm", "--port", str(port), "--ca", str(ca)]
-        command += ["--server-name", "localhost", "--json", *options]
+    def __init__(self, port: int, ca: Path | None, openssl: Path, *options: str, waits: bool = False) -> None:
+        """Start the swarm with the OpenSSL configuration in the file `openssl`; without TLS if `ca` is `None`."""
+        command = [str(Path(sys.executable).with_name("owsla")), "swarm", "--port", str(port), "--json", *options]
+        command += ["--plain"] if ca is None else ["--ca", str(ca), "--server-name", "localhost"]
         if waits:
             command.append("--wait")
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - ended in __exit__
