@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_address
+from itertools import starmap
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from .. import __version__
 from ..supervision import render
 from ._sources import Source
-from ._state import Numbers, State, WorkerState
+from ._state import DoorNumbers, Numbers, State, WorkerState
 
 IDLE: Final = 60.0
 """Seconds after which an idle connection is closed."""
@@ -53,10 +54,10 @@ header p {{ margin: .25rem 0 0; opacity: .75; }}
 table {{ border-collapse: collapse; width: 100%; }}
 td, th {{ padding: .35rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }}
 td {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.workers {{ overflow-x: auto; }}
-.workers td, .workers thead th {{ padding-left: 1rem; text-align: right; vertical-align: top; }}
-.workers tr > th:first-child {{ padding-left: 0; text-align: left; min-width: 10rem; }}
-.workers thead th, small {{ opacity: .75; }}
+.wide {{ overflow-x: auto; }}
+.wide td, .wide thead th {{ padding-left: 1rem; text-align: right; vertical-align: top; }}
+.wide tr > th:first-child {{ padding-left: 0; text-align: left; min-width: 10rem; }}
+.wide thead th, small {{ opacity: .75; }}
 small {{ display: block; }}
 pre {{ font: .85rem/1.6 ui-monospace, monospace; overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line);
   border-radius: .4rem; }}
@@ -75,6 +76,7 @@ nav a {{ margin-right: 1.25rem; }}
 <table>
 {rows}
 </table>
+{doors}
 {workers}
 <h2>Supervision tree</h2>
 <pre>{tree}</pre>
@@ -283,28 +285,32 @@ def index_page(state: State) -> str:
         state=html.escape("Ready" if state.ready else "Not ready: " + ", ".join(state.missing)),
         rows="\n".join(
             f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in _totals(state.numbers).items()
+            for name, text in _totals(state).items()
         ),
+        doors=_doors(state.doors) if len(state.doors) > 1 else "",
         workers=workers,
         tree=html.escape(render(state.tree)),
     )
 
 
-def _totals(numbers: Numbers) -> dict[str, str]:
+def _totals(state: State) -> dict[str, str]:
+    numbers = state.numbers
+    # Each door has a window of its own: one that is full is not seen in their sum.
+    of_window = f" of {numbers.window:,}" if len(state.doors) <= 1 else ""
     return {
         "Devices connected": f"{numbers.open:,} of {numbers.max_connections:,}",
         "Handshakes in progress": f"{numbers.handshaking:,}",
         "Connections paused": f"{numbers.paused:,}",
         "Lines from devices": f"{numbers.lines_in:,}",
         "Lines to devices": f"{numbers.lines_out:,}",
-        "Not yet confirmed": f"{numbers.unconfirmed:,} of {numbers.window:,} lines",
+        "Not yet confirmed": f"{numbers.unconfirmed:,}{of_window} lines",
         "Undeliverable": f"{numbers.undeliverable:,}",
     }
 
 
-_WORKERS: Final = """\
-<h2>Workers</h2>
-<div class="workers"><table>
+_TABLE: Final = """\
+<h2>{title}</h2>
+<div class="wide"><table>
 <thead><tr><th>Name</th>{heads}</tr></thead>
 <tbody>
 {rows}
@@ -320,9 +326,35 @@ _FIGURES: Final[Mapping[str, Callable[[Numbers], int]]] = {
 }
 
 
+_DOOR_FIGURES: Final[Mapping[str, Callable[[DoorNumbers], str]]] = {
+    "Connections": lambda door: f"{door.connections:,} of {door.max_connections:,}",
+    "Lines from": lambda door: f"{door.lines_in:,}",
+    "Unconfirmed": lambda door: f"{door.unconfirmed:,} of {door.window:,}",
+}
+
+
+def _doors(doors: Mapping[str, DoorNumbers]) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in _DOOR_FIGURES)
+    return _TABLE.format(title="Doors", heads=heads, rows="\n".join(starmap(_door, doors.items())))
+
+
+def _door(name: str, door: DoorNumbers) -> str:
+    lines = _in_processes("takes lines", "waits", door.taking, door.processes)
+    devices = _in_processes("accepting", "not accepting", door.accepting, door.processes)
+    cells = "".join(f"<td>{figure(door)}</td>" for figure in _DOOR_FIGURES.values())
+    return f"<tr><th scope=row>{html.escape(name)}<small>{lines}, {devices}</small></th>{cells}</tr>"
+
+
+def _in_processes(if_all: str, if_none: str, count: int, processes: int) -> str:
+    """Describe a condition that `count` of some processes meet."""
+    if 0 < count < processes:
+        return f"{if_all} in {count} of {processes} workers"
+    return if_all if count else if_none
+
+
 def _workers(workers: Iterable[WorkerState]) -> str:
     heads = "".join(f"<th>{name}</th>" for name in _FIGURES)
-    return _WORKERS.format(heads=heads, rows="\n".join(map(_worker, workers)))
+    return _TABLE.format(title="Workers", heads=heads, rows="\n".join(map(_worker, workers)))
 
 
 def _worker(worker: WorkerState) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Final
 
 from ..supervision import TreeNode, render
-from ._readings import ParentReadings, Readings, readiness, readiness_of_all
+from ._readings import DoorReadings, ParentReadings, Readings, readiness, readiness_of_all
 
 MISSING: Final = {
     "broker_connected": "the broker is not connected",
@@ -37,6 +37,25 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
+class DoorNumbers:
+    """Totals of a door in one or several processes."""
+
+    processes: int = 0
+    accepting: int = 0
+    """Processes that would accept a new device now."""
+    taking: int = 0
+    """Processes that take lines of its devices."""
+    connections: int = 0
+    max_connections: int = 0
+    lines_in: int = 0
+    unconfirmed: int = 0
+    window: int = 0
+
+    def __add__(self, other: DoorNumbers) -> DoorNumbers:
+        return DoorNumbers(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """State of a worker: as its parent sees it, and as it reports itself."""
 
@@ -59,6 +78,8 @@ class State:
     tree: TreeNode
     workers: Sequence[WorkerState] | None = None
     """States of the workers of a parent; `None` for a process without workers."""
+    doors: Mapping[str, DoorNumbers] = field(default_factory=dict)
+    """Totals of the doors by name."""
 
     @property
     def ready(self) -> bool:
@@ -73,7 +94,7 @@ class State:
 def state_of(readings: Readings) -> State:
     """Return the present state of a process."""
     admission, devices = readings.admission, readings.devices
-    lines = [door.lines for door in readings.doors.values()]
+    doors = {name: _door(door) for name, door in readings.doors.items()}
     return State(
         readings.node(),
         readiness(readings),
@@ -82,13 +103,28 @@ def state_of(readings: Readings) -> State:
             max_connections=admission.max_connections,
             handshaking=admission.handshaking,
             paused=devices.paused_connections,
-            lines_in=sum(each.confirmed_lines + each.given_up_lines + each.window.messages for each in lines),
+            lines_in=sum(door.lines_in for door in doors.values()),
             lines_out=devices.lines_out,
-            unconfirmed=sum(each.window.messages for each in lines),
-            window=sum(each.window.max_messages for each in lines),
+            unconfirmed=sum(door.unconfirmed for door in doors.values()),
+            window=sum(door.window for door in doors.values()),
             undeliverable=sum(readings.courier.recorded.values()),
         ),
         readings.tree(),
+        doors=doors,
+    )
+
+
+def _door(door: DoorReadings) -> DoorNumbers:
+    lines = door.lines
+    return DoorNumbers(
+        processes=1,
+        accepting=int(door.port.accepting),
+        taking=int(lines.accepting),
+        connections=door.admission.connections,
+        max_connections=door.admission.max_connections,
+        lines_in=lines.confirmed_lines + lines.given_up_lines + lines.window.messages,
+        unconfirmed=lines.window.messages,
+        window=lines.window.max_messages,
     )
 
 
@@ -102,7 +138,17 @@ def state_of_all(readings: ParentReadings, workers: Sequence[WorkerState]) -> St
         numbers=sum((state.numbers for state in says), Numbers()),
         tree=_grafted(readings.tree(), trees),
         workers=workers,
+        doors=_doors_of_all(says),
     )
+
+
+def _doors_of_all(states: Iterable[State]) -> dict[str, DoorNumbers]:
+    """Return the totals of each door over several processes."""
+    doors: dict[str, DoorNumbers] = {}
+    for state in states:
+        for name, door in state.doors.items():
+            doors[name] = doors.get(name, DoorNumbers()) + door
+    return doors
 
 
 def _grafted(tree: TreeNode, trees: Mapping[str, TreeNode]) -> TreeNode:
@@ -115,7 +161,13 @@ def _grafted(tree: TreeNode, trees: Mapping[str, TreeNode]) -> TreeNode:
 
 def state_to_json(state: State) -> dict[str, Any]:
     """Convert the state of a process to JSON values for `state_from_json`."""
-    return {"node": state.node, "checks": dict(state.checks), "numbers": asdict(state.numbers), "tree": state.tree}
+    return {
+        "node": state.node,
+        "checks": dict(state.checks),
+        "numbers": asdict(state.numbers),
+        "tree": state.tree,
+        "doors": {name: asdict(door) for name, door in state.doors.items()},
+    }
 
 
 def state_from_json(sent: Any) -> State:
@@ -128,6 +180,10 @@ def state_from_json(sent: Any) -> State:
             {str(name): bool(is_so) for name, is_so in checks.items()},
             Numbers(*(int(numbers.get(one.name, 0)) for one in fields(Numbers))),
             tree,
+            doors={
+                str(name): DoorNumbers(*(int(door.get(one.name, 0)) for one in fields(DoorNumbers)))
+                for name, door in sent.get("doors", {}).items()
+            },
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"malformed state: {error!r}") from None

@@ -150,6 +150,12 @@ class World:
         )
 
 
+def door(*, taking: bool = True, accepting: bool = True, connections: int = 0, unconfirmed: int = 0) -> DoorReadings:
+    """A door, to be added to those of a world."""
+    lines = FakeLines(FakeWindow(messages=unconfirmed, max_messages=20_000), accepting=taking, confirmed_lines=7)
+    return DoorReadings(FakePort(accepting=accepting), FakeDoorAdmission(connections, 500), lines)
+
+
 class FakeWorker:
     """A worker process that is a world of its own. It answers at once; or later, where a test has it `hang`."""
 

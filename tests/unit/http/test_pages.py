@@ -15,7 +15,7 @@ from owsla.http import ProcessSource
 from owsla.http._pages import IDLE, site
 from owsla.supervision import render
 
-from ._fakes import World
+from ._fakes import World, door
 
 
 class Text(HTMLParser):
@@ -155,6 +155,32 @@ class PagesTests(SynchronousTestCase):
         self.world.health.ready = False
         self.world.draining = True
         self.assertIn("Not ready: the broker is not connected, the process is shutting down", Text(self.ask("/")[2]).text)
+
+    def test_index_one_door(self) -> None:
+        """With one door the page has no table of doors, and the totals are those of the door."""
+        self.world.window.messages = 12
+        text = Text(self.ask("/")[2]).text
+        self.assertNotIn("Doors", text)
+        self.assertIn("Not yet confirmed12 of 10,000 lines", text)
+
+    def test_index_doors(self) -> None:
+        """With several doors each has a row, and its own window: their sum would hide one that is full."""
+        self.world.window.messages = 12
+        self.world.doors["plain"] = door(taking=False, connections=34, unconfirmed=5600)
+        self.world.doors["<b>full</b>"] = door(accepting=False)
+        body = self.ask("/")[2]
+        page = Text(body)
+        self.assertEqual(page.open, [])
+        self.assertNotIn("<b>", body)
+        for text in (
+            "Lines from devices5,626\n",
+            "Not yet confirmed5,612 lines\n",
+            "DoorsNameConnectionsLines fromUnconfirmed",
+            "defaulttakes lines, accepting0 of 10,0001212 of 10,000\n",
+            "plainwaits, accepting34 of 5005,6075,600 of 20,000\n",
+            "<b>full</b>takes lines, not accepting0 of 50070 of 20,000\n",
+        ):
+            self.assertIn(text, page.text.replace("Doors\n\n", "Doors"))
 
     def test_nothing_else(self) -> None:
         """Any other path is a 404 that says what there is; nothing can be changed here."""

@@ -22,7 +22,7 @@ from owsla.http._pages import site
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import render
 
-from ._fakes import NOW, FakeWorker, Family
+from ._fakes import NOW, FakeWorker, Family, door
 from .test_pages import Text
 
 
@@ -252,6 +252,7 @@ class TreeTests(Case):
             {"node": "n", "checks": {"a": True}, "numbers": {}, "tree": tree},
             {"node": "n", "checks": {}, "numbers": {}, "tree": self.one.world.tree},
             {"node": "n", "checks": {"a": True}, "numbers": {"open": "many"}, "tree": self.one.world.tree},
+            {"node": "n", "checks": {"a": True}, "numbers": {}, "tree": self.one.world.tree, "doors": {"a": 1}},
         ]
         for says in answers:
             self.two.says = says
@@ -276,6 +277,19 @@ class IndexTests(Case):
         self.assertIn("│   └── owsla", page.text)
         self.assertEqual(page.links, ["/metrics", "/healthz", "/readyz", "/tree"])
 
+    def test_doors(self) -> None:
+        """Totals of each door over the workers that answer; what only some of them do is said with their number."""
+        for worker in self.family.workers:
+            worker.world.doors["plain"] = door(connections=1000, unconfirmed=1)
+        self.assertIn("plaintakes lines, accepting3,000 of 1,500243 of 60,000", Text(self.ask("/")[1]).text)
+        self.one.world.doors["plain"] = door(taking=False)
+        self.two.world.doors["plain"] = door(taking=False, accepting=False)
+        text = Text(self.ask("/")[1]).text
+        self.assertIn("plaintakes lines in 1 of 3 workers, accepting in 2 of 3 workers1,000 of 1,500", text)
+        self.assertIn("defaulttakes lines, accepting0 of 30,000", text)
+        self.three.error = ValueError("gone")
+        self.assertIn("plainwaits, accepting in 1 of 2 workers0 of 1,000140 of 40,000", Text(self.ask("/")[1]).text)
+
     def test_no_answer(self) -> None:
         """A worker that does not answer has a row all the same; what workers say is text, never markup."""
         self.two.error = ValueError("gone")
@@ -288,8 +302,15 @@ class IndexTests(Case):
 
     def test_newer(self) -> None:
         """Numbers that a worker of another version does not have are 0; those that are new there are left out."""
-        state = {"node": "n", "checks": {"new_check": False}, "numbers": {"open": 7, "new": 1}, "tree": self.two.world.tree}
+        state = {
+            "node": "n",
+            "checks": {"new_check": False},
+            "numbers": {"open": 7, "new": 1},
+            "tree": self.two.world.tree,
+            "doors": {"a": {"connections": 8, "new": 1}, "b": {}},
+        }
         self.two.says = state
         text = Text(self.ask("/")[1]).text
         self.assertIn("new_check", text)
         self.assertIn("7 of 20,000", text)
+        self.assertIn("8 of 0", text)
