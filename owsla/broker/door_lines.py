@@ -33,6 +33,10 @@ exchange, each attempt gets as far as the first line.
 """
 
 
+ANSWER_TIMEOUT: Final = 60.0
+"""Seconds to open the channel of a door again, for a broker that answers only heartbeats: as for a new connection."""
+
+
 def line_channel(door: int) -> int:
     """Return the number of the channel for the lines of a door; `door` counts from 0. The next number is for declarations.
 
@@ -150,9 +154,15 @@ class DoorLines:
             client.run(self._open_again(each, client))
 
     async def _open_again(self, each: _DoorChannel, client: BrokerClient) -> None:
-        # A channel that the broker has not closed: a refusal may be its fault.
-        await client.end_channel(each.publisher.channel)
-        fault = await self._open(each, client)
+        late = TimeoutError(f"no channel for the lines of a door within {ANSWER_TIMEOUT:g} s")
+        timeout = self._clock.callLater(ANSWER_TIMEOUT, client.abort, late)
+        try:
+            # A channel that the broker has not closed: a refusal may be its fault.
+            await client.end_channel(each.publisher.channel)
+            fault = await self._open(each, client)
+        finally:
+            if timeout.active():
+                timeout.cancel()
         if fault is not None and client is self._client:
             self._suspend(each, fault)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
-from owsla.broker.door_lines import LASTING, DoorLines, line_channel
+from owsla.broker.door_lines import ANSWER_TIMEOUT, LASTING, DoorLines, line_channel
 from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker
 from owsla.broker.refusals import RefusalHistory
@@ -20,6 +20,9 @@ DOORS: dict[str, topology.Queue | topology.Exchange] = {
     "meters": topology.Queue("meters"),
     "trackers": topology.Exchange("tracks"),
 }
+
+HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"
+"""A heartbeat frame (AMQP 0-9-1, 4.2.7)."""
 
 NOT_FOUND = "NOT_FOUND - no exchange 'tracks'"
 
@@ -291,6 +294,19 @@ class DoorLinesTests(BrokerTestCase):
         self.assertEqual(len(self.lab.refusals()), 1)
         self.lab.connect()
         self.assertEqual(self.lab.accepting(), ["default", "meters", "trackers"])
+
+    def test_no_answer(self) -> None:
+        """A broker that never answers when a door gets another channel is left: the door would wait for ever."""
+        self.lab.connect()
+        self.lab.server.close_channel(5, 404, NOT_FOUND)
+        self.lab.server.silent.add("exchange.declare")
+        for _ in range(round(ANSWER_TIMEOUT) // 10 - 1):
+            self.lab.pass_time(10)
+            self.lab.server.raw(HEARTBEAT)
+        self.lab.pass_time(9)
+        self.assertEqual(self.lab.server.lost, [])
+        self.lab.pass_time(3)
+        self.assertIn("no channel for the lines of a door", str(self.lab.server.lost))
 
     def test_blocked(self) -> None:
         """A broker that blocks blocks all doors, also one whose channel is opened again meanwhile."""
