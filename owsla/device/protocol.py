@@ -873,6 +873,7 @@ class DeviceProtocol(LineReceiver):
         if self._awaiting_sink:
             factory.sink.leave(self)
         assert self.opened is not None
+        factory.skipped.closed(self)
         factory.emit(
             DeviceDisconnected(
                 self.connection_id.decode(),

@@ -382,6 +382,7 @@ class SkipEventTests(SynchronousTestCase):
         endpoint.dataReceived((b"x" * 6 + b"\n") * 4)
         made.end(endpoint)
         self.assertEqual(self.reports(made), [1, 1, 3])
+        self.assertEqual(type(made.events[-1]), DeviceDisconnected)
         self.assertEqual(made.services.skipped._accounts, {})
         made.later(100)
         self.assertEqual(self.reports(made), [1, 1, 3])
