@@ -241,6 +241,17 @@ class PortAdmission(Generic[Connection]):
         self.max_connections = max_connections
 
     @property
+    def silent(self) -> tuple[Connection, ...]:
+        """The silent connections of this port."""
+        return tuple(self._silent)
+
+    @property
+    def silent_limit(self) -> int:
+        """Limit that makes this port `crowded`: its own one on connections, or that of the process on silent ones."""
+        own = self.connections >= self.max_connections and not self.process.crowded
+        return self.max_connections if own else self.process.max_silent
+
+    @property
     def spoken(self) -> int:
         """Number of connections of this port that are not silent."""
         return self.connections - len(self._silent)

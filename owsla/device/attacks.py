@@ -19,38 +19,34 @@ class AttackReports:
     def __init__(
         self,
         emit: Callable[[Event], None],
-        max_silent: int,
         sources: Sources,
         senders: ProxySenders | None = None,
         door: str = FIRST_DOOR,
     ) -> None:
-        """`max_silent` and `door` are what the events name."""
+        """`door` is the name of the door for events."""
         self._emit = emit
-        self._max_silent = max_silent
         self._sources = sources
         self._senders = senders
         self._door = door
         self._evicted = Tally()
-
-    def configure(self, max_silent: int) -> None:
-        """Change the limit that the events name."""
-        self._max_silent = max_silent
+        self._silent_limit = 0
 
     @property
     def evicted(self) -> int:
         """Number of silent connections that were closed so far, to make room."""
         return self._evicted.count
 
-    def silent_evicted(self) -> None:
-        """Count a silent connection that is closed to make room."""
+    def silent_evicted(self, limit: int) -> None:
+        """Count a silent connection that is closed to make room within a limit."""
         self._evicted.add()
+        self._silent_limit = limit
 
     def report(self, now: float, *, last: bool = False) -> None:
         """Emit the events that are due. With `last` emit the rest."""
         sources, limits = self._sources, self._sources.limits
         evicted = self._evicted.due(now, last=last)
         if evicted:
-            self._emit(SilentEvicted(evicted, self._max_silent, self._door))
+            self._emit(SilentEvicted(evicted, self._silent_limit, self._door))
         too_many = sources.too_many.due(now, last=last)
         if too_many and limits.connections is not None:
             self._emit(TurnedAway(too_many, limits.connections, source_of(sources.too_many.last), self._door))
@@ -59,7 +55,7 @@ class AttackReports:
             self._emit(ConnectRateExceeded(too_fast, limits.connect_rate, source_of(sources.too_fast.last), self._door))
         denied = sources.denied.due(now, last=last)
         if denied:
-            self._emit(AddressDenied(denied, sources.denied.last, self._door))
+            self._emit(AddressDenied(denied, sources.denied.last.removeprefix("::ffff:"), self._door))
         if self._senders is not None:
             untrusted = self._senders.untrusted.due(now, last=last)
             if untrusted:

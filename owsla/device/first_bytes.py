@@ -11,13 +11,16 @@ from typing import Final
 
 from .framing import Framing, MalformedFrame
 
+PROXY_HEADER: Final = "a PROXY protocol header"
+"""Beginning of the names of headers of the PROXY protocol."""
+
 _OTHERS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = tuple(
     (re.compile(pattern, re.DOTALL), name)
     for pattern, name in (
         # A record header of TLS 1.0 to 1.3 (RFC 8446, 5.1) with a plausible length, and the header of a ClientHello (4).
         (rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00", "a TLS ClientHello"),
-        (rb"PROXY (TCP[46] [0-9A-Fa-f:.]+ [0-9A-Fa-f:.]+ \d+ \d+|UNKNOWN[^\r\n]*)\r\n", "a PROXY protocol header"),
-        (rb"\r\n\r\n\0\r\nQUIT\n[\x20\x21]", "a PROXY protocol header (version 2)"),
+        (rb"PROXY (TCP[46] [0-9A-Fa-f:.]+ [0-9A-Fa-f:.]+ \d+ \d+|UNKNOWN[^\r\n]*)\r\n", PROXY_HEADER),
+        (rb"\r\n\r\n\0\r\nQUIT\n[\x20\x21]", f"{PROXY_HEADER} (version 2)"),
         (rb"SSH-(2\.0|1\.99)-", "an SSH client's greeting"),
         (rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|CONNECT|PATCH|TRACE) [^ \r\n]+ HTTP/1\.[01]\r?\n", "an HTTP request"),
         (rb"PRI \* HTTP/2\.0\r\n", "an HTTP/2 request"),

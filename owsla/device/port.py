@@ -36,7 +36,7 @@ from .acceptor import Acceptor, Limits
 from .attacks import AttackReports
 from .closing import ClosingConnections
 from .connected_sockets import ConnectedSockets
-from .first_bytes import other_protocol
+from .first_bytes import PROXY_HEADER, other_protocol
 from .listening import (
     BACKLOG,
     reachable_by_others,
@@ -61,7 +61,7 @@ class PortSettings:
     """Name and times of a port."""
 
     handshake_timeout: float
-    """Seconds from accepting a connection to the end of its handshake."""
+    """Seconds from accepting a connection to the end of its handshake. Without TLS that of the PROXY protocol header."""
     proxy_senders: tuple[Sender, ...] = ()
     """Peers that are trusted to send the PROXY protocol header that each connection begins with; empty if none is expected."""
     door: str = FIRST_DOOR
@@ -117,9 +117,7 @@ class DevicePort(Worker):
         self._senders = ProxySenders(settings.proxy_senders) if settings.proxy_senders else None
         self._path = unix_path(sock)
         self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
-        self._reports = AttackReports(
-            hooks.emit, limits.admission.process.max_silent, self._sources, self._senders, settings.door
-        )
+        self._reports = AttackReports(hooks.emit, self._sources, self._senders, settings.door)
         self._acceptor = Acceptor(reactor, sock, limits, self, self._full, self._reports, self._admits, self._accepted)
         self._closing = ClosingConnections()
         self._started_listening = False
@@ -252,7 +250,6 @@ class DevicePort(Worker):
         if self._senders is not None and settings.proxy_senders:
             self._senders.configure(settings.proxy_senders)
         self._sources.configure(sources)
-        self._reports.configure(self._admission.process.max_silent)
         self._acceptor.configure()
 
     # -- Connections: the owner of each transport --------------------------------------------------------------------------
@@ -297,7 +294,13 @@ class DevicePort(Worker):
 
     def refusal(self, first: bytes) -> str | None:
         name = self._hooks.foreign(first)
-        return None if name is None else f"{name}, and this port is without TLS"
+        if name is None:
+            return None
+        if name.startswith(PROXY_HEADER):
+            if self._senders is not None:
+                return f"{name} behind another one"
+            return f"{name}, which this door does not expect (--proxy-protocol)"
+        return f"{name}, and this port is without TLS"
 
     def connectionOpened(self, transport: TCPTransport) -> None:
         self._admission.opened(transport)
@@ -356,14 +359,22 @@ class DevicePort(Worker):
         """Open silent connections that need no handshake. Called ten times a second."""
         if self._tls is None:
             for transport in self._admission.overdue(now, SILENT_TIME):
-                if not transport.awaits_header and not transport.local:
+                if self._opens_by_itself(transport):
                     transport.open()
+        elif self._path is not None:
+            for transport in self._admission.silent:
+                transport.checkRest()
+
+    def _opens_by_itself(self, transport: SocketTransport) -> bool:
+        """Return whether a silent connection is opened at `SILENT_TIME`. Others have a time-out."""
+        return self._tls is None and not transport.awaits_header and not transport.local
 
     def sweep(self, now: float) -> None:
         """Check the handshakes and the closing connections of this port. Called once a second."""
         timeout = self._settings.handshake_timeout
         for transport in self._admission.overdue(now, timeout):
-            what = "PROXY protocol header" if transport.awaits_header else "handshake"
-            transport.handshakeOverdue(f"no {what} within {timeout:g} s")
+            if not self._opens_by_itself(transport):
+                what = "PROXY protocol header" if transport.awaits_header else "handshake"
+                transport.handshakeOverdue(f"no {what} within {timeout:g} s")
         self._closing.check(now, listening=self._acceptor.open)
         self._reports.report(now)

@@ -102,7 +102,8 @@ class Failures:
 
 ACCEPTED: Final = 0
 HELLO: Final = 1
-"""A part of the ClientHello has arrived. The kernel reports when the rest is there (SO_RCVLOWAT)."""
+"""A part of the ClientHello has arrived. The kernel reports when the rest is there (SO_RCVLOWAT). On a unix socket the port
+looks for it (`DevicePort.tick`)."""
 HANDSHAKING: Final = 2
 OPEN: Final = 3
 """Includes paused and draining connections, which may be written to."""

@@ -205,8 +205,21 @@ class TLSTransport(SocketTransport):
         return self._hello.needed(first)
 
     def _said_too_little(self, first: bytes, needed: int) -> bool:
-        """Return whether the rest of the ClientHello is missing, and set SO_RCVLOWAT to be woken only once it is there."""
+        """Return whether the rest of the ClientHello is missing. Its first part wakes the process no more then.
+
+        SO_RCVLOWAT has the kernel wake the process only once the rest is there.
+        """
         sock = self._socket
+        if sock.family == socket.AF_UNIX:
+            # The kernel reports a readable unix socket in spite of SO_RCVLOWAT. So the port looks again, until `checkRest` finds
+            # the rest, or that the peer has closed. OpenSSL will find that out.
+            if len(first) < needed <= hello.LONGEST and not self._peer_gone():
+                self._state = HELLO
+                self.stop_reading()
+                return True
+            self.start_reading()
+            self._state = ACCEPTED
+            return False
         # Being woken for less than that means that the peer has closed. OpenSSL will find that out.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) <= len(first) < needed:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
@@ -217,6 +230,15 @@ class TLSTransport(SocketTransport):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._state = ACCEPTED
         return False
+
+    def checkRest(self) -> None:
+        """Proceed if the rest of the ClientHello has arrived on a unix socket, or if the peer has closed it."""
+        if self._state != HELLO or self._reading:
+            return
+        first = self._first_bytes()
+        if first and not self._enough(first) and not self._peer_gone():
+            return
+        self.doRead()
 
     def _continue_handshake(self) -> None:
         """Continue a handshake that has begun, unless a signature would be made for a peer that has gone meanwhile."""

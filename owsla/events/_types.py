@@ -238,13 +238,13 @@ class ProxyUntrusted(Event):
     warning: ClassVar[bool] = True
     connections: int
     address: str
-    """Address of the last refused connection."""
+    """Address of the last refused connection, or `a unix socket`."""
     door: str = FIRST_DOOR
 
     def __str__(self) -> str:
         return (
-            f"Proxy untrusted{_at(self.door)}: {pluralize(self.connections, 'connection')} refused from addresses "
-            f"that are not in --proxy-protocol; the last one from {self.address}"
+            f"Proxy untrusted{_at(self.door)}: {pluralize(self.connections, 'connection')} refused from peers "
+            f"that --proxy-protocol does not trust; the last one from {self.address}"
         )
 
 

@@ -347,7 +347,7 @@ async def test_wrong_headers(lab: Lab, embedded: Broker) -> None:
     other = await Door("tcp", lab).gateway(embedded.url)
     device = await lab.plain(other.owsla.port, header=door.header)
     await device.closed()
-    await other.owsla.wait_for_line("Handshake failed: .*: a PROXY protocol header .*, and this port is without TLS")
+    await other.owsla.wait_for_line(r"Handshake failed: .*: a PROXY protocol header .*, which this door does not expect \(--proxy-protocol\)")
 
 
 @reactor_test

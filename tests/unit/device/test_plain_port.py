@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from OpenSSL import SSL
+
 from owsla.device import listening as listening_module
 from owsla.device.listening import SEND_BUFFER, reachable_by_others, shown_address
 from owsla.device.port import SILENT_TIME, DevicePort
@@ -96,6 +98,13 @@ class PlainPortTests(PlainBase):
         self.loop.settle()
         self.assertEqual(len(self.of_type(DeviceDisconnected)), 1)
 
+    def test_short_handshake_timeout(self) -> None:
+        """A time-out for handshakes below a second closes no silent device: without TLS there is no handshake."""
+        listener = self.open(handshake_timeout=0.5)
+        self.connect()
+        self.later(2)
+        self.assertEqual((len(self.of_type(DeviceConnected)), listener.failed_handshakes), (1, 0))
+
     def test_other_protocols(self) -> None:
         """What is not meant for this port is named, and closed."""
         self.open()
@@ -105,6 +114,17 @@ class PlainPortTests(PlainBase):
             self.assertEqual(client.recv(100), b"")
             self.assertEqual(self.of_type(HandshakeFailed)[-1].reason, f"{name}, and this port is without TLS")
         self.assertEqual(self.of_type(DeviceConnected), [])
+
+    def test_header_without_need(self) -> None:
+        """A PROXY protocol header is not a matter of TLS: it is named with the option."""
+        self.open()
+        for data, name in (
+            (write_v1(DEVICE, PROXY), "a PROXY protocol header"),
+            (write_v2(DEVICE, PROXY), "a PROXY protocol header (version 2)"),
+        ):
+            self.say(self.connect(), data)
+            reason = self.of_type(HandshakeFailed)[-1].reason
+            self.assertEqual(reason, f"{name}, which this door does not expect (--proxy-protocol)")
 
     def test_limit_on_connections(self) -> None:
         """The limit on connections holds. A silent one is closed for another, and an open one is not."""
@@ -224,6 +244,32 @@ class UnixPortTests(PlainBase):
         client.write(b"one\n")
         self.loop.until(lambda: self.sink.lines, client.step)
 
+    def test_half_a_hello(self) -> None:
+        """A connection with a part of a ClientHello is silent, and does not keep the process busy. The rest completes it."""
+        self.listen(sock=bind_unix(self.path, 0o600))
+        sock = self.connect()
+        device = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        device.set_connect_state()
+        self.assertRaises(SSL.WantReadError, device.do_handshake)
+        hello = device.bio_read(4096)
+        for part in (hello[:3], hello[3:100]):
+            self.say(sock, part)
+            self.assertFalse(self.loop.turn())
+            self.later(1)
+            self.assertEqual((self.admission.connections, self.admission.spoken, self.admission.handshaking), (1, 0, 0))
+        sock.send(hello[100:])
+        self.later(1)
+        self.assertEqual((self.admission.spoken, self.admission.handshaking), (1, 1))
+
+    def test_half_a_hello_and_closed(self) -> None:
+        """A peer that closes within its ClientHello is noticed."""
+        self.listen(sock=bind_unix(self.path, 0o600))
+        sock = self.connect()
+        self.say(sock, b"\x16\x03\x01")
+        sock.close()
+        self.later(1)
+        self.assertEqual(self.admission.connections, 0)
+
     def test_send_buffer(self) -> None:
         """Accepted sockets do not inherit the size of the send buffer there, so that it is set: a device that reads nothing is
         sent no more than elsewhere.
@@ -255,6 +301,11 @@ class UnixPortTests(PlainBase):
             self.connect().send(write_v1(DEVICE, PROXY))
         self.loop.settle()
         self.assertEqual((listener.untrusted, self.admission.connections), (1, 0))
+        self.later(2)
+        self.assertIn(
+            "1 connection refused from peers that --proxy-protocol does not trust; the last one from a unix socket",
+            str(self.of_type(ProxyUntrusted)[0]),
+        )
 
 
 class ProxiedPortTests(PlainBase):
@@ -380,6 +431,12 @@ class ProxiedPortTests(PlainBase):
         self.loop.until(lambda: client.secure and len(self.registry), client.step)
         (connected,) = self.of_type(DeviceConnected)
         self.assertEqual((connected.device_id, connected.peer), ("somebody", "192.0.2.7:4321"))
+
+    def test_another_header(self) -> None:
+        """A header behind the header is not one that the door expects, either."""
+        self.open()
+        self.say(self.connect(), write_v1(DEVICE, PROXY) * 2)
+        self.assertEqual(self.of_type(HandshakeFailed)[0].reason, "a PROXY protocol header behind another one")
 
     def test_other_protocols_behind_the_header(self) -> None:
         """Behind a header, too, other protocols are named, with the address of the device."""

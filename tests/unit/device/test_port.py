@@ -108,6 +108,7 @@ class Base(SynchronousTestCase):
         plain: bool = False,
         sock: socket.socket | None = None,
         proxy_senders: tuple[Sender, ...] = (),
+        handshake_timeout: float = 15.0,
         **options: Any,
     ) -> DevicePort:
         """Return a port that is open."""
@@ -143,7 +144,7 @@ class Base(SynchronousTestCase):
             self.factory,
             self.connected,
             Limits(self.port_admission, self.sources, share),
-            PortSettings(handshake_timeout=15.0, proxy_senders=proxy_senders),
+            PortSettings(handshake_timeout, proxy_senders=proxy_senders),
             PortHooks(self.events.append, self.failures.append),
         )
         self.connected.startService()

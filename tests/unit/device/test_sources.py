@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.device.attacks import AttackReports
 from owsla.device.sources import BURST, DENIED_INTERVAL, REMEMBERED, SourceLimits, Sources, source_of
+from owsla.events import AddressDenied, Event
 
 
 class SourcesTests(SynchronousTestCase):
@@ -144,6 +146,16 @@ class DeniedTests(SynchronousTestCase):
         self.assertEqual((sources.denied.count, sources.denied.last, len(sources)), (2, "192.0.2.1", 1))
         denied.clear()
         self.assertTrue(sources.enter("192.0.2.1") and sources.enter("192.0.2.1"))
+
+    def test_shown(self) -> None:
+        """The event shows an IPv4 address in IPv6 form as IPv4, like all events."""
+        sources = Sources(SourceLimits(), lambda: 0.0, lambda host: True)
+        events: list[Event] = []
+        reports = AttackReports(events.append, sources)
+        for count, (host, shown) in enumerate((("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::1")), 1):
+            sources.enter(host)
+            reports.report(DENIED_INTERVAL * count)
+            self.assertEqual(events[-1], AddressDenied(1, shown))
 
     def test_reports(self) -> None:
         """Connections from denied addresses are reported at once, and then once a minute."""
