@@ -1,8 +1,8 @@
 """Devices that connect again and again (`--max-flaps`). Pure.
 
 The connections of a device are counted for a minute, from the first one. One more than the limit within that minute is refused,
-and the device is held off: all its connections are refused for a minute. Then counting begins anew. Only connections that were
-identified are counted, so nobody else can have a device held off.
+and the device is held off: all its connections are refused for a minute. Then its count begins again at zero. Only connections
+whose device was identified are counted, so another device or an attacker cannot have a device held off.
 
 A restart of Owsla forgets all counts, and each device of the storm that follows counts one or two. To forget a device, when
 there are too many, is to its advantage.

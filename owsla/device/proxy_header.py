@@ -105,7 +105,7 @@ class BadProxyHeader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """What a PROXY protocol header says."""
+    """Contents of a PROXY protocol header."""
 
     length: int
     """Length of the header in bytes."""

@@ -1,4 +1,4 @@
-"""What the device connections of all doors share, and counters of it for metrics."""
+"""Collaborators that the device connections of all doors share, and their counters for metrics."""
 
 from __future__ import annotations
 

@@ -211,8 +211,8 @@ class TLSTransport(SocketTransport):
         """
         sock = self._socket
         if sock.family == socket.AF_UNIX:
-            # The kernel reports a readable unix socket in spite of SO_RCVLOWAT. So the port looks again, until `checkRest` finds
-            # the rest, or that the peer has closed. OpenSSL will find that out.
+            # The kernel reports a unix socket as readable in spite of SO_RCVLOWAT. So the port looks again (`checkRest`).
+            # If the peer has closed, OpenSSL will find that out.
             if len(first) < needed <= hello.LONGEST and not self._peer_gone():
                 self._state = HELLO
                 self.stop_reading()

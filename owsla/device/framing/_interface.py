@@ -1,4 +1,4 @@
-"""What a framing does for a connection."""
+"""Interface of a framing, as a connection uses it."""
 
 from __future__ import annotations
 
