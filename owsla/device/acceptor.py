@@ -260,12 +260,15 @@ class Acceptor:
     def _longest_silent(self) -> SocketTransport | None:
         """Return the connection to evict for a new one: the one that is silent for longest.
 
-        First bytes that came in this reactor turn are read first, so that their connection is not taken for a silent one.
+        First bytes that came in this reactor turn are read first, so that their connection is not taken for a silent one. While
+        there are places, a device without TLS that waits for its first message keeps its own.
         """
         admission = self._admission
         while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
             silent.checkHello()
-            if admission.oldest is silent:
+            if silent is not admission.oldest:
+                continue
+            if admission.occupied or not silent.openSilent():
                 return silent
         return None
 

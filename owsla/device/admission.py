@@ -278,6 +278,11 @@ class PortAdmission(Generic[Connection]):
         return self.connections >= self.max_connections or self.process.crowded
 
     @property
+    def occupied(self) -> bool:
+        """True if connections have all places of this port, or of the process. Silent ones count."""
+        return self.connections >= self.max_connections or self.process.connections >= self.process.max_connections
+
+    @property
     def oldest(self) -> Connection | None:
         """Connection to close for the next one: the one that has been silent longest, or `None`."""
         return next(iter(self._silent), None) if self.connections >= self.max_connections else self.process.oldest

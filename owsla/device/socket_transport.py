@@ -409,6 +409,10 @@ class SocketTransport:
         if first is not None and (not first or self._via == _AWAITED or self._enough(first)):
             self.doRead()
 
+    def openSilent(self) -> bool:
+        """Open the connection although it is silent, if its device may wait for the first message. Return whether it may."""
+        return False
+
     def evict(self) -> None:
         """Close the connection, which has been silent for longest, to make room for another."""
         self._reason = Failures.EVICTED

@@ -86,6 +86,12 @@ class TCPTransport(SocketTransport):
             self._life.opened()
             self._owner.connectionOpened(self)
 
+    def openSilent(self) -> bool:
+        if self.awaits_header or self.local:
+            return False
+        self.open()
+        return True
+
     def _enough(self, first: bytes) -> bool:
         return True
 

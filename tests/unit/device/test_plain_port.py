@@ -147,6 +147,15 @@ class PlainPortTests(PlainBase):
         self.assertEqual(self.lines(), [b"one", b"three", b"four"])
         self.later(1)
 
+    def test_many_silent_ones(self) -> None:
+        """Devices that wait for their first message are not closed for others while there are places: they are open sooner."""
+        listener = self.open(max_connections=20, max_handshakes=1)
+        clients = [self.connect() for _ in range(2 * self.admission.max_silent + 1)]
+        self.assertEqual(listener.evicted, 0)
+        self.assertGreaterEqual(self.admission.open, len(clients) - self.admission.max_silent)
+        self.later(round(SILENT_TIME) + 1)
+        self.assertEqual(self.admission.open, len(clients))
+
     def test_heard_before_it_is_evicted(self) -> None:
         """A connection whose first bytes have just come is not evicted as a silent one."""
         listener = self.open(max_connections=2, max_handshakes=1)
