@@ -266,9 +266,8 @@ class Acceptor:
         admission = self._admission
         while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
             silent.checkHello()
-            if silent is not admission.oldest:
-                continue
-            if admission.occupied or not silent.openSilent():
+            spoke = admission.oldest is not silent
+            if not spoke and (admission.occupied or not silent.openSilent()):
                 return silent
         return None
 
