@@ -264,7 +264,10 @@ class Acceptor:
         there are places, a device without TLS that waits for its first message keeps its own.
         """
         admission = self._admission
-        while admission.crowded and (silent := admission.oldest) is not None and admission.room > 0:
+        while admission.crowded and admission.room > 0:
+            silent: SocketTransport | None = admission.oldest
+            if silent is None:
+                break
             silent.checkHello()
             spoke = admission.oldest is not silent
             if not spoke and (admission.occupied or not silent.openSilent()):
