@@ -54,7 +54,7 @@ NOT_BEGUN = ("closed before it said anything", "closed while it waited for its h
 
 
 class Device:
-    """One device: its source address, and the handshake that it tries to complete."""
+    """Device: its source address, and the handshake that it tries to complete."""
 
     __slots__ = ("_context", "_host", "_tls", "fd", "hello", "sock")
 

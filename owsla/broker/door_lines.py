@@ -9,7 +9,8 @@ or missing, or an exchange that is, stops the devices of its doors, and of no ot
 - A quorum queue without a majority leaves lines unanswered. Those of other doors are confirmed meanwhile.
 
 With one door nothing is to be gained from that: a fault of its channel ends the connection, and is reported as a fault of the
-broker, since no device is served until it is over. With several doors the connection ends only if no door can publish.
+broker, since no device is served until it is over. With several doors, faults of channels end the connection only in `up`, if
+no door can publish.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenyList:
-    """What may not connect, each with its end in seconds since the epoch; infinity for none."""
+    """Devices, certificates and addresses that may not connect, each with its end in seconds since the epoch, or infinity."""
 
     devices: Mapping[str, float] = field(default_factory=dict)
     serials: Mapping[int, float] = field(default_factory=dict)

@@ -39,8 +39,8 @@ class DocumentationTests(SynchronousTestCase):
 
 class DoorsTests(SynchronousTestCase):
     def test_options(self) -> None:
-        """The table "What a door can say" in doors.md has every option that a door can have, and its name."""
-        section = (_ROOT / "docs" / "doors.md").read_text().split("## What a door can say\n")[1].split("\n## ")[0]
+        """The table "Options of a door" in doors.md has every option that a door can have, and its name."""
+        section = (_ROOT / "docs" / "doors.md").read_text().split("## Options of a door\n")[1].split("\n## ")[0]
         named = re.findall(r"`([a-z-]+)`", section)
         self.assertEqual(sorted(named), sorted(["name", *(option.name for option in OPTIONS if option.door)]))
 

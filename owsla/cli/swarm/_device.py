@@ -43,7 +43,7 @@ class Device:
         self.fd = sock.fileno()
         self.tls: SSL.Connection | None = None
         self.stream: SSL.Connection | socket.socket = sock
-        """What is read and written: `tls`, or without TLS the socket."""
+        """Stream to read from and to write to: `tls`, or without TLS the socket."""
         self.state = CONNECTING
         self.lines = AnswerMatcher(counts)
         self.began = began

@@ -58,7 +58,7 @@ class Plan:
     unix: str | None = None
     """Path of a unix socket of the gateway."""
     plain: bool = False
-    """Whether devices speak without TLS."""
+    """True if devices connect without TLS."""
     framing: str = "lines"
     """Value of `--framing`: how lines are framed, in both directions."""
     delimiter: str = "\n"
