@@ -271,7 +271,8 @@ class Acceptor:
             silent.checkHello()
             spoke = admission.oldest is not silent
             if not spoke and (admission.occupied or not silent.openSilent()):
-                return silent
+                evicted: SocketTransport = silent
+                return evicted
         return None
 
     def _report_full(self, reason: str) -> None:
