@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from twisted.internet.address import UNIXAddress
 from twisted.python.failure import Failure
 
 from ..dialects import Conversation, DeviceRefused, Dialect, Factory, Refused
@@ -197,10 +196,8 @@ class DialectProtocol(DeviceProtocol):
 
     @property
     def source(self) -> str:
-        if self.transport is None:
-            return ""
-        address = self.transport.getPeer()
-        return self.peer if isinstance(address, UNIXAddress) else source_of(address.host)
+        host = None if self.transport is None else self.transport.host
+        return "" if host is None else source_of(host)
 
     @property
     def closed(self) -> bool:

@@ -13,6 +13,7 @@ class IDeviceTransport(ITransport):
     """A transport that also reports what its peer has not taken, and what was not read."""
 
     peer = Attribute("Address of the peer, for events and the log. str")
+    host = Attribute("IP address of the device, for limits, or None if it is not known. str or None")
     tls_version = Attribute("Name of the TLS version, or an empty string without TLS. str")
     proxy_identity = Attribute("Common name of a client certificate that a trusted proxy has verified, or None. str or None")
     untaken = Attribute("Number of bytes that were written and that the peer's system has not acknowledged. int")

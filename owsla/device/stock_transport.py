@@ -50,6 +50,12 @@ class StockTransport:
         return address_text(host, address.port) if host is not None else str(address)
 
     @property
+    def host(self) -> str | None:
+        """IP address of the peer, or `None` on a unix socket."""
+        host: str | None = getattr(self._transport.getPeer(), "host", None)
+        return host
+
+    @property
     def tls_version(self) -> str:
         """Name of the TLS version, or an empty string without TLS."""
         connection = self.getHandle()

@@ -13,6 +13,9 @@ in memory. They are unknown after a start, in another worker process, and at a n
 device still has one attempt an hour at each address. A device with the right token needs no more, and this adds little to the
 guesses within the limits.
 
+Devices whose address is not known (an empty source) do not count as devices at one address: only the limit for a device id
+applies to them. They come through a unix socket without a PROXY protocol header, for example.
+
 A login beyond a limit is refused without a check, so a right guess looks like a wrong one.
 """
 
@@ -80,13 +83,13 @@ class FailedLogins:
         """Begin the check of a login. Return the attempt, or the reason for refusing the login without a check."""
         name = name[:LONGEST]
         pair = name, source
-        known = self._known.get(name) == source
-        if self._pairs.full(pair, now):
+        known = bool(source) and self._known.get(name) == source
+        if source and self._pairs.full(pair, now):
             return "too many failed logins of this device from this address"
         limit = None
         if not known and self._devices.full(name, now):
             limit = "too many failed logins of this device"
-        elif not known and self._devices_at[source] < SHARED and self._addresses.full(source, now):
+        elif source and not known and self._devices_at[source] < SHARED and self._addresses.full(source, now):
             limit = "too many failed logins from this address"
         if limit is not None:
             if self._attempts.full(pair, now):
@@ -94,19 +97,25 @@ class FailedLogins:
             self._attempts.add(pair, now)
         # The login counts as failed until its result is known: otherwise many logins could be tried while a slow checker checks
         # the first. It does not count for the address, since all devices of a site log in at once when the site comes back.
-        self._pairs.add(pair, now)
+        if source:
+            self._pairs.add(pair, now)
+        else:
+            self._devices.add(name, now)
         return Attempt(name, source, known, limit is not None)
 
     def failed(self, attempt: Attempt, now: float) -> None:
         """Count a login that was denied."""
-        if not attempt.known:
+        if attempt.source and not attempt.known:
             self._devices.add(attempt.name, now)
             self._addresses.add(attempt.source, now)
 
     def unchecked(self, attempt: Attempt) -> None:
         """Forget a login that could not be checked."""
         pair = attempt.name, attempt.source
-        self._pairs.take_back(pair)
+        if attempt.source:
+            self._pairs.take_back(pair)
+        else:
+            self._devices.take_back(attempt.name)
         if attempt.extra:
             self._attempts.take_back(pair)
 
@@ -114,6 +123,8 @@ class FailedLogins:
         """Remember the address of a login that succeeded."""
         self.unchecked(attempt)
         name, source = attempt.name, attempt.source
+        if not source:
+            return
         self._forget(name)
         self._known[name] = source
         self._devices_at[source] += 1

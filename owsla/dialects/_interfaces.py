@@ -53,8 +53,11 @@ class Conversation(Protocol):
 
     @property
     def source(self) -> str:
-        """Address without the port; for IPv6 the /64 network. Limits for each address count by this. `unix:PATH` on a unix
-        socket without a PROXY protocol header."""
+        """Address without the port; for IPv6 the /64 network. Limits for each address count by this.
+
+        Empty if the address is not known: on a unix socket without a PROXY protocol header, or with a header that does not say
+        it. Such devices must not share the limit for an address.
+        """
 
     @property
     def closed(self) -> bool:

@@ -40,10 +40,10 @@ class DialectWorld(World):
 class DialectWire(Wire):
     """A transport with a peer address."""
 
-    host = "192.0.2.1"
+    host: str | None = "192.0.2.1"
 
     def get_peer_certificate(self) -> None:
         """Return no certificate. The fake is its own TLS connection."""
 
     def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", self.host, 5)
+        return IPv4Address("TCP", self.host or "", 5)

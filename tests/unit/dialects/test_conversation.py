@@ -102,6 +102,14 @@ class Base(SynchronousTestCase):
 
 
 class FromDeviceTests(Base):
+    def test_source(self) -> None:
+        """The source is the address, and empty if the address is not known: such devices are not all at one address."""
+        world = DialectWorld(Scripted)
+        endpoint, wire = world.speak()
+        for host, source in (("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::/64"), (None, "")):
+            wire.host = host
+            self.assertEqual(endpoint.source, source)
+
     def test_default(self) -> None:
         """The base class passes everything through in both directions, like a connection without a dialect."""
         world = DialectWorld(Dialect)

@@ -95,6 +95,25 @@ class FailedLoginsTests(SynchronousTestCase):
         self.assertTrue(self.succeeds(b"d1", "home"))
         self.assertEqual(sum(self.fails(b"d1", "home") for _ in range(100)), PAIR[0])
 
+    def test_unknown_address(self) -> None:
+        """Devices without a known address share no limit for an address. That for a device id holds."""
+        self.assertEqual(sum(self.fails(b"d1", "") for _ in range(200)), DEVICE[0] + 1)
+        for number in range(2 * ADDRESS[0]):
+            self.assertTrue(self.fails(b"x %d" % number, ""))
+        self.assertTrue(self.succeeds(b"d2", ""))
+        self.assertEqual(sum(self.fails(b"d2", "") for _ in range(200)), DEVICE[0] + 1)
+        self.assertEqual(sum(self.fails(b"d3", "") for _ in range(PAIR[0] + 1)), PAIR[0] + 1)
+
+    def test_unknown_address_at_once(self) -> None:
+        """Logins that are being checked count, and are forgotten if they succeed or could not be checked."""
+        attempts = [self.limits.begin(b"d1", "", 0.0) for _ in range(DEVICE[0] + 2)]
+        checked = [attempt for attempt in attempts if isinstance(attempt, Attempt)]
+        self.assertEqual(len(checked), DEVICE[0] + 1)
+        self.limits.unchecked(checked[0])
+        self.limits.succeeded(checked[1])
+        self.assertTrue(self.fails(b"d1", ""))
+        self.assertEqual((len(self.limits._known), len(self.limits._pairs)), (0, 0))
+
     def test_bounded(self) -> None:
         """Memory is bounded for any sequence of logins, and so is the kept part of an id."""
         self.patch(_failed_logins, "REMEMBERED", 100)
