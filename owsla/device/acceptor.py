@@ -271,8 +271,7 @@ class Acceptor:
             silent.checkHello()
             spoke = admission.oldest is not silent
             if not spoke and (admission.occupied or not silent.openSilent()):
-                evicted: SocketTransport = silent
-                return evicted
+                return silent
         return None
 
     def _report_full(self, reason: str) -> None:
