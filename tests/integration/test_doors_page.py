@@ -6,7 +6,6 @@ connections that HAProxy wants open files for.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import struct
@@ -23,6 +22,7 @@ from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.haproxy import HAProxy
+from ._support.journal import events_in
 from ._support.lab import Gateway, Lab
 from ._support.page import Page
 from ._support.process import free_port
@@ -85,9 +85,7 @@ class Site(Page):
 
     def events(self, kind: str, name: str = "owsla") -> list[dict[str, Any]]:
         """Return the events of a kind that a gateway has reported."""
-        journal = self.path("/etc/owsla") / f"{name}.json"
-        lines = journal.read_text().splitlines() if journal.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return [event for event in events_in(self.path("/etc/owsla") / f"{name}.json") if event["event"] == kind]
 
 
 @pytest.fixture

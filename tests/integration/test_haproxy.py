@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.haproxy import HAProxy
+from ._support.journal import events_in
 from ._support.lab import Gateway, Lab
 from ._support.process import free_port
 from ._support.waiting import pause, reactor_test, until
@@ -90,8 +90,7 @@ class Site:
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the events of these kinds so far."""
-        lines = self._journal.read_text().splitlines() if self._journal.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] in kinds]
+        return [event for event in events_in(self._journal) if event["event"] in kinds]
 
     async def event(self, kind: str, **fields: object) -> dict[str, Any]:
         """Wait for an event with these fields, and return it."""

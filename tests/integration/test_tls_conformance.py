@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
-import json
 import re
 import secrets
 import shutil
@@ -34,6 +33,7 @@ from OpenSSL import SSL
 from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
+from ._support.journal import events_in
 from ._support.lab import Gateway, Lab
 from ._support.process import free_port
 from ._support.waiting import PATIENCE, block_on, pause, reactor_test, until
@@ -345,7 +345,7 @@ async def told(gateway: Gateway, event: str, **about: str) -> dict[str, Any]:
     """Wait for an event of this name, about this."""
 
     def found() -> dict[str, Any] | None:
-        events = map(json.loads, _JOURNALS[gateway.owsla.port].read_text().splitlines())
+        events = events_in(_JOURNALS[gateway.owsla.port])
         return next((one for one in events if one["event"] == event and about.items() <= one.items()), None)
 
     one = await until(found, what=f"{event} of {about}")
