@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from twisted.logger import Logger
 
 from ..config.deny_list import DenyList
-from ..interfaces import Clock, DelayedCall
+from ..interfaces import Clock
 from ..tls.refusal import Refusal, certificate_refusal
-from .connections import Connection, guard
+from .connections import Connection
+from .sliced_check import SlicedCheck
 from .socket_transport import SocketTransport
 
 REASON: Final = "denied"
 """Reason in the event of the end of a connection that a new list denies."""
-
-SLICE: Final = 0.005
-"""Seconds of a reactor turn that a check takes. The other devices are served between two slices."""
 
 LOOK: Final = 1.0
 """Seconds between two looks at the wall clock."""
@@ -37,14 +35,12 @@ class DeniedDevices:
 
     def __init__(self, clock: Clock, now: Callable[[], float], connections: Iterable[Connection]) -> None:
         """`now` returns the time in seconds since the epoch. `connections` yields the open connections each time."""
-        self._clock = clock
+        self._check = SlicedCheck(clock)
         self._now = now
         self._connections = connections
         self._list = DenyList()
         self._in_force = 0
         self._next_look = float("-inf")
-        self._next: DelayedCall | None = None
-        self._closed = 0
         self.refused = 0
         """Number of connections that were refused so far for their certificate, device id, or address after it was accepted."""
 
@@ -101,32 +97,23 @@ class DeniedDevices:
 
     def stop(self) -> None:
         """End a check that is in progress."""
-        if self._next is not None and self._next.active():
-            self._next.cancel()
+        self._check.stop()
 
     def _check_all(self) -> None:
         self.stop()
         if self._list.entries:
-            self._slice(iter(list(self._connections)))
+            self._check.begin(self._connections, self._close, self._checked)
 
-    def _slice(self, connections: Iterator[Connection]) -> None:
-        """Check some connections."""
-        end = self._clock.seconds() + SLICE
-        for connection in connections:
-            guard(connection, self._check, connection)
-            if self._clock.seconds() >= end:
-                self._next = self._clock.callLater(0, self._slice, connections)
-                return
-        if self._closed:
-            closed, self._closed = self._closed, 0
-            self._log.info("Connections closed because they are denied: {closed}", closed=closed)
-
-    def _check(self, connection: Connection) -> None:
-        if connection.closing or connection.transport is None:
-            return
-        if self._reason(connection.device_id, connection.transport) is not None:
-            self._closed += 1
+    def _close(self, connection: Connection) -> bool:
+        """Close a connection if it is denied. Return whether it is."""
+        denied = self._reason(connection.device_id, connection.transport) is not None
+        if denied:
             connection.reject(REASON)
+        return denied
+
+    def _checked(self, closed: int) -> None:
+        if closed:
+            self._log.info("Connections closed because they are denied: {closed}", closed=closed)
 
 
 def _host(transport: Any) -> str | None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from twisted.logger import Logger
 
 from ..interfaces import Clock, DelayedCall
 from ..tls.revocation import RevocationLists
-from .connections import Connection, guard
+from .connections import Connection
+from .sliced_check import SlicedCheck
 
 REASON: Final = "certificate revoked"
 """Reason in the event of the end of such a connection."""
-
-SLICE: Final = 0.005
-"""Seconds of a reactor turn that a check takes. The other devices are served between two slices."""
 
 
 class RevokedDevices:
@@ -32,8 +31,8 @@ class RevokedDevices:
         self._clock = clock
         self._connections = connections
         self._lists = lists
-        self._next: DelayedCall | None = None
-        self._closed = 0
+        self._check = SlicedCheck(clock)
+        self._second_pass: DelayedCall | None = None
 
     def check(self, lists: RevocationLists | None, handshake_timeout: float) -> None:
         """Begin to check all connections, unless these lists are in use already. New handshakes must use them from now on."""
@@ -41,38 +40,33 @@ class RevokedDevices:
         if lists is None or not lists.same_as(before):
             self.stop()
         if lists is not None and not lists.same_as(before):
-            self._slice(lists, iter(list(self._connections)), self._clock.seconds(), handshake_timeout)
+            began = self._clock.seconds()
+
+            def check_again() -> None:
+                late = [each for each in self._connections if each.opened is not None and each.opened >= began]
+                self._check.begin(late, partial(self._close, lists), self._checked)
+
+            def checked(closed: int) -> None:
+                self._second_pass = self._clock.callLater(handshake_timeout, check_again)
+                self._checked(closed)
+
+            self._check.begin(self._connections, partial(self._close, lists), checked)
 
     def stop(self) -> None:
         """End a check that is in progress."""
-        if self._next is not None and self._next.active():
-            self._next.cancel()
+        self._check.stop()
+        if self._second_pass is not None and self._second_pass.active():
+            self._second_pass.cancel()
 
-    def _slice(
-        self, lists: RevocationLists, connections: Iterator[Connection], began: float, second_pass: float | None
-    ) -> None:
-        """Check some connections. `second_pass` is the time from now to the second pass; `None` in the second pass."""
-        end = self._clock.seconds() + SLICE
-        for connection in connections:
-            guard(connection, self._check, lists, connection)
-            if self._clock.seconds() >= end:
-                self._next = self._clock.callLater(0, self._slice, lists, connections, began, second_pass)
-                return
-        if second_pass is not None:
-            self._next = self._clock.callLater(second_pass, self._check_late, lists, began)
-        if self._closed:
-            closed, self._closed = self._closed, 0
-            self._log.info("Connections closed because their certificates are revoked: {closed}", closed=closed)
-
-    def _check_late(self, lists: RevocationLists, began: float) -> None:
-        late = [each for each in self._connections if each.opened is not None and each.opened >= began]
-        self._slice(lists, iter(late), began, None)
-
-    def _check(self, lists: RevocationLists, connection: Connection) -> None:
-        if connection.closing or connection.transport is None:
-            return
+    def _close(self, lists: RevocationLists, connection: Connection) -> bool:
+        """Close a connection if its certificate is revoked. Return whether it is."""
         handle = connection.transport.getHandle()
         chain = handle.get_verified_chain() if handle is not None else None
-        if chain and lists.revoke(chain):
-            self._closed += 1
-            connection.reject(REASON)
+        if not chain or not lists.revoke(chain):
+            return False
+        connection.reject(REASON)
+        return True
+
+    def _checked(self, closed: int) -> None:
+        if closed:
+            self._log.info("Connections closed because their certificates are revoked: {closed}", closed=closed)

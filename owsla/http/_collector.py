@@ -57,6 +57,8 @@ class OwslaCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._devices()
+        yield from self._handshakes()
+        yield from self._refused()
         yield from self._lines()
         yield from self._messages()
         yield from self._broker()
@@ -91,6 +93,9 @@ class OwslaCollector(Collector):
             {name: door.admission.max_connections for name, door in doors.items()},
         )
         yield _gauge("owsla_paused_connections", "Connections whose reading is paused.", devices.paused_connections)
+
+    def _handshakes(self) -> Iterator[Metric]:
+        doors = self._readings.doors
         handshakes = CounterMetricFamily(
             "owsla_handshakes",
             "TLS handshakes by outcome; a connection closed before its handshake began counts as failed. Without TLS: "
@@ -101,6 +106,9 @@ class OwslaCollector(Collector):
             handshakes.add_metric([name, "completed"], door.port.handshakes)
             handshakes.add_metric([name, "failed"], door.port.failed_handshakes)
         yield handshakes
+
+    def _refused(self) -> Iterator[Metric]:
+        devices, doors = self._readings.devices, self._readings.doors
         yield _counters(
             "owsla_silent_evicted",
             "Silent connections closed to make room for others; not counted as failed handshakes.",

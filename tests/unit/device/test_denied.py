@@ -10,7 +10,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config.deny_list import DenyList, parse_deny_list
-from owsla.device.denied import LOOK, REASON, SLICE, DeniedDevices
+from owsla.device.denied import LOOK, REASON, DeniedDevices
+from owsla.device.sliced_check import SLICE
 
 
 class Certificate:

@@ -8,7 +8,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.revoked import REASON, SLICE, RevokedDevices
+from owsla.device.revoked import REASON, RevokedDevices
+from owsla.device.sliced_check import SLICE
 from owsla.tls.revocation import RevocationLists
 
 TIMEOUT = 15.0
