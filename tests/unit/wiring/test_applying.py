@@ -74,7 +74,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     ),
     "max-handshakes": (
         {"max_handshakes": 3},
-        lambda node: (node.devices.admission.max_handshakes, node.devices.first.port._reports._max_silent),
+        lambda node: (node.devices.admission.max_handshakes, node.devices.admission.max_silent),
     ),
     "max-per-address": (
         {"max_per_address": 3},
