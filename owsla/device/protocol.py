@@ -851,7 +851,9 @@ class DeviceProtocol(LineReceiver):
             self._finish(explain(reason))
         except Exception:
             failure = Failure()
-        # Whatever failed, no collaborator may keep the connection.
+        # Whatever failed, nothing is written any more, and no collaborator may keep the connection.
+        self._can_write = False
+        self._outgoing = None
         self.factory.closed(self, self.expected if self._ordering is None else self._ordering, failure)
         self.transport = None
 
@@ -864,8 +866,6 @@ class DeviceProtocol(LineReceiver):
         self._buffer = b""
         self._unfinished = None
         self._closing = self._closing or reason
-        self._can_write = False
-        self._outgoing = None
         self._settle_waiting("connection-closed")
         if self._paused:
             self._paused = 0

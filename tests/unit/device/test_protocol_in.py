@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.framing import LineFraming
+from owsla.device.protocol import DeviceProtocol
 from owsla.events import DeviceDisconnected, LineTooLong
 
 from ._fakes import GONE, Sink, Source, Wire, World
@@ -590,6 +591,27 @@ class DeviceAckTests(SynchronousTestCase):
             safe = min(set(range(13)) - seen) - 1
             self.assertEqual(wire.data, b"ACK %d\r\n" % safe if safe > told else b"")
             told = safe
+
+    def test_end_that_fails(self) -> None:
+        """An acknowledgement and a message that were due when the end of their connection failed are dropped, without a second
+        failure.
+        """
+
+        def fail(*arguments: object) -> None:
+            raise ValueError("an end that fails")
+
+        world = self.world()
+        endpoint, wire = world.connect()
+        endpoint.confirmed(0)
+        endpoint.sendLine(b"due")
+        self.patch(DeviceProtocol, "_finish", fail)
+        world.end(endpoint)
+        world.turns()
+        endpoint.confirmed(1)
+        world.turns()
+        self.assertEqual(wire.data, b"")
+        self.assertEqual(world.endpoints.failures, 1)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
 
     def test_not_told_when_closed(self) -> None:
         """Confirms for a connection that is closing or gone are no error, and nothing is written."""
