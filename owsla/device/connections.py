@@ -29,6 +29,10 @@ class Connection(Hashable, Protocol):
     lines_out: int
     opened: float | None
     """Time at which the handshake was complete, by the clock of the reactor."""
+    since: int
+    """Time at which the device was identified, by the hybrid clock of `claims`, in milliseconds since the epoch; or 0."""
+    identified: float
+    """The same time by the clock of the reactor, in seconds."""
     transport: Any
 
     @property
@@ -70,6 +74,8 @@ class Connection(Hashable, Protocol):
     def check_idle(self, now: float, not_before: float, timeout: float) -> None: ...
 
     def drain(self) -> None: ...
+
+    def claim(self, since: int, identified: float) -> None: ...
 
     def close(self, reason: str) -> None: ...
 

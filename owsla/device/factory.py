@@ -112,13 +112,14 @@ class DeviceFactory(ServerFactory):
     def connected(self, connection: Connection) -> None:
         """Register a connection whose handshake is complete."""
         self.connections.add(connection)
+        self.devices.add(connection)
         transport = connection.transport
         self.emit(
             DeviceConnected(
                 connection.connection_id.decode(), connection.device_id, transport.peer, transport.tls_version, self.door
             )
         )
-        self.devices.add(connection, transport.peer)
+        self.devices.replace_previous(connection, transport.peer)
 
     def closed(self, connection: Connection, numbers: int | Ordering[Letter], failure: Failure | None) -> None:
         """Remove a closed connection.

@@ -117,9 +117,11 @@ class DeviceProtocol(LineReceiver):
         "discarding",
         "expected",
         "factory",
+        "identified",
         "lines_out",
         "opened",
         "seq",
+        "since",
         "template",
         "transport",
     )
@@ -141,6 +143,10 @@ class DeviceProtocol(LineReceiver):
         """Number of lines written to the device."""
         self.opened: float | None = None
         """Time at which the handshake was complete."""
+        self.since = 0
+        """Time at which the device was identified, by the hybrid clock of `claims`, in milliseconds since the epoch."""
+        self.identified = 0.0
+        """The same time by the clock of the reactor, in seconds."""
         self.discarding = False
         """True while everything that the device sends is discarded."""
         self._idle_lines = 0  # number of lines at the last idle check,
@@ -763,6 +769,11 @@ class DeviceProtocol(LineReceiver):
     def closing(self) -> bool:
         """True once the connection is closed or closes."""
         return bool(self._closing)
+
+    def claim(self, since: int, identified: float) -> None:
+        """Note when the device was identified, for the order of its connections."""
+        self.since = since
+        self.identified = identified
 
     def close(self, reason: str) -> None:
         """Close the connection after what was written. `reason` is for events and the log."""

@@ -68,7 +68,7 @@ class DeviceServices:
         self.discards: Final = Discards()
         self.skipped: Final = SkippedLines(clock, emit)
         self.denied: Final = DeniedDevices(clock, runtime.now, connections)
-        self.devices: Final = IdentifiedDevices(clock, emit, settings.replace, settings.max_flaps)
+        self.devices: Final = IdentifiedDevices(clock, runtime.now, emit, settings.replace, settings.max_flaps)
         self.deliveries: Final = Deliveries(clock, runtime.now, courier, self.reordering, self.slow)
         self.timers: Final[Deadlines[TimedOut]] = Deadlines()
         """Time-outs of dialects."""
@@ -91,7 +91,7 @@ class DeviceServices:
         """Change the settings. They apply to all connections."""
         self.reordering.configure(settings.gap_timeout, settings.reorder_limit)
         self.slow.configure(settings.write_timeout)
-        self.devices.configure(settings.replace, self.connections)
+        self.devices.configure(settings.replace)
         self.devices.flaps.configure(settings.max_flaps)
 
     def _time_out(self, now: float) -> None:

@@ -258,13 +258,13 @@ class DuplicateTests(SynchronousTestCase):
         self.assertEqual(len(world.of_type(DeviceReplaced)), 1)
 
     def test_keep(self) -> None:
-        """When replacing ends, nothing is kept of the connections, and all of a device stay."""
+        """When replacing ends, all connections of a device stay. The newest is its address."""
         world = World(replace=True)
         first, first_wire = world.connect(device_id="d1")
         change(world, replace=False)
-        self.assertIsNone(world.factory.devices._newest)
-        world.connect(device_id="d1")
+        second, _ = world.connect(device_id="d1")
         self.assertEqual(first_wire.closed, "")
+        self.assertIs(world.services.devices.find("d1"), second)
         world.end(first)
 
 

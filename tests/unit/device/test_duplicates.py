@@ -52,7 +52,7 @@ class DuplicateTests(SynchronousTestCase):
         world.end(second)
         self.assertEqual((world.of_type(DeviceReplaced), wire.closed), ([], ""))
         world.end(third)
-        self.assertEqual(world.factory.devices._newest, {})
+        self.assertEqual((list(world.services.devices), world.services.devices._earlier), ([], {}))
 
     def test_two_with_one_identity(self) -> None:
         """Two devices with one identity that reconnect at once replace each other only every few seconds. A warning names the

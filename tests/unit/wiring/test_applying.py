@@ -84,7 +84,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "max-flaps": ({"max_flaps": 3}, lambda node: node.devices.services.devices.flaps.limit),
     "handshake-timeout": ({"handshake_timeout": 3.0}, lambda node: node.devices.first.port._settings.handshake_timeout),
     "idle-timeout": ({"idle_timeout": 3.0}, lambda node: node.devices.first.factory._idle._timeout),
-    "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.first.factory.devices._newest),
+    "on-duplicate": ({"on_duplicate": "replace"}, lambda node: node.devices.services.devices.replace),
     "write-buffer": ({"write_buffer": 3}, lambda node: node.devices.first.factory.settings.write_buffer),
     "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.first.factory.slow._timeout),
     "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.first.factory.reordering._gap_timeout),
