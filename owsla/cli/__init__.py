@@ -5,6 +5,7 @@
 | `owsla echo`                    | answers each line                                      |
 | `owsla tail`                    | shows the messages on `from_device`                    |
 | `owsla send CONNECTION_ID TEXT` | sends a line to a device                               |
+| `owsla who-has DEVICE_ID`       | asks whether a device is connected, and since when     |
 | `owsla tree`                    | shows the supervision tree of a running gateway        |
 | `owsla swarm`                   | simulates devices, and measures                        |
 """

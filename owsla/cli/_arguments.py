@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from .. import __version__
 from ..errors import ConfigError
@@ -23,6 +23,7 @@ commands:
   echo                      an example back end: answers each line
   tail                      show messages from devices, or take them
   send CONNECTION_ID TEXT   send a line to a device
+  who-has DEVICE_ID         ask whether a device is connected, and since when
   tree                      show the supervision tree of a running gateway
   swarm                     simulate devices, and measure
 
@@ -54,9 +55,23 @@ _SEND = """\
 Sends a line to one device, and ends when the broker has confirmed it; with
 --report, when the gateway has reported the outcome.
 
+The device is named by its connection, or by --device on whichever connection
+it has. With --to, the line goes to many devices, and each node of the gateway
+reports on its own.
+
 If TEXT is -, it sends each line of standard input. Without --seq their order
 is not guaranteed, except with --report, which sends a line only after the
 report of the one before it.
+"""
+
+_WHO_HAS = """\
+Asks all nodes of the gateway which of them has a device, and shows its
+connection, one device per line:
+
+  DEVICE_ID CONNECTION_ID NODE SINCE AGE DOOR
+
+A device that no node has within --wait has - in all other columns. The status
+is 1 if that is all of them.
 """
 
 _TREE = """\
@@ -95,8 +110,8 @@ def fail(prog: str, message: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def parser() -> Parser:
-    """Return the parser of the whole command line."""
+def parser(*, by_name: bool = False) -> Parser:
+    """Return the parser of the whole command line. With `by_name`, `send` takes no CONNECTION_ID."""
     top = Parser(prog="owsla", usage="owsla COMMAND [options]", description=_DESCRIPTION)
     top.add_argument("--version", action="version", version=f"owsla {__version__}", help="show the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
@@ -109,9 +124,13 @@ def parser() -> Parser:
     _add_tail(tail)
     _add_broker(tail, from_device=True, to_device=False)
 
-    send = _command(commands, "send", "[options] CONNECTION_ID TEXT", _SEND)
-    _add_send(send)
+    send = _command(commands, "send", "[options] CONNECTION_ID TEXT", _SEND, *_SEND_BY_NAME)
+    _add_send(send, by_name=by_name)
     _add_broker(send, from_device=False, to_device=True)
+
+    who_has = _command(commands, "who-has", "[options] DEVICE_ID ...", _WHO_HAS)
+    _add_who_has(who_has)
+    _add_broker(who_has, from_device=False, to_device=True)
 
     tree = _command(commands, "tree", "[options]", _TREE, epilog=None)
     tree.add_argument(
@@ -123,10 +142,10 @@ def parser() -> Parser:
     return top
 
 
-def _command(commands: Any, name: str, usage: str, description: str, *, epilog: str | None = _ENVIRONMENT) -> Parser:
-    command: Parser = commands.add_parser(
-        name, prog=f"owsla {name}", usage=f"owsla {name} {usage}", description=description, epilog=epilog
-    )
+def _command(commands: Any, name: str, usage: str, description: str, *usages: str, epilog: str | None = _ENVIRONMENT) -> Parser:
+    """Add a command. `usages` are further ways to use it."""
+    lines = "\n       ".join(f"owsla {name} {one}" for one in (usage, *usages))
+    command: Parser = commands.add_parser(name, prog=f"owsla {name}", usage=lines, description=description, epilog=epilog)
     return command
 
 
@@ -157,10 +176,31 @@ def _add_tail(tail: Parser) -> None:
     )
 
 
-def _add_send(send: Parser) -> None:
-    send.add_argument("connection_id", metavar="CONNECTION_ID", help="the connection, as 'owsla tail' shows it")
+_SEND_BY_NAME: Final = ("[options] --device DEVICE_ID TEXT", "[options] --to SELECTOR --expires SECONDS TEXT")
+
+
+def _by_name(arguments: Sequence[str]) -> bool:
+    """Return whether `send` gets the name of a device, or of many, in place of a connection id."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return any(one.partition("=")[0] in ("--device", "--to") for one in options)
+
+
+def _add_send(send: Parser, *, by_name: bool) -> None:
+    if not by_name:
+        send.add_argument("connection_id", metavar="CONNECTION_ID", help="the connection, as 'owsla tail' shows it")
     send.add_argument(
         "text", metavar="TEXT", help="the line, or - for the lines of standard input (put '--' before one that begins with a -)"
+    )
+    target = send.add_mutually_exclusive_group()
+    target.add_argument(
+        "--device",
+        metavar="DEVICE_ID",
+        help="send it to the device with this id, wherever it is connected, without a CONNECTION_ID",
+    )
+    target.add_argument(
+        "--to",
+        metavar="SELECTOR",
+        help="send it to many devices: 'all', 'door:NAME', or 'prefix:TEXT' for those whose id begins with TEXT",
     )
     send.add_argument(
         "--seq",
@@ -176,7 +216,8 @@ def _add_send(send: Parser) -> None:
         "--report",
         action="store_true",
         help="wait until the gateway reports the outcome, and print it: 'delivered' (handed over, status 0) or the reason "
-        "why not (status 1)",
+        "why not (status 1). With --to, print the report of each node, until the line has expired, or none has reported "
+        "for --timeout",
     )
     send.add_argument(
         "--timeout",
@@ -185,6 +226,26 @@ def _add_send(send: Parser) -> None:
         default=15.0,
         help="how long to wait for the broker, and for a report (15). Choose more than the --node-grace of the gateway, for "
         "which it keeps messages for a node that is away",
+    )
+
+
+def _add_who_has(who_has: Parser) -> None:
+    who_has.add_argument("device_ids", metavar="DEVICE_ID", nargs="+", help="the devices")
+    who_has.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=seconds,
+        default=1.0,
+        help="how long to wait for answers (1); it ends earlier if all devices are found",
+    )
+    who_has.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object per line: device_id, connection_id, node, since (milliseconds since the epoch), "
+        "age (milliseconds) and door; all but the first are null if no node has the device",
+    )
+    who_has.add_argument(
+        "--timeout", metavar="SECONDS", type=seconds, default=15.0, help="how long to wait for the broker (15)"
     )
 
 
@@ -221,14 +282,14 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str], *, hidden: bool 
     Exit for `--help`, and with one line for an error. `hidden` is false if a password among the arguments stays visible in the
     process list.
     """
-    top = parser()
+    top = parser(by_name=_by_name(arguments))
     args, unknown = top.parse_known_args(arguments)
     if args.command is not None:
         top.prog = f"owsla {args.command}"
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command is None:
-        top.error("no command given: use echo, tail, send, tree or swarm; see 'owsla --help'")
+        top.error("no command given: use echo, tail, send, who-has, tree or swarm; see 'owsla --help'")
     broker = getattr(args, "broker", None)
     if not hidden and broker is not None and "@" in broker:
         sys.stderr.write(f"{top.prog}: the password stays visible in the process list here; use --broker-password-file\n")
@@ -252,4 +313,10 @@ def _prepare(command: str) -> Prepare:
         return _tree.command
     from . import _broker_commands
 
-    return {"echo": _broker_commands.echo, "tail": _broker_commands.tail, "send": _broker_commands.send}[command]
+    commands: dict[str, Prepare] = {
+        "echo": _broker_commands.echo,
+        "tail": _broker_commands.tail,
+        "send": _broker_commands.send,
+        "who-has": _broker_commands.who_has,
+    }
+    return commands[command]

@@ -17,6 +17,7 @@ from ._echo import Echo
 from ._running import run
 from ._send import Send, SendOptions
 from ._tail import Peek, Tail, as_json, as_text
+from ._who_has import WhoHas, WhoHasOptions, as_objects, as_table
 
 
 def echo(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
@@ -47,14 +48,9 @@ def tail(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], i
 
 def send(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
     """Return `owsla send`, ready to run. Raise `ConfigError` with the reason if it cannot run."""
-    connection_id = canonical(os.fsencode(args.connection_id))
-    if connection_id is None:
-        raise ConfigError(
-            f"{args.connection_id!r} is not a connection id, which looks like 01234567-89ab-8cde-8f01-23456789abcd"
-        )
     options = SendOptions(
         queue=_name(args, environ, "to-device"),
-        connection_id=connection_id,
+        address=_address(args),
         text=None if args.text == "-" else os.fsencode(args.text),
         seq=args.seq,
         close=args.close,
@@ -63,6 +59,51 @@ def send(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], i
         timeout=args.timeout,
     )
     return partial(run, "send", broker_settings(args, environ), partial(Send, options=options), patient=False)
+
+
+def _address(args: argparse.Namespace) -> dict[str, str]:
+    """Return the header that says which device, or which devices, get a line. Raise `ConfigError`."""
+    if args.device is None and args.to is None:
+        connection_id = canonical(os.fsencode(args.connection_id))
+        if connection_id is None:
+            raise ConfigError(
+                f"{args.connection_id!r} is not a connection id, which looks like 01234567-89ab-8cde-8f01-23456789abcd; "
+                "use --device for the id of a device"
+            )
+        return {"connection_id": connection_id.decode()}
+    if args.seq is not None:
+        raise ConfigError("--seq: the numbers are those of a connection: not with --device or --to")
+    if args.device is not None:
+        return {"device_id": device_id(args.device)}
+    if args.expires is None:
+        raise ConfigError("--to: use --expires SECONDS too: a line for many devices takes time")
+    if args.report and args.text == "-":
+        raise ConfigError("--to: with --report TEXT is one line")
+    return {"owsla_to": args.to}
+
+
+def device_id(text: str) -> str:
+    """Return a device id. Raise `ConfigError` if no device can have it."""
+    raw = os.fsencode(text)
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{text!r} is not a device id: it is not UTF-8") from None
+    if not 1 <= len(raw) <= 255:
+        raise ConfigError("a device id has 1 to 255 bytes")
+    return name
+
+
+def who_has(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
+    """Return `owsla who-has`, ready to run. Raise `ConfigError` with the reason if it cannot run."""
+    options = WhoHasOptions(
+        exchange=f"{_name(args, environ, 'to-device')}.all",
+        device_ids=tuple(dict.fromkeys(map(device_id, args.device_ids))),
+        wait=args.wait,
+        timeout=args.timeout,
+        show=as_objects if args.json else as_table,
+    )
+    return partial(run, "who-has", broker_settings(args, environ), partial(WhoHas, options=options), patient=False)
 
 
 def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

@@ -1,11 +1,11 @@
-"""`owsla send`: sends lines to a device, and reports their outcome."""
+"""`owsla send`: sends lines to a device or to many, and reports their outcome."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from ..interfaces import DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
 from ._output import Output
 from ._running import Session
+from ._tail import printable
 
 LINES: Final = 1
 
@@ -28,13 +29,17 @@ WINDOW: Final = 32
 CHUNK: Final = 65536
 """Bytes of standard input read at once."""
 
+AFTER_EXPIRY: Final = 1.0
+"""Seconds for which nodes may still report after the expiry of a line for many devices."""
+
 
 @dataclass(frozen=True, slots=True)
 class SendOptions:
     """The options of `owsla send`. Times are seconds."""
 
     queue: str
-    connection_id: bytes
+    address: Mapping[str, str]
+    """Header that says which device, or which devices, get the line."""
     text: bytes | None
     """The line, or `None` for the lines of standard input."""
     seq: int | None = None
@@ -48,9 +53,14 @@ class SendOptions:
     timeout: float = 10.0
     """Maximum time between two events: the connection, confirms, delivery reports."""
 
+    @property
+    def many(self) -> bool:
+        """Whether the line is for many devices: each node reports then."""
+        return "owsla_to" in self.address
+
 
 def properties(
-    connection_id: bytes,
+    address: Mapping[str, str],
     *,
     seq: int | None = None,
     close: bool = False,
@@ -58,8 +68,8 @@ def properties(
     reply_to: str | None = None,
     correlation_id: str | None = None,
 ) -> bytes:
-    """Return the encoded properties of a message to a device. `expires_at` is in milliseconds since the epoch."""
-    headers: dict[str, Any] = {"connection_id": connection_id.decode()}
+    """Return the encoded properties of a message with this address. `expires_at` is in milliseconds since the epoch."""
+    headers: dict[str, Any] = dict(address)
     if seq is not None:
         headers["to_device_seq"] = seq
     if expires_at is not None:
@@ -71,14 +81,40 @@ def properties(
     )
 
 
-def read_report(header: bytes) -> tuple[str, str] | None:
-    """Return the correlation id and the outcome in the content header of a delivery report, or `None` for other messages."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A delivery report."""
+
+    correlation_id: str
+    outcome: str
+    headers: Mapping[str, Any]
+    """All headers."""
+
+    @property
+    def text(self) -> str:
+        """The outcome; of a message to a device also its connection, and of one to many devices the node and its counts."""
+        headers = self.headers
+        if self.outcome == "fanned-out" or "owsla_devices" in headers:
+            node, devices, missed = (_shown(headers.get(name)) for name in ("owsla_node", "owsla_devices", "owsla_missed"))
+            return f"{self.outcome} on node {node}: {devices} handed over, {missed} missed"
+        if "device_id" in headers and headers.get("connection_id"):
+            return f"{self.outcome} {_shown(headers['connection_id'])}"
+        return self.outcome
+
+
+def _shown(value: Any) -> str:
+    return printable(str(value).encode("utf-8", "surrogateescape"))
+
+
+def read_report(header: bytes) -> Report | None:
+    """Return the delivery report with this content header, or `None` for another message."""
     try:
         found = wire.decode_properties(header, wire.BARE_HEADER)
     except WireError:
         return None
-    outcome = found.get("headers", {}).get("owsla_report")
-    return None if outcome is None else (str(found.get("correlation_id", "")), str(outcome))
+    headers = found.get("headers", {})
+    outcome = headers.get("owsla_report")
+    return None if outcome is None else Report(str(found.get("correlation_id", "")), str(outcome), headers)
 
 
 def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -115,7 +151,9 @@ class Send(BaseHandler):
         self._next = 1
         self._unconfirmed: set[int] = set()
         self._unreported: set[int] = set()
+        self._reported = 0
         self._failed = 0
+        self._expiry = 0.0  # of the last line, in seconds since the epoch
         self._unwritten = 0
         self._input_read = False
         # The thread that reads standard input waits for it.
@@ -188,11 +226,13 @@ class Send(BaseHandler):
         options = self._options
         number = self._next
         self._next += 1
+        if options.expires is not None:
+            self._expiry = self._now() + options.expires
         header = properties(
-            options.connection_id,
+            options.address,
             seq=None if options.seq is None else options.seq + number - 1,
             close=close,
-            expires_at=None if options.expires is None else int((self._now() + options.expires) * 1000),
+            expires_at=None if options.expires is None else int(self._expiry * 1000),
             reply_to=self._reply_to,
             correlation_id=str(number) if options.report else None,
         )
@@ -212,6 +252,8 @@ class Send(BaseHandler):
         if not self._options.report:
             for _ in taken:
                 self._room.release()
+        elif not self._unconfirmed and self._options.many:
+            self._wait_for_nodes()
         elif not self._unconfirmed:
             self._wait("there is no delivery report: is the gateway running, and its --node-grace over?")
         self._settled()
@@ -225,15 +267,21 @@ class Send(BaseHandler):
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         """Take a delivery report."""
         report = read_report(header)
-        number = next((number for number in self._unreported if report is not None and report[0] == str(number)), None)
+        number = next(
+            (number for number in self._unreported if report is not None and report.correlation_id == str(number)), None
+        )
         if report is None or number is None:
             return
-        self._unreported.remove(number)
-        if report[1] != "delivered":
+        if not self._options.many or report.outcome not in ("fanned-out", "expired"):
+            self._unreported.remove(number)
+        elif not self._unconfirmed:
+            self._wait_for_nodes()
+        if report.outcome not in ("delivered", "fanned-out"):
             self._failed += 1
+        self._reported += 1
         assert self._output is not None
         self._unwritten += 1
-        self._output.write(report[1].encode() + b"\n", self._written)
+        self._output.write(report.text.encode("utf-8", "backslashreplace") + b"\n", self._written)
 
     def _written(self) -> None:
         self._unwritten -= 1
@@ -255,6 +303,18 @@ class Send(BaseHandler):
         self._cancel_timeout()
         seconds = self._options.timeout
         self._timeout = self._reactor.callLater(seconds, lambda: self._session.finish(1, f"{what} (waited {seconds:g} s)"))
+
+    def _wait_for_nodes(self) -> None:
+        """Wait for the report of one more node. Each has reported when the line has expired."""
+        self._cancel_timeout()
+        seconds = min(self._options.timeout, self._expiry - self._now() + AFTER_EXPIRY)
+        self._timeout = self._reactor.callLater(max(0.0, seconds), self._nodes_reported)
+
+    def _nodes_reported(self) -> None:
+        if not self._reported:
+            self._session.finish(1, "there is no delivery report: is the gateway running, on this broker?")
+        self._unreported.clear()
+        self._settled()
 
     def _cancel_timeout(self) -> None:
         if self._timeout is not None and self._timeout.active():

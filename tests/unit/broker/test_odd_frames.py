@@ -20,11 +20,12 @@ from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
 from owsla.broker.window import Window
-from owsla.cli import _send, _tail
+from owsla.cli import _send, _tail, _who_has
 from owsla.cli._echo import Echo
 from owsla.cli._running import Session
 from owsla.cli._send import Send, SendOptions
 from owsla.cli._tail import Peek, Tail, as_json, as_text
+from owsla.cli._who_has import WhoHas, WhoHasOptions, as_table
 from owsla.cluster.notices import GONE, HERE, Notice
 from owsla.cluster.register import ClusterSettings, register_queue
 from owsla.cluster.registrar import Registrar
@@ -59,7 +60,9 @@ _HEADERS = st.one_of(
     st.fixed_dictionaries(
         {},
         optional={
-            name: st.sampled_from([ID, "x", "", b"\xff", 0, 1, -1, (1 << 63) - 1, wire.Timestamp(1 << 60), [], {"a": None}])
+            name: st.sampled_from(
+                [ID, "x", "", "has", "fanned-out", b"\xff", 0, 1, -1, (1 << 63) - 1, wire.Timestamp(1 << 60), [], {"a": None}]
+            )
             for name in ("connection_id", "from_device_seq", "to_device_seq", "node", "owsla_notice", "owsla_report")
         },
     ),
@@ -68,7 +71,8 @@ _TEXTS = st.sampled_from(["1", "\u00b2", "x" * 255, ""])
 _PROPERTIES = st.fixed_dictionaries(
     {}, optional={"reply_to": _TEXTS, "correlation_id": _TEXTS, "timestamp": st.sampled_from([0, (1 << 64) - 1])}
 )
-_BODIES = st.sampled_from([b"", b"body", b"[]", Notice(A, HERE).pack(), Notice(A, GONE).pack(), b"x" * 9])
+_CLAIM = b'[{"device_id":"a","connection_id":"c","since":1,"age":1,"door":"d"}, {"device_id": []}, 1]'
+_BODIES = st.sampled_from([b"", b"body", b"[]", _CLAIM, Notice(A, HERE).pack(), Notice(A, GONE).pack(), b"x" * 9])
 
 
 @st.composite
@@ -105,7 +109,7 @@ class OddFramesTests(BrokerTestCase):
     """Any frame is handled, or ends the connection with a reason of the broker, and the connection is opened again."""
 
     def setUp(self) -> None:
-        for command in (_send, _tail):
+        for command in (_send, _tail, _who_has):
             self.patch(command, "Output", _Output)
 
     def play(self, make: Callable[[Server], tuple[Role, Callable[[], object]]], pieces: list[bytes], early: bool) -> None:
@@ -134,7 +138,6 @@ class OddFramesTests(BrokerTestCase):
         if up.failure is not None:
             self.assertIsInstance(up.failure.value, EXPECTED)
         self.assertEqual(self.flushLoggedErrors(), [])
-
 
     def test_a_report_with_an_odd_id(self) -> None:
         """The correlation id of a report may be anything: one that is not a number of Owsla is ignored."""
@@ -295,9 +298,21 @@ def make_peek(server: Server) -> tuple[Role, Callable[[], object]]:
 
 
 def make_send(server: Server) -> tuple[Role, Callable[[], object]]:
-    options = SendOptions(queue="to_device", connection_id=ID.encode(), text=b"line", report=True)
+    options = SendOptions(queue="to_device", address={"connection_id": ID}, text=b"line", report=True)
     send: Any = Send(server.clock, server.turn, _session(server), options=options)
     return send, _nothing
+
+
+def make_send_to_many(server: Server) -> tuple[Role, Callable[[], object]]:
+    options = SendOptions(queue="to_device", address={"owsla_to": "all"}, text=b"line", expires=2.0, report=True)
+    send: Any = Send(server.clock, server.turn, _session(server), options=options)
+    return send, _nothing
+
+
+def make_who_has(server: Server) -> tuple[Role, Callable[[], object]]:
+    options = WhoHasOptions("to_device.all", ("a", "b"), wait=1.0, timeout=2.0, show=as_table)
+    who_has: Any = WhoHas(server.clock, server.turn, _session(server), options=options)
+    return who_has, _nothing
 
 
 def _case(make: Callable[[Server], tuple[Role, Callable[[], object]]]) -> Callable[[OddFramesTests], None]:
@@ -319,5 +334,7 @@ for _name, _make in (
     ("tail", make_tail),
     ("peek", make_peek),
     ("send", make_send),
+    ("send_to_many", make_send_to_many),
+    ("who_has", make_who_has),
 ):
     setattr(OddFramesTests, f"test_{_name}", _case(_make))

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla import __version__
 from owsla.cli._arguments import parse, parser
 from owsla.cli._defaults import DEFAULT_BROKER, PEEK_COUNT
+from owsla.cli._who_has import as_objects, as_table
 
 CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
 
@@ -50,7 +51,7 @@ class ArgumentsTests(SynchronousTestCase):
 
     def test_help(self) -> None:
         """Each command has a help text of at most 80 columns that names all of its options."""
-        for arguments in ([], ["echo"], ["tail"], ["send"]):
+        for arguments in ([], ["echo"], ["tail"], ["who-has"], ["send"]):
             status, out, err = self.ended([*arguments, "--help"])
             self.assertEqual((status, err), (0, ""))
             self.assertEqual([line for line in out.splitlines() if len(line) > 80], [])
@@ -59,7 +60,9 @@ class ArgumentsTests(SynchronousTestCase):
 
     def test_no_command(self) -> None:
         """Without a command, the error lists them."""
-        self.assertEqual(self.refused(), "owsla: no command given: use echo, tail, send, tree or swarm; see 'owsla --help'")
+        self.assertEqual(
+            self.refused(), "owsla: no command given: use echo, tail, send, who-has, tree or swarm; see 'owsla --help'"
+        )
 
     def test_mistakes_are_one_line(self) -> None:
         """A mistake is an error in one line with the name of the command, and status 1."""
@@ -77,6 +80,18 @@ class ArgumentsTests(SynchronousTestCase):
             (["send", CONNECTION_ID, "x", "--seq=-1"], "owsla send: argument --seq: '-1' is not a whole number from 0 on"),
             (["send", CONNECTION_ID, "x", "--expires=nan"], "owsla send: argument --expires: 'nan' is not a number of seconds"),
             (["send", CONNECTION_ID, "x", "--timeout=0"], "owsla send: argument --timeout: '0' is not a number of seconds"),
+            (["send", "--device", "d"], "owsla send: the following arguments are required: TEXT"),
+            (["send", "--device", "d", CONNECTION_ID, "x"], "owsla send: unrecognized arguments: x"),
+            (["send", "--device=", "x"], "owsla send: a device id has 1 to 255 bytes"),
+            (["send", "--device", 128 * "é", "x"], "owsla send: a device id has 1 to 255 bytes"),
+            (["send", "--device", "d\udce9", "x"], "owsla send: 'd\\udce9' is not a device id: it is not UTF-8"),
+            (["send", "--device=d", "--to=all", "x"], "owsla send: argument --to: not allowed with argument --device"),
+            (["send", "--device=d", "--seq=1", "x"], "owsla send: --seq: the numbers are those of a connection"),
+            (["send", "--to", "all", "x"], "owsla send: --to: use --expires SECONDS too"),
+            (["send", "--to=all", "--expires=9", "--report", "-"], "owsla send: --to: with --report TEXT is one line"),
+            (["who-has"], "owsla who-has: the following arguments are required: DEVICE_ID"),
+            (["who-has", ""], "owsla who-has: a device id has 1 to 255 bytes"),
+            (["who-has", "d", "--wait=0"], "owsla who-has: argument --wait: '0' is not a number of seconds"),
             (["echo", "--broker", "http://x"], "owsla echo: --broker: the URL of a broker begins with amqp://"),
             (["echo", "--broker-ca", "/nowhere"], "owsla echo: --broker-ca: /nowhere: no such file"),
             (["echo", "--broker-cert", "/nowhere"], "owsla echo: --broker-cert: /nowhere: no such file"),
@@ -158,13 +173,35 @@ class ArgumentsTests(SynchronousTestCase):
         """`send` takes a connection id in upper or lower case, and text as bytes; `-` means standard input."""
         _, role, patient = self.understood("send", CONNECTION_ID.upper(), "caf\udce9", "--seq", "7", "--close", "--expires=1.5")
         options = role["options"]
-        self.assertEqual(options.connection_id, CONNECTION_ID.encode())
+        self.assertEqual(options.address, {"connection_id": CONNECTION_ID})
         self.assertEqual((options.text, options.seq, options.close, options.expires), (b"caf\xe9", 7, True, 1.5))
         self.assertFalse(patient)
         _, role, _ = self.understood("send", CONNECTION_ID, "-")
         self.assertIsNone(role["options"].text)
         _, role, _ = self.understood("send", "--report", CONNECTION_ID, "--", "--close")
         self.assertEqual((role["options"].text, role["options"].close), (b"--close", False))
+
+    def test_send_by_name(self) -> None:
+        """`send` takes a device id or a selector in place of the connection id, before or after the text."""
+        for arguments in (["--device", "dö-7", "x"], ["--device=dö-7", "x"], ["x", "--report", "--device", "dö-7"]):
+            _, role, _ = self.understood("send", *arguments)
+            self.assertEqual((role["options"].address, role["options"].text), ({"device_id": "dö-7"}, b"x"))
+            self.assertFalse(role["options"].many)
+        _, role, _ = self.understood("send", "--to", "prefix:a b", "--expires", "60", "x")
+        self.assertEqual((role["options"].address, role["options"].text), ({"owsla_to": "prefix:a b"}, b"x"))
+        self.assertTrue(role["options"].many)
+        _, role, _ = self.understood("send", CONNECTION_ID, "--", "--device")
+        self.assertEqual((role["options"].address, role["options"].text), ({"connection_id": CONNECTION_ID}, b"--device"))
+
+    def test_who_has(self) -> None:
+        """`who-has` asks for each device once, on the exchange that follows the name of the queue."""
+        _, role, patient = self.understood("who-has", "b", "a", "b", "--wait=0.5", environ={"OWSLA_TO_DEVICE": "down"})
+        options = role["options"]
+        self.assertEqual((options.exchange, options.device_ids, options.wait), ("down.all", ("b", "a"), 0.5))
+        self.assertIs(options.show, as_table)
+        self.assertFalse(patient)
+        _, role, _ = self.understood("who-has", "--json", "a")
+        self.assertIs(role["options"].show, as_objects)
 
     def test_parser_has_no_state(self) -> None:
         """A parse does not affect the next one."""
