@@ -46,8 +46,8 @@ from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices
 from owsla.device.settings import DeviceSettings, SharedSettings
-from owsla.letter import Letter
-from owsla.routing import ConnectionIds, Registry, Router
+from owsla.letter import DeliverySource, Letter
+from owsla.routing import ConnectionIds, Handover, Registry, Router
 from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.supervision import DynamicSupervisor
 
@@ -95,6 +95,12 @@ class OpenConnection(BrokerClient):
         return ObligingChannel()
 
     async def end_channel(self, number: int) -> None: ...
+
+
+class NoRoute:
+    def route(self, letter: Letter) -> None: ...
+
+    def forget(self, source: DeliverySource) -> None: ...
 
 
 class NoCourier:
@@ -197,8 +203,9 @@ class Node:
             lambda: self.ids.node,
             find,
             NoCourier(),
-            self.factory.deliveries,
-            self.framing.fault,
+            Handover(NoCourier(), self.factory.deliveries, self.framing.fault),
+            by_name=NoRoute(),
+            groups=NoRoute(),
         )
 
     def consumer(self, router: Any) -> Consumer:

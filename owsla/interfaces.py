@@ -66,10 +66,9 @@ class MessageSink(Protocol):
     def refuse(self, letter: Letter, reason: str) -> None:
         """Record a message as undeliverable."""
 
-    @property
-    def forget(self) -> Callable[[DeliverySource, Iterable[bytes]], None]:
-        """Function to call when a consumer has ended: RabbitMQ delivers again what it delivered and is still held. The second
-        argument identifies messages without a number that were handed over, and may be delivered again, too.
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
+        """Note that a consumer has ended: RabbitMQ delivers again what it delivered and is still held. `handed_over` identifies
+        messages without a number that were handed over, and may be delivered again, too.
         """
 
 
@@ -84,6 +83,16 @@ class Courier(Protocol):
 
     def report(self, letter: Letter, outcome: str) -> None:
         """Publish the delivery report that the message asks for."""
+
+
+class LetterRoute(Protocol):
+    """Route of messages that name no connection, as the router sees it."""
+
+    def route(self, letter: Letter) -> None:
+        """Deliver a message, forward it, let it wait, or record it."""
+
+    def forget(self, source: DeliverySource) -> None:
+        """Forget the messages that wait of a consumer that has ended: RabbitMQ delivers them again."""
 
 
 class LineSink(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 BAD: Final = -1
@@ -25,6 +26,26 @@ class DeliverySource(Protocol):
         """Remember a message without a number that was handed over: if its acknowledgement is lost, it is delivered again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Way of a message to a device between nodes, from the headers of its forward."""
+
+    asker: bytes
+    """Node that forwarded the message, and to which it is returned if the device is not connected here."""
+    returns: int
+    """Number of times that the message was returned so far."""
+    returned_by: bytes | None = None
+    """Node that returned the message; `None` for a forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Trace context of a message (https://www.w3.org/TR/trace-context/)."""
+
+    traceparent: str
+    tracestate: str | None = None
+
+
 class Letter:
     """Message of a back end that was not handed over on arrival, or that has more properties than a plain message."""
 
@@ -39,12 +60,16 @@ class Letter:
         "fault",
         "handed_over",
         "header",
+        "hop",
         "identity",
         "reply_to",
+        "selector",
         "seq",
         "settled",
         "source",
         "tag",
+        "to_device_id",
+        "trace",
     )
 
     def __init__(
@@ -61,6 +86,10 @@ class Letter:
         deadline: float | None = None,
         reply_to: bytes | None = None,
         correlation_id: bytes | None = None,
+        to_device_id: str | None = None,
+        selector: str | None = None,
+        hop: Hop | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.source = source
         self.tag = tag
@@ -69,6 +98,7 @@ class Letter:
         """Payload of the content header frame."""
         self.body = body
         self.connection_id = connection_id
+        """Connection that the message is for. Of a message to a device: the one that was found, or `None` so far."""
         self.seq = seq
         """Number of the message (`to_device_seq`), or `None`."""
         self.close = close
@@ -82,8 +112,18 @@ class Letter:
         """Queue for the delivery report, or `None`."""
         self.correlation_id = correlation_id
         """Property `correlation_id` as encoded in the content header."""
-        self.device_id: str | None = None
-        """Device id of the connection, if it was known when the message was recorded."""
+        self.to_device_id = to_device_id
+        """Device that the message is addressed to (`device_id` without a `connection_id`); `None` for other messages. Empty if
+        the header cannot be a device id. Bytes that are not UTF-8 are surrogate escapes."""
+        self.selector = selector
+        """Devices that the message is for (`owsla_to`, without the headers of one connection or device), or `None`."""
+        self.hop = hop
+        """Way of a message to a device so far, or `None`."""
+        self.trace = trace
+        """Trace context of the message, or `None`."""
+        self.device_id = to_device_id
+        """Device id that the message is addressed to, or that of its connection if it was known when the message was
+        recorded."""
         self.fault: str | None = None
         """Reason not to send the message, known before its turn has come."""
         self.identity: bytes | None = None
@@ -92,3 +132,8 @@ class Letter:
         """True if an earlier delivery of this message was handed over."""
         self.settled = False
         """True if its number is used: a copy that is delivered after its consumer ended is dropped as a duplicate."""
+
+
+def unknown_reason(letter: Letter) -> str:
+    """Return the reason for which a message is recorded whose connection or device is nowhere."""
+    return "unknown-connection" if letter.to_device_id is None else "unknown-device"

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from twisted.python.failure import Failure
 
-from .interfaces import Courier
+from .interfaces import Courier, LetterRoute
 from .letter import BAD, DeliverySource, Letter
 
 _HEX = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
@@ -129,82 +129,53 @@ class DeliveryHistory(Protocol):
         """
 
 
-class Router:
-    """Router of messages: to a connection of this node, to the queue of another node, or to the undeliverable queue."""
+class Handover:
+    """Handover of letters to connections of this node: the checks before it, and the guard against errors of our own."""
 
-    __slots__ = ("_body_fault", "_courier", "_deliveries", "_find", "_node", "forget")
+    __slots__ = ("_body_fault", "_courier", "_deliveries")
 
     def __init__(
-        self,
-        node: Callable[[], bytes],
-        find: Callable[[bytes], Recipient | None],
-        courier: Courier,
-        deliveries: DeliveryHistory,
-        body_fault: Callable[[bytes], str | None],
+        self, courier: Courier, deliveries: DeliveryHistory, body_fault: Callable[[bytes], str | None]
     ) -> None:
-        """`node()` returns this node's name, and `find` the connection of an id (`Registry.find`). `body_fault` returns the
-        reason for which no connection whatever could be sent a message with this body, or `None`.
-        """
-        self._node = node
-        self._find = find
+        """`body_fault` returns the reason for which no connection could be sent a message with this body, or `None`."""
         self._courier = courier
-        self._body_fault = body_fault
         self._deliveries = deliveries
-        self.forget = deliveries.forget
+        self._body_fault = body_fault
 
-    def route(
-        self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
-    ) -> None:
-        """Route a plain message. The hot path: a message that its connection can take needs no `Letter`."""
-        # `find` returns `None` for the connection id `None`: the hot path is spared a check.
-        recipient = self._find(connection_id)  # type: ignore[arg-type]
-        if recipient is not None and seq != BAD:
-            try:
-                recipient.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
-            except Exception:
-                self._failed(recipient, Letter(source, tag, header, body, connection_id, seq))
-        else:
-            self.route_letter(Letter(source, tag, header, body, connection_id, seq))
-
-    def route_letter(self, letter: Letter) -> None:
-        """Route a message with more properties, or one that `route` cannot write."""
-        if letter.connection_id is None:
-            self._courier.record(letter, "no-connection-id")
-            return
-        recipient = self._find(letter.connection_id)
-        if recipient is None:
-            connection_id = canonical(letter.connection_id)
-            if connection_id is None:
-                self._courier.record(letter, "bad-connection-id")
-                return
-            letter.connection_id = connection_id
-            recipient = self._find(connection_id)
+    def prepare(self, letter: Letter, recipient: Recipient | None) -> None:
+        """Set `fault` and `handed_over` of a letter. `recipient` is its connection, if that is known and of this node."""
         letter.fault = self._fault(letter, self._body_fault if recipient is None else recipient.body_fault)
-        if letter.identity is not None:
+        if letter.identity is not None and not letter.handed_over:
             letter.handed_over = self._deliveries.recall(letter.identity)
-        if recipient is not None and letter.seq != BAD:
-            try:
-                # Also with a fault: the connection must use up its number in order, or later messages would wait for that
-                # number.
-                recipient.post(letter)
-            except Exception:
-                self._failed(recipient, letter)
-        elif letter.source.own or node_of(letter.connection_id) == self._node():
-            # A message of the own queue was sent to this node or forwarded to it. Forwarding it again could make a loop.
-            if not self._deliveries.repeated(letter):
-                self._courier.record(letter, letter.fault or "unknown-connection")
-        elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
-            self._courier.record(letter, letter.fault)
-        else:
-            # Also with a fault: only the node of the connection can use up its number, for which later messages wait.
-            self._courier.forward(letter, node_of(letter.connection_id))
 
-    def _failed(self, recipient: Recipient, letter: Letter) -> None:
+    def deliver(self, letter: Letter, recipient: Recipient) -> None:
+        """Give a prepared letter to a connection of this node. Its number, if any, can be read."""
+        try:
+            # Also with a fault: the connection must use up its number in order, or later messages would wait for that number.
+            recipient.post(letter)
+        except Exception:
+            self.failed(recipient, letter)
+
+    def failed(self, recipient: Recipient, letter: Letter) -> None:
         """Close a connection after an internal error. If the error were raised, it would end the consumer of all
         connections."""
         recipient.failed(Failure())
         letter.settled = letter.seq is not None  # its number may have been used
         self._courier.record(letter, "connection-closed")
+
+    def expired(self, letter: Letter) -> bool:
+        """Return whether a message is too old to be sent."""
+        return self._deliveries.expired(letter)
+
+    def repeated(self, letter: Letter) -> bool:
+        """Acknowledge a message of a closed connection if its number was written there. Return whether that was done."""
+        return self._deliveries.repeated(letter)
+
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
+        """Drop the waiting messages of a consumer that has ended. `handed_over` identifies messages without a number that may
+        be delivered again, too.
+        """
+        self._deliveries.forget(source, handed_over)
 
     def _fault(self, letter: Letter, body_fault: Callable[[bytes], str | None]) -> str | None:
         """Return the fault of a message, or `None`. `body_fault` knows what its connection can be sent."""
@@ -216,10 +187,89 @@ class Router:
             return fault
         if letter.expires_at == BAD:
             return "bad-expires-at"
-        if self._deliveries.expired(letter):
+        if self.expired(letter):
             return "expired"
         return None
+
+
+class Router:
+    """Router of messages: to a connection of this node, to the queue of another node, or to the undeliverable queue."""
+
+    __slots__ = ("_by_name", "_courier", "_find", "_groups", "_handover", "_node")
+
+    def __init__(
+        self,
+        node: Callable[[], bytes],
+        find: Callable[[bytes], Recipient | None],
+        courier: Courier,
+        handover: Handover,
+        *,
+        by_name: LetterRoute,
+        groups: LetterRoute,
+    ) -> None:
+        """`node()` returns this node's name, and `find` the connection of an id (`Registry.find`). `by_name` takes the letters
+        to devices, and `groups` those to many.
+        """
+        self._node = node
+        self._find = find
+        self._courier = courier
+        self._handover = handover
+        self._by_name = by_name
+        self._groups = groups
+
+    def route(
+        self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        """Route a plain message. The hot path: a message that its connection can take needs no `Letter`."""
+        # `find` returns `None` for the connection id `None`: the hot path is spared a check.
+        recipient = self._find(connection_id)  # type: ignore[arg-type]
+        if recipient is not None and seq != BAD:
+            try:
+                recipient.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
+            except Exception:
+                self._handover.failed(recipient, Letter(source, tag, header, body, connection_id, seq))
+        else:
+            self.route_letter(Letter(source, tag, header, body, connection_id, seq))
+
+    def route_letter(self, letter: Letter) -> None:
+        """Route a message with more properties, or one that `route` cannot write."""
+        if letter.connection_id is None:
+            if letter.to_device_id is not None:
+                self._by_name.route(letter)
+            elif letter.selector is not None:
+                self._groups.route(letter)
+            else:
+                self._courier.record(letter, "no-connection-id")
+            return
+        recipient = self._find(letter.connection_id)
+        if recipient is None:
+            connection_id = canonical(letter.connection_id)
+            if connection_id is None:
+                self._courier.record(letter, "bad-connection-id")
+                return
+            letter.connection_id = connection_id
+            recipient = self._find(connection_id)
+        self._handover.prepare(letter, recipient)
+        if recipient is not None and letter.seq != BAD:
+            self._handover.deliver(letter, recipient)
+        elif letter.source.own or node_of(letter.connection_id) == self._node():
+            # A message of the own queue was sent to this node or forwarded to it. Forwarding it again could make a loop.
+            if not self._handover.repeated(letter):
+                self._courier.record(letter, letter.fault or "unknown-connection")
+        elif letter.fault is not None and (letter.seq is None or letter.seq == BAD):
+            self._courier.record(letter, letter.fault)
+        else:
+            # Also with a fault: only the node of the connection can use up its number, for which later messages wait.
+            self._courier.forward(letter, node_of(letter.connection_id))
 
     def refuse(self, letter: Letter, reason: str) -> None:
         """Record a message as undeliverable."""
         self._courier.record(letter, reason)
+
+    def forget(self, source: DeliverySource, handed_over: Iterable[bytes]) -> None:
+        """Forget the messages that wait of a consumer that has ended: RabbitMQ delivers them again. `handed_over` identifies
+        messages without a number that were handed over, and may be delivered again, too.
+        """
+        self._by_name.forget(source)
+        self._groups.forget(source)
+        self._handover.forget(source, handed_over)

@@ -15,6 +15,7 @@ from . import message_properties
 from . import queues as topology
 from .acks import AckTracker
 from .client import BaseHandler, BrokerClient
+from .own_queue import NodeNotice
 from .recent_writes import RecentWrites
 
 
@@ -52,12 +53,11 @@ class Consumer(BaseHandler):
         turn: EndOfTurn,
         clock: Clock,
         lost: Callable[[Consumer, str], None],
-        told: Callable[[str, str | None], bool] | None = None,
+        told: Callable[[NodeNotice], bool] | None = None,
     ) -> None:
         """`lost(consumer, reason)` is called when the channel ends or the consumer is cancelled.
 
-        `told(notice, user)` receives the notices of nodes, if the queue is the node's own. It returns whether it accepted the
-        notice.
+        `told(notice)` receives notices, if the queue is the node's own. It returns whether it accepted the notice.
         """
         self._client = client
         self._channel = channel
@@ -110,7 +110,7 @@ class Consumer(BaseHandler):
             # The headers are not a field table, so nothing in them is reliable.
             self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
             return
-        if details.notice is not None and self._told is not None and self._told(details.notice, details.user_id):
+        if details.notice is not None and self._told is not None and self._told(_notice(details.notice, details, body)):
             self.done(tag)
             return
         one = letter(self, tag, header, body, connection_id, seq, details, self._clock)
@@ -152,6 +152,10 @@ class Consumer(BaseHandler):
             self._lost(self, reason)
 
 
+def _notice(text: str, details: delivery.MessageDetails, body: bytes) -> NodeNotice:
+    return NodeNotice(text, details.user_id, details.device_id, details.reply_to, details.correlation_id, body)
+
+
 def letter(
     source: DeliverySource,
     tag: int,
@@ -163,6 +167,7 @@ def letter(
     clock: Clock,
 ) -> Letter:
     """Return a `Letter` with all values from the headers of a message."""
+    named = connection_id is None and details.notice is None
     expires_at = None if details.expires_at is None else details.expires_at / 1000 if details.expires_at != BAD else BAD
     return Letter(
         source,
@@ -176,4 +181,8 @@ def letter(
         deadline=None if details.expiration is None else clock.seconds() + details.expiration / 1000,
         reply_to=details.reply_to,
         correlation_id=details.correlation_id,
+        to_device_id=details.device_id if named else None,
+        selector=details.selector if named and details.device_id is None else None,
+        hop=details.hop if named and details.device_id is not None else None,
+        trace=details.trace,
     )

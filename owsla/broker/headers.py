@@ -7,13 +7,20 @@ values. A subclass (`wire.Timestamp`) could compare and hash differently.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any, Final
 
 from ..amqp import wire
 from ..amqp.wire import WireError
-from ..letter import BAD
-from .message_properties import EXPIRATION_HEADER, REDELIVERED_HEADER
+from ..letter import BAD, Hop, Trace
+from .message_properties import (
+    ASKER_HEADER,
+    EXPIRATION_HEADER,
+    REDELIVERED_HEADER,
+    RETURNED_BY_HEADER,
+    RETURNS_HEADER,
+)
 
 NOTICE: Final = "owsla_notice"
 """Header of messages between nodes, on the queues of nodes."""
@@ -23,6 +30,8 @@ LOST_NOTICE: Final = "lost"
 
 _U32 = struct.Struct(">I").unpack_from
 _I64 = struct.Struct(">q").unpack_from
+
+_NODE = re.compile(r"[0-9a-f]{8}")
 
 _HEADERS: Final = wire.PROPERTIES["headers"][0]
 _BEFORE_HEADERS: Final = wire.PROPERTIES["content_type"][0] | wire.PROPERTIES["content_encoding"][0]
@@ -38,7 +47,20 @@ _MOST_AS_DOUBLE: Final = 2**53
 class MessageDetails:
     """Headers and properties of a message beyond connection id and number."""
 
-    __slots__ = ("close", "correlation_id", "expiration", "expires_at", "notice", "redelivered", "reply_to", "user_id")
+    __slots__ = (
+        "close",
+        "correlation_id",
+        "device_id",
+        "expiration",
+        "expires_at",
+        "hop",
+        "notice",
+        "redelivered",
+        "reply_to",
+        "selector",
+        "trace",
+        "user_id",
+    )
 
     def __init__(self, properties: dict[str, bytes], headers: dict[str, Any]) -> None:
         self.close = headers.get("owsla_close") is True
@@ -58,15 +80,23 @@ class MessageDetails:
         """True if it was redelivered to the node that forwarded it."""
         notice = headers.get(NOTICE)
         self.notice = notice if isinstance(notice, str) and "connection_id" not in headers else None
-        """Notice of a node in a message without a connection id; `None` for messages of back ends."""
+        """Notice in a message without a connection id; `None` for messages to devices."""
+        self.device_id = _device_id(headers["device_id"]) if "device_id" in headers else None
+        """Device id; empty if the header cannot be one. Bytes that are not UTF-8 are surrogate escapes."""
+        self.selector = _text(headers["owsla_to"]) if "owsla_to" in headers else None
+        """Selector of devices; empty if the header is not text."""
+        self.hop = _hop(headers)
+        """Way of a message to a device between nodes."""
+        self.trace = _trace(headers)
+        """Trace context."""
 
 
 def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     """Read the payload of a content header. Return connection id, number, and whether `details` has more.
 
     The connection id is `None` if missing, and `b""` if its field type cannot hold one. The number is `None` if missing, and
-    `BAD` if it is not a number. Raise `WireError` if the headers are not a field table. Written out for speed: it runs for
-    every message.
+    `BAD` if it is not a number. A message without a connection id always has more, since it may name a device, or many. Raise
+    `WireError` if the headers are not a field table. Written out for speed: it runs for every message.
     """
     try:
         flags = header[12] << 8 | header[13]
@@ -78,7 +108,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
                 offset += 1 + header[offset]
         more = bool(flags & _NEEDS_DETAILS)
         if not flags & _HEADERS:
-            return None, None, more
+            return None, None, True
         end = offset + 4 + _U32(header, offset)[0]
         if end > len(header):
             raise WireError("a field table is cut off")
@@ -119,7 +149,7 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
             raise WireError("a field table's last value goes past its end")
     except (IndexError, struct.error):
         raise WireError("the properties are cut off") from None
-    return connection_id, seq, more
+    return connection_id, seq, more or connection_id is None
 
 
 _DETAIL_HEADERS: Final = frozenset(
@@ -132,6 +162,31 @@ def details(header: bytes) -> MessageDetails:
     properties = wire.split_properties(header, 12)
     headers = wire.decode_table(properties["headers"])[0] if "headers" in properties else {}
     return MessageDetails(properties, headers)
+
+
+def _device_id(value: Any) -> str:
+    """Read a device id: a string or byte array. Return an empty text for other values."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+
+
+def _text(value: Any) -> str:
+    """Read text. Return an empty one for other values."""
+    return value if isinstance(value, str) else ""
+
+
+def _hop(headers: dict[str, Any]) -> Hop | None:
+    asker, returns, returned_by = (headers.get(name) for name in (ASKER_HEADER, RETURNS_HEADER, RETURNED_BY_HEADER))
+    if not isinstance(asker, str) or not _NODE.fullmatch(asker):
+        return None
+    back = returned_by.encode() if isinstance(returned_by, str) and _NODE.fullmatch(returned_by) else None
+    return Hop(asker.encode(), min(_number(returns) or 0, _MOST), back)
+
+
+def _trace(headers: dict[str, Any]) -> Trace | None:
+    traceparent, tracestate = headers.get("traceparent"), headers.get("tracestate")
+    if not isinstance(traceparent, str):
+        return None
+    return Trace(traceparent, tracestate if isinstance(tracestate, str) else None)
 
 
 def _seq(header: bytes, offset: int) -> int:

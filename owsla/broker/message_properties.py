@@ -26,11 +26,21 @@ _MOVED_HEADERS: Final = {b"CC": b"owsla_cc", b"BCC": b"owsla_bcc"}
 REDELIVERED_HEADER: Final = "owsla_redelivered"
 """Header of a forward whose message was delivered before, and may have been forwarded or handed over then."""
 
+ASKER_HEADER: Final = "owsla_from_node"
+"""Header of a forward of a message to a device: the node that asked for the device."""
+
+RETURNS_HEADER: Final = "owsla_returns"
+"""Header of such a forward: the number of times that the message was returned."""
+
+RETURNED_BY_HEADER: Final = "owsla_returned_by"
+"""Header of such a message on its way back: the node that returned it."""
+
 NOTE_HEADER: Final = "owsla_note"
 """Header that says what part of a message was not relayed."""
 
 _KEPT: Final = frozenset(
-    {b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason", b"owsla_node"}
+    {b"connection_id", b"device_id", b"owsla_to", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason"}
+    | {b"owsla_node", b"traceparent", b"tracestate"}
     | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode()}
 )
 """Headers that are relayed of a message with too many headers."""

@@ -51,6 +51,29 @@ class OwnQueueSettings:
     """Time to wait for a queue that the broker cannot reach."""
 
 
+@dataclass(frozen=True, slots=True)
+class NodeNotice:
+    """A notice on the queue of a node: a message with the header `owsla_notice`, and without a connection id."""
+
+    text: str
+    """Value of that header."""
+    user: str | None
+    """User that published the notice, if the message says so. The broker validates that."""
+    device_id: str | None
+    """Header `device_id`; empty if it cannot be one."""
+    reply_to: bytes | None
+    correlation_id: bytes | None
+    """Property `correlation_id` as encoded in the content header."""
+    body: bytes
+
+
+class NoticeReceiver(Protocol):
+    """Receiver of the notices about devices."""
+
+    def notice(self, notice: NodeNotice, *, trusted: bool) -> bool:
+        """Process a notice. `trusted`: a node has published it. Return `False` if it is not one of its kinds."""
+
+
 class NodeMembership(Protocol):
     """The interface of the node's place in the cluster, for its consumers."""
 
@@ -124,13 +147,17 @@ class OwnQueue:
         declarations: Declarations,
         settings: OwnQueueSettings,
         probe_missing: Callable[[], None],
+        receiver: NoticeReceiver | None = None,
     ) -> None:
-        """`probe_missing` is called when a probe has not arrived within the time for a ghost."""
+        """`probe_missing` is called when a probe has not arrived within the time for a ghost. `receiver` gets the notices about
+        devices.
+        """
         self._clock = clock
         self._membership = membership
         self._declarations = declarations
         self._settings = settings
         self._report_missing = probe_missing
+        self._receiver = receiver
         self._name: str | None = None  # of the queue that was declared last
         self._away_since: float | None = None
         self._unreachable_since: float | None = None
@@ -211,15 +238,17 @@ class OwnQueue:
             self._probe_call.cancel()
         self._probe_call = None
 
-    def told(self, notice: str, user: str | None) -> bool:
-        """Process a notice on the own queue. Return `False` if its user is not one of the nodes'."""
-        if user not in self._settings.users:
-            return False
-        if notice == f"{PROBE} {self._probes}":
-            self._stop_probing()
-        elif notice == delivery.LOST_NOTICE:
-            self._membership.lost()
-        return True
+    def told(self, notice: NodeNotice) -> bool:
+        """Process a notice on the own queue. Return `False` if it is of no known kind, or its user is not one of the nodes'."""
+        trusted = notice.user in self._settings.users
+        if self._receiver is not None and self._receiver.notice(notice, trusted=trusted):
+            return True
+        if trusted:
+            if notice.text == f"{PROBE} {self._probes}":
+                self._stop_probing()
+            elif notice.text == delivery.LOST_NOTICE:
+                self._membership.lost()
+        return trusted
 
     def _probe_missing(self) -> None:
         self._probe_call = None

@@ -460,6 +460,16 @@ OPTIONS: tuple[Option, ...] = (
         reload="yes",
     ),
     Option(
+        _ORDER, "device-timeout", "TIME", "1s", readers.duration(zero=False, longest=600.0),
+        "Time to wait for an answer of the nodes which of them has the device of a message; then the message is undeliverable.",
+        reload="yes",
+    ),
+    Option(
+        _ORDER, "fanout-rate", "NUMBER", "1000", readers.rate("devices"),
+        "Devices per second and node to which messages for many devices (owsla_to) are written.",
+        reload="yes",
+    ),
+    Option(
         _ORDER, "node-grace", "TIME", "10s", readers.duration(zero=True),
         "Time without the broker after which a node counts as dead and messages for its devices become undeliverable.",
         reload="rolling restart",
@@ -479,6 +489,11 @@ OPTIONS: tuple[Option, ...] = (
         "Handler of events, such as devices that connect: console (the log), json:FILE, database:URL (sqlite:///PATH or "
         "postgresql://...), amqp (presence, to the queue connection_events).",
         repeatable=True, secret=True,
+    ),
+    Option(
+        _WATCH, "trace-lines", "SHARE", "off", readers.either("off", 0.0, readers.share),
+        "Share of the lines that get a trace context (header traceparent), such as 0.01; a random sample.",
+        reload="yes",
     ),
     Option(
         _WATCH, "http", "[ADDRESS:]PORT", "off", readers.either("off", None, readers.http_address),

@@ -117,6 +117,13 @@ def rate(what: str) -> Callable[[str], float]:
     return read
 
 
+def share(text: str) -> float:
+    """Read a share of a whole, from 0 to 1."""
+    if not _DECIMAL.fullmatch(text) or float(text) > 1:
+        raise ConfigError(f"{text!r} is not a share (0 to 1)")
+    return float(text)
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """Return a reader of one of these words."""
 

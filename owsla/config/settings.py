@@ -92,6 +92,8 @@ class Settings:
     login_checker: ICredentialsChecker | None
     login_timeout: float
     on_duplicate: Duplicates
+    device_timeout: float
+    fanout_rate: float  # devices a second
     gap_timeout: float
     reorder_limit: int
     write_buffer: int
@@ -100,6 +102,7 @@ class Settings:
     drain_timeout: float
     drain_spread: float | None  # None: depends on the number of devices
     node_grace: float
+    trace_lines: float  # share of the lines; 0: off
     events: tuple[HandlerSpec, ...]
     http: tuple[str, int] | None  # address (empty: all) and port
 

@@ -11,6 +11,7 @@ from typing import Final
 from ..broker import queues
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
+from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
 from ..broker.logins import BrokerLogins
@@ -20,7 +21,8 @@ from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
 from ..events import BrokerWarning
-from ..routing import Router
+from ..letter import DeliverySource, Letter
+from ..routing import Handover, Router
 from ..tls.broker import BrokerTLS
 from .base import Base
 from .configuration import Configuration
@@ -58,6 +60,19 @@ class Consuming:
             self.logins.use(configuration.settings.brokers, configuration.broker_password_file)
 
 
+class Unrouted:
+    """Placeholder, until the routes are there."""
+
+    def __init__(self, courier: CourierRole, reason: str) -> None:
+        self._courier = courier
+        self._reason = reason
+
+    def route(self, letter: Letter) -> None:
+        self._courier.record(letter, self._reason)
+
+    def forget(self, source: DeliverySource) -> None: ...
+
+
 def make_consuming(
     base: Base,
     publishing: Publishing,
@@ -80,8 +95,9 @@ def make_consuming(
         base.node,
         base.registry.find,
         publishing.courier,
-        devices.services.deliveries,
-        devices.body_fault,
+        Handover(publishing.courier, devices.services.deliveries, devices.body_fault),
+        by_name=Unrouted(publishing.courier, "unknown-device"),
+        groups=Unrouted(publishing.courier, "bad-selector"),
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]

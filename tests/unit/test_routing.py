@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.letter import BAD, DeliverySource, Letter
-from owsla.routing import ConnectionIds, Registry, Router, canonical, node_of
+from owsla.letter import BAD, DeliverySource, Letter, unknown_reason
+from owsla.routing import ConnectionIds, Handover, Registry, Router, canonical, node_of
 
 HERE = b"0123abcd"
 ID = b"0123abcd-1111-8222-9333-444444444444"
@@ -159,6 +159,18 @@ class Courier:
         raise AssertionError("nothing was delivered")
 
 
+class Route:
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.forgotten: list[DeliverySource] = []
+
+    def route(self, letter: Letter) -> None:
+        self.letters.append(letter)
+
+    def forget(self, source: DeliverySource) -> None:
+        self.forgotten.append(source)
+
+
 class Deliveries:
     """What was written before, as the test says; it is 100 s since the epoch."""
 
@@ -189,14 +201,16 @@ class RouterTests(SynchronousTestCase):
         self.held = Held()
         self.courier = Courier()
         self.deliveries = Deliveries()
+        self.by_name, self.groups = Route(), Route()
         registry: Registry[Held] = Registry()
         registry.add(ID, self.held)
         self.router = Router(
             lambda: HERE,
             registry.find,
             self.courier,
-            self.deliveries,
-            body_fault,
+            Handover(self.courier, self.deliveries, body_fault),
+            by_name=self.by_name,
+            groups=self.groups,
         )
         self.source = Source()
 
@@ -329,6 +343,18 @@ class RouterTests(SynchronousTestCase):
         """Whoever holds messages is told when their consumer is gone."""
         self.router.forget(self.source, [b"a"])
         self.assertEqual(self.deliveries.forgotten, [(self.source, [b"a"])])
+        self.assertEqual((self.by_name.forgotten, self.groups.forgotten), ([self.source], [self.source]))
+
+    def test_letters_without_a_connection_id(self) -> None:
+        """A message to a device, or to many, has a route of its own; a connection id comes first."""
+        named = Letter(self.source, 7, b"", b"body", None, None, to_device_id="door-7")
+        many = Letter(self.source, 8, b"", b"body", None, None, selector="all")
+        both = Letter(self.source, 9, b"", b"body", ID, None, to_device_id="door-7", selector="all")
+        for letter in (named, many, both):
+            self.router.route_letter(letter)
+        self.assertEqual((self.by_name.letters, self.groups.letters), ([named], [many]))
+        self.assertEqual((self.held.posted, self.courier.recorded), ([both], []))
+        self.assertEqual((unknown_reason(named), unknown_reason(many)), ("unknown-device", "unknown-connection"))
 
     def test_repeats_for_a_closed_connection(self) -> None:
         """What was written on a connection that is closed now is settled as a repeat and not recorded, whatever its fault."""

@@ -13,7 +13,7 @@ from owsla.broker import queues as topology
 from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings
 from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
-from owsla.letter import BAD, DeliverySource, Letter
+from owsla.letter import BAD, DeliverySource, Hop, Letter
 
 from .fakes import BrokerTestCase, Result, Server, deliver, message
 
@@ -201,7 +201,40 @@ class DeliveryTests(Base):
         self.deliver(1, None)
         self.deliver(2, {"connection_id": 5})
         self.deliver(3, {"connection_id": ID, "to_device_seq": "x"})
-        self.assertEqual([one[2:4] for one in self.router.plain], [(None, None), (b"", None), (ID, BAD)])
+        self.assertEqual([one[2:4] for one in self.router.plain], [(b"", None), (ID, BAD)])
+        self.assertEqual([(one.connection_id, one.to_device_id, one.selector) for one in self.router.letters], [(None,) * 3])
+
+    def test_messages_to_devices(self) -> None:
+        """A message without a connection id is for a device, or for those of a selector. A notice is for neither."""
+        self.deliver(1, {"device_id": "door-7", "owsla_to": "all", "to_device_seq": 4})
+        self.deliver(2, {"device_id": b"door-\xff"})
+        self.deliver(3, {"device_id": 7})
+        self.deliver(4, {"owsla_to": "prefix:door-"})
+        self.deliver(5, {"owsla_to": 5})
+        self.deliver(6, {"device_id": "door-7", "owsla_notice": "who-has"})
+        self.deliver(7, {"device_id": "door-7", "connection_id": ID})
+        self.assertEqual(
+            [(one.to_device_id, one.selector, one.seq) for one in self.router.letters],
+            [
+                ("door-7", None, 4),
+                ("door-\udcff", None, None),
+                ("", None, None),
+                (None, "prefix:door-", None),
+                (None, "", None),
+                (None, None, None),
+            ],
+        )
+        self.assertEqual([one[2] for one in self.router.plain], [ID])
+
+    def test_hops(self) -> None:
+        """A message that another node has forwarded by device id says who asked, and how often it came back."""
+        hop = {"owsla_from_node": "0123abcd", "owsla_returns": 2, "owsla_returned_by": "89abcdef"}
+        self.deliver(1, {"device_id": "door-7", **hop})
+        self.deliver(2, {"device_id": "door-7", **hop, "owsla_from_node": "x"})
+        self.deliver(3, {"device_id": "door-7", "owsla_from_node": "0123abcd"})
+        self.deliver(4, {"owsla_to": "all", **hop})
+        hops = [one.hop for one in self.router.letters]
+        self.assertEqual(hops, [Hop(b"0123abcd", 2, b"89abcdef"), None, Hop(b"0123abcd", 0), None])
 
     def test_a_message_that_asks_for_more(self) -> None:
         """Options of a message are passed on with it."""

@@ -60,7 +60,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.first.factory.settings.max_rate),
     "max-line": (
         {"max_line": 50},
-        lambda node: (node.devices.first.factory.framing.max_line, node.consuming.router._body_fault(bytes(51))),
+        lambda node: (node.devices.first.factory.framing.max_line, node.consuming.router._handover._body_fault(bytes(51))),
     ),
     "on-long": ({"on_long": "skip"}, lambda node: node.devices.first.factory.settings.skip_long),
     "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
@@ -97,7 +97,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol",
+    "deny", "proxy-protocol", "device-timeout", "fanout-rate", "trace-lines",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
 watch; and trusted proxies, since a door without them stays without."""
