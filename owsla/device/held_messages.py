@@ -15,28 +15,32 @@ Holder = TypeVar("Holder", bound=Hashable)
 class HeldMessages(Generic[Holder]):
     """Counter of held messages, by consumer and by connection."""
 
-    __slots__ = ("_by_source",)
+    __slots__ = ("_by_source", "_counts")
 
     def __init__(self) -> None:
         self._by_source: dict[Any, dict[Holder, int]] = {}
+        self._counts: dict[Any, int] = {}  # a message for many may wait for thousands of holders: no sum over them each time
 
     def add(self, source: Any, holder: Holder) -> None:
         """Count one more message of a consumer."""
         holders = self._by_source.setdefault(source, {})
         holders[holder] = holders.get(holder, 0) + 1
+        self._counts[source] = self._counts.get(source, 0) + 1
 
     def remove(self, source: Any, holder: Holder) -> None:
         """Count one message less."""
         holders = self._by_source[source]
         holders[holder] -= 1
+        self._counts[source] -= 1
         if not holders[holder]:
             del holders[holder]
             if not holders:
                 del self._by_source[source]
+                del self._counts[source]
 
     def count(self, source: Any) -> int:
         """Return the number of messages of a consumer that are held."""
-        return sum(self._by_source.get(source, {}).values())
+        return self._counts.get(source, 0)
 
     def greatest(self, source: Any) -> Holder:
         """Return the connection that holds most messages of a consumer. There must be one."""

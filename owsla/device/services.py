@@ -14,6 +14,7 @@ from .deadlines import Deadlines
 from .deliveries import Deliveries
 from .denied import DeniedDevices
 from .discards import Discards
+from .fanout import GroupCourier
 from .hangup import HangupWatch
 from .housekeeping import Housekeeping
 from .identified import IdentifiedDevices
@@ -61,7 +62,7 @@ class DeviceServices:
         self.runtime: Final = runtime
         self.connections: Final = connections
         self.sink: Final = sink
-        self.courier: Final = courier
+        self.courier: Final = GroupCourier(courier)
         self.reordering: Final = ReorderLimits(clock, emit, settings.gap_timeout, settings.reorder_limit)
         self.slow: Final = SlowDevices(clock, emit, settings.write_timeout)
         self.reading: Final = PausedReading(hangups)
