@@ -15,7 +15,7 @@ serves a parent: it asks its workers, and each worker replies with `answer`.
 from ._collector import OwslaCollector, collector_for
 from ._counts import EventCounts
 from ._histogram import Histogram
-from ._readings import DoorReadings, ParentReadings, Question, Readings, ReloadReadings, WorkerHandle, readiness
+from ._readings import DoorReadings, NameReadings, ParentReadings, Question, Readings, ReloadReadings, WorkerHandle, readiness
 from ._service import HttpService, LatenessProbe, claim
 from ._sources import ParentSource, ProcessSource, Source, answer
 from ._state import State
@@ -26,6 +26,7 @@ __all__ = [
     "Histogram",
     "HttpService",
     "LatenessProbe",
+    "NameReadings",
     "OwslaCollector",
     "ParentReadings",
     "ParentSource",

@@ -22,12 +22,15 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..supervision import TreeNode
 from ._histogram import Histogram
-from ._readings import ParentReadings, Readings, WindowReadings, readiness
+from ._readings import BROADCAST_STATES, NameReadings, ParentReadings, Readings, WindowReadings, readiness
 
 REASONS: Final = (
     "no-connection-id",
     "bad-connection-id",
     "unknown-connection",
+    "unknown-device",
+    "bad-device-id",
+    "bad-selector",
     "connection-closed",
     "expired",
     "late",
@@ -61,6 +64,8 @@ class OwslaCollector(Collector):
         yield from self._refused()
         yield from self._lines()
         yield from self._messages()
+        if self._readings.names is not None:
+            yield from _names(self._readings.names)
         yield from self._broker()
         yield from self._itself()
         yield from _process(self._readings.started)
@@ -260,6 +265,46 @@ class OwslaCollector(Collector):
                 yield _gauge(
                     f"owsla_{name}_expiry_timestamp_seconds", f"Expiry of the {text}; of the first of several.", expires
                 )
+
+
+def _names(names: NameReadings) -> Iterator[Metric]:
+    """Yield the metrics of messages by name, and for many devices."""
+    lookups, groups, broadcast = names.lookups, names.groups, names.broadcast
+    yield _gauge("owsla_identified_devices", "Device ids with a connection to this process.", names.identified())
+    yield _counters(
+        "owsla_device_lookups",
+        "Devices that other nodes were asked for, because of a message by name, by outcome.",
+        "outcome",
+        {"answered": lookups.answered, "unanswered": lookups.unanswered},
+    )
+    yield _counter(
+        "owsla_device_questions",
+        "Device ids in questions to all nodes; one that is asked again counts again.",
+        lookups.questions,
+    )
+    yield _counter(
+        "owsla_messages_returned",
+        "Messages by name that another node returned, because their device had left it.",
+        lookups.returned_messages,
+    )
+    yield _gauge("owsla_messages_awaiting_lookup", "Messages by name that wait until their device is found.", lookups.waiting)
+    yield _gauge("owsla_remembered_devices", "Devices of other nodes whose node is remembered.", lookups.remembered)
+    yield _gauge("owsla_group_messages", "Messages for many devices that are being handed over.", groups.spreading)
+    yield _counters(
+        "owsla_group_devices",
+        "Connections that a message for many devices was handed over to, or not.",
+        "outcome",
+        {"handed-over": groups.devices, "missed": groups.missed},
+    )
+    yield _gauges(
+        "owsla_broadcast_state",
+        "1 for the state of the exchange that reaches all nodes. Unless it is up, devices of other nodes are not found.",
+        "state",
+        {state: state == broadcast.state for state in BROADCAST_STATES},
+    )
+    yield _counter(
+        "owsla_notices_dropped", "Questions, answers and claims for other nodes that could not be published.", broadcast.dropped
+    )
 
 
 def parent_families(readings: ParentReadings, checks: Mapping[str, bool]) -> Iterator[Metric]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
 
@@ -161,6 +161,53 @@ class CourierReadings(Protocol):
     def unconfirmed(self) -> int: ...
 
 
+class LookupReadings(Protocol):
+    """Counters of messages by name, to devices that are not connected to this node."""
+
+    questions: int
+    """Device ids in questions to all nodes, repeated ones included."""
+    answered: int
+    """Devices that were found."""
+    unanswered: int
+    """Devices that no node had."""
+    returned_messages: int
+    """Messages that another node returned, since their device had left it."""
+
+    @property
+    def remembered(self) -> int:
+        """Number of devices whose node is remembered."""
+
+    @property
+    def waiting(self) -> int:
+        """Number of messages that wait for an answer."""
+
+
+class GroupReadings(Protocol):
+    """Counters of messages for many devices, on this node."""
+
+    spreading: int
+    """Messages that have not been handed over to all their devices."""
+    devices: int
+    """Connections that such a message was handed over to."""
+    missed: int
+    """Connections that it was not handed over to."""
+
+
+class BroadcastReadings(Protocol):
+    """State of the exchange that reaches all nodes."""
+
+    dropped: int
+    """Questions, answers and claims that could not be published."""
+
+    @property
+    def state(self) -> str:
+        """One of `BROADCAST_STATES`."""
+
+
+BROADCAST_STATES: Final = ("up", "away", "blocked", "refused")
+"""States of the exchange that reaches all nodes, as seen by this one."""
+
+
 class BrokerReadings(Protocol):
     """State of the connections to the broker."""
 
@@ -190,6 +237,17 @@ class DoorReadings:
     """Time from publishing a line to its confirm."""
 
 
+@dataclass(frozen=True, slots=True)
+class NameReadings:
+    """Sources of the values about messages by name, and for many devices."""
+
+    identified: Callable[[], int]
+    """Return the number of devices with an id that are connected to this node."""
+    lookups: LookupReadings
+    groups: GroupReadings
+    broadcast: BroadcastReadings
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """Sources of all values on the pages of a process."""
@@ -201,6 +259,7 @@ class Readings:
     """Doors by name."""
     devices: DeviceReadings
     courier: CourierReadings
+    names: NameReadings | None = None
     health: BrokerReadings
     draining: Callable[[], bool]
     """Return whether the process is shutting down."""

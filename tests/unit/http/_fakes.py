@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from owsla.http import DoorReadings, EventCounts, ParentReadings, Question, Readings, answer
+from owsla.http import DoorReadings, EventCounts, NameReadings, ParentReadings, Question, Readings, answer
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
@@ -83,6 +83,29 @@ class FakeCourier:
 
 
 @dataclass
+class FakeLookups:
+    questions: int = 0
+    answered: int = 0
+    unanswered: int = 0
+    returned_messages: int = 0
+    remembered: int = 0
+    waiting: int = 0
+
+
+@dataclass
+class FakeGroups:
+    spreading: int = 0
+    devices: int = 0
+    missed: int = 0
+
+
+@dataclass
+class FakeBroadcast:
+    state: str = "up"
+    dropped: int = 0
+
+
+@dataclass
 class FakeHealth:
     ready: bool = True
 
@@ -128,6 +151,10 @@ class World:
         self.window = self.lines.window
         self.doors = {FIRST_DOOR: DoorReadings(self.port, self.door_admission, self.lines)}
         self.courier = FakeCourier()
+        self.identified = 0
+        self.lookups = FakeLookups()
+        self.groups = FakeGroups()
+        self.broadcast = FakeBroadcast()
         self.health = FakeHealth()
         self.draining = False
         self.tree = tree()
@@ -140,6 +167,7 @@ class World:
             doors=self.doors,
             devices=self.devices,
             courier=self.courier,
+            names=NameReadings(lambda: self.identified, self.lookups, self.groups, self.broadcast),
             health=self.health,
             draining=lambda: self.draining,
             tree=lambda: self.tree,

@@ -194,6 +194,29 @@ class CollectorTests(SynchronousTestCase):
         self.world.lines.unconfirmed_since = NOW + 3600  # somebody set the clock back
         self.assertEqual(self.value("owsla_unconfirmed_age_seconds"), 0)
 
+    def test_by_name(self) -> None:
+        """Messages by name and for many devices are counted by what became of them, and the exchange is in one state."""
+        world = self.world
+        world.identified = 9
+        lookups, groups, broadcast = world.lookups, world.groups, world.broadcast
+        lookups.answered, lookups.unanswered, lookups.questions, lookups.returned_messages = 3, 2, 8, 1
+        lookups.remembered, lookups.waiting = 5, 4
+        groups.spreading, groups.devices, groups.missed = 1, 60, 6
+        broadcast.state, broadcast.dropped = "refused", 7
+        self.assertEqual(self.samples("owsla_device_lookups_total"), {"answered": 3, "unanswered": 2})
+        self.assertEqual(self.samples("owsla_group_devices_total"), {"handed-over": 60, "missed": 6})
+        self.assertEqual(self.samples("owsla_broadcast_state"), {"up": 0, "away": 0, "blocked": 0, "refused": 1})
+        for name, value in {
+            "owsla_identified_devices": 9,
+            "owsla_device_questions_total": 8,
+            "owsla_messages_returned_total": 1,
+            "owsla_messages_awaiting_lookup": 4,
+            "owsla_remembered_devices": 5,
+            "owsla_group_messages": 1,
+            "owsla_notices_dropped_total": 7,
+        }.items():
+            self.assertEqual(self.value(name), value, name)
+
     def test_undeliverable(self) -> None:
         """Every reason of the contract is there from the start, with 0; one that is new is added."""
         self.assertEqual(self.samples("owsla_undeliverable_total"), dict.fromkeys(REASONS, 0))
