@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ._support.backend import Backend
+from ._support.certificates import Authority
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Gateway, Lab
 from ._support.owsla import UNTIDY, environment
@@ -482,6 +483,54 @@ async def test_no_queue(broker: Broker, commands: Commands) -> None:
     assert send.errors() == "owsla send: there is no queue nowhere: is the gateway running, on this broker?\n"
 
 
+# -- devices by name ---------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_by_name(broker: Broker, lab: Lab, commands: Commands, tmp_path: Path) -> None:
+    """`who-has` finds a device that is connected, and `send` reaches it by its name, or with all others."""
+    authority = Authority(tmp_path / "authority")
+    gateway = await lab.gateway(broker.url, backend=False, client_ca=authority.ca, device_timeout="300ms")
+    where = ("--broker", broker.url, "--to-device", gateway.to_device)
+    device = await lab.device(gateway, certificate=authority.credentials("door 7"))
+    await until(lambda: gateway.owsla.lines("connected"))
+    send = commands.start("send", "--report", "--device", "door 7", "hello", *where)
+    assert await send.ended() == 0, send.errors()
+    assert await device.line() == b"hello"
+    outcome, connection_id = send.output().split()
+    assert outcome == "delivered"
+    while True:  # the port is open a moment before the node can be asked
+        who_has = commands.start("who-has", "--json", "door 7", "door 8", *where)
+        if await who_has.ended() == 0:
+            break
+    found, missing = map(json.loads, who_has.output().splitlines())
+    assert (found["connection_id"], found["node"]) == (connection_id, connection_id[:8])
+    assert missing == {"device_id": "door 8", **dict.fromkeys(("connection_id", "node", "since", "age", "door"))}
+    who_has = commands.start("who-has", "door 7", *where)
+    assert await who_has.ended() == 0
+    assert who_has.output().startswith(f"door\\x207 {connection_id} {connection_id[:8]} 20")
+    who_has = commands.start("who-has", "--wait=0.5", "door 8", *where)
+    assert (await who_has.ended(), who_has.output()) == (1, "door\\x208 - - - - -\n")
+    send = commands.start("send", "--report", "--device=door 8", "hello", *where)
+    assert (await send.ended(), send.output()) == (1, "unknown-device\n")
+    send = commands.start("send", "--report", "--to=prefix:door", "--expires=3", "all", *where)
+    assert await send.ended() == 0, send.errors()
+    assert send.output() == f"fanned-out on node {connection_id[:8]}: 1 handed over, 0 missed\n"
+    assert await device.line() == b"all"
+    send = commands.start("send", "--report", "--to=doors", "--expires=3", "all", *where)
+    assert (await send.ended(), send.output()) == (1, "bad-selector\n")
+
+
+@reactor_test
+async def test_who_has_without_a_gateway(broker: Broker, commands: Commands) -> None:
+    """Without a gateway, `who-has` ends with an error in one line and status 1."""
+    who_has = commands.start("who-has", "door-7", "--broker", broker.url, "--to-device", "nowhere")
+    assert await who_has.ended() == 1
+    assert who_has.errors() == (
+        "owsla who-has: nobody listens to the exchange nowhere.all: is the gateway running, on this broker?\n"
+    )
+
+
 # -- The broker --------------------------------------------------------------------------------------------------------
 
 
@@ -489,7 +538,7 @@ async def test_no_queue(broker: Broker, commands: Commands) -> None:
 async def test_no_broker(commands: Commands) -> None:
     """Without a broker, send and tail end with an error in one line and status 1."""
     where = ("--broker", f"amqp://127.0.0.1:{free_port()}")
-    for arguments in (("send", NOBODY, "x"), ("tail",)):
+    for arguments in (("send", NOBODY, "x"), ("tail",), ("who-has", "x")):
         command = commands.start(*arguments, *where)
         assert await command.ended() == 1
         assert command.errors().startswith(f"owsla {arguments[0]}: broker amqp://guest@127.0.0.1:")
