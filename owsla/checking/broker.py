@@ -23,7 +23,7 @@ from .connecting import Attempt, Refusal
 from .findings import Finding, Report, fail, ok, skip, warn
 from .plan import QueuePlan, planned_queues
 from .probes import Probes
-from .verdicts import QueueAnswers, judge_permissions, judge_publishing, judge_queue, without_difference
+from .verdicts import QueueAnswers, judge_broadcast, judge_permissions, judge_publishing, judge_queue, without_difference
 
 ANSWERS_TIMEOUT: Final = 20.0
 """Seconds for all probes of a broker. They take some milliseconds each."""
@@ -90,6 +90,7 @@ async def _check_queues(reactor: Any, settings: Settings, attempt: Attempt, clie
         for finding in judge_permissions(queues):
             report.add(finding)
         await _check_publishing(probes, settings, attempt, report)
+        await _check_broadcast(probes, settings, attempt, report)
         for answers in queues:
             for finding in judge_queue(answers):
                 report.add(finding)
@@ -139,3 +140,17 @@ async def _check_publishing(probes: Probes, settings: Settings, attempt: Attempt
             answer = await probes.publish(exchange, routing_key.fill(_CONNECTION_ID, None))
         for finding in judge_publishing(exchange, answer, found[exchange]):
             report.add(finding)
+
+
+async def _check_broadcast(probes: Probes, settings: Settings, attempt: Attempt, report: Report) -> None:
+    """Check the permissions on the exchange that reaches all nodes."""
+    exchange = f"{settings.to_device}.all"
+    missing = f"{settings.to_device}.{secrets.token_hex(4)}"
+    declared, bound = await probes.declare_fanout(exchange), await probes.bind(missing, exchange)
+    published = None
+    if attempt.blocked_because:
+        report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
+    else:
+        published = await probes.publish(exchange, b"")
+    for finding in judge_broadcast(exchange, declared, bound, published):
+        report.add(finding)

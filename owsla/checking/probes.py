@@ -12,6 +12,10 @@ queue.declare
     of events makes the probe declare it.
 basic.consume
     with a priority that is not a number. No message is delivered, and none is marked as redelivered.
+exchange.declare
+    with an alternate exchange whose name is a number.
+queue.bind
+    of a queue that does not exist: 404 with the permissions to write to the queue and to read the exchange.
 basic.publish
     with an expiration that is not a number: the message is never routed.
 
@@ -86,6 +90,26 @@ class Probes:
         try:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.basic_consume(queue=queue, arguments={"x-priority": "none"})
+        except Closed as closed:
+            return _refusal(closed)
+        await self._client.end_channel(_CHANNEL)
+        return None
+
+    async def declare_fanout(self, exchange: str) -> BrokerError | None:
+        """Declare a fanout exchange with an invalid argument: 403 without permission to configure."""
+        try:
+            channel = await self._client.open_channel(_CHANNEL, BaseHandler())
+            await channel.exchange_declare(exchange=exchange, type="fanout", durable=True, arguments={"alternate-exchange": 1})
+        except Closed as closed:
+            return _refusal(closed)
+        await self._client.end_channel(_CHANNEL)
+        return None
+
+    async def bind(self, missing: str, exchange: str) -> BrokerError | None:
+        """Bind a queue that does not exist: 403 without permission to write to it, or to read the exchange."""
+        try:
+            channel = await self._client.open_channel(_CHANNEL, BaseHandler())
+            await channel.queue_bind(queue=missing, exchange=exchange)
         except Closed as closed:
             return _refusal(closed)
         await self._client.end_channel(_CHANNEL)

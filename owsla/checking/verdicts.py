@@ -26,6 +26,8 @@ _DIFFERENCE = re.compile(
 _INTERNAL: Final = "internal exchange"
 """Words of a refusal (403) for an exchange to which only other exchanges publish."""
 
+_ALONE: Final = "so devices of other nodes are not found by their names"
+
 _INVALID = re.compile(r"invalid arg '(?P<name>[^']*)'")
 
 
@@ -95,6 +97,28 @@ def judge_publishing(exchange: str, answer: BrokerError | None, found: BrokerErr
         yield fail("exchange", f"{name}: {answer}")
     else:
         yield ok("permission", f"write to {name}")
+
+
+def judge_broadcast(
+    exchange: str, declared: BrokerError | None, bound: BrokerError | None, published: BrokerError | None
+) -> Iterator[Finding]:
+    """Judge the answers about the exchange that reaches all nodes. Without it a node serves its own devices."""
+    if declared is not None and "arg 'type'" in declared.text:
+        yield warn("exchange", f"{exchange}: it is not a fanout exchange; {_ALONE}")
+        return
+    queue = _is_refused(bound) and bound is not None and " queue " in bound.text
+    refused = {
+        "configure": _is_refused(declared),
+        "read": _is_refused(bound) and not queue,
+        "write": _is_refused(published),
+    }
+    missing = [f"{', '.join(name for name, is_so in refused.items() if is_so)}: {exchange}"] if any(refused.values()) else []
+    if queue:
+        missing.append("write: the queues of nodes")
+    if missing:
+        yield warn("permission", f"no permission to {'; '.join(missing)}; {_ALONE}")
+    else:
+        yield ok("permission", f"configure, read, write {exchange}")
 
 
 def judge_queue(answers: QueueAnswers) -> Iterator[Finding]:

@@ -441,6 +441,11 @@ async def test_no_permission_to_write(vhost: Vhost, check: Checks, lab: Lab, cer
     await vhost.allow(write="^(amq.default|lines)$")
     output = await check(status=0, broker=vhost.url, publish_exchange="lines", **certificate)
     assert "ok    permission    write to lines\n" in output
+    alone = "so devices of other nodes are not found by their names"
+    assert f"warn  permission    no permission to write: to_device.all; write: the queues of nodes; {alone}\n" in output
+    await vhost.allow(write=r"^(amq\.default|lines|to_device\..*)$")
+    output = await check(status=0, broker=vhost.url, publish_exchange="lines", **certificate)
+    assert "ok    permission    configure, read, write to_device.all\n" in output
     await vhost.allow(write="^$")
     assert await vhost.contents() == before
 

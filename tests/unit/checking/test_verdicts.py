@@ -12,7 +12,14 @@ from owsla.broker.queue_state import QueueState
 from owsla.broker.queues import Queue
 from owsla.checking.findings import Finding
 from owsla.checking.plan import QueuePlan
-from owsla.checking.verdicts import QueueAnswers, judge_permissions, judge_publishing, judge_queue, without_difference
+from owsla.checking.verdicts import (
+    QueueAnswers,
+    judge_broadcast,
+    judge_permissions,
+    judge_publishing,
+    judge_queue,
+    without_difference,
+)
 
 
 def refusal(code: int, text: str) -> BrokerError:
@@ -24,7 +31,7 @@ def different(name: str, received: str) -> BrokerError:
     return refusal(406, f"PRECONDITION_FAILED - inequivalent arg '{name}' for queue 'q' in vhost '/': received {received}")
 
 
-def invalid(name: str, why: str = ": \"expected integer, got longstr\"") -> BrokerError:
+def invalid(name: str, why: str = ': "expected integer, got longstr"') -> BrokerError:
     return refusal(406, f"PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/'{why}")
 
 
@@ -96,6 +103,32 @@ class PermissionTests(SynchronousTestCase):
             self.assertEqual(texts(judge_publishing(exchange, answer, found)), [text])
 
 
+class BroadcastTests(SynchronousTestCase):
+    def test_verdicts(self) -> None:
+        """Everything that is missing is named in one warning: a node serves its own devices without it."""
+        invalid_argument = refusal(406, "PRECONDITION_FAILED - invalid type 'longstr' for arg 'alternate-exchange'")
+        other_type = refusal(406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'x' in vhost '/'")
+        no_exchange = refusal(404, "NOT_FOUND - no exchange 'x' in vhost '/'")
+        no_read = refusal(403, "ACCESS_REFUSED - read access to exchange 'x' in vhost '/' refused for user 'me'")
+        no_write = refusal(403, "ACCESS_REFUSED - write access to exchange 'x' in vhost '/' refused for user 'me'")
+        no_queue_write = refusal(403, "ACCESS_REFUSED - write access to queue 'q' in vhost '/' refused for user 'me'")
+        alone = "so devices of other nodes are not found by their names"
+        for declared, bound, published, text in (
+            (invalid_argument, NO_QUEUE, no_exchange, "ok permission configure, read, write x"),
+            (other_type, NO_QUEUE, None, f"warn exchange x: it is not a fanout exchange; {alone}"),
+            (invalid_argument, NO_QUEUE, no_write, f"warn permission no permission to write: x; {alone}"),
+            (NO_ACCESS, no_read, no_write, f"warn permission no permission to configure, read, write: x; {alone}"),
+            (invalid_argument, no_queue_write, None, f"warn permission no permission to write: the queues of nodes; {alone}"),
+            (
+                NO_ACCESS,
+                no_queue_write,
+                no_write,
+                f"warn permission no permission to configure, write: x; write: the queues of nodes; {alone}",
+            ),
+        ):
+            self.assertEqual(texts(judge_broadcast("x", declared, bound, published)), [text])
+
+
 class QueueTests(SynchronousTestCase):
     def test_missing(self) -> None:
         """A queue that does not exist is declared at the start, unless the broker refuses an argument of the settings."""
@@ -122,9 +155,7 @@ class QueueTests(SynchronousTestCase):
         """Arguments cannot be compared without permission to configure the queue."""
         self.assertEqual(
             texts(judge_queue(answers(QueueState(0, 1), [NO_ACCESS]))),
-            [
-                "ok queue q: 0 messages ready, 1 consumer; its arguments cannot be compared without permission to configure it"
-            ],
+            ["ok queue q: 0 messages ready, 1 consumer; its arguments cannot be compared without permission to configure it"],
         )
 
     def test_different(self) -> None:
