@@ -92,6 +92,7 @@ class Announcement:
         if with_door:
             body["door"] = self._door
         if self.change == "connected":
+            body["since"] = None if connected is None else connected.since
             body["resync"] = self.resync
         else:
             body["connected_at"] = utc(self.since)
@@ -173,7 +174,7 @@ class AnnouncementQueue:
         live = self._live.get(key)
         if live is None or live.event.device_id == event.device_id:
             return
-        live.event = replace(live.event, device_id=event.device_id)
+        live.event = replace(live.event, device_id=event.device_id, since=event.since)
         pending = self._pending.get(key) or self._behind.get(key)
         if pending is not None:
             pending.connected = live.event

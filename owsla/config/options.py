@@ -435,7 +435,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _CONNECTIONS, "on-duplicate", "WORD", "keep", readers.choice("keep", "replace"),
-        "When an identified device connects to a node a second time: keep both connections, or replace the first.",
+        "When an identified device connects a second time, to any node: keep both connections, or replace the first.",
         reload="new connections",
     ),
     Option(

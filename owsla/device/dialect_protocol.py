@@ -273,11 +273,12 @@ class DialectProtocol(DeviceProtocol):
         factory.devices.remove(self)
         self.device_id = device_id
         self.template = factory.sink.open(self.connection_id, device_id)
-        if not self._closing:
-            factory.devices.add(self)
-        factory.emit(DeviceIdentified(self.connection_id.decode(), device_id))
-        if not self._closing:
-            factory.devices.replace_previous(self, self.peer)  # a closing one must not close a newer one of its device
+        if self._closing:
+            factory.emit(DeviceIdentified(self.connection_id.decode(), device_id))
+            return  # a closing connection is no address, and must not close a newer one of its device
+        factory.devices.add(self)
+        factory.emit(DeviceIdentified(self.connection_id.decode(), device_id, self.since))
+        factory.devices.replace_previous(self, self.peer)
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:

@@ -116,7 +116,12 @@ class DeviceFactory(ServerFactory):
         transport = connection.transport
         self.emit(
             DeviceConnected(
-                connection.connection_id.decode(), connection.device_id, transport.peer, transport.tls_version, self.door
+                connection.connection_id.decode(),
+                connection.device_id,
+                transport.peer,
+                transport.tls_version,
+                self.door,
+                connection.since or None,
             )
         )
         self.devices.replace_previous(connection, transport.peer)

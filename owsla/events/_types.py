@@ -107,6 +107,9 @@ class DeviceConnected(Event):
     tls: str
     """Version of TLS; empty without TLS."""
     door: str = FIRST_DOOR
+    since: int | None = None
+    """Time at which the device was identified, in milliseconds since the epoch: of two connections of a device, on whichever
+    nodes, the one with the greater value is the newer. `None` without a device id."""
 
     def __str__(self) -> str:
         transport = self.tls or ("unix socket" if self.peer.startswith("unix:") else "TCP")
@@ -744,6 +747,8 @@ class DeviceIdentified(Event):
     name: ClassVar[str] = "device-identified"
     connection_id: str
     device_id: str
+    since: int | None = None
+    """As in `DeviceConnected`. `None` if the connection was being closed."""
 
     def __str__(self) -> str:
         return f"Device identified: {self.connection_id} is device {self.device_id}"

@@ -98,7 +98,12 @@ def _connected(endpoint: Connection) -> DeviceConnected:
     """Return the event of a connection that is open, as it was when the device connected."""
     transport = endpoint.transport
     return DeviceConnected(
-        endpoint.connection_id.decode(), endpoint.device_id, transport.peer, transport.tls_version, endpoint.factory.door
+        endpoint.connection_id.decode(),
+        endpoint.device_id,
+        transport.peer,
+        transport.tls_version,
+        endpoint.factory.door,
+        endpoint.since or None,
     )
 
 

@@ -253,13 +253,13 @@ class PresenceTests(SynchronousTestCase):
         assert one is not None
         self.assertEqual((one.headers().get("device_id"), one.resync), ("early", False))
         self.presence.identified(DeviceIdentified("a", "early"))
-        self.presence.identified(DeviceIdentified("a", "late"))
+        self.presence.identified(DeviceIdentified("a", "late", 12_000))
         self.presence.identified(DeviceIdentified("nobody", "late"))
         self.assertEqual(self.sent(), [])
         self.presence.ack(1, False)
         one = self.presence.next()
         assert one is not None
-        self.assertEqual((one.headers().get("device_id"), one.resync), ("late", True))
+        self.assertEqual((one.headers().get("device_id"), one.body("n")["since"], one.resync), ("late", 12_000, True))
         self.assertEqual(self.sent(), [])
 
     def test_identified_and_refused(self) -> None:
@@ -297,7 +297,7 @@ class MessageTests(SynchronousTestCase):
 
     def test_connected(self) -> None:
         """The body has the fields of the contract, and no others."""
-        self.presence.connected(connected("a", "sensor 7"), 10.5)
+        self.presence.connected(replace(connected("a", "sensor 7"), since=10_500), 10.5)
         one = self.next()
         self.assertEqual(
             one.headers(),
@@ -313,6 +313,7 @@ class MessageTests(SynchronousTestCase):
                 "time": "1970-01-01T00:00:10.500000Z",
                 "peer": "192.0.2.1:1234",
                 "tls": "TLSv1.3",
+                "since": 10_500,
                 "resync": False,
             },
         )
@@ -334,7 +335,7 @@ class MessageTests(SynchronousTestCase):
         self.presence.connected(connected("a"), 10.5)
         one = self.next()
         self.assertNotIn("device_id", one.headers())
-        self.assertIsNone(one.body("n")["device_id"])
+        self.assertEqual((one.body("n")["device_id"], one.body("n")["since"]), (None, None))
 
     def test_disconnected(self) -> None:
         """The end of a connection has all that is known of it."""

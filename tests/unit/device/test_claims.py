@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 from hypothesis import settings
@@ -485,6 +484,4 @@ class NetworkTests(SynchronousTestCase):
         """Whatever happens to notices, never all connections of a device are closed; and when claims arrive, one of the newest
         stays.
         """
-        run_state_machine_as_test(
-            partial(Network), settings=settings(deadline=None, max_examples=100, stateful_step_count=30)
-        )
+        run_state_machine_as_test(Network, settings=settings(deadline=None, max_examples=100, stateful_step_count=30))

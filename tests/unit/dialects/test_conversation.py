@@ -194,7 +194,8 @@ class FromDeviceTests(Base):
         endpoint, _ = world.speak()
         endpoint.dataReceived(b"identify d1\na\n")
         self.assertEqual(endpoint.template, (endpoint.connection_id, "d1"))
-        self.assertEqual(world.of_type(DeviceIdentified), [DeviceIdentified(endpoint.connection_id.decode(), "d1")])
+        identified = DeviceIdentified(endpoint.connection_id.decode(), "d1", endpoint.since)
+        self.assertEqual(world.of_type(DeviceIdentified), [identified])
         world.end(endpoint)
         self.assertEqual(world.of_type(DeviceDisconnected)[0].device_id, "d1")
 

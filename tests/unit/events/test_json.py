@@ -55,6 +55,7 @@ class JSONTests(SynchronousTestCase):
                 "peer": "192.0.2.1:1234",
                 "tls": "TLSv1.3",
                 "door": "default",
+                "since": None,
             },
         )
 

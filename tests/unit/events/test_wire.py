@@ -29,6 +29,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "str": TEXT,
     "str | None": TEXT | st.none(),
     "int": st.integers(),
+    "int | None": st.integers() | st.none(),
     "float": st.floats(allow_nan=False, allow_infinity=False),
     "bool": st.booleans(),
     "tuple[str, ...]": st.lists(TEXT).map(tuple),
@@ -120,4 +121,5 @@ class WireTests(SynchronousTestCase):
 
 
 def _plain(kind: str) -> Any:
-    return {"str": "x", "int": 7, "float": 1.5, "str | None": None, "bool": True, "tuple[str, ...]": ("a", "b")}[kind]
+    values = {"str": "x", "int": 7, "float": 1.5, "bool": True, "tuple[str, ...]": ("a", "b")}
+    return None if kind.endswith(" | None") else values[kind]
