@@ -42,6 +42,10 @@ class HeldMessages(Generic[Holder]):
         """Return the number of messages of a consumer that are held."""
         return self._counts.get(source, 0)
 
+    def first(self, source: Any) -> Holder:
+        """Return the connection that has held messages of a consumer for the longest time. There must be one."""
+        return next(iter(self._by_source[source]))
+
     def greatest(self, source: Any) -> Holder:
         """Return the connection that holds most messages of a consumer. There must be one."""
         holders = self._by_source[source]

@@ -38,3 +38,15 @@ class HoldingsTests(SynchronousTestCase):
             holdings.remove(*removed)
             model[removed] -= 1
         self.assertEqual((holdings.holders("a"), holdings.holders("b"), holdings.count("a")), ([], [], 0))
+
+    def test_first(self) -> None:
+        """The holder that has held messages for the longest time is the first one."""
+        holdings: HeldMessages[str] = HeldMessages()
+        for holder in "xyx":
+            holdings.add("a", holder)
+        holdings.remove("a", "x")
+        self.assertEqual(holdings.first("a"), "x")
+        holdings.remove("a", "x")
+        self.assertEqual(holdings.first("a"), "y")
+        holdings.add("a", "x")
+        self.assertEqual(holdings.first("a"), "y")
