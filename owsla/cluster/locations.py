@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -319,7 +319,7 @@ class Locations:
                 self._turned_away.popitem(last=False)
         self._outputs.give_back(letter)
 
-    def forget(self, source: DeliverySource, handed_over: Iterable[bytes] = ()) -> None:
+    def forget(self, source: DeliverySource) -> None:
         """Drop the waiting messages of a consumer that ended, since the broker delivers them again."""
         for search in self._held.holders(source):
             for letters in (search.returned, search.newer):
