@@ -8,6 +8,8 @@ the shared queue holds more of them.
 
 A consumer that ends alone (its queue was deleted, its channel closed) is restarted with back-off on the same connection;
 `_replacing` ensures that only one replacement of the own queue's consumer runs at a time.
+
+`Binding` keeps the queue of the node bound to the exchange of all nodes, on this connection.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ..events import BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall, MessageSink
 from ..runtime.end_of_turn import EndOfTurn
 from . import queues as topology
+from .binding import Binding
 from .client import BrokerClient, BrokerError, as_failure
 from .consumer import Consumer
 from .own_queue import Declarations, NodeMembership, OwnQueue, OwnQueueSettings
@@ -61,14 +64,16 @@ class Consumers:
         *,
         membership: NodeMembership,
         settings: ConsumerSettings,
+        binding: Binding,
         flowing: Callable[[bool], None],
     ) -> None:
-        """`flowing` is told whether messages come."""
+        """`binding` binds the queue of the node while it is consumed. `flowing` is told whether messages come."""
         self._clock = clock
         self._turn = turn
         self._emit = emit
         self._router = router
         self._settings = settings
+        self._binding = binding
         self._flowing = flowing
         self._declarations = Declarations(emit)
         self._own = OwnQueue(clock, membership, self._declarations, settings.own_queue, self._probe_missing)
@@ -87,6 +92,7 @@ class Consumers:
         again, gone = await self._own.claim(client)
         for number in (SHARED, OWN):
             await self._start(client, number)
+        await self._bind(client)
         if not self._stopping:
             self._wait.reset()
             self._flowing(True)
@@ -101,6 +107,11 @@ class Consumers:
         consumer = Consumer(client, number, queue, self._router, self._turn, self._clock, self._lost, told)
         self._consumers[number] = consumer
         await consumer.start(1 if own else self._settings.count, self._settings.prefetch, lambda: not self._stopping)
+
+    async def _bind(self, client: BrokerClient) -> None:
+        """Bind the own queue before devices connect, so that other nodes find them from the beginning."""
+        if not self._stopping:
+            await self._binding.begin(client, self._own.queue.name)
 
     # -- the owner of the own queue ------------------------------------------------------------------------------------------
 
@@ -131,6 +142,7 @@ class Consumers:
             await client.end_channel(OWN)
             if self._consumers.get(OWN) is consumer:
                 await self._start(client, OWN)
+                await self._bind(client)
                 if not self._stopping:
                     self._own.consumed(again, gone)
         finally:
@@ -140,6 +152,7 @@ class Consumers:
         self._client = None
         self._flowing(False)
         self._own.away()
+        self._binding.end()
         if self._restart_call is not None and self._restart_call.active():
             self._restart_call.cancel()
         self._restart_call = None
@@ -165,6 +178,13 @@ class Consumers:
         consumer = self._consumers.get(OWN if own else SHARED)
         if consumer is not None:
             await consumer.stop()
+
+    async def unbind_own_queue(self) -> None:
+        """Unbind the own queue permanently: no more messages to all nodes arrive.
+
+        Raise `Closed` if the connection is lost meanwhile.
+        """
+        await self._binding.remove()
 
     async def delete_own_queue(self) -> bool:
         """Delete the own queue if it is empty. Return whether it was deleted.

@@ -3,6 +3,9 @@
 A user without the permission to publish can log in, and each of its connections ends with the first message. So a connection
 that ends with such a refusal soon after all were ready is not *connected* again before it has lasted: otherwise the log would
 have two lines for each attempt.
+
+Some roles can be missing: devices are served without them. The connection of such a role does not count here, and there is a
+warning if it cannot be made while all others are ready.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..config.addresses import BrokerAddress
-from ..events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
+from ..events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall
 
 LASTING: Final = 10.0
@@ -34,20 +37,32 @@ class BrokerHealth:
         "_emit",
         "_missing",
         "_on_ready",
+        "_optional",
         "_ready_since",
         "_refused",
         "_reported",
         "_roles",
+        "_warned",
         "ready",
     )
 
     def __init__(
-        self, clock: Clock, roles: Iterable[str], emit: Callable[[Event], None], on_ready: Callable[[], None]
+        self,
+        clock: Clock,
+        roles: Iterable[str],
+        emit: Callable[[Event], None],
+        on_ready: Callable[[], None],
+        *,
+        optional: Iterable[str] = (),
     ) -> None:
-        """`on_ready()` is called each time all connections have become ready."""
+        """`on_ready()` is called each time the connections of all `roles` have become ready. Those of `optional` roles may be
+        missing.
+        """
         self._clock = clock
         self._roles = frozenset(roles)
         self._missing = set(self._roles)
+        self._optional = frozenset(optional)
+        self._warned: set[str] = set()  # optional roles whose connection failed, until they are up
         self._emit = emit
         self._on_ready = on_ready
         self._reported: set[str] = set()
@@ -60,6 +75,9 @@ class BrokerHealth:
         """True while all connections are up and all queues are declared."""
 
     def up(self, role: str, address: BrokerAddress) -> None:
+        if role in self._optional:
+            self._warned.discard(role)
+            return
         self._missing.discard(role)
         if not self._missing:
             self.ready = True
@@ -78,6 +96,9 @@ class BrokerHealth:
         self._emit(BrokerConnected(str(address)))
 
     def down(self, role: str, address: BrokerAddress, reason: str) -> None:
+        if role in self._optional:
+            self._unblock(role)
+            return
         was_ready, was_announced = self.ready, self._announced
         self._lose(role)
         if not was_ready:
@@ -92,6 +113,12 @@ class BrokerHealth:
             self._report(address, reason)
 
     def failed(self, role: str, address: BrokerAddress, reason: str) -> None:
+        if role in self._optional:
+            self._unblock(role)
+            if self.ready and role not in self._warned:
+                self._warned.add(role)
+                self._emit(BrokerWarning(f"no connection for the role {role}, trying again: {address}: {reason}"))
+            return
         self._lose(role)
         self._report(address, reason)
 

@@ -35,13 +35,16 @@ RETURNS_HEADER: Final = "owsla_returns"
 RETURNED_BY_HEADER: Final = "owsla_returned_by"
 """Header of such a message on its way back: the node that returned it."""
 
+GROUP_HEADER: Final = "owsla_group"
+"""Header of a message for many devices between nodes: its number, the same each time that it is published."""
+
 NOTE_HEADER: Final = "owsla_note"
 """Header that says what part of a message was not relayed."""
 
 _KEPT: Final = frozenset(
     {b"connection_id", b"device_id", b"owsla_to", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason"}
     | {b"owsla_node", b"traceparent", b"tracestate"}
-    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode()}
+    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode(), GROUP_HEADER.encode()}
 )
 """Headers that are relayed of a message with too many headers."""
 
@@ -49,7 +52,8 @@ _LONGEST: Final = 255
 """Limit of the bytes of such a header. All of them, with the properties, fit into the smallest frame of AMQP (4096 bytes)."""
 
 _CHANGED: Final = frozenset({
-    *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode()
+    *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode(),
+    GROUP_HEADER.encode(),
 })  # fmt: skip
 """Headers by which copies of one message may differ, besides those of the broker (`x-death`, `x-delivery-count`)."""
 

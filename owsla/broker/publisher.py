@@ -7,7 +7,7 @@ A `Publisher` owns the publishing side of one channel. Every message is publishe
 and is *unconfirmed* until the broker answers:
 
     published ──basic.ack────────────────▶ accepted     the broker has it
-              ──basic.return, basic.ack──▶ unroutable   there is no such queue
+              ──basic.return, basic.ack──▶ unroutable   there is no such queue, or none is bound to the exchange
               ──basic.nack───────────────▶ refused      the queue is full, or the channel cannot reach it
               ──end of the channel───────▶ withdrawn    it may have arrived or not
 
@@ -22,7 +22,8 @@ before is ignored: answers of a channel may still be on their way when its messa
 - A `Retry` is pending at most once. While it is, the role publishes nothing that it was refused.
 
 A `basic.return` has no delivery tag. RabbitMQ sends the message back as it was published, before its confirm. So the first
-unconfirmed message with the same routing key, properties and body is taken for the one that was returned.
+unconfirmed message with the same routing key, properties and body is taken for the one that was returned. Messages to an
+exchange have an empty routing key, which no queue has.
 
 The lines of devices have a window of their own (`window`), which packs lines ahead of the channel and republishes them in
 order. Their publisher shares `Retry` (`refused_lines`).
@@ -135,7 +136,7 @@ class Publisher(BaseHandler, Generic[M]):
         self._returnable: dict[str, dict[int, _Publication[M]]] = {}
         self._next_tag = 1
         self._method = b""
-        self._method_queue: str | None = None
+        self._method_address: tuple[str, str] | None = None
         self.retry = Retry(clock, policy.retry_due, RetryDelay(first=0.2, most=longest_delay))
 
     def __len__(self) -> int:
@@ -175,8 +176,10 @@ class Publisher(BaseHandler, Generic[M]):
         """The largest frame that the broker takes, in bytes; 0 without a channel."""
         return 0 if self._client is None else self._client.frame_max
 
-    def publish(self, message: M, queue: str, properties: bytes, body: bytes) -> None:
-        """Publish a message to a queue. `properties` are encoded, and fit into a frame."""
+    def publish(self, message: M, queue: str, properties: bytes, body: bytes, exchange: str = "") -> None:
+        """Publish a message to a queue, or with an empty `queue` to a fanout exchange. `properties` are encoded, and fit into a
+        frame.
+        """
         client = self._client
         if client is None:
             raise RuntimeError("publishing without a channel")
@@ -184,10 +187,10 @@ class Publisher(BaseHandler, Generic[M]):
         self._unconfirmed[self._next_tag] = publication
         self._returnable.setdefault(queue, {})[self._next_tag] = publication
         self._next_tag += 1
-        if queue != self._method_queue:
-            self._method_queue = queue
+        if (exchange, queue) != self._method_address:
+            self._method_address = exchange, queue
             routing_key = queue.encode("utf-8", "surrogateescape")
-            method = encode_method("basic.publish", routing_key=routing_key, mandatory=True)
+            method = encode_method("basic.publish", exchange=exchange, routing_key=routing_key, mandatory=True)
             self._method = wire.frame(wire.FRAME_METHOD, self._channel, method)
         header = wire.header_payload(len(body), properties)
         client.write(self._method + wire.content_frames(self._channel, header, body, client.frame_max))

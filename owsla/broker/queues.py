@@ -1,4 +1,4 @@
-"""Declaration of the queues of Owsla (docs/contract.md). A queue that exists with other arguments is used as it is.
+"""Declaration of the queues and the exchange of Owsla (docs/contract.md). What exists with other arguments is used as it is.
 
 Queue arguments such as `x-queue-type` belong to the operator. Owsla sets only those that it needs, and those of the options.
 """
@@ -23,6 +23,9 @@ Much longer than --node-grace, so that confirmed forwards wait for the node duri
 
 _QUORUM = re.compile(r"current is .*quorum")
 """Type of the existing queue in the text of PRECONDITION_FAILED (RabbitMQ 3.8 to 4.0)."""
+
+_OTHER_TYPE = re.compile(r"inequivalent arg 'type'")
+"""Difference of an existing exchange in the text of PRECONDITION_FAILED (RabbitMQ 3.10 to 4.0)."""
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -62,6 +65,11 @@ def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE
     )
 
 
+def broadcast_exchange(to_device: str) -> str:
+    """Return the name of the exchange to which the queues of all nodes are bound, `<to-device>.all`."""
+    return f"{to_device}.all"
+
+
 async def find_exchange(client: BrokerClient, channel: int, exchange: Exchange) -> None:
     """Check that an exchange exists, on a temporary channel of this number.
 
@@ -75,6 +83,31 @@ async def find_exchange(client: BrokerClient, channel: int, exchange: Exchange) 
         if isinstance(error, BrokerError) and error.scope == "channel":
             raise error from None
         raise
+    await client.end_channel(channel)
+
+
+async def declare_fanout(client: BrokerClient, channel: int, exchange: str, warn: Callable[[str], None]) -> None:
+    """Declare a durable fanout exchange, on a temporary channel of this number.
+
+    A fanout exchange with other arguments (406), or an exchange that we have no permission to declare (403), is used as it is,
+    with a call of `warn`. Raise `BrokerError` if there is no exchange, or one of another type, and `Closed` if the connection
+    ends.
+    """
+    opened = await client.open_channel(channel, BaseHandler())
+    try:
+        await opened.exchange_declare(exchange=exchange, type="fanout", durable=True)
+    except Closed as closed:
+        error = as_failure(closed).value
+        if not isinstance(error, BrokerError) or error.scope != "channel":
+            raise
+        if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED) or _OTHER_TYPE.search(error.text):
+            raise error from None
+        try:
+            await find_exchange(client, channel, Exchange(exchange))
+        except BrokerError:
+            raise error from None
+        warn(f"the exchange {exchange} is used as it is: {error}")
+        return
     await client.end_channel(channel)
 
 

@@ -7,8 +7,9 @@ RabbitMQ may route a message to a classic queue, and confirm it, in the instant 
 lost, and its sender does not know. No condition of `queue.delete` excludes this, nor does the expiry of a queue. So a queue is
 deleted only when back ends have stopped sending to it:
 
-    1. Take the messages in the queue, and have them recorded. A consumer is the node itself, which has come back: stop, and
-    leave the rest to it.
+    1. Unbind the queue from the exchange of all nodes, or it would never be silent. Take the messages in the queue, and have
+    them recorded. A consumer is the node itself, which has come back: stop, and leave the rest to it. It binds its queue again
+    (`broker.binding`).
     2. Announce that the node is lost, so that back ends stop sending.
     3. Go on as in 1 until no message has come for `SILENCE` seconds.
     4. Delete the queue, if it is still empty and unused.
@@ -34,6 +35,7 @@ from txamqp.client import Closed
 from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
+from ..broker.binding import unbind
 from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
 from ..broker.consumer import letter
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
@@ -82,17 +84,20 @@ class Cleanup(Getter):
         client: BrokerClient,
         channel: int,
         queue: str,
+        exchange: str,
         clock: Clock,
         courier: Recorder,
         announce: Callable[[int], None],
         warn: Callable[[str], None],
     ) -> None:
-        """Use `channel` and the number after it. `announce` is called once, with the
+        """Use `channel` and the number after it. The queue may be bound to `exchange`. `announce` is called once, with the
         number of messages that were taken by then, before the queue is deleted.
         """
         self._client = client
         self._channel = channel
         self._queue = queue
+        self._exchange = exchange
+        self._bound = True
         self._clock = clock
         self._courier = courier
         self._announce: Callable[[int], None] | None = announce
@@ -121,6 +126,9 @@ class Cleanup(Getter):
                 break
             if found.consumers > self._consuming:
                 return False
+            if self._bound:
+                self._bound = False
+                await unbind(self._client, self._channel + 1, self._queue, self._exchange)
             if not await self._take(found.messages):
                 break
             now = self._clock.seconds()

@@ -47,6 +47,10 @@ class CleanupOwner(Protocol):
     def node_queue(self, node: str) -> str:
         """Return the name of the queue of a node."""
 
+    @property
+    def exchange(self) -> str:
+        """Name of the exchange to which the queues of the nodes are bound."""
+
     def acknowledge(self, tags: list[int]) -> None:
         """Acknowledge notices."""
 
@@ -111,6 +115,7 @@ class Cleanups:
                 client,
                 channel,
                 self._owner.node_queue(node),
+                self._owner.exchange,
                 self._clock,
                 self._courier,
                 partial(self._announce, node),

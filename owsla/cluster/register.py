@@ -197,6 +197,10 @@ class Register:
     def node_queue(self, node: str) -> str:
         return f"{self._settings.to_device}.{node}"
 
+    @property
+    def exchange(self) -> str:
+        return topology.broadcast_exchange(self._settings.to_device)
+
     async def _inspect(self, client: BrokerClient, node: str) -> QueueCondition:
         queue = self.node_queue(node)
         try:

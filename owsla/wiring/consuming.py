@@ -101,7 +101,9 @@ def make_consuming(
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
-    health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready)
+    # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
+    optional = [publishing.broadcast.name]
+    health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready, optional=optional)
     registrar = Registrar(
         base.reactor,
         base.emit,
@@ -139,9 +141,10 @@ def make_consuming(
                 patience=max(UNREACHABLE, settings.node_grace),
             ),
         ),
+        binding=publishing.broadcast.binding,
         flowing=devices.services.reordering.flowing,
     )
-    roles = [*publishers, registrar, publishing.lines, consumers]
+    roles = [*publishers, publishing.broadcast, registrar, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
     return Consuming(registrar, consumers, router, health, connections, logins, tls)
 

@@ -1,12 +1,14 @@
-"""Roles towards RabbitMQ that publish: lines of devices, messages to other queues, announcements to back ends."""
+"""Roles towards RabbitMQ that publish: lines of devices, messages to other queues and to all nodes, announcements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from .. import http
 from ..broker import queues
+from ..broker.broadcast import BroadcastRole
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines, line_channel
@@ -19,6 +21,12 @@ from ..device.connections import Connection
 from ..events import DeviceConnected
 from .base import Base
 
+CLAIM_LIFETIME: Final = 60.0
+"""Seconds for which the claims of a node wait in the queue of another one that is away for a moment, besides the heartbeats."""
+
+CLAIM_HEARTBEATS: Final = 3
+"""Heartbeat intervals after which RabbitMQ has closed the dead connection of a node (`consuming.GHOST_HEARTBEATS`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Publishing:
@@ -26,6 +34,7 @@ class Publishing:
 
     lines: DoorLines
     courier: CourierRole
+    broadcast: BroadcastRole
     presence: PresenceRole | None
     """Announcer of connections to back ends; `None` without `--events amqp`."""
     latency: Mapping[str, http.Histogram]
@@ -51,6 +60,15 @@ def make_publishing(base: Base) -> Publishing:
         node_grace=settings.node_grace,
         held_limit=settings.consumers * settings.prefetch // 4,
     )
+    broadcast = BroadcastRole(
+        base.reactor,
+        base.emit,
+        exchange=queues.broadcast_exchange(settings.to_device),
+        own_queue=lambda: base.node_queue(base.node()).name,
+        question_lifetime=lambda: base.settings.device_timeout,
+        claim_lifetime=CLAIM_LIFETIME + CLAIM_HEARTBEATS * settings.heartbeat,
+        record=courier.record,
+    )
     presence = None
     if any(spec.kind == "amqp" for spec in settings.events):
         presence = PresenceRole(
@@ -60,7 +78,7 @@ def make_publishing(base: Base) -> Publishing:
             live=lambda: map(_connected, base.registry),
             several_doors=len(settings.doors) > 1,
         )
-    return Publishing(lines, courier, presence, latency)
+    return Publishing(lines, courier, broadcast, presence, latency)
 
 
 def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, number: int, door: Door) -> LinePublisher:

@@ -147,6 +147,9 @@ class Consumption(Protocol):
     async def stop_consuming(self, *, own: bool) -> None:
         """Stop consuming the shared queue, or the node's own. Messages that arrived can still be acknowledged."""
 
+    async def unbind_own_queue(self) -> None:
+        """Unbind the node's own queue from the exchange of all nodes."""
+
     async def delete_own_queue(self) -> bool:
         """Delete the node's own queue if it is empty. Return whether it is gone."""
 
@@ -375,6 +378,7 @@ class NodeService(MultiService):
     async def _leave_cluster(self) -> None:
         """Leave the cluster and stop consuming the own queue, in the order that loses no message."""
         parts = self._parts
+        await self._answer(parts.consumers.unbind_own_queue())  # the questions of other nodes would keep it from being silent
         if not parts.unannounced and not len(parts.registry):
             # Back ends were told of every connection. Otherwise the other nodes must report that this node is lost.
             parts.membership.leave()

@@ -94,6 +94,8 @@ ANSWERS = {
     "confirm.select": "confirm.select-ok",
     "exchange.declare": "exchange.declare-ok",
     "queue.declare": "queue.declare-ok",
+    "queue.bind": "queue.bind-ok",
+    "queue.unbind": "queue.unbind-ok",
     "queue.delete": "queue.delete-ok",
     "basic.qos": "basic.qos-ok",
     "basic.consume": "basic.consume-ok",
@@ -127,7 +129,7 @@ class Server:
         self.published: list[Publish] = []
         self.silent: set[str] = set()
         self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
-        """(queue or exchange, passive) → (code, text) that answers its declaration."""
+        """(queue or exchange, passive) → (code, text) that answers its declaration; ("bind " and queue, False) the binding."""
         self.found: dict[str, tuple[int, int]] = {}
         """Queue → (messages, consumers) that answers its declaration; none and none by default."""
         self.heartbeats = 0
@@ -236,6 +238,9 @@ class Server:
             self.close_channel(channel, code, text)
         elif method.name == "exchange.declare" and (fields["exchange"], fields["passive"]) in self.refusals:
             code, text = self.refusals[fields["exchange"], fields["passive"]]
+            self.close_channel(channel, code, text)
+        elif method.name == "queue.bind" and (f"bind {fields['queue']}", False) in self.refusals:
+            code, text = self.refusals[f"bind {fields['queue']}", False]
             self.close_channel(channel, code, text)
         elif method.name == "queue.declare":
             messages, consumers = self.found.get(fields["queue"], (0, 0))

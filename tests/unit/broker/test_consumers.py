@@ -10,6 +10,7 @@ from txamqp.client import Closed
 from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker import queues as topology
+from owsla.broker.binding import Binding
 from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings
 from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
@@ -92,6 +93,7 @@ class Base(BrokerTestCase):
         self.flowing: list[bool] = []
         self.router = Router()
         self.place = Place()
+        self.binding = Binding(self.clock, "to_device.all", changed=lambda: None, warn=lambda text: None)
         self.consumers = self.make()
         self.connect()
 
@@ -113,6 +115,7 @@ class Base(BrokerTestCase):
                     patience=30.0,
                 ),
             ),
+            binding=self.binding,
             flowing=self.flowing.append,
         )
 

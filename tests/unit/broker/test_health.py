@@ -9,7 +9,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.broker.health import LASTING, BrokerHealth
 from owsla.config.addresses import BrokerAddress
-from owsla.events import BrokerBlocked, BrokerConnected, BrokerLost, BrokerUnavailable, BrokerUnblocked, Event
+from owsla.events import (
+    BrokerBlocked,
+    BrokerConnected,
+    BrokerLost,
+    BrokerUnavailable,
+    BrokerUnblocked,
+    BrokerWarning,
+    Event,
+)
 
 HERE = BrokerAddress("here", password="secret")
 THERE = BrokerAddress("there")
@@ -21,7 +29,7 @@ class HealthTests(SynchronousTestCase):
         self.events: list[Event] = []
         self.readied = 0
         self.clock = Clock()
-        self.health = BrokerHealth(cast("Any", self.clock), ROLES, self.events.append, self.on_ready)
+        self.health = BrokerHealth(cast("Any", self.clock), ROLES, self.events.append, self.on_ready, optional=["extra"])
 
     def on_ready(self) -> None:
         self.readied += 1
@@ -129,3 +137,18 @@ class HealthTests(SynchronousTestCase):
         for event in self.events:
             self.assertIn("here", str(event))
             self.assertNotIn("secret", str(event) + repr(event))
+
+    def test_an_optional_role(self) -> None:
+        """A role that can be missing has no part in the state. While all others are ready, its failures are one warning."""
+        self.health.failed("extra", HERE, "refused")
+        self.all_up()
+        self.assertEqual((self.take(), self.readied), ([BrokerConnected], 1))
+        self.health.failed("extra", HERE, "too many connections")
+        self.health.failed("extra", HERE, "too many connections")
+        self.assertEqual((self.take(), self.health.ready), ([BrokerWarning], True))
+        self.health.up("extra", HERE)
+        self.health.down("extra", HERE, "gone")
+        self.assertEqual((self.take(), self.health.ready, self.readied), ([], True, 1))
+        self.health.blocked("extra", "memory")
+        self.health.down("extra", HERE, "gone")
+        self.assertEqual(self.take(), [BrokerBlocked, BrokerUnblocked])

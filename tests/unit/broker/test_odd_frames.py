@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, Method, encode_method
 from owsla.broker import queues as topology
+from owsla.broker.binding import Binding
+from owsla.broker.broadcast import BroadcastRole
 from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers, ConsumerSettings
 from owsla.broker.courier import CourierRole
@@ -182,6 +184,28 @@ def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
     return role, act
 
 
+def make_broadcast(server: Server) -> tuple[Role, Callable[[], object]]:
+    role = BroadcastRole(
+        server.clock,
+        lambda event: None,
+        exchange="to_device.all",
+        own_queue=lambda: QUEUE,
+        question_lifetime=lambda: 1.0,
+        claim_lifetime=60.0,
+        record=lambda letter, reason: None,
+    )
+    bound = Server(server.clock, heartbeat=60_000).ready()
+    Result(role.binding.begin(bound.client, QUEUE))
+    bound.settle()
+
+    def act() -> None:
+        role.spread(Source().letter(1), "group")
+        role.ask(["device"])
+        role.claim(b"[]")
+
+    return role, act
+
+
 def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
     place = Place()
     consumers = Consumers(
@@ -201,6 +225,7 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
                 patience=1.0,
             ),
         ),
+        binding=Binding(server.clock, "to_device.all", changed=lambda: None, warn=lambda text: None),
         flowing=lambda flows: None,
     )
     return consumers, lambda: [arrived() for arrived in place.arrived]
@@ -330,6 +355,7 @@ for _name, _make in (
     ("courier", make_courier),
     ("registrar", make_registrar),
     ("presence", make_presence),
+    ("broadcast", make_broadcast),
     ("echo", make_echo),
     ("tail", make_tail),
     ("peek", make_peek),

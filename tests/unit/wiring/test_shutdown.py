@@ -155,6 +155,10 @@ class Consumers:
         await self._call(name)
         self.world.log.append(name)
 
+    async def unbind_own_queue(self) -> None:
+        await self._call("own queue unbound")
+        self.world.log.append("own queue unbound")
+
     async def delete_own_queue(self) -> bool:
         await self._call("own queue gone")
         if self.empty:
@@ -275,10 +279,10 @@ class StoppingTests(SynchronousTestCase):
             world.later(0.01)
         world.later(2)
         self.successResultOf(stopping)
-        first = ["port closed", "consuming stopped", "left", "own queue left", "listener stopped"]
-        self.assertEqual(world.log[:5], first)
-        self.assertEqual(set(world.log[5:8]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
-        self.assertEqual(world.log[8:], ["embedded stopped"])
+        first = ["port closed", "consuming stopped", "own queue unbound", "left", "own queue left", "listener stopped"]
+        self.assertEqual(world.log[:6], first)
+        self.assertEqual(set(world.log[6:9]), {f"{name} stopped" for name in ("consumers", "producer", "courier")})
+        self.assertEqual(world.log[9:], ["embedded stopped"])
         self.assertTrue(all(len(device.drained) == 1 for device in devices))
         self.assertEqual(self.lines[-1], "Stopped: 3 devices closed, everything confirmed")
         self.assertEqual(world.events, [NodeStopped(3)])
@@ -520,7 +524,7 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual(world.log, ["port closed", "consuming stopped"])
         world.presence.unconfirmed = 0
         world.later(1)
-        self.assertEqual(world.log[2:], ["left", "own queue left"], "messages that still come do not hold it up")
+        self.assertEqual(world.log[3:], ["left", "own queue left"], "messages that still come do not hold it up")
         world.courier.unconfirmed = 0
         world.later(1)
         self.successResultOf(stopping)
@@ -533,7 +537,7 @@ class StoppingTests(SynchronousTestCase):
         for _ in range(5):
             world.later(SILENCE - 2 * STEP)
             world.consumers.handled += 1
-            self.assertEqual(world.log, ["port closed", "consuming stopped", "left"])
+            self.assertEqual(world.log, ["port closed", "consuming stopped", "own queue unbound", "left"])
         world.later(SILENCE - 2 * STEP)
         world.courier.unconfirmed = 1
         world.later(SILENCE)

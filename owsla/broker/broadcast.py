@@ -1,0 +1,516 @@
+"""Messages to all nodes, on the fanout exchange `<to-device>.all`: questions, claims, and messages for many devices.
+
+Theory of operation
+===================
+
+The own queue of each node is bound to the exchange (`binding`). This role publishes, on a connection of its own: questions must
+not wait behind the records of the courier, and a refusal must not close the channel on which undeliverable messages are
+recorded.
+
+There are two kinds of message:
+
+- *notices*: questions, answers and claims. A notice that cannot go now is dropped: a question is asked again, and claims are
+  stated again when the role is up again.
+- *group messages*, each made of a message that a consumer holds. Each is kept and published again until the broker has
+  confirmed it, and then its message is acknowledged. They go one at a time, so that a message over which the broker closes the
+  channel is known.
+
+States, in the order in which they are decided:
+
+    away      there is no connection, the own queue is not bound, or the channel has not been tried
+    refused   the broker does not let this node bind, or publish to the exchange
+    blocked   the broker reads no messages (an alarm), or too many notices are unconfirmed
+    up        notices go
+
+Nothing in AMQP tells whether a user may publish. So each channel is tried with a claim about no device, which says nothing to
+those who hear it: the broker confirms it, or closes the channel with 403.
+
+A node without permission serves its devices as before. It tries again after a delay, on a new channel, since RabbitMQ remembers
+permissions for each channel.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+from twisted.logger import Logger
+
+from ..amqp import wire
+from ..amqp.wire import WireError
+from ..events import BrokerWarning, Event
+from ..interfaces import Clock, DelayedCall
+from ..letter import BAD, Letter
+from . import headers as delivery
+from . import message_properties
+from . import queues as topology
+from .binding import Binding, BindingState
+from .client import BrokerClient, BrokerError
+from .courier import MESSAGE_FAULTS
+from .packing import APP_ID
+from .publisher import Publisher
+
+CHANNEL: Final = 1
+
+UNCONFIRMED_NOTICES: Final = 1000
+"""Limit of unconfirmed notices. The broker confirms a notice when the queues of all nodes have it: some milliseconds."""
+
+UNCONFIRMED_BYTES: Final = 8 << 20
+"""Limit of the bytes of unconfirmed notices. A question for 500 devices has 10 to 130 KB."""
+
+STUCK: Final = 10.0
+"""Seconds without a confirm, at the limit, after which unconfirmed notices are given up. A quorum queue that has lost its
+majority confirms nothing, and the other nodes have the notices."""
+
+ATTEMPTS: Final = 3
+"""Number of times that the broker may close the channel over a group message before that is recorded as `refused`."""
+
+EXPIRY_INTERVAL: Final = 1.0
+"""Seconds between two looks at group messages that wait, for those that have expired."""
+
+WHO_HAS: Final = "who-has"
+"""Notice that asks which node has a device: of the header `device_id`, or of those in the body, a JSON array."""
+
+HAS: Final = "has"
+"""Notice that answers it: its body is a JSON array of claims."""
+
+HERE: Final = "here"
+"""Notice that a node has devices: its body is a JSON array of claims."""
+
+BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
+
+
+class _Notice:
+    """A notice that is on its way to the broker."""
+
+    __slots__ = ("size", "to_all")
+
+    def __init__(self, size: int, *, to_all: bool) -> None:
+        self.size = size
+        self.to_all = to_all
+        """Whether it went to the exchange, rather than to the queue of one node."""
+
+
+class _GroupMessage:
+    """A message for many devices."""
+
+    __slots__ = ("attempts", "group_id", "letter")
+
+    def __init__(self, letter: Letter, group_id: str) -> None:
+        self.letter = letter
+        self.group_id = group_id
+        self.attempts = 0
+        """Number of channels that were closed while it was on its way."""
+
+
+class BroadcastRole:
+    """The role that publishes to all nodes."""
+
+    name = "broadcast"
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        exchange: str,
+        own_queue: Callable[[], str],
+        question_lifetime: Callable[[], float],
+        claim_lifetime: float,
+        record: Callable[[Letter, str], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`own_queue()` returns the name of the node's own queue, to which questions are answered. Lifetimes are in seconds.
+        `record` records a group message as undeliverable; `now()` returns the time since the epoch.
+        """
+        self._clock = clock
+        self._emit = emit
+        self._exchange = exchange
+        self._own_queue = own_queue
+        self._question_lifetime = question_lifetime
+        self._claim_lifetime = claim_lifetime
+        self._record = record
+        self._now = now
+        self._publisher: Publisher[_Notice | _GroupMessage] = Publisher(clock, CHANNEL, self, longest_delay=60.0)
+        self._client: BrokerClient | None = None
+        self._opening = False
+        self._open = False  # the channel takes messages
+        self._tried = False  # the broker has confirmed a message on this channel
+        self._refused = False  # the broker refused a message to the exchange, and has confirmed none since
+        self._alarm = False
+        self._warned: str | None = None
+        self._troubled = False  # a warning says that devices cannot be addressed by name
+        self._notices = 0
+        self._bytes = 0
+        self._confirms = 0  # number of confirms so far
+        self._stuck_call: DelayedCall | None = None
+        self._groups: deque[_GroupMessage] = deque()  # the first one may be on its way
+        self._group_published = False
+        self._expiry_call: DelayedCall | None = None
+        self._watchers: list[Callable[[BroadcastState], None]] = []
+        self._last_state: BroadcastState = "away"
+        self.binding = Binding(clock, exchange, changed=self._binding_changed, warn=self._warn)
+        """Binding of the own queue, for the consumers of this node."""
+        self.dropped = 0
+        """Number of notices that could not go."""
+
+    # -- requests --------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> BroadcastState:
+        """State of the role: see the theory of operation."""
+        if self._client is None:
+            return "away"
+        if self._refused or self.binding.state is BindingState.REFUSED:
+            return "refused"
+        if self._alarm or self._is_full():
+            return "blocked"
+        return "up" if self._tried and self.binding.state is BindingState.BOUND else "away"
+
+    def watch(self, changed: Callable[[BroadcastState], None]) -> None:
+        """Call `changed` with the new state after each change of it, from now on."""
+        self._watchers.append(changed)
+
+    def ask(self, device_ids: Sequence[str]) -> bool:
+        """Ask all nodes which of them has these devices. Return whether the question has gone."""
+        headers: dict[str, str] = {delivery.NOTICE: WHO_HAS}
+        body = b""
+        if len(device_ids) == 1 and device_ids[0].isprintable():
+            headers["device_id"] = device_ids[0]
+        else:
+            body = json.dumps(list(device_ids)).encode()
+        reply_to = self._own_queue()
+        return self._notify(headers, body, self._question_lifetime(), reply_to=reply_to)
+
+    def claim(self, claims: bytes) -> bool:
+        """State to all nodes which devices this node has: a JSON array. Return whether the claims have gone."""
+        return self._notify({delivery.NOTICE: HERE}, claims, self._claim_lifetime)
+
+    def answer(self, queue: str, correlation_id: bytes | None, claims: bytes) -> bool:
+        """Answer the question of another node, on its own queue. Return whether the answer has gone.
+
+        `correlation_id` is that of the question, as encoded in its content header.
+        """
+        return self._notify(
+            {delivery.NOTICE: HAS}, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id
+        )
+
+    def spread(self, letter: Letter, group_id: str) -> None:
+        """Publish a message for many devices to all nodes, and acknowledge it when it has arrived there.
+
+        It is recorded as `expired` if that happens before it could be published.
+        """
+        self._groups.append(_GroupMessage(letter, group_id))
+        self._publish_group()
+        self._watch_expiry()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Number of group messages that are about to arrive. A stop waits for them."""
+        return len(self._groups) if self.state == "up" else 0
+
+    @property
+    def waiting(self) -> int:
+        """Number of group messages that have not arrived yet."""
+        return len(self._groups)
+
+    # -- notices ---------------------------------------------------------------------------------------------------------
+
+    def _notify(
+        self,
+        headers: dict[str, str],
+        body: bytes,
+        lifetime: float,
+        *,
+        queue: str = "",
+        reply_to: str | None = None,
+        correlation_id: bytes | None = None,
+    ) -> bool:
+        """Publish a notice to the exchange, or to the queue of a node. Return `False` if it cannot go now."""
+        client = self._client
+        if client is None or self.state != "up":
+            self.dropped += 1
+            return False
+        self._publish_notice(client, headers, body, lifetime, queue, reply_to, correlation_id)
+        if self._is_full():
+            self._watch_stuck()
+            self._state_changed()
+        return True
+
+    def _publish_notice(
+        self,
+        client: BrokerClient,
+        headers: dict[str, str],
+        body: bytes,
+        lifetime: float,
+        queue: str = "",
+        reply_to: str | None = None,
+        correlation_id: bytes | None = None,
+    ) -> None:
+        properties: dict[str, Any] = {
+            "headers": headers,
+            "delivery_mode": 1,
+            "expiration": str(max(1, round(lifetime * 1000))),
+            # RabbitMQ accepts only the user name of the login: so a notice proves which user has published it.
+            "user_id": client.username,
+            "app_id": APP_ID,
+        }
+        if body:
+            properties["content_type"] = "application/json"
+        if reply_to is not None:
+            properties["reply_to"] = reply_to
+        encoded = wire.encode_properties(properties)
+        if correlation_id is not None:
+            encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": correlation_id})
+        notice = _Notice(len(encoded) + len(body), to_all=not queue)
+        self._notices += 1
+        self._bytes += notice.size
+        self._publisher.publish(notice, queue, encoded, body, "" if queue else self._exchange)
+
+    def _is_full(self) -> bool:
+        return self._notices >= UNCONFIRMED_NOTICES or self._bytes >= UNCONFIRMED_BYTES
+
+    def _watch_stuck(self) -> None:
+        if self._stuck_call is None:
+            self._stuck_call = self._clock.callLater(STUCK, self._look_for_stuck, self._confirms)
+
+    def _look_for_stuck(self, confirms: int) -> None:
+        """Give up the unconfirmed notices if the broker has confirmed none for a while, and reads what is published."""
+        self._stuck_call = None
+        if not self._is_full():
+            return
+        if self._confirms == confirms and not self._alarm:
+            self._open_again()
+        else:
+            self._watch_stuck()
+
+    # -- group messages --------------------------------------------------------------------------------------------------
+
+    def _publish_group(self) -> None:
+        """Publish the first group message that is still wanted, unless one is on its way."""
+        client = self._client
+        while self._groups and not self._group_published:
+            first = self._groups[0]
+            if not first.letter.source.open:
+                self._groups.popleft()  # the broker delivers it again, on another channel
+            elif self._is_expired(first.letter):
+                self._groups.popleft()
+                self._record(first.letter, "expired")
+            elif client is None or not self._tried or self._publisher.retry.pending:
+                return
+            else:
+                self._publish_first(client, first)
+
+    def _publish_first(self, client: BrokerClient, first: _GroupMessage) -> None:
+        try:
+            properties = self._group_properties(client, first)
+        except WireError:
+            self._groups.popleft()
+            self._record(first.letter, "refused")
+            return
+        self._group_published = True
+        self._publisher.publish(first, "", properties, first.letter.body, self._exchange)
+
+    def _group_properties(self, client: BrokerClient, message: _GroupMessage) -> bytes:
+        extra: dict[str, str | bool] = {message_properties.GROUP_HEADER: message.group_id}
+        deadline = message.letter.deadline
+        if deadline is not None:
+            left = max(0, round((deadline - self._clock.seconds()) * 1000))
+            extra[message_properties.EXPIRATION_HEADER] = str(left)
+        properties = message_properties.relayed(message.letter.header[12:], extra)
+        if len(properties) > client.frame_max - wire.FRAME_OVERHEAD - 12 - 256:  # with the user, of 255 bytes at most
+            properties = message_properties.reduced(properties)
+        user = wire.short_string(client.username)
+        return wire.join_properties({**wire.split_properties(properties), "user_id": user})
+
+    def _is_expired(self, letter: Letter) -> bool:
+        if letter.deadline is not None and self._clock.seconds() >= letter.deadline:
+            return True
+        return letter.expires_at is not None and letter.expires_at != BAD and self._now() >= letter.expires_at
+
+    def _watch_expiry(self) -> None:
+        if self._groups and self._expiry_call is None:
+            self._expiry_call = self._clock.callLater(EXPIRY_INTERVAL, self._look_for_expired)
+
+    def _look_for_expired(self) -> None:
+        self._expiry_call = None
+        try:
+            self._publish_group()
+        except Exception:
+            self._log.failure("Publishing a message for many devices failed")
+        self._watch_expiry()
+
+    # -- the connection --------------------------------------------------------------------------------------------------
+
+    async def up(self, client: BrokerClient) -> None:
+        self._client = client
+        self._alarm = False
+        if self.binding.state is BindingState.BOUND:
+            await self._open_channel(client)
+        self._state_changed()
+
+    def _binding_changed(self) -> None:
+        """Open the channel when the own queue is bound: there is an exchange then."""
+        refusal = self.binding.refusal
+        if refusal is not None:
+            self._warn_refused(refusal)
+        if not self._open and not self._publisher.retry.pending:
+            self._open_again()
+        self._state_changed()
+
+    async def _open_channel(self, client: BrokerClient) -> None:
+        """Open the channel, and try it."""
+        self._opening = True
+        try:
+            await client.end_channel(CHANNEL)
+            await self._publisher.open(client)
+        finally:
+            self._opening = False
+        if client is self._client:
+            self._open = True
+            self._publish_notice(client, {delivery.NOTICE: HERE}, b"[]", self._question_lifetime())
+
+    def _open_again(self) -> None:
+        """Open a new channel, if there is a connection and the own queue is bound."""
+        client = self._client
+        if client is not None and self.binding.state is BindingState.BOUND and not self._opening:
+            self._give_up_channel()
+            client.run(self._open_channel(client))
+        self._state_changed()
+
+    def down(self) -> None:
+        self._client = None
+        self._alarm = False
+        self._give_up_channel()
+        if self._stuck_call is not None:
+            self._stuck_call.cancel()
+            self._stuck_call = None
+        self._state_changed()
+
+    def _give_up_channel(self) -> None:
+        """Give up the channel, and the notices that are on their way."""
+        self._open = self._tried = False
+        self._publisher.withdraw()
+        self._group_published = False
+        self._notices = self._bytes = 0
+
+    def blocked(self, reason: str) -> None:
+        self._alarm = True
+        self._state_changed()
+
+    def unblocked(self) -> None:
+        self._alarm = False
+        self._state_changed()
+
+    def _state_changed(self) -> None:
+        state = self.state
+        if state != self._last_state:
+            self._last_state = state
+            for changed in self._watchers:
+                changed(state)
+
+    # -- answers of the broker -------------------------------------------------------------------------------------------
+
+    def messages_confirmed(
+        self, accepted: list[_Notice | _GroupMessage], unroutable: list[_Notice | _GroupMessage]
+    ) -> None:
+        """Acknowledge group messages. No queue is bound to the exchange, not even our own, if a message to it was returned."""
+        self._confirms += 1
+        missing = False
+        for message in unroutable:
+            if isinstance(message, _GroupMessage):
+                self._group_published = False
+                self._publisher.retry.schedule()
+                missing = True
+            else:
+                self._arrived(message)
+                missing = missing or message.to_all
+        for message in accepted:
+            if isinstance(message, _GroupMessage):
+                self._group_published = False
+                self._groups.popleft()
+                message.letter.source.done(message.letter.tag)
+            else:
+                self._arrived(message)
+        self._accepted()
+        if missing:
+            self.binding.check()
+        self._state_changed()
+
+    def _arrived(self, notice: _Notice) -> None:
+        self._notices -= 1
+        self._bytes -= notice.size
+
+    def _accepted(self) -> None:
+        """Note that the exchange takes messages."""
+        self._tried = True
+        self._refused = False
+        self._publisher.retry.reset_delay()
+        if self._troubled:
+            self._troubled = False
+            self._warned = None
+            self._log.info("Devices can be addressed by name: the exchange {exchange} works", exchange=self._exchange)
+        self._publish_group()
+
+    def messages_refused(self, messages: list[_Notice | _GroupMessage]) -> None:
+        """Handle a negative acknowledgement: the queue of a node is full, or has no leader. The others have the message."""
+        self._confirms += 1
+        for message in messages:
+            if isinstance(message, _GroupMessage):
+                self._group_published = False
+                self._publisher.retry.schedule()
+            else:
+                self._arrived(message)
+        self._accepted()
+        self._state_changed()
+
+    def channel_closed(self, reason: BaseException) -> None:
+        client = self._client
+        published, code = self._group_published, reason.code if isinstance(reason, BrokerError) else 0
+        learned = client is not None and client.learn_user(reason)
+        self._give_up_channel()
+        if published and code in MESSAGE_FAULTS and not learned:
+            self._blame(self._groups[0])
+        if client is None or client.closed:
+            return
+        if learned:
+            self._open_again()
+        elif code == topology.NOT_FOUND:
+            self.binding.check()  # it declares the exchange, and the channel is opened again
+        elif code == topology.ACCESS_REFUSED:
+            self._refused = True
+            self._warn_refused(reason)
+            self._publisher.retry.schedule(new_channel=True)
+        else:
+            self._warn_refused(reason)
+            self._publisher.retry.schedule(new_channel=True)
+        self._state_changed()
+
+    def _blame(self, message: _GroupMessage) -> None:
+        """Count that the channel was closed over a group message. Record it if that happens again and again."""
+        message.attempts += 1
+        if message.attempts >= ATTEMPTS:
+            self._groups.popleft()
+            self._record(message.letter, "refused")
+
+    def retry_due(self, new_channel: bool) -> None:
+        self._publisher.retry.done()
+        if new_channel:
+            self._open_again()
+        else:
+            self._publish_group()
+
+    # -- warnings --------------------------------------------------------------------------------------------------------
+
+    def _warn_refused(self, reason: BaseException) -> None:
+        self._troubled = True
+        self._warn(f"devices can be addressed by name (device_id, owsla_to) on their own node only: {reason}; trying again")
+
+    def _warn(self, text: str) -> None:
+        if text != self._warned:
+            self._warned = text
+            self._emit(BrokerWarning(text))
