@@ -41,9 +41,11 @@ class ConnectionIdTests(SynchronousTestCase):
                 self.assertEqual(delivery.read(header), (raw, None, False))
 
     def test_none(self) -> None:
-        """Without the header, without headers, and without any property there is no connection id."""
+        """Without the header, without headers, and without any property there is no connection id. Then there may be more: the
+        message may name a device.
+        """
         for header in (with_headers({}), with_headers({"other": 1}), wire.header_payload(0, b"\0\0")):
-            self.assertEqual(delivery.read(header), (None, None, False))
+            self.assertEqual(delivery.read(header), (None, None, True))
 
     def test_types_that_cannot_hold_one(self) -> None:
         """A connection id of any other type is `BAD`, and not missing."""
@@ -113,7 +115,8 @@ class NumberTests(SynchronousTestCase):
     def test_names_that_only_resemble(self) -> None:
         """Only the exact names of the contract count."""
         header = with_headers({"Connection_id": ID, "connection_id2": ID, "to_device_se": 1, "expires_a": 1})
-        self.assertEqual(delivery.read(header), (None, None, False))
+        self.assertEqual(delivery.read(header), (None, None, True))
+        self.assertFalse(delivery.read(with_headers({"connection_id": ID, "expires_a": 1}))[2])
 
 
 class MoreTests(SynchronousTestCase):
@@ -203,7 +206,7 @@ class HostileTests(SynchronousTestCase):
         self.assertEqual(seq is None, b"to_device_seq" not in headers)
         self.assertTrue(seq is None or seq == BAD or seq >= 0)
         noted = {b"expires_at", b"owsla_close", b"owsla_expiration"} & headers.keys()
-        self.assertEqual(more, bool(noted or {"reply_to", "expiration"} & values.keys()))
+        self.assertEqual(more, bool(raw is None or noted or {"reply_to", "expiration"} & values.keys()))
         delivery.details(header)
 
     @settings(deadline=None, max_examples=300)
