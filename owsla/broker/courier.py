@@ -1,13 +1,18 @@
-"""The courier: records of undeliverable messages, forwards to other nodes, delivery reports.
+"""The courier: records of undeliverable messages, forwards to other nodes, reports and answers.
 
 Theory of operation
 ===================
 
-The courier publishes on a connection of its own, apart from the lines of devices. Three kinds of message go out:
+The courier publishes on a connection of its own, apart from the lines of devices. These kinds of message go out:
 
 - a *record* on the undeliverable queue, for a message that no device can get;
 - a *forward* on the queue of the node that the device is connected to;
-- a *report* on the queue that a message named in `reply_to`. Nothing waits for a report, and it may be dropped.
+- a *forward by name*, of a message to a device, on the queue of the node that said that it has the device; and the way back, if
+  that is no longer so, to the node that asked for the device;
+- a *report* on the queue that a message named in `reply_to`, and an *answer* to a question of a back end;
+- a *fence* on the queue of a node, behind the forwards that went there, and back to the node that sent it.
+
+Nothing waits for reports, answers and fences, and they may be dropped.
 
 The message that a record or a forward is made of is acknowledged to its consumer when the broker has confirmed the record or
 the forward. Until then it belongs to the broker, which delivers it again if this process dies.
@@ -18,6 +23,9 @@ An outgoing message is in one of three places, in this order of publication:
        ▲                      │
        ├── refused, returned ─┤
        └────── held ◀─────────┘ (a forward whose node is absent, for `FORWARD_AGAIN` at a time)
+
+A forward by name is not held: the device may be elsewhere by now. If there is no queue for it, the function of
+`take_back_with` gets its message.
 
 Isolation. If the broker closes the channel over a message, it does not say over which one. All messages that were unconfirmed
 are then *suspects*: they go to the front of those that wait and are published one at a time, each confirmed before the next.
@@ -31,8 +39,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from txamqp.client import Closed
 
@@ -40,8 +49,9 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from ..interfaces import Clock, DelayedCall
-from ..letter import Letter
+from ..letter import Letter, unknown_reason
 from ..log import escaped
+from . import headers as delivery
 from . import message_properties
 from . import queues as topology
 from .absent_nodes import AbsentNodes
@@ -61,6 +71,8 @@ encoding. Other codes are about permissions, queues, or the broker: the message 
 INTERNAL_ERROR: Final = 541
 """Reply code with which RabbitMQ closes a connection when it crashes over a message, or for reasons of its own."""
 
+_NONE: Final[Mapping[str, str | int]] = MappingProxyType({})
+
 CRASHES: Final = 3
 """Number of crashes of the broker over a message that is sent alone, after which its properties are taken for the cause."""
 
@@ -71,23 +83,43 @@ FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward to an absent node is tried again."""
 
 REPORTS_WAITING: Final = 10_000
-"""Limit of delivery reports that wait or are unconfirmed. Nothing else bounds them while the broker is blocked, since no
-message waits for them. Reports past the limit are dropped."""
+"""Limit of reports, answers and fences that wait or are unconfirmed. Nothing else bounds them while the broker is blocked,
+since no message waits for them. Those past the limit are dropped."""
+
+FENCE: Final = "fence"
+"""Notice that a node sends behind the messages that it forwarded to a node, followed by a token."""
+
+FENCED: Final = "fenced"
+"""Notice that answers it, behind the messages that went back, with the same token."""
 
 
 class OutgoingMessage:
-    """A record, a forward or a report."""
+    """A record, a forward, a report, an answer or a fence."""
 
-    __slots__ = ("body", "crashes", "letter", "minimal", "properties", "queue", "reason")
+    __slots__ = ("body", "crashes", "letter", "minimal", "node", "properties", "queue", "reason", "signed")
 
-    def __init__(self, queue: str, properties: bytes, body: bytes, letter: Letter | None, reason: str | None) -> None:
+    def __init__(
+        self,
+        queue: str,
+        properties: bytes,
+        body: bytes,
+        letter: Letter | None,
+        reason: str | None,
+        *,
+        node: bytes | None = None,
+        signed: bool = False,
+    ) -> None:
         self.queue = queue
         self.properties = properties
         self.body = body
         self.letter = letter
-        """The message to acknowledge when this one has arrived; `None` for a report."""
+        """The message to acknowledge when this one has arrived; `None` if nothing waits for it."""
         self.reason = reason
-        """The reason of a record; `None` for a forward or a report."""
+        """The reason of a record; `None` for other messages."""
+        self.node = node
+        """The node of a forward by name, and of its way back; `None` for other messages."""
+        self.signed = signed
+        """Whether the user of the login is named, so that nodes trust the message."""
         self.minimal = False
         """Whether the properties of the message were left out, since the broker closed the channel over them."""
         self.crashes = 0
@@ -131,12 +163,13 @@ class CourierRole:
         self._publisher: Publisher[OutgoingMessage] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
         self._waiting: deque[OutgoingMessage] = deque()
         self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
-        self._reports = 0  # number of reports that wait or are unconfirmed
+        self._reports = 0  # number of reports, answers and fences that wait or are unconfirmed
+        self._take_back: Callable[[Letter, bytes], None] = lambda letter, node: self.record(letter, unknown_reason(letter))
         self._direct_replies = DirectReplies()
         self.recorded: dict[str, int] = {}
         """Number of undeliverable messages so far, by reason."""
         self.reports_dropped = 0
-        """Number of delivery reports that had no queue to go to, or were too many."""
+        """Number of reports and answers that had no queue to go to, or were too many."""
 
     # -- requests --------------------------------------------------------------------------------------------------------
 
@@ -154,23 +187,58 @@ class CourierRole:
 
     def _note(self, letter: Letter, reason: str) -> None:
         self.recorded[reason] = self.recorded.get(reason, 0) + 1
-        if letter.connection_id is not None:
+        if letter.connection_id is not None and letter.to_device_id is None:
             letter.device_id = self._device(letter.connection_id)
         self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id))
 
     def forward(self, letter: Letter, node: bytes) -> None:
         """Forward a message to the queue of another node."""
-        queue = f"{self._to_device}.{node.decode()}"
         try:
             properties = self._forward_properties(letter)
         except WireError:
             self.record(letter, letter.fault or "bad-connection-id")
             return
-        self._send(OutgoingMessage(queue, properties, letter.body, letter, None))
+        self._send(OutgoingMessage(self._node_queue(node), properties, letter.body, letter, None))
 
-    def _forward_properties(self, letter: Letter) -> bytes:
-        """Return the properties of a forward. Its expiration is the time that is left of the original one."""
-        extra: dict[str, str | bool] = {}
+    def take_back_with(self, take_back: Callable[[Letter, bytes], None]) -> None:
+        """Call `take_back(letter, node)` with a message whose forward by name to a node, or way back, found no queue."""
+        self._take_back = take_back
+
+    def forward_by_name(self, letter: Letter, node: bytes) -> None:
+        """Forward a message to a device to the queue of the node that has the device."""
+        returns = 0 if letter.hop is None else letter.hop.returns
+        self._send_to_node(letter, node, self._node(), returns)
+
+    def return_to_asker(self, letter: Letter) -> None:
+        """Send a message to a device back to the queue of the node that asked for the device: it is not here."""
+        hop = letter.hop
+        assert hop is not None
+        self._send_to_node(letter, hop.asker, hop.asker, hop.returns, hop.returned_by or self._node())
+
+    def _send_to_node(
+        self, letter: Letter, node: bytes, asker: bytes, returns: int, returned_by: bytes | None = None
+    ) -> None:
+        between: dict[str, str | int] = {
+            message_properties.ASKER_HEADER: asker.decode(),
+            message_properties.RETURNS_HEADER: returns,
+        }
+        if returned_by is not None:
+            between[message_properties.RETURNED_BY_HEADER] = returned_by.decode()
+        try:
+            properties = self._forward_properties(letter, between)
+        except WireError:
+            self.record(letter, letter.fault or "bad-device-id")
+            return
+        self._send(OutgoingMessage(self._node_queue(node), properties, letter.body, letter, None, node=node))
+
+    def _node_queue(self, node: bytes) -> str:
+        return f"{self._to_device}.{node.decode()}"
+
+    def _forward_properties(self, letter: Letter, between: Mapping[str, str | int] = _NONE) -> bytes:
+        """Return the properties of a forward, with the headers `between` nodes. Its expiration is the time that is left of the
+        original one.
+        """
+        extra: dict[str, str | bool | int] = dict(between)
         if letter.identity is not None:
             extra[message_properties.REDELIVERED_HEADER] = True
         if letter.deadline is not None:
@@ -182,14 +250,56 @@ class CourierRole:
         """Send the delivery report that a message asked for, if it asked for one."""
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
-        queue = letter.reply_to.decode("utf-8", "surrogateescape")
-        usable = not is_direct(queue) or self._direct_replies.allowed(queue, self._clock.seconds())
-        if self._reports >= REPORTS_WAITING or not usable:
+        properties = message_properties.report(
+            letter.connection_id, letter.correlation_id, outcome, APP_ID, letter.to_device_id
+        )
+        self._reply(letter.reply_to, properties, b"")
+
+    def answer(self, queue: bytes, correlation_id: bytes | None, claims: bytes) -> None:
+        """Answer the question of a back end which node has a device. `correlation_id` is that of the question, as encoded in
+        its content header.
+        """
+        if self._is_ours(queue):
+            return
+        properties = {
+            "headers": {delivery.NOTICE: "has"},
+            "content_type": "application/json",
+            "delivery_mode": 1,
+            "app_id": APP_ID,
+        }
+        self._reply(queue, message_properties.answer(properties, correlation_id), claims)
+
+    def _reply(self, reply_to: bytes, properties: bytes, body: bytes) -> None:
+        queue = reply_to.decode("utf-8", "surrogateescape")
+        if is_direct(queue) and not self._direct_replies.allowed(queue, self._clock.seconds()):
+            self.reports_dropped += 1
+        else:
+            self._send_droppable(OutgoingMessage(queue, properties, body, None, None))
+
+    def fence(self, node: bytes, token: str) -> None:
+        """Send a fence to the queue of a node, behind the messages that were forwarded there."""
+        self._send_fence(node, f"{FENCE} {token}")
+
+    def fenced(self, node: bytes, token: str) -> None:
+        """Send the fence of a node back to its queue, behind the messages that were returned there."""
+        self._send_fence(node, f"{FENCED} {token}")
+
+    def _send_fence(self, node: bytes, text: str) -> None:
+        properties: dict[str, Any] = {
+            "headers": {delivery.NOTICE: text},
+            "reply_to": self._node_queue(self._node()),
+            "delivery_mode": 1,
+            "app_id": APP_ID,
+        }
+        encoded = wire.encode_properties(properties)
+        self._send_droppable(OutgoingMessage(self._node_queue(node), encoded, b"", None, None, signed=True))
+
+    def _send_droppable(self, message: OutgoingMessage) -> None:
+        if self._reports >= REPORTS_WAITING:
             self.reports_dropped += 1
             return
-        properties = message_properties.report(letter.connection_id, letter.correlation_id, outcome, APP_ID)
         self._reports += 1
-        self._send(OutgoingMessage(queue, properties, b"", None, None))
+        self._send(message)
 
     def lost(self, queue: str) -> None:
         """Note that the node of this queue is dead: forwards to it are not held."""
@@ -207,7 +317,7 @@ class CourierRole:
         try:
             properties = message_properties.relayed(letter.header[12:], extra)
         except WireError:
-            properties = message_properties.minimal(letter.connection_id, extra)
+            properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id)
         return OutgoingMessage(self._undeliverable.name, properties, letter.body, letter, reason)
 
     def _record_headers(self, reason: str) -> dict[str, str]:
@@ -225,7 +335,11 @@ class CourierRole:
         if len(message.properties) > client.frame_max - wire.FRAME_OVERHEAD - 12:
             # RabbitMQ takes a content header of one frame only, and sends larger ones itself.
             message.properties = message_properties.reduced(message.properties)
-        self._publisher.publish(message, message.queue, message.properties, message.body)
+        properties = message.properties
+        if message.signed:
+            user = wire.short_string(client.username)
+            properties = wire.join_properties({**wire.split_properties(properties), "user_id": user})
+        self._publisher.publish(message, message.queue, properties, message.body)
 
     def _continue(self) -> None:
         """Publish the messages that wait: all of them, or one at a time while there are suspects."""
@@ -271,12 +385,14 @@ class CourierRole:
         """Find out whether a message is the cause, and begin again with a new connection."""
         code = reason.code if isinstance(reason, BrokerError) else 0
         unconfirmed = self._publisher.withdraw()
-        if code == INTERNAL_ERROR and any(is_direct(message.queue) for message in unconfirmed):
+        client = self._client
+        if client is not None and client.learn_user(reason):
+            pass  # a fence had a wrong user; the next connection knows the name
+        elif code == INTERNAL_ERROR and any(is_direct(message.queue) for message in unconfirmed):
             unconfirmed = self._drop_direct_replies(unconfirmed)
         elif code in MESSAGE_FAULTS or code == INTERNAL_ERROR:
             unconfirmed = self._isolate(unconfirmed, code, str(reason))
         self._wait_first(unconfirmed)
-        client = self._client
         if client is not None and not client.closed:
             client.abort(reason)
 
@@ -319,7 +435,8 @@ class CourierRole:
         if message.reason is None:  # a forward, which becomes a record
             message.reason = letter.fault or "refused"
             self._note(letter, message.reason)
-        message.properties = message_properties.minimal(letter.connection_id, self._record_headers(message.reason))
+        headers = self._record_headers(message.reason)
+        message.properties = message_properties.minimal(letter.connection_id, headers, letter.to_device_id)
         message.queue = self._undeliverable.name
         message.minimal = True
 
@@ -339,7 +456,7 @@ class CourierRole:
         for message in unroutable:
             if message.letter is None:
                 # RabbitMQ also returns those that it has delivered by direct reply-to.
-                self.reports_dropped += not is_direct(message.queue)
+                self.reports_dropped += not (message.signed or is_direct(message.queue))
             else:
                 self._not_routed(message, message.letter)
         self._continue()
@@ -365,6 +482,9 @@ class CourierRole:
         """Handle a message whose queue does not exist."""
         if message.reason is not None:
             self._retry_later(message)
+        elif message.node is not None:
+            if letter.source.open:  # otherwise the broker delivers it again
+                self._take_back(letter, message.node)
         elif self._absent_nodes.is_lost(message.queue, self._clock.seconds()):
             self.record(letter, letter.fault or "unknown-connection")
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from ..amqp import wire
 from ..amqp.wire import WireError
@@ -41,10 +41,13 @@ GROUP_HEADER: Final = "owsla_group"
 NOTE_HEADER: Final = "owsla_note"
 """Header that says what part of a message was not relayed."""
 
+BETWEEN_NODES: Final = (ASKER_HEADER, RETURNS_HEADER, RETURNED_BY_HEADER, GROUP_HEADER)
+"""Headers that nodes add to messages for each other. They are never in records."""
+
 _KEPT: Final = frozenset(
     {b"connection_id", b"device_id", b"owsla_to", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason"}
     | {b"owsla_node", b"traceparent", b"tracestate"}
-    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode(), GROUP_HEADER.encode()}
+    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode(), *(name.encode() for name in BETWEEN_NODES)}
 )
 """Headers that are relayed of a message with too many headers."""
 
@@ -53,7 +56,7 @@ _LONGEST: Final = 255
 
 _CHANGED: Final = frozenset({
     *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode(),
-    GROUP_HEADER.encode(),
+    *(name.encode() for name in BETWEEN_NODES),
 })  # fmt: skip
 """Headers by which copies of one message may differ, besides those of the broker (`x-death`, `x-delivery-count`)."""
 
@@ -77,14 +80,15 @@ def identity(header: bytes, body: bytes) -> bytes:
     return digest.digest()
 
 
-def relayed(properties: bytes, extra: Mapping[str, str | bool]) -> bytes:
-    """Return the properties (from the flags on) of a relayed message. `extra` headers replace those of the same names.
+def relayed(properties: bytes, extra: Mapping[str, str | bool | int]) -> bytes:
+    """Return the properties (from the flags on) of a relayed message. `extra` headers replace those of the same names, and
+    those of nodes that are not in `extra` are left out.
 
     Raises `WireError` for properties that cannot be read.
     """
     values = wire.split_properties(properties)
     headers = wire.split_table(values["headers"]) if "headers" in values else []
-    names = {name.encode() for name in extra}
+    names = {name.encode() for name in (*extra, *BETWEEN_NODES)}
     kept = [(_MOVED_HEADERS.get(key, key), value) for key, value in headers if key not in names]
     for name, header in _MOVED_PROPERTIES.items():
         raw = values.pop(name, None)
@@ -117,21 +121,39 @@ def _cut(value: bytes) -> bytes | None:
     return value[:1] + wire.long_string(value[5 : 5 + _LONGEST]) if value[:1] in (b"S", b"x") else None
 
 
-def minimal(connection_id: bytes | None, extra: Mapping[str, str]) -> bytes:
-    """Return the properties of a record of a message whose own properties cannot be relayed."""
+def minimal(connection_id: bytes | None, extra: Mapping[str, str], device_id: str | None = None) -> bytes:
+    """Return the properties of a record of a message whose own properties cannot be relayed. `device_id` is that of a message
+    to a device, or `None`.
+    """
     headers: dict[str, str | bytes] = {}
     if connection_id is not None:
         # A back end may send any bytes, of any length.
-        headers["connection_id"] = connection_id[:_LONGEST].decode("utf-8", "backslashreplace")
+        headers["connection_id"] = _id_text(connection_id)
+    if device_id:
+        headers["device_id"] = _id_text(device_id.encode("utf-8", "surrogateescape"))
     headers.update(extra)
     return wire.encode_properties({"headers": headers, "delivery_mode": 2})
 
 
-def report(connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str) -> bytes:
-    """Return the properties of a delivery report. `correlation_id` is the property in its encoding on the wire, or `None`."""
-    text = (connection_id or b"")[:255].decode("utf-8", "backslashreplace")
-    headers = {"connection_id": text, "owsla_report": outcome}
-    values = wire.split_properties(wire.encode_properties({"headers": headers, "delivery_mode": 2, "app_id": app_id}))
-    if correlation_id is not None:
-        values["correlation_id"] = correlation_id
-    return wire.join_properties(values)
+def _id_text(found: bytes) -> str:
+    return found[:_LONGEST].decode("utf-8", "backslashreplace")
+
+
+def report(
+    connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str, device_id: str | None = None
+) -> bytes:
+    """Return the properties of a delivery report. `device_id` is that of a message to a device, or `None`. `correlation_id` is
+    the property in its encoding on the wire, or `None`.
+    """
+    headers = {"connection_id": _id_text(connection_id or b""), "owsla_report": outcome}
+    if device_id:
+        headers["device_id"] = _id_text(device_id.encode("utf-8", "surrogateescape"))
+    return answer({"headers": headers, "delivery_mode": 2, "app_id": app_id}, correlation_id)
+
+
+def answer(properties: Mapping[str, Any], correlation_id: bytes | None) -> bytes:
+    """Return the properties of an answer to a message with this `correlation_id`, in its encoding on the wire, or `None`."""
+    encoded = wire.encode_properties(dict(properties))
+    if correlation_id is None:
+        return encoded
+    return wire.join_properties({**wire.split_properties(encoded), "correlation_id": correlation_id})

@@ -14,7 +14,7 @@ from owsla.broker.absent_nodes import AbsentNodes
 from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
-from owsla.letter import Letter
+from owsla.letter import Hop, Letter
 
 from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
 
@@ -941,3 +941,131 @@ class ChannelErrorTests(Base):
         body = b"x" * 300_000
         self.courier.record(self.source.letter(1, body=body, header=message(body, {})), "too-long")
         self.assertEqual(self.bodies(), [body])
+
+
+class ByNameTests(Base):
+    """Messages to devices, between nodes."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.back: list[tuple[int, bytes]] = []
+        self.courier.take_back_with(lambda letter, node: self.back.append((letter.tag, node)))
+        self.connect()
+
+    def letter(self, tag: int, hop: Hop | None = None, **more: Any) -> Letter:
+        letter = self.source.letter(tag, None, **{"headers": {"device_id": "d", **more.pop("headers", {})}, **more})
+        letter.to_device_id = letter.device_id = "d"
+        letter.hop = hop
+        return letter
+
+    def test_forwarded(self) -> None:
+        """The forward names the node that asked, how often it came back, and not the connection that was found."""
+        letter = self.letter(1, user_id="backend")
+        letter.connection_id = b"89abcdef-0000-8000-8000-000000000001"
+        letter.deadline = self.clock.seconds() + 2
+        self.courier.forward_by_name(letter, ELSEWHERE)
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.body), (FORWARDS, b"body"))
+        self.assertEqual(
+            one.headers,
+            {
+                "device_id": "d",
+                "owsla_user_id": "backend",
+                "owsla_expiration": "2000",
+                "owsla_from_node": "0123abcd",
+                "owsla_returns": 0,
+            },
+        )
+        self.server.ack(PUBLISH_CHANNEL, one.tag)
+        self.assertEqual((self.source.finished, self.back), ([1], []))
+
+    def test_forwarded_again(self) -> None:
+        """A message that came back goes with the number of times, and without the node that returned it."""
+        headers = {"owsla_from_node": "0123abcd", "owsla_returns": 1, "owsla_returned_by": "89abcdef"}
+        self.courier.forward_by_name(self.letter(1, Hop(b"0123abcd", 2), headers=headers), ELSEWHERE)
+        (one,) = self.taken()
+        self.assertEqual(one.headers, {"device_id": "d", "owsla_from_node": "0123abcd", "owsla_returns": 2})
+
+    def test_returned(self) -> None:
+        """The way back goes to the node that asked, and names this one, or a dead node whose queue this one empties."""
+        self.courier.return_to_asker(self.letter(1, Hop(ELSEWHERE, 1)))
+        self.courier.return_to_asker(self.letter(2, Hop(ELSEWHERE, 0, b"00000000")))
+        one, two = self.taken()
+        self.assertEqual({one.queue, two.queue}, {FORWARDS})
+        expected = {"device_id": "d", "owsla_from_node": "89abcdef", "owsla_returns": 1, "owsla_returned_by": "0123abcd"}
+        self.assertEqual(one.headers, expected)
+        self.assertEqual(two.headers, expected | {"owsla_returns": 0, "owsla_returned_by": "00000000"})
+
+    def test_no_queue(self) -> None:
+        """A message whose node has no queue is not held: it is taken back at once, both ways. Not if its consumer has ended."""
+        self.courier.forward_by_name(self.letter(1), ELSEWHERE)
+        self.courier.return_to_asker(self.letter(2, Hop(ELSEWHERE, 0)))
+        for one in self.taken():
+            self.server.give_back(one)
+        self.assertEqual(self.back, [(1, ELSEWHERE), (2, ELSEWHERE)])
+        self.courier.forward_by_name(self.letter(3), ELSEWHERE)
+        (one,) = self.taken()
+        self.source.open = False
+        self.server.give_back(one)
+        self.assertEqual((len(self.back), self.courier.unconfirmed, self.source.finished), (2, 0, []))
+
+    def test_nobody_takes_it_back(self) -> None:
+        """Without anybody who takes it back, the message is recorded."""
+        self.courier = self.make()
+        self.server = Server(self.clock, heartbeat=1000)
+        self.connect()
+        self.courier.forward_by_name(self.letter(1), ELSEWHERE)
+        (one,) = self.taken()
+        self.server.give_back(one)
+        (record,) = self.taken()
+        self.assertEqual((record.queue, record.headers["owsla_reason"]), (RECORDS, "unknown-device"))
+
+    def test_recorded(self) -> None:
+        """A record has none of the headers between nodes; its event and its report have the device."""
+        headers = {"owsla_from_node": "89abcdef", "owsla_returns": 1, "owsla_returned_by": "89abcdef", "owsla_group": "g"}
+        letter = self.letter(1, Hop(ELSEWHERE, 1), headers=headers, reply_to=b"reports", correlation_id=b"\x01c")
+        self.courier.record(letter, "unknown-device")
+        record, report = self.taken()
+        self.assertEqual(record.headers, {"device_id": "d", "owsla_reason": "unknown-device", "owsla_node": "0123abcd"})
+        self.assertEqual(
+            report.headers, {"connection_id": "", "device_id": "d", "owsla_report": "unknown-device"}
+        )
+        self.assertEqual(self.events, [Undeliverable("unknown-device", None, "d")])
+
+    def test_fences(self) -> None:
+        """A fence goes behind the forwards, on the same channel, and proves its user. It goes back in the same way."""
+        self.courier.forward_by_name(self.letter(1), ELSEWHERE)
+        self.courier.fence(ELSEWHERE, "7")
+        self.courier.fenced(ELSEWHERE, "8")
+        forward, fence, fenced = self.taken()
+        self.assertEqual([forward.tag, fence.tag, fenced.tag], [1, 2, 3])
+        self.assertEqual((fence.queue, fenced.queue), (FORWARDS, FORWARDS))
+        self.assertEqual((fence.headers, fenced.headers), ({"owsla_notice": "fence 7"}, {"owsla_notice": "fenced 8"}))
+        self.assertEqual((fence.properties["user_id"], fence.properties["reply_to"]), ("me", "to_device.0123abcd"))
+        for one in (forward, fence, fenced):
+            self.server.give_back(one)
+        self.assertEqual((self.courier.unconfirmed, self.courier.reports_dropped), (0, 0))
+
+    def test_the_user(self) -> None:
+        """The broker may know the user by another name: the messages go again, on a new connection, and none is to blame."""
+        self.courier.forward_by_name(self.letter(1), ELSEWHERE)
+        self.courier.fence(ELSEWHERE, "7")
+        self.taken()
+        text = "PRECONDITION_FAILED - user_id property set to 'me' but authenticated user was 'CN=owsla'"
+        self.server.close_channel(PUBLISH_CHANNEL, 406, text)
+        self.assertEqual(self.server.client.username, "CN=owsla")
+        self.courier.down()
+        self.connect()
+        self.assertEqual([one.tag for one in self.taken()], [1, 2])
+
+    def test_answers(self) -> None:
+        """An answer to a back end goes to its queue, as a report does, but not to a queue of Owsla."""
+        self.courier.answer(b"replies", b"\x01c", b"[1]")
+        self.courier.answer(b"to_device", b"\x01c", b"[1]")
+        self.courier.answer(b"amq.rabbitmq.reply-to.nonsense", None, b"[1]")
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.body, one.headers), ("replies", b"[1]", {"owsla_notice": "has"}))
+        self.assertEqual((one.properties["correlation_id"], one.properties["content_type"]), ("c", "application/json"))
+        self.assertEqual(self.courier.reports_dropped, 1)
+        self.server.give_back(one)
+        self.assertEqual(self.courier.reports_dropped, 2)
