@@ -79,6 +79,9 @@ CRASHES: Final = 3
 LONGEST_ID: Final = 100
 """Characters of a connection id in an event. The ids of Owsla have 36; a back end may send anything."""
 
+LONGEST_DEVICE_ID: Final = 255
+"""Characters of a device id in an event, as many as that of a device may have."""
+
 FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward to an absent node is tried again."""
 
@@ -187,7 +190,9 @@ class CourierRole:
 
     def _note(self, letter: Letter, reason: str) -> None:
         self.recorded[reason] = self.recorded.get(reason, 0) + 1
-        if letter.connection_id is not None and letter.to_device_id is None:
+        if letter.to_device_id is not None:
+            letter.device_id = escaped(letter.to_device_id, LONGEST_DEVICE_ID)
+        elif letter.connection_id is not None:
             letter.device_id = self._device(letter.connection_id)
         self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id))
 

@@ -172,9 +172,7 @@ class RecordTests(Base):
             self.server.settle()
             self.courier.record(self.source.letter(1, body=b"body", headers=headers, message_id="m"), "late")
             self.courier.forward(self.source.letter(2, body=b"body", headers=headers, message_id="m"), ELSEWHERE)
-            for one, more in zip(
-                self.taken(), ({"owsla_reason": "late", "owsla_node": "0123abcd"}, {}), strict=True
-            ):
+            for one, more in zip(self.taken(), ({"owsla_reason": "late", "owsla_node": "0123abcd"}, {}), strict=True):
                 self.assertLessEqual(len(one.header) + 8, frame_max)
                 note = one.headers.pop("owsla_note")
                 self.assertIn("do not fit", note)
@@ -300,6 +298,21 @@ class ReportTests(Base):
         self.assertEqual(one.headers, {"connection_id": "id", "owsla_report": "delivered"})
         self.server.ack(PUBLISH_CHANNEL, 1)
         self.assertEqual((self.source.finished, self.events, self.courier.unconfirmed), ([], [], 0))
+
+    def test_by_name(self) -> None:
+        """The report and the event of a message by name have the device id; in the event, one that no device has is escaped."""
+        for connection_id, device_id, shown in ((b"id", "dör", "dör"), (None, "d\x00", "d\\x00"), (None, "\udcff", "\\udcff")):
+            letter = self.source.letter(7, connection_id, reply_to=b"answers")
+            letter.to_device_id = device_id
+            self.courier.record(letter, "unknown-device")
+            _, report = self.taken()
+            self.assertEqual(report.headers["connection_id"], (connection_id or b"").decode())
+            self.assertEqual(
+                report.headers["device_id"], device_id.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+            )
+            event = self.events.pop()
+            assert isinstance(event, Undeliverable)
+            self.assertEqual(event.device_id, shown)
 
     def test_nobody_asked(self) -> None:
         """Without `reply_to` no report is sent."""
@@ -1027,9 +1040,7 @@ class ByNameTests(Base):
         self.courier.record(letter, "unknown-device")
         record, report = self.taken()
         self.assertEqual(record.headers, {"device_id": "d", "owsla_reason": "unknown-device", "owsla_node": "0123abcd"})
-        self.assertEqual(
-            report.headers, {"connection_id": "", "device_id": "d", "owsla_report": "unknown-device"}
-        )
+        self.assertEqual(report.headers, {"connection_id": "", "device_id": "d", "owsla_report": "unknown-device"})
         self.assertEqual(self.events, [Undeliverable("unknown-device", None, "d")])
 
     def test_fences(self) -> None:
