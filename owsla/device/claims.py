@@ -46,6 +46,7 @@ What is heard is not trusted blindly: claims come from the users of nodes only (
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final, NamedTuple
 
 BATCH: Final = 500
@@ -140,11 +141,12 @@ class DueClaims:
     def take(self) -> list[list[str]]:
         """Return the device ids of the next messages."""
         room = BATCH * BATCHES
-        due: dict[str, None] = {}
-        while self._now and len(due) < room:
-            device_id = next(iter(self._now))
-            del self._now[device_id]
-            due[device_id] = None
+        due = dict.fromkeys(islice(self._now, room))
+        if len(due) == len(self._now):
+            self._now = {}
+        else:
+            for device_id in due:
+                del self._now[device_id]
         while self._again and len(due) < room:
             due[self._again.pop()] = None
         ids = list(due)

@@ -276,7 +276,7 @@ class DialectProtocol(DeviceProtocol):
         if self._closing:
             factory.emit(DeviceIdentified(self.connection_id.decode(), device_id))
             return  # a closing connection is no address, and must not close a newer one of its device
-        factory.devices.add(self)
+        factory.devices.add(self, factory.clock.seconds())
         factory.emit(DeviceIdentified(self.connection_id.decode(), device_id, self.since))
         factory.devices.replace_previous(self, self.peer)
 

@@ -112,7 +112,7 @@ class DeviceFactory(ServerFactory):
     def connected(self, connection: Connection) -> None:
         """Register a connection whose handshake is complete."""
         self.connections.add(connection)
-        self.devices.add(connection)
+        self.devices.add(connection, connection.opened or self.clock.seconds())
         transport = connection.transport
         self.emit(
             DeviceConnected(

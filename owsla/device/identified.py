@@ -87,14 +87,17 @@ class IdentifiedDevices:
             device_id, connection.connection_id.decode(), connection.since, max(0, int(age * 1000)), connection.factory.door
         )
 
-    def add(self, connection: Connection) -> None:
-        """Register a connection whose device was identified just now: it is the newest of its device."""
+    def add(self, connection: Connection, identified: float) -> None:
+        """Register a connection whose device was identified just now: it is the newest of its device.
+
+        `identified` is the time by the clock of the reactor: as an argument, since the number of `opened` needs no more memory.
+        """
         device_id = connection.device_id
         if device_id is None:
             return
         previous = self._newest.get(device_id)
         before = 0 if previous is None else previous.since
-        connection.claim(self._hybrid.since(device_id, self._now(), before), self._clock.seconds())
+        connection.claim(self._hybrid.since(device_id, self._now(), before), identified)
         if previous is not None:
             self._earlier.setdefault(device_id, {})[previous] = None
         self._newest[device_id] = connection

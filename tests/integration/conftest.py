@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ B = TypeVar("B", bound=Broker)
 #: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
 _REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
 _HAPROXY_REQUIRED = os.environ.pop("OWSLA_REQUIRE_HAPROXY", "") == "1"
+_FAKETIME_REQUIRED = os.environ.pop("OWSLA_REQUIRE_FAKETIME", "") == "1"
 
 
 def _require_rabbitmq() -> None:
@@ -39,6 +41,16 @@ def require_haproxy() -> None:
     if _HAPROXY_REQUIRED:
         pytest.fail("OWSLA_REQUIRE_HAPROXY=1, and no HAProxy is installed")
     pytest.skip("no HAProxy is installed")
+
+
+@pytest.fixture(scope="session")
+def require_faketime() -> None:
+    """Skip the test if Debian's faketime is not installed; fail it if OWSLA_REQUIRE_FAKETIME is set."""
+    if shutil.which("faketime") is not None:
+        return
+    if _FAKETIME_REQUIRED:
+        pytest.fail("OWSLA_REQUIRE_FAKETIME=1, and no faketime is installed")
+    pytest.skip("no faketime is installed")
 
 
 def _running(broker: B) -> Iterator[B]:

@@ -87,7 +87,7 @@ class Node:
 
     def connect(self, device_id: str = "d1") -> Connection:
         connection = Connection(self, self.ids.new(), device_id)
-        self.devices.add(cast(Any, connection))
+        self.devices.add(cast(Any, connection), self.clock.seconds())
         self.devices.replace_previous(cast(Any, connection), connection.transport.peer)
         return connection
 
