@@ -94,9 +94,10 @@ class Report:
     def text(self) -> str:
         """The outcome; of a message to a device also its connection, and of one to many devices the node and its counts."""
         headers = self.headers
-        if self.outcome == "fanned-out" or "owsla_devices" in headers:
+        if "owsla_node" in headers:
             node, devices, missed = (_shown(headers.get(name)) for name in ("owsla_node", "owsla_devices", "owsla_missed"))
-            return f"{self.outcome} on node {node}: {devices} handed over, {missed} missed"
+            counts = f": {devices} handed over, {missed} missed" if "owsla_devices" in headers else ""
+            return f"{self.outcome} on node {node}{counts}"
         if "device_id" in headers and headers.get("connection_id"):
             return f"{self.outcome} {_shown(headers['connection_id'])}"
         return self.outcome
@@ -272,8 +273,8 @@ class Send(BaseHandler):
         )
         if report is None or number is None:
             return
-        if not self._options.many or report.outcome not in ("fanned-out", "expired"):
-            self._unreported.remove(number)
+        if not self._options.many or report.outcome.startswith("bad-") or report.outcome == "refused":
+            self._unreported.remove(number)  # no other report will come
         elif not self._unconfirmed:
             self._wait_for_nodes()
         if report.outcome not in ("delivered", "fanned-out"):

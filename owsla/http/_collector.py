@@ -31,6 +31,8 @@ REASONS: Final = (
     "unknown-device",
     "bad-device-id",
     "bad-selector",
+    "busy",
+    "node-lost",
     "connection-closed",
     "expired",
     "late",

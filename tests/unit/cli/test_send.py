@@ -156,6 +156,15 @@ class ManyTests(BrokerTestCase):
         self.server.clock.advance(0.6)
         self.assertEqual(self.session.end, (1, ""))
 
+    def test_one_node_fails(self) -> None:
+        """The report of a node that could not serve its devices is shown like others, and the status is 1."""
+        self.server.ack(1, 1)
+        self.report("busy", owsla_node="a")
+        self.report("fanned-out", owsla_node="b", owsla_devices=1, owsla_missed=0)
+        self.server.clock.advance(5)
+        self.assertEqual(self.session.end, (1, ""))
+        self.assertEqual(self.role._output.written, b"busy on node a\nfanned-out on node b: 1 handed over, 0 missed\n")
+
     def test_refused(self) -> None:
         """A reason why no node takes it ends the wait."""
         self.server.ack(1, 1)
