@@ -39,7 +39,8 @@ from .device import Device
 from .lab import Gateway, Lab
 from .owsla import Owsla, twistd
 from .process import ChildProcess, accepts
-from .rabbitmq import BOOT, Epmd, RabbitMQ, _script
+from .rabbitmq import BOOT, PRELOAD, Epmd, RabbitMQ, _script
+from .rabbitmqctl import RabbitMQCtl
 from .waiting import current_reactor, until
 
 #: Reserved for tests of networks (RFC 2544): machines do not use these addresses themselves.
@@ -406,12 +407,15 @@ class HostRabbitMQ(RabbitMQ):
         self._namespace = host
         self.host = address
         self._env["RABBITMQ_NODE_IP_ADDRESS"] = address
+        self._ctl = RabbitMQCtl(folder, self.node, self._env, through=host.command)
 
     async def start(self) -> None:
         await self._epmd.start()
         self._starts += 1
         log = self.folder / f"server.{self._starts}.log"
-        self._beam = ChildProcess(self._there("rabbitmq-server"), output=log, env=self._env)
+        script = _script("rabbitmq-server")
+        assert script is not None
+        self._beam = ChildProcess(self._namespace.command(script), output=log, env=self._env | PRELOAD)
         await self._beam.wait_for_line("Server startup complete", BOOT)
 
     def mark(self) -> int:
@@ -423,22 +427,6 @@ class HostRabbitMQ(RabbitMQ):
         """Wait for a matching line of the log."""
         assert self._beam is not None
         await self._beam.wait_for_line(pattern, timeout, start=start)
-
-    async def ctl(self, *arguments: str, timeout: float = 60) -> str:
-        self._commands += 1
-        log = self.folder / f"ctl.{self._commands}.log"
-        command = ChildProcess(self._there("rabbitmqctl", "--silent", *arguments), output=log, env=self._env)
-        try:
-            status = await command.wait(timeout)
-        finally:
-            command.kill()
-        assert status == 0, f"rabbitmqctl {' '.join(arguments)}: status {status}\n{command.output()}"
-        return command.output()
-
-    def _there(self, name: str, *arguments: str) -> list[str]:
-        script = _script(name)
-        assert script is not None
-        return self._namespace.command(script, *arguments)
 
 
 class HostLab(Lab):

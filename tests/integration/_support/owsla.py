@@ -108,7 +108,7 @@ class Owsla:
             pass_fds=descriptors,
         )
 
-    async def listening(self, timeout: float = 30) -> None:
+    async def listening(self, timeout: float = 90) -> None:
         """Wait until the device port is open, and store its number: 0 for a unix socket."""
         match = await self.wait_for_line(r"[Ll]istening for devices (?:.*?port (\d+)|on unix:)", timeout)
         self.port = int(match[1] or 0)

@@ -41,7 +41,7 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 
 
 class ChildProcess:
-    """Child process in a session of its own; `output` (a file) gets its stdout and its stderr.
+    """Child process in a session of its own; `output` (a file) gets its stdout and its stderr. `stdin` is a descriptor.
 
     The kernel ends it if the tests are killed (where util-linux's `setpriv` is installed).
     """
@@ -55,6 +55,7 @@ class ChildProcess:
         cwd: Path | None = None,
         errors: Path | None = None,
         pass_fds: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.argv = list(argv)
         self.path = output
@@ -63,7 +64,7 @@ class ChildProcess:
         with output.open("ab") as out, (errors or output).open("ab") as err:
             self._popen = subprocess.Popen(
                 [*guard, *self.argv],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=err,
                 env=dict(os.environ if env is None else env),
