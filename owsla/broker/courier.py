@@ -194,7 +194,9 @@ class CourierRole:
             letter.device_id = escaped(letter.to_device_id, LONGEST_DEVICE_ID)
         elif letter.connection_id is not None:
             letter.device_id = self._device(letter.connection_id)
-        self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id))
+        if letter.trace is None:
+            letter.trace = delivery.trace(letter.header)
+        self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id, _traceparent(letter)))
 
     def forward(self, letter: Letter, node: bytes) -> None:
         """Forward a message to the queue of another node."""
@@ -256,7 +258,7 @@ class CourierRole:
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
         properties = message_properties.report(
-            letter.connection_id, letter.correlation_id, outcome, APP_ID, letter.to_device_id
+            letter.connection_id, letter.correlation_id, outcome, APP_ID, letter.to_device_id, letter.trace
         )
         self._reply(letter.reply_to, properties, b"")
 
@@ -322,7 +324,7 @@ class CourierRole:
         try:
             properties = message_properties.relayed(letter.header[12:], extra)
         except WireError:
-            properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id)
+            properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id, letter.trace)
         return OutgoingMessage(self._undeliverable.name, properties, letter.body, letter, reason)
 
     def _record_headers(self, reason: str) -> dict[str, str]:
@@ -440,8 +442,8 @@ class CourierRole:
         if message.reason is None:  # a forward, which becomes a record
             message.reason = letter.fault or "refused"
             self._note(letter, message.reason)
-        headers = self._record_headers(message.reason)
-        message.properties = message_properties.minimal(letter.connection_id, headers, letter.to_device_id)
+        extra = self._record_headers(message.reason)
+        message.properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id, letter.trace)
         message.queue = self._undeliverable.name
         message.minimal = True
 
@@ -548,8 +550,13 @@ class CourierRole:
             self.reports_dropped += 1
             return
         letter = message.letter
-        self._emit(UndeliverableLost(message.reason or "refused", _text(letter.connection_id), letter.device_id, why))
+        reason, connection_id = message.reason or "refused", _text(letter.connection_id)
+        self._emit(UndeliverableLost(reason, connection_id, letter.device_id, why, _traceparent(letter)))
         letter.source.done(letter.tag)
+
+
+def _traceparent(letter: Letter) -> str | None:
+    return None if letter.trace is None else letter.trace.traceparent
 
 
 def _text(connection_id: bytes | None) -> str | None:

@@ -11,9 +11,11 @@ import re
 import struct
 from typing import Any, Final
 
+from .. import trace_context
 from ..amqp import wire
 from ..amqp.wire import WireError
 from ..letter import BAD, Hop, Trace
+from ..trace_context import TRACEPARENT, TRACESTATE
 from .message_properties import (
     ASKER_HEADER,
     EXPIRATION_HEADER,
@@ -87,7 +89,7 @@ class MessageDetails:
         """Selector of devices; empty if the header is not text."""
         self.hop = _hop(headers)
         """Way of a message to a device between nodes."""
-        self.trace = _trace(headers)
+        self.trace = trace_context.read(headers.get(TRACEPARENT), headers.get(TRACESTATE))
         """Trace context."""
 
 
@@ -157,6 +159,9 @@ _DETAIL_HEADERS: Final = frozenset(
 )
 
 
+_TRACE_HEADERS: Final = (TRACEPARENT.encode(), TRACESTATE.encode())
+
+
 def details(header: bytes) -> MessageDetails:
     """Read all of the payload of a content header. Raise `WireError` if it is malformed."""
     properties = wire.split_properties(header, 12)
@@ -182,11 +187,18 @@ def _hop(headers: dict[str, Any]) -> Hop | None:
     return Hop(asker.encode(), min(_number(returns) or 0, _MOST), back)
 
 
-def _trace(headers: dict[str, Any]) -> Trace | None:
-    traceparent, tracestate = headers.get("traceparent"), headers.get("tracestate")
-    if not isinstance(traceparent, str):
+def trace(header: bytes) -> Trace | None:
+    """Read the trace context in the payload of a content header. Return `None` if there is no valid one.
+
+    `read` does not look for it: of most messages nobody wants to know it.
+    """
+    try:
+        properties = wire.split_properties(header, 12)
+        found = dict(wire.split_table(properties["headers"])) if "headers" in properties else {}
+        traceparent, tracestate = (wire.decode_value(found[key])[0] if key in found else None for key in _TRACE_HEADERS)
+    except WireError:
         return None
-    return Trace(traceparent, tracestate if isinstance(tracestate, str) else None)
+    return trace_context.read(traceparent, tracestate)
 
 
 def _seq(header: bytes, offset: int) -> int:

@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
+from .. import trace_context
 from ..amqp import wire
 from ..amqp.wire import WireError
+from ..letter import Trace
+from ..trace_context import TRACEPARENT, TRACESTATE
 
 EXPIRATION_HEADER: Final = "owsla_expiration"
 """Header that replaces the property `expiration`."""
@@ -44,15 +47,21 @@ NOTE_HEADER: Final = "owsla_note"
 BETWEEN_NODES: Final = (ASKER_HEADER, RETURNS_HEADER, RETURNED_BY_HEADER, GROUP_HEADER)
 """Headers that nodes add to messages for each other. They are never in records."""
 
-_KEPT: Final = frozenset(
-    {b"connection_id", b"device_id", b"owsla_to", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_reason"}
-    | {b"owsla_node", b"traceparent", b"tracestate"}
-    | {*_MOVED_PROPERTIES.values(), REDELIVERED_HEADER.encode(), *(name.encode() for name in BETWEEN_NODES)}
+_KEPT: Final[Mapping[bytes, int]] = (
+    dict.fromkeys((b"connection_id", b"device_id", b"owsla_to", b"owsla_reason", b"owsla_node"), 255)
+    | dict.fromkeys((header.encode() for header in (*BETWEEN_NODES, REDELIVERED_HEADER)), 40)
+    | dict.fromkeys((b"to_device_seq", b"expires_at", b"owsla_close"), 40)
+    | {b"owsla_user_id": 255, EXPIRATION_HEADER.encode(): 40, TRACEPARENT.encode(): 64, TRACESTATE.encode(): 128}
 )
-"""Headers that are relayed of a message with too many headers."""
+"""Headers that are relayed of a message with too many headers, and the limit of the bytes of each. All of them, with the
+properties, fit into the smallest frame of AMQP (4096 bytes).
+"""
+
+_WHOLE: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode()})
+"""Those that are left out if they are longer: a part of them could mean something else."""
 
 _LONGEST: Final = 255
-"""Limit of the bytes of such a header. All of them, with the properties, fit into the smallest frame of AMQP (4096 bytes)."""
+"""Limit of the bytes of an id in an answer, or in a record that cannot be relayed."""
 
 _CHANGED: Final = frozenset({
     *_MOVED_PROPERTIES.values(), *_MOVED_HEADERS, *_MOVED_HEADERS.values(), REDELIVERED_HEADER.encode(),
@@ -101,27 +110,33 @@ def relayed(properties: bytes, extra: Mapping[str, str | bool | int]) -> bytes:
 
 
 def reduced(properties: bytes) -> bytes:
-    """Return properties (from the flags on) with only the headers that Owsla reads, each cut to 255 bytes.
+    """Return properties (from the flags on) with only the headers that Owsla reads, each cut to 255 bytes or less.
 
     Raises `WireError` for properties that cannot be read.
     """
     values = wire.split_properties(properties)
     headers = dict(wire.split_table(values["headers"])) if "headers" in values else {}
-    kept = [(key, cut) for key, value in headers.items() if key in _KEPT and (cut := _cut(value)) is not None]
+    kept = [
+        (key, cut) for key, value in headers.items() if key in _KEPT and (cut := _cut(key, value, _KEPT[key])) is not None
+    ]
     note = f"headers of {len(values.get('headers', b''))} bytes do not fit into a frame: others than Owsla's own are left out"
     kept.append((NOTE_HEADER.encode(), wire.encode_value(note)))
     values["headers"] = wire.join_table(kept)
     return wire.join_properties(values)
 
 
-def _cut(value: bytes) -> bytes | None:
+def _cut(key: bytes, value: bytes, longest: int) -> bytes | None:
     """Return the value of a header, with a long string or byte array cut off, or `None` for another long value."""
-    if len(value) <= 5 + _LONGEST:
+    if len(value) <= 5 + longest:
         return value
-    return value[:1] + wire.long_string(value[5 : 5 + _LONGEST]) if value[:1] in (b"S", b"x") else None
+    if key in _WHOLE or value[:1] not in (b"S", b"x"):
+        return None
+    return value[:1] + wire.long_string(value[5 : 5 + longest])
 
 
-def minimal(connection_id: bytes | None, extra: Mapping[str, str], device_id: str | None = None) -> bytes:
+def minimal(
+    connection_id: bytes | None, extra: Mapping[str, str], device_id: str | None = None, trace: Trace | None = None
+) -> bytes:
     """Return the properties of a record of a message whose own properties cannot be relayed. `device_id` is that of a message
     to a device, or `None`.
     """
@@ -131,6 +146,7 @@ def minimal(connection_id: bytes | None, extra: Mapping[str, str], device_id: st
         headers["connection_id"] = _id_text(connection_id)
     if device_id:
         headers["device_id"] = _id_text(device_id.encode("utf-8", "surrogateescape"))
+    headers.update(trace_context.headers(trace))
     headers.update(extra)
     return wire.encode_properties({"headers": headers, "delivery_mode": 2})
 
@@ -140,12 +156,17 @@ def _id_text(found: bytes) -> str:
 
 
 def report(
-    connection_id: bytes | None, correlation_id: bytes | None, outcome: str, app_id: str, device_id: str | None = None
+    connection_id: bytes | None,
+    correlation_id: bytes | None,
+    outcome: str,
+    app_id: str,
+    device_id: str | None = None,
+    trace: Trace | None = None,
 ) -> bytes:
     """Return the properties of a delivery report. `device_id` is that of a message to a device, or `None`. `correlation_id` is
     the property in its encoding on the wire, or `None`.
     """
-    headers = {"connection_id": _id_text(connection_id or b""), "owsla_report": outcome}
+    headers = {"connection_id": _id_text(connection_id or b""), "owsla_report": outcome, **trace_context.headers(trace)}
     if device_id:
         headers["device_id"] = _id_text(device_id.encode("utf-8", "surrogateescape"))
     return answer({"headers": headers, "delivery_mode": 2, "app_id": app_id}, correlation_id)

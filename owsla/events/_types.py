@@ -1,6 +1,9 @@
 """The events: one frozen class per kind.
 
 `str(event)` is one line for people. It contains neither lines of devices nor message bodies.
+
+`traceparent` is the trace context of the last line of the connection that began a trace (--trace-lines), or `None`. It is not
+in the line for people.
 """
 
 from __future__ import annotations
@@ -131,6 +134,7 @@ class DeviceDisconnected(Event):
     unterminated: int
     """Bytes of an incomplete last line, which were not published."""
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         rest = f", {self.unterminated} bytes of an unterminated line dropped" if self.unterminated else ""
@@ -261,6 +265,7 @@ class LineTooLong(Event):
     device_id: str | None
     limit: int
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         connection = f"{_connection(self)}{_at(self.door)}"
@@ -280,6 +285,7 @@ class LinesSkipped(Event):
     limit: int
     lines: int
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -300,6 +306,7 @@ class BadFrame(Event):
     device_id: str | None
     why: str
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         return f"Bad frame: {_connection(self)}{_at(self.door)}: {self.why} (--framing); closed"
@@ -315,6 +322,7 @@ class GapSkipped(Event):
     device_id: str | None
     first: int
     last: int
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         numbers = f"number {self.first}" if self.first == self.last else f"numbers {self.first} to {self.last}"
@@ -331,6 +339,7 @@ class SlowDevice(Event):
     device_id: str | None
     why: str
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         return f"Slow device: {_connection(self)}{_at(self.door)}: {self.why}; closed"
@@ -360,6 +369,8 @@ class Undeliverable(Event):
     connection_id: str | None
     device_id: str | None
     """Null if the connection has no identity or is no longer known."""
+    traceparent: str | None = None
+    """That of the message."""
 
     def __str__(self) -> str:
         return f"Undeliverable: {self.reason}" + (f", {_connection(self)}" if self.connection_id else "")
@@ -375,6 +386,8 @@ class UndeliverableLost(Event):
     connection_id: str | None
     device_id: str | None
     why: str
+    traceparent: str | None = None
+    """That of the message."""
 
     def __str__(self) -> str:
         return f"Undeliverable and not recorded ({self.why}): {self.reason}" + (
@@ -495,6 +508,7 @@ class DeviceReplaced(Event):
     """Id of the new connection."""
     door: str = FIRST_DOOR
     """Door of the new connection. The previous one may have come in at another."""
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         return f"Device replaced: {self.connection_id} of device {self.device_id} is replaced by {self.by}{_at(self.door)}"
@@ -770,6 +784,7 @@ class LoginFailed(Event):
     unreported: int
     """Earlier failed logins without an event."""
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         claimed = f" as device {self.claimed_id}" if self.claimed_id is not None else ""
@@ -788,6 +803,7 @@ class DialectFailed(Event):
     dialect: str
     reason: str
     door: str = FIRST_DOOR
+    traceparent: str | None = None
 
     def __str__(self) -> str:
         return f"Dialect {self.dialect} failed: {_connection(self)}{_at(self.door)} is closed: {self.reason}"

@@ -14,7 +14,7 @@ from owsla.broker.absent_nodes import AbsentNodes
 from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
-from owsla.letter import Hop, Letter
+from owsla.letter import Hop, Letter, Trace
 
 from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
 
@@ -22,6 +22,7 @@ RECORDS = "to_device.undeliverable"
 ELSEWHERE = b"89abcdef"
 FORWARDS = "to_device.89abcdef"
 GRACE = 10.0
+TRACE = Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1")
 
 
 class Base(BrokerTestCase):
@@ -137,6 +138,43 @@ class RecordTests(Base):
         lost = self.events[-1]
         assert isinstance(lost, UndeliverableLost)
         self.assertEqual((lost.connection_id, lost.device_id), ("some-id", "d1"))
+
+    def test_trace(self) -> None:
+        """The trace context of a message stays on its record, and the events have its traceparent, also if nobody has read it
+        before.
+        """
+        headers = {"connection_id": "some-id", "traceparent": TRACE.traceparent, "tracestate": "a=1"}
+        for tag in (7, 8):
+            self.courier.record(self.source.letter(tag, headers=headers), "late")
+        first, second = self.taken()
+        self.assertEqual(first.headers, {**headers, "owsla_reason": "late", "owsla_node": "0123abcd"})
+        self.server.ack(PUBLISH_CHANNEL, first.tag)
+        self.server.nack(PUBLISH_CHANNEL, second.tag)
+        undeliverable, _, lost = self.events
+        self.assertEqual(undeliverable, Undeliverable("late", "some-id", None, TRACE.traceparent))
+        assert isinstance(lost, UndeliverableLost)
+        self.assertEqual(lost.traceparent, TRACE.traceparent)
+
+    def test_trace_of_minimal_properties(self) -> None:
+        """A record without the properties of its message has the trace context all the same."""
+        letter = self.source.letter(7, b"x", header=wire.header_payload(4, b"\x00\x02"))
+        letter.trace = TRACE
+        self.courier.record(letter, "bad-connection-id")
+        (one,) = self.taken()
+        self.assertEqual((one.headers["traceparent"], one.headers["tracestate"]), (TRACE.traceparent, "a=1"))
+
+    def test_hostile_trace(self) -> None:
+        """A traceparent of any size and type harms nothing: the message is recorded, reported and named in an event as if there
+        was none.
+        """
+        for value in ("0" * 200_000, b"\xff" * 200_000, "00-\0\r\n\x1b[2J", 7, [TRACE.traceparent], {"a": 1}, None, True):
+            headers = {"connection_id": "some-id", "traceparent": value, "tracestate": value}
+            letter = self.source.letter(7, headers=headers, reply_to=b"back-end")
+            self.courier.record(letter, "late")
+            record, report = self.taken()
+            self.assertEqual((record.body, record.headers["owsla_reason"]), (b"body", "late"))
+            self.assertEqual(report.headers, {"connection_id": "some-id", "owsla_report": "late"})
+            self.assertEqual(self.events[-1], Undeliverable("late", "some-id", None))
 
     def test_confirmed_together(self) -> None:
         """A confirm of several messages is of all up to its tag, and with tag 0 of all."""
@@ -313,6 +351,16 @@ class ReportTests(Base):
             event = self.events.pop()
             assert isinstance(event, Undeliverable)
             self.assertEqual(event.device_id, shown)
+
+    def test_trace(self) -> None:
+        """A report has the trace context of its message."""
+        for tracestate, headers in (("a=1", {"tracestate": "a=1"}), (None, {})):
+            letter = self.source.letter(7, b"id", reply_to=b"answers")
+            letter.trace = Trace(TRACE.traceparent, tracestate)
+            self.courier.report(letter, "delivered")
+            (one,) = self.taken()
+            expected = {"connection_id": "id", "owsla_report": "delivered", "traceparent": TRACE.traceparent}
+            self.assertEqual(one.headers, expected | headers)
 
     def test_nobody_asked(self) -> None:
         """Without `reply_to` no report is sent."""

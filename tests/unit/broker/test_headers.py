@@ -12,11 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp, WireError
 from owsla.broker import headers as delivery
-from owsla.letter import BAD
+from owsla.letter import BAD, Trace
 
 from ..amqp.values import RAW_ENTRIES, RAW_PROPERTIES, RAW_VALUES, hostile, raw_properties, raw_table
 
 ID = b"0123abcd-0000-8000-8000-000000000001"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def with_raw_headers(*entries: tuple[bytes, bytes], **properties: Any) -> bytes:
@@ -180,6 +181,30 @@ class MoreTests(SynchronousTestCase):
         self.assertEqual((nothing.reply_to, nothing.correlation_id, nothing.close), (None, None, False))
 
 
+class TraceTests(SynchronousTestCase):
+    def test_trace(self) -> None:
+        """The trace context is read of strings and of byte arrays, whatever else the message has."""
+        both = {"traceparent": TRACE, "tracestate": "a=1"}
+        self.assertEqual(delivery.trace(with_headers({"n": 1, **both}, reply_to="q")), Trace(TRACE, "a=1"))
+        arrays = {name: value.encode() for name, value in both.items()}
+        self.assertEqual(delivery.trace(with_headers(arrays)), Trace(TRACE, "a=1"))
+        self.assertEqual(delivery.trace(with_headers({"traceparent": TRACE, "tracestate": 7})), Trace(TRACE))
+
+    def test_none(self) -> None:
+        """Without a valid one there is none: no headers, invalid or malformed ones, other types, and any size."""
+        hostile: list[Any] = [None, 7, [TRACE], {"a": TRACE}, "0" * 200_000, b"\xff" * 200_000, TRACE + "\n", "00-\x1b[2J\0"]
+        for value in hostile:
+            self.assertIsNone(delivery.trace(with_headers({"traceparent": value, "tracestate": value})))
+        self.assertIsNone(delivery.trace(with_headers({"tracestate": "a=1"})))
+        for header in (wire.header_payload(0, b"\0\0"), wire.header_payload(4, b"\0\2"), b""):
+            self.assertIsNone(delivery.trace(header))
+
+    def test_of_no_concern_on_the_way(self) -> None:
+        """A message with a trace context is a plain one: it takes the short way to its device."""
+        header = with_headers({"connection_id": ID, "to_device_seq": 3, "traceparent": TRACE, "tracestate": "a=1"})
+        self.assertEqual(delivery.read(header), (ID, 3, False))
+
+
 OURS = st.sampled_from(
     [b"connection_id", b"to_device_seq", b"expires_at", b"owsla_close", b"owsla_expiration", b"other", b""]
 )
@@ -213,7 +238,7 @@ class HostileTests(SynchronousTestCase):
     @given(hostile(MESSAGES))
     def test_hostile_headers(self, header: bytes) -> None:
         """For any bytes the parser works or raises `WireError`."""
-        for read in (delivery.read, delivery.details):
+        for read in (delivery.read, delivery.details, delivery.trace):
             try:
                 read(header)
             except WireError:

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
-from owsla.broker.message_properties import NOTE_HEADER, minimal, reduced, relayed, report
+from owsla.broker.message_properties import BETWEEN_NODES, NOTE_HEADER, REDELIVERED_HEADER, minimal, reduced, relayed, report
 
 from ..amqp.values import RAW_ENTRIES, RAW_PROPERTIES, RAW_VALUES, hostile, raw_properties, raw_table
 
@@ -108,8 +108,10 @@ class CutDownTests(SynchronousTestCase):
     def test_the_smallest_frame(self) -> None:
         """However long the values are, and however often they come, what is left fits into AMQP's smallest frame."""
         names = [name for name, (_, kind) in wire.PROPERTIES.items() if kind == "shortstr"]
-        keys = ["connection_id", "to_device_seq", "expires_at", "owsla_close", "owsla_user_id", "owsla_expiration"]
-        table = [(key.encode(), b"S" + wire.long_string("x" * 1000)) for key in keys for _ in range(100)]
+        keys = ["connection_id", "device_id", "owsla_to", "to_device_seq", "expires_at", "owsla_close", "owsla_user_id"]
+        keys += ["owsla_expiration", "traceparent", "tracestate", *BETWEEN_NODES, REDELIVERED_HEADER]
+        sizes = {"traceparent": 64, "tracestate": 128}  # longer ones are left out
+        table = [(key.encode(), b"S" + wire.long_string("x" * sizes.get(key, 1000))) for key in keys for _ in range(100)]
         values = {name: wire.short_string("x" * 255) for name in names} | {"headers": wire.join_table(table)}
         passed = relayed(wire.join_properties(values), EXTRA)
         self.assertLessEqual(len(reduced(passed)), wire.FRAME_MIN_SIZE - wire.FRAME_OVERHEAD - 12)
@@ -118,8 +120,15 @@ class CutDownTests(SynchronousTestCase):
         """A long string is cut off, and a long value of another type is left out."""
         headers = {"connection_id": "x" * 300, "to_device_seq": b"1" * 300, "expires_at": [1] * 300}
         got = wire.decode_properties(reduced(wire.encode_properties({"headers": headers})))["headers"]
-        self.assertEqual((got["connection_id"], got["to_device_seq"]), ("x" * 255, b"1" * 255))
+        self.assertEqual((got["connection_id"], got["to_device_seq"]), ("x" * 255, b"1" * 40))
         self.assertNotIn("expires_at", got)
+
+    def test_trace(self) -> None:
+        """A trace context is kept whole or not at all."""
+        for size in (55, 128, 129):
+            headers = {"traceparent": "0" * 55, "tracestate": "x" * size}
+            got = wire.decode_properties(reduced(wire.encode_properties({"headers": headers})))["headers"]
+            self.assertEqual((got["traceparent"], got.get("tracestate")), ("0" * 55, "x" * size if size <= 128 else None))
 
 
 class AloneTests(SynchronousTestCase):
