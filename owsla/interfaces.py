@@ -115,6 +115,9 @@ class LineSink(Protocol):
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         """Return a template for the lines of a connection (`LineSource.template`)."""
 
+    def traceparent(self, source: LineSource) -> str | None:
+        """Return the traceparent of the last line of a connection that had one, or `None`."""
+
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
         """Publish a line. The line is taken even while not `accepting`: its caller has read it and has no place for it.
 

@@ -70,6 +70,8 @@ class Announcement:
             headers["door"] = self._door
         if self.resync:
             headers["resync"] = True
+        if self.ended is not None and self.ended.traceparent is not None:
+            headers["traceparent"] = self.ended.traceparent
         return headers
 
     def body(self, node: str, *, with_door: bool = False) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Announcement:
             body["reason"] = "unknown" if ended is None else ended.reason
             body["lines_in"] = None if ended is None else ended.lines_in
             body["lines_out"] = None if ended is None else ended.lines_out
+            body["traceparent"] = None if ended is None else ended.traceparent
             body["seconds"] = round(self.time - self.since if ended is None else ended.seconds, 3)
         return body
 

@@ -39,6 +39,7 @@ from . import queues as topology
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 from .destination import Destination
 from .latency import ConfirmLatency
+from .line_traces import LineTraces
 from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
 from .refused_lines import RefusedLines, ReturnedLines
 from .waiting import WaitingConnections
@@ -82,8 +83,10 @@ class LinePublisher(BaseHandler):
         observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
         failed: ChannelFailed = end_connection,
+        trace_lines: float = 0.0,
     ) -> None:
-        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
+        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there. `trace_lines` is the
+        share of the lines that begin a trace.
 
         `acknowledge`: connections want to know what is safe. `observe` is told how many seconds some of the lines waited for
         their confirm.
@@ -91,6 +94,9 @@ class LinePublisher(BaseHandler):
         self._emit = emit
         self._destination = Destination(queue, self._warn, packer.channel + 1)
         self._packer = packer
+        self._traces = LineTraces(packer)
+        self._pack = packer.pack
+        self.trace(trace_lines)
         self.channel = packer.channel
         """Channel for publishing. The next one is for declarations."""
         self.window = self._window = window
@@ -136,6 +142,17 @@ class LinePublisher(BaseHandler):
         elif self._window.full:
             self.accepting = False
 
+    def trace(self, share: float) -> None:
+        """Begin a trace with a share of the lines, chosen at random; 0: with none."""
+        self._traces.configure(share)
+        # Where no line is chosen, there is nobody to ask for each of them.
+        self._pack = self._traces.pack if share > 0 else self._packer.pack
+
+    @property
+    def traced_lines(self) -> int:
+        """Number of lines that began a trace."""
+        return self._traces.lines
+
     # -- towards devices -------------------------------------------------------------------------------------------------
 
     def open(self, connection_id: bytes, device_id: str | None) -> Template:
@@ -145,11 +162,15 @@ class LinePublisher(BaseHandler):
             # Not an error yet: a dialect may identify the device later, or the device may never send a line.
             return Unroutable(error)
 
+    def traceparent(self, source: LineSource) -> str | None:
+        template: Template | None = source.template
+        return None if template is None else template.traceparent
+
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
         seq = source.seq
         now = self._now()
         try:
-            packed = self._packer.pack(source.template, seq, line, int(received or now))
+            packed = self._pack(source.template, seq, line, int(received or now))
         except (KeyTooLong, LineTooLarge) as error:
             self._reject(source, error)
             return
@@ -185,7 +206,7 @@ class LinePublisher(BaseHandler):
     def _reject(self, source: LineSource, error: KeyTooLong | LineTooLarge) -> None:
         """Reject a connection whose lines cannot be published. This line and later ones are not acknowledged to the device."""
         if not isinstance(source.template, Unroutable):
-            source.template = Unroutable(error)
+            source.template = Unroutable(error, source.template.traceparent)
         if not source.template.reported:
             source.template.reported = True
             self._warn(f"lines of connection {source.connection_id.decode()} cannot be published: {error}; closing it")

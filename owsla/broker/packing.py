@@ -14,6 +14,8 @@ sequence number and the time. Apart from the connection's own headers, the rest 
     | body frame: type, channel                         | node, once a second
     |   size, body, end                                 | line
 
+A line that begins a trace has one more header, `traceparent`, before the others.
+
 AMQP 0-9-1 has no delivery tag in basic.publish (it is implied by the order), so republishing a line is writing the same bytes
 again.
 """
@@ -26,16 +28,20 @@ from typing import Final
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..routing_key import KeyTooLong, RoutingKey
+from ..trace_context import TRACEPARENT
 
 APP_ID: Final = "owsla"
 
 _U32 = struct.Struct(">I").pack
+_read_u32 = struct.Struct(">I").unpack_from
 _U64 = struct.Struct(">Q").pack
 _I32 = struct.Struct(">i").pack
 _I64 = struct.Struct(">q").pack
 
 _WIDER: Final = 4
 """Difference in bytes of the field types `l` (64 bits) and `I` (32 bits)."""
+
+_TRACEPARENT: Final = wire.short_string(TRACEPARENT) + b"S"
 
 _FLAGS = struct.pack(
     ">H", sum(wire.PROPERTIES[name][0] for name in ("headers", "delivery_mode", "reply_to", "timestamp", "app_id"))
@@ -45,13 +51,15 @@ _FLAGS = struct.pack(
 class Template:
     """The constant parts of the frames of a connection's lines."""
 
-    __slots__ = ("before_seq", "before_size")
+    __slots__ = ("before_seq", "before_size", "traceparent")
 
     def __init__(self, before_size: bytes, before_seq: bytes) -> None:
         self.before_size = before_size
         """Method frame, and start of the header frame: frame header, class and weight."""
         self.before_seq = before_seq
         """Property flags, and headers up to the sequence number."""
+        self.traceparent: str | None = None
+        """Header `traceparent` of the last line that had one."""
 
 
 class LineTooLarge(ValueError):
@@ -66,8 +74,9 @@ class Unroutable(Template):
 
     __slots__ = ("reason", "reported")
 
-    def __init__(self, reason: KeyTooLong | LineTooLarge) -> None:
+    def __init__(self, reason: KeyTooLong | LineTooLarge, traceparent: str | None = None) -> None:
         self.reason = reason
+        self.traceparent = traceparent
         self.reported = False
         """True if the reason was logged."""
 
@@ -214,6 +223,12 @@ class LinePacker:
             wire.frame(wire.FRAME_BODY, self.channel, line[start : start + room]) for start in range(0, size, room)
         )
 
+    def pack_traced(self, template: Template, seq: int, line: bytes, second: int, traceparent: str) -> bytes:
+        """Return the frames that publish a line with the header `traceparent`. Raise `LineTooLarge` as `pack` does."""
+        packed = self.pack(_with_headers(template, _TRACEPARENT + wire.long_string(traceparent)), seq, line, second)
+        template.traceparent = traceparent
+        return packed
+
     def answer_to(self, reply_to: bytes) -> None:
         """Set another reply_to for later lines. It must have the same length, because templates contain the size."""
         before_timestamp = self._before_timestamp[:1] + wire.short_string(reply_to)
@@ -236,11 +251,25 @@ class LinePacker:
 
 def _widened(template: Template) -> Template:
     """Convert a template for 32-bit numbers to one for 64-bit numbers."""
-    head, (size, *rest) = template.before_size[:-8], struct.unpack(">IHH", template.before_size[-8:])
-    (length,) = struct.unpack(">I", template.before_seq[2:6])
-    return Template(
-        head + struct.pack(">IHH", size + _WIDER, *rest),
-        template.before_seq[:2] + _U32(length + _WIDER) + template.before_seq[6:-1] + b"l",
+    before_size, flags, headers = _enlarged(template, _WIDER)
+    return Template(before_size, flags + headers[:-1] + b"l")
+
+
+def _with_headers(template: Template, headers: bytes) -> Template:
+    """Add encoded headers to a template, before the others."""
+    before_size, flags, others = _enlarged(template, len(headers))
+    return Template(before_size, flags + headers + others)
+
+
+def _enlarged(template: Template, by: int) -> tuple[bytes, bytes, bytes]:
+    """Return the parts of a template whose headers grow by some bytes: those before the size, the flags with the size of the
+    headers, and the headers up to the sequence number.
+    """
+    before_size, before_seq = template.before_size, template.before_seq
+    return (
+        before_size[:-8] + _U32(_read_u32(before_size, len(before_size) - 8)[0] + by) + before_size[-4:],
+        before_seq[:2] + _U32(_read_u32(before_seq, 2)[0] + by),
+        before_seq[6:],
     )
 
 

@@ -36,6 +36,10 @@ class Connection(Hashable, Protocol):
     transport: Any
 
     @property
+    def traceparent(self) -> str | None:
+        """Traceparent of the last line of the connection that had one, or `None`."""
+
+    @property
     def held(self) -> int:
         """Number of messages that wait for a missing sequence number."""
 

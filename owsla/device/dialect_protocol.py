@@ -282,9 +282,18 @@ class DialectProtocol(DeviceProtocol):
 
     def login_failed(self, claimed_id: str | None, reason: str, unreported: int = 0) -> None:
         if not self.closed:
-            connection_id = self.connection_id.decode()
-            door = self.factory.door
-            self.factory.emit(LoginFailed(connection_id, self.device_id, claimed_id, self.peer, reason, unreported, door))
+            self.factory.emit(
+                LoginFailed(
+                    self.connection_id.decode(),
+                    self.device_id,
+                    claimed_id,
+                    self.peer,
+                    reason,
+                    unreported,
+                    self.factory.door,
+                    self.traceparent,
+                )
+            )
 
     def set_timeout(self, seconds: float, *, of_device: bool = False) -> None:
         if self.closed:
@@ -336,7 +345,8 @@ class DialectProtocol(DeviceProtocol):
 
     def _emit_failure(self, failure: Failure) -> None:
         connection_id, door = self.connection_id.decode(), self.factory.door
-        self.factory.emit(DialectFailed(connection_id, self.device_id, self._name, explain(failure), door))
+        why = explain(failure)
+        self.factory.emit(DialectFailed(connection_id, self.device_id, self._name, why, door, self.traceparent))
 
     # -- reading and closing --------------------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ class IdentifiedDevices:
     def _replace(self, device_id: str, previous: Connection, by: str, door: str, peer: str) -> None:
         """Close a connection for a newer one, at once or, if its device id is contested, later. It is no address any more."""
         self.remove(previous)
-        self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, by, door))
+        self._emit(DeviceReplaced(previous.connection_id.decode(), device_id, by, door, previous.traceparent))
         closing, replacements = self._replaced.replaced(device_id, previous, self._clock.seconds())
         if replacements:
             self._emit(DeviceContested(device_id, replacements, (previous.transport.peer, peer)))

@@ -279,13 +279,15 @@ class DeviceProtocol(LineReceiver):
         """Close the connection, and discard what follows."""
         max_line = self.factory.framing.max_line
         self._discard_input()
-        self.factory.emit(LineTooLong(self.connection_id.decode(), self.device_id, max_line, self.factory.door))
+        connection_id = self.connection_id.decode()
+        self.factory.emit(LineTooLong(connection_id, self.device_id, max_line, self.factory.door, self.traceparent))
         self.close(f"a line longer than {max_line} bytes")
 
     def frameMalformed(self, fault: str) -> None:
         """Close the connection, and discard what follows: where the next frame begins is unknown."""
         self._discard_input()
-        self.factory.emit(BadFrame(self.connection_id.decode(), self.device_id, fault, self.factory.door))
+        connection_id = self.connection_id.decode()
+        self.factory.emit(BadFrame(connection_id, self.device_id, fault, self.factory.door, self.traceparent))
         self.close(f"a malformed frame: {fault}")
 
     def _discard_input(self) -> None:
@@ -481,6 +483,11 @@ class DeviceProtocol(LineReceiver):
             self.factory.discards.add(lines, 0)
 
     # -- idle check ------------------------------------------------------------------------------------------------------
+
+    @property
+    def traceparent(self) -> str | None:
+        """Traceparent of the last line that had one, or `None`."""
+        return self.factory.sink.traceparent(self)
 
     @property
     def lines_in(self) -> int:
@@ -896,6 +903,7 @@ class DeviceProtocol(LineReceiver):
                 factory.clock.seconds() - self.opened,
                 unterminated,
                 factory.door,
+                self.traceparent,
             )
         )
 

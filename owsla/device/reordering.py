@@ -88,7 +88,8 @@ class ReorderLimits:
     def skipped(self, connection: Connection, missing: range) -> None:
         """Count and announce sequence numbers that a connection has skipped."""
         self.skips += missing.stop - missing.start  # len() fails for numbers as large as a back end may choose
-        self._emit(GapSkipped(connection.connection_id.decode(), connection.device_id, missing.start, missing.stop - 1))
+        connection_id, traceparent = connection.connection_id.decode(), connection.traceparent
+        self._emit(GapSkipped(connection_id, connection.device_id, missing.start, missing.stop - 1, traceparent))
 
     def flowing(self, flows: bool) -> None:
         """Note whether messages can arrive at this node. While they cannot, the clock of the gaps stands still."""

@@ -70,6 +70,11 @@ class SkippedLines:
     def _emit_lines(self, connection: Connection, account: _Account) -> None:
         self._emit(
             LinesSkipped(
-                connection.connection_id.decode(), connection.device_id, account.limit, account.lines, account.door
+                connection.connection_id.decode(),
+                connection.device_id,
+                account.limit,
+                account.lines,
+                account.door,
+                connection.traceparent,
             )
         )

@@ -66,7 +66,8 @@ class SlowDevices:
 
     def closed_as_slow(self, connection: Connection, why: str) -> None:
         """Announce that a connection is closed since its device is too slow."""
-        self._emit(SlowDevice(connection.connection_id.decode(), connection.device_id, why, connection.factory.door))
+        door, traceparent = connection.factory.door, connection.traceparent
+        self._emit(SlowDevice(connection.connection_id.decode(), connection.device_id, why, door, traceparent))
 
     def tick(self, now: float) -> None:
         """Close the connections whose device has taken nothing for the write time-out."""

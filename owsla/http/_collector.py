@@ -165,6 +165,12 @@ class OwslaCollector(Collector):
         received = {name: confirmed[name] + each.given_up_lines + each.window.messages for name, each in lines.items()}
         yield _counters("owsla_lines_received", "Lines from devices.", "door", received)
         yield _counters("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", "door", confirmed)
+        yield _counters(
+            "owsla_lines_traced",
+            "Lines from devices that began a trace (--trace-lines).",
+            "door",
+            {name: each.traced_lines for name, each in lines.items()},
+        )
         yield _counter("owsla_lines_sent", "Lines sent to devices.", devices.lines_out)
         yield _counter("owsla_received_bytes", "Bytes read from devices, without TLS, with delimiters.", devices.bytes_in)
         yield _counter("owsla_sent_bytes", "Bytes of lines sent to devices, without delimiters.", devices.bytes_out)

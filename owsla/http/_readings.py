@@ -143,6 +143,10 @@ class LineReadings(Protocol):
     """Lines given up because the broker would never accept them."""
 
     @property
+    def traced_lines(self) -> int:
+        """Number of lines that began a trace."""
+
+    @property
     def window(self) -> WindowReadings: ...
 
     @property

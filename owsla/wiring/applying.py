@@ -116,4 +116,5 @@ class NodeChanges:
             acknowledge = door.settings.device_ack is not None
             lines = self._publishing.lines.publishers[door.name]
             lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledge)
+            lines.trace(settings.trace_lines)
         self._devices.configure(settings)

@@ -109,6 +109,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         acknowledge=own.device_ack is not None,
         observe=latency.observe if settings.http is not None else None,
         failed=lines.channel_failed,
+        trace_lines=settings.trace_lines,
     )
 
 

@@ -359,9 +359,18 @@ class MessageTests(SynchronousTestCase):
                 "reason": "closed by the device",
                 "lines_in": 3,
                 "lines_out": 4,
+                "traceparent": None,
                 "seconds": 5.0,
             },
         )
+        self.assertNotIn("traceparent", one.headers())
+
+    def test_traced(self) -> None:
+        """The end of a connection has the last trace of its lines, in header and body."""
+        self.presence.connected(connected("a"), 10.0)
+        self.presence.disconnected(replace(disconnected("a"), traceparent="00-1-2-01"), 15.0)
+        one = self.next()
+        self.assertEqual((one.headers()["traceparent"], one.body("n")["traceparent"]), ("00-1-2-01", "00-1-2-01"))
 
     def test_missed(self) -> None:
         """The end of a connection that was missed has no reason and no counts."""

@@ -346,6 +346,58 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 4, True)
         self.assertEqual(self.device.safe, [1, 0, 2, 3, 4])
 
+    def test_traces(self) -> None:
+        """With a share of 1 each line has its own traceparent. A line that is published again, after a reconnect or a refusal,
+        has the same as before.
+        """
+        self.lab.producer.trace(1.0)
+        self.lab.connect()
+        self.lab.publish(self.device, b"0", b"1", b"2")
+        traces = self.traces()
+        self.assertEqual(len({*traces.values()} - {None}), 3)
+        self.assertEqual(self.lab.producer.traceparent(self.device), traces[2])
+        self.lab.lose()
+        self.lab.connect(tune=(0, 4096, 0))
+        self.assertEqual(self.traces(), traces)
+        self.lab.server.ack(LINES, 1)
+        self.lab.server.nack(LINES, 2)
+        self.lab.clock.advance(0.1)
+        self.assertEqual(self.traces(), {seq: traces[seq] for seq in (1, 2)})
+        self.lab.server.ack(LINES, 0, True)
+        self.assertEqual((self.lab.producer.traced_lines, self.lab.producer.unconfirmed), (3, 0))
+
+    def test_traces_off(self) -> None:
+        """By default, and with a share of 0, no line has a traceparent; the last one of a connection stays known."""
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        self.assertIsNone(self.lab.producer.traceparent(self.device))
+        self.lab.producer.trace(1.0)
+        self.lab.publish(self.device, b"1")
+        self.lab.producer.trace(0.0)
+        self.lab.publish(self.device, b"2")
+        traces = self.traces()
+        self.assertEqual((traces[0], traces[2]), (None, None))
+        assert traces[1] is not None
+        self.assertEqual(self.lab.producer.traceparent(self.device), traces[1])
+        self.assertEqual(self.lab.producer._pack, self.lab.producer._packer.pack)
+
+    def test_trace_of_a_connection_that_is_rejected(self) -> None:
+        """A connection whose lines cannot be published keeps its last traceparent, for the event of its end."""
+        self.lab.producer.trace(1.0)
+        self.lab.connect()
+        self.lab.publish(self.device, b"0")
+        before = self.lab.producer.traceparent(self.device)
+        self.lab.publish(self.device, b"x" * 70)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (70, 64))
+        self.lab.publish(self.device, b"y")
+        self.assertEqual(len(self.device.closed), 2)
+        self.assertIsNotNone(before)
+        self.assertIsNotNone(self.lab.producer.traceparent(self.device))
+
+    def traces(self) -> dict[int, str | None]:
+        """Return the traceparent of each line that was published, by number."""
+        return {one.headers["from_device_seq"]: one.headers.get("traceparent") for one in self.lab.server.take()}
+
     def test_a_broker_with_smaller_frames(self) -> None:
         """Waiting and new lines are packed for the smaller frames of another broker."""
         self.lab.connect()

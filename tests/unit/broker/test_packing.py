@@ -145,6 +145,31 @@ class PackTests(SynchronousTestCase):
             ],
         )
 
+    def test_traced(self) -> None:
+        """A line with a traceparent is the same message with one more header, whatever its size, its number and its route.
+        Lines after it do not have the header.
+        """
+        traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        for narrow in (True, False):
+            for key in ("from_device", RoutingKey("{connection_id}")):
+                one = packer(routing_key=key, narrow=narrow)
+                template = one.template(ID, "d")
+                for seq in (0, 2**31 - 1, 2**31):
+                    for line in (b"", b"x", b"x" * 10_000):
+                        plain = one.pack(template, seq, line, 7)
+                        traced = one.pack_traced(template, seq, line, 7, traceparent)
+                        self.assertEqual(one.pack(template, seq, line, 7), plain)
+                        header, *others = self.headers_on_the_wire(traced)
+                        self.assertEqual(header, (b"traceparent", b"S" + wire.long_string(traceparent)))
+                        self.assertEqual(others, self.headers_on_the_wire(plain))
+                        message, other = Message(traced), Message(plain)
+                        found = dict(message.properties)
+                        self.assertEqual(found["headers"].pop("traceparent"), traceparent)
+                        self.assertEqual(found, dict(other.properties))
+                        self.assertEqual((message.body, body_size(traced)), (line, len(line)))
+                        self.assertEqual(message.method.routing_key, other.method.routing_key)
+                        self.assertEqual(Message(refit(traced, 4096)).body, line)
+
     @settings(deadline=None, max_examples=60)
     @given(
         st.integers(0, (1 << 63) - 1),

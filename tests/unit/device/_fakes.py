@@ -50,9 +50,14 @@ class Sink:
         self.received: list[float] = []
         """Time at which each line was received; 0 stands for the time of its publication."""
         self.waiting: list[LineSource] = []
+        self.traces: dict[bytes, str] = {}
+        """The last traceparent of connections."""
 
     def open(self, connection_id: bytes, device_id: str | None) -> Any:
         return connection_id, device_id
+
+    def traceparent(self, source: LineSource) -> str | None:
+        return self.traces.get(source.connection_id)
 
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
         self.received.append(received)

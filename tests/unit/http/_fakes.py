@@ -72,6 +72,7 @@ class FakeLines:
     accepting: bool = True
     confirmed_lines: int = 0
     given_up_lines: int = 0
+    traced_lines: int = 0
     unconfirmed_since: float | None = None
 
 

@@ -119,6 +119,7 @@ class CollectorTests(SynchronousTestCase):
         other = World()
         other.port.handshakes, other.port.turned_away, other.door_admission.connections = 3, 4, 5
         other.lines.confirmed_lines, other.lines.given_up_lines, other.window.messages, other.window.size = 60, 1, 7, 700
+        other.lines.traced_lines = 6
         other.lines.accepting, other.lines.unconfirmed_since = False, NOW - 2.5
         world.doors["meters"] = other.doors[FIRST_DOOR]
         world.doors["meters"].latency.observe(0.1)
@@ -129,6 +130,7 @@ class CollectorTests(SynchronousTestCase):
             "owsla_silent_evicted_total": 0,
             "owsla_lines_received_total": 68,
             "owsla_lines_confirmed_total": 60,
+            "owsla_lines_traced_total": 6,
             "owsla_taking_lines": 0,
             "owsla_window_lines": 7,
             "owsla_window_bytes": 700,

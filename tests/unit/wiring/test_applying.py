@@ -89,6 +89,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "write-timeout": ({"write_timeout": 3.0}, lambda node: node.devices.first.factory.slow._timeout),
     "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.first.factory.reordering._gap_timeout),
     "reorder-limit": ({"reorder_limit": 3}, lambda node: node.devices.first.factory.reordering._limit),
+    "trace-lines": ({"trace_lines": 0.25}, lambda node: (_lines(node)._traces.rate, _lines(node)._pack.__qualname__)),
     "drain-timeout": ({"drain_timeout": 3.0}, lambda node: node.base.deadline.timeout),
     "drain-spread": ({"drain_spread": 3.0}, lambda node: node.drain._spread),
 }  # fmt: skip
@@ -97,7 +98,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol", "device-timeout", "fanout-rate", "trace-lines",
+    "deny", "proxy-protocol", "device-timeout", "fanout-rate",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
 watch; and trusted proxies, since a door without them stays without."""
