@@ -171,7 +171,7 @@ def _add_tail(tail: Parser) -> None:
     tail.add_argument(
         "--json",
         action="store_true",
-        help="print a JSON object per line: timestamp, connection_id, seq, device_id, reply_to, redelivered, "
+        help="print a JSON object per line: timestamp, connection_id, seq, device_id, traceparent, reply_to, redelivered, "
         "and body, or body_base64 if the body is not UTF-8",
     )
 

@@ -21,6 +21,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.python.failure import Failure
 from txamqp.client import Closed
 
+from .. import trace_context
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
@@ -29,7 +30,9 @@ from ..broker.acks import AckTracker
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..broker.retry_delay import RetryDelay
 from ..interfaces import Clock, DelayedCall
+from ..letter import Trace
 from ..runtime.end_of_turn import EndOfTurn
+from ..trace_context import TRACEPARENT, TRACESTATE
 from ._running import Session
 
 LINES: Final = 1
@@ -50,6 +53,7 @@ class Line(NamedTuple):
     connection_id: str
     seq: int | None
     reply_to: str
+    trace: Trace | None = None
 
 
 def read_line(header: bytes, seq_header: str) -> Line | None:
@@ -66,14 +70,16 @@ def read_line(header: bytes, seq_header: str) -> Line | None:
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 1 << 63:
         seq = None
     reply_to = properties.get("reply_to")
-    return Line(connection_id, seq, reply_to if isinstance(reply_to, str) else "")
+    trace = trace_context.read(headers.get(TRACEPARENT), headers.get(TRACESTATE))
+    return Line(connection_id, seq, reply_to if isinstance(reply_to, str) else "", trace)
 
 
-def answer_properties(connection_id: str, seq: int | None) -> dict[str, Any]:
-    """Return the properties of an answer to a line: persistent, for its connection, and with its number."""
+def answer_properties(connection_id: str, seq: int | None, trace: Trace | None = None) -> dict[str, Any]:
+    """Return the properties of an answer to a line: persistent, for its connection, with its number and in its trace."""
     headers: dict[str, Any] = {"connection_id": connection_id}
     if seq is not None:
         headers["to_device_seq"] = seq
+    headers.update(trace_context.headers(trace))
     return {"headers": headers, "delivery_mode": 2}
 
 
@@ -86,6 +92,7 @@ class Answer(NamedTuple):
     connection_id: str
     seq: int | None
     body: bytes
+    trace: Trace | None = None
 
 
 class Answerer(BaseHandler):
@@ -143,7 +150,7 @@ class Answerer(BaseHandler):
         # The gateway never names a queue that begins with "amq.", and for some of those names RabbitMQ closes the connection.
         to_reply_to = line.reply_to and not line.reply_to.startswith("amq.")
         queue = line.reply_to if to_reply_to else self._to_device
-        self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + body))
+        self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + body, line.trace))
 
     def _publish(self, answer: Answer) -> None:
         publish = self._publishes.get(answer.queue)
@@ -155,7 +162,7 @@ class Answerer(BaseHandler):
         self._sent[self._next] = answer
         self._next += 1
         body = answer.body
-        properties = wire.encode_properties(answer_properties(answer.connection_id, answer.seq))
+        properties = wire.encode_properties(answer_properties(answer.connection_id, answer.seq, answer.trace))
         header = wire.header_payload(len(body), properties)
         self._client.write(publish + wire.content_frames(LINES, header, body, self._client.frame_max))
 

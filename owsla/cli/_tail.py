@@ -17,6 +17,7 @@ from ..broker import queues
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, Getter
 from ..broker.queue_state import inspect_queue
 from ..runtime.end_of_turn import EndOfTurn
+from ..trace_context import TRACEPARENT
 from ._output import Output
 from ._running import Session
 
@@ -100,6 +101,7 @@ def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_heade
         "connection_id": _json_value(headers.get("connection_id")),
         "seq": _json_value(headers.get(seq_header)),
         "device_id": _json_value(headers.get("device_id")),
+        "traceparent": _json_value(headers.get(TRACEPARENT)),
         "reply_to": _json_value(properties.get("reply_to")),
         "redelivered": redelivered,
     }

@@ -14,14 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp
 from owsla.broker.client import BrokerClient
-from owsla.broker.headers import read
+from owsla.broker.headers import read, trace
 from owsla.broker.packing import LinePacker
 from owsla.cli._echo import Answerer, Line, answer_properties, read_line
 from owsla.cli._running import Session
+from owsla.letter import Trace
 from owsla.runtime.end_of_turn import EndOfTurn
 
 CID = b"01234567-89ab-8cde-8f01-23456789abcd"
 NODE = b"to_device.01234567"
+TRACE = Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1")
 
 
 def header(**properties: Any) -> bytes:
@@ -53,6 +55,17 @@ class ReadLineTests(SynchronousTestCase):
         payload = packed[start : start + int.from_bytes(packed[after_method + 3 : start])]
         self.assertEqual(read_line(payload, "nr"), Line(CID.decode(), 7, NODE.decode()))
 
+    def test_trace(self) -> None:
+        """The trace context of a line is read if it is valid."""
+        for headers, expected in (
+            ({"traceparent": TRACE.traceparent, "tracestate": "a=1"}, TRACE),
+            ({"traceparent": TRACE.traceparent}, Trace(TRACE.traceparent)),
+            ({"traceparent": TRACE.traceparent + "\r\n", "tracestate": "a=1"}, None),
+            ({"traceparent": 7}, None),
+        ):
+            read = read_line(header(headers={"connection_id": "c", **headers}), "seq")
+            self.assertEqual(read, Line("c", None, "", expected))
+
     def test_other_messages(self) -> None:
         """A message without a connection id is not a line."""
         self.assertIsNone(read_line(header(), "seq"))
@@ -81,7 +94,9 @@ class AnswerTests(SynchronousTestCase):
     """Properties of answers."""
 
     def test_as_the_gateway_reads_them(self) -> None:
-        """The gateway finds the connection and the number, and nothing else that it needs."""
+        """The gateway finds the connection and the number, and nothing else that it needs, also in a trace."""
+        traced = wire.header_payload(3, wire.encode_properties(answer_properties(CID.decode(), 7, TRACE)))
+        self.assertEqual((read(traced), trace(traced)), ((CID, 7, False), TRACE))
         self.assertEqual(read(answer_header(CID, 7, 3)), (CID, 7, False))
         self.assertEqual(read(answer_header(CID, None, 3)), (CID, None, False))
 
@@ -155,6 +170,14 @@ class AnswererTests(SynchronousTestCase):
         self.answerer.deliver(1, False, line(5), b"\xff")
         headers = {"connection_id": CID.decode(), "to_device_seq": 5}
         self.assertEqual(self.client.published, [(NODE.decode(), headers, b"> \xff")])
+
+    def test_in_the_trace(self) -> None:
+        """An answer carries the trace context of its line, also when it is published again."""
+        traced = {"connection_id": "c", "traceparent": TRACE.traceparent, "tracestate": TRACE.tracestate}
+        self.answerer.deliver(1, False, header(headers=traced, reply_to=NODE), b"x")
+        self.answerer.refused(1, False)
+        self.clock.advance(10)
+        self.assertEqual(self.client.published, [(NODE.decode(), traced, b"> x")] * 2)
 
     def test_to_to_device(self) -> None:
         """A line without reply_to is answered on to_device, and one without a number without a number."""

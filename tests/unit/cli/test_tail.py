@@ -113,11 +113,17 @@ class JSONTests(SynchronousTestCase):
                 "connection_id": CONNECTION_ID,
                 "seq": 7,
                 "device_id": "pump",
+                "traceparent": None,
                 "reply_to": "to_device.01234567",
                 "redelivered": False,
                 "body": "grüße\n",
             },
         )
+
+    def test_trace(self) -> None:
+        """The traceparent of a message is shown as it is, as text."""
+        for value, shown in (("00-0af7-01", "00-0af7-01"), (b"\x1b[2J", "\\x1b[2J"), ([1], "[1]")):
+            self.assertEqual(self.shown(message(traceparent=value), b"")["traceparent"], shown)
 
     def test_bytes(self) -> None:
         """Another body is base64, under another key."""
