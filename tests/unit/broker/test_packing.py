@@ -163,7 +163,7 @@ class PackTests(SynchronousTestCase):
                         self.assertEqual(header, (b"traceparent", b"S" + wire.long_string(traceparent)))
                         self.assertEqual(others, self.headers_on_the_wire(plain))
                         message, other = Message(traced), Message(plain)
-                        found = dict(message.properties)
+                        found: dict[str, Any] = dict(message.properties)
                         self.assertEqual(found["headers"].pop("traceparent"), traceparent)
                         self.assertEqual(found, dict(other.properties))
                         self.assertEqual((message.body, body_size(traced)), (line, len(line)))
