@@ -99,6 +99,14 @@ class EventTests(SynchronousTestCase):
                 self.assertIn(" (door meters)", str(dataclasses.replace(event, door="meters")))
                 self.assertNotIn("door", str(dataclasses.replace(event, door="default")))
 
+    def test_traces(self) -> None:
+        """A trace is the last field of an event, and not in its text."""
+        for kind in KINDS:
+            if "traceparent" in {field.name for field in dataclasses.fields(kind)}:
+                event: Any = sample(kind)
+                self.assertEqual(list(event.fields())[-1], "traceparent")
+                self.assertEqual(str(dataclasses.replace(event, traceparent="00-1-2-01")), str(event))
+
     def test_connections_without_tls(self) -> None:
         """A connection without TLS reads as what it is."""
         for peer, tls, transport in (
