@@ -8,7 +8,7 @@ connection of the consumers, which never publishes, so that an alarm of the brok
 own: a refusal closes only that channel, and the node consumes as before.
 
     AWAY ──bound──▶ BOUND ──exchange or queue missing──▶ AWAY
-    AWAY, BOUND ──no permission, or an exchange of another type──▶ REFUSED ──bound──▶ BOUND      (after a delay, again)
+    AWAY ──no permission, or an exchange of another type──▶ REFUSED ──bound──▶ BOUND             (after a delay, again)
     each ──connection lost, or own queue not consumed──▶ AWAY
 
 The broker does not tell when somebody deletes the exchange or the binding. A node that is not bound misses the questions of the
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from twisted.internet.defer import DeferredLock
 from txamqp.client import Closed
@@ -77,6 +77,8 @@ class Binding:
         """
         self._client = client
         self._queue = queue
+        self._cancel_check()
+        self._move(BindingState.AWAY)
         await self._bind(client)
 
     def end(self) -> None:
@@ -127,20 +129,22 @@ class Binding:
 
     async def _ask_broker(self, client: BrokerClient, queue: str) -> None:
         """Bind the queue; declare the exchange before, if it is not known to exist. Raise `BrokerError` for a refusal."""
-        channel = client.channels.get(CHANNEL)
-        if channel is not None and not channel.closed and self.state is BindingState.BOUND:
+        if self.state is BindingState.BOUND:
             try:
-                await self._queue_bind(channel, queue)
+                await self._queue_bind(client, queue)
                 return
             except BrokerError as error:
                 if error.code != topology.NOT_FOUND:
                     raise
         await client.end_channel(CHANNEL)
         await topology.declare_fanout(client, CHANNEL, self._exchange, self._warn)
-        await self._queue_bind(await client.open_channel(CHANNEL, BaseHandler()), queue)
+        await self._queue_bind(client, queue)
 
-    async def _queue_bind(self, channel: Any, queue: str) -> None:
+    async def _queue_bind(self, client: BrokerClient, queue: str) -> None:
+        channel = client.channels.get(CHANNEL)
         try:
+            if channel is None or channel.closed:
+                channel = await client.open_channel(CHANNEL, BaseHandler())
             await channel.queue_bind(queue=queue, exchange=self._exchange, routing_key="")
         except Closed as closed:
             error = as_failure(closed).value
@@ -157,6 +161,8 @@ class Binding:
             # Deleted in this instant: the exchange is declared again, and the consumers declare the queue again.
             self._schedule(self._delay.next())
             self._move(BindingState.AWAY)
+        elif refusal.code == topology.ACCESS_REFUSED and self.state is BindingState.BOUND:
+            self._schedule(CHECK_INTERVAL)  # the permission was taken away, and the binding was not
         else:
             self._schedule(self._delay.next())
             self._move(BindingState.REFUSED, refusal)

@@ -97,7 +97,7 @@ _TAKEN: dict[str, tuple[Callable[[Tenant], Awaitable[None]], Callable[[Tenant], 
 
 #: Lines of the log about it, at most: one for the loss of the connection, one that says why it does not come back. A role that
 #: can do without the permission warns on its own.
-_LINES = {"password": 2, "user": 2, "vhost": 5, "permissions": 2, "write": 4, "read": 5, "configure": 7}
+_LINES = {"password": 2, "user": 2, "vhost": 5, "permissions": 2, "write": 5, "read": 5, "configure": 8}
 
 
 @pytest.mark.parametrize("what", _TAKEN)

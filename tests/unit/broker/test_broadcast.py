@@ -152,6 +152,14 @@ class BindingTests(Base):
             self.server.drop()
             self.role.down()
 
+    def test_permission_taken_away(self) -> None:
+        """A node that is bound stays so when the permission to bind is taken away."""
+        self.bind()
+        self.consumers.refusals[f"bind {OWN}", False] = REFUSED
+        self.pass_time(3 * CHECK_INTERVAL)
+        self.assertEqual((self.binding.state, self.warnings()), (BindingState.BOUND, []))
+        self.assertEqual(self.count("exchange.declare"), 1)
+
     def test_as_it_is(self) -> None:
         """An exchange that others declared is used as it is, with a warning."""
         for refusal in (REFUSED, NOT_DURABLE):
