@@ -46,6 +46,16 @@ class Trace:
     tracestate: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Connections of this node that a message for many devices was for."""
+
+    devices: int
+    """Number of those that it was handed over to."""
+    missed: int
+    """Number of the others."""
+
+
 class Letter:
     """Message of a back end that was not handed over on arrival, or that has more properties than a plain message."""
 
@@ -58,10 +68,12 @@ class Letter:
         "device_id",
         "expires_at",
         "fault",
+        "group_id",
         "handed_over",
         "header",
         "hop",
         "identity",
+        "reached",
         "reply_to",
         "selector",
         "seq",
@@ -88,6 +100,7 @@ class Letter:
         correlation_id: bytes | None = None,
         to_device_id: str | None = None,
         selector: str | None = None,
+        group_id: str | None = None,
         hop: Hop | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -117,6 +130,10 @@ class Letter:
         the header cannot be a device id. Bytes that are not UTF-8 are surrogate escapes."""
         self.selector = selector
         """Devices that the message is for (`owsla_to`, without the headers of one connection or device), or `None`."""
+        self.group_id = group_id
+        """Id that a node has given to a message for many devices, the same in all of its copies, or `None`."""
+        self.reached: Reached | None = None
+        """Connections of this node that a message for many devices was for, once that is known."""
         self.hop = hop
         """Way of a message to a device so far, or `None`."""
         self.trace = trace
@@ -135,5 +152,7 @@ class Letter:
 
 
 def unknown_reason(letter: Letter) -> str:
-    """Return the reason for which a message is recorded whose connection or device is nowhere."""
+    """Return the reason for which a message is recorded whose connection or device is nowhere, or whose node is lost."""
+    if letter.selector is not None:
+        return "node-lost"  # it is for all nodes, and this is about one of them
     return "unknown-connection" if letter.to_device_id is None else "unknown-device"

@@ -317,6 +317,8 @@ class BroadcastRole:
 
     def _group_properties(self, client: BrokerClient, message: _GroupMessage) -> bytes:
         extra: dict[str, str | bool] = {message_properties.GROUP_HEADER: message.group_id}
+        if message.letter.identity is not None:
+            extra[message_properties.REDELIVERED_HEADER] = True  # another node may have published it, too
         deadline = message.letter.deadline
         if deadline is not None:
             left = max(0, round((deadline - self._clock.seconds()) * 1000))

@@ -183,6 +183,7 @@ def letter(
         correlation_id=details.correlation_id,
         to_device_id=details.device_id if named else None,
         selector=details.selector if named and details.device_id is None else None,
+        group_id=details.group_id if source.own else None,
         hop=details.hop if named and details.device_id is not None else None,
         trace=details.trace,
     )

@@ -257,8 +257,11 @@ class CourierRole:
         """Send the delivery report that a message asked for, if it asked for one."""
         if letter.reply_to is None or self._is_ours(letter.reply_to):
             return
+        extra = self._reached_headers(letter)
+        if letter.selector is not None:
+            extra["owsla_node"] = self._node().decode()  # each node reports
         properties = message_properties.report(
-            letter.connection_id, letter.correlation_id, outcome, APP_ID, letter.to_device_id, letter.trace
+            letter.connection_id, letter.correlation_id, outcome, APP_ID, letter.to_device_id, letter.trace, extra
         )
         self._reply(letter.reply_to, properties, b"")
 
@@ -318,7 +321,7 @@ class CourierRole:
         return len(self._publisher) + len(self._waiting) + len(self._held)
 
     def _record(self, letter: Letter, reason: str) -> OutgoingMessage:
-        extra = self._record_headers(reason)
+        extra = self._record_headers(letter, reason)
         if len(letter.header) == wire.BARE_HEADER:
             extra[message_properties.NOTE_HEADER] = "its properties are too large: they are left out"
         try:
@@ -327,8 +330,14 @@ class CourierRole:
             properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id, letter.trace)
         return OutgoingMessage(self._undeliverable.name, properties, letter.body, letter, reason)
 
-    def _record_headers(self, reason: str) -> dict[str, str]:
-        return {"owsla_reason": reason, "owsla_node": self._node().decode()}
+    def _record_headers(self, letter: Letter, reason: str) -> dict[str, str | int]:
+        return {"owsla_reason": reason, "owsla_node": self._node().decode(), **self._reached_headers(letter)}
+
+    @staticmethod
+    def _reached_headers(letter: Letter) -> dict[str, str | int]:
+        """Return the headers that say how many devices of this node a message for many has reached, if that is known."""
+        reached = letter.reached
+        return {} if reached is None else {"owsla_devices": reached.devices, "owsla_missed": reached.missed}
 
     # -- publishing ------------------------------------------------------------------------------------------------------
 
@@ -442,7 +451,7 @@ class CourierRole:
         if message.reason is None:  # a forward, which becomes a record
             message.reason = letter.fault or "refused"
             self._note(letter, message.reason)
-        extra = self._record_headers(message.reason)
+        extra = self._record_headers(letter, message.reason)
         message.properties = message_properties.minimal(letter.connection_id, extra, letter.to_device_id, letter.trace)
         message.queue = self._undeliverable.name
         message.minimal = True

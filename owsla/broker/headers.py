@@ -19,6 +19,7 @@ from ..trace_context import TRACEPARENT, TRACESTATE
 from .message_properties import (
     ASKER_HEADER,
     EXPIRATION_HEADER,
+    GROUP_HEADER,
     REDELIVERED_HEADER,
     RETURNED_BY_HEADER,
     RETURNS_HEADER,
@@ -55,6 +56,7 @@ class MessageDetails:
         "device_id",
         "expiration",
         "expires_at",
+        "group_id",
         "hop",
         "notice",
         "redelivered",
@@ -87,6 +89,8 @@ class MessageDetails:
         """Device id; empty if the header cannot be one. Bytes that are not UTF-8 are surrogate escapes."""
         self.selector = _text(headers["owsla_to"]) if "owsla_to" in headers else None
         """Selector of devices; empty if the header is not text."""
+        self.group_id = _text(headers.get(GROUP_HEADER)) or None
+        """Id of the copies of a message for many devices."""
         self.hop = _hop(headers)
         """Way of a message to a device between nodes."""
         self.trace = trace_context.read(headers.get(TRACEPARENT), headers.get(TRACESTATE))

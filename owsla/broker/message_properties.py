@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Final
 
 from .. import trace_context
@@ -57,8 +58,10 @@ _KEPT: Final[Mapping[bytes, int]] = (
 properties, fit into the smallest frame of AMQP (4096 bytes).
 """
 
-_WHOLE: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode()})
+_WHOLE: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode(), b"owsla_to"})
 """Those that are left out if they are longer: a part of them could mean something else."""
+
+_NONE: Final[Mapping[str, str | int]] = MappingProxyType({})
 
 _LONGEST: Final = 255
 """Limit of the bytes of an id in an answer, or in a record that cannot be relayed."""
@@ -135,12 +138,12 @@ def _cut(key: bytes, value: bytes, longest: int) -> bytes | None:
 
 
 def minimal(
-    connection_id: bytes | None, extra: Mapping[str, str], device_id: str | None = None, trace: Trace | None = None
+    connection_id: bytes | None, extra: Mapping[str, str | int], device_id: str | None = None, trace: Trace | None = None
 ) -> bytes:
     """Return the properties of a record of a message whose own properties cannot be relayed. `device_id` is that of a message
     to a device, or `None`.
     """
-    headers: dict[str, str | bytes] = {}
+    headers: dict[str, str | int] = {}
     if connection_id is not None:
         # A back end may send any bytes, of any length.
         headers["connection_id"] = _id_text(connection_id)
@@ -162,11 +165,13 @@ def report(
     app_id: str,
     device_id: str | None = None,
     trace: Trace | None = None,
+    extra: Mapping[str, str | int] = _NONE,
 ) -> bytes:
-    """Return the properties of a delivery report. `device_id` is that of a message to a device, or `None`. `correlation_id` is
-    the property in its encoding on the wire, or `None`.
+    """Return the properties of a delivery report, with some `extra` headers. `device_id` is that of a message to a device, or
+    `None`. `correlation_id` is the property in its encoding on the wire, or `None`.
     """
-    headers = {"connection_id": _id_text(connection_id or b""), "owsla_report": outcome, **trace_context.headers(trace)}
+    headers = {"connection_id": _id_text(connection_id or b""), "owsla_report": outcome, **extra}
+    headers.update(trace_context.headers(trace))
     if device_id:
         headers["device_id"] = _id_text(device_id.encode("utf-8", "surrogateescape"))
     return answer({"headers": headers, "delivery_mode": 2, "app_id": app_id}, correlation_id)

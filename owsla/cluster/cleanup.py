@@ -40,7 +40,7 @@ from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
 from ..broker.consumer import letter
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
 from ..interfaces import Clock
-from ..letter import Letter
+from ..letter import Letter, unknown_reason
 
 SILENCE: Final = 5.0
 """Seconds without a message after which a queue is deleted. The deletion takes some milliseconds. At the worst rate, one
@@ -288,7 +288,7 @@ class Cleanup(Getter):
                 return
             one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
         self._messages += 1
-        self._courier.record(one, "unknown-connection")
+        self._courier.record(one, unknown_reason(one))
 
     def written(self, header: bytes, body: bytes) -> None:
         """Do nothing: no message goes to a device from here."""

@@ -207,7 +207,7 @@ class Fanout:
         called at the end of a group; `late` is true if it expired before all its connections were served.
         """
         self._clock = clock
-        self._pause = 1 / rate
+        self._rate = rate
         self._expired = expired
         self._ended = ended
         self._selecting: deque[Group] = deque()
@@ -218,7 +218,7 @@ class Fanout:
 
     def configure(self, rate: float) -> None:
         """Change the rate, also that of groups that are being spread."""
-        self._pause = 1 / rate
+        self._rate = rate
 
     def __len__(self) -> int:
         """Return the number of groups that have not ended."""
@@ -257,7 +257,7 @@ class Fanout:
             step = group.step(write=self._due < now + INTERVAL and writes < SLICE_WRITES)
             if step is Step.POSTED:
                 writes += 1
-                self._due = max(self._due, now - BURST) + self._pause
+                self._due = max(self._due, now - BURST) + 1 / self._rate
                 self._spreading.rotate(-1)
             elif step is Step.SERVED:
                 self._settling.append(self._spreading.popleft())

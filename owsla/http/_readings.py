@@ -189,12 +189,17 @@ class LookupReadings(Protocol):
 class GroupReadings(Protocol):
     """Counters of messages for many devices, on this node."""
 
-    spreading: int
-    """Messages that have not been handed over to all their devices."""
-    devices: int
-    """Connections that such a message was handed over to."""
-    missed: int
-    """Connections that it was not handed over to."""
+    @property
+    def spreading(self) -> int:
+        """Messages that have not been handed over to all their devices."""
+
+    @property
+    def devices(self) -> int:
+        """Connections that such a message was handed over to."""
+
+    @property
+    def missed(self) -> int:
+        """Connections that it was not handed over to."""
 
 
 class BroadcastReadings(Protocol):

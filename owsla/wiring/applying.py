@@ -118,3 +118,4 @@ class NodeChanges:
             lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledge)
             lines.trace(settings.trace_lines)
         self._devices.configure(settings)
+        self._consuming.groups.configure(settings.fanout_rate)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from ..broker import queues
+from ..broker import message_properties, queues
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
 from ..broker.courier import CourierRole
@@ -20,6 +20,7 @@ from ..cluster.identity import NodeIdentity
 from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
+from ..device.groups import Groups
 from ..events import BrokerWarning
 from ..letter import DeliverySource, Letter
 from ..routing import Handover, Router
@@ -48,6 +49,7 @@ class Consuming:
     registrar: Registrar
     consumers: Consumers
     router: Router
+    groups: Groups
     health: BrokerHealth
     connections: list[BrokerConnection]
     logins: BrokerLogins
@@ -91,13 +93,23 @@ def make_consuming(
         warn=lambda text: base.emit(BrokerWarning(text)),
         common_name=lambda: tls.common_name,
     )
+    handover = Handover(publishing.courier, devices.services.deliveries, devices.body_fault)
+    groups = Groups(
+        base.reactor,
+        base.registry,
+        publishing.courier,
+        publishing.broadcast,
+        handover,
+        message_properties.identity,
+        settings.fanout_rate,
+    )
     router = Router(
         base.node,
         base.registry.find,
         publishing.courier,
-        Handover(publishing.courier, devices.services.deliveries, devices.body_fault),
+        handover,
         by_name=Unrouted(publishing.courier, "unknown-device"),
-        groups=Unrouted(publishing.courier, "bad-selector"),
+        groups=groups,
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
@@ -146,7 +158,7 @@ def make_consuming(
     )
     roles = [*publishers, publishing.broadcast, registrar, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
-    return Consuming(registrar, consumers, router, health, connections, logins, tls)
+    return Consuming(registrar, consumers, router, groups, health, connections, logins, tls)
 
 
 def _connections(

@@ -95,6 +95,7 @@ def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Co
         discards=devices.services.discards,
         courier=publishing.courier,
         presence=publishing.presence,
+        groups=consuming.groups,
         consumers=consuming.consumers,
         membership=consuming.registrar,
         connections=consuming.connections,

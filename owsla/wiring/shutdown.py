@@ -14,7 +14,8 @@ Stop, in this order:
     written, and the connection is closed. Handshakes in progress may finish, for a few seconds; then they are closed as well.
 3.  The node stops consuming the shared queue. It goes on with its own queue, since back ends answer the last lines.
 4.  Once all lines are confirmed and back ends were told of every closed connection, the node leaves the cluster.
-5.  The node stops consuming its own queue. Messages that it holds unacknowledged are recorded as undeliverable or go back into
+5.  Messages for many devices end, since no device is left. Then the node stops consuming its own queue. Messages that it holds
+    unacknowledged are recorded as undeliverable or go back into
     that queue.
 6.  Remaining connections are aborted, the connections to the broker close, and the supervision tree stops.
 
@@ -115,6 +116,13 @@ class Outgoing(Protocol):
     def unconfirmed(self) -> int: ...
 
 
+class Spreading(Protocol):
+    """Messages for many devices, as a shutdown sees them."""
+
+    @property
+    def spreading(self) -> int: ...
+
+
 class ClusterMembership(Protocol):
     """Registrar, as a shutdown sees it."""
 
@@ -165,6 +173,7 @@ class NodeParts:
     discards: DiscardCounts
     courier: Outgoing
     presence: Outgoing | None
+    groups: Spreading
     consumers: Consumption
     membership: ClusterMembership
     connections: Sequence[BrokerConnection]
@@ -384,10 +393,12 @@ class NodeService(MultiService):
             parts.membership.leave()
             if parts.membership.alone and await self._silent() and await self._answer(parts.consumers.delete_own_queue()):
                 await self._until(lambda: not parts.membership.listed)
+        await self._until(lambda: not parts.groups.spreading)  # no device is left that they would wait for
         await self._answer(parts.consumers.stop_consuming(own=True))
         # From here on the registrar may delete the own queue, whatever is held unacknowledged. A message that is not recorded
         # in time must go back into the queue while the queue still exists.
-        await self._until(lambda: not parts.outgoing, math.inf if parts.membership.alone else HAND_BACK)
+        longest = math.inf if parts.membership.alone else HAND_BACK
+        await self._until(lambda: not parts.outgoing and not parts.groups.spreading, longest)
         if not parts.outgoing:
             await self._until(lambda: not parts.membership.unconfirmed)
 

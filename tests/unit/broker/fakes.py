@@ -316,7 +316,7 @@ class Source:
 
     def letter(self, tag: int, connection_id: bytes | None = b"some-id", body: bytes = b"body", **more: Any) -> Letter:
         """Return a letter of this consumer. Keywords of a letter are passed on; properties go to its header."""
-        asked = {name: more.pop(name) for name in ("reply_to", "correlation_id", "seq") if name in more}
+        asked = {name: more.pop(name) for name in ("reply_to", "correlation_id", "seq", "selector") if name in more}
         headers = more.pop("headers", {"n": tag})
         header = more.pop("header", None) or message(body, headers, **more)
         return Letter(self, tag, header, body, connection_id, asked.pop("seq", None), **asked)

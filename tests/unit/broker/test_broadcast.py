@@ -385,6 +385,15 @@ class GroupTests(Base):
         self.server.ack(CHANNEL, publish.tag)
         self.assertEqual((self.source.finished, self.role.waiting), ([1], 0))
 
+    def test_message_that_was_delivered_before(self) -> None:
+        """It says whether its message was delivered before: another node may have published that with another number."""
+        letter = self.letter()
+        letter.identity = b"some"
+        self.come_up()
+        self.role.spread(letter, "group")
+        (publish,) = self.take()
+        self.assertIs(publish.headers["owsla_redelivered"], True)
+
     def test_one_at_a_time(self) -> None:
         """The next one goes when the one before has arrived."""
         self.come_up()

@@ -14,7 +14,7 @@ from owsla.broker.absent_nodes import AbsentNodes
 from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
-from owsla.letter import Hop, Letter, Trace
+from owsla.letter import Hop, Letter, Reached, Trace
 
 from .fakes import BrokerTestCase, Publish, Result, Server, Source, message
 
@@ -534,6 +534,40 @@ class ReportTests(Base):
             self.courier = self.make()
             self.connect()
         self.assertEqual(costs[0], costs[1])
+
+
+class GroupTests(Base):
+    """Messages for many devices."""
+
+    def test_report(self) -> None:
+        """A report names the node, and the numbers of devices that it has handed the message over to, and missed."""
+        self.connect()
+        letter = self.source.letter(7, connection_id=None, reply_to=b"answers", selector="all")
+        letter.reached = Reached(3, 1)
+        self.courier.report(letter, "fanned-out")
+        (report,) = self.taken()
+        self.assertEqual(
+            report.headers,
+            {
+                "connection_id": "",
+                "owsla_report": "fanned-out",
+                "owsla_node": "0123abcd",
+                "owsla_devices": 3,
+                "owsla_missed": 1,
+            },
+        )
+
+    def test_record(self) -> None:
+        """A record has the numbers, too, if the message had begun to be handed over; also with minimal properties."""
+        self.connect()
+        letters = [self.source.letter(tag, connection_id=None, headers={"owsla_to": "all"}, selector="all") for tag in (7, 8)]
+        letters[0].reached = Reached(3, 1)
+        for letter in letters:
+            self.courier.record(letter, "expired")
+        begun, not_begun = self.taken()
+        common = {"owsla_to": "all", "owsla_reason": "expired", "owsla_node": "0123abcd"}
+        self.assertEqual(begun.headers, {**common, "owsla_devices": 3, "owsla_missed": 1})
+        self.assertEqual(not_begun.headers, common)
 
 
 class ForwardTests(Base):

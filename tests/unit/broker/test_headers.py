@@ -215,6 +215,18 @@ MESSAGES = st.builds(
 )
 
 
+class GroupTests(SynchronousTestCase):
+    def test_selector_and_group(self) -> None:
+        """A message for many has a selector and, from a node, the id of the group. Other types are an empty selector, no id."""
+        found = delivery.details(with_headers({"owsla_to": "all", "owsla_group": "some-group"}))
+        self.assertEqual((found.selector, found.group_id), ("all", "some-group"))
+        for value in (7, b"all", True, ["all"], {"all": 1}):
+            found = delivery.details(with_headers({"owsla_to": value, "owsla_group": value}))
+            self.assertEqual((found.selector, found.group_id), ("", None), value)
+        found = delivery.details(with_headers({}))
+        self.assertEqual((found.selector, found.group_id), (None, None))
+
+
 class HostileTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=100)
     @given(MESSAGES)

@@ -90,6 +90,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "gap-timeout": ({"gap_timeout": 3.0}, lambda node: node.devices.first.factory.reordering._gap_timeout),
     "reorder-limit": ({"reorder_limit": 3}, lambda node: node.devices.first.factory.reordering._limit),
     "trace-lines": ({"trace_lines": 0.25}, lambda node: (_lines(node)._traces.rate, _lines(node)._pack.__qualname__)),
+    "fanout-rate": ({"fanout_rate": 50.0}, lambda node: node.consuming.groups._fanout._rate),
     "drain-timeout": ({"drain_timeout": 3.0}, lambda node: node.base.deadline.timeout),
     "drain-spread": ({"drain_spread": 3.0}, lambda node: node.drain._spread),
 }  # fmt: skip
@@ -98,7 +99,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol", "device-timeout", "fanout-rate",
+    "deny", "proxy-protocol", "device-timeout",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
 watch; and trusted proxies, since a door without them stays without."""

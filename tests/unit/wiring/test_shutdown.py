@@ -133,6 +133,12 @@ class Losses:
         return self.discards
 
 
+class Groups:
+    """Messages for many devices."""
+
+    spreading = 0
+
+
 class Consumers:
     """The consumers. `silent` are the calls that the broker does not answer, and `errors` those that it refuses."""
 
@@ -191,6 +197,7 @@ class World:
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.presence, self.consumers = Parcels(), Parcels(), Parcels(), Consumers(self)
+        self.groups = Groups()
         self.roster, self.losses, self.arrivals = Roster(self), Losses(), Arrivals()
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
         self.failed: list[tuple[str, int]] = []
@@ -207,6 +214,7 @@ class World:
                 discards=self.losses,
                 courier=self.courier,
                 presence=self.presence,
+                groups=self.groups,
                 consumers=self.consumers,
                 membership=self.roster,
                 connections=cast(Any, self.connections),
@@ -345,6 +353,18 @@ class StoppingTests(SynchronousTestCase):
         self.assertNoResult(stopping)
         world.roster.unconfirmed = 0
         world.later(1)
+        self.successResultOf(stopping)
+
+    def test_messages_for_many(self) -> None:
+        """Messages for many devices have ended before the own queue is not consumed any more."""
+        world = World()
+        world.groups.spreading = 1
+        stopping = world.stop()
+        world.later(5)
+        self.assertNoResult(stopping)
+        self.assertNotIn("own queue left", world.log)
+        world.groups.spreading = 0
+        world.later(10)
         self.successResultOf(stopping)
 
     def test_records_that_are_not_confirmed(self) -> None:
