@@ -26,6 +26,8 @@ class Naming(Dialect):
         self.conversation.publish(line)
 """
 
+WORKERS = {"worker-1", "worker-2"}
+
 GRACE = 1.5
 """Seconds of --node-grace."""
 
@@ -293,6 +295,8 @@ async def test_workers_with_the_embedded_broker(lab: Lab, tmp_path: Path) -> Non
     port = free_port()
     url = f"amqp://guest:guest@127.0.0.1:{port}/%2f"
     nodes = await Nodes.start(lab, url, tmp_path, second={}, broker="embedded", embedded_port=port, workers=2)
+    owsla = nodes.gateways[0].owsla
+    await until(lambda: {line.partition("#")[0][-8:] for line in owsla.lines("Listening for devices")} == WORKERS)
     devices = [await nodes.device() for _ in range(8)]
     await nodes.send(b"now")
     for device in devices:

@@ -153,7 +153,7 @@ class RateTests(SynchronousTestCase):
         world = Spread(rate=100.0)
         world.many(100)
         world.clock.advance(100.0)
-        group = world.begin()
+        group = world.begin(seconds=1000.0)
         world.turns()
         self.assertLessEqual(group.devices, 2)
         world.clock.advance(100.0)  # the reactor was busy
@@ -162,12 +162,14 @@ class RateTests(SynchronousTestCase):
     def test_closed_connections_take_no_time(self) -> None:
         """Connections that have closed are missed without waiting for the rate."""
         world = Spread(rate=1.0)
-        for endpoint, _ in (devices := world.many(500)):
-            self.assertIsNotNone(endpoint.connection_id)
+        devices = world.many(500)
         group = world.begin()
         world.turns()
-        for endpoint, _ in devices:
-            world.end(endpoint)
+        for number, (endpoint, _) in enumerate(devices):
+            if number % 2:
+                world.end(endpoint)
+            else:
+                endpoint.close("test")
         world.clock.advance(LOOK)
         world.clock.advance(LOOK)
         self.assertEqual(group.devices + group.missed, 500)
@@ -215,6 +217,15 @@ class OutcomeTests(SynchronousTestCase):
         self.assertEqual(got([lines, framed]), [b"", b"\0\x09two\nlines"])
         self.assertEqual(world.counts(group), (1, 1, 0))
         self.assertTrue(lines[1].reading)
+
+    def test_empty_body(self) -> None:
+        """An empty body that the framing cannot send is missed, unless the message only closes the connection."""
+        for close, counts in ((False, (0, 1, 0)), (True, (1, 0, 0))):
+            world = Spread()
+            _, wire = world.connect(factory=world.door("fixed", framing=make_framing(read_framing("fixed:4"), b"\n", 100)))
+            group = world.begin(b"", close=close)
+            world.turns()
+            self.assertEqual((world.counts(group), wire.data), (counts, b""))
 
     def test_close(self) -> None:
         """`owsla_close` closes each connection behind the line; with an empty body it closes only."""

@@ -373,6 +373,20 @@ class RepeatTests(SynchronousTestCase):
         self.assertEqual({task.letter.body for task in node.groups._by_id.values()}, {b""})
 
 
+    def test_memory_of_equal_messages(self) -> None:
+        """The later one of two equal messages is recognized after the first one was forgotten."""
+        node = Node()
+        _, wire = node.connect()
+        node.take(b"equal", group_id="first")
+        node.turns()
+        for number in range(REMEMBERED):
+            node.take(b"equal" if number == REMEMBERED // 2 else b"%d" % number, group_id=str(number))
+            node.turns()
+        node.take(b"equal", group_id="again", redelivered=True)
+        node.turns()
+        self.assertEqual(wire.data.split().count(b"equal"), 2)
+
+
 class DeliveriesTests(SynchronousTestCase):
     @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
     @given(
