@@ -89,8 +89,18 @@ async def _check_queues(reactor: Any, settings: Settings, attempt: Attempt, clie
         queues = [await _ask(probes, plan) for plan in planned_queues(settings, secrets.token_hex(4))]
         for finding in judge_permissions(queues):
             report.add(finding)
+        # Before the first message, after which a broker that is short of memory reads nothing more of this connection.
+        exchange = f"{settings.to_device}.all"
+        declared = await probes.declare_fanout(exchange)
+        bound = await probes.bind(f"{settings.to_device}.{secrets.token_hex(4)}", exchange)
         await _check_publishing(probes, settings, attempt, report)
-        await _check_broadcast(probes, settings, attempt, report)
+        published = None
+        if attempt.blocked_because:
+            report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
+        else:
+            published = await probes.publish(exchange, b"")
+        for finding in judge_broadcast(exchange, declared, bound, published):
+            report.add(finding)
         for answers in queues:
             for finding in judge_queue(answers):
                 report.add(finding)
@@ -140,17 +150,3 @@ async def _check_publishing(probes: Probes, settings: Settings, attempt: Attempt
             answer = await probes.publish(exchange, routing_key.fill(_CONNECTION_ID, None))
         for finding in judge_publishing(exchange, answer, found[exchange]):
             report.add(finding)
-
-
-async def _check_broadcast(probes: Probes, settings: Settings, attempt: Attempt, report: Report) -> None:
-    """Check the permissions on the exchange that reaches all nodes."""
-    exchange = f"{settings.to_device}.all"
-    missing = f"{settings.to_device}.{secrets.token_hex(4)}"
-    declared, bound = await probes.declare_fanout(exchange), await probes.bind(missing, exchange)
-    published = None
-    if attempt.blocked_because:
-        report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
-    else:
-        published = await probes.publish(exchange, b"")
-    for finding in judge_broadcast(exchange, declared, bound, published):
-        report.add(finding)

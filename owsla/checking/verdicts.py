@@ -102,7 +102,10 @@ def judge_publishing(exchange: str, answer: BrokerError | None, found: BrokerErr
 def judge_broadcast(
     exchange: str, declared: BrokerError | None, bound: BrokerError | None, published: BrokerError | None
 ) -> Iterator[Finding]:
-    """Judge the answers about the exchange that reaches all nodes. Without it a node serves its own devices."""
+    """Judge the answers about the exchange that reaches all nodes. Without it a node serves its own devices.
+
+    `published` is `None` if the broker takes no messages.
+    """
     if declared is not None and "arg 'type'" in declared.text:
         yield warn("exchange", f"{exchange}: it is not a fanout exchange; {_ALONE}")
         return
@@ -118,7 +121,7 @@ def judge_broadcast(
     if missing:
         yield warn("permission", f"no permission to {'; '.join(missing)}; {_ALONE}")
     else:
-        yield ok("permission", f"configure, read, write {exchange}")
+        yield ok("permission", f"configure, read{'' if published is None else ', write'} {exchange}")
 
 
 def judge_queue(answers: QueueAnswers) -> Iterator[Finding]:

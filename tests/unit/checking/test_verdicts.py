@@ -115,6 +115,7 @@ class BroadcastTests(SynchronousTestCase):
         alone = "so devices of other nodes are not found by their names"
         for declared, bound, published, text in (
             (invalid_argument, NO_QUEUE, no_exchange, "ok permission configure, read, write x"),
+            (invalid_argument, NO_QUEUE, None, "ok permission configure, read x"),
             (other_type, NO_QUEUE, None, f"warn exchange x: it is not a fanout exchange; {alone}"),
             (invalid_argument, NO_QUEUE, no_write, f"warn permission no permission to write: x; {alone}"),
             (NO_ACCESS, no_read, no_write, f"warn permission no permission to configure, read, write: x; {alone}"),
