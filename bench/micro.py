@@ -41,9 +41,11 @@ from owsla.broker.window import Window
 from owsla.config.framings import read_framing
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
+from owsla.device.fanout import Fanout, Group
 from owsla.device.framing import make_framing
 from owsla.device.interfaces import IDeviceTransport
 from owsla.device.protocol import DeviceProtocol
+from owsla.device.selectors import Selector
 from owsla.device.services import DeviceRuntime, DeviceServices
 from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.letter import DeliverySource, Letter
@@ -116,6 +118,17 @@ class NoCourier:
         raise AssertionError(outcome)
 
 
+class NoSource:
+    """Consumer that acknowledges nothing."""
+
+    open = own = True
+    prefetch = 500
+
+    def done(self, tag: int) -> None: ...
+
+    def written(self, header: bytes, body: bytes) -> None: ...
+
+
 class Sink:
     """End of a shortened path, to measure the path up to there."""
 
@@ -184,6 +197,7 @@ class Node:
         )
         acknowledge: Callable[[int], bytes] | None = (lambda seq: b"ACK %d\r\n" % seq) if device_ack else None
         settings = DeviceSettings(device_ack=acknowledge, framing=self.framing)
+        self.services = services
         self.factory = DeviceFactory(services, settings, DeviceProtocol)
         self.devices = [self.device() for _ in range(DEVICES)]
 
@@ -193,8 +207,8 @@ class Node:
         client.transport = NoTransport()
         return client
 
-    def device(self) -> DeviceProtocol:
-        protocol: DeviceProtocol = self.factory.buildProtocol(None)
+    def device(self, factory: DeviceFactory | None = None) -> DeviceProtocol:
+        protocol: DeviceProtocol = (factory or self.factory).buildProtocol(None)
         protocol.makeConnection(NoTransport())
         return protocol
 
@@ -407,6 +421,38 @@ def measure_delivery(timings: Timings, batch: int) -> None:
     measure("d5", received(lambda node: node.consumer(node.router(lambda _: done)), batch, messages, True))
 
 
+def fanned_out(connections: int, chosen: int) -> Callable[[], tuple[Step, int]]:
+    """Return messages for many devices of a node with `connections`, of which a door selects `chosen`."""
+
+    def begin() -> tuple[Step, int]:
+        node = Node()
+        few = DeviceFactory(node.services, DeviceSettings(framing=node.framing), DeviceProtocol, door="few")
+        for number in range(connections - DEVICES):
+            node.device(few if number < chosen else None)
+        ended: list[Group] = []
+        fanout = Fanout(node.clock, 1e9, node.factory.deliveries.expired, lambda group, late: ended.append(group))
+        header = wire.header_payload(len(LINE), wire.encode_properties({"headers": {"owsla_to": "all"}}))
+        selector = Selector() if chosen == connections else Selector(door="few")
+
+        def step() -> None:
+            letter = Letter(NoSource(), 1, header, LINE, None, None, deadline=node.clock.seconds() + 60.0)
+            group = Group(letter, selector, node.registry)
+            fanout.begin(group)
+            while len(fanout):
+                node.clock.advance(0)
+            assert ended.pop().devices == chosen
+
+        return step, connections
+
+    return begin
+
+
+def measure_fanout(timings: Timings) -> None:
+    """Time messages for many devices, per connection of the node."""
+    timings.measure("message for all of 10,000 devices, per device", fanned_out(10_000, 10_000))
+    timings.measure("message for 10 of 40,000 devices, per connection", fanned_out(40_000, 10))
+
+
 def report(timings: Timings, options: Any) -> tuple[str, bool]:
     """Format the results as Markdown, and return whether the budget is kept."""
     middle = {name: statistics.median(values) for name, values in timings.rows.items()}
@@ -467,6 +513,7 @@ def main() -> None:
     for _ in range(options.runs):
         measure_publish(timings, options.batch, options.every)
         measure_delivery(timings, options.batch)
+        measure_fanout(timings)
     text, kept = report(timings, options)
     publish(text, options.output)
     if not kept:

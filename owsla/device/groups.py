@@ -36,8 +36,10 @@ from collections.abc import Callable
 from typing import Final, Protocol
 from uuid import uuid4
 
+from ..events import Event, FannedOut
 from ..interfaces import Clock, Courier
 from ..letter import DeliverySource, Letter, Reached
+from ..log import escaped
 from ..routing import Handover, Registry
 from .connections import Connection
 from .fanout import Fanout, Group
@@ -45,6 +47,9 @@ from .selectors import Selector, read_selector
 
 RUNNING: Final = 8
 """Limit of the messages that are spread at once. Each has a list of the ids of its connections."""
+
+LONGEST_SELECTOR: Final = 100
+"""Characters of a selector in an event. A back end may send anything."""
 
 REMEMBERED: Final = 1000
 """Limit of the messages that have ended and are recognized if they arrive again, at some 600 bytes each."""
@@ -68,11 +73,13 @@ class Broadcast(Protocol):
 class _Task:
     """A message for many devices from the own queue."""
 
-    __slots__ = ("delivery", "group_id", "identity", "late", "letter", "reached", "selector", "settled")
+    __slots__ = ("began", "delivery", "group_id", "identity", "late", "letter", "reached", "selector", "settled")
 
     def __init__(self, letter: Letter, selector: Selector, identity: bytes) -> None:
         self.letter = letter
         self.selector = selector
+        self.began = 0.0
+        """Time at which it began to be spread."""
         self.group_id = letter.group_id
         self.identity = identity
         self.delivery: Letter | None = letter
@@ -104,14 +111,17 @@ class Groups:
         broadcast: Broadcast,
         handover: Handover,
         identity: Callable[[bytes, bytes], bytes],
+        emit: Callable[[Event], None],
         rate: float,
     ) -> None:
         """`identity(header, body)` is the same for all copies of a message. `rate` is in devices a second (`--fanout-rate`)."""
+        self._clock = clock
         self._registry = registry
         self._courier = courier
         self._broadcast = broadcast
         self._handover = handover
         self._identity = identity
+        self._emit = emit
         self._fanout = Fanout(clock, rate, handover.expired, self._ended)
         self._running: dict[Group, _Task] = {}
         self._waiting: deque[_Task] = deque()
@@ -232,6 +242,7 @@ class Groups:
             task = self._waiting.popleft()
             group = Group(task.letter, task.selector, self._registry)
             self._running[group] = task
+            task.began = self._clock.seconds()
             self.messages += 1
             self._fanout.begin(group)
 
@@ -241,6 +252,9 @@ class Groups:
         reached = Reached(group.devices, group.missed)
         self._devices += reached.devices
         self._missed += reached.missed
+        letter = task.letter
+        selector, seconds = escaped(letter.selector or "", LONGEST_SELECTOR), self._clock.seconds() - task.began
+        self._emit(FannedOut(selector, reached.devices, reached.missed, seconds, late, letter.close))
         delivery = task.end(reached, late)
         if delivery is not None:
             self._settle(task, reached, delivery)

@@ -330,6 +330,32 @@ class GapSkipped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FannedOut(Event):
+    """A message for many devices was handed over to those of this node, or has expired. Nothing is reported for one device."""
+
+    name: ClassVar[str] = "fanned-out"
+    selector: str
+    devices: int
+    """Devices that it was handed over to."""
+    missed: int
+    """Devices that it was not handed over to."""
+    seconds: float
+    """Time that it took."""
+    expired: bool
+    """True if it expired before all devices had it."""
+    close: bool
+    """True if the connections of these devices were closed after it (`owsla_close`)."""
+
+    def __str__(self) -> str:
+        expired = ", and then it expired" if self.expired else ""
+        close = "; it closes their connections" if self.close else ""
+        return (
+            f"Message for many devices ({self.selector}): handed over to {self.devices}, {self.missed} missed, "
+            f"in {self.seconds:.1f} s{expired}{close}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SlowDevice(Event):
     """A device does not read its messages. Its connection was closed."""
 

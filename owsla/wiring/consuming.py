@@ -101,6 +101,7 @@ def make_consuming(
         publishing.broadcast,
         handover,
         message_properties.identity,
+        base.emit,
         settings.fanout_rate,
     )
     router = Router(

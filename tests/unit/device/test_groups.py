@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.config.framings import read_framing
 from owsla.device.framing import make_framing
 from owsla.device.groups import REMEMBERED, RUNNING, Groups
+from owsla.events import FannedOut
 from owsla.letter import BAD, Letter, Reached
 from owsla.routing import Handover
 
@@ -54,6 +55,7 @@ class Node(World):
             self.broadcast,
             Handover(self.courier, self.services.deliveries, self.factory.framing.fault),
             lambda header, body: header + body,
+            self.events.append,
             rate,
         )
 
@@ -178,6 +180,21 @@ class OwnQueueTests(SynchronousTestCase):
         self.assertEqual((node.queue.acked, node.outcomes), ([letter.tag], [("fanned-out", Reached(4, 1))]))
         self.assertEqual([wire.data for _, wire in devices], [b"now\r\n"] * 4 + [b""])
         self.assertEqual((node.groups.spreading, node.groups.messages, node.groups.devices, node.groups.missed), (0, 1, 4, 1))
+
+    def test_event(self) -> None:
+        """The end is an event, for operators who wonder about the lines or the closes of all devices at once."""
+        node = Node(rate=10.0)
+        for _ in range(15):
+            node.connect()
+        node.take(b"", "prefix:" + 1000 * "m", close=True)
+        node.take(b"bye", close=True, seconds=1.0)
+        node.later(2.0)
+        prefix, everybody = node.of_type(FannedOut)
+        self.assertEqual((prefix.devices, prefix.expired, prefix.close), (0, False, True))
+        self.assertLess(len(prefix.selector), 200)
+        self.assertEqual((everybody.selector, everybody.devices + everybody.missed), ("all", 15))
+        self.assertTrue(everybody.expired)
+        self.assertLess(abs(everybody.seconds - 1.0), 0.2)
 
     def test_counters_while_spreading(self) -> None:
         """The counters include the messages that are being spread."""

@@ -22,6 +22,7 @@ from owsla.events import (
     DeviceConnected,
     DeviceDisconnected,
     Event,
+    FannedOut,
     GapSkipped,
     Listening,
     UnknownEvent,
@@ -135,6 +136,13 @@ class EventTests(SynchronousTestCase):
         """One number that was skipped reads as one, and several as a range."""
         self.assertIn("without number 3", str(GapSkipped("c", None, 3, 3)))
         self.assertIn("without numbers 3 to 5", str(GapSkipped("c", None, 3, 5)))
+
+    def test_fanned_out(self) -> None:
+        """A message for many says how many devices have it, and whether it expired or closes their connections."""
+        text = "Message for many devices (all): handed over to 7, 1 missed, in 2.5 s"
+        self.assertEqual(str(FannedOut("all", 7, 1, 2.5, False, False)), text)
+        ends = ", and then it expired; it closes their connections"
+        self.assertEqual(str(FannedOut("all", 7, 1, 2.5, True, True)), text + ends)
 
     def test_unterminated_rest(self) -> None:
         """Bytes of a line that was never finished are told of, where there are any."""
