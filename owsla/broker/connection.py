@@ -48,6 +48,9 @@ SETUP_TIMEOUT = 60.0
 CLOSE_TIMEOUT = 2.0
 """Default seconds to wait for connection.close-ok."""
 
+YIELD_INTERVAL = 0.1
+"""Seconds between two looks whether connections that go first are ready."""
+
 STABLE_AFTER = 10.0
 """Seconds after which a connection counts as stable: the delay after its loss starts at the minimum again."""
 
@@ -107,7 +110,11 @@ class BrokerConnection(Worker):
         settings: ConnectionSettings,
         *,
         backoff: RetryDelay | None = None,
+        may_connect: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Attempts wait while `may_connect()` is false. Where the broker limits the number of connections, a role that can be
+        missing takes none from the others.
+        """
         super().__init__(reactor)
         self.setName(role.name)
         self._reactor = reactor
@@ -118,6 +125,7 @@ class BrokerConnection(Worker):
         self._reporter = reporter
         self._settings = settings
         self._backoff = backoff or RetryDelay()
+        self._may_connect = may_connect
         self._close_timeout = CLOSE_TIMEOUT
         self._client: BrokerClient | None = None
         self._over: Deferred[None] | None = None
@@ -159,6 +167,8 @@ class BrokerConnection(Worker):
     async def _run(self) -> None:
         attempt = 0
         while self.running:
+            while not self._may_connect():
+                await self._wait(YIELD_INTERVAL)
             addresses = self._logins.addresses  # a reload may change them
             address = addresses[attempt % len(addresses)]
             attempt += 1

@@ -88,6 +88,10 @@ class BrokerHealth:
                 self._announce_call = self._clock.callLater(LASTING, self._announce, address)
             self._on_ready()
 
+    def may_connect(self, role: str) -> bool:
+        """Return whether to connect for a role now: for one that can be missing after all others."""
+        return self.ready or role not in self._optional
+
     def _announce(self, address: BrokerAddress) -> None:
         self._announce_call = None
         self._announced = True

@@ -174,6 +174,7 @@ def _connections(
             role,
             health,
             ConnectionSettings(settings.heartbeat, partial(_connection_name, base, role.name), tls),
+            may_connect=partial(health.may_connect, role.name),
         )
         for role in roles
     ]

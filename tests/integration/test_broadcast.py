@@ -179,6 +179,23 @@ async def test_no_permission(own_rabbitmq: RabbitMQ, lab: Lab, missing: str) -> 
 
 
 @reactor_test
+async def test_connection_limit(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """A user that may have as many connections as a node needed before: the node serves, with one warning."""
+    user = f"user-{secrets.token_hex(4)}"
+    await own_rabbitmq.ctl("add_user", user, "secret")
+    await own_rabbitmq.ctl("set_permissions", user, ".*", ".*", ".*")
+    await own_rabbitmq.ctl("set_user_limits", user, '{"max-connections": 4}')
+    gateway = await lab.gateway(f"amqp://{user}:secret@127.0.0.1:{own_rabbitmq.port}/%2f", backend=False)
+    gateway.broker_url = own_rabbitmq.url
+    await gateway.connect_backend()
+    await gateway.owsla.wait_for_line("no connection for the role broadcast, trying again: .*limit")
+    await gateway.round_trip(await lab.device(gateway))
+    await pause(1)
+    assert len(gateway.owsla.lines("owsla#warn")) == 1
+    await own_rabbitmq.ctl("clear_user_limits", user, "all")
+
+
+@reactor_test
 async def test_alarm(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
     """While the broker is short of memory, the node stays bound, also when the exchange is deleted."""
     gateway = await lab.gateway(own_rabbitmq.url)

@@ -22,7 +22,14 @@ from txamqp.client import Closed
 
 from owsla.amqp.wire import WireError
 from owsla.broker.client import BrokerClient, BrokerError
-from owsla.broker.connection import CONNECT_TIMEOUT, STABLE_AFTER, BrokerConnection, ConnectionSettings, explain
+from owsla.broker.connection import (
+    CONNECT_TIMEOUT,
+    STABLE_AFTER,
+    YIELD_INTERVAL,
+    BrokerConnection,
+    ConnectionSettings,
+    explain,
+)
 from owsla.broker.logins import BrokerLogins
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import BrokerAddress
@@ -161,6 +168,34 @@ class ConnectionTests(BrokerTestCase):
         self.reactor.advance(0)
         self.reactor.tcpClients[-1][2].clientConnectionFailed(self.reactor.connectors[-1], Failure(error))
         self.reactor.advance(0.31)  # the time after which the endpoint of Twisted tries another address of the host
+
+    def test_others_go_first(self) -> None:
+        """Attempts wait until they are allowed. A stop does not."""
+        allowed: list[bool] = []
+        service = BrokerConnection(
+            self.reactor,
+            EndOfTurn(self.reactor),
+            self.logins("10.0.0.1", tls=False),
+            self.role,
+            self.reporter,
+            ConnectionSettings(1000, lambda: "test"),
+            may_connect=lambda: bool(allowed),
+        )
+        service.startService()
+        self.reactor.advance(1)
+        self.assertEqual(self.attempts(), [])
+        allowed.append(True)
+        self.reactor.advance(YIELD_INTERVAL)
+        self.assertEqual(len(self.attempts()), 1)
+        stopped = service.stopService()
+        self.reactor.advance(1)
+        self.successResultOf(stopped)
+        allowed.clear()
+        service.startService()
+        stopped = service.stopService()
+        self.reactor.advance(1)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_up_and_down(self) -> None:
         """A connection logs in, sets up its role, and reconnects after a loss. Each step is reported once."""

@@ -141,7 +141,9 @@ class HealthTests(SynchronousTestCase):
     def test_an_optional_role(self) -> None:
         """A role that can be missing has no part in the state. While all others are ready, its failures are one warning."""
         self.health.failed("extra", HERE, "refused")
+        self.assertEqual((self.health.may_connect("courier"), self.health.may_connect("extra")), (True, False))
         self.all_up()
+        self.assertTrue(self.health.may_connect("extra"))
         self.assertEqual((self.take(), self.readied), ([BrokerConnected], 1))
         self.health.failed("extra", HERE, "too many connections")
         self.health.failed("extra", HERE, "too many connections")
