@@ -102,6 +102,8 @@ def relayed(properties: bytes, extra: Mapping[str, str | bool | int]) -> bytes:
     headers = wire.split_table(values["headers"]) if "headers" in values else []
     names = {name.encode() for name in (*extra, *BETWEEN_NODES)}
     kept = [(_MOVED_HEADERS.get(key, key), value) for key, value in headers if key not in names]
+    if any(key == GROUP_HEADER.encode() for key, _ in headers):
+        values.pop("user_id", None)  # that of the node: the header has the one of the back end
     for name, header in _MOVED_PROPERTIES.items():
         raw = values.pop(name, None)
         if raw is not None and header not in names:

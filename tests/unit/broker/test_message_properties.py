@@ -9,7 +9,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
-from owsla.broker.message_properties import BETWEEN_NODES, NOTE_HEADER, REDELIVERED_HEADER, minimal, reduced, relayed, report
+from owsla.broker.message_properties import (
+    BETWEEN_NODES,
+    GROUP_HEADER,
+    NOTE_HEADER,
+    REDELIVERED_HEADER,
+    minimal,
+    reduced,
+    relayed,
+    report,
+)
 
 from ..amqp.values import RAW_ENTRIES, RAW_PROPERTIES, RAW_VALUES, hostile, raw_properties, raw_table
 
@@ -71,6 +80,18 @@ class PassedOnTests(SynchronousTestCase):
         )
         headers = wire.split_table(wire.split_properties(relayed(properties, EXTRA))["headers"])
         self.assertEqual([key for key, _ in headers], [b"n", b"owsla_user_id", b"owsla_reason", b"owsla_node"])
+
+    def test_user_of_a_message_for_many(self) -> None:
+        """The copy that a node makes of a message for many has the user of the node, and that of the back end in a header, if
+        there was one. A record has that one."""
+        for before in ({"user_id": "backend"}, {}):
+            copy = wire.decode_properties(
+                relayed(wire.encode_properties({"headers": {"owsla_to": "all"}, **before}), {GROUP_HEADER: "some-group"})
+            )
+            copied = wire.encode_properties({**copy, "user_id": "node"})
+            record = wire.decode_properties(relayed(copied, EXTRA))
+            self.assertEqual(record["headers"].get("owsla_user_id"), before.get("user_id"))
+            self.assertNotIn("user_id", record)
 
     def test_without_headers(self) -> None:
         """A message that had no headers gets those of the record."""
