@@ -159,7 +159,7 @@ def manual_clock() -> Any:
 class Node:
     """Hot path of a gateway: all objects between the transports to devices and broker."""
 
-    def __init__(self, device_ack: bool = False, framing: str = "lines") -> None:
+    def __init__(self, device_ack: bool = False, framing: str = "lines", trace_lines: float = 0.0) -> None:
         self.clock = manual_clock()
         self.turn = EndOfTurn(self.clock)
         self.framing = make_framing(read_framing(framing), b"\n", 16384)
@@ -182,6 +182,7 @@ class Node:
             packer=self.packer,
             window=self.window,
             acknowledge=device_ack,
+            trace_lines=trace_lines,
         )
         self.publishing = self.connection()
         ensureDeferred(self.producer.up(self.publishing))
@@ -379,6 +380,8 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
 
     measure("publish", lambda: publishes(Node(), batch, every))
     measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
+    measure("publish, --trace-lines 0.01", lambda: publishes(Node(trace_lines=0.01), batch, every))
+    measure("publish, --trace-lines 1", lambda: publishes(Node(trace_lines=1.0), batch, every))
     measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     for framing in FRAMINGS:

@@ -40,6 +40,8 @@ _DROPPED_FIRST: Final = 128
 
 _MEMBER = re.compile(r"([0-9a-z][0-9a-z_\-*/@]{0,255})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 
+_NO_TRACE: Final = "0" * 32
+_NO_PARENT: Final = "0" * 16
 _ID_BYTES: Final = 16 + 8
 _BLOCK: Final = 128
 """Number of traces for which random bytes are read at once: a system call costs more than the rest."""
@@ -118,5 +120,5 @@ class NewTraces:
                 at = 0
             self._at = at + 2 * _ID_BYTES
             trace_id, parent_id = self._digits[at : at + 32], self._digits[at + 32 : at + 48]
-            if trace_id.strip("0") and parent_id.strip("0"):  # ids of zeros only are invalid
+            if trace_id != _NO_TRACE and parent_id != _NO_PARENT:  # ids of zeros are invalid
                 return f"00-{trace_id}-{parent_id}-01"

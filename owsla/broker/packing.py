@@ -41,7 +41,8 @@ _I64 = struct.Struct(">q").pack
 _WIDER: Final = 4
 """Difference in bytes of the field types `l` (64 bits) and `I` (32 bits)."""
 
-_TRACEPARENT: Final = wire.short_string(TRACEPARENT) + b"S"
+_TRACEPARENT: Final = wire.short_string(TRACEPARENT) + b"S" + _U32(55)
+"""Start of the header `traceparent`, whose value has 55 bytes."""
 
 _FLAGS = struct.pack(
     ">H", sum(wire.PROPERTIES[name][0] for name in ("headers", "delivery_mode", "reply_to", "timestamp", "app_id"))
@@ -224,8 +225,8 @@ class LinePacker:
         )
 
     def pack_traced(self, template: Template, seq: int, line: bytes, second: int, traceparent: str) -> bytes:
-        """Return the frames that publish a line with the header `traceparent`. Raise `LineTooLarge` as `pack` does."""
-        packed = self.pack(_with_headers(template, _TRACEPARENT + wire.long_string(traceparent)), seq, line, second)
+        """Return the frames that publish a line with a traceparent of version 00. Raise `LineTooLarge` as `pack` does."""
+        packed = self.pack(_with_headers(template, _TRACEPARENT + traceparent.encode()), seq, line, second)
         template.traceparent = traceparent
         return packed
 
