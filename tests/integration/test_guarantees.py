@@ -119,8 +119,8 @@ async def test_window(broker: Broker, lab: Lab) -> None:
     await _introduce(gateway, [talkative, *quiet])
     before = _resident(gateway)
     proxy.hold()
-    lines = 40_000
-    talkative.send_line(*(b"%d %s" % (number, b"x" * 1000) for number in range(lines)))
+    lines = 10_000
+    talkative.send_line(*(b"%d %s" % (number, b"x" * 4000) for number in range(lines)))
     for number, device in enumerate(quiet):
         device.send_line(b"quiet %d" % number)
     await pause(2)
@@ -368,7 +368,7 @@ async def test_a_thousand_gaps(broker: Broker, lab: Lab) -> None:
     """Devices that all wait for a number that is further back than the prefetch are all served. Each message is delivered or
     recorded.
     """
-    count = 1000
+    count = 500  # devices, each of which waits for two numbers
     gateway = await lab.gateway(broker.url, gap_timeout="10m", consumers=2, prefetch=50)
     devices = await _devices(lab, gateway, count)
     ids = await _introduce(gateway, devices)

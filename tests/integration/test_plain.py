@@ -143,7 +143,7 @@ async def test_slow_device(door: Door, embedded: Broker) -> None:
     slow, quick = await door.device(gateway), await door.device(gateway)
     connection_id = await gateway.introduce(slow)
     slow.pause()
-    bodies = [b"%06d" % number * 150 for number in range(4000)]
+    bodies = [b"%06d" % number * 1500 for number in range(400)]
     for seq, body in enumerate(bodies):
         headers = {"connection_id": connection_id, "to_device_seq": seq}
         await gateway.backend.publish(gateway.to_device, body, headers)
@@ -160,8 +160,8 @@ async def test_closed_as_slow(door: Door, embedded: Broker) -> None:
     slow = await door.device(gateway)
     connection_id = await gateway.introduce(slow)
     slow.pause()
-    for number in range(4000):
-        await gateway.send(connection_id, b"%06d" % number * 150)
+    for number in range(400):
+        await gateway.send(connection_id, b"%06d" % number * 1500)
     refused = await gateway.refused()
     assert refused.headers["owsla_reason"] == "slow-device"
     slow.abort()
