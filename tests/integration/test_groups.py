@@ -26,6 +26,8 @@ class Naming(Dialect):
         self.conversation.publish(line)
 """
 
+QUORUM = {f"{queue}_argument": ["x-queue-type=quorum"] for queue in ("to_device", "node_queue")}
+
 WORKERS = {"worker-1", "worker-2"}
 
 GRACE = 1.5
@@ -244,10 +246,11 @@ async def _begun(devices: list[Plain]) -> None:
 @reactor_test
 async def test_node_that_is_cut_off(broker: Broker, lab: Lab, tmp_path: Path) -> None:
     """A node that loses the broker in the middle goes on. The repeat that it gets joins: each device has the message once, and
-    each node reports once.
+    each node reports once. With RabbitMQ, the queues are quorum queues.
     """
     proxy = await lab.proxy(broker.port)
-    nodes = await Nodes.start(lab, broker.url, tmp_path, second={"broker": proxy.url}, fanout_rate=10, node_grace="20s")
+    options = {"fanout_rate": 10, "node_grace": "20s"} | (QUORUM if isinstance(broker, RabbitMQ) else {})
+    nodes = await Nodes.start(lab, broker.url, tmp_path, second={"broker": proxy.url}, **options)
     devices = [await nodes.device(1) for _ in range(20)]
     await nodes.send(b"now")
     assert reached(await nodes.reports(1)) == [(0, 0)]
