@@ -210,8 +210,8 @@ class BroadcastRole:
 
     @property
     def unconfirmed(self) -> int:
-        """Number of group messages that are about to arrive. A stop waits for them."""
-        return len(self._groups) if self.state == "up" else 0
+        """Number of group messages that are about to arrive. A stop waits for them, but not for a channel."""
+        return len(self._groups) if self._tried else 0
 
     @property
     def waiting(self) -> int:

@@ -157,7 +157,7 @@ def make_consuming(
         binding=publishing.broadcast.binding,
         flowing=devices.services.reordering.flowing,
     )
-    roles = [*publishers, publishing.broadcast, registrar, publishing.lines, consumers]
+    roles = [*publishers, registrar, publishing.broadcast, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
     return Consuming(registrar, consumers, router, groups, health, connections, logins, tls)
 

@@ -94,6 +94,7 @@ def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Co
         lines=publishing.lines,
         discards=devices.services.discards,
         courier=publishing.courier,
+        broadcast=publishing.broadcast,
         presence=publishing.presence,
         groups=consuming.groups,
         consumers=consuming.consumers,

@@ -110,7 +110,7 @@ class DiscardCounts(Protocol):
 
 
 class Outgoing(Protocol):
-    """Courier or presence role, as a shutdown sees it."""
+    """Courier, presence or broadcast role, as a shutdown sees it."""
 
     @property
     def unconfirmed(self) -> int: ...
@@ -172,6 +172,7 @@ class NodeParts:
     lines: LineConfirms
     discards: DiscardCounts
     courier: Outgoing
+    broadcast: Outgoing
     presence: Outgoing | None
     groups: Spreading
     consumers: Consumption
@@ -352,7 +353,8 @@ class NodeService(MultiService):
         for device in parts.registry:
             device.close("the gateway stops")
         await self._answer(parts.consumers.stop_consuming(own=False))
-        await self._until(lambda: not parts.lines.unconfirmed and not parts.unannounced)
+        # Messages for many, too: they go to this node as well, as long as its queue is bound.
+        await self._until(lambda: not (parts.lines.unconfirmed or parts.unannounced or parts.broadcast.unconfirmed))
         await self._leave_cluster()
         await self._abort_devices()
         discarded, unread = parts.discards.take_discards()

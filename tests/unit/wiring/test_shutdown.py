@@ -197,6 +197,7 @@ class World:
         """Why devices are closed; `None`: there is more than one reason."""
         self.registry: Registry[Device] = Registry()
         self.producer, self.courier, self.presence, self.consumers = Parcels(), Parcels(), Parcels(), Consumers(self)
+        self.broadcast = Parcels()
         self.groups = Groups()
         self.roster, self.losses, self.arrivals = Roster(self), Losses(), Arrivals()
         self.connections = [Child(self, "consumers", 0.2), Child(self, "producer", 0.2), Child(self, "courier")]
@@ -213,6 +214,7 @@ class World:
                 lines=self.producer,
                 discards=self.losses,
                 courier=self.courier,
+                broadcast=self.broadcast,
                 presence=self.presence,
                 groups=self.groups,
                 consumers=self.consumers,
@@ -531,7 +533,9 @@ class StoppingTests(SynchronousTestCase):
         self.assertEqual([device.closed for device in devices], [[]] * 10)
 
     def test_confirms_are_waited_for(self) -> None:
-        """It says goodbye when lines are confirmed and back ends are told, and the connections close when all records are."""
+        """It says goodbye when lines are confirmed and back ends are told, and the connections close when all records are. Its
+        queue is bound until messages for many devices are confirmed.
+        """
         world = World()
         world.producer.unconfirmed = 3
         world.courier.unconfirmed = 1
@@ -543,6 +547,10 @@ class StoppingTests(SynchronousTestCase):
         world.later(1)
         self.assertEqual(world.log, ["port closed", "consuming stopped"])
         world.presence.unconfirmed = 0
+        world.broadcast.unconfirmed = 1
+        world.later(1)
+        self.assertEqual(world.log, ["port closed", "consuming stopped"])
+        world.broadcast.unconfirmed = 0
         world.later(1)
         self.assertEqual(world.log[3:], ["left", "own queue left"], "messages that still come do not hold it up")
         world.courier.unconfirmed = 0
