@@ -110,7 +110,7 @@ class Consumer(BaseHandler):
             # The headers are not a field table, so nothing in them is reliable.
             self._router.refuse(Letter(self, tag, header, body, None, None), "bad-connection-id")
             return
-        if details.notice is not None and self._told is not None and self._told(_notice(details.notice, details, body)):
+        if details.notice is not None and self._told is not None and self._told(node_notice(details.notice, details, body)):
             self.done(tag)
             return
         one = letter(self, tag, header, body, connection_id, seq, details, self._clock)
@@ -152,7 +152,8 @@ class Consumer(BaseHandler):
             self._lost(self, reason)
 
 
-def _notice(text: str, details: delivery.MessageDetails, body: bytes) -> NodeNotice:
+def node_notice(text: str, details: delivery.MessageDetails, body: bytes) -> NodeNotice:
+    """Return a notice with all values from the headers of a message."""
     return NodeNotice(text, details.user_id, details.device_id, details.reply_to, details.correlation_id, body)
 
 

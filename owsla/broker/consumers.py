@@ -27,7 +27,7 @@ from . import queues as topology
 from .binding import Binding
 from .client import BrokerClient, BrokerError, as_failure
 from .consumer import Consumer
-from .own_queue import Declarations, NodeMembership, OwnQueue, OwnQueueSettings
+from .own_queue import Declarations, NodeMembership, NoticeReceiver, OwnQueue, OwnQueueSettings
 from .retry_delay import RetryDelay
 
 SHARED = 2
@@ -66,8 +66,11 @@ class Consumers:
         settings: ConsumerSettings,
         binding: Binding,
         flowing: Callable[[bool], None],
+        receiver: NoticeReceiver | None = None,
     ) -> None:
-        """`binding` binds the queue of the node while it is consumed. `flowing` is told whether messages come."""
+        """`binding` binds the queue of the node while it is consumed. `flowing` is told whether messages come. `receiver` gets
+        the notices about devices that arrive on the queue of the node.
+        """
         self._clock = clock
         self._turn = turn
         self._emit = emit
@@ -76,7 +79,7 @@ class Consumers:
         self._binding = binding
         self._flowing = flowing
         self._declarations = Declarations(emit)
-        self._own = OwnQueue(clock, membership, self._declarations, settings.own_queue, self._probe_missing)
+        self._own = OwnQueue(clock, membership, self._declarations, settings.own_queue, self._probe_missing, receiver)
         self._client: BrokerClient | None = None
         self._consumers: dict[int, Consumer] = {}
         self._restart_call: DelayedCall | None = None

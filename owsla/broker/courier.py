@@ -99,7 +99,7 @@ FENCED: Final = "fenced"
 class OutgoingMessage:
     """A record, a forward, a report, an answer or a fence."""
 
-    __slots__ = ("body", "crashes", "letter", "minimal", "node", "properties", "queue", "reason", "signed")
+    __slots__ = ("body", "crashes", "letter", "minimal", "node", "properties", "queue", "reason", "signed", "token")
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class OutgoingMessage:
         *,
         node: bytes | None = None,
         signed: bool = False,
+        token: str | None = None,
     ) -> None:
         self.queue = queue
         self.properties = properties
@@ -123,6 +124,8 @@ class OutgoingMessage:
         """The node of a forward by name, and of its way back; `None` for other messages."""
         self.signed = signed
         """Whether the user of the login is named, so that nodes trust the message."""
+        self.token = token
+        """The token of a fence that goes to another node; `None` for other messages."""
         self.minimal = False
         """Whether the properties of the message were left out, since the broker closed the channel over them."""
         self.crashes = 0
@@ -168,6 +171,7 @@ class CourierRole:
         self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
         self._reports = 0  # number of reports, answers and fences that wait or are unconfirmed
         self._take_back: Callable[[Letter, bytes], None] = lambda letter, node: self.record(letter, unknown_reason(letter))
+        self._take_fence_back: Callable[[str], None] = lambda token: None
         self._direct_replies = DirectReplies()
         self.recorded: dict[str, int] = {}
         """Number of undeliverable messages so far, by reason."""
@@ -207,9 +211,12 @@ class CourierRole:
             return
         self._send(OutgoingMessage(self._node_queue(node), properties, letter.body, letter, None))
 
-    def take_back_with(self, take_back: Callable[[Letter, bytes], None]) -> None:
-        """Call `take_back(letter, node)` with a message whose forward by name to a node, or way back, found no queue."""
-        self._take_back = take_back
+    def take_back_with(self, letter: Callable[[Letter, bytes], None], fence: Callable[[str], None]) -> None:
+        """Call `letter(letter, node)` with a message whose forward by name to a node, or way back, found no queue, and `fence`
+        with the token of a fence that found none.
+        """
+        self._take_back = letter
+        self._take_fence_back = fence
 
     def forward_by_name(self, letter: Letter, node: bytes) -> None:
         """Forward a message to a device to the queue of the node that has the device."""
@@ -288,13 +295,13 @@ class CourierRole:
 
     def fence(self, node: bytes, token: str) -> None:
         """Send a fence to the queue of a node, behind the messages that were forwarded there."""
-        self._send_fence(node, f"{FENCE} {token}")
+        self._send_fence(node, f"{FENCE} {token}", token)
 
     def fenced(self, node: bytes, token: str) -> None:
         """Send the fence of a node back to its queue, behind the messages that were returned there."""
         self._send_fence(node, f"{FENCED} {token}")
 
-    def _send_fence(self, node: bytes, text: str) -> None:
+    def _send_fence(self, node: bytes, text: str, token: str | None = None) -> None:
         properties: dict[str, Any] = {
             "headers": {delivery.NOTICE: text},
             "reply_to": self._node_queue(self._node()),
@@ -302,7 +309,7 @@ class CourierRole:
             "app_id": APP_ID,
         }
         encoded = wire.encode_properties(properties)
-        self._send_droppable(OutgoingMessage(self._node_queue(node), encoded, b"", None, None, signed=True))
+        self._send_droppable(OutgoingMessage(self._node_queue(node), encoded, b"", None, None, signed=True, token=token))
 
     def _send_droppable(self, message: OutgoingMessage) -> None:
         if self._reports >= REPORTS_WAITING:
@@ -473,6 +480,8 @@ class CourierRole:
             if message.letter is None:
                 # RabbitMQ also returns those that it has delivered by direct reply-to.
                 self.reports_dropped += not (message.signed or is_direct(message.queue))
+                if message.token is not None:
+                    self._take_fence_back(message.token)
             else:
                 self._not_routed(message, message.letter)
         self._continue()

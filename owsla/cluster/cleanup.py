@@ -37,10 +37,11 @@ from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.binding import unbind
 from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
-from ..broker.consumer import letter
+from ..broker.consumer import letter, node_notice
+from ..broker.own_queue import NodeNotice
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
 from ..interfaces import Clock
-from ..letter import Letter, unknown_reason
+from ..letter import DeliverySource, Letter
 
 SILENCE: Final = 5.0
 """Seconds without a message after which a queue is deleted. The deletion takes some milliseconds. At the worst rate, one
@@ -62,21 +63,28 @@ LOCKED: Final = 405
 """Reply code of RabbitMQ for a basic.get on a quorum queue with a single active consumer."""
 
 
-class Recorder(Protocol):
-    """The courier, as a clean-up sees it."""
+class Receiver(Protocol):
+    """Receiver of what is in the queue of a dead node: `left_behind.LeftBehind`."""
 
-    def record(self, letter: Letter, reason: str) -> None:
-        """Record a message as undeliverable, and acknowledge it."""
+    def message(self, letter: Letter, node: bytes) -> None:
+        """Route a message from the queue of a node, or record it, and acknowledge it."""
+
+    def notice(self, notice: NodeNotice) -> None:
+        """Process a notice."""
+
+    def forget(self, source: DeliverySource) -> None:
+        """Forget messages that are not settled: their channel is closed."""
 
     def lost(self, queue: str) -> None:
-        """Note that the node of this queue is dead."""
+        """Note that the node of this queue is dead, and its queue deleted."""
 
 
 class Cleanup(Getter):
     """The clean-up of the queue of one node, from the first inspection to the deletion."""
 
     open = True
-    prefetch = AT_ONCE
+    prefetch = 2 * AT_ONCE
+    """Half of it may wait for answers of other nodes. That are all messages: nothing else has to go on meanwhile."""
     own = True
 
     def __init__(
@@ -86,7 +94,7 @@ class Cleanup(Getter):
         queue: str,
         exchange: str,
         clock: Clock,
-        courier: Recorder,
+        receiver: Receiver,
         announce: Callable[[int], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -99,7 +107,7 @@ class Cleanup(Getter):
         self._exchange = exchange
         self._bound = True
         self._clock = clock
-        self._courier = courier
+        self._receiver = receiver
         self._announce: Callable[[int], None] | None = announce
         self._warn = warn
         self._consuming = False
@@ -159,6 +167,7 @@ class Cleanup(Getter):
     def abandon(self) -> None:
         """Stop: the channel of the register is gone, and the next registrar begins the clean-up again."""
         self.open = False
+        self._receiver.forget(self)
         self._abandoned = True
 
     async def end(self) -> None:
@@ -284,11 +293,12 @@ class Cleanup(Getter):
             one = Letter(self, tag, header, body, None, None)
         else:
             if address.notice is not None:
-                self.done(tag)  # a message of the node to itself
+                self._receiver.notice(node_notice(address.notice, address, body))
+                self.done(tag)
                 return
             one = letter(self, tag, header, body, connection_id, seq, address, self._clock)
         self._messages += 1
-        self._courier.record(one, unknown_reason(one))
+        self._receiver.message(one, self._queue[-8:].encode())
 
     def written(self, header: bytes, body: bytes) -> None:
         """Do nothing: no message goes to a device from here."""
@@ -301,6 +311,7 @@ class Cleanup(Getter):
 
     def closed(self, reason: Failure) -> None:
         self.open = False
+        self._receiver.forget(self)
         self._end = reason
         self._check()
 

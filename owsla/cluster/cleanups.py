@@ -13,7 +13,7 @@ from txamqp.client import Closed
 from ..broker.client import BrokerClient, BrokerError, as_failure
 from ..events import Event, NodeLost
 from ..interfaces import Clock
-from .cleanup import Cleanup, Recorder
+from .cleanup import Cleanup, Receiver
 from .members import Members
 
 FIRST_CHANNEL: Final = 4
@@ -69,14 +69,14 @@ class Cleanups:
         clock: Clock,
         emit: Callable[[Event], None],
         owner: CleanupOwner,
-        courier: Recorder,
+        left_behind: Receiver,
         presence: NodeAnnouncer | None,
     ) -> None:
         """`presence` is told of lost nodes, where back ends are."""
         self._clock = clock
         self._emit = emit
         self._owner = owner
-        self._courier = courier
+        self._left_behind = left_behind
         self._presence = presence
         self._client: BrokerClient | None = None
         self._dead: deque[str] = deque()
@@ -117,7 +117,7 @@ class Cleanups:
                 self._owner.node_queue(node),
                 self._owner.exchange,
                 self._clock,
-                self._courier,
+                self._left_behind,
                 partial(self._announce, node),
                 self._owner.warn,
             )
@@ -152,7 +152,7 @@ class Cleanups:
         members = self._owner.members
         queue = self._owner.node_queue(node)
         if gone:
-            self._courier.lost(queue)
+            self._left_behind.lost(queue)
             self._unannounced.append(node)
             self.remove_announced()
         elif refused is not None:

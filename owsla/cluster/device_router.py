@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final, Protocol
 
 from twisted.logger import Logger
 
+from ..broker.courier import FENCE, FENCED
 from ..broker.own_queue import NodeNotice
 from ..device.claims import Claim
 from ..interfaces import Clock, DelayedCall
@@ -150,24 +150,6 @@ class DeviceRouter:
         # If another node has asked, it is gone. Then this one asks, and nothing else of the device can come back to it.
         self.locations.returned(letter, node)
 
-    def left_behind(self, letter: Letter, node: bytes) -> None:
-        """Route a message from the queue of a dead node.
-
-        A message that was forwarded there is returned to the node that asked for the device: that keeps its messages in order.
-        """
-        hop = letter.hop
-        if hop is not None and hop.returned_by is None:
-            letter.hop = replace(hop, returned_by=node)
-            if hop.asker not in (node, self._node()):
-                self._courier.return_to_asker(letter)
-                return
-        self.route(letter)
-
-    def notice_left_behind(self, notice: NodeNotice) -> None:
-        """Process a notice from the queue of a dead node: only fences matter."""
-        if notice.text.startswith("fence "):
-            self.notice(notice, trusted=True)
-
     def forget(self, source: DeliverySource) -> None:
         """Forget the messages that wait of a consumer that has ended: RabbitMQ delivers them again."""
         self.locations.forget(source)
@@ -185,13 +167,13 @@ class DeviceRouter:
             self._heard(notice)
             return True
         kind, _, token = notice.text.partition(" ")
-        if kind == "fence":
+        if kind == FENCE:
             asker = self._node_of_queue(notice.reply_to)
             if asker is not None:
                 self._courier.fenced(asker, token)
-        elif kind == "fenced":
+        elif kind == FENCED:
             self.locations.fenced(token)
-        return kind in ("fence", "fenced")
+        return kind in (FENCE, FENCED)
 
     def _asked(self, notice: NodeNotice, trusted: bool) -> None:
         """Answer a question, if this node has any of the devices."""

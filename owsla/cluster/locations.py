@@ -192,7 +192,8 @@ class Locations:
         self._seconds = seconds
         self._outputs = outputs
         self._node = node
-        self._timeout = device_timeout
+        self.device_timeout = device_timeout
+        """Seconds to wait for an answer."""
         self._most = remembered
         self._clock = PausableClock(seconds)
         self._clock.pause()
@@ -375,7 +376,7 @@ class Locations:
 
     def configure(self, device_timeout: float) -> None:
         """Change the time-out, also for searches that have begun."""
-        self._timeout = device_timeout
+        self.device_timeout = device_timeout
         self._wake()
 
     # -- searches --------------------------------------------------------------------------------------------------------
@@ -514,7 +515,7 @@ class Locations:
         by_clock = self._clock()
         while self._asking:
             first = next(iter(self._asking))
-            if by_clock < first.began_by_clock + self._timeout - 1e-6 and now < first.began + LONGEST:
+            if by_clock < first.began_by_clock + self.device_timeout - 1e-6 and now < first.began + LONGEST:
                 return
             self._give_up(first)
             if first.asking:  # not reached: `_give_up` ends the asking in each case
@@ -597,7 +598,7 @@ class Locations:
             first = next(iter(self._asking))
             due = min(due, first.began + LONGEST)
             if not self._clock.paused:
-                due = min(due, now + first.began_by_clock + self._timeout - self._clock())
+                due = min(due, now + first.began_by_clock + self.device_timeout - self._clock())
         if self._crowded:
             due = min(due, min(self._crowded.values()))
         if due < self._waking:

@@ -16,7 +16,7 @@ from ..broker.queue_state import inspect_queue
 from ..events import Event
 from ..interfaces import Clock, DelayedCall
 from .announcer import Announcer
-from .cleanup import Recorder
+from .cleanup import Receiver
 from .cleanups import Cleanups, NodeAnnouncer
 from .members import Decision, Members, QueueCondition
 from .notices import HERE, Notice
@@ -73,7 +73,7 @@ class Register:
         *,
         node: Callable[[], str],
         announcer: Announcer,
-        courier: Recorder,
+        left_behind: Receiver,
         presence: NodeAnnouncer | None,
         warn: Callable[[str], None],
     ) -> None:
@@ -83,7 +83,7 @@ class Register:
         self.warn = warn
         interval = min(LONGEST_INTERVAL, max(SHORTEST_INTERVAL, settings.node_grace / INSPECTIONS))
         self.members = Members(node, settings.node_grace, interval)
-        self._cleanups = Cleanups(clock, emit, self, courier, presence)
+        self._cleanups = Cleanups(clock, emit, self, left_behind, presence)
         self._client: BrokerClient | None = None
         self._ready = False  # the channel consumes the register
         self._acks = AckTracker()

@@ -53,7 +53,7 @@ from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock
 from .announcer import Announcer
-from .cleanup import Recorder
+from .cleanup import Receiver
 from .cleanups import FIRST_CHANNEL as FIRST_CLEANUP_CHANNEL
 from .cleanups import NodeAnnouncer
 from .register import REGISTER_CHANNEL, ClusterSettings, Register
@@ -125,7 +125,7 @@ class Registrar(BaseHandler):
         settings: ClusterSettings,
         *,
         node: Callable[[], bytes],
-        courier: Recorder,
+        left_behind: Receiver,
         presence: NodeAnnouncer | None,
         joined: Callable[[], None],
     ) -> None:
@@ -146,7 +146,7 @@ class Registrar(BaseHandler):
             settings,
             node=lambda: self._me,
             announcer=self._announcer,
-            courier=courier,
+            left_behind=left_behind,
             presence=presence,
             warn=self._warn,
         )

@@ -119,3 +119,4 @@ class NodeChanges:
             lines.trace(settings.trace_lines)
         self._devices.configure(settings)
         self._consuming.groups.configure(settings.fanout_rate)
+        self._consuming.by_name.configure(settings.device_timeout)

@@ -11,18 +11,18 @@ from typing import Final
 from ..broker import message_properties, queues
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings
-from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
 from ..broker.logins import BrokerLogins
 from ..broker.own_queue import OwnQueueSettings
+from ..cluster.device_router import DeviceRouter
 from ..cluster.identity import NodeIdentity
+from ..cluster.left_behind import LeftBehind
 from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
 from ..device.groups import Groups
 from ..events import BrokerWarning
-from ..letter import DeliverySource, Letter
 from ..routing import Handover, Router
 from ..tls.broker import BrokerTLS
 from .base import Base
@@ -49,6 +49,7 @@ class Consuming:
     registrar: Registrar
     consumers: Consumers
     router: Router
+    by_name: DeviceRouter
     groups: Groups
     health: BrokerHealth
     connections: list[BrokerConnection]
@@ -60,19 +61,6 @@ class Consuming:
         self.tls.use(configuration.broker_tls)
         if configuration.settings.brokers:  # otherwise the embedded broker, which cannot change
             self.logins.use(configuration.settings.brokers, configuration.broker_password_file)
-
-
-class Unrouted:
-    """Placeholder, until the routes are there."""
-
-    def __init__(self, courier: CourierRole, reason: str) -> None:
-        self._courier = courier
-        self._reason = reason
-
-    def route(self, letter: Letter) -> None:
-        self._courier.record(letter, self._reason)
-
-    def forget(self, source: DeliverySource) -> None: ...
 
 
 def make_consuming(
@@ -104,12 +92,13 @@ def make_consuming(
         base.emit,
         settings.fanout_rate,
     )
+    by_name = _device_router(base, publishing, devices, handover)
     router = Router(
         base.node,
         base.registry.find,
         publishing.courier,
         handover,
-        by_name=Unrouted(publishing.courier, "unknown-device"),
+        by_name=by_name,
         groups=groups,
     )
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
@@ -127,7 +116,7 @@ def make_consuming(
             users=logins.users,
         ),
         node=base.node,
-        courier=publishing.courier,
+        left_behind=LeftBehind(publishing.courier, by_name, node=base.node),
         presence=presence,
         joined=lambda: opening.node_joined(broker_ready=health.ready),
     )
@@ -156,10 +145,27 @@ def make_consuming(
         ),
         binding=publishing.broadcast.binding,
         flowing=devices.services.reordering.flowing,
+        receiver=by_name,
     )
     roles = [*publishers, registrar, publishing.broadcast, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
-    return Consuming(registrar, consumers, router, groups, health, connections, logins, tls)
+    return Consuming(registrar, consumers, router, by_name, groups, health, connections, logins, tls)
+
+
+def _device_router(base: Base, publishing: Publishing, devices: Devices, handover: Handover) -> DeviceRouter:
+    """Make the router of messages to devices. The courier gives it those back that found no queue of a node."""
+    router = DeviceRouter(
+        base.reactor,
+        node=base.node,
+        to_device=base.settings.to_device,
+        devices=devices.services.devices,
+        handover=handover,
+        courier=publishing.courier,
+        broadcast=publishing.broadcast,
+        device_timeout=base.settings.device_timeout,
+    )
+    publishing.courier.take_back_with(router.returned, router.locations.fenced)
+    return router
 
 
 def _connections(

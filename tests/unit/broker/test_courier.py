@@ -1044,7 +1044,8 @@ class ByNameTests(Base):
     def setUp(self) -> None:
         super().setUp()
         self.back: list[tuple[int, bytes]] = []
-        self.courier.take_back_with(lambda letter, node: self.back.append((letter.tag, node)))
+        self.fences: list[str] = []
+        self.courier.take_back_with(lambda letter, node: self.back.append((letter.tag, node)), self.fences.append)
         self.connect()
 
     def letter(self, tag: int, hop: Hop | None = None, **more: Any) -> Letter:
@@ -1138,6 +1139,7 @@ class ByNameTests(Base):
         for one in (forward, fence, fenced):
             self.server.give_back(one)
         self.assertEqual((self.courier.unconfirmed, self.courier.reports_dropped), (0, 0))
+        self.assertEqual(self.fences, ["7"], "a fence without a queue is back: so is what went before it")
 
     def test_the_user(self) -> None:
         """The broker may know the user by another name: the messages go again, on a new connection, and none is to blame."""

@@ -34,8 +34,7 @@ from owsla.cluster.registrar import Registrar
 from tests.unit.events.doubles import connected
 
 from ..amqp.values import TABLES
-from ..cluster.test_registrar import ME, NODES, QUEUE, A
-from ..cluster.test_registrar import Courier as Recorder
+from ..cluster.test_registrar import ME, NODES, QUEUE, A, Receiver
 from .fakes import BrokerTestCase, Result, Server, Source, deliver, message
 from .test_consumers import Place, Router
 from .test_lines import Device
@@ -258,7 +257,7 @@ def make_registrar(server: Server) -> tuple[Role, Callable[[], object]]:
         lambda event: None,
         ClusterSettings("to_device", register_queue("to_device", {}), node_grace=0.5, users={"me"}),
         node=lambda: ME.encode(),
-        courier=Recorder(),
+        left_behind=Receiver(),
         presence=None,
         joined=lambda: None,
     )

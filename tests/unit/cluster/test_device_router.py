@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.broker.own_queue import NodeNotice
 from owsla.cluster.device_notices import pack_claims
 from owsla.cluster.device_router import DeviceRouter
+from owsla.cluster.left_behind import LeftBehind
 from owsla.cluster.locations import ExchangeState
 from owsla.device.claims import Claim
 from owsla.letter import BAD, DeliverySource, Hop, Letter
@@ -126,6 +127,9 @@ class World:
 
     def answer(self, queue: bytes, correlation_id: bytes | None, claims: bytes) -> None:
         self.sent.append(("answer", queue, correlation_id, json.loads(claims)))
+
+    def lost(self, queue: str) -> None:
+        self.sent.append(("lost", queue))
 
     # history
     def expired(self, letter: Letter) -> bool:
@@ -284,15 +288,26 @@ class MessageTests(SynchronousTestCase):
             self.world.letter(4, "u", own=True, hop=Hop(OTHER, 0)),
             self.world.letter(5, "v", own=True, hop=Hop(ME, 0)),
         ]
+        left_behind = LeftBehind(self.world, self.router, node=lambda: ME)
         for letter in letters:
-            self.router.left_behind(letter, OTHER)
+            left_behind.message(letter, OTHER)
         self.assertEqual(
             self.world.taken(),
             [("return", 1, Hop(THIRD, 1, OTHER)), ("fence", OTHER, "0"), ("ask", "y", "z", "u", "v")],
         )
-        self.router.notice_left_behind(NodeNotice("fence 7", None, None, b"to_device.00000003", None, b""))
-        self.router.notice_left_behind(NodeNotice("who-has", None, "x", b"to_device.00000003", None, b""))
+        left_behind.notice(NodeNotice("fence 7", None, None, b"to_device.00000003", None, b""))
+        left_behind.notice(NodeNotice("who-has", None, "x", b"to_device.00000003", None, b""))
         self.assertEqual(self.world.taken(), [("fenced", THIRD, "7")])
+        left_behind.message(Letter(Source(own=True), 6, b"", b"", connection_id(OTHER), None), OTHER)
+        left_behind.message(Letter(Source(own=True), 7, b"", b"", None, None), OTHER)
+        left_behind.lost("to_device.00000002")
+        self.assertEqual(
+            self.world.taken(),
+            [("record", 6, "unknown-connection"), ("record", 7, "unknown-connection"), ("lost", "to_device.00000002")],
+        )
+        for letter in letters:
+            left_behind.forget(letter.source)
+        self.assertEqual(self.router.locations.waiting, 0)
 
     def test_forget(self) -> None:
         """Messages of a consumer that has ended do not wait any more."""

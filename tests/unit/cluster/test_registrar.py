@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
+from owsla.broker.own_queue import NodeNotice
 from owsla.cluster.cleanup import AT_ONCE, LEAVING, PERSISTENT, SILENCE
 from owsla.cluster.cleanups import FIRST_CHANNEL, RETRY_AFTER
 from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
@@ -11,7 +12,7 @@ from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice
 from owsla.cluster.register import HANDOVER, REGISTER_CHANNEL, ClusterSettings, register_queue
 from owsla.cluster.registrar import TRANSITIONS, Input, Registrar, RegistrarState
 from owsla.events import BrokerWarning, Event, NodeLost
-from owsla.letter import Letter
+from owsla.letter import DeliverySource, Letter
 
 from ..broker.fakes import BrokerTestCase, Result, Server, deliver, message
 
@@ -32,14 +33,24 @@ class Presence:
         return self.has
 
 
-class Courier:
+class Receiver:
+    """Receiver of what is in the queues of dead nodes."""
+
     def __init__(self) -> None:
         self.records: list[Letter] = []
+        self.notices: list[str] = []
+        self.forgotten: list[DeliverySource] = []
         self.dead: list[str] = []
 
-    def record(self, letter: Letter, reason: str) -> None:
-        assert reason == "unknown-connection"
+    def message(self, letter: Letter, node: bytes) -> None:
+        assert node.decode() in (A, B)
         self.records.append(letter)
+
+    def notice(self, notice: NodeNotice) -> None:
+        self.notices.append(notice.text)
+
+    def forget(self, source: DeliverySource) -> None:
+        self.forgotten.append(source)
 
     def lost(self, queue: str) -> None:
         self.dead.append(queue)
@@ -59,13 +70,13 @@ class Base(BrokerTestCase):
         self.events: list[Event] = []
         self.node = ME
         self.joined: list[bool] = []
-        self.presence, self.courier = Presence(), Courier()
+        self.presence, self.receiver = Presence(), Receiver()
         self.registrar = Registrar(
             self.clock,
             self.events.append,
             ClusterSettings("to_device", register_queue("to_device", {}), GRACE, {"me", "us"}),
             node=lambda: self.node.encode(),
-            courier=self.courier,
+            left_behind=self.receiver,
             presence=self.presence,
             joined=lambda: self.joined.append(self.registrar.joined),
         )
@@ -443,28 +454,47 @@ class RegistrarTests(Base):
         self.die(2)
         self.assertEqual(self.gets(), 2)
         self.answer(b"one", b"two")
-        self.assertEqual([one.body for one in self.courier.records], [b"one", b"two"])
-        self.assertEqual({one.connection_id for one in self.courier.records}, {b"aaaaaaaa-x"})
-        self.assertEqual(wire.decode_properties(self.courier.records[1].header, 12)["headers"]["n"], 2)
+        self.assertEqual([one.body for one in self.receiver.records], [b"one", b"two"])
+        self.assertEqual({one.connection_id for one in self.receiver.records}, {b"aaaaaaaa-x"})
+        self.assertEqual(wire.decode_properties(self.receiver.records[1].header, 12)["headers"]["n"], 2)
         self.pass_time(30)
         self.assertEqual((self.acks(FIRST_CHANNEL), self.presence.lost), ([], []))
         self.presence.has = False
         self.put()
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(0.1)
         self.assertEqual(self.acks(FIRST_CHANNEL), [1, 2])
         self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
         self.pass_time(SILENCE - 0.5)
-        self.assertEqual((self.deleted(), self.courier.dead), ([], []))
+        self.assertEqual((self.deleted(), self.receiver.dead), ([], []))
         self.pass_time(1)
         (deleted,) = self.deleted()
         self.assertEqual((deleted["queue"], deleted["if_unused"], deleted["if_empty"]), (QUEUE, True, True))
         before = self.acks()
-        self.assertEqual(self.courier.dead, [QUEUE])
+        self.assertEqual(self.receiver.dead, [QUEUE])
         self.presence.has = True
         self.pass_time(3)
         self.assertEqual(len(self.acks()), len(before) + 1)
         self.assertEqual((self.presence.lost, self.events), ([A], [NodeLost(A, 2)]))
+
+    def test_notices(self) -> None:
+        """Notices in the queue of a dead node are given to the receiver, and acknowledged at once."""
+        self.die(1)
+        header = message(b"", {"owsla_notice": "fence 7"})
+        method = encode_method("basic.get-ok", delivery_tag=1, routing_key=QUEUE)
+        self.server.raw(wire.frame(1, FIRST_CHANNEL, method) + wire.content_frames(FIRST_CHANNEL, header, b"", 131072))
+        self.put()
+        self.pass_time(0.1)
+        self.assertEqual((self.receiver.notices, self.receiver.records), (["fence 7"], []))
+        self.assertEqual(self.acks(FIRST_CHANNEL), [1])
+
+    def test_forgotten(self) -> None:
+        """Messages that are not settled are forgotten when the channel ends: the next clean-up finds them in the queue."""
+        self.die(1)
+        self.answer(b"one")
+        (letter,) = self.receiver.records
+        self.lose()
+        self.assertIn(letter.source, self.receiver.forgotten)
 
     def test_silence(self) -> None:
         """Messages that come later are recorded and delay the deletion; the operator is warned once."""
@@ -472,7 +502,7 @@ class RegistrarTests(Base):
         for tag in range(1, 40):
             self.put()
             self.answer(b"more", first=tag)
-            self.courier.confirm()
+            self.receiver.confirm()
             self.pass_time(SILENCE - 1)
             self.assertEqual(self.presence.lost, [A])
             self.put(messages=1)
@@ -490,7 +520,7 @@ class RegistrarTests(Base):
         """The loss of a node is announced even if its queue is never empty."""
         self.die(2)
         self.answer(b"one", b"two")
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(0.5)
         self.assertEqual(self.presence.lost, [A])
         self.assertEqual(self.gets(), 4)
@@ -506,7 +536,7 @@ class RegistrarTests(Base):
         self.assertEqual([one["queue"] for one in self.deleted()], [other])
         self.answer(b"one")
         self.put()
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(SILENCE + 1)
         self.assertEqual([one["queue"] for one in self.deleted()], [other, QUEUE])
         self.assertEqual(self.server.lost, [])
@@ -538,14 +568,14 @@ class RegistrarTests(Base):
         self.die(AT_ONCE + 7)
         self.assertEqual(self.gets(), AT_ONCE)
         self.answer(*[b"x"] * AT_ONCE)
-        self.assertEqual((self.gets(), len(self.courier.records)), (AT_ONCE, AT_ONCE))
+        self.assertEqual((self.gets(), len(self.receiver.records)), (AT_ONCE, AT_ONCE))
         self.put(messages=7)
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(0.3)
         self.assertEqual((self.gets(), self.presence.lost), (AT_ONCE + 7, []))
         self.put()
         self.answer(*[b"x"] * 7, first=AT_ONCE + 1)
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(0.3)
         self.assertEqual(self.presence.lost, [A])
 
@@ -554,7 +584,7 @@ class RegistrarTests(Base):
         self.die(3)
         self.put()
         self.answer(b"one", empty=2)
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(0.5)
         self.assertEqual(self.presence.lost, [A])
 
@@ -572,7 +602,7 @@ class RegistrarTests(Base):
         self.pass_time(0.3)
         self.put()
         self.answer(b"one")
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(SILENCE + 1)
         self.assertEqual((len(self.deleted()), self.presence.lost, self.events), (1, [], []))
         self.assertEqual(self.acks(), [1, 2])
@@ -674,7 +704,7 @@ class RegistrarTests(Base):
         self.answer(b"one")
         self.lose()
         self.connect()
-        self.courier.confirm()
+        self.receiver.confirm()
         self.server.settle()
         self.assertEqual(self.server.called("basic.ack"), [])
         self.assertEqual((self.server.lost, self.presence.lost), ([], []))
@@ -687,7 +717,7 @@ class RegistrarTests(Base):
             self.answer(*[b"one"] * messages)
             self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-registrar", nowait=True)
             self.pass_time(1)
-            self.courier.confirm()
+            self.receiver.confirm()
             self.server.settle()
             self.pass_time(SILENCE + 1)
             self.assertEqual((self.acks(FIRST_CHANNEL), self.server.lost, self.deleted()), ([], [], []))
@@ -710,10 +740,10 @@ class RegistrarTests(Base):
         self.put(messages=0, consumers=1)
         self.pass_time(SILENCE + 1)
         self.assertEqual(self.deleted(), [], "it is not on record yet")
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(SILENCE - 1)
         self.server.raw(deliver(FIRST_CHANNEL, 2, message(b"two", {"connection_id": "x"}), b"two"))
-        self.courier.confirm()
+        self.receiver.confirm()
         self.pass_time(SILENCE - 1)
         self.assertEqual((self.deleted(), self.presence.lost), ([], [A]))
         self.pass_time(1.5)

@@ -57,6 +57,7 @@ def _lines(node: Any) -> Any:
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.first.factory.buildProtocol(None)._device_ack(5)),
+    "device-timeout": ({"device_timeout": 7.0}, lambda node: node.consuming.by_name.locations.device_timeout),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.first.factory.settings.max_rate),
     "max-line": (
         {"max_line": 50},
@@ -99,7 +100,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol", "device-timeout",
+    "deny", "proxy-protocol",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
 watch; and trusted proxies, since a door without them stays without."""
