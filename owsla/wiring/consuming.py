@@ -26,6 +26,7 @@ from ..events import BrokerWarning
 from ..routing import Handover, Router
 from ..tls.broker import BrokerTLS
 from .base import Base
+from .claims import announce_again
 from .configuration import Configuration
 from .devices import Devices
 from .opening import Opening
@@ -129,7 +130,7 @@ def make_consuming(
             base.ids,
             registrar,
             queue=base.node_queue,
-            announce=presence.resync if presence is not None else lambda: None,
+            announce=partial(announce_again, devices, presence),
             renamed=opening.renamed,
         ),
         settings=ConsumerSettings(
