@@ -105,7 +105,7 @@ def make_consuming(
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
     # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
-    optional = [publishing.broadcast.name]
+    optional = {publishing.broadcast.name: publishing.broadcast.not_connected}
     health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready, optional=optional)
     registrar = Registrar(
         base.reactor,
