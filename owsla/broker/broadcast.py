@@ -22,8 +22,8 @@ States, in the order in which they are decided:
     blocked   the broker reads no messages (an alarm), or too many notices are unconfirmed
     up        notices go
 
-Nothing in AMQP tells whether a user may publish. So each channel is tried with a claim about no device, which says nothing to
-those who hear it: the broker confirms it, or closes the channel with 403.
+AMQP has no query for permissions. So each channel is tried with a claim about no device, which other nodes ignore: the broker
+confirms it, or closes the channel with 403.
 
 A node without permission serves its devices as before. It tries again after a delay, on a new channel, since RabbitMQ remembers
 permissions for each channel.
