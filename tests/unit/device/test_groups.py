@@ -390,7 +390,6 @@ class RepeatTests(SynchronousTestCase):
         self.assertEqual({task.letter.body for task in node.groups._by_id.values()}, {b""})
         self.assertNotIn(node.queue, {task.letter.source for task in node.groups._by_id.values()})
 
-
     def test_memory_of_equal_messages(self) -> None:
         """The later one of two equal messages is recognized after the first one was forgotten."""
         node = Node()
