@@ -66,7 +66,8 @@ class OwslaCollector(Collector):
         yield from self._refused()
         yield from self._lines()
         yield from self._messages()
-        yield from _names(self._readings.names)
+        if self._readings.names is not None:
+            yield from _names(self._readings.names)
         yield from self._broker()
         yield from self._itself()
         yield from _process(self._readings.started)
