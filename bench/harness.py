@@ -32,12 +32,14 @@ BROKER = "amqp://guest:guest@127.0.0.1:5672"
 class Gateway:
     """Running `twistd -n owsla` on a free port, with its own queues. As a context manager, it ends with its block."""
 
-    def __init__(self, broker: str, *options: str) -> None:
-        """Start the gateway. `broker` is a URL, or `embedded`: then the broker is part of the process and its costs."""
+    def __init__(self, broker: str, *options: str, queues: tuple[str, str] | None = None) -> None:
+        """Start the gateway. `broker` is a URL, or `embedded`: then the broker is part of the process and its costs. `queues`
+        are the names of its queues, if it shares them with another one.
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         folder = Path(self._folder.name)
         name = f"owsla-bench-{os.getpid()}-{time.monotonic_ns() % 10**9}"
-        self.from_device, self.to_device = f"{name}-from", f"{name}-to"
+        self.from_device, self.to_device = queues or (f"{name}-from", f"{name}-to")
         self.embedded = broker == "embedded"
         self.log = folder / "log"
         self.ca = folder / "certs" / "ca.pem"
