@@ -18,12 +18,12 @@ There are two kinds of message:
 States, in the order in which they are decided:
 
     away      there is no connection, the own queue is not bound, or the channel has not been tried
-    refused   the broker does not let this node bind, or publish to the exchange
+    refused   the broker does not let this node bind, publish to the exchange, or have one more connection
     blocked   the broker reads no messages (an alarm), or too many notices are unconfirmed
     up        notices go
 
-Nothing in AMQP tells whether a user may publish. So each channel is tried with a claim about no device, which says nothing to
-those who hear it: the broker confirms it, or closes the channel with 403.
+AMQP has no query for permissions. So each channel is tried with a claim about no device, which other nodes ignore: the broker
+confirms it, or closes the channel with 403.
 
 A node without permission serves its devices as before. It tries again after a delay, on a new channel, since RabbitMQ remembers
 permissions for each channel.
@@ -64,6 +64,9 @@ UNCONFIRMED_BYTES: Final = 8 << 20
 STUCK: Final = 10.0
 """Seconds without a confirm, at the limit, after which unconfirmed notices are given up. A quorum queue that has lost its
 majority confirms nothing, and the other nodes have the notices."""
+
+CONNECTION_ATTEMPTS: Final = 5
+"""Attempts to connect after which the broker counts as not allowing it: some 3 seconds. Messages by name wait until then."""
 
 ATTEMPTS: Final = 3
 """Number of times that the broker may close the channel over a group message before that is recorded as `refused`."""
@@ -142,6 +145,7 @@ class BroadcastRole:
         self._tried = False  # the broker has confirmed a message on this channel
         self._refused = False  # the broker refused a message to the exchange, and has confirmed none since
         self._alarm = False
+        self._failed_attempts = 0  # to connect, since there was a connection
         self._warned: str | None = None
         self._troubled = False  # a warning says that devices cannot be addressed by name
         self._notices = 0
@@ -164,7 +168,7 @@ class BroadcastRole:
     def state(self) -> BroadcastState:
         """State of the role: see the theory of operation."""
         if self._client is None:
-            return "away"
+            return "refused" if self._failed_attempts >= CONNECTION_ATTEMPTS else "away"
         if self._refused or self.binding.state is BindingState.REFUSED:
             return "refused"
         if self._alarm or self._is_full():
@@ -348,8 +352,14 @@ class BroadcastRole:
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
+    def not_connected(self) -> None:
+        """Note that an attempt to connect has failed, and all other connections are there: the broker allows no further one."""
+        self._failed_attempts += 1
+        self._state_changed()
+
     async def up(self, client: BrokerClient) -> None:
         self._client = client
+        self._failed_attempts = 0
         self._alarm = False
         if self.binding.state is BindingState.BOUND:
             await self._open_channel(client)

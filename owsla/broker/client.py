@@ -63,7 +63,7 @@ CAPABILITIES: Final[Mapping[str, bool]] = {
 }
 """Capabilities that enable extensions of RabbitMQ (https://www.rabbitmq.com/docs/connections#capabilities)."""
 
-_ACTUAL_USER = re.compile(r"user_id property set to '.*' but authenticated user was '(.+)'$")
+_ACTUAL_USER = re.compile(r"user_id property set to '(.*)' but authenticated user was '(.+)'$")
 """Text of a refusal (406) of a message with another user's name (RabbitMQ 3.10 to 4.0). RabbitMQ cuts a text of more than 255
 bytes off, which then has no such end."""
 
@@ -414,17 +414,22 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     def learn_user(self, reason: BaseException | None) -> bool:
         """Learn the name by which the broker knows our user from the refusal of a message with a wrong `user_id`.
 
-        Return whether `reason` was such a refusal, and told another name than `username`.
+        Return whether `reason` was such a refusal, and told another name than that of the message.
 
         After a login with a certificate (EXTERNAL) or a token (OAuth 2) the broker chooses the name, by its own settings, and
         tells it nowhere else.
         """
         found = _ACTUAL_USER.search(reason.text) if isinstance(reason, BrokerError) and reason.code == 406 else None
-        if found is None or found[1] == self.username:
+        if found is None or found[1] == found[2]:
             return False
-        self.username = found[1]
-        self._user_learned(self.username)
+        if found[2] != self.username:  # otherwise another connection has learned it while the message was on its way
+            self.username = found[2]
+            self._user_learned(self.username)
         return True
+
+    def known_as(self, user: str) -> None:
+        """Note the name by which the broker knows our user: another connection has learned it."""
+        self.username = user
 
     async def update_secret(self, secret: str) -> None:
         """Replace the password or the token of this connection (connection.update-secret, an extension of RabbitMQ 3.8).

@@ -10,7 +10,8 @@ warning if it cannot be made while all others are ready.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from ..config.addresses import BrokerAddress
@@ -24,6 +25,8 @@ longest back-off of a connection, twice.
 
 _NO_PERMISSION: Final = "ACCESS_REFUSED"
 """Begin of the reply text 403 of AMQP."""
+
+_NONE: Final[Mapping[str, Callable[[], None]]] = MappingProxyType({})
 
 
 class BrokerHealth:
@@ -53,15 +56,15 @@ class BrokerHealth:
         emit: Callable[[Event], None],
         on_ready: Callable[[], None],
         *,
-        optional: Iterable[str] = (),
+        optional: Mapping[str, Callable[[], None]] = _NONE,
     ) -> None:
         """`on_ready()` is called each time the connections of all `roles` have become ready. Those of `optional` roles may be
-        missing.
+        missing; the function of such a role is called after each attempt that failed while all others are ready.
         """
         self._clock = clock
         self._roles = frozenset(roles)
         self._missing = set(self._roles)
-        self._optional = frozenset(optional)
+        self._optional = dict(optional)
         self._warned: set[str] = set()  # optional roles whose connection failed, until they are up
         self._emit = emit
         self._on_ready = on_ready
@@ -119,9 +122,11 @@ class BrokerHealth:
     def failed(self, role: str, address: BrokerAddress, reason: str) -> None:
         if role in self._optional:
             self._unblock(role)
-            if self.ready and role not in self._warned:
-                self._warned.add(role)
-                self._emit(BrokerWarning(f"no connection for the role {role}, trying again: {address}: {reason}"))
+            if self.ready:
+                self._optional[role]()
+                if role not in self._warned:
+                    self._warned.add(role)
+                    self._emit(BrokerWarning(f"no connection for the role {role}, trying again: {address}: {reason}"))
             return
         self._lose(role)
         self._report(address, reason)

@@ -197,8 +197,12 @@ class BrokerLogins:
 
     def learned(self, address: BrokerAddress, user: str) -> None:
         """Note the name by which the broker at an address knows our user."""
-        self._learned[replace(address, password="")] = user
+        address = replace(address, password="")
+        self._learned[address] = user
         self.users.add(user)
+        for client, login in self._living.items():
+            if replace(login.address, password="") == address:
+                client.known_as(user)
 
     # -- logins ----------------------------------------------------------------------------------------------------------
 

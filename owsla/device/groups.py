@@ -70,6 +70,18 @@ class Broadcast(Protocol):
         """Publish a message for all nodes, and acknowledge it when the broker has confirmed that."""
 
 
+class _Ended:
+    """Source of a message that has ended."""
+
+    __slots__ = ()
+    open = own = False
+    prefetch = 0
+
+    def done(self, tag: int) -> None: ...
+
+    def written(self, header: bytes, body: bytes) -> None: ...
+
+
 class _Task:
     """A message for many devices from the own queue."""
 
@@ -95,8 +107,8 @@ class _Task:
         """Note the end, and drop the message. Return its delivery, if there is one."""
         letter, delivery = self.letter, self.delivery
         self.reached, self.late, self.delivery = reached, late, None
-        # What is needed to tell whether the message has expired.
-        self.letter = Letter(letter.source, 0, b"", b"", None, None, expires_at=letter.expires_at, deadline=letter.deadline)
+        # What is needed to tell whether the message has expired. The source would keep a former consumer in memory.
+        self.letter = Letter(_Ended(), 0, b"", b"", None, None, expires_at=letter.expires_at, deadline=letter.deadline)
         return delivery
 
 

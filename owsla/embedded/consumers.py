@@ -28,7 +28,7 @@ from .declarations import Declarations, encode_name
 from .errors import AMQPError, type_name
 from .messages import Message
 from .queues import QueueConsumer, QueuedMessage, ServerQueue
-from .replies import REPLY_TO, ReplyConsumer
+from .replies import REPLY_TO, ReplyConsumer, reply_name
 from .transactions import Settlement, Settlements, Transaction, UnackedDelivery
 
 _TAG_AND_BIT = struct.Struct(">QB")
@@ -275,7 +275,7 @@ class ChannelConsumers:
             raise AMQPError(406, "reply consumer cannot acknowledge")
         if tag in self._consumers:
             raise AMQPError(530, f"attempt to reuse consumer tag '{tag}'")
-        self._replies = ReplyConsumer(unique_name(f"{REPLY_TO}."), tag, self, self._broker.memory)
+        self._replies = ReplyConsumer(reply_name(), tag, self, self._broker.memory)
         self._broker.add_reply_consumer(self._replies)
         self._output.reply_unless_nowait(fields, "basic.consume-ok", consumer_tag=encode_name(tag))
 

@@ -9,6 +9,8 @@ Replies for a client that does not read wait here, and count towards the memory 
 
 from __future__ import annotations
 
+import base64
+import secrets
 from collections import deque
 from typing import Final, Protocol
 
@@ -17,6 +19,18 @@ from .messages import Message
 
 REPLY_TO: Final = "amq.rabbitmq.reply-to"
 """Name to consume replies from, and `reply_to` that is replaced."""
+
+
+_NODE: Final = b"owsla@localhost"
+
+
+def reply_name() -> str:
+    """Return a new name for the replies to a channel.
+
+    It has the form of RabbitMQ's: an Erlang process id in base64, and a key. Owsla sends nothing to names of another form.
+    """
+    process = b"\x83Xw" + bytes([len(_NODE)]) + _NODE + secrets.token_bytes(12)
+    return f"{REPLY_TO}.{base64.b64encode(process).decode()}.{secrets.token_urlsafe(16)}"
 
 
 class ReplyChannel(Protocol):

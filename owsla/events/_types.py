@@ -46,6 +46,13 @@ def _connection(event: _OfConnection) -> str:
     return f"{event.connection_id} (device {event.device_id})" if event.device_id is not None else f"{event.connection_id}"
 
 
+def _recipient(event: _OfConnection) -> str:
+    """Return the recipient of a message for people, to be appended to a text: its connection, its device, or nothing."""
+    if event.connection_id:
+        return f", {_connection(event)}"
+    return f", device {event.device_id}" if event.device_id else ""
+
+
 def _at(door: str) -> str:
     """Return the name of a door for people, to be appended to a text. The first door has none: most nodes have no other."""
     return "" if door == FIRST_DOOR else f" (door {door})"
@@ -399,7 +406,7 @@ class Undeliverable(Event):
     """That of the message."""
 
     def __str__(self) -> str:
-        return f"Undeliverable: {self.reason}" + (f", {_connection(self)}" if self.connection_id else "")
+        return f"Undeliverable: {self.reason}{_recipient(self)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,9 +423,7 @@ class UndeliverableLost(Event):
     """That of the message."""
 
     def __str__(self) -> str:
-        return f"Undeliverable and not recorded ({self.why}): {self.reason}" + (
-            f", {_connection(self)}" if self.connection_id else ""
-        )
+        return f"Undeliverable and not recorded ({self.why}): {self.reason}{_recipient(self)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,7 @@ class OwslaCollector(Collector):
         yield from self._refused()
         yield from self._lines()
         yield from self._messages()
-        if self._readings.names is not None:
-            yield from _names(self._readings.names)
+        yield from _names(self._readings.names)
         yield from self._broker()
         yield from self._itself()
         yield from _process(self._readings.started)

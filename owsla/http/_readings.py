@@ -268,7 +268,7 @@ class Readings:
     """Doors by name."""
     devices: DeviceReadings
     courier: CourierReadings
-    names: NameReadings | None = None
+    names: NameReadings
     health: BrokerReadings
     draining: Callable[[], bool]
     """Return whether the process is shutting down."""

@@ -7,6 +7,7 @@
     devices.py          the device port, and what the connections of devices share
     opening.py          what happens when the device port opens, or the node takes another name
     consuming.py        roles towards RabbitMQ that consume, and the connections of all roles
+    claims.py           which devices this node has, said to the other nodes
     observation.py      event handlers and HTTP
     service_manager.py  reports to systemd
     tree.py             the supervision tree

@@ -26,6 +26,7 @@ from ..events import BrokerWarning
 from ..routing import Handover, Router
 from ..tls.broker import BrokerTLS
 from .base import Base
+from .claims import announce_again
 from .configuration import Configuration
 from .devices import Devices
 from .opening import Opening
@@ -104,7 +105,7 @@ def make_consuming(
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
     # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
-    optional = [publishing.broadcast.name]
+    optional = {publishing.broadcast.name: publishing.broadcast.not_connected}
     health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready, optional=optional)
     registrar = Registrar(
         base.reactor,
@@ -129,7 +130,7 @@ def make_consuming(
             base.ids,
             registrar,
             queue=base.node_queue,
-            announce=presence.resync if presence is not None else lambda: None,
+            announce=partial(announce_again, devices, presence),
             renamed=opening.renamed,
         ),
         settings=ConsumerSettings(

@@ -18,6 +18,7 @@ from ..runtime.process import fail, install_signal_handlers, install_worker_sign
 from ..workers import Inherited, NodeInterface
 from .applying import NodeChanges
 from .base import Base, make_base
+from .claims import announce_claims
 from .configuration import Configuration, announce_development_certificate, reload_configuration
 from .consuming import Consuming, make_consuming
 from .devices import Devices, connection_limit, make_devices
@@ -54,6 +55,7 @@ def make_node(
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
     opening = Opening(base, publishing, devices, drain)
     consuming = make_consuming(base, publishing, devices, opening, sockets.brokers, configuration)
+    announce_claims(devices, publishing.broadcast)
 
     service = _service(base, publishing, devices, consuming, drain)
     changes = NodeChanges(base, publishing, devices, consuming, drain, sockets.embedded)

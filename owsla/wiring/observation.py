@@ -59,6 +59,9 @@ def make_readings(
         },
         devices=DeviceTotals(devices.services),
         courier=publishing.courier,
+        names=http.NameReadings(
+            lambda: len(devices.services.devices), consuming.by_name.locations, consuming.groups, publishing.broadcast
+        ),
         health=consuming.health,
         draining=lambda: base.deadline.stopping,
         tree=service.tree,

@@ -357,7 +357,7 @@ async def test_token_is_renewed(login_broker: LoginBroker, lab: Lab, workers: in
     await gateway.round_trip(device)
     for _ in range(50):  # the last worker may connect later
         connections = await login_broker.connections("gateway-8")
-        if len(connections) == 4 * workers:
+        if len(connections) == 5 * workers:
             break
     start = gateway.owsla.mark()
     password_file.write_text(_token("gateway-8", 600))

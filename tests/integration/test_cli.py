@@ -499,7 +499,7 @@ async def test_by_name(broker: Broker, lab: Lab, commands: Commands, tmp_path: P
     assert await device.line() == b"hello"
     outcome, connection_id = send.output().split()
     assert outcome == "delivered"
-    while True:  # the port is open a moment before the node can be asked
+    for _ in range(20):  # the port is open a moment before the node can be asked
         who_has = commands.start("who-has", "--json", "door 7", "door 8", *where)
         if await who_has.ended() == 0:
             break

@@ -9,7 +9,15 @@ from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker.binding import CHANNEL as BINDING_CHANNEL
 from owsla.broker.binding import CHECK_INTERVAL, BindingState, unbind
-from owsla.broker.broadcast import ATTEMPTS, CHANNEL, EXPIRY_INTERVAL, STUCK, UNCONFIRMED_NOTICES, BroadcastRole
+from owsla.broker.broadcast import (
+    ATTEMPTS,
+    CHANNEL,
+    CONNECTION_ATTEMPTS,
+    EXPIRY_INTERVAL,
+    STUCK,
+    UNCONFIRMED_NOTICES,
+    BroadcastRole,
+)
 from owsla.events import BrokerWarning, Event
 from owsla.letter import BAD, Letter
 
@@ -365,6 +373,18 @@ class NoticeTests(Base):
         self.connect()
         self.confirm_probe()
         self.assertEqual(self.states, ["up", "away", "up"])
+
+
+    def test_no_connection(self) -> None:
+        """A broker that allows no connection for the role refuses it. Until that is certain, messages wait."""
+        self.bind()
+        for attempt in range(CONNECTION_ATTEMPTS):
+            self.assertEqual(self.role.state, "away", attempt)
+            self.role.not_connected()
+        self.assertEqual(self.states, ["refused"])
+        self.connect()
+        self.confirm_probe()
+        self.assertEqual(self.states, ["refused", "away", "up"])
 
 
 class GroupTests(Base):

@@ -177,6 +177,8 @@ class OpeningTests(BrokerTestCase):
             (BrokerError(406, refusal % ("guess", "guess"), scope="channel"), False),
             (BrokerError(406, refusal % ("guess", "CN=it's me,O=we"), scope="channel"), True),
             (BrokerError(406, refusal % ("CN=it's me,O=we", "CN=it's me,O=we"), scope="channel"), False),
+            # Of a message that was on its way when the name was learned.
+            (BrokerError(406, refusal % ("guess", "CN=it's me,O=we"), scope="channel"), True),
         ):
             self.assertIs(client.learn_user(reason), taught, reason)
         self.assertEqual((client.username, learned), ("CN=it's me,O=we", ["CN=it's me,O=we"]))

@@ -28,11 +28,16 @@ class HealthTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.events: list[Event] = []
         self.readied = 0
+        self.failed = 0
         self.clock = Clock()
-        self.health = BrokerHealth(cast("Any", self.clock), ROLES, self.events.append, self.on_ready, optional=["extra"])
+        optional = {"extra": self.on_failed}
+        self.health = BrokerHealth(cast("Any", self.clock), ROLES, self.events.append, self.on_ready, optional=optional)
 
     def on_ready(self) -> None:
         self.readied += 1
+
+    def on_failed(self) -> None:
+        self.failed += 1
 
     def take(self) -> list[type[Event]]:
         kinds = [type(event) for event in self.events]
@@ -147,7 +152,7 @@ class HealthTests(SynchronousTestCase):
         self.assertEqual((self.take(), self.readied), ([BrokerConnected], 1))
         self.health.failed("extra", HERE, "too many connections")
         self.health.failed("extra", HERE, "too many connections")
-        self.assertEqual((self.take(), self.health.ready), ([BrokerWarning], True))
+        self.assertEqual((self.take(), self.health.ready, self.failed), ([BrokerWarning], True, 2))
         self.health.up("extra", HERE)
         self.health.down("extra", HERE, "gone")
         self.assertEqual((self.take(), self.health.ready, self.readied), ([], True, 1))

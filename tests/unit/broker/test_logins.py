@@ -296,7 +296,10 @@ class LoginsTests(Base):
         logins = self.logins(external, path=Path(tempfile.gettempdir()), common_name=lambda: name)
         self.assertEqual(Result(logins.credentials(external)).value, Credentials("", "", "/", "gateway"))
         self.assertEqual(logins.users, {"gateway"})
+        server = Server(self.reactor, login=Credentials("", "", "/", "gateway"))
+        logins.opened(server.client, external, server.client.login)
         logins.learned(external, "CN=gateway")
+        self.assertEqual(server.client.username, "CN=gateway")  # learned on another connection
         self.assertEqual(Result(logins.credentials(external)).value, Credentials("", "", "/", "CN=gateway"))
         self.assertEqual(logins.users, {"gateway", "CN=gateway"})
         self.assertEqual(Result(self.logins(external).credentials(external)).value.user_id, "owsla")

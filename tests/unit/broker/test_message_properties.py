@@ -131,7 +131,7 @@ class CutDownTests(SynchronousTestCase):
         names = [name for name, (_, kind) in wire.PROPERTIES.items() if kind == "shortstr"]
         keys = ["connection_id", "device_id", "owsla_to", "to_device_seq", "expires_at", "owsla_close", "owsla_user_id"]
         keys += ["owsla_expiration", "traceparent", "tracestate", *BETWEEN_NODES, REDELIVERED_HEADER]
-        sizes = {"traceparent": 64, "tracestate": 128}  # longer ones are left out
+        sizes = {"owsla_to": 255, "traceparent": 64, "tracestate": 128}  # longer ones are left out
         table = [(key.encode(), b"S" + wire.long_string("x" * sizes.get(key, 1000))) for key in keys for _ in range(100)]
         values = {name: wire.short_string("x" * 255) for name in names} | {"headers": wire.join_table(table)}
         passed = relayed(wire.join_properties(values), EXTRA)
@@ -143,6 +143,12 @@ class CutDownTests(SynchronousTestCase):
         got = wire.decode_properties(reduced(wire.encode_properties({"headers": headers})))["headers"]
         self.assertEqual((got["connection_id"], got["to_device_seq"]), ("x" * 255, b"1" * 40))
         self.assertNotIn("expires_at", got)
+
+    def test_selector(self) -> None:
+        """A selector is kept whole or not at all: a part of a prefix would select other devices."""
+        for size in (255, 256):
+            got = wire.decode_properties(reduced(wire.encode_properties({"headers": {"owsla_to": "x" * size}})))["headers"]
+            self.assertEqual(got.get("owsla_to"), "x" * 255 if size == 255 else None)
 
     def test_trace(self) -> None:
         """A trace context is kept whole or not at all."""

@@ -180,20 +180,20 @@ class NoticeTests(Base):
 
     def test_another_user(self) -> None:
         """A notice that is refused because the broker knows our user by another name is published again with that name, at once
-        and without a warning. A second refusal is trouble like any other.
+        and without a warning. A refusal of that name is trouble like any other.
         """
-        refusal = "PRECONDITION_FAILED - user_id property set to 'me' but authenticated user was 'CN=me'"
+        refusal = "PRECONDITION_FAILED - user_id property set to '%s' but authenticated user was 'CN=me'"
         self.connect()
         self.registrar.here()
         (one,) = self.server.take()
         self.assertEqual(one.properties["user_id"], "me")
-        self.server.close_channel(REGISTER_CHANNEL, 406, refusal)
+        self.server.close_channel(REGISTER_CHANNEL, 406, refusal % "me")
         (again,) = self.server.take()
         self.assertEqual((again.queue, again.properties["user_id"], again.body), (NODES, "CN=me", one.body))
         self.assertEqual(self.events, [])
         self.server.ack(REGISTER_CHANNEL, again.tag)
         self.assertEqual(self.joined, [True])
-        self.server.close_channel(REGISTER_CHANNEL, 406, refusal)
+        self.server.close_channel(REGISTER_CHANNEL, 406, refusal % "CN=me")
         (event,) = self.events
         self.assertIn("cannot be used", str(event))
 

@@ -381,13 +381,14 @@ class RepeatTests(SynchronousTestCase):
         self.assertEqual([reason for _, reason in node.courier.records], ["expired"] * 2)
 
     def test_memory(self) -> None:
-        """A bounded number of messages is remembered, without their bodies."""
+        """A bounded number of messages is remembered, without their bodies and consumers."""
         node = Node()
         for number in range(REMEMBERED + 50):
             node.take(b"%d" % number, group_id=str(number))
             node.turns()
         self.assertEqual((len(node.groups._by_id), len(node.groups._by_identity)), (REMEMBERED, REMEMBERED))
         self.assertEqual({task.letter.body for task in node.groups._by_id.values()}, {b""})
+        self.assertNotIn(node.queue, {task.letter.source for task in node.groups._by_id.values()})
 
     def test_memory_of_equal_messages(self) -> None:
         """The later one of two equal messages is recognized after the first one was forgotten."""

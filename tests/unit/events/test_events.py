@@ -25,6 +25,8 @@ from owsla.events import (
     FannedOut,
     GapSkipped,
     Listening,
+    Undeliverable,
+    UndeliverableLost,
     UnknownEvent,
 )
 from owsla.events._json import COMMON
@@ -70,6 +72,19 @@ class EventTests(SynchronousTestCase):
             self.assertNotIn(kind.__name__ + "(", text)
             if any(field.type == "str" for field in dataclasses.fields(kind)):
                 self.assertIn("Some Text", text)
+
+    def test_recipient(self) -> None:
+        """An undeliverable message is told with its connection, or else with the device that it was for."""
+        for connection_id, device_id, text in (
+            ("c-1", "door-7", ", c-1 (device door-7)"),
+            ("c-1", None, ", c-1"),
+            (None, "door-7", ", device door-7"),
+            (None, None, ""),
+        ):
+            event = Undeliverable("expired", connection_id, device_id)
+            self.assertEqual(str(event), f"Undeliverable: expired{text}")
+            lost = UndeliverableLost("expired", connection_id, device_id, "full")
+            self.assertEqual(str(lost), f"Undeliverable and not recorded (full): expired{text}")
 
     def test_fields(self) -> None:
         """Each event is plain values by name, ready for JSON; none of the names is one that every event has."""
