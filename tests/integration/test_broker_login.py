@@ -104,6 +104,7 @@ auth_backends.2 = rabbit_auth_backend_oauth2
             queues = await self.node.ctl("list_queues", "--timeout", "60", "name", "messages_unacknowledged")
             if f"{gateway.to_device}.nodes\t1" in queues.split("\n"):
                 return
+            await pause(0.1)
         raise AssertionError(f"no notice is held:\n{queues}")
 
 
@@ -359,6 +360,7 @@ async def test_token_is_renewed(login_broker: LoginBroker, lab: Lab, workers: in
         connections = await login_broker.connections("gateway-8")
         if len(connections) == 5 * workers:
             break
+        await pause(0.1)
     start = gateway.owsla.mark()
     password_file.write_text(_token("gateway-8", 600))
     gateway.owsla.process.signal(signal.SIGHUP)
@@ -381,7 +383,7 @@ async def test_token_found_at_a_login(login_broker: LoginBroker, lab: Lab) -> No
     connections = await login_broker.connections("gateway-9")
     password_file.write_text(_token("gateway-9", 600))
     start = gateway.owsla.mark()
-    await login_broker.node.ctl("close_connection", connections.pop(), "the test cuts one")
+    await login_broker.node.ctl("close_connection", connections.pop(0), "the test cuts one")
     await gateway.owsla.wait_for_line("Broker connected", start=start)
     start = gateway.owsla.mark()
     await pause(end + 5 - time.monotonic())

@@ -20,7 +20,7 @@ from ._support.lab import Lab
 from ._support.owsla import Option, command_line
 from ._support.process import free_port
 from ._support.rabbitmq import RabbitMQ
-from ._support.waiting import block_on, reactor_test, until, within
+from ._support.waiting import block_on, pause, reactor_test, until, within
 
 _PASSWORD = "let-me-in"
 
@@ -104,7 +104,7 @@ class Vhost:
     async def counts(self, queue: str, messages: int) -> None:
         """Wait until RabbitMQ lists a queue with this number of messages: it counts those of quorum queues now and then."""
         while f"{queue}\t{messages}\n" not in await self.broker.ctl("list_queues", "-p", self.name, "name", "messages"):
-            pass
+            await pause(0.1)
 
     async def remove(self) -> None:
         await self.broker.ctl("delete_vhost", self.name)

@@ -143,7 +143,7 @@ class Run:
         """Wait until the queues of lines and of the live node hold no messages, ready or unacknowledged."""
         node = self.backend.heard[-1][0][:8]
         lines = {self.from_device, self.to_device, f"{self.to_device}.{node}"}
-        for _ in range(20):
+        for _ in range(150):
             listed = await self.rabbitmq.ctl("list_queues", "name", "messages")
             counts = {name: int(count) for name, count in (line.split() for line in listed.splitlines())}
             left = {name: count for name, count in counts.items() if count and name in lines}
@@ -257,7 +257,7 @@ async def consumer_channels_closed(run: Run) -> None:
     pids = sorted({pid for queue, pid in consumers if queue.startswith(run.to_device) and not queue.endswith("_reports")})
     chosen = run.rng.sample(pids, run.rng.randint(1, len(pids)))
     looks = ", ".join(f'rabbit_misc:string_to_pid("{pid}") ! tick' for pid in chosen)
-    for _ in range(20):
+    for _ in range(100):
         await run.rabbitmq.ctl("eval", f"{looks}, ok.")
         await pause(0.3)
         if run.owsla.lines("a consumer of .* ended|the register of nodes, .*, cannot be used", start=start):

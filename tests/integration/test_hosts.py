@@ -171,7 +171,7 @@ class Site:
         }
 
     async def _queues_are_empty(self) -> None:
-        for _ in range(40):
+        for _ in range(200):
             counts = await self._queues()
             left = {name: count for name, count in counts.items() if count and not name.endswith(".undeliverable")}
             if not left:
@@ -181,7 +181,7 @@ class Site:
 
     async def queue_is_deleted(self, queue: str) -> None:
         """Wait until the registrar has deleted a queue, which has then received no message for some time."""
-        for _ in range(60):
+        for _ in range(200):
             if queue not in await self._queues():
                 return
             await pause(0.3)

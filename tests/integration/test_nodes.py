@@ -95,7 +95,7 @@ class Nodes:
 
     async def when(self, condition: Any, what: str) -> dict[str, tuple[int, int, int]]:
         queues: dict[str, tuple[int, int, int]] = {}
-        for _ in range(40):
+        for _ in range(200):
             queues = await self.queues()
             if condition(queues):
                 return queues

@@ -61,7 +61,7 @@ async def tidied_up(lab: Lab, rabbitmq: RabbitMQ, gateway: Gateway) -> None:
     """Check that the next node to start deletes the queues of nodes that all stopped in order, and announces no loss."""
     owsla = lab.new_owsla(broker=rabbitmq.url, from_device=gateway.from_device, to_device=gateway.to_device)
     await owsla.start()
-    for _ in range(40):
+    for _ in range(120):
         if len(await node_queues(rabbitmq, gateway)) == 1:
             break
         await pause(0.5)
