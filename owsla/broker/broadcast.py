@@ -61,6 +61,10 @@ UNCONFIRMED_NOTICES: Final = 1000
 UNCONFIRMED_BYTES: Final = 8 << 20
 """Limit of the bytes of unconfirmed notices. A question for 500 devices has 10 to 130 KB."""
 
+QUESTION_PATIENCE: Final = 0.5
+"""Seconds for which the next question waits for the confirm of the last one. The broker confirms a question when the queues of
+all nodes have it. So many nodes that ask at once ask no faster than it can copy their questions."""
+
 STUCK: Final = 10.0
 """Seconds without a confirm, at the limit, after which unconfirmed notices are given up. A quorum queue that has lost its
 majority confirms nothing, and the other nodes have the notices."""
@@ -89,12 +93,13 @@ BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
 class _Notice:
     """A notice that is on its way to the broker."""
 
-    __slots__ = ("size", "to_all")
+    __slots__ = ("question", "size", "to_all")
 
-    def __init__(self, size: int, *, to_all: bool) -> None:
+    def __init__(self, size: int, *, to_all: bool, question: bool) -> None:
         self.size = size
         self.to_all = to_all
-        """Whether it went to the exchange, rather than to the queue of one node."""
+        """True if it went to the exchange, rather than to the queue of one node."""
+        self.question = question
 
 
 class _GroupMessage:
@@ -149,6 +154,8 @@ class BroadcastRole:
         self._warned: str | None = None
         self._troubled = False  # a warning says that devices cannot be addressed by name
         self._notices = 0
+        self._questions = 0  # those of the notices that are questions
+        self._asked_at = 0.0
         self._bytes = 0
         self._confirms = 0  # number of confirms so far
         self._stuck_call: DelayedCall | None = None
@@ -180,7 +187,13 @@ class BroadcastRole:
         self._watchers.append(changed)
 
     def ask(self, device_ids: Sequence[str]) -> bool:
-        """Ask all nodes which of them has these devices. Return whether the question has gone."""
+        """Ask all nodes which of them has these devices. Return `False` if the question cannot go now: the exchange does not
+        take it, or the last question has not arrived yet.
+        """
+        now = self._clock.seconds()
+        if self._questions and now < self._asked_at + QUESTION_PATIENCE:
+            return False
+        self._asked_at = now
         headers: dict[str, str] = {delivery.NOTICE: WHO_HAS}
         body = b""
         if len(device_ids) == 1 and device_ids[0].isprintable():
@@ -270,8 +283,10 @@ class BroadcastRole:
         encoded = wire.encode_properties(properties)
         if correlation_id is not None:
             encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": correlation_id})
-        notice = _Notice(len(encoded) + len(body), to_all=not queue)
+        question = headers[delivery.NOTICE] == WHO_HAS
+        notice = _Notice(len(encoded) + len(body), to_all=not queue, question=question)
         self._notices += 1
+        self._questions += question
         self._bytes += notice.size
         self._publisher.publish(notice, queue, encoded, body, "" if queue else self._exchange)
 
@@ -408,7 +423,7 @@ class BroadcastRole:
         self._open = self._tried = False
         self._publisher.withdraw()
         self._group_published = False
-        self._notices = self._bytes = 0
+        self._notices = self._questions = self._bytes = 0
 
     def blocked(self, reason: str) -> None:
         self._alarm = True
@@ -455,6 +470,7 @@ class BroadcastRole:
 
     def _arrived(self, notice: _Notice) -> None:
         self._notices -= 1
+        self._questions -= notice.question
         self._bytes -= notice.size
 
     def _accepted(self) -> None:

@@ -14,6 +14,7 @@ from owsla.broker.broadcast import (
     CHANNEL,
     CONNECTION_ATTEMPTS,
     EXPIRY_INTERVAL,
+    QUESTION_PATIENCE,
     STUCK,
     UNCONFIRMED_NOTICES,
     BroadcastRole,
@@ -238,10 +239,12 @@ class NoticeTests(Base):
     def test_a_question(self) -> None:
         """A question has the device in a header, or several in the body. It names the queue for answers, and expires."""
         self.come_up()
-        self.assertTrue(self.role.ask(["sensor 7"]))
-        self.assertTrue(self.role.ask(["a", "b\0"]))
-        self.assertTrue(self.role.ask(["\ud800"]))
-        one, two, odd = self.take()
+        published = []
+        for ids in (["sensor 7"], ["a", "b\0"], ["\ud800"]):
+            self.assertTrue(self.role.ask(ids))
+            published += self.take()
+            self.server.ack(CHANNEL, published[-1].tag)
+        one, two, odd = published
         self.assertEqual((one.method["exchange"], one.queue, one.method["mandatory"]), (EXCHANGE, "", True))
         self.assertEqual((one.headers, one.body), ({"owsla_notice": "who-has", "device_id": "sensor 7"}, b""))
         properties = one.properties
@@ -251,6 +254,23 @@ class NoticeTests(Base):
         )
         self.assertEqual((two.headers, json.loads(two.body)), ({"owsla_notice": "who-has"}, ["a", "b\0"]))
         self.assertEqual(json.loads(odd.body), ["\ud800"])
+
+    def test_questions_wait_for_each_other(self) -> None:
+        """The next question goes when the broker has confirmed the last one, or has not for half a second."""
+        self.come_up()
+        self.assertTrue(self.role.ask(["a"]))
+        self.assertFalse(self.role.ask(["b"]))
+        self.assertEqual(self.role.dropped, 0)
+        (first,) = self.take()
+        self.server.ack(CHANNEL, first.tag)
+        self.assertTrue(self.role.ask(["b"]))
+        self.assertFalse(self.role.ask(["c"]))
+        self.pass_time(QUESTION_PATIENCE)
+        self.assertTrue(self.role.ask(["c"]))
+        self.role.down()
+        self.connect()
+        self.confirm_probe()
+        self.assertTrue(self.role.ask(["d"]))
 
     def test_claims_and_answers(self) -> None:
         """Claims go to all nodes and live longer. An answer goes to the queue of one node."""
@@ -332,8 +352,8 @@ class NoticeTests(Base):
         """Past a number of unconfirmed notices none go, until the broker has confirmed some."""
         self.come_up()
         for _ in range(UNCONFIRMED_NOTICES):
-            self.assertTrue(self.role.ask(["a"]))
-        self.assertEqual((self.role.ask(["a"]), self.role.state), (False, "blocked"))
+            self.assertTrue(self.role.claim(b"[]"))
+        self.assertEqual((self.role.claim(b"[]"), self.role.state), (False, "blocked"))
         self.server.ack(CHANNEL, 2)
         self.assertEqual(self.states, ["up", "blocked", "up"])
 
