@@ -107,6 +107,7 @@ class RoutingTests(SynchronousTestCase):
         world.disconnect("x", 1)
         world.connect("x", 0)
         world.publish("x", 0)
+        world.publish("x", 0)
         world.run()
         self.assertEqual(world.delivered[world.names[0], "x"], world.messages)
         world.advance(RECENT)
@@ -126,6 +127,28 @@ class RoutingTests(SynchronousTestCase):
         world.transmit(link)
         world.deliver(world.names[1])
         world.connect("x", 1)
+        world.run()
+        self.assertEqual(world.delivered[world.names[0], "x"], world.messages)
+
+    def test_returned_in_parts(self) -> None:
+        """A newer message waits for all that were forwarded before, although the first of them has found the new node."""
+        world = World(3)
+        world.connect("x", 1)
+        world.publish("x", 0)
+        world.run()
+        world.publish("x", 0)
+        world.publish("x", 0)
+        there, back = (world.names[0], world.names[1]), (world.names[1], world.names[0])
+        world.disconnect("x", 1)
+        world.connect("x", 2)
+        for link in (there, back):
+            world.transmit(link)
+            world.deliver(link[1])
+        world.advance(0.02)
+        self.hear(world)
+        self.hear(world)
+        world.publish("x", 0)
+        self.assertFalse(world.links[world.names[0], world.names[2]], "the second one is not back")
         world.run()
         self.assertEqual(world.delivered[world.names[0], "x"], world.messages)
 
