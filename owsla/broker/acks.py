@@ -51,6 +51,10 @@ class AckTracker:
         """Highest finished tag."""
         return self._high
 
+    def settled(self, highest: int) -> bool:
+        """Return whether all deliveries up to the tag `highest` are finished."""
+        return highest <= self._high and not self._held
+
     def take(self) -> tuple[int, list[int]]:
         """Return the tag to acknowledge cumulatively (0: none), and the tags to acknowledge individually."""
         top, self._top = self._top, 0

@@ -31,6 +31,7 @@ class Consumer(BaseHandler):
         "_channel",
         "_client",
         "_clock",
+        "_delivered",
         "_flushing",
         "_lost",
         "_router",
@@ -69,6 +70,7 @@ class Consumer(BaseHandler):
         self._told = told
         self.own = told is not None
         self._acks = AckTracker()
+        self._delivered = 0  # tag of the last delivery
         self._flushing = False
         self._tags: list[str] = []
         self._written = RecentWrites(0)
@@ -99,7 +101,13 @@ class Consumer(BaseHandler):
         """Highest finished delivery tag."""
         return self._acks.high
 
+    @property
+    def settled(self) -> bool:
+        """True if all messages that arrived are finished."""
+        return self._acks.settled(self._delivered)
+
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._delivered = tag
         try:
             connection_id, seq, more = delivery.read(header)
             if not more and (not redelivered or seq is not None):

@@ -190,14 +190,21 @@ class Consumers:
         await self._binding.remove()
 
     async def delete_own_queue(self) -> bool:
-        """Delete the own queue if it is empty. Return whether it was deleted.
+        """Delete the own queue if it is empty, and no message from it is unacknowledged. Return whether it was deleted.
 
         Raise `Closed` if the broker refuses that or the connection is lost.
         """
         client = self._client
         if client is None:
             return False
-        return await self._declarations.delete_empty(client, self._own.queue.name, self._drop_own)
+        return await self._declarations.delete_empty(client, self._own.queue.name, self._own_is_settled, self._drop_own)
+
+    def _own_is_settled(self) -> bool:
+        """Return whether all messages that arrived from the own queue are finished. The broker does not count those that are
+        not, and would delete them with the queue.
+        """
+        consumer = self._consumers.get(OWN)
+        return consumer is None or consumer.settled
 
     def _drop_own(self) -> None:
         """Remove the consumer of the own queue. The broker cancels it with the queue, and it must not be restarted."""

@@ -122,19 +122,24 @@ class Declarations:
         finally:
             self._lock.release()
 
-    async def delete_empty(self, client: BrokerClient, queue: str, deleting: Callable[[], None]) -> bool:
-        """Delete a queue if it is empty; call `deleting` just before. Return whether it was empty."""
+    async def delete_empty(
+        self, client: BrokerClient, queue: str, settled: Callable[[], bool], deleting: Callable[[], None]
+    ) -> bool:
+        """Delete a queue if it is empty and all messages from it are `settled()`; call `deleting` just before. Return whether
+        it was deleted.
+        """
         await self._lock.acquire()
         try:
             channel = await client.open_channel(SCRATCH, BaseHandler())
             declared = await channel.queue_declare(queue=queue, passive=True)
-            if not declared.message_count:
+            empty = not declared.message_count and settled()
+            if empty:
                 deleting()
                 await channel.queue_delete(queue=queue)
             await client.end_channel(SCRATCH)
         finally:
             self._lock.release()
-        return not declared.message_count
+        return empty
 
 
 class OwnQueue:

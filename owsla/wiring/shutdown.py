@@ -26,7 +26,7 @@ answers nothing cannot delay a stop beyond the deadline.
 The node leaves its own queue to the other nodes. Back ends may still publish to it, and RabbitMQ confirms a message that it
 routes to a classic queue in the instant in which that queue is deleted. Therefore the registrar deletes the queue when nothing
 has arrived for a while (`cluster.cleanup`). A node that is alone in the cluster deletes its queue itself, if the queue falls
-silent in time; otherwise the next node to start deletes it.
+silent in time and no message from it waits for a device; otherwise the next node to start deletes it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Consumption(Protocol):
         """Unbind the node's own queue from the exchange of all nodes."""
 
     async def delete_own_queue(self) -> bool:
-        """Delete the node's own queue if it is empty. Return whether it is gone."""
+        """Delete the node's own queue if it is empty, and no message from it is unacknowledged. Return whether it is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -445,6 +445,19 @@ class OwnQueueTests(Base):
         self.assertIs(self.delete(1).value, False)
         self.assertEqual(self.server.called("queue.delete"), [])
 
+    def test_unacknowledged(self) -> None:
+        """One with a message that this node still holds is not deleted: the broker would delete the message with it, and does
+        not count it.
+        """
+        self.deliver(1, {"connection_id": ID}, OWN)
+        self.deliver(2, {"device_id": "door-7"}, OWN)
+        (source, *_), (held,) = self.router.plain[-1], self.router.letters
+        source.done(1)
+        self.assertIs(self.delete(0).value, False)
+        self.assertNotIn("queue.delete", [name for _, name, _ in self.server.calls])
+        held.source.done(2)
+        self.assertIs(self.delete(0).value, True)
+
     def test_no_connection(self) -> None:
         """Without a connection the node queue stays."""
         self.server.drop()
