@@ -33,6 +33,7 @@ follow, though the device may have connected meanwhile. It delivers again when i
 often than those: the asker sends it first, after its fence.
 
 **Questions.** Those of one turn go together: at most `MOST` device ids in a message, and a message every `QUESTION_INTERVAL`.
+A question waits for the one before to arrive, which may take a while; the time-out counts from the first question for a device.
 Each is asked again every `REPEAT` until the time-out. While the exchange cannot be used for some time (`away`, `blocked`), the
 clock of the time-out stands still, and all is asked again afterwards. While the broker does not permit it (`refused`), the
 time-out passes.
@@ -160,7 +161,7 @@ class _Search:
         self.began = now
         """Time at which the search, or the asking, began."""
         self.began_by_clock = 0.0
-        """Time at which the asking began, by the clock of the time-out."""
+        """Time at which the asking began, or the first question has gone, by the clock of the time-out."""
 
 
 class _Fence:
@@ -201,7 +202,8 @@ class Locations:
         self._remembered: OrderedDict[str, _Location] = OrderedDict()  # the least recently used first
         self._searches: dict[str, _Search] = {}
         self._held: HeldMessages[_Search] = HeldMessages()
-        self._asking: OrderedDict[_Search, None] = OrderedDict()  # the first asked for first
+        self._unasked: OrderedDict[_Search, None] = OrderedDict()  # asking, and no question has gone; the oldest first
+        self._asked: OrderedDict[_Search, None] = OrderedDict()  # asking, and a question has gone; the first asked for first
         self._questions: OrderedDict[_Search, None] = OrderedDict()  # to be asked with the next questions
         self._repeats: deque[tuple[float, list[_Search]]] = deque()  # asked for; and when to ask again
         self._question_allowed_at = 0.0
@@ -369,7 +371,7 @@ class Locations:
         else:
             self._clock.pause()
         if state == "up":
-            self._questions.update(self._asking)
+            self._questions.update(self._asked)
         for source in list(self._crowded):
             self._enforce(source)
         self._wake()
@@ -474,14 +476,14 @@ class Locations:
             search.asking = True
             search.asked = None
             search.began, search.began_by_clock = self._seconds(), self._clock()
-            self._asking[search] = None
+            self._unasked[search] = None
             self._questions[search] = None
 
     def _stop_asking(self, search: _Search) -> None:
         if search.asking:
             search.asking = False
-            del self._asking[search]
-            self._questions.pop(search, None)
+            for searches in (self._unasked, self._asked, self._questions):
+                searches.pop(search, None)
 
     def _ask_next(self, now: float) -> None:
         """Publish the next question, if there is one and it is allowed."""
@@ -494,6 +496,10 @@ class Locations:
         self.questions += len(searches)
         for search in searches:
             del self._questions[search]
+            if search.asked is None:
+                del self._unasked[search]
+                self._asked[search] = None
+                search.began_by_clock = self._clock()
             search.asked = now
         self._repeats.append((now + REPEAT, searches))
         for source in list(self._crowded):
@@ -512,14 +518,21 @@ class Locations:
 
     def _time_out(self, now: float) -> None:
         """Give up the searches whose time-out has passed."""
-        by_clock = self._clock()
-        while self._asking:
-            first = next(iter(self._asking))
-            if by_clock < first.began_by_clock + self.device_timeout - 1e-6 and now < first.began + LONGEST:
-                return
-            self._give_up(first)
-            if first.asking:  # not reached: `_give_up` ends the asking in each case
-                raise RuntimeError("a search goes on after its time-out")
+        for searches in (self._unasked, self._asked):
+            while searches:
+                first = next(iter(searches))
+                if self._ends_at(first, now) > now + 1e-6:
+                    break
+                self._give_up(first)
+                if first.asking:  # not reached: `_give_up` ends the asking in each case
+                    raise RuntimeError("a search goes on after its time-out")
+
+    def _ends_at(self, search: _Search, now: float) -> float:
+        """Return the time at which a search ends without an answer, as far as it is known now."""
+        longest = search.began + LONGEST
+        if self._clock.paused or (search.asked is None and self._state != "refused"):
+            return longest
+        return min(longest, now + search.began_by_clock + self.device_timeout - self._clock())
 
     # -- fences ----------------------------------------------------------------------------------------------------------
 
@@ -594,11 +607,9 @@ class Locations:
             due = min(due, next(iter(self._fences.values())).until)
         if self._repeats:
             due = min(due, self._repeats[0][0])
-        if self._asking:
-            first = next(iter(self._asking))
-            due = min(due, first.began + LONGEST)
-            if not self._clock.paused:
-                due = min(due, now + first.began_by_clock + self.device_timeout - self._clock())
+        for searches in (self._unasked, self._asked):
+            if searches:
+                due = min(due, self._ends_at(next(iter(searches)), now))
         if self._crowded:
             due = min(due, min(self._crowded.values()))
         if due < self._waking:

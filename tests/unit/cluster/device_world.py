@@ -105,6 +105,8 @@ class Node:
         self.prefetch = prefetch
         self.here: dict[str, int] = {}  # when they were identified, by device
         self.wake: float = math.inf
+        self.busy = False
+        """Whether the last question has not arrived yet, so that the next one cannot go."""
         self.questions: list[tuple[float, int]] = []
         self.locations = Locations(
             lambda: world.now, self, node=lambda: name, device_timeout=device_timeout, remembered=remembered
@@ -161,6 +163,8 @@ class Node:
     def ask(self, device_ids: list[str]) -> bool:
         now = self.world.now
         assert 0 < len(device_ids) == len(set(device_ids)) <= MOST
+        if self.busy:
+            return False
         assert not self.questions or now - self.questions[-1][0] >= QUESTION_INTERVAL - 1e-9
         self.questions.append((now, len(device_ids)))
         for node in self.world.nodes:

@@ -336,6 +336,8 @@ class MessageTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.patch(self.router, "ask", real)
         self.world.clock.advance(1.0)
+        self.assertEqual(self.world.taken(), [("ask", "x")])
+        self.world.clock.advance(1.0)
         self.assertEqual(self.world.taken(), [("record", 1, "unknown-device")])
 
 

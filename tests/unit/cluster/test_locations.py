@@ -329,6 +329,26 @@ class LimitTests(SynchronousTestCase):
         world.run()
         self.assertEqual((message.delivered, len(node.questions)), (1, 2))
 
+    def test_questions_that_wait(self) -> None:
+        """The time-out counts from the first question: a question waits for the one before, however long that takes."""
+        world = World(2)
+        node = world.nodes[world.names[0]]
+        node.busy = True
+        messages = [world.publish(device, 0) for device in ("x", "y")]
+        world.connect("x", 1)
+        world.advance(5.0)
+        self.assertEqual(([message.recorded for message in messages], node.questions), ([0, 0], []))
+        node.busy = False
+        world.run()
+        world.advance(0.9)
+        self.assertEqual([(message.delivered, message.recorded) for message in messages], [(1, 0), (0, 0)])
+        world.advance(0.2)
+        self.assertEqual([(message.delivered, message.recorded) for message in messages], [(1, 0), (0, 1)])
+        node.busy = True
+        last = world.publish("z", 0)
+        world.advance(LONGEST)
+        self.assertEqual(last.recorded, 1)
+
     def test_away_for_long(self) -> None:
         """Nothing waits for ever: not for an exchange that stays away, nor with too many messages."""
         world = World(2, prefetch=10)
