@@ -130,16 +130,15 @@ class DeviceRouter:
             self._courier.record(letter, "bad-device-id")
         elif letter.seq is not None:
             self._courier.record(letter, "bad-seq")  # numbers belong to a connection
-        elif (
-            self._devices.find(device_id) is not None
-            or (letter.hop is not None and letter.hop.returned_by is not None)
-            or self._may_be_elsewhere(letter, device_id)
-        ):
+        elif self._devices.find(device_id) is not None or self._may_be_elsewhere(letter, device_id):
             self.locations.route(letter)
 
     def _may_be_elsewhere(self, letter: Letter, device_id: str) -> bool:
         """Record a message that no other node can deliver either. Return whether one can."""
-        self._handover.prepare(letter, None)
+        returned = letter.hop is not None and letter.hop.returned_by is not None
+        if not returned:
+            self._handover.prepare(letter, None)
+        # The id of one that was returned, too: a back end can send anything, and nodes do not answer a question with a bad id.
         if letter.fault is None and not letter.handed_over and is_device_id(device_id):
             return True
         self._courier.record(letter, letter.fault or unknown_reason(letter))

@@ -232,6 +232,15 @@ class MessageTests(SynchronousTestCase):
         ]  # fmt: skip
         self.assertEqual(self.world.taken(), [("record", tag, reason) for tag, reason in enumerate(reasons, 1)])
 
+    def test_forged_return(self) -> None:
+        """An id that no device can have is not asked for either if the message pretends to come back from a node: the other
+        nodes would not answer a question with such an id.
+        """
+        for tag, device_id in enumerate(("\udcff", "x" * 256), 1):
+            self.router.route(self.world.letter(tag, device_id, own=True, hop=Hop(OTHER, 0, OTHER)))
+        self.world.clock.advance(0.1)
+        self.assertEqual(self.world.taken(), [("record", 1, "unknown-device"), ("record", 2, "unknown-device")])
+
     def test_fault_of_the_connection(self) -> None:
         """What the connection of the device cannot be sent is its business: it records the message."""
         connection = self.world.connections["x"] = DeviceConnection(connection_id(ME))
