@@ -87,7 +87,10 @@ FORWARD_AGAIN: Final = 0.5
 
 REPORTS_WAITING: Final = 10_000
 """Limit of reports, answers and fences that wait or are unconfirmed. Nothing else bounds them while the broker is blocked,
-since no message waits for them. Those past the limit are dropped."""
+since no message waits for them. Those past the limit are dropped. A large answer counts more than once (`PER_REPORT`)."""
+
+PER_REPORT: Final = 1000
+"""Bytes of a body that count as one more report. The answer to a back end that asks for 500 devices has 80 KB or more."""
 
 FENCE: Final = "fence"
 """Notice that a node sends behind the messages that it forwarded to a node, followed by a token."""
@@ -99,7 +102,7 @@ FENCED: Final = "fenced"
 class OutgoingMessage:
     """A record, a forward, a report, an answer or a fence."""
 
-    __slots__ = ("body", "crashes", "letter", "minimal", "node", "properties", "queue", "reason", "signed", "token")
+    __slots__ = ("body", "crashes", "letter", "minimal", "node", "properties", "queue", "reason", "signed", "token", "weight")
 
     def __init__(
         self,
@@ -118,6 +121,8 @@ class OutgoingMessage:
         self.body = body
         self.letter = letter
         """The message to acknowledge when this one has arrived; `None` if nothing waits for it."""
+        self.weight = 0 if letter is not None else 1 + len(body) // PER_REPORT
+        """Share of `REPORTS_WAITING`; 0 for a message that is never dropped."""
         self.reason = reason
         """The reason of a record; `None` for other messages."""
         self.node = node
@@ -169,7 +174,7 @@ class CourierRole:
         self._publisher: Publisher[OutgoingMessage] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
         self._waiting: deque[OutgoingMessage] = deque()
         self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
-        self._reports = 0  # number of reports, answers and fences that wait or are unconfirmed
+        self._reports = 0  # weight of the reports, answers and fences that wait or are unconfirmed
         self._take_back: Callable[[Letter, bytes], None] = lambda letter, node: self.record(letter, unknown_reason(letter))
         self._take_fence_back: Callable[[str], None] = lambda token: None
         self._direct_replies = DirectReplies()
@@ -315,7 +320,7 @@ class CourierRole:
         if self._reports >= REPORTS_WAITING:
             self.reports_dropped += 1
             return
-        self._reports += 1
+        self._reports += message.weight
         self._send(message)
 
     def lost(self, queue: str) -> None:
@@ -422,13 +427,12 @@ class CourierRole:
     def _drop_direct_replies(self, unconfirmed: list[OutgoingMessage]) -> list[OutgoingMessage]:
         """Drop all reports for direct reply-to, one of which may have crashed the broker. Return the other messages."""
         self._direct_replies.failed(self._clock.seconds())
-        before = len(unconfirmed) + len(self._waiting)
+        dropped = [message for message in (*unconfirmed, *self._waiting) if is_direct(message.queue)]
         kept = [message for message in unconfirmed if not is_direct(message.queue)]
         self._waiting = deque(message for message in self._waiting if not is_direct(message.queue))
-        after = len(kept) + len(self._waiting)
-        self._reports -= before - after
-        self.reports_dropped += before - after
-        self._suspects = min(self._suspects, after)
+        self._reports -= sum(message.weight for message in dropped)
+        self.reports_dropped += len(dropped)
+        self._suspects = min(self._suspects, len(kept) + len(self._waiting))
         return kept
 
     # -- isolation of a message that closes the channel ------------------------------------------------------------------
@@ -439,7 +443,7 @@ class CourierRole:
             (culprit,) = unconfirmed
             if culprit.letter is None or (culprit.minimal and code != INTERNAL_ERROR):
                 unconfirmed = []
-                self._reports -= culprit.letter is None
+                self._reports -= culprit.weight
                 self._give_up(culprit, why)
             elif code != INTERNAL_ERROR:
                 self._make_minimal(culprit, culprit.letter)
@@ -500,7 +504,7 @@ class CourierRole:
         self._continue()
 
     def _answered(self, messages: list[OutgoingMessage]) -> None:
-        self._reports -= sum(message.letter is None for message in messages)
+        self._reports -= sum(message.weight for message in messages)
         self._suspects = max(0, self._suspects - len(messages))
 
     def _not_routed(self, message: OutgoingMessage, letter: Letter) -> None:

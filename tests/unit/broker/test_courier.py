@@ -1153,6 +1153,17 @@ class ByNameTests(Base):
         self.connect()
         self.assertEqual([one.tag for one in self.taken()], [1, 2])
 
+    def test_large_answers(self) -> None:
+        """Answers count by their size: those to a back end may be large, and wait while the broker is blocked."""
+        self.patch(courier, "REPORTS_WAITING", 100)
+        for _ in range(3):
+            self.courier.answer(b"replies", None, bytes(60_000))
+        self.assertEqual(self.courier.reports_dropped, 1)
+        self.server.ack(PUBLISH_CHANNEL, 0, True)
+        for _ in range(3):
+            self.courier.answer(b"replies", None, bytes(60_000))
+        self.assertEqual(self.courier.reports_dropped, 2)
+
     def test_answers(self) -> None:
         """An answer to a back end goes to its queue, as a report does, but not to a queue of Owsla."""
         self.courier.answer(b"replies", b"\x01c", b"[1]")
