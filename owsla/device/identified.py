@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from ..events import DeviceContested, DeviceHeldOff, DeviceReplaced, Event
 from ..interfaces import Clock
@@ -39,7 +40,7 @@ class IdentifiedDevices:
         self._replaced: ReplacedConnections[Connection] = ReplacedConnections()
         self._hybrid = HybridClock()
         self._due = DueClaims()
-        self._announce: Callable[[Sequence[Claim]], object] | None = None
+        self._announce: Callable[[Sequence[Claim]], bool] | None = None
         self.replace = replace
         """True if a new connection of a device replaces its previous one."""
         self.flaps = FlapLimit(max_flaps)
@@ -55,8 +56,10 @@ class IdentifiedDevices:
         if not replace:
             self._due.clear()
 
-    def announce_with(self, announce: Callable[[Sequence[Claim]], object]) -> None:
-        """Announce claims to other nodes with a function. It is called with the claims of one message."""
+    def announce_with(self, announce: Callable[[Sequence[Claim]], bool]) -> None:
+        """Announce claims to other nodes with a function. It is called with the claims of one message, and returns whether they
+        have gone. Otherwise they are announced later.
+        """
         self._announce = announce
 
     # -- the index -------------------------------------------------------------------------------------------------------
@@ -196,7 +199,11 @@ class IdentifiedDevices:
             for connection in self._replaced.due(now):
                 guard(connection, connection.close, "replaced")
         if self._due and self._announce is not None:
-            for device_ids in self._due.take():
+            batches = self._due.take()
+            for number, device_ids in enumerate(batches):
                 claims = [claim for claim in map(self.claim_of, device_ids) if claim is not None]
-                if claims:
-                    self._announce(claims)
+                if claims and not self._announce(claims):
+                    for device_id in chain.from_iterable(batches[number:]):
+                        if device_id in self._newest:
+                            self._due.add(device_id)
+                    break

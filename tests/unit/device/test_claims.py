@@ -43,6 +43,7 @@ class Connection:
         self.connection_id = connection_id
         self.device_id = device_id
         self.transport = Transport(f"device-of-{node.name}")
+        self.traceparent: str | None = None
         self.since = 0
         self.identified = 0.0
         self.connected_at = node.clock.seconds()
@@ -80,10 +81,11 @@ class Node:
         )
         self.devices.announce_with(self._announce)
 
-    def _announce(self, claims: Sequence[Claim]) -> None:
+    def _announce(self, claims: Sequence[Claim]) -> bool:
         assert 0 < len(claims) <= BATCH
         self.announced += len(claims)
         self.sent.append(list(claims))
+        return True
 
     def connect(self, device_id: str = "d1") -> Connection:
         connection = Connection(self, self.ids.new(), device_id)

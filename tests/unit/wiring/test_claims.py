@@ -18,11 +18,16 @@ class Broadcast:
     """Role that reaches all nodes."""
 
     def __init__(self) -> None:
+        self.state = "up"
         self.sent: list[str] = []
         """Connection ids of the claims, in their order."""
 
     def watch(self, changed: Callable[[str], None]) -> None:
-        self.changed = changed
+        self._changed = changed
+
+    def changed(self, state: str) -> None:
+        self.state = state
+        self._changed(state)
 
     def claim(self, claims: bytes) -> bool:
         self.sent += [claim["connection_id"] for claim in json.loads(claims)]
@@ -59,6 +64,26 @@ class ClaimsTests(SynchronousTestCase):
         self.broadcast.changed("up")
         self.world.later(1.0)
         self.assertEqual(sorted(self.broadcast.sent), sorted(ids))
+
+    def test_blocked(self) -> None:
+        """After an alarm of the broker only those are announced that were identified meanwhile and are still connected: it may
+        be short of memory, and all claims of all nodes at once would use much of it.
+        """
+        self.connect()
+        self.world.later(1.0)
+        self.broadcast.sent = []
+        self.broadcast.changed("blocked")
+        gone, _ = self.world.connect(device_id="gone")
+        late = self.connect()
+        self.world.later(1.0)
+        gone.close("it is")
+        self.world.registry.remove(gone.connection_id)
+        self.world.services.devices.remove(gone)
+        self.world.later(1.0)
+        self.assertEqual(self.broadcast.sent, [])
+        self.broadcast.changed("up")
+        self.world.later(1.0)
+        self.assertEqual(self.broadcast.sent, [late])
 
     def test_taken_for_dead(self) -> None:
         """A node that was taken for dead announces its connections again, to back ends too where they hear of presence."""
