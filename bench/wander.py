@@ -11,8 +11,8 @@ At the end the books of the devices and of the back end are compared:
 
 - No device received a message of another one.
 - Each message was received, or is on record with a reason, and never both.
-- A message that is neither was written to a connection that the device reset at that time ("handed over is not read"). Its
-  report says so, or, without a report, the time.
+- A message that is neither was written to a connection that the device reset or closed at that time ("handed over is not
+  read"). Its report says so, or, without a report, the time.
 - `unknown-device` is the reason only where the device was away meanwhile, `expired` only after `expires_at`, and
   `connection-closed` only where a connection of the device ended meanwhile.
 - Messages that the same node took from the queue reached a device in order. Which node took a message is known by RabbitMQ's
@@ -77,6 +77,12 @@ CLOSED: Final = 15.0
 
 EVERY: Final = 5.0
 """Seconds between two samples of the memory."""
+
+
+WRITTEN: Final = "written to a connection"
+
+OF_MESSAGES: Final = ("received", "out of order", "on record", "taken by", WRITTEN)
+"""First words of the counts of messages."""
 
 
 @dataclass(slots=True)
@@ -236,6 +242,8 @@ class Books:
     strange: list[str]
     nodes: dict[str, str]
     """Node by connection to RabbitMQ."""
+    reasons: dict[tuple[str, int], str]
+    """Reason for the end of each connection, from the logs of the nodes, by its device and number."""
     stopped: float
     """Time at which the devices stopped reading."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -270,17 +278,33 @@ class Books:
             self._record(name, sent, *records[0])
             if sent.reported and records[0][0] not in reports:
                 self.problems.append(f"{name}: on record as {records[0][0]}, and reported as {reports}")
-        elif self._written_to_a_reset_connection(serial, sent):
-            self.counts["written to a connection that the device reset"] += 1
+        elif how := self._written_to_a_closed_connection(serial, sent):
+            self.counts[f"{WRITTEN} that the device {how} at that moment"] += 1
         else:
-            self.problems.append(f"{name}: neither received nor on record; reports: {self.back_end.reports.get(serial)}")
+            self.problems.append(
+                f"{name}: neither received nor on record; reports: {self.back_end.reports.get(serial)}; "
+                f"{self._around(sent.device, sent.at)}"
+            )
+
+    def _around(self, device: str, at: float) -> str:
+        """Describe the connections of a device at a time."""
+        near = [each for each in self.sessions.get(device, []) if not each.ended or at - HELD < each.ended < at + 2 * HELD]
+        texts = [
+            f"connection {each.number} to node {each.node}, handshake at {each.ready - at:.2f} s, {each.how or 'stays'} at "
+            f"{each.left - at:.2f} s, closed at {each.ended - at:.2f} s ({self.reasons.get((device, each.number))})"
+            for each in near[:4]
+        ]
+        return "; ".join(texts)
 
     def _record(self, name: str, sent: Sent, reason: str, node: str, at: float) -> None:
         """Check that a message is on record for a reason."""
         sessions = self.sessions.get(sent.device, [])
         if reason == "unknown-device":
             if self._connected(sessions, sent.at, at):
-                self.problems.append(f"{name}: {reason} ({node}), and the device was connected all the time")
+                self.problems.append(
+                    f"{name}: {reason} ({node}) after {at - sent.at:.2f} s, and the device was connected all the time; "
+                    f"{self._around(sent.device, sent.at)}"
+                )
         elif reason == "expired":
             if sent.expires_at is None or sent.expires_at - (time.time() - time.monotonic()) > at:
                 self.problems.append(f"{name}: {reason} ({node}), and it had not expired")
@@ -299,16 +323,17 @@ class Books:
                 begin = last
         return begin > end
 
-    def _written_to_a_reset_connection(self, serial: int, sent: Sent) -> bool:
-        sessions = self.sessions.get(sent.device, [])
+    def _written_to_a_closed_connection(self, serial: int, sent: Sent) -> str:
+        """Return how the device closed the connection that a message was handed over to, or an empty text if it did not."""
         delivered = [connection_id for word, connection_id in self.back_end.reports.get(serial, []) if word == "delivered"]
-        if sent.reported:
-            of = [self.back_end.sessions.get(connection_id) for connection_id in delivered]
-            return any(
-                each.how == "drops" and ((each.device, each.number) in of or None in of) and each.ended >= sent.at - NOTICED
-                for each in sessions
-            )
-        return any(each.how == "drops" and sent.at - NOTICED <= each.ended <= sent.at + HELD for each in sessions)
+        connections = [self.back_end.sessions.get(connection_id) for connection_id in delivered]
+        for each in self.sessions.get(sent.device, []):
+            if sent.reported and not ((each.device, each.number) in connections or None in connections):
+                continue
+            noticed = each.ended + (NOTICED if each.how == "drops" else 0)
+            if each.how in ("drops", "leaves") and sent.at <= noticed and each.left <= sent.at + HELD:
+                return "reset" if each.how == "drops" else "closed"
+        return ""
 
     def _order(self, device: str) -> None:
         last: dict[str, int] = {}
@@ -328,7 +353,9 @@ class Books:
             if session.how:
                 self.counts[f"device {session.how}" if session.how in ("roams", "leaves", "drops") else session.how] += 1
             if session.how == "closed":
-                self.problems.append(f"{name}: the node closed the newest connection of the device")
+                self.problems.append(
+                    f"{name}: the node closed the newest connection; {self._around(session.device, session.ended)}"
+                )
             elif session.how.startswith("failed"):
                 self.problems.append(f"{name}: {session.how}")
             if session.left and not session.ended and session.left < self.stopped - CLOSED:
@@ -383,7 +410,7 @@ def metrics(port: int) -> dict[str, float]:
         for sample in family.samples:
             labels = ",".join(f"{key}={value}" for key, value in sample.labels.items())
             name = sample.name + (f"{{{labels}}}" if labels else "")
-            if name.startswith(METRICS):
+            if name.startswith(METRICS) and (sample.value or "{" not in name):
                 found[name] = sample.value
     return found
 
@@ -454,8 +481,8 @@ class Run:
             devices.ask("stop")
             answer = devices.answer()
             back_end.stop()
-            self._logs(gateways)
-            self.books = self._compare(back_end, answer, nodes)
+            reasons = self._logs(gateways, back_end)
+            self.books = self._compare(back_end, answer, nodes, reasons)
 
     def _nodes(self) -> dict[str, str]:
         """Return the node of each connection to RabbitMQ, by their names."""
@@ -478,7 +505,9 @@ class Run:
             time.sleep(0.5)
         time.sleep(2)
 
-    def _compare(self, back_end: BackEnd, answer: dict[str, Any], nodes: dict[str, str]) -> Books:
+    def _compare(
+        self, back_end: BackEnd, answer: dict[str, Any], nodes: dict[str, str], reasons: dict[tuple[str, int], str]
+    ) -> Books:
         sessions: dict[str, list[Session]] = defaultdict(list)
         for record in answer["sessions"]:
             sessions[record["device"]].append(Session(**record))
@@ -487,26 +516,31 @@ class Run:
         for serial, device, number, at in answer["received"]:
             received[serial].append((device, number, at))
             order[device].append(serial)
-        books = Books(back_end, sessions, received, order, answer["strange"], nodes, time.monotonic())
+        books = Books(back_end, sessions, received, order, answer["strange"], nodes, reasons, time.monotonic())
         books.compare()
         return books
 
-    def _logs(self, gateways: list[Gateway]) -> None:
-        """Print what the nodes warn of, and fail on a traceback."""
+    def _logs(self, gateways: list[Gateway], back_end: BackEnd) -> dict[tuple[str, int], str]:
+        """Print what the nodes warn of. Return why connections ended, by device and number of the connection."""
+        reasons = {}
         for gateway in gateways:
-            lines = gateway.log.read_text().splitlines()
-            told = [line for line in lines if "#warn" in line or "#error" in line or "Traceback" in line]
+            text = gateway.log.read_text()
+            told = [line for line in text.splitlines() if "#warn" in line or "#error" in line or "Traceback" in line]
             for line in told[:20]:
                 print(line, file=sys.stderr)
+            for connection_id, reason in re.findall(r"Device disconnected: ([0-9a-f-]{36}).* from [^ ]+, (.*?);", text):
+                if connection_id in back_end.sessions:
+                    reasons[back_end.sessions[connection_id]] = reason
+        return reasons
 
 
 def report(run: Run, options: argparse.Namespace, version: str) -> str:
     """Format the results as Markdown."""
     books, watch = run.books, run.watch
     sent = len(books.back_end.sent)
-    rows = [(name, count, f"{count / sent:.3%}" if name in _OF_MESSAGES or name.startswith("on record") else "") for name, count
+    rows = [(name, count, f"{count / sent:.3%}" if name.startswith(OF_MESSAGES) else "") for name, count
             in sorted(books.counts.items()) if count]  # fmt: skip
-    reset = books.counts["written to a connection that the device reset"]
+    lost = sum(count for name, count in books.counts.items() if name.startswith(WRITTEN))
     latencies, closing = books.latencies(), books.closing_times()
     seconds = [
         (
@@ -529,8 +563,8 @@ def report(run: Run, options: argparse.Namespace, version: str) -> str:
             f"{options.rate:g} messages a second by name, for {options.minutes:g} minutes. Seed {options.seed}.",
             f"    {command_line()}",
             f"{sent} messages. **The books balance: {'no' if books.problems else 'yes'}.** "
-            f"{reset} of them were written to a connection that the device reset at that moment, which is no delivery and no "
-            "record (docs/guarantees.md: handed over is not read).",
+            f"{lost} of them were written to a connection that the device reset or closed at that moment: neither received nor "
+            "on record (docs/guarantees.md: handed over is not read).",
             table(("messages and connections", "number", "share of the messages"), rows),
             "## Times in seconds",
             table(("", "number", "median", "90 %", "99 %", "maximum"), seconds),
@@ -544,9 +578,6 @@ def report(run: Run, options: argparse.Namespace, version: str) -> str:
             *(["## Problems", "\n".join(f"- {problem}" for problem in books.problems[:100])] if books.problems else []),
         ]
     )
-
-
-_OF_MESSAGES: Final = ("received", "received more than once", "out of order", "written to a connection that the device reset")
 
 
 def main() -> None:
