@@ -176,7 +176,10 @@ class Wanderers:
             session.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._end(session)
         else:
-            socket.socket.shutdown(session.sock, socket.SHUT_WR)  # that of SSLSocket forgets the TLS connection
+            try:
+                socket.socket.shutdown(session.sock, socket.SHUT_WR)  # that of SSLSocket forgets the TLS connection
+            except OSError:  # the node has reset the connection, which the next read shows
+                pass
         return self._rng.uniform(1, 5) if self._rng.random() < AWAY else self._rng.uniform(0, 0.3)
 
     def _connect(self, device: WanderingDevice) -> None:

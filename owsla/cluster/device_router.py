@@ -179,9 +179,11 @@ class DeviceRouter:
         if notice.reply_to is None:
             return
         asker = self._node_of_queue(notice.reply_to) if trusted else None
-        if asker == self._node():
-            return  # of this node
         ids = read_ids(notice.device_id, notice.body) or ()
+        if asker == self._node():
+            if ids:
+                self.locations.question_is_back(ids[0])
+            return
         claims = [claim for claim in map(self._devices.claim_of, ids) if claim is not None]
         if not claims:
             return

@@ -38,6 +38,11 @@ Each is asked again every `REPEAT` until the time-out. While the exchange cannot
 clock of the time-out stands still, and all is asked again afterwards. While the broker does not permit it (`refused`), the
 time-out passes.
 
+**A slow broker.** A broker that is busy, or whose queues have no leader, passes on neither questions nor answers, though
+nothing is known to be wrong. But a question comes back to its node when it goes to all others. So the clock of the time-out
+also stands still while a question is not back within `SLOW`. This process may be late, too, and answers wait in its socket: no
+search times out within `CATCH_UP` after a `tick` that was late, or after a question that came back late.
+
 **Limits.** Messages that wait are part of the prefetch of their consumer, which limits them. Past half of it, the oldest search
 of this consumer gives up early, but not before it had the time for an answer (`HURRY`): a burst of messages for many devices is
 no reason to call them unknown. A message is returned `MOST_RETURNS` times at most.
@@ -74,12 +79,18 @@ QUESTION_INTERVAL: Final = 0.01
 REPEAT: Final = 1.0
 """Seconds after which a device is asked for again, since a question or an answer may be lost."""
 
+SLOW: Final = 0.2
+"""Seconds within which a question comes back to its node, unless the broker or this process is late."""
+
+CATCH_UP: Final = 0.5
+"""Seconds after such a delay within which no search times out."""
+
 HURRY: Final = 0.1
 """Seconds that a search has for an answer, also if too many messages wait. Answers take some milliseconds."""
 
 HURRY_UNASKED: Final = 10.0
-"""The same while the question could not go: the roles of a node come back within 5 seconds of each other after a restart of the
-broker."""
+"""The same while the question could not go, or is not back: the roles of a node come back within 5 seconds of each other after
+a restart of the broker."""
 
 LONGEST: Final = 600.0
 """Seconds after which a search gives up although the clock of the time-out stands still. RabbitMQ closes a channel that leaves
@@ -207,6 +218,8 @@ class Locations:
         self._questions: OrderedDict[_Search, None] = OrderedDict()  # to be asked with the next questions
         self._repeats: deque[tuple[float, list[_Search]]] = deque()  # asked for; and when to ask again
         self._question_allowed_at = 0.0
+        self._not_back: OrderedDict[str, float] = OrderedDict()  # when questions have gone, by their first device
+        self._time_out_allowed_at = 0.0
         self._fences_due: dict[bytes, _Fence] = {}  # to be sent, by node
         self._fences_allowed_at = 0.0
         self._fences: OrderedDict[str, _Fence] = OrderedDict()  # sent, by token
@@ -356,6 +369,21 @@ class Locations:
             self._advance(search)
             self._wake()
 
+    def question_is_back(self, device_id: str) -> None:
+        """Note that a question of this node has come back to it. `device_id` is the first device in it."""
+        asked = self._not_back.get(device_id)
+        if asked is None:
+            return
+        while self._not_back.popitem(last=False)[0] != device_id:
+            pass  # questions come back in order: that one was dropped
+        now = self._seconds()
+        if now >= asked + SLOW:
+            self._time_out_allowed_at = now + CATCH_UP
+        self._set_clock(now)
+        for source in list(self._crowded):
+            self._enforce(source)  # their patience depends on the way of the question
+        self._wake()
+
     def fenced(self, token: str) -> None:
         """Note that a fence is back."""
         fence = self._fences.pop(token, None)
@@ -366,10 +394,9 @@ class Locations:
     def exchange_is(self, state: ExchangeState) -> None:
         """Note whether questions can be asked."""
         self._state = state
-        if state in ("up", "refused"):
-            self._clock.resume()
-        else:
-            self._clock.pause()
+        if state != "up":
+            self._not_back.clear()
+        self._set_clock(self._seconds())
         if state == "up":
             self._questions.update(self._asked)
         for source in list(self._crowded):
@@ -465,7 +492,7 @@ class Locations:
         """Return the time until which a search goes on although too many messages wait."""
         if not search.asking or self._state == "refused":
             return search.began + HURRY
-        if search.asked is None or self._state != "up":
+        if search.asked is None or self._state != "up" or search.asked >= self._slow_at() - SLOW:
             return search.began + HURRY_UNASKED
         return search.asked + HURRY
 
@@ -494,6 +521,7 @@ class Locations:
         if not self._outputs.ask([search.device_id for search in searches]):
             return
         self.questions += len(searches)
+        self._not_back.setdefault(searches[0].device_id, now)
         for search in searches:
             del self._questions[search]
             if search.asked is None:
@@ -516,8 +544,22 @@ class Locations:
                     else:
                         self._questions[search] = None
 
+    def _set_clock(self, now: float) -> None:
+        """Let the clock of the time-out run, unless no answer can come now."""
+        if self._state == "refused" or (self._state == "up" and now < self._slow_at()):
+            self._clock.resume()
+        else:
+            self._clock.pause()
+
+    def _slow_at(self) -> float:
+        """Return the time from which the broker counts as slow."""
+        return next(iter(self._not_back.values())) + SLOW if self._not_back else math.inf
+
     def _time_out(self, now: float) -> None:
         """Give up the searches whose time-out has passed."""
+        self._set_clock(now)
+        if now < self._time_out_allowed_at:
+            return
         for searches in (self._unasked, self._asked):
             while searches:
                 first = next(iter(searches))
@@ -584,8 +626,10 @@ class Locations:
 
     def tick(self) -> None:
         """Do what is due. Called at the time of the last `Outputs.wake_at`; other calls do no harm."""
-        self._waking = math.inf
         now = self._seconds()
+        if now >= self._waking + SLOW:
+            self._time_out_allowed_at = now + CATCH_UP
+        self._waking = math.inf
         self._pass_lost(now)
         self._send_fences(now)
         self._time_out(now)
@@ -609,9 +653,12 @@ class Locations:
             due = min(due, self._repeats[0][0])
         for searches in (self._unasked, self._asked):
             if searches:
-                due = min(due, self._ends_at(next(iter(searches)), now))
+                due = min(due, max(self._ends_at(next(iter(searches)), now), self._time_out_allowed_at))
+        if self._asked and not self._clock.paused:
+            due = min(due, self._slow_at())
         if self._crowded:
             due = min(due, min(self._crowded.values()))
+        due = max(now, due)
         if due < self._waking:
             self._waking = due
             self._outputs.wake_at(due)

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,3 +327,26 @@ async def test_the_broker_fails_while_devices_are_asked_for(trio: Site, lab: Lab
             missing.discard(await device.line(NOTICED))
     assert (await trio.record(b"for nobody", NOTICED)).headers["owsla_reason"] == "unknown-device"
     trio.nothing_else_on_record()
+
+
+@reactor_test
+async def test_a_broker_that_is_slow(own_rabbitmq: RabbitMQ, lab: Lab, tmp_path: Path) -> None:
+    """While the broker passes no question on, though no heartbeat is missing yet, the time for which devices are asked for
+    stands still: the devices of another node are not unknown.
+    """
+    proxy = await lab.proxy(own_rabbitmq.port)
+    site = Site(lab, own_rabbitmq.url, tmp_path, **ONE_TAKER)
+    await site.start({"broker": proxy.url}, {})
+    await site.connect(lab)
+    device = await site.log_in(lab, site.nodes[1], site.name())
+    proxy.hold(one_way=True)  # The first node takes the messages, and its questions wait.
+    bodies = [b"%d" % number for number in range(5)]
+    await site.send_all([(device.name, body) for body in bodies] + [("nobody", b"for nobody")])
+    await site.empty()
+    await pause(3)
+    site.nothing_else_on_record()
+    proxy.release()
+    assert await device.lines(len(bodies)) == bodies
+    assert (await site.record(b"for nobody")).headers["owsla_reason"] == "unknown-device"
+    site.nothing_else_on_record()
+    await site.stop()

@@ -182,9 +182,11 @@ class Node:
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
     def heard(self, notice: Notice) -> None:
-        if notice.claim is not None:
+        if notice.asker == self.name:
+            self.locations.question_is_back(notice.device)
+        elif notice.claim is not None:
             self.locations.learn(notice.device, *notice.claim)
-        elif notice.asker is not None and notice.asker != self.name and notice.device in self.here:
+        elif notice.asker is not None and notice.device in self.here:
             claim = self.name, self.here[notice.device]
             self.world.notices.append(Notice(notice.asker, None, notice.device, claim))
 

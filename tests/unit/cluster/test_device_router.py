@@ -205,8 +205,11 @@ class MessageTests(SynchronousTestCase):
         self.router.route(self.world.letter(2))
         self.world.expired_letters.add(2)
         self.world.clock.advance(0.0)
-        self.world.clock.advance(1.0)
-        self.assertEqual(self.world.taken(), [("ask", "x"), ("record", 1, "unknown-device"), ("record", 2, "expired")])
+        self.world.clock.pump([0.1] * 11)
+        self.assertEqual(self.world.taken(), [("ask", "x"), ("ask", "x")])  # the question is not back
+        self.assertTrue(self.world.notice("who-has", device_id="x", reply_to=b"to_device." + ME))
+        self.world.clock.pump([0.1] * 9)
+        self.assertEqual(self.world.taken(), [("record", 1, "unknown-device"), ("record", 2, "expired")])
 
     def test_configure(self) -> None:
         """Another time-out applies at once."""
@@ -346,7 +349,8 @@ class MessageTests(SynchronousTestCase):
         self.patch(self.router, "ask", real)
         self.world.clock.advance(1.0)
         self.assertEqual(self.world.taken(), [("ask", "x")])
-        self.world.clock.advance(1.0)
+        self.world.notice("who-has", device_id="x", reply_to=b"to_device." + ME)
+        self.world.clock.pump([0.1] * 10)
         self.assertEqual(self.world.taken(), [("record", 1, "unknown-device")])
 
 

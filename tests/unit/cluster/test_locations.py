@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cluster.device_notices import MOST
-from owsla.cluster.locations import FENCE, HURRY, HURRY_UNASKED, LONGEST, RECENT, ExchangeState
+from owsla.cluster.locations import CATCH_UP, FENCE, HURRY, HURRY_UNASKED, LONGEST, RECENT, ExchangeState
 
 from .device_world import Copy, Fence, World
 
@@ -45,7 +45,9 @@ class RoutingTests(SynchronousTestCase):
         world = World(2, device_timeout=1.5)
         message = world.publish("x", 0)
         world.run()
-        world.advance(1.4)
+        world.advance(1.0)
+        world.run()
+        world.advance(0.4)
         self.assertEqual((message.recorded, world.nodes[world.names[0]].locations.waiting), (0, 1))
         world.advance(0.2)
         self.assertEqual((message.recorded, world.nodes[world.names[0]].locations.waiting), (1, 0))
@@ -313,6 +315,52 @@ class LimitTests(SynchronousTestCase):
         world.advance(HURRY)
         self.assertEqual([message.recorded for message in world.messages], [1] * 4 + [0] * 4)
 
+    def test_slow_broker(self) -> None:
+        """While questions do not come back, the time-out stands still, and no search gives up early. Then it goes on."""
+        for prefetch in (1000, 4):
+            world = World(2, prefetch=prefetch)
+            messages = [world.publish(device, 0) for device in ("x", "y", "z")]
+            world.advance(5.0)
+            self.assertEqual([message.recorded for message in messages], [0, 0, 0])
+            world.connect("x", 1)
+            world.connect("y", 1)
+            world.run()
+            self.assertEqual([message.delivered for message in messages], [1, 1, 0])
+            world.advance(1.0)
+            world.run()
+            self.assertEqual([message.recorded for message in messages], [0, 0, 1])
+
+    def test_questions_are_dropped(self) -> None:
+        """The time-out goes on when a later question is back."""
+        world = World(2)
+        first, second = world.publish("x", 0), world.publish("y", 0)
+        world.advance(0.5)
+        self.assertEqual(len(world.nodes[world.names[0]].questions), 1)
+        world.notices.clear()
+        world.advance(0.5)
+        world.run()
+        world.advance(1.0)
+        self.assertEqual((first.recorded, second.recorded), (1, 1))
+
+    def test_late_process(self) -> None:
+        """A process that was late reads what has arrived meanwhile before a search times out."""
+        world = World(2)
+        node = world.nodes[world.names[0]]
+        known, unknown = world.publish("x", 0), world.publish("y", 0)
+        world.connect("x", 1)
+        world.advance(0.01)
+        world.now += 3.0
+        node.wake = math.inf
+        node.locations.tick()
+        self.assertEqual((known.recorded, unknown.recorded), (0, 0))
+        world.run()
+        self.assertEqual((known.delivered, unknown.recorded), (1, 0))
+        world.advance(CATCH_UP - 0.01)
+        self.assertEqual(unknown.recorded, 0)
+        world.run()
+        world.advance(0.02)
+        self.assertEqual(unknown.recorded, 1)
+
     def test_away(self) -> None:
         """While questions cannot be asked, the time-out stands still; afterwards all devices are asked for."""
         world = World(2)
@@ -376,8 +424,10 @@ class LimitTests(SynchronousTestCase):
         node = world.nodes[world.names[0]]
         node.locations.configure(60.0)
         first = world.publish("x", 0)
+        for _ in range(5):
+            world.run()
+            world.advance(1.0)
         world.run()
-        world.advance(5.0)
         self.assertEqual((first.recorded, len(node.questions)), (0, 6))
         node.locations.configure(2.0)
         world.advance(0.0)
@@ -488,7 +538,7 @@ class Wandering(RuleBasedStateMachine):
         for node in world.nodes.values():
             node.locations.exchange_is("up")
         world.settle()
-        world.advance(10.0)
+        world.advance(LONGEST + 10.0)
         world.run()
         for message in world.messages:
             outcomes = message.delivered + message.recorded
@@ -562,5 +612,3 @@ class PropertyTests(SynchronousTestCase):
     def test_lossy(self) -> None:
         """Every message is delivered or recorded, once for each time that the broker has delivered it."""
         run_state_machine_as_test(Lossy, settings=_SETTINGS)
-
-
