@@ -10,6 +10,9 @@ from typing import Final
 YEAR: Final = 365 * 24 * 3600
 """Seconds in a year."""
 
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+"""Units of a time, in seconds."""
+
 
 def whole_number(low: int, high: int = 10**18 - 1) -> Callable[[str], int]:
     """Return a reader of whole numbers from `low` to `high`."""
@@ -36,10 +39,11 @@ def number(low: float) -> Callable[[str], float]:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds above 0, up to a year."""
-    value = _float(text)
+    """Read a time above 0, up to a year, in seconds or with a unit, as the options of the gateway: 20, 500ms, 30s, 5m, 1h."""
+    digits = text.rstrip("mhs")
+    value = _float(digits) * _UNITS.get(text[len(digits) :], math.nan)
     if not 0 < value <= YEAR:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds (more than 0, a year at most)")
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds, or a time such as 30s (more than 0, a year at most)")
     return value
 
 

@@ -154,8 +154,8 @@ class Cleanup(Getter):
             if warn_at is not None and now >= warn_at:
                 warn_at = math.inf
                 self._warn(
-                    f"back ends still send to {self._queue}, whose node is gone: {self._messages} messages are on record as "
-                    "undeliverable so far; the queue is deleted when they stop"
+                    f"back ends still send to {self._queue}, whose node is gone: {self._messages} messages so far, recorded as "
+                    "undeliverable unless they are for devices by name; the queue is deleted when they stop"
                 )
             if self._consuming or found.messages < AT_ONCE:
                 # Inspections of a queue that is consumed do not wait for messages: without a delay they would follow each

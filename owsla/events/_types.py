@@ -756,17 +756,20 @@ class EventsDropped(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeLost(Event):
-    """Another node died. The messages in its queue were recorded as undeliverable."""
+    """Another node died. The messages in its queue are recorded as undeliverable; those to devices by name are sent again."""
 
     name: ClassVar[str] = "node-lost"
     warning: ClassVar[bool] = True
     lost: str
     """Name of the dead node."""
     messages: int
-    """Recorded messages of its queue."""
+    """Number of messages that were in its queue."""
 
     def __str__(self) -> str:
-        return f"Node lost: {self.lost}; {self.messages} messages for its connections were recorded as undeliverable"
+        return (
+            f"Node lost: {self.lost}; messages in its queue: {self.messages} (those for its connections are recorded as "
+            "undeliverable, those for devices by name sent again)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

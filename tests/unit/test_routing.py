@@ -354,7 +354,7 @@ class RouterTests(SynchronousTestCase):
             self.router.route_letter(letter)
         self.assertEqual((self.by_name.letters, self.groups.letters), ([named], [many]))
         self.assertEqual((self.held.posted, self.courier.recorded), ([both], []))
-        self.assertEqual((unknown_reason(named), unknown_reason(many)), ("unknown-device", "unknown-connection"))
+        self.assertEqual((unknown_reason(named), unknown_reason(many)), ("unknown-device", "node-lost"))
 
     def test_repeats_for_a_closed_connection(self) -> None:
         """What was written on a connection that is closed now is settled as a repeat and not recorded, whatever its fault."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -15,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla import __version__
 from owsla.cli._arguments import parse, parser
 from owsla.cli._defaults import DEFAULT_BROKER, PEEK_COUNT
+from owsla.cli._values import seconds
 from owsla.cli._who_has import as_objects, as_table
 
 CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
@@ -57,6 +59,14 @@ class ArgumentsTests(SynchronousTestCase):
             self.assertEqual([line for line in out.splitlines() if len(line) > 80], [])
         self.assertIn("--report", out)
         self.assertIn(DEFAULT_BROKER, out)
+
+    def test_times(self) -> None:
+        """Times are seconds, or have a unit, as those of the gateway."""
+        for text, value in (("20", 20.0), ("0.5", 0.5), ("500ms", 0.5), ("30s", 30.0), ("5m", 300.0), ("1h", 3600.0)):
+            self.assertAlmostEqual(seconds(text), value)
+        for text in ("", "s", "5x", "5 m5", "m5", "5sm", "0s", "1e9h", "-1s", "inf"):
+            with self.assertRaises(ArgumentTypeError):
+                seconds(text)
 
     def test_no_command(self) -> None:
         """Without a command, the error lists them."""
