@@ -50,6 +50,8 @@ def make_node(
     sockets = claim_sockets(reactor, settings) if inherited is None else _inherited_sockets(settings, inherited)
 
     base = make_base(reactor, configuration, inherited)
+    if inherited is None:  # the parent of a worker says that
+        _log.info("This is node {node}", node=base.node_name())
     publishing = make_publishing(base)
     devices = make_devices(base, publishing, sockets.doors, configuration, max_connections)
     drain = DeviceDrain(reactor, base.deadline, publishing.lines, settings.drain_spread)
