@@ -35,6 +35,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final, Literal, TypeAlias
 
 from twisted.logger import Logger
@@ -78,15 +79,6 @@ ATTEMPTS: Final = 3
 EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks at group messages that wait, for those that have expired."""
 
-WHO_HAS: Final = "who-has"
-"""Notice that asks which node has a device: of the header `device_id`, or of those in the body, a JSON array."""
-
-HAS: Final = "has"
-"""Notice that answers it: its body is a JSON array of claims."""
-
-HERE: Final = "here"
-"""Notice that a node has devices: its body is a JSON array of claims."""
-
 BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
 
 
@@ -111,7 +103,7 @@ class _GroupMessage:
         self.letter = letter
         self.group_id = group_id
         self.attempts = 0
-        """Number of channels that were closed while it was on its way."""
+        """Number of channels that were closed over it, and of refusals by the queue of a node."""
 
 
 class BroadcastRole:
@@ -194,7 +186,7 @@ class BroadcastRole:
         if self._questions and now < self._asked_at + QUESTION_PATIENCE:
             return False
         self._asked_at = now
-        headers: dict[str, str] = {delivery.NOTICE: WHO_HAS}
+        headers: dict[str, str] = {delivery.NOTICE: delivery.WHO_HAS}
         body = b""
         if len(device_ids) == 1 and device_ids[0].isprintable():
             headers["device_id"] = device_ids[0]
@@ -205,7 +197,7 @@ class BroadcastRole:
 
     def claim(self, claims: bytes) -> bool:
         """State to all nodes which devices this node has: a JSON array. Return whether the claims have gone."""
-        return self._notify({delivery.NOTICE: HERE}, claims, self._claim_lifetime)
+        return self._notify({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime)
 
     def answer(self, queue: str, correlation_id: bytes | None, claims: bytes) -> bool:
         """Answer the question of another node, on its own queue. Return whether the answer has gone.
@@ -213,7 +205,7 @@ class BroadcastRole:
         `correlation_id` is that of the question, as encoded in its content header.
         """
         return self._notify(
-            {delivery.NOTICE: HAS}, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id
+            {delivery.NOTICE: delivery.HAS}, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id
         )
 
     def spread(self, letter: Letter, group_id: str) -> None:
@@ -283,7 +275,7 @@ class BroadcastRole:
         encoded = wire.encode_properties(properties)
         if correlation_id is not None:
             encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": correlation_id})
-        question = headers[delivery.NOTICE] == WHO_HAS
+        question = headers[delivery.NOTICE] == delivery.WHO_HAS
         notice = _Notice(len(encoded) + len(body), to_all=not queue, question=question)
         self._notices += 1
         self._questions += question
@@ -360,6 +352,10 @@ class BroadcastRole:
     def _look_for_expired(self) -> None:
         self._expiry_call = None
         try:
+            waiting = islice(self._groups, self._group_published, None)  # the first one may be on its way
+            for message in [message for message in waiting if self._is_expired(message.letter)]:
+                self._groups.remove(message)
+                self._record(message.letter, "expired")
             self._publish_group()
         except Exception:
             self._log.failure("Publishing a message for many devices failed")
@@ -399,7 +395,7 @@ class BroadcastRole:
             self._opening = False
         if client is self._client:
             self._open = True
-            self._publish_notice(client, {delivery.NOTICE: HERE}, b"[]", self._question_lifetime())
+            self._publish_notice(client, {delivery.NOTICE: delivery.HERE}, b"[]", self._question_lifetime())
 
     def _open_again(self) -> None:
         """Open a new channel, if there is a connection and the own queue is bound."""
@@ -490,6 +486,7 @@ class BroadcastRole:
         for message in messages:
             if isinstance(message, _GroupMessage):
                 self._group_published = False
+                self._blame(message)
                 self._publisher.retry.schedule()
             else:
                 self._arrived(message)
@@ -519,7 +516,9 @@ class BroadcastRole:
         self._state_changed()
 
     def _blame(self, message: _GroupMessage) -> None:
-        """Count that the channel was closed over a group message. Record it if that happens again and again."""
+        """Count that the channel was closed over a group message, or the queue of a node refused it. Record it if that happens
+        again and again: those behind it wait.
+        """
         message.attempts += 1
         if message.attempts >= ATTEMPTS:
             self._groups.popleft()

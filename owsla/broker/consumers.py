@@ -50,6 +50,17 @@ class ConsumerSettings:
     own_queue: OwnQueueSettings
 
 
+@dataclass(frozen=True, slots=True)
+class OwnQueueParts:
+    """Parts of a node that its own queue serves."""
+
+    membership: NodeMembership
+    binding: Binding
+    """Binding of the queue to the exchange of all nodes, while the queue is consumed."""
+    receiver: NoticeReceiver | None = None
+    """Receiver of the notices about devices."""
+
+
 class Consumers:
     """Role of the connection that consumes the shared queue and the queue of the node."""
 
@@ -62,24 +73,22 @@ class Consumers:
         emit: Callable[[Event], None],
         router: MessageSink,
         *,
-        membership: NodeMembership,
+        own: OwnQueueParts,
         settings: ConsumerSettings,
-        binding: Binding,
         flowing: Callable[[bool], None],
-        receiver: NoticeReceiver | None = None,
     ) -> None:
-        """`binding` binds the queue of the node while it is consumed. `flowing` is told whether messages come. `receiver` gets
-        the notices about devices that arrive on the queue of the node.
-        """
+        """`flowing` is told whether messages come."""
         self._clock = clock
         self._turn = turn
         self._emit = emit
         self._router = router
         self._settings = settings
-        self._binding = binding
+        self._binding = own.binding
         self._flowing = flowing
         self._declarations = Declarations(emit)
-        self._own = OwnQueue(clock, membership, self._declarations, settings.own_queue, self._probe_missing, receiver)
+        self._own = OwnQueue(
+            clock, own.membership, self._declarations, settings.own_queue, self._probe_missing, own.receiver
+        )
         self._client: BrokerClient | None = None
         self._consumers: dict[int, Consumer] = {}
         self._restart_call: DelayedCall | None = None

@@ -128,7 +128,7 @@ class OutgoingMessage:
         self.node = node
         """The node of a forward by name, and of its way back; `None` for other messages."""
         self.signed = signed
-        """Whether the user of the login is named, so that nodes trust the message."""
+        """True if the user of the login is named, so that nodes trust the message."""
         self.token = token
         """The token of a fence that goes to another node; `None` for other messages."""
         self.minimal = False
@@ -284,7 +284,7 @@ class CourierRole:
         if self._is_ours(queue):
             return
         properties = {
-            "headers": {delivery.NOTICE: "has"},
+            "headers": {delivery.NOTICE: delivery.HAS},
             "content_type": "application/json",
             "delivery_mode": 1,
             "app_id": APP_ID,

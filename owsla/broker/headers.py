@@ -28,6 +28,15 @@ from .message_properties import (
 NOTICE: Final = "owsla_notice"
 """Header of messages between nodes, on the queues of nodes."""
 
+WHO_HAS: Final = "who-has"
+"""Notice that asks which node has a device: of the header `device_id`, or of those in the body, a JSON array."""
+
+HAS: Final = "has"
+"""Notice that answers it: its body is a JSON array of claims."""
+
+HERE: Final = "here"
+"""Notice that a node has devices: its body is a JSON array of claims."""
+
 LOST_NOTICE: Final = "lost"
 """Value of that header: the registrar tells a node that returned that it was announced as lost."""
 

@@ -55,7 +55,7 @@ class SendOptions:
 
     @property
     def many(self) -> bool:
-        """Whether the line is for many devices: each node reports then."""
+        """True if the line is for many devices: each node reports then."""
         return "owsla_to" in self.address
 
 

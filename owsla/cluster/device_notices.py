@@ -21,10 +21,6 @@ from typing import Any, Final
 from ..device.claims import Claim
 from ..routing import canonical
 
-WHO_HAS: Final = "who-has"
-HAS: Final = "has"
-HERE: Final = "here"
-
 MOST: Final = 500
 """Limit of the device ids of a question, and of the claims of an answer."""
 

@@ -9,12 +9,13 @@ from typing import Final, Protocol
 from twisted.logger import Logger
 
 from ..broker.courier import FENCE, FENCED
+from ..broker.headers import HAS, HERE, WHO_HAS
 from ..broker.own_queue import NodeNotice
 from ..device.claims import Claim
 from ..interfaces import Clock, DelayedCall
 from ..letter import DeliverySource, Letter, unknown_reason
 from ..routing import Handover, Recipient, node_of
-from .device_notices import HAS, HERE, WHO_HAS, is_device_id, pack_claims, read_claims, read_ids
+from .device_notices import is_device_id, pack_claims, read_claims, read_ids
 from .locations import ExchangeState, Locations
 
 AGAIN: Final = 1.0
@@ -67,7 +68,7 @@ class Broadcast(Protocol):
 
     @property
     def state(self) -> ExchangeState:
-        """Whether notices can go."""
+        """State of the role: notices go while it is `up`."""
 
     def watch(self, changed: Callable[[ExchangeState], None]) -> None:
         """Call `changed` with the new state after each change of it."""

@@ -43,9 +43,10 @@ nothing is known to be wrong. But a question comes back to its node when it goes
 also stands still while a question is not back within `SLOW`. This process may be late, too, and answers wait in its socket: no
 search times out within `CATCH_UP` after a `tick` that was late, or after a question that came back late.
 
-**Limits.** Messages that wait are part of the prefetch of their consumer, which limits them. Past half of it, the oldest search
-of this consumer gives up early, but not before it had the time for an answer (`HURRY`): a burst of messages for many devices is
-no reason to call them unknown. A message is returned `MOST_RETURNS` times at most.
+**Limits.** Messages that wait are part of the prefetch of their consumer, which limits them. Past a share of it (`SHARE`), the
+oldest search of this consumer gives up early, but not before it had the time for an answer (`HURRY`): a burst of messages for
+many devices is no reason to call them unknown. Answers come through the own queue. So past half of the prefetch of that one
+the oldest search gives up at once. A message is returned `MOST_RETURNS` times at most.
 
 Invariants:
 
@@ -85,6 +86,13 @@ SLOW: Final = 0.2
 CATCH_UP: Final = 0.5
 """Seconds after such a delay within which no search times out."""
 
+SHARE: Final = 4
+"""Divisor of the prefetch of a consumer: as much of it may wait. Messages that wait for a missing number (a half of it) and
+those for slow devices (a quarter) need it, too."""
+
+OWN_SHARE: Final = 8
+"""The same for the own queue, which also brings messages for many devices (a sixteenth), answers and fences."""
+
 HURRY: Final = 0.1
 """Seconds that a search has for an answer, also if too many messages wait. Answers take some milliseconds."""
 
@@ -99,7 +107,7 @@ a message unacknowledged for 30 minutes."""
 RECENT: Final = 5.0
 """Seconds within which a message that was forwarded may still come back."""
 
-FENCE: Final = 1.0
+FENCE_TIMEOUT: Final = 1.0
 """Seconds after which a fence counts as lost. Its node may be dead."""
 
 MOST_RETURNS: Final = 3
@@ -109,7 +117,7 @@ TURNED_AWAY: Final = 10_000
 """Number of devices for which it is remembered that a message was returned: 3 MB."""
 
 ExchangeState: TypeAlias = Literal["up", "away", "blocked", "refused"]
-"""Whether questions can be asked: see `broker.broadcast`."""
+"""State of the role that asks questions: see `broker.broadcast`."""
 
 
 class Outputs(Protocol):
@@ -475,10 +483,11 @@ class Locations:
     def _enforce(self, source: DeliverySource) -> None:
         """Let the oldest searches of a source give up while it has too many waiting messages."""
         now = self._seconds()
-        while self._held.count(source) > max(1, source.prefetch // 2):
+        share = max(1, source.prefetch // (OWN_SHARE if source.own else SHARE))
+        while (waiting := self._held.count(source)) > share:
             oldest = self._held.first(source)
             patience = self._patient_until(oldest)
-            if patience > now:
+            if patience > now and not (source.own and waiting > max(1, source.prefetch // 2)):
                 self._crowded[source] = patience
                 return
             oldest.fences.clear()
@@ -602,7 +611,7 @@ class Locations:
         due, self._fences_due = self._fences_due, {}
         for fence in due.values():
             token = next(self._tokens)
-            fence.until = now + FENCE
+            fence.until = now + FENCE_TIMEOUT
             self._fences[token] = fence
             self._outputs.fence(fence.node, token)
 

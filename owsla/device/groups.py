@@ -24,9 +24,9 @@ node loses its consumer, another one may take the same message from the shared q
 marked as redelivered, and have the same identity (`message_properties.identity`). The identity is compared until the message
 has expired: a back end may send the same bytes every hour.
 
-Limits. `RUNNING` tasks are spread at once, in turn; others wait. All of them are at most a quarter of the prefetch of the own
-queue, and those that wait for the exchange are at most a quarter of that of the shared queue: the rest is left to messages for
-one device.
+Limits. `RUNNING` tasks are spread at once, in turn; others wait. All of them are at most a sixteenth of the prefetch of the
+own queue, and those that wait for the exchange are at most a sixteenth of that of the shared queue: the rest is left to
+messages for one device.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ from ..routing import Handover, Registry
 from .connections import Connection
 from .fanout import Fanout, Group
 from .selectors import Selector, read_selector
+
+SHARE: Final = 16
+"""Divisor of the prefetch of a consumer: as many of its messages may be for many devices."""
 
 RUNNING: Final = 8
 """Limit of the messages that are spread at once. Each has a list of the ids of its connections."""
@@ -182,7 +185,7 @@ class Groups:
             self._courier.record(letter, fault or "bad-selector")
         elif not letter.source.own and self._broadcast.state == "refused":
             self._courier.record(letter, "refused")
-        elif self._held(letter.source) >= max(1, letter.source.prefetch // 4):
+        elif self._held(letter.source) >= max(1, letter.source.prefetch // SHARE):
             self._courier.record(letter, "busy")
         elif letter.source.own:
             self._take(letter, selector)

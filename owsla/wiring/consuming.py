@@ -10,7 +10,7 @@ from typing import Final
 
 from ..broker import message_properties, queues
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
-from ..broker.consumers import Consumers, ConsumerSettings
+from ..broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
 from ..broker.logins import BrokerLogins
@@ -21,6 +21,7 @@ from ..cluster.left_behind import LeftBehind
 from ..cluster.register import ClusterSettings, register_queue
 from ..cluster.registrar import Registrar
 from ..config.addresses import BrokerAddress
+from ..config.settings import Settings
 from ..device.groups import Groups
 from ..events import BrokerWarning
 from ..routing import Handover, Router
@@ -82,26 +83,7 @@ def make_consuming(
         warn=lambda text: base.emit(BrokerWarning(text)),
         common_name=lambda: tls.common_name,
     )
-    handover = Handover(publishing.courier, devices.services.deliveries, devices.body_fault)
-    groups = Groups(
-        base.reactor,
-        base.registry,
-        publishing.courier,
-        publishing.broadcast,
-        handover,
-        message_properties.identity,
-        base.emit,
-        settings.fanout_rate,
-    )
-    by_name = _device_router(base, publishing, devices, handover)
-    router = Router(
-        base.node,
-        base.registry.find,
-        publishing.courier,
-        handover,
-        by_name=by_name,
-        groups=groups,
-    )
+    router, by_name, groups = _make_routers(base, publishing, devices)
     publishers: list[Role] = [publishing.courier, *([presence] if presence is not None else [])]
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
     # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
@@ -121,36 +103,59 @@ def make_consuming(
         presence=presence,
         joined=lambda: opening.node_joined(broker_ready=health.ready),
     )
+    identity = NodeIdentity(
+        base.ids,
+        registrar,
+        queue=base.node_queue,
+        announce=partial(announce_again, devices, presence),
+        renamed=opening.renamed,
+    )
     consumers = Consumers(
         base.reactor,
         base.end_of_turn,
         base.emit,
         router,
-        membership=NodeIdentity(
-            base.ids,
-            registrar,
-            queue=base.node_queue,
-            announce=partial(announce_again, devices, presence),
-            renamed=opening.renamed,
-        ),
-        settings=ConsumerSettings(
-            shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
-            count=settings.consumers,
-            prefetch=settings.prefetch,
-            own_queue=OwnQueueSettings(
-                users=logins.users,
-                grace=settings.node_grace,
-                ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
-                patience=max(UNREACHABLE, settings.node_grace),
-            ),
-        ),
-        binding=publishing.broadcast.binding,
+        own=OwnQueueParts(identity, publishing.broadcast.binding, by_name),
+        settings=_consumer_settings(settings, logins),
         flowing=devices.services.reordering.flowing,
-        receiver=by_name,
     )
     roles = [*publishers, registrar, publishing.broadcast, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
     return Consuming(registrar, consumers, router, by_name, groups, health, connections, logins, tls)
+
+
+def _make_routers(base: Base, publishing: Publishing, devices: Devices) -> tuple[Router, DeviceRouter, Groups]:
+    """Make the router of all messages to devices, and its routes for those by name and for those to many."""
+    handover = Handover(publishing.courier, devices.services.deliveries, devices.body_fault)
+    groups = Groups(
+        base.reactor,
+        base.registry,
+        publishing.courier,
+        publishing.broadcast,
+        handover,
+        message_properties.identity,
+        base.emit,
+        base.settings.fanout_rate,
+    )
+    by_name = _device_router(base, publishing, devices, handover)
+    router = Router(
+        base.node, base.registry.find, publishing.courier, handover, by_name=by_name, groups=groups
+    )
+    return router, by_name, groups
+
+
+def _consumer_settings(settings: Settings, logins: BrokerLogins) -> ConsumerSettings:
+    return ConsumerSettings(
+        shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
+        count=settings.consumers,
+        prefetch=settings.prefetch,
+        own_queue=OwnQueueSettings(
+            users=logins.users,
+            grace=settings.node_grace,
+            ghost=GHOST_HEARTBEATS * settings.heartbeat + 1.0,
+            patience=max(UNREACHABLE, settings.node_grace),
+        ),
+    )
 
 
 def _device_router(base: Base, publishing: Publishing, devices: Devices, handover: Handover) -> DeviceRouter:

@@ -444,6 +444,21 @@ class GroupTests(Base):
         (publish,) = self.take()
         self.assertEqual(publish.headers["owsla_group"], "group-2")
 
+    def test_refused_by_a_queue_again_and_again(self) -> None:
+        """If the queue of a node refuses a message again and again, it is recorded, and the next one goes."""
+        self.come_up()
+        self.role.spread(self.letter(1), "one")
+        self.role.spread(self.letter(2), "two")
+        for _ in range(ATTEMPTS):
+            self.pass_time(3)
+            (publish,) = self.take()
+            self.assertEqual((publish.headers["owsla_group"], self.recorded), ("one", []))
+            self.server.nack(CHANNEL, publish.tag)
+        self.assertEqual(self.recorded, [(1, "refused")])
+        self.pass_time(3)
+        (publish,) = self.take()
+        self.assertEqual(publish.headers["owsla_group"], "two")
+
     def test_published_again(self) -> None:
         """It is published again, with the same number, after a refusal, a return, a lost channel and a lost connection."""
         self.role.spread(self.letter(), "group")
@@ -479,6 +494,17 @@ class GroupTests(Base):
         self.assertEqual(self.recorded, [(1, "expired")])
         self.pass_time(EXPIRY_INTERVAL + 0.1)
         self.assertEqual((self.recorded, self.role.waiting), ([(1, "expired"), (2, "expired")], 1))
+
+    def test_expired_behind_others(self) -> None:
+        """A message that expires behind one that waits is recorded, too. The one that is on its way stays."""
+        for tag, seconds in ((1, 0.4), (2, 0.5), (3, 60.0), (4, 0.5)):
+            letter = self.letter(tag)
+            letter.deadline = self.clock.seconds() + seconds
+            self.role.spread(letter, f"group-{tag}")
+        self.come_up()
+        self.take()
+        self.pass_time(EXPIRY_INTERVAL + 0.1)
+        self.assertEqual((self.recorded, self.role.waiting), ([(2, "expired"), (4, "expired")], 2))
 
     def test_the_time_that_is_left(self) -> None:
         """The expiration goes on to count from where it was."""

@@ -11,7 +11,7 @@ from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker import queues as topology
 from owsla.broker.binding import Binding
-from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings
+from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
 from owsla.letter import BAD, DeliverySource, Hop, Letter
@@ -103,7 +103,7 @@ class Base(BrokerTestCase):
             self.server.turn,
             self.events.append,
             self.router,
-            membership=self.place,
+            own=OwnQueueParts(self.place, self.binding),
             settings=ConsumerSettings(
                 shared=topology.Queue("to_device"),
                 count=2,
@@ -115,7 +115,6 @@ class Base(BrokerTestCase):
                     patience=30.0,
                 ),
             ),
-            binding=self.binding,
             flowing=self.flowing.append,
         )
 

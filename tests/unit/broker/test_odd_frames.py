@@ -14,7 +14,7 @@ from owsla.broker import queues as topology
 from owsla.broker.binding import Binding
 from owsla.broker.broadcast import BroadcastRole
 from owsla.broker.connection import EXPECTED, Role
-from owsla.broker.consumers import Consumers, ConsumerSettings
+from owsla.broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.courier import CourierRole
 from owsla.broker.door_lines import DoorLines, line_channel
 from owsla.broker.lines import LinePublisher
@@ -212,7 +212,7 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
         server.turn,
         lambda event: None,
         Router(),
-        membership=place,
+        own=OwnQueueParts(place, Binding(server.clock, "to_device.all", changed=lambda: None, warn=lambda text: None)),
         settings=ConsumerSettings(
             shared=topology.Queue("to_device"),
             count=2,
@@ -224,7 +224,6 @@ def make_consumers(server: Server) -> tuple[Role, Callable[[], object]]:
                 patience=1.0,
             ),
         ),
-        binding=Binding(server.clock, "to_device.all", changed=lambda: None, warn=lambda text: None),
         flowing=lambda flows: None,
     )
     return consumers, lambda: [arrived() for arrived in place.arrived]

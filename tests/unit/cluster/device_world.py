@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from owsla.cluster.device_notices import MOST
-from owsla.cluster.locations import FENCE, QUESTION_INTERVAL, RECENT, Locations
+from owsla.cluster.locations import FENCE_TIMEOUT, QUESTION_INTERVAL, RECENT, Locations
 from owsla.letter import Hop, Letter
 
 
@@ -259,6 +259,14 @@ class World:
         self.consume(number)
         return message
 
+    def publish_to_node(self, device: str, number: int) -> Message:
+        """Publish a message to the queue of a node, which takes it at once."""
+        message = Message(device, len(self.messages))
+        self.messages.append(message)
+        node = self.nodes[self.names[number]]
+        node.locations.route(node.own.take(Copy(message)))
+        return message
+
     def consume(self, number: int) -> None:
         """Let a node take the messages of the shared queue, as many as its prefetch allows."""
         node = self.nodes[self.names[number]]
@@ -309,7 +317,7 @@ class World:
         self._note_late()
 
     def _note_late(self) -> None:
-        if any(self.now >= since + FENCE - 0.01 for since in self.fences.values()):
+        if any(self.now >= since + FENCE_TIMEOUT - 0.01 for since in self.fences.values()):
             self.disturbed = True
         items = [one.item for publications in self.links.values() for one in publications]
         items += [item for queue in self.queues.values() for item in queue]

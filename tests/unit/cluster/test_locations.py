@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cluster.device_notices import MOST
-from owsla.cluster.locations import CATCH_UP, FENCE, HURRY, HURRY_UNASKED, LONGEST, RECENT, ExchangeState
+from owsla.cluster.locations import CATCH_UP, FENCE_TIMEOUT, HURRY, HURRY_UNASKED, LONGEST, RECENT, ExchangeState
 
 from .device_world import Copy, Fence, World
 
@@ -166,7 +166,7 @@ class RoutingTests(SynchronousTestCase):
         message = world.publish("x", 0)
         world.advance(0.0)
         world.links.clear()
-        world.advance(FENCE - 0.1)
+        world.advance(FENCE_TIMEOUT - 0.1)
         world.run()
         self.assertEqual(message.delivered, 0)
         world.advance(0.2)
@@ -305,7 +305,7 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual([number for _, number in world.nodes[world.names[0]].questions], [MOST] * 4)
 
     def test_oldest_first(self) -> None:
-        """Past half of the prefetch the device that was asked for first gives up, when it had time for an answer."""
+        """Past a quarter of the prefetch the device that was asked for first gives up, when it had time for an answer."""
         world = World(2, prefetch=10)
         for number in range(4):
             world.publish(f"device {number}", 0)
@@ -313,7 +313,18 @@ class LimitTests(SynchronousTestCase):
         world.run()
         self.assertEqual([message.recorded for message in world.messages], [0] * 8)
         world.advance(HURRY)
-        self.assertEqual([message.recorded for message in world.messages], [1] * 4 + [0] * 4)
+        self.assertEqual([message.recorded for message in world.messages], [1] * 6 + [0] * 2)
+
+    def test_own_queue(self) -> None:
+        """Answers come through the own queue: past half of its prefetch the oldest device gives up at once."""
+        world = World(2, prefetch=16)
+        node = world.nodes[world.names[0]]
+        letters = [world.publish_to_node(f"device {number}", 0) for number in range(10)]
+        self.assertEqual([message.recorded for message in letters], [1] * 2 + [0] * 8)
+        world.run()
+        world.advance(HURRY)
+        self.assertEqual([message.recorded for message in letters], [1] * 8 + [0] * 2)
+        self.assertEqual(node.locations.waiting, 2)
 
     def test_slow_broker(self) -> None:
         """While questions do not come back, the time-out stands still, and no search gives up early. Then it goes on."""
@@ -405,7 +416,7 @@ class LimitTests(SynchronousTestCase):
         world.advance(HURRY_UNASKED - 0.1)
         self.assertEqual([message.recorded for message in messages], [0] * 6)
         world.advance(0.2)
-        self.assertEqual([message.recorded for message in messages], [1] + [0] * 5)
+        self.assertEqual([message.recorded for message in messages], [1] * 4 + [0] * 2)
         world.advance(LONGEST)
         self.assertEqual([message.recorded for message in messages], [1] * 6)
 

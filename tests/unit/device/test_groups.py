@@ -116,7 +116,7 @@ class SharedQueueTests(SynchronousTestCase):
     def test_too_many(self) -> None:
         """Messages that wait for the exchange leave most of the prefetch to others: more of them are recorded."""
         node, shared = Node(), Source(prefetch=100)
-        for node.broadcast.waiting in (24, 25):
+        for node.broadcast.waiting in (5, 6):
             node.take(source=shared)
         self.assertEqual((len(node.broadcast.spread_letters), node.courier.reasons), (1, [(b"now", "busy")]))
 
@@ -231,9 +231,9 @@ class OwnQueueTests(SynchronousTestCase):
         self.assertEqual(node.outcomes, [("fanned-out", Reached(20, 0))] * (RUNNING + 5))
 
     def test_too_many(self) -> None:
-        """Messages beyond a quarter of the prefetch are recorded as `busy`, so that those for one device go on."""
+        """Messages beyond a sixteenth of the prefetch are recorded as `busy`, so that those for one device go on."""
         node = Node(rate=1.0)
-        node.queue = Consumer(prefetch=100)
+        node.queue = Consumer(prefetch=400)
         for _ in range(5):
             node.connect()
         for _ in range(27):
