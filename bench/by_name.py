@@ -186,34 +186,45 @@ def strangers(expired: bool) -> Iterator[tuple[Headers, bytes]]:
         yield {"device_id": f"nobody-{uuid.uuid4()}", **more}, b"x"
 
 
+def count_questions(out: Publisher) -> list[str]:
+    """Return a list that grows with each question to all nodes."""
+    asked: list[str] = []
+
+    def on_notice(_channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
+        if properties.headers.get("owsla_notice") == "who-has":
+            asked.append(properties.reply_to)
+
+    tap = out.channel.queue_declare("", exclusive=True).method.queue
+    out.channel.queue_bind(tap, f"{TO}.all")
+    out.channel.basic_consume(tap, on_notice, auto_ack=True)
+    return asked
+
+
 def questions(broker: OwnBroker, options: argparse.Namespace, figures: dict[str, Figures]) -> None:
     """Measure questions with each number of nodes."""
     for count in NODES:
         with nodes(broker, count) as gateways, publisher(broker) as out:
-            tap = out.channel.queue_declare("", exclusive=True).method.queue
-            out.channel.queue_bind(tap, f"{TO}.all")
+            asked = count_questions(out)
             for rate in (LOW, options.rate):
                 idle, _ = cpu(gateways, lambda: time.sleep(options.seconds) or 1)  # type: ignore[func-returns-value]
                 for expired in (True, False):
-                    out.channel.queue_purge(tap)
                     out.pace(strangers(expired), rate, 1)
-                    time.sleep(2)
-                    out.channel.queue_purge(tap)
+                    out.connection.sleep(2)
+                    asked.clear()
 
                     def act(rate: float = rate, expired: bool = expired) -> int:
                         number = out.pace(strangers(expired), rate, options.seconds)
                         out.drained()
-                        time.sleep(2)
+                        out.connection.sleep(2)
                         return number
 
                     spent, sent = cpu(gateways, act)
-                    asked = out.channel.queue_declare(tap, passive=True).method.message_count
                     figure = figures[f"{count} nodes, {'expired' if expired else 'unknown'} @ {rate:g}"]
                     longer = (options.seconds + 2.3) / (options.seconds + 0.3)
                     figure["asker"].append((spent[0] - idle[0] * longer) / sent * 1e6)
                     others = [(each - still * longer) / sent * 1e6 for each, still in zip(spent[1:], idle[1:], strict=True)]
                     figure["another"].append(median(others) if others else float("nan"))
-                    figure["questions"].append(asked / sent)
+                    figure["questions"].append(len(asked) / sent)
                     out.channel.queue_purge(f"{TO}.undeliverable")
 
 

@@ -328,10 +328,14 @@ class Books:
         delivered = [connection_id for word, connection_id in self.back_end.reports.get(serial, []) if word == "delivered"]
         connections = [self.back_end.sessions.get(connection_id) for connection_id in delivered]
         for each in self.sessions.get(sent.device, []):
-            if sent.reported and not ((each.device, each.number) in connections or None in connections):
+            if each.how not in ("drops", "leaves"):
                 continue
             noticed = each.ended + (NOTICED if each.how == "drops" else 0)
-            if each.how in ("drops", "leaves") and sent.at <= noticed and each.left <= sent.at + HELD:
+            if sent.reported:
+                matches = (each.device, each.number) in connections or None in connections
+            else:
+                matches = sent.at <= noticed and each.left <= sent.at + HELD
+            if matches:
                 return "reset" if each.how == "drops" else "closed"
         return ""
 
