@@ -93,7 +93,7 @@ class _Query:
 
         def failed(failure: Any) -> None:
             if not self._over:
-                self._log.debug("Querying {worker} failed: {failure}", worker=self._worker.name, failure=failure)
+                self._log.debug("Querying {worker} failed: {reason}", worker=self._worker.name, reason=failure.value)
                 done()
                 self._end(None)
 

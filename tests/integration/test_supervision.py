@@ -536,6 +536,7 @@ owsla (one_for_one, OFTEN): running
 ├── broker (permanent, one_for_one, OFTEN): running
 │   ├── courier (permanent): running
 │   ├── roster (permanent): running
+│   ├── broadcast (permanent): running
 │   ├── producer (permanent): running
 │   └── consumers (permanent): running
 ├── listener (permanent, one_for_one, OFTEN): running
