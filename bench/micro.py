@@ -182,8 +182,8 @@ class Node:
             packer=self.packer,
             window=self.window,
             acknowledge=device_ack,
-            trace_lines=trace_lines,
         )
+        self.producer.trace(trace_lines)
         self.publishing = self.connection()
         ensureDeferred(self.producer.up(self.publishing))
         self.consuming = self.connection()

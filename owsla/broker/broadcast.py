@@ -83,15 +83,55 @@ BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
 
 
 class _Notice:
-    """A notice that is on its way to the broker."""
+    """A question, an answer or a claim."""
 
-    __slots__ = ("question", "size", "to_all")
+    __slots__ = ("body", "correlation_id", "headers", "lifetime", "queue", "reply_to", "size")
 
-    def __init__(self, size: int, *, to_all: bool, question: bool) -> None:
-        self.size = size
-        self.to_all = to_all
-        """True if it went to the exchange, rather than to the queue of one node."""
-        self.question = question
+    def __init__(
+        self,
+        headers: dict[str, str],
+        body: bytes,
+        lifetime: float,
+        *,
+        queue: str = "",
+        reply_to: str | None = None,
+        correlation_id: bytes | None = None,
+    ) -> None:
+        self.headers = headers
+        self.body = body
+        self.lifetime = lifetime
+        """Seconds after which the broker drops it."""
+        self.queue = queue
+        """Queue of the node that it is for; empty for the exchange."""
+        self.reply_to = reply_to
+        self.correlation_id = correlation_id
+        """Property `correlation_id` as encoded in a content header."""
+        self.size = 0
+        """Bytes that were published."""
+
+    @property
+    def question(self) -> bool:
+        """True if the notice is a question."""
+        return self.headers[delivery.NOTICE] == delivery.WHO_HAS
+
+    def properties(self, user: str) -> bytes:
+        """Return the encoded properties, for the user of the login."""
+        properties: dict[str, Any] = {
+            "headers": self.headers,
+            "delivery_mode": 1,
+            "expiration": str(max(1, round(self.lifetime * 1000))),
+            # RabbitMQ accepts only the user name of the login: so a notice proves which user has published it.
+            "user_id": user,
+            "app_id": APP_ID,
+        }
+        if self.body:
+            properties["content_type"] = "application/json"
+        if self.reply_to is not None:
+            properties["reply_to"] = self.reply_to
+        encoded = wire.encode_properties(properties)
+        if self.correlation_id is not None:
+            encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": self.correlation_id})
+        return encoded
 
 
 class _GroupMessage:
@@ -192,20 +232,20 @@ class BroadcastRole:
             headers["device_id"] = device_ids[0]
         else:
             body = json.dumps(list(device_ids)).encode()
-        reply_to = self._own_queue()
-        return self._notify(headers, body, self._question_lifetime(), reply_to=reply_to)
+        return self._notify(_Notice(headers, body, self._question_lifetime(), reply_to=self._own_queue()))
 
     def claim(self, claims: bytes) -> bool:
         """State to all nodes which devices this node has: a JSON array. Return whether the claims have gone."""
-        return self._notify({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime)
+        return self._notify(_Notice({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime))
 
     def answer(self, queue: str, correlation_id: bytes | None, claims: bytes) -> bool:
         """Answer the question of another node, on its own queue. Return whether the answer has gone.
 
         `correlation_id` is that of the question, as encoded in its content header.
         """
+        headers = {delivery.NOTICE: delivery.HAS}
         return self._notify(
-            {delivery.NOTICE: delivery.HAS}, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id
+            _Notice(headers, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id)
         )
 
     def spread(self, letter: Letter, group_id: str) -> None:
@@ -229,58 +269,25 @@ class BroadcastRole:
 
     # -- notices ---------------------------------------------------------------------------------------------------------
 
-    def _notify(
-        self,
-        headers: dict[str, str],
-        body: bytes,
-        lifetime: float,
-        *,
-        queue: str = "",
-        reply_to: str | None = None,
-        correlation_id: bytes | None = None,
-    ) -> bool:
+    def _notify(self, notice: _Notice) -> bool:
         """Publish a notice to the exchange, or to the queue of a node. Return `False` if it cannot go now."""
         client = self._client
         if client is None or self.state != "up":
             self.dropped += 1
             return False
-        self._publish_notice(client, headers, body, lifetime, queue, reply_to, correlation_id)
+        self._publish_notice(client, notice)
         if self._is_full():
             self._watch_stuck()
             self._state_changed()
         return True
 
-    def _publish_notice(
-        self,
-        client: BrokerClient,
-        headers: dict[str, str],
-        body: bytes,
-        lifetime: float,
-        queue: str = "",
-        reply_to: str | None = None,
-        correlation_id: bytes | None = None,
-    ) -> None:
-        properties: dict[str, Any] = {
-            "headers": headers,
-            "delivery_mode": 1,
-            "expiration": str(max(1, round(lifetime * 1000))),
-            # RabbitMQ accepts only the user name of the login: so a notice proves which user has published it.
-            "user_id": client.username,
-            "app_id": APP_ID,
-        }
-        if body:
-            properties["content_type"] = "application/json"
-        if reply_to is not None:
-            properties["reply_to"] = reply_to
-        encoded = wire.encode_properties(properties)
-        if correlation_id is not None:
-            encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": correlation_id})
-        question = headers[delivery.NOTICE] == delivery.WHO_HAS
-        notice = _Notice(len(encoded) + len(body), to_all=not queue, question=question)
+    def _publish_notice(self, client: BrokerClient, notice: _Notice) -> None:
+        properties = notice.properties(client.username)
+        notice.size = len(properties) + len(notice.body)
         self._notices += 1
-        self._questions += question
+        self._questions += notice.question
         self._bytes += notice.size
-        self._publisher.publish(notice, queue, encoded, body, "" if queue else self._exchange)
+        self._publisher.publish(notice, notice.queue, properties, notice.body, "" if notice.queue else self._exchange)
 
     def _is_full(self) -> bool:
         return self._notices >= UNCONFIRMED_NOTICES or self._bytes >= UNCONFIRMED_BYTES
@@ -395,7 +402,7 @@ class BroadcastRole:
             self._opening = False
         if client is self._client:
             self._open = True
-            self._publish_notice(client, {delivery.NOTICE: delivery.HERE}, b"[]", self._question_lifetime())
+            self._publish_notice(client, _Notice({delivery.NOTICE: delivery.HERE}, b"[]", self._question_lifetime()))
 
     def _open_again(self) -> None:
         """Open a new channel, if there is a connection and the own queue is bound."""
@@ -451,7 +458,7 @@ class BroadcastRole:
                 missing = True
             else:
                 self._arrived(message)
-                missing = missing or message.to_all
+                missing = missing or not message.queue
         for message in accepted:
             if isinstance(message, _GroupMessage):
                 self._group_published = False

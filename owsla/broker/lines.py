@@ -83,10 +83,8 @@ class LinePublisher(BaseHandler):
         observe: Callable[[float], None] | None = None,
         now: Callable[[], float] = time.time,
         failed: ChannelFailed = end_connection,
-        trace_lines: float = 0.0,
     ) -> None:
-        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there. `trace_lines` is the
-        share of the lines that begin a trace.
+        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
 
         `acknowledge`: connections want to know what is safe. `observe` is told how many seconds some of the lines waited for
         their confirm.
@@ -96,7 +94,6 @@ class LinePublisher(BaseHandler):
         self._packer = packer
         self._traces = LineTraces(packer)
         self._pack = packer.pack
-        self.trace(trace_lines)
         self.channel = packer.channel
         """Channel for publishing. The next one is for declarations."""
         self.window = self._window = window

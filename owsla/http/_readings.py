@@ -210,7 +210,7 @@ class BroadcastReadings(Protocol):
 
     @property
     def state(self) -> str:
-        """One of `BROADCAST_STATES`."""
+        """State of the exchange: one of `BROADCAST_STATES`."""
 
 
 BROADCAST_STATES: Final = ("up", "away", "blocked", "refused")

@@ -95,7 +95,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         narrow=settings.seq_type == "int32",
         door=door.name if len(settings.doors) > 1 else None,
     )
-    return LinePublisher(
+    publisher = LinePublisher(
         base.reactor,
         base.emit,
         queue=(
@@ -109,8 +109,9 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         acknowledge=own.device_ack is not None,
         observe=latency.observe if settings.http is not None else None,
         failed=lines.channel_failed,
-        trace_lines=settings.trace_lines,
     )
+    publisher.trace(settings.trace_lines)
+    return publisher
 
 
 def _connected(endpoint: Connection) -> DeviceConnected:
