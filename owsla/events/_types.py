@@ -58,6 +58,11 @@ def _at(door: str) -> str:
     return "" if door == FIRST_DOOR else f" (door {door})"
 
 
+def _by(operator: str | None) -> str:
+    """Return the operator who requested an action, to be appended to a text; nothing if nobody did."""
+    return "" if operator is None else f" (requested by {operator})"
+
+
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
     """A door was opened."""
@@ -663,11 +668,14 @@ class ConfigurationReloaded(Event):
     """Options whose value has changed and applies to new workers only."""
     restart: tuple[str, ...]
     """Options whose value has changed and takes a restart of the process."""
+    by: str | None = None
+    """Operator who requested it over the control interface; `None` for a signal, or a file that has changed."""
 
     def __str__(self) -> str:
         rolling = f"; takes a rolling restart: {', '.join(self.rolling_restart)}" if self.rolling_restart else ""
         restart = f"; takes a restart: {', '.join(self.restart)}" if self.restart else ""
-        return f"Configuration reloaded: {', '.join(self.changed) or 'nothing has changed'}{rolling}{restart}"
+        changed = ", ".join(self.changed) or "nothing has changed"
+        return f"Configuration reloaded{_by(self.by)}: {changed}{rolling}{restart}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,9 +685,11 @@ class ReloadFailed(Event):
     name: ClassVar[str] = "reload-failed"
     warning: ClassVar[bool] = True
     reason: str
+    by: str | None = None
+    """As in `ConfigurationReloaded`."""
 
     def __str__(self) -> str:
-        return f"Reload failed, and nothing was changed: {self.reason}"
+        return f"Reload failed, and nothing was changed{_by(self.by)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -841,3 +851,69 @@ class DialectFailed(Event):
 
     def __str__(self) -> str:
         return f"Dialect {self.dialect} failed: {_connection(self)}{_at(self.door)} is closed: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKicked(Event):
+    """An operator closed the connection of a device over the control interface."""
+
+    name: ClassVar[str] = "device-kicked"
+    connection_id: str
+    device_id: str | None
+    by: str
+    """Operator: `user NAME (uid N)` on the control socket, `token from ADDRESS` over TCP."""
+    door: str = FIRST_DOOR
+
+    def __str__(self) -> str:
+        return f"Device kicked: {_connection(self)}{_at(self.door)} is closed{_by(self.by)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStarted(Event):
+    """An operator started a trace of a device over the control interface."""
+
+    name: ClassVar[str] = "trace-started"
+    target: str
+    """Connection id, device id or address."""
+    by: str
+    """As in `DeviceKicked`."""
+    seconds: float
+    """Time after which the trace ends at the latest."""
+    bodies: bool
+    """True if the trace contains the bodies of lines."""
+
+    def __str__(self) -> str:
+        bodies = "with" if self.bodies else "without"
+        return f"Trace started: {self.target}, for {self.seconds:g} s, {bodies} bodies{_by(self.by)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEnded(Event):
+    """A trace of a device ended."""
+
+    name: ClassVar[str] = "trace-ended"
+    target: str
+    """As in `TraceStarted`."""
+    by: str
+    """Operator who started it."""
+    records: int
+    """Records that were taken."""
+    dropped: int
+    """Records that did not fit into the memory of the trace before they were read."""
+    reason: str
+
+    def __str__(self) -> str:
+        dropped = f" ({self.dropped} dropped)" if self.dropped else ""
+        return f"Trace ended: {self.target}, {self.reason}; {pluralize(self.records, 'record')}{dropped}{_by(self.by)}"
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested(Event):
+    """An operator requested an orderly stop over the control interface."""
+
+    name: ClassVar[str] = "drain-requested"
+    by: str
+    """As in `DeviceKicked`."""
+
+    def __str__(self) -> str:
+        return f"Orderly stop begins{_by(self.by)}"

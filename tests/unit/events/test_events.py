@@ -18,13 +18,19 @@ from owsla.events import (
     BrokerWarning,
     CertificateExpiring,
     ChildRestarted,
+    ConfigurationReloaded,
     Console,
     DeviceConnected,
     DeviceDisconnected,
+    DeviceKicked,
+    DrainRequested,
     Event,
     FannedOut,
     GapSkipped,
     Listening,
+    ReloadFailed,
+    TraceEnded,
+    TraceStarted,
     Undeliverable,
     UndeliverableLost,
     UnknownEvent,
@@ -106,6 +112,23 @@ class EventTests(SynchronousTestCase):
         self.assertEqual(str(ChildRestarted("owsla/http", "E: x", 1, 0.0, ())), "Restarting owsla/http (restart 1): E: x")
         text = str(ChildRestarted("owsla/http", "E: x", 2, 0.5, ("a", "b")))
         self.assertEqual(text, "Restarting owsla/http in 0.5 s, and with it a, b (restart 2): E: x")
+
+    def test_actions(self) -> None:
+        """Each action of an operator reads as what was done, to what, and by whom; a reload by a signal names nobody."""
+        by = "user ada (uid 1000)"
+        for event, text in (
+            (DeviceKicked("c-1", "d", by), f"Device kicked: c-1 (device d) is closed (requested by {by})"),
+            (TraceStarted("d", by, 300.0, False), f"Trace started: d, for 300 s, without bodies (requested by {by})"),
+            (TraceStarted("d", by, 60.0, True), f"Trace started: d, for 60 s, with bodies (requested by {by})"),
+            (TraceEnded("d", by, 5, 0, "closed"), f"Trace ended: d, closed; 5 records (requested by {by})"),
+            (TraceEnded("d", by, 1, 2, "closed"), f"Trace ended: d, closed; 1 record (2 dropped) (requested by {by})"),
+            (DrainRequested(by), f"Orderly stop begins (requested by {by})"),
+            (ConfigurationReloaded(("cert",), (), (), by), f"Configuration reloaded (requested by {by}): cert"),
+            (ConfigurationReloaded((), (), ()), "Configuration reloaded: nothing has changed"),
+            (ReloadFailed("no", by), f"Reload failed, and nothing was changed (requested by {by}): no"),
+            (ReloadFailed("no"), "Reload failed, and nothing was changed: no"),
+        ):
+            self.assertEqual(str(event), text)
 
     def test_doors(self) -> None:
         """The text of an event names the door, unless it is the first one: a node without others reads as it always did."""
