@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_address
-from itertools import starmap
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,13 +14,14 @@ from prometheus_client.registry import Collector
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import NOT_MODIFIED
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from .. import __version__
-from ..supervision import render
 from ._sources import Source
-from ._state import DoorNumbers, Numbers, State, WorkerState
+from ._state import State
+from ._static import CONTENT_SECURITY_POLICY, StaticFile, StaticFiles
+from ._summary import summary, title
 
 IDLE: Final = 60.0
 """Seconds after which an idle connection is closed."""
@@ -33,57 +32,6 @@ CHECKS: Final = frozenset({b"/healthz", b"/readyz"})
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
-
-_PAGE: Final = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Owsla {who}</title>
-<link rel="icon" href="data:,">
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4320a; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2.5rem auto; padding: 0 1.25rem; }}
-h1 {{ font-size: 1.6rem; margin: 0; }}
-h2 {{ font-size: 1.05rem; margin: 2rem 0 .5rem; }}
-header p {{ margin: .25rem 0 0; opacity: .75; }}
-.state {{ display: inline-block; margin: 1.25rem 0 0; padding: .2rem .7rem; border-radius: 1rem; color: #fff; }}
-.ready {{ background: var(--good); }}
-.not {{ background: var(--bad); }}
-table {{ border-collapse: collapse; width: 100%; }}
-td, th {{ padding: .35rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }}
-td {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.wide {{ overflow-x: auto; }}
-.wide td, .wide thead th {{ padding-left: 1rem; text-align: right; vertical-align: top; }}
-.wide tr > th:first-child {{ padding-left: 0; text-align: left; min-width: 10rem; }}
-.wide thead th, small {{ opacity: .75; }}
-small {{ display: block; }}
-pre {{ font: .85rem/1.6 ui-monospace, monospace; overflow-x: auto; padding: .75rem 1rem; border: 1px solid var(--line);
-  border-radius: .4rem; }}
-nav {{ margin-top: 1rem; }}
-nav a {{ margin-right: 1.25rem; }}
-</style>
-</head>
-<body>
-<header>
-<h1>Owsla</h1>
-<p>Version {version}, {who}</p>
-</header>
-<nav><a href="/metrics">/metrics</a><a href="/healthz">/healthz</a><a href="/readyz">/readyz</a><a href="/tree">/tree</a></nav>
-<p class="state {css}">{state}</p>
-<h2>Now</h2>
-<table>
-{rows}
-</table>
-{doors}
-{workers}
-<h2>Supervision tree</h2>
-<pre>{tree}</pre>
-</body>
-</html>
-"""
-
 
 Answer = tuple[int, str, str | bytes]
 """Status, media type and body of an answer."""
@@ -129,13 +77,15 @@ class Pages(Resource):
         request.setResponseCode(status)
         for name, value in (
             ("content-type", media_type),
-            ("content-length", str(len(body))),
-            ("cache-control", "no-store"),
-            ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:"),
+            ("content-security-policy", CONTENT_SECURITY_POLICY),
             ("x-content-type-options", "nosniff"),
             ("server", "owsla"),
         ):
             request.setHeader(name.encode(), value.encode())
+        if status != NOT_MODIFIED:
+            request.setHeader(b"content-length", str(len(body)).encode())
+        if not request.responseHeaders.hasHeader(b"cache-control"):
+            request.setHeader(b"cache-control", b"no-store")
         request.write(body)
         request.finish()
 
@@ -218,9 +168,10 @@ class _Collected(Collector):
 
 def site(source: Source, reactor: Any, names: Collection[str] | None = None) -> QuietSite:
     """Return the site with all pages. `names`: see `Pages`."""
+    files = StaticFiles()
 
     def index(_: Request) -> Deferred[Answer]:
-        return source.state().addCallback(lambda state: (200, _HTML, index_page(state)))
+        return source.state().addCallback(lambda state: (200, _HTML, files.index(title(state), summary(state))))
 
     def metrics(request: Request) -> Deferred[Answer]:
         encode, media_type = _encoder(request)
@@ -243,8 +194,21 @@ def site(source: Source, reactor: Any, names: Collection[str] | None = None) -> 
         b"/healthz": healthz,
         b"/readyz": readyz,
         b"/tree": tree,
+        **{path: _static_page(file) for path, file in files.items()},
     }
     return QuietSite(Pages(pages, names), timeout=IDLE, reactor=reactor)
+
+
+def _static_page(file: StaticFile) -> PageFunction:
+    def page(request: Request) -> Deferred[Answer]:
+        # A browser keeps the file, and asks at each use whether it has changed: after an update no part of it is an old one.
+        request.setHeader(b"cache-control", b"no-cache")
+        request.setHeader(b"etag", file.etag)
+        if file.etag in (request.getHeader(b"if-none-match") or b""):
+            return succeed((NOT_MODIFIED, file.media_type, b""))
+        return succeed((200, file.media_type, file.body))
+
+    return page
 
 
 def _encoder(request: Request) -> tuple[Callable[[Collector], bytes], str]:
@@ -269,106 +233,3 @@ def _readiness(state: State) -> dict[str, Any]:
             for worker in state.workers
         ]
     return body
-
-
-def index_page(state: State) -> str:
-    """Return the index page as HTML."""
-    if state.workers is None:
-        who, workers = f"node {state.node}", ""
-    else:
-        who = f"{len(state.workers)} worker{'s' if len(state.workers) != 1 else ''}"
-        workers = _workers(state.workers)
-    return _PAGE.format(
-        version=html.escape(__version__),
-        who=html.escape(who),
-        css="ready" if state.ready else "not",
-        state=html.escape("Ready" if state.ready else "Not ready: " + ", ".join(state.missing)),
-        rows="\n".join(
-            f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in _totals(state).items()
-        ),
-        doors=_doors(state.doors) if len(state.doors) > 1 else "",
-        workers=workers,
-        tree=html.escape(render(state.tree)),
-    )
-
-
-def _totals(state: State) -> dict[str, str]:
-    numbers = state.numbers
-    # Each door has a window of its own: one that is full is not seen in their sum.
-    of_window = f" of {numbers.window:,}" if len(state.doors) <= 1 else ""
-    return {
-        "Devices connected": f"{numbers.open:,} of {numbers.max_connections:,}",
-        "Handshakes in progress": f"{numbers.handshaking:,}",
-        "Connections paused": f"{numbers.paused:,}",
-        "Lines from devices": f"{numbers.lines_in:,}",
-        "Lines to devices": f"{numbers.lines_out:,}",
-        "Not yet confirmed": f"{numbers.unconfirmed:,}{of_window} lines",
-        "Undeliverable": f"{numbers.undeliverable:,}",
-    }
-
-
-_TABLE: Final = """\
-<h2>{title}</h2>
-<div class="wide"><table>
-<thead><tr><th>Name</th>{heads}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>"""
-
-_FIGURES: Final[Mapping[str, Callable[[Numbers], int]]] = {
-    "Devices": lambda numbers: numbers.open,
-    "Lines from": lambda numbers: numbers.lines_in,
-    "Lines to": lambda numbers: numbers.lines_out,
-    "Unconfirmed": lambda numbers: numbers.unconfirmed,
-    "Undeliverable": lambda numbers: numbers.undeliverable,
-}
-
-
-_DOOR_FIGURES: Final[Mapping[str, Callable[[DoorNumbers], str]]] = {
-    "Connections": lambda door: f"{door.connections:,} of {door.max_connections:,}",
-    "Lines from": lambda door: f"{door.lines_in:,}",
-    "Unconfirmed": lambda door: f"{door.unconfirmed:,} of {door.window:,}",
-}
-
-
-def _doors(doors: Mapping[str, DoorNumbers]) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in _DOOR_FIGURES)
-    return _TABLE.format(title="Doors", heads=heads, rows="\n".join(starmap(_door, doors.items())))
-
-
-def _door(name: str, door: DoorNumbers) -> str:
-    lines = _in_processes("takes lines", "waits", door.taking, door.processes)
-    devices = _in_processes("accepting", "not accepting", door.accepting, door.processes)
-    cells = "".join(f"<td>{figure(door)}</td>" for figure in _DOOR_FIGURES.values())
-    return f"<tr><th scope=row>{html.escape(name)}<small>{lines}, {devices}</small></th>{cells}</tr>"
-
-
-def _in_processes(if_all: str, if_none: str, count: int, processes: int) -> str:
-    """Describe a condition that `count` of some processes meet."""
-    if 0 < count < processes:
-        return f"{if_all} in {count} of {processes} workers"
-    return if_all if count else if_none
-
-
-def _workers(workers: Iterable[WorkerState]) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in _FIGURES)
-    return _TABLE.format(title="Workers", heads=heads, rows="\n".join(map(_worker, workers)))
-
-
-def _worker(worker: WorkerState) -> str:
-    says = worker.says
-    if says is None:
-        about = f"{worker.process}, no answer"
-        figures = ["-" for _ in _FIGURES]
-    else:
-        about = f"node {says.node}, {worker.process if says.ready else _not_ready(worker.process, says)}"
-        figures = [f"{figure(says.numbers):,}" for figure in _FIGURES.values()]
-    cells = "".join(f"<td>{figure}</td>" for figure in figures)
-    return f"<tr><th scope=row>{html.escape(worker.name)}<small>{html.escape(about)}</small></th>{cells}</tr>"
-
-
-def _not_ready(process: str, says: State) -> str:
-    """Describe why a worker is not ready. Its port may be open all the same."""
-    return f"{'not ready' if process == 'ready' else process}: {', '.join(says.missing)}"

@@ -144,6 +144,31 @@ class PagesTests(SynchronousTestCase):
         for path in page.links:
             self.assertEqual(self.ask(path or "")[0], 200)
 
+    def test_static_files(self) -> None:
+        """Styles and scripts are served with their type. A browser that has the same file gets no second copy."""
+        status, headers, body = self.ask("/static/app.css")
+        self.assertEqual((status, headers["content-type"]), (200, "text/css; charset=utf-8"))
+        self.assertEqual(headers["cache-control"], "no-cache")
+        self.assertTrue(body)
+        status, kept, body = self.ask("/static/app.css", headers=f"If-None-Match: {headers['etag']}\r\n")
+        self.assertEqual((status, body, kept["etag"]), (304, "", headers["etag"]))
+        self.assertEqual(self.ask("/static/app.css", headers='If-None-Match: "other"\r\n')[0], 200)
+        for path in (
+            "/static/",
+            "/static/index.html",
+            "/static/../_static.py",
+            "/static/%2e%2e/_static.py",
+            "/static/app.css/",
+        ):
+            self.assertEqual(self.ask(path)[0], 404, path)
+
+    def test_policy(self) -> None:
+        """A browser runs scripts and applies styles of this gateway's files only, and none within a page."""
+        policy = self.ask("/")[1]["content-security-policy"]
+        self.assertIn("default-src 'none'; script-src 'self'; style-src 'self'", policy)
+        self.assertNotIn("unsafe", policy)
+        self.assertNotRegex(self.ask("/")[2], r"<style|<script(?! type=\"module\" src=)|\sstyle=|\son\w+=")
+
     def test_index_escapes(self) -> None:
         """What a failure says is text, never markup."""
         body = self.ask("/")[2]
