@@ -15,12 +15,13 @@ serves a parent: it asks its workers, and each worker replies with `answer`.
 from ._collector import OwslaCollector, collector_for
 from ._counts import EventCounts
 from ._histogram import Histogram
-from ._readings import DoorReadings, NameReadings, ParentReadings, Question, Readings, ReloadReadings, WorkerHandle, readiness
+from ._readings import DoorReadings, NameReadings, ParentReadings, Readings, ReloadReadings, readiness
 from ._service import HttpService, LatenessProbe, claim
-from ._sources import ParentSource, ProcessSource, Source, answer
+from ._sources import QUESTIONS, ParentSource, ProcessSource, Source, answer
 from ._state import State
 
 __all__ = [
+    "QUESTIONS",
     "DoorReadings",
     "EventCounts",
     "Histogram",
@@ -31,12 +32,10 @@ __all__ = [
     "ParentReadings",
     "ParentSource",
     "ProcessSource",
-    "Question",
     "Readings",
     "ReloadReadings",
     "Source",
     "State",
-    "WorkerHandle",
     "answer",
     "claim",
     "collector_for",

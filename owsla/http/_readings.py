@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol
 
-from twisted.internet.defer import Deferred
-
+from ..desk import WorkerHandle
 from ..supervision import TreeNode
 from ._counts import EventCounts
 from ._histogram import Histogram
@@ -291,31 +290,6 @@ class Readings:
     """Expiry of the OCSP response that expires first; `None` without one."""
     started: float = field(default_factory=time.time)
     """Approximate start of the process in seconds since the epoch."""
-
-
-Question: TypeAlias = Literal["metrics", "state"]
-"""Kinds of queries to a worker (`answer`)."""
-
-
-class WorkerHandle(Protocol):
-    """A worker process as its parent sees it. A new process is a new object."""
-
-    @property
-    def number(self) -> int:
-        """Number of the worker from 1, unique among the running workers."""
-
-    @property
-    def name(self) -> str:
-        """Name in logs and in the supervision tree of the parent."""
-
-    @property
-    def state(self) -> str:
-        """State for people: `starting`, `ready`, `draining` or `ended`."""
-
-    def ask(self, what: Question) -> Deferred[Any]:
-        """Query the worker. The Deferred fires with the result of its `answer`, or fails. A Deferred that never fires is
-        cancelled later.
-        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

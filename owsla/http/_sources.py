@@ -9,8 +9,8 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from twisted.internet.defer import Deferred, succeed
 
+from ..desk import Answers, WorkerQueries
 from ..interfaces import Clock
-from ._asking import Answers, WorkerQueries
 from ._collector import collector_for, parent_families, worker_is_ready
 from ._families import LABEL, families_from_json, families_to_json, merge
 from ._histogram import Histogram
@@ -19,6 +19,9 @@ from ._state import State, WorkerState, state_from_json, state_of, state_of_all,
 
 PARENT: Final = "parent"
 """Label value of the parent's own metrics."""
+
+QUESTIONS: Final = frozenset({"metrics", "state"})
+"""Queries of a parent that `answer` answers."""
 
 
 class Source(Protocol):

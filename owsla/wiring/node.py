@@ -21,6 +21,7 @@ from .base import Base, make_base
 from .claims import announce_claims
 from .configuration import Configuration, announce_development_certificate, reload_configuration
 from .consuming import Consuming, make_consuming
+from .desk import make_desk
 from .devices import Devices, connection_limit, make_devices
 from .observation import make_handlers, make_http, make_readings
 from .opening import Opening
@@ -63,6 +64,7 @@ def make_node(
     changes = NodeChanges(base, publishing, devices, consuming, drain, sockets.embedded)
     reloads = make_reloads(base, changes) if inherited is None else None
     readings = make_readings(base, publishing, devices, consuming, service, log=log, reloads=reloads)
+    desk = make_desk(base, devices)
     reports = _make_reports(base, readings, reloads) if reloads is not None else None
     service.supervise(
         make_root(
@@ -81,7 +83,17 @@ def make_node(
         assert reloads is not None
         _connect_to_process(base, service, reloads, reports)
     else:
-        _connect_to_parent(base, inherited, consuming, service, readings, changes)
+        interface = NodeInterface(
+            readings=readings,
+            desk=desk,
+            service=service,
+            reopen=base.events.reopen,
+            gone=consuming.registrar.gone,
+            reloads=WorkerReloads(
+                partial(in_daemon_thread, reactor), inherited.link.channel, base.current, changes
+            ),
+        )
+        _connect_to_parent(base, inherited, interface)
     return service
 
 
@@ -164,21 +176,10 @@ def _connect_to_process(
     )
 
 
-def _connect_to_parent(
-    base: Base, inherited: Inherited, consuming: Consuming, service: NodeService, readings: http.Readings, changes: NodeChanges
-) -> None:
+def _connect_to_parent(base: Base, inherited: Inherited, interface: NodeInterface) -> None:
     """Connect the node of a worker to the parent, and to the signals of its process."""
     link = inherited.link
-    reloads = WorkerReloads(partial(in_daemon_thread, base.reactor), link.channel, base.current, changes)
-    link.introduce(
-        NodeInterface(
-            readings=readings,
-            service=service,
-            reopen=base.events.reopen,
-            gone=consuming.registrar.gone,
-            reloads=reloads,
-        )
-    )
+    link.introduce(interface)
     link.node(base.node_name())
     install_worker_signal_handlers(base.reactor, stop=partial(link.stop, "received SIGTERM"))
 

@@ -9,14 +9,14 @@
         apply   generation                              put that configuration in force
         cancel  generation                              forget that configuration
         gone    node, served                            the process of this node has died; whether its port was open
-        ask     id, what ("metrics", "state")
+        ask     id, what, args                          `owsla.http.QUESTIONS`, or a question of `owsla.desk`
         ping
     worker to parent
         node    node                                    name of the node: at the start, and when it takes another
         ready   drain_timeout, certificate, not_after   the port is open; limit of a shutdown, certificate shown to devices
         log     level, namespace, text
         event   time, node, event                       `owsla.events.to_wire`
-        answer  id, value
+        answer  id, value                               null if this version does not know the question, or has failed
         pong
         prepared  generation, fault                     whether the configuration could be loaded; fault is null, or why not
         applied   generation, drain_timeout, certificate, not_after

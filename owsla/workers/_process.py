@@ -36,6 +36,7 @@ from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from ..desk import NO_ARGS, Args
 from ..interfaces import Clock
 from ..log import ESCAPED
 from ..runtime.files import Files
@@ -271,11 +272,11 @@ class WorkerProcess(ProcessProtocol):
                 fault=fault,
             )
 
-    def ask(self, what: str) -> Deferred[Any]:
-        """Query "metrics" or "state". The Deferred fails with `WorkerEnded` when the process is gone."""
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[Any]:
+        """Ask a question; the module `_channel` lists them. The Deferred fails with `WorkerEnded` when the process is gone."""
         answered = self._queries.add()
         if self._channel.open:
-            self._channel.send("ask", id=self._queries.last, what=what)
+            self._channel.send("ask", id=self._queries.last, what=what, args=dict(args))
         else:
             self._queries.fail_all()
         return answered

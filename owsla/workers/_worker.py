@@ -10,11 +10,13 @@ from typing import Any, Final, Protocol
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, Logger, LogLevel
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..config.addresses import BrokerAddress
+from ..desk import NodeDesk, UnknownQuestion
 from ..events import Event, EventsDropped, HandlerStats, to_wire
-from ..http import Readings, answer
+from ..http import QUESTIONS, Readings, answer
 from ..log import with_traceback
 from ..tls.expiry import ServedCertificate
 from ._channel import Channel
@@ -56,6 +58,7 @@ class NodeInterface:
     """Parts of a node that the parent has access to."""
 
     readings: Readings
+    desk: NodeDesk
     service: Stoppable
     reopen: Callable[[], None]
     """Function that opens the files of event handlers again."""
@@ -119,9 +122,7 @@ class ParentLink:
         elif kind == "stop":
             self.stop("the parent stops this worker")
         elif kind == "ask":
-            self.channel.send(
-                "answer", id=message["id"], value=None if node is None else answer(node.readings, message["what"])
-            )
+            self._answer(node, message["id"], message["what"], message.get("args", {}))
         elif node is None:
             pass  # the node could not be made, and the process ends
         elif kind == "hurry":
@@ -136,6 +137,24 @@ class ParentLink:
             node.reloads.apply(message["generation"])
         elif kind == "cancel":
             node.reloads.cancel(message["generation"])
+
+    def _answer(self, node: NodeInterface | None, number: int, what: str, args: Mapping[str, Any]) -> None:
+        """Answer a question of the parent: with `None` if that is not possible."""
+
+        def answered(value: Any) -> None:
+            self.channel.send("answer", id=number, value=value)
+
+        def failed(failure: Failure) -> None:
+            if failure.check(UnknownQuestion) is None:  # otherwise the parent is of a newer version
+                self._log.failure("Answering the question {what} failed", failure, what=what)
+            answered(None)
+
+        if node is None:
+            answered(None)
+        elif what in QUESTIONS:
+            answered(answer(node.readings, what))
+        else:
+            node.desk.answer(what, args).addCallback(answered).addErrback(failed)
 
     def stop(self, why: str) -> None:
         """Stop in order. A second call does nothing."""

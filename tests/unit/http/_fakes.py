@@ -8,7 +8,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from owsla.http import DoorReadings, EventCounts, NameReadings, ParentReadings, Question, Readings, answer
+from owsla.desk import NO_ARGS, Args
+from owsla.http import DoorReadings, EventCounts, NameReadings, ParentReadings, Readings, answer
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
@@ -198,10 +199,10 @@ class FakeWorker:
         self.error: Exception | None = None
         self.says: Any = None
         """What it answers instead."""
-        self.asked: list[tuple[Question, Deferred[Any]]] = []
+        self.asked: list[tuple[str, Deferred[Any]]] = []
         self.cancelled = 0
 
-    def ask(self, what: Question) -> Deferred[Any]:
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[Any]:
         asked: Deferred[Any] = Deferred(self._cancel)
         self.asked.append((what, asked))
         if self.error is not None:

@@ -15,9 +15,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.desk._asking import TIME_LIMIT
 from owsla.events import GapSkipped
 from owsla.http import ParentSource
-from owsla.http._asking import TIME_LIMIT
 from owsla.http._pages import site
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import render

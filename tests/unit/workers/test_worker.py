@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -14,6 +15,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.desk import NodeDesk
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
 from owsla.tls.expiry import ServedCertificate
 from owsla.workers._channel import WAITING
@@ -64,9 +66,17 @@ class LinkTestCase(SynchronousTestCase):
         self.link.channel.makeConnection(self.transport)
         self.gateway = FakeGateway()
         self.done: list[Any] = []
+        self.later: Deferred[dict[str, Any]] = Deferred()
+        self.desk = NodeDesk(
+            {
+                "devices": lambda args: {"devices": [args["query"]]},
+                "later": lambda args: self.later,
+            }
+        )
         self.link.introduce(
             NodeInterface(
                 readings=cast(Any, None),
+                desk=self.desk,
                 service=self.gateway,
                 reopen=lambda: self.done.append("reopen"),
                 gone=lambda *who: self.done.append(who),
@@ -106,6 +116,19 @@ class ParentLinkTests(LinkTestCase):
         )
         self.assertEqual(self.gateway.calls, ["hurry"])
         self.assertEqual(self.told(), [{"type": "pong"}])
+
+    def test_questions(self) -> None:
+        """A question of the parent is answered, once the answer is there; an unknown one, or one that fails, with null."""
+        self.says("ask", id=1, what="devices", args={"query": "door"})
+        self.says("ask", id=2, what="later", args={})
+        self.says("ask", id=3, what="dance")
+        self.says("ask", id=4, what="devices", args={})
+        self.assertEqual(
+            [(message["id"], message["value"]) for message in self.told()], [(1, {"devices": ["door"]}), (3, None), (4, None)]
+        )
+        self.assertEqual([type(failure.value) for failure in self.flushLoggedErrors()], [KeyError])
+        self.later.callback({"a": 1})
+        self.assertEqual(self.told()[-1], {"type": "answer", "id": 2, "value": {"a": 1}})
 
     def test_stop(self) -> None:
         """Several stops, by order or by signal, stop the worker once; also after it was stopped otherwise."""

@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.http._asking import RETRY, TIME_LIMIT, Answers, WorkerQueries
-from owsla.http._readings import Question
+from owsla.desk import NO_ARGS, Answers, Args, WorkerQueries
+from owsla.desk._asking import RETRY, TIME_LIMIT
 
 
 class Plain:
@@ -25,7 +25,7 @@ class Plain:
         self.asked: list[Deferred[Any]] = []
         self.cancelled = 0
 
-    def ask(self, what: Question) -> Deferred[Any]:
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[Any]:
         self.asked.append(Deferred(self._cancelled))
         return self.asked[-1]
 
@@ -68,7 +68,7 @@ class QuestionsTests(SynchronousTestCase):
         self.one.asked[0].errback(ValueError("gone"))
         self.two.asked[0].callback("b")
         self.assertEqual(self.result(asked), [None, "b"])
-        self.one.ask = lambda what: cast("Any", 1 // 0)  # type: ignore[method-assign]
+        self.one.ask = lambda what, args=NO_ARGS: cast("Any", 1 // 0)  # type: ignore[method-assign]
         asked = self.ask()
         self.two.asked[1].callback("b")
         self.assertEqual(self.result(asked), [None, "b"])
@@ -118,6 +118,30 @@ class QuestionsTests(SynchronousTestCase):
             worker.asked[0].callback(answer)
         self.assertEqual((self.result(first), self.result(second)), (["a", "b"], ["a", "b"]))
         self.assertNoResult(other)
+
+    def test_arguments(self) -> None:
+        """Questions with other arguments are questions of their own; with the same ones they share a query."""
+        first, second = self.questions.ask("devices", {"query": "a"}), self.questions.ask("devices", {"query": "b"})
+        third = self.questions.ask("devices", {"query": "a"})
+        self.assertEqual((len(self.one.asked), len(self.two.asked)), (2, 2))
+        for worker in self.workers:
+            worker.asked[0].callback("a")
+        self.assertEqual((self.result(first), self.result(third)), (["a", "a"], ["a", "a"]))
+        self.assertNoResult(second)
+
+    def test_one_late_query(self) -> None:
+        """Of several late queries of a kind one is kept, whatever their arguments; later ones do not wait for this worker."""
+        self.workers.remove(self.two)
+        asked = [self.questions.ask("devices", {"query": str(number)}) for number in range(5)]
+        self.clock.advance(TIME_LIMIT)
+        self.assertEqual([self.result(each) for each in asked], [[None]] * 5)
+        self.assertEqual(self.one.cancelled, 4)
+        self.assertEqual(self.result(self.questions.ask("devices", {"query": "other"})), [None])
+        self.assertEqual(len(self.one.asked), 5)
+        self.assertNoResult(self.questions.ask("state"))
+        self.one.asked[0].callback("late")
+        self.questions.ask("devices", {"query": "other"})
+        self.assertEqual(len(self.one.asked), 7)
 
     def test_a_new_process(self) -> None:
         """A worker that is replaced is forgotten with what it was asked; the new one is asked for itself."""

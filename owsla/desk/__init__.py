@@ -1,0 +1,27 @@
+"""Questions of operators about the devices of a running gateway, and actions on them.
+
+Each question has a name, such as `devices`, and arguments; its answer is an object of JSON values (docs/api.md). `NodeDesk`
+answers for one process. `ParentDesk` asks all workers at once and merges their answers. Both are a `Desk`, which the HTTP
+interface uses.
+
+Nothing is collected or formatted while nobody asks, but for the last events and the last ends of connections, which are
+bounded. Streams of an HTTP client are repeated questions.
+"""
+
+from ._asking import Answers, WorkerHandle, WorkerQueries
+from ._desk import Desk, NodeDesk, ParentDesk, UnknownQuestion
+from ._types import JSON, NO_ARGS, Answer, Args
+
+__all__ = [
+    "JSON",
+    "NO_ARGS",
+    "Answer",
+    "Answers",
+    "Args",
+    "Desk",
+    "NodeDesk",
+    "ParentDesk",
+    "UnknownQuestion",
+    "WorkerHandle",
+    "WorkerQueries",
+]

@@ -1,0 +1,87 @@
+"""The desk of one process, and the desk of a parent for all its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+
+from ..interfaces import Clock
+from ._asking import Answers, WorkerHandle, WorkerQueries
+from ._merging import MERGES
+from ._types import JSON, NO_ARGS, PARENT, Answer, Args, NamedAnswers
+
+
+class UnknownQuestion(LookupError):
+    """A question that this version does not know."""
+
+
+class Desk(Protocol):
+    """Receiver of questions about a gateway."""
+
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[JSON]:
+        """Ask a question. The Deferred fires with the answer.
+
+        `missing` in the answer has the names of the workers that did not answer in time. The Deferred fails with
+        `UnknownQuestion`.
+        """
+
+
+class NodeDesk:
+    """Desk of one process."""
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        """`answers` has a function for each kind of question."""
+        self._answers = dict(answers)
+
+    def knows(self, what: str) -> bool:
+        """Return whether this kind of question can be answered."""
+        return what in self._answers
+
+    def answer(self, what: str, args: Args) -> Deferred[JSON]:
+        """Answer a question, without `missing`. The Deferred fails with `UnknownQuestion`."""
+        answer = self._answers.get(what)
+        if answer is None:
+            return fail(UnknownQuestion(what))
+        answered: Deferred[JSON] = maybeDeferred(cast(Callable[[Args], JSON], answer), args)
+        return answered
+
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[JSON]:
+        return self.answer(what, args).addCallback(lambda answer: {**answer, "missing": []})
+
+
+class ParentDesk:
+    """Desk of a parent: it asks its workers, and merges their answers."""
+
+    def __init__(self, clock: Clock, workers: Callable[[], Sequence[WorkerHandle]], own: NodeDesk) -> None:
+        """`own` answers for the process of the parent, which has events, but no devices."""
+        self._queries = WorkerQueries(clock, workers)
+        self._own = own
+
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[JSON]:
+        merge = MERGES.get(what)
+        if merge is None:
+            return fail(UnknownQuestion(what))
+
+        def merged(own: NamedAnswers) -> Deferred[JSON]:
+            return asked.addCallback(lambda sent: {**merge([*own, *_answered(sent)], args), "missing": _missing(sent)})
+
+        asked = self._queries.ask(what, args)
+        return self._own_answer(what, args).addCallback(merged)
+
+    def _own_answer(self, what: str, args: Args) -> Deferred[NamedAnswers]:
+        if not self._own.knows(what):
+            return succeed([])
+        return self._own.answer(what, args).addCallback(lambda answer: [(PARENT, answer)])
+
+
+# During a rolling restart a worker of another version may not know a question: it answers `None`.
+
+
+def _answered(sent: Answers) -> NamedAnswers:
+    return [(worker.name, answer) for worker, answer in sent if isinstance(answer, dict)]
+
+
+def _missing(sent: Answers) -> list[str]:
+    return [worker.name for worker, answer in sent if not isinstance(answer, dict)]
