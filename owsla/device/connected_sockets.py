@@ -7,6 +7,7 @@ work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..interfaces import Reactor
@@ -62,9 +63,10 @@ class ConnectedSockets(Worker):
         linger: float = 0.0,
         housekeeping: Housekeeping | None = None,
         memory: ProcessMemory | None = None,
+        began: Callable[[], object] | None = None,
     ) -> None:
-        """`linger` is the minimum time in seconds between two turns of a busy `Poller`. `housekeeping` is the periodic work for
-        all connections.
+        """`linger` is the minimum time in seconds between two turns of a busy `Poller`; `began` is called when one begins.
+        `housekeeping` is the periodic work for all connections.
         """
         super().__init__(reactor)
         self.setName("sockets")
@@ -77,7 +79,7 @@ class ConnectedSockets(Worker):
         self._handshakes = 0
         self._trimmed = (0, 0.0)  # the number of handshakes, and the time
         self.admission: Final = admission
-        self.poller: Final = Poller(reactor, linger)
+        self.poller: Final = Poller(reactor, linger, began)
         self.post_handshake: Final = PostHandshake(reactor.seconds)
         self.scheduler: Final = HandshakeScheduler(reactor, self, self.poller, admission, self._resume)
 

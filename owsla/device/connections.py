@@ -15,6 +15,8 @@ RECEIVED: Final = "received"
 """Key of the bytes read from devices, delimiters included."""
 SENT: Final = "sent"
 """Key of the bytes of lines written to devices, without delimiters."""
+LINES_SENT: Final = "lines sent"
+"""Key of the lines written to devices."""
 
 
 class Connection(Hashable, Protocol):
@@ -27,6 +29,12 @@ class Connection(Hashable, Protocol):
     template: Any
     seq: int
     lines_out: int
+    bytes_in: int
+    bytes_out: int
+    last_in: float | None
+    """Time of the last line from the device in seconds since the epoch, or `None`."""
+    last_out: float | None
+    """Time of the last line to the device in seconds since the epoch, or `None`."""
     opened: float | None
     """Time at which the handshake was complete, by the clock of the reactor."""
     since: int
@@ -40,8 +48,40 @@ class Connection(Hashable, Protocol):
         """Traceparent of the last line of the connection that had one, or `None`."""
 
     @property
+    def lines_in(self) -> int:
+        """Number of lines from the device."""
+
+    @property
+    def paused(self) -> bool:
+        """True while the device is not read."""
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Reasons for which the device is not read now: `broker`, `share`, `rate`, `draining`."""
+
+    @property
+    def unpublished(self) -> int:
+        """Number of bytes that were read and not published yet, those of an incomplete line included."""
+
+    @property
+    def slow(self) -> bool:
+        """True while the socket takes no more."""
+
+    @property
+    def waiting(self) -> int:
+        """Number of messages that wait for the socket."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size in bytes of the messages that wait for the socket."""
+
+    @property
     def held(self) -> int:
         """Number of messages that wait for a missing sequence number."""
+
+    @property
+    def missing(self) -> int | None:
+        """Missing sequence number for which messages wait, or `None`."""
 
     @property
     def missing_since(self) -> float | None:
@@ -50,6 +90,10 @@ class Connection(Hashable, Protocol):
     @property
     def closing(self) -> bool:
         """True once the connection is closed or closes."""
+
+    @property
+    def close_reason(self) -> str | None:
+        """Reason for which the connection closes, or `None`."""
 
     @property
     def backlog(self) -> bool:
@@ -108,19 +152,13 @@ class Connections:
         self._ids = ids
         self._registry = registry
         self._supervisor = supervisor
-        self._closed_lines_out = 0
-        self.traffic: Final = {RECEIVED: 0, SENT: 0}
-        """Bytes so far, by direction."""
+        self.traffic: Final = {RECEIVED: 0, SENT: 0, LINES_SENT: 0}
+        """Bytes so far, by direction, and lines to devices."""
 
     @property
     def running(self) -> bool:
         """True while connections can be added."""
         return bool(self._supervisor.running)
-
-    @property
-    def lines_out(self) -> int:
-        """Number of lines written to devices so far. Reading it visits every connection."""
-        return self._closed_lines_out + sum([connection.lines_out for connection in self._registry])
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._registry)
@@ -137,7 +175,6 @@ class Connections:
     def remove(self, connection: Connection, failure: Failure | None) -> None:
         """Remove a closed connection. `failure` is the exception of our own code that closed it, if any."""
         self._registry.remove(connection.connection_id)
-        self._closed_lines_out += connection.lines_out
         self._supervisor.ended(connection, failure)
 
     def failed(self, connection: Connection, failure: Failure) -> None:

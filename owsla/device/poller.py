@@ -64,10 +64,13 @@ class Poller:
 
     _log = Logger()
 
-    def __init__(self, reactor: Reactor, linger: float = 0.0) -> None:
-        """`linger` is the minimum time in seconds from one turn to the next, with more than `BUSY` events a second."""
+    def __init__(self, reactor: Reactor, linger: float = 0.0, began: Callable[[], object] | None = None) -> None:
+        """`linger` is the minimum time in seconds from one turn to the next, with more than `BUSY` events a second. `began` is
+        called when a turn begins.
+        """
         self._reactor = reactor
         self._linger = linger
+        self._began = began
         self._waking: DelayedCall | None = None
         self._busy = False
         self._events = 0
@@ -165,6 +168,8 @@ class Poller:
 
     def doRead(self) -> None:
         self.turns += 1
+        if self._began is not None:
+            self._began()
         start = self.seconds()
         all_of_it = self._take(start + TURN)
         if self._linger:

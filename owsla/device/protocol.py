@@ -50,7 +50,7 @@ from zope.interface import implementer
 
 from ..events import BadFrame, DeviceDisconnected, LineTooLong
 from ..letter import DeliverySource, Letter
-from .connections import RECEIVED, SENT
+from .connections import LINES_SENT, RECEIVED, SENT
 from .factory import DeviceFactory
 from .framing import MalformedFrame, Unfinished
 from .interfaces import IDeviceTransport, IHangupListener
@@ -111,6 +111,8 @@ class DeviceProtocol(LineReceiver):
         "_unpublishable",
         "_waiting",
         "_waiting_size",
+        "bytes_in",
+        "bytes_out",
         "connected",
         "connection_id",
         "device_id",
@@ -118,6 +120,8 @@ class DeviceProtocol(LineReceiver):
         "expected",
         "factory",
         "identified",
+        "last_in",
+        "last_out",
         "lines_out",
         "opened",
         "seq",
@@ -141,6 +145,14 @@ class DeviceProtocol(LineReceiver):
         """Number of the next line from the device."""
         self.lines_out = 0
         """Number of lines written to the device."""
+        self.bytes_in = 0
+        """Number of bytes read from the device, delimiters included."""
+        self.bytes_out = 0
+        """Number of bytes of lines written to the device, without delimiters."""
+        self.last_in: float | None = None
+        """Time of the last line from the device, by the time of its reactor turn, in seconds since the epoch."""
+        self.last_out: float | None = None
+        """The same of the last line to the device."""
         self.opened: float | None = None
         """Time at which the handshake was complete."""
         self.since = 0
@@ -230,7 +242,9 @@ class DeviceProtocol(LineReceiver):
         factory = self.factory
         if self.discarding:
             return
-        factory.traffic[RECEIVED] += len(data)
+        size = len(data)
+        factory.traffic[RECEIVED] += size
+        self.bytes_in += size
         if self._unfinished is not None:
             whole = self._continue_frame(self._unfinished, data)
             if whole is None:
@@ -268,8 +282,10 @@ class DeviceProtocol(LineReceiver):
                 self._keep_buffer(rest)
             elif len(rest) > framing.check_beyond:
                 self._check_unfinished(rest)
-        if factory.settings.max_rate is not None and lines:
-            self._limit_rate(len(lines), factory.settings.max_rate)
+        if lines:
+            self.last_in = self._received_at or factory.turn.now
+            if factory.settings.max_rate is not None:
+                self._limit_rate(len(lines), factory.settings.max_rate)
 
     def lineReceived(self, line: bytes) -> None:
         """Publish a line."""
@@ -411,10 +427,39 @@ class DeviceProtocol(LineReceiver):
         data, self._buffer = self._buffer, b""
         if data:
             self.factory.traffic[RECEIVED] -= len(data)  # it was counted when it was read
+            self.bytes_in -= len(data)
             self.dataReceived(data)
         if not self._awaiting_sink:
             self._received_at = 0.0
             self._unpause(WAIT_FOR_SINK)
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Reasons for which the device is not read now.
+
+        - `broker`: lines of the connection cannot be published now, or its turn has not come since.
+        - `share`: its share of the window is unconfirmed.
+        - `rate`: it exceeds the rate limit.
+        - `draining`: it is not read any more.
+        """
+        paused = self._paused
+        if not paused:
+            return ()
+        reasons = []
+        if paused & WAIT_FOR_SINK:
+            sink = self.factory.sink
+            share = sink.accepting and self.seq >= self._share_end and sink.serves(self)
+            reasons.append("share" if share else "broker")
+        if paused & WAIT_FOR_RATE:
+            reasons.append("rate")
+        if paused & DRAINING:
+            reasons.append("draining")
+        return tuple(reasons)
+
+    @property
+    def unpublished(self) -> int:
+        """Number of bytes that were read and not published yet, those of an incomplete frame included."""
+        return len(self._buffer) + (self._unfinished.size if self._unfinished is not None else 0)
 
     # -- IHangupListener -------------------------------------------------------------------------------------------------
 
@@ -632,6 +677,27 @@ class DeviceProtocol(LineReceiver):
         """Number of messages that wait for a missing sequence number."""
         return self._ordering.held if self._ordering is not None else 0
 
+    @property
+    def missing(self) -> int | None:
+        """Missing sequence number for which messages wait, or `None`."""
+        ordering = self._ordering
+        return ordering.expected if ordering is not None and ordering.held else None
+
+    @property
+    def slow(self) -> bool:
+        """True while the socket takes no more, so that messages wait for it."""
+        return self._waiting is not None
+
+    @property
+    def waiting(self) -> int:
+        """Number of messages that wait for the socket."""
+        return len(self._waiting) if self._waiting is not None else 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size in bytes of the messages that wait for the socket."""
+        return self._waiting_size
+
     def skip_gap(self) -> None:
         """Stop waiting for the missing sequence numbers, and deliver the messages after them."""
         ordering = self._ordering
@@ -716,7 +782,6 @@ class DeviceProtocol(LineReceiver):
 
     def sendLine(self, line: bytes) -> None:
         """Write a line at the end of the reactor turn, together with the others of this turn."""
-        self.lines_out += 1
         if self._outgoing is None:
             self._outgoing = [line]
         else:
@@ -740,9 +805,15 @@ class DeviceProtocol(LineReceiver):
         outgoing = self._outgoing
         if outgoing is not None:
             factory = self.factory
+            lines, size = len(outgoing), self._outgoing_size
             self._outgoing = None
-            factory.traffic[SENT] += self._outgoing_size
             self._outgoing_size = 0
+            self.lines_out += lines
+            self.bytes_out += size
+            self.last_out = factory.turn.now
+            traffic = factory.traffic
+            traffic[LINES_SENT] += lines
+            traffic[SENT] += size
             self.transport.write(factory.framing.encode(outgoing))
 
     # -- IPushProducer: the transport is the consumer ----------------------------------------------------------------------
@@ -776,6 +847,11 @@ class DeviceProtocol(LineReceiver):
     def closing(self) -> bool:
         """True once the connection is closed or closes."""
         return bool(self._closing)
+
+    @property
+    def close_reason(self) -> str | None:
+        """Reason for which the connection closes or was closed, or `None`."""
+        return self._closing or None
 
     def claim(self, since: int, identified: float) -> None:
         """Note when the device was identified, for the order of its connections."""
@@ -880,7 +956,7 @@ class DeviceProtocol(LineReceiver):
         # The device is gone, so the lines that were complete are published now or never.
         self._publish_buffered()
         factory.discards.add(0, self.unread)
-        unterminated = len(self._buffer) + (self._unfinished.size if self._unfinished is not None else 0)
+        unterminated = self.unpublished
         self._buffer = b""
         self._unfinished = None
         self._closing = self._closing or reason

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from ..events import Event
 from ..interfaces import Clock, Courier, LineSink
 from ..runtime.end_of_turn import EndOfTurn
-from .connections import RECEIVED, SENT, Connections
+from .connections import LINES_SENT, RECEIVED, SENT, Connections
 from .deadlines import Deadlines
 from .deliveries import Deliveries
 from .denied import DeniedDevices
@@ -77,6 +77,7 @@ class DeviceServices:
             clock,
             (
                 *((lambda now: hangups.tick(),) if hangups is not None else ()),
+                lambda now: runtime.turn.read_time(),  # of devices on a transport that no `Poller` polls
                 self.discards.tick,
                 self.skipped.tick,
                 self.reading.tick,
@@ -149,8 +150,8 @@ class DeviceTotals:
 
     @property
     def lines_out(self) -> int:
-        """Number of lines written to devices. Reading it visits every connection."""
-        return self._services.connections.lines_out
+        """Number of lines written to devices."""
+        return self._services.connections.traffic[LINES_SENT]
 
     @property
     def discarded_lines(self) -> int:

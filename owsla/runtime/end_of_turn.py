@@ -2,11 +2,12 @@
 
 Writing to a socket, acknowledging deliveries and sending acknowledgements to devices each cost about as much for a hundred
 messages as for one. So the hot path only notes that there is something to send. One delayed call for each turn, shared by all
-connections, sends it.
+connections, sends it. The time, too, is read once for all lines of a turn.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +24,21 @@ class EndOfTurn:
 
     _log = Logger()
 
-    __slots__ = ("_clock", "_first", "_last", "_scheduled")
+    __slots__ = ("_clock", "_first", "_last", "_now", "_scheduled", "now")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, now: Callable[[], float] = time.time) -> None:
+        """`now()` returns the time in seconds since the epoch."""
         self._clock = clock
+        self._now = now
+        self.now = now()
+        """Time of this turn in seconds since the epoch: when its devices were polled, or when its end began."""
         self._first: list[Callable[[], Any]] = []
         self._last: list[Callable[[], Any]] = []
         self._scheduled = False
+
+    def read_time(self) -> None:
+        """Read the time of this turn, before the lines of devices that it brings."""
+        self.now = self._now()
 
     def call_first(self, flush: Callable[[], Any]) -> None:
         """Call `flush` in the first round at the end of this turn. The caller must not ask twice in a turn."""
@@ -46,6 +55,7 @@ class EndOfTurn:
             self._clock.callLater(0, self._run)
 
     def _run(self) -> None:
+        self.now = self._now()
         # Each list may grow during the iteration: flushing a consumer's acknowledgements schedules a flush of its connection.
         for calls in (self._first, self._last):
             for flush in calls:

@@ -167,6 +167,7 @@ def make_devices(
         linger=settings.linger,
         housekeeping=services.housekeeping,
         memory=ProcessMemory(),
+        began=base.end_of_turn.read_time,
     )
     doors = {
         door.name: _make_door(

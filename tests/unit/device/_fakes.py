@@ -243,13 +243,13 @@ class World:
 
     def __init__(self, framing: Framing | None = None, *, hangups: Any = None, **settings: Any) -> None:
         self.clock = cast(Any, Clock())
-        self.turn = EndOfTurn(self.clock)
+        self.epoch = 1_000_000.0
+        self.turn = EndOfTurn(self.clock, lambda: self.epoch + self.clock.seconds())
         self.sink = Sink()
         self.courier = Courier()
         self.events: list[Event] = []
         self.registry: Registry[Connection] = Registry()
         self.ids = ConnectionIds()
-        self.epoch = 1_000_000.0
         self.sources: set[Source] = set()
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.clock)
         self.endpoints.startService()

@@ -84,6 +84,18 @@ class PollerTests(SynchronousTestCase):
         self.loop.settle()
         self.assertEqual(one.reads, 3)
 
+    def test_turn_begins(self) -> None:
+        """A function is called once for a turn, before its descriptors, however many of them are ready."""
+        calls: list[str] = []
+        self.poller = Poller(self.loop, began=lambda: calls.append("turn"))
+        for _ in range(3):
+            one = self.descriptor()
+            one.after_reading = lambda: calls.append("read")
+            self.poller.addReader(one)
+            one.peer.send(b"a")
+        self.loop.turn()
+        self.assertEqual(calls, ["turn", "read", "read", "read"])
+
     def test_writing(self) -> None:
         """Reading and writing are requested and cancelled separately."""
         one = self.descriptor()

@@ -74,15 +74,52 @@ class LinesTests(SynchronousTestCase):
         world.sink.accepting = True
         endpoint.resume()
         self.assertEqual(world.sink.of(endpoint), [b"a", b"b", b"cd", b"e"])
-        self.assertEqual(world.totals.bytes_in, 9)
+        self.assertEqual((world.totals.bytes_in, endpoint.bytes_in), (9, 9))
         world.send(endpoint, Source(), b"hello")
         world.turns()
         self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (1, 5))
+        self.assertEqual((endpoint.lines_out, endpoint.bytes_out), (1, 5))
         world.end(endpoint)
         other, _ = world.connect()
         world.send(other, Source(), b"you")
         world.turns()
         self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (2, 8))
+        self.assertEqual((other.lines_out, other.bytes_out, other.bytes_in), (1, 3, 0))
+
+    def test_last_lines(self) -> None:
+        """A connection has the time of its last line each way: that of its turn, and of a line that waited, that of its
+        arrival. Bytes without the end of a line are no line.
+        """
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.dataReceived(b"no end yet")
+        self.assertEqual((endpoint.last_in, endpoint.last_out, endpoint.bytes_in), (None, None, 10))
+        world.later(1)
+        endpoint.dataReceived(b"\n")
+        self.assertEqual((endpoint.last_in, endpoint.last_out), (1_000_001.0, None))
+        world.clock.advance(2)
+        world.send(endpoint, Source(), b"hello")
+        world.turns()
+        self.assertEqual((endpoint.last_in, endpoint.last_out), (1_000_001.0, 1_000_003.0))
+        world.sink.accepting = False
+        endpoint.dataReceived(b"waits\n")
+        world.later(10)
+        self.assertEqual(endpoint.last_in, 1_000_001.0)
+        world.sink.resume()
+        self.assertEqual(endpoint.last_in, 1_000_003.0)
+
+    def test_pauses(self) -> None:
+        """A connection that is not read says why: the broker, its share, its rate, or its end."""
+        world = World(max_rate=1.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
+        world.sink.share = 4
+        endpoint, _ = world.connect()
+        self.assertEqual((endpoint.paused, endpoint.pauses), (False, ()))
+        endpoint.dataReceived(b"a\nb\nc\nd\ne\nf")
+        self.assertEqual((endpoint.pauses, endpoint.unpublished), (("share", "rate"), 3))
+        world.sink.stop()
+        self.assertEqual(endpoint.pauses, ("broker", "rate"))
+        endpoint.drain()
+        self.assertEqual(endpoint.pauses, ("broker", "rate", "draining"))
 
     def test_reasons(self) -> None:
         """A reason is readable. The reason for which the gateway closed precedes the error of the socket."""

@@ -32,6 +32,17 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(self.calls, [])
         self.assertEqual(self.end(), ["device 1", "device 2", "broker"])
 
+    def test_time(self) -> None:
+        """The time of a turn is read when its devices are polled and when its end begins, and not for each line."""
+        times = iter((1.0, 2.0, 3.0))
+        turn = EndOfTurn(self.clock, lambda: next(times))
+        self.assertEqual(turn.now, 1.0)
+        turn.read_time()
+        self.assertEqual(turn.now, 2.0)
+        for _ in range(2):
+            turn.call_first(lambda: self.calls.append(str(turn.now)))
+        self.assertEqual(self.end(), ["3.0", "3.0"])
+
     def test_one_timer_a_turn(self) -> None:
         """All calls of a turn share one delayed call. Without calls there is none."""
         for _ in range(100):
