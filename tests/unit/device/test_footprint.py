@@ -21,7 +21,7 @@ from owsla.tls.post_handshake import PostHandshake
 from ._fakes import GONE, Source, Wire, World
 from ._sockets import Client, Loop, PlainClient, device_tls, reset, unix_pair
 
-ENDPOINT = 530
+ENDPOINT = 540
 """Maximum size of an idle protocol in bytes: some 310 of its own, and its entries in registry and supervisor."""
 
 
