@@ -121,6 +121,8 @@ class DevicePort(Worker):
         self._acceptor = Acceptor(reactor, sock, limits, self, self._full, self._reports, self._admits, self._accepted)
         self._closing = ClosingConnections()
         self._started_listening = False
+        self.accepted = 0
+        """Number of accepted connections. Those that were closed at once, because of their address, do not count."""
         self.handshakes = 0
         """Number of completed handshakes; without TLS that of connections that were opened."""
         self.failed_handshakes = 0
@@ -275,6 +277,7 @@ class DevicePort(Worker):
         kind = TLSTransport if self._tls is not None else TCPTransport
         address = address if self._path is None else self._path
         transport = kind(self._sockets.poller, sock, address, self, self._senders is not None)
+        self.accepted += 1
         self._admission.accepted(transport, self._seconds())
         self._sockets.accepted(self)
 

@@ -15,8 +15,11 @@ serves a parent: it asks its workers, and each worker replies with `answer`.
 from ._collector import OwslaCollector, collector_for
 from ._counts import EventCounts
 from ._histogram import Histogram
+from ._history import History
+from ._lateness import Lateness, LatenessProbe
 from ._readings import DoorReadings, NameReadings, ParentReadings, Readings, ReloadReadings, readiness
-from ._service import HttpService, LatenessProbe, claim
+from ._sampling import SampleService
+from ._service import HttpService, claim
 from ._sources import QUESTIONS, ParentSource, ProcessSource, Source, answer
 from ._state import State
 
@@ -25,7 +28,9 @@ __all__ = [
     "DoorReadings",
     "EventCounts",
     "Histogram",
+    "History",
     "HttpService",
+    "Lateness",
     "LatenessProbe",
     "NameReadings",
     "OwslaCollector",
@@ -34,6 +39,7 @@ __all__ = [
     "ProcessSource",
     "Readings",
     "ReloadReadings",
+    "SampleService",
     "Source",
     "State",
     "answer",

@@ -112,6 +112,12 @@ class OwslaCollector(Collector):
             handshakes.add_metric([name, "completed"], door.port.handshakes)
             handshakes.add_metric([name, "failed"], door.port.failed_handshakes)
         yield handshakes
+        yield _counters(
+            "owsla_accepted",
+            "Accepted connections. Those refused because of their address are not among them.",
+            "door",
+            {name: door.port.accepted for name, door in doors.items()},
+        )
 
     def _refused(self) -> Iterator[Metric]:
         devices, doors = self._readings.devices, self._readings.doors
@@ -346,7 +352,7 @@ def _parts(readings: Readings | ParentReadings) -> Iterator[Metric]:
     )
     yield _histogram(
         "owsla_reactor_lateness_seconds",
-        "Lateness of a call that the event loop makes once a second.",
+        "Lateness of a call that the event loop makes ten times a second.",
         readings.lateness,
     )
     if readings.reloads is not None:

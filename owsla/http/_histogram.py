@@ -30,6 +30,29 @@ class Histogram:
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self.sum += seconds
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of durations in each bucket; those above the last bound come last."""
+        return tuple(self._counts)
+
     def buckets(self) -> Iterator[tuple[float, int]]:
         """Yield each upper bound with its cumulative count. The last bound is infinity."""
         return zip((*self._bounds, float("inf")), accumulate(self._counts), strict=True)
+
+
+def quantile(q: float, counts: Sequence[int], bounds: Sequence[float] = SECONDS) -> float | None:
+    """Estimate a quantile of the durations in some buckets; `None` if there are none.
+
+    `counts` has the durations per bucket, and those above the last bound at the end. As in `histogram_quantile` of Prometheus,
+    durations are taken as evenly spread within their bucket, and those above the last bound as equal to it.
+    """
+    rank = q * sum(counts)
+    if rank <= 0:
+        return None
+    lower = 0.0
+    for bound, count in zip(bounds, counts, strict=False):
+        if rank <= count:
+            return lower + (bound - lower) * rank / count
+        rank -= count
+        lower = bound
+    return lower

@@ -11,6 +11,7 @@ from ..desk import WorkerHandle
 from ..supervision import TreeNode
 from ._counts import EventCounts
 from ._histogram import Histogram
+from ._lateness import Lateness
 
 
 class AdmissionReadings(Protocol):
@@ -35,6 +36,8 @@ class AdmissionReadings(Protocol):
 class PortReadings(Protocol):
     """Counters of the port of a door."""
 
+    accepted: int
+    """Accepted connections. Those that were closed at once, because of their address, do not count."""
     handshakes: int
     """Completed handshakes."""
     failed_handshakes: int
@@ -278,7 +281,7 @@ class Readings:
     """Events dropped because a handler was too slow, by handler."""
     log_lost: Callable[[], int] = int
     """Log lines that could not be written."""
-    lateness: Histogram = field(default_factory=Histogram)
+    lateness: Lateness = field(default_factory=Lateness)
     """Lateness of timed calls of the reactor."""
     reloads: ReloadReadings | None = None
     """Reloads of the configuration; `None` in a worker, whose parent has them."""
@@ -308,7 +311,7 @@ class ParentReadings:
     """Events dropped because a handler in the parent was too slow, by handler."""
     log_lost: Callable[[], int] = int
     """Log lines that the parent could not write."""
-    lateness: Histogram = field(default_factory=Histogram)
+    lateness: Lateness = field(default_factory=Lateness)
     """Lateness of timed calls of the reactor."""
     reloads: ReloadReadings | None = None
     """Reloads of the configuration."""

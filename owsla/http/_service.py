@@ -16,7 +16,6 @@ from ..errors import ConfigError, os_reason
 from ..interfaces import Clock
 from ..runtime.sockets import bind
 from ..supervision import Worker
-from ._histogram import Histogram
 from ._pages import QuietSite, site
 from ._sources import Source
 
@@ -27,8 +26,8 @@ the devices."""
 REQUEST_TIMEOUT: Final = 10.0
 """Seconds for a request, from its first byte to the answer. A parent waits 2 s for a worker."""
 
-PROBE_INTERVAL: Final = 1.0
-"""Seconds between two measurements of the reactor's lateness."""
+SWEEP_INTERVAL: Final = 1.0
+"""Seconds between two looks for overdue requests."""
 
 
 def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
@@ -43,36 +42,14 @@ def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-class LatenessProbe(Worker):
-    """Service that measures the lateness of the reactor once a second."""
-
-    def __init__(self, reactor: Any, lateness: Histogram) -> None:
-        super().__init__(reactor)
-        self.setName("beat")
-        self._reactor = reactor
-        self._lateness = lateness
-        self._due = 0.0
-
-    def startService(self) -> None:
-        super().startService()
-        self._probe_later()
-
-    def _probe_later(self) -> None:
-        self._due = self._reactor.seconds() + PROBE_INTERVAL
-        self.later(PROBE_INTERVAL, self._probe)
-
-    def _probe(self) -> None:
-        self._lateness.observe(self._reactor.seconds() - self._due)
-        self._probe_later()
-
-
-class HttpService(LatenessProbe):
+class HttpService(Worker):
     """Service that serves the pages on a listening socket. The socket stays open, so that the service can be restarted."""
 
     _log = Logger(namespace="owsla")
 
     def __init__(self, reactor: Any, sock: socket.socket, source: Source) -> None:
-        super().__init__(reactor, source.lateness)
+        super().__init__(reactor)
+        self._reactor = reactor
         self.setName("http")
         self._socket = sock
         local = _is_loopback(sock.getsockname()[0])
@@ -95,12 +72,13 @@ class HttpService(LatenessProbe):
 
     def startService(self) -> None:
         super().startService()
+        self.later(SWEEP_INTERVAL, self._sweep)
         self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, self._connections)
         self._log.info("Metrics and health on {url}", url=self.url)
 
-    def _probe(self) -> None:
-        super()._probe()
+    def _sweep(self) -> None:
         self._connections.end_overdue()
+        self.later(SWEEP_INTERVAL, self._sweep)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

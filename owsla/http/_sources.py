@@ -13,27 +13,30 @@ from ..desk import Answers, WorkerQueries
 from ..interfaces import Clock
 from ._collector import collector_for, parent_families, worker_is_ready
 from ._families import LABEL, families_from_json, families_to_json, merge
-from ._histogram import Histogram
+from ._lateness import Lateness
 from ._readings import ParentReadings, Readings, readiness_of_all
+from ._snapshot import Snapshot, Snapshots, snapshot_from_json, snapshot_of, snapshot_of_parent, snapshot_to_json
 from ._state import State, WorkerState, state_from_json, state_of, state_of_all, state_to_json
 
 PARENT: Final = "parent"
 """Label value of the parent's own metrics."""
 
-QUESTIONS: Final = frozenset({"metrics", "state"})
+QUESTIONS: Final = frozenset({"metrics", "snapshot", "state"})
 """Queries of a parent that `answer` answers."""
 
 
 class Source(Protocol):
-    """A source of metrics and state, read for each page."""
+    """A source of metrics and state, read for each page, and of snapshots, from which samples are made."""
 
     @property
-    def lateness(self) -> Histogram:
-        """Histogram of the lateness of this process's reactor."""
+    def lateness(self) -> Lateness:
+        """Lateness of this process's reactor."""
 
     def metrics(self) -> Deferred[Iterable[Metric]]: ...
 
     def state(self) -> Deferred[State]: ...
+
+    def snapshots(self) -> Deferred[Snapshots]: ...
 
 
 class ProcessSource:
@@ -43,7 +46,7 @@ class ProcessSource:
         self._readings = readings
 
     @property
-    def lateness(self) -> Histogram:
+    def lateness(self) -> Lateness:
         return self._readings.lateness
 
     def metrics(self) -> Deferred[Iterable[Metric]]:
@@ -51,6 +54,9 @@ class ProcessSource:
 
     def state(self) -> Deferred[State]:
         return succeed(state_of(self._readings))
+
+    def snapshots(self) -> Deferred[Snapshots]:
+        return succeed(Snapshots(snapshot_of(self._readings)))
 
 
 class ParentSource:
@@ -61,7 +67,7 @@ class ParentSource:
         self._questions = WorkerQueries(clock, readings.workers)
 
     @property
-    def lateness(self) -> Histogram:
+    def lateness(self) -> Lateness:
         return self._readings.lateness
 
     def metrics(self) -> Deferred[Iterable[Metric]]:
@@ -89,6 +95,12 @@ class ParentSource:
     def _pictured(self, answers: Answers) -> State:
         return state_of_all(self._readings, [WorkerState(worker.name, worker.state, _state(sent)) for worker, sent in answers])
 
+    def snapshots(self) -> Deferred[Snapshots]:
+        return self._questions.ask("snapshot").addCallback(self._taken)
+
+    def _taken(self, answers: Answers) -> Snapshots:
+        return Snapshots(snapshot_of_parent(self._readings), {worker.name: _snapshot(sent) for worker, sent in answers})
+
 
 # During a rolling restart a worker of another version may send an answer that this version cannot read.
 
@@ -107,10 +119,19 @@ def _state(sent: Any) -> State | None:
         return None
 
 
+def _snapshot(sent: Any) -> Snapshot | None:
+    try:
+        return None if sent is None else snapshot_from_json(sent)
+    except ValueError:
+        return None
+
+
 def answer(readings: Readings, what: str) -> Any:
     """Return a worker's answer to a query of its parent as JSON values; `None` for an unknown query."""
     if what == "metrics":
         return families_to_json(collector_for(readings).collect())
     if what == "state":
         return state_to_json(state_of(readings))
+    if what == "snapshot":
+        return snapshot_to_json(snapshot_of(readings))
     return None

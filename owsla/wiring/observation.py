@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -83,7 +84,11 @@ def _first(times: Iterable[float | None]) -> float | None:
 def make_http(base: Base, readings: http.Readings, sock: socket.socket | None) -> list[ChildSpec]:
     """Return the HTTP server of a node. A worker has none, but measures its reactor for the parent's."""
     if sock is not None:
-        return [child("http", http.HttpService(base.reactor, sock, http.ProcessSource(readings)))]
-    if base.settings.http is not None:
+        source = http.ProcessSource(readings)
+        return [
+            child("http", http.HttpService(base.reactor, sock, source)),
+            child("samples", http.SampleService(base.reactor, source, http.History(), now=time.time)),
+        ]
+    if base.inherited is not None:
         return [child("beat", http.LatenessProbe(base.reactor, readings.lateness))]
     return []

@@ -210,7 +210,9 @@ def make_parent_root(
     workers = service.pool.workers
     server = []
     if sockets.http is not None:
-        server.append(child("http", http.HttpService(reactor, sockets.http, http.ParentSource(reactor, readings))))
+        source = http.ParentSource(reactor, readings)
+        server.append(child("http", http.HttpService(reactor, sockets.http, source)))
+        server.append(child("samples", http.SampleService(reactor, source, http.History(), now=time.time)))
     return Supervisor(
         reactor,
         [

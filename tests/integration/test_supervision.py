@@ -533,6 +533,7 @@ owsla (one_for_one, OFTEN): running
 │   ├── console (permanent): running
 │   └── duplicates (permanent): running
 ├── http (permanent): running
+├── samples (permanent): running
 ├── broker (permanent, one_for_one, OFTEN): running
 │   ├── courier (permanent): running
 │   ├── roster (permanent): running

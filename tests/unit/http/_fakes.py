@@ -33,6 +33,7 @@ class FakeDoorAdmission:
 
 @dataclass
 class FakePort:
+    accepted: int = 0
     handshakes: int = 0
     failed_handshakes: int = 0
     accepting: bool = True

@@ -9,8 +9,8 @@ from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisc
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
-from owsla.http import Histogram, HttpService, LatenessProbe, ProcessSource, claim
-from owsla.http._service import CONNECTIONS, PROBE_INTERVAL, REQUEST_TIMEOUT
+from owsla.http import HttpService, ProcessSource, claim
+from owsla.http._service import CONNECTIONS, REQUEST_TIMEOUT
 
 from ._fakes import World
 
@@ -185,31 +185,3 @@ class ServiceTests(SynchronousTestCase):
             self.says(transport, b"GET /metrics HTTP/1.1\r\nHost: gateway.example\r\n\r\n")
             self.assertEqual(transport.value().split()[1], b"200")
             self.successResultOf(service.stopService())
-
-    def test_lateness(self) -> None:
-        """Once a second it is seen how late the reactor is."""
-        self.service.startService()
-        self.reactor.advance(PROBE_INTERVAL)
-        lateness = self.world.readings.lateness
-        self.assertEqual(lateness.sum, 0.0)
-        self.reactor.advance(PROBE_INTERVAL + 0.2)
-        self.assertAlmostEqual(lateness.sum, 0.2)
-        self.assertEqual([count for _, count in lateness.buckets()][-1], 2)
-
-
-class BeatTests(SynchronousTestCase):
-    """Lateness without HTTP: of a worker, whose parent serves it."""
-
-    def test_it(self) -> None:
-        """It is looked at once a second, from the start to the stop, and again after another start."""
-        reactor: Any = MemoryReactorClock()
-        lateness = Histogram()
-        beat = LatenessProbe(reactor, lateness)
-        for expected in (2, 4):
-            beat.startService()
-            reactor.advance(PROBE_INTERVAL)
-            reactor.advance(PROBE_INTERVAL + 0.5)
-            beat.stopService()
-            reactor.advance(5 * PROBE_INTERVAL)
-            self.assertEqual([count for _, count in lateness.buckets()][-1], expected)
-        self.assertAlmostEqual(lateness.sum, 1.0)
