@@ -10,7 +10,8 @@ bounded. Streams of an HTTP client are repeated questions.
 
 from ._asking import Answers, WorkerHandle, WorkerQueries
 from ._desk import Desk, NodeDesk, ParentDesk, UnknownQuestion
-from ._types import JSON, NO_ARGS, Answer, Args
+from ._events import RecentEvents
+from ._types import JSON, NO_ARGS, Answer, Args, BadArgument
 
 __all__ = [
     "JSON",
@@ -18,9 +19,11 @@ __all__ = [
     "Answer",
     "Answers",
     "Args",
+    "BadArgument",
     "Desk",
     "NodeDesk",
     "ParentDesk",
+    "RecentEvents",
     "UnknownQuestion",
     "WorkerHandle",
     "WorkerQueries",

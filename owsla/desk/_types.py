@@ -27,3 +27,7 @@ PARENT: Final = "parent"
 
 Merge: TypeAlias = Callable[[NamedAnswers, Args], JSON]
 """A function that makes one answer of several. It gets the arguments of the question, too."""
+
+
+class BadArgument(ValueError):
+    """An argument of a question cannot be used. The message is a sentence for people."""

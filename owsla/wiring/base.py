@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from .. import http
 from ..broker import queues
 from ..config.settings import Settings
+from ..desk import RecentEvents
 from ..device.connections import Connection
 from ..events import BrokerWarning, Event, EventManager
 from ..routing import ConnectionIds, Registry
@@ -31,6 +33,7 @@ class Base:
     registry: Registry[Connection]
     events: EventManager
     event_counts: http.EventCounts
+    recent_events: RecentEvents
     deadline: StopDeadline
     warnings: RecentTexts
     """Warnings about the broker within the last minute. While something is refused, each attempt has the same warnings."""
@@ -65,6 +68,8 @@ def make_base(reactor: Any, configuration: Configuration, inherited: Inherited |
     events = EventManager(lambda: ids.node.decode())
     counts = http.EventCounts()
     events.add(counts)
+    recent = RecentEvents(os.urandom(4).hex())
+    events.add(recent)
     return Base(
         reactor=reactor,
         current=CurrentConfiguration(configuration),
@@ -74,6 +79,7 @@ def make_base(reactor: Any, configuration: Configuration, inherited: Inherited |
         registry=Registry(),
         events=events,
         event_counts=counts,
+        recent_events=recent,
         deadline=StopDeadline(reactor, configuration.settings.drain_timeout),
         warnings=RecentTexts(reactor, 60.0),
     )

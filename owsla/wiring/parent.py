@@ -14,6 +14,7 @@ from twisted.internet.defer import ensureDeferred
 
 from .. import http
 from ..config.settings import Settings
+from ..desk import RecentEvents
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..events import EventManager, from_wire, handlers_from, supervision_event
@@ -49,6 +50,8 @@ class ParentEvents:
     """Handles the parent's own events."""
     counts: http.EventCounts
     """Counts of the parent's own events."""
+    recent: RecentEvents
+    """The last of the parent's own events."""
     handlers: list[ChildSpec]
 
     def drops(self) -> dict[str, int]:
@@ -191,10 +194,12 @@ def make_parent_events(reactor: Any, settings: Settings) -> ParentEvents:
     counts = http.EventCounts(own=lambda: name)
     everything.add(counts)
     everything.add(NodeEvents(name, own), "own")
+    recent = RecentEvents(os.urandom(4).hex())
+    own.add(recent)
     console = [spec for spec in settings.events if spec.kind == "console"]
     shared = [spec for spec in settings.events if spec.kind in SHARED_HANDLERS]
     handlers = [*handlers_from(console, reactor, own), *handlers_from(shared, reactor, everything)]
-    return ParentEvents(everything, own, counts, [ChildSpec(handler.id, handler.start) for handler in handlers])
+    return ParentEvents(everything, own, counts, recent, [ChildSpec(handler.id, handler.start) for handler in handlers])
 
 
 def make_parent_root(

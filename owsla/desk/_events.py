@@ -1,0 +1,188 @@
+"""The last events of a gateway, as the question `events`.
+
+Theory of operation
+-------------------
+
+A reader asks again and again for the events after those that it has seen, and gives the *cursor* of the last answer. A cursor
+is text that readers do not interpret. It has the number of the next event for each process that the reader has heard of:
+
+    1f2e3d4c-2a.9a8b7c6d-0
+
+A process is named by an *instance*, which is random and never used again. So a worker that was replaced is another instance,
+whose events are all new to the reader. Each process looks up its own number, and a parent makes one cursor of those of its
+workers. A worker that has not answered in time keeps its number in the cursor, so that nothing is told twice.
+
+Each event in an answer has a cursor of its own (`cursor`): an answer to that has the events after it. A stream to a browser
+gives it as the id of each event.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
+from typing import Final
+
+from ..events import Event
+from ._ring import EventRing, PastEvent, pack, unpack
+from ._types import JSON, PARENT, Args, BadArgument, NamedAnswers
+
+EVENTS: Final = 1000
+"""Number of events that a process keeps."""
+
+SIZE: Final = 1 << 20
+"""Bytes of memory that these may take. Usual ones take a fifth of that. A peer chooses some of the texts in events."""
+
+ABSENT: Final = 32
+"""Number of processes that have not answered, or that have ended, in a cursor at most: a cursor is in each event."""
+
+_CURSOR: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,15}(\.[0-9a-f]{8}-[0-9a-f]{1,15})*")
+_LONGEST: Final = 16384
+
+Cursor = Mapping[str, int]
+"""Number of the next event by instance."""
+
+
+def parse_cursor(text: str | None) -> Cursor | None:
+    """Return the cursor in a text, or `None` without one. Raise `BadArgument` if it is not a cursor."""
+    if not text:
+        return None
+    if not isinstance(text, str) or len(text) > _LONGEST or not _CURSOR.fullmatch(text):
+        raise BadArgument("`after` is not a cursor of an earlier answer")
+    return {instance: int(number, 16) for instance, _, number in (part.partition("-") for part in text.split("."))}
+
+
+def cursor_text(cursor: Cursor) -> str:
+    """Return a cursor as text."""
+    return ".".join(f"{instance}-{number:x}" for instance, number in cursor.items())
+
+
+def limit_of(args: Args) -> int:
+    """Return the argument `limit`, of which no answer needs more than a process keeps. Raise `BadArgument`."""
+    limit = args.get("limit", EVENTS)
+    if not isinstance(limit, int) or not 1 <= limit <= EVENTS:
+        raise BadArgument(f"`limit` is a number from 1 to {EVENTS}")
+    return limit
+
+
+class EventFilter:
+    """The events that a reader wants."""
+
+    __slots__ = ("_kinds", "_query", "_warnings")
+
+    def __init__(self, args: Args) -> None:
+        """Use the arguments `kinds` (names of events; none: all), `query` (part of the text, in any case), and `warnings`."""
+        self._kinds = frozenset(args.get("kinds") or ())
+        self._query = (args.get("query") or "").casefold()
+        self._warnings = bool(args.get("warnings"))
+
+    def wants(self, past: PastEvent) -> bool:
+        """Return whether the reader wants an event."""
+        event = past.event
+        if self._kinds and event.name not in self._kinds:
+            return False
+        if self._warnings and not event.warning:
+            return False
+        return not self._query or self._query in str(event).casefold()
+
+
+class RecentEvents:
+    """Event handler that keeps the last events of this process."""
+
+    __slots__ = ("_instance", "_ring")
+
+    def __init__(self, instance: str, events: int = EVENTS, size: int = SIZE) -> None:
+        """`instance` is a random name of 8 hexadecimal digits for this process."""
+        self._instance = instance
+        self._ring = EventRing(size, events)
+
+    def handle(self, event: Event, node: str, when: float) -> None:
+        self._ring.append(pack(event, node, when))
+
+    def answer(self, args: Args) -> JSON:
+        """Return the events after the cursor `after`, or the last ones without it: at most `limit`, oldest first.
+
+        `lost` is the number of events that were forgotten before they could be read. Raise `BadArgument`.
+        """
+        cursor = parse_cursor(args.get("after"))
+        wanted = EventFilter(args)
+        limit = limit_of(args)
+        ring = self._ring
+        if cursor is None:
+            found = self._last(wanted, limit)
+            return {"events": found, "next": self._cursor(ring.next), "lost": 0}
+        # An instance that is not in the cursor has started since.
+        number = cursor.get(self._instance, 0)
+        begin = max(number, ring.first)
+        found, following = [], ring.next
+        for at, packed in enumerate(ring.since(begin), begin + 1):
+            past = unpack(packed)
+            if wanted.wants(past):
+                found.append(self._json(past, at))
+                if len(found) == limit:
+                    following = at
+                    break
+        return {"events": found, "next": self._cursor(following), "lost": begin - number}
+
+    def _last(self, wanted: EventFilter, limit: int) -> list[JSON]:
+        found = []
+        number = self._ring.next
+        for packed in self._ring.newest_first():
+            past = unpack(packed)
+            if wanted.wants(past):
+                found.append(self._json(past, number))
+                if len(found) == limit:
+                    break
+            number -= 1
+        found.reverse()
+        return found
+
+    def _cursor(self, number: int) -> str:
+        return cursor_text({self._instance: number})
+
+    def _json(self, past: PastEvent, following: int) -> JSON:
+        return {**past.json(), "cursor": self._cursor(following)}
+
+
+def merge_events(answers: NamedAnswers, args: Args) -> JSON:
+    """Merge the events of several processes, in the order of their times. `worker` becomes the name of the worker.
+
+    Raise `BadArgument`.
+    """
+    before = parse_cursor(args.get("after"))
+    limit = limit_of(args)
+    merged = list(heapq.merge(*(_named(name, answer["events"]) for name, answer in answers), key=itemgetter("time")))
+    if before is None:
+        merged = merged[-limit:]  # a first answer has the last ones, and those before count as read
+    kept, waiting = merged[:limit], merged[limit:]
+    ends: dict[str, int] = {}
+    for _, answer in answers:
+        ends.update(parse_cursor(answer["next"]) or {})
+    absent = [(instance, number) for instance, number in (before or {}).items() if instance not in ends][:ABSENT]
+    position = {**ends}
+    for event in reversed(merged):
+        instance, following = _own(event)
+        position[instance] = following - 1
+    for event in kept:
+        instance, following = _own(event)
+        position[instance] = following
+        event["cursor"] = cursor_text({**position, **dict(absent)})
+    unfinished = {_own(event)[0] for event in waiting}
+    position.update((instance, number) for instance, number in ends.items() if instance not in unfinished)
+    return {
+        "events": kept,
+        "next": cursor_text({**position, **dict(absent)}),
+        "lost": sum(answer["lost"] for _, answer in answers),
+    }
+
+
+def _named(name: str, events: Iterable[JSON]) -> list[JSON]:
+    worker = None if name == PARENT else name
+    return [{**event, "worker": worker} for event in events]
+
+
+def _own(event: JSON) -> tuple[str, int]:
+    """Return the instance of an event, and the number after its own."""
+    ((instance, following),) = (parse_cursor(event["cursor"]) or {}).items()
+    return instance, following
