@@ -39,15 +39,15 @@ def makeService(options: usage.Options) -> Service:
 
     use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
-    logged = install_log(reactor, options.parent)
-    log = logged.log
     service: Service
     try:
+        logged = install_log(reactor, options.parent, options.settings.log_format)
+        log, stdout = logged.log, logged.stdout
         configuration = configure(options.arguments, options.settings, options.files)
         if configuration.settings.workers > 1:
-            service = make_parent(reactor, configuration, log)
+            service = make_parent(reactor, configuration, log, stdout)
         else:
-            service = make_node(reactor, configuration, log)
+            service = make_node(reactor, configuration, log, stdout=stdout)
     except ConfigError as error:
         exit_with(error)
     service.setServiceParent(logged)

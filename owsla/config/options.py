@@ -486,9 +486,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _WATCH, "events", "HANDLER", "console", readers.event_handler,
-        "Handler of events, such as devices that connect: console (the log), json:FILE, database:URL (sqlite:///PATH or "
-        "postgresql://...), amqp (presence, to the queue connection_events).",
+        "Handler of events, such as devices that connect: console (the log), json:FILE, json:- (standard output), "
+        "database:URL (sqlite:///PATH or postgresql://...), amqp (presence, to the queue connection_events).",
         repeatable=True, secret=True,
+    ),
+    Option(
+        _WATCH, "log-format", "WORD", "text", readers.choice("text", "json"),
+        "Format of the log: text, or json, an object a line. twistd's --syslog and --logger have formats of their own.",
     ),
     Option(
         _WATCH, "trace-lines", "SHARE", "off", readers.either("off", 0.0, readers.share),

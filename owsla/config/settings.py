@@ -14,6 +14,7 @@ from owsla.config.framings import FramingSpec
 from owsla.dialects import Dialect
 from owsla.events import HandlerSpec
 from owsla.interfaces import FIRST_DOOR
+from owsla.log import LogFormat
 from owsla.routing_key import RoutingKey
 
 ClientCertificate = Literal["require", "optional"]
@@ -104,6 +105,7 @@ class Settings:
     node_grace: float
     trace_lines: float  # share of the lines; 0: off
     events: tuple[HandlerSpec, ...]
+    log_format: LogFormat
     http: tuple[str, int] | None  # address (empty: all) and port
 
     @property

@@ -3,9 +3,10 @@
 `docs/events.md` lists the events and their fields.
 """
 
+from ..log import utc
 from ._console import Console
 from ._database import DatabaseWriter, PostgreSQL, SQLite
-from ._json import JSONWriter, utc
+from ._json import JSONStreamWriter, JSONWriter
 from ._mailbox import Mailbox
 from ._manager import EventManager, Handler, HandlerStats
 from ._outbox import Outbox, Record, Trouble, Writer
@@ -108,6 +109,7 @@ __all__ = [
     "HandlerSpec",
     "HandlerStats",
     "HandshakeFailed",
+    "JSONStreamWriter",
     "JSONWriter",
     "LineTooLong",
     "LinesAccepted",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from twisted.logger import Logger, LogLevel
 
 from ..interfaces import Clock, DelayedCall
+from ..log import FIELDS
 from ._manager import Fail
 from ._types import Event
 
@@ -44,14 +45,14 @@ class Console:
         if count > self._burst:
             return
         level = LogLevel.warn if event.warning else LogLevel.info
-        if node == self._own():
-            self._log.emit(level, "{event}", event=event)
-        else:
-            self._log.emit(level, "Node {node}: {event}", event=event, node=node)
+        text = "{event}" if node == self._own() else "Node {node}: {event}"
+        fields = {"event": name, "node": node, "fields": event.fields()}
+        self._log.emit(level, text, event=event, node=node, **{FIELDS: fields})
 
     def _summarise(self) -> None:
         self._call = None
         for name, count in self._seen.items():
             if count > self._burst:
-                self._log.info("... and {more} more: {name}", more=count - self._burst, name=name)
+                more = count - self._burst
+                self._log.info("... and {more} more: {name}", more=more, name=name, **{FIELDS: {"event": name, "more": more}})
         self._seen = {}

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ._json import utc
+from ..log import utc
 from ._outbox import Record, Trouble
 
 SQLITE_MIGRATIONS: Final[Sequence[Sequence[str]]] = (

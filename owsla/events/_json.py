@@ -1,4 +1,4 @@
-"""The event handler `json`: events as lines of JSON in a file.
+"""The event handler `json`: events as lines of JSON in a file, or on standard output.
 
     {"time": "2026-11-22T10:20:30.123456Z", "node": "0123abcd", "number": 7, "event": "broker-unblocked", "warning": false}
 """
@@ -9,20 +9,16 @@ import fcntl
 import json
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ..errors import os_reason
+from ..log import LineStream, utc
 from ._outbox import Record, Trouble
 from ._types import Event
 
 COMMON: Final = ("time", "node", "number", "event", "warning")
 """Keys of every event; its own fields follow."""
-
-
-def utc(time: float) -> str:
-    """Format a time in seconds since the epoch as ISO 8601, in UTC, with microseconds."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -38,6 +34,11 @@ def as_json(record: Record) -> dict[str, Any]:
     }
 
 
+def json_line(record: Record) -> str:
+    """Return an event as a line with a JSON object."""
+    return json.dumps(as_json(record)) + "\n"
+
+
 class JSONWriter:
     """Writer that appends to a file, always whole lines."""
 
@@ -47,7 +48,7 @@ class JSONWriter:
         self._reopen = False
 
     def write(self, batch: Sequence[Record]) -> int:
-        data = "".join(json.dumps(as_json(record)) + "\n" for record in batch).encode()
+        data = "".join(json_line(record) for record in batch).encode()
         try:
             if self._reopen:
                 self._reopen = False
@@ -57,7 +58,7 @@ class JSONWriter:
             self._append(data)
         except OSError as error:
             self.close()
-            raise Trouble(f"{self._path}: {(error.strerror or str(error)).lower()}") from None
+            raise Trouble(f"{self._path}: {os_reason(error)}") from None
         return 0
 
     def _open(self) -> None:
@@ -87,3 +88,28 @@ class JSONWriter:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+class JSONStreamWriter:
+    """Writer to standard output, which the log may be written to, too."""
+
+    def __init__(self, stream: LineStream) -> None:
+        self._stream = stream
+        self._written = 0
+        """Events of a batch that were written before an attempt failed. The next attempt gets the same batch."""
+
+    def write(self, batch: Sequence[Record]) -> int:
+        try:
+            for record in batch[self._written :]:
+                self._stream.write(json_line(record))
+                self._written += 1
+        except OSError as error:
+            raise Trouble(f"standard output: {os_reason(error)}") from None
+        self._written = 0
+        return 0
+
+    def reopen(self) -> None:
+        """Do nothing: standard output has no name."""
+
+    def close(self) -> None:
+        """Do nothing: the log goes on."""

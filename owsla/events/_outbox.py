@@ -226,8 +226,10 @@ class Outbox:
     def _written(self, count: int, unfit: int) -> None:
         self._stats.handled += count - unfit
         self._stats.dropped += unfit
-        unreported, self._unreported = self._unreported + unfit, 0
-        if unreported:
+        self._unreported += unfit
+        # Not while the queue is full, in which case the report would be dropped, too.
+        if self._unreported and len(self._spool) < self._spool.limit:
+            unreported, self._unreported = self._unreported, 0
             self._manager.emit(EventsDropped(self._stats.name, unreported))
 
     # -- in the writer's thread ---------------------------------------------------------------------------------------------

@@ -8,19 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigError
+from ..log import LineStream
 from ._console import Console
 from ._database import Database, DatabaseWriter, PostgreSQL, SQLite
-from ._json import JSONWriter
+from ._json import JSONStreamWriter, JSONWriter
 from ._mailbox import Mailbox
 from ._manager import EventManager, Handler
 from ._outbox import Outbox, Writer
 from ._service import HandlerService
 
 Kind: TypeAlias = Literal["console", "json", "database", "amqp"]
+
+STDOUT: Final = "-"
+"""Name of standard output in place of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class HandlerSpec:
     where: str = ""
     """File, or database without its password, for people."""
     path: Path | None = None
-    """File of `json` or SQLite."""
+    """File of `json` or SQLite; `None` for `json:-`, which is standard output."""
     url: str | None = field(default=None, repr=False)
     """URL of PostgreSQL."""
 
@@ -40,7 +44,9 @@ class HandlerSpec:
 
 
 def handler_spec(text: str) -> HandlerSpec:
-    """Read `console`, `json:FILE`, `database:URL` or `amqp`. `ConfigError` if that is not possible; its text quotes no URL."""
+    """Read `console`, `json:FILE`, `json:-`, `database:URL` or `amqp`. Raise `ConfigError`, without a URL in its text, for
+    anything else.
+    """
     kind, colon, target = text.partition(":")
     if kind in ("console", "amqp"):
         if colon:
@@ -48,7 +54,9 @@ def handler_spec(text: str) -> HandlerSpec:
         return HandlerSpec("console" if kind == "console" else "amqp")
     if kind == "json":
         if not target or "\0" in target:
-            raise ConfigError("json needs a file: json:FILE")
+            raise ConfigError("json needs a file: json:FILE; json:- is standard output")
+        if target == STDOUT:
+            return HandlerSpec("json", STDOUT)
         _check_file(target)
         return HandlerSpec("json", target, Path(target))
     if kind == "database":
@@ -58,7 +66,7 @@ def handler_spec(text: str) -> HandlerSpec:
     if kind in ("postgresql", "postgres", "sqlite"):
         raise ConfigError(f"a database is written database:{kind}:...")
     shown = repr(kind) if len(kind) < 40 and kind.replace("-", "").isalnum() else "this"
-    raise ConfigError(f"{shown} is not an event handler (console, json:FILE, database:URL, amqp)")
+    raise ConfigError(f"{shown} is not an event handler (console, json:FILE, json:-, database:URL, amqp)")
 
 
 _LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:?//|//.*@|postgres|[^/]*:.*@", re.IGNORECASE)
@@ -134,15 +142,22 @@ def handlers_from(
     manager: EventManager,
     *,
     presence: Handler | None = None,
+    stdout: LineStream | None = None,
 ) -> list[HandlerChild]:
-    """Return the handlers of `--events`, in this order. `presence` is the handler for `amqp`."""
+    """Return the handlers of `--events`, in this order. `presence` handles `amqp`. `stdout` is standard output, which
+    a daemon does not have.
+
+    Raise `ConfigError` if a handler needs standard output and there is none.
+    """
     check_handlers(specs)
+    if stdout is None and any((spec.kind, spec.where) == ("json", STDOUT) for spec in specs):
+        raise ConfigError("--events json:-: only with twistd -n; a daemon has no standard output")
     children = []
     used: dict[str, int] = {}
     for spec in specs:
         used[spec.kind] = used.get(spec.kind, 0) + 1
         name = spec.kind if used[spec.kind] == 1 else f"{spec.kind}-{used[spec.kind]}"
-        children.append(HandlerChild(name, partial(_service, spec, name, reactor, manager, presence)))
+        children.append(HandlerChild(name, partial(_service, spec, name, reactor, manager, presence, stdout)))
     return children
 
 
@@ -152,6 +167,7 @@ def _service(
     reactor: Any,
     manager: EventManager,
     presence: Handler | None,
+    stdout: LineStream | None,
 ) -> HandlerService:
     stats = manager.stats(name)
     handler: Handler
@@ -162,11 +178,14 @@ def _service(
             raise ValueError("amqp needs a presence handler")
         handler = presence  # it has its own queue
     else:
-        handler = Outbox(reactor, manager, _writer(spec), stats, in_reactor=reactor.callFromThread)
+        handler = Outbox(reactor, manager, _writer(spec, stdout), stats, in_reactor=reactor.callFromThread)
     return HandlerService(manager, handler, name)
 
 
-def _writer(spec: HandlerSpec) -> Writer:
+def _writer(spec: HandlerSpec, stdout: LineStream | None) -> Writer:
+    if spec.kind == "json" and spec.where == STDOUT:
+        assert stdout is not None
+        return JSONStreamWriter(stdout)
     if spec.kind == "json":
         assert spec.path is not None
         return JSONWriter(spec.path)

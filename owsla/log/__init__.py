@@ -5,16 +5,22 @@ device. So the observers are called in a thread of their own, behind a bounded q
 its way there, because a connection id, a broker's reason or a device's name may hold any number of any characters.
 
 Where twistd would log to standard output, `StreamObserver` takes its place. It writes the same lines or, where standard output
-is the systemd journal, lines with a priority and without a second time stamp.
+is the systemd journal, lines with a priority and without a second time stamp. With `--log-format json`, `StreamObserver` or
+`FileObserver` takes the place of twistd's observer in any case, and each line is a JSON object.
 """
 
+from ._formats import LogFormat
 from ._install import LoggingService, install_log
 from ._queue import LogQueue, Lossy
-from ._stream import StreamObserver, is_journal
-from ._text import ESCAPED, escaped, pluralize, with_traceback
+from ._stream import LineStream, StreamObserver, is_journal
+from ._text import ESCAPED, FIELDS, TRACEBACK, escaped, parts_of, pluralize, utc, with_traceback
 
 __all__ = [
     "ESCAPED",
+    "FIELDS",
+    "TRACEBACK",
+    "LineStream",
+    "LogFormat",
     "LogQueue",
     "LoggingService",
     "Lossy",
@@ -22,6 +28,8 @@ __all__ = [
     "escaped",
     "install_log",
     "is_journal",
+    "parts_of",
     "pluralize",
+    "utc",
     "with_traceback",
 ]

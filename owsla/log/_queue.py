@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
 
-from ._text import ESCAPED, message_of, pluralize, with_traceback
+from ._text import ESCAPED, FIELDS, TRACEBACK, message_of, parts_of, pluralize
 
 LIMIT: Final = 4 << 20
 """Limit of the waiting events in characters, with `OVERHEAD` for each event: some 8,000 lines."""
@@ -52,11 +52,17 @@ class Lossy(Protocol):
 class LogQueue:
     """Log observer that passes events to others in its own thread. It never blocks and never raises."""
 
-    def __init__(self, observers: Sequence[Observer] = (), *, keep_failures: bool = False, limit: int = LIMIT) -> None:
-        """`keep_failures`: pass on `Failure` objects, instead of tracebacks in the text, for observers that are not Owsla's."""
+    def __init__(
+        self, observers: Sequence[Observer] = (), *, keep_failures: bool = False, held: bool = False, limit: int = LIMIT
+    ) -> None:
+        """`keep_failures`: pass on `Failure` objects, instead of tracebacks in the text, for observers that are not Owsla's.
+
+        `held`: let events wait until `start`, in a process that forks before.
+        """
         self._observers = list(observers)
         self._limit = limit
         self._keep_failures = keep_failures
+        self._held = held
         self._changed = threading.Condition()
         """Condition that guards all attributes below and is notified when the queue changes."""
         self._waiting: deque[tuple[int, LogEvent]] = deque()
@@ -80,7 +86,7 @@ class LogQueue:
 
     def __call__(self, event: LogEvent) -> None:
         event = self._formatted(event)
-        size = len(event["log_text"]) + OVERHEAD
+        size = len(event["log_text"]) + (len(str(event[FIELDS])) if FIELDS in event else 0) + OVERHEAD
         with self._changed:
             if self._size + size > self._limit:
                 self._lose("it is not read, or written too slowly")
@@ -90,17 +96,28 @@ class LogQueue:
                 self._size += OVERHEAD
             self._waiting.append((size, event))
             self._size += size
-            if self._thread is None:
-                # A daemon thread: a write that hangs must not keep the process from ending.
-                self._thread = threading.Thread(target=self._run, name="owsla log", daemon=True)
-                self._thread.start()
+            if self._thread is None and not self._held:
+                self._start()
             self._changed.notify_all()
+
+    def start(self) -> None:
+        """Begin to write: the process does not fork any more."""
+        with self._changed:
+            self._held = False
+            if self._waiting and self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        # A daemon thread: a write that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="owsla log", daemon=True)
+        self._thread.start()
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Wait until all events are written, at most `timeout` seconds. Return whether all were written in time."""
         # An observer that flushes would wait for its own return.
         if threading.current_thread() is self._thread:
             return False
+        self.start()
         with self._changed:
             return self._changed.wait_for(lambda: not (self._waiting or self._writing), timeout)
 
@@ -120,11 +137,16 @@ class LogQueue:
 
     def _formatted(self, event: LogEvent) -> LogEvent:
         """Return an event with its text formatted now: the values in it may change before it is written."""
-        text = message_of(event) if self._keep_failures else with_traceback(event)
-        formatted = {**event, "log_format": "{log_text}", "log_text": text, ESCAPED: True}
+        formatted = {**event, "log_format": "{log_text}", ESCAPED: True}
         formatted.pop("log_flattened", None)
-        if not self._keep_failures:
-            formatted.pop("log_failure", None)
+        if self._keep_failures:
+            formatted["log_text"] = message_of(event)
+            return formatted
+        text, trace = parts_of(event)
+        formatted["log_text"] = f"{text}\n{trace}".strip("\n") if trace else text
+        if trace:
+            formatted[TRACEBACK] = trace
+        formatted.pop("log_failure", None)
         return formatted
 
     def _lose(self, reason: str, lines: int = 1) -> None:

@@ -1,19 +1,16 @@
-"""Log observer for a file descriptor, such as standard output."""
+"""Lines on a file descriptor, such as standard output, and the log observer that writes them."""
 
 from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Mapping
-from typing import Final
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEventAsClassicLogText
+from twisted.logger import ILogObserver, LogEvent
 from zope.interface import implementer
 
-from ._text import with_traceback
-
-PRIORITIES: Final = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}
-"""Priorities of syslog: sd-daemon(3)."""
+from ._formats import Format, text_lines
 
 
 def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
@@ -28,31 +25,34 @@ def is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
         return False
 
 
-@implementer(ILogObserver)
-class StreamObserver:
-    """Log observer that writes lines to a file descriptor. It blocks until they are written, and may raise `OSError`."""
+class LineStream:
+    """File descriptor that several threads write lines to, each of them whole."""
 
-    def __init__(self, descriptor: int, *, journal: bool = False) -> None:
-        """`journal`: begin lines with a priority, and leave out the time, which the journal adds."""
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._format = _journal_lines if journal else _line
+        self._lock = threading.Lock()
+        """Held during a write. In a pipe, a line of another thread could otherwise come between two parts of a line."""
         self._torn = False
         """True while the last write ended in the middle of a line."""
 
-    def __call__(self, event: LogEvent) -> None:
-        text = self._format(event)
-        if self._torn:
-            text = "\n" + text
-        data = text.encode("utf-8", "backslashreplace")
-        written = 0
-        try:
-            while written < len(data):
-                written += self._write(data[written:])
-        except OSError:
-            if written:  # a full disk takes a part of a line before it reports the error
-                self._torn = data[written - 1] != 0x0A
-            raise
-        self._torn = False
+    def write(self, lines: str) -> None:
+        """Write lines, each with its end. Block until they are written, or raise `OSError`.
+
+        If only a part could be written, as on a full disk, the next write begins a new line.
+        """
+        with self._lock:
+            if self._torn:
+                lines = "\n" + lines
+            data = lines.encode("utf-8", "backslashreplace")
+            written = 0
+            try:
+                while written < len(data):
+                    written += self._write(data[written:])
+            except OSError:
+                if written:
+                    self._torn = data[written - 1] != 0x0A
+                raise
+            self._torn = False
 
     def _write(self, data: bytes) -> int:
         try:
@@ -62,18 +62,13 @@ class StreamObserver:
             return 0
 
 
-def _line(event: LogEvent) -> str:
-    """Return the lines of an event in twistd's format."""
-    # Without the failure: the traceback is in the text, and Twisted would append it again.
-    plain = {key: value for key, value in event.items() if key != "log_failure"}
-    return formatEventAsClassicLogText({**plain, "log_format": "{text}", "text": with_traceback(event)}) or ""
+@implementer(ILogObserver)
+class StreamObserver:
+    """Log observer that writes to a stream. It blocks until the lines are written, and may raise `OSError`."""
 
+    def __init__(self, stream: LineStream, format: Format = text_lines) -> None:
+        self._stream = stream
+        self._format = format
 
-def _journal_lines(event: LogEvent) -> str:
-    """Return the lines of an event for the journal, where each line is an entry with a priority of its own."""
-    priority = PRIORITIES.get(event.get("log_level"), 6)
-    # The name of the program is not needed: the journal has an identifier for each unit (`SyslogIdentifier=`).
-    part = str(event.get("log_namespace", "")).removeprefix("owsla").lstrip(".")
-    first, *more = with_traceback(event).split("\n")
-    lines = [f"[{part}] {first}" if part else first, *(f"\t{line}" for line in more)]
-    return "".join(f"<{priority}>{line}\n" for line in lines)
+    def __call__(self, event: LogEvent) -> None:
+        self._stream.write(self._format(event))

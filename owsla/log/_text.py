@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 from twisted.logger import LogEvent, formatEvent
@@ -15,6 +16,17 @@ LONGEST_TRACE: Final = 65536
 
 ESCAPED: Final = "owsla_escaped"
 """Key of an event whose text is escaped already, and may have several lines: the text of a worker, in its parent."""
+
+TRACEBACK: Final = "owsla_traceback"
+"""Key of an event whose text ends with a traceback, for that traceback."""
+
+FIELDS: Final = "owsla_fields"
+"""Key of an event for further keys of its JSON line, with values for `json.dumps`."""
+
+
+def utc(time: float) -> str:
+    """Format a time in seconds since the epoch as ISO 8601, in UTC, with microseconds."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def escaped(text: str, longest: int = LONGEST, keep: str = "") -> str:
@@ -50,7 +62,7 @@ def message_of(event: LogEvent) -> str:
 def traceback_of(event: LogEvent) -> str:
     """Return the traceback of a log event, escaped, or an empty text if the event has no failure."""
     failure = event.get("log_failure")
-    if not isinstance(failure, Failure) or event.get("isError"):
+    if not isinstance(failure, Failure) or event.get("isError") or TRACEBACK in event:
         return ""
     try:
         trace = failure.getTraceback()
@@ -63,3 +75,14 @@ def with_traceback(event: LogEvent) -> str:
     """Return the message of a log event, followed by its traceback if it has one."""
     text, trace = message_of(event), traceback_of(event)
     return f"{text}\n{trace}".strip("\n") if trace else text
+
+
+def parts_of(event: LogEvent) -> tuple[str, str]:
+    """Return the message of a log event and its traceback, both escaped; without a traceback, the second is empty."""
+    message, trace = message_of(event), traceback_of(event)
+    if TRACEBACK in event:
+        trace = event[TRACEBACK]
+        message = message.removesuffix(trace)
+    elif event.get("isError"):  # the message of twisted.python.log: a reason, and the traceback below it
+        message, _, trace = message.partition("\n")
+    return message.rstrip("\n"), trace.rstrip("\n")

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from .. import http
 from ..config.settings import Settings
-from ..log import Lossy
+from ..log import LineStream, Lossy
 from ..runtime.daemon_thread import in_daemon_thread
 from ..runtime.files import Files
 from ..runtime.process import fail, install_signal_handlers, install_worker_signal_handlers
@@ -37,10 +37,15 @@ _log = Logger(namespace="owsla")
 
 
 def make_node(
-    reactor: Any, configuration: Configuration, log: Lossy, inherited: Inherited | None = None
+    reactor: Any,
+    configuration: Configuration,
+    log: Lossy,
+    inherited: Inherited | None = None,
+    *,
+    stdout: LineStream | None = None,
 ) -> NodeService:
     """Build the parts of a node and return its service. `inherited` holds the socket and the channel that a worker has from its
-    parent.
+    parent. `stdout` is standard output, for events, if the process has one.
 
     Raise `ConfigError` if the settings, or the machine, do not allow a start.
     """
@@ -72,7 +77,7 @@ def make_node(
             devices,
             consuming,
             reports=reports,
-            handlers=make_handlers(base, publishing, devices),
+            handlers=make_handlers(base, publishing, devices, stdout),
             http=make_http(base, readings, sockets.http),
             embedded=sockets.embedded,
             reloads=reloads,

@@ -10,7 +10,7 @@ from typing import Final
 from .. import http
 from ..device.services import DeviceTotals
 from ..events import DuplicatesWatch, handlers_from
-from ..log import Lossy
+from ..log import LineStream, Lossy
 from ..supervision import ChildSpec
 from ..workers import EventsToParent
 from .base import Base
@@ -21,14 +21,15 @@ from .shutdown import NodeService
 from .tree import child
 
 SHARED_HANDLERS: Final = frozenset({"json", "database"})
-"""Kinds of event handlers that run once for all workers, in the parent. Two on one file would interfere."""
+"""Kinds of event handlers that run once for all workers, in the parent. Two on one file would interfere,
+and the standard output of a worker is a pipe to its parent."""
 
 
-def make_handlers(base: Base, publishing: Publishing, devices: Devices) -> list[ChildSpec]:
+def make_handlers(base: Base, publishing: Publishing, devices: Devices, stdout: LineStream | None) -> list[ChildSpec]:
     """Return the event handlers of a node. A worker leaves the shared kinds to its parent, and sends it the events."""
     inherited, settings = base.inherited, base.settings
     specs = [spec for spec in settings.events if inherited is None or spec.kind not in SHARED_HANDLERS]
-    handlers = handlers_from(specs, base.reactor, base.events, presence=publishing.presence)
+    handlers = handlers_from(specs, base.reactor, base.events, presence=publishing.presence, stdout=stdout)
     if inherited is not None and len(specs) < len(settings.events):
         base.events.add(EventsToParent(inherited.link, base.events.stats("parent")), "parent")
     deliveries = devices.services.deliveries

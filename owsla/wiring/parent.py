@@ -18,7 +18,7 @@ from ..desk import RecentEvents
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..events import EventManager, from_wire, handlers_from, supervision_event
-from ..log import Lossy
+from ..log import LineStream, Lossy
 from ..routing import ConnectionIds
 from ..runtime.daemon_thread import in_daemon_thread
 from ..runtime.files import Files
@@ -59,15 +59,17 @@ class ParentEvents:
         return self.everything.drops | self.own.drops
 
 
-def make_parent(reactor: Any, configuration: Configuration, log: Lossy) -> ParentService:
-    """Return the parent of `--workers`.
+def make_parent(
+    reactor: Any, configuration: Configuration, log: Lossy, stdout: LineStream | None = None
+) -> ParentService:
+    """Return the parent of `--workers`. `stdout` is standard output, for events, if the process has one.
 
     Workers read the settings again from the same arguments and file contents. Raise `ConfigError` as for a node.
     """
     settings = configuration.settings
     announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings)
-    events = make_parent_events(reactor, settings)
+    events = make_parent_events(reactor, settings, stdout)
     current = CurrentConfiguration(configuration)
     start = WorkerStart(
         generation=0,
@@ -183,7 +185,7 @@ def make_parent_reloads(
     )
 
 
-def make_parent_events(reactor: Any, settings: Settings) -> ParentEvents:
+def make_parent_events(reactor: Any, settings: Settings, stdout: LineStream | None) -> ParentEvents:
     """Make the event managers of a parent.
 
     Files and databases are told of everything. The parent's own events go to the console, too; the workers' events are in their
@@ -198,7 +200,7 @@ def make_parent_events(reactor: Any, settings: Settings) -> ParentEvents:
     own.add(recent)
     console = [spec for spec in settings.events if spec.kind == "console"]
     shared = [spec for spec in settings.events if spec.kind in SHARED_HANDLERS]
-    handlers = [*handlers_from(console, reactor, own), *handlers_from(shared, reactor, everything)]
+    handlers = [*handlers_from(console, reactor, own), *handlers_from(shared, reactor, everything, stdout=stdout)]
     return ParentEvents(everything, own, counts, recent, [ChildSpec(handler.id, handler.start) for handler in handlers])
 
 

@@ -38,7 +38,7 @@ from twisted.python.failure import Failure
 
 from ..desk import NO_ARGS, Args
 from ..interfaces import Clock
-from ..log import ESCAPED
+from ..log import ESCAPED, FIELDS, TRACEBACK
 from ..runtime.files import Files
 from ..supervision import Untraced
 from ..tls.expiry import ServedCertificate
@@ -323,10 +323,7 @@ class WorkerProcess(ProcessProtocol):
         kind = message.get("type")
         self._missed_pings = 0
         if kind == "log":
-            level = message["level"] if message["level"] in LEVELS else "info"
-            namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
-            logger = self._log if not namespace else Logger(namespace=f"{self._namespace}.{namespace}")
-            logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"], **{ESCAPED: True})
+            self._log_line(message)
         elif kind == "event":
             self._observer.event(message["time"], message["node"], message["event"])
         elif kind == "answer":
@@ -343,6 +340,14 @@ class WorkerProcess(ProcessProtocol):
             self._reload_answered("applied", message["generation"])
         elif kind == "fatal":
             self.refused = message["text"]
+
+    def _log_line(self, message: Mapping[str, Any]) -> None:
+        """Log a line of the process."""
+        level = message["level"] if message["level"] in LEVELS else "info"
+        namespace = str(message["namespace"]).removeprefix("owsla").lstrip(".")
+        logger = self._log if not namespace else Logger(namespace=f"{self._namespace}.{namespace}")
+        parts = {key: message[name] for key, name in ((TRACEBACK, "traceback"), (FIELDS, "fields")) if name in message}
+        logger.emit(LogLevel.lookupByName(level), "{text}", text=message["text"], **{ESCAPED: True}, **parts)
 
     def _port_open(self, message: dict[str, Any]) -> None:
         self.served = True

@@ -17,7 +17,7 @@ from ..config.addresses import BrokerAddress
 from ..desk import NodeDesk, UnknownQuestion
 from ..events import Event, EventsDropped, HandlerStats, to_wire
 from ..http import QUESTIONS, Readings, answer
-from ..log import with_traceback
+from ..log import FIELDS, parts_of, with_traceback
 from ..tls.expiry import ServedCertificate
 from ._channel import Channel
 from ._loads import WorkerLoad
@@ -212,17 +212,22 @@ class LogToParent:
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
-        line = level.name, str(event.get("log_namespace", "-")), with_traceback(event)
+        text, (_, trace) = with_traceback(event), parts_of(event)
+        line: dict[str, Any] = {"level": level.name, "namespace": str(event.get("log_namespace", "-")), "text": text}
+        if trace:
+            line["traceback"] = trace  # a second time, for the JSON log of a parent that splits them
+        if FIELDS in event:
+            line["fields"] = event[FIELDS]
         if threading.get_ident() == self._thread:
-            self._tell(*line)
+            self._tell(line)
         else:
-            self._in_reactor(self._tell, *line)
+            self._in_reactor(self._tell, line)
 
-    def _tell(self, level: str, namespace: str, text: str) -> None:
+    def _tell(self, line: Mapping[str, Any]) -> None:
         if self._missed and self._channel.offer(
             "log", level="warn", namespace="owsla", text=f"The log has lost {self._missed} lines here: the parent is too slow"
         ):
             self._missed = 0
-        if not self._channel.offer("log", level=level, namespace=namespace, text=text):
+        if not self._channel.offer("log", **line):
             self._missed += 1
             self.lost += 1

@@ -204,6 +204,7 @@ class ValueTests(_Files):
                 "max_flaps": None,
                 "deny": None,
                 "http": None,
+                "log_format": "text",
                 "events": (dataclasses.asdict(HandlerSpec("console")),),
                 "handshake_timeout": 15.0,
                 "idle_timeout": 1800.0,

@@ -36,6 +36,7 @@ from owsla.events import (
     UnknownEvent,
 )
 from owsla.events._json import COMMON
+from owsla.log import FIELDS
 
 from .doubles import NODE, NOW
 
@@ -193,10 +194,12 @@ class ConsoleTests(SynchronousTestCase):
         self.clock = cast("Any", Clock())
         self.console = Console(self.clock, lambda: NODE, burst=3)
         self.logged: list[tuple[Any, str]] = []
+        self.fields: list[Any] = []
 
         def observe(event: LogEvent) -> None:
             if str(event.get("log_namespace")).startswith("owsla"):
                 self.logged.append((event["log_level"], formatEvent(event)))
+                self.fields.append(event[FIELDS])
 
         publisher: Any = globalLogPublisher
         publisher.addObserver(observe)
@@ -223,8 +226,23 @@ class ConsoleTests(SynchronousTestCase):
         self.assertEqual(len(self.logged), 4)
         self.clock.advance(1)
         self.assertEqual(self.logged[4:], [(LogLevel.info, "... and 7 more: broker-warning")])
+        self.assertEqual(self.fields[4:], [{"event": "broker-warning", "more": 7}])
         self.console.handle(BrokerWarning("later"), NODE, NOW)
         self.assertEqual(self.logged[-1], (LogLevel.warn, "Broker: later"))
+
+    def test_fields(self) -> None:
+        """A line carries name, node and fields of its event, for a log in JSON."""
+        self.console.handle(GapSkipped("c", None, 1, 2), "deadbeef", NOW)
+        self.assertEqual(
+            json.loads(json.dumps(self.fields)),
+            [
+                {
+                    "event": "gap-skipped",
+                    "node": "deadbeef",
+                    "fields": {"connection_id": "c", "device_id": None, "first": 1, "last": 2, "traceparent": None},
+                }
+            ],
+        )
 
     def test_stopping(self) -> None:
         """What was only counted is told at the end, and no timer is left."""

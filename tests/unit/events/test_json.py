@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.events import BrokerWarning, JSONWriter, Record, Trouble, UnknownEvent
+from owsla.events import BrokerWarning, JSONStreamWriter, JSONWriter, Record, Trouble, UnknownEvent
+from owsla.log import LineStream
 
 from .doubles import NODE, NOW, connected, free_path
 
@@ -145,3 +146,44 @@ class JSONTests(SynchronousTestCase):
         self.path.write_text('{"time": "19')
         self.writer.write(warnings("a"))
         self.assertEqual(json.loads(self.path.read_text().splitlines()[1])["text"], "a")
+
+
+class StreamTests(SynchronousTestCase):
+    """Events on standard output."""
+
+    def setUp(self) -> None:
+        self.path = free_path(self)
+        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
+        self.addCleanup(os.close, self.file)
+        self.writer = JSONStreamWriter(LineStream(self.file))
+
+    def test_lines(self) -> None:
+        """Each event is a line, as in a file. Neither a reopening nor the end of the handler closes standard output."""
+        self.writer.write(warnings("a", "b"))
+        self.writer.reopen()
+        self.writer.close()
+        self.writer.write(warnings("c"))
+        self.assertEqual([json.loads(line)["text"] for line in self.path.read_text().splitlines()], ["a", "b", "c"])
+
+    def test_fails_in_between(self) -> None:
+        """After trouble in the middle of a batch only the rest is written; a torn line is written again, on a new line."""
+        real = os.write
+        room = 200
+
+        def write(file: int, data: bytes) -> int:
+            nonlocal room
+            if not room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = real(file, data[:room])
+            room -= written
+            return written
+
+        batch = warnings(*"abc")
+        with patch.object(os, "write", write), self.assertRaises(Trouble) as caught:
+            self.writer.write(batch)
+        self.assertEqual(str(caught.exception), "standard output: no space left on device")
+        self.writer.write(batch)
+        self.writer.write(warnings("d"))
+        first, torn, *rest = self.path.read_text().splitlines()
+        self.assertEqual([json.loads(line)["text"] for line in (first, *rest)], list("abcd"))
+        self.assertTrue(rest[0].startswith(torn))

@@ -168,6 +168,21 @@ class OutboxTests(SynchronousTestCase):
         )
         self.assertEqual(self.stats.handled, 4)
 
+    def test_report_of_drops(self) -> None:
+        """Dropped events are reported once there is room in the queue for the report: once, with their number."""
+        self.manager.add(self.outbox, "it")
+        self.writer.trouble = "full"
+        self.put(*range(3))
+        self.outbox.work()
+        self.put(*range(3, 12))
+        self.writer.trouble = None
+        self.outbox.work()
+        self.assertEqual([str(event) for event in self.others.seen], [])
+        while self.outbox.work() is not None:
+            pass
+        self.assertEqual(self.others.seen, [EventsDropped("it", 4)])
+        self.assertEqual([record.event for record in self.writer.written], [*map(event, range(8)), EventsDropped("it", 4)])
+
     def test_several_nodes(self) -> None:
         """Each event is written as its own node's, with the time that it happened at there, and a number of that node's."""
         for node, when in (("a", 5.0), ("b", 4.0), ("a", 6.0)):

@@ -43,6 +43,7 @@ class SpecTests(SynchronousTestCase):
             ("console", "console", None),
             ("amqp", "amqp", None),
             ("json:events.json", "json", Path("events.json")),
+            ("json:-", "json", None),
             ("json:/var/log/a:b.json", "json", Path("/var/log/a:b.json")),
             ("database:events.db", "database", Path("events.db")),
             ("database:/var/lib/events.db", "database", Path("/var/lib/events.db")),
@@ -60,7 +61,7 @@ class SpecTests(SynchronousTestCase):
         """Each is one line that says what is wrong, without a URL in it."""
         for text, says in (
             ("", "not an event handler"),
-            ("konsole", "'konsole' is not an event handler (console, json:FILE, database:URL, amqp)"),
+            ("konsole", "'konsole' is not an event handler (console, json:FILE, json:-, database:URL, amqp)"),
             ("console:x", "console takes no value after a colon"),
             ("amqp://guest:secret@host", "amqp takes no value after a colon"),
             ("json", "json needs a file"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.log import StreamObserver, is_journal
+from owsla.log import LineStream, StreamObserver, is_journal
+from owsla.log._formats import journal_lines
 
 
 def event(text: str, level: Any = LogLevel.info, namespace: str = "owsla", **values: Any) -> dict[str, Any]:
@@ -30,7 +33,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """A line has twistd's format: time, namespace, level and text."""
-        StreamObserver(self.writing)(event("It works", LogLevel.warn))
+        StreamObserver(LineStream(self.writing))(event("It works", LogLevel.warn))
         self.assertRegex(self.read(), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[owsla#warn\] It works\n$")
 
     def test_traceback(self) -> None:
@@ -38,14 +41,14 @@ class StreamTests(SynchronousTestCase):
         try:
             raise ValueError("no")
         except ValueError:
-            StreamObserver(self.writing)(event("It failed", LogLevel.critical, log_failure=Failure()))
+            StreamObserver(LineStream(self.writing))(event("It failed", LogLevel.critical, log_failure=Failure()))
         text = self.read()
         self.assertEqual(text.count("Traceback"), 1)
         self.assertTrue(all(line.startswith("\t") for line in text.splitlines()[1:]), text)
 
     def test_journal(self) -> None:
         """Each line for the journal has a priority, no time, and only the namespace below owsla."""
-        observer = StreamObserver(self.writing, journal=True)
+        observer = StreamObserver(LineStream(self.writing), journal_lines)
         for level in (LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.error, LogLevel.critical):
             observer(event("text", level))
         observer(event("text", namespace="owsla.worker-1"))
@@ -60,7 +63,7 @@ class StreamTests(SynchronousTestCase):
     def test_non_blocking(self) -> None:
         """A descriptor that another program has made non-blocking gets whole lines."""
         fcntl.fcntl(self.writing, fcntl.F_SETFL, fcntl.fcntl(self.writing, fcntl.F_GETFL) | os.O_NONBLOCK)
-        StreamObserver(self.writing)(event("It works"))
+        StreamObserver(LineStream(self.writing))(event("It works"))
         self.assertTrue(self.read().endswith("It works\n"))
 
     def test_torn(self) -> None:
@@ -75,11 +78,35 @@ class StreamTests(SynchronousTestCase):
             return write(descriptor, data[:size])
 
         self.patch(os, "write", full)
-        observer = StreamObserver(self.writing, journal=True)
+        observer = StreamObserver(LineStream(self.writing), journal_lines)
         with self.assertRaises(OSError):
             observer(event("It fails"))
         observer(event("It works"))
         self.assertEqual(self.read(), "<6>It\n<6>It works\n")
+
+    def test_two_threads(self) -> None:
+        """Lines of two threads are whole, though each write takes only a part of a line."""
+        write = os.write
+
+        def in_parts(descriptor: int, data: bytes) -> int:
+            time.sleep(0)  # let the other thread run
+            return write(descriptor, data[:7])
+
+        self.patch(os, "write", in_parts)
+        stream = LineStream(self.writing)
+
+        def write_lines(text: str) -> None:
+            for _ in range(100):
+                stream.write(text)
+
+        texts = "a" * 20 + "\n", "b" * 20 + "\n"
+        threads = [threading.Thread(target=write_lines, args=(text,)) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lines = self.read().splitlines(keepends=True)
+        self.assertEqual((len(lines), set(lines)), (200, set(texts)))
 
 
 class JournalTests(SynchronousTestCase):

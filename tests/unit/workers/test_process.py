@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ReloadRefused
+from owsla.log._formats import json_line
 from owsla.runtime.files import Files
 from owsla.supervision import AnyService, ChildSpec, GaveUp, Supervisor
 from owsla.supervision._decisions import RestartBackoff
@@ -206,6 +207,22 @@ class OneProcessTests(ProcessTestCase):
             lines[:4],
             [("error", "bad news"), ("info", "news"), ("warn", "Fatal Python error"), ("warn", "and more")],
         )
+
+    def test_log_parts(self) -> None:
+        """The traceback and the fields of a worker's line reach the log of the parent apart, for its JSON."""
+        self.worker.startService()
+        logged: list[str] = []
+
+        def observe(event: Any) -> None:
+            logged.append(json_line(event))
+
+        globalLogPublisher.addObserver(cast(Any, observe))
+        self.addCleanup(globalLogPublisher.removeObserver, cast(Any, observe))
+        parts = {"traceback": "Trace\n a", "fields": {"event": "a"}}
+        self.child.says("log", level="error", namespace="owsla", text="bad\nTrace\n a", **parts)
+        line = json.loads(logged[-1])
+        self.assertEqual((line["text"], line["traceback"], line["event"]), ("bad", "Trace\n a", "a"))
+        self.assertEqual((line["level"], line["namespace"]), ("error", "owsla.worker-1"))
 
     def test_strange_message(self) -> None:
         """An unknown message of a newer worker is ignored."""

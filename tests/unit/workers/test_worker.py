@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.desk import NodeDesk
 from owsla.events import BrokerUnblocked, HandlerStats, from_wire
+from owsla.log import FIELDS
 from owsla.tls.expiry import ServedCertificate
 from owsla.workers._channel import WAITING
 from owsla.workers._worker import ORPHAN_TIMEOUT, EventsToParent, LogToParent, NodeInterface, ParentLink
@@ -219,6 +220,12 @@ class LogTests(LinkTestCase):
         self.assertEqual(message["level"], LogLevel.critical.name)
         self.assertTrue(message["text"].startswith("It failed\nTraceback"), message["text"])
         self.assertIn("ValueError: ours", message["text"])
+        self.assertEqual(message["text"], f"It failed\n{message['traceback']}")
+
+    def test_fields(self) -> None:
+        """The fields of an event are sent with its line."""
+        self.log.info("It works", **{FIELDS: {"event": "a", "fields": {"names": ("b",)}}})
+        self.assertEqual(self.told()[0]["fields"], {"event": "a", "fields": {"names": ["b"]}})
 
     def test_parent_is_slow(self) -> None:
         """Omitted log lines are reported as a number."""
