@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from ._support.embedded import EmbeddedBrokerProcess
-from ._support.lab import Lab
-from ._support.owsla import Owsla, environment, twistd
-from ._support.process import accepts, free_port
-from ._support.waiting import pause, reactor_test, until
+from ._support.lab import Gateway, Lab
+from ._support.owsla import Owsla, command_line, environment, twistd
+from ._support.process import ChildProcess, accepts, free_port
+from ._support.waiting import current_reactor, pause, reactor_test, until
 from .test_http import ask, in_thread, metrics
 
 F_SETPIPE_SZ: Final = 1031
@@ -47,13 +51,6 @@ class Pipe:
                 os.write(self._descriptor, b"x" * 256)
         except BlockingIOError:
             pass
-
-    def read(self) -> str:
-        """Return the available text."""
-        try:
-            return os.read(self._descriptor, 65536).decode()
-        except BlockingIOError:
-            return ""
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -92,13 +89,21 @@ async def log_lines_lost(http: int) -> float:
     return sum(value for name, value in (await metrics(http)).items() if name.startswith("owsla_log_lines_lost_total"))
 
 
+async def traffic(lab: Lab, owsla: Owsla, broker: EmbeddedBrokerProcess) -> None:
+    """Send a line of a device to the back end, and an answer to the device."""
+    gateway = Gateway(lab, owsla, broker.url, "from_log", "to_log")
+    await gateway.connect_backend()
+    await gateway.round_trip(await lab.device(owsla))
+
+
 @WORKERS
 @pytest.mark.parametrize("redirect", ["> {pipe} 2>&1", "> /dev/full 2>&1", ">&- 2>&-"])
 @reactor_test
 async def test_standard_output(
     lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, redirect: str, workers: int | None
 ) -> None:
-    """A full pipe, a full disk or a closed descriptor as standard output stops neither devices, nor health, nor SIGTERM."""
+    """A full pipe, a full disk or a closed descriptor as standard output stops neither devices, lines, heartbeats, health nor
+    SIGTERM, in both formats, and with events as JSON on it, too."""
     pipe.fill()
     port, http = free_port(), free_port()
     owsla = lab.new_owsla(
@@ -106,38 +111,103 @@ async def test_standard_output(
         port=port,
         http=http,
         workers=workers,
+        from_device="from_log",
+        to_device="to_log",
+        heartbeat=1,
         drain_spread=0,
+        log_format="json" if workers else "text",
+        events=["console", "json:-"],
         redirect=redirect.format(pipe=pipe.path),
     )
     await started(owsla, port, http)
+    began = current_reactor().seconds()
     await chatter(lab, owsla)
+    await traffic(lab, owsla, embedded)
     assert (await ask(http, "/healthz"))[0] == 200
+    await until(lambda: current_reactor().seconds() > began + 3)  # past two heartbeats, after which the broker closes
+    values = await metrics(http)
+    assert sum(value for name, value in values.items() if name.startswith("owsla_broker_reconnects_total")) == 0
     if "pipe" not in redirect:
         assert await log_lines_lost(http) > 10
     assert await owsla.terminate() == 0
 
 
+def parsed(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the JSON objects of lines."""
+    return [json.loads(line) for line in lines]
+
+
 @WORKERS
 @reactor_test
-async def test_read_later(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, workers: int | None) -> None:
-    """Lines that waited can be read later, whole and in order."""
+async def test_stopped_reader(
+    lab: Lab, embedded: EmbeddedBrokerProcess, pipe: Pipe, tmp_path: Path, workers: int | None
+) -> None:
+    """Lines that a stopped reader of the pipe has not read wait, and it gets them later: whole, in order, and those of events,
+    too."""
+    reader = ChildProcess(["cat", str(pipe.path)], output=tmp_path / "read")
+    lab.ends(partial(in_thread, reader.kill))
+    reader.signal(signal.SIGSTOP)
     port, http = free_port(), free_port()
-    owsla = lab.new_owsla(broker=embedded.url, port=port, http=http, workers=workers, redirect=f"> {pipe.path}")
+    owsla = lab.new_owsla(
+        broker=embedded.url,
+        port=port,
+        http=http,
+        workers=workers,
+        log_format="json" if workers else "text",
+        events=["console", "json:-"],
+        redirect=f"> {pipe.path}",
+    )
     await started(owsla, port, http)
     await chatter(lab, owsla)
-    text = ""
-
-    def all_read() -> bool:
-        nonlocal text
-        text += pipe.read()
-        return text.count("Device disconnected") >= 20 and text.endswith("\n")
-
-    await until(all_read)
-    lines = text.splitlines()
-    assert all(line[:4].isdigit() for line in lines), text
-    assert [line[:19] for line in lines] == sorted(line[:19] for line in lines)
-    assert await log_lines_lost(http) == 0
+    assert reader.output().count("Device disconnected") == 0
+    reader.signal(signal.SIGCONT)
+    await until(lambda: (text := reader.output()).count("Device disconnected") >= 20 and text.count('"warning"') >= 120)
+    values = await metrics(http)
+    lost = [value for name, value in values.items() if name.startswith(("owsla_log_lines_lost", "owsla_event_drops"))]
+    assert sum(lost) == 0
     assert await owsla.terminate() == 0
+    await until(lambda: "Server Shut Down" in reader.output())
+    lines = reader.output().splitlines()
+    events = [event["event"] for event in parsed([line for line in lines if '"warning"' in line])]
+    log = [line for line in lines if '"warning"' not in line]
+    assert events.count("device-connected") == events.count("device-disconnected") == 60
+    times = [line["time"] for line in parsed(log)] if workers else [line[:19] for line in log]
+    assert all(time[:4].isdigit() for time in times), log
+    assert times == sorted(times)
+
+
+@reactor_test
+async def test_full_disk(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
+    """When the file of standard output cannot grow, devices and lines go on. Later lines are whole, one of them says how many are
+    lost, and no event is."""
+    path, port, http = tmp_path / "log", free_port(), free_port()
+    owsla = lab.new_owsla(
+        broker=embedded.url,
+        port=port,
+        http=http,
+        from_device="from_log",
+        to_device="to_log",
+        log_format="json",
+        events=["console", "json:-"],
+        redirect=f">> {path}",
+        through=["/bin/sh", "-c", 'ulimit -f 40; exec "$@"', "sh"],  # 20 KiB; the start writes 5
+    )
+    await started(owsla, port, http)
+    await chatter(lab, owsla, 25)  # 40 KiB
+    await traffic(lab, owsla, embedded)
+    assert await log_lines_lost(http) > 10
+    before = path.read_text()
+    os.truncate(path, 0)
+    await chatter(lab, owsla, 1)
+    await until(lambda: "The log has lost" in path.read_text())
+    assert await owsla.terminate() == 0
+    # A torn line has no end, and a new line follows it.
+    lines = parsed([line for line in (before[: before.rindex("\n")] + path.read_text()).splitlines() if line])
+    numbers = [line["number"] for line in lines if "number" in line]
+    assert sorted(set(numbers)) == list(range(1, len(set(numbers)) + 1))
+    (report,) = [line["text"] for line in lines if "has lost" in line.get("text", "")]
+    assert re.fullmatch(r"The log has lost \d+ lines here: file too large", report)
+    assert lines[-1]["text"] == "Server Shut Down."
 
 
 @pytest.mark.parametrize("option", ["--logfile=/dev/full", "--logfile=-", "--logger=blocking_log.logger"])
@@ -161,6 +231,88 @@ async def test_twistd_options(lab: Lab, embedded: EmbeddedBrokerProcess, pipe: P
     if "full" in option:
         assert await log_lines_lost(http) > 10
     assert await owsla.terminate() == 0
+
+
+JSON_LOG = pytest.mark.parametrize("place", ["standard output", "--logfile", "daemon", "workers"])
+
+
+@JSON_LOG
+@reactor_test
+async def test_json(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path, place: str) -> None:
+    """With `--log-format json` each line of the log is an object: those of twistd, of workers and of events, on standard output
+    and in the file of twistd; a burst of events is some lines and a count."""
+    port, http, path = free_port(), free_port(), tmp_path / "log"
+    pid_file = tmp_path / "pid"
+    settings = command_line(
+        {"port": port, "interface": "127.0.0.1", "certs_dir": lab.certs_dir, "broker": embedded.url, "http": http,
+         "workers": 2 if place == "workers" else 1, "log_format": "json", "drain_spread": 0}
+    )  # fmt: skip
+    twistd_options = {"daemon": [f"--pidfile={pid_file}", f"--logfile={path}"], "--logfile": ["-n", f"--logfile={path}"]}
+    owsla = lab.new_owsla(argv=[*twistd_options.get(place, ["-n", "--pidfile="]), "owsla", *settings])
+    owsla.launch()
+    owsla.port = port
+    if place == "daemon":
+        assert await owsla.exited() == 0
+        pid = await until(lambda: int(pid_file.read_text() or 0))
+        lab.ends(partial(stop_daemon, pid))
+    await until(lambda: accepts(http), 60)
+    while (await ask(http, "/readyz"))[0] != 200:
+        await pause(0.1)
+    await chatter(lab, owsla)
+    log = (lambda: path.read_text()) if path.exists() else owsla.process.output
+    await until(lambda: log().count('"more"') >= 2)
+    if place == "daemon":
+        await stop_daemon(pid)
+    else:
+        assert await owsla.terminate() == 0
+    lines = parsed(log().splitlines())
+    assert all(list(line)[:4] == ["time", "level", "namespace", "text"] for line in lines)
+    assert any(line["text"].startswith("twistd ") for line in lines)
+    assert lines[-1]["text"] == "Server Shut Down."
+    (connected, *_) = [line for line in lines if line.get("event") == "device-connected" and "fields" in line]
+    assert connected["text"].startswith(f"Device connected: {connected['fields']['connection_id']} from 127.0.0.1:")
+    assert connected["fields"]["connection_id"].startswith(connected["node"])
+    assert connected["namespace"].startswith("owsla.worker-" if place == "workers" else "owsla")
+    counts = [line["more"] for line in lines if line.get("event") == "device-connected" and "more" in line]
+    assert len([line for line in lines if line.get("event") == "device-connected" and "fields" in line]) + sum(counts) == 60
+    assert {"owsla.worker-1", "owsla.worker-2"} <= {line["namespace"] for line in lines} or place != "workers"
+
+
+async def stop_daemon(pid: int) -> None:
+    """End a daemon in order, if it runs."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+    def ended() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    await until(ended, 45)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-n", "--syslog", "owsla", "--log-format=json"],
+         "owsla: --log-format json: not with twistd --syslog, which has a format of its own\n"),
+        (["owsla", "--events=json:-"], "owsla: --events json:-: only with twistd -n; a daemon has no standard output\n"),
+    ],
+)  # fmt: skip
+@reactor_test
+async def test_refused(tmp_path: Path, certs_dir: Path, arguments: list[str], says: str) -> None:
+    """JSON lines where Owsla does not write them are refused, in one line."""
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*twistd(), "--pidfile=", *arguments, "--port=0", f"--certs-dir={certs_dir}"],
+            capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=60,
+        )  # fmt: skip
+
+    done: subprocess.CompletedProcess[str] = await in_thread(run)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", says)
 
 
 @reactor_test
