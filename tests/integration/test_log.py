@@ -178,7 +178,7 @@ async def test_stopped_reader(
 
 @reactor_test
 async def test_full_disk(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Path) -> None:
-    """When the file of standard output cannot grow, devices and lines go on. Later lines are whole, one of them says how many are
+    """When the file of standard output cannot grow, devices and lines go on. Later lines are whole, one says how many are
     lost, and no event is."""
     path, port, http = tmp_path / "log", free_port(), free_port()
     owsla = lab.new_owsla(
