@@ -6,6 +6,7 @@ is reported once and retried.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from ..interfaces import Clock
 from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
 from .client import BrokerClient, BrokerError, Credentials, Watcher, as_failure
+from .connection_status import ConnectionStatus
 from .logins import BrokerLogins
 from .retry_delay import RetryDelay
 
@@ -91,6 +93,8 @@ class ConnectionSettings:
     """Function that returns the name that RabbitMQ shows for the connection. It is called for each attempt."""
     tls: Callable[[str], IOpenSSLClientConnectionCreator] | None = None
     """Function that makes TLS connections to an `amqps://` broker from its host name. It is called for each attempt."""
+    now: Callable[[], float] = time.time
+    """Function that returns the time in seconds since the epoch."""
 
 
 class BrokerConnection(Worker):
@@ -129,9 +133,11 @@ class BrokerConnection(Worker):
         self._close_timeout = CLOSE_TIMEOUT
         self._client: BrokerClient | None = None
         self._over: Deferred[None] | None = None
+        self.status = ConnectionStatus(role.name, settings.now)
 
     def startService(self) -> None:
         super().startService()
+        self.status.become("waiting")
         self._over = self.watch(self._run())
 
     def stopService(self) -> Deferred[None]:
@@ -163,6 +169,7 @@ class BrokerConnection(Worker):
             self._client.abort(ConnectionDone("closed by us"))
             self._client = None
             self.role.down()
+        self.status.become("stopped")
 
     async def _run(self) -> None:
         attempt = 0
@@ -172,6 +179,7 @@ class BrokerConnection(Worker):
             addresses = self._logins.addresses  # a reload may change them
             address = addresses[attempt % len(addresses)]
             attempt += 1
+            self.status.connect(address)
             try:
                 credentials = await self._logins.credentials(address)
                 client = await self._connect(address, credentials)
@@ -180,7 +188,7 @@ class BrokerConnection(Worker):
             except EXPECTED as error:
                 if not self.running:
                     return  # the stop cancelled the attempt: a cancelled name lookup fails like an unknown host
-                self._reporter.failed(self.role.name, address, explain(error))
+                self._failed(address, explain(error))
             else:
                 self._logins.opened(client, address, credentials)
                 try:
@@ -198,7 +206,7 @@ class BrokerConnection(Worker):
                 login=credentials,
                 heartbeat=self._settings.heartbeat,
                 name=self._settings.name(),
-                watcher=_BlockedNotifier(self.role, self._reporter),
+                watcher=_BlockedNotifier(self.role, self._reporter, self.status),
                 user_learned=partial(self._logins.learned, address),
             )
         )
@@ -239,27 +247,38 @@ class BrokerConnection(Worker):
             client.transport.loseConnection()
         except BaseException:
             client.abort(ConnectionDone())
-            self._reporter.down(self.role.name, address, "stopped during setup")
+            self._down(address, "stopped during setup")
             raise
         finally:
             if timeout.active():
                 timeout.cancel()
         since = self._clock.seconds()
         if refused is None:
+            self.status.become("up")
             self._reporter.up(self.role.name, address)
         reason = await client.lost
         self._client = None
         self.role.down()
         if not isinstance(reason, EXPECTED):
-            self._reporter.down(self.role.name, address, "an internal error")
+            self._down(address, "an internal error")
             raise reason  # a defect, raised while data of the broker was processed
         if refused is not None:
-            self._reporter.failed(self.role.name, address, explain(refused))
+            self._failed(address, explain(refused))
             return
         if self._clock.seconds() - since >= STABLE_AFTER:
             self._backoff.reset()
         if self.running:
-            self._reporter.down(self.role.name, address, explain(reason))
+            self._down(address, explain(reason))
+
+    def _failed(self, address: BrokerAddress, reason: str) -> None:
+        """Report an attempt that has failed."""
+        self.status.failed(reason)
+        self._reporter.failed(self.role.name, address, reason)
+
+    def _down(self, address: BrokerAddress, reason: str) -> None:
+        """Report the loss of a connection that was up."""
+        self.status.failed(reason)
+        self._reporter.down(self.role.name, address, reason)
 
     async def _wait(self, seconds: float) -> None:
         waiting: Deferred[None] = Deferred()
@@ -274,17 +293,22 @@ class BrokerConnection(Worker):
 class _BlockedNotifier:
     """Forwards connection.blocked and connection.unblocked to the role and the reporter."""
 
-    __slots__ = ("_reporter", "_role")
+    __slots__ = ("_reporter", "_role", "_status")
 
-    def __init__(self, role: Role, reporter: Reporter) -> None:
+    def __init__(self, role: Role, reporter: Reporter, status: ConnectionStatus) -> None:
         self._role = role
         self._reporter = reporter
+        self._status = status
 
     def blocked(self, reason: str) -> None:
+        if self._status.state == "up":
+            self._status.become("blocked")
         self._role.blocked(reason)
         self._reporter.blocked(self._role.name, reason)
 
     def unblocked(self) -> None:
+        if self._status.state == "blocked":
+            self._status.become("up")
         self._role.unblocked()
         self._reporter.unblocked(self._role.name)
 

@@ -179,6 +179,13 @@ class DevicePort(Worker):
         return 0 if self._path is not None else int(self._socket.getsockname()[1])
 
     @property
+    def address(self) -> str:
+        """The address and the port that devices connect to, or `unix:PATH`."""
+        if self._path is not None:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def host(self) -> str:
         """The IP address that the port is bound to, or `unix:PATH`."""
         return f"unix:{self._path}" if self._path is not None else str(self._socket.getsockname()[0])

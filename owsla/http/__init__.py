@@ -17,14 +17,16 @@ from ._counts import EventCounts
 from ._histogram import Histogram
 from ._history import History
 from ._lateness import Lateness, LatenessProbe
-from ._readings import DoorReadings, NameReadings, ParentReadings, Readings, ReloadReadings, readiness
+from ._readings import CertificateReading, DoorReadings, NameReadings, ParentReadings, Readings, ReloadReadings, readiness
 from ._sampling import SampleService
 from ._service import HttpService, claim
 from ._sources import QUESTIONS, ParentSource, ProcessSource, Source, answer
 from ._state import State
+from ._state_document import state_document
 
 __all__ = [
     "QUESTIONS",
+    "CertificateReading",
     "DoorReadings",
     "EventCounts",
     "Histogram",
@@ -46,4 +48,5 @@ __all__ = [
     "claim",
     "collector_for",
     "readiness",
+    "state_document",
 ]

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from ..desk import WorkerHandle
 from ..supervision import TreeNode
+from ..tls.inventory import Entry
 from ._counts import EventCounts
 from ._histogram import Histogram
 from ._lateness import Lateness
@@ -34,7 +35,7 @@ class AdmissionReadings(Protocol):
 
 
 class PortReadings(Protocol):
-    """Counters of the port of a door."""
+    """Counters of the port of a door, and its address."""
 
     accepted: int
     """Accepted connections. Those that were closed at once, because of their address, do not count."""
@@ -61,6 +62,10 @@ class PortReadings(Protocol):
     @property
     def untrusted(self) -> int:
         """Connections refused because their peer may not send a PROXY protocol header (`--proxy-protocol`)."""
+
+    @property
+    def address(self) -> str:
+        """Address and port that devices connect to, or `unix:PATH`."""
 
     @property
     def accepting(self) -> bool:
@@ -225,6 +230,41 @@ class BrokerReadings(Protocol):
     ready: bool
 
 
+class BrokerConnectionReadings(Protocol):
+    """Status of a connection to the broker. Times are in seconds since the epoch."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def state(self) -> str:
+        """State: `waiting`, `connecting`, `up`, `blocked` or `stopped`."""
+
+    @property
+    def since(self) -> float:
+        """Time since which the connection is in this state."""
+
+    @property
+    def address(self) -> str | None:
+        """Address of the last attempt; `None` before the first one."""
+
+    @property
+    def fault(self) -> str | None:
+        """Description of the last fault."""
+
+    @property
+    def fault_time(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateReading:
+    """A certificate, authority, revocation list or OCSP response in use."""
+
+    door: str | None
+    """Name of the door; `None`: for connections to the broker."""
+    entry: Entry
+
+
 class ReloadReadings(Protocol):
     """Result of the last reload of the configuration."""
 
@@ -291,6 +331,10 @@ class Readings:
     """Expiry of the revocation list that expires first; `None` without one."""
     ocsp_expires: Callable[[], float | None] = lambda: None
     """Expiry of the OCSP response that expires first; `None` without one."""
+    broker_connections: Callable[[], Iterable[BrokerConnectionReadings]] = tuple
+    """Status of each connection to the broker."""
+    certificates: Callable[[], Iterable[CertificateReading]] = tuple
+    """Certificates and lists in use."""
     started: float = field(default_factory=time.time)
     """Approximate start of the process in seconds since the epoch."""
 
@@ -315,6 +359,8 @@ class ParentReadings:
     """Lateness of timed calls of the reactor."""
     reloads: ReloadReadings | None = None
     """Reloads of the configuration."""
+    certificates: Callable[[], Iterable[CertificateReading]] = tuple
+    """Certificates and lists in use, which are the same for all workers."""
     started: float = field(default_factory=time.time)
     """Approximate start of the process in seconds since the epoch."""
 

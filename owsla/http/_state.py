@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any, Final
 
 from ..supervision import TreeNode, render
-from ._readings import DoorReadings, ParentReadings, Readings, readiness, readiness_of_all
+from ._readings import (
+    CertificateReading,
+    DoorReadings,
+    NameReadings,
+    ParentReadings,
+    Readings,
+    readiness,
+    readiness_of_all,
+)
 
 MISSING: Final = {
     "broker_connected": "the broker is not connected",
@@ -56,6 +65,39 @@ class DoorNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class NameNumbers:
+    """Numbers about messages by name, and for many devices, of one or several processes."""
+
+    identified: int = 0
+    """Device ids with a connection."""
+    remembered: int = 0
+    """Devices of other nodes whose node is remembered."""
+    answered: int = 0
+    """Lookups of devices that were found."""
+    unanswered: int = 0
+    """Lookups of devices that no node had."""
+    waiting: int = 0
+    """Messages that wait until their device is found."""
+    spreading: int = 0
+    """Messages for many devices that are being handed over."""
+
+    def __add__(self, other: NameNumbers) -> NameNumbers:
+        return NameNumbers(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConnectionState:
+    """Status of a connection to the broker. Times are in seconds since the epoch."""
+
+    role: str
+    state: str
+    since: float
+    address: str | None = None
+    fault: str | None = None
+    fault_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """State of a worker: as its parent sees it, and as it reports itself."""
 
@@ -64,6 +106,8 @@ class WorkerState:
     """State of the process, as the parent sees it."""
     says: State | None
     """State that the worker reports; `None` if it did not answer."""
+    restarts: int = 0
+    """Restarts by the parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +124,20 @@ class State:
     """States of the workers of a parent; `None` for a process without workers."""
     doors: Mapping[str, DoorNumbers] = field(default_factory=dict)
     """Totals of the doors by name."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the doors by name."""
+    names: NameNumbers = field(default_factory=NameNumbers)
+    broadcast: Mapping[str, int] = field(default_factory=dict)
+    """Number of processes by the state of the exchange that reaches all nodes."""
+    broker_connections: Sequence[BrokerConnectionState] = ()
+    """Connections to the broker; those of a parent are in `workers`."""
+    certificates: Callable[[], Iterable[CertificateReading]] = tuple
+    """Function that returns the certificates and lists in use: a health check does not need them, and a long list takes time.
+
+    It returns nothing in the state that a worker sends, since its parent has them.
+    """
+    started: float = 0.0
+    """Start of the process in seconds since the epoch; of the parent."""
 
     @property
     def ready(self) -> bool:
@@ -111,6 +169,27 @@ def state_of(readings: Readings) -> State:
         ),
         readings.tree(),
         doors=doors,
+        addresses={name: door.port.address for name, door in readings.doors.items()},
+        names=_names(readings.names),
+        broadcast={readings.names.broadcast.state: 1},
+        broker_connections=[
+            BrokerConnectionState(*(getattr(connection, one.name) for one in fields(BrokerConnectionState)))
+            for connection in readings.broker_connections()
+        ],
+        certificates=readings.certificates,
+        started=readings.started,
+    )
+
+
+def _names(names: NameReadings) -> NameNumbers:
+    lookups = names.lookups
+    return NameNumbers(
+        identified=names.identified(),
+        remembered=lookups.remembered,
+        answered=lookups.answered,
+        unanswered=lookups.unanswered,
+        waiting=lookups.waiting,
+        spreading=names.groups.spreading,
     )
 
 
@@ -132,13 +211,23 @@ def state_of_all(readings: ParentReadings, workers: Sequence[WorkerState]) -> St
     """Return the state of a parent with its workers."""
     says = [worker.says for worker in workers if worker.says is not None]
     trees = {worker.name: worker.says.tree for worker in workers if worker.says is not None}
+    tree = readings.tree()
+    restarts = {child["id"]: child["restarts"] for child in tree.get("children", [])}
+    broadcast = Counter[str]()
+    for state in says:
+        broadcast.update(state.broadcast)
     return State(
         node="",
         checks=readiness_of_all(readings, (state.ready for state in says)),
         numbers=sum((state.numbers for state in says), Numbers()),
-        tree=_grafted(readings.tree(), trees),
-        workers=workers,
+        tree=_grafted(tree, trees),
+        workers=[replace(worker, restarts=restarts.get(worker.name, 0)) for worker in workers],
         doors=_doors_of_all(says),
+        addresses={name: address for state in says for name, address in state.addresses.items()},
+        names=sum((state.names for state in says), NameNumbers()),
+        broadcast=dict(broadcast),
+        certificates=readings.certificates,
+        started=readings.started,
     )
 
 
@@ -167,6 +256,11 @@ def state_to_json(state: State) -> dict[str, Any]:
         "numbers": asdict(state.numbers),
         "tree": state.tree,
         "doors": {name: asdict(door) for name, door in state.doors.items()},
+        "addresses": dict(state.addresses),
+        "names": asdict(state.names),
+        "broadcast": dict(state.broadcast),
+        "broker_connections": [asdict(connection) for connection in state.broker_connections],
+        "started": state.started,
     }
 
 
@@ -184,9 +278,26 @@ def state_from_json(sent: Any) -> State:
                 str(name): DoorNumbers(*(int(door.get(one.name, 0)) for one in fields(DoorNumbers)))
                 for name, door in sent.get("doors", {}).items()
             },
+            addresses={str(name): str(address) for name, address in sent.get("addresses", {}).items()},
+            names=NameNumbers(*(int(sent.get("names", {}).get(one.name, 0)) for one in fields(NameNumbers))),
+            broadcast={str(name): int(count) for name, count in sent.get("broadcast", {}).items()},
+            broker_connections=[_broker_connection(each) for each in sent.get("broker_connections", [])],
+            started=float(sent.get("started", 0.0)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"malformed state: {error!r}") from None
     if not state.checks:
         raise ValueError("malformed state: no checks")
     return state
+
+
+def _broker_connection(sent: Mapping[str, Any]) -> BrokerConnectionState:
+    address, fault, fault_time = sent["address"], sent["fault"], sent["fault_time"]
+    return BrokerConnectionState(
+        role=str(sent["role"]),
+        state=str(sent["state"]),
+        since=float(sent["since"]),
+        address=None if address is None else str(address),
+        fault=None if fault is None else str(fault),
+        fault_time=None if fault_time is None else float(fault_time),
+    )

@@ -28,6 +28,7 @@ from zope.interface import implementer
 from ..errors import ConfigError
 from ..runtime.files import ReadFile, read_file
 from .certificates import read_certificates, read_private_key, same_public_key
+from .inventory import Entry, certificate_entries
 from .verification import explain_verify_error
 
 _ClientKey: TypeAlias = (
@@ -43,6 +44,8 @@ class BrokerTLSMaterial:
     context: SSL.Context
     certificate: x509.Certificate | None = None
     """Certificate that Owsla shows the broker."""
+    inventory: tuple[Entry, ...] = ()
+    """Authorities of `--broker-ca`, and the certificate that Owsla shows the broker."""
 
     @property
     def common_name(self) -> str:
@@ -61,13 +64,17 @@ def load_broker_tls(
     """
     twisted: Any = ssl
     options: dict[str, Any] = {"trustRoot": twisted.platformTrust()}
+    entries: list[Entry] = []
     if authorities is not None:
-        trusted = map(crypto.X509.from_cryptography, read_certificates(authorities, read))
-        options["trustRoot"] = twisted.trustRootFromCertificates(map(twisted.Certificate, trusted))
+        trusted = read_certificates(authorities, read)
+        entries += certificate_entries("broker-ca", authorities, trusted)
+        roots = map(twisted.Certificate, map(crypto.X509.from_cryptography, trusted))
+        options["trustRoot"] = twisted.trustRootFromCertificates(roots)
     certificate = None
     if cert is not None and key is not None:
         certificates, private_key = _read_client_pair(cert, key, read)
         certificate = certificates[0]
+        entries += certificate_entries("broker-cert", cert, certificates[:1])
         options["privateKey"] = crypto.PKey.from_cryptography_key(private_key)
         options["certificate"], *options["extraCertChain"] = map(crypto.X509.from_cryptography, certificates)
     try:
@@ -78,7 +85,7 @@ def load_broker_tls(
         reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
         reason = str(reasons[-1][-1]) if reasons else "no reason given"
         raise ConfigError(f"{cert or authorities}: OpenSSL refuses this certificate ({reason})") from None
-    return BrokerTLSMaterial(context, certificate)
+    return BrokerTLSMaterial(context, certificate, tuple(entries))
 
 
 def _read_client_pair(cert: Path, key: Path, read: ReadFile) -> tuple[list[x509.Certificate], _ClientKey]:

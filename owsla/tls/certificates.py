@@ -36,6 +36,11 @@ def read_certificates(path: Path, read: ReadFile = read_file) -> list[x509.Certi
         raise ConfigError(f"{path}: a certificate in this file is damaged") from None
 
 
+def readable_name(name: x509.Name) -> str:
+    """Return a name in a certificate as text in the form of RFC 4514. Characters that are not printable are replaced."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name.rfc4514_string())
+
+
 def is_cut_off(content: bytes) -> bool:
     """Return whether a PEM file ends in the middle of an object, as while somebody writes it.
 

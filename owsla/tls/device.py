@@ -24,7 +24,7 @@ it would be frozen (`runtime.memory`), and stay for a long time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +41,7 @@ from .certificates import read_certificates, read_server_certificate
 from .contexts import ClientVerification, certificate_context, front_context
 from .expiry import ServedCertificate
 from .identity import device_identity
+from .inventory import Entry, certificate_entries, list_entries, response_entries
 from .refusal import certificate_refusal
 from .revocation import UNUSABLE, CrlPolicy, RevocationLists, read_revocation_lists
 from .server_names import ServerNames, same_use
@@ -91,6 +92,16 @@ class DeviceTLSMaterial:
     """Certificates that devices are shown."""
     revocation: RevocationLists | None
     responses: OcspResponses | None
+    entries: tuple[Entry, ...] = ()
+    """Server certificates and client authorities, for `inventory`."""
+
+    def inventory(self, now: float) -> Iterator[Entry]:
+        """Yield an entry for each certificate, authority, revocation list and OCSP response."""
+        yield from self.entries
+        if self.revocation is not None:
+            yield from list_entries(self.revocation, now)
+        if self.responses is not None:
+            yield from response_entries(self.responses)
 
     @property
     def not_after(self) -> float:
@@ -156,8 +167,10 @@ def load_device_tls(
         serials = [certificate.certificate.serial_number for certificate in certificates]
         responses = OcspResponses([read_ocsp_response(path, read) for path in files.ocsp_responses], serials, now)
     clients = None
+    entries = [entry for each in certificates for entry in certificate_entries("server", each.path, each.chain[:1])]
     if files.client_ca is not None:
         authorities = read_certificates(files.client_ca, read)
+        entries += certificate_entries("client-ca", files.client_ca, authorities)
         lists = next((known for each in previous if (known := each.revocation(files)) is not None), None)
         if lists is None and files.client_crl is not None:
             lists = read_revocation_lists(files.client_crl, authorities, read)
@@ -173,6 +186,7 @@ def load_device_tls(
         ),
         revocation=clients.revocation if clients is not None else None,
         responses=responses,
+        entries=tuple(entries),
     )
 
 

@@ -18,7 +18,7 @@ from OpenSSL import SSL, crypto
 
 from ..errors import ConfigError
 from ..runtime.files import ReadFile, read_file
-from .certificates import is_cut_off
+from .certificates import is_cut_off, readable_name
 
 CrlPolicy = Literal["hard", "soft"]
 
@@ -74,16 +74,16 @@ class RevocationLists:
         self._missing: list[str] = []
         self._revoked: dict[bytes, frozenset[int]] = {}
         for authority in authorities:
-            own = [each for each in self._current() if _signed(each, authority)]
-            if not own and _name(authority.subject) not in self._missing:
-                self._missing.append(_name(authority.subject))
+            own = [each for each in self.current if _signed(each, authority)]
+            if not own and readable_name(authority.subject) not in self._missing:
+                self._missing.append(readable_name(authority.subject))
             key = crypto.X509.from_cryptography(authority).digest("sha256")
             self._revoked[key] = frozenset().union(*(each.serials for each in own))
 
     @property
     def next_update(self) -> float | None:
         """Time at which the first list expires, in seconds since the epoch; `None`: never."""
-        return min((each.next_update for each in self._current() if each.next_update is not None), default=None)
+        return min((each.next_update for each in self.current if each.next_update is not None), default=None)
 
     def same_as(self, other: RevocationLists | None) -> bool:
         """Return whether the other has the same lists."""
@@ -91,7 +91,7 @@ class RevocationLists:
 
     def unusable(self, now: float) -> Iterator[UnusableList]:
         """Yield the lists that have expired, and those that an authority of `--client-ca` should have."""
-        for each in self._current():
+        for each in self.current:
             if each.next_update is not None and each.next_update <= now:
                 end = datetime.fromtimestamp(each.next_update, UTC)
                 yield UnusableList(each.authority, f"the list expired at {end:%Y-%m-%dT%H:%M:%SZ}")
@@ -117,14 +117,15 @@ class RevocationLists:
         if found is None:
             try:
                 certificate = authority.to_cryptography()
-                own = [each.serials for each in self._current() if _signed(each, certificate)]
+                own = [each.serials for each in self.current if _signed(each, certificate)]
             except Exception:  # OpenSSL accepts certificates for which `cryptography` raises ValueError, TypeError and others
                 own = [each.serials for each in self.lists]
             found = self._revoked[key] = frozenset().union(*own)
         return found
 
-    def _current(self) -> list[RevocationList]:
-        """Return the lists without those that a later list of the same authority, key and scope replaces, as in OpenSSL."""
+    @property
+    def current(self) -> list[RevocationList]:
+        """Lists without those that a later list of the same authority, key and scope replaces, as in OpenSSL."""
         newest: dict[tuple[Any, ...], RevocationList] = {}
         for each in self.lists:
             key = (each.crl.issuer, _extension(each.crl, x509.AuthorityKeyIdentifier), _scope(each.crl))
@@ -166,7 +167,7 @@ def _parsed(path: Path, content: bytes) -> RevocationList:
         serials = frozenset(each.serial_number for each in crl)
         next_update = crl.next_update_utc
         last_update = crl.last_update_utc.timestamp()
-        authority = _name(crl.issuer)
+        authority = readable_name(crl.issuer)
     except ValueError:
         raise ConfigError(f"{path}: a certificate revocation list in this file is damaged") from None
     if delta is not None:
@@ -222,7 +223,3 @@ def _extension(holder: x509.Certificate | x509.CertificateRevocationList, kind: 
         if isinstance(holder, x509.CertificateRevocationList):
             raise ValueError("an extension is malformed") from None
         return None  # OpenSSL accepts such an authority
-
-
-def _name(name: x509.Name) -> str:
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name.rfc4514_string())

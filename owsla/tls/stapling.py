@@ -59,6 +59,11 @@ class OcspResponses:
         """Time at which the first response in use expires, in seconds since the epoch; `None`: never."""
         return min((each.next_update for each in self._by_serial.values() if each.next_update is not None), default=None)
 
+    @property
+    def in_use(self) -> list[tuple[int, OcspResponse]]:
+        """Serial number of each certificate that has a response, and this response."""
+        return list(self._by_serial.items())
+
     def content(self, serial: int) -> bytes:
         """Return the response for a certificate, or `b""` if there is none now."""
         response = self._by_serial.get(serial)

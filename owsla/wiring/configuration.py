@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.development import development_certificates
 from ..tls.device import DeviceTLSMaterial, PreviousMaterial, load_device_tls
 from ..tls.expiry import ServedCertificate
+from ..tls.inventory import Entry
 
 _log = Logger(namespace="owsla")
 
@@ -96,6 +97,14 @@ class CurrentConfiguration:
         if path is None or certificate is None:
             return ()
         return (ServedCertificate(str(path), certificate.not_valid_after_utc.timestamp()),)
+
+    def inventory(self, now: float) -> Iterator[tuple[str | None, Entry]]:
+        """Yield a door and an entry for each of its certificates and lists, then `None` and the entries for the broker."""
+        for door, material in self._configuration.device_tls.items():
+            for entry in material.inventory(now):
+                yield door, entry
+        for entry in self._configuration.broker_tls.inventory:
+            yield None, entry
 
     def workers_replaced(self) -> None:
         """Note that all workers have started with the settings that were read last, in a rolling restart."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import starmap
 from typing import Final
 
 from .. import http
@@ -14,6 +15,7 @@ from ..log import LineStream, Lossy
 from ..supervision import ChildSpec
 from ..workers import EventsToParent
 from .base import Base
+from .configuration import CurrentConfiguration
 from .consuming import Consuming
 from .devices import Devices
 from .publishing import Publishing
@@ -74,7 +76,14 @@ def make_readings(
         certificate_expires=lambda: _first(material.not_after for material in base.current.device_tls),
         crl_expires=lambda: _first(material.crl_expires for material in base.current.device_tls),
         ocsp_expires=lambda: _first(material.ocsp_expires for material in base.current.device_tls),
+        broker_connections=lambda: [connection.status for connection in consuming.connections],
+        certificates=certificates_of(base.current),
     )
+
+
+def certificates_of(current: CurrentConfiguration) -> Callable[[], Iterable[http.CertificateReading]]:
+    """Return a function that returns the certificates and lists of the configuration in force."""
+    return lambda: starmap(http.CertificateReading, current.inventory(time.time()))
 
 
 def _first(times: Iterable[float | None]) -> float | None:

@@ -33,7 +33,7 @@ from .configuration import (
     announce_development_certificate,
     reload_configuration,
 )
-from .observation import SHARED_HANDLERS
+from .observation import SHARED_HANDLERS, certificates_of
 from .reload import Changes, Reloads
 from .service_manager import ServiceManagerReports, make_reports
 from .sockets import Sockets, claim_sockets
@@ -104,6 +104,7 @@ def make_parent(
         event_drops=events.drops,
         log_lost=lambda: log.lost,
         reloads=reloads,
+        certificates=certificates_of(current),
     )
     expiry = ExpiryWatch(
         reactor,

@@ -37,6 +37,8 @@ from owsla.runtime.end_of_turn import EndOfTurn
 
 from .fakes import START, BrokerTestCase, Result, Server
 
+EPOCH = 1_700_000_000.0
+
 
 class ExplainTests(BrokerTestCase):
     def test_words(self) -> None:
@@ -139,7 +141,7 @@ class ConnectionTests(BrokerTestCase):
             self.logins(*hosts, tls=tls is not None),
             self.role,
             self.reporter,
-            ConnectionSettings(1000, lambda: "test", tls),
+            ConnectionSettings(1000, lambda: "test", tls, now=lambda: EPOCH + self.reactor.seconds()),
             backoff=RetryDelay(first=1, most=60, random=lambda: 1.0),
         )
 
@@ -363,6 +365,53 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(
             self.reporter.notes[1:], [("blocked", "role", "low on memory"), ("unblocked", "role", "")]
         )
+
+    def status(self) -> tuple[str, float]:
+        """Return the state of the connection, and the time of its last change in seconds since the start of the test."""
+        return self.service.status.state, round(self.service.status.since - EPOCH, 2)
+
+    def test_status(self) -> None:
+        """The status has the state and its time, the address of the last attempt, and the last fault with its time."""
+        status = self.service.status
+        self.assertEqual((*self.status(), status.role, status.address), ("stopped", 0.0, "role", None))
+        self.reactor.advance(5)
+        self.service.startService()
+        self.assertEqual((*self.status(), status.address), ("connecting", 5.0, "amqp://me@10.0.0.1:5672/%2Fv"))
+        self.refuse(ConnectionRefusedError(111, "Connection refused"))
+        self.assertEqual((status.state, status.fault), ("waiting", "Connection refused"))
+        self.assertEqual(status.fault_time, status.since)
+        self.reactor.advance(1.5)
+        remote = self.accept()
+        self.assertEqual(self.status()[0], "connecting")
+        remote.send(0, "connection.start", **START)
+        self.assertEqual(self.status(), ("up", round(self.reactor.seconds(), 2)))
+        self.reactor.advance(10)
+        remote.send(0, "connection.blocked", reason="low on memory")
+        self.assertEqual(self.status(), ("blocked", round(self.reactor.seconds(), 2)))
+        self.reactor.advance(10)
+        remote.send(0, "connection.unblocked")
+        self.assertEqual(self.status(), ("up", round(self.reactor.seconds(), 2)))
+        self.assertEqual(status.fault, "Connection refused")
+        remote.drop()
+        self.assertEqual((*self.status(), status.fault), ("waiting", 26.81, "the broker closed the connection"))
+        stopped = self.stop()
+        self.assertTrue(stopped.done)
+        self.assertEqual(self.status(), ("stopped", round(self.reactor.seconds(), 2)))
+
+    def test_status_of_a_refused_setup(self) -> None:
+        """A connection whose queues cannot be declared is not up. A stop is no fault."""
+        self.role.fault = BrokerError(406, "PRECONDITION_FAILED", scope="channel")
+        self.service.startService()
+        self.welcome().settle()
+        self.assertEqual(self.status()[0], "waiting")
+        self.assertIn("PRECONDITION_FAILED", str(self.service.status.fault))
+        self.role.fault = None
+        self.reactor.advance(1)
+        remote = self.welcome()
+        self.service.status.fault = None
+        self.stop()
+        remote.settle()
+        self.assertEqual((self.status()[0], self.service.status.fault), ("stopped", None))
 
     def stop(self) -> Result:
         return Result(self.service.stopService())

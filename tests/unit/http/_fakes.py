@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from owsla.desk import NO_ARGS, Args
-from owsla.http import DoorReadings, EventCounts, NameReadings, ParentReadings, Readings, answer
+from owsla.http import CertificateReading, DoorReadings, EventCounts, NameReadings, ParentReadings, Readings, answer
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
@@ -34,6 +34,7 @@ class FakeDoorAdmission:
 @dataclass
 class FakePort:
     accepted: int = 0
+    address: str = "0.0.0.0:8883"
     handshakes: int = 0
     failed_handshakes: int = 0
     accepting: bool = True
@@ -76,6 +77,16 @@ class FakeLines:
     given_up_lines: int = 0
     traced_lines: int = 0
     unconfirmed_since: float | None = None
+
+
+@dataclass
+class FakeBrokerConnection:
+    role: str = "producer"
+    state: str = "up"
+    since: float = NOW
+    address: str | None = "amqp://guest@rabbit:5672/%2F"
+    fault: str | None = None
+    fault_time: float | None = None
 
 
 @dataclass
@@ -164,6 +175,8 @@ class World:
         self.events = EventCounts()
         self.event_drops: dict[str, int] = {}
         self.certificate_expires: float | None = None
+        self.broker_connections = [FakeBrokerConnection()]
+        self.certificates: list[CertificateReading] = []
         self.readings = Readings(
             node=lambda: self.node,
             admission=self.admission,
@@ -177,6 +190,8 @@ class World:
             events=self.events,
             event_drops=lambda: self.event_drops,
             certificate_expires=lambda: self.certificate_expires,
+            broker_connections=lambda: self.broker_connections,
+            certificates=lambda: self.certificates,
             started=NOW,
         )
 
@@ -229,12 +244,14 @@ class Family:
         self.draining = False
         self.events = EventCounts(own=lambda: "parent")
         self.event_drops: dict[str, int] = {}
+        self.certificates: list[CertificateReading] = []
         self.readings = ParentReadings(
             workers=lambda: list(self.workers),
             draining=lambda: self.draining,
             tree=self.tree,
             events=self.events,
             event_drops=lambda: self.event_drops,
+            certificates=lambda: self.certificates,
             started=NOW,
         )
 
