@@ -10,7 +10,9 @@ bounded. Streams of an HTTP client are repeated questions.
 
 from ._asking import Answers, WorkerHandle, WorkerQueries
 from ._desk import Desk, NodeDesk, ParentDesk, UnknownQuestion
+from ._device_trace import NodeTraces
 from ._events import RecentEvents
+from ._traces import TooManyTraces, Traces, node_traces, parent_traces
 from ._types import JSON, NO_ARGS, Answer, Args, BadArgument
 
 __all__ = [
@@ -22,9 +24,14 @@ __all__ = [
     "BadArgument",
     "Desk",
     "NodeDesk",
+    "NodeTraces",
     "ParentDesk",
     "RecentEvents",
+    "TooManyTraces",
+    "Traces",
     "UnknownQuestion",
     "WorkerHandle",
     "WorkerQueries",
+    "node_traces",
+    "parent_traces",
 ]

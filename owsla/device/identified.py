@@ -79,6 +79,11 @@ class IdentifiedDevices:
             return connection
         return next((each for each in reversed(self._earlier.get(device_id, {})) if not each.closing), None)
 
+    def connections_of(self, device_id: str) -> list[Connection]:
+        """Return the open connections of a device, those that are being closed included, the oldest first."""
+        newest = self._newest.get(device_id)
+        return [] if newest is None else [*self._earlier.get(device_id, {}), newest]
+
     def claim_of(self, device_id: str) -> Claim | None:
         """Return the claim of the newest open connection of a device, or `None`."""
         connection = self.find(device_id)

@@ -2,6 +2,7 @@
 
 from ._find import find_dialect
 from ._interfaces import (
+    REDACTED,
     REFUSED,
     Conversation,
     DeviceRefused,
@@ -15,6 +16,7 @@ from ._interfaces import (
 )
 
 __all__ = [
+    "REDACTED",
     "REFUSED",
     "Conversation",
     "DeviceRefused",

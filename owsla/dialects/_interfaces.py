@@ -116,6 +116,10 @@ REFUSED: Final = Refused()
 """Result of `Dialect.outgoing` for a message that must not reach the device."""
 
 
+REDACTED: Final = "line for the dialect, not shown"
+"""Text that a trace shows in place of a line that only the dialect gets."""
+
+
 class Dialect:
     """The protocol of one device. Each connection has an instance, which is made when its handshake is complete.
 
@@ -153,6 +157,14 @@ class Dialect:
         which this returns `REFUSED` is recorded as undeliverable, with the reason `refused-by-dialect`.
         """
         return (line,)
+
+    def redact(self, line: bytes) -> str | None:
+        """Return the text that a trace shows in place of a line from the device; `None` to show the line.
+
+        Called before `line`, only while an operator traces the device. A line that the dialect publishes as it came is shown in
+        any case, since back ends get it. By default no other is: it may be a login with a password or a token.
+        """
+        return REDACTED
 
     def timed_out(self) -> None:
         """Handle the end of the time of `Conversation.set_timeout`."""

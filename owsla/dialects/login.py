@@ -217,6 +217,9 @@ class Login(Dialect):
         self.conversation.answer(b"DENIED")
         self.conversation.hang_up(reason)
 
+    def redact(self, line: bytes) -> str | None:
+        return "login line, not shown"  # lines after it are published as they came, and shown
+
     def timed_out(self) -> None:
         why = f"no login within {self._timeout:g} s"
         self._deny(None, why, why)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from typing import Any
 
-from ..desk import NodeDesk, ParentDesk, RecentEvents
+from ..desk import NodeDesk, NodeTraces, ParentDesk, RecentEvents, Traces, node_traces, parent_traces
+from ..events import Event
 from ..workers import WorkerPool
 from .base import Base
 from .devices import Devices
@@ -12,11 +16,34 @@ from .devices import Devices
 
 def make_desk(base: Base, devices: Devices) -> NodeDesk:
     """Make the desk of a node."""
+    traces = _make_traces(base, devices)
     return NodeDesk({
+        "end-trace": traces.end,
         "events": base.recent_events.answer,
+        "trace": traces.poll,
+        "traces": traces.running,
     })  # fmt: skip
 
 
-def make_parent_desk(reactor: Any, pool: WorkerPool, recent: RecentEvents) -> ParentDesk:
-    """Make the desk of a parent for all its workers. `recent` has the events of the parent itself."""
-    return ParentDesk(reactor, lambda: pool.processes, NodeDesk({"events": recent.answer}))
+def _make_traces(base: Base, devices: Devices) -> Traces:
+    """Make the traces of a node. Those of a worker are reported by its parent."""
+    reactor, identified = base.reactor, devices.services.devices
+    recorded = NodeTraces(reactor, time.time, base.registry, identified, base.events, os.urandom(4).hex())
+    return node_traces(reactor, time.time, recorded.begin, base.emit if base.inherited is None else None)
+
+
+def make_parent_desk(
+    reactor: Any, pool: WorkerPool, recent: RecentEvents, emit: Callable[[Event], None]
+) -> ParentDesk:
+    """Make the desk of a parent for all its workers.
+
+    `recent` has the events of the parent itself. `emit` reports what operators do.
+    """
+    traces = parent_traces(reactor, time.time, emit)
+    own = NodeDesk({
+        "end-trace": traces.end,
+        "events": recent.answer,
+        "trace": traces.poll,
+        "traces": traces.running,
+    })  # fmt: skip
+    return ParentDesk(reactor, lambda: pool.processes, own)
