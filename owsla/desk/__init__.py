@@ -9,25 +9,42 @@ bounded. Streams of an HTTP client are repeated questions.
 """
 
 from ._asking import Answers, WorkerHandle, WorkerQueries
+from ._close import CloseConnections
 from ._desk import Desk, NodeDesk, ParentDesk, UnknownQuestion
+from ._device import DeviceDetails
 from ._device_trace import NodeTraces
+from ._devices import STATES, DeviceList
 from ._events import RecentEvents
+from ._lookup import Lookup
+from ._paging import SORTS
+from ._rows import Rows
+from ._slices import Slices
+from ._top import TopDevices
 from ._traces import TooManyTraces, Traces, node_traces, parent_traces
 from ._types import JSON, NO_ARGS, Answer, Args, BadArgument
 
 __all__ = [
     "JSON",
     "NO_ARGS",
+    "SORTS",
+    "STATES",
     "Answer",
     "Answers",
     "Args",
     "BadArgument",
+    "CloseConnections",
     "Desk",
+    "DeviceDetails",
+    "DeviceList",
+    "Lookup",
     "NodeDesk",
     "NodeTraces",
     "ParentDesk",
     "RecentEvents",
+    "Rows",
+    "Slices",
     "TooManyTraces",
+    "TopDevices",
     "Traces",
     "UnknownQuestion",
     "WorkerHandle",

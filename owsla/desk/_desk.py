@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ..interfaces import Clock
 from ._asking import Answers, WorkerHandle, WorkerQueries
-from ._merging import MERGES
-from ._types import JSON, NO_ARGS, PARENT, Answer, Args, NamedAnswers
+from ._merging import CHECKS, MERGES, STEPS
+from ._types import JSON, NO_ARGS, PARENT, Answer, Args, BadArgument, NamedAnswers
 
 
 class UnknownQuestion(LookupError):
@@ -24,7 +24,7 @@ class Desk(Protocol):
         """Ask a question. The Deferred fires with the answer.
 
         `missing` in the answer has the names of the workers that did not answer in time. The Deferred fails with
-        `UnknownQuestion`.
+        `UnknownQuestion`, or with `BadArgument`.
         """
 
 
@@ -40,7 +40,7 @@ class NodeDesk:
         return what in self._answers
 
     def answer(self, what: str, args: Args) -> Deferred[JSON]:
-        """Answer a question, without `missing`. The Deferred fails with `UnknownQuestion`."""
+        """Answer a question, without `missing`. The Deferred fails with `UnknownQuestion` or `BadArgument`."""
         answer = self._answers.get(what)
         if answer is None:
             return fail(UnknownQuestion(what))
@@ -60,9 +60,19 @@ class ParentDesk:
         self._own = own
 
     def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[JSON]:
-        merge = MERGES.get(what)
-        if merge is None:
+        if what not in MERGES:
             return fail(UnknownQuestion(what))
+        try:
+            if what in CHECKS:
+                CHECKS[what](args)
+        except BadArgument:
+            return fail()
+        steps = STEPS.get(what)
+        return self._ask_all(what, args) if steps is None else steps(self._ask_all, args)
+
+    def _ask_all(self, what: str, args: Args) -> Deferred[JSON]:
+        """Ask all workers, and merge their answers."""
+        merge = MERGES[what]
 
         def merged(own: NamedAnswers) -> Deferred[JSON]:
             return asked.addCallback(lambda sent: {**merge([*own, *_answered(sent)], args), "missing": _missing(sent)})

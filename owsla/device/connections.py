@@ -64,6 +64,14 @@ class Connection(Hashable, Protocol):
         """Number of bytes that were read and not published yet, those of an incomplete line included."""
 
     @property
+    def held_back(self) -> bool:
+        """True while a dialect holds back the lines of the device."""
+
+    @property
+    def unconfirmed(self) -> int | None:
+        """Number of published lines that the broker has not confirmed; `None` if nobody counts them."""
+
+    @property
     def slow(self) -> bool:
         """True while the socket takes no more."""
 

@@ -56,6 +56,10 @@ class DeniedDevices:
             self._in_force = self.in_force
             self._check_all()
 
+    def denies_device(self, device_id: str) -> bool:
+        """Return whether a device id is denied."""
+        return self._list.denies_device(device_id, self._now())
+
     def denies_address(self, host: str) -> bool:
         """Return whether an address is denied."""
         return self._list.denies_address(host, self._now())

@@ -120,6 +120,10 @@ class DialectProtocol(DeviceProtocol):
     def lines_in(self) -> int:
         return self._received
 
+    @property
+    def held_back(self) -> bool:
+        return self._publication_held
+
     def confirmed(self, seq: int) -> None:
         super().confirmed(seq)
         if self._settled_lines is not None:

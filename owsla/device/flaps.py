@@ -44,6 +44,10 @@ class FlapLimit:
         """Return the number of devices that are held off."""
         return sum(until > now for until in self._held_until.values())
 
+    def remaining(self, device_id: str, now: float) -> float:
+        """Return the number of seconds for which a device is still held off, or 0."""
+        return max(0.0, self._held_until.get(device_id, now) - now)
+
     def enter(self, device_id: str, now: float) -> int | None:
         """Count a connection. Return `None` if the device may connect, 0 if it is held off, and the number of its connections
         if it is held off from now on.

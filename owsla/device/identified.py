@@ -198,6 +198,10 @@ class IdentifiedDevices:
             self._emit(DeviceHeldOff(device_id, connections, HELD_OFF, peer, door))
         return Refusal("the device is held off", reported=True)
 
+    def held_off_for(self, device_id: str) -> float:
+        """Return the number of seconds for which all connections of a device are still refused, or 0."""
+        return self.flaps.remaining(device_id, self._clock.seconds())
+
     def tick(self, now: float) -> None:
         """Close the replaced connections of contested device ids whose time is over, and announce the claims that are due."""
         if self._replaced:

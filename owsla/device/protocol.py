@@ -553,12 +553,22 @@ class DeviceProtocol(LineReceiver):
             self._begin_close(f"no line for {timeout:g} s")
             self.transport.idleOverdue()
 
+    @property
+    def held_back(self) -> bool:
+        """True while a dialect holds back the lines of the device."""
+        return False
+
     # -- acknowledgements to the device ------------------------------------------------------------------------------------
 
     @property
     def acknowledges(self) -> bool:
         """True if the device is told which of its lines are safe (`--device-ack`)."""
         return self._device_ack is not None
+
+    @property
+    def unconfirmed(self) -> int | None:
+        """Number of published lines that the broker has not confirmed; `None` without `--device-ack`, when nobody counts."""
+        return None if self._device_ack is None else self.seq - self._confirmed
 
     def confirmed(self, seq: int) -> None:
         """Note that the broker has confirmed a line. The device is told of the lines without a gap before them."""

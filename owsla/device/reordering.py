@@ -49,6 +49,11 @@ class ReorderLimits:
         self._gap_timeout = gap_timeout
         self._limit = reorder_limit
 
+    @property
+    def gap_timeout(self) -> float:
+        """Time in seconds for which a connection waits for a missing sequence number."""
+        return self._gap_timeout
+
     def hold(self, connection: Connection, letter: Letter) -> None:
         """Count a message that a connection holds."""
         self._held.add(letter.source, connection)

@@ -12,12 +12,23 @@ than the time-out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ..events import Event, SlowDevice
 from ..interfaces import Clock
 from ..letter import DeliverySource, Letter
 from .connections import Connection, guard
 from .held_messages import HeldMessages
+
+
+class _Paused(NamedTuple):
+    """A connection whose socket takes no more."""
+
+    since: float
+    checked: float
+    """Time of the last check at which it had taken something; at first the same as `since`."""
+    untaken: int
+    """Number of bytes that were not taken then."""
 
 
 class SlowDevices:
@@ -27,8 +38,7 @@ class SlowDevices:
         self._clock = clock
         self._emit = emit
         self._timeout = write_timeout
-        self._paused: dict[Connection, tuple[float, int]] = {}
-        # For each connection, in this order: the time of the last check, and the bytes that were not taken then.
+        self._paused: dict[Connection, _Paused] = {}  # in the order of their checks
         self._queued: HeldMessages[Connection] = HeldMessages()
 
     def configure(self, write_timeout: float) -> None:
@@ -37,12 +47,32 @@ class SlowDevices:
 
     def paused(self, connection: Connection) -> None:
         """Watch a connection whose socket takes no more."""
-        self._paused.pop(connection, None)
-        self._paused[connection] = (self._clock.seconds(), connection.transport.untaken)
+        now = self._clock.seconds()
+        before = self._paused.pop(connection, None)
+        since = now if before is None else before.since
+        self._paused[connection] = _Paused(since, now, connection.transport.untaken)
 
     def resumed(self, connection: Connection) -> None:
         """Stop watching a connection whose socket has taken everything, or is closed."""
         self._paused.pop(connection, None)
+
+    @property
+    def write_timeout(self) -> float:
+        """Time in seconds after which a connection that makes no progress is closed."""
+        return self._timeout
+
+    def since(self, connection: Connection) -> float | None:
+        """Return the time, by the clock of the reactor, since which the socket of a connection takes no more, or `None`."""
+        paused = self._paused.get(connection)
+        return None if paused is None else paused.since
+
+    def stuck_since(self, connection: Connection) -> float | None:
+        """Return the time, by the clock of the reactor, since which a device has taken nothing at all.
+
+        `None` if its socket takes more, or if the device has taken something since the last check.
+        """
+        paused = self._paused.get(connection)
+        return None if paused is None or connection.transport.untaken < paused.untaken else paused.checked
 
     def queue(self, connection: Connection, letter: Letter) -> None:
         """Count a message that waits for a socket. Close the slowest connection if too much of a prefetch waits."""
@@ -71,10 +101,10 @@ class SlowDevices:
 
     def tick(self, now: float) -> None:
         """Close the connections whose device has taken nothing for the write time-out."""
-        for connection, (checked, untaken) in list(self._paused.items()):
-            if now - checked < self._timeout:
+        for connection, paused in list(self._paused.items()):
+            if now - paused.checked < self._timeout:
                 break
-            if connection.transport.untaken < untaken:
+            if connection.transport.untaken < paused.untaken:
                 self.paused(connection)  # slow, but it reads
             else:
                 guard(connection, connection.close_slow, f"it took nothing for {self._timeout:g} s")

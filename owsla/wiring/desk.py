@@ -7,7 +7,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..desk import NodeDesk, NodeTraces, ParentDesk, RecentEvents, Traces, node_traces, parent_traces
+from ..desk import (
+    CloseConnections,
+    DeviceDetails,
+    DeviceList,
+    Lookup,
+    NodeDesk,
+    NodeTraces,
+    ParentDesk,
+    RecentEvents,
+    Rows,
+    Slices,
+    TopDevices,
+    Traces,
+    node_traces,
+    parent_traces,
+)
 from ..events import Event
 from ..workers import WorkerPool
 from .base import Base
@@ -16,10 +31,17 @@ from .devices import Devices
 
 def make_desk(base: Base, devices: Devices) -> NodeDesk:
     """Make the desk of a node."""
-    traces = _make_traces(base, devices)
+    services, traces = devices.services, _make_traces(base, devices)
+    slices = Slices(base.reactor)
+    rows = Rows(base.reactor, time.time, services.slow)
+    lookup = Lookup(base.registry, base.registry.find, services.devices, slices)
     return NodeDesk({
+        "close": CloseConnections(lookup, rows, slices, base.emit).answer,
+        "device": DeviceDetails(base.reactor, time.time, lookup, rows, services, lambda text, limit: []).answer,
+        "devices": DeviceList(base.registry, rows, slices).answer,
         "end-trace": traces.end,
         "events": base.recent_events.answer,
+        "top": TopDevices(base.reactor, base.registry, rows, slices).answer,
         "trace": traces.poll,
         "traces": traces.running,
     })  # fmt: skip
