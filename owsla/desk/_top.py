@@ -129,7 +129,7 @@ class TopDevices:
         assert comparison is not None
         self._rows.adjust()
         interval = comparison.interval
-        talkers = []
+        talkers: list[JSON] = []
         for connection, growth in comparison.talkers:
             if connection.transport is not None and len(talkers) < limit:
                 rates = {f"{name}_rate": round(grown / interval, 1) for name, grown in growth._asdict().items()}
