@@ -16,7 +16,7 @@ from owsla.config.addresses import BrokerAddress
 from owsla.config.deny_list import read_deny_list
 from owsla.config.framings import acknowledgement_fault, framing_fault
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
-from owsla.config.passwords import read_password
+from owsla.config.passwords import read_password, read_token
 from owsla.config.readers import UNDELIVERABLE_SUFFIX
 from owsla.config.settings import ProxySender, QueueArgument, Settings
 from owsla.errors import ConfigError
@@ -55,6 +55,7 @@ def check_values(values: dict[str, Any], given: Mapping[str, Given], read: ReadF
     except ConfigError as error:
         raise ConfigError(f"{given['events'].origin}: {error}") from None
     _check_queue_arguments(values, given)
+    _check_tokens(values, given, read)
 
 
 def check_readable(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
@@ -125,6 +126,24 @@ def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFi
         if values[BY_NAME[name].field] is not None and not any(address.tls for address in addresses):
             raise ConfigError(f"{given[name].origin}: no --broker is amqps://")
     return addresses
+
+
+def _check_tokens(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFile) -> None:
+    """Check the files of the tokens for HTTP."""
+    tokens: set[str] = set()
+    for name in ("http-token-file", "http-read-token-file"):
+        path: Path | None = values[BY_NAME[name].field]
+        if path is None:
+            continue
+        if values["http"] is None:
+            raise ConfigError(f"{given[name].origin}: has an effect only with --http")
+        try:
+            token = read_token(path, read)
+        except ConfigError as error:
+            raise ConfigError(f"{given[name].origin}: {error}") from None
+        if token in tokens:
+            raise ConfigError(f"{given[name].origin}: {path}: this is the token of --http-token-file, which may do more")
+        tokens.add(token)
 
 
 def _check_queue_arguments(values: Mapping[str, Any], given: Mapping[str, Given]) -> None:
@@ -272,6 +291,8 @@ def _check_ports(settings: Settings, given: Mapping[str, Given]) -> None:
             ports.append((option, shown, door.settings.interface, place))
         elif place is not None and paths.setdefault(place.resolve(), shown) != shown:
             _refuse(given, (option,), f"{paths[place.resolve()]} and {shown} cannot both use {place}")
+    if isinstance(settings.control, Path) and (door_shown := paths.get(settings.control.resolve())):
+        _refuse(given, ("control",), f"{door_shown} and --control cannot both use {settings.control}")
     if settings.http is not None:
         ports.append(("http", "--http", *settings.http))
     if not settings.brokers:

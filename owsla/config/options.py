@@ -504,6 +504,23 @@ OPTIONS: tuple[Option, ...] = (
         "Serve metrics (/metrics), health (/healthz, /readyz) and the supervision tree (/tree) over HTTP. The default address "
         "is 127.0.0.1; all is every interface.",
     ),
+    Option(
+        _WATCH, "http-token-file", "FILE", "off", readers.either("off", None, readers.path),
+        "File whose only line is a token of at least 16 characters: --http serves the API, which the page uses, to those who "
+        "send it (Authorization: Bearer).",
+        reload="yes", needs=("http",),
+    ),
+    Option(
+        _WATCH, "http-read-token-file", "FILE", "off", readers.either("off", None, readers.path),
+        "The same for clients that may read, and neither act nor trace devices.",
+        reload="yes", needs=("http",),
+    ),
+    Option(
+        _WATCH, "control", "PATH", None, readers.either("off", "off", readers.path),
+        "Unix socket of the API and the page, for the user of this process only (mode 0600); off: none. Commands such as owsla "
+        "devices use it. The default one is left out, with a warning, if it cannot be had.",
+        shown="owsla.sock",
+    ),
 )  # fmt: skip
 
 BY_NAME: Final = {option.name: option for option in OPTIONS}

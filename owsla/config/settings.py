@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from twisted.cred.checkers import ICredentialsChecker
 
@@ -25,6 +25,8 @@ SequenceType = Literal["int64", "int32"]
 OnLong = Literal["close", "skip"]
 ProxySender: TypeAlias = IPv4Network | IPv6Network | Literal["unix"]
 """Peers that are trusted to send a PROXY protocol header: those of a network, or all of a unix socket."""
+DEFAULT_CONTROL: Final = Path("owsla.sock")
+"""Path of the control socket, relative to the working folder at the start."""
 QueueArgument = tuple[str, str | int | bool]
 """Name and value of an argument of queue.declare."""
 
@@ -107,6 +109,9 @@ class Settings:
     events: tuple[HandlerSpec, ...]
     log_format: LogFormat
     http: tuple[str, int] | None  # address (empty: all) and port
+    http_token_file: Path | None
+    http_read_token_file: Path | None
+    control: Path | Literal["off"] | None  # None: `DEFAULT_CONTROL`, if it can be had
 
     @property
     def doors(self) -> tuple[Door, ...]:

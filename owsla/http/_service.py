@@ -1,30 +1,39 @@
-"""The HTTP server for operators, on a port of its own."""
+"""The HTTP server for operators: on a port of its own, and on the control socket."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
-from typing import Any, Final, cast
+from pathlib import Path
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from ..errors import ConfigError, os_reason
-from ..interfaces import Clock
-from ..runtime.sockets import bind
+from ..runtime.daemon_thread import in_daemon_thread
+from ..runtime.sockets import bind, bind_unix
 from ..supervision import Worker
-from ._pages import QuietSite, site
-from ._sources import Source
+from ._access import SocketAccess, TokenAccess, Tokens
+from ._api import Api, ApiParts
+from ._connections import LimitedFactory
+from ._pages import make_pages
+from ._site import make_site
+from ._streams import Streams
+from ._unix_port import UnixPort
 
 CONNECTIONS: Final = 64
-"""Limit on connections. Prometheus, the checks of a load balancer and some people need a handful. Each takes an open file from
-the devices."""
+"""Limit on connections at an address. Prometheus, the checks of a load balancer and some people need a handful. Each takes an
+open file from the devices (`runtime.open_files.RESERVE`)."""
 
-REQUEST_TIMEOUT: Final = 10.0
-"""Seconds for a request, from its first byte to the answer. A parent waits 2 s for a worker."""
+STREAMS: Final = 32
+"""Limit on streams at an address: they leave half of the connections to other requests."""
+
+CONTROL_MODE: Final = 0o600
+"""Permissions of the control socket: only the user of the gateway, and root, may connect."""
 
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for overdue requests."""
@@ -42,51 +51,54 @@ def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     return sock
 
 
-class HttpService(Worker):
-    """Service that serves the pages on a listening socket. The socket stays open, so that the service can be restarted."""
+def claim_control(path: Path) -> socket.socket:
+    """Return a listening unix socket for the API. `ConfigError` if that is not possible."""
+    sock = bind_unix(path, CONTROL_MODE, "--control")
+    try:
+        sock.listen(CONNECTIONS)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"--control: {path} cannot be opened: {os_reason(error)}") from None
+    return sock
 
-    _log = Logger(namespace="owsla")
 
-    def __init__(self, reactor: Any, sock: socket.socket, source: Source) -> None:
-        super().__init__(reactor)
-        self._reactor = reactor
-        self.setName("http")
-        self._socket = sock
-        local = _is_loopback(sock.getsockname()[0])
-        names = {socket.gethostname()} if local else None
-        self._connections = _Limited(reactor, site(source, reactor, names))
-        self._port: Any = None
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket and the site that is served on it."""
 
-    @property
-    def port(self) -> int:
-        """Port number, even if the system chose it."""
-        return int(self._socket.getsockname()[1])
+    socket: socket.socket
+    factory: LimitedFactory
+    streams: Streams
+    description: str
+    """Description for the log."""
 
-    @property
-    def url(self) -> str:
-        """URL of the index page for a browser on this machine."""
-        address = self._socket.getsockname()[0]
-        if address in ("0.0.0.0", "::"):
-            address = "127.0.0.1"
-        return f"http://[{address}]:{self.port}/" if ":" in address else f"http://{address}:{self.port}/"
 
-    def startService(self) -> None:
-        super().startService()
-        self.later(SWEEP_INTERVAL, self._sweep)
-        self._port = self._reactor.adoptStreamPort(self._socket.fileno(), self._socket.family, self._connections)
-        self._log.info("Metrics and health on {url}", url=self.url)
+def tcp_listener(reactor: Any, sock: socket.socket, parts: ApiParts, tokens: Callable[[], Tokens]) -> Listener:
+    """Return a listener for `--http`: pages for everybody, and the API for the senders of a token."""
+    streams = Streams(reactor, STREAMS)
+    api = Api(reactor, parts, TokenAccess(tokens), streams)
+    address = sock.getsockname()
+    names = {socket.gethostname()} if _is_loopback(address[0]) else None
+    site = make_site(reactor, make_pages(parts.source), api, names)
+    description = f"Metrics and health on {_url(*address[:2])}"
+    return Listener(sock, LimitedFactory(reactor, site, CONNECTIONS), streams, description)
 
-    def _sweep(self) -> None:
-        self._connections.end_overdue()
-        self.later(SWEEP_INTERVAL, self._sweep)
 
-    def stopService(self) -> Deferred[None]:
-        super().stopService()
-        port, self._port = self._port, None
-        for connection in list(self._connections.protocols):
-            connection.transport.abortConnection()
-        stopped: Deferred[None] = maybeDeferred(port.stopListening) if port is not None else maybeDeferred(lambda: None)
-        return stopped
+def control_listener(reactor: Any, sock: socket.socket, parts: ApiParts) -> Listener:
+    """Return a listener for `--control`: pages and the API for everybody who may connect to the socket."""
+    streams = Streams(reactor, STREAMS)
+    api = Api(reactor, parts, SocketAccess(reactor, partial(in_daemon_thread, reactor)), streams)
+    # ssh forwards the socket to a port of localhost, where a browser finds it.
+    site = make_site(reactor, make_pages(parts.source), api, {socket.gethostname()})
+    description = f"Control socket: {sock.getsockname()}"
+    return Listener(sock, LimitedFactory(reactor, site, CONNECTIONS), streams, description)
+
+
+def _url(address: str, port: int) -> str:
+    """Return the URL of the page for a browser on this machine."""
+    if address in ("0.0.0.0", "::"):
+        address = "127.0.0.1"
+    return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
 
 
 def _is_loopback(address: str) -> bool:
@@ -96,72 +108,44 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-class _Connection(ProtocolWrapper):
-    """A connection with a time limit on requests."""
+class HttpService(Worker):
+    """Service that serves the pages and the API. Its sockets stay open, so that it can be restarted."""
 
-    def __init__(self, factory: _Limited, wrapped: Any) -> None:
-        super().__init__(cast(Any, factory), wrapped)
-        self._clock = factory.clock
-        self._began: float | None = None
-        self.since = self._clock.seconds()
-        """Time of the last answer, or of the accept."""
-        self.ended = False
+    _log = Logger(namespace="owsla")
 
-    def dataReceived(self, data: bytes) -> None:
-        if self._began is None:
-            self._began = self._clock.seconds()
-        super().dataReceived(data)
+    def __init__(self, reactor: Any, listeners: Sequence[Listener]) -> None:
+        super().__init__(reactor)
+        self._reactor = reactor
+        self.setName("http")
+        self._listeners = tuple(listeners)
+        self._ports: list[Any] = []
 
-    def write(self, data: bytes) -> None:
-        self._answered()
-        super().write(data)
+    def startService(self) -> None:
+        super().startService()
+        self.later(SWEEP_INTERVAL, self._sweep)
+        for listener in self._listeners:
+            self._ports.append(self._open(listener))
+            self._log.info("{listener}", listener=listener.description)
 
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        self._answered()
-        super().writeSequence(data)
+    def _open(self, listener: Listener) -> Any:
+        sock = listener.socket
+        if sock.family != socket.AF_UNIX:
+            return self._reactor.adoptStreamPort(sock.fileno(), sock.family, listener.factory)
+        port = UnixPort(self._reactor, sock, listener.factory)
+        port.startListening()
+        return port
 
-    def _answered(self) -> None:
-        self._began = None
-        self.since = self._clock.seconds()
+    def _sweep(self) -> None:
+        for listener in self._listeners:
+            listener.factory.end_overdue()
+        self.later(SWEEP_INTERVAL, self._sweep)
 
-    @property
-    def overdue(self) -> bool:
-        """True if a request is incomplete after the time limit. A client that sends a header every few seconds cannot keep a
-        connection."""
-        return self._began is not None and self._clock.seconds() - self._began >= REQUEST_TIMEOUT
-
-    def end(self) -> None:
-        """Abort the connection."""
-        self.ended = True
-        transport: Any = self.transport
-        transport.abortConnection()
-
-
-class _Limited(WrappingFactory):
-    """Factory with a limit on connections. At the limit, the connection with the oldest answer is closed for a new one."""
-
-    noisy = False
-    protocol = _Connection
-
-    def __init__(self, clock: Clock, site: QuietSite) -> None:
-        super().__init__(site)
-        self.clock = clock
-
-    def logPrefix(self) -> str:
-        return "HTTP"
-
-    def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper:
-        connections = self._connections()
-        if len(connections) >= CONNECTIONS:
-            min(connections, key=lambda connection: connection.since).end()
-        return super().buildProtocol(addr)
-
-    def end_overdue(self) -> None:
-        """Close the connections with overdue requests."""
-        for connection in self._connections():
-            if connection.overdue:
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        ports, self._ports = self._ports, []
+        stopped: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
+        for listener in self._listeners:
+            listener.streams.close("the gateway stops")
+            for connection in listener.factory.connections():
                 connection.end()
-
-    def _connections(self) -> list[_Connection]:
-        # Twisted reports the loss of an aborted connection in a later iteration of the reactor.
-        return [connection for connection in cast(Iterable[_Connection], self.protocols) if not connection.ended]
+        return gatherResults(stopped)

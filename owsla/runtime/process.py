@@ -59,47 +59,66 @@ def remove_own_pid_file(path: str) -> None:
         pass  # twistd reads the file next, and reports what is wrong with it
 
 
+class OrderlyStop:
+    """Stop of a process in order, for the first SIGTERM or SIGINT, or for an operator. A second signal stops it at once."""
+
+    def __init__(self, reactor: Any, *, hurry: Callable[[], None], within: Callable[[], float]) -> None:
+        """A stop in order takes `within()` seconds at most. `hurry` ends it at once."""
+        self._reactor = reactor
+        self._hurry = hurry
+        self._within = within
+        self._signalled = False
+        self._requested = False
+
+    def signal(self, number: int) -> None:
+        """Stop in order for the first signal, and at once for the second."""
+        name = signal.Signals(number).name
+        if self._signalled or not (self._stop() or self._requested):
+            # Otherwise the process stops already, for example since the root supervisor gave up. So this signal counts as the
+            # second one.
+            _log.warn("Received {name} again: stopping at once", name=name)
+            self._hurry()
+        else:
+            _log.info(
+                "Received {name}: stopping in order within {within:g} s; a second signal stops at once",
+                name=name,
+                within=self._within(),
+            )
+        self._signalled = True
+
+    def request(self) -> bool:
+        """Stop in order at the request of an operator. Return whether the stop begins now.
+
+        A signal after it counts as the first one: a service manager sends SIGTERM in any case, and nothing may be lost by that.
+        """
+        begun = self._stop()
+        if begun:
+            self._requested = True
+            _log.info("Stopping in order within {within:g} s; two signals stop at once", within=self._within())
+        return begun
+
+    def _stop(self) -> bool:
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            return False
+        return True
+
+
 def install_signal_handlers(
-    reactor: Any,
-    *,
-    hurry: Callable[[], None],
-    reload: Callable[[], None],
-    replace: Callable[[], None],
-    within: Callable[[], float],
+    reactor: Any, stop: OrderlyStop, *, reload: Callable[[], object], replace: Callable[[], object]
 ) -> None:
     """Handle SIGTERM, SIGINT, SIGHUP and SIGUSR2 from the moment when the reactor runs.
 
-    The first SIGTERM or SIGINT stops the process in order, which takes `within()` seconds at most; `hurry` is called for the
-    second. `reload` is called for SIGHUP, and `replace` for SIGUSR2.
+    `stop` handles SIGTERM and SIGINT. `reload` is called for SIGHUP, and `replace` for SIGUSR2.
 
     Twisted's own handlers are not used: with those twistd raises the signal again at its end, and a stop in order has the exit
     status 143.
     """
-    stopping = False
-
-    def stop(number: int) -> None:
-        nonlocal stopping
-        name = signal.Signals(number).name
-        try:
-            if not stopping:
-                reactor.stop()
-        except ReactorNotRunning:
-            # The process stops already, for example since the root supervisor gave up. So this signal counts as the second one.
-            stopping = True
-        if stopping:
-            _log.warn("Received {name} again: stopping at once", name=name)
-            hurry()
-        else:
-            stopping = True
-            _log.info(
-                "Received {name}: stopping in order within {within:g} s; a second signal stops at once",
-                name=name,
-                within=within(),
-            )
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: reactor.callFromThread(stop, number))
+            signal.signal(number, lambda number, _: reactor.callFromThread(stop.signal, number))
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reload))
         signal.signal(signal.SIGUSR2, lambda *_: reactor.callFromThread(replace))
 

@@ -18,10 +18,12 @@ from ..config.changes import SettingsChanges, compare_settings
 from ..config.checks import device_tls_files
 from ..config.deny_list import DenyList, read_deny_list
 from ..config.options import OPTIONS, Option
+from ..config.passwords import read_token
 from ..config.settings import Door, Settings
 from ..config.sources import load_settings, write_warning
 from ..dialects import Factory
 from ..errors import ConfigError
+from ..http import Tokens
 from ..interfaces import FIRST_DOOR
 from ..runtime.files import Files
 from ..tls.broker import BrokerTLSMaterial, load_broker_tls
@@ -45,6 +47,7 @@ class Configuration:
     """TLS material of the doors with TLS, by name. Doors with the same files share it."""
     broker_tls: BrokerTLSMaterial
     deny_list: DenyList
+    tokens: Tokens = field(default_factory=Tokens)
     dialects: Mapping[str, Factory] = field(default_factory=dict)
     """Factories of the dialects of connections that come after a reload, by door, where it changes something about them."""
     changes: SettingsChanges | None = None
@@ -80,6 +83,11 @@ class CurrentConfiguration:
     @property
     def files(self) -> Files:
         return self._configuration.files
+
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens of clients of the API over TCP."""
+        return self._configuration.tokens
 
     @property
     def device_tls(self) -> tuple[DeviceTLSMaterial, ...]:
@@ -214,7 +222,7 @@ def _paths(option: Option, settings: Settings) -> set[Path]:
     value = getattr(settings, option.field, None)
     paths = value if isinstance(value, tuple) else (value,)
     # The path of a unix socket is not that of a file.
-    return {path for path in paths if isinstance(path, Path) and option.name != "port"}
+    return {path for path in paths if isinstance(path, Path) and option.name not in ("port", "control")}
 
 
 def configure(
@@ -234,7 +242,15 @@ def configure(
         broker_tls = previous.broker_tls  # its files may have gone, together with that broker
     else:
         broker_tls = load_broker_tls(settings.broker_ca, settings.broker_cert, settings.broker_key, files.read)
-    return Configuration(argv, settings, files, device_tls, broker_tls, _deny_list(settings, files, previous))
+    return Configuration(
+        argv, settings, files, device_tls, broker_tls, _deny_list(settings, files, previous), _tokens(settings, files)
+    )
+
+
+def _tokens(settings: Settings, files: Files) -> Tokens:
+    """Return the tokens of clients of the API over TCP."""
+    paths = settings.http_token_file, settings.http_read_token_file
+    return Tokens(*(None if path is None else read_token(path, files.read) for path in paths))
 
 
 def _deny_list(settings: Settings, files: Files, previous: Configuration | None) -> DenyList:

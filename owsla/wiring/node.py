@@ -14,7 +14,7 @@ from ..config.settings import Settings
 from ..log import LineStream, Lossy
 from ..runtime.daemon_thread import in_daemon_thread
 from ..runtime.files import Files
-from ..runtime.process import fail, install_signal_handlers, install_worker_signal_handlers
+from ..runtime.process import OrderlyStop, fail, install_worker_signal_handlers
 from ..workers import Inherited, NodeInterface
 from .applying import NodeChanges
 from .base import Base, make_base
@@ -23,8 +23,9 @@ from .configuration import Configuration, announce_development_certificate, relo
 from .consuming import Consuming, make_consuming
 from .desk import make_desk
 from .devices import Devices, connection_limit, make_devices
-from .observation import make_handlers, make_http, make_readings
+from .observation import make_beat, make_handlers, make_http, make_readings
 from .opening import Opening
+from .operating import Operating
 from .publishing import Publishing, make_publishing
 from .reload import Changes, Reloads
 from .service_manager import ServiceManagerReports, make_reports
@@ -70,7 +71,14 @@ def make_node(
     reloads = make_reloads(base, changes) if inherited is None else None
     readings = make_readings(base, publishing, devices, consuming, service, log=log, reloads=reloads)
     desk = make_desk(base, devices)
-    reports = _make_reports(base, readings, reloads) if reloads is not None else None
+    reports: ServiceManagerReports | None = None
+    if reloads is not None:
+        reports = _make_reports(base, readings, reloads)
+        operating = _connect_to_process(base, service, reloads, reports)
+        parts = http.ApiParts(desk, http.ProcessSource(readings), operating.actions, http.History())
+        serving = make_http(reactor, sockets, parts, lambda: base.current.tokens)
+    else:
+        serving = make_beat(base, readings)
     service.supervise(
         make_root(
             base,
@@ -78,16 +86,13 @@ def make_node(
             consuming,
             reports=reports,
             handlers=make_handlers(base, publishing, devices, stdout),
-            http=make_http(base, readings, sockets.http),
+            http=serving,
             embedded=sockets.embedded,
             reloads=reloads,
             give_up=lambda gave_up: service.give_up(str(gave_up)),
         )
     )
-    if inherited is None:
-        assert reloads is not None
-        _connect_to_process(base, service, reloads, reports)
-    else:
+    if inherited is not None:
         interface = NodeInterface(
             readings=readings,
             desk=desk,
@@ -104,7 +109,7 @@ def make_node(
 
 def _inherited_sockets(settings: Settings, inherited: Inherited) -> Sockets:
     brokers = [inherited.broker] if inherited.broker is not None else list(settings.brokers)
-    return Sockets(inherited.doors, None, None, brokers)
+    return Sockets(inherited.doors, None, None, None, brokers)
 
 
 def _service(base: Base, publishing: Publishing, devices: Devices, consuming: Consuming, drain: DeviceDrain) -> NodeService:
@@ -163,22 +168,12 @@ def _make_reports(base: Base, readings: http.Readings, reloads: Reloads) -> Serv
 
 def _connect_to_process(
     base: Base, service: NodeService, reloads: Reloads, reports: ServiceManagerReports | None
-) -> None:
-    """Connect a node to the signals of its process."""
-
-    def reload() -> None:
-        base.events.reopen()
-        requested = reloads.request()
-        if reports is not None:
-            reports.reloading(requested)
-
-    install_signal_handlers(
-        base.reactor,
-        hurry=service.hurry,
-        reload=reload,
-        replace=_nothing_to_replace,
-        within=lambda: base.settings.drain_timeout,
-    )
+) -> Operating:
+    """Connect a node to the signals of its process. Return its reloads and its stop."""
+    stop = OrderlyStop(base.reactor, hurry=service.hurry, within=lambda: base.settings.drain_timeout)
+    operating = Operating(stop, reloads, reports, reopen=base.events.reopen, emit=base.emit)
+    operating.handle_signals(base.reactor, _nothing_to_replace)
+    return operating
 
 
 def _connect_to_parent(base: Base, inherited: Inherited, interface: NodeInterface) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable
 from itertools import starmap
-from typing import Final
+from typing import Any, Final
 
 from .. import http
 from ..device.services import DeviceTotals
@@ -20,6 +19,7 @@ from .consuming import Consuming
 from .devices import Devices
 from .publishing import Publishing
 from .shutdown import NodeService
+from .sockets import Sockets
 from .tree import child
 
 SHARED_HANDLERS: Final = frozenset({"json", "database"})
@@ -91,14 +91,24 @@ def _first(times: Iterable[float | None]) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def make_http(base: Base, readings: http.Readings, sock: socket.socket | None) -> list[ChildSpec]:
-    """Return the HTTP server of a node. A worker has none, but measures its reactor for the parent's."""
-    if sock is not None:
-        source = http.ProcessSource(readings)
-        return [
-            child("http", http.HttpService(base.reactor, sock, source)),
-            child("samples", http.SampleService(base.reactor, source, http.History(), now=time.time)),
-        ]
-    if base.inherited is not None:
-        return [child("beat", http.LatenessProbe(base.reactor, readings.lateness))]
-    return []
+def make_http(
+    reactor: Any, sockets: Sockets, parts: http.ApiParts, tokens: Callable[[], http.Tokens]
+) -> list[ChildSpec]:
+    """Return the HTTP server of a process without a parent, and the samples that it shows. `tokens` returns those in force."""
+    listeners = []
+    if sockets.http is not None:
+        listeners.append(http.tcp_listener(reactor, sockets.http, parts, tokens))
+    if sockets.control is not None:
+        listeners.append(http.control_listener(reactor, sockets.control, parts))
+        reactor.addSystemEventTrigger("after", "shutdown", sockets.control.close)  # removes the file
+    if not listeners:
+        return []
+    return [
+        child("http", http.HttpService(reactor, listeners)),
+        child("samples", http.SampleService(reactor, parts.source, parts.history, now=parts.now)),
+    ]
+
+
+def make_beat(base: Base, readings: http.Readings) -> list[ChildSpec]:
+    """Return the service of a worker that measures its reactor for the HTTP server of its parent."""
+    return [child("beat", http.LatenessProbe(base.reactor, readings.lateness))]

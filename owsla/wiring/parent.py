@@ -22,7 +22,7 @@ from ..log import LineStream, Lossy
 from ..routing import ConnectionIds
 from ..runtime.daemon_thread import in_daemon_thread
 from ..runtime.files import Files
-from ..runtime.process import fail, install_signal_handlers
+from ..runtime.process import OrderlyStop, fail
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
 from ..workers import Loads, NodeEvents, ParentService, WorkerPool, WorkerStart
@@ -33,10 +33,12 @@ from .configuration import (
     announce_development_certificate,
     reload_configuration,
 )
-from .observation import SHARED_HANDLERS, certificates_of
+from .desk import make_parent_desk
+from .observation import SHARED_HANDLERS, certificates_of, make_http
+from .operating import Operating
 from .reload import Changes, Reloads
 from .service_manager import ServiceManagerReports, make_reports
-from .sockets import Sockets, claim_sockets
+from .sockets import claim_sockets
 from .tree import child
 
 
@@ -113,19 +115,22 @@ def make_parent(
         certificates=current.broker_certificates,
         now=time.time,
     )
+    source = http.ParentSource(reactor, readings)
     reports = make_reports(
         reactor,
-        http.ParentSource(reactor, readings),
+        source,
         doors=lambda: len(current.settings.doors),
         reloads=reloads,
         drain_timeout=lambda: current.settings.drain_timeout,
     )
     if reports is not None:
         pool.call_when_ready(reports.opened)
+    operating = _connect_to_process(reactor, service, events, reloads, reports, lambda: current.settings.drain_timeout)
+    desk = make_parent_desk(reactor, pool, events.recent, events.everything.emit)
+    parts = http.ApiParts(desk, source, operating.actions, http.History())
+    serving = make_http(reactor, sockets, parts, lambda: current.tokens)
     watches = [child("certificate", expiry), child("reload", reloads)]
-    service.supervise(make_parent_root(reactor, service, events, sockets, readings, reports, watches))
-
-    _connect_to_process(reactor, service, events, reloads, reports, lambda: current.settings.drain_timeout)
+    service.supervise(make_parent_root(reactor, service, events, sockets.embedded, serving, reports, watches))
     return service
 
 
@@ -136,17 +141,17 @@ def _connect_to_process(
     reloads: Reloads,
     reports: ServiceManagerReports | None,
     within: Callable[[], float],
-) -> None:
-    """Connect a parent to the signals of its process. A stop takes `within()` seconds at most."""
+) -> Operating:
+    """Connect a parent to the signals of its process. Return its reloads and its stop, of `within()` seconds at most."""
 
-    def reload() -> None:
+    def reopen() -> None:
         events.everything.reopen()
         service.reopen()
-        requested = reloads.request()
-        if reports is not None:
-            reports.reloading(requested)
 
-    install_signal_handlers(reactor, hurry=service.hurry, reload=reload, replace=service.replace, within=within)
+    stop = OrderlyStop(reactor, hurry=service.hurry, within=within)
+    operating = Operating(stop, reloads, reports, reopen=reopen, emit=events.everything.emit)
+    operating.handle_signals(reactor, service.replace)
+    return operating
 
 
 def make_parent_reloads(
@@ -209,25 +214,20 @@ def make_parent_root(
     reactor: Any,
     service: ParentService,
     events: ParentEvents,
-    sockets: Sockets,
-    readings: http.ParentReadings,
+    embedded: EmbeddedBroker | None,
+    serving: Sequence[ChildSpec],
     reports: ServiceManagerReports | None,
     watches: Sequence[ChildSpec],
 ) -> Supervisor:
     """Make the root supervisor of a parent."""
     workers = service.pool.workers
-    server = []
-    if sockets.http is not None:
-        source = http.ParentSource(reactor, readings)
-        server.append(child("http", http.HttpService(reactor, sockets.http, source)))
-        server.append(child("samples", http.SampleService(reactor, source, http.History(), now=time.time)))
     return Supervisor(
         reactor,
         [
             *([child("service-manager", reports)] if reports is not None else []),
             ChildSpec("events", lambda: Supervisor(reactor, events.handlers), type="supervisor"),
-            *server,
-            *([child("embedded", sockets.embedded)] if sockets.embedded is not None else []),
+            *serving,
+            *([child("embedded", embedded)] if embedded is not None else []),
             # Each worker bounds its own shutdown by its --drain-timeout.
             *(child(f"worker-{worker.number}", worker, shutdown=math.inf) for worker in workers),
             *watches,

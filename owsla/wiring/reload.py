@@ -56,6 +56,8 @@ SLOW: Final = 10.0
 STUCK: Final = 4
 """Threads that may be left behind because a file server does not answer."""
 
+_STOPPED: Final = "the gateway stops, or has not started yet"
+
 T = TypeVar("T")
 
 
@@ -119,10 +121,13 @@ class Reloads(Worker):
         self._running = False
         self._stuck = 0
         self._waiters: list[Deferred[bool]] = []
+        self._requesters: list[str] = []
         self._fault = ""
         self._retry_at = 0.0
         self.success_time = now()
         """Time of the last successful reload, or of the start, in seconds since the epoch."""
+        self.result = ""
+        """Result of the last reload as one sentence: the changes, or the fault."""
 
     @property
     def successful(self) -> bool:
@@ -136,17 +141,24 @@ class Reloads(Worker):
 
     def stopService(self) -> Any:
         waiters, self._waiters = self._waiters, []
+        self.result = _STOPPED
         for waiter in waiters:
             waiter.callback(False)
         return super().stopService()
 
-    def request(self) -> Deferred[bool]:
-        """Reload now, or once more after the present reload. The Deferred fires with the success, and never fails."""
+    def request(self, by: str | None = None) -> Deferred[bool]:
+        """Reload now, or once more after the present reload, at the request of `by`; `None` is a signal.
+
+        The Deferred fires with the success when `result` is that of this reload, and never fails.
+        """
         waiter: Deferred[bool] = Deferred()
         if not self.running:
+            self.result = _STOPPED
             waiter.callback(False)
             return waiter
         self._waiters.append(waiter)
+        if by is not None and by not in self._requesters:
+            self._requesters.append(by)
         if not self._running:
             self.watch(self._reload_for_requests())
         return waiter
@@ -154,9 +166,10 @@ class Reloads(Worker):
     async def _reload_for_requests(self) -> None:
         while self._waiters and self.running:
             waiters, self._waiters = self._waiters, []
+            requesters, self._requesters = self._requesters, []
             success = False
             try:
-                success = await self._reload(requested=True)
+                success = await self._reload(requested=True, by=" and ".join(requesters) or None)
             finally:
                 for waiter in waiters:
                     waiter.callback(success)
@@ -246,7 +259,7 @@ class Reloads(Worker):
 
     # -- a reload ----------------------------------------------------------------------------------------------------------
 
-    async def _reload(self, *, requested: bool) -> bool:
+    async def _reload(self, *, requested: bool, by: str | None = None) -> bool:
         self._running = True
         files = self._current.files.again()
         changes: Changes | None = None
@@ -269,16 +282,18 @@ class Reloads(Worker):
             self._running = False
         self._seen = files
         if fault:
-            self._failed(fault, requested)
+            self._failed(fault, requested, by)
         elif changes is not None:
             self._fault = ""
             self.success_time = self._now()
-            self._emit(ConfigurationReloaded(changes.applied, changes.rolling_restart, changes.restart))
+            self._emit(ConfigurationReloaded(changes.applied, changes.rolling_restart, changes.restart, by))
+            self.result = str(ConfigurationReloaded(changes.applied, changes.rolling_restart, changes.restart))
         self._schedule()
         return not fault
 
-    def _failed(self, fault: str, requested: bool) -> None:
+    def _failed(self, fault: str, requested: bool, by: str | None = None) -> None:
         self._retry_at = self._clock.seconds() + RETRY
+        self.result = fault
         if requested or fault != self._fault:
             self._fault = fault
-            self._emit(ReloadFailed(fault))
+            self._emit(ReloadFailed(fault, by))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -9,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twisted.logger import Logger
+
 from .. import http
 from ..config.addresses import BrokerAddress
 from ..config.checks import proxy_fault
-from ..config.settings import Door, Settings
+from ..config.settings import DEFAULT_CONTROL, Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..interfaces import FIRST_DOOR
 from ..runtime.sockets import bind, bind_unix
 from ..runtime.systemd import passed_sockets, sockets_of_doors
+
+_log = Logger(namespace="owsla")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Sockets:
     doors: Mapping[str, socket.socket]
     """Socket of each door, by name. It is bound, and does not listen yet unless it was passed by systemd."""
     http: socket.socket | None
+    control: socket.socket | None
+    """Unix socket of the API, which listens already."""
     embedded: EmbeddedBroker | None
     brokers: list[BrokerAddress]
 
@@ -58,14 +65,36 @@ def claim_sockets(reactor: Any, settings: Settings, environ: MutableMapping[str,
         if settings.http is not None:
             http_socket = http.claim(settings.http[1], settings.http[0])
             claimed.append(http_socket)
+        control = _control_socket(settings)
+        if control is not None:
+            claimed.append(control)
         if settings.brokers:
-            return Sockets(doors, http_socket, None, list(settings.brokers))
+            return Sockets(doors, http_socket, control, None, list(settings.brokers))
         embedded, address = _embedded_broker(reactor, settings)
-        return Sockets(doors, http_socket, embedded, [address])
+        return Sockets(doors, http_socket, control, embedded, [address])
     except ConfigError:
         for sock in claimed:
             sock.close()
         raise
+
+
+def _control_socket(settings: Settings) -> socket.socket | None:
+    """Return the control socket. The default one is not worth a failed start: another gateway of this folder may have it."""
+    if settings.control == "off":
+        return None
+    try:
+        sock = http.claim_control(settings.control or DEFAULT_CONTROL)
+    except ConfigError as error:
+        if settings.control is not None:
+            raise
+        _log.warn(
+            "No control socket, so that commands such as owsla devices cannot reach this gateway: {error}; use another one "
+            "(--control PATH), or none (--control off)",
+            error=str(error).removeprefix("--control: "),
+        )
+        return None
+    atexit.register(sock.close)  # a start that fails must not leave the file behind
+    return sock
 
 
 def _door_socket(door: Door) -> socket.socket:

@@ -306,7 +306,7 @@ async def test_http(lab: MischiefLab, embedded: EmbeddedBrokerProcess) -> None:
     await page.strikes()
     assert (await tree_of(owsla)).restarts == {}
     assert (await ask(port, "/metrics"))[0] == 200
-    timer = await owsla.fail("owsla.http._service:HttpService._probe")
+    timer = await owsla.fail("owsla.http._service:HttpService._sweep")
     await timer.strikes()
     await tree_when(owsla, lambda tree: tree.all_run and tree.restarts == {HTTP: 1})
     assert (await ask(port, "/metrics"))[0] == 200

@@ -6,10 +6,28 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
-from owsla.desk import NO_ARGS, Args
-from owsla.http import CertificateReading, DoorReadings, EventCounts, NameReadings, ParentReadings, Readings, answer
+from owsla.desk import JSON, NO_ARGS, Args, UnknownQuestion
+from owsla.http import (
+    Actions,
+    ApiParts,
+    CertificateReading,
+    DoorReadings,
+    EventCounts,
+    History,
+    NameReadings,
+    ParentReadings,
+    Readings,
+    Source,
+    Tokens,
+    answer,
+)
+from owsla.http._access import TokenAccess
+from owsla.http._api import Api
+from owsla.http._pages import make_pages
+from owsla.http._site import QuietSite, make_site
+from owsla.http._streams import Streams
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
 
@@ -259,3 +277,51 @@ class Family:
         return node(
             "owsla", 0, node("events"), node("http"), node("workers", 0, *(node(worker.name, 1) for worker in self.workers))
         )
+
+
+@dataclass
+class FakeDesk:
+    """A desk with prepared answers. A question without one is unknown."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    """Answer of each question, or a function of the arguments that returns it, raises, or returns a Deferred."""
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[JSON]:
+        self.asked.append((what, dict(args)))
+        if what not in self.answers:
+            return fail(UnknownQuestion(what))
+        answer = self.answers[what]
+        return maybeDeferred(answer, args) if callable(answer) else succeed({"missing": [], **answer})
+
+
+class FakeActions:
+    """Actions that do nothing, and note who asked for them."""
+
+    def __init__(self) -> None:
+        self.reloads: list[tuple[str, Deferred[tuple[bool, str]]]] = []
+        self.drains: list[str] = []
+
+    @property
+    def actions(self) -> Actions:
+        return Actions(self.reload, self.drain)
+
+    def reload(self, by: str) -> Deferred[tuple[bool, str]]:
+        requested: Deferred[tuple[bool, str]] = Deferred()
+        self.reloads.append((by, requested))
+        return requested
+
+    def drain(self, by: str) -> bool:
+        self.drains.append(by)
+        return len(self.drains) == 1
+
+
+def api_parts(source: Source) -> ApiParts:
+    """Parts of an API that knows no question."""
+    return ApiParts(FakeDesk(), source, FakeActions().actions, History(), lambda: NOW)
+
+
+def pages_site(source: Source, clock: Any) -> QuietSite:
+    """The site of an address where nobody may use the API."""
+    api = Api(clock, api_parts(source), TokenAccess(Tokens), Streams(clock, 0))
+    return make_site(clock, make_pages(source), api)

@@ -12,10 +12,10 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.http import ProcessSource
-from owsla.http._pages import IDLE, site
+from owsla.http._site import IDLE
 from owsla.supervision import render
 
-from ._fakes import World, door
+from ._fakes import World, door, pages_site
 
 
 class Text(HTMLParser):
@@ -48,7 +48,7 @@ class PagesTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = World()
         self.clock = Clock()
-        self.site = site(ProcessSource(self.world.readings), self.clock)
+        self.site = pages_site(ProcessSource(self.world.readings), self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 
@@ -241,7 +241,7 @@ class PagesTests(SynchronousTestCase):
         self.world.tree = {}  # type: ignore[typeddict-item]
         status, _, body = self.ask("/metrics")
         self.assertEqual(status, 500)
-        self.assertEqual(body, "This page could not be generated; the log has the reason.\n")
+        self.assertEqual(body, "This could not be answered; the log has the reason.\n")
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.assertEqual(self.ask("/healthz")[0], 200)
 

@@ -9,10 +9,11 @@ from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisc
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
-from owsla.http import HttpService, ProcessSource, claim
-from owsla.http._service import CONNECTIONS, REQUEST_TIMEOUT
+from owsla.http import HttpService, ProcessSource, Tokens, claim, tcp_listener
+from owsla.http._connections import REQUEST_TIMEOUT
+from owsla.http._service import CONNECTIONS
 
-from ._fakes import World
+from ._fakes import World, api_parts
 
 
 class ClaimTests(SynchronousTestCase):
@@ -57,7 +58,11 @@ class ServiceTests(SynchronousTestCase):
         self.reactor: Any = MemoryReactorClock()
         self.socket = claim(0)
         self.addCleanup(self.socket.close)
-        self.service = HttpService(self.reactor, self.socket, ProcessSource(self.world.readings))
+        self.service = self.make(self.socket)
+
+    def make(self, sock: socket.socket) -> HttpService:
+        parts = api_parts(ProcessSource(self.world.readings))
+        return HttpService(self.reactor, [tcp_listener(self.reactor, sock, parts, Tokens)])
 
     def connect(self) -> Transport | None:
         factory = self.reactor.adoptedPorts[-1][2]
@@ -74,7 +79,6 @@ class ServiceTests(SynchronousTestCase):
         """It serves on the socket that it was given."""
         self.service.startService()
         self.assertEqual(self.reactor.adoptedPorts[0][:2], (self.socket.fileno(), socket.AF_INET))
-        self.assertEqual(self.service.url, f"http://127.0.0.1:{self.socket.getsockname()[1]}/")
         transport = self.connect()
         assert transport is not None
         protocol: Any = transport.protocol
@@ -88,7 +92,7 @@ class ServiceTests(SynchronousTestCase):
         self.successResultOf(self.service.stopService())
         assert transport is not None
         self.assertFalse(transport.connected)
-        again = HttpService(self.reactor, self.socket, ProcessSource(self.world.readings))
+        again = self.make(self.socket)
         again.startService()
         self.assertEqual(len(self.reactor.adoptedPorts), 2)
         self.successResultOf(again.stopService())
@@ -179,7 +183,7 @@ class ServiceTests(SynchronousTestCase):
     def test_host_on_the_network(self) -> None:
         """On an address of the network it answers to every name: operators have their own, and whoever is there may read it."""
         with claim(0, "") as sock:
-            service = HttpService(self.reactor, sock, ProcessSource(self.world.readings))
+            service = self.make(sock)
             service.startService()
             transport = self.connected()
             self.says(transport, b"GET /metrics HTTP/1.1\r\nHost: gateway.example\r\n\r\n")

@@ -18,11 +18,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.desk._asking import TIME_LIMIT
 from owsla.events import GapSkipped
 from owsla.http import ParentSource
-from owsla.http._pages import site
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import render
 
-from ._fakes import NOW, FakeWorker, Family, door
+from ._fakes import NOW, FakeWorker, Family, door, pages_site
 from .test_pages import Text
 
 
@@ -33,7 +32,7 @@ class Case(SynchronousTestCase):
         self.family = Family(3)
         self.one, self.two, self.three = self.family.workers
         self.clock = cast("Any", Clock())
-        self.site = site(ParentSource(self.clock, self.family.readings), self.clock)
+        self.site = pages_site(ParentSource(self.clock, self.family.readings), self.clock)
         self.site.doStart()
         self.addCleanup(self.site.doStop)
 

@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.runtime.process import (
+    OrderlyStop,
     install_signal_handlers,
     install_worker_signal_handlers,
     name_passed_sockets,
@@ -49,12 +50,12 @@ class SignalTests(SynchronousTestCase):
         self.hurried = 0
         self.reloaded: list[int] = []
         self.replaced: list[int] = []
+        self.stop = OrderlyStop(self.reactor, hurry=self.hurry, within=lambda: 30.0)
         install_signal_handlers(
             self.reactor,
-            hurry=self.hurry,
+            self.stop,
             reload=lambda: self.reloaded.append(1),
             replace=lambda: self.replaced.append(1),
-            within=lambda: 30.0,
         )
 
     def hurry(self) -> None:
@@ -102,6 +103,26 @@ class SignalTests(SynchronousTestCase):
         self.get(signal.SIGINT)
         self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
 
+    def test_requested(self) -> None:
+        """An operator stops the process in order, once. A signal after that is the first one, which a service manager sends in
+        any case; the next one stops the process at once."""
+        for call in self.reactor.starting:
+            call()
+        self.assertTrue(self.stop.request())
+        self.assertFalse(self.stop.request())
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
+        self.get(signal.SIGTERM)
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 1))
+
+    def test_requested_late(self) -> None:
+        """A request while the process stops changes nothing."""
+        for call in self.reactor.starting:
+            call()
+        self.get(signal.SIGTERM)
+        self.assertFalse(self.stop.request())
+        self.assertEqual((self.reactor.stopped, self.hurried), (1, 0))
 
     def test_while_it_stops_already(self) -> None:
         """A signal while the process stops for another reason, such as a supervisor that gave up, stops it at once."""

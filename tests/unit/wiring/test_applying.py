@@ -100,10 +100,10 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol",
+    "deny", "proxy-protocol", "http-token-file", "http-read-token-file",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
-watch; and trusted proxies, since a door without them stays without."""
+watch; trusted proxies, since a door without them stays without; and tokens, of which HTTP asks for those in force."""
 
 
 class ApplyTests(SynchronousTestCase):

@@ -24,7 +24,8 @@ class ClaimTests(SynchronousTestCase):
         self.path = Path(folder.name, "owsla.sock")
 
     def claim(self, *argv: str, passed: dict[str, list[socket.socket]] | None = None) -> Sockets:
-        settings = load_settings(["--broker=amqp://h", "--interface=127.0.0.1", *argv], {}, certificates="left")
+        given = ["--broker=amqp://h", "--interface=127.0.0.1", "--control=off", *argv]
+        settings = load_settings(given, {}, certificates="left")
         with mock.patch.object(module, "passed_sockets", return_value=passed or {}):
             claimed = claim_sockets(None, settings)
         for sock in claimed.doors.values():
