@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .process import ChildProcess
 from .systemd import pass_sockets
-from .waiting import PATIENCE
+from .waiting import PATIENCE, until
 
 Option = str | int | float | bool | Path | Sequence[str] | None
 
@@ -77,6 +77,7 @@ class Owsla:
         self.port = 0
         settings: dict[str, Option] = {"port": 0, "interface": "127.0.0.1", "certs_dir": certs_dir, **options}
         self._argv = list(argv) if argv is not None else ["-n", "--pidfile=", *twistd_options, "owsla", *command_line(settings)]
+        self._workers = int(workers) if (workers := str(options.get("workers", 1))).isdecimal() else 1
         self._env = environment(env)
         self._process: ChildProcess | None = None
         self._starts = 0
@@ -114,9 +115,18 @@ class Owsla:
         self.port = int(match[1] or 0)
 
     async def start(self) -> None:
-        """Start the process and wait until devices can connect."""
+        """Start the process and wait until devices can connect, with workers to each of them.
+
+        A reload, say, does not wait for a worker that is still starting.
+        """
         self.launch()
         await self.listening()
+        if self._workers > 1:
+            await until(self._all_listening, 90, f"{self._workers} workers that listen")
+
+    def _all_listening(self) -> bool:
+        pattern = r"worker-(\d+)(?:\.\d+)?#info\] [Ll]istening for devices"
+        return len(set(re.findall(pattern, self.process.output()))) >= self._workers
 
     def output(self) -> str:
         """Return all output of the process, standard error last."""

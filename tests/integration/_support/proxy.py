@@ -25,6 +25,12 @@ class _Side(Protocol):
         self.spoke = False
         self.lost = False
 
+    @property
+    def port(self) -> int:
+        """Port of this end of the connection, which the server sees as that of its peer."""
+        transport: Any = self.transport
+        return int(transport.getHost().port)
+
     def connectionMade(self) -> None:
         self.proxy.sides.append(self)
         if self.other is None:  # the side of the client: now connect to the server
