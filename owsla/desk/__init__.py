@@ -14,6 +14,8 @@ from ._desk import Desk, NodeDesk, ParentDesk, UnknownQuestion
 from ._device import DeviceDetails
 from ._device_trace import NodeTraces
 from ._devices import STATES, DeviceList
+from ._end_search import EndSearch
+from ._ends import Ends
 from ._events import RecentEvents
 from ._lookup import Lookup
 from ._paging import SORTS
@@ -36,6 +38,8 @@ __all__ = [
     "Desk",
     "DeviceDetails",
     "DeviceList",
+    "EndSearch",
+    "Ends",
     "Lookup",
     "NodeDesk",
     "NodeTraces",

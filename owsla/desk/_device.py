@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -11,9 +11,9 @@ from ..device.connections import Connection
 from ..device.services import DeviceServices
 from ..interfaces import Clock
 from ._findings import Facts, at_several_workers, findings, refusals
-from ._lookup import MATCHES, Lookup, Matches, read_address
+from ._lookup import MATCHES, Lookup, read_address
 from ._rows import Rows
-from ._types import JSON, Args, BadArgument, NamedAnswers
+from ._types import JSON, Args, BadArgument, NamedAnswers, named
 
 ENDS: Final = 20
 """Last ends of connections, and refusals, that are shown."""
@@ -29,7 +29,7 @@ class DeviceDetails:
         lookup: Lookup,
         rows: Rows,
         services: DeviceServices,
-        ends: Callable[[str, int], list[JSON]],
+        ends: Callable[[str, int], Deferred[list[JSON]]],
     ) -> None:
         """`now()` returns the time in seconds since the epoch. `ends(id, limit)` returns the last ends of connections of a
         connection id, device id or address, and refusals, the newest first.
@@ -49,25 +49,29 @@ class DeviceDetails:
         text = read_id(args)
         self._rows.adjust()
 
-        def found(matches: Matches) -> JSON:
-            return {
-                "connections": [self._details(connection) for connection in matches.connections],
-                "total": matches.total,
-                "ends": self._ends_of(text, matches.connections),
-                "findings": self._refused(text),
-            }
+        return Deferred.fromCoroutine(self._answer(text))
 
-        return self._lookup.find(text).addCallback(found)
+    async def _answer(self, text: str) -> JSON:
+        matches = await self._lookup.find(text)
+        answer = {
+            "connections": [self._details(connection) for connection in matches.connections],
+            "total": matches.total,
+            "findings": self._refused(text),
+        }
+        device_ids = {connection.device_id for connection in matches.connections}
+        # Connections may close while their ends are searched for.
+        return {**answer, "ends": await self._ends_of(text, device_ids)}
 
     def _details(self, connection: Connection) -> JSON:
         return {**self._rows.row(connection), "findings": findings(self._facts(connection))}
 
-    def _ends_of(self, text: str, connections: Sequence[Connection]) -> list[JSON]:
-        """Return the last ends of an id, and of the device whose only connection has that id."""
-        ends = self._ends(text, ENDS)
-        device_id = connections[0].device_id if len(connections) == 1 else None
-        if device_id is not None and device_id != text:
-            ends = newest([*ends, *self._ends(device_id, ENDS)], ENDS)
+    async def _ends_of(self, text: str, device_ids: Collection[str | None]) -> list[JSON]:
+        """Return the last ends of an id, and of the only device that has a connection with that id."""
+        ends = await self._ends(text, ENDS)
+        if len(device_ids) == 1:
+            (device_id,) = device_ids
+            if device_id is not None and device_id != text:
+                ends = newest([*ends, *await self._ends(device_id, ENDS)], ENDS)
         return ends
 
     def _refused(self, text: str) -> list[str]:
@@ -159,6 +163,6 @@ def merge_device(answers: NamedAnswers, args: Args) -> JSON:
     return {
         "connections": shown,
         "total": sum(answer.get("total", 0) for _, answer in answers),
-        "ends": newest((end for _, answer in answers for end in answer.get("ends", ())), ENDS),
+        "ends": newest(named("ends", answers), ENDS),
         "findings": list(dict.fromkeys([*spread, *(each for _, answer in answers for each in answer.get("findings", ()))])),
     }

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Final
 
 from ..events import Event
+from ._paging import read_limit
 from ._ring import EventRing, PastEvent, pack, unpack
-from ._types import JSON, PARENT, Args, BadArgument, NamedAnswers
+from ._types import JSON, Args, BadArgument, NamedAnswers, named
 
 EVENTS: Final = 1000
 """Number of events that a process keeps."""
@@ -58,23 +59,23 @@ def cursor_text(cursor: Cursor) -> str:
     return ".".join(f"{instance}-{number:x}" for instance, number in cursor.items())
 
 
-def limit_of(args: Args) -> int:
-    """Return the argument `limit`, of which no answer needs more than a process keeps. Raise `BadArgument`."""
-    limit = args.get("limit", EVENTS)
-    if not isinstance(limit, int) or not 1 <= limit <= EVENTS:
-        raise BadArgument(f"`limit` is a number from 1 to {EVENTS}")
-    return limit
-
-
 class EventFilter:
     """The events that a reader wants."""
 
     __slots__ = ("_kinds", "_query", "_warnings")
 
     def __init__(self, args: Args) -> None:
-        """Use the arguments `kinds` (names of events; none: all), `query` (part of the text, in any case), and `warnings`."""
-        self._kinds = frozenset(args.get("kinds") or ())
-        self._query = (args.get("query") or "").casefold()
+        """Use the arguments `kinds` (names of events; none: all), `query` (part of the text, in any case), and `warnings`.
+
+        Raise `BadArgument`.
+        """
+        kinds, query = args.get("kinds") or (), args.get("query") or ""
+        if not isinstance(query, str):
+            raise BadArgument("`query` is text")
+        if not isinstance(kinds, list | tuple) or not all(isinstance(kind, str) for kind in kinds):
+            raise BadArgument("`kinds` is a list of names of events")
+        self._kinds = frozenset(kinds)
+        self._query = query.casefold()
         self._warnings = bool(args.get("warnings"))
 
     def wants(self, past: PastEvent) -> bool:
@@ -107,7 +108,7 @@ class RecentEvents:
         """
         cursor = parse_cursor(args.get("after"))
         wanted = EventFilter(args)
-        limit = limit_of(args)
+        limit = read_limit(args, EVENTS, EVENTS)
         ring = self._ring
         if cursor is None:
             found = self._last(wanted, limit)
@@ -145,14 +146,18 @@ class RecentEvents:
         return {**past.json(), "cursor": self._cursor(following)}
 
 
-def merge_events(answers: NamedAnswers, args: Args) -> JSON:
-    """Merge the events of several processes, in the order of their times. `worker` becomes the name of the worker.
+def check_events(args: Args) -> None:
+    """Raise `BadArgument` for arguments that cannot be used."""
+    parse_cursor(args.get("after"))
+    EventFilter(args)
+    read_limit(args, EVENTS, EVENTS)
 
-    Raise `BadArgument`.
-    """
+
+def merge_events(answers: NamedAnswers, args: Args) -> JSON:
+    """Merge the events of several processes, in the order of their times. `worker` becomes the name of the worker."""
     before = parse_cursor(args.get("after"))
-    limit = limit_of(args)
-    merged = list(heapq.merge(*(_named(name, answer["events"]) for name, answer in answers), key=itemgetter("time")))
+    limit = read_limit(args, EVENTS, EVENTS)
+    merged = list(heapq.merge(*(named("events", [each]) for each in answers), key=itemgetter("time")))
     if before is None:
         merged = merged[-limit:]  # a first answer has the last ones, and those before count as read
     kept, waiting = merged[:limit], merged[limit:]
@@ -175,11 +180,6 @@ def merge_events(answers: NamedAnswers, args: Args) -> JSON:
         "next": cursor_text({**position, **dict(absent)}),
         "lost": sum(answer["lost"] for _, answer in answers),
     }
-
-
-def _named(name: str, events: Iterable[JSON]) -> list[JSON]:
-    worker = None if name == PARENT else name
-    return [{**event, "worker": worker} for event in events]
 
 
 def _own(event: JSON) -> tuple[str, int]:

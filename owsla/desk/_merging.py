@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred
 from ._close import close_at_workers, merge_close
 from ._device import merge_device, read_id
 from ._devices import check_devices, merge_devices
-from ._events import merge_events
+from ._end_search import merge_ends, read_ends
+from ._events import check_events, merge_events
 from ._top import check_top, merge_top
 from ._traces import merge_end_trace, merge_trace, merge_traces
 from ._types import JSON, Args, Merge
@@ -20,6 +21,7 @@ MERGES: Final[Mapping[str, Merge]] = {
     "device": merge_device,
     "devices": merge_devices,
     "end-trace": merge_end_trace,
+    "ends": merge_ends,
     "events": merge_events,
     "top": merge_top,
     "trace": merge_trace,
@@ -31,6 +33,8 @@ CHECKS: Final[Mapping[str, Callable[[Args], object]]] = {
     "close": read_id,
     "device": read_id,
     "devices": check_devices,
+    "ends": read_ends,
+    "events": check_events,
     "top": check_top,
 }
 """Functions by question that raise `BadArgument` for arguments that cannot be used, before any worker is asked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -27,6 +27,13 @@ PARENT: Final = "parent"
 
 Merge: TypeAlias = Callable[[NamedAnswers, Args], JSON]
 """A function that makes one answer of several. It gets the arguments of the question, too."""
+
+
+def named(key: str, answers: NamedAnswers) -> Iterator[JSON]:
+    """Yield the events in a field of several answers, each with the name of its worker; those of a parent have none."""
+    for name, answer in answers:
+        for event in answer.get(key, ()):
+            yield {**event, "worker": None if name == PARENT else name}
 
 
 class BadArgument(ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 from .. import http
 from ..broker import queues
 from ..config.settings import Settings
-from ..desk import RecentEvents
+from ..desk import Ends, RecentEvents
 from ..device.connections import Connection
 from ..events import BrokerWarning, Event, EventManager
 from ..routing import ConnectionIds, Registry
@@ -34,6 +34,7 @@ class Base:
     events: EventManager
     event_counts: http.EventCounts
     recent_events: RecentEvents
+    ends: Ends
     deadline: StopDeadline
     warnings: RecentTexts
     """Warnings about the broker within the last minute. While something is refused, each attempt has the same warnings."""
@@ -70,6 +71,8 @@ def make_base(reactor: Any, configuration: Configuration, inherited: Inherited |
     events.add(counts)
     recent = RecentEvents(os.urandom(4).hex())
     events.add(recent)
+    ends = Ends()
+    events.add(ends)
     return Base(
         reactor=reactor,
         current=CurrentConfiguration(configuration),
@@ -80,6 +83,7 @@ def make_base(reactor: Any, configuration: Configuration, inherited: Inherited |
         events=events,
         event_counts=counts,
         recent_events=recent,
+        ends=ends,
         deadline=StopDeadline(reactor, configuration.settings.drain_timeout),
         warnings=RecentTexts(reactor, 60.0),
     )

@@ -11,6 +11,7 @@ from ..desk import (
     CloseConnections,
     DeviceDetails,
     DeviceList,
+    EndSearch,
     Lookup,
     NodeDesk,
     NodeTraces,
@@ -35,11 +36,13 @@ def make_desk(base: Base, devices: Devices) -> NodeDesk:
     slices = Slices(base.reactor)
     rows = Rows(base.reactor, time.time, services.slow)
     lookup = Lookup(base.registry, base.registry.find, services.devices, slices)
+    ends = EndSearch(base.ends, slices)
     return NodeDesk({
         "close": CloseConnections(lookup, rows, slices, base.emit).answer,
-        "device": DeviceDetails(base.reactor, time.time, lookup, rows, services, lambda text, limit: []).answer,
+        "device": DeviceDetails(base.reactor, time.time, lookup, rows, services, ends.of).answer,
         "devices": DeviceList(base.registry, rows, slices).answer,
         "end-trace": traces.end,
+        "ends": ends.answer,
         "events": base.recent_events.answer,
         "top": TopDevices(base.reactor, base.registry, rows, slices).answer,
         "trace": traces.poll,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from owsla.desk import CloseConnections, DeviceDetails, DeviceList, Lookup, NodeDesk, Rows, Slices, TopDevices
 from owsla.device.protocol import DeviceProtocol
@@ -24,7 +24,7 @@ class Gateway(World):
         rows = Rows(self.clock, now, self.services.slow)
         lookup = Lookup(self.registry, self.registry.find, self.services.devices, slices)
         details = DeviceDetails(
-            self.clock, now, lookup, rows, self.services, lambda text, limit: self.past.get(text, [])[:limit]
+            self.clock, now, lookup, rows, self.services, lambda text, limit: succeed(self.past.get(text, [])[:limit])
         )
         self.desk = NodeDesk(
             {

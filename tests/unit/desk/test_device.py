@@ -159,7 +159,8 @@ class MergeTests(SynchronousTestCase):
         answer = merge_device(answers, {"id": "d1"})
         self.assertEqual([row["worker"] for row in answer["connections"]], ["worker-1", "worker-0"])
         self.assertEqual(answer["total"], 2)
-        self.assertEqual([end["time"] for end in answer["ends"]], [9, 1, 0])
+        ends = [(end["time"], end["worker"]) for end in answer["ends"]]
+        self.assertEqual(ends, [(9, None), (1, "worker-1"), (0, "worker-0")])
         self.assertIn("Device id d1 has 2 open connections, at 2 workers", answer["findings"][0])
         alone = merge_device(answers[:2], {"id": "d1"})
         self.assertEqual((alone["total"], alone["findings"]), (1, []))
