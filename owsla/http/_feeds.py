@@ -29,12 +29,12 @@ class EventsFeed:
 
     interval: Final = 0.5
     end: Final = None
+    more = False
 
     def __init__(self, desk: Desk, args: Mapping[str, Any]) -> None:
         """`args` are those of the question `events`, without `limit`."""
         self._desk = desk
         self._args = dict(args)
-        self._unsent = 0
         # Without a cursor, the first answer only tells the present one.
         self._now = self._args.get("after") is None
 
@@ -47,12 +47,10 @@ class EventsFeed:
         if self._now:
             self._now = False
             return []
-        lost, self._unsent = answer["lost"] + self._unsent, 0
+        lost = answer["lost"]
+        self.more = len(answer["events"]) == EVENTS_AT_ONCE
         messages = [Message("event", to_text(event), event["cursor"]) for event in answer["events"]]
         return [Message("lost", to_text({"kind": "lost", "lost": lost})), *messages] if lost else messages
-
-    def lose(self, messages: int) -> None:
-        self._unsent += messages
 
     def close(self) -> None: ...
 
@@ -61,13 +59,13 @@ class TraceFeed:
     """Lines from and to a device, while a client reads them."""
 
     interval: Final = 0.25
+    more: Final = False
 
     def __init__(self, desk: Desk, args: Mapping[str, Any]) -> None:
         """`args` are those of the question `trace`."""
         self._desk = desk
         self._args = dict(args)
         self._asked = False
-        self._unsent = 0
         self._connections: object = None
         self.end: str | None = None
 
@@ -85,15 +83,11 @@ class TraceFeed:
             connections = {"kind": "connections", "connections": answer["connections"], "missing": answer["missing"]}
             messages.append(Message("connections", to_text(connections)))
         messages += [Message("record", to_text(record)) for record in answer["records"]]
-        dropped, self._unsent = answer["dropped"] + self._unsent, 0
-        if dropped:
-            messages.append(Message("dropped", to_text({"kind": "dropped", "dropped": dropped})))
+        if answer["dropped"]:
+            messages.append(Message("dropped", to_text({"kind": "dropped", "dropped": answer["dropped"]})))
         if answer["ended"] is not None and not answer["records"]:
             self.end = answer["ended"]
         return messages
-
-    def lose(self, messages: int) -> None:
-        self._unsent += messages
 
     def close(self) -> None:
         if self._asked:
@@ -107,6 +101,7 @@ class SamplesFeed:
 
     interval: Final = 0.5
     end: Final = None
+    more: Final = False
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -118,7 +113,5 @@ class SamplesFeed:
             return succeed([])
         self._sent = number
         return succeed([Message("sample", newest)])
-
-    def lose(self, messages: int) -> None: ...
 
     def close(self) -> None: ...

@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 
-A `Feed` has the messages of a stream, and is asked for them every `interval` seconds. It is not asked while the client does not
-read: then the source skips what it does not keep, and says what was lost. At most the buffer of the transport (64 KiB) and
-`PENDING` bytes wait for a client. One that reads nothing for `STALLED` seconds is disconnected.
+A `Feed` has the messages of a stream. It is asked for them every `interval` seconds, and at once if it has more. It is not
+asked while the client does not read: then the source skips what it does not keep, and counts what was lost. So at most the
+buffer of the transport (64 KiB) and one answer of the feed wait for a client. One that reads nothing for `STALLED` seconds is
+disconnected.
 
     opening ──first answer──▶ running ──the client does not read──▶ paused
                                 ▲──────────it has read all───────────┘
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -42,9 +43,6 @@ RECONNECT: Final = 2000
 
 STALLED: Final = 25.0
 """Seconds without reading after which a client is disconnected: before a node ends a trace that nobody asks for."""
-
-PENDING: Final = 1 << 16
-"""Bytes of messages of one answer of a feed that wait for a client, besides the buffer of the transport."""
 
 EVENT_STREAM: Final = "text/event-stream"
 NDJSON: Final = "application/x-ndjson"
@@ -76,8 +74,9 @@ class Feed(Protocol):
     def poll(self) -> Deferred[Sequence[Message]]:
         """Return the messages since the last call."""
 
-    def lose(self, messages: int) -> None:
-        """Note that this many messages could not be sent. The feed tells the client, if it matters."""
+    @property
+    def more(self) -> bool:
+        """True if more messages are there already."""
 
     def close(self) -> None:
         """Note that the stream has ended. It is called once."""
@@ -100,7 +99,7 @@ class Stream:
 
     _log = Logger(namespace="owsla.http")
 
-    def __init__(self, clock: Clock, request: Request, feed: Feed, *, lines: bool, closed: Any) -> None:
+    def __init__(self, clock: Clock, request: Request, feed: Feed, *, lines: bool, closed: Callable[[Stream], object]) -> None:
         """`lines` is true for lines of JSON instead of server-sent events. `closed(stream)` is called at the end."""
         self._clock = clock
         self._request = request
@@ -108,10 +107,13 @@ class Stream:
         self._lines = lines
         self._closed = closed
         self._over = False
-        self._paused_at: float | None = None
-        self._pending: deque[bytes] = deque()
+        self._paused = False
+        self._due = False
+        """True if the feed is to be asked once the client reads again."""
+        self._pending: deque[Message] = deque()
         self._written_at = 0.0
         self._call: DelayedCall | None = None
+        """Next question to the feed; while the client does not read, the disconnect."""
         request.notifyFinish().addBoth(lambda _: self._end())
 
     def open(self) -> Deferred[None]:
@@ -140,20 +142,10 @@ class Stream:
 
     def _poll(self) -> None:
         self._call = None
-        now = self._clock.seconds()
-        if self._paused_at is not None:
-            if now - self._paused_at >= STALLED:
-                self._disconnect()
-            else:
-                self._poll_later()
-            return
-        if now - self._written_at >= HEARTBEAT:
+        if self._clock.seconds() - self._written_at >= HEARTBEAT:
             self._write(b"\n" if self._lines else b":\n\n")
         polled: Deferred[Sequence[Message]] = self._feed.poll()
         polled.addCallbacks(self._send, self._failed)
-
-    def _poll_later(self) -> None:
-        self._call = self._clock.callLater(self._feed.interval, self._poll)
 
     def _failed(self, failure: Failure) -> None:
         if not self._over:
@@ -161,24 +153,23 @@ class Stream:
             self.finish("an internal error, which the log describes")
 
     def _send(self, messages: Sequence[Message]) -> None:
-        if self._over:
-            return
+        if not self._over:
+            self._due = True
+            self._pending.extend(messages)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what the connection takes. Then ask the feed again."""
         encode = _line_bytes if self._lines else _event_bytes
-        waiting = 0
-        for at, message in enumerate(messages):
-            data = encode(message)
-            if self._paused_at is None:
-                self._write(data)
-            elif waiting + len(data) <= PENDING:
-                waiting += len(data)
-                self._pending.append(data)
-            else:
-                self._feed.lose(len(messages) - at)
-                break
-        if self._feed.end is not None and self._paused_at is None:
+        while self._pending and not self._paused:
+            self._write(encode(self._pending.popleft()))
+        if self._paused or not self._due:
+            return
+        self._due = False
+        if self._feed.end is not None:
             self.finish(self._feed.end)
         else:
-            self._poll_later()
+            self._call = self._clock.callLater(0.0 if self._feed.more else self._feed.interval, self._poll)
 
     def _write(self, data: bytes) -> None:
         self._written_at = self._clock.seconds()
@@ -190,9 +181,9 @@ class Stream:
         """End the stream with a message that says why."""
         if self._over:
             return
-        request, paused = self._request, self._paused_at is not None
+        request = self._request
         self._end()
-        if request.startedWriting and not paused:
+        if request.startedWriting and not self._paused:
             message = Message("end", json.dumps({"kind": "end", "text": reason}))
             request.write(_line_bytes(message) if self._lines else _event_bytes(message))
             request.unregisterProducer()
@@ -201,6 +192,7 @@ class Stream:
             self._abort()
 
     def _disconnect(self) -> None:
+        self._call = None
         self._end()
         self._abort()
 
@@ -223,13 +215,22 @@ class Stream:
     # -- IPushProducer: the connection is the consumer ---------------------------------------------------------------------
 
     def pauseProducing(self) -> None:
-        if self._paused_at is None:
-            self._paused_at = self._clock.seconds()
+        if self._over or self._paused:
+            return
+        self._paused = True
+        if self._call is not None:
+            self._call.cancel()
+            self._due = True
+        self._call = self._clock.callLater(STALLED, self._disconnect)
 
     def resumeProducing(self) -> None:
-        self._paused_at = None
-        while self._pending and self._paused_at is None:
-            self._write(self._pending.popleft())
+        if self._over or not self._paused:
+            return
+        self._paused = False
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self._flush()
 
     def stopProducing(self) -> None:
         self._end()
