@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from twisted.logger import Logger
@@ -72,7 +73,7 @@ class DeniedDevices:
         if reason is None:
             return None
         self.refused += 1
-        return certificate_refusal(reason, _certificate(transport))
+        return replace(certificate_refusal(reason, _certificate(transport)), claimed_id=device_id)
 
     def _reason(self, device_id: str | None, transport: Any) -> str | None:
         """Return why a device is denied, or `None`."""

@@ -356,8 +356,8 @@ class DevicePort(Worker):
         if refusal is not None and refusal.reported:
             return
         self.failed_handshakes += 1
-        subject, serial = (None, None) if refusal is None else (refusal.subject, refusal.serial)
-        self._hooks.emit(HandshakeFailed(transport.peer, reason, subject, serial, self._settings.door))
+        door, who = self._settings.door, refusal or Refusal(reason)
+        self._hooks.emit(HandshakeFailed(transport.peer, reason, who.subject, who.serial, door, who.claimed_id))
 
     # -- For `ConnectedSockets` ---------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..tls.identity import usable_name
+from ..tls.device_name import usable_name
 from .crc32c import crc32c
 
 LONGEST: Final = 4096

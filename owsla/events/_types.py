@@ -164,15 +164,20 @@ class HandshakeFailed(Event):
     peer: str
     reason: str
     subject: str | None = None
-    """Subject of the refused certificate."""
+    """Subject of the device's certificate, if that or one of its authorities was refused."""
     serial: str | None = None
-    """Serial number of the refused certificate, in hexadecimal."""
+    """Serial number of that certificate, in hexadecimal."""
     door: str = FIRST_DOOR
+    claimed_id: str | None = None
+    """Device id in that certificate, which anybody can claim; of a device that was denied its own."""
 
     def __str__(self) -> str:
         subject = "" if self.subject is None else f"subject {self.subject}, "
         certificate = "" if self.serial is None else f" ({subject}serial {self.serial})"
-        return f"Handshake failed: {self.peer}{_at(self.door)}: {self.reason}{certificate}"
+        claimed = self.claimed_id
+        shown = claimed is None or claimed in f"{self.subject} {self.reason}"
+        device = "" if shown else f", claims to be device {claimed}"
+        return f"Handshake failed: {self.peer}{_at(self.door)}: {self.reason}{certificate}{device}"
 
 
 @dataclass(frozen=True, slots=True)

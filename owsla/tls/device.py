@@ -42,7 +42,7 @@ from .contexts import ClientVerification, certificate_context, front_context
 from .expiry import ServedCertificate
 from .identity import device_identity
 from .inventory import Entry, certificate_entries, list_entries, response_entries
-from .refusal import certificate_refusal
+from .refusal import authority_refusal, certificate_refusal
 from .revocation import UNUSABLE, CrlPolicy, RevocationLists, read_revocation_lists
 from .server_names import ServerNames, same_use
 from .stapling import OcspResponses, read_ocsp_response
@@ -87,7 +87,7 @@ class DeviceTLSMaterial:
     client_certificate: ClientCertificate
     crl_policy: CrlPolicy
     device_id: str
-    """Kind of device id (`device_identity`)."""
+    """Kind of device id (`device_name`)."""
     certificates: tuple[ServedCertificate, ...]
     """Certificates that devices are shown."""
     revocation: RevocationLists | None
@@ -233,6 +233,9 @@ class DeviceTLS:
         """
         if trusted or (error in UNUSABLE and self._current.crl_policy == "soft"):
             return True
-        whose = "the device's certificate" if depth == 0 else "an authority's certificate"
-        certificate_refusal(f"{whose} is refused: {explain_verify_error(error)}", certificate).note(connection)
+        why, kind = explain_verify_error(error), self._current.device_id
+        if depth == 0:
+            certificate_refusal(f"the device's certificate is refused: {why}", certificate, kind).note(connection)
+        else:
+            authority_refusal(f"an authority's certificate is refused: {why}", certificate, kind).note(connection)
         return False

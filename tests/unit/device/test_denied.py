@@ -121,7 +121,7 @@ class RefusalTests(Base):
         self.assertEqual(self.devices.refused, 3)
         refusal = self.devices.refusal("a", Connection("a", 0x1AB))
         assert refusal is not None
-        self.assertEqual((refusal.serial, refusal.reported), ("01AB", False))
+        self.assertEqual((refusal.serial, refusal.claimed_id, refusal.reported), ("01AB", "a", False))
 
     def test_address(self) -> None:
         """The address of a new connection is looked up in the list in force."""

@@ -516,7 +516,7 @@ class StampedeTests(Base):
         listener = self.listen()
 
         def refuse() -> str | None:
-            raise HandshakeRefused(Refusal("the device's certificate cannot be read", "CN=dev", "0A"))
+            raise HandshakeRefused(Refusal("the device's certificate cannot be read", "CN=dev", "0A", "urn:dev:7"))
 
         with mock.patch.object(self, "identify", refuse):
             client = Client(self.connect())
@@ -524,10 +524,8 @@ class StampedeTests(Base):
             client.close()
             self.loop.settle()
         (event,) = self.of_type(HandshakeFailed)
-        self.assertEqual(
-            (event.reason, event.subject, event.serial), ("TLS: the device's certificate cannot be read", "CN=dev", "0A")
-        )
-        self.assertEqual(str(event), f"Handshake failed: {event.peer}: {event.reason} (subject CN=dev, serial 0A)")
+        reason = "TLS: the device's certificate cannot be read"
+        self.assertEqual(event, HandshakeFailed(event.peer, reason, "CN=dev", "0A", claimed_id="urn:dev:7"))
         self.assertEqual((listener.handshakes, listener.failed_handshakes), (0, 1))
         self.assertEqual((self.of_type(DeviceConnected), self.of_type(DeviceDisconnected)), ([], []))
 

@@ -27,6 +27,7 @@ from owsla.events import (
     Event,
     FannedOut,
     GapSkipped,
+    HandshakeFailed,
     Listening,
     ReloadFailed,
     TraceEnded,
@@ -130,6 +131,18 @@ class EventTests(SynchronousTestCase):
             (ReloadFailed("no"), "Reload failed, and nothing was changed: no"),
         ):
             self.assertEqual(str(event), text)
+
+    def test_refused_certificates(self) -> None:
+        """A refused certificate reads with its subject and serial number, and with its device id unless the text has it."""
+        for rest, text in (
+            ((None, None, "default", None), "no"),
+            (("CN=d", "0A", "default", None), "no (subject CN=d, serial 0A)"),
+            ((None, "0A", "default", None), "no (serial 0A)"),
+            (("CN=d", "0A", "default", "d"), "no (subject CN=d, serial 0A)"),
+            (("CN=d", "0A", "default", "urn:7"), "no (subject CN=d, serial 0A), claims to be device urn:7"),
+            ((None, None, "default", "no"), "no"),
+        ):
+            self.assertEqual(str(HandshakeFailed("192.0.2.1:5", "no", *rest)), f"Handshake failed: 192.0.2.1:5: {text}")
 
     def test_doors(self) -> None:
         """The text of an event names the door, unless it is the first one: a node without others reads as it always did."""

@@ -212,7 +212,7 @@ class ClientCertificateTests(Files):
         key = ec_key()
         stranger = issue(key, common_names=("device CA",))
         expired = issue(key, (self.authority, self.authority_key), age=timedelta(days=2))
-        for certificate, why in ((stranger, "it is self-signed"), (expired, "it has expired")):
+        for certificate, why, claimed in ((stranger, "it is self-signed", "device CA"), (expired, "it has expired", None)):
             for word in ("require", "optional"):
                 client = device_context(certificate=certificate, key=key)
                 server = SSL.Connection(self.context(word))
@@ -220,7 +220,8 @@ class ClientCertificateTests(Files):
                 serial = f"{certificate.serial_number:X}"
                 serial = serial.zfill(len(serial) + len(serial) % 2)
                 subject = certificate.subject.rfc4514_string()
-                self.assertEqual(noted_refusal(server), Refusal(f"the device's certificate is refused: {why}", subject, serial))
+                reason = f"the device's certificate is refused: {why}"
+                self.assertEqual(noted_refusal(server), Refusal(reason, subject, serial, claimed))
 
     def test_authorities_are_named(self) -> None:
         """All authorities in the file are named to devices."""

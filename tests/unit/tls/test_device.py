@@ -346,7 +346,7 @@ class RevocationTests(Base):
     def test_revoked_authority(self) -> None:
         """A device of a revoked intermediate authority is refused."""
         tls = self.tls(self.root_list(self.middle), self.middle_list())
-        self.assertEqual(self.outcome(tls, self.deep), "an authority's certificate is refused: it has been revoked")
+        self.assertEqual(self.outcome(tls, self.deep), "an authority's certificate is refused: it has been revoked (CN=middle)")
         self.assertEqual(self.outcome(tls, self.device), "accepted")
 
     def test_missing(self) -> None:
@@ -355,7 +355,7 @@ class RevocationTests(Base):
         self.assertEqual(self.outcome(self.tls(self.root_list()), self.deep), reason)
         self.assertEqual(self.outcome(self.tls(self.root_list()), self.device), "accepted")
         self.assertEqual(self.outcome(self.tls(self.root_list(), policy="soft"), self.deep), "accepted")
-        revoked = "an authority's certificate is refused: it has been revoked"
+        revoked = "an authority's certificate is refused: it has been revoked (CN=middle)"
         self.assertEqual(self.outcome(self.tls(self.root_list(self.middle), policy="soft"), self.deep), revoked)
 
     def test_out_of_date(self) -> None:
