@@ -12,12 +12,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Final, Generic, Protocol, TypeVar
 
 from twisted.python.failure import Failure
 
 from .interfaces import Courier, LetterRoute
 from .letter import BAD, DeliverySource, Letter
+
+ID_LENGTH: Final = 36
+"""Length in bytes of a connection id in its canonical form."""
 
 _HEX = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _VARIANT = b"89ab"
@@ -86,6 +90,16 @@ class Registry(Generic[Connection]):
     def remove(self, connection_id: bytes) -> None:
         self._connections.pop(connection_id, None)
 
+    def walk(self, size: int) -> Iterator[list[Connection]]:
+        """Yield the connections that are open now in lists of up to `size`, in the order in which they were added.
+
+        The caller may do other work between two lists: a connection that has ended when its list is made is left out.
+        """
+        # Of ids, since the garbage collector visits the elements of a young list, and takes half as long for bytes.
+        ids, find = iter(list(self._connections)), self.find
+        while some := list(islice(ids, size)):
+            yield [connection for connection in map(find, some) if connection is not None]
+
     def __len__(self) -> int:
         return len(self._connections)
 
@@ -99,9 +113,7 @@ class Recipient(Protocol):
     def body_fault(self, body: bytes) -> str | None:
         """Return the reason for which a message with this body cannot be written to the device; `None` if it can."""
 
-    def send(
-        self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None
-    ) -> None:
+    def send(self, source: DeliverySource, tag: int, header: bytes, body: bytes, connection_id: bytes, seq: int | None) -> None:
         """Write a plain message to the device when its turn has come, and acknowledge it. Record it if its body has a fault."""
 
     def post(self, letter: Letter) -> None:
@@ -134,9 +146,7 @@ class Handover:
 
     __slots__ = ("_body_fault", "_courier", "_deliveries")
 
-    def __init__(
-        self, courier: Courier, deliveries: DeliveryHistory, body_fault: Callable[[bytes], str | None]
-    ) -> None:
+    def __init__(self, courier: Courier, deliveries: DeliveryHistory, body_fault: Callable[[bytes], str | None]) -> None:
         """`body_fault` returns the reason for which no connection could be sent a message with this body, or `None`."""
         self._courier = courier
         self._deliveries = deliveries

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from twisted.internet.defer import Deferred
 
 from ..device.connections import Connection
+from ..routing import Registry
 from ._paging import Page, Selection, read_page
 from ._rows import Rows
-from ._slices import Slices, chunks
+from ._slices import CHUNK, Slices, chunks
 from ._types import JSON, Args, BadArgument, NamedAnswers
 
 STATES: Final[Mapping[str, Callable[[Connection], object]]] = {
@@ -38,9 +39,8 @@ class DeviceList:
     devices.
     """
 
-    def __init__(self, connections: Iterable[Connection], rows: Rows, slices: Slices) -> None:
-        """`connections` yields the connections that are open at the time, each time."""
-        self._connections = connections
+    def __init__(self, registry: Registry[Connection], rows: Rows, slices: Slices) -> None:
+        self._registry = registry
         self._rows = rows
         self._slices = slices
 
@@ -59,9 +59,9 @@ class DeviceList:
         value = self._rows.values[order.column]
         selection: Selection[Connection] = Selection(page.limit, order.descending)
         total = 0
-        for chunk in chunks(self._connections):
-            for connection in chunk:
-                if connection.transport is not None and matches(connection):
+        for connections in self._registry.walk(CHUNK):
+            for connection in connections:
+                if matches(connection):
                     total += 1
                     key = (value(connection), connection.connection_id.decode())
                     if after is None or order.precedes(after, key):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred, succeed
 
 from ..device.connections import Connection
 from ..device.identified import IdentifiedDevices
-from ..routing import canonical
-from ._slices import Slices, chunks
+from ..routing import Registry, canonical
+from ._slices import CHUNK, Slices
 
 MATCHES: Final = 100
 """Maximum number of connections that are shown for one id."""
@@ -40,23 +40,15 @@ class Address(NamedTuple):
 class Lookup:
     """Finds open connections of a node: by connection id, or else by device id, or else by the address of the peer."""
 
-    def __init__(
-        self,
-        connections: Iterable[Connection],
-        find: Callable[[bytes], Connection | None],
-        devices: IdentifiedDevices,
-        slices: Slices,
-    ) -> None:
-        """`connections` yields the connections that are open at the time, each time. `find` is `Registry.find`."""
-        self._connections = connections
-        self._find = find
+    def __init__(self, registry: Registry[Connection], devices: IdentifiedDevices, slices: Slices) -> None:
+        self._registry = registry
         self._devices = devices
         self._slices = slices
 
     def find(self, text: str, limit: int = MATCHES) -> Deferred[Matches]:
         """Find at most `limit` connections."""
         connection_id = canonical(text.encode("utf-8", "replace"))
-        connection = None if connection_id is None else self._find(connection_id)
+        connection = None if connection_id is None else self._registry.find(connection_id)
         if connection is not None:
             return succeed(Matches([connection], 1))
         of_device = [each for each in reversed(self._devices.connections_of(text)) if each.transport is not None]
@@ -73,9 +65,9 @@ class Lookup:
 
         def steps() -> Iterator[None]:
             nonlocal total
-            for chunk in chunks(self._connections):
-                for connection in chunk:
-                    if connection.transport is not None and address.has(connection.transport.peer):
+            for connections in self._registry.walk(CHUNK):
+                for connection in connections:
+                    if address.has(connection.transport.peer):
                         total += 1
                         newest.append(connection)
                 del newest[: -limit or None]

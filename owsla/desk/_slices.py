@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import Cooperator, TaskStopped
 from twisted.python.failure import Failure
 
@@ -20,7 +20,10 @@ Item = TypeVar("Item")
 
 
 class Slices:
-    """Runs iterators step by step, for `SLICE` seconds of a reactor turn. All that run share this time."""
+    """Runs iterators step by step, one after the other, for `SLICE` seconds of a reactor turn.
+
+    If they took turns, each would take as long as all together, and keep its memory for that time.
+    """
 
     def __init__(self, clock: Clock) -> None:
         def slice_ends() -> Callable[[], bool]:
@@ -28,9 +31,13 @@ class Slices:
             return lambda: clock.seconds() >= end
 
         self._cooperator = Cooperator(slice_ends, lambda call: clock.callLater(0, call))
+        self._turn = DeferredLock()
 
     def run(self, steps: Iterator[None]) -> Deferred[None]:
         """Run an iterator to its end. The Deferred fails with its exception. Cancelling it ends the iterator."""
+        return self._turn.run(self._run, steps)
+
+    def _run(self, steps: Iterator[None]) -> Deferred[None]:
         task = self._cooperator.cooperate(steps)
         done: Deferred[None] = Deferred(lambda _: task.stop())
 

@@ -1,16 +1,16 @@
 """The question `top`: the devices that talk most at the moment, and the slowest.
 
-Theory of operation. A *pass* visits all connections, in slices, and remembers their counters in an array: 40 bytes for each
-connection, with its reference. The next pass compares. In every pass the connections are in the order in which they connected,
+Theory of operation. A *pass* visits all connections, in slices, and remembers their counters in arrays: 68 bytes for each
+connection, with its id. The next pass compares. In every pass the connections are in the order in which they connected,
 so that a walk over both lists finds the same connection in each. Passes run only while somebody asks: the first two with
-`FIRST_INTERVAL` between them, the others with `INTERVAL`, and none `LASTING` seconds after the last question, when the array is
-dropped. A question is answered from the last comparison, or waits for the first one.
+`FIRST_INTERVAL` between them, the others with `INTERVAL`, and none `LASTING` seconds after the last question, when the arrays
+are dropped. A question is answered from the last comparison, or waits for the first one.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -18,10 +18,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..device.connections import Connection
+from ..device.reordering import ReorderLimits
+from ..device.slow_devices import SlowDevices
 from ..interfaces import Clock
+from ..routing import ID_LENGTH, Registry
 from ._paging import Selection, read_limit
 from ._rows import Rows
-from ._slices import Slices, chunks
+from ._slices import CHUNK, Slices
 from ._types import JSON, Args, NamedAnswers
 
 INTERVAL: Final = 2.0
@@ -40,8 +43,8 @@ SHOWN: Final = 10
 """Number of devices in each of the lists, if the question does not say."""
 
 
-class _Counters(NamedTuple):
-    """Counters of a connection, or what they have grown by."""
+class _Growth(NamedTuple):
+    """Growth of the counters of a connection from one pass to the next."""
 
     lines_in: int
     lines_out: int
@@ -52,24 +55,69 @@ class _Counters(NamedTuple):
 class _Pass:
     """Counters of all connections at one time."""
 
-    def __init__(self, connections: list[Connection], time: float) -> None:
+    __slots__ = ("bytes_in", "bytes_out", "ids", "lines_in", "lines_out", "time")
+
+    def __init__(self, time: float) -> None:
         self.time = time
-        self.connections = connections
-        self.counters = array("q")
+        self.ids = bytearray()
+        """Connection ids, one after the other: they are compared at once, and are no work for the garbage collector."""
+        self.lines_in, self.lines_out, self.bytes_in, self.bytes_out = (array("q") for _ in range(4))
 
-    def add(self, counters: _Counters) -> None:
-        """Add the counters of the next connection."""
-        self.counters.extend(counters)
+    def __len__(self) -> int:
+        return len(self.lines_in)
 
-    def __getitem__(self, index: int) -> _Counters:
-        return _Counters(*self.counters[4 * index : 4 * index + 4])
+    def add(self, connections: list[Connection]) -> None:
+        """Read the counters of the next connections."""
+        self.ids += b"".join([connection.connection_id for connection in connections])
+        self.lines_in.extend([connection.lines_in for connection in connections])
+        self.lines_out.extend([connection.lines_out for connection in connections])
+        self.bytes_in.extend([connection.bytes_in for connection in connections])
+        self.bytes_out.extend([connection.bytes_out for connection in connections])
+
+    def id_at(self, at: int) -> bytearray:
+        """Return the id of a connection."""
+        return self.ids[ID_LENGTH * at : ID_LENGTH * (at + 1)]
+
+    def has(self, at: int, ids: bytearray) -> bool:
+        """Return whether the connections from a place on have these ids."""
+        return self.ids[ID_LENGTH * at : ID_LENGTH * at + len(ids)] == ids
+
+    def grown(self, at: int, before: _Pass, there: int, count: int) -> list[int]:
+        """Return the places of the connections that have other counters than in the pass before, of `count` of them from a
+        place on.
+        """
+        here, elsewhere = slice(at, at + count), slice(there, there + count)
+        changed: set[int] = set()
+        for now, then in (
+            (self.lines_in[here], before.lines_in[elsewhere]),
+            (self.lines_out[here], before.lines_out[elsewhere]),
+            (self.bytes_in[here], before.bytes_in[elsewhere]),
+            (self.bytes_out[here], before.bytes_out[elsewhere]),
+        ):
+            if now != then:
+                changed.update([at + number for number in range(count) if now[number] != then[number]])
+        return sorted(changed)
+
+    def total(self, at: int) -> _Growth:
+        """Return the growth of the counters of a connection that is not in the pass before."""
+        return _Growth(self.lines_in[at], self.lines_out[at], self.bytes_in[at], self.bytes_out[at])
+
+    def growth(self, at: int, before: _Pass, there: int) -> _Growth:
+        """Return the growth of the counters of a connection since the pass before."""
+        # Bytes that wait are subtracted while they are read again.
+        return _Growth(
+            self.lines_in[at] - before.lines_in[there],
+            self.lines_out[at] - before.lines_out[there],
+            max(0, self.bytes_in[at] - before.bytes_in[there]),
+            self.bytes_out[at] - before.bytes_out[there],
+        )
 
 
 class _Talker(NamedTuple):
     """A connection with what its counters have grown by."""
 
     connection: Connection
-    growth: _Counters
+    growth: _Growth
 
 
 class _Comparison(NamedTuple):
@@ -86,10 +134,19 @@ class TopDevices:
 
     _log = Logger()
 
-    def __init__(self, clock: Clock, connections: Iterable[Connection], rows: Rows, slices: Slices) -> None:
-        """`connections` yields the connections that are open at the time, each time, in the order in which they connected."""
+    def __init__(
+        self,
+        clock: Clock,
+        registry: Registry[Connection],
+        slow: SlowDevices,
+        reordering: ReorderLimits,
+        rows: Rows,
+        slices: Slices,
+    ) -> None:
         self._clock = clock
-        self._connections = connections
+        self._registry = registry
+        self._slow = slow
+        self._reordering = reordering
         self._rows = rows
         self._slices = slices
         self._asked = float("-inf")
@@ -134,7 +191,7 @@ class TopDevices:
             if connection.transport is not None and len(talkers) < limit:
                 rates = {f"{name}_rate": round(grown / interval, 1) for name, grown in growth._asdict().items()}
                 talkers.append({**self._rows.row(connection), **rates})
-        slowest = [each for each in comparison.slowest if each.transport is not None and _is_slow(each)]
+        slowest = [each for each in comparison.slowest if each.transport is not None and (each.slow or each.held)]
         slowest.sort(key=lambda each: each.waiting + each.held, reverse=True)
         return {
             "interval": round(1000 * interval),
@@ -167,47 +224,53 @@ class TopDevices:
             each.errback(failure)
 
     def _steps(self) -> Iterator[None]:
-        before = self._last
-        present = _Pass(list(self._connections), self._clock.seconds())
+        before, present = self._last, _Pass(self._clock.seconds())
         talkers: Selection[_Talker] = Selection(MOST, descending=True)
-        slowest: Selection[Connection] = Selection(MOST, descending=True)
         at = 0  # place of the connection in the pass before
-        number = 0
-        for chunk in chunks(present.connections):
-            for connection in chunk:
-                number += 1
-                counters = _Counters(connection.lines_in, connection.lines_out, connection.bytes_in, connection.bytes_out)
-                present.add(counters)
-                if _is_slow(connection):
-                    slowest.offer((connection.waiting + connection.held, number), connection)
-                if before is None:
-                    continue
-                # Connections that are closed were in the pass before only, and new ones, behind all others, in this one only.
-                while at < len(before.connections) and before.connections[at] is not connection:
-                    at += 1
-                growth = counters if at == len(before.connections) else _growth(counters, before[at])
-                if growth != _NOTHING:
-                    lines, size = growth.lines_in + growth.lines_out, growth.bytes_in + growth.bytes_out
-                    talkers.offer((lines, size, number), _Talker(connection, growth))
+        for connections in self._registry.walk(CHUNK):
+            first = len(present)
+            present.add(connections)
+            if before is not None:
+                at = self._compare(connections, first, present, before, at, talkers)
             yield
+        slowest: Selection[Connection] = Selection(MOST, descending=True)
+        for number, connection in enumerate({*self._slow.connections(), *self._reordering.connections()}):
+            slowest.offer((connection.waiting + connection.held, number), connection)
+            if number % CHUNK == 0:
+                yield
         self._last = present
         if before is not None:
-            interval = max(0.001, present.time - before.time)
             self._comparison = _Comparison(
-                interval, [talker for _, talker in talkers.take()], [connection for _, connection in slowest.take()]
+                max(0.001, present.time - before.time),
+                [talker for _, talker in talkers.take()],
+                [connection for _, connection in slowest.take()],
             )
 
+    def _compare(
+        self, connections: list[Connection], first: int, present: _Pass, before: _Pass, at: int, talkers: Selection[_Talker]
+    ) -> int:
+        """Offer the connections that are in this pass from the place `first` on, and behind the place `at` of the pass before.
+        Return the place there behind the last one.
 
-_NOTHING: Final = _Counters(0, 0, 0, 0)
+        Connections that are closed were in the pass before only. New ones are behind all others, in this pass only.
+        """
+        if before.has(at, present.ids[ID_LENGTH * first :]):
+            for here in present.grown(first, before, at, len(connections)):
+                growth = present.growth(here, before, at + here - first)
+                talkers.offer(_place(growth, here), _Talker(connections[here - first], growth))
+            return at + len(connections)
+        for here, connection in enumerate(connections, first):
+            while at < len(before) and before.id_at(at) != connection.connection_id:
+                at += 1
+            growth = present.growth(here, before, at) if at < len(before) else present.total(here)
+            at = min(at + 1, len(before))
+            if any(growth):
+                talkers.offer(_place(growth, here), _Talker(connection, growth))
+        return at
 
 
-def _growth(now: _Counters, before: _Counters) -> _Counters:
-    # Bytes that are read again after they have waited are subtracted for a moment.
-    return _Counters(*(max(0, after - earlier) for after, earlier in zip(now, before, strict=True)))
-
-
-def _is_slow(connection: Connection) -> bool:
-    return connection.slow or bool(connection.held)
+def _place(growth: _Growth, number: int) -> tuple[int, int, int]:
+    return growth.lines_in + growth.lines_out, growth.bytes_in + growth.bytes_out, number
 
 
 def check_top(args: Args) -> int:

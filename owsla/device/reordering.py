@@ -54,6 +54,10 @@ class ReorderLimits:
         """Time in seconds for which a connection waits for a missing sequence number."""
         return self._gap_timeout
 
+    def connections(self) -> list[Connection]:
+        """Return the connections that wait for a missing sequence number."""
+        return list(self._holders)
+
     def hold(self, connection: Connection, letter: Letter) -> None:
         """Count a message that a connection holds."""
         self._held.add(letter.source, connection)

@@ -61,6 +61,10 @@ class SlowDevices:
         """Time in seconds after which a connection that makes no progress is closed."""
         return self._timeout
 
+    def connections(self) -> list[Connection]:
+        """Return the connections whose socket takes no more."""
+        return list(self._paused)
+
     def since(self, connection: Connection) -> float | None:
         """Return the time, by the clock of the reactor, since which the socket of a connection takes no more, or `None`."""
         paused = self._paused.get(connection)

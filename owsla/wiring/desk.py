@@ -35,7 +35,7 @@ def make_desk(base: Base, devices: Devices) -> NodeDesk:
     services, traces = devices.services, _make_traces(base, devices)
     slices = Slices(base.reactor)
     rows = Rows(base.reactor, time.time, services.slow)
-    lookup = Lookup(base.registry, base.registry.find, services.devices, slices)
+    lookup = Lookup(base.registry, services.devices, slices)
     ends = EndSearch(base.ends, slices)
     return NodeDesk({
         "close": CloseConnections(lookup, rows, slices, base.emit).answer,
@@ -44,7 +44,7 @@ def make_desk(base: Base, devices: Devices) -> NodeDesk:
         "end-trace": traces.end,
         "ends": ends.answer,
         "events": base.recent_events.answer,
-        "top": TopDevices(base.reactor, base.registry, rows, slices).answer,
+        "top": TopDevices(base.reactor, base.registry, services.slow, services.reordering, rows, slices).answer,
         "trace": traces.poll,
         "traces": traces.running,
     })  # fmt: skip

@@ -96,6 +96,21 @@ class RegistryTests(SynchronousTestCase):
         registry.remove(b"a")
         self.assertEqual((registry.find(b"a"), len(registry)), (None, 0))
 
+    def test_walk(self) -> None:
+        """A walk has the connections of its beginning, in order, without those that have ended meanwhile."""
+        registry: Registry[str] = Registry()
+        for letter in "abcdefg":
+            registry.add(letter.encode(), letter.upper())
+        walk = registry.walk(3)
+        self.assertEqual(next(walk), ["A", "B", "C"])
+        registry.remove(b"a")
+        registry.remove(b"e")
+        registry.add(b"h", "H")
+        self.assertEqual(list(walk), [["D", "F"], ["G"]])
+        for letter in b"bcdfgh":
+            registry.remove(bytes((letter,)))
+        self.assertEqual(list(registry.walk(3)), [])
+
 
 class Source:
     open = True

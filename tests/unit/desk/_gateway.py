@@ -22,7 +22,7 @@ class Gateway(World):
         now = self.factory.now
         slices = Slices(self.clock)
         rows = Rows(self.clock, now, self.services.slow)
-        lookup = Lookup(self.registry, self.registry.find, self.services.devices, slices)
+        lookup = Lookup(self.registry, self.services.devices, slices)
         details = DeviceDetails(
             self.clock, now, lookup, rows, self.services, lambda text, limit: succeed(self.past.get(text, [])[:limit])
         )
@@ -31,7 +31,7 @@ class Gateway(World):
                 "close": CloseConnections(lookup, rows, slices, self.events.append).answer,
                 "device": details.answer,
                 "devices": DeviceList(self.registry, rows, slices).answer,
-                "top": TopDevices(self.clock, self.registry, rows, slices).answer,
+                "top": TopDevices(self.clock, self.registry, self.services.slow, self.services.reordering, rows, slices).answer,
             }
         )
 

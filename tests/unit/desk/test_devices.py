@@ -111,9 +111,9 @@ class RowTests(SynchronousTestCase):
 class FilterTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.gateway = Gateway()
-        self.meter = self.gateway.device("Meter-17", peer="192.0.2.7:1000")
+        self.meter = self.gateway.device("Meter-x17", peer="192.0.2.7:1000")
         self.gateway.clock.advance(1)
-        self.other = self.gateway.device("pump-3", peer="[2001:db8::17]:2000")
+        self.other = self.gateway.device("pump-x3", peer="[2001:db8::17]:2000")
         self.gateway.clock.advance(1)
         self.unnamed = self.gateway.device(None, peer="192.0.2.8:3000", factory=self.gateway.door("plain"))
 
@@ -126,7 +126,7 @@ class FilterTests(SynchronousTestCase):
     def test_query(self) -> None:
         """The query is a part of the device id, the connection id or the address, in any case."""
         self.assertEqual(self.found(query="mETER"), [self.meter])
-        self.assertEqual(self.found(query="17"), [self.meter, self.other])
+        self.assertEqual(self.found(query="-X"), [self.meter, self.other])
         self.assertEqual(self.found(query=":3000"), [self.unnamed])
         self.assertEqual(self.found(query=self.other.connection_id.decode().upper()[3:]), [self.other])
         self.assertEqual(self.found(query="\ud800nothing"), [])
@@ -145,7 +145,7 @@ class FilterTests(SynchronousTestCase):
         for _ in range(10):
             self.gateway.turns()
         rows = self.successResultOf(answer)["devices"]
-        self.assertEqual([row["device_id"] for row in rows], ["Meter-17", None])
+        self.assertEqual([row["device_id"] for row in rows], ["Meter-x17", None])
 
     def test_bad_arguments(self) -> None:
         """An argument that cannot be used is an error that says which values can be."""
