@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from owsla.desk import Args, DeviceDetails, DeviceList, Lookup, Rows, Slices, TopDevices
 from owsla.device.connections import Connections
@@ -135,7 +135,7 @@ class Node:
         slices, rows = Slices(clock), Rows(clock, time.time, services.slow)
         lookup = Lookup(registry, services.devices, slices)
         self.list = DeviceList(registry, rows, slices)
-        self.details = DeviceDetails(clock, time.time, lookup, rows, services, lambda text, limit: [])
+        self.details = DeviceDetails(clock, time.time, lookup, rows, services, lambda text, limit: succeed([]))
         self.top = TopDevices(clock, registry, services.slow, services.reordering, rows, slices)
 
     def talk(self) -> None:

@@ -107,8 +107,8 @@ class RegistryTests(SynchronousTestCase):
         registry.remove(b"e")
         registry.add(b"h", "H")
         self.assertEqual(list(walk), [["D", "F"], ["G"]])
-        for letter in b"bcdfgh":
-            registry.remove(bytes((letter,)))
+        for letter in "bcdfgh":
+            registry.remove(letter.encode())
         self.assertEqual(list(registry.walk(3)), [])
 
 
