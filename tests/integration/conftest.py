@@ -22,6 +22,7 @@ B = TypeVar("B", bound=Broker)
 _REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
 _HAPROXY_REQUIRED = os.environ.pop("OWSLA_REQUIRE_HAPROXY", "") == "1"
 _FAKETIME_REQUIRED = os.environ.pop("OWSLA_REQUIRE_FAKETIME", "") == "1"
+_CHROMIUM_REQUIRED = os.environ.pop("OWSLA_REQUIRE_CHROMIUM", "") == "1"
 
 
 def _require_rabbitmq() -> None:
@@ -51,6 +52,16 @@ def require_faketime() -> None:
     if _FAKETIME_REQUIRED:
         pytest.fail("OWSLA_REQUIRE_FAKETIME=1, and no faketime is installed")
     pytest.skip("no faketime is installed")
+
+
+@pytest.fixture(scope="session")
+def require_chromium() -> None:
+    """Skip the test if Debian's chromium is not installed; fail it if OWSLA_REQUIRE_CHROMIUM is set."""
+    if shutil.which("chromium") is not None:
+        return
+    if _CHROMIUM_REQUIRED:
+        pytest.fail("OWSLA_REQUIRE_CHROMIUM=1, and no chromium is installed")
+    pytest.skip("no chromium is installed")
 
 
 def _running(broker: B) -> Iterator[B]:

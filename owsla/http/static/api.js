@@ -30,7 +30,7 @@ export function hasToken() {
 }
 
 /** Return the path of a request, relative to the page, with its parameters. Lists are repeated parameters. */
-export function address(path, parameters = {}) {
+function address(path, parameters = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
     for (const one of Array.isArray(value) ? value : [value]) {
@@ -72,7 +72,7 @@ export function reason(error) {
 }
 
 /** A parser of server-sent events, by the WHATWG standard but for `retry`. */
-export class EventParser {
+class EventParser {
   constructor(callback) {
     this.callback = callback;
     this.rest = "";

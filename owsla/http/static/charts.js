@@ -11,7 +11,7 @@ const BOTTOM = 18;
 const COLOURS = 8;
 
 /** Return a round number that is at least `value`. */
-export function ceiling(value) {
+function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 4, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);

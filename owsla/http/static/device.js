@@ -1,7 +1,7 @@
 // A device: its connections, how its last ones ended, kick and trace.
 
 import { ask, Poll, reason } from "./api.js";
-import { add, announce, confirmed, el, fill, identifier, routeTo, show, visible, wellFormed } from "./dom.js";
+import { announce, confirmed, el, fill, identifier, routeTo, show, visible, wellFormed } from "./dom.js";
 import { bytes, clock, number, plural } from "./format.js";
 import { chips, connectionIdLink, eventList, facts, hostOf, lasting, missingNote, note, section, since, tick, time } from "./parts.js";
 import { TracePanel } from "./trace.js";

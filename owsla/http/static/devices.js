@@ -1,12 +1,13 @@
 // Connected devices, and ends and refusals that match a search.
 
 import { ask, Poll, reason } from "./api.js";
-import { add, announce, el, fill, show } from "./dom.js";
+import { el, fill, show } from "./dom.js";
 import { number, plural } from "./format.js";
 import { CONNECTION_COLUMNS, eventList, missingNote, note, section, table, tick } from "./parts.js";
 
 const PAGE = 50;
 const MOST = 1000;
+const NEWEST = "-since";
 const STATES = ["paused", "slow", "held", "closing"];
 
 /** Put the connections whose id is the text that is searched for before those that contain it. */
@@ -36,8 +37,7 @@ export function createDevices({ navigate, state }) {
   }
 
   function drawDoors() {
-    const doors = state.latest?.doors ?? {};
-    const names = Array.isArray(doors) ? doors.map((door) => door.name) : Object.keys(doors);
+    const names = Object.keys(state.latest?.doors ?? {});
     const shown = [...new Set([...names, ...(parameters.door ? [parameters.door] : [])])];
     if ([...doorSelect.options].slice(1).map((option) => option.value).join("\n") !== shown.join("\n")) {
       fill(doorSelect, el("option", { value: "" }, "Any door"), shown.map((name) => el("option", { value: name }, name)));
@@ -53,11 +53,11 @@ export function createDevices({ navigate, state }) {
 
   const poll = new Poll(10000, async (current) => {
     const { q, door, state: wanted, sort } = parameters;
-    const ask_ends = !door && !wanted;
+    const withEnds = !door && !wanted;
     try {
       const [devices, ends] = await Promise.all([
-        ask("/devices", { query: q, door, state: wanted, sort, limit }),
-        ask_ends ? ask("/ends", { query: q, limit: 20 }) : { ends: [] },
+        ask("/devices", { query: q, door, state: wanted, sort: sort ?? NEWEST, limit }),
+        withEnds ? ask("/ends", { query: q, limit: 20 }).catch((error) => ({ ends: [], error })) : { ends: [] },
       ]);
       const exact = q && devices.next ? await ask(`/devices/${encodeURIComponent(q)}`).catch(() => null) : null;
       if (!current()) return;
@@ -73,9 +73,9 @@ export function createDevices({ navigate, state }) {
     only = devices.length === 1 ? devices[0] : null;
     count.textContent = devices.length < total ? `${number(devices.length)} of ${number(total)}` : plural(total, "connection");
     const empty = q ? "No connected device has this in its id, connection id or address." : "No device is connected.";
-    fill(connected, missingNote(missing), table({ columns: CONNECTION_COLUMNS, rows: devices, caption: "Connected devices", sort: sort ?? "since", onSort: (value) => change({ sort: value }), empty, rowClass: () => "go" }));
+    fill(connected, missingNote(missing), table({ columns: CONNECTION_COLUMNS, rows: devices, caption: "Connected devices", sort: sort ?? NEWEST, onSort: (value) => change({ sort: value }), empty, rowClass: () => "go" }));
     show(more, next !== null && next !== undefined && limit < MOST);
-    const list = eventList(ends.ends, q ? "No end or refusal that is remembered matches." : "None is remembered.", "Recent ends and refusals");
+    const list = ends.error ? note("warn", reason(ends.error)) : eventList(ends.ends, q ? "No end or refusal that is remembered matches." : "None is remembered.", "Recent ends and refusals");
     fill(ended, section("Recent ends and refusals", null, missingNote(ends.missing), list));
     show(ended, !parameters.door && !parameters.state);
     if (focused !== null) links().find((link) => link.getAttribute("href") === focused)?.focus();
@@ -115,7 +115,6 @@ export function createDevices({ navigate, state }) {
       stop ??= state.listen(drawDoors);
       timer ??= setInterval(ticking, 1000);
       await poll.start();
-      announce(count.textContent);
     },
     hide() {
       poll.stop();

@@ -100,7 +100,7 @@ export function createEvents({ navigate }) {
     setText(empty, "Loading…");
     let answer;
     try {
-      answer = await ask("/events", { ...filter, limit: 1000 });
+      answer = await ask("/events", { ...filter, limit: SHOWN });
     } catch (error) {
       if (mine === number_) fill(trouble, note("bad", reason(error), " ", el("button", { type: "button", onclick: () => load() }, "Try again")));
       return;
@@ -112,7 +112,7 @@ export function createEvents({ navigate }) {
     lost = 0;
     const before = paused;
     paused = false;
-    answer.events.slice(-SHOWN).forEach(take);
+    answer.events.forEach(take);
     draw();
     paused = before;
     setText(empty, "No event that is remembered matches. New ones appear here.");

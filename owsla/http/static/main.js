@@ -3,11 +3,11 @@
 import { ApiError, ask, hasToken, keepToken, reason, whenUnauthorized } from "./api.js";
 import { createDevice } from "./device.js";
 import { createDevices } from "./devices.js";
-import { add, announce, announcements, el, fill, routeTo, setText, show, visible } from "./dom.js";
+import { announce, announcements, deviceRoute, el, fill, routeTo, setText, show, visible } from "./dom.js";
 import { createEvents } from "./events.js";
 import { duration, plural } from "./format.js";
 import { Live, STALE } from "./live.js";
-import { createOverview, failedChecks } from "./overview.js";
+import { createOverview } from "./overview.js";
 import { GatewayState } from "./state.js";
 import { createSystem } from "./system.js";
 import { createTop } from "./top.js";
@@ -19,7 +19,7 @@ const summary = document.getElementById("summary");
 const page = document.getElementById("page");
 
 /** Parse a route: `#/search?q=4711` is {view: "search", parameters: {q: "4711"}}, and `#/device/ID` has the parameter id. */
-export function parseRoute(hash) {
+function parseRoute(hash) {
   const [path, query = ""] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [view, ...rest] = path.split("/");
   const parameters = Object.fromEntries(new URLSearchParams(query));
@@ -35,7 +35,7 @@ export function parseRoute(hash) {
 }
 
 /** Return the hash of a route. Empty parameters are left out. */
-export function routeHash(view, parameters = {}) {
+function routeHash(view, parameters = {}) {
   const query = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value !== null && value !== undefined));
   const text = query.toString();
   return `#/${view}${text ? `?${text}` : ""}`;
@@ -180,7 +180,7 @@ function run(session) {
     await navigate("search", { q }, true);
     const only = views.search.onlyMatch();
     if (q !== "" && only !== null && search.value.trim() === q) {
-      location.hash = routeTo(only.device_id === q ? q : only.connection_id);
+      location.hash = q === only.connection_id ? routeTo(q) : deviceRoute(only);
       search.blur();
     } else views.search.focusFirst();
   }
@@ -244,7 +244,7 @@ function health(live, state) {
   const latest = state.latest;
   if (latest === null) return { text: "Connected", kind: "wait" };
   if (latest.checks?.not_draining === false) return { text: "Stopping", kind: "bad" };
-  if (latest.ready === false) return { text: `Not ready: ${failedChecks(latest)}`, kind: "bad" };
+  if (latest.ready === false) return { text: `Not ready: ${latest.missing_checks.map((text) => visible(text)).join(", ")}`, kind: "bad" };
   return { text: "Ready", kind: "good" };
 }
 

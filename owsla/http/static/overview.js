@@ -3,7 +3,7 @@
 import { ask, Poll, reason } from "./api.js";
 import { Chart } from "./charts.js";
 import { add, el, fill, setText, show, visible } from "./dom.js";
-import { milliseconds, now, number, percent, rate } from "./format.js";
+import { milliseconds, now, number, percent, plural, rate } from "./format.js";
 import { eventList, missingNote, named, note, section, table } from "./parts.js";
 
 const CHARTS = [
@@ -27,13 +27,14 @@ export function createOverview({ live, state }) {
   const trouble = el("div");
   const below = el("div", { class: "columns" });
   const doors = el("div");
+  const workerTable = el("div");
   const warnings = el("div");
   const options = { span: "5m", workers: false };
   const controls = el("div", { class: "segments" });
   const spans = choice("Span of the charts", [["5m", "5 minutes"], ["1h", "1 hour"]], options.span, (value) => change("span", value));
   const byWorker = choice("Charts of", [["", "Total"], ["1", "By worker"]], "", (value) => change("workers", value === "1"));
   add(controls, spans, byWorker);
-  add(below, doors, warnings);
+  add(below, el("div", null, doors, workerTable), warnings);
   const element = el(
     "div",
     null,
@@ -58,20 +59,22 @@ export function createOverview({ live, state }) {
     const end = live.status === "open" && live.newest !== null ? live.newest.time : now();
     for (const chart of charts) chart.update(series, shown, end);
     drawTiles(tiles, live.newest, state.latest);
+    if (state.latest !== null) fill(workerTable, workerSection(state.latest, live.newest));
   }
 
   function drawState(latest, error) {
     fill(trouble, error === null || latest === null ? null : note("warn", `The state of the gateway is old: ${reason(error)}`), missingNote(latest?.missing));
     if (latest === null) return;
     drawTiles(tiles, live.newest, latest);
-    fill(doors, doorSection(latest), workerSection(latest, live.newest));
+    fill(doors, doorSection(latest));
+    fill(workerTable, workerSection(latest, live.newest));
   }
 
   const poll = new Poll(10000, async (current) => {
     try {
-      const { events } = await ask("/events", { warnings: true, limit: 1000 });
+      const { events } = await ask("/events", { warnings: true, limit: 8 });
       if (!current()) return;
-      fill(warnings, section("Last warnings", el("a", { href: "#/events?warnings=1" }, "All events"), eventList(events.slice(-8).reverse(), "No warnings are remembered.", "Last warnings")));
+      fill(warnings, section("Last warnings", el("a", { href: "#/events?warnings=1" }, "All events"), eventList(events.reverse(), "No warnings are remembered.", "Last warnings")));
     } catch (error) {
       if (current()) fill(warnings, section("Last warnings", null, note("warn", reason(error))));
     }
@@ -120,7 +123,6 @@ function choice(label, values, chosen, changed) {
 
 function drawTiles(tiles, sample, state) {
   const numbers = state?.numbers ?? {};
-  const names = numbers.by_name ?? state?.by_name ?? null;
   const values = [
     ["Devices", number(sample?.devices ?? numbers.open), numbers.max_connections ? `of ${number(numbers.max_connections)}` : ""],
     ["Lines in", rate(sample?.lines_in), "a second", numbers.lines_in === undefined ? "" : `${number(numbers.lines_in)} since the start`],
@@ -131,9 +133,7 @@ function drawTiles(tiles, sample, state) {
     ...Object.entries(NUMBERS)
       .filter(([name]) => numbers[name] !== undefined)
       .map(([name, label]) => [label, number(numbers[name]), ""]),
-    ...Object.entries(names ?? {})
-      .filter(([, value]) => typeof value === "number")
-      .map(([name, value]) => [`By name: ${name.replaceAll("_", " ")}`, number(value), ""]),
+    ["By name", number(state?.names?.identified), "device ids"],
   ];
   if (tiles.childElementCount !== values.length) {
     fill(tiles, values.map(() => el("div", { class: "tile" }, el("span", { class: "label" }), el("span", { class: "value" }), el("span", { class: "unit" }))));
@@ -170,8 +170,8 @@ export function doorSection(state) {
           head: "State",
           class: "wrap",
           cell: (door) => [
-            el("span", { class: door.accepting ? "chip good" : "chip warn" }, share(door.accepting, door.processes, "accepting", "not accepting")),
-            el("span", { class: door.taking ? "chip good" : "chip warn" }, share(door.taking, door.processes, "takes lines", "waits")),
+            el("span", { class: door.accepting === door.processes ? "chip good" : "chip warn" }, share(door.accepting, door.processes, "accepting", "not accepting")),
+            el("span", { class: door.taking === door.processes ? "chip good" : "chip warn" }, share(door.taking, door.processes, "takes lines", "waits")),
           ],
         },
       ],
@@ -182,32 +182,36 @@ export function doorSection(state) {
 /** Return the workers as the state has them, with their values in the newest sample. */
 export function workerSection(state, sample) {
   if (!state.workers) return null;
-  const says = (worker) => worker.numbers ?? worker.says?.numbers ?? {};
-  const about = (worker) => worker.process ?? worker.state ?? "";
+  const value = (worker, name) => sample?.workers?.[worker.name]?.[name];
   return section(
     "Workers",
     null,
     table({
       caption: "Workers",
-      rows: named(state.workers),
+      rows: state.workers,
       columns: [
         { head: "Worker", cell: (worker) => [visible(worker.name), worker.node ? el("small", { class: "mono" }, visible(worker.node)) : null] },
-        { head: "Devices", cell: (worker) => number(sample?.workers?.[worker.name]?.devices ?? says(worker).open), number: true },
-        { head: "Lines in /s", cell: (worker) => rate(sample?.workers?.[worker.name]?.lines_in), number: true, priority: 1 },
-        { head: "Lines out /s", cell: (worker) => rate(sample?.workers?.[worker.name]?.lines_out), number: true, priority: 2 },
-        { head: "p99", cell: (worker) => milliseconds(sample?.workers?.[worker.name]?.p99), number: true, priority: 2 },
-        { head: "Late", cell: (worker) => milliseconds(sample?.workers?.[worker.name]?.lateness), number: true, priority: 3 },
-        { head: "CPU", cell: (worker) => percent(sample?.workers?.[worker.name]?.cpu), number: true, priority: 1 },
+        { head: "Devices", cell: (worker) => number(value(worker, "devices") ?? worker.numbers?.open), number: true },
+        { head: "Lines in /s", cell: (worker) => rate(value(worker, "lines_in")), number: true, priority: 1 },
+        { head: "Lines out /s", cell: (worker) => rate(value(worker, "lines_out")), number: true, priority: 2 },
+        { head: "p99", cell: (worker) => milliseconds(value(worker, "p99")), number: true, priority: 2 },
+        { head: "Late", cell: (worker) => milliseconds(value(worker, "lateness")), number: true, priority: 3 },
+        { head: "CPU", cell: (worker) => percent(value(worker, "cpu")), number: true, priority: 1 },
         {
           head: "State",
-          cell: (worker) =>
-            worker.ready || (about(worker) === "ready" && worker.ready !== false)
-              ? el("span", { class: "chip good" }, "ready")
-              : el("span", { class: "chip warn" }, [about(worker) === "ready" ? "not ready" : about(worker), failedChecks(worker)].filter(Boolean).join(": ")),
+          class: "wrap",
+          cell: (worker) => [workerState(worker), worker.restarts ? el("span", { class: "chip warn" }, plural(worker.restarts, "restart")) : null],
         },
       ],
     }),
   );
+}
+
+function workerState(worker) {
+  if (worker.ready && worker.state === "ready") return el("span", { class: "chip good" }, "ready");
+  const state = worker.state === "ready" ? "not ready" : visible(worker.state);
+  const why = worker.ready === null ? "no answer" : failedChecks(worker);
+  return el("span", { class: "chip warn" }, why ? `${state}: ${why}` : state);
 }
 
 const CHECKS = {
@@ -218,7 +222,7 @@ const CHECKS = {
 };
 
 /** Describe the failed checks of the gateway or of a worker. */
-export function failedChecks({ checks }) {
+function failedChecks({ checks }) {
   if (!checks) return "";
   return Object.entries(checks)
     .filter(([, passes]) => !passes)

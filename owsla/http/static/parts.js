@@ -40,7 +40,7 @@ const PAUSED = {
 };
 
 /** Describe what keeps a connection from going on: {text, title, warning}. An empty list: nothing. */
-export function conditions(connection) {
+function conditions(connection) {
   const found = [];
   for (const why of connection.paused ?? []) {
     found.push({ text: `paused: ${why}`, title: PAUSED[why] ?? `Paused: ${why}`, warning: why !== "rate" });
@@ -139,7 +139,7 @@ export const CONNECTION_COLUMNS = [
 const ID_FIELDS = ["device_id", "connection_id"];
 
 /** Return the link to the device of an event, or null. */
-export function eventLink(event) {
+function eventLink(event) {
   const fields = event.fields ?? {};
   for (const name of ID_FIELDS) {
     if (typeof fields[name] === "string" && fields[name] !== "") {
@@ -185,10 +185,9 @@ export function section(title, aside, ...content) {
   return el("section", null, el("div", { class: "head" }, el("h2", null, title), aside), content);
 }
 
-/** Convert a mapping by name, or a list, to a list of objects with a name. */
+/** Convert a mapping by name to a list of objects with a name. */
 export function named(things) {
-  if (things === null || things === undefined) return [];
-  return Array.isArray(things) ? things : Object.entries(things).map(([name, thing]) => ({ name, ...thing }));
+  return Object.entries(things ?? {}).map(([name, thing]) => ({ ...thing, name }));
 }
 
 /** Return a definition list of names and values. Pairs without a value are left out. */

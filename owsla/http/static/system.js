@@ -4,17 +4,19 @@ import { reason } from "./api.js";
 import { el, fill, routeTo, identifier, visible } from "./dom.js";
 import { date, duration, number, plural, utc } from "./format.js";
 import { doorSection, workerSection } from "./overview.js";
-import { lasting, missingNote, named, note, section, since, table, time } from "./parts.js";
+import { facts, lasting, missingNote, note, section, since, table, time } from "./parts.js";
 
 /** Days before the end of a certificate at which it is marked. */
 const SOON = 30;
+const URGENT = 7;
 
 export function createSystem({ live, state, session }) {
   const trouble = el("div");
   const body = el("div", { class: "columns" });
   const tree = el("div");
   const element = el("div", null, trouble, body, tree);
-  const open = new Set();
+  const workerTable = el("div");
+  const closed = new Set();
   let stop = null;
 
   function draw(latest, error) {
@@ -22,10 +24,15 @@ export function createSystem({ live, state, session }) {
     if (latest === null) return;
     fill(
       body,
-      el("div", null, brokerSection(latest), certificateSection(latest)),
-      el("div", null, doorSection(latest), workerSection(latest, live.newest), traceSection(latest), versionSection(session)),
+      el("div", null, brokerSection(latest), certificateSection(latest), nameSection(latest)),
+      el("div", null, doorSection(latest), workerTable, traceSection(latest), versionSection(session)),
     );
     fill(tree, treeSection(latest.tree));
+    drawWorkers();
+  }
+
+  function drawWorkers() {
+    if (state.latest !== null) fill(workerTable, workerSection(state.latest, live.newest));
   }
 
   function treeSection(root) {
@@ -39,7 +46,7 @@ export function createSystem({ live, state, session }) {
     if (!node.children?.length) return el("li", null, el("div", { class: "leaf" }, line));
     const details = el(
       "details",
-      { open: !open.has(here), ontoggle: () => (details.open ? open.delete(here) : open.add(here)) },
+      { open: !closed.has(here), ontoggle: () => (details.open ? closed.delete(here) : closed.add(here)) },
       el("summary", null, line),
       el("ul", null, node.children.map((child) => branch(child, here))),
     );
@@ -50,11 +57,11 @@ export function createSystem({ live, state, session }) {
     element,
     title: "System",
     show() {
-      stop ??= state.listen(draw);
+      stop ??= [state.listen(draw), live.listen(drawWorkers)];
       draw(state.latest, state.error);
     },
     hide() {
-      stop?.();
+      stop?.forEach((each) => each());
       stop = null;
     },
   };
@@ -76,8 +83,7 @@ function treeLine(node) {
 }
 
 function brokerSection(state) {
-  const rows = named(state.broker_connections ?? state.broker ?? state.brokers);
-  const good = (row) => ["connected", "open", "ready", "up", "running"].includes(row.state);
+  const rows = state.broker_connections;
   return section(
     "Broker connections",
     null,
@@ -86,9 +92,9 @@ function brokerSection(state) {
       rows,
       empty: "None is known.",
       columns: [
-        { head: "Role", cell: (row) => [visible(row.role ?? row.name ?? "–"), row.worker ? el("small", null, visible(row.worker)) : null] },
+        { head: "Role", cell: (row) => [visible(row.role), row.worker ? el("small", null, visible(row.worker)) : null] },
         { head: "Address", cell: (row) => el("span", { class: "mono" }, identifier(row.address)) },
-        { head: "State", cell: (row) => el("span", { class: good(row) ? "chip good" : "chip warn" }, visible(row.state ?? "–")) },
+        { head: "State", cell: (row) => el("span", { class: row.state === "up" ? "chip good" : "chip warn" }, visible(row.state)) },
         { head: "For", cell: (row) => since(row.since, lasting), number: true, priority: 1 },
         { head: "Last fault", cell: (row) => fault(row.last_fault), class: "wide", priority: 1 },
       ],
@@ -98,32 +104,47 @@ function brokerSection(state) {
 
 function fault(last) {
   if (!last) return el("span", { class: "quiet" }, "–");
-  if (typeof last === "string") return el("bdi", null, visible(last, 300));
-  return [last.time ? [time(last.time), " "] : null, el("bdi", null, visible(last.text ?? last.reason ?? JSON.stringify(last), 300))];
+  return [el("bdi", null, visible(last.text, 300)), el("small", null, time(last.time))];
 }
 
+const CERTIFICATES = {
+  server: "devices",
+  "client-ca": "authority of devices",
+  crl: "revocation list",
+  "ocsp-response": "OCSP response",
+  "broker-cert": "broker",
+  "broker-ca": "authority of the broker",
+};
+
 function certificateSection(state) {
-  const rows = named(state.certificates);
-  const kind = (row) => (row.days === null || row.days === undefined ? "" : row.days < 7 ? "chip bad" : row.days < SOON ? "chip warn" : "chip good");
+  const kind = (row) => (row.days === null ? "" : row.days < URGENT ? "chip bad" : row.days < SOON ? "chip warn" : "chip good");
   return section(
     "Certificates",
     null,
     table({
       caption: "Certificates",
-      rows,
+      rows: state.certificates,
       empty: "None.",
       columns: [
-        { head: "Door", cell: (row) => visible(row.door ?? "–") },
-        { head: "Subject", cell: (row) => [el("bdi", null, visible(row.subject ?? "–")), row.file ? el("small", { class: "mono" }, visible(row.file)) : null], class: "wide" },
+        { head: "For", cell: (row) => [visible(CERTIFICATES[row.kind] ?? row.kind), row.door ? el("small", null, `door ${visible(row.door)}`) : null] },
+        {
+          head: "Subject",
+          cell: (row) => [
+            el("bdi", null, visible(row.subject ?? "–")),
+            row.file ? el("small", { class: "mono" }, visible(row.file)) : null,
+            row.fault ? el("span", { class: "chip warn" }, visible(row.fault, 300)) : null,
+          ],
+          class: "wide",
+        },
         { head: "Expires", cell: (row) => el("time", { title: utc(row.not_after) }, date(row.not_after)), number: true, priority: 1 },
-        { head: "Days", cell: (row) => el("span", { class: kind(row) }, number(row.days)), number: true },
+        { head: "Days", cell: (row) => el("span", { class: kind(row) }, number(row.days === null ? null : Math.floor(row.days))), number: true },
       ],
     }),
   );
 }
 
 function traceSection(state) {
-  const rows = named(state.traces);
+  const rows = state.traces ?? [];
   if (rows.length === 0) return null;
   return section(
     "Traces",
@@ -132,13 +153,28 @@ function traceSection(state) {
       caption: "Traces",
       rows,
       columns: [
-        { head: "Device", cell: (row) => el("a", { href: routeTo(row.target ?? row.id ?? row.name) }, identifier(row.target ?? row.id ?? row.name)), class: "wide" },
+        { head: "Device", cell: (row) => el("a", { href: routeTo(row.target) }, identifier(row.target)), class: "wide" },
         { head: "By", cell: (row) => el("bdi", null, visible(row.by ?? "–")), priority: 1 },
         { head: "Until", cell: (row) => time(row.until), number: true },
         { head: "Bodies", cell: (row) => (row.bodies ? "yes" : "no"), priority: 2 },
       ],
     }),
   );
+}
+
+const NAMES = {
+  identified: "Device ids connected",
+  remembered: "Devices of other nodes remembered",
+  answered: "Lookups answered",
+  unanswered: "Lookups without an answer",
+  waiting: "Messages waiting for a lookup",
+  spreading: "Messages being handed over to many",
+};
+
+/** Return the numbers about devices that are addressed by name. */
+function nameSection({ names }) {
+  const states = Object.entries(names.broadcast).map(([state, count]) => `${visible(state)} (${number(count)})`);
+  return section("Devices by name", null, el("div", { class: "card" }, facts([...Object.entries(NAMES).map(([name, label]) => [label, number(names[name])]), ["Exchange of all nodes", states.join(", ") || "–"]])));
 }
 
 function versionSection(session) {
