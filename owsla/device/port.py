@@ -109,6 +109,7 @@ class DevicePort(Worker):
         self._seconds = reactor.seconds
         self._sockets = sockets
         self._socket = sock
+        self._bound_to = sock.getsockname()  # the socket closes before the last page shows it
         self._tls = tls
         self._factory = factory
         self._admission = limits.admission
@@ -176,7 +177,7 @@ class DevicePort(Worker):
     @property
     def port(self) -> int:
         """The port number, also where any free port was requested; 0 for a unix socket."""
-        return 0 if self._path is not None else int(self._socket.getsockname()[1])
+        return 0 if self._path is not None else int(self._bound_to[1])
 
     @property
     def address(self) -> str:
@@ -188,7 +189,7 @@ class DevicePort(Worker):
     @property
     def host(self) -> str:
         """The IP address that the port is bound to, or `unix:PATH`."""
-        return f"unix:{self._path}" if self._path is not None else str(self._socket.getsockname()[0])
+        return f"unix:{self._path}" if self._path is not None else str(self._bound_to[0])
 
     # -- Service, opening and closing --------------------------------------------------------------------------------------
 
