@@ -25,7 +25,7 @@ from ._connections import LimitedConnection
 from ._errors import HttpError
 from ._feeds import EventsFeed, SamplesFeed, TraceFeed, to_text
 from ._history import History
-from ._routes import VERSION, Flag, Integer, Parameter, Route, Routes, Text, Word
+from ._routes import VERSION, Flag, Integer, Name, Parameter, Route, Routes, Text, Word
 from ._sources import Source
 from ._state import State
 from ._state_document import state_document
@@ -119,7 +119,7 @@ class Api:
         events = (
             Parameter("after", Text()),
             _LIMIT,
-            Parameter("kind", Text(), repeatable=True),
+            Parameter("kind", Name(), repeatable=True),
             _QUERY,
             Parameter("warnings", Flag(), False),
         )

@@ -6,8 +6,11 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
 
 from ..interfaces import Clock
 
@@ -30,6 +33,12 @@ class LimitedConnection(ProtocolWrapper):
         self.streaming = False
         """True if the connection has an answer without end. It is not closed for another one."""
         self.ended = False
+        self.lost: Deferred[None] = Deferred()
+        """Fires when the connection is lost."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self.lost.callback(None)
 
     def dataReceived(self, data: bytes) -> None:
         if self._began is None and not self.streaming:

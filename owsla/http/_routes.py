@@ -17,12 +17,16 @@ VERSION: Final = 1
 """Newest version of the API."""
 
 LONGEST_ID: Final = 1024
-"""Bytes of an id in a path. Device ids come from certificates and logins, and are shorter."""
+"""Characters of an id in a path. Device ids come from certificates and logins, and are shorter."""
 
 LONGEST_TEXT: Final = 256
 """Characters of the text of a parameter."""
 
 MOST_PARAMETERS: Final = 50
+"""Parameters in a query. Twisted limits the line and all headers together to 16 KiB."""
+
+MOST_VALUES: Final = 20
+"""Values of a repeatable parameter."""
 
 H = TypeVar("H")
 
@@ -97,6 +101,21 @@ class Text:
         return {"type": "string", "maxLength": LONGEST_TEXT}
 
 
+class Name:
+    """Name of an event: lower-case words with hyphens."""
+
+    _FORM: Final = "^[a-z-]{1,64}$"
+
+    def read(self, text: str) -> str:
+        if not re.fullmatch(self._FORM, text, re.ASCII):
+            raise ValueError("is not a name of lower-case letters and hyphens")
+        return text
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": self._FORM}
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """Parameter of the query of a URL. A repeatable one has a list of values."""
@@ -110,7 +129,7 @@ class Parameter:
     def schema(self) -> dict[str, Any]:
         """JSON schema, as in the OpenAPI file."""
         if self.repeatable:
-            return {"type": "array", "items": self.kind.schema, "maxItems": MOST_PARAMETERS}
+            return {"type": "array", "items": self.kind.schema, "maxItems": MOST_VALUES}
         default = {} if self.default is None else {"default": int(self.default) if self.default is True else self.default}
         return self.kind.schema | default
 
@@ -192,8 +211,8 @@ def _decoded(segment: bytes, what: str) -> str:
         text = unquote_to_bytes(segment).decode()
     except UnicodeDecodeError:
         raise HttpError(400, f"The {what} of the URL is not UTF-8.") from None
-    if len(segment) > 3 * LONGEST_ID or len(text.encode()) > LONGEST_ID:
-        raise HttpError(400, f"A part of the path has more than {LONGEST_ID} bytes.")
+    if len(text) > LONGEST_ID:
+        raise HttpError(400, f"A part of the path has more than {LONGEST_ID} characters.")
     return text
 
 
@@ -226,6 +245,8 @@ def _parse_query(query: bytes) -> dict[str, list[str]]:
 def _value(parameter: Parameter, texts: Sequence[str]) -> Any:
     try:
         if parameter.repeatable:
+            if len(texts) > MOST_VALUES:
+                raise ValueError(f"is given more than {MOST_VALUES} times")
             return [parameter.kind.read(text) for text in texts]
         if len(texts) > 1:
             raise ValueError("is given twice")

@@ -19,7 +19,7 @@ from ..runtime.sockets import bind, bind_unix
 from ..supervision import Worker
 from ._access import SocketAccess, TokenAccess, Tokens
 from ._api import Api, ApiParts
-from ._connections import LimitedFactory
+from ._connections import LimitedConnection, LimitedFactory
 from ._pages import make_pages
 from ._site import make_site
 from ._streams import Streams
@@ -34,6 +34,9 @@ STREAMS: Final = 32
 
 CONTROL_MODE: Final = 0o600
 """Permissions of the control socket: only the user of the gateway, and root, may connect."""
+
+FAREWELL: Final = 1.0
+"""Seconds for the last message of a stream when the service stops."""
 
 SWEEP_INTERVAL: Final = 1.0
 """Seconds between two looks for overdue requests."""
@@ -145,7 +148,16 @@ class HttpService(Worker):
         ports, self._ports = self._ports, []
         stopped: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
         for listener in self._listeners:
-            listener.streams.close("the gateway stops")
+            listener.streams.close("the HTTP server of the gateway stops")
             for connection in listener.factory.connections():
-                connection.end()
+                if connection.streaming:
+                    connection.loseConnection()
+                    stopped.append(self._lost(connection))
+                else:
+                    connection.end()
         return gatherResults(stopped)
+
+    def _lost(self, connection: LimitedConnection) -> Deferred[None]:
+        """Wait for the end of a connection whose last message is being sent; abort it after `FAREWELL`."""
+        late = self._reactor.callLater(FAREWELL, connection.end)
+        return connection.lost.addCallback(lambda _: late.cancel() if late.active() else None)

@@ -463,6 +463,35 @@ class ValueTests(_Files):
             self.assertTrue(message.startswith(f"--broker-password-file: {path}: "), message)
             self.assertNotIn("secret", message)
 
+    def test_bad_tokens(self) -> None:
+        """A file without a token that clients can send is refused without quoting it, and so are two equal tokens."""
+        path = self.new_path()
+        for name in ("http-token-file", "http-read-token-file"):
+            for content, reason in (
+                (b"secret\n", "the token has 6 characters, and needs 16 at least, as in openssl rand -hex 16"),
+                (b"", "the file must contain one line, the token"),
+                (b"secret-0123456789\nsecret-0123456789\n", "the file must contain one line, the token"),
+                (b"secret 0123456789", "a token consists of letters, digits and other characters of ASCII, without spaces"),
+                ("secret-0123456789\u00e9".encode(), "a token consists of letters, digits"),
+                (b"secret-0123456789\xff", "not UTF-8"),
+            ):
+                Path(path).write_bytes(content)
+                message = self.refused("--http=0", f"--{name}={path}")
+                self.assertTrue(message.startswith(f"--{name}: {path}: {reason}"), message)
+                self.assertNotIn("secret", message)
+            self.assertEqual(self.refused(f"--{name}=/nowhere"), f"--{name}: has an effect only with --http")
+        Path(path).write_text("0123456789abcdef\n")
+        _load("--http=0", f"--http-token-file={path}")
+        message = self.refused("--http=0", f"--http-token-file={path}", f"--http-read-token-file={path}")
+        self.assertIn("this is the token of --http-token-file, which may do more", message)
+
+    def test_control(self) -> None:
+        """--control is a path, or off. A door cannot have the same path."""
+        self.assertEqual(_load("--control=off").control, "off")
+        self.assertEqual(_load("--control=a/b").control, Path("a/b"))
+        for option in ("--port=unix:x.sock", "--listen=unix:x.sock"):
+            self.assertIn("and --control cannot both use x.sock", self.refused(option, "--control=./x.sock"))
+
 
 class SourceTests(_Files):
     """The file, the environment and the command line set the same options."""

@@ -7,14 +7,14 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.http._errors import HttpError
-from owsla.http._routes import Flag, Integer, Parameter, Route, Routes, Text, Word
+from owsla.http._routes import Flag, Integer, Name, Parameter, Route, Routes, Text, Word
 
 PARAMETERS = (
     Parameter("limit", Integer(1, 1000), 100),
     Parameter("state", Word(("paused", "slow"))),
     Parameter("all", Flag(), False),
     Parameter("query", Text(), ""),
-    Parameter("kind", Text(), repeatable=True),
+    Parameter("kind", Name(), repeatable=True),
 )
 
 DEFAULTS: dict[str, Any] = {"limit": 100, "state": None, "all": False, "query": "", "kind": []}
@@ -109,6 +109,9 @@ class FindTests(SynchronousTestCase):
             ("query=" + "x" * 257, "The parameter query has more than 256 characters."),
             ("query=%ff", "The query of the URL is not UTF-8."),
             ("&".join(["kind=a"] * 51), "The query of the URL has more than 50 parameters."),
+            ("&".join(["kind=a"] * 21), "The parameter kind is given more than 20 times."),
+            ("kind=A", "The parameter kind is not a name of lower-case letters and hyphens."),
+            ("kind=a%0a", "The parameter kind is not a name of lower-case letters and hyphens."),
             ("colour=red", "There is no parameter 'colour': this path takes all, kind, limit, query, state."),
         ):
             error = self.refused("/api/devices", query)

@@ -74,3 +74,52 @@ class ClaimTests(SynchronousTestCase):
             port = sock.getsockname()[1]
             error = self.assertRaises(ConfigError, self.claim, "--port=0", f"--listen=tcp:{port}:name=meters")
         self.assertEqual(str(error), f"--listen meters: port {port} on 127.0.0.1 is in use by another process")
+
+    def control(self, *argv: str) -> socket.socket | None:
+        """Claim the control socket, and return it."""
+        claimed = self.claim("--port=0", *argv).control
+        if claimed is not None:
+            self.addCleanup(claimed.close)
+        return claimed
+
+    def test_control(self) -> None:
+        """The control socket is for the user of the process only, and listens. Closing it removes its file."""
+        claimed = self.control(f"--control={self.path}")
+        assert claimed is not None
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self.path))
+        claimed.close()
+        self.assertEqual(list(self.path.parent.iterdir()), [])
+        self.assertIsNone(self.control("--control=off"))
+
+    def test_named_control(self) -> None:
+        """A named control socket that cannot be had is an error in one line, and nothing stays bound."""
+        self.path.write_text("mine")
+        before = set(os.listdir("/proc/self/fd"))
+        long, nowhere = self.path.with_name("x" * 108), self.path.parent / "no" / "a"
+        for path, reason in (
+            (self.path, "exists and is not a socket"),
+            (long, "cannot be used: AF_UNIX path too long"),
+            (nowhere, "cannot be used: no such file or directory"),
+        ):
+            error = self.assertRaises(ConfigError, self.control, f"--control={path}")
+            self.assertEqual(str(error), f"--control: {path} {reason}")
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
+
+    def test_default_control(self) -> None:
+        """The default control socket is in the working folder. One that cannot be had is left out, with a warning."""
+        before = Path.cwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.path.parent)
+        settings = load_settings(["--broker=amqp://h", "--port=0", "--interface=127.0.0.1"], {}, certificates="left")
+        for expected in ("owsla.sock", None):
+            claimed = claim_sockets(None, settings)
+            for sock in claimed.doors.values():
+                self.addCleanup(sock.close)
+            if expected is None:
+                self.assertIsNone(claimed.control)
+            else:
+                assert claimed.control is not None
+                self.addCleanup(claimed.control.close)
+                self.assertEqual(claimed.control.getsockname(), str(Path.cwd() / expected))
