@@ -19,6 +19,8 @@ from ._ends import Ends
 from ._events import RecentEvents
 from ._lookup import Lookup
 from ._paging import SORTS
+from ._refusals import Remembered
+from ._ring import PastEvent
 from ._rows import Rows
 from ._slices import Slices
 from ._top import TopDevices
@@ -44,7 +46,9 @@ __all__ = [
     "NodeDesk",
     "NodeTraces",
     "ParentDesk",
+    "PastEvent",
     "RecentEvents",
+    "Remembered",
     "Rows",
     "Slices",
     "TooManyTraces",

@@ -96,7 +96,7 @@ class EndSearch:
     """Answers questions about the ends of connections of one process. A search of all of them takes some 15 ms, in slices."""
 
     def __init__(self, ends: Ends, slices: Slices, refused: Callable[[], Iterable[Remembered]] = tuple) -> None:
-        """`refused` returns connections that were refused for their address, which are no events of their own."""
+        """`refused` yields connections that were refused for their address, which are no events of their own."""
         self._ends = ends
         self._slices = slices
         self._refused = refused
@@ -113,7 +113,7 @@ class EndSearch:
         return self._find(EndQuery(id, exact=True), limit)
 
     def _find(self, query: EndQuery, limit: int) -> Deferred[list[JSON]]:
-        found: list[Remembered] = [each for each in self._refused() if query.matches(each.past.event)]
+        found: list[Remembered] = []
 
         def newest(result: None) -> list[JSON]:
             found.sort(key=lambda each: each.past.when, reverse=True)
@@ -122,7 +122,10 @@ class EndSearch:
         return self._slices.run(self._search(query, limit, found)).addCallback(newest)
 
     def _search(self, query: EndQuery, limit: int, found: list[Remembered]) -> Iterator[None]:
-        """Add the newest matches of each memory, at most `limit` of each, to `found`."""
+        """Add the newest matches of each memory to `found`: `limit` and a few more at most."""
+        for some in chunks(self._refused()):
+            found += [each for each in some if query.matches(each.past.event)]
+            yield
         for memory in self._ends.memories():
             enough = len(found) + limit
             for chunk in chunks(memory):

@@ -243,7 +243,7 @@ class Acceptor:
                 sock.close()
                 continue
             if silent is not None:
-                self._reports.silent_evicted(admission.silent_limit)
+                self._reports.silent_evicted(admission.silent_limit, silent.host)
                 silent.evict()
             left -= 1
             sock.setblocking(False)

@@ -18,7 +18,7 @@ queues are declared, and then stays open.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -33,7 +33,7 @@ from ..supervision import Worker
 from ..tls.device import DeviceTLS
 from ..tls.refusal import HandshakeRefused, Refusal
 from .acceptor import Acceptor, Limits
-from .attacks import AttackReports
+from .attacks import AttackReports, RefusedAddress
 from .closing import ClosingConnections
 from .connected_sockets import ConnectedSockets
 from .first_bytes import PROXY_HEADER, other_protocol
@@ -115,10 +115,10 @@ class DevicePort(Worker):
         self._admission = limits.admission
         self._settings = settings
         self._hooks = hooks
-        self._senders = ProxySenders(settings.proxy_senders) if settings.proxy_senders else None
+        self._senders = ProxySenders(settings.proxy_senders, reactor.seconds) if settings.proxy_senders else None
         self._path = unix_path(sock)
         self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
-        self._reports = AttackReports(hooks.emit, self._sources, self._senders, settings.door)
+        self._reports = AttackReports(hooks.emit, reactor.seconds, self._sources, self._senders, settings.door)
         self._acceptor = Acceptor(reactor, sock, limits, self, self._full, self._reports, self._admits, self._accepted)
         self._closing = ClosingConnections()
         self._started_listening = False
@@ -173,6 +173,10 @@ class DevicePort(Worker):
     def untrusted(self) -> int:
         """Number of connections that were closed at once so far, since their peer may not send a PROXY protocol header."""
         return 0 if self._senders is None else self._senders.untrusted.count
+
+    def refused_addresses(self) -> Iterator[RefusedAddress]:
+        """Yield the addresses whose connections were closed at once, or evicted, last."""
+        return self._reports.refused_addresses()
 
     @property
     def port(self) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final, Literal, TypeAlias
 
-from .sources import RefusedHosts
+from .refused_hosts import RefusedHosts
 
 Sender: TypeAlias = IPv4Network | IPv6Network | Literal["unix"]
 """The peers of a network, or all of a unix socket."""
@@ -24,8 +24,9 @@ class ProxySenders:
 
     __slots__ = ("_networks", "_unix", "untrusted")
 
-    def __init__(self, senders: Iterable[Sender]) -> None:
-        self.untrusted = RefusedHosts(UNTRUSTED_INTERVAL)
+    def __init__(self, senders: Iterable[Sender], seconds: Callable[[], float]) -> None:
+        """`seconds` is the clock of the reactor."""
+        self.untrusted = RefusedHosts(seconds, UNTRUSTED_INTERVAL)
         """Connections closed at once, since their peer is not trusted (`--proxy-protocol`)."""
         self.configure(senders)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..runtime.leaky_buckets import LeakyBuckets
-from .admission import REPORT_INTERVAL, Tally
+from .refused_hosts import RefusedHosts
 
 BURST: Final = 5
 """Connections in a row of one source that are allowed at any rate, at least: some devices open two or three after a restart."""
@@ -34,23 +34,6 @@ class SourceLimits:
     """Number of connections at a time (`--max-per-address`)."""
     connect_rate: float | None = None
     """New connections a second (`--max-connect-rate`)."""
-
-
-class RefusedHosts(Tally):
-    """A counter of connections that were closed at once for one reason."""
-
-    __slots__ = ("last",)
-
-    def __init__(self, interval: float = REPORT_INTERVAL) -> None:
-        super().__init__(interval)
-        self.last = ""
-        """Address of the last connection."""
-
-    def refuse(self, host: str) -> bool:
-        """Count a connection from an address, and return `False`."""
-        self.count += 1
-        self.last = host
-        return False
 
 
 def no_deny_list(host: str) -> bool:
@@ -75,11 +58,11 @@ class Sources:
         self._denies = denies
         self._connections: dict[str, int] = {}  # by source
         self._recent = _buckets(limits.connect_rate)
-        self.too_many = RefusedHosts()
+        self.too_many = RefusedHosts(seconds)
         """Connections closed at once, since their source had too many (`--max-per-address`)."""
-        self.too_fast = RefusedHosts()
+        self.too_fast = RefusedHosts(seconds)
         """Connections closed at once, since their source opened too many in a short time (`--max-connect-rate`)."""
-        self.denied = RefusedHosts(DENIED_INTERVAL)
+        self.denied = RefusedHosts(seconds, DENIED_INTERVAL)
         """Connections closed at once, since their address is denied (`--deny`)."""
 
     def configure(self, limits: SourceLimits) -> None:

@@ -190,11 +190,14 @@ class SilentEvicted(Event):
     limit: int
     door: str = FIRST_DOOR
     """Door at which new connections needed the room."""
+    address: str = ""
+    """Address of the last one; empty if it is not known."""
 
     def __str__(self) -> str:
+        last = f"; the last one from {self.address}" if self.address else ""
         return (
             f"Silent connections evicted{_at(self.door)}: {self.connections}, the oldest of those that had sent nothing "
-            f"(the limit is {self.limit}, less near --max-connections)"
+            f"(the limit is {self.limit}, less near --max-connections){last}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..desk import (
@@ -16,7 +16,9 @@ from ..desk import (
     NodeDesk,
     NodeTraces,
     ParentDesk,
+    PastEvent,
     RecentEvents,
+    Remembered,
     Rows,
     Slices,
     TopDevices,
@@ -36,7 +38,7 @@ def make_desk(base: Base, devices: Devices) -> NodeDesk:
     slices = Slices(base.reactor)
     rows = Rows(base.reactor, time.time, services.slow)
     lookup = Lookup(base.registry, services.devices, slices)
-    ends = EndSearch(base.ends, slices)
+    ends = EndSearch(base.ends, slices, lambda: _refused(base, devices))
     return NodeDesk({
         "close": CloseConnections(lookup, rows, slices, base.emit).answer,
         "device": DeviceDetails(base.reactor, time.time, lookup, rows, services, ends.of).answer,
@@ -48,6 +50,14 @@ def make_desk(base: Base, devices: Devices) -> NodeDesk:
         "trace": traces.poll,
         "traces": traces.running,
     })  # fmt: skip
+
+
+def _refused(base: Base, devices: Devices) -> Iterator[Remembered]:
+    """Yield the addresses of which connections were refused last, as events."""
+    node, offset = base.node_name(), time.time() - base.reactor.seconds()
+    for port in devices.ports:
+        for event, count, first, last in port.refused_addresses():
+            yield Remembered(PastEvent(event, node, offset + last), count, offset + first)
 
 
 def _make_traces(base: Base, devices: Devices) -> Traces:

@@ -215,7 +215,7 @@ class PortTests(Base):
         self.assertRaises(ConnectionResetError, silent[0].socket.recv, 1)
         self.assertRaises(BlockingIOError, kept.socket.recv, 1)
         self.later(2)
-        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(1, 2, "meters")])
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(1, 2, "meters", "127.0.0.1")])
         self.assertEqual((first.evicted, other.evicted), (0, 1))
 
     def test_handshake_timeout(self) -> None:

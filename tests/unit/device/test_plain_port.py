@@ -460,7 +460,7 @@ class ProxiedPortTests(PlainBase):
 class SendersTests(Base):
     def test_networks(self) -> None:
         """Networks of both families are trusted, also for IPv4 addresses in IPv6 form. All others are counted."""
-        senders = ProxySenders([ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")])
+        senders = ProxySenders([ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")], lambda: 0.0)
         for host in ("10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1", "2001:db8::1%2"):
             self.assertTrue(senders.trusts(host), host)
         for count, (peer, shown) in enumerate(

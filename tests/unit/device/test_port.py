@@ -733,13 +733,13 @@ class StampedeTests(Base):
             self.assertRaises(BlockingIOError, client.recv, 1)
         self.assertEqual(self.of_type(SilentEvicted), [])
         self.later(2)
-        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(6, 4)])
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(6, 4, address="127.0.0.1")])
         for _ in range(3):
             self.connect()
             self.later(1)
         self.assertEqual(len(self.of_type(SilentEvicted)), 1)
         self.later(int(REPORT_INTERVAL))
-        self.assertEqual(self.of_type(SilentEvicted)[1:], [SilentEvicted(3, 4)])
+        self.assertEqual(self.of_type(SilentEvicted)[1:], [SilentEvicted(3, 4, address="127.0.0.1")])
         self.assertEqual(self.of_type(HandshakeFailed), [])
         self.assertEqual(listener.failed_handshakes, 0)
 
@@ -793,7 +793,7 @@ class StampedeTests(Base):
         self.later(2)
         self.connect()
         listener.stopService()
-        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(2, 1), SilentEvicted(1, 1)])
+        self.assertEqual(self.of_type(SilentEvicted), [SilentEvicted(count, 1, address="127.0.0.1") for count in (2, 1)])
 
 
 class AddressTests(Base):

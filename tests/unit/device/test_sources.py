@@ -151,7 +151,7 @@ class DeniedTests(SynchronousTestCase):
         """The event shows an IPv4 address in IPv6 form as IPv4, like all events."""
         sources = Sources(SourceLimits(), lambda: 0.0, lambda host: True)
         events: list[Event] = []
-        reports = AttackReports(events.append, sources)
+        reports = AttackReports(events.append, lambda: 0.0, sources)
         for count, (host, shown) in enumerate((("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::1")), 1):
             sources.enter(host)
             reports.report(DENIED_INTERVAL * count)
