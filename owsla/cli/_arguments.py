@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from .. import __version__
 from ..errors import ConfigError
+from ._control_arguments import SUMMARY, Prepare, add_completion, add_control_commands
+from ._control_arguments import prepare as prepare_control
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
+from ._parser import Parser, add_command, fail
 from ._values import seconds, whole_number
 from .swarm import arguments as swarm
 
-_PASSWORD = re.compile(r"(amqps?://)\S*@", re.IGNORECASE)
-
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 An example back end for Owsla, and tools to look at messages and at the gateway.
 
-commands:
+commands for messages, which connect to the broker:
   echo                      an example back end: answers each line
   tail                      show messages from devices, or take them
   send CONNECTION_ID TEXT   send a line to a device
   who-has DEVICE_ID         ask whether a device is connected, and since when
-  tree                      show the supervision tree of a running gateway
+
+commands for a running gateway, which ask its --control:
+{SUMMARY}
+others:
   swarm                     simulate devices, and measure
+  completion SHELL          print the completion for bash, zsh or fish
 
 'owsla COMMAND --help' describes a command. The gateway is 'twistd owsla'.
 """
@@ -74,41 +78,6 @@ A device that no node has within --wait has - in all other columns. The status
 is 1 if that is all of them.
 """
 
-_TREE = """\
-Shows the supervision tree of a running gateway: its parts, whether and for how
-long they have been running, and how often each was restarted. The gateway must
-run with --http.
-"""
-
-_ENVIRONMENT = """\
-The options of the broker and its queues can also be set in the environment, as
-for the gateway (OWSLA_BROKER, OWSLA_TO_DEVICE ...). Of several brokers in
-OWSLA_BROKER the first is used. A password in OWSLA_BROKER or in the file of
---broker-password-file is never in the process list.
-"""
-
-Prepare = Callable[[argparse.Namespace, Mapping[str, str]], Callable[[], int]]
-"""A function that makes a command from parsed arguments and the environment; the command returns the exit status."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line and exits with status 1."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **options)
-        # The option of argparse itself, with a help text in the words of the others.
-        self.add_argument("--help", "-h", action="help", help="show this and exit")
-
-    def error(self, message: str) -> NoReturn:
-        # An argument in the message may be a URL in the wrong place.
-        fail(self.prog, _PASSWORD.sub(r"\1...@", message))
-
-
-def fail(prog: str, message: str) -> NoReturn:
-    """Write an error in one line to standard error, and exit with status 1."""
-    sys.stderr.write(f"{prog}: {' '.join(message.splitlines())}\n")
-    raise SystemExit(1)
-
 
 def parser(*, by_name: bool = False) -> Parser:
     """Return the parser of the whole command line. With `by_name`, `send` takes no CONNECTION_ID."""
@@ -116,37 +85,26 @@ def parser(*, by_name: bool = False) -> Parser:
     top.add_argument("--version", action="version", version=f"owsla {__version__}", help="show the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
 
-    echo = _command(commands, "echo", "[options]", _ECHO)
+    echo = add_command(commands, "echo", "[options]", _ECHO)
     echo.add_argument("--prefix", metavar="TEXT", default="", help="put this before each answer")
     _add_broker(echo, from_device=True, to_device=True)
 
-    tail = _command(commands, "tail", "[options]", _TAIL)
+    tail = add_command(commands, "tail", "[options]", _TAIL)
     _add_tail(tail)
     _add_broker(tail, from_device=True, to_device=False)
 
-    send = _command(commands, "send", "[options] CONNECTION_ID TEXT", _SEND, *_SEND_BY_NAME)
+    send = add_command(commands, "send", "[options] CONNECTION_ID TEXT", _SEND, *_SEND_BY_NAME)
     _add_send(send, by_name=by_name)
     _add_broker(send, from_device=False, to_device=True)
 
-    who_has = _command(commands, "who-has", "[options] DEVICE_ID ...", _WHO_HAS)
+    who_has = add_command(commands, "who-has", "[options] DEVICE_ID ...", _WHO_HAS)
     _add_who_has(who_has)
     _add_broker(who_has, from_device=False, to_device=True)
 
-    tree = _command(commands, "tree", "[options]", _TREE, epilog=None)
-    tree.add_argument(
-        "--http",
-        metavar="URL",
-        help="HTTP address of the gateway: http://HOST:PORT, or [ADDRESS:]PORT as in its own --http (OWSLA_HTTP)",
-    )
-    swarm.add_arguments(_command(commands, "swarm", "[options]", swarm.DESCRIPTION, epilog=None))
+    add_control_commands(commands)
+    swarm.add_arguments(add_command(commands, "swarm", "[options]", swarm.DESCRIPTION, epilog=None))
+    add_completion(commands)
     return top
-
-
-def _command(commands: Any, name: str, usage: str, description: str, *usages: str, epilog: str | None = _ENVIRONMENT) -> Parser:
-    """Add a command. `usages` are further ways to use it."""
-    lines = "\n       ".join(f"owsla {name} {one}" for one in (usage, *usages))
-    command: Parser = commands.add_parser(name, prog=f"owsla {name}", usage=lines, description=description, epilog=epilog)
-    return command
 
 
 def _add_tail(tail: Parser) -> None:
@@ -283,13 +241,13 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str], *, hidden: bool 
     process list.
     """
     top = parser(by_name=_by_name(arguments))
-    args, unknown = top.parse_known_args(arguments)
+    args, unknown = top.parse_known_args(arguments, argparse.Namespace(parser=top))
     if args.command is not None:
         top.prog = f"owsla {args.command}"
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command is None:
-        top.error("no command given: use echo, tail, send, who-has, tree or swarm; see 'owsla --help'")
+        top.error("no command given: 'owsla --help' lists them")
     broker = getattr(args, "broker", None)
     if not hidden and broker is not None and "@" in broker:
         sys.stderr.write(f"{top.prog}: the password stays visible in the process list here; use --broker-password-file\n")
@@ -307,10 +265,9 @@ def _prepare(command: str) -> Prepare:
     """
     if command == "swarm":
         return swarm.command
-    if command == "tree":
-        from . import _tree
-
-        return _tree.command
+    found = prepare_control(command)
+    if found is not None:
+        return found
     from . import _broker_commands
 
     commands: dict[str, Prepare] = {

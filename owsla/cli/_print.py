@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import sys
+import threading
 
 _ASCII = str.maketrans("├└│─…", "|`|-.")
 """ASCII characters for the branches of a tree."""
@@ -29,3 +33,22 @@ def put(text: str = "") -> None:
         raise
     except OSError as error:
         raise Unwritable((error.strerror or str(error)).lower()) from None
+
+
+def end_with_reader() -> None:
+    """End the process, with status 0, when the reader of its standard output closes the pipe.
+
+    A command that follows something may write nothing for hours, and would not notice.
+    """
+    try:
+        if stat.S_ISFIFO(os.fstat(1).st_mode):
+            threading.Thread(target=_watch, name="reader", daemon=True).start()
+    except OSError:
+        pass  # standard output is closed
+
+
+def _watch() -> None:
+    poll = select.poll()
+    poll.register(1, 0)  # POLLERR, which needs no registration, is the only event
+    poll.poll()
+    os._exit(0)  # the main thread is blocked in a read

@@ -19,7 +19,7 @@ from ..interfaces import DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
 from ._output import Output
 from ._running import Session
-from ._tail import printable
+from ._text import printable
 
 LINES: Final = 1
 
@@ -91,6 +91,12 @@ class Report:
     """All headers."""
 
     @property
+    def reached(self) -> int:
+        """Number of devices to which one node has handed over a line for many."""
+        devices = self.headers.get("owsla_devices", 0)
+        return devices if isinstance(devices, int) else 0
+
+    @property
     def text(self) -> str:
         """The outcome; of a message to a device also its connection, and of one to many devices the node and its counts."""
         headers = self.headers
@@ -153,6 +159,7 @@ class Send(BaseHandler):
         self._unconfirmed: set[int] = set()
         self._unreported: set[int] = set()
         self._reported = 0
+        self._reached = 0
         self._failed = 0
         self._expiry = 0.0  # of the last line, in seconds since the epoch
         self._unwritten = 0
@@ -280,6 +287,7 @@ class Send(BaseHandler):
         if report.outcome not in ("delivered", "fanned-out"):
             self._failed += 1
         self._reported += 1
+        self._reached += report.reached
         assert self._output is not None
         self._unwritten += 1
         self._output.write(report.text.encode("utf-8", "backslashreplace") + b"\n", self._written)
@@ -296,8 +304,14 @@ class Send(BaseHandler):
         if self._unconfirmed or self._unreported or self._unwritten:
             return
         self._cancel_timeout()
-        if self._input_read:
-            self._session.finish(1 if self._failed else 0)
+        if not self._input_read:
+            return
+        if self._failed:
+            self._session.finish(1)
+        elif self._options.report and self._options.many and not self._reached:
+            self._session.finish(1, "no device was reached: none that is connected is selected by --to")
+        else:
+            self._session.finish(0)
 
     def _wait(self, what: str) -> None:
         """End with an error if nothing happens within `--timeout`."""

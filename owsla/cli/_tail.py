@@ -20,6 +20,7 @@ from ..runtime.end_of_turn import EndOfTurn
 from ..trace_context import TRACEPARENT
 from ._output import Output
 from ._running import Session
+from ._text import printable
 
 LINES: Final = 1
 """Channel for the messages."""
@@ -44,26 +45,6 @@ class Show(Protocol):
 
 
 # -- Formats --------------------------------------------------------------------------------------------------------------
-
-
-def printable(raw: bytes) -> str:
-    """Escape bytes so that a terminal can show them and none is lost: `\\x1b` for an escape, `\\\\` for a backslash."""
-    text = raw.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    if character == "\\":
-        return "\\\\"
-    if character.isprintable():
-        return character
-    number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8
-        return f"\\x{number - 0xDC00:02x}"
-    # The bytes of the character in UTF-8, not its number, so that \x80 has only one meaning.
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
 def as_text(properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
@@ -272,7 +253,8 @@ class Peek(Getter):
             nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
             client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
         await client.end_channel(LINES)
-        self._session.log(f"{len(self._lines)} messages of {self._queue}, given back")
+        count = len(self._lines)
+        self._session.log(f"{count} message{'' if count == 1 else 's'} of {self._queue}, given back")
         if self._lines:
             self._output.write(b"".join(self._lines), lambda: self._session.finish(0))
         else:

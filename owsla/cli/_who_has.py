@@ -18,7 +18,8 @@ from ..interfaces import DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
 from ._output import Output
 from ._running import Session
-from ._tail import printable
+from ._text import word
+from ._units import duration
 
 CHANNEL: Final = 1
 
@@ -91,7 +92,7 @@ def as_table(device_ids: Sequence[str], found: Mapping[str, Found], now: float) 
     rows = []
     for device_id in device_ids:
         claim = found.get(device_id)
-        name = _column(device_id)
+        name = word(device_id)
         rows.append((name, *"-----") if claim is None else (name, *_columns(claim, now)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(" ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
@@ -100,24 +101,7 @@ def as_table(device_ids: Sequence[str], found: Mapping[str, Found], now: float) 
 def _columns(claim: Found, now: float) -> tuple[str, ...]:
     # By the age, not by `since`: this clock is the one that the reader knows.
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now - claim.age / 1000))
-    return _column(claim.connection_id), _column(claim.node), since, duration(claim.age / 1000), _column(claim.door)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in at most two units, as in `1h02m`."""
-    whole = max(0, int(seconds))
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02}h"
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-
-
-def _column(text: str) -> str:
-    return printable(text.encode("utf-8", "surrogatepass")).replace(" ", "\\x20") or "-"
+    return word(claim.connection_id), word(claim.node), since, duration(claim.age / 1000), word(claim.door)
 
 
 @dataclass(frozen=True, slots=True)

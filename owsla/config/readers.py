@@ -120,7 +120,10 @@ def rate(what: str) -> Callable[[str], float]:
 def share(text: str) -> float:
     """Read a share of a whole, from 0 to 1."""
     if not _DECIMAL.fullmatch(text) or float(text) > 1:
-        raise ConfigError(f"{text!r} is not a share (0 to 1)")
+        percent = text.removesuffix("%").rstrip()
+        meant = _DECIMAL.fullmatch(percent) and percent != text and float(percent) <= 100
+        hint = f"; did you mean {float(percent) / 100:.10g}?" if meant else ""
+        raise ConfigError(f"{text!r} is not a share (0 to 1){hint}")
     return float(text)
 
 

@@ -80,7 +80,11 @@ def load_settings(
     environment, unknown = _from_environment(environ)
     given = {**environment, **command_line.given}
     if "config" in given:
-        given = {**_from_file(given["config"], files), **given}
+        of_file = _from_file(given["config"], files)
+        if "broker" in of_file and given.get("broker", of_file["broker"]) is environment.get("broker"):
+            # A left-over variable would send all lines to another broker than the one in the file.
+            warn(f"{environment['broker'].origin}: used in place of the one in the file: {of_file['broker'].origin}")
+        given = {**of_file, **given}
     settings = _read_and_check(given, files, certificates=certificates != "left")
     if certificates == "checked":
         check_files(settings, files.read)

@@ -6,13 +6,13 @@ holds short-lived children by the thousand. `docs/supervision.md` describes the 
 https://www.erlang.org/doc/system/sup_princ
 """
 
+from ..supervision_tree import TreeNode, render
 from ._decisions import Intensity
 from ._dynamic import DynamicSupervisor
 from ._interfaces import AnyService, Supervised
 from ._reports import EXIT_STATUS, GaveUp, RestartReport, Untraced, explain
 from ._spec import ChildSpec
 from ._supervisor import Supervisor
-from ._tree import TreeNode, render
 from ._worker import Worker
 
 __all__ = [

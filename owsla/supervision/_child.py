@@ -36,10 +36,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..interfaces import Clock
+from ..supervision_tree import ChildState, HasTree, TreeNode
 from ._interfaces import AnyService, Supervised
 from ._reports import explain
 from ._spec import ChildSpec
-from ._tree import ChildState, HasTree, TreeNode
 from ._waiting import Wait, as_deferred
 
 

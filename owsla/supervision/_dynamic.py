@@ -10,9 +10,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..interfaces import Clock, DelayedCall
+from ..supervision_tree import ChildState, TreeNode
 from ._interfaces import TemporaryChild
 from ._reports import explain
-from ._tree import ChildState, TreeNode
 
 STOPS_PER_TURN: Final = 200
 """Number of children that are told to stop in one turn of the reactor. Their goodbyes take a few milliseconds in all, in which

@@ -40,6 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..interfaces import Clock, DelayedCall
+from ..supervision_tree import TreeNode
 from ._child import Child, Incarnation
 from ._decisions import Intensity, RestartBackoff, RestartHistory, Strategy, plan_restart, should_restart
 from ._interfaces import EndCallback
@@ -47,7 +48,6 @@ from ._jobs import Job, JobQueue
 from ._pending import PendingRestart, PendingRestarts
 from ._reports import GaveUp, RestartReport, Untraced, explain
 from ._spec import ChildSpec
-from ._tree import TreeNode
 
 
 class Supervisor(MultiService):

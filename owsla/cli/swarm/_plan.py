@@ -9,6 +9,9 @@ from typing import Final
 
 MODES: Final = ("echo", "flood", "hold", "storm")
 
+PROXY_VERSIONS: Final = ("v1", "v2")
+"""Versions of the PROXY protocol."""
+
 SPARE_FILES: Final = 64
 """Open files of a process besides its connections: standard streams, epoll, Python, certificates while they are read."""
 

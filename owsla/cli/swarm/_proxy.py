@@ -7,8 +7,6 @@ from typing import Final
 
 from ...device.proxy_header import Address, write_v1, write_v2
 
-VERSIONS: Final = ("v1", "v2")
-
 _FIRST_IPV4: Final = (198 << 24) + (18 << 16)
 """198.18.0.0/15 is reserved for the benchmarks of network devices (RFC 2544): no real device has an address in it."""
 

@@ -165,6 +165,14 @@ class ManyTests(BrokerTestCase):
         self.assertEqual(self.session.end, (1, ""))
         self.assertEqual(self.role._output.written, b"busy on node a\nfanned-out on node b: 1 handed over, 0 missed\n")
 
+    def test_nobody_is_reached(self) -> None:
+        """If no node has such a device, that is said, and the status is 1."""
+        self.server.ack(1, 1)
+        self.report("fanned-out", owsla_node="a", owsla_devices=0, owsla_missed=0)
+        self.report("fanned-out", owsla_node="b", owsla_devices=0, owsla_missed=0)
+        self.server.clock.advance(5.1)
+        self.assertEqual(self.session.end, (1, "no device was reached: none that is connected is selected by --to"))
+
     def test_refused(self) -> None:
         """A reason why no node takes it ends the wait."""
         self.server.ack(1, 1)

@@ -21,7 +21,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._arguments import parser
 from owsla.cli.swarm import _process, _sources, _tls
-from owsla.cli.swarm import arguments as swarm_arguments
 from owsla.cli.swarm._answers import AnswerCounts, AnswerMatcher
 from owsla.cli.swarm._conversation import Conversation
 from owsla.cli.swarm._device import Device
@@ -31,6 +30,7 @@ from owsla.cli.swarm._histogram import LARGEST, LatencyHistogram, bounds, bucket
 from owsla.cli.swarm._lines import LineTemplate, ack_pattern
 from owsla.cli.swarm._measurements import HISTOGRAMS, Measurements
 from owsla.cli.swarm._plan import Plan
+from owsla.cli.swarm._planning import check_files, check_ports, plan
 from owsla.cli.swarm._proxy import ProxyHeaders, source_of
 from owsla.cli.swarm._report import Report
 from owsla.cli.swarm._run import hint
@@ -42,7 +42,7 @@ from owsla.errors import ConfigError
 
 def typed(*arguments: str) -> Plan:
     """Return the plan of a command line."""
-    return swarm_arguments.plan(parser().parse_args(["swarm", *arguments]))
+    return plan(parser().parse_args(["swarm", *arguments]))
 
 
 class HistogramTests(SynchronousTestCase):
@@ -254,21 +254,21 @@ class PlanTests(SynchronousTestCase):
     def test_too_few_files(self) -> None:
         """With more connections than files, the error says how many processes are needed."""
         made = typed("--connections", "100")
-        swarm_arguments.check_files(made, 164)
+        check_files(made, 164)
         with self.assertRaises(ConfigError) as caught:
-            swarm_arguments.check_files(made, 163)
+            check_files(made, 163)
         self.assertIn("--processes 2", str(caught.exception))
-        swarm_arguments.check_files(replace(made, processes=2), 114)
+        check_files(replace(made, processes=2), 114)
 
     def test_too_few_ports(self) -> None:
         """With more connections than ports, the error says how many addresses are needed. A storm reuses its ports."""
         made = typed("--connections", "100")
-        swarm_arguments.check_ports(made, "1000\t1099\n")
+        check_ports(made, "1000\t1099\n")
         with self.assertRaises(ConfigError) as caught:
-            swarm_arguments.check_ports(made, "1000\t1098\n")
+            check_ports(made, "1000\t1098\n")
         self.assertIn("127.0.0.1-127.0.0.2", str(caught.exception))
-        swarm_arguments.check_ports(replace(made, sources=("127.0.0.1", "127.0.0.2")), "1000 1098")
-        swarm_arguments.check_ports(replace(made, mode="storm"), "1000 1098")
+        check_ports(replace(made, sources=("127.0.0.1", "127.0.0.2")), "1000 1098")
+        check_ports(replace(made, mode="storm"), "1000 1098")
 
     @given(st.integers(1, 1000), st.integers(1, 20))
     def test_shares(self, connections: int, processes: int) -> None:
@@ -351,7 +351,7 @@ class DoorTests(SynchronousTestCase):
         """A port is a number or the path of a unix socket, which has neither ports nor source addresses."""
         plan = typed("--port", "unix:run/owsla.sock", "--connections", "100000", "--processes", "9")
         self.assertEqual((plan.unix, plan.target), ("run/owsla.sock", "run/owsla.sock"))
-        swarm_arguments.check_ports(plan, "32768 60999")
+        check_ports(plan, "32768 60999")
         self.assertEqual((typed("--port", "9000").unix, typed("--port", "9000").target), (None, "127.0.0.1 port 9000"))
         with self.assertRaises(ConfigError) as caught:
             typed("--port", "unix:x", "--source", "127.0.0.1")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp.wire import Timestamp
-from owsla.cli._tail import as_json, as_text, printable
+from owsla.cli._tail import as_json, as_text
+from owsla.cli._text import printable
 
 CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
 

@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.amqp import wire
 from owsla.cli import _who_has
 from owsla.cli._running import Session
-from owsla.cli._who_has import Found, WhoHas, WhoHasOptions, as_objects, as_table, duration, read_answer
+from owsla.cli._units import duration
+from owsla.cli._who_has import Found, WhoHas, WhoHasOptions, as_objects, as_table, read_answer
 
 from ..broker.fakes import BrokerTestCase, Result, Server, deliver, message
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 from hypothesis import given
@@ -314,6 +315,8 @@ class ValueTests(_Files):
             ("device-timeout", "11m", "longer than"),
             ("fanout-rate", "0", "devices a second"),
             ("trace-lines", "1.5", "not a share"),
+            ("trace-lines", "5%", "'5%' is not a share (0 to 1); did you mean 0.05?"),
+            ("trace-lines", "0.1 %", "; did you mean 0.001?"),
             ("handshake-timeout", "0", "more than 0"),
             ("write-timeout", "0", "more than 0"),
             ("max-rate", "0", "more than 0"),
@@ -597,6 +600,23 @@ class SourceTests(_Files):
         warnings: list[str] = []
         load_settings([], {"OWSLA_PROT": "secret", "PORT": "1"}, warnings.append)
         self.assertEqual(warnings, ["OWSLA_PROT: no option has this name, ignored; did you mean OWSLA_PORT?"])
+
+    def test_broker_of_the_environment(self) -> None:
+        """A variable that replaces the broker of the file is warned of, without a password; an option speaks for itself."""
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "owsla.toml"
+            file.write_text('broker = "amqp://u:secret@file"')
+            variable = {"OWSLA_BROKER": "amqp://u:secret@environment"}
+            for argv, environ, expected in (
+                ([], variable, [f"OWSLA_BROKER: used in place of the one in the file: {file}: broker"]),
+                ([], {}, []),
+                (["--broker=amqp://option"], variable, []),
+            ):
+                warnings: list[str] = []
+                load_settings([f"--config={file}", *argv], environ, warnings.append)
+                self.assertEqual(warnings, expected)
+            file.write_text("port = 9000")
+            load_settings([f"--config={file}"], variable, self.fail)
 
     def test_warning_is_a_line(self) -> None:
         """The warning is one line on standard error."""

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -14,8 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli import _tree
 from owsla.cli._arguments import parse
+from owsla.cli._control import at_url, base_url
+from owsla.cli._gateway import guarded
 from owsla.cli._print import put
-from owsla.cli._tree import base_url, show
 from owsla.supervision import render
 
 from ._fakes import node, tree
@@ -82,6 +84,11 @@ class Server:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join()
+
+
+def show(base: str) -> int:
+    """Run the command for the gateway at a URL."""
+    return guarded("tree", lambda: _tree.show(at_url(base)))()
 
 
 def http(body: bytes, status: str = "200 OK") -> bytes:
@@ -202,11 +209,15 @@ class ArgumentsTests(Case):
         self.assertEqual(self.typed(environ={"OWSLA_HTTP": server.base})[0], 0)
 
     def test_nowhere(self) -> None:
-        """There is no port that is the gateway's by default: one is needed."""
+        """Without an address it is the socket in the working folder."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder.name)
         for environ in ({}, {"OWSLA_HTTP": ""}, {"OWSLA_HTTP": "off"}):
             status, out, err = self.typed(environ=environ)
             self.assertEqual((status, out), (1, ""))
-            self.assertEqual(err, "owsla tree: no gateway given: use --http URL (or OWSLA_HTTP), the address of its --http\n")
+            self.assertTrue(err.startswith("owsla tree: owsla.sock: no such socket"), err)
 
     def test_bad(self) -> None:
         """What is wrong is said with where it came from."""
