@@ -14,6 +14,7 @@ from ._control import JSON, Control, ControlError, Unreachable
 from ._gateway import find, guarded, say
 from ._print import put
 from ._text import sentence
+from ._units import counted
 
 RELOAD_TIMEOUT: Final = 120.0
 """Seconds for a reload, which reads files that may be on a slow file server."""
@@ -73,7 +74,7 @@ def _drain(control: Control) -> int:
 def progress(state: JSON) -> str:
     """Return what a gateway that stops still has to do."""
     numbers = state.get("numbers") or {}
-    return f"{numbers.get('open', 0):,} connections open, {numbers.get('unconfirmed', 0):,} lines unconfirmed"
+    return f"{counted(numbers.get('open', 0), 'connection')} open, {counted(numbers.get('unconfirmed', 0), 'line')} unconfirmed"
 
 
 def _open_process(number: int | None) -> int | None:

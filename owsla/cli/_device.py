@@ -12,9 +12,9 @@ from ._control import JSON, Control, Refusal, part
 from ._events import line as event_line
 from ._gateway import find, guarded, put_json, say, whole
 from ._print import put
-from ._table import Row, terminal
-from ._text import sentence, shortened, word
-from ._units import day_and_time, size
+from ._table import Row
+from ._text import sentence, word
+from ._units import counted, day_and_time, size
 
 NOT_FOUND: Final = 404
 
@@ -46,10 +46,7 @@ def show(control: Control, device: str, *, as_json: bool) -> int:
     if as_json:
         put_json(answer)
     else:
-        screen = terminal()
-        limit = None if screen is None else screen.columns
-        lines = describe(device, answer, control.now())
-        put("".join(f"{line if limit is None else shortened(line, limit)}\n" for line in lines))
+        put("".join(f"{line}\n" for line in describe(device, answer, control.now())))
     return whole("device", answer.get("missing", ()))
 
 
@@ -90,9 +87,9 @@ def _connection(row: Row, now: float) -> Iterator[str]:
     if row.get("slow_since") is not None:
         facts["slow"] = f"its socket has taken nothing more for {since(row['slow_since'], now)}"
     if row.get("waiting"):
-        facts["waiting"] = f"{_messages(row['waiting'])} ({size(row.get('waiting_bytes') or 0)}) for its socket"
+        facts["waiting"] = f"{counted(row['waiting'], 'message')} ({size(row.get('waiting_bytes') or 0)}) for its socket"
     if row.get("held"):
-        facts["held"] = f"{_messages(row['held'])} for a missing to_device_seq"
+        facts["held"] = f"{counted(row['held'], 'message')} for a missing to_device_seq"
     if row.get("closing") is not None:
         facts["closing"] = sentence(str(row["closing"]))
     for name, text in facts.items():
@@ -106,7 +103,3 @@ def _traffic(row: Row, way: str, now: float) -> str:
     return f"{row[f'lines_{way}']:,} ({size(row[f'bytes_{way}'])}), " + (
         "none yet" if last is None else f"the last {since(last, now)} ago"
     )
-
-
-def _messages(count: int) -> str:
-    return f"{count:,} message{'' if count == 1 else 's'}"

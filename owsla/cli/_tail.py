@@ -21,6 +21,7 @@ from ..trace_context import TRACEPARENT
 from ._output import Output
 from ._running import Session
 from ._text import printable
+from ._units import counted
 
 LINES: Final = 1
 """Channel for the messages."""
@@ -253,8 +254,7 @@ class Peek(Getter):
             nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
             client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
         await client.end_channel(LINES)
-        count = len(self._lines)
-        self._session.log(f"{count} message{'' if count == 1 else 's'} of {self._queue}, given back")
+        self._session.log(f"{counted(len(self._lines), 'message')} of {self._queue}, given back")
         if self._lines:
             self._output.write(b"".join(self._lines), lambda: self._session.finish(0))
         else:

@@ -47,8 +47,11 @@ def command(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[]
 
 
 def show(control: Control, options: TopOptions) -> int:
-    """Print snapshots, or show them in place. Return the exit status."""
-    if full_screen() and not options.json:
+    """Print snapshots, or show them in place. Return the exit status.
+
+    Some snapshots, by `--count`, are to stay on the terminal.
+    """
+    if full_screen() and not options.json and options.count is None:
         return _in_place(control, options)
     shown = 0
     while True:
@@ -67,10 +70,9 @@ def show(control: Control, options: TopOptions) -> int:
 
 
 def _in_place(control: Control, options: TopOptions) -> int:
-    """Refresh the terminal until Ctrl-C, `q` or the last of `--count`. A gateway that is restarted is asked again."""
+    """Refresh the terminal until Ctrl-C or `q`. A gateway that is restarted is asked again."""
     answer = _ask(control, options.limit or LIMIT)  # an error at the start ends the command, before the screen is taken
     sample = None
-    shown = 0
     with Screen() as screen:
         while True:
             size_ = terminal()
@@ -83,8 +85,7 @@ def _in_place(control: Control, options: TopOptions) -> int:
                 error = sentence(f"{problem}; trying again")
             text = list(snapshot(answer, sample, control, size_.columns, limit, size_.lines))
             screen.show([*text[: size_.lines - 1], shortened(error, size_.columns)] if error else text, size_)
-            shown += 1
-            if shown == options.count or not screen.wait(options.interval):
+            if not screen.wait(options.interval):
                 return 0
 
 
@@ -116,7 +117,10 @@ def snapshot(
     for text in (title, *([] if sample is None else [summary(sample)])):
         yield sentence(text) if columns is None else shortened(sentence(text), columns)
     yield ""
-    yield from lines(talker_columns(now), talkers, columns)
+    if talkers:
+        yield from lines(talker_columns(now), talkers, columns)
+    else:
+        yield "no device is connected"
     if slowest:
         yield ""
         yield from lines(slow_columns(now), slowest, columns)

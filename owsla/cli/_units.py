@@ -46,6 +46,11 @@ def rate(value: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 message`, `1,204 messages`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def day_and_time(milliseconds: float) -> str:
     """Return a time in milliseconds since the epoch as local time: `2026-11-29T14:03:05`."""
     return _local(milliseconds, "%Y-%m-%dT%H:%M:%S")
