@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -69,7 +70,7 @@ class Answer:
     """An HTTP answer."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: bytes
 
 
@@ -190,7 +191,7 @@ class Control:
             raise Refusal(f"{self.where}: {error}", answer.status, document)
         return document
 
-    def _check_version(self, status: int, headers: Mapping[str, str]) -> None:
+    def _check_version(self, status: int, headers: Message) -> None:
         """Raise `ControlError` unless this is an answer of the control interface, in the version of these commands."""
         version = headers.get(VERSION_HEADER)
         if version is None:
