@@ -73,7 +73,8 @@ def describe(device: str, answer: JSON, now: float) -> Iterator[str]:
 
 
 def _connection(row: Row, now: float) -> Iterator[str]:
-    yield f"{word(row.get('device_id'))} on connection {word(row['connection_id'])}"
+    device = f"device {word(row['device_id'])} on " if row.get("device_id") else ""
+    yield f"{device}connection {word(row['connection_id'])}"
     facts = {
         "peer": word(row.get("peer")),
         "door": f"{word(row.get('door'))}, {sentence(row['tls']) if row.get('tls') else 'without TLS'}",

@@ -15,6 +15,9 @@ from ._text import sentence, word
 
 CONFLICT: Final = 409
 
+NAMED: Final = 20
+"""Connections that an error names at most: thousands may have one address, that of a router."""
+
 
 def command(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
     """Return `owsla kick`, ready to run. Raise `ConfigError` with the reason if it cannot run."""
@@ -34,8 +37,10 @@ def close(control: Control, device: str, *, every: bool, as_json: bool) -> int:
             raise
         matches = refusal.answer.get("matches", [])
         say("kick", f"{len(matches)} connections match {sentence(device)!r}: name one by its connection id, or use --all")
-        for match in matches:
-            say("kick", f"  {_named(match)}")
+        for match in matches[:NAMED]:
+            say("kick", _named(match))
+        if len(matches) > NAMED:
+            say("kick", f"and {len(matches) - NAMED:,} more, which 'owsla devices' lists")
         return whole("kick", missing) or 1
     if as_json:
         put_json(answer)

@@ -47,7 +47,8 @@ class Table:
         cells = [[column.cell(row) for row in rows] for column in columns]
         chosen = list(zip(columns, cells, strict=True))
         if self._limit is not None:
-            chosen = [(column, texts) for column, texts in chosen if not column.rank or any(one != NOTHING for one in texts)]
+            # Without logins and client certificates no device has an id, for example.
+            chosen = [(column, texts) for column, texts in chosen if any(one != NOTHING for one in texts)] or chosen[:1]
         natural = {column: max(map(width, (column.heading, *texts))) for column, texts in chosen}
         self._columns = [column for column, _ in chosen]
         self._widths = natural if self._limit is None else self._fit(natural, self._limit)

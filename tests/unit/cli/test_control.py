@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from unittest import skipIf
@@ -261,6 +262,6 @@ class ClockTests(CommandTestCase):
         gateway.routes["GET /"] = lambda rest, query: (200, {})
         for ahead, expected in ((3600.0, 3600.0), (0.5, 0.0)):
             here = time.time() - ahead
-            control = Control("x", lambda timeout: HTTPConnection("127.0.0.1", gateway.port), clock=lambda here=here: here)
+            control = Control("x", lambda timeout: HTTPConnection("127.0.0.1", gateway.port), clock=partial(float, here))
             control.get("/")
             self.assertLess(abs(control.now() / 1000 - here - expected), 2.0)

@@ -144,7 +144,7 @@ class DeviceTests(OperatorTestCase):
         out = self.output("device", "door/7 ü")
         self.assertEqual(self.paths, ["GET /api/v1/devices/door%2F7%20%C3%BC"])
         for text in (
-            f"door-1 on connection {connection()['connection_id']}\n",
+            f"device door-1 on connection {connection()['connection_id']}\n",
             "  peer       192.0.2.7:40001\n",
             "  door       main, TLSv1.3\n",
             "  lines in   1,204 (93kB), none yet\n",
@@ -207,6 +207,14 @@ class KickTests(OperatorTestCase):
             f"owsla kick: {matches[0]['connection_id']} device d peer 192.0.2.7:40001",
             f"owsla kick: {matches[1]['connection_id']} device d peer 192.0.2.7:40002",
         ])  # fmt: skip
+
+    def test_very_many(self) -> None:
+        """Of very many that match some are named, with the number of the others."""
+        matches = [connection(number) for number in range(1500)]
+        self.answer("DELETE /api/v1/devices/", {"error": "1500 match", "matches": matches}, 409)
+        lines = self.run_it("kick", "192.0.2.7")[2].splitlines()
+        self.assertEqual(lines[-1], "owsla kick: and 1,480 more, which 'owsla devices' lists")
+        self.assertEqual(len(lines), 22)
 
     def test_unknown(self) -> None:
         """An unknown device is an error."""
@@ -286,10 +294,13 @@ class EventsTests(OperatorTestCase):
         said: list[str] = []
         self.patch(_events, "say", lambda name, text: said.append(text))
         sleep = time.sleep
-        with (
-            patch.object(_events.time, "sleep", lambda seconds: (attempts.release(), sleep(seconds))),
-            self.assertRaises(Enough),
-        ):
+
+        def counted(seconds: float) -> None:
+            attempts.release()
+            sleep(seconds)
+
+        self.patch(time, "sleep", counted)
+        with self.assertRaises(Enough):
             follow(at_socket(self.socket), {}, "a-7", show)
         thread.join()
         self.assertEqual(seen, [event(9)])
@@ -324,11 +335,11 @@ class TraceTests(OperatorTestCase):
         self.assertEqual(self.paths, ["GET /api/v1/trace/d?minutes=3&bodies=1"])
         lines = [line[13:] if line[0].isdigit() else line for line in out.splitlines()]
         self.assertEqual(lines, [
-            "-- connection c-1 of d",
+            "-- connection c-1 of device d",
             "event      -      -  connected",
             "in         5      1  hel\\x1b",
             "out        2      -  \\xff\\xff",
-            "-- connection c-2 of d",
+            "-- connection c-2 of device d",
             "ack        -      1",
         ])  # fmt: skip
         self.assertEqual((status, err.replace(f"{self.socket}: ", "").splitlines()), (1, [
@@ -357,8 +368,8 @@ class ReloadTests(OperatorTestCase):
 class TreeTests(OperatorTestCase):
     def test_tree(self) -> None:
         """The tree comes over the socket, too; with --json as it is."""
-        tree = {"id": "owsla", "type": "supervisor", "restart": None, "state": "running", "restarts": 0, "uptime": 1.0,
+        tree: Any = {"id": "owsla", "type": "supervisor", "restart": None, "state": "running", "restarts": 0, "uptime": 1.0,
                 "failure": None, "children": []}  # fmt: skip
         self.answer("GET /tree", tree)
-        self.assertEqual(self.output("tree"), render(tree) + "\n")  # type: ignore[arg-type]
+        self.assertEqual(self.output("tree"), render(tree) + "\n")
         self.assertEqual(json.loads(self.output("tree", "--json")), tree)
