@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -298,6 +299,46 @@ class EndTests(TraceCase):
         self.traces.end({"id": "t"})
         self.world.turns()
         self.assertEqual(len(self.node.tracing), 0)
+
+
+class CostTests(TraceCase):
+    def test_nothing_for_others(self) -> None:
+        """A line costs the connections that are not traced no call more: before, during and after traces of others, and after
+        one of their own.
+        """
+        endpoint, _ = self.world.connect(device_id="d2")
+        before = self.calls(endpoint)
+        self.world.connect(device_id="d1")
+        self.poll()
+        self.assertEqual(self.calls(endpoint), before)
+        self.poll("d2", id="own")
+        self.assertGreater(self.calls(endpoint), before)
+        self.traces.end({"id": "own"})
+        self.assertEqual(self.calls(endpoint), before)
+        self.traces.end({"id": "t"})
+        self.assertEqual(self.calls(endpoint), before)
+
+    def calls(self, endpoint: DeviceProtocol) -> int:
+        """Return the number of calls, of Python and C functions, for some lines in both directions."""
+        self.world.turns()
+        self.world.turn.call_first(lambda: None)  # a `task.Clock` has more to sort with each delayed call
+        source = Source()
+        tags = [source.next() for _ in range(20)]
+        count = 0
+
+        def profile(frame: Any, event: str, arg: Any) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            endpoint.dataReceived(b"line\n" * 20)
+            for tag in tags:
+                endpoint.send(source, tag, b"header", b"message", endpoint.connection_id, None)
+        finally:
+            sys.setprofile(None)
+        self.world.turns()
+        return count
 
 
 class MergeTests(TraceCase):
