@@ -122,8 +122,7 @@ class DeviceTrace:
     def _look_at(self, connection: Connection) -> bool:
         """Record a connection if it is one of the target. Return `False`: it is not closed, whatever happens."""
         try:
-            if not self._stopped:
-                self.connected(connection)
+            self.connected(connection)
         except Exception:
             self._log.failure("A trace could not look at a connection")
         return False

@@ -95,6 +95,9 @@ class EventTests(SynchronousTestCase):
         event = HandshakeFailed("192.0.2.1:5", "expired", "CN=d1,O=Example\\, Inc", "0A")
         self.check(event, ("192.0.2.1", "d1", "Example, Inc"), ("d", "d11", "CN", "Example", "192.0.2.2"))
 
+        event = HandshakeFailed("192.0.2.1:5", "denied", "CN=other", "0A", claimed_id="urn:d1")
+        self.check(event, ("urn:d1", "other"), ("d1", "urn"))
+
     @given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=16))
     def test_any_subject(self, name: str) -> None:
         """A device is found in the subject of its certificate, whatever its name is."""

@@ -99,6 +99,7 @@ class LinesTests(TracingCase):
         endpoint.confirmed(0)
         endpoint.confirmed(1)
         world.turns()
+        wire.drained()
         self.assertEqual(self.listener.shown[2:], [("ack", 1, 7, None)])
         self.assertEqual(wire.data, b"ACK 1\r\n")
 
@@ -297,6 +298,23 @@ class DialectTests(TracingCase):
         self.assertFalse(any(each.body for each in self.listener.records if each.text is not None))
         self.assertEqual(world.sink.of(endpoint), [b"data", b"+X", b"more", b"data"])
 
+    def test_published_later(self) -> None:
+        """What a dialect publishes at another time, equal to a line that it had kept to itself, does not show that line."""
+        _, endpoint, _ = self.speak(Upper)
+        endpoint.dataReceived(b"*secret\n")
+        endpoint.publish(b"*secret")
+        self.assertEqual(self.listener.shown[0], ("in", None, 7, REDACTED))
+
+    def test_bodies_of_published_lines(self) -> None:
+        """Of a line that a dialect publishes the body is cut as well, and left out without bodies."""
+        _, endpoint, _ = self.speak(Upper)
+        endpoint.dataReceived(b"x" * (LONGEST_BODY + 1) + b"\n")
+        self.assertEqual(self.listener.shown, [("in", 0, LONGEST_BODY + 1, b"x" * LONGEST_BODY)])
+        self.listener = Listener(bodies=False)
+        _, endpoint, _ = self.speak(Upper)
+        endpoint.dataReceived(b"data\n*secret\n")
+        self.assertEqual(self.listener.shown[:2], [("in", 0, 4, None), ("in", None, 7, REDACTED)])
+
     def test_turnstile(self) -> None:
         """A dialect may say that its lines have no secrets: they are shown although they are not published."""
         world, endpoint, _ = self.speak(Turnstile)
@@ -321,7 +339,7 @@ class DialectTests(TracingCase):
                 return checked[-1]
 
         world, endpoint, _ = self.speak(lambda conversation: Login(conversation, Service(), 10.0))
-        endpoint.dataReceived(b"HELLO d1 s3cret\nearly\n")
+        endpoint.dataReceived(b"HELLO d1 s3cret\nearly\nlines\n")
         checked[0].callback("d1")
         endpoint.dataReceived(b"HELLO d1 again\n")
         world.turns()
@@ -330,11 +348,12 @@ class DialectTests(TracingCase):
             [
                 ("in", None, 15, "login line, not shown"),
                 ("in", 0, 5, b"early"),
+                ("in", 1, 5, b"lines"),
                 ("out", None, 10, b"WELCOME d1"),
-                ("in", 1, 14, b"HELLO d1 again"),
+                ("in", 2, 14, b"HELLO d1 again"),
             ],
         )
-        self.assertEqual([each.device_id for each in self.listener.records], [None, None, "d1", "d1"])
+        self.assertEqual([each.device_id for each in self.listener.records], [None, None, None, "d1", "d1"])
         self.listener = Listener()
         world, endpoint, _ = self.speak(lambda conversation: Login(conversation, Service(), 10.0))
         endpoint.dataReceived(b"s3cret\n")
