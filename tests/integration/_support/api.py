@@ -23,15 +23,21 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
 
 
+def connect_unix(path: Path) -> socket.socket:
+    """Return a blocking connection to a unix socket."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE)
+    sock.connect(str(path))
+    return sock
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=PATIENCE)
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        self.sock = connect_unix(self._path)
 
 
 class ApiClient:
