@@ -82,6 +82,9 @@ LONGEST_ID: Final = 100
 LONGEST_DEVICE_ID: Final = 255
 """Characters of a device id in an event, as many as that of a device may have."""
 
+LONGEST_SELECTOR: Final = 100
+"""Characters of a selector in an event. A back end may send anything."""
+
 FORWARD_AGAIN: Final = 0.5
 """Seconds after which a forward to an absent node is tried again."""
 
@@ -205,7 +208,8 @@ class CourierRole:
             letter.device_id = self._device(letter.connection_id)
         if letter.trace is None:
             letter.trace = delivery.trace(letter.header)
-        self._emit(Undeliverable(reason, _text(letter.connection_id), letter.device_id, _traceparent(letter)))
+        connection_id, selector = _text(letter.connection_id), _selector(letter)
+        self._emit(Undeliverable(reason, connection_id, letter.device_id, selector, _traceparent(letter)))
 
     def forward(self, letter: Letter, node: bytes) -> None:
         """Forward a message to the queue of another node."""
@@ -573,8 +577,15 @@ class CourierRole:
             return
         letter = message.letter
         reason, connection_id = message.reason or "refused", _text(letter.connection_id)
-        self._emit(UndeliverableLost(reason, connection_id, letter.device_id, why, _traceparent(letter)))
+        self._emit(
+            UndeliverableLost(reason, connection_id, letter.device_id, why, _selector(letter), _traceparent(letter))
+        )
         letter.source.done(letter.tag)
+
+
+def _selector(letter: Letter) -> str | None:
+    """Return the selector of a message for many devices, for events."""
+    return None if letter.selector is None else escaped(letter.selector, LONGEST_SELECTOR)
 
 
 def _traceparent(letter: Letter) -> str | None:

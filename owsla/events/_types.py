@@ -46,11 +46,13 @@ def _connection(event: _OfConnection) -> str:
     return f"{event.connection_id} (device {event.device_id})" if event.device_id is not None else f"{event.connection_id}"
 
 
-def _recipient(event: _OfConnection) -> str:
-    """Return the recipient of a message for people, to be appended to a text: its connection, its device, or nothing."""
+def _recipient(event: Undeliverable | UndeliverableLost) -> str:
+    """Return the recipient of a message for people, to be appended to a text: connection, device or selector, or nothing."""
     if event.connection_id:
         return f", {_connection(event)}"
-    return f", device {event.device_id}" if event.device_id else ""
+    if event.device_id:
+        return f", device {event.device_id}"
+    return f", owsla_to '{event.selector}'" if event.selector is not None else ""
 
 
 def _at(door: str) -> str:
@@ -415,6 +417,8 @@ class Undeliverable(Event):
     connection_id: str | None
     device_id: str | None
     """Null if the connection has no identity or is no longer known."""
+    selector: str | None = None
+    """`owsla_to` of a message for many devices."""
     traceparent: str | None = None
     """That of the message."""
 
@@ -432,6 +436,8 @@ class UndeliverableLost(Event):
     connection_id: str | None
     device_id: str | None
     why: str
+    selector: str | None = None
+    """As in `Undeliverable`."""
     traceparent: str | None = None
     """That of the message."""
 

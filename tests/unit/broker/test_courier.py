@@ -11,7 +11,7 @@ from owsla.amqp import wire
 from owsla.broker import courier, publisher
 from owsla.broker import queues as topology
 from owsla.broker.absent_nodes import AbsentNodes
-from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
+from owsla.broker.courier import LONGEST_SELECTOR, PUBLISH_CHANNEL, CourierRole
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
 from owsla.letter import Hop, Letter, Reached, Trace
@@ -124,6 +124,13 @@ class RecordTests(Base):
         self.assertEqual(self.events, [Undeliverable("late", "some-id", None)])
         self.assertEqual(self.courier.recorded, {"late": 1})
 
+    def test_selector(self) -> None:
+        """The event of a message for many devices has its selector, shortened, without what could forge a line of the log."""
+        long = f"{'x' * LONGEST_SELECTOR}… (5000 characters)"
+        for selector, shown in (("doors", "doors"), ("a\nb", "a\\nb"), ("", ""), ("x" * 5000, long)):
+            self.courier.record(self.source.letter(7, connection_id=None, selector=selector), "bad-selector")
+            self.assertEqual(self.events[-1], Undeliverable("bad-selector", None, None, shown))
+
     def test_device(self) -> None:
         """Both events name the device if its connection was open when the message was recorded."""
         self.connect()
@@ -151,7 +158,7 @@ class RecordTests(Base):
         self.server.ack(PUBLISH_CHANNEL, first.tag)
         self.server.nack(PUBLISH_CHANNEL, second.tag)
         undeliverable, _, lost = self.events
-        self.assertEqual(undeliverable, Undeliverable("late", "some-id", None, TRACE.traceparent))
+        self.assertEqual(undeliverable, Undeliverable("late", "some-id", None, traceparent=TRACE.traceparent))
         assert isinstance(lost, UndeliverableLost)
         self.assertEqual(lost.traceparent, TRACE.traceparent)
 

@@ -82,7 +82,7 @@ class EventTests(SynchronousTestCase):
                 self.assertIn("Some Text", text)
 
     def test_recipient(self) -> None:
-        """An undeliverable message is told with its connection, or else with the device that it was for."""
+        """An undeliverable message is told with its connection, or else with the device or the selector that it was for."""
         for connection_id, device_id, text in (
             ("c-1", "door-7", ", c-1 (device door-7)"),
             ("c-1", None, ", c-1"),
@@ -93,6 +93,9 @@ class EventTests(SynchronousTestCase):
             self.assertEqual(str(event), f"Undeliverable: expired{text}")
             lost = UndeliverableLost("expired", connection_id, device_id, "full")
             self.assertEqual(str(lost), f"Undeliverable and not recorded (full): expired{text}")
+        for selector in ("doors", ""):
+            many = Undeliverable("bad-selector", None, None, selector)
+            self.assertEqual(str(many), f"Undeliverable: bad-selector, owsla_to '{selector}'")
 
     def test_fields(self) -> None:
         """Each event is plain values by name, ready for JSON; none of the names is one that every event has."""
