@@ -169,5 +169,6 @@ async def test_list_top_and_close(lab: Lab, embedded: EmbeddedBrokerProcess, tmp
     ends = (await api.get(f"/devices/{connection_id}"))["ends"]
     assert match[1] in ends[0]["text"]
     kicked = await until(lambda: re.search(r'.*"device-kicked".*', events.read_text()), what="the event of the close")
+    assert kicked is not None
     event = json.loads(kicked[0])
     assert (event["connection_id"], event["by"]) == (connection_id, match[1])
