@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from cryptography import x509
 from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -233,6 +234,7 @@ class BrokerConnection(Worker):
         finally:
             if timeout.active():
                 timeout.cancel()
+        self.status.secured(_shown_certificate(client) if address.tls else None)
         return client
 
     async def _serve(self, client: BrokerClient, address: BrokerAddress) -> None:
@@ -311,6 +313,15 @@ class _BlockedNotifier:
             self._status.become("up")
         self._role.unblocked()
         self._reporter.unblocked(self._role.name)
+
+
+def _shown_certificate(client: BrokerClient) -> x509.Certificate | None:
+    """Return the certificate that the broker shows; `None` if it cannot be read."""
+    try:
+        certificate: x509.Certificate = client.transport.getPeerCertificate().to_cryptography()
+    except Exception:  # OpenSSL accepts certificates for which `cryptography` raises ValueError, TypeError and others
+        return None
+    return certificate
 
 
 EXPECTED = (

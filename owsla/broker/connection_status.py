@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal
 
+from cryptography import x509
+
 from ..config.addresses import BrokerAddress
+from ..tls.inventory import Entry, certificate_entries
 
 ConnectionState = Literal["waiting", "connecting", "up", "blocked", "stopped"]
 """State of a connection to the broker:
@@ -24,7 +27,7 @@ class ConnectionStatus:
     Times are in seconds since the epoch.
     """
 
-    __slots__ = ("_now", "address", "fault", "fault_time", "role", "since", "state")
+    __slots__ = ("_now", "address", "certificate", "fault", "fault_time", "role", "since", "state")
 
     def __init__(self, role: str, now: Callable[[], float]) -> None:
         self._now = now
@@ -34,6 +37,8 @@ class ConnectionStatus:
         """Time since which the connection is in this state."""
         self.address: str | None = None
         """Address of the last attempt, without a password; `None` before the first one."""
+        self.certificate: Entry | None = None
+        """Certificate that the broker showed last; `None` without TLS."""
         self.fault: str | None = None
         """Description of the last fault. It stays when the connection is up again; `None`: no fault so far."""
         self.fault_time: float | None = None
@@ -48,6 +53,11 @@ class ConnectionStatus:
         """Note an attempt to connect."""
         self.address = str(address)
         self.become("connecting")
+
+    def secured(self, certificate: x509.Certificate | None) -> None:
+        """Note the certificate that the broker shows; `None` without TLS, or if it cannot be read."""
+        shown = [certificate] if certificate is not None else []
+        self.certificate = next(iter(certificate_entries("broker", str(self.address), shown)), None)
 
     def failed(self, fault: str) -> None:
         """Note the failure of an attempt, or the loss of the connection."""

@@ -249,6 +249,10 @@ class BrokerConnectionReadings(Protocol):
         """Address of the last attempt; `None` before the first one."""
 
     @property
+    def certificate(self) -> Entry | None:
+        """Certificate that the broker showed last; `None` without TLS."""
+
+    @property
     def fault(self) -> str | None:
         """Description of the last fault."""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any, Final
 
 from ..supervision import TreeNode, render
+from ..tls.inventory import Entry
 from ._readings import (
     CertificateReading,
     DoorReadings,
@@ -95,6 +96,8 @@ class BrokerConnectionState:
     address: str | None = None
     fault: str | None = None
     fault_time: float | None = None
+    certificate: Entry | None = None
+    """Certificate that the broker showed last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,4 +303,11 @@ def _broker_connection(sent: Mapping[str, Any]) -> BrokerConnectionState:
         address=None if address is None else str(address),
         fault=None if fault is None else str(fault),
         fault_time=None if fault_time is None else float(fault_time),
+        certificate=_broker_certificate(sent.get("certificate")),
     )
+
+
+def _broker_certificate(sent: Mapping[str, Any] | None) -> Entry | None:
+    if sent is None:
+        return None
+    return Entry("broker", str(sent["file"]), str(sent["subject"]), float(sent["not_after"]))

@@ -25,15 +25,17 @@ messages) or `stopped`; `since` is the time of its last change. `last_fault` is 
 connection is up again. `state` of a worker is `starting`, `ready`, `draining` or `ended`; the values after `restarts` are null
 if it did not answer.
 
-`kind` of a certificate is `server`, `client-ca`, `crl`, `ocsp-response`, `broker-cert` (shown to the broker) or `broker-ca`.
-For the last two `door` is null. `subject` of a list is its authority, that of a response the serial number of the certificate.
-`days` are those until `not_after`, negative after it. `fault` says why a list or a response cannot be used.
+`kind` of a certificate is `server`, `client-ca`, `crl`, `ocsp-response`, `broker-cert` (shown to the broker), `broker-ca`, or
+`broker` (shown by the broker: `file` is its address). For the last three `door` is null. `subject` of a list is its authority,
+that of a response the serial number of the certificate. `days` are those until `not_after`, negative after it. `fault` says why
+a list or a response cannot be used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import starmap
 from typing import Any, Final
 
 from .. import __version__
@@ -57,21 +59,30 @@ def state_document(state: State, now: float) -> dict[str, Any]:
         "doors": {
             name: {"address": state.addresses.get(name), **asdict(door)} for name, door in state.doors.items()
         },
-        "broker_connections": list(_broker_connections(state)),
-        "certificates": [_certificate(certificate, now) for certificate in state.certificates()],
+        "broker_connections": list(starmap(_broker_connection, _all_broker_connections(state))),
+        "certificates": [_certificate(certificate, now) for certificate in _certificates(state)],
         "workers": None if state.workers is None else list(map(_worker, state.workers)),
         "missing": [worker.name for worker in state.workers or () if worker.says is None],
         "tree": state.tree,
     }
 
 
-def _broker_connections(state: State) -> Iterator[dict[str, Any]]:
+def _all_broker_connections(state: State) -> Iterator[tuple[str | None, BrokerConnectionState]]:
+    """Yield the connections to the broker of all processes, each with the name of its worker."""
     for connection in state.broker_connections:
-        yield _broker_connection(None, connection)
+        yield None, connection
     for worker in state.workers or ():
         if worker.says is not None:
             for connection in worker.says.broker_connections:
-                yield _broker_connection(worker.name, connection)
+                yield worker.name, connection
+
+
+def _certificates(state: State) -> Iterator[CertificateReading]:
+    yield from state.certificates()
+    shown = dict.fromkeys(connection.certificate for _, connection in _all_broker_connections(state))
+    for certificate in shown:
+        if certificate is not None:
+            yield CertificateReading(None, certificate)
 
 
 def _broker_connection(worker: str | None, connection: BrokerConnectionState) -> dict[str, Any]:

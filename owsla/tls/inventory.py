@@ -13,9 +13,9 @@ from .certificates import readable_name
 from .revocation import RevocationLists
 from .stapling import OcspResponses
 
-Kind = Literal["server", "client-ca", "crl", "ocsp-response", "broker-cert", "broker-ca"]
+Kind = Literal["server", "client-ca", "crl", "ocsp-response", "broker-cert", "broker-ca", "broker"]
 """Kind of an entry: certificate shown to devices, authority of their certificates, list of revoked ones, OCSP response sent to
-them, certificate shown to the broker, authority of the broker's certificate."""
+them, certificate shown to the broker, authority of the broker's certificate, certificate that the broker shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Entry:
 
     kind: Kind
     file: str
+    """Path of the file, or address of the broker."""
     subject: str
     """Subject of the certificate, or authority of the list, in the form of RFC 4514. Of a response, the serial number in it in
     hexadecimal; empty if it is of no use.
@@ -34,7 +35,7 @@ class Entry:
     """Reason why a list or a response cannot be used; `None` if it can, and for certificates."""
 
 
-def certificate_entries(kind: Kind, file: Path, certificates: Iterable[x509.Certificate]) -> tuple[Entry, ...]:
+def certificate_entries(kind: Kind, file: Path | str, certificates: Iterable[x509.Certificate]) -> tuple[Entry, ...]:
     """Return the entries of the certificates in a file."""
     return tuple(
         Entry(kind, str(file), readable_name(each.subject), each.not_valid_after_utc.timestamp()) for each in certificates

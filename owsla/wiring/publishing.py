@@ -38,7 +38,7 @@ class Publishing:
     presence: PresenceRole | None
     """Announcer of connections to back ends; `None` without `--events amqp`."""
     latency: Mapping[str, http.Histogram]
-    """Seconds from publishing a line to its confirm, by door; filled only where HTTP is on."""
+    """Seconds from publishing a line to its confirm, by door; filled only where --http or --control shows it."""
 
 
 def make_publishing(base: Base) -> Publishing:
@@ -107,7 +107,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         window=Window(settings.window, settings.window_bytes),
         door=door.name,
         acknowledge=own.device_ack is not None,
-        observe=latency.observe if settings.http is not None else None,
+        observe=latency.observe if settings.http is not None or settings.control != "off" else None,
         failed=lines.channel_failed,
     )
     publisher.trace(settings.trace_lines)

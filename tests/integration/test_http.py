@@ -112,6 +112,7 @@ async def test_books(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     assert after['owsla_connections{state="open"}'] == 2
     assert grown['owsla_handshakes_total{door="default",outcome="completed"}'] == 3
+    assert grown['owsla_accepted_total{door="default"}'] == 3
     assert grown['owsla_lines_received_total{door="default"}'] == grown['owsla_lines_confirmed_total{door="default"}'] == 4
     assert grown["owsla_lines_sent_total"] == 3
     assert grown["owsla_received_bytes_total"] in range(4 * 17, 4 * 18 + 1)

@@ -336,6 +336,7 @@ class CountingTests(Base):
         client.step()
         self.loop.settle()
         self.assertEqual((self.admission.handshaking, len(self.registry), listener.handshakes), (1, 0, 0))
+        self.assertEqual(listener.accepted, 1)
         self.loop.until(lambda: len(self.registry), client.step)
         (endpoint,) = self.registry
         (event,) = self.of_type(DeviceConnected)

@@ -220,6 +220,16 @@ class ServiceTests(SynchronousTestCase):
         self.reactor.advance(0.5)
         self.assertEqual(len(source.asked), 2)
 
+    def test_started_again(self) -> None:
+        """After a stop with an outstanding answer, the next start asks again."""
+        source = LaterSource(World())
+        service = self.service(source)
+        self.reactor.advance(0.0)
+        service.stopService()
+        service.startService()
+        self.reactor.advance(0.0)
+        self.assertEqual(len(source.asked), 2)
+
     def test_late(self) -> None:
         """After the reactor was held up there is one sample, and the next a second later."""
         self.service(ProcessSource(World().readings))

@@ -166,6 +166,14 @@ class WorkersTests(SynchronousTestCase):
         self.assertEqual((sample["lines_in"], sample["cpu"], sample["lateness"]), (None, 0.1, 4))
         self.assertEqual(self.sample(one=later(new, lines_in=57))["lines_in"], 7)
 
+    def test_replaced_beside_another(self) -> None:
+        """Meanwhile the values of all are those of the others."""
+        old, other = replace(START, process="old"), replace(START, process="other")
+        self.sample(one=old, two=other)
+        new, other = replace(START, process="new"), later(other, lines_in=3, latency=confirms(b1=10))
+        sample = self.sample(one=new, two=other)
+        self.assertEqual((sample["lines_in"], sample["p50"], sample["workers"]["one"]["lines_in"]), (3, 0.8, None))
+
     def test_gone(self) -> None:
         """Nothing is kept of a worker that is no longer there."""
         self.sample(one=START)

@@ -137,6 +137,17 @@ class WorkersTests(SynchronousTestCase):
         )
         self.assertEqual((worker["names"]["identified"], worker["names"]["broadcast"]), (3, {"away": 1}))
 
+    def test_certificate_of_the_broker(self) -> None:
+        """The certificate that the broker shows is listed once, although each connection of each worker sees it."""
+        shown = Entry("broker", "amqps://rabbit", "CN=rabbit", NOW + 86400)
+        for worker in (self.one, self.two):
+            worker.world.broker_connections = [FakeBrokerConnection(role, certificate=shown) for role in ("producer", "roster")]
+        (certificate,) = self.document()["certificates"]
+        self.assertEqual(
+            [certificate[name] for name in ("door", "kind", "file", "subject", "days")],
+            [None, "broker", "amqps://rabbit", "CN=rabbit", 1.0],
+        )
+
     def test_restarts(self) -> None:
         """A worker has the number of its restarts, also while it does not answer, and is named as missing then."""
         tree = self.family.tree()
