@@ -234,6 +234,7 @@ async def test_customer_calls(opened: Opened, lab: Lab) -> None:
     name = f"meter-{secrets.token_hex(4)}"
     device = await opened.desk.device(lab, name)
     connection_id = await opened.desk.connection_id(device)
+    await opened.desk.device(lab, f"{name}0")
     await opened.open()
 
     def search(page: Page) -> None:
@@ -242,7 +243,8 @@ async def test_customer_calls(opened: Opened, lab: Lab) -> None:
         expect(box).to_be_focused()
         page.keyboard.type(name[2:].upper())
         expect(page).to_have_url(re.compile(rf"#/search\?q={name[2:].upper()}$"))
-        expect(page.get_by_role("status").filter(has_text="1 connection")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="2 connections")).to_be_visible()
+        box.fill(name)
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name=name)).to_be_visible()
         card = page.get_by_role("article")

@@ -8,7 +8,7 @@ import { TracePanel } from "./trace.js";
 
 export function createDevice({ session }) {
   const heading = el("h1", { tabindex: "-1" });
-  const about = el("p", { class: "about" });
+  const about = el("div", { class: "about" });
   const result = el("div", { "aria-live": "polite" });
   const connections = el("div");
   const ends = el("div");
@@ -65,6 +65,7 @@ export function createDevice({ session }) {
   function draw({ connections: found, total, ends: last, findings, missing, unknown }) {
     const before = shown.length;
     shown = found;
+    about.className = found.length > 0 || unknown ? "about" : `note ${refused(last) ? "warn" : "info"}`;
     fill(about, found.length > 0 ? summary(found) : absence(last, unknown));
     const holder = focusKey();
     const hidden = total > found.length ? note("info", `${number(found.length)} of ${number(total)} connections are shown. `, el("a", { href: `#/search?q=${encodeURIComponent(wellFormed(id).slice(0, 256))}` }, "List all"), ".") : null;
@@ -95,7 +96,7 @@ export function createDevice({ session }) {
       (connection.findings ?? []).map((finding) => note("warn finding", visible(finding, 400))),
       facts([
         ["Device id", identifier(connection.device_id)],
-        ["Connection id", connectionIdLink(connection.connection_id)],
+        ["Connection id", connectionIdLink(connection.connection_id), { class: "double" }],
         ["Address", el("a", { href: routeTo(hostOf(connection.peer ?? "")), class: "mono" }, identifier(connection.peer))],
         ["Since", time(connection.since)],
         ["Door", visible(connection.door ?? "–")],
@@ -105,8 +106,8 @@ export function createDevice({ session }) {
         ["Lines out", [number(connection.lines_out), el("span", { class: "quiet" }, ` ${bytes(connection.bytes_out)}`)]],
         ["Last line in", since(connection.last_in)],
         ["Last line out", since(connection.last_out)],
-        ["Waiting to be written", [number(connection.waiting), connection.waiting ? el("span", { class: "quiet" }, ` ${bytes(connection.waiting_bytes)}`) : null], "Messages that wait for the socket of the device"],
-        ["Held", number(connection.held), "Messages that wait for a missing to_device_seq"],
+        ["Waiting to be written", [number(connection.waiting), connection.waiting ? el("span", { class: "quiet" }, ` ${bytes(connection.waiting_bytes)}`) : null], { title: "Messages that wait for the socket of the device" }],
+        ["Held", number(connection.held), { title: "Messages that wait for a missing to_device_seq" }],
       ]),
     );
   }
@@ -122,7 +123,8 @@ export function createDevice({ session }) {
         trace?.close();
         shown = [];
         fill(heading, identifier(id));
-        fill(about, el("span", { class: "quiet" }, "Loading…"));
+        about.className = "about";
+        fill(about, "Loading…");
         [result, connections, ends].forEach((node) => fill(node));
         trace = session.readOnly ? null : new TracePanel(id);
         fill(traceSlot, trace?.element);
@@ -152,6 +154,11 @@ function summary(connections) {
     identifier(one.peer),
     one.tls ? `, ${one.tls}.` : ", without TLS.",
   ];
+}
+
+/** Return whether the newest end is a refusal, or another event that an operator should look into. */
+function refused(ends) {
+  return ends?.length > 0 && (ends[0].warning || ends[0].event === "handshake-failed");
 }
 
 function absence(ends, unknown) {

@@ -10,12 +10,17 @@ const MOST = 1000;
 const NEWEST = "-since";
 const STATES = ["paused", "slow", "held", "closing"];
 
-/** Put the connections whose id is the text that is searched for before those that contain it. */
-function exactFirst(answer, exact, q) {
-  const is = (row) => row.device_id === q || row.connection_id === q;
+/** Return 0 if the text that is searched for is an id of a connection, 1 if it is in its device id, and 2 otherwise. */
+function rank(row, text) {
+  if (row.device_id === text || row.connection_id === text) return 0;
+  return row.device_id?.toLowerCase().includes(text.toLowerCase()) ? 1 : 2;
+}
+
+/** Put the best matches first. `exact` are connections with exactly this id, which may be on another page. */
+function ranked(answer, exact, text) {
   const ids = new Set(exact.map((row) => row.connection_id));
-  const rest = answer.devices.filter((row) => !ids.has(row.connection_id));
-  return { ...answer, devices: [...exact, ...rest.filter(is), ...rest.filter((row) => !is(row))] };
+  const rows = [...exact, ...answer.devices.filter((row) => !ids.has(row.connection_id))];
+  return { ...answer, devices: rows.sort((one, other) => rank(one, text) - rank(other, text)) };
 }
 
 /** The view of a search. Its state is in the route: q, door, state, sort. */
@@ -61,7 +66,7 @@ export function createDevices({ navigate, state }) {
       ]);
       const exact = q && devices.next ? await ask(`/devices/${encodeURIComponent(q)}`).catch(() => null) : null;
       if (!current()) return;
-      draw(exactFirst(devices, exact?.connections ?? [], q), ends);
+      draw(q && !sort ? ranked(devices, exact?.connections ?? [], q) : devices, ends);
     } catch (error) {
       if (current()) fill(connected, note("bad", reason(error)));
     }
@@ -70,7 +75,8 @@ export function createDevices({ navigate, state }) {
   function draw({ devices, total, next, missing }, ends) {
     const { q, sort } = parameters;
     const focused = element.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    only = devices.length === 1 ? devices[0] : null;
+    const best = q ? devices.filter((row) => rank(row, q) === 0) : [];
+    only = best.length === 1 ? best[0] : devices.length === 1 ? devices[0] : null;
     count.textContent = devices.length < total ? `${number(devices.length)} of ${number(total)}` : plural(total, "connection");
     const empty = q ? "No connected device has this in its id, connection id or address." : "No device is connected.";
     fill(connected, missingNote(missing), table({ columns: CONNECTION_COLUMNS, rows: devices, caption: "Connected devices", sort: sort ?? NEWEST, onSort: (value) => change({ sort: value }), empty, rowClass: () => "go" }));

@@ -128,7 +128,7 @@ function drawTiles(tiles, sample, state) {
     ["Lines in", rate(sample?.lines_in), "a second", numbers.lines_in === undefined ? "" : `${number(numbers.lines_in)} since the start`],
     ["Lines out", rate(sample?.lines_out), "a second", numbers.lines_out === undefined ? "" : `${number(numbers.lines_out)} since the start`],
     ["Unconfirmed", number(sample?.unconfirmed ?? numbers.unconfirmed), numbers.window ? `of ${number(numbers.window)}` : "lines"],
-    ["Confirm p99", milliseconds(sample?.p99), "after publishing"],
+    ["Confirm", milliseconds(sample?.p99), "p99"],
     ["CPU", percent(sample?.cpu), "of a core"],
     ...Object.entries(NUMBERS)
       .filter(([name]) => numbers[name] !== undefined)

@@ -136,21 +136,16 @@ export const CONNECTION_COLUMNS = [
   { head: "State", cell: chips },
 ];
 
-const ID_FIELDS = ["device_id", "connection_id"];
+const ID_FIELDS = ["device_id", "claimed_id", "connection_id", "target"];
 
 /** Return the link to the device of an event, or null. */
 function eventLink(event) {
   const fields = event.fields ?? {};
-  for (const name of ID_FIELDS) {
-    if (typeof fields[name] === "string" && fields[name] !== "") {
-      return el("a", { href: deviceRoute({ device_id: fields.device_id, connection_id: fields.connection_id ?? fields[name] }), class: "device" }, identifier(fields[name]));
-    }
-  }
-  if (typeof fields.peer === "string" && fields.peer !== "") {
-    const host = hostOf(fields.peer);
-    return el("a", { href: routeTo(host), class: "device" }, identifier(host));
-  }
-  return null;
+  const name = ID_FIELDS.find((one) => typeof fields[one] === "string" && fields[one] !== "");
+  const id = name === undefined ? hostOf(fields.peer ?? "") : fields[name];
+  if (id === "") return null;
+  const href = name === "device_id" || name === "claimed_id" ? deviceRoute({ device_id: id, connection_id: fields.connection_id ?? id }) : routeTo(id);
+  return el("a", { href, class: "device" }, identifier(id));
 }
 
 /** Return the address of a peer without its port. */
@@ -169,7 +164,7 @@ export function eventRow(event) {
     { class: event.warning ? "event warning" : "event" },
     time(event.time),
     el("span", { class: "kind", title: where || null }, event.warning ? el("span", { class: "mark", role: "img", "aria-label": "warning" }, "⚠ ") : null, visible(event.event)),
-    el("bdi", { class: "text" }, visible(event.text, LONGEST_EVENT)),
+    el("bdi", { class: "text" }, visible(event.text, LONGEST_EVENT), event.count > 1 ? el("span", { class: "quiet" }, ` (${plural(event.count, "time")} since ${clock(event.first)})`) : null),
     el("span", { class: "who" }, eventLink(event)),
   );
 }
@@ -190,11 +185,11 @@ export function named(things) {
   return Object.entries(things ?? {}).map(([name, thing]) => ({ ...thing, name }));
 }
 
-/** Return a definition list of names and values. Pairs without a value are left out. */
+/** Return a definition list. `pairs` are lists of a name, a value and perhaps properties. */
 export function facts(pairs) {
   return el(
     "dl",
     { class: "facts" },
-    pairs.filter((pair) => pair && pair[1] !== undefined).map(([name, value, title]) => el("div", { title }, el("dt", null, name), el("dd", null, value))),
+    pairs.map(([name, value, properties]) => el("div", properties, el("dt", null, name), el("dd", null, value))),
   );
 }
