@@ -34,7 +34,7 @@ export function rate(value) {
 /** Format a time in milliseconds with its unit. */
 export function milliseconds(value) {
   if (!known(value)) return UNKNOWN;
-  if (value >= 10000) return `${ONE.format(value / 1000)} s`;
+  if (value >= 1000) return `${(value < 10000 ? TWO : ONE).format(value / 1000)} s`;
   return `${(value < 10 ? TWO : value < 100 ? ONE : WHOLE).format(value)} ms`;
 }
 
