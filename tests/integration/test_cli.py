@@ -18,6 +18,7 @@ import pytest
 from ._support.backend import Backend
 from ._support.certificates import Authority
 from ._support.embedded import EmbeddedBrokerProcess
+from ._support.fork_server import can_fork, fork_server
 from ._support.lab import Broker, Gateway, Lab
 from ._support.owsla import UNTIDY, environment
 from ._support.process import ChildProcess, free_port
@@ -37,12 +38,19 @@ def owsla() -> list[str]:
 
 
 class Command:
-    """A running command, with standard output and standard error each in a file."""
+    """A running command, with standard output and standard error each in a file. `forked` saves the time of its imports."""
 
-    def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str], forked: bool) -> None:
         self._errors = folder / "errors"
         folder.mkdir(parents=True)
-        self.process = ChildProcess(argv, output=folder / "output", errors=self._errors, env=environment(env), cwd=folder)
+        self.process = ChildProcess(
+            argv,
+            output=folder / "output",
+            errors=self._errors,
+            env=environment(env),
+            cwd=folder,
+            server=fork_server(environment()) if forked and can_fork(env) else None,
+        )
 
     def output(self) -> str:
         return self.process.output()
@@ -81,16 +89,16 @@ class Commands:
         self._folder = folder
         self._all: list[Command] = []
 
-    def start(self, *arguments: str, **env: str) -> Command:
-        """Start `owsla` with these arguments."""
-        return self._start([*owsla(), *arguments], env)
+    def start(self, *arguments: str, program: bool = False, **env: str) -> Command:
+        """Start `owsla` with these arguments. `program`: as a program, for a test of the process list or the imports."""
+        return self._start([*owsla(), *arguments], env, forked=not program)
 
     def shell(self, script: str, *arguments: str) -> Command:
         """Start a shell script in which `@` stands for `owsla` and these arguments."""
-        return self._start(["/bin/sh", "-c", script.replace("@", shlex.join([*owsla(), *arguments]))], {})
+        return self._start(["/bin/sh", "-c", script.replace("@", shlex.join([*owsla(), *arguments]))], {}, forked=False)
 
-    def _start(self, argv: Sequence[str], env: dict[str, str]) -> Command:
-        command = Command(self._folder / f"command-{len(self._all)}", argv, env)
+    def _start(self, argv: Sequence[str], env: dict[str, str], *, forked: bool) -> Command:
+        command = Command(self._folder / f"command-{len(self._all)}", argv, env, forked)
         self._all.append(command)
         return command
 
@@ -559,7 +567,7 @@ async def test_refused(broker: Broker, commands: Commands) -> None:
 async def test_password_is_hidden(broker: Broker, commands: Commands) -> None:
     """A password on the command line is not in the process list, once the command runs."""
     url = broker.url.replace("guest:guest", "guest:s3cret")
-    echo = commands.start("echo", "--broker", url)
+    echo = commands.start("echo", "--broker", url, program=True)
     await echo.said("trying again")
     shown = Path(f"/proc/{echo.process.pid}/cmdline").read_bytes()
     assert b"s3cret" not in shown

@@ -148,7 +148,7 @@ async def test_bare_start(lab: Lab, tmp_path: Path) -> None:
     """With no options but ports, Owsla creates certificates, logs the CA file to trust and the URL for back ends, and works."""
     certs = tmp_path / "certs"
     port = free_port()
-    owsla = lab.new_owsla(certs_dir=certs, embedded_port=port, interface=None)
+    owsla = lab.new_owsla(certs_dir=certs, embedded_port=port, interface=None, program=True)
     owsla.launch()
     await owsla.listening()
     assert str(certs / "ca.pem") in owsla.output()
@@ -251,7 +251,7 @@ async def test_tac_file(lab: Lab, broker: Broker, certs_dir: Path, tmp_path: Pat
         "OWSLA_BROKER": broker.url,
         "OWSLA_CERTS_DIR": str(certs_dir),
     }
-    owsla = lab.new_owsla(argv=["--pidfile=", "-ny", str(_ROOT / "tac" / "owsla.tac")], env=env)
+    owsla = lab.new_owsla(argv=["--pidfile=", "-ny", str(_ROOT / "tac" / "owsla.tac")], env=env, program=True)
     await owsla.start()
     gateway = Gateway(lab, owsla, broker.url, "from_tac", "to_tac")
     await gateway.connect_backend()
@@ -315,7 +315,7 @@ async def test_signals_while_it_starts(lab: Lab, embedded: EmbeddedBrokerProcess
     """SIGHUP and SIGUSR2 do no harm while a process still reads its settings."""
     fifo = tmp_path / "password"
     os.mkfifo(fifo)
-    owsla = lab.new_owsla(broker=embedded.url, broker_password_file=fifo)
+    owsla = lab.new_owsla(broker=embedded.url, broker_password_file=fifo, program=True)
     owsla.launch()
     descriptor = await _reading(fifo)
     owsla.process.signal(signal.SIGHUP)
@@ -332,7 +332,8 @@ async def test_pid_file_of_a_killed_container(lab: Lab, embedded: EmbeddedBroker
     fifo, pid_file = tmp_path / "password", tmp_path / "twistd.pid"
     os.mkfifo(fifo)
     options = [f"--broker={embedded.url}", f"--broker-password-file={fifo}", "--port=0", "--interface=127.0.0.1"]
-    owsla = lab.new_owsla(argv=["-n", f"--pidfile={pid_file}", "owsla", f"--certs-dir={tmp_path / 'certs'}", *options])
+    argv = ["-n", f"--pidfile={pid_file}", "owsla", f"--certs-dir={tmp_path / 'certs'}", *options]
+    owsla = lab.new_owsla(argv=argv, program=True)
     owsla.launch()
     descriptor = await _reading(fifo)
     pid_file.write_text(str(owsla.pid))  # left by the previous container
@@ -424,11 +425,11 @@ async def test_password_is_nowhere(embedded: EmbeddedBrokerProcess, lab: Lab, tm
         password_file = tmp_path / "password"
         password_file.write_text(_SECRET + "\n")
         url = url.replace(f":{_SECRET}", "")
-        owsla = lab.new_owsla(broker=url, broker_password_file=password_file)
+        owsla = lab.new_owsla(broker=url, broker_password_file=password_file, program=True)
     elif way == "environment":
-        owsla = lab.new_owsla(env={"OWSLA_BROKER": url})
+        owsla = lab.new_owsla(env={"OWSLA_BROKER": url}, program=True)
     else:
-        owsla = lab.new_owsla(broker=url)
+        owsla = lab.new_owsla(broker=url, program=True)
     owsla.launch()
     await owsla.wait_for_line("Broker unavailable")
     assert not _in_process_list(owsla.pid, _SECRET)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .fork_server import can_fork, fork_server
 from .process import ChildProcess
 from .systemd import pass_sockets
 from .waiting import PATIENCE, until
@@ -57,6 +58,9 @@ class Owsla:
     `certs_dir` is the folder of its development certificates (created at the first start: sharing it saves time), and `ca` the
     CA for devices. `redirect` is a shell redirection for the process, as in `> /dev/full`, and `twistd_options` are further
     options of twistd. `sockets` are passed to it by name, as systemd does. `through` is a command that becomes the process.
+
+    The process is forked by one that has imported everything, which saves a second, unless `program` is true or one of these
+    options needs a program.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Owsla:
         twistd_options: Sequence[str] = (),
         sockets: Mapping[str, socket.socket] | None = None,
         through: Sequence[str] = (),
+        program: bool = False,
         **options: Option,
     ) -> None:
         self.folder = folder
@@ -84,6 +89,7 @@ class Owsla:
         self._shell = ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh"] if redirect else []
         self._sockets = sockets or {}
         self._through = through
+        self._forked = not program and can_fork(env or {})
         self.tracebacks = 0  # number of tracebacks that a test has provoked in code outside Owsla
 
     @property
@@ -100,13 +106,15 @@ class Owsla:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._starts += 1
         passing, descriptors = pass_sockets(self._sockets) if self._sockets else ([], [])
+        before = [*self._shell, *self._through, *passing]
         self._process = ChildProcess(
-            [*self._shell, *self._through, *passing, *twistd(), *self._argv],
+            [*before, *twistd(), *self._argv],
             output=self.folder / f"output.{self._starts}",
             errors=self.folder / f"errors.{self._starts}",
             env=self._env,
             cwd=self.folder,
             pass_fds=descriptors,
+            server=fork_server(environment()) if self._forked and not before else None,
         )
 
     async def listening(self, timeout: float = 90) -> None:

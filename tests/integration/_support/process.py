@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import SystemRandom
 
+from .fork_server import ForkedProcess, ForkServer
 from .waiting import PATIENCE, until
 
 #: Ports below Linux's range for outgoing connections (32768 …): otherwise such a connection could use a port between the moment
@@ -43,7 +44,8 @@ def accepts(port: int, host: str = "127.0.0.1") -> bool:
 class ChildProcess:
     """Child process in a session of its own; `output` (a file) gets its stdout and its stderr. `stdin` is a descriptor.
 
-    The kernel ends it if the tests are killed (where util-linux's `setpriv` is installed).
+    The kernel ends it if the tests are killed (where util-linux's `setpriv` is installed). With `server` it is forked from that
+    process, which knows `twistd` and `owsla`, and has no further descriptors.
     """
 
     def __init__(
@@ -56,22 +58,28 @@ class ChildProcess:
         errors: Path | None = None,
         pass_fds: Sequence[int] = (),
         stdin: int = subprocess.DEVNULL,
+        server: ForkServer | None = None,
     ) -> None:
         self.argv = list(argv)
         self.path = output
-        setpriv = shutil.which("setpriv")
-        guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        self._popen: subprocess.Popen[bytes] | ForkedProcess
+        env = dict(os.environ if env is None else env)
         with output.open("ab") as out, (errors or output).open("ab") as err:
-            self._popen = subprocess.Popen(
-                [*guard, *self.argv],
-                stdin=stdin,
-                stdout=out,
-                stderr=err,
-                env=dict(os.environ if env is None else env),
-                cwd=cwd,
-                start_new_session=True,
-                pass_fds=pass_fds,
-            )
+            if server is not None:
+                self._popen = server.start(self.argv, stdout=out.fileno(), stderr=err.fileno(), env=env, cwd=cwd or Path.cwd())
+            else:
+                setpriv = shutil.which("setpriv")
+                guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+                self._popen = subprocess.Popen(
+                    [*guard, *self.argv],
+                    stdin=stdin,
+                    stdout=out,
+                    stderr=err,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                    pass_fds=pass_fds,
+                )
         self.pid = self._popen.pid
         atexit.register(self.kill)
 
