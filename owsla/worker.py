@@ -10,6 +10,7 @@ settings.
 
 from __future__ import annotations
 
+import gc
 import signal
 
 if __name__ == "__main__":
@@ -17,6 +18,7 @@ if __name__ == "__main__":
     # here they are for the parent.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    gc.disable()  # until the modules are imported, as in `owsla.runtime.imports.without_collection`
 
 import os
 import socket
@@ -41,6 +43,8 @@ from .workers import CHANNEL_FD, FIRST_DOOR_FD, LOADS_FD, Inherited, Loads, LogT
 
 def main() -> None:
     """Run a worker for the whole life of its process."""
+    gc.freeze()
+    gc.enable()
     channel = socket.socket(fileno=CHANNEL_FD)
     for descriptor in (CHANNEL_FD, LOADS_FD):
         os.set_inheritable(descriptor, False)

@@ -9,6 +9,7 @@ from typing import Final
 
 from .. import __version__
 from ..errors import ConfigError
+from ..runtime.imports import without_collection
 from ._control_arguments import SUMMARY, Prepare, add_completion, add_control_commands
 from ._control_arguments import prepare as prepare_control
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
@@ -265,10 +266,11 @@ def _prepare(command: str) -> Prepare:
     """
     if command == "swarm":
         return swarm.command
-    found = prepare_control(command)
-    if found is not None:
-        return found
-    from . import _broker_commands
+    with without_collection():
+        found = prepare_control(command)
+        if found is not None:
+            return found
+        from . import _broker_commands
 
     commands: dict[str, Prepare] = {
         "echo": _broker_commands.echo,

@@ -25,7 +25,7 @@ class ProcessMemory:
         are left out. A connection that ends needs no collector (`tests/unit/device/test_footprint.py`). Other objects that
         were in use when they were frozen, and are garbage since, wait for one of the rare times when all are examined.
         """
-        if self._frozen % self.UNFREEZE_EVERY == 0:
+        if self._frozen and self._frozen % self.UNFREEZE_EVERY == 0:
             gc.unfreeze()
         self._frozen += 1
         gc.collect()

@@ -4,6 +4,7 @@ import os
 
 from twisted.application.service import ServiceMaker
 
+from owsla.runtime.imports import without_collection
 from owsla.runtime.process import ignore_early_signals, name_passed_sockets
 
 
@@ -15,7 +16,8 @@ class OwslaMaker(ServiceMaker):
         """Options of the command. twistd reads them only if the command is `owsla`; their import takes most of the start."""
         ignore_early_signals()
         name_passed_sockets(os.environ)
-        return super().options
+        with without_collection():
+            return super().options
 
 
 owsla = OwslaMaker(

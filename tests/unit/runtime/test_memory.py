@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.runtime.imports import without_collection
 from owsla.runtime.memory import ProcessMemory
 
 
@@ -55,6 +56,28 @@ class MemoryTests(SynchronousTestCase):
         for _ in range(ProcessMemory.UNFREEZE_EVERY):
             memory.freeze()
         self.assertIsNone(gone())
+
+    def test_imports(self) -> None:
+        """During imports nothing is collected. What they leave is not examined, at the first call of `freeze` either."""
+        with without_collection():
+            self.assertFalse(gc.isenabled())
+            stays = Knot()
+        self.assertTrue(gc.isenabled())
+        self.assertFalse(any(each is stays for each in gc.get_objects()))
+        gone = weakref.ref(stays)
+        del stays
+        ProcessMemory().freeze()
+        self.assertIsNotNone(gone())
+
+    def test_failed_import(self) -> None:
+        """Garbage is collected again after an import that fails."""
+
+        def fail() -> None:
+            with without_collection():
+                raise ImportError
+
+        self.assertRaises(ImportError, fail)
+        self.assertTrue(gc.isenabled())
 
     def test_given_back(self) -> None:
         """Free memory between objects in use is returned to the system."""
