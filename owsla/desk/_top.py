@@ -104,11 +104,10 @@ class _Pass:
 
     def growth(self, at: int, before: _Pass, there: int) -> _Growth:
         """Return the growth of the counters of a connection since the pass before."""
-        # Bytes that wait are subtracted while they are read again.
         return _Growth(
             self.lines_in[at] - before.lines_in[there],
             self.lines_out[at] - before.lines_out[there],
-            max(0, self.bytes_in[at] - before.bytes_in[there]),
+            self.bytes_in[at] - before.bytes_in[there],
             self.bytes_out[at] - before.bytes_out[there],
         )
 

@@ -373,6 +373,7 @@ class DialectProtocol(DeviceProtocol):
     def _begin_close(self, reason: str, outcome: str = "connection-closed") -> None:
         if self._answers:
             self._outgoing = (self._outgoing or []) + self._answers
+            self._outgoing_size += sum(map(len, self._answers))
             self._answers = []
         super()._begin_close(reason, outcome)
 

@@ -147,6 +147,19 @@ class FilterTests(SynchronousTestCase):
         rows = self.successResultOf(answer)["devices"]
         self.assertEqual([row["device_id"] for row in rows], ["Meter-x17", None])
 
+    def test_lost_after_the_look(self) -> None:
+        """So is one that has ended between the look at it and its row."""
+        since = self.gateway.services.slow.since
+
+        def end_another(connection: DeviceProtocol) -> float | None:
+            if self.unnamed.transport is not None:
+                self.gateway.end(self.unnamed)
+            return since(connection)
+
+        self.patch(self.gateway.services.slow, "since", end_another)
+        answer = self.gateway.ask("devices")
+        self.assertEqual([row["device_id"] for row in answer["devices"]], ["Meter-x17", "pump-x3"])
+
     def test_bad_arguments(self) -> None:
         """An argument that cannot be used is an error that says which values can be."""
         first = self.gateway.ask("devices", limit=1)["next"]
@@ -333,3 +346,9 @@ class SliceTests(SynchronousTestCase):
         self.failureResultOf(answer, CancelledError)
         gateway.turns()
         self.assertEqual(gateway.clock.getDelayedCalls(), [])
+        first, waiting, last = (gateway.desk.answer("devices", {}) for _ in range(3))
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        gateway.turns()
+        for each in (first, last):
+            self.successResultOf(each)

@@ -25,6 +25,7 @@ class FindingTests(SynchronousTestCase):
         """There is no finding about a connection that works, new or old, busy or quiet."""
         self.assertEqual(found(), [])
         self.assertEqual(found(last_in=86400, last_out=86400), [], "the answer to the last line is a second old")
+        self.assertEqual(found(last_in=45, last_out=40), [], "the answer was slow")
         self.assertEqual(found(last_out=0.1, untaken=50, unconfirmed=3, last_in=0.1), [], "all of it is on its way")
         self.assertEqual(found(age=0.5, lines_in=0, lines_out=0, bytes_in=0, last_in=None, last_out=None), [])
         self.assertEqual(found(age=0.5, lines_in=1, lines_out=0, last_in=0.2, last_out=None), [])

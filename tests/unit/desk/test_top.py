@@ -57,8 +57,8 @@ class TopTests(SynchronousTestCase):
         does not change the rates of those after it.
         """
         gateway = self.gateway
-        first, second, third = (gateway.device(name) for name in ("first", "second", "third"))
-        for endpoint in (first, second, third):
+        first, second, third, quiet = (gateway.device(name) for name in ("first", "second", "third", "quiet"))
+        for endpoint in (first, second, third, quiet):
             gateway.talk(endpoint, 100, 0)
         answer = self.first()
         gateway.talk(first, 3, 0)

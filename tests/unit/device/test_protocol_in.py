@@ -81,10 +81,11 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual((endpoint.lines_out, endpoint.bytes_out), (1, 5))
         world.end(endpoint)
         other, _ = world.connect()
-        world.send(other, Source(), b"you")
+        for line in (b"you", b"too"):
+            world.send(other, Source(), line)
         world.turns()
-        self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (2, 8))
-        self.assertEqual((other.lines_out, other.bytes_out, other.bytes_in), (1, 3, 0))
+        self.assertEqual((world.totals.lines_out, world.totals.bytes_out), (3, 11))
+        self.assertEqual((other.lines_out, other.bytes_out, other.bytes_in), (2, 6, 0))
 
     def test_last_lines(self) -> None:
         """A connection has the time of its last line each way: that of its turn, and of a line that waited, that of its

@@ -421,6 +421,7 @@ class ToDeviceTests(Base):
         world.turns()
         endpoint.dataReceived(b"answer more\nbye\n")
         self.assertEqual((world.heard(wire), wire.closed), ([b"fills it", b"more", b"bye"], "lost"))
+        self.assertEqual((endpoint.lines_out, endpoint.bytes_out), (3, 15))
 
     def test_kicked(self) -> None:
         """A message on which the dialect hangs up is settled."""
