@@ -84,16 +84,16 @@ class CommandLineAuthority:
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         self.run("req", "-config", "openssl.cnf", "-subj", f"/CN={name}", *curve, "-keyout", key, *more)
 
-    def sign(self, request: Path, certificate: Path, kind: str) -> None:
-        self._ca("-in", request, "-out", certificate, "-notext", "-extensions", kind)
+    def sign(self, request: Path, certificate: Path, kind: str, *options: str) -> None:
+        self._ca("-in", request, "-out", certificate, "-notext", "-extensions", kind, *options)
 
     def _ca(self, *arguments: str | Path) -> None:
         self.run("ca", "-batch", "-config", "openssl.cnf", *arguments)
 
-    def device(self, name: str) -> Path:
-        """Return a file with a device's certificate and its key."""
+    def device(self, name: str, *options: str) -> Path:
+        """Return a file with a device's certificate and its key. `options` are further ones of `openssl ca`."""
         self._request(name, f"{name}.key", "-out", f"{name}.csr")
-        self.sign(self.folder / f"{name}.csr", self.folder / f"{name}.crt", "device")
+        self.sign(self.folder / f"{name}.csr", self.folder / f"{name}.crt", "device", *options)
         both = self.folder / f"{name}.pem"
         both.write_bytes((self.folder / f"{name}.crt").read_bytes() + (self.folder / f"{name}.key").read_bytes())
         return both
