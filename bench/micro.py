@@ -48,6 +48,7 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.selectors import Selector
 from owsla.device.services import DeviceRuntime, DeviceServices
 from owsla.device.settings import DeviceSettings, SharedSettings
+from owsla.device.tracing import TraceRecord, Tracing
 from owsla.letter import DeliverySource, Letter
 from owsla.routing import ConnectionIds, Handover, Registry, Router
 from owsla.runtime.end_of_turn import EndOfTurn
@@ -298,6 +299,36 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
     return turn, batch
 
 
+class TraceReader:
+    """Trace with bodies, whose records are dropped from time to time."""
+
+    bodies = True
+
+    def __init__(self) -> None:
+        self._records: list[TraceRecord] = []
+        self.record = self._records.append
+
+    def left(self, connection: DeviceProtocol, failed: bool) -> None: ...
+
+    def drop(self) -> None:
+        self._records.clear()
+
+
+def traced_lines(batch: int, every: int, devices: slice) -> tuple[Step, int]:
+    """Return `publishes` through the connections, some of which are traced. The records are dropped every 20 turns."""
+    node, tracing, reader = Node(), Tracing(time.time), TraceReader()
+    for device in node.devices[devices]:
+        tracing.attach(device, reader)
+    turn, messages = publishes(node, batch, every, through_endpoint=True)
+
+    def turns() -> None:
+        for _ in range(20):
+            turn()
+        reader.drop()
+
+    return turns, 20 * messages
+
+
 def prepared(reads: list[bytes], client: BrokerClient, clock: Clock) -> Step:
     """Return a step that processes one prepared read after the other: building them must not be measured."""
     waiting = iter(reads)
@@ -386,6 +417,8 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     for framing in FRAMINGS:
         measure(f"the same, {framing}", partial(line, framing))
+    measure("the same, while one of the devices is traced", lambda: traced_lines(batch, every, devices=slice(1)))
+    measure("the same, traced with bodies", lambda: traced_lines(batch, every, devices=slice(None)))
     measure("· pack", pack)
     measure("· the clock", clock)
     measure("· window: add and confirm", add_and_confirm)

@@ -7,7 +7,7 @@ from collections import deque
 from itertools import islice
 from typing import Final
 
-from ..device.tracing import LONGEST_BODY, TraceRecord
+from ..device.tracing import TraceRecord
 from ._types import JSON
 
 RECORDS: Final = 4000
@@ -31,7 +31,7 @@ class TraceBuffer:
     """
 
     def __init__(self, bodies: bool, records: int = RECORDS, size: int = SIZE) -> None:
-        """Create a buffer with a limit on the number of records, and on their `size` in bytes. `bodies` are kept or not."""
+        """Create a buffer with a limit on the number of records, and on their `size` in bytes. `bodies` are shown or not."""
         self._bodies = bodies
         self._records = records
         self._bytes = size
@@ -44,11 +44,9 @@ class TraceBuffer:
         """Number of records that were dropped so far."""
 
     def add(self, record: TraceRecord) -> None:
-        """Add a record. Its body is counted at its greatest size, since it may be completed later."""
+        """Add a record. Its body counts although this trace may not show it: another trace of the connection does."""
         self._last += 1
-        size = ENTRY + len(record.text or "")
-        if self._bodies:
-            size += min(record.size or 0, LONGEST_BODY)
+        size = ENTRY + len(record.text or "") + record.room
         if len(self._entries) >= self._records or self._size + size > self._bytes:
             self.dropped += 1
             return

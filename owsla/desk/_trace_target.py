@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, TypeAlias
 
-from ..events import KINDS, Event
+from ..events import KINDS, Event, Listening, NodeStarted
 from ..routing import canonical
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-LONGEST_TARGET: Final = 255
-"""Characters of a target at most: the longest device id."""
-
 _IDS: Final = ("connection_id", "device_id", "claimed_id", "by")
 _PEERS: Final = ("peer", "peers", "address")
-_NAMES: Final = frozenset((*_IDS, *_PEERS, "subject")) - {"by"}  # mostly an operator; of `device-replaced` a connection
+_NAMES: Final = frozenset((*_IDS, *_PEERS)) - {"by"}  # mostly an operator; of `device-replaced` a connection
+_OF_NODES: Final = (Listening, NodeStarted)  # their address is that of a port
 
-EVENTS_OF_DEVICES: Final = tuple(kind for kind in KINDS.values() if _NAMES & {field.name for field in fields(kind)})
+EVENTS_OF_DEVICES: Final = tuple(
+    kind for kind in KINDS.values() if kind not in _OF_NODES and _NAMES & {field.name for field in fields(kind)}
+)
 """Kinds of events that may concern a single device or address."""
 
 
@@ -34,11 +33,10 @@ class TraceTarget:
         self.address = _address(text)
         """The text as an address without a port, or `None`."""
         self._peer = _peer_of(text, self.address)
-        self._in_subject = re.compile(rf"(?:^|[,+])[^=,+]+={re.escape(_escaped(text))}(?:$|[,+])")
 
     @property
     def is_address(self) -> bool:
-        """True if the text may be an address, with a port or without: then connections are not found by an id."""
+        """True if the text may be an address, with a port or without: then all connections have to be looked at."""
         return self._peer is not None
 
     def is_peer(self, peer: str) -> bool:
@@ -63,16 +61,14 @@ class TraceTarget:
             peers = getattr(event, "peers", ())
             if any(self.is_peer(peer) for peer in (getattr(event, "peer", ""), *peers)):
                 return True
-            if self._is_refused(getattr(event, "address", "")):
-                return True
-        subject = getattr(event, "subject", None)
-        return subject is not None and self._in_subject.search(subject) is not None
+            return self._is_refused(getattr(event, "address", ""))
+        return False
 
     def _is_id(self, name: str | None) -> bool:
         return name is not None and (name == self.text or self._is_connection_id(name))
 
     def _is_connection_id(self, name: str) -> bool:
-        return self.connection_id is not None and name.encode() == self.connection_id
+        return self.connection_id is not None and name == self.connection_id.decode()
 
     def _is_refused(self, address: str) -> bool:
         """Return whether an address without a port is the target: connections from there were refused."""
@@ -103,11 +99,3 @@ def _peer_of(text: str, address: Address | None) -> str | None:
         return None
     of_host = _address(host.removeprefix("[").removesuffix("]"))
     return None if of_host is None else f"{_peer_of(host, of_host)}{port}"
-
-
-def _escaped(text: str) -> str:
-    """Return a value as it is in the text of a subject (RFC 4514, section 2.4)."""
-    escaped = re.sub(r'([,+"\\<>;])', r"\\\1", text)
-    if escaped[:1] in ("#", " "):
-        escaped = "\\" + escaped
-    return escaped[:-1] + "\\ " if escaped.endswith(" ") and len(escaped) > 1 else escaped

@@ -65,6 +65,8 @@ class TraceRecord:
     """Text of an event, or instead of a body that is not shown."""
     event: str | None = None
     """Name of an event, as handlers get it."""
+    room: int = 0
+    """Bytes that the body takes, or will take when the record is complete."""
 
 
 class TraceListener(Protocol):
@@ -217,8 +219,11 @@ class Tracing:
                     self._log.failure("A trace failed at the end of a connection")
 
     def _line(self, connection: DeviceProtocol, recording: _Recording, kind: str, line: bytes, seq: int | None) -> TraceRecord:
-        body = line[:LONGEST_BODY] if recording.bodies else None
-        return TraceRecord(self._now(), kind, connection.connection_id.decode(), connection.device_id, len(line), seq, body)
+        record = TraceRecord(self._now(), kind, connection.connection_id.decode(), connection.device_id, len(line), seq)
+        if recording.bodies:
+            record.body = line[:LONGEST_BODY]
+            record.room = len(record.body)
+        return record
 
     def _note(self, connection: DeviceProtocol, kind: str, size: int, seq: int | None, text: str | None) -> None:
         recording = self._recordings.get(connection)

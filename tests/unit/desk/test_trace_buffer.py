@@ -13,7 +13,7 @@ from owsla.device.tracing import LONGEST_BODY, TraceRecord
 
 
 def line(number: int, body: bytes = b"", **fields: Any) -> TraceRecord:
-    fields = {"kind": "in", "size": len(body), "seq": number, "body": body, **fields}
+    fields = {"kind": "in", "size": len(body), "seq": number, "body": body, "room": len(body), **fields}
     return TraceRecord(1_700_000_000.1234, connection_id="c", device_id="d", **fields)
 
 
@@ -57,13 +57,11 @@ class BufferTests(SynchronousTestCase):
             self.assertEqual((numbers(buffer.take(position)[0]), buffer.take((6, 3))[1]), ([6], 0))
 
     def test_size_of_bodies(self) -> None:
-        """A body counts as far as it is kept, and not at all without bodies."""
-        huge = line(0, b"x" * LONGEST_BODY, size=1 << 24)
-        kept = TraceBuffer(True, size=2 * (ENTRY + LONGEST_BODY))
-        none = TraceBuffer(False, size=2 * ENTRY)
-        for buffer in (kept, none):
+        """A body counts as far as it is kept, also one that is kept for another trace, or that comes later."""
+        for bodies in (True, False):
+            buffer = TraceBuffer(bodies, size=2 * (ENTRY + LONGEST_BODY))
             for _ in range(3):
-                buffer.add(huge)
+                buffer.add(line(0, size=1 << 24, room=LONGEST_BODY))
             self.assertEqual((len(buffer.take()[0]), buffer.dropped), (2, 1))
 
 

@@ -152,8 +152,8 @@ class EventTests(TraceCase):
         self.poll()
         self.poll("192.0.2.1", id="address")
         self.world._emit(HandshakeFailed("192.0.2.1:5", "no handshake within 15 s"))
-        self.world._emit(HandshakeFailed("192.0.2.2:5", "certificate expired", "CN=d1", "0A"))
-        self.world._emit(HandshakeFailed("192.0.2.2:5", "certificate expired", "CN=d2", "0B"))
+        self.world._emit(HandshakeFailed("192.0.2.2:5", "certificate expired", "CN=d1", "0A", claimed_id="d1"))
+        self.world._emit(HandshakeFailed("192.0.2.2:5", "certificate expired", "CN=d2", "0B", claimed_id="d2"))
         self.assertIn("no handshake", self.poll("192.0.2.1", id="address")["records"][0]["text"])
         records = self.poll()["records"]
         self.assertEqual(len(records), 1)

@@ -314,6 +314,15 @@ class DialectTests(TracingCase):
         _, endpoint, _ = self.speak(Upper)
         endpoint.dataReceived(b"data\n*secret\n")
         self.assertEqual(self.listener.shown[:2], [("in", 0, 4, None), ("in", None, 7, REDACTED)])
+        self.assertEqual([each.room for each in self.listener.records], [0, 0, 0])
+
+    def test_room_for_a_body_that_comes_later(self) -> None:
+        """The room of a body is known when a line is recorded, before the dialect publishes it, so that memory has a bound."""
+        _, endpoint, _ = self.speak(Upper)
+        rooms: list[tuple[int, bytes | None]] = []
+        self.listener.at_record = lambda: rooms.append((self.listener.records[-1].room, self.listener.records[-1].body))
+        endpoint.dataReceived(b"x" * (LONGEST_BODY + 1) + b"\n")
+        self.assertEqual(rooms, [(LONGEST_BODY, None)])
 
     def test_turnstile(self) -> None:
         """A dialect may say that its lines have no secrets: they are shown although they are not published."""
