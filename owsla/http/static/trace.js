@@ -143,8 +143,9 @@ const LONGEST_BODY = 2000;
 
 function body(record) {
   if (record.kind === "event" || record.kind === "ack") return el("bdi", { class: "text" }, visible(record.text ?? record.body ?? "acknowledged", LONGEST_BODY));
-  if (typeof record.body === "string") return el("bdi", { class: "text mono" }, visible(record.body, LONGEST_BODY));
-  if (typeof record.body_base64 === "string") return el("span", { class: "text mono", title: "Not UTF-8: in hexadecimal" }, hexadecimal(record.body_base64));
+  const cut = record.cut ? el("span", { class: "quiet" }, " (cut)") : null;
+  if (typeof record.body === "string") return el("bdi", { class: "text mono" }, visible(record.body, LONGEST_BODY), cut);
+  if (typeof record.body_base64 === "string") return el("span", { class: "text mono", title: "Not printable: in hexadecimal" }, hexadecimal(record.body_base64), cut);
   if (typeof record.text === "string") return el("bdi", { class: "text quiet" }, visible(record.text, LONGEST_BODY));
   return el("span", { class: "text quiet" }, record.kind === "in" ? "line" : "message");
 }
