@@ -57,6 +57,8 @@ async def test_workers(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     gateway = await lab.gateway(embedded.url, workers=2)
     workers = await processes(gateway.owsla, 2)
     observed = Observed(gateway)
+    # The first sample of a process has no rates.
+    await observed.sample(lambda sample: [(one or {}).get("connects") for one in sample["workers"].values()] == [0, 0])
     found = await devices_on_each(gateway, lab, 2)
     count = sum(map(len, found.values()))
     await observed.sample(lambda sample: sample["devices"] == count)
