@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ._support.embedded import EmbeddedBrokerProcess
+from ._support.fork_server import fork_server
 from ._support.lab import Lab
 from ._support.owsla import Owsla, environment
 from ._support.process import ChildProcess
@@ -68,14 +69,25 @@ async def test_ends(lab: Lab, embedded: EmbeddedBrokerProcess, program: bool) ->
     assert await killed.exited() == -signal.SIGKILL
 
 
+def test_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests of a process share one server. In another environment gateways are programs."""
+    server = fork_server(environment())
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "another")
+    monkeypatch.setenv("OWSLA_PORT", "1")
+    assert server is not None
+    assert fork_server(environment()) is server
+    monkeypatch.setenv("LC_ALL", "C")
+    assert fork_server(environment()) is None
+
+
 OTHER_TESTS = """\
 import sys, time
 from pathlib import Path
-from tests.integration._support.fork_server import fork_server
+from tests.integration._support.fork_server import ForkServer
 from tests.integration._support.owsla import environment, twistd
 arguments = [*twistd(), "-n", "--pidfile=", "owsla", "--port=0", "--embedded-port=0"]
 with open("log", "w") as log:
-    process = fork_server(environment()).start(
+    process = ForkServer(environment()).start(
         arguments, stdout=log.fileno(), stderr=log.fileno(), env=environment(), cwd=Path.cwd()
     )
 print("pid", process.pid, flush=True)

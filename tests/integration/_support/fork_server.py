@@ -102,15 +102,18 @@ class ForkServer:
         return json.loads(data), descriptors
 
 
-_SERVERS: dict[tuple[tuple[str, str], ...], ForkServer] = {}
+_servers: list[ForkServer] = []
 
 
-def fork_server(env: Mapping[str, str]) -> ForkServer:
-    """Return the server with this environment, which the tests of one process share."""
-    key = tuple(sorted(env.items()))
-    if key not in _SERVERS:
-        _SERVERS[key] = ForkServer(env)
-    return _SERVERS[key]
+def fork_server(env: Mapping[str, str]) -> ForkServer | None:
+    """Return the server of this test process, which the first call starts, or `None` for another environment than its own.
+
+    There is never more than one: a server takes 60 MB and a second of CPU time.
+    """
+    if not _servers:
+        _servers.append(ForkServer(env))
+    (server,) = _servers
+    return server if server.env == env else None
 
 
 def can_fork(env: Mapping[str, str]) -> bool:
