@@ -59,7 +59,7 @@ async def test_findings(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Pat
     line, gets no answer, reads nothing, waits for a message, sends too much, or has several connections.
     """
     fleet = Fleet(tmp_path)
-    options: dict[str, Any] = {"max_rate": 200, "write_buffer": "16MiB", "gap_timeout": "1m"}
+    options: dict[str, Any] = {"max_rate": 200, "write_buffer": "16MiB", "gap_timeout": "5m", "write_timeout": "5m"}
     gateway = await lab.gateway(embedded.url, client_ca=fleet.ca, workers=2, **options)
     desk = Desk(gateway)
     names = ("talks", "silent", "half", "reads-nothing", "waits", "floods", "twice")
@@ -88,7 +88,7 @@ async def test_findings(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Pat
     await desk.finds("waits", "for the one with to_device_seq 0, which has not arrived: 1.")
 
     floods = await connect("floods")
-    floods.send_line(*(b"%d" % number for number in range(600)))
+    floods.send_line(*(b"%d" % number for number in range(6000)))
     assert "rate" in (await desk.finds("floods", "it sends more than 200 lines a second (--max-rate)"))["paused"]
 
     reads_nothing = await connect("reads-nothing")
