@@ -184,6 +184,7 @@ class DeviceTrace:
             "connections": list(self._connections),
             "next": {instance: self._buffer.position},
             "ended": self._over,
+            "more": self._buffer.more,
         }
 
     def stop(self) -> None:

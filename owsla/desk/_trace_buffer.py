@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from itertools import islice
 from typing import Final
 
 from ..device.tracing import TraceRecord
@@ -13,8 +12,9 @@ from ._types import JSON
 RECORDS: Final = 4000
 """Records that wait for the reader at most, with those that it has not confirmed yet."""
 
-AT_ONCE: Final = 1000
-"""Records in an answer at most. They take some 3 ms of the reactor. Asked four times a second, 4000 a second are taken."""
+AT_ONCE: Final = 128 << 10
+"""Bytes of memory of the records in an answer, after which it has no more: 327 records without bodies, which take a millisecond
+of the reactor. As much waits for a reader that does not read."""
 
 SIZE: Final = 2 << 20
 """Bytes of memory that these may take, by the estimate of `ENTRY`."""
@@ -42,6 +42,8 @@ class TraceBuffer:
         """Number of the last record that was returned, and how many were dropped until then."""
         self.dropped = 0
         """Number of records that were dropped so far."""
+        self.more = False
+        """True if the last answer left records for the next one."""
 
     def add(self, record: TraceRecord) -> None:
         """Add a record. Its body counts although this trace may not show it: another trace of the connection does."""
@@ -62,8 +64,15 @@ class TraceBuffer:
         entries = self._entries
         while entries and entries[0][0] <= number:
             self._size -= entries.popleft()[1]
-        taken = list(islice(entries, AT_ONCE))
-        last = self._last if len(taken) == len(entries) else taken[-1][0]
+        taken: list[tuple[int, int, TraceRecord]] = []
+        size = 0
+        for entry in entries:
+            taken.append(entry)
+            size += entry[1]
+            if size >= AT_ONCE:
+                break
+        self.more = len(taken) < len(entries)
+        last = taken[-1][0] if self.more else self._last
         self.position = last, self.dropped
         return [record_json(record, self._bodies) for _, _, record in taken], self.dropped - dropped
 

@@ -10,7 +10,8 @@ says so (`end-trace`), or when there was no question for `ABANDONED` seconds. `T
 
 **Cursors.** An answer has `next`, which the reader gives back as `after`: for each process the position of the reader in its
 records. A process keeps what it has sent until then, so that an answer that comes too late costs no record. A reader that gives
-no `after` gets each record once.
+no `after` gets each record once. An answer is not longer than a reader that does not read may cost; `more` is true if more
+records are there already.
 
 **What is recorded** (`_device_trace`): the lines of the connections that the target names, and the events that concern it. The
 connections are those that are open now, and each one that connects, or is identified, later: events tell of these. Their
@@ -153,7 +154,7 @@ class Traces:
         entry.trace.end(after, reason)
 
 
-_NOTHING: Final[JSON] = {"records": [], "dropped": 0, "connections": [], "next": {}, "ended": None}
+_NOTHING: Final[JSON] = {"records": [], "dropped": 0, "connections": [], "next": {}, "ended": None, "more": False}
 
 
 class ReportedTrace:
@@ -198,6 +199,7 @@ def merge_trace(answers: NamedAnswers, args: Args) -> JSON:
         "dropped": sum(answer["dropped"] for answer in own),
         "connections": list(_all(own, "connections")),
         "next": following,
+        "more": any(answer["more"] for answer in own),
         "ended": next((answer["ended"] for answer in own if answer["ended"] is not None), None),
     }
 

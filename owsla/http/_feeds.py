@@ -59,7 +59,7 @@ class TraceFeed:
     """Lines from and to a device, while a client reads them."""
 
     interval: Final = 0.25
-    more: Final = False
+    more = False
 
     def __init__(self, desk: Desk, args: Mapping[str, Any]) -> None:
         """`args` are those of the question `trace`."""
@@ -77,6 +77,7 @@ class TraceFeed:
 
     def _messages(self, answer: JSON) -> Sequence[Message]:
         self._args["after"] = answer["next"]
+        self.more = answer["more"]
         messages = []
         if answer["connections"] != self._connections:
             self._connections = answer["connections"]

@@ -8,8 +8,9 @@ from typing import Final
 from ..errors import ConfigError
 from ..log import pluralize
 
-RESERVE: Final = 100
-"""Open files that are not devices: logs, connections to the broker, the reactor's own, back ends of the embedded broker."""
+RESERVE: Final = 150
+"""Open files that are not devices: logs, connections to the broker, the reactor's own, back ends of the embedded broker, and up
+to 64 clients of each of `--http` and the control socket."""
 
 
 def raise_open_files_limit() -> int:

@@ -353,7 +353,7 @@ async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
 
     done: subprocess.CompletedProcess[str] = await in_thread(run)
     assert done.returncode == 1, done
-    assert done.stderr.startswith("owsla: this process may open 64 files, and needs 100 for itself"), done
+    assert done.stderr.startswith("owsla: this process may open 64 files, and needs 150 for itself"), done
     assert done.stderr.count("\n") == 1
 
 

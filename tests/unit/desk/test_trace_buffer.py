@@ -56,6 +56,16 @@ class BufferTests(SynchronousTestCase):
             buffer.add(line(6, b"x" * 100))
             self.assertEqual((numbers(buffer.take(position)[0]), buffer.take((6, 3))[1]), ([6], 0))
 
+    def test_size_of_answer(self) -> None:
+        """An answer ends after some 128 KiB, and tells that there is more. Nothing is lost."""
+        buffer = TraceBuffer(True)
+        for number in range(40):
+            buffer.add(line(number, b"x" * LONGEST_BODY))
+        taken = [len(buffer.take()[0])]
+        while buffer.more:
+            taken.append(len(buffer.take()[0]))
+        self.assertEqual(taken, [16, 16, 8])
+
     def test_size_of_bodies(self) -> None:
         """A body counts as far as it is kept, also one that is kept for another trace, or that comes later."""
         for bodies in (True, False):

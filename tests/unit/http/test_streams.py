@@ -310,6 +310,7 @@ class TraceTests(StreamCase):
         self.connections: list[str] = []
         self.dropped = 0
         self.ended: str | None = None
+        self.more = False
         self.polls = 0
         self.desk.answers["trace"] = self.answer
         self.desk.answers["end-trace"] = {}
@@ -317,6 +318,7 @@ class TraceTests(StreamCase):
     def answer(self, args: Any) -> dict[str, Any]:
         self.polls += 1
         records, self.records = self.records, []
+        more, self.more = self.more, False
         dropped, self.dropped = self.dropped, 0
         return {
             "records": records,
@@ -324,6 +326,7 @@ class TraceTests(StreamCase):
             "connections": list(self.connections),
             "next": {"p": [self.polls, 0]},
             "ended": self.ended,
+            "more": more,
             "missing": [],
         }
 
@@ -366,6 +369,18 @@ class TraceTests(StreamCase):
         self.clock.pump([0.25] * 61)
         lines = self.text(transport).split("\n")
         self.assertEqual(lines[1:], ['{"kind":"connections","connections":[],"missing":[]}', '{"kind":"in"}', "", ""])
+
+    def test_more(self) -> None:
+        """More records that are there already are asked for at once, unless the client does not read."""
+        transport = self.open("/api/trace/a")
+        self.more, self.records = True, [{"kind": "in", "body": "x" * BUFFER}]
+        self.clock.advance(0.25)
+        self.records = [{"kind": "out"}]
+        self.clock.advance(1)
+        self.assertEqual(self.polls, 2)
+        transport.read()
+        self.clock.advance(0)
+        self.assertEqual([data["kind"] for kind, data in self.messages(transport) if kind == "record"], ["in", "out"])
 
     def test_over(self) -> None:
         """A trace ends when its time is over, after its last records."""

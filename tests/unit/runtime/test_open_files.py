@@ -33,7 +33,7 @@ class AllowedConnectionsTests(SynchronousTestCase):
             self.assertEqual(
                 describe_capacity(wanted, 924, 1024),
                 "Up to 924 devices can be connected: this process may open 1024 files (LimitNOFILE=, ulimit -n) and keeps "
-                "100 of them for itself",
+                "150 of them for itself",
             )
         self.assertIn("1 device can", describe_capacity(1, 1, 1024))
 
