@@ -45,6 +45,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..interfaces import Reactor
+from ..tls.reasons import explain_tls_error
 from ..tls.refusal import HandshakeRefused, Refusal
 from .interfaces import IDeviceTransport, IHangupListener
 from .lifecycle import Life, Lifecycle
@@ -775,7 +776,7 @@ def explain(reason: Failure) -> str:
     """Return the reason for which a connection ended, for events and the log."""
     error = reason.value
     if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list | tuple) and error.args[0]:
-        return f"TLS: {error.args[0][-1][-1]}"
+        return f"TLS: {explain_tls_error(error.args[0][-1][-1])}"
     if isinstance(error, ConnectionDone):
         return "closed by the device"
     if isinstance(error, ConnectionLost):

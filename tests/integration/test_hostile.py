@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from OpenSSL import SSL
 from pamqp import commands
 
+from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.lab import Broker, Gateway, Lab
 from ._support.waiting import block_on, pause, reactor_test, until
@@ -93,6 +96,28 @@ async def test_other_protocols_are_named(gateway: Gateway, lab: Lab, sent: bytes
     plain.send_raw(sent)
     await plain.closed(10)
     await gateway.owsla.wait_for_line(f"Handshake failed: {peer}: TLS: {name} instead of a ClientHello", start=start)
+
+
+@reactor_test
+async def test_a_device_without_tls(gateway: Gateway, lab: Lab) -> None:
+    """The log says that a device which sends lines at once does not speak TLS."""
+    plain = await lab.plain(gateway.owsla.port)
+    peer = f"127.0.0.1:{plain.local_port}"
+    plain.send_raw(b"HELLO door-7\n")
+    await plain.closed(10)
+    reason = r"TLS: the device does not speak TLS \(wrong version number\)"
+    await gateway.owsla.wait_for_line(f"Handshake failed: {peer}: {reason}")
+
+
+@reactor_test
+async def test_a_device_that_distrusts_the_gateway(gateway: Gateway, lab: Lab, tmp_path: Path) -> None:
+    """The log says that a device refuses the certificate of the gateway."""
+    stranger = Authority(tmp_path / "stranger")
+    device = lab.waiting_device(gateway, ca=stranger.ca)
+    with pytest.raises(SSL.Error):
+        await device.connect()
+    reason = "TLS: the device refuses the certificate of the gateway .*alert unknown ca"
+    await gateway.owsla.wait_for_line(f"Handshake failed: .*: {reason}")
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16", _CLIENT_HELLO], ids=["nothing", "a-byte", "half-hello"])
