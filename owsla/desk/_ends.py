@@ -9,7 +9,7 @@ place of one event: equal refusals of one address are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ..events import (
@@ -71,8 +71,12 @@ class Ends:
         """Estimate of the memory that the events take, in bytes."""
         return self._identified.size + self._anonymous.size + self._refusals.size
 
-    def memories(self) -> Iterator[Sequence[Entry]]:
+    def memories(self) -> Iterator[Iterable[Entry]]:
         """Yield what each of the memories has at that time, newest first."""
         for ring in (self._identified, self._anonymous):
-            yield [(packed, 1, None) for packed in ring.newest_first()]
+            # One by one: a list of these tuples would take some milliseconds.
+            yield ((packed, 1, None) for packed in ring.newest_first())
         yield self._refusals.newest_first()
+
+    def __len__(self) -> int:
+        return len(self._identified) + len(self._anonymous) + len(self._refusals)

@@ -20,20 +20,51 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from operator import itemgetter
 from typing import Final
 
-from ..events import Event
+from ..events import (
+    BadFrame,
+    DeviceConnected,
+    DeviceContested,
+    DeviceDisconnected,
+    DeviceHeldOff,
+    DeviceIdentified,
+    DeviceReplaced,
+    DialectFailed,
+    Event,
+    FannedOut,
+    GapSkipped,
+    HandshakeFailed,
+    LinesSkipped,
+    LineTooLong,
+    LoginFailed,
+    SlowDevice,
+    Undeliverable,
+    UndeliverableLost,
+)
 from ._paging import read_limit
 from ._ring import EventRing, PastEvent, pack, unpack
 from ._types import JSON, Args, BadArgument, NamedAnswers, named
 
 EVENTS: Final = 1000
-"""Number of events that a process keeps."""
+"""Number of events of devices that a process keeps, and of others."""
 
 SIZE: Final = 1 << 20
-"""Bytes of memory that these may take. Usual ones take a fifth of that. A peer chooses some of the texts in events."""
+"""Bytes of memory that these may take: half of it each. Usual ones take half of that. A peer chooses some of the texts."""
+
+OF_DEVICES: Final = frozenset({
+    BadFrame, DeviceConnected, DeviceContested, DeviceDisconnected, DeviceHeldOff, DeviceIdentified, DeviceReplaced,
+    DialectFailed, FannedOut, GapSkipped, HandshakeFailed, LinesSkipped, LineTooLong, LoginFailed, SlowDevice, Undeliverable,
+    UndeliverableLost,
+})  # fmt: skip
+"""Kinds of events of which devices, or messages for them, can cause any number."""
+
+_NUMBER: Final = 8
+"""Bytes of the number of an event, before the event itself."""
 
 ABSENT: Final = 32
 """Number of processes that have not answered, or that have ended, in a cursor at most: a cursor is in each event."""
@@ -89,17 +120,25 @@ class EventFilter:
 
 
 class RecentEvents:
-    """Event handler that keeps the last events of this process."""
+    """Event handler that keeps the last events of this process.
 
-    __slots__ = ("_instance", "_ring")
+    Events are counted from 0. Those of devices have a memory of their own, so that a thousand devices that connect at once do
+    not make an operator miss that the broker was lost.
+    """
+
+    __slots__ = ("_instance", "_next", "_of_devices", "_others")
 
     def __init__(self, instance: str, events: int = EVENTS, size: int = SIZE) -> None:
         """`instance` is a random name of 8 hexadecimal digits for this process."""
         self._instance = instance
-        self._ring = EventRing(size, events)
+        self._of_devices = EventRing(size // 2, events)
+        self._others = EventRing(size // 2, events)
+        self._next = 0
 
     def handle(self, event: Event, node: str, when: float) -> None:
-        self._ring.append(pack(event, node, when))
+        ring = self._of_devices if event.__class__ in OF_DEVICES else self._others
+        ring.append(self._next.to_bytes(_NUMBER) + pack(event, node, when))
+        self._next += 1
 
     def answer(self, args: Args) -> JSON:
         """Return the events after the cursor `after`, or the last ones without it: at most `limit`, oldest first.
@@ -109,41 +148,35 @@ class RecentEvents:
         cursor = parse_cursor(args.get("after"))
         wanted = EventFilter(args)
         limit = read_limit(args, EVENTS, EVENTS)
-        ring = self._ring
+        kept = sorted([*self._of_devices.oldest_first(), *self._others.oldest_first()])  # by their numbers
         if cursor is None:
-            found = self._last(wanted, limit)
-            return {"events": found, "next": self._cursor(ring.next), "lost": 0}
+            found = [self._json(number, past) for number, past in islice(_chosen(reversed(kept), wanted), limit)]
+            return {"events": found[::-1], "next": self._cursor(self._next), "lost": 0}
         # An instance that is not in the cursor has started since.
-        number = cursor.get(self._instance, 0)
-        begin = max(number, ring.first)
-        found, following = [], ring.next
-        for at, packed in enumerate(ring.since(begin), begin + 1):
-            past = unpack(packed)
-            if wanted.wants(past):
-                found.append(self._json(past, at))
-                if len(found) == limit:
-                    following = at
-                    break
-        return {"events": found, "next": self._cursor(following), "lost": begin - number}
-
-    def _last(self, wanted: EventFilter, limit: int) -> list[JSON]:
-        found = []
-        number = self._ring.next
-        for packed in self._ring.newest_first():
-            past = unpack(packed)
-            if wanted.wants(past):
-                found.append(self._json(past, number))
-                if len(found) == limit:
-                    break
-            number -= 1
-        found.reverse()
-        return found
+        begin = cursor.get(self._instance, 0)
+        first = bisect_left(kept, begin.to_bytes(_NUMBER))
+        chosen = list(islice(_chosen(islice(kept, first, None), wanted), limit))
+        following = chosen[-1][0] + 1 if len(chosen) == limit else self._next
+        read = bisect_left(kept, following.to_bytes(_NUMBER)) - first
+        return {
+            "events": [self._json(number, past) for number, past in chosen],
+            "next": self._cursor(following),
+            "lost": max(0, following - begin - read),
+        }
 
     def _cursor(self, number: int) -> str:
         return cursor_text({self._instance: number})
 
-    def _json(self, past: PastEvent, following: int) -> JSON:
-        return {**past.json(), "cursor": self._cursor(following)}
+    def _json(self, number: int, past: PastEvent) -> JSON:
+        return {**past.json(), "cursor": self._cursor(number + 1)}
+
+
+def _chosen(entries: Iterable[bytes], wanted: EventFilter) -> Iterator[tuple[int, PastEvent]]:
+    """Yield the events that a reader wants, with their numbers."""
+    for entry in entries:
+        past = unpack(entry[_NUMBER:])
+        if wanted.wants(past):
+            yield int.from_bytes(entry[:_NUMBER]), past
 
 
 def check_events(args: Args) -> None:

@@ -12,7 +12,6 @@ import marshal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
@@ -93,31 +92,25 @@ def unpack(packed: bytes) -> PastEvent:
 
 
 class EventRing:
-    """The last events, packed, within a number of bytes and of events. Older ones are forgotten.
+    """The last events, packed, within a number of bytes and of events. Older ones are forgotten. Appending one is O(1)."""
 
-    Each event has a number: they are counted from 0. Appending one is O(1).
-    """
-
-    __slots__ = ("_bytes", "_entries", "_events", "_size", "next")
+    __slots__ = ("_bytes", "_entries", "_events", "_size")
 
     def __init__(self, size: int, events: int | None = None) -> None:
         """`size` is the limit in bytes of memory, by the estimate of `ENTRY`; `events` that of the number, if there is one.
 
-        The estimate is exact within 5 % for events of usual length (a test compares it with `tracemalloc`). A single event that
-        is larger than `size` is not kept.
+        The estimate is up to 10 % above what is allocated: a test compares it with `tracemalloc`. A single event that is larger
+        than `size` is not kept.
         """
         self._bytes = size
         self._events = events
         self._entries: deque[bytes] = deque()
         self._size = 0
-        self.next = 0
-        """Number of the next event."""
 
     def append(self, packed: bytes) -> None:
         """Add the newest event."""
         entries = self._entries
         entries.append(packed)
-        self.next += 1
         size = self._size + len(packed) + ENTRY
         limit, events = self._bytes, self._events
         while size > limit or (events is not None and len(entries) > events):
@@ -132,14 +125,9 @@ class EventRing:
         """Estimate of the memory that the events take, in bytes."""
         return self._size
 
-    @property
-    def first(self) -> int:
-        """Number of the oldest event that is kept, or of the next one if none is."""
-        return self.next - len(self._entries)
-
-    def since(self, number: int) -> Sequence[bytes]:
-        """Return the events from this number on that are kept, oldest first."""
-        return list(islice(self._entries, max(0, number - self.first), None))
+    def oldest_first(self) -> Sequence[bytes]:
+        """Return all events that are kept, oldest first."""
+        return list(self._entries)
 
     def newest_first(self) -> Sequence[bytes]:
         """Return all events that are kept, newest first."""

@@ -83,8 +83,23 @@ class RecentEventsTests(SynchronousTestCase):
         self.assertEqual(texts(self.recent.answer({}))[:1], ["5"])
         long = "x" * 20_000
         self.happen(*[long] * 100)
-        size = len(pack(BrokerWarning(long), "0123abcd", 1.0)) + ENTRY
-        self.assertEqual(len(self.recent.answer({})["events"]), SIZE // size)
+        size = 8 + len(pack(BrokerWarning(long), "0123abcd", 1.0)) + ENTRY
+        self.assertEqual(len(self.recent.answer({})["events"]), SIZE // 2 // size)
+
+    def test_stampede(self) -> None:
+        """However many devices come and go, other events are not forgotten. Each kind of loss is counted once."""
+        after = self.recent.answer({})["next"]
+        self.happen("a")
+        for number in range(3000):
+            self.recent.handle(DeviceConnected(f"c-{number}", None, "192.0.2.1:5", ""), "0123abcd", 1.0)
+        self.happen("b")
+        self.assertEqual(texts(self.recent.answer({"warnings": True})), ["a", "b"])
+        answer = self.recent.answer({"after": after, "limit": 2})
+        self.assertEqual((texts(answer)[0], answer["events"][1]["fields"]["connection_id"]), ("a", "c-2000"))
+        self.assertEqual(answer["lost"], 2000)
+        answer = self.recent.answer({"after": answer["next"]})
+        self.assertEqual((len(answer["events"]), texts(answer)[-1], answer["lost"]), (1000, "b", 0))
+        self.assertEqual(self.recent.answer({"after": after, "warnings": True, "limit": 1})["lost"], 0)
 
     def test_another_instance(self) -> None:
         """Of a process that the cursor does not name, because it has started since, all events are new."""
