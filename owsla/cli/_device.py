@@ -69,7 +69,9 @@ def describe(device: str, answer: JSON, now: float) -> Iterator[str]:
     if ends:
         yield "last ends, newest first:"
         for end in ends:
-            yield f"  {since(end['time'], now)} ago: {event_line(end)}"
+            times = end.get("count") or 1
+            again = f", {counted(times, 'time')} in {since(end['first'], end['time'])}" if times > 1 else ""
+            yield f"  {since(end['time'], now)} ago{again}: {event_line(end)}"
 
 
 def _connection(row: Row, now: float) -> Iterator[str]:

@@ -162,6 +162,12 @@ class DeviceTests(OperatorTestCase):
         ):
             self.assertIn(text, out)
 
+    def test_repeated(self) -> None:
+        """A refusal that is repeated is one line, with the number and the time in which that was."""
+        last = {**event(), "count": 12, "first": event()["time"] - 60_000}
+        self.answer("GET /api/v1/devices/", {"connections": [], "ends": [last]})
+        self.assertIn(" ago, 12 times in 1m00s: ", self.output("device", "door-1"))
+
     def test_not_connected(self) -> None:
         """A device that has gone is known by its last ends."""
         self.answer("GET /api/v1/devices/", {"connections": [], "ends": [event()]})
