@@ -40,8 +40,8 @@ def follow(control: Control, device: str, minutes: int, *, bodies: bool, as_json
             case "record":
                 connection = sent.data.get("connection_id")
                 if connection and connection != shown:
-                    device = f" of device {word(sent.data['device_id'])}" if sent.data.get("device_id") else ""
-                    put(f"-- connection {word(connection)}{device}\n")
+                    of = f" of device {word(sent.data['device_id'])}" if sent.data.get("device_id") else ""
+                    put(f"-- connection {word(connection)}{of}\n")
                     shown = connection
                 put(line(sent.data) + "\n")
             case "dropped":

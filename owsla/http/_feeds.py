@@ -78,14 +78,14 @@ class TraceFeed:
     def _messages(self, answer: JSON) -> Sequence[Message]:
         self._args["after"] = answer["next"]
         self.more = answer["more"]
-        messages = []
+        messages = [Message("record", to_text(record)) for record in answer["records"]]
+        if answer["dropped"]:
+            messages.append(Message("dropped", to_text({"kind": "dropped", "dropped": answer["dropped"]})))
         if answer["connections"] != self._connections:
+            # After the records, one of which may say why a connection has ended.
             self._connections = answer["connections"]
             connections = {"kind": "connections", "connections": answer["connections"], "missing": answer["missing"]}
             messages.append(Message("connections", to_text(connections)))
-        messages += [Message("record", to_text(record)) for record in answer["records"]]
-        if answer["dropped"]:
-            messages.append(Message("dropped", to_text({"kind": "dropped", "dropped": answer["dropped"]})))
         if answer["ended"] is not None and not answer["records"]:
             self.end = answer["ended"]
         return messages

@@ -334,6 +334,7 @@ class TraceTests(OperatorTestCase):
         self.serve(
             sent({"connections": [], "missing": []}, "connections"),
             *(sent(record, "record") for record in records),
+            sent({"connections": [], "missing": []}, "connections"),
             sent({"dropped": 1200}, "dropped"),
             sent({"text": "the gateway stops"}, "end"),
         )
@@ -349,6 +350,7 @@ class TraceTests(OperatorTestCase):
             "ack        -      1",
         ])  # fmt: skip
         self.assertEqual((status, err.replace(f"{self.socket}: ", "").splitlines()), (1, [
+            "owsla trace: no connection has 'd' now; waiting for the next one",
             "owsla trace: no connection has 'd' now; waiting for the next one",
             "owsla trace: 1,200 records are missing: there were more than the gateway keeps",
             "owsla trace: the trace has ended early: the gateway stops",

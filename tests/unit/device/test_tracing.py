@@ -94,12 +94,12 @@ class LinesTests(TracingCase):
     def test_acknowledgements(self) -> None:
         """An acknowledgement to the device is recorded with the number of the last line that it covers."""
         world = World(device_ack=lambda seq: b"ACK %d\r\n" % seq)
-        endpoint, wire = self.traced(world)
+        endpoint, wire = self.traced(world, room=3)
         endpoint.dataReceived(b"one\ntwo\n")
         endpoint.confirmed(0)
         endpoint.confirmed(1)
         world.turns()
-        wire.drained()
+        wire.drained()  # it looks whether there is more to acknowledge
         self.assertEqual(self.listener.shown[2:], [("ack", 1, 7, None)])
         self.assertEqual(wire.data, b"ACK 1\r\n")
 

@@ -343,7 +343,7 @@ class TraceTests(StreamCase):
         self.assertEqual(self.desk.asked[-1][1]["id"], identity)
 
     def test_messages(self) -> None:
-        """Records, dropped records, and each change of the connections are sent."""
+        """Records, dropped records, and each change of the connections are sent: after the record that says why."""
         transport = self.open("/api/trace/a")
         self.connections = ["c1"]
         self.records = [{"kind": "in", "size": 3}, {"kind": "out", "size": 4}]
@@ -354,10 +354,10 @@ class TraceTests(StreamCase):
             self.messages(transport),
             [
                 ("connections", {"kind": "connections", "connections": [], "missing": []}),
-                ("connections", {"kind": "connections", "connections": ["c1"], "missing": []}),
                 ("record", {"kind": "in", "size": 3}),
                 ("record", {"kind": "out", "size": 4}),
                 ("dropped", {"kind": "dropped", "dropped": 7}),
+                ("connections", {"kind": "connections", "connections": ["c1"], "missing": []}),
             ],
         )
 
