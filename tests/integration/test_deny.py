@@ -299,7 +299,7 @@ async def test_flaps(embedded: EmbeddedBrokerProcess, lab: Lab, tmp_path: Path, 
     assert len(gateway.owsla.lines("Device held off")) == 1
     assert not gateway.owsla.lines("Handshake failed")
     assert len(gateway.owsla.lines("Device connected: .*flapping")) == 3
-    await until(lambda: events.read_text().count('"device-held-off"') == 1)
+    await until(lambda: events.exists() and events.read_text().count('"device-held-off"') == 1)
     await last.close()
     device = await lab.device(gateway, certificate=flapping)
     await device.closed()
