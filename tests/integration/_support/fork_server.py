@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _SCRIPT = Path(__file__).with_name("forking.py")
+_ROOT = Path(__file__).parents[3]
 _MESSAGE = 1 << 16
 
 
@@ -117,5 +118,15 @@ def fork_server(env: Mapping[str, str]) -> ForkServer | None:
 
 
 def can_fork(env: Mapping[str, str]) -> bool:
-    """Return whether a start adds only variables that Owsla reads, and no other, to the environment."""
-    return all(name.startswith("OWSLA_") for name in env)
+    """Return whether a start adds only variables to the environment that Owsla reads, or folders of modules."""
+    return all(name.startswith("OWSLA_") or (name == "PYTHONPATH" and _only_modules(text)) for name, text in env.items())
+
+
+def _only_modules(path: str) -> bool:
+    """Return whether the server can add these folders after the start of Python.
+
+    They must have no customization, and no plug-ins of Twisted or other modules of Owsla than the server has loaded.
+    """
+    folders = [Path(folder) for folder in path.split(os.pathsep)]
+    taken = ("sitecustomize.py", "usercustomize.py", "owsla", "twisted")
+    return all(folder == _ROOT or not any((folder / name).exists() for name in taken) for folder in folders)

@@ -79,6 +79,8 @@ def become(request: dict[str, Any], descriptors: list[int], ready: int) -> None:
     argv = request["argv"]
     sys.argv[:] = argv
     sys.path.insert(0, os.path.dirname(argv[0]))
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
     with open("/proc/self/comm", "w") as comm:
         comm.write(os.path.basename(argv[0]))
 
