@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +16,20 @@ Reply = tuple[int, Any]
 
 Route = Callable[[str, Mapping[str, str]], Reply]
 """A function that answers a request: it gets the rest of the path, unquoted, and the last value of each parameter."""
+
+
+class _Quiet(socketserver.ThreadingMixIn):
+    """A server whose clients may go while they are answered."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[misc]
+
+
+class _TCPServer(_Quiet, socketserver.TCPServer): ...
+
+
+class _UnixServer(_Quiet, socketserver.UnixStreamServer): ...
 
 
 class FakeGateway:
@@ -41,10 +56,10 @@ class FakeGateway:
             def log_message(self, format: str, *args: Any) -> None: ...
 
         if path is None:
-            self._server: socketserver.BaseServer = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+            self._server: socketserver.BaseServer = _TCPServer(("127.0.0.1", 0), Handler)
             self.port: int = self._server.socket.getsockname()[1]
         else:
-            self._server = socketserver.ThreadingUnixStreamServer(path, Handler)
+            self._server = _UnixServer(path, Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 
