@@ -53,7 +53,7 @@ def show(control: Control, device: str, *, as_json: bool) -> int:
 def unknown(control: Control, device: str) -> str:
     """Return the error for a device of which nothing is known, with what was searched."""
     return (
-        f"{control.where}: nothing is known of {sentence(device)!r}: no connection has it as its connection id, device id or "
+        f"{control.where}: nothing is known of '{sentence(device)}': no connection has it as its connection id, device id or "
         "address, and none of the last ends and refusals that the gateway remembers"
     )
 

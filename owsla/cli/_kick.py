@@ -31,12 +31,12 @@ def close(control: Control, device: str, *, every: bool, as_json: bool) -> int:
     except Refusal as refusal:
         missing = (refusal.answer or {}).get("missing", ())
         if refusal.status == NOT_FOUND:
-            say("kick", f"{control.where}: no connection has {sentence(device)!r} as its connection id, device id or address")
+            say("kick", f"{control.where}: no connection has '{sentence(device)}' as its connection id, device id or address")
             return whole("kick", missing) or 1
         if refusal.status != CONFLICT:
             raise
         matches = refusal.answer.get("matches", [])
-        say("kick", f"{len(matches)} connections match {sentence(device)!r}: name one by its connection id, or use --all")
+        say("kick", f"{len(matches)} connections match '{sentence(device)}': name one by its connection id, or use --all")
         for match in matches[:NAMED]:
             say("kick", _named(match))
         if len(matches) > NAMED:

@@ -63,7 +63,7 @@ class Screen:
     def show(self, lines: list[str], size: os.terminal_size) -> None:
         """Show lines of printable text in place of those before."""
         fitting = lines[: size.lines]
-        put(_HOME + "\r\n".join(f"{line}{_END_OF_LINE}" for line in fitting) + _END_OF_SCREEN)
+        put(_HOME + "\n".join(f"{line}{_END_OF_LINE}" for line in fitting) + _END_OF_SCREEN)
 
     def wait(self, seconds: float) -> bool:
         """Wait, or until the terminal has another size. Return false if the user has typed `q`."""

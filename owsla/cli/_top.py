@@ -16,7 +16,7 @@ from ._print import put
 from ._screen import Screen, full_screen
 from ._table import NOTHING, Column, Row, lines, terminal
 from ._text import sentence, shortened
-from ._units import milliseconds, rate, size, time_of_day
+from ._units import counted, milliseconds, rate, size, time_of_day
 
 LIMIT: Final = 10
 """Connections in each table where there is no screen to fill."""
@@ -120,7 +120,7 @@ def snapshot(
     if talkers:
         yield from lines(talker_columns(now), talkers, columns)
     else:
-        yield "no device is connected"
+        yield "no device has said or heard anything since the last look"
     if slowest:
         yield ""
         yield from lines(slow_columns(now), slowest, columns)
@@ -128,15 +128,16 @@ def snapshot(
 
 def summary(sample: JSON) -> str:
     """Return a sample in one line. What is not known yet is left out."""
-    parts = [f"{sample['devices']:,} devices"]
-    if sample["lines_in"] is not None:
-        parts.append(f"{rate(sample['lines_in'])} lines/s in, {rate(sample['lines_out'])} out")
-    if sample["p50"] is not None:
-        parts.append(f"confirmed in {milliseconds(sample['p50'])} (99%: {milliseconds(sample['p99'])})")
-    parts.append(f"{sample['unconfirmed']:,} unconfirmed")
-    if sample["cpu"] is not None:
-        parts.append(f"CPU {sample['cpu']:.0%}")
-    return ", ".join(parts)
+    parts = {
+        "devices": lambda value: counted(value, "device"),
+        "lines_in": lambda value: f"{rate(value)} lines/s in",
+        "lines_out": lambda value: f"{rate(value)} out",
+        "p50": lambda value: f"confirmed in {milliseconds(value)}",
+        "p99": lambda value: f"99% in {milliseconds(value)}",
+        "unconfirmed": lambda value: f"{value:,} unconfirmed",
+        "cpu": lambda value: f"CPU {value:.0%}",
+    }
+    return ", ".join(text(sample[name]) for name, text in parts.items() if sample.get(name) is not None)
 
 
 def talker_columns(now: float) -> list[Column]:

@@ -60,7 +60,7 @@ def _say_connections(device: str, data: JSON) -> None:
     if data.get("missing"):
         whole("trace", data["missing"])
     elif not data["connections"]:
-        say("trace", f"no connection has {sentence(device)!r} now; waiting for the next one")
+        say("trace", f"no connection has '{sentence(device)}' now; waiting for the next one")
 
 
 def line(record: Row) -> str:

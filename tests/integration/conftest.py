@@ -11,6 +11,7 @@ from typing import TypeVar
 import pytest
 
 from ._support import haproxy
+from ._support.commands import Commands
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Lab
 from ._support.rabbitmq import Cluster, RabbitMQ, installed
@@ -145,3 +146,11 @@ def module_lab(tmp_path_factory: pytest.TempPathFactory, certs_dir: Path) -> Ite
     one = Lab(tmp_path_factory.mktemp("module"), certs_dir)
     yield one
     block_on(one.close())
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """Starter of commands, which end with the test and may not have shown a traceback."""
+    one = Commands(tmp_path / "commands")
+    yield one
+    one.close()

@@ -8,8 +8,7 @@ import secrets
 import shlex
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,105 +16,16 @@ import pytest
 
 from ._support.backend import Backend
 from ._support.certificates import Authority
+from ._support.commands import Commands, owsla_command
 from ._support.embedded import EmbeddedBrokerProcess
-from ._support.fork_server import can_fork, fork_server
 from ._support.lab import Broker, Gateway, Lab
-from ._support.owsla import UNTIDY, environment
-from ._support.process import ChildProcess, free_port
+from ._support.owsla import environment
+from ._support.process import free_port
 from ._support.rabbitmq import RabbitMQ
-from ._support.waiting import PATIENCE, block_on, pause, reactor_test, until, within
+from ._support.waiting import block_on, pause, reactor_test, until, within
 
 NOBODY = "01234567-89ab-8cde-8f01-23456789abcd"
 """A connection id of no connection."""
-
-
-def owsla() -> list[str]:
-    """Return the `owsla` command of this Python."""
-    script = Path(sys.executable).with_name("owsla")
-    return (
-        [str(script)] if script.exists() else [sys.executable, "-c", "import sys; from owsla.cli import main; sys.exit(main())"]
-    )
-
-
-class Command:
-    """A running command, with standard output and standard error each in a file. `forked` saves the time of its imports."""
-
-    def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str], forked: bool) -> None:
-        self._errors = folder / "errors"
-        folder.mkdir(parents=True)
-        self.process = ChildProcess(
-            argv,
-            output=folder / "output",
-            errors=self._errors,
-            env=environment(env),
-            cwd=folder,
-            server=fork_server(environment()) if forked and can_fork(env) else None,
-        )
-
-    def output(self) -> str:
-        return self.process.output()
-
-    def errors(self) -> str:
-        return self._errors.read_text("utf-8", "replace")
-
-    async def said(self, what: str) -> None:
-        """Wait for a text on standard error."""
-
-        def look() -> bool:
-            assert what in self.errors() or self.process.poll() is None, f"ended without {what!r}: {self.errors()}"
-            return what in self.errors()
-
-        await until(look, what=lambda: f"{what!r} from {self.process}: {self.errors()}")
-
-    async def shown(self, count: int) -> list[str]:
-        """Wait for `count` lines of standard output."""
-        await until(lambda: self.output().count("\n") >= count, what=lambda: f"{count} lines: {self.output()}{self.errors()}")
-        return self.output().splitlines()
-
-    async def ended(self, timeout: float = PATIENCE) -> int:
-        """Wait for the end, and return the exit status."""
-        return await self.process.wait(timeout)
-
-    async def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Send a signal, as Ctrl-C does, and return the exit status."""
-        self.process.signal(number)
-        return await self.ended()
-
-
-class Commands:
-    """Starts commands in the folder of a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._all: list[Command] = []
-
-    def start(self, *arguments: str, program: bool = False, **env: str) -> Command:
-        """Start `owsla` with these arguments. `program`: as a program, for a test of the process list or the imports."""
-        return self._start([*owsla(), *arguments], env, forked=not program)
-
-    def shell(self, script: str, *arguments: str) -> Command:
-        """Start a shell script in which `@` stands for `owsla` and these arguments."""
-        return self._start(["/bin/sh", "-c", script.replace("@", shlex.join([*owsla(), *arguments]))], {}, forked=False)
-
-    def _start(self, argv: Sequence[str], env: dict[str, str], *, forked: bool) -> Command:
-        command = Command(self._folder / f"command-{len(self._all)}", argv, env, forked)
-        self._all.append(command)
-        return command
-
-    def close(self) -> None:
-        for command in self._all:
-            command.process.kill()
-        for command in self._all:
-            output = command.output() + command.errors()
-            assert not UNTIDY.search(output), f"{command.process}:\n{output}"
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    """Starter of commands, which end with the test and may not have shown a traceback."""
-    one = Commands(tmp_path / "commands")
-    yield one
-    one.close()
 
 
 class Place:
@@ -592,7 +502,7 @@ async def test_queue_of_other_arguments(rabbitmq: RabbitMQ, lab: Lab, commands: 
 
 def test_closed_streams() -> None:
     """With all standard streams closed, no output goes to another file or socket."""
-    script = f"exec {shlex.join([*owsla(), 'send', NOBODY, 'x', '--broker', 'amqp://127.0.0.1:1'])} <&- >&- 2>&-"
+    script = f"exec {shlex.join([*owsla_command(), 'send', NOBODY, 'x', '--broker', 'amqp://127.0.0.1:1'])} <&- >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", script], env=environment(), timeout=30, check=False).returncode == 1
 
 
@@ -603,7 +513,8 @@ def test_help_that_nobody_reads() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run([*owsla(), "--help"], env=env, timeout=30, stdout=writer, stderr=subprocess.PIPE, check=False)
+        argv = [*owsla_command(), "--help"]
+        done = subprocess.run(argv, env=env, timeout=30, stdout=writer, stderr=subprocess.PIPE, check=False)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")

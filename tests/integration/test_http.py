@@ -16,13 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from twisted.internet.threads import deferToThread
 
+from ._support.commands import owsla_command
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Gateway, Lab
 from ._support.owsla import Owsla, environment, twistd
 from ._support.process import free_port
 from ._support.proxy import Proxy
 from ._support.waiting import current_reactor, pause, reactor_test, until, within
-from .test_cli import owsla as owsla_command
 
 
 @cache

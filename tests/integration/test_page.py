@@ -16,11 +16,11 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from ._support.browser import Chromium, Tab
+from ._support.commands import Commands
 from ._support.device import Device
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Gateway, Lab
 from ._support.waiting import block_on, reactor_test
-from .test_cli import Commands
 from .test_doors import port_of
 from .test_http import http_port
 

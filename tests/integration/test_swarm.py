@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
@@ -15,20 +14,12 @@ from xml.etree import ElementTree
 import pytest
 
 from ._support.certificates import Authority
+from ._support.commands import Command, Commands
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Gateway, Lab
 from ._support.process import ChildProcess, accepts, free_port
 from ._support.waiting import block_on, reactor_test, until
-from .test_cli import Command, Commands
 from .test_doors import port_of
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    """Starter of commands, which end with the test and may not have shown a traceback."""
-    one = Commands(tmp_path / "commands")
-    yield one
-    one.close()
 
 
 @pytest.fixture(scope="module")
