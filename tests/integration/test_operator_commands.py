@@ -37,7 +37,7 @@ class Place:
     def __init__(self, lab: Lab, owsla: Owsla) -> None:
         self.lab = lab
         self.owsla = owsla
-        self.env = {"OWSLA_CONTROL": str(owsla.folder / "owsla.sock")}
+        self.env: dict[str, Any] = {"OWSLA_CONTROL": str(owsla.folder / "owsla.sock")}
 
     async def log_in(self, name: str) -> Device:
         """Connect a device and log in."""
