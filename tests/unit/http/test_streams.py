@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -11,7 +12,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from owsla.desk import BadArgument, TooManyTraces
-from owsla.http._connections import LimitedFactory
+from owsla.http._connections import UNACKNOWLEDGED, LimitedFactory
 from owsla.http._feeds import EVENTS_AT_ONCE
 from owsla.http._snapshot import Snapshots, snapshot_of
 from owsla.http._streams import HEARTBEAT, STALLED
@@ -29,6 +30,7 @@ class Transport(StringTransport):
     def __init__(self) -> None:
         super().__init__(peerAddress=IPv4Address("TCP", "127.0.0.1", 1))
         self.protocol: Any = None
+        self.socket: Any = None
         self.unread = 0
         self.paused = False
         self.aborted = False
@@ -68,10 +70,14 @@ class StreamCase(ApiCase):
     def open(self, path: str, headers: str = "") -> Transport:
         """Request a stream."""
         transport = Transport()
+        self.connect(transport, path, headers)
+        return transport
+
+    def connect(self, transport: Transport, path: str, headers: str = "") -> None:
+        """Send a request on a connection."""
         transport.protocol = protocol = self.factory.buildProtocol(None)
         protocol.makeConnection(transport)
         protocol.dataReceived(f"GET {path} HTTP/1.1\r\nHost: here\r\n{headers}\r\n".encode())
-        return transport
 
     def lose(self, transport: Transport) -> None:
         """Have the client disconnect."""
@@ -265,6 +271,14 @@ class EventsTests(StreamCase):
         self.factory.end_overdue()
         self.assertFalse(stream.aborted)
         self.assertEqual([other.aborted for other in others], [True] * 4 + [False] * 4)
+
+    def test_vanished_client(self) -> None:
+        """The kernel closes the connection of a stream whose client does not acknowledge what was sent."""
+        with socket.socket() as sock:
+            transport = Transport()
+            transport.socket = sock
+            self.connect(transport, "/api/events", self.EVENT_STREAM)
+            self.assertEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), UNACKNOWLEDGED * 1000)
 
     def test_slow_reload(self) -> None:
         """A reload may take longer than another request."""
