@@ -148,6 +148,36 @@ class ReloadsTests(SynchronousTestCase):
         self.successResultOf(self.reloads.request())
         self.assertEqual(len(self.said()), 1)
 
+    def test_result(self) -> None:
+        """When a request is answered, the result of its reload is there as a sentence. The event names who requested it."""
+        results: list[tuple[bool, str]] = []
+        for content in ("two", "bad content"):
+            self.write(content)
+            requested = self.reloads.request("ann")
+            requested.addCallback(lambda success: results.append((success, self.reloads.result)))
+        self.assertEqual(results, [(True, "Configuration reloaded: file"), (False, "file: bad content")])
+        self.assertEqual(
+            self.said(),
+            [
+                "Configuration reloaded (requested by ann): file",
+                "Reload failed, and nothing was changed (requested by ann): file: bad content",
+            ],
+        )
+        self.write("three")
+        self.reloads.request()
+        self.assertEqual(self.said(), ["Configuration reloaded: file"])  # by a signal
+
+    def test_result_at_the_stop(self) -> None:
+        """A request that the stop ends is told so."""
+        self.blocked = []
+        requested = self.reloads.request("ann")
+        again = self.reloads.request("bob")
+        self.reloads.stopService()
+        self.assertIs(self.successResultOf(requested), False)
+        self.assertIs(self.successResultOf(again), False)
+        self.assertEqual(self.reloads.result, "the gateway stops, or has not started yet")
+        self.assertIs(self.successResultOf(self.reloads.request("ann")), False)
+
     def test_refused(self) -> None:
         """A configuration that cannot be adopted changes nothing either."""
         self.refuse = ReloadRefused("worker-1: cannot")
