@@ -215,6 +215,7 @@ async def test_off(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
 async def test_quiet(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
     """Neither regular scrapes nor aborted ones are logged."""
     owsla, port = await gateway(lab, embedded)
+    await owsla.owsla.wait_for_line("Node started")  # the last line of the start
     mark = owsla.owsla.mark()
     for path in ("/metrics", "/", "/nothing"):
         await ask(port, path)
