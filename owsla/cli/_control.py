@@ -357,8 +357,6 @@ def _sent(lines: Iterator[bytes]) -> Iterator[Sent]:
     kind, data = "message", bytearray()
     last: str | None = None
     for raw in lines:
-        if not raw.endswith(b"\n"):
-            return
         line = raw.rstrip(b"\r\n")
         if not line:
             if data:

@@ -155,7 +155,9 @@ class UnreachableTests(CommandTestCase):
         self.addCleanup(stop.set)
 
         def drip() -> Iterator[bytes]:
-            while not stop.wait(0.01):
+            for _ in range(500):
+                if stop.wait(0.01):
+                    return
                 yield b" "
 
         gateway.routes["GET /"] = lambda rest, query: (200, drip())

@@ -52,3 +52,4 @@ class TableTests(SynchronousTestCase):
         rows: list[Row] = [{"device": "d", "lines": 1}]
         self.assertEqual(list(lines(COLUMNS, rows, 80)), ["DEVICE  LINES", "d           1"])
         self.assertEqual(next(lines(COLUMNS, rows, None)), "DEVICE  STATE  LINES  PEER")
+        self.assertEqual(list(lines(COLUMNS, [{}], 80)), ["DEVICE", "-"])
