@@ -126,7 +126,7 @@ def _not_written(facts: Facts) -> Iterator[str]:
     elif facts.untaken and facts.idle >= SETTLED:
         yield (
             f"Its system has not acknowledged {pluralize(facts.untaken, 'byte')} written to it {_span(facts.idle)} ago or "
-            "before: the device is probably not reachable any more."
+            "before: it does not read, or is not reachable any more."
         )
     if facts.held and facts.missing is not None:
         since = "" if facts.missing_for is None else f" for {_span(facts.missing_for)}"
