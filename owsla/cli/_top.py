@@ -127,9 +127,11 @@ def snapshot(
 
 
 def summary(sample: JSON) -> str:
-    """Return a sample in one line. What is not known yet is left out."""
+    """Return a sample in one line. Figures that are not known are left out, and connects and failures if there are none."""
     parts = {
         "devices": lambda value: counted(value, "device"),
+        "connects": lambda value: f"{rate(value)} connects/s" if value else None,
+        "failed_handshakes": lambda value: f"{rate(value)} failed handshakes/s" if value else None,
         "lines_in": lambda value: f"{rate(value)} lines/s in",
         "lines_out": lambda value: f"{rate(value)} out",
         "p50": lambda value: f"confirmed in {milliseconds(value)}",
@@ -137,7 +139,8 @@ def summary(sample: JSON) -> str:
         "unconfirmed": lambda value: f"{value:,} unconfirmed",
         "cpu": lambda value: f"CPU {value:.0%}",
     }
-    return ", ".join(text(sample[name]) for name, text in parts.items() if sample.get(name) is not None)
+    texts = (text(sample[name]) for name, text in parts.items() if sample.get(name) is not None)
+    return ", ".join(text for text in texts if text is not None)
 
 
 def talker_columns(now: float) -> list[Column]:
