@@ -46,8 +46,12 @@ def command_line(options: Mapping[str, Option]) -> list[str]:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without any OWSLA_ setting and the name of the test, plus `extra`."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("OWSLA_", "PYTEST_CURRENT_TEST"))}
+    """Return this process's environment without any OWSLA_ setting, plus `extra`.
+
+    Left out are the name of the test, and the size of the terminal, which readline exports to the processes of pytest-xdist.
+    """
+    others = {"PYTEST_CURRENT_TEST", "COLUMNS", "LINES"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OWSLA_") and name not in others}
     env["PYTHONUNBUFFERED"] = "1"
     return env | dict(extra or {})
 
