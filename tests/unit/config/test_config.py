@@ -745,6 +745,9 @@ class OptionsTests(SynchronousTestCase):
 class ArgumentTests(SynchronousTestCase):
     """Passwords given in arguments are not to be seen in the process list."""
 
+    def setUp(self) -> None:
+        self.enterContext(_environment({}))
+
     def test_process(self) -> None:
         """In a real process, the password is gone from the process list once the options are parsed."""
         program = (
