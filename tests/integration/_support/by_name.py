@@ -12,6 +12,7 @@ from typing import Any
 import pika
 from twisted.internet.defer import Deferred, gatherResults
 
+from .api import ApiClient
 from .backend import Backend, Message
 from .device import Device
 from .lab import Lab
@@ -78,8 +79,18 @@ class Site:
         await gatherResults([Deferred.fromCoroutine(owsla.start()) for owsla in others])
         self.nodes = [first, *others]
         for owsla, options in zip(self.nodes, more, strict=True):
-            workers = options.get("workers") or 0
+            workers = int(str(options.get("workers") or 0))
             await until(lambda: len(owsla.lines(r"worker-\d#info\] Listening")) == workers, NOTICED, "workers")  # noqa: B023
+            await self._hears_questions(owsla, workers or 1)
+
+    async def _hears_questions(self, owsla: Owsla, nodes: int) -> None:
+        """Wait until all nodes of a gateway hear the questions of others. The ports do not wait for that."""
+        api = ApiClient(owsla.folder / "owsla.sock")
+        for _ in range(NOTICED * 50):
+            if (await api.get("/state"))["names"]["broadcast"] == {"up": nodes}:
+                return
+            await pause(0.02)
+        raise AssertionError("a node does not hear questions")
 
     async def stop(self) -> None:
         """Stop all nodes in order."""
