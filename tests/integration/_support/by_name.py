@@ -27,6 +27,16 @@ TOKEN = "t"
 NOTICED = 30
 
 
+async def hears_questions(owsla: Owsla, nodes: int = 1) -> None:
+    """Wait until all nodes of a gateway hear the questions and claims of others. The ports do not wait for that."""
+    api = ApiClient(owsla.folder / "owsla.sock")
+    for _ in range(NOTICED * 50):
+        if (await api.get("/state"))["names"]["broadcast"] == {"up": nodes}:
+            return
+        await pause(0.02)
+    raise AssertionError("a node does not hear questions")
+
+
 @dataclass
 class NamedDevice:
     """Connection of a device that has logged in."""
@@ -81,16 +91,7 @@ class Site:
         for owsla, options in zip(self.nodes, more, strict=True):
             workers = int(str(options.get("workers") or 0))
             await until(lambda: len(owsla.lines(r"worker-\d#info\] Listening")) == workers, NOTICED, "workers")  # noqa: B023
-            await self._hears_questions(owsla, workers or 1)
-
-    async def _hears_questions(self, owsla: Owsla, nodes: int) -> None:
-        """Wait until all nodes of a gateway hear the questions of others. The ports do not wait for that."""
-        api = ApiClient(owsla.folder / "owsla.sock")
-        for _ in range(NOTICED * 50):
-            if (await api.get("/state"))["names"]["broadcast"] == {"up": nodes}:
-                return
-            await pause(0.02)
-        raise AssertionError("a node does not hear questions")
+            await hears_questions(owsla, workers or 1)
 
     async def stop(self) -> None:
         """Stop all nodes in order."""
