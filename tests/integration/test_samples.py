@@ -72,7 +72,7 @@ async def test_workers(lab: Lab, embedded: EmbeddedBrokerProcess) -> None:
         assert sum(one["lines_in"] or 0 for one in each) >= 15
         assert sum(one["lines_out"] or 0 for one in each) >= 15
         assert any(one["p50"] for one in each)
-        assert all(one["lateness"] is not None for one in each[1:])  # a first sample may come before a measurement
+        assert any(one["lateness"] is not None for one in each)  # null before the first measurement
     assert sum(sample["connects"] or 0 for sample in samples) >= 0.75 * count
 
     os.kill(workers["worker-1"], signal.SIGSTOP)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, cast
 
 from hypothesis import settings
@@ -66,10 +68,12 @@ class Connection:
 class Node:
     """Connections of one node, whose wall clock is `ahead` of that of the test. All nodes have the same monotonic clock."""
 
-    def __init__(self, clock: Clock, ahead: float = 0.0, *, replace: bool = True) -> None:
+    def __init__(
+        self, clock: Clock, ahead: float = 0.0, *, replace: bool = True, random: Callable[[int], bytes] = os.urandom
+    ) -> None:
         self.clock = clock
         self.ahead = ahead
-        self.ids = ConnectionIds()
+        self.ids = ConnectionIds(random)
         self.name = self.ids.node.decode()
         self.events: list[Event] = []
         self.sent: list[list[Claim]] = []
@@ -369,7 +373,8 @@ class Network(RuleBasedStateMachine):
     @initialize(ahead=st.lists(st.sampled_from([0.0, 0.003, -0.2, HOUR, -HOUR, 48 * HOUR]), min_size=2, max_size=4))
     def begin(self, ahead: list[float]) -> None:
         self.clock = Clock()
-        self.nodes = [Node(self.clock, each) for each in ahead]
+        # Ids decide ties, so a repetition needs the same ones.
+        self.nodes = [Node(self.clock, each, random=Random(number).randbytes) for number, each in enumerate(ahead)]
         self.connections: dict[str, Connection] = {}
         self.notices: list[tuple[float, Node, list[Claim]]] = []
         """Messages in flight: the time of sending, the receiver, the claims."""
