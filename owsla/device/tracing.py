@@ -334,6 +334,9 @@ class TracingDialectProtocol(TracingProtocol, DialectProtocol):
             return REDACTED
 
     def publish(self, line: bytes) -> None:
+        if TracingDialectProtocol not in type(self).__mro__:
+            self.publish(line)  # the dialect has kept this method, and the trace has ended since
+            return
         publish = super().publish
         if not self._over:
             self.tracing.published(self, line, self.seq + len(self._kept))

@@ -305,6 +305,14 @@ class DialectTests(TracingCase):
         endpoint.publish(b"*secret")
         self.assertEqual(self.listener.shown[0], ("in", None, 7, REDACTED))
 
+    def test_kept_method(self) -> None:
+        """A dialect may keep `publish`: what it publishes with that after the end of the trace is published as ever."""
+        world, endpoint, _ = self.speak(Upper)
+        publish = endpoint.publish
+        self.tracing.detach(endpoint, self.listener)
+        publish(b"data")
+        self.assertEqual(world.sink.of(endpoint), [b"data"])
+
     def test_bodies_of_published_lines(self) -> None:
         """Of a line that a dialect publishes the body is cut as well, and left out without bodies."""
         _, endpoint, _ = self.speak(Upper)
