@@ -82,7 +82,7 @@ class NodeTraces:
                 trace.event(event, when)
             except Exception:
                 self._log.failure("A trace failed, and ends")
-                trace.stop()
+                trace.failed()
 
 
 class DeviceTrace:
@@ -136,8 +136,8 @@ class DeviceTrace:
     def _attach(self, connection: Connection) -> None:
         assert isinstance(connection, DeviceProtocol)
         connection_id = connection.connection_id.decode()
-        if connection_id in self._connections:
-            return
+        if connection_id in self._connections or not connection.connected:
+            return  # a connection that is identified while it ends would never be seen to leave
         if len(self._connections) < CONNECTIONS:
             self._node.tracing.attach(connection, self)
             self._connections[connection_id] = connection
@@ -196,6 +196,11 @@ class DeviceTrace:
                 self._node.tracing.detach(connection, self)
             self._connections.clear()
             self._node.stopped(self)
+
+    def failed(self) -> None:
+        """Stop after an error of our own. Its reader is told."""
+        self._over = "an error in the gateway: see its log"
+        self.stop()
 
     def end(self, after: Cursor | None, reason: str) -> None:
         """Do nothing: the records end with this object."""

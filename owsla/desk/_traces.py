@@ -35,7 +35,7 @@ from ..interfaces import Clock, DelayedCall
 from ._types import JSON, Args, NamedAnswers
 
 LIMIT: Final = 16
-"""Traces at once. Each may take a megabyte of memory in each process (`_trace_buffer.SIZE`)."""
+"""Traces at once. Each may take two megabytes of memory in each process (`_trace_buffer.SIZE`)."""
 
 ABANDONED: Final = 30.0
 """Seconds without a question after which a trace ends. Its reader asks four times a second."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -104,6 +105,20 @@ class WhoTests(TraceCase):
         endpoint.dataReceived(b"one\n")
         self.assertEqual(self.shown(), ["device-identified", "one"])
 
+    def test_identified_at_its_end(self) -> None:
+        """A connection that is identified while it ends is not traced: nobody would tell the trace of the end."""
+        self.poll()
+        endpoint, _ = self.world.connect()
+
+        def identify() -> None:
+            endpoint.device_id = "d1"
+            self.world._emit(DeviceIdentified(endpoint.connection_id.decode(), "d1"))
+
+        with patch.object(DeviceProtocol, "_publish_buffered", lambda _: identify()):
+            self.world.end(endpoint)
+        self.assertEqual(self.poll()["connections"], [])
+        self.assertEqual((type(endpoint), len(self.node.tracing)), (DeviceProtocol, 0))
+
     def test_several_connections(self) -> None:
         """All connections of a device are traced. A bound keeps a trace of all devices behind one address small."""
         first, _ = self.world.connect(device_id="d1")
@@ -187,6 +202,7 @@ class EventTests(TraceCase):
         again.dataReceived(b"two\n")
         self.assertEqual(self.shown(id="good"), ["device-connected", "one", "two"])
         self.assertEqual(self.shown(id="bad"), [])
+        self.assertEqual(self.poll(id="bad")["ended"], "an error in the gateway: see its log")
         self.assertEqual(self.world.manager.stats("traces").failures, 0)
 
 
