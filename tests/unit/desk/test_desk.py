@@ -91,3 +91,9 @@ class ParentDeskTests(SynchronousTestCase):
         """The fault of the parent's own answer is the result."""
         self.desk = ParentDesk(cast("Any", self.clock), list, NodeDesk({"events": lambda args: {"names": 1 // 0}}))
         self.failureResultOf(self.desk.ask("events"), ZeroDivisionError)
+
+    def test_own_answer_first(self) -> None:
+        """If the own answer fails, no worker is asked: it would begin a trace that nobody reads."""
+        self.workers = [cast("Any", None)]
+        self.desk = ParentDesk(cast("Any", self.clock), lambda: self.workers, NodeDesk({"events": lambda args: {"n": 1 // 0}}))
+        self.failureResultOf(self.desk.ask("events"), ZeroDivisionError)
