@@ -88,7 +88,8 @@ class DeviceDetails:
         slow, stuck = services.slow.since(connection), services.slow.stuck_since(connection)
         missing_since = connection.missing_since
         device_id = connection.device_id
-        same = [] if device_id is None else services.devices.connections_of(device_id)
+        others = services.devices.others_of(connection)
+        addressed = services.devices.find(device_id) if device_id is not None and others else None
         return Facts(
             age=_before(now, connection.opened) or 0.0,
             lines_in=connection.lines_in,
@@ -114,8 +115,8 @@ class DeviceDetails:
             missing=connection.missing,
             missing_for=_before(services.reordering.clock(), missing_since),
             gap_timeout=services.reordering.gap_timeout,
-            same_device=len(same) if connection in same else 1,
-            newest=same[-1].connection_id.decode() if same and same[-1] is not connection else None,
+            same_device=1 + others,
+            newest=None if addressed is None or addressed is connection else addressed.connection_id.decode(),
         )
 
 

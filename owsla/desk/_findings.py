@@ -62,7 +62,7 @@ class Facts:
     same_device: int = 1
     """Number of open connections of this device id, this one included."""
     newest: str | None = None
-    """The newest of these, if it is another one."""
+    """The newest of these that is not being closed, if it is another one."""
 
     @property
     def idle(self) -> float:
@@ -165,7 +165,7 @@ def _not_answered(facts: Facts) -> Iterator[str]:
     """Find that back ends send nothing to the device."""
     if facts.lines_out or facts.waiting or facts.held or facts.held_back or "broker" in facts.pauses:
         return
-    if facts.lines_in > 1 or (facts.lines_in and facts.idle >= AT_ONCE):
+    if (facts.lines_in > 1 and facts.age >= AT_ONCE) or (facts.lines_in and facts.idle >= AT_ONCE):
         yield (
             f"It has sent {pluralize(facts.lines_in, 'line')} and no message was ever sent to it: no back end answers, or it "
             "answers with another connection id."

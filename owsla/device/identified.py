@@ -84,6 +84,14 @@ class IdentifiedDevices:
         newest = self._newest.get(device_id)
         return [] if newest is None else [*self._earlier.get(device_id, {}), newest]
 
+    def others_of(self, connection: Connection) -> int:
+        """Return the number of other connections of the same device; 0 for one that is not in the index."""
+        device_id = connection.device_id
+        if device_id is None:
+            return 0
+        earlier = self._earlier.get(device_id, {})
+        return len(earlier) if self._newest.get(device_id) is connection or connection in earlier else 0
+
     def claim_of(self, device_id: str) -> Claim | None:
         """Return the claim of the newest open connection of a device, or `None`."""
         connection = self.find(device_id)

@@ -110,6 +110,15 @@ class DetailTests(SynchronousTestCase):
         endpoint.stall()
         self.assertIn("It is not read: its lines cannot be published now", self.findings(endpoint)[0])
 
+    def test_same_device(self) -> None:
+        """Messages for a device id go to the newest of its connections that is not being closed: the finding names that one."""
+        first, second, third = (self.gateway.device("d1") for _ in range(3))
+        third.close("for a test")
+        newest = f"messages for the device id go to the newest, {second.connection_id.decode()}."
+        self.assertIn(f"Its device id has 3 open connections: {newest}", self.findings(first)[0])
+        self.assertIn("go to the newest, this one.", self.findings(second)[0])
+        self.assertEqual(self.findings(self.gateway.device("d2")), [])
+
     def test_slow(self) -> None:
         """A device that takes nothing is told from one that takes a little."""
         gateway = self.gateway

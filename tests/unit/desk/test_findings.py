@@ -55,6 +55,7 @@ class FindingTests(SynchronousTestCase):
         self.assertNotIn(sentence, str(found(**unanswered, slow=1, waiting=1)))
         self.assertNotIn(sentence, str(found(**unanswered, held_back=True)))
         self.assertNotIn(sentence, str(found(**unanswered, pauses=("broker",))))
+        self.assertEqual(found(**{**unanswered, "age": 0.5, "last_in": 0.1}), [], "back ends have had no time to answer")
 
     def test_not_read(self) -> None:
         """The reason for which a device is not read is a finding."""
