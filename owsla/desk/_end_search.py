@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import ip_address
 from operator import itemgetter
 from typing import Final
 
@@ -16,6 +15,7 @@ from twisted.internet.defer import Deferred
 
 from ..events import Event
 from ._ends import Ends
+from ._lookup import read_address
 from ._paging import read_limit
 from ._refusals import Remembered, host_of
 from ._ring import unpack
@@ -76,10 +76,8 @@ class EndQuery:
 
 def _address(text: str) -> str:
     """Return an IP address in its usual form; any other text as it is."""
-    try:
-        return str(ip_address(text.strip("[]")))
-    except ValueError:
-        return text
+    address = read_address(text)
+    return text if address is None or address.port is not None else address.host
 
 
 def _texts_of(event: Event) -> Iterator[tuple[str, str]]:

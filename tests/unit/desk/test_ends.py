@@ -166,6 +166,12 @@ class EndsTests(SynchronousTestCase):
         ):
             self.assertEqual(self.of(id), [], id)
 
+    def test_address_forms(self) -> None:
+        """An address is found in each of its forms: with brackets, with zeros, and an IPv4 address in IPv6 form."""
+        self.happen(refused("192.0.2.17:1"), refused("[2001:db8::7]:1"))
+        for id in ("::ffff:192.0.2.17", "[2001:db8::7]", "2001:DB8:0::7", "[2001:db8::7]:1"):
+            self.assertEqual(len(self.of(id)), 1, id)
+
     def test_part(self) -> None:
         """A query in `ends` is a part of what an event is found by, in any case, and not of its reason."""
         self.happen(
