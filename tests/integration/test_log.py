@@ -196,7 +196,8 @@ async def test_full_disk(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Pa
     await started(owsla, port, http)
     await chatter(lab, owsla, 25)  # 40 KiB
     await traffic(lab, owsla, embedded)
-    assert await log_lines_lost(http) > 10
+    # How many depends on the speed: the console writes 20 events of a kind in a second.
+    assert await log_lines_lost(http) > 0
     before = path.read_text()
     os.truncate(path, 0)
     await chatter(lab, owsla, 1)
