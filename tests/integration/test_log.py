@@ -192,6 +192,7 @@ async def test_full_disk(lab: Lab, embedded: EmbeddedBrokerProcess, tmp_path: Pa
         events=["console", "json:-"],
         redirect=f">> {path}",
         through=["/bin/sh", "-c", 'ulimit -f 40; exec "$@"', "sh"],  # 20 KiB; the start writes 5
+        env={"PYTHONDONTWRITEBYTECODE": "1"},  # the limit would cut the files of other processes
     )
     await started(owsla, port, http)
     await chatter(lab, owsla, 25)  # 40 KiB
