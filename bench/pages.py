@@ -150,7 +150,7 @@ def main() -> None:
             "# Costs of the page and of questions",
             f"{circumstances('embedded')}. {options.devices} idle devices; {options.seconds:g} s for each row of the first "
             f"table, {options.questions} requests for each of the second. CPU is that of the gateway, of one core; lateness is "
-            "that of a call that the reactor makes once a second, at worst.",
+            "that of a call that the reactor makes ten times a second, at worst.",
             f"    {command_line()}",
             table(("open", "CPU of the gateway", "worst lateness"), rows),
             table(("question", "answered after, median", "at most", "CPU of the gateway", "worst lateness"), asked),
