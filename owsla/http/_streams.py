@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -249,6 +249,9 @@ class Streams:
 
     def open(self, request: Request, feed: Feed, *, lines: bool = False) -> Deferred[None]:
         """Answer a request with a stream. The Deferred fails if the feed does; `HttpError` if there are too many streams."""
+        if request.channel is None:  # the client has gone while its name was looked up: nothing would end the stream
+            feed.close()
+            return succeed(None)
         if len(self._open) >= self._limit:
             feed.close()
             text = f"There are {self._limit} streams open; close one of them first."

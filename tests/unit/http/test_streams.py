@@ -10,8 +10,10 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from twisted.web.server import Request
 
 from owsla.desk import BadArgument, TooManyTraces
+from owsla.http._access import Caller
 from owsla.http._connections import UNACKNOWLEDGED, LimitedFactory
 from owsla.http._feeds import EVENTS_AT_ONCE
 from owsla.http._snapshot import Snapshots, snapshot_of
@@ -426,3 +428,26 @@ class TraceTests(StreamCase):
         status, headers, body = self.read(self.open("/api/trace/a"))
         self.assertEqual((status, headers["retry-after"]), (503, "5"))
         self.assertEqual(body, {"error": "16 traces run already, which is the limit."})
+
+
+class LateName:
+    """Access of an operator whose name comes later, from a thread."""
+
+    def __init__(self) -> None:
+        self.name: Deferred[str] = Deferred()
+
+    def caller(self, request: Request) -> Caller:
+        return Caller(True, lambda: self.name)
+
+
+class LateNameTests(StreamCase):
+    def setUp(self) -> None:
+        self.access = self.late = LateName()
+        super().setUp()
+        self.desk.answers["trace"] = {"records": [], "dropped": 0, "connections": [], "next": {}, "ended": None, "more": False}
+
+    def test_client_goes(self) -> None:
+        """A client that goes before its name is known gets no trace, and takes none of the streams that there may be."""
+        self.lose(self.open("/api/trace/a"))
+        self.late.name.callback(BY)
+        self.assertEqual((len(self.streams), self.desk.asked), (0, []))
