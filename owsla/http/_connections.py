@@ -31,7 +31,7 @@ class LimitedConnection(ProtocolWrapper):
         self.since = self._clock.seconds()
         """Time of the last answer, or of the accept."""
         self.streaming = False
-        """True if the connection has an answer without end. It is not closed for another one."""
+        """True while the connection has an answer without end. It is not closed for another one."""
         self.ended = False
         self.lost: Deferred[None] = Deferred()
         """Fires when the connection is lost."""
@@ -68,6 +68,10 @@ class LimitedConnection(ProtocolWrapper):
         handle: socket.socket | None = getattr(self.transport, "socket", None)
         if handle is not None and handle.family != socket.AF_UNIX:
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED * 1000))
+
+    def end_stream(self) -> None:
+        """Note that the answer without end is over: the connection has the limits of the others again."""
+        self.streaming = False
 
     @property
     def overdue(self) -> bool:

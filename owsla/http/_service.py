@@ -148,9 +148,11 @@ class HttpService(Worker):
         ports, self._ports = self._ports, []
         stopped: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
         for listener in self._listeners:
+            connections = listener.factory.connections()
+            streaming = [connection for connection in connections if connection.streaming]
             listener.streams.close("the HTTP server of the gateway stops")
-            for connection in listener.factory.connections():
-                if connection.streaming:
+            for connection in connections:
+                if connection in streaming:
                     connection.loseConnection()
                     stopped.append(self._lost(connection))
                 else:

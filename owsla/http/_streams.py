@@ -187,6 +187,9 @@ class Stream:
             message = Message("end", json.dumps({"kind": "end", "text": reason}))
             request.write(_line_bytes(message) if self._lines else _event_bytes(message))
             request.unregisterProducer()
+            channel: Any = request.channel
+            if isinstance(channel.transport, LimitedConnection):
+                channel.transport.end_stream()  # before `finish`, which may begin the answer to the next request
             request.finish()
         else:
             self._abort()

@@ -14,7 +14,7 @@ from twisted.web.server import Request
 
 from owsla.desk import BadArgument, TooManyTraces
 from owsla.http._access import Caller
-from owsla.http._connections import UNACKNOWLEDGED, LimitedFactory
+from owsla.http._connections import REQUEST_TIMEOUT, UNACKNOWLEDGED, LimitedFactory
 from owsla.http._feeds import EVENTS_AT_ONCE
 from owsla.http._snapshot import Snapshots, snapshot_of
 from owsla.http._streams import HEARTBEAT, STALLED
@@ -408,6 +408,16 @@ class TraceTests(StreamCase):
         self.assertEqual(self.messages(transport)[1:], [("record", {"kind": "in"}), end])
         what, args = self.desk.asked[-1]
         self.assertEqual((what, args["reason"], args["after"]), ("end-trace", self.ended, {"p": [3, 0]}))
+
+    def test_connection_after_it(self) -> None:
+        """The connection of a trace that has ended is like any other: a request takes at most ten seconds."""
+        transport = self.open("/api/trace/a")
+        self.ended = "its time is over"
+        self.clock.advance(0.25)
+        transport.protocol.dataReceived(b"GET /next HTTP/1.1\r\n")
+        self.clock.advance(REQUEST_TIMEOUT)
+        self.factory.end_overdue()
+        self.assertTrue(transport.aborted)
 
     def test_client_goes(self) -> None:
         """When the client goes, its trace ends."""
