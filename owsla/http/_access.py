@@ -40,6 +40,8 @@ class Caller:
     may_act: bool
     name: Callable[[], Deferred[str]]
     """Return the name of the sender for events."""
+    admitted: Callable[[], bool] = lambda: True
+    """Return whether the sender still has the same rights. A stream lasts, and a reload may have replaced the tokens."""
 
 
 class Access(Protocol):
@@ -77,16 +79,14 @@ class TokenAccess:
         self._tokens = tokens
 
     def caller(self, request: Request) -> Caller:
-        tokens = self._tokens()
-        if tokens.full is None and tokens.reading is None:
+        if self._tokens() == Tokens():
             raise HttpError(
                 404, "The API is not served here: it takes --http-token-file or --http-read-token-file, or the control socket."
             )
         headers = request.requestHeaders.getRawHeaders(b"authorization", [])
         scheme, _, sent = (headers[0] if len(headers) == 1 else b"").partition(b" ")
         sent = sent.strip(b" ")
-        # Both are compared in any case: the time tells nothing about either.
-        full, reading = (_same(sent, token) for token in (tokens.full, tokens.reading))
+        rights = full, reading = self._rights(sent)
         if scheme.lower() != b"bearer" or not (full or reading):
             raise HttpError(
                 401,
@@ -94,7 +94,13 @@ class TokenAccess:
                 headers={"www-authenticate": 'Bearer realm="owsla"'},
             )
         peer: Any = request.getClientAddress()
-        return Caller(full, lambda: succeed(f"token from {peer.host}"))
+        return Caller(full, lambda: succeed(f"token from {peer.host}"), lambda: self._rights(sent) == rights)
+
+    def _rights(self, sent: bytes) -> tuple[bool, bool]:
+        """Return whether a token is the one that may do everything, and whether it is the one that may read."""
+        tokens = self._tokens()
+        # Both are compared in any case: the time tells nothing about either.
+        return _same(sent, tokens.full), _same(sent, tokens.reading)
 
 
 def _same(sent: bytes, token: str | None) -> bool:

@@ -205,7 +205,7 @@ class Api:
     def _stream(self, call: Call, feed: Feed, *, lines: bool = False) -> Deferred[Reply]:
         if call.request.method == b"HEAD":
             return succeed(Answered("", media_type=NDJSON if lines else EVENT_STREAM))
-        return self._streams.open(call.request, feed, lines=lines).addCallback(lambda _: None)
+        return self._streams.open(call.request, feed, call.caller.admitted, lines=lines).addCallback(lambda _: None)
 
     # -- actions -----------------------------------------------------------------------------------------------------------
 

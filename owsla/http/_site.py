@@ -162,6 +162,7 @@ class BodilessRequest(Request):
         if not self._refused:
             super().process()
 
+
 class QuietSite(Site):
     """A site without an access log. Prometheus makes a request every few seconds."""
 

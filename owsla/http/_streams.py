@@ -99,11 +99,22 @@ class Stream:
 
     _log = Logger(namespace="owsla.http")
 
-    def __init__(self, clock: Clock, request: Request, feed: Feed, *, lines: bool, closed: Callable[[Stream], object]) -> None:
-        """`lines` is true for lines of JSON instead of server-sent events. `closed(stream)` is called at the end."""
+    def __init__(
+        self,
+        clock: Clock,
+        request: Request,
+        feed: Feed,
+        admitted: Callable[[], bool],
+        *,
+        lines: bool,
+        closed: Callable[[Stream], object],
+    ) -> None:
+        """`admitted` returns whether the client may still read the stream. `lines` is true for lines of JSON instead of
+        server-sent events. `closed(stream)` is called at the end."""
         self._clock = clock
         self._request = request
         self._feed = feed
+        self._admitted = admitted
         self._lines = lines
         self._closed = closed
         self._over = False
@@ -142,6 +153,9 @@ class Stream:
 
     def _poll(self) -> None:
         self._call = None
+        if not self._admitted():
+            self.finish("the token has been replaced")
+            return
         if self._clock.seconds() - self._written_at >= HEARTBEAT:
             self._write(b"\n" if self._lines else b":\n\n")
         polled: Deferred[Sequence[Message]] = self._feed.poll()
@@ -250,8 +264,13 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, request: Request, feed: Feed, *, lines: bool = False) -> Deferred[None]:
-        """Answer a request with a stream. The Deferred fails if the feed does; `HttpError` if there are too many streams."""
+    def open(
+        self, request: Request, feed: Feed, admitted: Callable[[], bool] = lambda: True, *, lines: bool = False
+    ) -> Deferred[None]:
+        """Answer a request with a stream, while the client is `admitted()`.
+
+        The Deferred fails if the feed does; `HttpError` if there are too many streams.
+        """
         if request.channel is None:  # the client has gone while its name was looked up: nothing would end the stream
             feed.close()
             return succeed(None)
@@ -259,7 +278,7 @@ class Streams:
             feed.close()
             text = f"There are {self._limit} streams open; close one of them first."
             raise HttpError(503, text, headers={"retry-after": "5"})
-        stream = Stream(self._clock, request, feed, lines=lines, closed=self._open.discard)
+        stream = Stream(self._clock, request, feed, admitted, lines=lines, closed=self._open.discard)
         self._open.add(stream)
         return stream.open()
 

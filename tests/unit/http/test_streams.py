@@ -13,14 +13,15 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from owsla.desk import BadArgument, TooManyTraces
-from owsla.http._access import Caller
+from owsla.http import Tokens
+from owsla.http._access import Caller, TokenAccess
 from owsla.http._connections import REQUEST_TIMEOUT, UNACKNOWLEDGED, LimitedFactory
 from owsla.http._feeds import EVENTS_AT_ONCE
 from owsla.http._snapshot import Snapshots, snapshot_of
 from owsla.http._streams import HEARTBEAT, STALLED
 
 from ._fakes import NOW
-from .test_api import BY, ApiCase
+from .test_api import BY, FULL, READING, ApiCase
 
 BUFFER = 1 << 16
 """Bytes that a transport of Twisted buffers before it pauses its producer."""
@@ -438,6 +439,23 @@ class TraceTests(StreamCase):
         status, headers, body = self.read(self.open("/api/trace/a"))
         self.assertEqual((status, headers["retry-after"]), (503, "5"))
         self.assertEqual(body, {"error": "16 traces run already, which is the limit."})
+
+
+class TokenTests(StreamCase):
+    def setUp(self) -> None:
+        self.tokens = Tokens(FULL, READING)
+        self.access = TokenAccess(lambda: self.tokens)
+        super().setUp()
+
+    def test_replaced(self) -> None:
+        """The streams of a token end when a reload replaces it, and those of the other token go on."""
+        full, reading = (self.open("/api/live", f"Authorization: Bearer {token}\r\n") for token in (FULL, READING))
+        self.clock.advance(0.5)
+        self.assertEqual(len(self.streams), 2)
+        self.tokens = Tokens("full-another-token", READING)
+        self.clock.advance(0.5)
+        end = {"kind": "end", "text": "the token has been replaced"}
+        self.assertEqual((self.messages(full), self.messages(reading)), ([("end", end)], []))
 
 
 class LateName:
