@@ -134,6 +134,9 @@ class HttpService(Worker):
         sock = listener.socket
         if sock.family != socket.AF_UNIX:
             return self._reactor.adoptStreamPort(sock.fileno(), sock.family, listener.factory)
+        # Once more, now that twistd has forked and changed its user: clients see who listens (SO_PEERCRED), and wait for the end
+        # of that process.
+        sock.listen(CONNECTIONS)
         port = UnixPort(self._reactor, sock, listener.factory)
         port.startListening()
         return port

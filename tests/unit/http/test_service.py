@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
-from owsla.http import HttpService, ProcessSource, Tokens, claim, tcp_listener
+from owsla.http import HttpService, ProcessSource, Tokens, claim, claim_control, control_listener, tcp_listener
 from owsla.http._connections import REQUEST_TIMEOUT
 from owsla.http._service import CONNECTIONS
 
@@ -189,3 +193,28 @@ class ServiceTests(SynchronousTestCase):
             self.says(transport, b"GET /metrics HTTP/1.1\r\nHost: gateway.example\r\n\r\n")
             self.assertEqual(transport.value().split()[1], b"200")
             self.successResultOf(service.stopService())
+
+
+class ControlTests(SynchronousTestCase):
+    """The control socket of a process that forks after it has claimed it, as twistd does for a daemon."""
+
+    def test_process(self) -> None:
+        """Clients see the process that serves, and can wait for its end."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = Path(folder.name, "owsla.sock")
+        sock = claim_control(path)
+        self.addCleanup(sock.close)
+        child = os.fork()
+        if child == 0:
+            try:
+                reactor: Any = MemoryReactorClock()
+                listener = control_listener(reactor, sock, api_parts(ProcessSource(World().readings)))
+                HttpService(reactor, [listener]).startService()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.assertEqual(struct.unpack("3i", credentials)[0], child)
