@@ -61,9 +61,7 @@ class ParentEvents:
         return self.everything.drops | self.own.drops
 
 
-def make_parent(
-    reactor: Any, configuration: Configuration, log: Lossy, stdout: LineStream | None = None
-) -> ParentService:
+def make_parent(reactor: Any, configuration: Configuration, log: Lossy, stdout: LineStream | None = None) -> ParentService:
     """Return the parent of `--workers`. `stdout` is standard output, for events, if the process has one.
 
     Workers read the settings again from the same arguments and file contents. Raise `ConfigError` as for a node.

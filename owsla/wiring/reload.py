@@ -141,6 +141,7 @@ class Reloads(Worker):
 
     def stopService(self) -> Any:
         waiters, self._waiters = self._waiters, []
+        self._requesters = []
         self.result = _STOPPED
         for waiter in waiters:
             waiter.callback(False)

@@ -63,10 +63,11 @@ export function identifier(text, properties) {
   return el("bdi", { class: "id", title: long ? `${String(text).length} characters` : null, ...properties }, shown);
 }
 
-/** Return the route of a device: that of its connection, if its id is too long for a URL. */
+/** Return the route of a device: that of its connection, if its id is too long for a URL, or is one that URLs read as a folder. */
 export function deviceRoute(connection) {
   const { device_id: device, connection_id: id } = connection;
-  const usable = device !== null && device !== undefined && device !== "" && encodeURIComponent(wellFormed(device)).length <= 1000;
+  const given = device !== null && device !== undefined && !["", ".", ".."].includes(device);
+  const usable = given && encodeURIComponent(wellFormed(device)).length <= 1000;
   return routeTo(usable ? device : id);
 }
 

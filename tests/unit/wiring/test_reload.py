@@ -177,6 +177,10 @@ class ReloadsTests(SynchronousTestCase):
         self.assertIs(self.successResultOf(again), False)
         self.assertEqual(self.reloads.result, "the gateway stops, or has not started yet")
         self.assertIs(self.successResultOf(self.reloads.request("ann")), False)
+        self.blocked = None
+        self.reloads.startService()
+        self.assertIs(self.successResultOf(self.reloads.request("cid")), True)
+        self.assertEqual([event.by for event in self.events], ["cid"])
 
     def test_refused(self) -> None:
         """A configuration that cannot be adopted changes nothing either."""
