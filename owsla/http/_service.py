@@ -134,8 +134,8 @@ class HttpService(Worker):
         sock = listener.socket
         if sock.family != socket.AF_UNIX:
             return self._reactor.adoptStreamPort(sock.fileno(), sock.family, listener.factory)
-        # Once more, now that twistd has forked and changed its user: clients see who listens (SO_PEERCRED), and wait for the end
-        # of that process.
+        # Once more, now that twistd has forked and changed its user: clients see by SO_PEERCRED which process listens, and wait
+        # for its end.
         sock.listen(CONNECTIONS)
         port = UnixPort(self._reactor, sock, listener.factory)
         port.startListening()

@@ -180,7 +180,7 @@ class ReloadsTests(SynchronousTestCase):
         self.blocked = None
         self.reloads.startService()
         self.assertIs(self.successResultOf(self.reloads.request("cid")), True)
-        self.assertEqual([event.by for event in self.events], ["cid"])
+        self.assertEqual(self.said(), ["Configuration reloaded (requested by cid): file"])
 
     def test_refused(self) -> None:
         """A configuration that cannot be adopted changes nothing either."""
