@@ -220,6 +220,7 @@ async def test_beside_a_gateway(check: Checks, lab: Lab, rabbitmq: RabbitMQ, emb
         gateway = await lab.gateway(broker.url)
         device = await lab.device(gateway)
         await gateway.round_trip(device)
+        await gateway.owsla.wait_for_line("Device connected")  # the log is written by a thread
         mark = gateway.owsla.mark()
         names: dict[str, Any] = {"from_device": gateway.from_device, "to_device": gateway.to_device}
         output = await check(status=0, broker=broker.url, certs_dir=lab.certs_dir, **names)

@@ -403,7 +403,8 @@ async def test_give_up(lab: MischiefLab, embedded: EmbeddedBrokerProcess, target
     ended = time.monotonic()
     print(f"gave up after {gave_up - began:.1f} s, ended {ended - gave_up:.1f} s later")
     fault.struck = len(owsla.entries_with_traceback(f"Mischief: {fault.text}\n"))
-    assert fault.struck == 36
+    # Connections are made beside each other: another one may fail in the turn in which the last supervisor gives up.
+    assert fault.struck == 36 or ("connection" in target and fault.struck == 37)
     assert status == EXIT_STATUS
     lines = owsla.errors().splitlines()
     assert len(lines) == 1, owsla.errors()
