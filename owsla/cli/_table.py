@@ -22,7 +22,7 @@ NOTHING: Final = "-"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table."""
+    """Column of a table."""
 
     heading: str
     cell: Callable[[Row], str]

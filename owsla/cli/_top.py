@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from ._connections import CONNECTION, DEVICE, DOOR, PEER, STATE, WORKER, age, number, octets
-from ._control import JSON, Control, ControlError, Unreachable
+from ._control import JSON, Control, ControlError
 from ._gateway import find, guarded, put_json
 from ._print import put
 from ._screen import Screen, full_screen
@@ -81,7 +81,7 @@ def _in_place(control: Control, options: TopOptions) -> int:
             error = ""
             try:
                 answer, sample = _ask(control, limit), _sample(control)
-            except Unreachable as problem:
+            except ControlError as problem:  # also of a gateway whose workers are restarting
                 error = sentence(f"{problem}; trying again")
             text = list(snapshot(answer, sample, control, size_.columns, limit, size_.lines))
             screen.show([*text[: size_.lines - 1], shortened(error, size_.columns)] if error else text, size_)

@@ -4,6 +4,8 @@ Theory of operation. A query is *pending* until the worker answers or fails. Aft
 its waiters get `None`, and later requests of the same kind do not wait for this worker at all. Of several late queries of a
 kind only the first is kept. A late query is repeated by a request after `RETRY` seconds, without anybody waiting for it, so a
 worker that recovers is included again.
+
+An action is not shared, and not repeated: each request sends it once, and waits for it until the time limit.
 """
 
 from __future__ import annotations
@@ -62,18 +64,17 @@ class WorkerQueries:
         self._workers = workers
         self._queries: dict[int, _QueriesToWorker] = {}
 
-    def ask(self, what: str, args: Args = NO_ARGS) -> Deferred[Answers]:
-        """Send a query to all present workers. The Deferred never fails."""
+    def ask(self, what: str, args: Args = NO_ARGS, *, action: bool = False) -> Deferred[Answers]:
+        """Send a query to all present workers. The Deferred never fails. An `action` changes something."""
         workers = list(self._workers())
         self._drop_other_workers(workers)
-        return gatherResults([self.ask_one(worker, what, args) for worker in workers])
+        return gatherResults([self._ask_one(worker, what, args, action) for worker in workers])
 
-    def ask_one(self, worker: WorkerHandle, what: str, args: Args = NO_ARGS) -> Deferred[tuple[WorkerHandle, Any]]:
-        """Send a query to one worker. The Deferred never fails."""
+    def _ask_one(self, worker: WorkerHandle, what: str, args: Args, action: bool) -> Deferred[tuple[WorkerHandle, Any]]:
         queries = self._queries.get(id(worker))
         if queries is None:
             queries = self._queries[id(worker)] = _QueriesToWorker(self._clock, worker)
-        return queries.ask(what, args)
+        return queries.act(what, args) if action else queries.ask(what, args)
 
     def _drop_other_workers(self, workers: Sequence[WorkerHandle]) -> None:
         """Cancel the queries to workers that have been replaced."""
@@ -107,6 +108,11 @@ class _QueriesToWorker:
         if query is None:
             query = self._pending[key] = new = _Query(self._clock, self._worker, lambda: self._time_out(what, key))
             new.ask(what, args, lambda: self._answered(what, key, new))
+        return query.wait()
+
+    def act(self, what: str, args: Args) -> Deferred[tuple[WorkerHandle, Any]]:
+        query = _Query(self._clock, self._worker, lambda: query.cancel())
+        query.ask(what, args, lambda: None)
         return query.wait()
 
     def cancel(self) -> None:

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from ..interfaces import Clock
 from ._asking import Answers, WorkerHandle, WorkerQueries
-from ._merging import CHECKS, MERGES, STEPS
+from ._merging import ACTIONS, CHECKS, MERGES, STEPS
 from ._types import JSON, NO_ARGS, PARENT, Answer, Args, BadArgument, NamedAnswers
 
 
@@ -75,7 +75,7 @@ class ParentDesk:
         merge = MERGES[what]
 
         def ask(own: NamedAnswers) -> Deferred[JSON]:
-            asked = self._queries.ask(what, args)
+            asked = self._queries.ask(what, args, action=what in ACTIONS)
             return asked.addCallback(lambda sent: {**merge([*own, *_answered(sent)], args), "missing": _missing(sent)})
 
         # The parent refuses a trace too many. Workers that were asked before would log the same error, or begin the trace.

@@ -29,6 +29,9 @@ MERGES: Final[Mapping[str, Merge]] = {
 }
 """The functions by question. A question that is not listed is unknown to a parent."""
 
+ACTIONS: Final = frozenset({"close"})
+"""Questions that change something."""
+
 CHECKS: Final[Mapping[str, Callable[[Args], object]]] = {
     "close": read_id,
     "device": read_id,

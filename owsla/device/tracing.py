@@ -46,7 +46,7 @@ LONGEST_BODY: Final = 8192
 
 @dataclass(slots=True)
 class TraceRecord:
-    """One line, acknowledgement or event of a traced connection."""
+    """Record of a line, an acknowledgement or an event of a traced connection."""
 
     time: float
     """Seconds since the epoch."""

@@ -7,7 +7,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -27,9 +27,9 @@ RunInThread = Callable[[str, Callable[[], str]], Deferred[str]]
 class Tokens:
     """Tokens of clients of the API over TCP; `None`: there is none of this kind."""
 
-    full: str | None = None
+    full: str | None = field(default=None, repr=False)
     """Token that may do everything."""
-    reading: str | None = None
+    reading: str | None = field(default=None, repr=False)
     """Token that may read, and neither act nor trace devices."""
 
 

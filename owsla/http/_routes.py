@@ -61,7 +61,7 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One of some words."""
+    """Word of a list."""
 
     words: tuple[str, ...]
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -158,7 +158,7 @@ class Stream:
             return
         if self._clock.seconds() - self._written_at >= HEARTBEAT:
             self._write(b"\n" if self._lines else b":\n\n")
-        polled: Deferred[Sequence[Message]] = self._feed.poll()
+        polled: Deferred[Sequence[Message]] = maybeDeferred(self._feed.poll)
         polled.addCallbacks(self._send, self._failed)
 
     def _failed(self, failure: Failure) -> None:

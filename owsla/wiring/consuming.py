@@ -89,6 +89,7 @@ def make_consuming(
     # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
     optional = {publishing.broadcast.name: publishing.broadcast.not_connected}
     health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready, optional=optional)
+    opening.follow(lambda: health.ready)
     registrar = Registrar(
         base.reactor,
         base.emit,
@@ -101,7 +102,7 @@ def make_consuming(
         node=base.node,
         left_behind=LeftBehind(publishing.courier, by_name, node=base.node),
         presence=presence,
-        joined=lambda: opening.node_joined(broker_ready=health.ready),
+        joined=opening.node_joined,
     )
     identity = NodeIdentity(
         base.ids,

@@ -12,7 +12,6 @@ from typing import Any
 import pika
 from twisted.internet.defer import Deferred, gatherResults
 
-from .api import ApiClient
 from .backend import Backend, Message
 from .device import Device
 from .lab import Lab
@@ -25,16 +24,6 @@ TOKEN = "t"
 
 #: Seconds within which every part has noticed a fault, also on a busy machine.
 NOTICED = 30
-
-
-async def hears_questions(owsla: Owsla, nodes: int = 1) -> None:
-    """Wait until all nodes of a gateway hear the questions and claims of others. The ports do not wait for that."""
-    api = ApiClient(owsla.folder / "owsla.sock")
-    for _ in range(NOTICED * 50):
-        if (await api.get("/state"))["names"]["broadcast"] == {"up": nodes}:
-            return
-        await pause(0.02)
-    raise AssertionError("a node does not hear questions")
 
 
 @dataclass
@@ -91,7 +80,6 @@ class Site:
         for owsla, options in zip(self.nodes, more, strict=True):
             workers = int(str(options.get("workers") or 0))
             await until(lambda: len(owsla.lines(r"worker-\d#info\] Listening")) == workers, NOTICED, "workers")  # noqa: B023
-            await hears_questions(owsla, workers or 1)
 
     async def stop(self) -> None:
         """Stop all nodes in order."""

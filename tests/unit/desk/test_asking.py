@@ -143,6 +143,23 @@ class QuestionsTests(SynchronousTestCase):
         self.questions.ask("devices", {"query": "other"})
         self.assertEqual(len(self.one.asked), 7)
 
+    def test_actions(self) -> None:
+        """An action is sent by each request, also after one that was not answered in time, and never again by itself."""
+        self.workers.remove(self.two)
+        first, second = (self.questions.ask("close", {"id": "a"}, action=True) for _ in range(2))
+        self.assertEqual(len(self.one.asked), 2)
+        self.one.asked[0].callback("a")
+        self.assertEqual(self.result(first), ["a"])
+        self.clock.advance(TIME_LIMIT)
+        self.assertEqual(self.result(second), [None])
+        third = self.questions.ask("close", {"id": "a"}, action=True)
+        self.assertEqual(len(self.one.asked), 3)
+        self.one.asked[2].callback("b")
+        self.assertEqual(self.result(third), ["b"])
+        self.clock.advance(2 * RETRY)
+        self.questions.ask("close", {"id": "b"}, action=True)
+        self.assertEqual(len(self.one.asked), 4)
+
     def test_a_new_process(self) -> None:
         """A worker that is replaced is forgotten with what it was asked; the new one is asked for itself."""
         first = self.ask()

@@ -50,7 +50,7 @@ class ParentDeskTests(SynchronousTestCase):
         self.clock = Clock()
         self.workers: list[Worker] = []
         self.own = NodeDesk({"events": lambda args: {"names": ["own"]}})
-        merges = dict.fromkeys(("devices", "events"), self.merge)
+        merges = dict.fromkeys(("close", "devices", "events"), self.merge)
         self.enterContext(patch.object(module, "MERGES", merges))
         self.desk = ParentDesk(cast("Any", self.clock), lambda: self.workers, self.own)
 
@@ -81,6 +81,16 @@ class ParentDeskTests(SynchronousTestCase):
         expected = {"names": [("worker-3", "node 3")], "missing": ["worker-1", "worker-2"]}
         self.assertEqual(self.successResultOf(asked), expected)
         self.assertEqual(self.successResultOf(self.desk.ask("devices")), expected)
+
+    def test_action(self) -> None:
+        """An action is sent to a worker that has not answered one in time, and waits for it again."""
+        hanging = Worker(1, None)
+        self.workers = [hanging]
+        for _ in range(2):
+            asked = self.desk.ask("close", {"id": "x", "all": True})
+            self.assertNoResult(asked)
+            self.clock.advance(TIME_LIMIT)
+            self.assertEqual(self.successResultOf(asked)["missing"], ["worker-1"])
 
     def test_unknown(self) -> None:
         """A question that cannot be merged is unknown, and no worker is asked."""
