@@ -44,24 +44,21 @@ SWEEP_INTERVAL: Final = 1.0
 
 def claim(port: int, address: str = "127.0.0.1") -> socket.socket:
     """Return a listening socket for HTTP. An empty address is all, IPv4 and IPv6. `ConfigError` if that is not possible."""
-    sock = bind(port, address, "--http")
-    try:
-        # Another process may have bound the port too (SO_REUSEADDR) and listen first. Find out before the service starts.
-        sock.listen(CONNECTIONS)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"--http: port {port} cannot be opened: {os_reason(error)}") from None
-    return sock
+    # Another process may have bound the port too (SO_REUSEADDR) and listen first. Find out before the service starts.
+    return _listening(bind(port, address, "--http"), f"--http: port {port}")
 
 
 def claim_control(path: Path) -> socket.socket:
     """Return a listening unix socket for the API. `ConfigError` if that is not possible."""
-    sock = bind_unix(path, CONTROL_MODE, "--control")
+    return _listening(bind_unix(path, CONTROL_MODE, "--control"), f"--control: {path}")
+
+
+def _listening(sock: socket.socket, name: str) -> socket.socket:
     try:
         sock.listen(CONNECTIONS)
     except OSError as error:
         sock.close()
-        raise ConfigError(f"--control: {path} cannot be opened: {os_reason(error)}") from None
+        raise ConfigError(f"{name} cannot be opened: {os_reason(error)}") from None
     return sock
 
 

@@ -8,6 +8,8 @@ import json
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +24,23 @@ from .doubles import NODE, NOW, connected, free_path
 
 def warnings(*texts: str) -> list[Record]:
     return [Record(NODE, number, NOW, BrokerWarning(text)) for number, text in enumerate(texts, 1)]
+
+
+@contextmanager
+def disk_of(room: int) -> Iterator[None]:
+    """Let writes take this number of bytes together, as on a disk that becomes full."""
+    real = os.write
+
+    def write(file: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = real(file, data[:room])
+        room -= written
+        return written
+
+    with patch.object(os, "write", write):
+        yield
 
 
 class JSONTests(SynchronousTestCase):
@@ -112,18 +131,7 @@ class JSONTests(SynchronousTestCase):
     def test_full_halfway(self) -> None:
         """What was written of a batch when the disk was full is taken back: the batch comes again, and lines stay whole."""
         self.writer.write(warnings("a"))
-        real = os.write
-        room = 20
-
-        def write(file: int, data: bytes) -> int:
-            nonlocal room
-            if not room:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = real(file, data[:room])
-            room -= written
-            return written
-
-        with patch.object(os, "write", write), self.assertRaises(Trouble):
+        with disk_of(20), self.assertRaises(Trouble):
             self.writer.write(warnings("b"))
         self.assertEqual(self.texts(), ["a"])
         self.writer.write(warnings("b"))
@@ -167,19 +175,8 @@ class StreamTests(SynchronousTestCase):
 
     def test_fails_in_between(self) -> None:
         """After trouble in the middle of a batch only the rest is written; a torn line is written again, on a new line."""
-        real = os.write
-        room = 200
-
-        def write(file: int, data: bytes) -> int:
-            nonlocal room
-            if not room:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = real(file, data[:room])
-            room -= written
-            return written
-
         batch = warnings(*"abc")
-        with patch.object(os, "write", write), self.assertRaises(Trouble) as caught:
+        with disk_of(200), self.assertRaises(Trouble) as caught:
             self.writer.write(batch)
         self.assertEqual(str(caught.exception), "standard output: no space left on device")
         self.writer.write(batch)
