@@ -1,7 +1,7 @@
 """Tests of docs/certificates.md: the commands, scripts and files on the page do what the page says.
 
 They are taken from the page and run as they are, except for folders, the group and the names of hosts. Stand-ins replace what
-needs a network or root: certbot, lego, systemctl, groupadd, and the kubelet.
+needs a network or root: certbot, lego, systemctl and groupadd.
 """
 
 from __future__ import annotations
@@ -154,70 +154,6 @@ async def test_lego(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine,
     machine.run_script(f"lego{renew}")
     await gateway.owsla.wait_for_line("Configuration reloaded: cert, key", start=mark)
     assert await machine.shown(lab, gateway) == renewed
-    await gateway.round_trip(connected)
-
-
-class Volume:
-    """A Secret in a volume, as the kubelet writes it: `..data` is a link to a folder that is replaced as a whole."""
-
-    def __init__(self, folder: Path, **secret: bytes) -> None:
-        self._folder = folder
-        self._version = 0
-        folder.mkdir(parents=True)
-        self.write(**secret)
-        for name in secret:
-            (folder / name.replace("_", ".")).symlink_to(f"..data/{name.replace('_', '.')}")
-
-    def write(self, **secret: bytes) -> None:
-        """Write a new version of the Secret, and remove the one before. `tls_crt` is the file tls.crt."""
-        before = (self._folder / "..data").resolve()
-        self._version += 1
-        version = self._folder / f"..2026_11_28_15_00_00.{self._version}"
-        version.mkdir()
-        for name, content in secret.items():
-            path = version / name.replace("_", ".")
-            path.write_bytes(content)
-            path.chmod(0o440)
-        (self._folder / "..data_tmp").symlink_to(version.name)
-        (self._folder / "..data_tmp").rename(self._folder / "..data")
-        if self._version > 1:
-            for path in before.iterdir():
-                path.unlink()
-            before.rmdir()
-
-
-@reactor_test
-async def test_kubernetes(lab: Lab, embedded: EmbeddedBrokerProcess, machine: Machine) -> None:
-    """Secrets that the kubelet replaces are used without a signal: the certificate, and the password for the broker."""
-    manifest = machine.block("yaml", "kind: Deployment")
-    mounts = dict(re.findall(r"- \{name: (\w+), mountPath: (\S+), readOnly: true\}", manifest))
-    assert set(mounts) == {"tls", "broker"}
-    env = dict(re.findall(r"- \{name: (OWSLA_\w+), value: \"?([^\"}]+)\"?\}", manifest))
-    for name in ("OWSLA_CERT", "OWSLA_KEY", "OWSLA_BROKER_PASSWORD_FILE"):
-        assert env[name].startswith(tuple(f"{mount}/" for mount in mounts.values()))
-        env[name] = str(machine.root) + env[name]
-    env |= {"OWSLA_BROKER": embedded.url.replace("guest:guest", "guest"), "OWSLA_WATCH": "200ms"}
-
-    def secret() -> tuple[int, dict[str, bytes]]:
-        serial = machine.offer()
-        files = (("tls_crt", "cert"), ("tls_key", "key"))
-        return serial, {file: (machine.root / f"acme/ecdsa/{name}.pem").read_bytes() for file, name in files}
-
-    first, content = secret()
-    tls = Volume(machine.path(mounts["tls"]), **content)
-    password = Volume(machine.path(mounts["broker"]), password=b"guest")
-    gateway = await machine.gateway(lab, "", broker=None, watch=None, env=env, backend=False)
-    gateway.broker_url = embedded.url
-    await gateway.connect_backend()
-    connected = await lab.device(gateway, ca=machine.authority.ca)
-    assert serial_of(connected) == first
-    renewed, content = secret()
-    mark = gateway.owsla.mark()
-    tls.write(**content)
-    await gateway.owsla.wait_for_line("Configuration reloaded: cert, key", start=mark)
-    assert await machine.shown(lab, gateway) == renewed
-    password.write(password=b"guest\n\n")  # a typing error
-    await gateway.owsla.wait_for_line("Reload failed, and nothing was changed: .*password", start=mark)
     await gateway.round_trip(connected)
 
 
