@@ -19,7 +19,7 @@ from owsla.runtime.files import Files
 from owsla.runtime.process import remove_own_pid_file
 from owsla.runtime.process_title import hide_passwords, mask_passwords
 
-_FLAGS_HELP = (
+FLAGS_HELP = (
     ("--help", "Show this help and exit."),
     ("--version", "Show the version and exit."),
     (
@@ -123,7 +123,7 @@ class Options(usage.Options):
                 lines += ["", f"{group}:"]
             lines += _help_lines(f"--{option.name} {option.metavar}", _help_text(option), width)
             if option.name == "config":
-                for flag, text in _FLAGS_HELP:
+                for flag, text in FLAGS_HELP:
                     lines += _help_lines(flag, text, width)
         return "\n".join(lines) + "\n"
 

@@ -1,6 +1,9 @@
 """Links between the pages of the documentation, and the names of metrics, alerts and events on them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -31,6 +34,15 @@ class DocumentationTests(SynchronousTestCase):
                 self.assertTrue(target.exists(), f"{page.relative_to(_ROOT)}: {link}")
                 if anchor:
                     self.assertIn(anchor, _anchors(target), f"{page.relative_to(_ROOT)}: {link}")
+
+    def test_manual_pages(self) -> None:
+        """The manual pages are those that the option table and the argument parser give; packaging/man/make.py writes them."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("OWSLA_")}
+        command = [sys.executable, str(_ROOT / "packaging" / "man" / "make.py"), "--check"]
+        ended = subprocess.run(
+            command, env=env | {"PYTHONPATH": str(_ROOT)}, capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
 
 
 class DoorsTests(SynchronousTestCase):
