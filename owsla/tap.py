@@ -16,6 +16,7 @@ from .config.usage import exit_with
 from .errors import ConfigError
 from .log import install_log
 from .runtime.clock import use_monotonic_clock
+from .runtime.early_signals import defer_stop
 from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.configuration import configure
 from .wiring.node import make_node
@@ -37,6 +38,7 @@ def makeService(options: usage.Options) -> Service:
     """Return the service of `twistd owsla`. A user's error ends the process with one line."""
     from twisted.internet import reactor  # importing it installs a reactor
 
+    defer_stop()
     use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
     service: Service

@@ -18,21 +18,12 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 from ..log import escaped
+from .early_signals import defer_stop
 
 _log = Logger(namespace="owsla")
 
 UNNAMED_SOCKET: Final = "unknown"
 """Name of a passed socket without one, as in sd_listen_fds_with_names(3)."""
-
-
-def ignore_early_signals() -> None:
-    """Ignore SIGHUP and SIGUSR2 until `install_signal_handlers` has run.
-
-    By default both end a process. During its start a gateway has no log files to reopen yet, and no workers to replace.
-    """
-    for number in (signal.SIGHUP, signal.SIGUSR2):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_IGN)
 
 
 def name_passed_sockets(environ: MutableMapping[str, str]) -> None:
@@ -108,19 +99,22 @@ class OrderlyStop:
 def install_signal_handlers(
     reactor: Any, stop: OrderlyStop, *, reload: Callable[[], object], replace: Callable[[], object]
 ) -> None:
-    """Handle SIGTERM, SIGINT, SIGHUP and SIGUSR2 from the moment when the reactor runs.
+    """Handle SIGTERM, SIGINT, SIGHUP and SIGUSR2 from the moment when the reactor runs, and a stop that was requested earlier.
 
     `stop` handles SIGTERM and SIGINT. `reload` is called for SIGHUP, and `replace` for SIGUSR2.
 
     Twisted's own handlers are not used: with those twistd raises the signal again at its end, and a stop in order has the exit
     status 143.
     """
+    early = defer_stop()  # what the reactor has installed instead by the time it runs is not asked
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: reactor.callFromThread(stop.signal, number))
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reload))
         signal.signal(signal.SIGUSR2, lambda *_: reactor.callFromThread(replace))
+        if early is not None and early.received is not None:
+            reactor.callFromThread(stop.signal, early.received)
 
     reactor.callWhenRunning(install)
 

@@ -255,8 +255,9 @@ _OWSLA_END: Final = [
 
 def twistd_owsla() -> str:
     """Return twistd-owsla(8)."""
-    synopsis = r"\fBtwistd\fP [\fItwistd\-options\fP] \fBowsla\fP [\fIoptions\fP]"
-    body = [".SH SYNOPSIS", synopsis, *_TWISTD_DESCRIPTION, ".SH OPTIONS", *paragraph(Options.longdesc), *_TWISTD_RELOAD]
+    own = r"\fBtwistd\-owsla\fP [\fIoptions\fP]"
+    synopsis = [own, ".br", r"\fBtwistd\fP [\fItwistd\-options\fP] \fBowsla\fP [\fIoptions\fP]"]
+    body = [".SH SYNOPSIS", *synopsis, *_TWISTD_DESCRIPTION, ".SH OPTIONS", *paragraph(Options.longdesc), *_TWISTD_RELOAD]
     group = ""
     for option in OPTIONS:
         if option.group != group:
@@ -283,7 +284,9 @@ _TWISTD_DESCRIPTION: Final = [
     *paragraph(
         "It is a plug-in of `twistd`, the program of Twisted that runs servers. Useful options of twistd come before the word "
         "`owsla`: `-n` stays in the foreground and logs to standard output, and `--pidfile=` writes no pid file. "
-        "`twistd-owsla` is the `twistd` of the environment in which Owsla is installed."
+        "`twistd-owsla` is the `twistd` of the environment in which Owsla is installed. Its first argument decides: with an "
+        "option of twistd, or the word `owsla`, the arguments are those of twistd; otherwise they are options of Owsla, after "
+        "`-n --pidfile= owsla`."
     ),
 ]  # fmt: skip
 

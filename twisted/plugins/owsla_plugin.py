@@ -4,17 +4,18 @@ import os
 
 from twisted.application.service import ServiceMaker
 
+from owsla.runtime.early_signals import guard_start
 from owsla.runtime.imports import without_collection
-from owsla.runtime.process import ignore_early_signals, name_passed_sockets
+from owsla.runtime.process import name_passed_sockets
 
 
 class OwslaMaker(ServiceMaker):
-    """Service maker that ignores SIGHUP and SIGUSR2 while the gateway starts."""
+    """Service maker that handles the signals of a gateway that starts."""
 
     @property
     def options(self):  # type: ignore[no-untyped-def]  # as in Twisted
         """Options of the command. twistd reads them only if the command is `owsla`; their import takes most of the start."""
-        ignore_early_signals()
+        guard_start()
         name_passed_sockets(os.environ)
         with without_collection():
             return super().options

@@ -1,0 +1,83 @@
+"""A program as process 1 of namespaces of its own, as in a container; or beside other processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from .owsla import UNTIDY, environment
+from .process import ChildProcess
+from .waiting import PATIENCE, until
+
+_NAMESPACES: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+
+
+def missing() -> str:
+    """Return why there are no PID and mount namespaces here; an empty text if there are."""
+    if shutil.which("unshare") is None:
+        return "unshare (util-linux) is not installed"
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, timeout=30, check=False)
+    return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+class Started:
+    """A program with its output in a folder, in which it is started."""
+
+    def __init__(self, folder: Path, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._errors = folder.with_name(f"{folder.name}.errors")
+        self.process = ChildProcess(
+            argv, output=folder.with_name(f"{folder.name}.output"), errors=self._errors, env=environment(env), cwd=folder
+        )
+
+    async def pid(self) -> int:
+        """Return the process id of the program, outside."""
+        return self.process.pid
+
+    def output(self) -> str:
+        """Return all output of the program, standard error last."""
+        return self.process.output() + self._errors.read_text("utf-8", "replace")
+
+    async def listening(self) -> int:
+        """Wait until the device port is open, and return it."""
+        return int((await self.process.wait_for_line(r"[Ll]istening for devices .*?port (\d+)", 90))[1])
+
+    async def terminate(self, timeout: float = PATIENCE) -> int:
+        """Send SIGTERM to the program, as `docker stop` does, and return its exit status."""
+        os.kill(await self.pid(), signal.SIGTERM)
+        return await self.process.wait(timeout)
+
+    def assert_tidy(self) -> None:
+        """Fail if the output shows an unhandled exception."""
+        output = self.output()
+        assert not UNTIDY.search(output), output
+
+
+class Contained(Started):
+    """A program that is process 1 of its PID namespace. `setup` is a shell script that runs in the namespaces before it."""
+
+    def __init__(self, folder: Path, argv: Sequence[str], env: Mapping[str, str] | None = None, *, setup: str = "") -> None:
+        before = ["sh", "-euc", f'{setup}\nexec "$@"', "sh"] if setup else []
+        super().__init__(folder, [*_NAMESPACES, *before, *argv], env)
+
+    async def pid(self) -> int:
+        parent = self.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children")
+        return int((await until(lambda: children.read_text().split(), what="process 1"))[0])
+
+
+def has_signal(pid: int, name: str, number: signal.Signals) -> bool:
+    """Return whether a set of signals of a process contains one. `name` is SigBlk, SigIgn or SigCgt (proc(5))."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    found = re.search(rf"^{name}:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> number - 1 & 1)

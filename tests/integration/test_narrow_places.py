@@ -1,0 +1,99 @@
+"""Tests of Owsla in containers and other narrow places (no RabbitMQ)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ._support import container
+from ._support.books import chosen_seed
+from ._support.container import Contained, Started, has_signal
+from ._support.waiting import pause, reactor_test, until
+
+#: Start of a command to which no signal is delivered before there is a handler for it (coreutils 8.31).
+BLOCKED = ("env", "--block-signal=HUP", "--block-signal=USR2", "--block-signal=TERM")
+
+#: Seconds of a start. Signals are sent at random moments of it.
+START = 1.0
+
+
+@pytest.fixture
+def require_namespaces() -> None:
+    """Skip the test where there are no PID namespaces: they take root."""
+    why = container.missing()
+    if why:
+        pytest.skip(why)
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start(certs_dir: Path, tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts a `twistd-owsla`, with the embedded broker."""
+    all_started: list[Started] = []
+
+    def one(kind: type[Started], *options: str, before: tuple[str, ...] = BLOCKED) -> Started:
+        program = str(Path(sys.executable).with_name("twistd-owsla"))
+        settings = ["--port=0", "--interface=127.0.0.1", "--embedded-port=0", f"--certs-dir={certs_dir}"]
+        started = kind(tmp_path / f"gateway-{len(all_started)}", [*before, program, *settings, *options])
+        all_started.append(started)
+        return started
+
+    yield one
+    for started in all_started:
+        started.process.kill()
+
+
+KINDS = pytest.mark.parametrize("kind", [Started, Contained], ids=["beside-others", "process-1"])
+
+
+# -- signals while Python and Twisted load -----------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_harmless_signals_from_the_start(start: Start, kind: type[Started], workers: int) -> None:
+    """SIGHUP and SIGUSR2, every few milliseconds from the very start, harm neither a single process nor workers."""
+    owsla = start(kind, f"--workers={workers}")
+    pid = await owsla.pid()
+    if kind is Started:  # the kernel drops early signals of process 1
+        await until(lambda: has_signal(pid, "SigBlk", signal.SIGHUP), what="the start of env")
+
+    def send() -> bool:
+        os.kill(pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGUSR2)
+        return has_signal(pid, "SigCgt", signal.SIGUSR2)
+
+    await until(send, 60, "handlers of its own")
+    await owsla.listening()
+    assert await owsla.terminate(60) == 0
+    owsla.assert_tidy()
+
+
+@KINDS
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_sigterm_at_any_moment_of_the_start(start: Start, kind: type[Started], workers: int) -> None:
+    """SIGTERM ends a gateway at whatever moment of its start with status 0, and leaves neither files nor processes."""
+    rng = random.Random(f"{chosen_seed()}/{kind.__name__}/{workers}")
+    for moment in (0.0, *(rng.uniform(0, START) for _ in range(5))):
+        owsla = start(kind, f"--workers={workers}")
+        pid = await owsla.pid()
+        await until(partial(has_signal, pid, "SigBlk", signal.SIGHUP), what="the start of env")  # unshare blocks SIGTERM
+        await pause(moment)
+        assert await owsla.terminate(60) == 0, f"{moment}: {owsla.output()}"
+        owsla.assert_tidy()
+        assert os.listdir(owsla.folder) == [], moment
+        with pytest.raises(ProcessLookupError):
+            os.killpg(owsla.process.pid, 0)
