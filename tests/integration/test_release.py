@@ -19,6 +19,8 @@ import pytest
 from owsla import __version__
 
 _ROOT: Final = Path(__file__).parents[2]
+
+
 def _files() -> list[str]:
     """Return the names of the files of this checkout, or of this unpacked sdist."""
     listed = subprocess.run(
