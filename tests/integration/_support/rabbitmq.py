@@ -212,18 +212,26 @@ class RabbitMQ:
                 self._epmd.close()
 
 
+def _join(first: str, name: str) -> str:
+    """Return the configuration by which a new node joins the first, which is much quicker than `rabbitmqctl join_cluster`.
+
+    RabbitMQ 4 wants to reach all nodes of the list before it creates or joins a cluster. So the first node has none, and the
+    others do not name each other.
+    """
+    if name == first:
+        return ""
+    key = "cluster_formation.classic_config.nodes"
+    return f"cluster_formation.peer_discovery_backend = classic_config\n{key}.1 = {first}\n{key}.2 = {name}\n"
+
+
 class Cluster:
     """Cluster of several RabbitMQ nodes on this machine. Each may be killed, and started again."""
 
     def __init__(self, folder: Path, size: int = 3, *, plugins: Sequence[str] = ()) -> None:
         self._epmd = Epmd(folder)
         names = [node_name() for _ in range(size)]
-        # The nodes find each other by this list, which is much quicker than joining them one by one.
-        config = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
-            f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)
-        )
         self.nodes = [
-            RabbitMQ(folder / f"node-{number}", config=config, plugins=plugins, name=name, epmd=self._epmd)
+            RabbitMQ(folder / f"node-{number}", config=_join(names[0], name), plugins=plugins, name=name, epmd=self._epmd)
             for number, name in enumerate(names, 1)
         ]
 

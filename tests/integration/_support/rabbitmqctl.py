@@ -112,11 +112,13 @@ class RabbitMQCtl:
         if not code.exists():
             with zipfile.ZipFile(archive) as members:
                 members.extractall(code)
+        # RabbitMQ 4 has a folder for each application in there.
+        folders = sorted({str(application.parent) for application in code.rglob("*.app")})
         self._starts += 1
         stdin, self._stdin = os.pipe()
         try:
             self._process = ChildProcess(
-                self._through("erl", *_FLAGS, "-pa", str(code), "-eval", _LOOP, "-extra", str(archive)),
+                self._through("erl", *_FLAGS, "-pa", *folders, "-eval", _LOOP, "-extra", str(archive)),
                 output=self._folder / f"ctl.{self._starts}.log",
                 env={**self._env, "ERL_LIBS": str(home / "plugins")},
                 stdin=stdin,
