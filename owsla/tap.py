@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from twisted.application.service import Service
+from twisted.logger import Logger
 
 from .checking.command import check
 from .config import usage
@@ -16,6 +17,7 @@ from .config.usage import exit_with
 from .errors import ConfigError
 from .log import install_log
 from .runtime.clock import use_monotonic_clock
+from .runtime.cpus import Cpus
 from .runtime.early_signals import defer_stop
 from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.configuration import configure
@@ -23,6 +25,8 @@ from .wiring.node import make_node
 from .wiring.parent import make_parent
 
 __all__ = ["Options", "makeService"]
+
+_log = Logger(namespace="owsla")
 
 
 class Options(usage.Options):
@@ -46,7 +50,9 @@ def makeService(options: usage.Options) -> Service:
         logged = install_log(reactor, options.parent, options.settings.log_format)
         log, stdout = logged.log, logged.stdout
         configuration = configure(options.arguments, options.settings, options.files)
-        if configuration.settings.workers > 1:
+        if isinstance(workers := configuration.settings.workers, Cpus):
+            _log.info("{workers}", workers=workers.describe())
+        if configuration.settings.worker_count > 1:
             service = make_parent(reactor, configuration, log, stdout)
         else:
             service = make_node(reactor, configuration, log, stdout=stdout)

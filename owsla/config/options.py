@@ -125,7 +125,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _LISTEN, "workers", "COUNT", "1", readers.workers,
-        "Processes that share the ports, 1 to 256; auto is one per core. Limits on connections and messages are per process.",
+        "Processes that share the ports, 1 to 256; auto is one per core that this process may use, by its affinity and the CPU "
+        "quota of its control group. Limits on connections and messages are per process.",
     ),
     Option(
         _TLS, "cert", "FILE", None, readers.path,

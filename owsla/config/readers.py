@@ -21,6 +21,7 @@ from owsla.dialects.login import ConfiguredChecker, make_login_checker
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec, handler_spec
 from owsla.routing_key import RoutingKey
+from owsla.runtime.cpus import MOST_WORKERS, Cpus, usable_cpus
 
 UNDELIVERABLE_SUFFIX: Final = ".undeliverable"
 """Added to the name of the to-device queue: the queue of undeliverable messages."""
@@ -91,11 +92,9 @@ def duration(*, zero: bool, longest: float = _LONGEST) -> Callable[[str], float]
     return read
 
 
-def workers(text: str) -> int:
-    """Read a number of worker processes; auto is one for each core that this process may use."""
-    if text == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return number(1, 256)(text)
+def workers(text: str) -> int | Cpus:
+    """Read a number of worker processes; auto stands for the CPUs that this process may use."""
+    return usable_cpus() if text == "auto" else number(1, MOST_WORKERS)(text)
 
 
 def heartbeat(text: str) -> int:

@@ -16,6 +16,7 @@ from owsla.events import HandlerSpec
 from owsla.interfaces import FIRST_DOOR
 from owsla.log import LogFormat
 from owsla.routing_key import RoutingKey
+from owsla.runtime.cpus import Cpus
 
 ClientCertificate = Literal["require", "optional"]
 CrlPolicy = Literal["hard", "soft"]
@@ -43,7 +44,7 @@ class Settings:
     tls: bool
     proxy_protocol: tuple[ProxySender, ...]  # empty: no header is expected
     proxy_identity: bool
-    workers: int
+    workers: int | Cpus  # CPUs: auto
     cert: tuple[Path, ...]  # empty: the development certificate in `certs_dir`
     key: tuple[Path, ...]  # of each certificate, in the same order
     certs_dir: Path
@@ -112,6 +113,11 @@ class Settings:
     http_token_file: Path | None
     http_read_token_file: Path | None
     control: Path | Literal["off"] | None  # None: `DEFAULT_CONTROL`, if it can be had
+
+    @property
+    def worker_count(self) -> int:
+        """Number of worker processes. With 1 the process itself does their work."""
+        return self.workers.workers if isinstance(self.workers, Cpus) else self.workers
 
     @property
     def doors(self) -> tuple[Door, ...]:

@@ -75,10 +75,10 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy, stdout: 
         generation=0,
         argv=configuration.argv,
         files=configuration.files,
-        count=settings.workers,
+        count=settings.worker_count,
         broker_port=sockets.brokers[0].port if sockets.embedded is not None else None,
         doors=sockets.doors,
-        loads=Loads.create(settings.workers),
+        loads=Loads.create(settings.worker_count),
         cwd=os.getcwd(),
         drain_timeout=settings.drain_timeout,
     )

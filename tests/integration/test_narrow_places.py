@@ -14,7 +14,7 @@ import pytest
 
 from ._support import container
 from ._support.books import chosen_seed
-from ._support.container import Contained, Started, has_signal
+from ._support.container import Contained, CpuGroup, Started, has_signal
 from ._support.waiting import pause, reactor_test, until
 
 #: Start of a command to which no signal is delivered before there is a handler for it (coreutils 8.31).
@@ -97,3 +97,37 @@ async def test_sigterm_at_any_moment_of_the_start(start: Start, kind: type[Start
         assert os.listdir(owsla.folder) == [], moment
         with pytest.raises(ProcessLookupError):
             os.killpg(owsla.process.pid, 0)
+
+
+# -- limits of a container ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cpu_group() -> Iterator[Callable[[float], CpuGroup]]:
+    """Return a function that makes a control group with a CPU quota. Skip the test where that cannot be."""
+    groups: list[CpuGroup] = []
+
+    def make(cpus: float) -> CpuGroup:
+        group = CpuGroup.make(cpus)
+        if group is None:
+            pytest.skip("no control group with a CPU quota can be made here")
+        groups.append(group)
+        return group
+
+    yield make
+    for group in groups:
+        group.remove()
+
+
+@reactor_test
+async def test_cpu_quota(cpu_group: Callable[[float], CpuGroup], start: Start) -> None:
+    """`--workers auto` knows the CPU quota of a real control group above its own, and the log says so."""
+    several = [(1.5, "2 workers")] if len(os.sched_getaffinity(0)) > 1 else []
+    for cpus, workers in ((0.5, "one process"), *several):
+        group = cpu_group(cpus)
+        owsla = start(Started, "--workers=auto", before=group.enter)
+        line = await owsla.process.wait_for_line("--workers auto", 60)
+        assert f"{workers}, because a quota of the control group allows the time of {cpus} of" in line.string
+        await owsla.listening()
+        assert await owsla.terminate(60) == 0
+        group.remove()

@@ -81,3 +81,44 @@ def has_signal(pid: int, name: str, number: signal.Signals) -> bool:
         return False
     found = re.search(rf"^{name}:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return found is not None and bool(int(found[1], 16) >> number - 1 & 1)
+
+
+class CpuGroup:
+    """Control group with a CPU quota of its own, and one within it without: below those of this process.
+
+    `None` is returned by `make` where there is no such controller, or no permission for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._inner = folder / "inner"
+
+    @classmethod
+    def make(cls, cpus: float) -> CpuGroup | None:
+        """Make the groups, and allow them the time of `cpus` CPUs."""
+        for top, files in (
+            (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": f"{cpus * 100_000:.0f}"}),
+            (Path("/sys/fs/cgroup/cpu,cpuacct"), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": f"{cpus * 100_000:.0f}"}),
+            (Path("/sys/fs/cgroup"), {"cpu.max": f"{cpus * 100_000:.0f} 100000"}),
+        ):
+            group = cls(top / f"owsla-tests-{os.getpid()}")
+            try:
+                group._inner.mkdir(parents=True)
+                for name, text in files.items():
+                    (group._folder / name).write_text(text)
+            except OSError:
+                group.remove()
+            else:
+                return group
+        return None
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """Start of a command that runs the rest in the inner group."""
+        return ("sh", "-euc", f'echo $$ > {self._inner}/cgroup.procs; exec "$@"', "sh")
+
+    def remove(self) -> None:
+        """Remove the groups, in which no process may be left."""
+        for folder in (self._inner, self._folder):
+            if folder.exists():
+                folder.rmdir()

@@ -32,6 +32,7 @@ from owsla.config.usage import Options
 from owsla.errors import ConfigError
 from owsla.events import HandlerSpec
 from owsla.routing_key import RoutingKey
+from owsla.runtime.cpus import usable_cpus
 
 from ..tls._handshakes import ec_key, issue, pem
 
@@ -246,7 +247,7 @@ class ValueTests(_Files):
             ("interface", "127.0.0.1", "127.0.0.1"),
             ("interface", "::1", "::1"),
             ("workers", "4", 4),
-            ("workers", "auto", len(os.sched_getaffinity(0))),
+            ("workers", "auto", usable_cpus()),
             ("heartbeat", "1", 1),
             ("heartbeat", "1h", 3600),
             ("embedded-memory", "1MiB", 2**20),
