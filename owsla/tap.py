@@ -19,6 +19,7 @@ from .log import install_log
 from .runtime.clock import use_monotonic_clock
 from .runtime.cpus import Cpus
 from .runtime.early_signals import defer_stop
+from .runtime.orphans import reap_orphans_of_process_1
 from .runtime.resolver import resolve_in_daemon_threads
 from .wiring.configuration import configure
 from .wiring.node import make_node
@@ -45,6 +46,7 @@ def makeService(options: usage.Options) -> Service:
     defer_stop()
     use_monotonic_clock(reactor)
     resolve_in_daemon_threads(reactor)
+    reap_orphans_of_process_1(reactor)
     service: Service
     try:
         logged = install_log(reactor, options.parent, options.settings.log_format)

@@ -12,6 +12,14 @@ RESERVE: Final = 150
 """Open files that are not devices: logs, connections to the broker, the reactor's own, back ends of the embedded broker, and up
 to 64 clients of each of `--http` and the control socket."""
 
+FOR_A_WORKER: Final = 4
+"""Open files of a parent for each worker: the connection to it, its two standard streams, and one more while it starts."""
+
+_HOW_TO_RAISE = (
+    "Raise the limit: LimitNOFILE= in the systemd unit, 'nofile' in /etc/security/limits.conf, or 'ulimit -n' in the shell "
+    "that starts it"
+)
+
 
 def raise_open_files_limit() -> int:
     """Raise the soft limit of open files to the hard limit. Return the soft limit that then applies."""
@@ -25,6 +33,16 @@ def raise_open_files_limit() -> int:
     return soft
 
 
+def check_parent(workers: int, open_files: int) -> None:
+    """Raise `ConfigError` if the parent of these workers may not open enough files."""
+    needed = RESERVE + FOR_A_WORKER * workers
+    if open_files < needed:
+        raise ConfigError(
+            f"this process may open {open_files} files, and needs {needed} for itself and {pluralize(workers, 'worker')}. "
+            f"{_HOW_TO_RAISE}"
+        )
+
+
 def allowed_connections(wanted: int | None, open_files: int) -> tuple[int, str | None]:
     """Return the number of devices that may be connected at once, and a warning for the user if that is less than wanted.
 
@@ -33,9 +51,7 @@ def allowed_connections(wanted: int | None, open_files: int) -> tuple[int, str |
     possible = open_files - RESERVE
     if possible < 1:
         raise ConfigError(
-            f"this process may open {open_files} files, and needs {RESERVE} for itself and one for each device. Raise the "
-            "limit: LimitNOFILE= in the systemd unit, 'nofile' in /etc/security/limits.conf, or 'ulimit -n' in the shell that "
-            "starts it"
+            f"this process may open {open_files} files, and needs {RESERVE} for itself and one for each device. {_HOW_TO_RAISE}"
         )
     if wanted is None:
         return possible, None

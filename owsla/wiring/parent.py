@@ -22,6 +22,7 @@ from ..log import LineStream, Lossy
 from ..routing import ConnectionIds
 from ..runtime.daemon_thread import in_daemon_thread
 from ..runtime.files import Files
+from ..runtime.open_files import check_parent, raise_open_files_limit
 from ..runtime.process import OrderlyStop, fail
 from ..supervision import ChildSpec, Intensity, Supervisor
 from ..tls.expiry import ExpiryWatch
@@ -67,6 +68,7 @@ def make_parent(reactor: Any, configuration: Configuration, log: Lossy, stdout: 
     Workers read the settings again from the same arguments and file contents. Raise `ConfigError` as for a node.
     """
     settings = configuration.settings
+    check_parent(settings.worker_count, raise_open_files_limit())
     announce_development_certificate(configuration)
     sockets = claim_sockets(reactor, settings)
     events = make_parent_events(reactor, settings, stdout)

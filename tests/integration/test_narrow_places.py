@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -131,3 +133,37 @@ async def test_cpu_quota(cpu_group: Callable[[float], CpuGroup], start: Start) -
         await owsla.listening()
         assert await owsla.terminate(60) == 0
         group.remove()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@reactor_test
+async def test_few_open_files(start: Start, workers: int) -> None:
+    """A limit on open files that is not enough for a single device is one line, and a soft limit alone is raised."""
+    for limit in ("64", "150"):
+        owsla = start(Started, f"--workers={workers}", before=("prlimit", f"--nofile={limit}:{limit}"))
+        assert await owsla.process.wait(30) == 1
+        line = rf"owsla: this process may open {limit} files, and needs 15\d for itself and .+ Raise .+\n"
+        assert re.fullmatch(line, owsla.errors())
+        owsla.assert_tidy()
+    for limits, devices in (("256:256", 106), ("64:2000", 1850)):
+        owsla = start(Started, f"--workers={workers}", before=("prlimit", f"--nofile={limits}"))
+        await owsla.process.wait_for_line(f"Up to {devices} devices can be connected", 60)
+        await owsla.listening()
+        assert await owsla.terminate(60) == 0
+        owsla.assert_tidy()
+
+
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_orphans_of_process_1(start: Start) -> None:
+    """As process 1 a gateway reaps the orphans of commands that are run in its container."""
+    owsla = start(Contained)
+    await owsla.listening()
+    pid = await owsla.pid()
+    enter = ["nsenter", "--target", str(pid), "--mount", "--pid", "--"]
+    orphan = "sh -c 'sleep 0.1; echo it has ended' &"
+    output = subprocess.run([*enter, "sh", "-c", orphan], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert output == "it has ended\n"
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    await until(lambda: not children.read_text(), 30, "the end of the orphan")
+    assert await owsla.terminate() == 0

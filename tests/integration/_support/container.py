@@ -43,7 +43,11 @@ class Started:
 
     def output(self) -> str:
         """Return all output of the program, standard error last."""
-        return self.process.output() + self._errors.read_text("utf-8", "replace")
+        return self.process.output() + self.errors()
+
+    def errors(self) -> str:
+        """Return the standard error output of the program."""
+        return self._errors.read_text("utf-8", "replace")
 
     async def listening(self) -> int:
         """Wait until the device port is open, and return it."""

@@ -9,7 +9,14 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
-from owsla.runtime.open_files import RESERVE, allowed_connections, describe_capacity, raise_open_files_limit
+from owsla.runtime.open_files import (
+    FOR_A_WORKER,
+    RESERVE,
+    allowed_connections,
+    check_parent,
+    describe_capacity,
+    raise_open_files_limit,
+)
 
 
 class AllowedConnectionsTests(SynchronousTestCase):
@@ -50,6 +57,19 @@ class AllowedConnectionsTests(SynchronousTestCase):
         needed = 50_000 + RESERVE
         for part in ("--max-connections 50000", "1024", str(1024 - RESERVE), f"LimitNOFILE={needed}", f"ulimit -n {needed}"):
             self.assertIn(part, message)
+
+
+class ParentTests(SynchronousTestCase):
+    def test_enough(self) -> None:
+        """The parent of workers needs some open files for each of them, and none for devices."""
+        check_parent(2, RESERVE + 2 * FOR_A_WORKER)
+
+    def test_too_few(self) -> None:
+        """With fewer an error says how many are needed, and how to raise the limit."""
+        with self.assertRaises(ConfigError) as caught:
+            check_parent(2, RESERVE + 2 * FOR_A_WORKER - 1)
+        for part in ("open 157 files", "needs 158", "2 workers", "LimitNOFILE=", "ulimit -n"):
+            self.assertIn(part, str(caught.exception))
 
 
 class RaiseTests(SynchronousTestCase):
