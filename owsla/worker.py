@@ -35,6 +35,7 @@ from .runtime.clock import use_monotonic_clock
 from .runtime.files import Files
 from .runtime.process import set_exit_status
 from .runtime.resolver import resolve_in_daemon_threads
+from .runtime.sockets import loopback
 from .wiring.configuration import load_configuration
 from .wiring.node import make_node
 from .wiring.shutdown import NodeService
@@ -97,7 +98,7 @@ def _start_node(
             make_certificates=False,
         )
         broker_port = start["broker_port"]
-        broker = BrokerAddress("127.0.0.1", broker_port) if broker_port else None
+        broker = BrokerAddress(loopback(), broker_port) if broker_port else None
         load = Loads(LOADS_FD, start["count"]).of(start["number"])
         service = make_node(reactor, configuration, log, Inherited(link, doors, broker, load))
     except ConfigError as error:

@@ -12,6 +12,7 @@ from ..config.settings import Settings
 from ..config.sources import load_settings
 from ..errors import ConfigError
 from ..routing import canonical
+from ..runtime.sockets import loopback
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
 from ._echo import Echo
 from ._running import run
@@ -114,7 +115,7 @@ def broker_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Set
     options = {name: getattr(args, name.replace("-", "_"), None) for name in names}
     first = given.get("OWSLA_BROKER", "").split(",")[0].strip()
     if (options["broker"] or first) in ("", "embedded"):
-        options["broker"] = DEFAULT_BROKER
+        options["broker"] = DEFAULT_BROKER if loopback() == "127.0.0.1" else DEFAULT_BROKER.replace("127.0.0.1", "[::1]")
     elif first:
         given["OWSLA_BROKER"] = first
     return load_settings([f"--{name}={text}" for name, text in options.items() if text is not None], given)

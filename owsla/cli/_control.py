@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
+from ..runtime.sockets import loopback
+
 JSON: TypeAlias = Any
 """A parsed JSON document."""
 
@@ -237,7 +239,7 @@ def at_url(url: str, token_file: Path | None = None) -> Control:
 def base_url(text: str) -> str:
     """Return the URL of a gateway, from a URL or from `[ADDRESS:]PORT` as in its own `--http`. Raise `ValueError`.
 
-    An address that stands for all addresses of a machine is replaced by 127.0.0.1.
+    An address that stands for all addresses of a machine is replaced by that of `loopback`.
     """
     if "://" in text:
         parts = urlsplit(text)
@@ -251,9 +253,11 @@ def base_url(text: str) -> str:
     match = _ADDRESS_AND_PORT.fullmatch(text)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise ValueError(f"{text!r} is neither a URL nor [ADDRESS:]PORT")
-    address = match["address"] or "127.0.0.1"
-    if address in ("all", "0.0.0.0", "[::]"):
-        address = "127.0.0.1"
+    address = match["address"]
+    if address in (None, "", "all", "0.0.0.0", "[::]"):
+        address = loopback()
+        if ":" in address:
+            address = f"[{address}]"
     return f"http://{address}:{match['port']}"
 
 

@@ -23,6 +23,7 @@ from owsla.errors import ConfigError
 from owsla.events import check_handlers
 from owsla.interfaces import FIRST_DOOR
 from owsla.runtime.files import ReadFile
+from owsla.runtime.sockets import loopback
 from owsla.tls.broker import load_broker_tls
 from owsla.tls.certificates import read_certificates
 from owsla.tls.device import DeviceTLSFiles, load_device_tls
@@ -296,7 +297,7 @@ def _check_ports(settings: Settings, given: Mapping[str, Given]) -> None:
     if settings.http is not None:
         ports.append(("http", "--http", *settings.http))
     if not settings.brokers:
-        ports.append(("embedded-port", "--embedded-port", "127.0.0.1", settings.embedded_port))
+        ports.append(("embedded-port", "--embedded-port", loopback(), settings.embedded_port))
     for (option, shown, address, port), (other_option, other_shown, other_address, other_port) in combinations(ports, 2):
         if port == other_port != 0 and _overlap(address, other_address):
             _refuse(given, (other_option, option), f"{shown} and {other_shown} cannot both use port {port}")

@@ -223,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _BROKER, "embedded-port", "PORT", "5672", readers.number(0, 65535, "port number"),
-        "Port of the embedded broker, on 127.0.0.1 only; 0 is any free port.",
+        "Port of the embedded broker, on 127.0.0.1 only (::1 where there is no IPv4); 0 is any free port.",
     ),
     Option(
         _BROKER, "embedded-memory", "SIZE", "512MiB", readers.size(readers.MIB, 1024 * readers.GIB),

@@ -22,6 +22,7 @@ from owsla.errors import ConfigError
 from owsla.events import HandlerSpec, handler_spec
 from owsla.routing_key import RoutingKey
 from owsla.runtime.cpus import MOST_WORKERS, Cpus, usable_cpus
+from owsla.runtime.sockets import loopback
 
 UNDELIVERABLE_SUFFIX: Final = ".undeliverable"
 """Added to the name of the to-device queue: the queue of undeliverable messages."""
@@ -188,7 +189,7 @@ def proxy_sender(text: str) -> ProxySender:
 
 
 def http_address(text: str) -> tuple[str, int]:
-    """Read `[ADDRESS:]PORT`. Without an address it is 127.0.0.1; `all` is returned as an empty address."""
+    """Read `[ADDRESS:]PORT`. Without an address it is that of `loopback`; `all` is returned as an empty address."""
     address, colon, port = text.rpartition(":")
     if address.startswith("[") and address.endswith("]"):
         address = address[1:-1]
@@ -196,7 +197,7 @@ def http_address(text: str) -> tuple[str, int]:
         raise ConfigError(f"{text!r}: an IPv6 address is written in brackets, as in [::1]:9100")
     port_number = number(0, 65535, "port number")(port)
     if not colon:
-        return "127.0.0.1", port_number
+        return loopback(), port_number
     return ("" if address == "all" else interface(address)), port_number
 
 

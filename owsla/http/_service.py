@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from ..errors import ConfigError, os_reason
 from ..runtime.daemon_thread import in_daemon_thread
-from ..runtime.sockets import bind, bind_unix
+from ..runtime.sockets import bind, bind_unix, loopback
 from ..supervision import Worker
 from ._access import SocketAccess, TokenAccess, Tokens
 from ._api import Api, ApiParts
@@ -97,7 +97,7 @@ def control_listener(reactor: Any, sock: socket.socket, parts: ApiParts) -> List
 def _url(address: str, port: int) -> str:
     """Return the URL of the page for a browser on this machine."""
     if address in ("0.0.0.0", "::"):
-        address = "127.0.0.1"
+        address = loopback()
     return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
 
 

@@ -36,6 +36,18 @@ def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
     return sock
 
 
+def loopback() -> str:
+    """Return the address by which programs on this machine reach each other: 127.0.0.1, or ::1 where only that is there."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.bind((address, 0))
+        except OSError:
+            continue
+        return address
+    return "127.0.0.1"
+
+
 def is_loopback(interface: str) -> bool:
     """Return whether an IP address is of the loopback interface only. An empty one is that of all interfaces."""
     return interface != "" and ipaddress.ip_address(interface).is_loopback

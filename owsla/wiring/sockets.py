@@ -19,7 +19,7 @@ from ..config.settings import DEFAULT_CONTROL, Door, Settings
 from ..embedded import EmbeddedBroker
 from ..errors import ConfigError
 from ..interfaces import FIRST_DOOR
-from ..runtime.sockets import bind, bind_unix
+from ..runtime.sockets import bind, bind_unix, loopback
 from ..runtime.systemd import passed_sockets, sockets_of_doors
 
 _log = Logger(namespace="owsla")
@@ -115,12 +115,13 @@ def _option(door: Door, name: str) -> str:
 
 
 def _embedded_broker(reactor: Any, settings: Settings) -> tuple[EmbeddedBroker, BrokerAddress]:
+    address = loopback()
     try:
-        sock = bind(settings.embedded_port, "127.0.0.1", "--embedded-port")
+        sock = bind(settings.embedded_port, address, "--embedded-port")
     except ConfigError as error:
         raise ConfigError(
             f"{error}: a broker may already be running there (use it with --broker amqp://guest:guest@127.0.0.1), "
             "or choose another port with --embedded-port"
         ) from None
     embedded = EmbeddedBroker(reactor, sock, memory_limit=settings.embedded_memory)
-    return embedded, BrokerAddress("127.0.0.1", sock.getsockname()[1])
+    return embedded, BrokerAddress(address, sock.getsockname()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import re
 import signal
@@ -11,12 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from twisted.internet.threads import deferToThread
 
-from ._support import container
+from ._support import container, no_ipv6
 from ._support.books import chosen_seed
 from ._support.container import Contained, CpuGroup, Started, has_signal
+from ._support.owsla import environment
+from ._support.process import ChildProcess
 from ._support.waiting import pause, reactor_test, until
 
 #: Start of a command to which no signal is delivered before there is a handler for it (coreutils 8.31).
@@ -37,15 +42,21 @@ def require_namespaces() -> None:
 Start = Callable[..., Started]
 
 
+def program(name: str) -> str:
+    """Return the path of a program that belongs to this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
 @pytest.fixture
 def start(certs_dir: Path, tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a `twistd-owsla`, with the embedded broker."""
     all_started: list[Started] = []
 
-    def one(kind: type[Started], *options: str, before: tuple[str, ...] = BLOCKED) -> Started:
-        program = str(Path(sys.executable).with_name("twistd-owsla"))
+    def one(kind: type[Started], *options: str, before: tuple[str, ...] = BLOCKED, **more: Any) -> Started:
         settings = ["--port=0", "--interface=127.0.0.1", "--embedded-port=0", f"--certs-dir={certs_dir}"]
-        started = kind(tmp_path / f"gateway-{len(all_started)}", [*before, program, *settings, *options])
+        started = kind(
+            tmp_path / f"gateway-{len(all_started)}", [*before, program("twistd-owsla"), *settings, *options], **more
+        )
         all_started.append(started)
         return started
 
@@ -158,12 +169,66 @@ async def test_few_open_files(start: Start, workers: int) -> None:
 async def test_orphans_of_process_1(start: Start) -> None:
     """As process 1 a gateway reaps the orphans of commands that are run in its container."""
     owsla = start(Contained)
+    assert isinstance(owsla, Contained)
     await owsla.listening()
-    pid = await owsla.pid()
-    enter = ["nsenter", "--target", str(pid), "--mount", "--pid", "--"]
+    pid, enter = await owsla.pid(), await owsla.enter()
     orphan = "sh -c 'sleep 0.1; echo it has ended' &"
     output = subprocess.run([*enter, "sh", "-c", orphan], capture_output=True, text=True, timeout=30, check=True).stdout
     assert output == "it has ended\n"
     children = Path(f"/proc/{pid}/task/{pid}/children")
     await until(lambda: not children.read_text(), 30, "the end of the orphan")
     assert await owsla.terminate() == 0
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------------
+
+_NETWORKS = {
+    "no-ipv6-in-the-kernel": ("127.0.0.1", "ip link set lo up"),
+    "ipv6-disabled": ("127.0.0.1", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip link set lo up"),
+    "ipv6-only": ("::1", "ip link set lo up; ip address delete 127.0.0.1/8 dev lo"),
+}
+
+#: Client in the network of the gateway: a device whose line is echoed, and a request for metrics.
+_CLIENT = """
+import socket, ssl, sys, urllib.request
+host, port, authority = sys.argv[1:]
+context = ssl.create_default_context(cafile=authority)
+with context.wrap_socket(socket.create_connection((host, int(port)), 30), server_hostname=host) as device:
+    device.sendall(b"hello\\n")
+    print(device.makefile("rb").readline())
+url = f"http://[{host}]:9100/readyz" if ":" in host else f"http://{host}:9100/readyz"
+print(urllib.request.urlopen(url, timeout=30).status)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("network", _NETWORKS)
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_network(start: Start, certs_dir: Path, tmp_path: Path, network: str, workers: int) -> None:
+    """Without IPv6 and with nothing else, a gateway with default addresses serves devices, a back end, metrics and commands."""
+    host, setup = _NETWORKS[network]
+    before: tuple[str, ...] = ()
+    if network == "no-ipv6-in-the-kernel":
+        if platform.machine() not in no_ipv6.SOCKET:
+            pytest.skip("no seccomp filter for this machine")
+        before = (sys.executable, no_ipv6.__file__)
+    options = ("--interface=all", "--embedded-port=5672", "--http=9100", f"--workers={workers}")
+    owsla = start(Contained, *options, before=before, setup=setup, network=True)
+    assert isinstance(owsla, Contained)
+    port = await owsla.listening()
+    enter = await owsla.enter()
+    echo = ChildProcess([*enter, program("owsla"), "echo"], output=tmp_path / "echo", env=environment())
+    try:
+        await echo.wait_for_line("answering the lines of from_device")
+        client = [sys.executable, "-c", _CLIENT, host, str(port), str(certs_dir / "ca.pem")]
+        tree = [program("owsla"), "tree", "--http", "9100"]
+        for command, expected in ((client, "b'hello\\r\\n'\n200\n"), (tree, "owsla (one_for_one")):
+            done = await deferToThread(
+                subprocess.run, [*enter, *command], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.stdout.startswith(expected), done
+    finally:
+        echo.kill()
+    assert await owsla.terminate(60) == 0
+    owsla.assert_tidy()

@@ -19,10 +19,13 @@ _NAMESPACES: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KIL
 
 
 def missing() -> str:
-    """Return why there are no PID and mount namespaces here; an empty text if there are."""
-    if shutil.which("unshare") is None:
-        return "unshare (util-linux) is not installed"
-    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, timeout=30, check=False)
+    """Return why there are no namespaces here; an empty text if there are."""
+    for tool, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        if shutil.which(tool) is None:
+            return f"{tool} ({package}) is not installed"
+    tried = subprocess.run(
+        [*_NAMESPACES, "--net", "ip", "link", "set", "lo", "up"], capture_output=True, text=True, timeout=30, check=False
+    )
     return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
@@ -65,11 +68,24 @@ class Started:
 
 
 class Contained(Started):
-    """A program that is process 1 of its PID namespace. `setup` is a shell script that runs in the namespaces before it."""
+    """A program that is process 1 of its PID namespace. `setup` is a shell script that runs in the namespaces before it, and
+    `network` gives it a network of its own, which is down."""
 
-    def __init__(self, folder: Path, argv: Sequence[str], env: Mapping[str, str] | None = None, *, setup: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        setup: str = "",
+        network: bool = False,
+    ) -> None:
         before = ["sh", "-euc", f'{setup}\nexec "$@"', "sh"] if setup else []
-        super().__init__(folder, [*_NAMESPACES, *before, *argv], env)
+        super().__init__(folder, [*_NAMESPACES, *(["--net"] if network else []), *before, *argv], env)
+
+    async def enter(self) -> list[str]:
+        """Return the start of a command that runs the rest in the namespaces."""
+        return ["nsenter", "--target", str(await self.pid()), "--mount", "--pid", "--net", "--"]
 
     async def pid(self) -> int:
         parent = self.process.pid

@@ -15,7 +15,24 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
 from owsla.runtime import sockets
-from owsla.runtime.sockets import UnixSocket, bind, bind_unix, is_loopback
+from owsla.runtime.sockets import UnixSocket, bind, bind_unix, is_loopback, loopback
+
+
+class OwnAddressTests(SynchronousTestCase):
+    def test_families(self) -> None:
+        """Programs on this machine reach each other over IPv4 where it is there, and otherwise over IPv6."""
+        missing: set[str] = set()
+
+        def bind(sock: socket.socket, address: tuple[str, int]) -> None:
+            if address[0] in missing:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+        self.patch(socket.socket, "bind", bind)
+        self.assertEqual(loopback(), "127.0.0.1")
+        missing = {"127.0.0.1"}
+        self.assertEqual(loopback(), "::1")
+        missing = {"127.0.0.1", "::1"}  # the interface is down: an error will name the usual address
+        self.assertEqual(loopback(), "127.0.0.1")
 
 
 class ClaimTests(SynchronousTestCase):
