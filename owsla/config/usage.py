@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Final, NoReturn, TextIO
 
 from twisted.python import usage
 
@@ -16,8 +16,11 @@ from owsla.config.settings import Settings
 from owsla.config.sources import OFFLINE, load_settings, parse_command_line, write_warning
 from owsla.errors import ConfigError, one_line
 from owsla.runtime.files import Files
-from owsla.runtime.process import remove_own_pid_file
+from owsla.runtime.process import pid_file_fault, remove_own_pid_file
 from owsla.runtime.process_title import hide_passwords, mask_passwords
+
+_DEFAULT_PID_FILE: Final = "twistd.pid"
+"""Pid file of twistd without `--pidfile`, in the working folder."""
 
 FLAGS_HELP = (
     ("--help", "Show this help and exit."),
@@ -91,12 +94,28 @@ class Options(usage.Options):
         except ConfigError as error:
             exit_with(error)
         self.arguments = arguments
-        if self.parent is not None and self.parent.get("pidfile"):
-            remove_own_pid_file(self.parent["pidfile"])
+        if self.parent is not None:
+            self._prepare_pid_file(self.parent)
         for name, instead in (("broker", "--broker-password-file"), ("events", "OWSLA_EVENTS")):
             texts = command_line.given[name].texts if name in command_line.given else ()
             if not hidden and any(mask_passwords(text) != text for text in texts):
                 write_warning(f"--{name}: its password stays visible in the process list here; use {instead}")
+
+    def _prepare_pid_file(self, twistd: MutableMapping[str, Any]) -> None:
+        """Prevent that the pid file of twistd stops the start needlessly. `twistd` are its own options.
+
+        A chroot would have another file by that name.
+        """
+        path = twistd.get("pidfile")
+        if not path or twistd.get("chroot"):
+            return
+        remove_own_pid_file(path)
+        fault = pid_file_fault(path)
+        if fault and path != _DEFAULT_PID_FILE:
+            exit_with(ConfigError(f"twistd --pidfile={path}: {fault}"))
+        if fault:
+            write_warning(f"{path} cannot be written: {fault}; no pid file is written (twistd --pidfile=)")
+            twistd["pidfile"] = ""
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""

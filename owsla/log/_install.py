@@ -41,6 +41,8 @@ def install_log(reactor: Any, twistd: Mapping[str, Any] | None, log_format: LogF
         observer = StreamObserver(stdout, format_for(log_format, journal=is_journal(descriptor, os.environ)))
     elif log_format != "text":
         observer = _file_observer(twistd, log_format)
+    elif twistd is not None:
+        _check_log_file(twistd)
     service = LoggingService(reactor, log, replaces_twistd=observer is not None, stdout=None if forks else stdout)
     if observer is not None:
         log.add(observer)
@@ -53,6 +55,17 @@ def _logs_to_stdout(twistd: Mapping[str, Any] | None) -> bool:
     if twistd is None or twistd.get("logger") or twistd.get("syslog") or not twistd.get("nodaemon"):
         return False
     return twistd.get("logfile") in (None, "", "-")
+
+
+def _check_log_file(twistd: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if twistd cannot open its log file: it would end with a traceback."""
+    path = twistd.get("logfile") or DEFAULT_FILE
+    if twistd.get("logger") or twistd.get("syslog") or path == "-":
+        return
+    try:
+        open(path, "ab+").close()
+    except OSError as error:
+        raise ConfigError(f"twistd --logfile={path}: {os_reason(error)}") from None
 
 
 def _file_observer(twistd: Mapping[str, Any] | None, log_format: LogFormat) -> Observer:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
+from ..errors import os_reason
 from ..log import escaped
 from .early_signals import defer_stop
 
@@ -48,6 +49,18 @@ def remove_own_pid_file(path: str) -> None:
                 os.remove(path)
     except (OSError, ValueError):
         pass  # twistd reads the file next, and reports what is wrong with it
+
+
+def pid_file_fault(path: str) -> str:
+    """Return why a pid file cannot be written; an empty text if it can. twistd would end with a traceback."""
+    existed = os.path.lexists(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666))
+        if not existed:
+            os.remove(path)  # twistd takes an empty file for a broken one
+    except OSError as error:
+        return os_reason(error)
+    return ""
 
 
 class OrderlyStop:

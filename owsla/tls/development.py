@@ -81,7 +81,10 @@ def development_certificates(directory: Path, hostname: str, now: Callable[[], d
                     raise ConfigError(f"{directory / name}: this is a symbolic link; it must be a regular file")
             return _make_missing(directory, hostname, now())
     except OSError as error:
-        raise ConfigError(f"{directory}: cannot keep development certificates here: {os_reason(error)}") from None
+        raise ConfigError(
+            f"{directory}: cannot keep development certificates here: {os_reason(error)}; name another folder (--certs-dir) or "
+            "a certificate (--cert and --key)"
+        ) from None
 
 
 @contextlib.contextmanager

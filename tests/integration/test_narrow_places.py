@@ -7,6 +7,7 @@ import platform
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.threads import deferToThread
+
+from owsla.tls.development import development_certificates
 
 from ._support import container, no_ipv6
 from ._support.books import chosen_seed
@@ -52,11 +55,16 @@ def start(certs_dir: Path, tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a `twistd-owsla`, with the embedded broker."""
     all_started: list[Started] = []
 
-    def one(kind: type[Started], *options: str, before: tuple[str, ...] = BLOCKED, **more: Any) -> Started:
+    def one(
+        kind: type[Started],
+        *options: str,
+        before: tuple[str, ...] = BLOCKED,
+        command: tuple[str, ...] = ("twistd-owsla",),
+        **more: Any,
+    ) -> Started:
         settings = ["--port=0", "--interface=127.0.0.1", "--embedded-port=0", f"--certs-dir={certs_dir}"]
-        started = kind(
-            tmp_path / f"gateway-{len(all_started)}", [*before, program("twistd-owsla"), *settings, *options], **more
-        )
+        argv = [*before, program(command[0]), *command[1:], *settings, *options]
+        started = kind(tmp_path / f"gateway-{len(all_started)}", argv, **more)
         all_started.append(started)
         return started
 
@@ -231,4 +239,76 @@ async def test_network(start: Start, certs_dir: Path, tmp_path: Path, network: s
     finally:
         echo.kill()
     assert await owsla.terminate(60) == 0
+    owsla.assert_tidy()
+
+
+# -- folders that cannot be written ------------------------------------------------------------------------------------------
+
+#: Script that makes everything read-only, as `docker run --read-only` does.
+_READ_ONLY = """
+cut -d ' ' -f 2 /proc/mounts | while read -r place; do mount -o remount,bind,ro "$place" 2>&- || true; done
+! touch here 2>&-
+"""
+
+#: Start of a command for a user without name, home folder and temporary folder, who may read everything.
+_NOBODY = (
+    *("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "env", "-u", "HOME", "TMPDIR=/nowhere"),
+)
+
+
+def _all_listening(owsla: Started, workers: int) -> bool:
+    return owsla.output().count("istening for devices") == workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_read_only(start: Start, certs_dir: Path, workers: int) -> None:
+    """Where nothing can be written, a nameless user can run a gateway. The log has a warning for the control socket only."""
+    development_certificates(certs_dir, socket.gethostname())
+    missing = "owsla.sock cannot be used: read-only file system"
+    for more, warnings in (((), [missing]), (("--control=off",), [])):
+        owsla = start(Contained, f"--workers={workers}", *more, before=_NOBODY, setup=_READ_ONLY)
+        await owsla.listening()
+        await until(partial(_all_listening, owsla, workers), 60)
+        assert await owsla.terminate(60) == 0
+        owsla.assert_tidy()
+        lines = [line for line in owsla.output().splitlines() if re.search("#(warn|error|critical)|cache", line)]
+        assert len(lines) == len(warnings), lines
+        assert all(map(str.__contains__, lines, warnings)), lines
+        assert owsla.errors() == ""
+
+
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_read_only_with_twistd(start: Start, certs_dir: Path) -> None:
+    """A pid file that nobody asked for does not stop the start where it cannot be written."""
+    development_certificates(certs_dir, socket.gethostname())
+    owsla = start(Contained, command=("twistd", "-n", "owsla"), before=_NOBODY, setup=_READ_ONLY)
+    await owsla.listening()
+    assert await owsla.terminate(60) == 0
+    owsla.assert_tidy()
+    warning = "owsla: twistd.pid cannot be written: read-only file system; no pid file is written (twistd --pidfile=)\n"
+    assert owsla.errors() == warning
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "reason"),
+    [
+        (("twistd-owsla",), ("--certs-dir=certs",), "certs: cannot keep development certificates here: "),
+        (("twistd-owsla",), ("--control=own.sock", "--tls=no"), "--control: own.sock cannot be used: "),
+        (("twistd-owsla",), ("--listen=unix:devices.sock:name=x", "--tls=no"), "--listen x: devices.sock cannot be used: "),
+        (("twistd", "-n", "--pidfile=owsla.pid", "owsla"), ("--tls=no",), "twistd --pidfile=owsla.pid: "),
+        (("twistd", "-n", "--pidfile=", "--logfile=owsla.log", "owsla"), ("--tls=no",), "twistd --logfile=owsla.log: "),
+        (("twistd", "--pidfile=", "owsla"), ("--tls=no",), "twistd --logfile=twistd.log: "),
+    ],
+)
+@pytest.mark.usefixtures("require_namespaces")
+@reactor_test
+async def test_read_only_and_needed(start: Start, command: tuple[str, ...], options: tuple[str, ...], reason: str) -> None:
+    """A file that was asked for and cannot be written is one line, and status 1."""
+    owsla = start(Contained, *options, command=command, before=_NOBODY, setup=_READ_ONLY)
+    assert await owsla.process.wait(30) == 1
+    assert re.fullmatch(f"owsla: (/.*/)?{re.escape(reason)}read-only file system.*\n", owsla.errors()), owsla.output()
     owsla.assert_tidy()

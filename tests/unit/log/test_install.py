@@ -40,9 +40,9 @@ class InstallTests(SynchronousTestCase):
 
     def test_twistd_writes(self) -> None:
         """In the text format the log files of twistd are its own."""
-        for options in (None, {"logfile": "x"}, {"nodaemon": 1, "logfile": "x"}, {"nodaemon": 1, "syslog": 1}):
+        path = str(self.folder / "x")
+        for options in (None, {"logfile": path}, {"nodaemon": 1, "logfile": path}, {"nodaemon": 1, "syslog": 1}):
             self.assertFalse(self.install(options, "text").replaces_twistd, options)
-        self.assertFalse((self.folder / "x").exists())
         self.assertTrue(self.install({"nodaemon": 1}, "text").replaces_twistd)
 
     def test_refused(self) -> None:
@@ -56,6 +56,8 @@ class InstallTests(SynchronousTestCase):
             ({"nodaemon": 1, "logfile": path}, f"twistd --logfile={path}: no such file or directory"),
         ):
             self.assertEqual(str(self.assertRaises(ConfigError, self.install, options)), says)
+        error = self.assertRaises(ConfigError, self.install, {"logfile": path}, "text")  # twistd would end with a traceback
+        self.assertEqual(str(error), f"twistd --logfile={path}: no such file or directory")
 
     def test_daemon(self) -> None:
         """A daemon has no standard output, and begins to write when the service starts: a thread would not survive the fork."""

@@ -19,6 +19,7 @@ from owsla.runtime.process import (
     install_signal_handlers,
     install_worker_signal_handlers,
     name_passed_sockets,
+    pid_file_fault,
     remove_own_pid_file,
 )
 
@@ -157,6 +158,22 @@ class PidFileTests(SynchronousTestCase):
     def test_none(self) -> None:
         """A missing file is not an error."""
         remove_own_pid_file(self.path)
+
+
+    def test_can_be_written(self) -> None:
+        """A file that can be written is neither left behind nor changed."""
+        self.assertEqual(pid_file_fault(self.path), "")
+        self.assertFalse(Path(self.path).exists())
+        Path(self.path).write_text("1")
+        self.assertEqual(pid_file_fault(self.path), "")
+        self.assertEqual(Path(self.path).read_text(), "1")
+
+    def test_cannot_be_written(self) -> None:
+        """The reason is the system's."""
+        self.assertEqual(pid_file_fault(f"{self.path}/missing/x"), "no such file or directory")
+        self.assertEqual(pid_file_fault(str(Path(self.path).parent)), "is a directory")
+        os.mkfifo(self.path)
+        self.assertEqual(pid_file_fault(self.path), "no such device or address")
 
 
 class WorkerSignalTests(SynchronousTestCase):

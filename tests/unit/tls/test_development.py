@@ -25,6 +25,9 @@ from ._handshakes import Files, ec_key, pem, rsa_key, server_context
 
 _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
+#: End of each message.
+_HINT = "; name another folder (--certs-dir) or a certificate (--cert and --key)"
+
 
 class DevelopmentCertificatesTests(Files):
     """The development certificates of a new machine."""
@@ -183,7 +186,7 @@ class DevelopmentCertificatesTests(Files):
         """A failed write leaves no file. Files that a killed process left are removed by the next start."""
         with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
             self.assertEqual(
-                self.refused(), f"{self.folder}: cannot keep development certificates here: no space left on device"
+                self.refused(), f"{self.folder}: cannot keep development certificates here: no space left on device{_HINT}"
             )
         self.assertEqual(list(self.folder.iterdir()), [])
         (self.folder / ".owsla-abc").write_text("")
@@ -245,10 +248,12 @@ class DevelopmentCertificatesTests(Files):
         """A folder that cannot be made or written to, or is a file, is named with the reason."""
         self.folder.parent.mkdir()
         self.folder.write_text("")
-        self.assertEqual(self.refused(), f"{self.folder}: cannot keep development certificates here: not a directory")
+        self.assertEqual(self.refused(), f"{self.folder}: cannot keep development certificates here: not a directory{_HINT}")
         self.folder.unlink()
         with mock.patch("tempfile.mkstemp", side_effect=PermissionError(13, "Permission denied")):
-            self.assertEqual(self.refused(), f"{self.folder}: cannot keep development certificates here: permission denied")
+            self.assertEqual(
+                self.refused(), f"{self.folder}: cannot keep development certificates here: permission denied{_HINT}"
+            )
 
     def test_broken(self) -> None:
         """A damaged or wrong file is named, with a remedy, and is never overwritten."""
