@@ -7,6 +7,7 @@
 | `owsla send CONNECTION_ID TEXT` | sends a line to a device                               |
 | `owsla who-has DEVICE_ID`       | asks whether a device is connected, and since when     |
 | `owsla tree`                    | shows the supervision tree of a running gateway        |
+| `owsla health`                  | checks whether a running gateway is alive, or ready    |
 | `owsla swarm`                   | simulates devices, and measures                        |
 """
 

@@ -31,6 +31,7 @@ SUMMARY: Final = """\
   reload                    read the settings and their files again
   drain                     stop in order, as SIGTERM does
   tree                      show the supervision tree
+  health                    check whether the gateway is alive, or ready
 """
 """Lines of `owsla --help` about these commands."""
 
@@ -103,6 +104,15 @@ long they have been running, and how often each was restarted. With --http, no
 token is needed if the gateway has none (OWSLA_HTTP).
 """
 
+_HEALTH = """\
+Checks whether the gateway is alive: whether its event loop runs. A gateway that
+waits for its broker is alive. With --ready, checks whether it accepts devices
+now; if not, the error names what fails.
+
+The status is 0 if so. The gateway has five seconds to answer. With --http, no
+token is needed (OWSLA_HTTP).
+"""
+
 _COMPLETION = """\
 Prints the completion of `owsla` for a shell. To use it, put it where the shell
 looks for completions:
@@ -134,6 +144,9 @@ def add_control_commands(commands: Any) -> None:
     tree = add_command(commands, "tree", "[options]", _TREE, epilog=_ENVIRONMENT)
     _add_json(tree, "print the JSON object of the gateway on one line")
     _add_control(tree)
+    health = add_command(commands, "health", "[options]", _HEALTH, epilog=_ENVIRONMENT)
+    health.add_argument("--ready", action="store_true", help="check whether it accepts devices, as /readyz does")
+    _add_control(health)
 
 
 def add_completion(commands: Any) -> None:
@@ -241,6 +254,8 @@ def prepare(command: str) -> Prepare | None:
             return _actions.reload if command == "reload" else _actions.drain
         case "tree":
             from ._tree import command as found
+        case "health":
+            from ._health import command as found
         case "completion":
             from ._completion import command as found
         case _:

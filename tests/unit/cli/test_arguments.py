@@ -53,7 +53,7 @@ class ArgumentsTests(SynchronousTestCase):
 
     def test_help(self) -> None:
         """Each command has a help text of at most 80 columns that names all of its options."""
-        commands = ("devices", "device", "top", "trace", "events", "kick", "reload", "drain", "tree", "completion")
+        commands = ("devices", "device", "top", "trace", "events", "kick", "reload", "drain", "tree", "health", "completion")
         for arguments in ([], *([one] for one in commands), ["echo"], ["tail"], ["who-has"], ["send"]):
             status, out, err = self.ended([*arguments, "--help"])
             self.assertEqual((status, err), (0, ""))

@@ -25,7 +25,7 @@ sys.exit(" ".join(loaded) or 0)
 class StartTests(SynchronousTestCase):
     def test_imports(self) -> None:
         """A command for a running gateway takes a tenth of a second, and is called from scripts and at each Tab key."""
-        asking = ("devices", "device x", "top", "trace x", "events", "kick x", "reload", "drain", "tree")
+        asking = ("devices", "device x", "top", "trace x", "events", "kick x", "reload", "drain", "tree", "health")
         commands = (*asking, "completion bash", "no-command")
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM.replace("HEAVY", repr(HEAVY)), *commands],
