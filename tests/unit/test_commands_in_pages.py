@@ -35,6 +35,9 @@ _VARIABLES_OF_COMMANDS: Final = frozenset({"OWSLA_HTTP", "OWSLA_HTTP_TOKEN_FILE"
 _OPTIONS_OF_OTHERS: Final = frozenset({
     "--beside", "--churn", "--groups", "--only", "--output", "--runs",  # bench
     "--from-file", "--pre",  # kubectl, pip
+    # podman, docker
+    "--build-arg", "--cpu-shares", "--cpus", "--cpuset-cpus", "--format", "--init", "--log-opt", "--memory", "--network",
+    "--no-healthcheck", "--restart", "--secret", "--stop-timeout", "--timestamp", "--ulimit", "--user", "--volume", "--volumes",
 })  # fmt: skip
 """Options of other programs that pages name between backticks."""
 _NO_COMMANDS: Final = frozenset({"gave", "worker-2"})
