@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -31,8 +32,6 @@ include_patterns = ["*.md", "docs/**.md", "bench/**.md", "certs/README.md"]
 root_doc = "README"
 # Links lead to headings by the names that forges give them.
 myst_heading_anchors = 4
-# Blocks that are no valid text of their language, such as JSON with an ellipsis, are not coloured.
-suppress_warnings = ["misc.highlighting_failure"]
 nitpicky = True
 
 html_theme = "furo"
@@ -83,7 +82,9 @@ def _name_index(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Add the navigation, and an index.html."""
+    """Add the navigation, an index.html, and languages of code."""
+    for language in ("haproxy", "mermaid"):
+        app.add_lexer(language, TextLexer)  # Pygments does not know them
     app.connect("source-read", _read_page)
     app.connect("build-finished", _name_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
