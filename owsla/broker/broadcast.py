@@ -9,8 +9,8 @@ recorded.
 
 There are two kinds of message:
 
-- *notices*: questions, answers and claims. A notice that cannot go now is dropped: a question is asked again, and claims are
-  stated again when the role is up again.
+- *notices*: questions, answers, claims, and lists of nodes. A notice that cannot go now is dropped: a question is asked again,
+  claims are stated again when the role is up again, and so are lists.
 - *group messages*, each made of a message that a consumer holds. Each is kept and published again until the broker has
   confirmed it, and then its message is acknowledged. They go one at a time, so that a message over which the broker closes the
   channel is known.
@@ -79,11 +79,14 @@ ATTEMPTS: Final = 3
 EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks at group messages that wait, for those that have expired."""
 
+LIST_LIFETIME: Final = 30.0
+"""Seconds after which the broker drops a list of nodes. The registrar publishes one every 20 seconds."""
+
 BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
 
 
 class _Notice:
-    """A question, an answer or a claim."""
+    """A question, an answer, a claim or a list of nodes."""
 
     __slots__ = ("body", "correlation_id", "headers", "lifetime", "queue", "reply_to", "size")
 
@@ -237,6 +240,10 @@ class BroadcastRole:
     def claim(self, claims: bytes) -> bool:
         """State to all nodes which devices this node has: a JSON array. Return whether the claims have gone."""
         return self._notify(_Notice({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime))
+
+    def list_nodes(self, nodes: bytes) -> bool:
+        """Tell all nodes which nodes the register has: a JSON object. Return whether the list has gone."""
+        return self.state == "up" and self._notify(_Notice({delivery.NOTICE: delivery.NODES}, nodes, LIST_LIFETIME))
 
     def answer(self, queue: str, correlation_id: bytes | None, claims: bytes) -> bool:
         """Answer the question of another node, on its own queue. Return whether the answer has gone.

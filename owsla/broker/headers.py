@@ -37,6 +37,9 @@ HAS: Final = "has"
 HERE: Final = "here"
 """Notice that a node has devices: its body is a JSON array of claims."""
 
+NODES: Final = "nodes"
+"""Notice of the registrar to all nodes: its body is a JSON object with the nodes of the register and their states."""
+
 LOST_NOTICE: Final = "lost"
 """Value of that header: the registrar tells a node that returned that it was announced as lost."""
 

@@ -98,6 +98,9 @@ class NodeMembership(Protocol):
     def lost(self) -> None:
         """Note that another node has announced this one as lost."""
 
+    def listed(self, nodes: bytes) -> None:
+        """Learn the nodes of the register from the registrar's list."""
+
 
 class Declarations:
     """The declarations and inspections of queues on one connection, one at a time because they share channels."""
@@ -253,6 +256,8 @@ class OwnQueue:
                 self._stop_probing()
             elif notice.text == delivery.LOST_NOTICE:
                 self._membership.lost()
+            elif notice.text == delivery.NODES:
+                self._membership.listed(notice.body)
         return trusted
 
     def _probe_missing(self) -> None:

@@ -55,6 +55,17 @@ class AnnouncerOwner(Protocol):
         """Begin again with a new channel now."""
 
 
+class NodeLists(Protocol):
+    """The broadcast role, as far as it passes lists of nodes on."""
+
+    @property
+    def state(self) -> str:
+        """State of the role: lists go while it is `up`."""
+
+    def list_nodes(self, nodes: bytes) -> bool:
+        """Tell all nodes which nodes the register has. Return whether the list has gone."""
+
+
 class _Message:
     """A message of the announcer."""
 
@@ -74,13 +85,21 @@ class Announcer:
     """Publishes on the channel of the register, between `begin` and `end`."""
 
     def __init__(
-        self, clock: Clock, channel: int, *, node: Callable[[], str], register: str, owner: AnnouncerOwner
+        self,
+        clock: Clock,
+        channel: int,
+        *,
+        node: Callable[[], str],
+        register: str,
+        owner: AnnouncerOwner,
+        lists: NodeLists,
     ) -> None:
         """`node()` returns the name of this node, and `register` is the name of the register's queue."""
         self._clock = clock
         self._node = node
         self._register = register
         self._owner = owner
+        self._lists = lists
         self._presence = Presence.AWAY
         self._client: BrokerClient | None = None
         self._waiting: dict[str, _Message] = {}
@@ -150,6 +169,15 @@ class Announcer:
     def publish_to_node(self, key: str, queue: str, text: str, arrived: Callable[[], None] | None = None) -> None:
         """Publish a message to the queue of a node. `arrived` is called when the broker has confirmed it."""
         self._send(_Message(key, queue, {"headers": {delivery.NOTICE: text}}, b"", arrived))
+
+    @property
+    def can_list(self) -> bool:
+        """Whether lists of nodes can go to all nodes now, and can come from there."""
+        return self._lists.state == "up"
+
+    def list_nodes(self, nodes: bytes) -> bool:
+        """Tell all nodes which nodes the register has. Return whether the list has gone."""
+        return self._lists.list_nodes(nodes)
 
     def _send(self, message: _Message) -> None:
         self._waiting.pop(message.key, None)

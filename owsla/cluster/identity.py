@@ -65,6 +65,10 @@ class NodeIdentity:
         """Publish a message to the own queue. `arrived` is called when the broker has confirmed it."""
         self._registrar.probe(queue, text, arrived)
 
+    def listed(self, nodes: bytes) -> None:
+        """Learn the nodes of the register, as the registrar lists them."""
+        self._registrar.learn(nodes)
+
     def lost(self) -> None:
         """Announce all connections again: back ends were told that this node is lost, and it is not."""
         self._announce()

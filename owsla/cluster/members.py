@@ -23,7 +23,7 @@ over the interval of inspection: while the broker, this process or the whole mac
 A node renews its notice every `RENEW_INTERVAL` seconds. So a notice that the broker has dropped (a policy with a message-ttl or
 a max-length, a delivery limit) is replaced soon, no notice is held long enough for a consumer time-out, and a goodbye that a
 node did not publish itself is revoked by the next notice of that node. Nodes that are gone renew nothing: the registrar
-publishes their notices again itself.
+publishes their notices again itself, also those that it knows only from the last registrar (`known_nodes`).
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ class _Member:
         self.unaware = False  # it was announced as lost, came back, and does not know yet
         self.cleaning: dict[str, tuple[int, float]] | None = None  # during a clean-up: the notices to acknowledge afterwards
 
+    def has_left(self) -> bool:
+        return LEFT in self.held or (HERE not in self.held and LEFT in (self.cleaning or {}))
+
 
 class Members:
     """The nodes that the registrar watches. The caller acknowledges the delivery tags that the methods return."""
@@ -102,10 +105,12 @@ class Members:
         self._not_before = not_before
         self._members: dict[str, _Member] = {}
         self._lost: dict[str, None] = {}
+        self._recalled: set[str] = set()
 
     def begin(self, not_before: float) -> None:
         """Forget all members, since the broker delivers the notices again. No node is dead before the time `not_before`."""
         self._members.clear()
+        self._recalled.clear()
         self._not_before = not_before
 
     def __len__(self) -> int:
@@ -113,6 +118,10 @@ class Members:
 
     def __contains__(self, node: str) -> bool:
         return node in self._members
+
+    def states(self) -> dict[str, str]:
+        """Return the members, and whether each is `HERE` or has `LEFT`."""
+        return {node: LEFT if member.has_left() else HERE for node, member in self._members.items()}
 
     def interval(self, now: float) -> float:
         """Return the seconds until the next inspection."""
@@ -127,6 +136,10 @@ class Members:
         """Return whether the broker has dropped the notice that this one renews."""
         return notice.origin == RENEWED and notice.node not in self._members and notice.node not in self._lost
 
+    def recall(self, node: str) -> None:
+        """Expect a `KEPT` notice of a node whose notice the broker has dropped, and whose queue exists."""
+        self._recalled.add(node)
+
     def heard(self, tag: int, notice: Notice, now: float, redelivered: bool = False) -> list[int]:
         """Hold a notice. Return the tags to acknowledge: usually the one of an older copy of it.
 
@@ -136,9 +149,10 @@ class Members:
         node, state, kept = notice.node, notice.state, notice.origin == KEPT
         member = self._members.get(node)
         if member is None:
-            if node in self._lost and not redelivered and (kept or state != HERE):
+            if node in self._lost and not redelivered and (kept or state != HERE) and node not in self._recalled:
                 return [tag]  # that was handled
             member = self._members[node] = _Member()
+        self._recalled.discard(node)
         held = member.held
         if kept:
             if member.cleaning is not None:

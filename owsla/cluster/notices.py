@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 HERE: Final = "here"
@@ -16,6 +17,9 @@ GONE: Final = "gone"
 FIRST: Final = "first"
 RENEWED: Final = "renewed"
 KEPT: Final = "kept"
+
+LARGEST_LIST: Final = 1_000_000
+"""Limit of the bytes of a list that is decoded: more than 50,000 nodes."""
 
 _NODE = re.compile(r"[0-9a-f]{8}")
 
@@ -45,3 +49,19 @@ class Notice(NamedTuple):
         if not isinstance(node, str) or not _NODE.fullmatch(node) or state not in (HERE, LEFT, GONE):
             return None
         return Notice(node, state, origin) if origin in (FIRST, RENEWED, KEPT) else None
+
+
+def pack_list(nodes: Mapping[str, str]) -> bytes:
+    """Return the body of a list of nodes: their states by their names."""
+    return json.dumps(nodes, separators=(",", ":")).encode()
+
+
+def read_list(body: bytes) -> dict[str, str]:
+    """Decode the body of a list of nodes. What no node has written is left out."""
+    try:
+        values = json.loads(body) if len(body) <= LARGEST_LIST else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {node: state for node, state in values.items() if _NODE.fullmatch(node) and state in (HERE, LEFT)}

@@ -18,8 +18,9 @@ from ..interfaces import Clock, DelayedCall
 from .announcer import Announcer
 from .cleanup import Receiver
 from .cleanups import Cleanups, NodeAnnouncer
+from .known_nodes import KnownNodes
 from .members import Decision, Members, QueueCondition
-from .notices import HERE, Notice
+from .notices import HERE, KEPT, Notice, pack_list, read_list
 
 REGISTER_CHANNEL: Final = 1
 """The channel that publishes notices, and consumes them."""
@@ -35,6 +36,13 @@ LONGEST_INTERVAL: Final = 2.0
 
 HANDOVER: Final = 1.0
 """Seconds within which a new registrar gets the notices that the last one held."""
+
+RECALL_AFTER: Final = 5.0
+"""Seconds after which a new registrar publishes notices again that it did not get. By then all nodes that lost their
+connections or their consumers, too, have registered again."""
+
+UNANSWERED: Final = 120.0
+"""Seconds without a list of the registrar, six of which are due, after which the operator is warned."""
 
 
 def register_queue(to_device: str, arguments: Mapping[str, Any]) -> topology.Queue:
@@ -79,6 +87,7 @@ class Register:
     ) -> None:
         self._clock = clock
         self._settings = settings
+        self._node = node
         self._announcer = announcer
         self.warn = warn
         interval = min(LONGEST_INTERVAL, max(SHORTEST_INTERVAL, settings.node_grace / INSPECTIONS))
@@ -91,6 +100,10 @@ class Register:
         self._inspecting = False
         self._active_since: float | None = None  # when the first notice came to this node
         self._told_of_drops = False  # the operator knows that the register loses notices
+        self._known = KnownNodes()
+        self._deleted = False  # the register was deleted: the operator knows why notices are missing
+        self._unanswered_since: float | None = None  # the first confirmed notice since a registrar was heard of
+        self._told_of_silence = False
 
     # -- the channel -----------------------------------------------------------------------------------------------------
 
@@ -114,12 +127,40 @@ class Register:
             self._round_call.cancel()
         self._round_call = None
         self._active_since = None
+        self._known.remember(self.members.states(), self._clock.seconds())
         self._cleanups.end()
         self._forget(0.0)
 
     def _forget(self, not_before: float) -> None:
         self.members.begin(not_before)
         self._acks = AckTracker()
+
+    # -- the nodes of the register, while another node is the registrar --------------------------------------------------
+
+    def learn(self, nodes: bytes) -> None:
+        """Remember the nodes that the registrar lists. The registrar itself knows better."""
+        self._unanswered_since = None
+        if self._active_since is None:
+            self._deleted = False  # there is a register again
+            self._known.remember(read_list(nodes), self._clock.seconds())
+
+    def deleted(self) -> None:
+        """Note that the register was deleted, and its notices with it."""
+        self._deleted = True
+
+    def confirmed(self) -> None:
+        """Note that the broker has confirmed the notice of this node. Warn if no registrar is heard of for long."""
+        now = self._clock.seconds()
+        if self._active_since is not None or not self._announcer.can_list:
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= UNANSWERED and not self._told_of_silence:
+            self._told_of_silence = True
+            self.warn(
+                f"no node says that it reads {self._settings.register.name}: unless a node of an earlier version does, another "
+                "program takes the notices, and lost nodes are not announced; end that program (rabbitmqctl list_consumers)"
+            )
 
     # -- notices ---------------------------------------------------------------------------------------------------------
 
@@ -134,20 +175,26 @@ class Register:
             return
         now = self._clock.seconds()
         self._active_since = now if self._active_since is None else self._active_since
+        self._unanswered_since = None
         # Notices that another registrar held come first. After a restart of the broker they are not always marked as
         # redelivered.
         fresh = not redelivered and now - self._active_since > HANDOVER
-        if fresh and self.members.has_vanished(notice) and not self._told_of_drops:
-            self._told_of_drops = True
-            self.warn(
-                f"notices vanish from {self._settings.register.name}, and are renewed: make sure that no policy with a "
-                "message-ttl or a max-length applies to it"
-            )
+        if fresh and self.members.has_vanished(notice):
+            self._warn_of_drops()
         self.acknowledge(self.members.heard(tag, notice, now, redelivered))
         if notice.state != HERE and self._round_call is not None and self._round_call.active():
             self._round_call.cancel()  # the next round is due sooner
             self._round_call = None
         self.schedule()
+
+    def _warn_of_drops(self) -> None:
+        if not self._told_of_drops:
+            self._told_of_drops = True
+            self.warn(
+                f"notices vanish from {self._settings.register.name}, and are published again: make sure that no policy with a "
+                "message-ttl, a max-length or a delivery-limit applies to it (rabbitmqctl list_policies), and that no other "
+                "program takes them"
+            )
 
     def acknowledge(self, tags: list[int]) -> None:
         for tag in tags:
@@ -185,6 +232,10 @@ class Register:
                 self._cleanups.add(node)
                 self.members.cleanup_begun(node)
         self._cleanups.remove_announced()
+        await self._recall(client, acks)
+        if acks is not self._acks or client is not self._client:
+            return
+        self._list_members()
         for notice in self.members.take_stale(self._clock.seconds()):
             self._announcer.publish_notice(notice)
         for node in self.members.take_returned():
@@ -193,6 +244,31 @@ class Register:
         self._inspecting = False
         self.schedule()
         self._cleanups.start()
+
+    async def _recall(self, client: BrokerClient, acks: AckTracker) -> None:
+        """Publish the notices of nodes again that the last registrar had, and that the broker did not pass on."""
+        since = self._active_since
+        if since is None or self._clock.seconds() - since < RECALL_AFTER:
+            return
+        for node, state in self._known.missing(self.members.states(), self._node()).items():
+            condition = await self._inspect(client, node)
+            if acks is not self._acks or client is not self._client:
+                return
+            if condition is QueueCondition.UNKNOWN:
+                continue
+            self._known.forget(node)
+            if condition is not QueueCondition.MISSING and node not in self.members:
+                self.members.recall(node)
+                self._announcer.publish_notice(Notice(node, state, KEPT))
+                if not self._deleted:
+                    self._warn_of_drops()
+        self._deleted = False
+
+    def _list_members(self) -> None:
+        """List the members to all nodes, if that is due. Those nodes remember others that are still missing here."""
+        members, now = self.members.states(), self._clock.seconds()
+        if self._known.is_due(members, now) and self._announcer.list_nodes(pack_list(members)):
+            self._known.listed(members, now)
 
     def node_queue(self, node: str) -> str:
         return f"{self._settings.to_device}.{node}"

@@ -8,12 +8,16 @@ queue. RabbitMQ makes one of the consumers the only active one, and another one 
 holds the notices of all nodes, and the broker tells it which nodes are alive: the queue of a node has a consumer as long as the
 node lives.
 
+The registrar lists the nodes to all nodes from time to time. So the next registrar knows them, too, if the broker has dropped
+notices meanwhile.
+
 The work is divided among
 
     Registrar   the channel on which the register is used (here)
     Announcer   what this node publishes: its own notice, and messages to nodes
     Register    the notices that were delivered, and rounds of inspection of the nodes
     Members     the decisions (pure)
+    KnownNodes  the nodes that the register has had, in case that it loses their notices (pure)
     Cleanups    one Cleanup for each dead node: its queue is emptied, then deleted
 
 States of the channel, and what moves between them:
@@ -52,7 +56,7 @@ from ..broker import queues as topology
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock
-from .announcer import Announcer
+from .announcer import Announcer, NodeLists
 from .cleanup import Receiver
 from .cleanups import FIRST_CHANNEL as FIRST_CLEANUP_CHANNEL
 from .cleanups import NodeAnnouncer
@@ -128,8 +132,11 @@ class Registrar(BaseHandler):
         left_behind: Receiver,
         presence: NodeAnnouncer | None,
         joined: Callable[[], None],
+        lists: NodeLists,
     ) -> None:
-        """`node()` returns the name of this node. `joined` is called when this node has joined the others."""
+        """`node()` returns the name of this node. `joined` is called when this node has joined the others. `lists` passes lists
+        of the nodes on.
+        """
         self._clock = clock
         self._emit = emit
         self._queue: topology.Queue = settings.register
@@ -139,7 +146,9 @@ class Registrar(BaseHandler):
         """Whether the broker has confirmed the notice of this node once, and so accepts messages. It is also true where the
         register cannot be used: then this cannot be known, and devices do not wait for it.
         """
-        self._announcer = Announcer(clock, REGISTER_CHANNEL, node=lambda: self._me, register=self._queue.name, owner=self)
+        self._announcer = Announcer(
+            clock, REGISTER_CHANNEL, node=lambda: self._me, register=self._queue.name, owner=self, lists=lists
+        )
         self._register = Register(
             clock,
             emit,
@@ -189,6 +198,10 @@ class Registrar(BaseHandler):
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
         """Publish a message to the own queue of this node. `arrived` is called when the broker has confirmed it."""
         self._announcer.publish_to_node("probe", queue, text, arrived)
+
+    def learn(self, nodes: bytes) -> None:
+        """Remember the nodes of the register, as the registrar lists them."""
+        self._register.learn(nodes)
 
     @property
     def unconfirmed(self) -> int:
@@ -311,6 +324,7 @@ class Registrar(BaseHandler):
 
     def announced(self) -> None:
         self._join()
+        self._register.confirmed()
 
     def message_refused(self) -> None:
         self._troubled = True
@@ -324,6 +338,7 @@ class Registrar(BaseHandler):
 
     def register_missing(self) -> None:
         if self._session is not None and self._state in (RegistrarState.SETTING_UP, RegistrarState.ACTIVE):
+            self._register.deleted()
             self._begin_again(self._session, f"the queue {self._queue.name} is gone; declaring it again")
 
     def channel_closed(self, reason: BaseException) -> None:

@@ -103,6 +103,7 @@ def make_consuming(
         left_behind=LeftBehind(publishing.courier, by_name, node=base.node),
         presence=presence,
         joined=opening.node_joined,
+        lists=publishing.broadcast,
     )
     identity = NodeIdentity(
         base.ids,

@@ -469,7 +469,7 @@ def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) 
     try:
         channel = connection.channel()
         for queue in queues:
-            left = _take_all(channel, queue)
+            left = [headers for headers in _take_all(channel, queue) if "owsla_notice" not in headers]  # from node to node
             if queue == from_device:
                 remains.from_device = len(left)
             elif queue == f"{to_device}.nodes":

@@ -283,6 +283,16 @@ class NoticeTests(Base):
         self.assertEqual((answer.method["exchange"], answer.queue, answer.body), ("", "to_device.89abcdef", b"[2]"))
         self.assertEqual((answer.headers, answer.properties["correlation_id"]), ({"owsla_notice": "has"}, "abc"))
 
+    def test_lists_of_nodes(self) -> None:
+        """A list of the nodes goes to all nodes. One that cannot go is dropped, and is not counted."""
+        self.assertFalse(self.role.list_nodes(b"{}"))
+        self.assertEqual(self.role.dropped, 0)
+        self.come_up()
+        self.assertTrue(self.role.list_nodes(b'{"89abcdef":"here"}'))
+        (listed,) = self.take()
+        self.assertEqual((listed.method["exchange"], listed.headers), (EXCHANGE, {"owsla_notice": "nodes"}))
+        self.assertEqual((listed.body, listed.properties["expiration"]), (b'{"89abcdef":"here"}', "30000"))
+
     def test_an_answer_to_a_node_that_is_gone(self) -> None:
         """An answer that is returned says nothing about the exchange."""
         self.come_up()

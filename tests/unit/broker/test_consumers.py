@@ -55,6 +55,7 @@ class Place:
         self.probes: list[tuple[str, str]] = []
         self.arrived: list[Callable[[], None]] = []
         self.losses = 0
+        self.lists: list[bytes] = []
         self.aways = 0
         self.proposed = False
 
@@ -73,6 +74,9 @@ class Place:
 
     def here(self, *, missed: bool) -> None:
         self.heres.append(missed)
+
+    def listed(self, nodes: bytes) -> None:
+        self.lists.append(nodes)
 
     def away(self) -> None:
         self.aways += 1
@@ -665,6 +669,12 @@ class NameTests(Base):
         for user in (None, "backend"):
             self.notice("lost", user=user)
         self.assertEqual((self.place.losses, len(self.router.letters)), (1, 2))
+
+    def test_told_of_the_nodes(self) -> None:
+        """A node learns from the registrar, and from no other sender, which nodes the register has."""
+        self.notice("nodes")
+        self.notice("nodes", user="backend")
+        self.assertEqual((len(self.place.lists), len(self.router.letters)), (1, 1))
 
     def test_away_for_long(self) -> None:
         """After an absence of at least the grace, others may have announced the node as lost: it reports that when it is back.

@@ -34,7 +34,7 @@ from owsla.cluster.registrar import Registrar
 from tests.unit.events.doubles import connected
 
 from ..amqp.values import TABLES
-from ..cluster.test_registrar import ME, NODES, QUEUE, A, Receiver
+from ..cluster.test_registrar import ME, NODES, QUEUE, A, Lists, Receiver
 from .fakes import BrokerTestCase, Result, Server, Source, deliver, message
 from .test_consumers import Place, Router
 from .test_lines import Device
@@ -259,6 +259,7 @@ def make_registrar(server: Server) -> tuple[Role, Callable[[], object]]:
         left_behind=Receiver(),
         presence=None,
         joined=lambda: None,
+        lists=Lists(),
     )
 
     def act() -> None:

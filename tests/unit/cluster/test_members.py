@@ -138,6 +138,31 @@ class WatchTests(Base):
             self.assertEqual(self.hear(A, after), [1])
             self.assertEqual(self.hear(A, before, KEPT), [3])
 
+    def test_states(self) -> None:
+        """A member has left once its goodbye is there, also during a clean-up, and until it comes back."""
+        self.hear(A)
+        self.hear(B, LEFT)
+        self.assertEqual(self.members.states(), {A: HERE, B: LEFT})
+        self.clean_up(B)
+        self.hear(A, GONE)
+        self.assertEqual(self.members.states(), {A: HERE, B: LEFT})
+        self.hear(B)
+        self.assertEqual(self.members.states(), {A: HERE, B: HERE})
+
+    def test_recalled(self) -> None:
+        """A copy that the registrar expects of a lost node is held, once. The loss of the node is not announced again."""
+        self.hear(A)
+        self.clean_up()
+        self.members.announced(A)
+        self.assertEqual(self.members.cleaned_up(A), [1])
+        self.members.recall(A)
+        self.assertEqual(self.hear(A, HERE, KEPT), [])
+        self.assertEqual(self.members.to_inspect(), [A])
+        self.clean_up()
+        self.assertFalse(self.members.must_announce(A))
+        self.assertEqual(self.members.cleaned_up(A), [2])
+        self.assertEqual(self.hear(A, HERE, KEPT), [3])
+
     def test_vanished(self) -> None:
         """A renewal of a notice that the registrar does not have shows that the broker has dropped it."""
         self.assertFalse(self.members.has_vanished(Notice(A, HERE)))

@@ -7,10 +7,18 @@ from owsla.amqp.methods import encode_method
 from owsla.broker.own_queue import NodeNotice
 from owsla.cluster.cleanup import AT_ONCE, LEAVING, PERSISTENT, SILENCE
 from owsla.cluster.cleanups import FIRST_CHANNEL, RETRY_AFTER
+from owsla.cluster.known_nodes import CHANGE_INTERVAL, LIST_INTERVAL
 from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
-from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice
-from owsla.cluster.register import HANDOVER, REGISTER_CHANNEL, ClusterSettings, register_queue
-from owsla.cluster.registrar import TRANSITIONS, Input, Registrar, RegistrarState
+from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice, pack_list, read_list
+from owsla.cluster.register import (
+    HANDOVER,
+    RECALL_AFTER,
+    REGISTER_CHANNEL,
+    UNANSWERED,
+    ClusterSettings,
+    register_queue,
+)
+from owsla.cluster.registrar import REGROUP, TRANSITIONS, Input, Registrar, RegistrarState
 from owsla.events import BrokerWarning, Event, NodeLost
 from owsla.letter import DeliverySource, Letter
 
@@ -61,6 +69,19 @@ class Receiver:
             letter.source.done(letter.tag)
 
 
+class Lists:
+    """The lists of nodes that were passed on."""
+
+    def __init__(self) -> None:
+        self.state = "up"
+        self.lists: list[dict[str, str]] = []
+
+    def list_nodes(self, nodes: bytes) -> bool:
+        if self.state == "up":
+            self.lists.append(read_list(nodes))
+        return self.state == "up"
+
+
 class Base(BrokerTestCase):
     tune = (0, 0, 0)
 
@@ -70,7 +91,7 @@ class Base(BrokerTestCase):
         self.events: list[Event] = []
         self.node = ME
         self.joined: list[bool] = []
-        self.presence, self.receiver = Presence(), Receiver()
+        self.presence, self.receiver, self.lists = Presence(), Receiver(), Lists()
         self.registrar = Registrar(
             self.clock,
             self.events.append,
@@ -79,6 +100,7 @@ class Base(BrokerTestCase):
             left_behind=self.receiver,
             presence=self.presence,
             joined=lambda: self.joined.append(self.registrar.joined),
+            lists=self.lists,
         )
 
     def connect(self) -> None:
@@ -779,6 +801,156 @@ class RegistrarTests(Base):
                 self.put(messages=0, consumers=0)
             self.pass_time(3)
             self.assertEqual(len(self.deleted()), 0 if back else 1)
+
+
+class KnownNodeTests(Base):
+    """Nodes that the registrar knows, though the broker has dropped their notices."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+        self.registrar.here()
+        self.said()
+
+    def warnings(self, text: str = "vanish") -> int:
+        return len([event for event in map(str, self.events) if text in event])
+
+    def kept(self) -> list[Notice | None]:
+        return [notice for _, notice in self.said() if notice is not None and notice.origin == KEPT]
+
+    def learn(self, **nodes: str) -> None:
+        self.registrar.learn(pack_list(nodes))
+
+    def test_listed(self) -> None:
+        """The registrar lists its members to all nodes: soon after a change, otherwise seldom, and not without other nodes."""
+        self.hear(1, ME)
+        self.pass_time(60)
+        self.assertEqual(self.lists.lists, [])
+        self.put(consumers=1)
+        self.hear(2, A)
+        self.pass_time(RECALL_AFTER)
+        self.assertEqual(self.lists.lists, [{ME: HERE, A: HERE}])
+        self.hear(3, A, LEFT)
+        self.pass_time(CHANGE_INTERVAL)
+        self.assertEqual(self.lists.lists[1:], [{ME: HERE, A: LEFT}])
+        self.pass_time(LIST_INTERVAL + 4)
+        self.assertEqual(len(self.lists.lists), 3)
+
+    def test_listed_when_that_is_possible(self) -> None:
+        """A list that cannot go now goes as soon as it can."""
+        self.lists.state = "blocked"
+        self.put(consumers=1)
+        self.hear(1, ME)
+        self.hear(2, A)
+        self.pass_time(60)
+        self.lists.state = "up"
+        self.pass_time(3)
+        self.assertEqual(self.lists.lists, [{ME: HERE, A: HERE}])
+
+    def test_recalled(self) -> None:
+        """A new registrar publishes the notices of listed nodes that it did not get, if their queues exist. It warns, and then
+        lists all.
+        """
+        self.server.refusals["to_device.cccccccc", True] = (404, "NOT_FOUND - no queue")
+        self.learn(**{ME: HERE, A: HERE, B: LEFT, "cccccccc": HERE, "dddddddd": HERE})
+        for node in (A, B, "dddddddd"):
+            self.put(f"to_device.{node}", consumers=1)
+        self.hear(1, ME, redelivered=True)
+        self.hear(2, "dddddddd", redelivered=True)
+        self.pass_time(RECALL_AFTER - 1)
+        self.assertEqual(self.kept(), [])
+        self.pass_time(4)
+        self.assertEqual(self.kept(), [Notice(A, HERE, KEPT), Notice(B, LEFT, KEPT)])
+        self.assertEqual(self.warnings(), 1)
+        self.hear(3, A, origin=KEPT)
+        self.hear(4, B, LEFT, origin=KEPT)
+        self.pass_time(CHANGE_INTERVAL + 3)
+        self.assertEqual(self.lists.lists[-1], {ME: HERE, A: HERE, B: LEFT, "dddddddd": HERE})
+        self.pass_time(20)
+        self.assertEqual(self.kept(), [], "once")
+
+    def test_dead(self) -> None:
+        """A recalled node that is dead is announced as lost."""
+        self.learn(**{ME: HERE, A: HERE})
+        self.put()
+        self.hear(1, ME, redelivered=True)
+        self.pass_time(RECALL_AFTER + 3)
+        self.hear(2, A, origin=KEPT)
+        self.pass_time(GRACE + 4)
+        self.assertEqual(self.presence.lost, [A])
+
+    def test_not_the_registrar(self) -> None:
+        """A node that is not the registrar publishes the notices of no other node."""
+        self.learn(**{ME: HERE, A: HERE})
+        self.put()
+        self.pass_time(100)
+        self.assertEqual(self.kept(), [])
+
+    def test_an_inspection_without_an_answer(self) -> None:
+        """A listed node whose queue cannot be inspected is inspected again in the next round."""
+        self.learn(**{ME: HERE, A: HERE})
+        self.put(consumers=1)
+        self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - home node 'a@b' of durable queue is down or inaccessible")
+        self.hear(1, ME, redelivered=True)
+        self.pass_time(RECALL_AFTER + 10)
+        self.assertEqual(self.kept(), [])
+        self.server.refusals.clear()
+        self.pass_time(3)
+        self.assertEqual(self.kept(), [Notice(A, HERE, KEPT)])
+
+    def test_a_deleted_register(self) -> None:
+        """The registrar knows its members after the register was deleted, and gives no reason but that one."""
+        self.put()
+        self.hear(1, ME)
+        self.hear(2, A)
+        self.server.send(REGISTER_CHANNEL, "basic.cancel", consumer_tag="owsla-roster")
+        self.pass_time(1)
+        self.said()
+        self.hear(1, ME)
+        self.pass_time(RECALL_AFTER + 3)
+        self.assertEqual((self.kept(), self.warnings(), self.warnings("is gone")), ([Notice(A, HERE, KEPT)], 0, 1))
+
+    def test_a_clean_up_that_was_interrupted(self) -> None:
+        """A node that was announced as lost, and whose notice vanished before its queue was deleted, is cleaned up after. It is
+        not announced again.
+        """
+        self.put()
+        self.hear(1, ME)
+        self.hear(2, A)
+        self.pass_time(GRACE + 4)
+        self.assertEqual(self.presence.lost, [A])
+        self.lose()
+        self.connect()
+        self.said()
+        self.hear(1, ME, redelivered=True)
+        self.pass_time(RECALL_AFTER + 3)
+        self.assertEqual(self.kept(), [Notice(A, HERE, KEPT)])
+        self.hear(2, A, origin=KEPT)
+        self.pass_time(REGROUP + GRACE + SILENCE + 4)
+        self.assertEqual((self.presence.lost, self.acks()[-1:]), ([A], [2]))
+        self.assertTrue(self.server.called("queue.delete"))
+
+    def test_nobody_answers(self) -> None:
+        """If no registrar is heard of for minutes, the operator is warned once; not while lists cannot come."""
+
+        def confirm(seconds: float) -> int:
+            for _ in range(round(seconds / RENEW_INTERVAL)):
+                self.pass_time(RENEW_INTERVAL)
+                for one in self.server.take():
+                    self.server.ack(REGISTER_CHANNEL, one.tag)
+            return self.warnings("no node says")
+
+        self.server.ack(REGISTER_CHANNEL, 1)
+        self.lists.state = "refused"
+        self.assertEqual(confirm(2 * UNANSWERED), 0)
+        self.lists.state = "up"
+        for _ in range(10):
+            self.learn(**{ME: HERE, A: HERE})
+            self.assertEqual(confirm(LIST_INTERVAL), 0)
+        self.assertEqual(confirm(UNANSWERED - RENEW_INTERVAL), 0)
+        self.assertEqual(confirm(2 * UNANSWERED), 1)
+        self.hear(1, ME)
+        self.assertEqual(confirm(2 * UNANSWERED), 1)
 
 
 class StateMachineTests(Base):
