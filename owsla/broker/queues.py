@@ -27,6 +27,14 @@ _QUORUM = re.compile(r"current is .*quorum")
 _OTHER_TYPE = re.compile(r"inequivalent arg 'type'")
 """Difference of an existing exchange in the text of PRECONDITION_FAILED (RabbitMQ 3.10 to 4.0)."""
 
+_LIMIT_REFUSED = re.compile(r"(invalid|inequivalent) arg 'x-delivery-limit'")
+"""Refusal of a delivery limit in the text of PRECONDITION_FAILED (RabbitMQ 3.10 to 4.0): for a classic queue, or an existing
+one that has another limit.
+"""
+
+UNLIMITED: Final[Mapping[str, Any]] = MappingProxyType({"x-delivery-limit": -1})
+"""Argument of a quorum queue without a delivery limit, in RabbitMQ 4."""
+
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 ACCESS_REFUSED: Final = 403
@@ -53,7 +61,8 @@ class Exchange:
 
 def undeliverable_queue(to_device: str, limit: int, arguments: Mapping[str, Any] = _NONE) -> Queue:
     """Return the queue of undeliverable messages, `<to-device>.undeliverable`, which refuses messages beyond `limit`."""
-    return Queue(f"{to_device}.undeliverable", {"x-max-length": limit, "x-overflow": "reject-publish", **arguments})
+    limits = {"x-max-length": limit, "x-overflow": "reject-publish"}
+    return Queue(f"{to_device}.undeliverable", {**limits, **arguments}, own=True)
 
 
 def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE) -> Queue:
@@ -137,20 +146,40 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
 
 
 async def _declare(client: BrokerClient, number: int, queue: Queue, *, passive: bool) -> None:
+    if not passive and _may_be_unlimited(client, queue):
+        try:
+            await _declare_with(client, number, queue, {**queue.arguments, **UNLIMITED})
+            return
+        except Closed as closed:
+            error = as_failure(closed).value
+            if not isinstance(error, BrokerError) or error.scope != "channel" or not _LIMIT_REFUSED.search(error.text):
+                raise
+    await _declare_with(client, number, queue, queue.arguments, passive=passive)
+
+
+async def _declare_with(
+    client: BrokerClient, number: int, queue: Queue, arguments: Mapping[str, Any], *, passive: bool = False
+) -> None:
     channel = await client.open_channel(number, BaseHandler())
-    arguments = declared_arguments(client, queue)
-    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=arguments)
+    await channel.queue_declare(queue=queue.name, durable=True, passive=passive, arguments=dict(arguments))
     await client.end_channel(number)
 
 
+def _may_be_unlimited(client: BrokerClient, queue: Queue) -> bool:
+    """Return whether to try to declare a queue as one without a delivery limit.
+
+    RabbitMQ 4 drops messages of quorum queues after 20 returns. Messages that a node holds return each time it reconnects.
+    Without a type, the queue becomes a quorum queue where that is the default of the virtual host, which AMQP does not tell.
+    RabbitMQ refuses the argument for a new classic queue, and for an existing quorum queue with a limit.
+    """
+    kind = queue.arguments.get("x-queue-type", "quorum")
+    return queue.own and kind == "quorum" and "x-delivery-limit" not in queue.arguments and client.rabbitmq >= (4, 0)
+
+
 def declared_arguments(client: BrokerClient, queue: Queue) -> dict[str, Any]:
-    """Return the arguments with which a queue is declared on this broker."""
-    arguments = dict(queue.arguments)
-    if queue.own and arguments.get("x-queue-type") == "quorum" and client.rabbitmq >= (4, 0):
-        # RabbitMQ 4 drops messages of quorum queues after 20 returns. Messages that a node holds return each time it
-        # reconnects.
-        arguments.setdefault("x-delivery-limit", -1)
-    return arguments
+    """Return the arguments with which a queue is declared on this broker, where classic queues are the default."""
+    unlimited = "x-queue-type" in queue.arguments and _may_be_unlimited(client, queue)
+    return {**queue.arguments, **(UNLIMITED if unlimited else {})}
 
 
 async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool:

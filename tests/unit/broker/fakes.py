@@ -274,6 +274,56 @@ class Server:
         return published
 
 
+class ComparingServer(Server):
+    """A server with queues whose arguments it compares with those of each declaration, as RabbitMQ 4.0 does."""
+
+    def __init__(self, queues: dict[str, dict[str, Any]], version: str = "4.0.5", default_type: str = "classic") -> None:
+        super().__init__()
+        self.queues = queues
+        """Queue → its arguments, with the type."""
+        self.default_type = default_type
+        self.connect()
+        self.send(0, "connection.start", **{**START, "server_properties": {"product": "RabbitMQ", "version": version}})
+
+    def _method(self, channel: int, payload: bytes) -> None:
+        method, fields = decode_method(payload)
+        if method.name == "queue.declare":
+            name = fields["queue"]
+            self.refusals.pop((name, fields["passive"]), None)
+            refusal = self._declare(name, fields["arguments"], passive=fields["passive"])
+            if refusal is not None:
+                self.refusals[name, fields["passive"]] = refusal
+        super()._method(channel, payload)
+
+    def _declare(self, name: str, arguments: dict[str, Any], *, passive: bool) -> tuple[int, str] | None:
+        present = self.queues.get(name)
+        if passive:
+            return None if present is not None else (404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
+        arguments = {"x-queue-type": self.default_type, **arguments}
+        if present is None:
+            invalid = {"x-max-age"} | ({"x-delivery-limit"} if arguments["x-queue-type"] == "classic" else set())
+            for argument in sorted(invalid & arguments.keys()):
+                return 406, f"PRECONDITION_FAILED - invalid arg '{argument}' for queue '{name}' in vhost '/' of queue type x"
+            self.queues[name] = arguments
+            return None
+        ignored = {"x-max-age"} | ({"x-delivery-limit"} if present["x-queue-type"] == "classic" else set())
+        for argument in sorted((present.keys() | arguments.keys()) - ignored):
+            received, current = arguments.get(argument), present.get(argument)
+            if received != current:
+                return 406, (
+                    f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{name}' in vhost '/': "
+                    f"received {_value(received)} but current is {_value(current)}"
+                )
+        return None
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    kind = {bool: "bool", int: "signedint"}.get(type(value), "longstr")
+    return f"the value '{str(value).lower() if isinstance(value, bool) else value}' of type '{kind}'"
+
+
 def deliver(channel: int, tag: int, header: bytes, body: bytes, *, redelivered: bool = False, room: int = 131072) -> bytes:
     """Return the frames of a delivery."""
     size = wire.read_header_payload(header)[1]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from txamqp.client import Closed
 
 from owsla.broker import queues as topology
 from owsla.broker.client import BrokerError
 from owsla.broker.queues import Exchange, Queue
 
-from .fakes import START, BrokerTestCase, Result, Server
+from .fakes import BrokerTestCase, ComparingServer, Result, Server
 
 
 class DeclareTests(BrokerTestCase):
     def setUp(self) -> None:
-        self.server = Server().ready()
+        self.server: Any = Server().ready()
         self.warnings: list[str] = []
 
     def declare(self, queue: Queue | None = None) -> Result:
@@ -46,22 +48,44 @@ class DeclareTests(BrokerTestCase):
 
     def test_no_delivery_limit(self) -> None:
         """A quorum queue that only Owsla declares has no delivery limit: it is declared with -1 where RabbitMQ has a default,
-        since 4.0. A limit of the operator is kept.
+        since 4.0. A limit of the operator is kept, and so are the arguments of a queue of back ends.
         """
         quorum = {"x-queue-type": "quorum"}
         for version, queue, limit in (
             ("3.13.7", topology.node_queue("q", b"0123abcd", quorum), None),
             ("4.0.5", topology.node_queue("q", b"0123abcd", quorum), -1),
+            ("4.0.5", topology.undeliverable_queue("q", 7, quorum), -1),
             ("4.0.5", topology.node_queue("q", b"0123abcd", {**quorum, "x-delivery-limit": 5}), 5),
             ("4.0.5", topology.node_queue("q", b"0123abcd"), None),
             ("4.0.5", Queue("q", quorum), None),
         ):
-            self.server = Server().connect()
-            properties = {"product": "RabbitMQ", "version": version}
-            self.server.send(0, "connection.start", **{**START, "server_properties": properties})
-            self.declare(queue)
-            (declared,) = self.server.called("queue.declare")
-            self.assertEqual(declared["arguments"].get("x-delivery-limit"), limit)
+            self.server = ComparingServer({}, version)
+            self.assertIsNone(self.declare(queue).failure)
+            ((_, arguments),) = self.server.queues.items()
+            self.assertEqual(arguments.get("x-delivery-limit"), limit)
+            self.assertEqual(self.warnings, [])
+
+    def test_quorum_by_default(self) -> None:
+        """The same where the virtual host makes a quorum queue of a declaration without a type."""
+        for queue, limit in (
+            (topology.node_queue("q", b"0123abcd"), -1),
+            (topology.node_queue("q", b"0123abcd", {"x-queue-type": "classic"}), None),
+            (Queue("q"), None),
+        ):
+            self.server = ComparingServer({}, default_type="quorum")
+            self.assertIsNone(self.declare(queue).failure)
+            ((_, arguments),) = self.server.queues.items()
+            self.assertEqual(arguments.get("x-delivery-limit"), limit)
+
+    def test_there_with_a_limit(self) -> None:
+        """A quorum queue of Owsla that exists with the default limit is used, without a warning about its arguments: another
+        one says what to do about the limit.
+        """
+        for kind in ({}, {"x-queue-type": "quorum"}):
+            queue = topology.undeliverable_queue("q", 7, kind)
+            self.server = ComparingServer({queue.name: {"x-queue-type": "quorum", **queue.arguments}}, default_type="quorum")
+            self.assertIsNone(self.declare(queue).failure)
+            self.assertEqual(self.warnings, [])
 
     def test_counts_returns(self) -> None:
         """A quorum queue counts returns, unless RabbitMQ 4 reports that it was declared without a limit; also one whose
