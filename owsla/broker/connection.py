@@ -58,6 +58,10 @@ STABLE_AFTER = 10.0
 """Seconds after which a connection counts as stable: the delay after its loss starts at the minimum again."""
 
 
+_TOO_MANY_CONSUMERS = "consumers per channel"
+"""Words of the refusal (530) of a consumer beyond `consumer_max_per_channel` (RabbitMQ 4.0). It closes the connection."""
+
+
 class Reporter(Protocol):
     """The interface of observers of connections to the broker."""
 
@@ -355,6 +359,8 @@ def explain(error: BaseException | Any) -> str:
         return f"TLS: {_tls_reason(error)}"
     if isinstance(error, VerificationError):
         return "TLS: the broker's certificate is not for this host name"
+    if isinstance(error, BrokerError) and _TOO_MANY_CONSUMERS in error.text:
+        return f"{error}: give fewer --consumers, or the broker a higher consumer_max_per_channel"
     if isinstance(error, WireError | BrokerError | TimeoutError):
         return str(error)
     if isinstance(error, ConnectTimeout):

@@ -55,6 +55,10 @@ class ExplainTests(BrokerTestCase):
             (TimeoutError("no login within 15 s"), "no login within 15 s"),
             (WireError("the broker speaks AMQP 1-0-0"), "AMQP 1-0-0"),
             (BrokerError(403, "ACCESS_REFUSED - no", scope="connection"), "ACCESS_REFUSED - no (403)"),
+            (
+                BrokerError(530, "NOT_ALLOWED - reached maximum (4) of consumers per channel", scope="connection"),
+                "(4) of consumers per channel (530): give fewer --consumers",
+            ),
             (SSL.Error([("SSL routines", "", "certificate verify failed")]), "TLS: certificate verify failed"),
             (SSL.Error(), "TLS: the handshake failed"),
         ):
