@@ -171,6 +171,11 @@ class Consumers:
         self._consumers.clear()
 
     @property
+    def client(self) -> BrokerClient | None:
+        """The connection, while there is one."""
+        return self._client
+
+    @property
     def connected(self) -> bool:
         """True while there is a connection."""
         return self._client is not None

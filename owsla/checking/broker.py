@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from twisted.internet.defer import DeferredList
 
+from ..broker.arguments import MOST_DIFFERENCES, without_difference
 from ..broker.client import BrokerClient
 from ..broker.connection import EXPECTED, explain
+from ..broker.management import Management
 from ..broker.queue_state import QueueState
 from ..config.addresses import BrokerAddress
 from ..config.settings import Settings
@@ -22,14 +24,12 @@ from .certificates import date
 from .connecting import Attempt, Refusal
 from .findings import Finding, Report, fail, ok, skip, warn
 from .plan import QueuePlan, planned_queues
+from .policies import check_policies
 from .probes import Probes
-from .verdicts import QueueAnswers, judge_broadcast, judge_permissions, judge_publishing, judge_queue, without_difference
+from .verdicts import QueueAnswers, judge_broadcast, judge_permissions, judge_publishing, judge_queue
 
 ANSWERS_TIMEOUT: Final = 20.0
 """Seconds for all probes of a broker. They take some milliseconds each."""
-
-_MOST_DIFFERENCES: Final = 20
-"""Differences between the arguments of a queue and those of the settings that are looked for."""
 
 _CONNECTION_ID: Final = b"00000000-0000-8000-8000-000000000000"
 """Connection id in the routing key of a message that is never routed."""
@@ -59,7 +59,9 @@ async def check_brokers(reactor: Any, settings: Settings, files: Files, report: 
                 for finding in _connection_findings(attempt.address, client, datetime.now(UTC)):
                     report.add(finding)
         if connected:
-            await _check_queues(reactor, settings, *connected[0], report)
+            address = settings.broker_management
+            management = None if address is None else Management(reactor, address, tls)
+            await _check_queues(reactor, settings, *connected[0], management, report)
         else:
             report.add(skip("queues", "permissions and queues are not checked, since no broker accepts the login"))
     finally:
@@ -80,7 +82,9 @@ def _connection_findings(address: BrokerAddress, client: BrokerClient, now: date
     yield ok("login", f"{address}: accepted")
 
 
-async def _check_queues(reactor: Any, settings: Settings, attempt: Attempt, client: BrokerClient, report: Report) -> None:
+async def _check_queues(
+    reactor: Any, settings: Settings, attempt: Attempt, client: BrokerClient, management: Management | None, report: Report
+) -> None:
     """Check permissions and queues. A broker that does not answer, or closes the connection, is a finding."""
     no_answer = TimeoutError(f"no answer within {ANSWERS_TIMEOUT:g} s")
     timeout = reactor.callLater(ANSWERS_TIMEOUT, client.abort, no_answer)
@@ -104,6 +108,9 @@ async def _check_queues(reactor: Any, settings: Settings, attempt: Attempt, clie
         for answers in queues:
             for finding in judge_queue(answers):
                 report.add(finding)
+        existing = [answers.plan for answers in queues if isinstance(answers.state, QueueState)]
+        async for finding in check_policies(client, existing, management):
+            report.add(finding)
     except EXPECTED as error:
         report.add(fail("broker", f"{attempt.address}: {explain(error)}"))
     finally:
@@ -121,7 +128,7 @@ async def _ask(probes: Probes, plan: QueuePlan) -> QueueAnswers:
     while refusal is not None:
         declared.append(refusal)
         adopted = without_difference(arguments, refusal) if isinstance(state, QueueState) else None
-        if adopted is None or len(declared) >= _MOST_DIFFERENCES:
+        if adopted is None or len(declared) >= MOST_DIFFERENCES:
             break
         arguments = adopted
         refusal = await probes.declare(name, arguments)

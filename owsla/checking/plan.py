@@ -1,13 +1,13 @@
-"""The queues that a gateway will use, as its settings name them. Pure."""
+"""The queues that a gateway will use, as its settings name them, and what a check looks for. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..broker import presence, queues
+from ..broker.promises import Use
 from ..broker.queues import Queue
-from ..cluster.register import register_queue
+from ..cluster.gateway_queues import GatewayQueue, gateway_queues
 from ..config.settings import Settings
 
 
@@ -23,32 +23,18 @@ class QueuePlan:
     needed: tuple[str, ...] = ()
     """Arguments without which Owsla cannot use the queue."""
     when_missing: str = "Owsla declares it at its start"
+    use: Use = Use.LINES
 
 
 def planned_queues(settings: Settings, node: str) -> Sequence[QueuePlan]:
     """Return the queues of a gateway. `node` stands for the name of a node, which is another one at every start."""
-    to_device = settings.to_device
-    own = dict(settings.node_queue_arguments)
-    plans = [
-        QueuePlan(Queue(to_device, dict(settings.to_device_arguments)), to_device, consumed=True),
-        QueuePlan(
-            queues.node_queue(to_device, node.encode(), own),
-            f"{to_device}.<node>",
-            consumed=True,
-            when_missing="each process of Owsla declares one, with a name of its own",
-        ),
-        QueuePlan(register_queue(to_device, own), f"{to_device}.nodes", consumed=True, needed=("x-single-active-consumer",)),
-        _plan(
-            queues.undeliverable_queue(to_device, settings.undeliverable_limit, dict(settings.undeliverable_arguments))
-        ),
-    ]
-    doors = [door.settings for door in settings.doors if door.settings.publish_exchange is None]
-    lines = {own.from_device: _plan(Queue(own.from_device, dict(own.from_device_arguments))) for own in doors}
-    plans = [*lines.values(), *plans]
-    if any(spec.kind == "amqp" for spec in settings.events):
-        plans.append(_plan(Queue(presence.QUEUE)))
-    return plans
+    return [_plan(found, settings.to_device) for found in gateway_queues(settings, node.encode())]
 
 
-def _plan(queue: Queue) -> QueuePlan:
-    return QueuePlan(queue, queue.name)
+def _plan(found: GatewayQueue, to_device: str) -> QueuePlan:
+    queue, use = found.queue, found.use
+    if use is Use.NODE:
+        missing = "each process of Owsla declares one, with a name of its own"
+        return QueuePlan(queue, f"{to_device}.<node>", consumed=True, when_missing=missing, use=use)
+    needed = ("x-single-active-consumer",) if use is Use.REGISTER else ()
+    return QueuePlan(queue, queue.name, consumed=use in (Use.MESSAGES, Use.REGISTER), needed=needed, use=use)

@@ -33,16 +33,11 @@ from txamqp.client import Closed
 
 from ..amqp import methods, wire
 from ..broker import queues as topology
+from ..broker.arguments import never_valid
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
 from ..broker.queue_state import QueueState
 
 _CHANNEL: Final = 1
-
-NEVER_VALID: Final[Mapping[str, Any]] = {"x-max-age": 1}
-"""Argument that no queue can have: only streams have a maximum age, and it is a text."""
-
-NEVER_VALID_FOR_STREAMS: Final[Mapping[str, Any]] = {"x-max-priority": "none"}
-"""Argument that no stream can have. A stream compares `NEVER_VALID` with its own maximum age."""
 
 
 class Probes:
@@ -75,11 +70,9 @@ class Probes:
 
     async def declare(self, queue: str, arguments: Mapping[str, Any]) -> BrokerError | None:
         """Declare a queue with an invalid argument. Return `None` if it exists with these arguments."""
-        stream = arguments.get("x-queue-type") == "stream"
-        arguments = {**arguments, **(NEVER_VALID_FOR_STREAMS if stream else NEVER_VALID)}
         try:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
-            await channel.queue_declare(queue=queue, durable=True, arguments=arguments)
+            await channel.queue_declare(queue=queue, durable=True, arguments=never_valid(arguments))
         except Closed as closed:
             return _refusal(closed)
         await self._client.end_channel(_CHANNEL)

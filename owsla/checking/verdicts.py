@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from ..broker.arguments import DIFFERENCE, NEVER_VALID, NEVER_VALID_FOR_STREAMS
 from ..broker.client import BrokerError
 from ..broker.queue_state import HOME_NODE_DOWN, QueueState
 from ..broker.queues import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from ..log import pluralize
 from .findings import Finding, fail, ok, warn
 from .plan import QueuePlan
-from .probes import NEVER_VALID, NEVER_VALID_FOR_STREAMS
 
 DEFAULT_EXCHANGE: Final = "amq.default"
 """Name of the default exchange in permissions."""
 
-_DIFFERENCE = re.compile(
-    r"inequivalent arg '(?P<name>[^']*)' for queue '.*' in vhost '.*'"
-    r": received .* but current is (?:none|(?:the value )?'(?P<current>.*?)'(?: of type .*)?)$",
-    re.DOTALL,
-)
 _INTERNAL: Final = "internal exchange"
 """Words of a refusal (403) for an exchange to which only other exchanges publish."""
 
@@ -154,7 +149,7 @@ def _judge_missing(answers: QueueAnswers) -> Iterator[Finding]:
 
 
 def _judge_difference(plan: QueuePlan, refusal: BrokerError) -> Finding:
-    difference = _DIFFERENCE.search(refusal.text)
+    difference = DIFFERENCE.search(refusal.text)
     if difference is None:
         return warn("queue", f"{plan.shown}: used as it is, because the broker refuses its declaration: {refusal}")
     name, current = difference["name"], difference["current"]
@@ -169,24 +164,3 @@ def _shown(value: object) -> str:
     if value is None:
         return "not set"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def without_difference(arguments: Mapping[str, Any], refusal: BrokerError) -> dict[str, Any] | None:
-    """Return arguments in which the one that a broker found different is as it is there, to find the next difference.
-
-    Return `None` if the refusal does not name such an argument.
-    """
-    difference = _DIFFERENCE.search(refusal.text)
-    if refusal.code != PRECONDITION_FAILED or difference is None or not difference["name"].startswith("x-"):
-        return None
-    name, current = difference["name"], difference["current"]
-    adopted = {key: value for key, value in arguments.items() if key != name}
-    if current is not None:
-        adopted[name] = _value(current)
-    return adopted if adopted != arguments else None
-
-
-def _value(text: str) -> str | int | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text

@@ -1,4 +1,4 @@
-"""Broker addresses, as amqp:// and amqps:// URLs."""
+"""Addresses of brokers, as amqp:// and amqps:// URLs, and of their management API, as http:// and https:// URLs."""
 
 from __future__ import annotations
 
@@ -88,6 +88,58 @@ class BrokerAddress:
         scheme = "amqps" if self.tls else "amqp"
         user = "" if self.external else f"{quote(self.username, safe='')}@"
         return f"{scheme}://{user}{host}:{self.port}/{quote(self.vhost, safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class ManagementAddress:
+    """Address of the management API of a broker. Neither `str()` nor `repr()` shows the password."""
+
+    host: str
+    port: int = 15672
+    path: str = ""
+    """Prefix of all paths (`management.path_prefix`), without a slash at its end."""
+    username: str = ""
+    """Name of the user. Empty: the user of the broker, with its password."""
+    password: str = field(default="", repr=False)
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> ManagementAddress:
+        """Read `http://user:password@host:port` or `https://...`; raise `ConfigError` if that is not possible.
+
+        Without a port it is RabbitMQ's own, 15672 or 15671. No message quotes the URL, because it may contain a password.
+        """
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise ConfigError("the URL of the management API has the form http://host:port or https://host:port")
+        tls = scheme.lower() == "https"
+        if "?" in rest or "#" in rest:
+            raise ConfigError("the URL takes no query or fragment (? in a name or password is %3f, and # is %23)")
+        authority, _, path = rest.partition("/")
+        if "@" in path:
+            raise ConfigError("a / in the user name or password is written %2f")
+        userinfo, at, location = authority.rpartition("@")
+        if "@" in userinfo:
+            raise ConfigError("an @ in the user name or password is written %40")
+        if any(not "!" <= character <= "~" for character in path):
+            raise ConfigError("the path in the URL has characters that are written with %")
+        path = path.rstrip("/").removesuffix("api").rstrip("/")
+        address = cls(*_host_and_port(location, 15671 if tls else 15672), path=f"/{path}" if path else "", tls=tls)
+        if not at:
+            return address
+        username, colon, password = userinfo.partition(":")
+        if not username or not colon:
+            raise ConfigError("give a user and a password, or neither: then they are those of the broker")
+        return replace(address, username=_decoded(username, "user name"), password=_decoded(password, "password"))
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        user = f"{quote(self.username, safe='')}@" if self.username else ""
+        return f"{'https' if self.tls else 'http'}://{user}{self.authority}{self.path}"
 
 
 def _decoded(text: str, what: str) -> str:

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from owsla.config.addresses import BrokerAddress
+from owsla.config.addresses import BrokerAddress, ManagementAddress
 from owsla.config.deny_list import read_deny_list
 from owsla.config.framings import acknowledgement_fault, framing_fault
 from owsla.config.options import BY_NAME, OWN_ARGUMENTS
@@ -123,9 +123,18 @@ def _brokers(values: Mapping[str, Any], given: Mapping[str, Given], read: ReadFi
         except ConfigError as error:
             raise ConfigError(f"{origin}: {error}") from None
         addresses = tuple(address if address.external else replace(address, password=password) for address in addresses)
+    management: ManagementAddress | None = values["broker_management"]
+    secured = any(address.tls for address in addresses)
     for name in ("broker-ca", "broker-cert", "broker-key"):
-        if values[BY_NAME[name].field] is not None and not any(address.tls for address in addresses):
+        used = secured or (name == "broker-ca" and management is not None and management.tls)
+        if values[BY_NAME[name].field] is not None and not used:
             raise ConfigError(f"{given[name].origin}: no --broker is amqps://")
+    if management is not None:
+        origin = given["broker-management"].origin
+        if not addresses:
+            raise ConfigError(f"{origin}: the embedded broker has no management API; give --broker too")
+        if not management.username and addresses[0].external:
+            raise ConfigError(f"{origin}: give a user and a password in the URL, since the first --broker has none")
     return addresses
 
 

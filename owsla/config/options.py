@@ -217,6 +217,13 @@ OPTIONS: tuple[Option, ...] = (
         reload="new connections", needs=("broker",),
     ),
     Option(
+        _BROKER, "broker-management", "URL", "off", readers.either("off", None, readers.management),
+        "http://host:port or https://host:port of RabbitMQ's management plugin (default ports: 15672, 15671): warn of policies "
+        "that break a promise. User and password are those of --broker, unless the URL has others.",
+        secret=True,
+        reload="yes", needs=("broker",),
+    ),
+    Option(
         _BROKER, "heartbeat", "TIME", "30s", readers.heartbeat,
         "AMQP heartbeat, 1s to 1h. A broker that has stopped answering is noticed within one and a half times this interval.",
         reload="rolling restart",

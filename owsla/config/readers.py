@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from twisted.cred.checkers import ICredentialsChecker
 
-from owsla.config.addresses import BrokerAddress
+from owsla.config.addresses import BrokerAddress, ManagementAddress
 from owsla.config.settings import ProxySender, QueueArgument
 from owsla.dialects import Dialect, find_dialect
 from owsla.dialects.login import ConfiguredChecker, make_login_checker
@@ -324,3 +324,8 @@ def login_checker(text: str, folder: Path | None = None) -> ICredentialsChecker 
 def broker(text: str) -> BrokerAddress | None:
     """Read the URL of a broker; `None` stands for the embedded broker."""
     return None if text == "embedded" else BrokerAddress.parse(text)
+
+
+def management(text: str) -> ManagementAddress:
+    """Read the URL of the management API of the broker."""
+    return ManagementAddress.parse(text)

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from twisted.cred.checkers import ICredentialsChecker
 
-from owsla.config.addresses import BrokerAddress
+from owsla.config.addresses import BrokerAddress, ManagementAddress
 from owsla.config.framings import FramingSpec
 from owsla.dialects import Dialect
 from owsla.events import HandlerSpec
@@ -59,6 +59,7 @@ class Settings:
     broker_ca: Path | None
     broker_cert: Path | None
     broker_key: Path | None
+    broker_management: ManagementAddress | None
     heartbeat: int
     embedded_port: int
     embedded_memory: int

@@ -1,4 +1,4 @@
-"""Passwords of broker and database URLs in the process list.
+"""Passwords of broker, management and database URLs in the process list.
 
 The kernel shows the arguments of a process from its own memory, in `/proc/PID/cmdline` and `ps`. `setproctitle` overwrites them
 there, as PostgreSQL does for its status. A password is visible until then, for the tenths of a second that Python needs to
@@ -23,7 +23,7 @@ MASK: Final = "***"
 _PASSWORDS: Final = (
     # Up to the last "@", so that an unescaped "@", "/" or "," in a password is covered. A URL without a password but with an
     # "@" further on loses its port from the process list, which does no harm.
-    re.compile(r"(?:amqps?|postgres(?:ql)?)://[^:]*:(.+)@", re.IGNORECASE | re.DOTALL),
+    re.compile(r"(?:amqps?|https?|postgres(?:ql)?)://[^:]*:(.+)@", re.IGNORECASE | re.DOTALL),
     # libpq takes passwords among the parameters, too. Up to the end, so that an unescaped "&" is covered.
     re.compile(r"postgres(?:ql)?://.*?[?&](?:ssl)?password=(.+)", re.IGNORECASE | re.DOTALL),
 )

@@ -120,3 +120,4 @@ class NodeChanges:
         self._devices.configure(settings)
         self._consuming.groups.configure(settings.fanout_rate)
         self._consuming.by_name.configure(settings.device_timeout)
+        self._consuming.inspection.configure(settings.broker_management)

@@ -9,13 +9,17 @@ from functools import partial
 from typing import Final
 
 from ..broker import message_properties, queues
+from ..broker.client import Credentials
 from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
+from ..broker.inspection import InspectedQueue, InspectionParts, QueueInspection
 from ..broker.logins import BrokerLogins
+from ..broker.management import Management
 from ..broker.own_queue import OwnQueueSettings
 from ..cluster.device_router import DeviceRouter
+from ..cluster.gateway_queues import gateway_queues
 from ..cluster.identity import NodeIdentity
 from ..cluster.left_behind import LeftBehind
 from ..cluster.register import ClusterSettings, register_queue
@@ -57,6 +61,7 @@ class Consuming:
     connections: list[BrokerConnection]
     logins: BrokerLogins
     tls: BrokerTLS
+    inspection: QueueInspection
 
     def use(self, configuration: Configuration) -> None:
         """Use the brokers, passwords, authorities and certificates of another configuration: those of a reload."""
@@ -88,7 +93,12 @@ def make_consuming(
     names = [*(role.name for role in publishers), Registrar.name, DoorLines.name, Consumers.name]
     # Devices are served without messages to all nodes, which the broker may refuse: a limit on connections, or permissions.
     optional = {publishing.broadcast.name: publishing.broadcast.not_connected}
-    health = BrokerHealth(base.reactor, names, base.emit, opening.broker_ready, optional=optional)
+
+    def ready() -> None:
+        opening.broker_ready()
+        inspection.begin()
+
+    health = BrokerHealth(base.reactor, names, base.emit, ready, optional=optional)
     opening.follow(lambda: health.ready)
     registrar = Registrar(
         base.reactor,
@@ -121,9 +131,26 @@ def make_consuming(
         settings=_consumer_settings(settings, logins),
         flowing=devices.services.reordering.flowing,
     )
+    inspection = _make_inspection(base, consumers, logins, tls)
     roles = [*publishers, registrar, publishing.broadcast, publishing.lines, consumers]
     connections = _connections(base, roles, logins, health, tls)
-    return Consuming(registrar, consumers, router, by_name, groups, health, connections, logins, tls)
+    return Consuming(registrar, consumers, router, by_name, groups, health, connections, logins, tls, inspection)
+
+
+def _make_inspection(base: Base, consumers: Consumers, logins: BrokerLogins, tls: BrokerTLS) -> QueueInspection:
+    def inspected() -> list[InspectedQueue]:
+        return [InspectedQueue(found.use, found.queue) for found in gateway_queues(base.settings, base.node())]
+
+    async def login() -> Credentials:
+        return await logins.credentials(logins.addresses[0])
+
+    parts = InspectionParts(
+        queues=inspected,
+        client=lambda: consumers.client,
+        login=login,
+        management=lambda address: Management(base.reactor, address, tls),
+    )
+    return QueueInspection(base.reactor, base.emit, parts, management=base.settings.broker_management)
 
 
 def _make_routers(base: Base, publishing: Publishing, devices: Devices) -> tuple[Router, DeviceRouter, Groups]:

@@ -71,6 +71,8 @@ def make_root(
             now=time.time,
         )
         watches.append(child("certificate", expiry))
+    if base.inherited is None or base.inherited.link.number == 1:  # one warning is enough
+        watches.append(child("queues", consuming.inspection))
     if reloads is not None:
         watches.append(child("reload", reloads))
     return Supervisor(

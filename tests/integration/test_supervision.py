@@ -546,5 +546,6 @@ owsla (one_for_one, OFTEN): running
 │   ├── sockets (permanent): running, restarted once, last: Mischief: mischief 0, in Housekeeping.tick
 │   └── port (permanent): running
 ├── certificate (permanent): running
+├── queues (permanent): running
 └── reload (permanent): running
 """

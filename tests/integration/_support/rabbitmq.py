@@ -194,6 +194,11 @@ class RabbitMQ:
         """Run a command of `rabbitmqctl` on this node and return its output."""
         return await self._ctl.run(*arguments, timeout=timeout)
 
+    async def version(self) -> tuple[int, int]:
+        """Return the version, major and minor."""
+        major, minor, *_ = (await self.ctl("eval", "rabbit_misc:version().")).strip().strip('"').split(".")
+        return int(major), int(minor)
+
     def write_ctl(self, path: Path) -> None:
         """Write a shell script that runs `rabbitmqctl` on this node."""
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items() if name != "PATH")

@@ -12,14 +12,7 @@ from owsla.broker.queue_state import QueueState
 from owsla.broker.queues import Queue
 from owsla.checking.findings import Finding
 from owsla.checking.plan import QueuePlan
-from owsla.checking.verdicts import (
-    QueueAnswers,
-    judge_broadcast,
-    judge_permissions,
-    judge_publishing,
-    judge_queue,
-    without_difference,
-)
+from owsla.checking.verdicts import QueueAnswers, judge_broadcast, judge_permissions, judge_publishing, judge_queue
 
 
 def refusal(code: int, text: str) -> BrokerError:
@@ -196,27 +189,3 @@ class QueueTests(SynchronousTestCase):
             refusal(405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'"),
         ):
             self.assertEqual(texts(judge_queue(answers(error, [error]))), [f"FAIL queue q: {error}"])
-
-
-class DifferenceTests(SynchronousTestCase):
-    def test_adopted(self) -> None:
-        """An argument that is different is made equal, so that the next one can be found."""
-        arguments = {"x-max-length": 7, "x-overflow": "reject-publish"}
-        for received, name, adopted in (
-            ("'7' but current is '5'", "x-max-length", {**arguments, "x-max-length": 5}),
-            ("the value '7' of type 'signedint' but current is none", "x-max-length", {"x-overflow": "reject-publish"}),
-            ("none but current is the value 'true' of type 'bool'", "x-flag", {**arguments, "x-flag": True}),
-            ("none but current is the value 'quorum' of type 'longstr'", "x-type", {**arguments, "x-type": "quorum"}),
-        ):
-            self.assertEqual(without_difference(arguments, different(name, received)), adopted)
-
-    def test_no_argument(self) -> None:
-        """What is not an argument, or cannot be made equal, ends the comparison."""
-        for answer in (
-            different("durable", "'true' but current is 'false'"),
-            different("x-max-length", "'7' but current is '7'"),
-            different("x-other", "something else"),
-            ACCEPTABLE,
-            NO_ACCESS,
-        ):
-            self.assertIsNone(without_difference({"x-max-length": 7}, answer))

@@ -23,7 +23,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla import __version__
-from owsla.config.addresses import BrokerAddress
+from owsla.config.addresses import BrokerAddress, ManagementAddress
 from owsla.config.framings import FramingSpec
 from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
@@ -91,6 +91,21 @@ class BrokerAddressTests(SynchronousTestCase):
         self.assertEqual(str(address), "amqps://us%2Fer@h:5671/v%2Fh")
         self.assertNotIn("secret", repr(address))
         self.assertNotIn("secret", repr(_load("--broker", "amqp://u:secret@h")))
+
+    def test_management(self) -> None:
+        """The URL of the management API has RabbitMQ's ports by default, and may have a prefix. Its password is not shown."""
+        for url, shown in (
+            ("http://h", "http://h:15672"),
+            ("HTTPS://h/", "https://h:15671"),
+            ("https://u%40:se%3acret@[::1]:443/prefix/", "https://u%40@[::1]:443/prefix"),
+            ("http://h:80/api", "http://h:80"),
+            ("http://h/a/b/api/", "http://h:15672/a/b"),
+        ):
+            address = ManagementAddress.parse(url)
+            self.assertEqual(str(address), shown)
+            self.assertNotIn("se:cret", repr(address))
+        address = ManagementAddress.parse("http://u%40:se%3acret@h")
+        self.assertEqual((address.username, address.password), ("u@", "se:cret"))
 
     def test_refused(self) -> None:
         """What isn't such a URL is refused with its own reason, which never quotes the URL."""
@@ -181,6 +196,7 @@ class ValueTests(_Files):
                 "broker_ca": None,
                 "broker_cert": None,
                 "broker_key": None,
+                "broker_management": None,
                 "heartbeat": 30,
                 "embedded_port": 5672,
                 "embedded_memory": 512 * 2**20,
@@ -357,6 +373,17 @@ class ValueTests(_Files):
             ("cert", "/nonexistent/x", "/nonexistent/x: no such file or directory"),
             ("key", "/", "/: is a directory"),
             ("config", "/nonexistent/x", "/nonexistent/x: no such file or directory"),
+            ("broker-management", "rabbit:15672", "http://host:port"),
+            ("broker-management", "amqp://u:secret@h", "http://host:port"),
+            ("broker-management", "http://u@h", "a user and a password, or neither"),
+            ("broker-management", "http://:secret@h", "a user and a password, or neither"),
+            ("broker-management", "http://u:se@cret@h", "an @ in the user name or password is written %40"),
+            ("broker-management", "http://u:sec/ret@h", "a / in the user name or password is written %2f"),
+            ("broker-management", "http://u:secret%@h", "a % in the password is written %25"),
+            ("broker-management", "http://h?secret", "no query or fragment"),
+            ("broker-management", "http://h:x", "not a number from 1 to 65535"),
+            ("broker-management", "http://", "no host name"),
+            ("broker-management", "http://h/a b", "written with %"),
             ("broker-ca", "/nonexistent/x", "no such file"),
             ("broker-cert", "/nonexistent/x", "no such file"),
             ("broker-key", "/nonexistent/x", "no such file"),
@@ -405,6 +432,11 @@ class ValueTests(_Files):
             (["--broker-ca", "/dev/null", "--broker", "amqp://h"], "--broker-ca: no --broker is amqps://"),
             (["--broker-cert", "/dev/null", "--broker", "amqp://h"], "--broker-cert: no --broker is amqps://"),
             (["--broker-key", "/dev/null"], "--broker-key: no --broker is amqps://"),
+            (["--broker-management", "http://h"], "--broker-management: the embedded broker has no management API"),
+            (
+                ["--broker", "amqp://h", "--broker-management", "http://h", "--broker-ca", "/dev/null"],
+                "--broker-ca: no --broker is amqps://",
+            ),
             (["--broker-key", "/dev/null", "--broker", "amqps://h"], "--broker-key: --broker-cert must be given too"),
             (["--broker-cert", "/dev/null", "--broker", "amqps://h"], "--broker-cert: --broker-key must be given too"),
             (
@@ -457,6 +489,20 @@ class ValueTests(_Files):
                 ("amqp://guest@c:5672/%2F", False, "pass word"),
             ],
         )
+
+    def test_broker_management(self) -> None:
+        """The management API has its own user and password, or those of the broker; then the first broker needs some."""
+        path = self.new_path()
+        Path(path).write_bytes(pem(issue(key := ec_key()), key))
+        own = ("--broker", "amqps://a", "--broker-cert", path, "--broker-key", path)
+        message = self.refused(*own, "--broker-management", "https://a")
+        self.assertEqual(
+            message, "--broker-management: give a user and a password in the URL, since the first --broker has none"
+        )
+        settings = _load(*own, "--broker-management", "https://u:secret@a")
+        self.assertEqual(settings.broker_management, ManagementAddress("a", 15671, "", "u", "secret", True))
+        settings = _load("--broker", "amqp://a", "--broker-management", "https://a", "--broker-ca", path)
+        self.assertEqual(settings.broker_ca, Path(path))
 
     def test_bad_password_file(self) -> None:
         """An empty file, one with more than a line, and one that isn't UTF-8 are refused without quoting them."""

@@ -29,6 +29,7 @@ class MaskTests(SynchronousTestCase):
             ("amqp://u:pw@h", "amqp://u:***@h"),
             ("--broker=AMQPS://u:pw@h/v", "--broker=AMQPS://u:***@h/v"),
             ("amqp://:pw@h", "amqp://:***@h"),
+            ("--broker-management=https://u:pw@h:443/x", "--broker-management=https://u:***@h:443/x"),
             ("database:postgresql://h/d?user=u&password=pw", "database:postgresql://h/d?user=u&password=***"),
             ("POSTGRES://u@h/d?PASSWORD=pw", "POSTGRES://u@h/d?PASSWORD=***"),
         ):
@@ -48,7 +49,9 @@ class MaskTests(SynchronousTestCase):
 
     def test_other_arguments(self) -> None:
         """Arguments without a password stay."""
-        for argument in ("amqp://h:5672", "amqp://u@h", "a@b", "http://u:pw@h", "http://h?password=x", "?password=y", ""):
+        for argument in (
+            *("amqp://h:5672", "amqp://u@h", "a@b", "http://h:15672", "ftp://u:pw@h", "http://h?password=x", "?password=y", ""),
+        ):
             self.assertEqual(mask_passwords(argument), argument)
 
 

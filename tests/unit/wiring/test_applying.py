@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.config.addresses import ManagementAddress
 from owsla.config.options import OPTIONS
 from owsla.config.settings import Settings
 from owsla.config.sources import load_settings
@@ -56,6 +57,10 @@ def _lines(node: Any) -> Any:
 
 OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "embedded-memory": ({"embedded_memory": 5_000_000}, lambda node: node.embedded.broker.memory.limit),
+    "broker-management": (
+        {"broker_management": ManagementAddress("other.example")},
+        lambda node: (node.consuming.inspection.management, node.consuming.inspection._management),
+    ),
     "device-ack": ({"device_ack": "OK {seq}"}, lambda node: node.devices.first.factory.buildProtocol(None)._device_ack(5)),
     "device-timeout": ({"device_timeout": 7.0}, lambda node: node.consuming.by_name.locations.device_timeout),
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.first.factory.settings.max_rate),
