@@ -10,24 +10,26 @@ const TOP = 8;
 const BOTTOM = 18;
 const COLOURS = 8;
 
-/** Return a round number that is at least `value`. */
-function ceiling(value) {
-  if (!(value > 0)) return 1;
+/** Return a round number that is at least `value`. With `whole`, its half is a whole number, too: both are on the axis. */
+function ceiling(value, whole) {
+  if (!(value > 0)) return whole ? 2 : 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+  return [1, 2, 4, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999 && !(whole && step % 2));
 }
 
 /**
  * A chart. `series` are {key, label}: names of values in a sample. `format` makes a text of a value, `tick` that of an axis.
+ * `whole`: values are whole numbers.
  *
  * It is a slider for the keyboard: the arrows move through the samples, and a screen reader reads their values out.
  */
 export class Chart {
-  constructor({ title, series, format, tick = format }) {
+  constructor({ title, series, format, tick = format, whole = false }) {
     this.title = title;
     this.series = series;
     this.format = format;
     this.tick = tick;
+    this.whole = whole;
     this.index = null;
     this.lines = [];
     this.samples = [];
@@ -89,7 +91,7 @@ export class Chart {
     if (width === 0 || this.end === undefined) return;
     this.width = width;
     const values = this.samples.flatMap((sample) => this.lines.map((line) => line.value(sample) ?? 0));
-    this.top = ceiling(values.reduce((most, value) => Math.max(most, value), 0));
+    this.top = ceiling(values.reduce((most, value) => Math.max(most, value), 0), this.whole);
     this.svg.setAttribute("width", width);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.cursor = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });

@@ -7,11 +7,11 @@ import { milliseconds, now, number, percent, plural, rate } from "./format.js";
 import { eventList, missingNote, named, note, section, table } from "./parts.js";
 
 const CHARTS = [
-  { title: "Devices", series: [{ key: "devices", label: "connected" }], format: number },
+  { title: "Devices", series: [{ key: "devices", label: "connected" }], format: number, whole: true },
   { title: "Connections a second", series: [{ key: "connects", label: "connects" }, { key: "handshakes", label: "handshakes" }, { key: "failed_handshakes", label: "failed" }], format: rate },
   { title: "Lines a second", series: [{ key: "lines_in", label: "in" }, { key: "lines_out", label: "out" }], format: rate },
   { title: "Publish to confirm", series: [{ key: "p50", label: "p50" }, { key: "p99", label: "p99" }], format: milliseconds },
-  { title: "Unconfirmed lines", series: [{ key: "unconfirmed", label: "lines" }], format: number },
+  { title: "Unconfirmed lines", series: [{ key: "unconfirmed", label: "lines" }], format: number, whole: true },
   { title: "Reactor lateness", series: [{ key: "lateness", label: "worst" }], format: milliseconds },
 ];
 
