@@ -9,17 +9,18 @@
 | `owsla tree`                    | shows the supervision tree of a running gateway        |
 | `owsla health`                  | checks whether a running gateway is alive, or ready    |
 | `owsla swarm`                   | simulates devices, and measures                        |
+| `owsla demo`                    | shows all of it at work                                |
+
+This module imports nothing of its package, so that `main` runs at once: until a command is imported, Ctrl-C ends the process as
+if it were not written in Python.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
-
-from ..runtime.process_title import hide_passwords
-from ._arguments import parse
-from ._print import Unwritable, put
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the number of the signal, as in shells."""
@@ -27,13 +28,25 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. `arguments` come without the name of the program."""
+    # Not where the caller has a handler of its own, or where the signal is ignored.
+    own = arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if own:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ..runtime.process_title import hide_passwords
+    from ._arguments import parse
+    from ._print import Unwritable, put
+
     hidden = hide_passwords()
     _fill_standard_streams()
     try:
         try:
             command = parse(sys.argv[1:] if arguments is None else arguments, os.environ, hidden=hidden)
+            if own:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             return command()
         finally:
+            if own:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # the end of Python shows tracebacks, too
             put()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -15,6 +15,7 @@ from ._control_arguments import prepare as prepare_control
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
 from ._parser import Parser, add_command, fail
 from ._values import seconds, whole_number
+from .demo import arguments as demo
 from .swarm import arguments as swarm
 
 _DESCRIPTION = f"""\
@@ -29,6 +30,7 @@ commands for messages, which connect to the broker:
 commands for a running gateway, which ask its --control:
 {SUMMARY}
 others:
+  demo                      show all of it at work: gateway, broker, devices
   swarm                     simulate devices, and measure
   completion SHELL          print the completion for bash, zsh or fish
 
@@ -104,6 +106,7 @@ def parser(*, by_name: bool = False) -> Parser:
 
     add_control_commands(commands)
     swarm.add_arguments(add_command(commands, "swarm", "[options]", swarm.DESCRIPTION, epilog=None))
+    demo.add_arguments(add_command(commands, "demo", "[options]", demo.DESCRIPTION, epilog=None))
     add_completion(commands)
     return top
 
@@ -266,6 +269,8 @@ def _prepare(command: str) -> Prepare:
     """
     if command == "swarm":
         return swarm.command
+    if command == "demo":
+        return demo.command
     with without_collection():
         found = prepare_control(command)
         if found is not None:

@@ -132,9 +132,10 @@ def run(name: str, settings: Settings, role: MakeRole, *, patient: bool) -> int:
         ),
     )
     reactor.addSystemEventTrigger("before", "shutdown", connection.stopService)
-    reactor.callWhenRunning(session.stop_on_signals)
     reactor.callWhenRunning(connection.startService)
-    reactor.run()
+    # Before the reactor runs, and in place of its own handlers: those end a command with status 0.
+    session.stop_on_signals()
+    reactor.run(installSignalHandlers=False)
     return session.status
 
 

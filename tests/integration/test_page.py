@@ -155,7 +155,8 @@ def opened(desk: Desk) -> Iterator[Opened]:
 @reactor_test
 async def test_token(opened: Opened) -> None:
     """Without a token the page asks for one, says when it is wrong, and opens with the right one. It is not in the URL, and the
-    tab keeps it at a reload. With the read token nothing can be done.
+    tab keeps it at a reload. With the read token nothing can be done. A link with a token in its fragment, opened in the same
+    tab, replaces the token.
     """
 
     def act(page: Page) -> None:
@@ -176,6 +177,13 @@ async def test_token(opened: Opened) -> None:
         page.reload()
         expect(page.get_by_text("Not connected")).to_be_visible()
         expect(page.get_by_role("button", name=re.compile("trace|Kick"))).to_have_count(0)
+        page.goto(f"{opened.desk.origin}/#token={TOKEN}")
+        expect(page.get_by_role("link", name="Ready", exact=True)).to_be_visible()
+        page.goto(f"{opened.desk.origin}/#/device/nobody")
+        expect(page.get_by_role("button", name="Start trace")).to_be_visible()
+        page.go_back()
+        expect(page.get_by_role("heading", name="Charts")).to_be_visible()
+        assert TOKEN not in page.url
 
     await opened.open(token=None)
     await opened.do(act)

@@ -41,6 +41,18 @@ function routeHash(view, parameters = {}) {
   return `#/${view}${text ? `?${text}` : ""}`;
 }
 
+/**
+ * Take the token of a link such as `#token=…`, which `owsla demo` prints. A browser sends no fragment to a server. It is replaced
+ * at once in the address and in the history of the tab, so that it is neither seen nor in a copied link.
+ */
+function takeToken() {
+  const token = /^#token=([\x21-\x7e]+)$/.exec(location.hash)?.[1];
+  if (token === undefined) return false;
+  keepToken(token);
+  history.replaceState(null, "", "#/");
+  return true;
+}
+
 async function start() {
   try {
     const about = await ask("");
@@ -228,7 +240,7 @@ function run(session) {
   live.listen(drawPill);
   state.listen(drawPill);
   setInterval(drawPill, 1000);
-  addEventListener("hashchange", () => route());
+  addEventListener("hashchange", () => location.hash.startsWith("#token=") || route());
   live.start();
   live.load("5m");
   state.start();
@@ -263,4 +275,6 @@ function helpText() {
 }
 
 whenUnauthorized(askForToken);
+takeToken();
+addEventListener("hashchange", () => takeToken() && location.reload());
 start();

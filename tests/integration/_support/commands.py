@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import signal
 import struct
@@ -31,6 +32,7 @@ class Command:
     """A running command, with standard output and standard error each in a file. `forked` saves the time of its imports."""
 
     def __init__(self, folder: Path, argv: Sequence[str], env: dict[str, str], forked: bool) -> None:
+        self.folder = folder
         self._errors = folder / "errors"
         folder.mkdir(parents=True)
         self.process = ChildProcess(
@@ -84,9 +86,10 @@ class Commands:
         """Start `owsla` with these arguments. `program`: as a program, for a test of the process list or the imports."""
         return self._start([*owsla_command(), *arguments], env, forked=not program)
 
-    def shell(self, script: str, *arguments: str) -> Command:
+    def shell(self, script: str, *arguments: str, **env: str) -> Command:
         """Start a shell script in which `@` stands for `owsla` and these arguments."""
-        return self._start(["/bin/sh", "-c", script.replace("@", shlex.join([*owsla_command(), *arguments]))], {}, forked=False)
+        command = shlex.join([*owsla_command(), *arguments])
+        return self._start(["/bin/sh", "-c", re.sub(r"(?<!\S)@(?!\S)", lambda _: command, script)], env, forked=False)
 
     def _start(self, argv: Sequence[str], env: dict[str, str], *, forked: bool) -> Command:
         command = Command(self._folder / f"command-{len(self._all)}", argv, env, forked)
@@ -171,10 +174,20 @@ class Terminal:
         assert termios.tcgetattr(self._terminal) == self.modes
         return int(self._popen.returncode)
 
+    def hang_up(self) -> None:
+        """Close the screen, as the window of a terminal is closed."""
+        os.close(self._screen)
+        self._screen = -1
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
     def close(self) -> None:
         """End the command, and close the terminal."""
         if self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()
-        os.close(self._screen)
+        if self._screen >= 0:
+            os.close(self._screen)
         os.close(self._terminal)
