@@ -25,11 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     parent, kind, *rest = arguments
     die_with(int(parent))
     if kind == "gateway":
-        from twisted.scripts.twistd import run
-
-        sys.argv = ["twistd", *rest]
-        run()
-        return 0
+        # `twistd-owsla`, as a program of its own: it writes nothing into the folder of plug-ins. The signal stays.
+        os.execv(sys.executable, [sys.executable, "-P", "-c", "from owsla.twistd import main; main()", *rest])
     if kind == "devices":
         from ._devices import main as devices
 
