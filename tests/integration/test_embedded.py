@@ -46,6 +46,12 @@ def get(channel: BlockingChannel, queue: str, auto_ack: bool = True) -> tuple[An
     return found
 
 
+def is_3(channel: BlockingChannel) -> bool:
+    """Return whether the broker is RabbitMQ 3, as the embedded broker says it is. RabbitMQ 4 differs in a few answers."""
+    version: str = channel.connection._impl.server_properties["version"]
+    return version.startswith("3.")
+
+
 def pump(channel: BlockingChannel, done: Callable[[], bool]) -> None:
     """Let pika process events until `done`, for at most 10 seconds."""
     end = time.monotonic() + 10
@@ -265,7 +271,8 @@ def quorum_returns(channel: BlockingChannel, name: str) -> None:
 
         pump(channel, look)
         method, properties, body = found[-1]
-        return body, properties.headers.get("x-delivery-count"), method.redelivered
+        # RabbitMQ 4 has the header only from the first return on.
+        return body, (properties.headers or {}).get("x-delivery-count", 0), method.redelivered
 
     def counted(on: BlockingChannel, queue: str, bodies: int) -> None:
         """Wait until this many messages are ready."""
@@ -273,7 +280,8 @@ def quorum_returns(channel: BlockingChannel, name: str) -> None:
 
     channel.confirm_delivery()
     quorum = {"x-queue-type": "quorum"}
-    channel.queue_declare(name, durable=True, arguments=quorum)
+    unlimited = {} if is_3(channel) else {"x-delivery-limit": -1}
+    channel.queue_declare(name, durable=True, arguments={**quorum, **unlimited})
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", name, body)
     assert take(channel, name) == (b"1", 0, False)
@@ -472,22 +480,27 @@ def odd_values(channel: BlockingChannel, name: str) -> None:
     for expiration in ("4294967296", "315360000000", "+5000"):
         channel.basic_publish("", name, b"", pika.BasicProperties(expiration=expiration))
         assert get(channel, name)[2] == b""
-    for properties, text in [
-        (pika.BasicProperties(delivery_mode=3), "invalid message: {delivery_mode_unknown,3}"),
+    odd = [
         (
             pika.BasicProperties(expiration="315360000001"),
             "invalid expiration '315360000001': {value_too_large,315360000001}",
         ),
-    ]:
+    ]
+    if is_3(channel):
+        odd.append((pika.BasicProperties(delivery_mode=3), "invalid message: {delivery_mode_unknown,3}"))
+    for properties, text in odd:
         other = on()
         other.basic_publish("", name, b"", properties)
         refused(406, lambda other=other: other.queue_declare(name), "PRECONDITION_FAILED - " + text)  # type: ignore[misc]
     where = f"queue '{name}.none' in vhost '/'"
-    for arguments, text in [
+    cases = [
         ({"x-message-ttl": 315360000001}, f"invalid arg 'x-message-ttl' for {where}: {{value_too_large,315360000001}}"),
-        ({"x-queue-mode": "fast"}, f"invalid arg 'x-queue-mode' for {where}: \"unsupported queue mode 'fast'\""),
         ({"x-max-length": b"\xff"}, f"invalid arg 'x-max-length' for {where}: \"expected integer, got binary\""),
-    ]:
+    ]
+    if is_3(channel):
+        fault = f"invalid arg 'x-queue-mode' for {where}: \"unsupported queue mode 'fast'\""
+        cases.append(({"x-queue-mode": "fast"}, fault))
+    for arguments, text in cases:
         refused(
             406,
             lambda arguments=arguments: on().queue_declare(name + ".none", arguments=arguments),  # type: ignore[misc]

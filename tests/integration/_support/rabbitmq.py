@@ -202,7 +202,7 @@ class RabbitMQ:
     def write_ctl(self, path: Path) -> None:
         """Write a shell script that runs `rabbitmqctl` on this node."""
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self._env.items() if name != "PATH")
-        path.write_text(f'#!/bin/sh\n{exports}exec {_script("rabbitmqctl")} --silent "$@"\n')
+        path.write_text(f'#!/bin/sh\n{exports}exec {_script("rabbitmqctl")} "$@"\n')
         path.chmod(0o755)
 
     async def close(self) -> None:

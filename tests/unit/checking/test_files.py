@@ -113,7 +113,9 @@ class CheckFilesTests(Files):
 
     def test_unix_door(self) -> None:
         """A unix socket that could not be made is a fault."""
-        cases = [(self.cert, "exists and is not a socket"), ("/nowhere/x", "there is no folder /nowhere"), ("/x", "")]
+        folder = self.new_path()
+        folder.mkdir()
+        cases = [(self.cert, "exists and is not a socket"), ("/nowhere/x", "there is no folder /nowhere"), (folder / "x", "")]
         for path, fault in cases:
             settings = load_settings([f"--listen=unix:{path}:name=a"], {})
             found = [str(finding) for finding in check_doors(settings, Contents())]
