@@ -459,7 +459,7 @@ def _take_all(channel: Any, queue: str) -> list[Mapping[str, Any]]:
         method, properties, _ = channel.basic_get(queue, auto_ack=True)
         if method is None:
             return found
-        found.append(properties.headers)
+        found.append(properties.headers or {})
 
 
 def clear_up(url: str, queues: Iterable[str], from_device: str, to_device: str) -> Remains:
