@@ -244,10 +244,12 @@ async def test_network(start: Start, certs_dir: Path, tmp_path: Path, network: s
 
 # -- folders that cannot be written ------------------------------------------------------------------------------------------
 
-#: Script that makes everything read-only, as `docker run --read-only` does.
+#: Script that makes everything read-only, as `docker run --read-only` does. In a chroot the root may be no mount point.
 _READ_ONLY = """
+mount --bind . .
+cd "$PWD"
 cut -d ' ' -f 2 /proc/mounts | while read -r place; do mount -o remount,bind,ro "$place" 2>&- || true; done
-! touch here 2>&-
+if touch here 2>&-; then echo "$PWD can still be written to"; exit 77; fi
 """
 
 #: Start of a command for a user without name, home folder and temporary folder, who may read everything.
