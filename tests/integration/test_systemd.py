@@ -324,21 +324,33 @@ async def test_socket_activate(named: bool, lab: Lab, embedded: EmbeddedBrokerPr
     assert await owsla.terminate() == 0
 
 
-# -- systemd itself, and the units of docs/operations.md ---------------------------------------------------------------------
+# -- systemd itself, and the units of packaging/systemd and docs/operations.md -----------------------------------------------
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+_ROOT = Path(__file__).parents[2]
+OPERATIONS = _ROOT / "docs" / "operations.md"
+SHIPPED = _ROOT / "packaging" / "systemd"
 
 NOT_FOR_USERS = re.compile(
-    r"(DynamicUser|SupplementaryGroups|StateDirectory|LogsDirectory|WorkingDirectory|NoNewPrivileges|Protect\w+|Private\w+"
-    r"|CapabilityBoundingSet|RestrictAddressFamilies|LimitNOFILE|ExecStartPre)=.*\n"
+    r"(User|UMask|(State|Logs|Working)Directory\w*|NoNewPrivileges|Protect\w+|Private\w+|Restrict(AddressFamilies|Namespaces"
+    r"|Realtime|SUIDSGID)|RemoveIPC|DevicePolicy|LockPersonality|SystemCall\w+|CapabilityBoundingSet|LimitNOFILE|ExecStartPre)"
+    r"=.*\n"
 )
-"""Lines of the unit that the manager of a user's services cannot follow, and those that depend on this machine."""
+"""Lines of the unit that the manager of a user's services cannot follow, and those that depend on this machine. The tests of
+the Debian package have the whole unit."""
 
 
 def documented_units() -> dict[str, str]:
     """Return the unit files and drop-ins of the page, by name: each is an ini block after the path of its file."""
-    found = re.findall(r"`/etc/systemd/system/(\S+)`[^`]*```ini\n(.*?) *```", OPERATIONS.read_text(), re.DOTALL)
+    path = r"`(?:/etc/systemd/system|packaging/systemd)/(\S+)`[^`]*(?:`[^`\n]+`[^`]*)*?```ini\n(.*?) *```"
+    found = re.findall(path, OPERATIONS.read_text(), re.DOTALL)
     return {name: re.sub("^ +", "", text, flags=re.MULTILINE) for name, text in found}
+
+
+def test_shipped_units() -> None:
+    """The page has the shipped files as they are."""
+    units = documented_units()
+    for path in SHIPPED.iterdir():
+        assert units[path.name] == path.read_text(), path.name
 
 
 def test_documented_units(tmp_path: Path) -> None:
@@ -347,6 +359,7 @@ def test_documented_units(tmp_path: Path) -> None:
     if analyze is None:
         pytest.skip("systemd is not installed")
     units = documented_units()
+    del units["owsla.sysusers"]
     assert set(units) == {
         "owsla.service",
         "owsla.service.d/reload.conf",
@@ -354,13 +367,12 @@ def test_documented_units(tmp_path: Path) -> None:
         "owsla.socket",
         "owsla-meters.socket",
     }
-    version = int(subprocess.run([analyze, "--version"], capture_output=True, text=True, check=True).stdout.split()[1])
-    if version < 253:
+    if _version(analyze) < 253:
         del units["owsla.service.d/reload.conf"]
     for name, text in units.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text.replace("/opt/owsla/bin/twistd", twistd()[0]))
+        path.write_text(text.replace("=twistd-owsla", f"={twistd()[0]}"))
     done = subprocess.run(
         [analyze, "verify", "--man=no", *(str(tmp_path / name) for name in units if not name.endswith(".conf"))],
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
@@ -371,8 +383,27 @@ def test_documented_units(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_exposure() -> None:
+    """systemd rates the confinement of the unit as the page says, or better."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None or _version(analyze) < 250:
+        pytest.skip("systemd 250 or newer is not installed")
+    documented = re.search(r"`systemd-analyze security` rates the unit (\d+\.\d) of 10", OPERATIONS.read_text())
+    assert documented
+    command = [analyze, "security", "--offline=true", "--no-pager", str(SHIPPED / "owsla.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rated = re.search(r"Overall exposure level for owsla.service: (\d+\.\d)", done.stdout)
+    assert rated, done.stdout + done.stderr
+    assert float(rated[1]) <= float(documented[1]), done.stdout
+
+
+def _version(analyze: str) -> int:
+    """Return the version of systemd."""
+    return int(subprocess.run([analyze, "--version"], capture_output=True, text=True, check=True).stdout.split()[1])
+
+
 class Service:
-    """The documented units, in a systemd of its own, with the settings of a test."""
+    """The shipped and documented units, in a systemd of its own, with the settings of a test."""
 
     def __init__(self, systemd: Systemd, folder: Path, ports: tuple[int, int], settings: str) -> None:
         self.systemd = systemd
@@ -381,7 +412,8 @@ class Service:
         config.write_text(settings)
         units = documented_units()
         service = NOT_FOR_USERS.sub("", units["owsla.service"])
-        service = service.replace("/opt/owsla/bin/twistd", shlex.join(twistd())).replace("/etc/owsla.toml", str(config))
+        service = service.replace("=twistd-owsla", f"={shlex.join(twistd())} -n --pidfile= owsla")
+        service = service.replace("/etc/owsla/owsla.toml", str(config))
         systemd.write("owsla.service", service.replace("WatchdogSec=30", "WatchdogSec=3"))
         here = f"[Service]\nWorkingDirectory={folder}\nStandardOutput=append:{self._output}\nStandardError=inherit\n"
         systemd.write("owsla.service.d/test.conf", f"{here}TimeoutAbortSec=1\n")
