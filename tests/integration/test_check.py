@@ -503,7 +503,8 @@ async def test_other_arguments(vhost: Vhost, check: Checks, lab: Lab, certificat
     options: dict[str, Any] = {"from_device_argument": "x-max-length=6", "broker": vhost.url, **certificate}
     output = await check(status=0, **options)
     undeliverable = "to_device.undeliverable"
-    assert re.findall("^warn  (.*)$", output, re.MULTILINE) == [
+    assert re.search(r"^warn  policies +to_device: its argument x-max-length=7: ", output, re.MULTILINE), output
+    assert re.findall("^warn  (queue .*)$", output, re.MULTILINE) == [
         f"queue         {queue}: {name} is {there} there, and {here} in the settings of Owsla; the queue is used as it is"
         for queue, name, there, here in (
             ("from_device", "x-max-length", "5", "6"),

@@ -33,9 +33,9 @@ class Api:
 
     async def queue(self, name: str, login: Credentials) -> ShownQueue | None:
         self.asked.append(name)
+        shown = self.shown.get(name)
         if self.waiting is not None:
             await self.waiting
-        shown = self.shown.get(name)
         if isinstance(shown, Exception):
             raise shown
         return shown
