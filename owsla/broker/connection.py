@@ -45,8 +45,10 @@ from .retry_delay import RetryDelay
 CONNECT_TIMEOUT = 15.0
 """Seconds for TCP, TLS and the login together. RabbitMQ allows 10 for its part (handshake_timeout)."""
 
-SETUP_TIMEOUT = 60.0
-"""Seconds to declare queues and start consumers, for a broker that answers only heartbeats."""
+SETUP_TIMEOUT = 90.0
+"""Seconds to declare queues and start consumers, for a broker that answers only heartbeats. RabbitMQ 4.0 with Khepri takes 70
+to say that it cannot reach a classic queue.
+"""
 
 CLOSE_TIMEOUT = 2.0
 """Default seconds to wait for connection.close-ok."""

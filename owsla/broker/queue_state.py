@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from txamqp.client import Closed
 
 from . import queues as topology
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 
-HOME_NODE_DOWN = "home node"
-"""Words of RabbitMQ in a 404 about a classic queue that exists, on a broker node of the cluster that is down."""
+_UNREACHABLE: Final = ("home node", "due to timeout")
+"""Words of RabbitMQ in a 404 about a classic queue that exists, on a broker node of the cluster that is down. With Khepri
+(RabbitMQ 4.0) the second ones come after more than a minute.
+"""
 
 
 class QueueState(NamedTuple):
@@ -36,7 +38,12 @@ async def inspect_queue(client: BrokerClient, number: int, queue: str) -> QueueS
         error = as_failure(closed).value
         if not isinstance(error, BrokerError) or error.scope != "channel":
             raise
-        if error.code == topology.NOT_FOUND and HOME_NODE_DOWN not in error.text:
+        if is_missing(error):
             return None
         raise error from None
     return QueueState(declared.message_count, declared.consumer_count)
+
+
+def is_missing(error: BrokerError) -> bool:
+    """Return whether a refusal says that a queue does not exist, and not that the broker cannot reach it."""
+    return error.code == topology.NOT_FOUND and not any(words in error.text for words in _UNREACHABLE)

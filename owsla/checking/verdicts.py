@@ -9,7 +9,7 @@ from typing import Final
 
 from ..broker.arguments import DIFFERENCE, NEVER_VALID, NEVER_VALID_FOR_STREAMS
 from ..broker.client import BrokerError
-from ..broker.queue_state import HOME_NODE_DOWN, QueueState
+from ..broker.queue_state import QueueState, is_missing
 from ..broker.queues import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from ..log import pluralize
 from .findings import Finding, fail, ok, warn
@@ -42,7 +42,7 @@ class QueueAnswers:
     @property
     def missing(self) -> bool:
         """True if the queue does not exist."""
-        return isinstance(self.state, BrokerError) and self.state.code == NOT_FOUND and HOME_NODE_DOWN not in self.state.text
+        return isinstance(self.state, BrokerError) and is_missing(self.state)
 
     @property
     def may_declare(self) -> bool:

@@ -39,7 +39,7 @@ from ..broker.binding import unbind
 from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
 from ..broker.consumer import letter, node_notice
 from ..broker.own_queue import NodeNotice
-from ..broker.queue_state import HOME_NODE_DOWN, QueueState, inspect_queue
+from ..broker.queue_state import QueueState, inspect_queue, is_missing
 from ..interfaces import Clock
 from ..letter import DeliverySource, Letter
 
@@ -209,7 +209,7 @@ class Cleanup(Getter):
             elif self._end is not None:
                 self._raise_end(self._end)
         except BrokerError as error:
-            if error.code == topology.NOT_FOUND and HOME_NODE_DOWN not in error.text:
+            if is_missing(error):
                 return False
             if error.code != LOCKED or self._consuming:
                 raise
