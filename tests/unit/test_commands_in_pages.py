@@ -37,7 +37,8 @@ _OPTIONS_OF_OTHERS: Final = frozenset({
     "--from-file", "--pre",  # kubectl, pip
     # podman, docker
     "--build-arg", "--cpu-shares", "--cpus", "--cpuset-cpus", "--format", "--init", "--log-opt", "--memory", "--network",
-    "--no-healthcheck", "--restart", "--secret", "--stop-timeout", "--timestamp", "--ulimit", "--user", "--volume", "--volumes",
+    "--no-cache", "--no-healthcheck", "--restart", "--secret", "--stop-timeout", "--timestamp", "--ulimit", "--user",
+    "--volume", "--volumes",
 })  # fmt: skip
 """Options of other programs that pages name between backticks."""
 _NO_COMMANDS: Final = frozenset({"gave", "worker-2"})
