@@ -35,6 +35,7 @@ _VARIABLES_OF_COMMANDS: Final = frozenset({"OWSLA_HTTP", "OWSLA_HTTP_TOKEN_FILE"
 _OPTIONS_OF_OTHERS: Final = frozenset({
     "--beside", "--churn", "--groups", "--only", "--output", "--runs",  # bench
     "--from-file", "--pre",  # kubectl, pip
+    "--force-confold", "--no-deps", "--revision", "--wheels",  # dpkg, pip, packaging/debian/build
     # podman, docker
     "--build-arg", "--cpu-shares", "--cpus", "--cpuset-cpus", "--format", "--init", "--log-opt", "--memory", "--network",
     "--no-cache", "--no-healthcheck", "--restart", "--secret", "--stop-timeout", "--timestamp", "--ulimit", "--user",
