@@ -27,7 +27,8 @@ def put(text: str = "") -> None:
     except UnicodeEncodeError:  # a terminal without UTF-8
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        sys.stdout.write(text)
+        if text:  # the write of nothing is an error on a full disk
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

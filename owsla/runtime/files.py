@@ -45,9 +45,12 @@ class Files:
 
     def __init__(self, folder: Path | None = None, contents: Mapping[Path, bytes] | None = None) -> None:
         """Start with `contents`. Relative paths are relative to `folder`, by default the working folder of the process now:
-        twistd changes it later, and a reload must find the same files as the start.
+        twistd changes it later, and a reload must find the same files as the start. Raise `ConfigError` if that was removed.
         """
-        self.folder = Path.cwd() if folder is None else folder
+        try:
+            self.folder = Path.cwd() if folder is None else folder
+        except OSError as error:
+            raise ConfigError(f"the working folder: {os_reason(error)}") from None
         self._contents = dict(contents or {})
         self._faults: dict[Path, str] = {}
         self._unrepeatable: set[Path] = set()

@@ -47,6 +47,9 @@ DEVICES_TIMEOUT: Final = 15.0
 EXIT_TIMEOUT: Final = 6.0
 """Seconds for the processes to end: twice the --drain-timeout of the gateway."""
 
+LONGEST_FOLDER: Final = 70
+"""Bytes of the name of a folder in which a unix socket in a folder of ours has a path of 107 bytes at most."""
+
 STEADY: Final = 4.0
 """Seconds after which the figures no longer show the start."""
 
@@ -77,13 +80,18 @@ def run(request: Request) -> int:
 def make_folder() -> Path:
     """Return a new folder for temporary files, which only this user can enter. Raise `ConfigError`.
 
-    Unlike that of `tempfile`, the search does not end in the working folder.
+    Unlike that of `tempfile`, the search does not end in the working folder. A folder in which the path of the control socket
+    is too long is passed over.
     """
     given = os.environ.get("TMPDIR", "")
+    if not os.path.isabs(given):
+        given = ""  # the processes have another working folder
     error = OSError("no folder for temporary files")
     for parent in (*([given] if given else []), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(os.fsencode(parent)) > LONGEST_FOLDER:
+            continue
         try:
-            return Path(tempfile.mkdtemp(prefix="owsla-demo-", dir=os.path.abspath(parent)))
+            return Path(tempfile.mkdtemp(prefix="owsla-demo-", dir=parent))
         except OSError as problem:
             error = problem
     raise ConfigError(f"no folder for temporary files can be made in /tmp: {os_reason(error)}; TMPDIR names another place")
