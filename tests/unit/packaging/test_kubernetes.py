@@ -15,7 +15,6 @@ from unittest import SkipTest
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-import owsla
 from owsla.config.options import BY_NAME, OPTIONS
 
 _FOLDER: Final = Path(__file__).parents[3] / "packaging" / "kubernetes"
@@ -68,14 +67,9 @@ class SchemaTests(Manifests):
         self.assertEqual({each["metadata"]["namespace"] for each in objects.values()}, {"devices"})
         self.assertEqual(objects["ConfigMap", "owsla"]["data"]["owsla.toml"], (_FOLDER / "base" / "owsla.toml").read_text())
         [container] = objects["Deployment", "owsla"]["spec"]["template"]["spec"]["containers"]
-        self.assertEqual(container["image"], f"registry.example.com/owsla:{owsla.__version__}")
+        self.assertRegex(container["image"], r"\Aregistry\.example\.com/owsla:\d")
         self.assertIn("OWSLA_BROKER", {each["name"] for each in container["env"]})
         self.assertIn(("ServiceMonitor", "owsla"), objects)
-
-    def test_image_version(self) -> None:
-        """The example has the image of this version."""
-        [kustomization] = documents(_FOLDER / "example" / "kustomization.yaml")
-        self.assertEqual(kustomization["images"][0]["newTag"], owsla.__version__)
 
 
 class SettingsTests(Manifests):
