@@ -130,7 +130,7 @@ class Run:
         }
         self.owsla = self.lab.new_owsla(**(settings | options))
         await self.owsla.start()
-        self._fleet = Fleet(self.lab, self.owsla, self.seed)
+        self._fleet = Fleet(self.lab, self.owsla, seed=self.seed)
         self._backend = ClusterBackend(self.cluster.urls[::-1], self.from_device, self.to_device, self.seed)
         await self.backend.start()
         await self.fleet.start()

@@ -56,7 +56,7 @@ async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> No
         reorder_limit=1000,
     )
     await owsla.start()
-    fleet = Fleet(lab, owsla, seed, count=30)
+    fleet = Fleet(lab, owsla, seed=seed, count=30)
     backend = AnsweringBackend(rabbitmq.url, from_device, to_device, seed)
     try:
         await backend.start()

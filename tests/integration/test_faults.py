@@ -85,7 +85,7 @@ class Run:
         }
         self.owsla = self.lab.new_owsla(**(settings | options))
         await self.owsla.start()
-        self._fleet = Fleet(self.lab, self.owsla, self.seed, moody=moody)
+        self._fleet = Fleet(self.lab, self.owsla, seed=self.seed, moody=moody)
         self._backend = AnsweringBackend(
             self.rabbitmq.url, self.from_device, self.to_device, self.seed, prefetch=prefetch, withhold=withhold
         )
@@ -389,7 +389,7 @@ async def test_refusals(run: Run) -> None:
 async def owsla_killed(run: Run) -> None:
     """Kill Owsla, and start it again: devices reconnect, and repeat their unacknowledged lines."""
     run.check_log()
-    run.fleet.owsla_died()
+    run.fleet.owsla_died(run.owsla)
     run.owsla.kill()
     run.outages = 0
     await run.owsla.start()

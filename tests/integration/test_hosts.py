@@ -121,7 +121,7 @@ class Site:
 
     async def talk(self) -> None:
         """Connect half of a fleet to each host, and a back end that answers. Wait until each device is served."""
-        fleet = self._fleet = Fleet(self.lab, self.a, self.seed, 0)
+        fleet = self._fleet = Fleet(self.lab, self.a, seed=self.seed, count=0)
         fleet.devices = [
             TalkingDevice(self.lab, owsla, f"{owsla.host.name}{number}", random.Random(f"{self.seed}/{number}"), moody=0.0)
             for owsla in (self.a, self.b)

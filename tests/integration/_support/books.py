@@ -66,6 +66,7 @@ class Session:
 
     device: str
     number: int
+    owsla: Owsla = field(repr=False)
     sent: list[int] = field(default_factory=list)
     """Ids of the sent messages. The index is the number of the line on this connection."""
     acknowledged: int = 0
@@ -126,7 +127,7 @@ class TalkingDevice:
             await self._session(device)
 
     async def _session(self, device: Device) -> None:
-        session = Session(self.name, len(self.sessions))
+        session = Session(self.name, len(self.sessions), self._owsla)
         self.sessions.append(session)
         self._device = device
         self._send(device, session, list(self._kept))
@@ -183,12 +184,12 @@ class TalkingDevice:
 
 
 class Fleet:
-    """Devices that send at the same time."""
+    """Devices that send at the same time, each to one of several Owslas."""
 
-    def __init__(self, lab: Lab, owsla: Owsla, seed: int, count: int = 20, *, moody: float = 0.0) -> None:
-        self.owsla = owsla
+    def __init__(self, lab: Lab, *owslas: Owsla, seed: int, count: int = 20, moody: float = 0.0) -> None:
         self.devices = [
-            TalkingDevice(lab, owsla, f"d{number}", random.Random(f"{seed}/{number}"), moody=moody) for number in range(count)
+            TalkingDevice(lab, owslas[number % len(owslas)], f"d{number}", random.Random(f"{seed}/{number}"), moody=moody)
+            for number in range(count)
         ]
         self._living: list[Deferred[None]] = []
 
@@ -227,10 +228,10 @@ class Fleet:
         for device in self.devices:
             device.quiet = False
 
-    def owsla_died(self) -> None:
-        """Record that Owsla was killed: delivered answers may be lost in all sessions that are open now."""
+    def owsla_died(self, owsla: Owsla) -> None:
+        """Record that an Owsla was killed: delivered answers may be lost in all its sessions that are open now."""
         for session in self.sessions:
-            if session.open:
+            if session.open and session.owsla is owsla:
                 session.uncertain = session.killed = True
 
     def abort(self) -> None:

@@ -62,6 +62,7 @@ class Owsla:
     `certs_dir` is the folder of its development certificates (created at the first start: sharing it saves time), and `ca` the
     CA for devices. `redirect` is a shell redirection for the process, as in `> /dev/full`, and `twistd_options` are further
     options of twistd. `sockets` are passed to it by name, as systemd does. `through` is a command that becomes the process.
+    `twistd` is the path of that command in another virtual environment.
 
     The process is forked by one that has imported everything, which saves a second, unless `program` is true or one of these
     options needs a program.
@@ -79,6 +80,7 @@ class Owsla:
         sockets: Mapping[str, socket.socket] | None = None,
         through: Sequence[str] = (),
         program: bool = False,
+        twistd: str | None = None,
         **options: Option,
     ) -> None:
         self.folder = folder
@@ -93,7 +95,8 @@ class Owsla:
         self._shell = ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh"] if redirect else []
         self._sockets = sockets or {}
         self._through = through
-        self._forked = not program and can_fork(env or {})
+        self._twistd = [twistd] if twistd is not None else None
+        self._forked = not program and twistd is None and can_fork(env or {})
         self.tracebacks = 0  # number of tracebacks that a test has provoked in code outside Owsla
 
     @property
@@ -112,7 +115,7 @@ class Owsla:
         passing, descriptors = pass_sockets(self._sockets) if self._sockets else ([], [])
         before = [*self._shell, *self._through, *passing]
         self._process = ChildProcess(
-            [*before, *twistd(), *self._argv],
+            [*before, *(self._twistd or twistd()), *self._argv],
             output=self.folder / f"output.{self._starts}",
             errors=self.folder / f"errors.{self._starts}",
             env=self._env,
