@@ -79,6 +79,17 @@ async def test_removed_folder(command: str, commands: Commands, tmp_path: Path) 
     assert ran.errors().count("\n") == 1
 
 
+@reactor_test
+async def test_modules_in_the_folder(commands: Commands, tmp_path: Path) -> None:
+    """A file of the working folder with the name of a module is not imported by the processes of a swarm."""
+    (tmp_path / "json.py").write_text("raise SystemExit('not this')\n")
+    arguments = ["swarm", "--plain", f"--port={free_port()}", "--connections=1"]
+    ran = commands.shell(f"cd {tmp_path} && exec @", *arguments)
+    assert await ran.ended() == 1
+    assert "not this" not in ran.errors()
+    assert "connection refused" in ran.errors()
+
+
 @pytest.mark.parametrize(
     ("command", "modules"),
     [

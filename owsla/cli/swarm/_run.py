@@ -34,7 +34,11 @@ class SwarmProcess:
 
     def __init__(self, share: Plan) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "owsla.cli.swarm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            # -P: no module is found in the working folder of the user.
+            [sys.executable, "-P", "-m", "owsla.cli.swarm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         self.counts: dict[str, Any] = {}
         """Counts so far, as the process reported them last."""
