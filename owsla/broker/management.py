@@ -18,8 +18,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone, ResponseFailed
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -34,7 +36,7 @@ ANSWER_TIMEOUT: Final = 20.0
 """Seconds for one question, the connection included."""
 
 LONGEST_ANSWER: Final = 1 << 20
-"""Bytes. The columns that are asked for have some hundred."""
+"""Bytes, with the HTTP headers. The columns that are asked for have some hundred."""
 
 _COLUMNS: Final = "type,arguments,policy,operator_policy,effective_policy_definition"
 
@@ -63,7 +65,7 @@ class Management:
         """`tls` makes connections to an `https://` address from its host name."""
         self._reactor = reactor
         self._address = address
-        self._agent: Any = Agent.usingEndpointFactory(reactor, _Endpoints(reactor, address, tls))
+        self._tls = tls
 
     def __str__(self) -> str:
         return str(self._address)
@@ -101,14 +103,26 @@ class Management:
             return await asking
         except _Overdue:
             raise ManagementError(f"{self._address}: no answer within {ANSWER_TIMEOUT:g} s") from None
-        except (*EXPECTED, ResponseFailed, _TooLong) as error:
+        except _TooLong:
+            raise ManagementError(f"{self._address}: its answer is too long") from None
+        except (*EXPECTED, ResponseFailed) as error:
             raise ManagementError(f"{self._address}: {_reason(error)}") from None
 
     async def _ask(self, uri: bytes, headers: Headers) -> tuple[int, bytes]:
-        response: Any = await self._agent.request(b"GET", uri, headers, None)
+        connection = _Connection(self._reactor, self._address, self._tls)
+        agent: Any = Agent.usingEndpointFactory(self._reactor, connection)
         body = _Body()
-        response.deliverBody(body)
-        return response.code, await body.complete
+        try:
+            response: Any = await agent.request(b"GET", uri, headers, None)
+            response.deliverBody(body)
+            return response.code, await body.complete
+        except (*EXPECTED, ResponseFailed):
+            if connection.too_long:
+                raise _TooLong from None
+            raise
+        finally:
+            # Without the handshakes that end HTTP and TLS: the server may have stopped answering.
+            connection.abort()
 
 
 class _Overdue(Exception):
@@ -126,8 +140,6 @@ def _overdue(result: object, timeout: float) -> Failure:
 def _reason(error: BaseException) -> str:
     if isinstance(error, ResponseFailed) and error.reasons:
         return _reason(error.reasons[0].value)
-    if isinstance(error, _TooLong):
-        return "its answer is too long"
     return explain(error)
 
 
@@ -142,38 +154,28 @@ def _shown(document: Any) -> ShownQueue:
 
 
 class _Body(Protocol):
-    """The body of an answer, of `LONGEST_ANSWER` bytes at most."""
+    """The body of an answer."""
 
     def __init__(self) -> None:
-        self.complete: Deferred[bytes] = Deferred(self._cancelled)
+        self.complete: Deferred[bytes] = Deferred()
         self._parts: list[bytes] = []
-        self._length = 0
-
-    def _cancelled(self, complete: Deferred[bytes]) -> None:
-        transport: Any = self.transport
-        if transport is not None:
-            transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        self._length += len(data)
-        if self._length <= LONGEST_ANSWER:
-            self._parts.append(data)
-        elif not self.complete.called:
-            self.complete.errback(_TooLong())
-            self._cancelled(self.complete)
+        self._parts.append(data)
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         if self.complete.called:
             return
-        if reason.check(ResponseDone):
+        # An answer with no length of its own ends with the connection. Its JSON tells whether it is whole.
+        if reason.check(ResponseDone, PotentialDataLoss):
             self.complete.callback(b"".join(self._parts))
         else:
             self.complete.errback(reason)
 
 
-@implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """Endpoints of an agent that connects to one address only: it follows no redirect and no proxy."""
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Connection:
+    """The connection for one question, to one address only: an agent with it follows no redirect and no proxy."""
 
     def __init__(
         self, reactor: Any, address: ManagementAddress, tls: Callable[[str], IOpenSSLClientConnectionCreator]
@@ -181,20 +183,49 @@ class _Endpoints:
         self._reactor = reactor
         self._address = address
         self._tls = tls
+        self._limited: _Limited | None = None
+
+    @property
+    def too_long(self) -> bool:
+        """True if the answer was longer than `LONGEST_ANSWER`."""
+        return self._limited is not None and self._limited.too_long
 
     def endpointForURI(self, uri: Any) -> Any:
-        address = self._address
-        endpoint: Any = HostnameEndpoint(self._reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)
-        return _Quiet(wrapClientTLS(self._tls(address.host), endpoint) if address.tls else endpoint)
-
-
-@implementer(IStreamClientEndpoint)
-class _Quiet:
-    """An endpoint whose factories do not log that they start and stop."""
-
-    def __init__(self, endpoint: Any) -> None:
-        self._endpoint = endpoint
+        return self
 
     def connect(self, protocolFactory: Any) -> Any:
-        protocolFactory.noisy = False
-        return self._endpoint.connect(protocolFactory)
+        protocolFactory.noisy = False  # it would log that it starts and stops
+        factory = WrappingFactory(protocolFactory)
+        factory.noisy = False
+        factory.protocol = _Limited
+        address = self._address
+        endpoint: Any = HostnameEndpoint(self._reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)
+        if address.tls:
+            endpoint = wrapClientTLS(self._tls(address.host), endpoint)
+        return endpoint.connect(factory).addCallback(self._connected)
+
+    def _connected(self, limited: _Limited) -> Any:
+        self._limited = limited
+        return limited.wrappedProtocol
+
+    def abort(self) -> None:
+        """Close the connection at once, if it is open."""
+        if self._limited is not None and self._limited.wrappedProtocol is not None:
+            self._limited.abortConnection()
+
+
+class _Limited(ProtocolWrapper):
+    """A protocol that receives `LONGEST_ANSWER` bytes at most."""
+
+    def __init__(self, factory: Any, wrapped: Any) -> None:
+        super().__init__(factory, wrapped)
+        self.too_long = False
+        self._received = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received <= LONGEST_ANSWER:
+            super().dataReceived(data)
+        elif not self.too_long:
+            self.too_long = True
+            self.abortConnection()

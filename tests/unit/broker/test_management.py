@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone, ResponseFailed
@@ -28,16 +29,11 @@ class Answer:
     def __init__(self, code: int, *parts: bytes) -> None:
         self.code = code
         self.parts = parts
-        self.aborted = False
 
     def deliverBody(self, protocol: Any) -> None:
-        protocol.transport = self
         for part in self.parts:
             protocol.dataReceived(part)
         protocol.connectionLost(Failure(ResponseDone()))
-
-    def abortConnection(self) -> None:
-        self.aborted = True
 
 
 class Agents:
@@ -122,27 +118,6 @@ class ManagementTests(SynchronousTestCase):
         deep = b"[" * 500_000
         self.assertIn("does not answer like", self.refused(Answer(200, deep)))
 
-    def test_too_long(self) -> None:
-        """An answer without an end is given up."""
-        endless = Answer(200, *[bytes(LONGEST_ANSWER)] * 3)
-        self.assertEqual(self.refused(endless), "http://h:15672: its answer is too long")
-        self.assertTrue(endless.aborted)
-
-    def test_no_answer(self) -> None:
-        """A server that does not answer, or an answer that never ends, is given up in time."""
-        asking = self.ask(Deferred())
-        self.clock.advance(ANSWER_TIMEOUT)
-        error = self.failureResultOf(asking, ManagementError).value
-        self.assertEqual(str(error), f"http://h:15672: no answer within {ANSWER_TIMEOUT:g} s")
-
-        unfinished = Answer(200)
-        self.patch(Answer, "deliverBody", lambda answer, protocol: protocol.makeConnection(answer))
-        asking = self.ask(unfinished)
-        self.clock.advance(ANSWER_TIMEOUT)
-        self.failureResultOf(asking, ManagementError)
-        self.assertTrue(unfinished.aborted)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
     def test_connection(self) -> None:
         """A connection that cannot be made or breaks is reported in the words of connections to the broker."""
         refused: Deferred[Any] = Deferred()
@@ -151,3 +126,87 @@ class ManagementTests(SynchronousTestCase):
         broken: Deferred[Any] = Deferred()
         broken.errback(ResponseFailed([Failure(ConnectionRefusedError(111, "Connection refused"))]))
         self.assertEqual(self.refused(broken), "http://h:15672: Connection refused")
+
+
+class Transport(StringTransportWithDisconnection):
+    """Transport of a server that closes nothing."""
+
+    protocol: Any
+    aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.loseConnection()
+
+
+class Endpoint:
+    """An endpoint whose connections are the `transports`."""
+
+    transports: list[Transport]
+
+    def __init__(self, reactor: object, host: str, port: int, timeout: float) -> None: ...
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        transport = Transport()
+        transport.protocol = factory.buildProtocol(None)
+        transport.protocol.makeConnection(transport)
+        self.transports.append(transport)
+        return succeed(transport.protocol)
+
+
+class ConnectionTests(SynchronousTestCase):
+    """The connection of a question, with the HTTP client of Twisted."""
+
+    def setUp(self) -> None:
+        self.patch(management, "HostnameEndpoint", Endpoint)
+        self.transports = Endpoint.transports = []
+        self.clock = Clock()
+
+    def ask(self, *parts: bytes) -> Deferred[ShownQueue | None]:
+        """Ask for a queue, and let the server send parts of an answer while the connection is open."""
+        api = Management(self.clock, ManagementAddress.parse("http://h"), lambda host: None)  # type: ignore[arg-type, return-value]
+        asking = Deferred.fromCoroutine(api.queue("to_device", LOGIN))
+        (transport,) = self.transports
+        for part in parts:
+            if transport.connected:
+                transport.protocol.dataReceived(part)
+        return asking
+
+    def assert_given_up(self, asking: Deferred[ShownQueue | None], text: str) -> None:
+        """Assert that a question has failed, and that its connection is closed at once, without a handshake."""
+        self.assertEqual(str(self.failureResultOf(asking, ManagementError).value), f"http://h:15672: {text}")
+        (transport,) = self.transports
+        self.assertEqual((transport.aborted, transport.connected), (True, False))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_answer(self) -> None:
+        """A whole answer ends the connection, whether the server closes it or not."""
+        asking = self.ask(b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n", b'{"type":"classic"}')
+        self.assertEqual(self.successResultOf(asking), ShownQueue({"x-queue-type": "classic"}, None))
+        self.assertFalse(self.transports[0].connected)
+
+    def test_answer_without_length(self) -> None:
+        """An answer of HTTP/1.0, as of some proxies, ends with the connection."""
+        for body, found in ((b'{"type":"classic"}', "x-queue-type"), (b'{"type":"cla', "does not answer like")):
+            self.transports.clear()
+            asking = self.ask(b"HTTP/1.0 200 OK\r\n\r\n", body)
+            self.transports[0].loseConnection()
+            asking.addErrback(lambda failure: failure.trap(ManagementError) and failure.value)
+            self.assertIn(found, str(self.successResultOf(asking)))
+
+    def test_no_answer(self) -> None:
+        """A server that does not answer, or does not end its answer, is given up in time."""
+        for parts in ((), (b"HTTP/1.1 200 OK\r\n",), (b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n", b"{")):
+            self.transports.clear()
+            asking = self.ask(*parts)
+            self.clock.advance(ANSWER_TIMEOUT)
+            self.assert_given_up(asking, f"no answer within {ANSWER_TIMEOUT:g} s")
+
+    def test_too_long(self) -> None:
+        """Headers or a body without an end are given up."""
+        header = b"X-Header: %s\r\n" % (b"x" * 1000)
+        chunk = b"10000\r\n%s\r\n" % bytes(0x10000)
+        for start, part in ((b"", header), (b"Transfer-Encoding: chunked\r\n\r\n", chunk)):
+            self.transports.clear()
+            parts = [part] * (LONGEST_ANSWER // len(part) + 1)
+            self.assert_given_up(self.ask(b"HTTP/1.1 200 OK\r\n", start, *parts), "its answer is too long")
