@@ -10,10 +10,11 @@ A fault is reported once, until a look does not find it any more. The look that 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 from txamqp.client import Closed
 
@@ -91,6 +92,7 @@ class QueueInspection(Worker):
         self._looks = 0
         self._reported: frozenset[str] = frozenset()
         self._complained = ""
+        self._lock = DeferredLock()  # for the channel
 
     @property
     def management(self) -> ManagementAddress | None:
@@ -130,11 +132,8 @@ class QueueInspection(Worker):
         self._complained = ""
         self._looks += 1
         again = not complete and self._looks < MOST_LOOKS
-        if not complete and not again and any(rules.policy is None for rules, _ in found):
-            self._complain(
-                f"policies of queues are not checked: {self._address} does not show them "
-                "(management_agent.disable_metrics_collector)"
-            )
+        if not complete and not again:
+            self._complain_of_hidden([rules for rules, _ in found])
         texts = [
             text
             for rules, rabbitmq in found
@@ -165,11 +164,31 @@ class QueueInspection(Worker):
                 complete = complete and shown is not None and shown.policy is not None
                 arguments, policy = (None, None) if shown is None else (shown.arguments, shown.policy)
             else:
-                arguments = await read_arguments(client, CHANNEL, queue.name, declared_arguments(client, queue))
-                policy = None
+                arguments, policy = await self._read_arguments(client, queue), None
             if arguments is not None:
                 found.append((QueueRules(queue.name, inspected.use, arguments, policy), client.rabbitmq))
         return found, complete
+
+    async def _read_arguments(self, client: BrokerClient, queue: Queue) -> Mapping[str, Any] | None:
+        # An overtaken look may still use the channel, on the same connection.
+        await self._lock.acquire()
+        try:
+            return await read_arguments(client, CHANNEL, queue.name, declared_arguments(client, queue))
+        finally:
+            self._lock.release()
+
+    def _complain_of_hidden(self, shown: Sequence[QueueRules]) -> None:
+        """Warn that the management API does not show policies, or none of the queues."""
+        if not shown:
+            self._complain(
+                f"policies of queues are not checked: {self._address} has none of the queues; "
+                "is it the management API of this broker, and is its path right?"
+            )
+        elif any(rules.policy is None for rules in shown):
+            self._complain(
+                f"policies of queues are not checked: {self._address} does not show them "
+                "(management_agent.disable_metrics_collector)"
+            )
 
     def _complain(self, text: str) -> None:
         """Warn that queues are not checked; once for each reason."""

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from owsla.broker.client import BrokerClient, Credentials
-from owsla.broker.inspection import LOOK_AGAIN, MOST_LOOKS, InspectedQueue, InspectionParts, QueueInspection
+from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, InspectedQueue, InspectionParts, QueueInspection
 from owsla.broker.management import ManagementError, ShownQueue
 from owsla.broker.promises import Policy, Use
 from owsla.broker.queues import Queue
@@ -121,6 +121,21 @@ class InspectionTests(BrokerTestCase):
         self.server.drop()
         self.assertEqual(self.ends, [])
 
+    def test_again_on_the_same_connection(self) -> None:
+        """A look that begins while another one waits for an answer does not use the channel before that."""
+        self.server.queues["lines"] = {**CLASSIC, "x-max-length": 5}
+        self.server.silent.add("queue.declare")
+        inspection = self.make()
+        self.assertEqual(self.look(inspection), [])
+        self.assertEqual(self.look(inspection), [])
+        opened = [channel for channel, method, _ in self.server.calls if method == "channel.open"]
+        self.assertEqual(opened, [CHANNEL])
+        self.server.silent.clear()
+        refusal = "PRECONDITION_FAILED - invalid arg 'x-max-age' for queue 'lines' in vhost '/'"
+        self.server.send(CHANNEL, "channel.close", reply_code=406, reply_text=refusal, class_id=50, method_id=10)
+        (line,) = self.reported()
+        self.assertIn("lines: its argument x-max-length=5", line)
+
     def test_policies(self) -> None:
         """With the management API policies are looked at, and AMQP is not used."""
         inspection = self.make(ADDRESS)
@@ -154,6 +169,14 @@ class InspectionTests(BrokerTestCase):
         asked = len(api.asked)
         self.reported(after=1000.0)
         self.assertEqual(len(api.asked), asked)
+
+    def test_another_server(self) -> None:
+        """An address where none of the queues is, such as that of another program, is reported."""
+        texts = self.look(self.make(ADDRESS))
+        for _ in range(MOST_LOOKS):
+            texts += self.reported(after=LOOK_AGAIN)
+        (line,) = texts
+        self.assertIn(f"{ADDRESS} has none of the queues; is it the management API of this broker", line)
 
     def test_no_answer(self) -> None:
         """While the management API does not answer it is asked again, ever more rarely, with one warning for each reason."""
