@@ -22,6 +22,13 @@ from owsla.runtime.process_title import hide_passwords, mask_passwords
 _DEFAULT_PID_FILE: Final = "twistd.pid"
 """Pid file of twistd without `--pidfile`, in the working folder."""
 
+_INSTEAD: Final = (
+    ("broker", "--broker-password-file"),
+    ("broker-management", "OWSLA_BROKER_MANAGEMENT"),
+    ("events", "OWSLA_EVENTS"),
+)
+"""Options whose texts may have a password, and what does not show it in the process list."""
+
 FLAGS_HELP = (
     ("--help", "Show this help and exit."),
     ("--version", "Show the version and exit."),
@@ -96,7 +103,7 @@ class Options(usage.Options):
         self.arguments = arguments
         if self.parent is not None:
             self._prepare_pid_file(self.parent)
-        for name, instead in (("broker", "--broker-password-file"), ("events", "OWSLA_EVENTS")):
+        for name, instead in _INSTEAD:
             texts = command_line.given[name].texts if name in command_line.given else ()
             if not hidden and any(mask_passwords(text) != text for text in texts):
                 write_warning(f"--{name}: its password stays visible in the process list here; use {instead}")
@@ -110,7 +117,8 @@ class Options(usage.Options):
         if not path or twistd.get("chroot"):
             return
         remove_own_pid_file(path)
-        fault = pid_file_fault(path)
+        # twistd changes to that folder before it writes the file.
+        fault = pid_file_fault(os.path.join(twistd.get("rundir") or "", path))
         if fault and path != _DEFAULT_PID_FILE:
             exit_with(ConfigError(f"twistd --pidfile={path}: {fault}"))
         if fault:

@@ -827,6 +827,16 @@ class ArgumentTests(SynchronousTestCase):
             "owsla: --broker: its password stays visible in the process list here; use --broker-password-file\n",
         )
 
+    def test_unsupported_management(self) -> None:
+        """The same for the password of the management API."""
+        with (
+            mock.patch("owsla.config.usage.hide_passwords", return_value=False),
+            contextlib.redirect_stderr(io.StringIO()) as stderr,
+        ):
+            Options().parseOptions(["--broker", "amqp://h", "--broker-management", "http://u:secret@h"])
+        warning = "its password stays visible in the process list here; use OWSLA_BROKER_MANAGEMENT"
+        self.assertEqual(stderr.getvalue(), f"owsla: --broker-management: {warning}\n")
+
     def test_unsupported_parameter(self) -> None:
         """The same for a database's password among its URL's parameters, and nothing is said of a URL without one."""
         for url, warnings in (("postgresql://h/d?user=u&password=s3cret", 1), ("postgresql://u@h/d", 0)):

@@ -49,6 +49,13 @@ class PidFileTests(SynchronousTestCase):
         self.assertRaises(SystemExit, self.pid_file, "missing/owsla.pid")
         self.assertEqual(self.stderr.getvalue(), "owsla: twistd --pidfile=missing/owsla.pid: no such file or directory\n")
 
+    def test_rundir(self) -> None:
+        """twistd writes the pid file after it has changed to the folder of --rundir."""
+        os.mkdir("run")
+        os.mkdir("owsla.pid")
+        self.assertEqual(self.pid_file("owsla.pid", rundir="run"), "owsla.pid")
+        self.assertRaises(SystemExit, self.pid_file, "other.pid", rundir="missing")
+
     def test_not_checked(self) -> None:
         """Without a pid file, or in a chroot, nothing is checked."""
         self.assertEqual(self.pid_file(""), "")
