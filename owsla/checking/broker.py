@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from .certificates import date
 from .connecting import Attempt, Refusal
 from .findings import Finding, Report, fail, ok, skip, warn
 from .plan import QueuePlan, planned_queues
-from .policies import check_policies
+from .policies import ask_management, check_policies
 from .probes import Probes
 from .verdicts import QueueAnswers, judge_broadcast, judge_permissions, judge_publishing, judge_queue
 
@@ -61,7 +62,7 @@ async def check_brokers(reactor: Any, settings: Settings, files: Files, report: 
         if connected:
             address = settings.broker_management
             management = None if address is None else Management(reactor, address, tls)
-            await _check_queues(reactor, settings, *connected[0], management, report)
+            await check_queues(reactor, settings, *connected[0], management, report)
         else:
             report.add(skip("queues", "permissions and queues are not checked, since no broker accepts the login"))
     finally:
@@ -82,40 +83,55 @@ def _connection_findings(address: BrokerAddress, client: BrokerClient, now: date
     yield ok("login", f"{address}: accepted")
 
 
-async def _check_queues(
+async def check_queues(
     reactor: Any, settings: Settings, attempt: Attempt, client: BrokerClient, management: Management | None, report: Report
 ) -> None:
-    """Check permissions and queues. A broker that does not answer, or closes the connection, is a finding."""
-    no_answer = TimeoutError(f"no answer within {ANSWERS_TIMEOUT:g} s")
-    timeout = reactor.callLater(ANSWERS_TIMEOUT, client.abort, no_answer)
+    """Check permissions, queues and policies. A broker that does not answer, or closes the connection, is a finding."""
     try:
-        probes = Probes(client)
-        queues = [await _ask(probes, plan) for plan in planned_queues(settings, secrets.token_hex(4))]
-        for finding in judge_permissions(queues):
-            report.add(finding)
-        # Before the first message, after which a broker that is short of memory reads nothing more of this connection.
-        exchange = f"{settings.to_device}.all"
-        declared = await probes.declare_fanout(exchange)
-        bound = await probes.bind(f"{settings.to_device}.{secrets.token_hex(4)}", exchange)
-        await _check_publishing(probes, settings, attempt, report)
-        published = None
-        if attempt.blocked_because:
-            report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
-        else:
-            published = await probes.publish(exchange, b"")
-        for finding in judge_broadcast(exchange, declared, bound, published):
-            report.add(finding)
-        for answers in queues:
-            for finding in judge_queue(answers):
+        with _time_limit(reactor, client):
+            existing = await _probe_queues(settings, attempt, client, report)
+        # Outside: the management API has a time limit of its own.
+        shown = None if management is None else await ask_management(management, existing, client.login)
+        with _time_limit(reactor, client):
+            async for finding in check_policies(client, existing, shown):
                 report.add(finding)
-        existing = [answers.plan for answers in queues if isinstance(answers.state, QueueState)]
-        async for finding in check_policies(client, existing, management):
-            report.add(finding)
     except EXPECTED as error:
         report.add(fail("broker", f"{attempt.address}: {explain(error)}"))
+
+
+@contextmanager
+def _time_limit(reactor: Any, client: BrokerClient) -> Iterator[None]:
+    """Abort the connection after `ANSWERS_TIMEOUT`."""
+    timeout = reactor.callLater(ANSWERS_TIMEOUT, client.abort, TimeoutError(f"no answer within {ANSWERS_TIMEOUT:g} s"))
+    try:
+        yield
     finally:
         if timeout.active():
             timeout.cancel()
+
+
+async def _probe_queues(settings: Settings, attempt: Attempt, client: BrokerClient, report: Report) -> list[QueuePlan]:
+    """Check permissions and queues. Return the queues that exist."""
+    probes = Probes(client)
+    queues = [await _ask(probes, plan) for plan in planned_queues(settings, secrets.token_hex(4))]
+    for finding in judge_permissions(queues):
+        report.add(finding)
+    # Before the first message, after which a broker that is short of memory reads nothing more of this connection.
+    exchange = f"{settings.to_device}.all"
+    declared = await probes.declare_fanout(exchange)
+    bound = await probes.bind(f"{settings.to_device}.{secrets.token_hex(4)}", exchange)
+    await _check_publishing(probes, settings, attempt, report)
+    published = None
+    if attempt.blocked_because:
+        report.add(skip("permission", f"write to {exchange}: not checked, since the broker takes no messages"))
+    else:
+        published = await probes.publish(exchange, b"")
+    for finding in judge_broadcast(exchange, declared, bound, published):
+        report.add(finding)
+    for answers in queues:
+        for finding in judge_queue(answers):
+            report.add(finding)
+    return [answers.plan for answers in queues if isinstance(answers.state, QueueState)]
 
 
 async def _ask(probes: Probes, plan: QueuePlan) -> QueueAnswers:

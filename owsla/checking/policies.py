@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..broker.arguments import read_arguments
-from ..broker.client import BrokerClient
+from ..broker.client import BrokerClient, Credentials
 from ..broker.management import Management, ManagementError, ShownQueue
 from ..broker.promises import QueueRules, broken_promises
 from ..broker.queues import declared_arguments
@@ -15,23 +16,38 @@ from .plan import QueuePlan
 _CHANNEL = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ShownQueues:
+    """Queues by name, as the management API at an address shows them."""
+
+    address: str
+    queues: Mapping[str, ShownQueue | None]
+    fault: str = ""
+    """Reason why the API cannot be asked."""
+
+
+async def ask_management(management: Management, existing: Sequence[QueuePlan], login: Credentials) -> ShownQueues:
+    """Ask the management API for existing queues."""
+    address = str(management)
+    try:
+        return ShownQueues(address, {plan.queue.name: await management.queue(plan.queue.name, login) for plan in existing})
+    except ManagementError as error:
+        return ShownQueues(address, {}, str(error))
+
+
 async def check_policies(
-    client: BrokerClient, existing: Sequence[QueuePlan], management: Management | None
+    client: BrokerClient, existing: Sequence[QueuePlan], shown: ShownQueues | None
 ) -> AsyncIterator[Finding]:
     """Check existing queues. Without the management API, AMQP shows only their arguments."""
-    shown: dict[str, ShownQueue | None] = {}
-    if management is None:
+    if shown is None:
         yield skip("policies", "not checked without --broker-management, since AMQP does not show them")
-    else:
-        try:
-            shown = {plan.queue.name: await management.queue(plan.queue.name, client.login) for plan in existing}
-        except ManagementError as error:
-            yield warn("policies", f"not checked: {error}")
-            management = None
+    elif shown.fault:
+        yield warn("policies", f"not checked: {shown.fault}")
+        shown = None
     hidden: list[str] = []
     broken: list[str] = []
     for plan in existing:
-        found = shown.get(plan.queue.name)
+        found = None if shown is None else shown.queues.get(plan.queue.name)
         if found is not None:
             arguments, policy = found.arguments, found.policy
         else:
@@ -42,7 +58,7 @@ async def check_policies(
         broken += broken_promises(QueueRules(plan.queue.name, plan.use, arguments, policy), client.rabbitmq)
     for text in broken:
         yield warn("policies", text)
-    if management is not None and hidden:
-        yield warn("policies", f"{management} does not show them, or not yet, of {', '.join(hidden)}")
-    elif management is not None and not broken:
-        yield ok("policies", f"{management}: none breaks a promise")
+    if shown is not None and hidden:
+        yield warn("policies", f"{shown.address} does not show them, or not yet, of {', '.join(hidden)}")
+    elif shown is not None and not broken:
+        yield ok("policies", f"{shown.address}: none breaks a promise")
