@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -27,7 +28,8 @@ def check(reactor: Any, arguments: Sequence[str], environ: Mapping[str, str] = o
 
     Raise `ConfigError` if the settings cannot be used: then there is nothing else to check.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends a check at once: there is nothing to tidy up
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     report = Report(_print)
     files = Files()
     settings = load_settings(arguments, environ, lambda text: report.add(warn("settings", text)), files, certificates="left")
@@ -46,6 +48,13 @@ def check(reactor: Any, arguments: Sequence[str], environ: Mapping[str, str] = o
     else:
         _run(reactor, lambda: check_brokers(reactor, settings, files, report))
     return int(report.failed)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the process by a signal at once: there is nothing to tidy up. Status 0 would say that nothing is wrong."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # process 1: the kernel drops the signal
 
 
 def _run(reactor: Any, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -379,9 +379,10 @@ async def test_blocked_broker(rabbitmq: RabbitMQ, vhost: Vhost, check: Checks, c
     assert "skip  permission    write to amq.topic: not checked" in output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @reactor_test
-async def test_interrupted(lab: Lab, certificate: dict[str, Any]) -> None:
-    """SIGINT ends a check at once, without a traceback."""
+async def test_interrupted(number: signal.Signals, lab: Lab, certificate: dict[str, Any]) -> None:
+    """SIGINT and SIGTERM end a check at once, without a traceback, and not with the status of a check without faults."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
         options = {"broker": f"amqp://127.0.0.1:{silent.getsockname()[1]}", **certificate}
@@ -397,8 +398,8 @@ async def test_interrupted(lab: Lab, certificate: dict[str, Any]) -> None:
         connection = await until(accepted, 30, "the connection of the check")
         assert connection is not None
         with connection:
-            owsla.process.signal(signal.SIGINT)
-            assert await owsla.exited(5) == -signal.SIGINT
+            owsla.process.signal(number)
+            assert await owsla.exited(5) == -number
     assert owsla.errors() == ""
 
 
