@@ -77,8 +77,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def _groups(root: Path) -> Iterator[Path]:
     """Yield the folder of each control group of this process that may have a quota."""
     try:
-        cgroup = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape")
-        mountinfo = (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+        cgroup, mountinfo = (_lines(root / "proc/self" / name) for name in ("cgroup", "mountinfo"))
     except OSError:
         return  # no /proc, or a kernel without control groups
     paths = _paths(cgroup)
@@ -99,10 +98,15 @@ def _groups(root: Path) -> Iterator[Path]:
             yield folder
 
 
-def _paths(cgroup: str) -> dict[int, PurePosixPath]:
+def _lines(path: Path) -> list[str]:
+    # Only a newline ends a line: the kernel writes other separators, as a form feed in a mount point, as they are.
+    return path.read_bytes().decode("utf-8", "surrogateescape").rstrip("\n").split("\n")
+
+
+def _paths(cgroup: list[str]) -> dict[int, PurePosixPath]:
     """Return the path of the control group in the hierarchy of each version that may control CPUs (cgroups(7))."""
     paths = {}
-    for line in cgroup.splitlines():
+    for line in filter(None, cgroup):
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             paths[2] = PurePosixPath(path)
@@ -111,9 +115,9 @@ def _paths(cgroup: str) -> dict[int, PurePosixPath]:
     return paths
 
 
-def _mounts(mountinfo: str) -> Iterator[tuple[int, PurePosixPath, PurePosixPath]]:
+def _mounts(mountinfo: list[str]) -> Iterator[tuple[int, PurePosixPath, PurePosixPath]]:
     """Yield the version, the root and the mount point of each hierarchy that may control CPUs (proc(5))."""
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo):
         left, _, right = line.partition(" - ")
         _, _, _, top, mount_point, *_ = left.split(" ")
         kind, _, options = right.split(" ", 2)

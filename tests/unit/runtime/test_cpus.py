@@ -99,6 +99,12 @@ class QuotaTests(SynchronousTestCase):
         mountinfo = V2.replace("/sys/fs/cgroup", r"/sys/fs/cgroup/v\0402")
         self.assertEqual(self.quota("0::/a:b\n", mountinfo, {"v 2/a:b/cpu.max": "200000 100000\n"}), 2.0)
 
+    def test_odd_mount_points(self) -> None:
+        """A form feed or a carriage return in the path of another mount ends no line."""
+        for odd in ("a\fb", "a\rb", "a\u2028b"):
+            mountinfo = f"99 31 0:99 / /{odd} rw - tmpfs none rw\n{V2}"
+            self.assertEqual(self.quota("0::/\n", mountinfo, {"cpu.max": "150000 100000\n"}), 1.5)
+
     def test_nothing_to_read(self) -> None:
         """Without control groups, their files, or /proc there is no limit; neither for contents that nobody knows."""
         self.assertIsNone(self.quota("0::/\n", V2, {}))
