@@ -25,7 +25,7 @@ from ..supervision import Worker
 from .arguments import read_arguments
 from .client import BrokerClient, BrokerError, Credentials
 from .management import ManagementError, ShownQueue
-from .promises import QueueRules, Use, broken_promises
+from .promises import GatewayQueue, QueueRules, broken_promises
 from .queues import Queue, declared_arguments
 from .retry_delay import RetryDelay
 
@@ -47,18 +47,10 @@ class ManagementApi(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedQueue:
-    """A queue to look at."""
-
-    use: Use
-    queue: Queue
-
-
-@dataclass(frozen=True, slots=True)
 class InspectionParts:
     """Parts of a node that an inspection of its queues asks."""
 
-    queues: Callable[[], Sequence[InspectedQueue]]
+    queues: Callable[[], Sequence[GatewayQueue]]
     client: Callable[[], BrokerClient | None]
     """Function that returns the connection of the consumers, if there is one."""
     login: Callable[[], Awaitable[Credentials]]

@@ -1,4 +1,4 @@
-"""What the management API of RabbitMQ says of a queue: its arguments, and the policies that apply to it.
+"""Arguments and policies of queues, from the management API of RabbitMQ.
 
 A user needs the tag `management`, and a permission in the virtual host. RabbitMQ collects what it shows of a queue every few
 seconds: the policies of a queue that was declared just now are missing. They are missing for good where the collection is off

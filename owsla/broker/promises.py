@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .queues import NODE_QUEUE_EXPIRES
+from .queues import NODE_QUEUE_EXPIRES, Queue
 
 DEFAULT_DELIVERY_LIMIT: Final = 20
 """Returns after which a quorum queue drops a message, by default since RabbitMQ 4.0."""
@@ -44,11 +44,19 @@ class Use(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayQueue:
+    """A queue of a gateway, and its use."""
+
+    use: Use
+    queue: Queue
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The policy and the operator policy of a queue."""
 
     definition: Mapping[str, Any] = field(default_factory=dict)
-    """What both set, merged."""
+    """Keys that they set, as RabbitMQ has merged them."""
     name: str | None = None
     operator: str | None = None
 
@@ -76,7 +84,7 @@ class _Rule:
 
     value: Any
     source: str
-    """Where it comes from, and what it says there."""
+    """Argument or policy that sets it, with the value."""
     by_policy: bool = False
 
 

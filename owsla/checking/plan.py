@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..broker.promises import Use
+from ..broker.promises import GatewayQueue, Use
 from ..broker.queues import Queue
-from ..cluster.gateway_queues import GatewayQueue, gateway_queues
+from ..cluster.gateway_queues import gateway_queues
 from ..config.settings import Settings
 
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..broker import presence, queues
-from ..broker.promises import Use
+from ..broker.promises import GatewayQueue, Use
 from ..broker.queues import Queue
 from ..config.settings import Settings
 from .register import register_queue
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayQueue:
-    """A queue that Owsla declares, and its use."""
-
-    use: Use
-    queue: Queue
 
 
 def gateway_queues(settings: Settings, node: bytes) -> Sequence[GatewayQueue]:

@@ -57,7 +57,7 @@ def pack_list(nodes: Mapping[str, str]) -> bytes:
 
 
 def read_list(body: bytes) -> dict[str, str]:
-    """Decode the body of a list of nodes. What no node has written is left out."""
+    """Decode the body of a list of nodes, without entries that no node writes."""
     try:
         values = json.loads(body) if len(body) <= LARGEST_LIST else None
     except (ValueError, RecursionError):

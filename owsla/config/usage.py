@@ -109,7 +109,7 @@ class Options(usage.Options):
                 write_warning(f"--{name}: its password stays visible in the process list here; use {instead}")
 
     def _prepare_pid_file(self, twistd: MutableMapping[str, Any]) -> None:
-        """Prevent that the pid file of twistd stops the start needlessly. `twistd` are its own options.
+        """Remove a stale pid file, and do without the default one if it cannot be written. `twistd` are its own options.
 
         A chroot would have another file by that name.
         """

@@ -53,7 +53,7 @@ def guard_start() -> None:
 
 
 def defer_stop() -> EarlyStop | None:
-    """Note SIGTERM and SIGINT from now on, until the reactor runs. Return what notes them, if `guard_start` was called."""
+    """Note SIGTERM and SIGINT from now on, until the reactor runs. Return their handler, if `guard_start` was called."""
     handlers = [signal.getsignal(number) for number in ENDING]
     for handler in handlers:
         if isinstance(handler, EarlyStop):

@@ -119,7 +119,7 @@ def install_signal_handlers(
     Twisted's own handlers are not used: with those twistd raises the signal again at its end, and a stop in order has the exit
     status 143.
     """
-    early = defer_stop()  # what the reactor has installed instead by the time it runs is not asked
+    early = defer_stop()  # not in `install`: the reactor replaces the handlers when it starts to run
 
     def install() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

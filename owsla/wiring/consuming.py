@@ -14,7 +14,7 @@ from ..broker.connection import BrokerConnection, ConnectionSettings, Role
 from ..broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from ..broker.door_lines import DoorLines
 from ..broker.health import BrokerHealth
-from ..broker.inspection import InspectedQueue, InspectionParts, QueueInspection
+from ..broker.inspection import InspectionParts, QueueInspection
 from ..broker.logins import BrokerLogins
 from ..broker.management import Management
 from ..broker.own_queue import OwnQueueSettings
@@ -138,14 +138,11 @@ def make_consuming(
 
 
 def _make_inspection(base: Base, consumers: Consumers, logins: BrokerLogins, tls: BrokerTLS) -> QueueInspection:
-    def inspected() -> list[InspectedQueue]:
-        return [InspectedQueue(found.use, found.queue) for found in gateway_queues(base.settings, base.node())]
-
     async def login() -> Credentials:
         return await logins.credentials(logins.addresses[0])
 
     parts = InspectionParts(
-        queues=inspected,
+        queues=lambda: gateway_queues(base.settings, base.node()),
         client=lambda: consumers.client,
         login=login,
         management=lambda address: Management(base.reactor, address, tls),

@@ -1,4 +1,4 @@
-"""What ends the demo, and what wakes its parent, in one `poll`."""
+"""Signals and the end of standard output, which end the demo, and the wait of its parent for them."""
 
 from __future__ import annotations
 

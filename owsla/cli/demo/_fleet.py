@@ -1,4 +1,4 @@
-"""The devices of the demo: their names, and who behaves how. Pure."""
+"""The devices of the demo: their names and manners. Pure."""
 
 from __future__ import annotations
 

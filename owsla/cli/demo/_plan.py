@@ -34,7 +34,7 @@ class OwnBroker:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asks for."""
+    """Options of the command."""
 
     devices: int
     port: int | None = None
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the processes of a demo are started with."""
+    """Number of devices, ports and broker of a demo."""
 
     devices: int
     port: int
@@ -113,7 +113,7 @@ class Plan:
 
 
 def make_request(*, devices: int, port: int | None, http_port: int | None, broker: str | None) -> Request:
-    """Return what the user asks for. Raise `ConfigError` for the URL of the broker, and for the same port twice."""
+    """Return the options of the command. Raise `ConfigError` for the URL of the broker, and for the same port twice."""
     if port is not None and port == http_port:
         raise ConfigError(f"--http-port: {port} is the port for devices")
     return Request(devices, port, http_port, None if broker is None else _own_broker(broker))

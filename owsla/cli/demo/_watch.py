@@ -14,7 +14,7 @@ INTERVAL: Final = 0.1
 
 
 class GatewayWatch:
-    """What the gateway says. Values are replaced by the thread, and never changed."""
+    """State and samples of the gateway. The thread replaces the values, and never changes them."""
 
     def __init__(self, control: Control, changed: Callable[[], None]) -> None:
         """Start the thread. It calls `changed` when there is something new."""

@@ -8,9 +8,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from owsla.broker.client import BrokerClient, Credentials
-from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, InspectedQueue, InspectionParts, QueueInspection
+from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, InspectionParts, QueueInspection
 from owsla.broker.management import ManagementError, ShownQueue
-from owsla.broker.promises import Policy, Use
+from owsla.broker.promises import GatewayQueue, Policy, Use
 from owsla.broker.queues import Queue
 from owsla.broker.retry_delay import RetryDelay
 from owsla.config.addresses import ManagementAddress
@@ -60,7 +60,7 @@ class InspectionTests(BrokerTestCase):
             return Credentials("me", "secret", "/")
 
         parts = InspectionParts(
-            queues=lambda: [InspectedQueue(Use.LINES, Queue("lines")), InspectedQueue(Use.MESSAGES, Queue("messages"))],
+            queues=lambda: [GatewayQueue(Use.LINES, Queue("lines")), GatewayQueue(Use.MESSAGES, Queue("messages"))],
             client=lambda: self.client,
             login=login,
             management=api,
