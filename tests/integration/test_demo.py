@@ -144,6 +144,8 @@ async def test_first_minute(place: Place, commands: Commands) -> None:
     await until(lambda: re.search(r" in .*kwh", meter.output()) and re.search(r" out .*kwh", meter.output()), what=meter.output)
     events = commands.shell(command_of(text, "events"))
     await until(lambda: "!login-failed" in events.output() and "unknown ca" in events.output(), 60, events.output)
+    # A newcomer sees the faults of devices, and no others.
+    assert set(re.findall(r" !(\S+)", events.output())) == {"login-failed"}
     door = commands.shell(command_of(text, "trace").replace("meter-01", "door-7"))
     await until(lambda: re.search("trace-started .*door-7", events.output()), what=events.output)
     await paste("send")

@@ -83,9 +83,6 @@ class Plan:
             "login-checker": f"file:{folder / 'devices'}",
             "drain-timeout": "3s",
             "drain-spread": "0s",
-            # It runs for hours perhaps, and nobody takes them.
-            "undeliverable-limit": 1000,
-            "undeliverable-argument": "x-overflow=drop-head",
         }
         if self.broker is None:
             options["embedded-port"] = self.embedded_port
