@@ -136,7 +136,7 @@ class QueueInspection(Worker):
             if text not in self._reported:
                 self._emit(BrokerWarning(text))
         self._reported = frozenset(texts)
-        if self._management is not None and complete and not texts:
+        if self._management is not None and complete and found and not texts:
             self._log.info("Policies checked at {address}: none breaks a promise", address=self._address)
         if again:
             self.later(LOOK_AGAIN, self._look, turn)
@@ -144,10 +144,10 @@ class QueueInspection(Worker):
     async def _found(self) -> tuple[list[tuple[QueueRules, tuple[int, int]]], bool]:
         """Return the rules of the queues that exist, with the version of the broker, and whether that is all."""
         client = self._parts.client()
-        if client is None or client.channel_max < CHANNEL:
+        management, complete = self._management, True
+        if client is None or (management is None and client.channel_max < CHANNEL):
             return [], True
         found: list[tuple[QueueRules, tuple[int, int]]] = []
-        management, complete = self._management, True
         login = await self._parts.login() if management is not None else None
         for inspected in self._parts.queues():
             queue = inspected.queue

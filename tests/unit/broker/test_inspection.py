@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from owsla.broker.client import BrokerClient, Credentials
 from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, InspectionParts, QueueInspection
@@ -149,6 +150,19 @@ class InspectionTests(BrokerTestCase):
         self.assertEqual(len(self.server.calls), before)
         self.assertEqual(self.reported(after=1000.0), [])
         self.assertEqual(self.apis[0].asked, ["lines", "messages"])
+
+    def test_good_news(self) -> None:
+        """That no policy breaks a promise is only logged after a look, which needs no channel."""
+        inspection = self.make(ADDRESS)
+        self.apis[0].shown = dict.fromkeys(("lines", "messages"), ShownQueue(CLASSIC, Policy()))
+        client, self.client = self.client, None
+        with capturedLogs() as logs:
+            self.look(inspection)
+            self.assertEqual(logs, [])
+            self.client = client
+            self.server.client.channel_max = 5
+            self.look(inspection)
+        self.assertEqual([formatEvent(event) for event in logs], [f"Policies checked at {ADDRESS}: none breaks a promise"])
 
     def test_not_shown_yet(self) -> None:
         """A queue whose policies are not shown yet is looked at again, some times."""
