@@ -18,6 +18,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 from txamqp.client import Closed
 
+from ..amqp.wire import WireError
 from ..config.addresses import ManagementAddress
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock
@@ -112,7 +113,7 @@ class QueueInspection(Worker):
             return
         try:
             found, complete = await self._found()
-        except (BrokerError, Closed):
+        except (BrokerError, Closed, WireError):
             return  # the connection has ended, which begins another turn
         except ManagementError as error:
             if turn == self._turn:
@@ -166,6 +167,9 @@ class QueueInspection(Worker):
         await self._lock.acquire()
         try:
             return await read_arguments(client, CHANNEL, queue.name, declared_arguments(client, queue))
+        except WireError as error:
+            client.abort(error)  # the broker does not speak AMQP: nobody knows the state of the channel
+            raise
         finally:
             self._lock.release()
 

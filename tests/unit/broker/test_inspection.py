@@ -122,6 +122,15 @@ class InspectionTests(BrokerTestCase):
         self.server.drop()
         self.assertEqual(self.ends, [])
 
+    def test_another_answer(self) -> None:
+        """A broker that answers something else loses the connection, and is no fault of the inspection."""
+        self.server.silent.add("queue.declare")
+        inspection = self.make()
+        self.look(inspection)
+        self.server.send(CHANNEL, "basic.qos-ok")
+        self.assertTrue(self.server.transport.ended)
+        self.assertEqual(self.ends, [])
+
     def test_again_on_the_same_connection(self) -> None:
         """A look that begins while another one waits for an answer does not use the channel before that."""
         self.server.queues["lines"] = {**CLASSIC, "x-max-length": 5}
