@@ -139,8 +139,9 @@ def _overdue(result: object, timeout: float) -> Failure:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, ResponseFailed) and error.reasons:
-        return _reason(error.reasons[0].value)
-    return explain(error)
+        error = error.reasons[0].value
+    # Twisted has many exceptions for answers that it cannot read.
+    return explain(error) if isinstance(error, EXPECTED) else "its answer is not HTTP"
 
 
 def _shown(document: Any) -> ShownQueue:

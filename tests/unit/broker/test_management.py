@@ -134,9 +134,15 @@ class Transport(StringTransportWithDisconnection):
     protocol: Any
     aborted = False
 
+    def loseConnection(self) -> None:
+        """Begin a close that the server does not answer."""
+
     def abortConnection(self) -> None:
         self.aborted = True
-        self.loseConnection()
+        self.end()
+
+    def end(self) -> None:
+        super().loseConnection()
 
 
 class Endpoint:
@@ -185,12 +191,23 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(asking), ShownQueue({"x-queue-type": "classic"}, None))
         self.assertFalse(self.transports[0].connected)
 
+    def test_not_http(self) -> None:
+        """An answer of another protocol, as of the AMQP port, or one that breaks the rules of HTTP is named as such."""
+        for answer in (
+            b"AMQP\0\0\x09\x01\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        ):
+            self.transports.clear()
+            self.assert_given_up(self.ask(answer), "its answer is not HTTP")
+
     def test_answer_without_length(self) -> None:
         """An answer of HTTP/1.0, as of some proxies, ends with the connection."""
         for body, found in ((b'{"type":"classic"}', "x-queue-type"), (b'{"type":"cla', "does not answer like")):
             self.transports.clear()
             asking = self.ask(b"HTTP/1.0 200 OK\r\n\r\n", body)
-            self.transports[0].loseConnection()
+            self.transports[0].end()
             asking.addErrback(lambda failure: failure.trap(ManagementError) and failure.value)
             self.assertIn(found, str(self.successResultOf(asking)))
 
