@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from tests import is_required
 
 from ._support import haproxy
 from ._support.commands import Commands
@@ -19,11 +20,10 @@ from ._support.waiting import block_on
 
 B = TypeVar("B", bound=Broker)
 
-#: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
-_REQUIRED = os.environ.pop("OWSLA_REQUIRE_RABBITMQ", "") == "1"
-_HAPROXY_REQUIRED = os.environ.pop("OWSLA_REQUIRE_HAPROXY", "") == "1"
-_FAKETIME_REQUIRED = os.environ.pop("OWSLA_REQUIRE_FAKETIME", "") == "1"
-_CHROMIUM_REQUIRED = os.environ.pop("OWSLA_REQUIRE_CHROMIUM", "") == "1"
+_REQUIRED = is_required("RABBITMQ")
+_HAPROXY_REQUIRED = is_required("HAPROXY")
+_FAKETIME_REQUIRED = is_required("FAKETIME")
+_CHROMIUM_REQUIRED = is_required("CHROMIUM")
 
 
 def _require_rabbitmq() -> None:

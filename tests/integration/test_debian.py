@@ -16,15 +16,16 @@ from typing import Final
 import pytest
 
 from owsla import __version__
+from tests import is_required, variable
 
 from ._support.certificates import Authority
 from ._support.machine import Machine
 from ._support.waiting import block_on, reactor_test, until
 
 _ROOT: Final = Path(__file__).parents[2]
-_REQUIRED: Final = os.environ.pop("OWSLA_REQUIRE_DEBIAN", "") == "1"
-_FILES: Final = Path(os.environ.pop("OWSLA_DEBIAN_ROOT", "/"))
-_BUILT: Final = os.environ.pop("OWSLA_DEBIAN_PACKAGE", "")
+_REQUIRED: Final = is_required("DEBIAN")
+_FILES: Final = Path(variable("DEBIAN_ROOT") or "/")
+_BUILT: Final = variable("DEBIAN_PACKAGE")
 
 _SETTINGS: Final = """
 device-ack = "ACK {seq}"

@@ -41,6 +41,7 @@ from owsla.events import (
     handlers_from,
 )
 from owsla.runtime.end_of_turn import EndOfTurn
+from tests import is_required
 from tests.unit.events.doubles import nodes_that_end, who_is_connected
 
 from ._support.backend import Backend
@@ -50,8 +51,7 @@ from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, current_reactor, pause, reactor_test, until
 
-#: Removed from the environment: Owsla warns of unknown variables that begin like its own settings.
-_REQUIRED = os.environ.pop("OWSLA_REQUIRE_POSTGRESQL", "") == "1"
+_REQUIRED = is_required("POSTGRESQL")
 
 
 def connected(key: str, device_id: str | None = None) -> DeviceConnected:

@@ -7,13 +7,14 @@ it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import variable
 
 from ._support.mischief import MischiefLab
 from ._support.rabbitmq import RabbitMQ
@@ -81,7 +82,7 @@ async def test_soak(run: Run) -> None:
     """After failures of any kind in any order, only the failed child was restarted, every device is served, and nothing is
     lost.
     """
-    seconds = 60 * float(os.environ.get("OWSLA_SOAK_MINUTES") or 0.5)
+    seconds = 60 * float(variable("SOAK_MINUTES") or 0.5)
     # Comparing the books of a long run takes this process some seconds, in which its proxy forwards no heartbeats either.
     it = await trial(run, heartbeat="60s")
     began = time.monotonic()

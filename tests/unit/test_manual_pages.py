@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,10 +12,11 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.config.options import OPTIONS
+from tests import is_required
 
 _ROOT: Final = Path(__file__).parents[2]
 _FOLDER: Final = _ROOT / "packaging" / "man"
-_REQUIRED: Final = os.environ.get("OWSLA_REQUIRE_MANDOC", "") == "1"
+_REQUIRED: Final = is_required("MANDOC")
 
 
 class ManualPageTests(SynchronousTestCase):

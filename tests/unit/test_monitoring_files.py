@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,13 +19,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.http import ParentSource
+from tests import is_required
 
 from .http._fakes import NOW, Family, door
 
 _ROOT: Final = Path(__file__).parents[2]
 _RULES: Final = _ROOT / "packaging" / "grafana" / "alerts.yaml"
 _DASHBOARD: Final = _ROOT / "packaging" / "grafana" / "owsla.json"
-_REQUIRED: Final = os.environ.get("OWSLA_REQUIRE_PROMTOOL", "") == "1"
+_REQUIRED: Final = is_required("PROMTOOL")
 
 Samples = Mapping[str, list[dict[str, str]]]
 """Labels of the samples of each metric, by its name."""

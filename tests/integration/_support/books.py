@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import random
 import threading
 from collections import Counter, deque
@@ -21,6 +20,8 @@ from typing import Any, Final
 import pika
 from pika.exceptions import AMQPError
 from twisted.internet.defer import Deferred, gatherResults
+
+from tests import variable
 
 from .device import Device
 from .lab import Lab
@@ -38,7 +39,7 @@ Key = tuple[str, int]
 
 def chosen_seed() -> int:
     """Return the seed of this run: OWSLA_FAULT_SEED, or a random one. It is printed, so that a failure can be repeated."""
-    seed = int(os.environ.get("OWSLA_FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
+    seed = int(variable("FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"OWSLA_FAULT_SEED={seed}")
     return seed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,10 +24,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.cli._arguments import parse
 from owsla.config.options import BY_NAME, BY_VARIABLE
 from owsla.runtime.early_signals import ENDING, IGNORED
+from tests import is_required
 
 _ROOT: Final = Path(__file__).parents[3]
 _FOLDER: Final = _ROOT / "packaging" / "container"
-_PROMTOOL_REQUIRED: Final = os.environ.get("OWSLA_REQUIRE_PROMTOOL", "") == "1"
+_PROMTOOL_REQUIRED: Final = is_required("PROMTOOL")
 
 _EXIT: Final = 10
 """Seconds that a gateway may need beyond --drain-timeout, for workers that have to be killed."""
