@@ -101,12 +101,13 @@ async def test_other_protocols_are_named(gateway: Gateway, lab: Lab, sent: bytes
 @reactor_test
 async def test_a_device_without_tls(gateway: Gateway, lab: Lab) -> None:
     """The log says that a device which sends lines at once does not speak TLS."""
+    start = gateway.owsla.mark()
     plain = await lab.plain(gateway.owsla.port)
     peer = f"127.0.0.1:{plain.local_port}"
     plain.send_raw(b"HELLO door-7\n")
     await plain.closed(10)
     reason = r"TLS: the device does not speak TLS \(wrong version number\)"
-    await gateway.owsla.wait_for_line(f"Handshake failed: {peer}: {reason}")
+    await gateway.owsla.wait_for_line(f"Handshake failed: {peer}: {reason}", start=start)
 
 
 @reactor_test
