@@ -321,7 +321,7 @@ async def test_refused(tmp_path: Path, certs_dir: Path, arguments: list[str], sa
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*twistd(), "--pidfile=", *arguments, "--port=0", f"--certs-dir={certs_dir}"],
+            [*twistd(), "--pidfile=", *arguments, "--port=0", "--embedded-port=0", f"--certs-dir={certs_dir}"],
             capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=60,
         )  # fmt: skip
 
@@ -361,7 +361,7 @@ async def test_few_open_files(tmp_path: Path, certs_dir: Path) -> None:
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["/bin/sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *twistd(), "-n", "--pidfile=", "owsla", "--port=0",
-             f"--certs-dir={certs_dir}"],
+             "--embedded-port=0", f"--certs-dir={certs_dir}"],
             capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=60,
         )  # fmt: skip
 
@@ -379,7 +379,7 @@ async def test_failure_with_a_full_pipe(tmp_path: Path, certs_dir: Path, pipe: P
     def run() -> int:
         return subprocess.run(
             ["/bin/sh", "-c", f'exec "$@" > {pipe.path}', "sh", *twistd(), "-n", f"--pidfile={tmp_path}/missing/pid", "owsla",
-             "--port=0", f"--certs-dir={certs_dir}"],
+             "--port=0", "--embedded-port=0", f"--certs-dir={certs_dir}"],
             stderr=subprocess.DEVNULL, env=environment(), cwd=tmp_path, timeout=60,
         ).returncode  # fmt: skip
 

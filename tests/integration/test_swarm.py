@@ -310,7 +310,8 @@ async def test_doors(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
         how = [f"--ca={gateway.owsla.ca}"] if text.startswith("tls:") else ["--plain"]
         load = ["--connections=4", "--rate=40", "--seconds=0.5", f"--port={where}", "--json"]
         found = await summary(commands.start("swarm", *load, *how, *arguments), 0)
-        assert (found["lines"]["said"], found["answers"]["answered"]) == (20, 20), name
+        # 20 lines, and fewer on a machine that is too slow for the rate.
+        assert 0 < found["lines"]["said"] == found["answers"]["answered"] <= 20, name
     await gateway.owsla.wait_for_line(r"Device connected: .* from 198\.18\.0\.3:1024 \(door between\)")
     await gateway.owsla.wait_for_line(r"Device connected: .*\bdev-3\b.* from 198\.18\.0\.3:1024 \(door named\)")
 
