@@ -377,7 +377,8 @@ async def test_forwards(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     """A message that arrives at the wrong node is forwarded with its properties, and then acknowledged. Numbered messages reach
     the device in order, over to_device with or without a hop, or over the node queue.
     """
-    nodes = await Nodes.start(lab, own_rabbitmq, 3)
+    # A hop takes longer than none: without these options a busy machine lets more messages overtake one than may wait for it.
+    nodes = await Nodes.start(lab, own_rabbitmq, 3, reorder_limit=300, gap_timeout="10m")
     device = await lab.device(nodes.first)
     connection_id = await nodes.introduce(device)
     reports = f"{nodes.first.to_device}_reports"
