@@ -19,7 +19,8 @@ from .demo import arguments as demo
 from .swarm import arguments as swarm
 
 _DESCRIPTION = f"""\
-An example back end for Owsla, and tools to look at messages and at the gateway.
+Tools for Owsla: a demo, an example back end, simulated devices, and commands
+for messages and for a running gateway.
 
 commands for messages, which connect to the broker:
   echo                      an example back end: answers each line

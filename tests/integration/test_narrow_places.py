@@ -1,4 +1,4 @@
-"""Tests of Owsla in containers and other narrow places (no RabbitMQ)."""
+"""Tests of Owsla in containers and other confined environments (no RabbitMQ)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ._support.process import ChildProcess
 from ._support.waiting import pause, reactor_test, until
 
 #: Start of a command to which no signal is delivered before there is a handler for it (coreutils 8.31).
-BLOCKED = ("env", "--block-signal=HUP", "--block-signal=USR2", "--block-signal=TERM")
+BLOCKED = ("env", "--block-signal=HUP", "--block-signal=USR2", "--block-signal=TERM", "--block-signal=INT")
 
 #: Seconds of a start. Signals are sent at random moments of it.
 START = 1.0
