@@ -51,17 +51,15 @@ class BrokerAddress:
         authority, _, path = rest.partition("/")
         if "@" in path:
             raise ConfigError("a / in the user name or password is written %2f, an @ in the vhost %40")
-        userinfo, at, location = authority.rpartition("@")
-        if "@" in userinfo:
-            raise ConfigError("an @ in the user name or password is written %40")
-        address = cls(*_host_and_port(location, 5671 if tls else 5672), tls=tls, names_user=bool(at))
-        if at:
-            username, colon, password = userinfo.partition(":")
+        login, location = _login_and_location(authority)
+        address = cls(*_host_and_port(location, 5671 if tls else 5672), tls=tls, names_user=login is not None)
+        if login is not None:
+            username, password = login
             if not username:
                 raise ConfigError("there is no user name before the @")
-            address = replace(address, username=_decoded(username, "user name"))
-            if colon:
-                address = replace(address, password=_decoded(password, "password"))
+            address = replace(address, username=username)
+            if password is not None:
+                address = replace(address, password=password)
         if "/" in path:
             raise ConfigError("a / in the vhost is written %2f")
         if path:
@@ -118,19 +116,17 @@ class ManagementAddress:
         authority, _, path = rest.partition("/")
         if "@" in path:
             raise ConfigError("a / in the user name or password is written %2f")
-        userinfo, at, location = authority.rpartition("@")
-        if "@" in userinfo:
-            raise ConfigError("an @ in the user name or password is written %40")
+        login, location = _login_and_location(authority)
         if any(not "!" <= character <= "~" for character in path):
             raise ConfigError("the path in the URL has characters that are written with %")
         path = path.rstrip("/").removesuffix("api").rstrip("/")
         address = cls(*_host_and_port(location, 15671 if tls else 15672), path=f"/{path}" if path else "", tls=tls)
-        if not at:
+        if login is None:
             return address
-        username, colon, password = userinfo.partition(":")
-        if not username or not colon:
+        username, password = login
+        if not username or password is None:
             raise ConfigError("give a user and a password, or neither: then they are those of the broker")
-        return replace(address, username=_decoded(username, "user name"), password=_decoded(password, "password"))
+        return replace(address, username=username, password=password)
 
     @property
     def authority(self) -> str:
@@ -140,6 +136,17 @@ class ManagementAddress:
     def __str__(self) -> str:
         user = f"{quote(self.username, safe='')}@" if self.username else ""
         return f"{'https' if self.tls else 'http'}://{user}{self.authority}{self.path}"
+
+
+def _login_and_location(authority: str) -> tuple[tuple[str, str | None] | None, str]:
+    """Split the part of a URL between `//` and `/` into the user name and password, if they are there, and host and port."""
+    userinfo, at, location = authority.rpartition("@")
+    if "@" in userinfo:
+        raise ConfigError("an @ in the user name or password is written %40")
+    if not at:
+        return None, location
+    username, colon, password = userinfo.partition(":")
+    return (_decoded(username, "user name"), _decoded(password, "password") if colon else None), location
 
 
 def _decoded(text: str, what: str) -> str:

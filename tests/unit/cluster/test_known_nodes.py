@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +14,40 @@ from owsla.cluster.notices import GONE, HERE, LARGEST_LIST, LEFT, pack_list, rea
 
 ME, A, B = "00000000", "aaaaaaaa", "bbbbbbbb"
 
+_DIGITS = "0123456789abcdef"
+_NAMES = st.text(_DIGITS, min_size=8, max_size=8) | st.text(_DIGITS + "ABCg\n \0\u0663", min_size=7, max_size=9) | st.text()
+_STATES = st.sampled_from([HERE, LEFT, GONE]) | st.none() | st.text() | st.integers() | st.lists(st.just(HERE)) | st.booleans()
+
+
+def _is_name(name: str) -> bool:
+    return len(name) == 8 and set(name) <= set(_DIGITS)
+
 
 class ListTests(SynchronousTestCase):
     def test_packed(self) -> None:
         """A packed list is read again."""
         self.assertEqual(read_list(pack_list({A: HERE, B: LEFT})), {A: HERE, B: LEFT})
 
-    @given(st.binary() | st.dictionaries(st.text(), st.text() | st.none()).map(lambda value: json.dumps(value).encode()))
+    @given(st.binary())
     def test_any_bytes(self, body: bytes) -> None:
         """Any bytes are read without an exception, and name no node."""
         self.assertEqual(read_list(body), {})
+
+    @given(st.dictionaries(_NAMES, _STATES))
+    def test_any_list(self, document: dict[str, Any]) -> None:
+        """Of a list that is nearly valid, the entries are read that a node writes, and no others."""
+        valid = {name: state for name, state in document.items() if _is_name(name) and state in ("here", "left")}
+        self.assertEqual(read_list(json.dumps(document).encode()), valid)
+
+    @given(st.dictionaries(_NAMES, _STATES, min_size=1), st.data())
+    def test_any_damage(self, document: dict[str, Any], data: st.DataObject) -> None:
+        """A list in which bytes are lost or replaced is read without an exception, and names nothing that is not a node."""
+        body = json.dumps(document).encode()
+        begin = data.draw(st.integers(0, len(body)))
+        damaged = body[:begin] + data.draw(st.binary(max_size=3)) + body[begin + data.draw(st.integers(0, 3)) :]
+        for name, state in read_list(damaged).items():
+            self.assertTrue(_is_name(name), name)
+            self.assertIn(state, ("here", "left"))
 
     def test_odd_entries(self) -> None:
         """Entries that are not nodes with a known state are left out, and lists that are too large."""
