@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -115,11 +116,15 @@ class Management:
         try:
             response: Any = await agent.request(b"GET", uri, headers, None)
             response.deliverBody(body)
-            return response.code, await body.complete
-        except (*EXPECTED, ResponseFailed):
-            if connection.too_long:
+            whole = await body.complete
+        except (*EXPECTED, ResponseFailed) as error:
+            if connection.too_long or (connection.left and _is_closed(error)):
                 raise _TooLong from None
             raise
+        else:
+            if connection.too_long:  # an answer with no length of its own
+                raise _TooLong
+            return response.code, whole
         finally:
             # Without the handshakes that end HTTP and TLS: the server may have stopped answering.
             connection.abort()
@@ -137,9 +142,17 @@ def _overdue(result: object, timeout: float) -> Failure:
     return Failure(_Overdue())
 
 
+def _is_closed(error: BaseException) -> bool:
+    """Return whether a connection was closed in order, while more of an answer was expected."""
+    return isinstance(_cause(error), ConnectionDone)
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.reasons[0].value if isinstance(error, ResponseFailed) and error.reasons else error
+
+
 def _reason(error: BaseException) -> str:
-    if isinstance(error, ResponseFailed) and error.reasons:
-        error = error.reasons[0].value
+    error = _cause(error)
     # Twisted has many exceptions for answers that it cannot read.
     return explain(error) if isinstance(error, EXPECTED) else "its answer is not HTTP"
 
@@ -191,6 +204,11 @@ class _Connection:
         """True if the answer was longer than `LONGEST_ANSWER`."""
         return self._limited is not None and self._limited.too_long
 
+    @property
+    def left(self) -> bool:
+        """True if the HTTP client has closed the connection by itself, which it does without an error if a line is too long."""
+        return self._limited is not None and self._limited.left
+
     def endpointForURI(self, uri: Any) -> Any:
         return self
 
@@ -221,7 +239,12 @@ class _Limited(ProtocolWrapper):
     def __init__(self, factory: Any, wrapped: Any) -> None:
         super().__init__(factory, wrapped)
         self.too_long = False
+        self.left = False
         self._received = 0
+
+    def loseConnection(self) -> None:
+        self.left = True
+        super().loseConnection()
 
     def dataReceived(self, data: bytes) -> None:
         self._received += len(data)

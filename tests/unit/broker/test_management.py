@@ -133,9 +133,11 @@ class Transport(StringTransportWithDisconnection):
 
     protocol: Any
     aborted = False
+    closing = False
 
     def loseConnection(self) -> None:
         """Begin a close that the server does not answer."""
+        self.closing = True
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -220,10 +222,26 @@ class ConnectionTests(SynchronousTestCase):
             self.assert_given_up(asking, f"no answer within {ANSWER_TIMEOUT:g} s")
 
     def test_too_long(self) -> None:
-        """Headers or a body without an end are given up."""
+        """A line, headers or a body without an end are given up."""
         header = b"X-Header: %s\r\n" % (b"x" * 1000)
         chunk = b"10000\r\n%s\r\n" % bytes(0x10000)
-        for start, part in ((b"", header), (b"Transfer-Encoding: chunked\r\n\r\n", chunk)):
+        for start, part in (
+            (b"", header),
+            (b"Transfer-Encoding: chunked\r\n\r\n", chunk),
+            (b"\r\n", chunk),  # without a length
+            (b"X-Header: ", b"x" * 1000),
+        ):
             self.transports.clear()
             parts = [part] * (LONGEST_ANSWER // len(part) + 1)
-            self.assert_given_up(self.ask(b"HTTP/1.1 200 OK\r\n", start, *parts), "its answer is too long")
+            asking = self.ask(b"HTTP/1.1 200 OK\r\n", start, *parts)
+            (transport,) = self.transports
+            if transport.closing:
+                transport.end()
+            self.assert_given_up(asking, "its answer is too long")
+
+    def test_closed(self) -> None:
+        """A connection that the server closes in the middle of an answer is no long answer."""
+        asking = self.ask(b"HTTP/1.1 200 OK\r\nContent-Le")
+        self.transports[0].end()
+        text = str(self.failureResultOf(asking, ManagementError).value)
+        self.assertEqual(text, "http://h:15672: the broker closed the connection")
