@@ -53,11 +53,11 @@ def remove_own_pid_file(path: str) -> None:
 
 def pid_file_fault(path: str) -> str:
     """Return why a pid file cannot be written; an empty text if it can. twistd would end with a traceback."""
-    existed = os.path.lexists(path)
+    existed = os.path.exists(path)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666))
         if not existed:
-            os.remove(path)  # twistd takes an empty file for a broken one
+            os.remove(os.path.realpath(path))  # twistd takes an empty file for a broken one. A symbolic link stays
     except OSError as error:
         return os_reason(error)
     return ""

@@ -168,6 +168,13 @@ class PidFileTests(SynchronousTestCase):
         self.assertEqual(pid_file_fault(self.path), "")
         self.assertEqual(Path(self.path).read_text(), "1")
 
+    def test_symbolic_link(self) -> None:
+        """A symbolic link to a missing file stays, and that file stays missing: twistd rejects an empty one."""
+        target = Path(f"{self.path}.target")
+        Path(self.path).symlink_to(target.name)
+        self.assertEqual(pid_file_fault(self.path), "")
+        self.assertEqual((Path(self.path).is_symlink(), target.exists()), (True, False))
+
     def test_cannot_be_written(self) -> None:
         """The reason is the system's."""
         self.assertEqual(pid_file_fault(f"{self.path}/missing/x"), "no such file or directory")
