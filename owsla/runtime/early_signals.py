@@ -5,6 +5,7 @@ container it is worse: the kernel drops each signal without a handler, SIGTERM i
 is killed. The first import of a program should therefore be this module, which imports nothing that Python has not loaded.
 
     first line ──guard_start()──▶ SIGTERM: the process exits at once with status 0. SIGHUP, SIGUSR2: ignored
+                                  With `--check` the status is 143: 0 would say that the check has found nothing
     makeService ──defer_stop()──▶ SIGTERM: noted. The process has sockets and files now, which only a stop in order removes
     reactor runs ────────────────▶ `owsla.runtime.process.install_signal_handlers`: the noted signal stops it in order
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final
 
@@ -35,8 +38,14 @@ class EarlyStop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.deferred:
-            os._exit(0)  # nothing was begun. An exception would surface anywhere in an import, where it may be caught
+            # Nothing was begun. An exception would surface anywhere in an import, where it may be caught.
+            os._exit(128 + number if _is_check(sys.argv) else 0)
         self.received = number
+
+
+def _is_check(arguments: Sequence[str]) -> bool:
+    """Return whether a process only checks an installation: its exit status is the result."""
+    return any(argument == "--check" or argument.startswith("--check=") for argument in arguments)
 
 
 def guard_start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -40,6 +41,15 @@ class EarlySignalTests(SynchronousTestCase):
         self.get(signal.SIGINT)
         self.assertEqual(self.exits, [0, 0])
         self.assertEqual(self.masked, [(signal.SIG_UNBLOCK, set(self.handlers))])
+
+    def test_check(self) -> None:
+        """A check that is ended has not the status of a check without faults."""
+        guard_start()
+        for option in ("--check", "--check=offline"):
+            self.patch(sys, "argv", ["twistd", "owsla", option, "--cert=x"])
+            self.get(signal.SIGTERM)
+            self.get(signal.SIGINT)
+        self.assertEqual(self.exits, [143, 130] * 2)
 
     def test_handlers_of_others(self) -> None:
         """A handler that is there already stays, such as the SIG_IGN of a shell's background command for SIGINT."""
