@@ -185,7 +185,7 @@ async def test_few_open_files(start: Start, workers: int) -> None:
 @pytest.mark.usefixtures("require_namespaces")
 @reactor_test
 async def test_orphans_of_process_1(start: Start) -> None:
-    """As process 1 a gateway reaps the orphans of commands that are run in its container."""
+    """As process 1 a gateway reaps the orphans of commands that are run in its container, a minute after their end."""
     owsla = start(Contained)
     assert isinstance(owsla, Contained)
     await owsla.listening()
@@ -194,7 +194,7 @@ async def test_orphans_of_process_1(start: Start) -> None:
     output = subprocess.run([*enter, "sh", "-c", orphan], capture_output=True, text=True, timeout=30, check=True).stdout
     assert output == "it has ended\n"
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    await until(lambda: not children.read_text(), 30, "the end of the orphan")
+    await until(lambda: not children.read_text(), 120, "the end of the orphan")
     assert await owsla.terminate() == 0
 
 
