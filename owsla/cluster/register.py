@@ -34,6 +34,13 @@ SHORTEST_INTERVAL: Final = 0.2
 LONGEST_INTERVAL: Final = 2.0
 """Seconds between two inspections of a node."""
 
+SLOW_REFUSAL: Final = 5.0
+"""Seconds after which a refusal to inspect a queue counts as slow. With Khepri (RabbitMQ 4.0) a classic queue on a broker node
+that is down is refused after 70 seconds, and all other nodes wait for that."""
+
+REST: Final = 300.0
+"""Seconds for which a queue is not inspected again after a slow refusal."""
+
 HANDOVER: Final = 1.0
 """Seconds within which a new registrar gets the notices that the last one held."""
 
@@ -101,6 +108,7 @@ class Register:
         self._active_since: float | None = None  # when the first notice came to this node
         self._told_of_drops = False  # the operator knows that the register loses notices
         self._known = KnownNodes()
+        self._resting: dict[str, float] = {}  # nodes, and until when their queues are not inspected
         self._deleted = False  # the register was deleted: the operator knows why notices are missing
         self._unanswered_since: float | None = None  # the first confirmed notice since a registrar was heard of
         self._told_of_silence = False
@@ -134,6 +142,7 @@ class Register:
     def _forget(self, not_before: float) -> None:
         self.members.begin(not_before)
         self._acks = AckTracker()
+        self._resting.clear()
 
     # -- the nodes of the register, while another node is the registrar --------------------------------------------------
 
@@ -278,10 +287,16 @@ class Register:
         return topology.broadcast_exchange(self._settings.to_device)
 
     async def _inspect(self, client: BrokerClient, node: str) -> QueueCondition:
-        queue = self.node_queue(node)
+        queue, began = self.node_queue(node), self._clock.seconds()
+        if began < self._resting.get(node, 0.0):
+            return QueueCondition.UNKNOWN
+        self._resting.pop(node, None)
         try:
             found = await inspect_queue(client, INSPECT_CHANNEL, queue)
         except BrokerError as error:
+            now = self._clock.seconds()
+            if now - began >= SLOW_REFUSAL:
+                self._resting[node] = now + REST
             self.warn(f"the queue {queue} cannot be inspected: {error}")
             return QueueCondition.UNKNOWN
         if found is None:

@@ -12,8 +12,10 @@ from owsla.cluster.members import KEEP_INTERVAL, RENEW_INTERVAL
 from owsla.cluster.notices import GONE, HERE, KEPT, LEFT, RENEWED, Notice, pack_list, read_list
 from owsla.cluster.register import (
     HANDOVER,
+    INSPECT_CHANNEL,
     RECALL_AFTER,
     REGISTER_CHANNEL,
+    REST,
     UNANSWERED,
     ClusterSettings,
     register_queue,
@@ -719,6 +721,27 @@ class RegistrarTests(Base):
         self.server.refusals[QUEUE, True] = (404, "NOT_FOUND - home node 'a@b' of durable queue is down or inaccessible")
         self.pass_time(60)
         self.assertEqual((self.presence.lost, self.acks()), ([], []))
+
+    def test_a_slow_refusal(self) -> None:
+        """A queue whose inspection is refused after a long time, as with Khepri, is not inspected again for some minutes."""
+        self.put(f"to_device.{B}", consumers=1)
+        self.hear(2, B)
+        refused = 404, "NOT_FOUND - failed to perform operation on queue due to timeout"
+
+        def inspections(queue: str) -> int:
+            return len([fields for fields in self.server.called("queue.declare") if fields["queue"] == queue])
+
+        self.server.silent.add("queue.declare")
+        self.pass_time(70)
+        self.server.silent.clear()
+        self.server.close_channel(INSPECT_CHANNEL, *refused)
+        before, others = inspections(QUEUE), inspections(f"to_device.{B}")
+        self.pass_time(REST - 5)
+        self.assertEqual(inspections(QUEUE), before)
+        self.assertGreater(inspections(f"to_device.{B}"), others + 100)
+        self.assertEqual(self.presence.lost, [])
+        self.pass_time(10)
+        self.assertGreater(inspections(QUEUE), before)
 
     def test_lost_in_the_middle(self) -> None:
         """After a lost connection, records of a clean-up acknowledge nothing."""
