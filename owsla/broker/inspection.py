@@ -3,7 +3,10 @@
 Theory of operation. Each time that all connections are ready (`begin`), the queues are looked at, in the background: nothing
 waits for it. With `--broker-management` the management API is asked, which shows policies. It is asked again, with back-off,
 while it does not answer, and some times more while it does not show everything yet: RabbitMQ collects what it shows of a new
-queue within some seconds. Without it AMQP shows the arguments of queues, on the connection of the consumers.
+queue within some seconds. Without it AMQP shows the arguments of queues, on the connection of the consumers. RabbitMQ logs
+each refusal by which it names an argument (`arguments`). So a look begins with the arguments that the last one found, and a
+queue whose arguments RabbitMQ refuses to tell is left alone for an hour: where nothing has changed, a further connect leads to
+no line in its log.
 
 A fault is reported once, until a look does not find it any more. The look that a later `begin` overtakes is dropped.
 """
@@ -39,6 +42,9 @@ within 5 seconds (`collect_statistics_interval`), and the API collects that ever
 
 MOST_LOOKS: Final = 6
 """Number of such looks."""
+
+UNTOLD: Final = 3600.0
+"""Seconds for which a queue is not looked at over AMQP after the broker refused to tell its arguments."""
 
 
 class ManagementApi(Protocol):
@@ -76,6 +82,7 @@ class QueueInspection(Worker):
     ) -> None:
         super().__init__(clock)
         self.setName("queues")
+        self._clock = clock
         self._emit = emit
         self._parts = parts
         self._address = management
@@ -86,6 +93,8 @@ class QueueInspection(Worker):
         self._reported: frozenset[str] = frozenset()
         self._complained = ""
         self._lock = DeferredLock()  # for the channel
+        self._read: dict[str, Mapping[str, Any]] = {}  # by queue: the arguments that AMQP showed last
+        self._untold: dict[str, float] = {}  # by queue: when the broker refused to tell them
 
     @property
     def management(self) -> ManagementAddress | None:
@@ -166,12 +175,22 @@ class QueueInspection(Worker):
         # An overtaken look may still use the channel, on the same connection.
         await self._lock.acquire()
         try:
-            return await read_arguments(client, CHANNEL, queue.name, declared_arguments(client, queue))
+            name, now = queue.name, self._clock.seconds()
+            if now - self._untold.get(name, -UNTOLD) < UNTOLD:
+                return None
+            expected = self._read.get(name) or declared_arguments(client, queue)
+            found = await read_arguments(client, CHANNEL, name, expected)
         except WireError as error:
             client.abort(error)  # the broker does not speak AMQP: nobody knows the state of the channel
             raise
         finally:
             self._lock.release()
+        if found is None:
+            self._untold[name] = now
+            self._read.pop(name, None)
+        else:
+            self._read[name] = found
+        return found
 
     def _complain_of_hidden(self, shown: Sequence[QueueRules]) -> None:
         """Warn that the management API does not show policies, or none of the queues."""

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from owsla.broker.client import BrokerClient, Credentials
-from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, InspectionParts, QueueInspection
+from owsla.broker.inspection import CHANNEL, LOOK_AGAIN, MOST_LOOKS, UNTOLD, InspectionParts, QueueInspection
 from owsla.broker.management import ManagementError, ShownQueue
 from owsla.broker.promises import GatewayQueue, Policy, Use
 from owsla.broker.queues import Queue
@@ -102,6 +102,39 @@ class InspectionTests(BrokerTestCase):
         self.assertEqual(self.look(inspection), [])
         self.server.queues["lines"] = {**CLASSIC, "x-max-length": 5}
         self.assertEqual(self.look(inspection), [lines])
+
+    def test_few_refusals(self) -> None:
+        """RabbitMQ logs each refusal: without a change a further connect leads to none, and a change to one."""
+        self.server.queues["lines"] = {**CLASSIC, "x-max-length": 5}
+        self.server.queues["messages"] = {"x-queue-type": "quorum"}
+        inspection = self.make()
+        self.assertEqual(len(self.look(inspection)), 2)
+        self.assertEqual(self.refusals(), 2)
+        self.look(inspection)
+        self.assertEqual(self.refusals(), 0)
+        self.server.queues["lines"] = {**CLASSIC}
+        self.look(inspection)
+        self.assertEqual(self.refusals(), 1)
+
+    def test_not_told(self) -> None:
+        """A queue of which the broker tells nothing is asked about once an hour."""
+        inspection = self.make()
+        self.look(inspection)
+        self.assertEqual(self.refusals(), 2)
+        self.look(inspection)
+        self.reported(after=UNTOLD - 1)
+        self.look(inspection)
+        self.assertEqual(self.refusals(), 0)
+        self.reported(after=1)
+        self.server.queues["lines"] = {**CLASSIC, "x-max-length": 5}
+        (line,) = self.look(inspection)
+        self.assertIn("lines: its argument x-max-length=5", line)
+
+    def refusals(self) -> int:
+        """Return the number of refusals since the last call."""
+        count = len(self.server.called("channel.close-ok"))
+        self.server.calls.clear()
+        return count
 
     def test_nothing_to_say(self) -> None:
         """Queues that keep all promises, that do not exist, or that nobody can look at now, are not mentioned."""
