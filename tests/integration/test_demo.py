@@ -291,6 +291,28 @@ async def test_own_broker(place: Place, commands: Commands, rabbitmq: RabbitMQ) 
 
 
 @reactor_test
+async def test_queues_that_stay(place: Place, rabbitmq: RabbitMQ) -> None:
+    """Queues that the demo must not delete any more are named at its end, with the reason. It deletes the others."""
+    queues = ("owsla-demo.to_device", "owsla-demo.from_device")
+    await rabbitmq.ctl("add_user", "limited", "secret")
+    try:
+        await rabbitmq.ctl("set_permissions", "limited", ".*", ".*", ".*")
+        demo = place.start(f"--broker={rabbitmq.url.replace('guest:guest', 'limited:secret')}")
+        await shown(demo)
+        await rabbitmq.ctl("set_permissions", "limited", "^owsla-demo.to_device[.]", ".*", ".*")
+        assert await demo.interrupt() == 0
+        begin = f"owsla demo: {', '.join(queues)} stay at the broker: ACCESS_REFUSED - "
+        assert re.fullmatch(f"{re.escape(begin)}.*\n", demo.errors())
+        listed = (await rabbitmq.ctl("list_queues", "--silent", "name")).split()
+        assert {name for name in listed if name.startswith("owsla-demo")} == set(queues)
+    finally:
+        for queue in queues:
+            await rabbitmq.ctl("delete_queue", queue)
+        await rabbitmq.ctl("delete_user", "limited")
+    await place.gone()
+
+
+@reactor_test
 async def test_no_broker(place: Place) -> None:
     """A RabbitMQ that is not there ends the demo, with the reason."""
     demo = place.start(f"--broker=amqp://me:secret@127.0.0.1:{free_port()}")

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from txamqp.client import Closed
 
-from ...broker.client import BaseHandler, BrokerClient
-from ...broker.queues import broadcast_exchange
+from ...broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
+from ...broker.queues import PRECONDITION_FAILED, broadcast_exchange
 from ...config.sources import load_settings
 from ...runtime.end_of_turn import EndOfTurn
 from .._running import Session, run
@@ -32,25 +32,52 @@ class RemoveQueues:
 
     async def up(self, client: BrokerClient) -> None:
         to_device = f"{PREFIX}to_device"
-        channel = await client.open_channel(CHANNEL, BaseHandler())
-        try:
-            if self._node:
-                await channel.queue_delete(queue=f"{to_device}.{self._node}")
-            # First those that another demo consumes: the channel closes there, and the others stay.
-            for queue in (to_device, f"{PREFIX}from_device"):
-                await channel.queue_delete(queue=queue, if_unused=True)
-            for queue in (f"{to_device}.nodes", f"{to_device}.undeliverable"):
-                await channel.queue_delete(queue=queue)
-            await channel.exchange_delete(exchange=broadcast_exchange(to_device))
-        except Closed:
-            pass
-        self._session.finish(0)
+        own = [f"{to_device}.{self._node}"] if self._node else []
+        used = [to_device, f"{PREFIX}from_device"]
+        stay: dict[str, str] = {}  # queues or exchanges that stay, and why
+        for queue in own + used:
+            refusal = await _delete(client, "queue", queue, if_unused=queue in used)
+            if refusal is not None and refusal.code == PRECONDITION_FAILED:
+                self._session.finish(0, f"the other queues of the demo stay at the broker, since another program uses {queue}")
+                return
+            if refusal is not None:
+                stay[queue] = str(refusal)
+        for kind, name in (
+            ("queue", f"{to_device}.nodes"),
+            ("queue", f"{to_device}.undeliverable"),
+            ("exchange", broadcast_exchange(to_device)),
+        ):
+            refusal = await _delete(client, kind, name)
+            if refusal is not None:
+                stay[name] = str(refusal)
+        if stay:
+            self._session.finish(0, f"{', '.join(stay)} stay at the broker: {next(iter(stay.values()))}")
+        else:
+            self._session.finish(0)
 
     def down(self) -> None: ...
 
     def blocked(self, reason: str) -> None: ...
 
     def unblocked(self) -> None: ...
+
+
+async def _delete(client: BrokerClient, kind: str, name: str, *, if_unused: bool = False) -> BrokerError | None:
+    """Delete a queue or an exchange. Return the refusal of the broker, if it refuses."""
+    try:
+        channel = client.channels.get(CHANNEL)
+        if channel is None or channel.closed:
+            channel = await client.open_channel(CHANNEL, BaseHandler())
+        if kind == "queue":
+            await channel.queue_delete(queue=name, if_unused=if_unused)
+        else:
+            await channel.exchange_delete(exchange=name)
+    except Closed as closed:
+        error = as_failure(closed).value
+        if not isinstance(error, BrokerError) or error.scope != "channel":
+            raise
+        return error
+    return None
 
 
 def main(url: str, password_file: str, node: str) -> int:

@@ -218,6 +218,8 @@ class Demo:
         if part.running or not part.succeeded:
             part.kill()
             say(f"the queues stay at {url}; their names begin with owsla-demo.\n{part.last_lines()}")
+        elif note := part.last_lines().strip():
+            say(note.removeprefix("owsla demo: "))
 
 
 class StatusLine:

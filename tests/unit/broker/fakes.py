@@ -129,7 +129,8 @@ class Server:
         self.published: list[Publish] = []
         self.silent: set[str] = set()
         self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
-        """(queue or exchange, passive) → (code, text) that answers its declaration; ("bind " and queue, False) the binding."""
+        """(queue or exchange, passive) → (code, text) that answers its declaration; ("bind " and queue, False) the binding,
+        and ("delete " and queue, False) the deletion."""
         self.found: dict[str, tuple[int, int]] = {}
         """Queue → (messages, consumers) that answers its declaration; none and none by default."""
         self.heartbeats = 0
@@ -241,6 +242,9 @@ class Server:
             self.close_channel(channel, code, text)
         elif method.name == "queue.bind" and (f"bind {fields['queue']}", False) in self.refusals:
             code, text = self.refusals[f"bind {fields['queue']}", False]
+            self.close_channel(channel, code, text)
+        elif method.name == "queue.delete" and (f"delete {fields['queue']}", False) in self.refusals:
+            code, text = self.refusals[f"delete {fields['queue']}", False]
             self.close_channel(channel, code, text)
         elif method.name == "queue.declare":
             messages, consumers = self.found.get(fields["queue"], (0, 0))

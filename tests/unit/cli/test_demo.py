@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,7 +13,10 @@ from owsla.cli.demo import _plan
 from owsla.cli.demo._fleet import GUEST, MOST, Fleet, Manner
 from owsla.cli.demo._guide import commands, page_url
 from owsla.cli.demo._plan import Plan, free_port, make_plan, make_request
+from owsla.cli.demo._queues import RemoveQueues
 from owsla.errors import ConfigError
+
+from ..broker.fakes import BrokerTestCase, Result, Server
 
 FOLDER = Path("/tmp/owsla-demo-1")
 
@@ -37,6 +42,23 @@ class FleetTests(SynchronousTestCase):
         """Many meters talk less often, so that a small machine is not busy."""
         self.assertEqual(Fleet(20).interval, 0.5)
         self.assertEqual(MOST / Fleet(MOST).interval, 400.0)
+
+
+class QueueTests(BrokerTestCase):
+    def test_in_use(self) -> None:
+        """The queues that another program uses stay, and the user is told by which queue that is seen."""
+        ends: list[tuple[Any, ...]] = []
+        server = Server(heartbeat=60_000).ready()
+        session: Any = SimpleNamespace(finish=lambda *end: ends.append(end))
+        role = RemoveQueues(server.clock, server.turn, session, node="0123abcd")
+        queue = "owsla-demo.to_device"
+        server.refusals[f"delete {queue}", False] = (406, f"PRECONDITION_FAILED - queue '{queue}' in vhost '/' in use")
+        Result(role.up(server.client))
+        server.settle()
+        deleted = [fields["queue"] for fields in server.called("queue.delete")]
+        self.assertEqual(deleted, [f"{queue}.0123abcd", queue])
+        text = f"the other queues of the demo stay at the broker, since another program uses {queue}"
+        self.assertEqual(ends, [(0, text)])
 
 
 class PlanTests(SynchronousTestCase):
