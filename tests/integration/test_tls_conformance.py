@@ -1225,7 +1225,7 @@ _HARMLESS: dict[str, tuple[list[str], str]] = {
     "alpn": (["-alpn", "h2,http/1.1"], "No ALPN negotiated"),
     "later-authentication": (["-enable_pha"], ""),
     "stapling": (["-status"], "OCSP response: no response sent"),
-    "another-group-first": (["-groups", "ffdhe8192:P-256"], "HelloRetryRequest|Server Temp Key: ECDH"),
+    "another-group-first": (["-groups", "ffdhe8192:P-256"], "HelloRetryRequest|(Server|Peer) Temp Key: ECDH"),
     "middlebox": (["-no_middlebox"], ""),
     "compression": (["-comp"], "Compression: NONE"),
     "padded-records": (["-record_padding", "4096"], ""),

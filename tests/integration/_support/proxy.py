@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from OpenSSL import SSL
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, wrapServerTLS
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -128,12 +129,13 @@ class Proxy:
     async def start(self) -> Proxy:
         """Listen, on the same port as before if it was stopped."""
         endpoint: Any = TCP4ServerEndpoint(current_reactor(), self.port, interface="127.0.0.1")
+        factory: Any = _Factory(lambda: _Side(self))
         if self.certificate is not None:
             context = SSL.Context(SSL.TLS_METHOD)
             context.use_certificate_chain_file(str(self.certificate[0]))
             context.use_privatekey_file(str(self.certificate[1]))
-            endpoint = wrapServerTLS(cast(Any, _Contexts(context)), endpoint)
-        self._listening = await endpoint.listen(cast(IProtocolFactory, _Factory(lambda: _Side(self))))
+            factory = TLSMemoryBIOFactory(cast(Any, _Contexts(context)), False, factory)
+        self._listening = await endpoint.listen(factory)
         self.port = self._listening.getHost().port
         return self
 

@@ -156,7 +156,8 @@ class CertificateChoiceTests(Base):
         # The next material asks for device certificates.
         tls.use(self.load(self.server("new"), client_ca=self.file(pem(self.root))))
         complete(server, client)
-        self.assertEqual(client.get_group_name(), "secp384r1")
+        if hasattr(client, "get_group_name"):  # pyOpenSSL 26 and later
+            self.assertEqual(client.get_group_name(), "secp384r1")
         self.assertEqual(common_names(client.get_peer_cert_chain(as_cryptography=True)), ["old"])
         self.assertIs(server.get_context(), chosen)
 

@@ -6,6 +6,7 @@ import ssl
 from datetime import timedelta
 from typing import Final
 
+import cryptography
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -82,14 +83,16 @@ class IdentityTests(Files):
         """A certificate that OpenSSL takes, and `cryptography` cannot read, is refused where a name is asked for, with its
         serial number. Its fingerprint is there all the same.
         """
-        for case, old, new in (
+        cases = [
             ("critical FALSE encoded", b"\x55\x1d\x13\x01\x01\xff", b"\x55\x1d\x13\x01\x01\x00"),
             ("PrintableString with other characters", b"\x0c\x07*dev@_1", b"\x13\x07*dev@_1"),
             ("CN as BIT STRING", b"\x0c\x07*dev@_1", b"\x03\x07\x00dev@_1"),
             ("version 2", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x01"),
             ("version 5", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"),
-            ("ECDSA parameters NULL", _ECDSA_SHA256, _WITH_NULL),
-        ):
+        ]
+        if int(cryptography.__version__.split(".")[0]) >= 49:  # older ones only warn
+            cases.append(("ECDSA parameters NULL", _ECDSA_SHA256, _WITH_NULL))
+        for case, old, new in cases:
             server = self.odd_device(old, new)
             refused = self.assertRaises(HandshakeRefused, device_identity, server, "cn").refusal
             self.assertTrue(refused.reason.startswith("the device's certificate cannot be read ("), (case, refused))
