@@ -16,11 +16,13 @@ was returned, or was in flight when the channel ended. After a gap all open conn
 - While the queue is too long (`hold`) only *owed* announcements are published: the end of a connection or a node whose
 beginning back ends were told of. All others stay pending. So the queue grows by no more than the connections that are in it,
 nothing is lost, and a stop need not wait for a back end that does not consume.
+- While the node does not consume its own queue (`away`), no `connected` is published. Other nodes may have deleted that queue,
+and a back end sends to a device as soon as it reads that the device is connected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -155,6 +157,8 @@ class AnnouncementQueue:
         self._gap = False
         self.held = False
         """Whether only owed announcements are published."""
+        self.away = False
+        """Whether no `connected` is published."""
         self.forgotten = 0
         """Number of short-lived connections dropped from the backlog: back ends never hear of them."""
         self.resyncs = 0
@@ -268,7 +272,7 @@ class AnnouncementQueue:
         """Return the announcement to publish next, or `None` if there is none, or no room in the window."""
         if not self._open or len(self._in_flight) >= self._window:
             return None
-        key = next(iter(self._owed if self.held else self._pending), None)
+        key = next((key for keys in self._publishable() for key in keys), None)
         if key is None:
             return None
         announcement = self._pending.pop(key)
@@ -340,7 +344,13 @@ class AnnouncementQueue:
     @property
     def unconfirmed(self) -> int:
         """Number of announcements that have not arrived, without those that are held."""
-        return len(self._owed if self.held else self._pending) + len(self._behind) + len(self._in_flight)
+        return sum(map(len, self._publishable())) + len(self._behind) + len(self._in_flight)
+
+    def _publishable(self) -> tuple[Mapping[str, object], ...]:
+        """Return the pending announcements that may be published now."""
+        if self.held:
+            return (self._owed,)
+        return (self._owed, self._unseen) if self.away else (self._pending,)
 
     @property
     def in_flight(self) -> int:

@@ -142,6 +142,12 @@ class PresenceRole:
         """Return whether the broker has confirmed all announcements about this node."""
         return not self._announcements.pending(node)
 
+    def receiving(self, now: bool) -> None:
+        """Note whether this node consumes its own queue: devices are announced as connected while it does."""
+        self._announcements.away = not now
+        if now:
+            self._publish_soon()
+
     def resync(self) -> None:
         """Announce all connections again, since another node may have announced this one as lost."""
         self._announcements.resync()

@@ -23,15 +23,18 @@ class NodeIdentity:
         *,
         queue: Callable[[bytes], Queue],
         announce: Callable[[], None],
+        receiving: Callable[[bool], None],
         renamed: Callable[[str, str], None],
     ) -> None:
-        """`queue` returns the queue of a node. `announce` announces all connections to back ends again. `renamed` is called
-        with the previous name and the reason, when the new name is in use.
+        """`queue` returns the queue of a node. `announce` announces all connections to back ends again. `receiving` is told
+        whether the own queue is consumed. `renamed` is called with the previous name and the reason, when the new name is in
+        use.
         """
         self._ids = ids
         self._registrar = registrar
         self._queue = queue
         self._announce = announce
+        self._receiving = receiving
         self._renamed = renamed
         self._other = b""
 
@@ -56,10 +59,12 @@ class NodeIdentity:
         self._registrar.here()
         if missed:
             self._announce()
+        self._receiving(True)
 
     def away(self) -> None:
         """Note that the own queue is not consumed: this node does not announce itself until it is."""
         self._registrar.away()
+        self._receiving(False)
 
     def probe(self, queue: str, text: str, arrived: Callable[[], None]) -> None:
         """Publish a message to the own queue. `arrived` is called when the broker has confirmed it."""

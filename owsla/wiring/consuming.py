@@ -120,6 +120,7 @@ def make_consuming(
         registrar,
         queue=base.node_queue,
         announce=partial(announce_again, devices, presence),
+        receiving=presence.receiving if presence is not None else lambda now: None,
         renamed=opening.renamed,
     )
     consumers = Consumers(

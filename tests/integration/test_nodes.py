@@ -550,6 +550,39 @@ async def test_a_node_that_was_cut_off(lab: Lab, own_rabbitmq: RabbitMQ) -> None
 
 
 @reactor_test
+async def test_announced_when_it_can_be_sent_to(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
+    """A node that comes back after it was announced as lost reports the end of connections at once. It announces a device as
+    connected when it consumes its own queue, so that a back end can send to the device at once.
+    """
+    nodes = await Nodes.start(lab, own_rabbitmq, 1)
+    proxy = await lab.proxy(own_rabbitmq.port)
+    second = await nodes.another(proxy.url)
+    await nodes.registered(2)
+    leaving = await lab.device(second)
+    node = (await nodes.introduce(leaving))[:8]
+    proxy.hold()
+    device = await lab.device(second)  # its announcement is lost, and so repeated at once
+    address = f"127.0.0.1:{device.local_port}"
+    connection_id = (await second.owsla.wait_for_line(rf"Device connected: (\S+) from {address}"))[1]
+    await proxy.refuse()
+    proxy.cut()
+    await nodes.gone(node)
+    proxy.held.clear()
+    proxy.release()
+    proxy.unwanted = b" consumers ("
+    await proxy.start()
+    await leaving.close()
+    await until(lambda: nodes.collect()[-1].headers["event"] == "disconnected", what="the end of a connection")
+    await pause(1)
+    told = [message.headers["event"] for message in nodes.collect() if message.headers["node"] == node]
+    assert told[told.index("node-lost") :] == ["node-lost", "disconnected"]
+    proxy.unwanted = b""
+    await until(lambda: _resynced(nodes, connection_id), what="the announcement of the device")
+    await nodes.first.send(connection_id, b"at once")
+    assert await device.line() == b"at once"
+
+
+@reactor_test
 async def test_a_queue_that_is_somebody_elses(lab: Lab, own_rabbitmq: RabbitMQ) -> None:
     """If another client consumes its queue, a node that comes back takes another name. It closes its devices once their lines
     are confirmed, and serves devices that reconnect.

@@ -52,7 +52,9 @@ class _Side(Protocol):
         if self not in self.proxy.servers and not self.spoke:
             self.spoke = True
             data = self.proxy.before + data
-        if self.proxy.holding and not (self.proxy.one_way and self in self.proxy.servers):
+        if self.proxy.unwanted and self.proxy.unwanted in data:
+            self.abort()
+        elif self.proxy.holding and not (self.proxy.one_way and self in self.proxy.servers):
             self.proxy.held.append((self, data))
         else:
             self.forward(data)
@@ -113,6 +115,8 @@ class Proxy:
         self.certificate = certificate
         self.before = b""
         """Bytes that each connection to the target begins with, sent together with the first bytes of the client."""
+        self.unwanted = b""
+        """Bytes by which a connection is reset, such as a part of the name that a client gives it; none if empty."""
         self.port = 0
         self.count = 0
         self.sides: list[_Side] = []

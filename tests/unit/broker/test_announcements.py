@@ -116,6 +116,24 @@ class PresenceTests(SynchronousTestCase):
         self.presence.hold(False)
         self.assertEqual((sorted(self.sent()), self.presence.forgotten), (["+a*", "-c~", "-d~"], 1))
 
+    def test_away(self) -> None:
+        """While the own queue is not consumed, ends are published, and no `connected`; afterwards the others, once."""
+        self.presence.begin()
+        self.come("a", "b", "c")
+        self.sent()
+        self.presence.lost()
+        self.presence.away = True
+        self.presence.begin()
+        self.come("d", "e")
+        self.go("a", "d")
+        self.presence.node_lost("89abcdef", 20.0)
+        self.assertEqual(self.sent(), ["-a", "!89abcdef", "-d~"])
+        self.presence.ack(0, True)
+        self.assertEqual(self.presence.unconfirmed, 0, "a stop does not wait for what is held")
+        self.presence.resync()
+        self.presence.away = False
+        self.assertEqual(self.sent(), ["+b*", "+c*", "+e"])
+
     def test_one_in_flight(self) -> None:
         """`disconnected` waits until `connected` is confirmed."""
         self.presence.begin()

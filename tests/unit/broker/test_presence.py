@@ -193,6 +193,16 @@ class PublishingTests(Base):
         self.pass_time(INSPECT_INTERVAL + 1)
         self.assertEqual(sorted(self.told()), ["+b", "-c"])
 
+    def test_not_receiving(self) -> None:
+        """A device is announced as connected when the node can receive messages to it."""
+        self.role.receiving(False)
+        self.come("a", "b")
+        self.go("b")
+        self.assertEqual(self.told(), ["-b"])
+        self.role.receiving(True)
+        self.pass_time(0.1)
+        self.assertEqual(self.told(), ["+a"])
+
     def test_long_from_the_start(self) -> None:
         """A node that is restarted again and again does not make a long queue longer each time."""
         self.lose()

@@ -36,12 +36,14 @@ class NodeIdentityTests(SynchronousTestCase):
         self.ids = ConnectionIds(lambda size: self.random.pop(0))
         self.registrar = Registrar()
         self.announced: list[bool] = []
+        self.receiving: list[bool] = []
         self.renamed: list[tuple[str, str, bytes]] = []
         self.place: NodeMembership = NodeIdentity(
             self.ids,
             cast(Any, self.registrar),
             queue=lambda node: node_queue("to_device", node),
             announce=lambda: self.announced.append(True),
+            receiving=self.receiving.append,
             renamed=lambda before, reason: self.renamed.append((before, reason, self.ids.node)),
         )
 
@@ -63,11 +65,12 @@ class NodeIdentityTests(SynchronousTestCase):
         self.place.here(missed=True)
         self.place.lost()
         self.assertEqual((self.registrar.calls, self.announced), (["here", "here"], [True, True]))
+        self.assertEqual(self.receiving, [True, True])
 
     def test_away(self) -> None:
         """A node whose queue is not consumed is away."""
         self.place.away()
-        self.assertEqual(self.registrar.calls, ["away"])
+        self.assertEqual((self.registrar.calls, self.receiving), (["away"], [False]))
 
     def test_a_probe(self) -> None:
         """A probe is published by the registrar."""
