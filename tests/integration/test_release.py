@@ -104,10 +104,12 @@ def test_metadata(built: Path) -> None:
 
 
 def test_sdist(built: Path) -> None:
-    """The sdist has every file of the checkout but the tools for changes to it, whose names begin with a dot (`.ci`)."""
+    """The sdist has every file of the checkout but the tools for changes to it, whose names begin with a dot (`.ci`). The build
+    of the image needs `.dockerignore`.
+    """
     with tarfile.open(built / "dist" / f"owsla-{__version__}.tar.gz") as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
-    assert packed == {name for name in _files() if not name.startswith(".")} | {".gitignore", "PKG-INFO"}
+    assert packed == {name for name in _files() if not name.startswith(".")} | {".dockerignore", ".gitignore", "PKG-INFO"}
 
 
 def test_wheel(built: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from unittest import skipUnless
@@ -27,12 +28,20 @@ class Shell:
 
     def __init__(self, argv: Sequence[str], folder: str) -> None:
         self._seen = ""
-        child, self._terminal = pty.fork()
-        if not child:
-            os.chdir(folder)
-            environ = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": folder, "LC_ALL": "C.UTF-8", "PS1": "$ "}
-            os.execvpe(argv[0], list(argv), environ)
-        self._child = child
+        self._terminal, terminal = pty.openpty()
+        environ = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": folder, "LC_ALL": "C.UTF-8", "PS1": "$ "}
+        # A session whose controlling terminal is this one. Not pty.fork(): this process has threads.
+        controlled = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY); os.execvp(sys.argv[1], sys.argv[1:])"
+        self._child = subprocess.Popen(
+            [sys.executable, "-S", "-c", controlled, *argv],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            cwd=folder,
+            env=environ,
+            start_new_session=True,
+        )
+        os.close(terminal)
 
     def type(self, text: str) -> None:
         """Type a text, as a user does: what came before is forgotten."""
@@ -49,8 +58,8 @@ class Shell:
         return self._seen
 
     def close(self) -> None:
-        os.kill(self._child, 9)
-        os.waitpid(self._child, 0)
+        self._child.kill()
+        self._child.wait()
         os.close(self._terminal)
 
 
@@ -85,7 +94,8 @@ class CompletionTests(CommandTestCase):
 
     def test_another_shell(self) -> None:
         """A shell without completion is an error that names those that have one."""
-        self.assertIn("invalid choice: 'ksh' (choose from 'bash', 'zsh', 'fish')", self.refused("completion", "ksh"))
+        refused = self.refused("completion", "ksh").replace("'", "")  # Python 3.12 and later quote less
+        self.assertIn("invalid choice: ksh (choose from bash, zsh, fish)", refused)
 
     def bash(self, *words: str) -> list[str]:
         """Return what bash offers for the last of some words, split as bash does."""
