@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -42,12 +43,20 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def options(embedded: EmbeddedBrokerProcess, module_lab: Lab) -> dict[str, str]:
-    """Return the options by which commands find a gateway and a broker."""
-    gateway = block_on(module_lab.gateway(embedded.url, backend=False))
-    broker = f"--broker={shlex.quote(embedded.url)}"
-    control = f"--control={gateway.owsla.folder / 'owsla.sock'}"
-    return {**dict.fromkeys(ASKING, control), **dict.fromkeys(WITH_BROKER, broker)}
+def options(tmp_path_factory: pytest.TempPathFactory, module_lab: Lab) -> Iterator[dict[str, str]]:
+    """Return the options by which commands find a gateway and a broker.
+
+    The shared broker may have the queues of gateways of other tests, with the names that are the defaults of the commands.
+    """
+    own = EmbeddedBrokerProcess(tmp_path_factory.mktemp("own"))
+    try:
+        block_on(own.start())
+        gateway = block_on(module_lab.gateway(own.url, backend=False))
+        broker = f"--broker={shlex.quote(own.url)}"
+        control = f"--control={gateway.owsla.folder / 'owsla.sock'}"
+        yield {**dict.fromkeys(ASKING, control), **dict.fromkeys(WITH_BROKER, broker)}
+    finally:
+        block_on(own.close())
 
 
 @pytest.mark.parametrize("command", [*ASKING, *WITH_BROKER])
