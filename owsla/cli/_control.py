@@ -40,6 +40,9 @@ TIMEOUT: Final = 10.0
 SILENCE: Final = 60.0
 """Seconds without a byte after which a stream is taken for dead. The gateway sends a comment at least every 15 seconds."""
 
+AGAIN: Final = 0.02
+"""Seconds until the next attempt to connect where the accept queue of the gateway is full."""
+
 LARGEST: Final = 1 << 26
 """Maximum size of an answer in bytes. A page of 1,000 devices has 0.6 MB."""
 
@@ -292,11 +295,24 @@ class _UnixConnection(http.client.HTTPConnection):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(self._timeout)
         try:
-            sock.connect(self._path)
+            _connect(sock, self._path, time.monotonic() + self._timeout)
         except OSError as error:
             sock.close()
             raise _NotConnected(error.errno, _why_not(self._path, error)) from None
         self.sock = sock
+
+
+def _connect(sock: socket.socket, path: str, deadline: float) -> None:
+    """Connect a socket with a timeout. Wait for a place where the accept queue is full: the kernel refuses that at once."""
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(AGAIN)
+        else:
+            return
 
 
 class _NotConnected(OSError):

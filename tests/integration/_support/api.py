@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,10 +25,16 @@ class Reply(NamedTuple):
 
 
 def connect_unix(path: Path) -> socket.socket:
-    """Return a blocking connection to a unix socket."""
+    """Return a blocking connection to a unix socket. It waits for a place in a full accept queue."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE)
-    sock.connect(str(path))
+    try:
+        # With a Python timeout the socket is non-blocking: where the queue is full, connect() fails at once, with EAGAIN.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(PATIENCE), 0))
+        sock.connect(str(path))
+        sock.settimeout(PATIENCE)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -14,7 +14,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from unittest import skipIf
 
-from owsla.cli import _control
 from owsla.cli._control import Control, Sent, Unreachable, at_socket, at_url, base_url
 
 from ._fake_gateway import FakeGateway, sent
@@ -132,7 +131,6 @@ class UnreachableTests(CommandTestCase):
     def test_hanging(self) -> None:
         """A gateway that does not answer, or accepts no connection."""
         listener = self.listening()
-        self.patch(_control, "TIMEOUT", 0.05)
         with self.assertRaisesRegex(Unreachable, "no answer within 0.05 s: the gateway is stopped, or hangs"):
             at_socket(self.socket).request("GET", "/", timeout=0.05)
         waiting = []
@@ -145,7 +143,12 @@ class UnreachableTests(CommandTestCase):
             except BlockingIOError:
                 break
             waiting.append(one)
-        self.assertIn("the gateway accepts no connection: it is stopped, or hangs", self.refused("device", "x"))
+        with self.assertRaisesRegex(Unreachable, "the gateway accepts no connection: it is stopped, or hangs"):
+            at_socket(self.socket).request("GET", "/", timeout=0.05)
+        # A gateway that is only busy makes place before the time is over.
+        self.patch(time, "sleep", lambda seconds: listener.accept()[0].close())
+        with self.assertRaisesRegex(Unreachable, "no answer within 0.5 s"):
+            at_socket(self.socket).request("GET", "/", timeout=0.5)
         listener.close()
 
     def test_trickling(self) -> None:
