@@ -1,4 +1,4 @@
-"""The door of `twistd owsla`: from its options to the service that it runs.
+"""Entry point of `twistd owsla`: from its options to the service that it runs.
 
 twistd owsla --port 8883
 """

@@ -1,4 +1,4 @@
-"""The door of a worker, which its parent starts (`twistd owsla --workers`):
+"""Entry point of a worker, which its parent starts (`twistd owsla --workers`):
 
     python -m owsla.worker worker-2
 
