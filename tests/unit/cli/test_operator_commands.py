@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -362,7 +363,7 @@ class TraceTests(OperatorTestCase):
         """At the end of its minutes a trace ends with status 0."""
         self.serve(sent({"text": "the time of the trace is over"}, "end"))
         clock = iter([0.0, 60.0])
-        with patch("owsla.cli._trace.time.monotonic", lambda: next(clock)):
+        with patch("owsla.cli._trace.time", SimpleNamespace(monotonic=lambda: next(clock))):
             self.assertEqual(self.output("trace", "d", "--minutes=1"), "")
 
 
