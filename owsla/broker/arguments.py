@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from txamqp.client import Closed
 
-from .client import BaseHandler, BrokerClient, BrokerError, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from .queues import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 
 MOST_DIFFERENCES: Final = 20
@@ -89,9 +89,6 @@ async def _compare(client: BrokerClient, number: int, queue: str, arguments: Map
         channel = await client.open_channel(number, BaseHandler())
         await channel.queue_declare(queue=queue, durable=True, arguments=never_valid(arguments))
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
-        return error
+        return channel_refusal(closed)
     await client.end_channel(number)
     return None

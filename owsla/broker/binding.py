@@ -27,7 +27,7 @@ from txamqp.client import Closed
 
 from ..interfaces import Clock, DelayedCall
 from . import queues as topology
-from .client import BaseHandler, BrokerClient, BrokerError, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from .retry_delay import RetryDelay
 
 CHANNEL: Final = 5
@@ -51,9 +51,7 @@ class BindingState(enum.Enum):
 class Binding:
     """Keeps the own queue bound, from `begin` to `end` or `remove`."""
 
-    def __init__(
-        self, clock: Clock, exchange: str, *, changed: Callable[[], None], warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, clock: Clock, exchange: str, *, changed: Callable[[], None], warn: Callable[[str], None]) -> None:
         """`changed` is called after each change of `state`, and `warn` for what the operator should know."""
         self._clock = clock
         self._exchange = exchange
@@ -147,10 +145,7 @@ class Binding:
                 channel = await client.open_channel(CHANNEL, BaseHandler())
             await channel.queue_bind(queue=queue, exchange=self._exchange, routing_key="")
         except Closed as closed:
-            error = as_failure(closed).value
-            if isinstance(error, BrokerError) and error.scope == "channel":
-                raise error from None
-            raise
+            raise channel_refusal(closed) from None
 
     def _answered(self, refusal: BrokerError | None) -> None:
         if refusal is None:
@@ -199,8 +194,6 @@ async def unbind(client: BrokerClient, channel: int, queue: str, exchange: str) 
     try:
         await opened.queue_unbind(queue=queue, exchange=exchange, routing_key="")
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
+        channel_refusal(closed)
         return
     await client.end_channel(channel)

@@ -235,6 +235,14 @@ def as_failure(reason: Any) -> Failure:
     return Failure(ConnectionAborted(str(reason)))
 
 
+def channel_refusal(closed: Closed) -> BrokerError:
+    """Return the refusal with which the broker closed a channel. Raise `Closed` if the connection ended."""
+    error = as_failure(closed).value
+    if isinstance(error, BrokerError) and error.scope == "channel":
+        return error
+    raise closed
+
+
 class Delegate(TwistedDelegate):  # type: ignore[misc]
     """Receiver of the rare methods of the broker."""
 
@@ -740,9 +748,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             # The answer to a call (basic.get): txAMQP expects method and content in the same queue.
             spec = content.message.method
             self._dispatch(channel, Method(spec, *content.message.fields))
-            properties = {
-                name.replace("_", " "): value for name, value in wire.decode_properties(content.header, 12).items()
-            }
+            properties = {name.replace("_", " "): value for name, value in wire.decode_properties(content.header, 12).items()}
             self._dispatch(channel, Header(spec.klass, 0, len(body), **properties))
             if body:
                 self._dispatch(channel, Body(body))

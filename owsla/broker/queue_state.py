@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from txamqp.client import Closed
 
 from . import queues as topology
-from .client import BaseHandler, BrokerClient, BrokerError, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 
 _UNREACHABLE: Final = ("home node", "due to timeout")
 """Words of RabbitMQ in a 404 about a classic queue that exists, on a broker node of the cluster that is down. With Khepri
@@ -35,9 +35,7 @@ async def inspect_queue(client: BrokerClient, number: int, queue: str) -> QueueS
     try:
         declared = await channel.queue_declare(queue=queue, passive=True)
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
+        error = channel_refusal(closed)
         if is_missing(error):
             return None
         raise error from None

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from txamqp.client import Closed
 
-from .client import BaseHandler, BrokerClient, BrokerError, as_failure
+from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 
 NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
 """Milliseconds after which RabbitMQ deletes the unused queue of a node.
@@ -88,10 +88,7 @@ async def find_exchange(client: BrokerClient, channel: int, exchange: Exchange) 
     try:
         await opened.exchange_declare(exchange=exchange.name, passive=True)
     except Closed as closed:
-        error = as_failure(closed).value
-        if isinstance(error, BrokerError) and error.scope == "channel":
-            raise error from None
-        raise
+        raise channel_refusal(closed) from None
     await client.end_channel(channel)
 
 
@@ -106,9 +103,7 @@ async def declare_fanout(client: BrokerClient, channel: int, exchange: str, warn
     try:
         await opened.exchange_declare(exchange=exchange, type="fanout", durable=True)
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
+        error = channel_refusal(closed)
         if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED) or _OTHER_TYPE.search(error.text):
             raise error from None
         try:
@@ -130,18 +125,14 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
         await _declare(client, channel, queue, passive=False)
         return
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
+        error = channel_refusal(closed)
         if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
             raise error from None
     try:
         await _declare(client, channel, queue, passive=True)
     except Closed as closed:
-        passive = as_failure(closed).value
-        if isinstance(passive, BrokerError) and passive.scope == "channel":
-            raise error from None
-        raise
+        channel_refusal(closed)
+        raise error from None
     warn(f"the queue {queue.name} is used as it is: {error}")
 
 
@@ -151,8 +142,7 @@ async def _declare(client: BrokerClient, number: int, queue: Queue, *, passive: 
             await _declare_with(client, number, queue, {**queue.arguments, **UNLIMITED})
             return
         except Closed as closed:
-            error = as_failure(closed).value
-            if not isinstance(error, BrokerError) or error.scope != "channel" or not _LIMIT_REFUSED.search(error.text):
+            if not _LIMIT_REFUSED.search(channel_refusal(closed).text):
                 raise
     await _declare_with(client, number, queue, queue.arguments, passive=passive)
 
@@ -202,8 +192,5 @@ async def _refused(client: BrokerClient, channel: int, queue: Queue) -> BrokerEr
     try:
         await _declare(client, channel, queue, passive=False)
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
-        return error
+        return channel_refusal(closed)
     return None

@@ -34,7 +34,7 @@ from txamqp.client import Closed
 from ..amqp import methods, wire
 from ..broker import queues as topology
 from ..broker.arguments import never_valid
-from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
+from ..broker.client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from ..broker.queue_state import QueueState
 
 _CHANNEL: Final = 1
@@ -52,7 +52,7 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             declared = await channel.queue_declare(queue=queue, passive=True)
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         await self._client.end_channel(_CHANNEL)
         return QueueState(declared.message_count, declared.consumer_count)
 
@@ -74,7 +74,7 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.queue_declare(queue=queue, durable=True, arguments=never_valid(arguments))
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         await self._client.end_channel(_CHANNEL)
         return None
 
@@ -84,7 +84,7 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.basic_consume(queue=queue, arguments={"x-priority": "none"})
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         await self._client.end_channel(_CHANNEL)
         return None
 
@@ -94,7 +94,7 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.exchange_declare(exchange=exchange, type="fanout", durable=True, arguments={"alternate-exchange": 1})
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         await self._client.end_channel(_CHANNEL)
         return None
 
@@ -104,7 +104,7 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, BaseHandler())
             await channel.queue_bind(queue=missing, exchange=exchange)
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         await self._client.end_channel(_CHANNEL)
         return None
 
@@ -115,14 +115,14 @@ class Probes:
             channel = await self._client.open_channel(_CHANNEL, answer)
             await channel.confirm_select()
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         method = methods.encode_method("basic.publish", exchange=exchange, routing_key=routing_key.decode())
         header = wire.header_payload(0, wire.encode_properties({"expiration": "never"}))
         self._client.write(wire.frame(wire.FRAME_METHOD, _CHANNEL, method) + wire.frame(wire.FRAME_HEADER, _CHANNEL, header))
         try:
             await answer.answered
         except Closed as closed:
-            return _refusal(closed)
+            return channel_refusal(closed)
         except BrokerError as error:
             if error.scope != "channel":
                 raise
@@ -147,11 +147,3 @@ class _Answer(BaseHandler):
 
     def closed(self, reason: Failure) -> None:
         self.answered.errback(reason)
-
-
-def _refusal(closed: Closed) -> BrokerError:
-    """Return the refusal with which the broker closed a channel. Raise `Closed` if the connection ended."""
-    error = as_failure(closed).value
-    if isinstance(error, BrokerError) and error.scope == "channel":
-        return error
-    raise closed

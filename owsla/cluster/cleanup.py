@@ -36,7 +36,7 @@ from ..amqp.wire import WireError
 from ..broker import headers as delivery
 from ..broker import queues as topology
 from ..broker.binding import unbind
-from ..broker.client import BrokerClient, BrokerError, Getter, as_failure
+from ..broker.client import BrokerClient, BrokerError, Getter, channel_refusal
 from ..broker.consumer import letter, node_notice
 from ..broker.own_queue import NodeNotice
 from ..broker.queue_state import QueueState, inspect_queue, is_missing
@@ -238,13 +238,9 @@ class Cleanup(Getter):
         if found.messages:
             return None
         try:
-            await self._client.channels[self._channel].queue_delete(
-                queue=self._queue, if_unused=not plain, if_empty=not plain
-            )
+            await self._client.channels[self._channel].queue_delete(queue=self._queue, if_unused=not plain, if_empty=not plain)
         except Closed as closed:
-            error = as_failure(closed).value
-            if not isinstance(error, BrokerError) or error.scope != "channel":
-                raise
+            error = channel_refusal(closed)
             if error.code != topology.PRECONDITION_FAILED:
                 raise error from None
             await self._open()

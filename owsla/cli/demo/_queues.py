@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from txamqp.client import Closed
 
-from ...broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
+from ...broker.client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from ...broker.queues import PRECONDITION_FAILED, broadcast_exchange
 from ...config.sources import load_settings
 from ...runtime.end_of_turn import EndOfTurn
@@ -73,10 +73,7 @@ async def _delete(client: BrokerClient, kind: str, name: str, *, if_unused: bool
         else:
             await channel.exchange_delete(exchange=name)
     except Closed as closed:
-        error = as_failure(closed).value
-        if not isinstance(error, BrokerError) or error.scope != "channel":
-            raise
-        return error
+        return channel_refusal(closed)
     return None
 
 
