@@ -1224,7 +1224,7 @@ _HARMLESS: dict[str, tuple[list[str], str]] = {
     "no-name": (["-noservername"], ""),
     "alpn": (["-alpn", "h2,http/1.1"], "No ALPN negotiated"),
     "later-authentication": (["-enable_pha"], ""),
-    "stapling": (["-status"], "OCSP response: no response sent"),
+    "stapling": (["-status"], "OCSP responses?: no (OCSP )?responses? (sent|received)"),
     "another-group-first": (["-groups", "ffdhe8192:P-256"], "HelloRetryRequest|(Server|Peer) Temp Key: ECDH"),
     "middlebox": (["-no_middlebox"], ""),
     "compression": (["-comp"], "Compression: NONE"),
