@@ -1,6 +1,6 @@
 """Fault injector: an Owsla with methods that fail on request of the test.
 
-It runs `twistd -y` with a .tac file of three lines. Everything in it is real, except that an order from the test makes a method
+It runs `twistd -y` with a short .tac file. Everything in it is real, except that an order from the test makes a method
 raise `Mischief`, before or after its work. Orders and answers are JSON, one per line, on a TCP port of their own.
 """
 
@@ -30,7 +30,16 @@ When = Literal["before", "after"]
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 
-TAC: Final = f"from {__name__} import application_with_mischief\n\napplication = application_with_mischief()\n"
+#: The import of `tests` takes the settings of Owsla out of the environment.
+TAC: Final = f"""\
+import os
+
+environ = dict(os.environ)
+from {__name__} import application_with_mischief
+
+os.environ.update(environ)
+application = application_with_mischief()
+"""
 
 PIDFILE: Final = "owsla.pid"
 
