@@ -131,11 +131,11 @@ class Management:
 
 
 class _Overdue(Exception):
-    """There was no answer in time."""
+    """Missing answer: the time for it is over."""
 
 
 class _TooLong(Exception):
-    """The answer is too long."""
+    """Answer above the limit of its size."""
 
 
 def _overdue(result: object, timeout: float) -> Failure:

@@ -172,7 +172,7 @@ class Announcer:
 
     @property
     def can_list(self) -> bool:
-        """Whether lists of nodes can go to all nodes now, and can come from there."""
+        """Return whether lists of nodes can go to all nodes now, and can come from them."""
         return self._lists.state == "up"
 
     def list_nodes(self, nodes: bytes) -> bool:

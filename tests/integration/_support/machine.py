@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from .process import ChildProcess
+from .systemd import REMOVE_GROUP
 from .waiting import until
 
 _OUTSIDE: Final = """
@@ -58,15 +59,6 @@ exec env -i container=owsla PATH=/usr/sbin:/usr/bin:/sbin:/bin $4
 """
 """Script that makes the machine, in memory over the files of a folder, and becomes its first process. Its network has nothing
 but a loopback interface."""
-
-_REMOVE: Final = """
-set -eu
-mount -t tmpfs tmpfs /run
-mkdir /run/cgroup
-mount -t cgroup2 none /run/cgroup
-[ ! -d "/run/cgroup/$1" ] || find "/run/cgroup/$1" -depth -type d -exec rmdir {} ';'
-[ ! -d "/run/cgroup/$1" ]
-"""
 
 
 class Machine:
@@ -149,5 +141,5 @@ class Machine:
         await until(lambda: self._removed(), what="the end of the machine")
 
     def _removed(self) -> bool:
-        command = ["unshare", "--mount", "sh", "-c", _REMOVE, "sh", self._group]
+        command = ["unshare", "--mount", "sh", "-c", REMOVE_GROUP, "sh", self._group]
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0

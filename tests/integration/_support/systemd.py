@@ -97,7 +97,8 @@ rmdir "/run/cgroup/$1"
 umount -R /sys/fs/cgroup
 """
 
-_REMOVE: Final = """
+#: Script that removes the control group of a machine, with those in it.
+REMOVE_GROUP: Final = """
 set -eu
 mount -t tmpfs tmpfs /run
 mkdir /run/cgroup
@@ -190,7 +191,7 @@ class Systemd:
         if self._process is not None:
             self._process.kill()
         await until(
-            lambda: _in_namespaces(_REMOVE, self._group).returncode == 0, what="the end of all services of systemd"
+            lambda: _in_namespaces(REMOVE_GROUP, self._group).returncode == 0, what="the end of all services of systemd"
         )
 
 
