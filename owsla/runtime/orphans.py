@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container
+from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.process import reapProcessHandlers
@@ -36,7 +37,8 @@ class OrphanReaper:
         found = {pid: self._looks.get(pid, 0) + 1 for pid in _processes() if pid not in own and _is_zombie(pid)}
         for pid in [pid for pid, looks in found.items() if looks >= LOOKS]:
             del found[pid]
-            os.waitpid(pid, os.WNOHANG)
+            with suppress(ChildProcessError):  # a thread has asked for the status meanwhile
+                os.waitpid(pid, os.WNOHANG)
         self._looks = found
 
 

@@ -57,6 +57,17 @@ class OrphanTests(SynchronousTestCase):
         self.assertEqual([self.is_reaped(one) for one in others], [True] * 2)
         self.assertIsNone(running.poll())
 
+    def test_asked_for_meanwhile(self) -> None:
+        """A thread may ask for a status between the last look at a zombie and its end."""
+        reaper = OrphanReaper()
+        asked, other = self.start(3), self.start()
+        for _ in range(LOOKS - 1):
+            reaper.look(())
+        is_zombie = orphans._is_zombie
+        self.patch(orphans, "_is_zombie", lambda pid: is_zombie(pid) and (pid != asked.pid or asked.wait() == 3))
+        reaper.look(())
+        self.assertTrue(self.is_reaped(other))
+
     def test_own(self) -> None:
         """A child of Twisted is left to it, and holds up no other."""
         reaper = OrphanReaper()
