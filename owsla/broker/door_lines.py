@@ -88,6 +88,11 @@ class DoorLines:
         for each in self._doors.values():
             each.publisher.answer_to(reply_to)
 
+    def stop_waiting(self) -> None:
+        """Publish lines without a wait for others of their batch from now on: the node stops."""
+        for each in self._doors.values():
+            each.publisher.stop_waiting()
+
     # -- the connection --------------------------------------------------------------------------------------------------
 
     async def up(self, client: BrokerClient) -> None:

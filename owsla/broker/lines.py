@@ -25,8 +25,8 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypedDict
 
 from twisted.python.failure import Failure
 from txamqp.client import Closed
@@ -36,10 +36,11 @@ from ..events import BrokerWarning, Event
 from ..interfaces import FIRST_DOOR, Clock, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
+from .batch_packing import BatchPacker
 from .client import BaseHandler, BrokerClient, BrokerError, as_failure
 from .destination import Destination
 from .latency import ConfirmLatency
-from .line_traces import LineTraces
+from .line_traces import LineTraces, TraceSample
 from .packing import LinePacker, LineTooLarge, Template, Unroutable, body_size, refit
 from .refused_lines import RefusedLines, ReturnedLines
 from .waiting import WaitingConnections
@@ -67,6 +68,16 @@ def end_connection(publisher: LinePublisher, client: BrokerClient, reason: BaseE
     client.abort(reason)
 
 
+class PublisherArguments(TypedDict, total=False):
+    """Optional arguments of a publisher of lines."""
+
+    door: str
+    acknowledge: bool
+    observe: Callable[[float], None] | None
+    now: Callable[[], float]
+    failed: ChannelFailed
+
+
 class LinePublisher(BaseHandler):
     """Publisher of the lines of a door, on a channel of its own, within a window of unconfirmed ones."""
 
@@ -76,7 +87,7 @@ class LinePublisher(BaseHandler):
         emit: Callable[[Event], None],
         *,
         queue: topology.Queue | topology.Exchange,
-        packer: LinePacker,
+        packer: LinePacker | BatchPacker,
         window: Window,
         door: str = FIRST_DOOR,
         acknowledge: bool = False,
@@ -92,8 +103,7 @@ class LinePublisher(BaseHandler):
         self._emit = emit
         self._destination = Destination(queue, self._warn, packer.channel + 1)
         self._packer = packer
-        self._traces = LineTraces(packer)
-        self._pack = packer.pack
+        self._traces, self._returned = self._prepare(packer)
         self.channel = packer.channel
         """Channel for publishing. The next one is for declarations."""
         self.window = self._window = window
@@ -111,10 +121,9 @@ class LinePublisher(BaseHandler):
             window,
             self._waiting,
             door=door,
-            one_route=packer.one_route,
+            route=None if packer.one_route else self._route,
             republish=self._retry,
         )
-        self._returned = ReturnedLines(packer.seq_header)
         self._latency = ConfirmLatency(observe)
         self._outstanding: Counter[LineSource] | None = None
         self._blocked = False
@@ -122,8 +131,20 @@ class LinePublisher(BaseHandler):
         self.accepting = False
         self.confirmed_lines = 0
         """Lines confirmed by the broker."""
+        self.confirmed_messages = 0
+        """Messages confirmed by the broker: fewer than lines where these travel in batches."""
         self.given_up_lines = 0
         """Published lines that were given up, because they exceed the size limit of the broker."""
+
+    def _prepare(self, packer: Any) -> tuple[TraceSample, ReturnedLines]:
+        """Make what depends on the form of a message."""
+        self._pack = packer.pack
+        self._line_traces = LineTraces(packer)
+        return self._line_traces, ReturnedLines(packer.seq_header)
+
+    def _route(self, source: LineSource) -> Any:
+        """Return the route of a connection: what the broker refuses together."""
+        return source
 
     def configure(self, max_messages: int, max_bytes: int, *, acknowledge: bool) -> None:
         """Change the limits of the window, and whether connections want to know what is safe.
@@ -139,11 +160,20 @@ class LinePublisher(BaseHandler):
         elif self._window.full:
             self.accepting = False
 
+    def pace(self, delay: float) -> None:
+        """Change the time that a line waits at most for others of its batch, in seconds. Lines without batches do not wait."""
+
+    def stop_waiting(self) -> None:
+        """Publish lines without a wait for others of their batch from now on: the node stops."""
+
     def trace(self, share: float) -> None:
         """Begin a trace with a share of the lines, chosen at random; 0: with none."""
         self._traces.configure(share)
+        self._tracing(share > 0)
+
+    def _tracing(self, some: bool) -> None:
         # Where no line is chosen, there is nobody to ask for each of them.
-        self._pack = self._traces.pack if share > 0 else self._packer.pack
+        self._pack = self._line_traces.pack if some else self._packer.pack
 
     @property
     def traced_lines(self) -> int:
@@ -152,7 +182,7 @@ class LinePublisher(BaseHandler):
 
     # -- towards devices -------------------------------------------------------------------------------------------------
 
-    def open(self, connection_id: bytes, device_id: str | None) -> Template:
+    def open(self, connection_id: bytes, device_id: str | None) -> Any:
         try:
             return self._packer.template(connection_id, device_id)
         except KeyTooLong as error:
@@ -243,15 +273,22 @@ class LinePublisher(BaseHandler):
         """Return whether the broker has confirmed all lines of a connection. The first call starts counting for all
         connections."""
         if self._outstanding is None:
-            self._outstanding = Counter(self._window.sources())
+            self._outstanding = self._outstanding_lines()
         return self._outstanding[source] == 0
 
-    def _settle(self, outstanding: Counter[LineSource], entries: list[Entry]) -> None:
-        for entry in entries:
-            source = entry.source
+    def _outstanding_lines(self) -> Counter[LineSource]:
+        """Return the number of unconfirmed lines of each connection."""
+        return Counter(self._window.sources())
+
+    def _settle(self, outstanding: Counter[LineSource], sources: Iterable[LineSource]) -> None:
+        for source in sources:
             outstanding[source] -= 1
             if not outstanding[source]:
                 del outstanding[source]  # a Counter keeps zeros, and with them connections that have ended
+
+    def _lines_of(self, entries: list[Entry]) -> Iterable[tuple[LineSource, int]]:
+        """Return the connection and the number of each line of some entries."""
+        return [(entry.source, entry.seq) for entry in entries]
 
     @property
     def unconfirmed_since(self) -> float | None:
@@ -328,24 +365,27 @@ class LinePublisher(BaseHandler):
         RabbitMQ closes the channel for such a line. Without this, each republication would fail at the same line forever.
         """
         self._packer.largest(largest)
-        hopeless = self._window.give_up(lambda packed: body_size(packed) > largest)
+        hopeless = self._give_up(largest)
         if hopeless:
             self._warn(
                 f"RabbitMQ accepts messages of at most {largest} bytes, and devices may send longer lines: lower --max-line, "
                 "or raise RabbitMQ's max_message_size and restart Owsla"
             )
-        self.given_up_lines += len(hopeless)
-        if hopeless:
             self._latency.restart()  # the count of the followed line included these
+        self.given_up_lines += len(hopeless)
         if self._outstanding is not None:
-            self._settle(self._outstanding, hopeless)
+            self._settle(self._outstanding, [source for source, _ in hopeless])
         self._waiting.grant_shares(self._left)
-        for entry in hopeless:
-            size = body_size(entry.packed)
+        for source, size in hopeless:
             try:
-                self._reject(entry.source, LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {largest}"))
+                self._reject(source, LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {largest}"))
             except Exception:
-                entry.source.failed(Failure())
+                source.failed(Failure())
+
+    def _give_up(self, largest: int) -> list[tuple[LineSource, int]]:
+        """Remove the lines above the size limit of the broker from the window. Return their connections, and their sizes."""
+        given_up = self._window.give_up(lambda packed: body_size(packed) > largest)
+        return [(entry.source, body_size(entry.packed)) for entry in given_up]
 
     def _warn(self, text: str) -> None:
         self._emit(BrokerWarning(text))
@@ -360,20 +400,21 @@ class LinePublisher(BaseHandler):
             return
         if self._returned.routing_keys:
             entries = self._without_returned(entries)
-        confirmed = self.confirmed_lines = self.confirmed_lines + len(entries)
+        self.confirmed_messages += len(entries)
+        confirmed = self.confirmed_lines = self.confirmed_lines + self._window.count(entries)
         if confirmed >= self._latency.followed:
             self._latency.record(self._now())
         left = confirmed + self.given_up_lines + self._window.refused_lines
         if left >= self._waiting.next_share:
             self._waiting.grant_shares(left)
         if self._outstanding is not None:
-            self._settle(self._outstanding, entries)
+            self._settle(self._outstanding, [source for source, _ in self._lines_of(entries)])
         if self._acknowledge:
-            for entry in entries:
+            for source, seq in self._lines_of(entries):
                 try:
-                    entry.source.confirmed(entry.seq)
+                    source.confirmed(seq)
                 except Exception:
-                    entry.source.failed(Failure())  # an error in one connection must not affect the others
+                    source.failed(Failure())  # an error in one connection must not affect the others
         if self._refused.watching:
             resumed = self._refused.confirmed(entries)
             self._choose_direct()
@@ -396,7 +437,7 @@ class LinePublisher(BaseHandler):
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         try:
-            self._returned.add(routing_key, header)
+            self._returned.add(routing_key, header, body)
         except WireError as error:
             self._protest(error)
             return

@@ -23,7 +23,7 @@ again.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from ..amqp import wire
 from ..amqp.methods import encode_method
@@ -85,9 +85,34 @@ class Unroutable(Template):
     def before_size(self) -> bytes:  # type: ignore[override]
         raise self.reason
 
+    @property
+    def start(self) -> bytes:
+        """Raise the reason, as for the start of an element of a batch (`BatchTemplate`)."""
+        raise self.reason
 
-class LinePacker:
-    """Packer of the lines of a door, for one queue or exchange.
+    @property
+    def route(self) -> None:
+        """The route of the lines: none."""
+        return None
+
+
+class _Door(TypedDict, total=False):
+    door: str | None
+
+
+class MessageArguments(_Door):
+    """Arguments of `MessagePacker`."""
+
+    channel: int
+    exchange: str
+    routing_key: str | RoutingKey
+    delivery_mode: int
+    reply_to: bytes
+    frame_max: int
+
+
+class MessagePacker:
+    """Common parts of the packers of lines: the frames of a basic.publish on one channel, to one queue or exchange.
 
     The channel number is part of the packed bytes, so a node always publishes the lines of a door on the same channel number.
     """
@@ -99,17 +124,11 @@ class LinePacker:
         "_door",
         "_exchange",
         "_frame_room",
-        "_heads",
         "_key",
         "_largest",
         "_method",
-        "_number",
         "_second",
-        "_seq_key",
-        "_tail",
-        "_tail_size",
         "channel",
-        "seq_header",
     )
 
     def __init__(
@@ -118,17 +137,13 @@ class LinePacker:
         channel: int,
         exchange: str,
         routing_key: str | RoutingKey,
-        seq_header: str,
         delivery_mode: int,
         reply_to: bytes,
         frame_max: int,
-        narrow: bool = False,
         door: str | None = None,
     ) -> None:
         """`routing_key`: the name of a queue, or a template for the keys of connections. `frame_max`: in bytes, with the
         frame's overhead.
-
-        `narrow`: sequence numbers are 32-bit integers as long as they fit, for clients that cannot read 64-bit ones in a table.
 
         `door` is the value of the header `door`; without it, lines do not have the header.
         """
@@ -144,19 +159,12 @@ class LinePacker:
             self._method = self._publish(routing_key.text)
         else:
             self._key = routing_key
-        self.seq_header = seq_header
-        """Name of the header with the number of the line."""
-        self._seq_key = wire.short_string(seq_header) + (b"I" if narrow else b"l")
-        self._number = _I32 if narrow else _I64
         self._before_timestamp = bytes([delivery_mode]) + wire.short_string(reply_to)
         self._after_reply_to = wire.short_string(APP_ID)
-        self._tail_size = len(self._before_timestamp) + 8 + len(self._after_reply_to)
         self._frame_room = frame_max - wire.FRAME_OVERHEAD
         self._largest: int | None = None
         self._body_room = self._frame_room  # bodies up to this size are one frame and below the broker's limit
         self._second = -1
-        self._tail = b""
-        self._heads: dict[int, bytes] = {}
 
     @property
     def one_route(self) -> bool:
@@ -169,6 +177,52 @@ class LinePacker:
             self.channel,
             encode_method("basic.publish", exchange=self._exchange, routing_key=routing_key, mandatory=True),
         )
+
+    def _body_frames(self, body: bytes) -> bytes:
+        """Return the frames of a body: none for an empty one, several for a large one (AMQP 0-9-1, 4.2.6)."""
+        room = self._frame_room
+        return b"".join(
+            wire.frame(wire.FRAME_BODY, self.channel, body[start : start + room]) for start in range(0, len(body), room)
+        )
+
+    def answer_to(self, reply_to: bytes) -> None:
+        """Set another reply_to for later lines. It must have the same length, because templates contain the size."""
+        before_timestamp = self._before_timestamp[:1] + wire.short_string(reply_to)
+        if len(before_timestamp) != len(self._before_timestamp):
+            raise ValueError("the names of node queues have the same length")
+        self._before_timestamp = before_timestamp
+        self._second = -1
+
+    def limit(self, frame_max: int) -> bool:
+        """Limit the size of later frames, in bytes with overhead. Return whether the limit is lower than before."""
+        before, self._frame_room = self._frame_room, frame_max - wire.FRAME_OVERHEAD
+        self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
+        return self._frame_room < before
+
+    def largest(self, size: int) -> None:
+        """Set the size limit of the broker for bodies, in bytes."""
+        self._largest = size
+        self._body_room = min(self._frame_room, size)
+
+
+class LinePacker(MessagePacker):
+    """Packer of the lines of a door, each as a message."""
+
+    __slots__ = ("_heads", "_number", "_seq_key", "_tail", "_tail_size", "seq_header")
+
+    def __init__(self, *, seq_header: str, narrow: bool = False, **message: Unpack[MessageArguments]) -> None:
+        """Take the arguments of `MessagePacker`, and `seq_header`, the name of the header with the number of the line.
+
+        `narrow`: sequence numbers are 32-bit integers as long as they fit, for clients that cannot read 64-bit ones in a table.
+        """
+        super().__init__(**message)
+        self.seq_header = seq_header
+        """Name of the header with the number of the line."""
+        self._seq_key = wire.short_string(seq_header) + (b"I" if narrow else b"l")
+        self._number = _I32 if narrow else _I64
+        self._tail_size = len(self._before_timestamp) + 8 + len(self._after_reply_to)
+        self._tail = b""
+        self._heads: dict[int, bytes] = {}
 
     def template(self, connection_id: bytes, device_id: str | None) -> Template:
         """Make the template of a connection. Raise `KeyTooLong` if its routing key would exceed 255 bytes."""
@@ -217,37 +271,14 @@ class LinePacker:
             )
         if self._largest is not None and size > self._largest:
             raise LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {self._largest}")
-        # An empty body has no frame, a large one several (AMQP 0-9-1, 4.2.6).
         head = b"".join((template.before_size, _U64(size), template.before_seq, number, self._tail[:-3]))
-        room = self._frame_room
-        return head + b"".join(
-            wire.frame(wire.FRAME_BODY, self.channel, line[start : start + room]) for start in range(0, size, room)
-        )
+        return head + self._body_frames(line)
 
     def pack_traced(self, template: Template, seq: int, line: bytes, second: int, traceparent: str) -> bytes:
         """Return the frames that publish a line with a traceparent of version 00. Raise `LineTooLarge` as `pack` does."""
         packed = self.pack(_with_headers(template, _TRACEPARENT + traceparent.encode()), seq, line, second)
         template.traceparent = traceparent
         return packed
-
-    def answer_to(self, reply_to: bytes) -> None:
-        """Set another reply_to for later lines. It must have the same length, because templates contain the size."""
-        before_timestamp = self._before_timestamp[:1] + wire.short_string(reply_to)
-        if len(before_timestamp) != len(self._before_timestamp):
-            raise ValueError("the names of node queues have the same length")
-        self._before_timestamp = before_timestamp
-        self._second = -1
-
-    def limit(self, frame_max: int) -> bool:
-        """Limit the size of later frames, in bytes with overhead. Return whether the limit is lower than before."""
-        before, self._frame_room = self._frame_room, frame_max - wire.FRAME_OVERHEAD
-        self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
-        return self._frame_room < before
-
-    def largest(self, size: int) -> None:
-        """Set the size limit of the broker for bodies, in bytes."""
-        self._largest = size
-        self._body_room = min(self._frame_room, size)
 
 
 def _widened(template: Template) -> Template:

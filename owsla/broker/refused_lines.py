@@ -11,6 +11,7 @@ a growing delay.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from twisted.python.failure import Failure
 
@@ -18,6 +19,7 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import Event, LinesAccepted, LinesRefused
 from ..interfaces import Clock, LineSource
+from .batch_packing import first_line
 from .destination import Destination
 from .publisher import Retry
 from .retry_delay import RetryDelay
@@ -38,11 +40,11 @@ class RefusedLines:
         waiting: WaitingConnections,
         *,
         door: str,
-        one_route: bool,
+        route: Callable[[LineSource], Any] | None,
         republish: Callable[[bool], None],
     ) -> None:
-        """`one_route`: all lines have the same routing key. `republish` is called when refused lines should be
-        republished, with `True` if that needs a new channel.
+        """`route` returns the route of a connection (`Stalls`); `None`: all lines have the same routing key. `republish` is
+        called when refused lines should be republished, with `True` if that needs a new channel.
         """
         self._emit = emit
         self._destination = destination
@@ -51,7 +53,8 @@ class RefusedLines:
         self._door = door
         self._reported = False
         self._suspended_for: str | None = None
-        self._stalls: Stalls[LineSource] | None = None if one_route else Stalls()
+        self._route = route or _no_route
+        self._stalls: Stalls[Any, LineSource] | None = None if route is None else Stalls()
         self._retry = Retry(clock, republish, RetryDelay(first=0.1, most=5.0))
         self._proven = False  # the broker confirmed a line on this channel
         self.pausing_all = False
@@ -66,13 +69,17 @@ class RefusedLines:
 
     def holds(self, source: LineSource) -> bool:
         """Return whether new lines of a connection must wait behind refused ones."""
-        return self.pausing_all or (self._stalls is not None and source in self._stalls.stalled)
+        return self.refuses(self._route(source))
+
+    def refuses(self, route: Any) -> bool:
+        """Return whether new lines of a route must wait behind refused ones."""
+        return self.pausing_all or (self._stalls is not None and route in self._stalls.stalled)
 
     def wait(self, source: LineSource) -> bool:
         """Register a connection if it is stalled. Return whether it is."""
-        if self._stalls is None or source not in self._stalls:
+        if self._stalls is None or (route := self._route(source)) not in self._stalls:
             return False
-        self._stalls.wait(source)
+        self._stalls.wait(route, source)
         return True
 
     def leave(self, source: LineSource) -> None:
@@ -107,7 +114,7 @@ class RefusedLines:
         self.watching = self.pending or self._reported or not self._proven
         return freed
 
-    def _resume_stalled(self, stalls: Stalls[LineSource], safe: Iterable[Entry]) -> bool:
+    def _resume_stalled(self, stalls: Stalls[Any, LineSource], safe: Iterable[Entry]) -> bool:
         """Register stalled connections that have a confirmed line as waiting. Return whether there are any."""
         freed = stalls.safe(entry.source for entry in safe)
         self._waiting.add(freed)
@@ -129,24 +136,29 @@ class RefusedLines:
             self._stall(self._stalls, entries, reason)
         elif not self.pausing_all:
             self.pausing_all = True
-            self._report(len(entries), reason)
+            self._report(self._window.count(entries), reason)
         self._retry.schedule()
 
     def _report(self, lines: int, reason: str) -> None:
         self._reported = True
         self._emit(LinesRefused(lines, reason, self._door))
 
-    def _stall(self, stalls: Stalls[LineSource], entries: list[Entry], reason: str) -> None:
+    def _stall(self, stalls: Stalls[Any, LineSource], entries: list[Entry], reason: str) -> None:
         """Pause the connections of refused lines."""
         for entry in entries:
-            source = entry.source
-            stalled, tell = stalls.refuse(source, reason)
+            stalled, tell = stalls.refuse(entry.source, reason)
             if tell:
-                self._report(len(entries), reason)
-            if not stalled:
+                self._report(self._window.count(entries), reason)
+            if stalled or entry.batch is not None:
+                self._pause(stalls, entry)
+
+    def _pause(self, stalls: Stalls[Any, LineSource], entry: Entry) -> None:
+        """Pause the connections of an entry of a stalled route, unless they wait already."""
+        for source in entry.connections:
+            if stalls.waits(source):
                 continue
             if self._waiting.remove(source):
-                stalls.wait(source)
+                stalls.wait(entry.source, source)
             else:
                 try:
                     source.stall()
@@ -156,8 +168,17 @@ class RefusedLines:
     def defer(self, source: LineSource, seq: int, packed: bytes) -> None:
         """Keep a new line behind the refused ones of its connection."""
         self._window.defer(source, seq, packed)
+        self._wait_behind(source)
+
+    def deferred(self, entry: Entry) -> None:
+        """Note that a new batch waits behind the refused ones of its route. Pause its connections: it may be their first."""
+        self._wait_behind(entry.source)
         if self._stalls is not None:
-            self._stalls.refuse(source, "")  # it stays stalled until this line is republished, too
+            self._pause(self._stalls, entry)
+
+    def _wait_behind(self, route: Any) -> None:
+        if self._stalls is not None:
+            self._stalls.refuse(route, "")  # it stays stalled until this line is republished, too
         self._retry.schedule()
 
     # -- republication ---------------------------------------------------------------------------------------------------
@@ -195,16 +216,20 @@ class ReturnedLines:
     def __init__(self, seq_header: str) -> None:
         self._seq_header = seq_header
         self.routing_keys: dict[tuple[bytes, int], str] = {}
-        """Routing key of each returned line, by connection id and number."""
+        """Routing key of each returned message, by connection id and number of its first line."""
 
-    def add(self, routing_key: str, header: bytes) -> None:
-        """Remember a returned line. Raise `WireError` if it is not a line of Owsla."""
+    def add(self, routing_key: str, header: bytes, body: bytes) -> None:
+        """Remember a returned message. Raise `WireError` if it is not a line of Owsla."""
         try:
-            headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
-            line = str(headers["connection_id"]).encode(), int(headers[self._seq_header])
+            line = self._first_line(header, body)
         except (WireError, KeyError, ValueError, TypeError, OverflowError):
             raise WireError("the broker returned a message that Owsla did not publish") from None
         self.routing_keys[line] = routing_key
+
+    def _first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
+        """Return the connection id and the number of the first line of a message. Raise various errors if it has none."""
+        headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
+        return str(headers["connection_id"]).encode(), int(headers[self._seq_header])
 
     def split(self, entries: list[Entry]) -> tuple[list[Entry], list[Entry], dict[str, list[Entry]]]:
         """Return the lines that were not returned, the returned ones, and these by routing key."""
@@ -212,7 +237,7 @@ class ReturnedLines:
         returned: list[Entry] = []
         by_key: dict[str, list[Entry]] = {}
         for entry in entries:
-            key = self.routing_keys.pop((entry.source.connection_id, entry.seq), None)
+            key = self.routing_keys.pop(entry.first_line, None)
             if key is None:
                 safe.append(entry)
             else:
@@ -223,3 +248,19 @@ class ReturnedLines:
     def clear(self) -> None:
         """Forget all: a new channel has other tags."""
         self.routing_keys.clear()
+
+
+class ReturnedBatches(ReturnedLines):
+    """Batches that the broker returned as unroutable, until their basic.ack."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def _first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
+        return first_line(body)
+
+
+def _no_route(source: LineSource) -> None:
+    return None

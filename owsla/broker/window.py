@@ -27,20 +27,36 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, takewhile
 from typing import Any, Final, NamedTuple
 
+from .batch import Batch
+
 
 class Entry(NamedTuple):
-    """A line in the window."""
+    """A published message in the window: a line, or a batch of lines."""
 
     source: Any
-    """Connection of the line; any hashable object."""
+    """Connection of the line, or route of the batch: any hashable object. Messages of a source keep their order."""
     seq: int
-    """Number of the line on its connection."""
+    """Number of the line on its connection, or of the batch on its route."""
     packed: bytes
-    """Frames that publish the line."""
+    """Frames that publish the message."""
+    batch: Batch | None = None
+    """Lines of a batch; `None` for a message of one line without a batch."""
+
+    @property
+    def connections(self) -> Iterable[Any]:
+        """The connections of the lines, each once."""
+        return (self.source,) if self.batch is None else dict.fromkeys(self.batch.sources)
+
+    @property
+    def first_line(self) -> tuple[bytes, int]:
+        """Connection id and number of the first line, which identify the message."""
+        if self.batch is None:
+            return self.source.connection_id, self.seq
+        return self.batch.sources[0].connection_id, self.batch.seqs[0]
 
 
 _REPEATED: Final = Entry(None, -1, b"")
@@ -58,7 +74,18 @@ class Window:
     Memory is proportional to the unconfirmed lines, however many later lines are confirmed.
     """
 
-    __slots__ = ("_aside", "_entries", "_first", "_max_entries", "_refused", "max_bytes", "max_messages", "messages", "size")
+    __slots__ = (
+        "_aside",
+        "_entries",
+        "_first",
+        "_max_entries",
+        "_refused",
+        "max_bytes",
+        "max_messages",
+        "messages",
+        "refused_lines",
+        "size",
+    )
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         """The limits count published and refused lines; `max_bytes` counts whole frames, with headers."""
@@ -76,6 +103,12 @@ class Window:
         self._aside: dict[int, Entry] = {}
         self._max_entries = 2 * max_messages
         self._refused: list[Entry] = []
+        self.refused_lines = 0
+        """Number of refused lines that wait for `retry`."""
+
+    def count(self, entries: list[Entry]) -> int:
+        """Return the number of lines in some entries."""
+        return len(entries)
 
     def configure(self, max_messages: int, max_bytes: int) -> None:
         """Change the limits. Lines beyond them stay, and the window is full until enough of them are confirmed."""
@@ -114,11 +147,6 @@ class Window:
         """True if refused lines wait for `retry`."""
         return bool(self._refused)
 
-    @property
-    def refused_lines(self) -> int:
-        """Number of refused lines that wait for `retry`."""
-        return len(self._refused)
-
     def add(self, source: Any, seq: int, packed: bytes) -> None:
         """Add a line that was published with the next delivery tag."""
         self._entries.append(Entry(source, seq, packed))
@@ -128,6 +156,7 @@ class Window:
     def defer(self, source: Any, seq: int, packed: bytes) -> None:
         """Add a line that is published at the next `retry`, behind refused lines of its connection."""
         self._refused.append(Entry(source, seq, packed))
+        self.refused_lines += 1
         self.messages += 1
         self.size += len(packed)
 
@@ -135,7 +164,7 @@ class Window:
         """Confirm a tag, or all up to it. Return the confirmed lines in order. Raise `UnknownTag` for a tag that is not
         pending."""
         confirmed = self._take(tag, multiple)
-        self.messages -= len(confirmed)
+        self.messages -= self.count(confirmed)
         for entry in confirmed:
             self.size -= len(entry[2])
         return confirmed
@@ -144,11 +173,14 @@ class Window:
         """Refuse a tag, or all up to it. Return the refused lines; they stay in the window for `retry`."""
         refused = self._take(tag, multiple)
         self._refused += refused
+        self.refused_lines += self.count(refused)
         return refused
 
     def put_back(self, entries: list[Entry]) -> None:
         """Refuse lines that were just confirmed, because they had been returned as unroutable."""
-        self.messages += len(entries)
+        lines = self.count(entries)
+        self.messages += lines
+        self.refused_lines += lines
         self.size += sum(len(entry.packed) for entry in entries)
         self._refused += entries
 
@@ -220,6 +252,7 @@ class Window:
         """Remove and return the lines that can never be published, in order. Their tags may still be answered."""
         given_up = [entry for entry in self._refused if unpublishable(entry.packed)]
         self._refused = [entry for entry in self._refused if not unpublishable(entry.packed)]
+        self.refused_lines = self.count(self._refused)
         for tag, entry in self._aside.items():
             if entry is not _REPEATED and unpublishable(entry.packed):
                 given_up.append(entry)
@@ -228,7 +261,7 @@ class Window:
             if waiting is not None and waiting is not _REPEATED and unpublishable(waiting.packed):
                 given_up.append(waiting)
                 self._entries[index] = _REPEATED
-        self.messages -= len(given_up)
+        self.messages -= self.count(given_up)
         self.size -= sum(len(entry.packed) for entry in given_up)
         return given_up
 
@@ -242,6 +275,7 @@ class Window:
         sources = {entry.source for entry in self._refused}
         republished = self._refused
         self._refused = []
+        self.refused_lines = 0
         for tag, entry in self._aside.items():
             if entry.source in sources:  # a placeholder has no source
                 republished.append(entry)
@@ -259,17 +293,28 @@ class Window:
 
         `refit` is applied to each line's frames: the new connection may have a smaller frame_max.
         """
-        republished = self._refused + list(self._unanswered())
-        if self._refused:
-            republished.sort(key=_seq)  # stable: the lines of each connection are in the order of their numbers
-            self._refused = []
+        republished = self._in_order()
         if refit is not None:
+            before = sum(len(entry.packed) for entry in republished)
             republished = [entry._replace(packed=refit(entry.packed)) for entry in republished]
-            self.size = sum(len(entry.packed) for entry in republished)
-        self._entries = deque(republished)
+            self.size += sum(len(entry.packed) for entry in republished) - before
+        self._renumber(republished)
+        return [entry.packed for entry in republished]
+
+    def _in_order(self) -> list[Entry]:
+        """Return all entries, in the order in which they are published on a new channel."""
+        entries = self._refused + list(self._unanswered())
+        if self._refused:
+            entries.sort(key=_seq)  # stable: the lines of each connection are in the order of their numbers
+        return entries
+
+    def _renumber(self, entries: list[Entry]) -> None:
+        """Give entries the tags from 1 on, as published on a new channel. They are all that the window has."""
+        self._refused = []
+        self.refused_lines = 0
+        self._entries = deque(entries)
         self._aside.clear()
         self._first = 1
-        return [entry.packed for entry in republished]
 
     def sources(self) -> Iterator[Any]:
         """Yield the connection of each unconfirmed line."""

@@ -71,6 +71,9 @@ _ORDER, _STOP, _WATCH = "Order and delivery", "Shutdown", "Monitoring"
 # The upper bound of a line: RabbitMQ 4 refuses messages above 16 MiB unless told otherwise (max_message_size).
 _LONGEST_LINE = 16 * readers.MIB
 
+MOST_IN_BATCH: Final = 10_000
+"""Lines in a batch at most. A batch is within one AMQP frame of 128 KiB, so that more than some 2,000 lines never fit."""
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "General", "config", "FILE", None, readers.path,
@@ -368,6 +371,19 @@ OPTIONS: tuple[Option, ...] = (
         _LINES, "linger", "TIME", "2ms", readers.duration(zero=True, longest=1.0),
         "Above some 3,000 lines per second, a process waits about this long at most to read and publish lines together, which "
         "saves CPU time here and in the broker; 0: never.",
+        reload="yes",
+    ),
+    Option(
+        _LINES, "batch", "NUMBER", "off", readers.either("off", 1, readers.number(2, MOST_IN_BATCH, "number of lines")),
+        "Maximum number of lines in a message: lines with the same routing key are published together, as MessagePack. "
+        "Back ends have to read batches.",
+        door=True,
+        reload="rolling restart",
+    ),
+    Option(
+        _LINES, "batch-delay", "TIME", "5ms", readers.duration(zero=True, longest=10.0),
+        "With --batch: time that a line waits for others at most; 0: only lines that are read together share a message.",
+        door=True,
         reload="yes",
     ),
     Option(

@@ -91,6 +91,8 @@ class Settings:
     on_long: OnLong
     max_rate: float | None
     linger: float
+    batch: int  # lines in a message at most; 1: a message for each line
+    batch_delay: float
     delimiter: bytes
     device_ack: str | None
     dialect: type[Dialect] | None  # None: lines are published as they are

@@ -116,6 +116,7 @@ class NodeChanges:
             acknowledge = door.settings.device_ack is not None
             lines = self._publishing.lines.publishers[door.name]
             lines.configure(settings.window, settings.window_bytes, acknowledge=acknowledge)
+            lines.pace(door.settings.batch_delay)
             lines.trace(settings.trace_lines)
         self._devices.configure(settings)
         self._consuming.groups.configure(settings.fanout_rate)

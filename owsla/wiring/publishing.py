@@ -8,12 +8,16 @@ from typing import Final
 
 from .. import http
 from ..broker import queues
+from ..broker.batch_pacing import BatchPacing
+from ..broker.batch_packing import BatchPacker
+from ..broker.batch_window import BatchWindow
+from ..broker.batches import BatchPublisher
 from ..broker.broadcast import BroadcastRole
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines, line_channel
-from ..broker.lines import LinePublisher
-from ..broker.packing import LinePacker
+from ..broker.lines import LinePublisher, PublisherArguments
+from ..broker.packing import LinePacker, MessageArguments
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
 from ..config.settings import Door
@@ -84,32 +88,41 @@ def make_publishing(base: Base) -> Publishing:
 def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, number: int, door: Door) -> LinePublisher:
     """Make the publisher of the lines of a door. Lines name the door where there are several."""
     settings, own = base.settings, door.settings
-    packer = LinePacker(
+    queue = (
+        queues.Queue(own.from_device, dict(own.from_device_arguments))
+        if own.publish_exchange is None
+        else queues.Exchange(own.publish_exchange)
+    )
+    message = MessageArguments(
         channel=line_channel(number),
         exchange=own.publish_exchange or "",
         routing_key=own.from_device if own.publish_exchange is None else own.routing_key,
-        seq_header=settings.seq_header,
         delivery_mode=settings.delivery_mode,
         reply_to=base.node_queue(base.node()).name.encode(),
         frame_max=FRAME_MAX,
-        narrow=settings.seq_type == "int32",
         door=door.name if len(settings.doors) > 1 else None,
     )
-    publisher = LinePublisher(
-        base.reactor,
-        base.emit,
-        queue=(
-            queues.Queue(own.from_device, dict(own.from_device_arguments))
-            if own.publish_exchange is None
-            else queues.Exchange(own.publish_exchange)
-        ),
-        packer=packer,
-        window=Window(settings.window, settings.window_bytes),
+    arguments = PublisherArguments(
         door=door.name,
         acknowledge=own.device_ack is not None,
         observe=latency.observe if settings.http is not None or settings.control != "off" else None,
         failed=lines.channel_failed,
     )
+    publisher: LinePublisher
+    if own.batch > 1:
+        publisher = BatchPublisher(
+            base.reactor,
+            base.emit,
+            queue=queue,
+            packer=BatchPacker(most=own.batch, **message),
+            window=BatchWindow(settings.window, settings.window_bytes),
+            pacing=BatchPacing(base.reactor, base.end_of_turn, own.batch_delay),
+            **arguments,
+        )
+    else:
+        packer = LinePacker(seq_header=settings.seq_header, narrow=settings.seq_type == "int32", **message)
+        window = Window(settings.window, settings.window_bytes)
+        publisher = LinePublisher(base.reactor, base.emit, queue=queue, packer=packer, window=window, **arguments)
     publisher.trace(settings.trace_lines)
     return publisher
 

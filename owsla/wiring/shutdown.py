@@ -86,6 +86,9 @@ class LineConfirms(Protocol):
 
     def settled(self, source: Any) -> bool: ...
 
+    def stop_waiting(self) -> None:
+        """Publish lines without a wait for others from now on."""
+
 
 class Handshakes(Protocol):
     """Connections by state, as a shutdown sees them."""
@@ -347,6 +350,7 @@ class NodeService(MultiService):
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
         for port in parts.ports:
             port.stopListening()
+        parts.lines.stop_waiting()
         await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
         await self._finish_handshakes()
         cut = len(parts.registry)

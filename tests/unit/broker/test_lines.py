@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -15,14 +16,19 @@ from twisted.python.failure import Failure
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
 from owsla.broker import queues as topology
+from owsla.broker.batch_pacing import BatchPacing
+from owsla.broker.batch_packing import BatchPacker
+from owsla.broker.batch_window import BatchWindow
+from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import line_channel
-from owsla.broker.lines import SMALLEST_SHARE, LinePublisher
-from owsla.broker.packing import LinePacker
+from owsla.broker.lines import SMALLEST_SHARE, LinePublisher, PublisherArguments
+from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
 from owsla.events import BrokerWarning, Event, LinesAccepted, LinesRefused
 from owsla.routing_key import RoutingKey
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .fakes import BrokerTestCase, Publish, Result, Server, message
 
@@ -30,6 +36,9 @@ Numbered = tuple[str, int]
 
 LINES = line_channel(0)
 SCRATCH = LINES + 1
+
+DELAY = 0.005
+"""Seconds that a line waits at most for others of its batch."""
 
 TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max size %d"
 """Reply text of RabbitMQ for a message above its max_message_size."""
@@ -80,38 +89,59 @@ class Device:
 
 
 def lines(published: list[Publish]) -> list[Numbered]:
-    return [(one.headers["connection_id"], one.headers["from_device_seq"]) for one in published]
+    """Return the lines of messages, also of batches, in order."""
+    return [line for one in published for line in lines_of(one)]
+
+
+def lines_of(one: Publish) -> list[Numbered]:
+    if "owsla_batch" not in one.headers:
+        return [(one.headers["connection_id"], one.headers["from_device_seq"])]
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(one.body)
+    found = [(connection_id, seq) for connection_id, seq, _, _, _ in unpacker]
+    assert len(found) == one.headers["owsla_batch"]
+    return found
 
 
 class Lab:
     """Publisher of lines, and its broker."""
 
-    def __init__(self, *, messages: int = 8, size: int = 1 << 20, routing_key: str | None = None) -> None:
-        """With a `routing_key` the lines go to an exchange."""
+    def __init__(
+        self, *, messages: int = 8, size: int = 1 << 20, routing_key: str | None = None, batch: int = 1
+    ) -> None:
+        """With a `routing_key` the lines go to an exchange, and with a `batch` up to so many travel together."""
         self.server = Server()
         self.clock = self.server.clock
         self.events: list[Event] = []
-        self.window = Window(messages, size)
+        self.window = Window(messages, size) if batch == 1 else BatchWindow(messages, size)
         self.now = 1000.0
         self.waits: list[float] = []
-        self.producer = LinePublisher(
-            self.clock,
-            self.events.append,
-            queue=topology.Queue("from_device") if routing_key is None else topology.Exchange("lines"),
-            packer=LinePacker(
-                channel=LINES,
-                exchange="" if routing_key is None else "lines",
-                routing_key="from_device" if routing_key is None else RoutingKey(routing_key),
-                seq_header="from_device_seq",
-                delivery_mode=2,
-                reply_to=b"to_device.0123abcd",
-                frame_max=131072,
-            ),
-            window=self.window,
-            acknowledge=True,
-            observe=self.waits.append,
-            now=lambda: self.now,
+        queue = topology.Queue("from_device") if routing_key is None else topology.Exchange("lines")
+        message = MessageArguments(
+            channel=LINES,
+            exchange="" if routing_key is None else "lines",
+            routing_key="from_device" if routing_key is None else RoutingKey(routing_key),
+            delivery_mode=2,
+            reply_to=b"to_device.0123abcd",
+            frame_max=131072,
         )
+        more = PublisherArguments(acknowledge=True, observe=self.waits.append, now=lambda: self.now)
+        self.producer: LinePublisher
+        if isinstance(self.window, BatchWindow):
+            self.producer = BatchPublisher(
+                self.clock,
+                self.events.append,
+                queue=queue,
+                packer=BatchPacker(most=batch, **message),
+                window=self.window,
+                pacing=BatchPacing(self.clock, EndOfTurn(self.clock), DELAY),
+                **more,
+            )
+        else:
+            packer = LinePacker(seq_header="from_device_seq", **message)
+            self.producer = LinePublisher(
+                self.clock, self.events.append, queue=queue, packer=packer, window=self.window, **more
+            )
 
     def device(self, name: str = "a") -> Device:
         return Device(self.producer, name)
@@ -1068,10 +1098,11 @@ class ProducerMachine(RuleBasedStateMachine):
     """Two devices and a broker with a queue that accepts, refuses or returns, over an unstable connection."""
 
     routing_key: str | None = None
+    batch = 1
 
     @initialize()
     def begin(self) -> None:
-        self.lab = Lab(messages=6, routing_key=self.routing_key)
+        self.lab = Lab(messages=6, routing_key=self.routing_key, batch=self.batch)
         self.devices = [self.lab.device(name) for name in "ab"]
         self.queue: list[Numbered] = []
         self.pending: list[Publish] = []
@@ -1158,7 +1189,7 @@ class ProducerMachine(RuleBasedStateMachine):
             self.lab.clock.advance(6)
             self.arrive()
             for one in self.pending:
-                self.queue.append(lines([one])[0])
+                self.queue += lines([one])
                 self.lab.server.ack(LINES, one.tag)
             self.pending = []
         self.what_is_safe_is_in_the_queue()

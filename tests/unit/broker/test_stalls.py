@@ -9,14 +9,14 @@ from owsla.broker.stalls import REASONS_REPORTED, Stalls
 
 class StallsTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.stalls: Stalls[str] = Stalls()
+        self.stalls: Stalls[str, str] = Stalls()
 
     def test_one(self) -> None:
         """A connection stalls at the first refused line, until a line that was published again is safe."""
         self.assertFalse(self.stalls)
         self.assertEqual(self.stalls.refuse("a", "full"), (True, True))
         self.assertEqual(self.stalls.refuse("a", "full"), (False, False))
-        self.stalls.wait("a")
+        self.stalls.wait("a", "a")
         self.assertIn("a", self.stalls)
         self.assertNotIn("b", self.stalls)
         self.assertEqual(self.stalls.safe(["a", "b"]), [], "that was one which was not refused, before it was tried again")
@@ -27,7 +27,7 @@ class StallsTests(SynchronousTestCase):
     def test_refused_again(self) -> None:
         """A connection with another refused line stays stalled, whatever other lines of it are safe."""
         self.stalls.refuse("a", "full")
-        self.stalls.wait("a")
+        self.stalls.wait("a", "a")
         self.stalls.published_again()
         self.stalls.refuse("a", "full")
         self.assertEqual(self.stalls.safe(["a"]), [])
@@ -37,7 +37,7 @@ class StallsTests(SynchronousTestCase):
         """A connection that has left, or does not wait, is not called."""
         for source in "abc":
             self.stalls.refuse(source, "full")
-            self.stalls.wait(source)
+            self.stalls.wait(source, source)
         self.stalls.leave("b")
         self.stalls.leave("z")
         self.stalls.refuse("d", "full")
@@ -69,8 +69,8 @@ class StallsTests(SynchronousTestCase):
         """On a new connection to the broker no connection is stalled. Waiting ones continue in their order."""
         for source in "cab":
             self.stalls.refuse(source, "full")
-        self.stalls.wait("b")
-        self.stalls.wait("c")
+        self.stalls.wait("b", "b")
+        self.stalls.wait("c", "c")
         self.assertEqual(self.stalls.clear(), ["c", "b"])
         self.assertEqual((len(self.stalls), self.stalls.clear()), (0, []))
         self.assertEqual(self.stalls.refuse("a", "full"), (True, True))

@@ -105,15 +105,21 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
 ELSEWHERE: Final = frozenset({
     "cert", "key", "certs-dir", "client-ca", "client-cert", "client-crl", "crl-policy", "device-id", "ocsp-response",
     "broker", "broker-password-file", "broker-ca", "broker-cert", "broker-key", "watch", "login-checker", "login-timeout",
-    "deny", "proxy-protocol", "http-token-file", "http-read-token-file",
+    "deny", "proxy-protocol", "http-token-file", "http-read-token-file", "batch-delay",
 })  # fmt: skip
 """Options with tests of their own: TLS contexts, logins and the deny list, which a reload prepares; the interval of the
-watch; trusted proxies, since a door without them stays without; and tokens, of which HTTP asks for those in force."""
+watch; trusted proxies, since a door without them stays without; tokens, of which HTTP asks for those in force; and the delay of
+batches, which takes a door with batches."""
 
 
 class ApplyTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.settings = dataclasses.replace(load_settings([], {}), max_connections=CONNECTIONS, interface="127.0.0.1", port=0)
+        self.make_node()
+
+    def make_node(self, **other: Any) -> None:
+        self.settings = dataclasses.replace(
+            load_settings([], {}), max_connections=CONNECTIONS, interface="127.0.0.1", port=0, **other
+        )
         folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, folder)
         configuration = configure((), self.settings, Files(folder))
@@ -150,6 +156,15 @@ class ApplyTests(SynchronousTestCase):
                     self.assertIn(str(value), str(changed), field)
             self.node.apply(self.settings)
             self.assertEqual(_observed(observe, self.node), before, option.name)
+
+
+    def test_batch_delay(self) -> None:
+        """The publisher of batches follows another delay."""
+        self.make_node(batch=50)
+        publisher = _lines(self.node)
+        self.assertEqual(publisher._pacing._delay, 0.005)
+        self.node.apply(dataclasses.replace(self.settings, batch_delay=0.25))
+        self.assertEqual(publisher._pacing._delay, 0.25)
 
 
 def _each(observed: object) -> tuple[object, ...]:

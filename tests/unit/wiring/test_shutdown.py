@@ -106,6 +106,9 @@ class Parcels:
     def __init__(self) -> None:
         self.unconfirmed = 0
 
+    def stop_waiting(self) -> None:
+        """Take lines as they come."""
+
     def settled(self, source: Any) -> bool:
         assert isinstance(source, Device)
         return source.settled

@@ -1,0 +1,64 @@
+"""The times at which open batches are published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..interfaces import Clock, DelayedCall
+from ..runtime.end_of_turn import EndOfTurn
+
+
+class BatchPacing:
+    """The next publication of all open batches: at most one in `delay` seconds, and none later than that.
+
+    A line that comes when none was published within the delay leaves at the end of its turn, so that a single line waits for
+    nothing. Under load all lines of the delay travel together.
+    """
+
+    def __init__(self, clock: Clock, turn: EndOfTurn, delay: float) -> None:
+        """`delay` is the longest wait of a line in seconds. 0: batches have the lines of one turn of the reactor."""
+        self._clock = clock
+        self._turn = turn
+        self._delay = delay
+        self._publish: Callable[[], Any] = _nothing
+        self._last = clock.seconds() - delay
+        self._call: DelayedCall | None = None
+        self._at_end_of_turn = False
+
+    def bind(self, publish: Callable[[], Any]) -> None:
+        """Call `publish` when the open batches are due."""
+        self._publish = publish
+
+    def configure(self, delay: float) -> None:
+        """Change the delay. Lines that wait already leave at the end of this turn."""
+        self._delay = delay
+        if self._call is not None:
+            self.hurry()
+
+    def line_waits(self) -> None:
+        """Schedule the publication: a batch has been opened."""
+        if self._call is None and not self._at_end_of_turn:
+            left = self._last + self._delay - self._clock.seconds()
+            if left <= 0:
+                self.hurry()
+            else:
+                self._call = self._clock.callLater(left, self._due)
+
+    def hurry(self) -> None:
+        """Publish at the end of this turn."""
+        if not self._at_end_of_turn:
+            self._at_end_of_turn = True
+            self._turn.call_last(self._due)
+
+    def _due(self) -> None:
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
+        self._at_end_of_turn = False
+        self._last = self._clock.seconds()
+        self._publish()
+
+
+def _nothing() -> None:
+    """Do nothing: no publisher is bound."""

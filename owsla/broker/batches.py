@@ -1,0 +1,190 @@
+"""The publisher of device lines in batches (`--batch`): lines with the same routing key travel in one message.
+
+Theory of operation. A line is packed as an element, counted by the window, and added to the open batch of its route. A batch is
+closed, packed and published when it has `most` lines, when the next line would exceed its room (a frame, or the size limit of
+the broker), or when `BatchPacing` publishes all open ones: after the delay, or at once
+
+- when a connection waits for its lines to be settled (its share, a full window): nothing more may come before that;
+- when the node stops.
+
+From then on a batch is what a line is to `LinePublisher`: one entry of the window under one delivery tag, which is confirmed,
+refused or returned as a whole, and then each of its lines is. Its route takes the place of the connection, so that batches of a
+route keep their order. All lines of a connection have one route. It changes only when its device proves another identity: the
+batch of the route so far is then published first.
+
+A line that begins a trace is a batch of its own, whose message has the trace context.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Unpack
+
+from ..events import Event
+from ..interfaces import Clock, LineSource
+from ..routing_key import KeyTooLong
+from . import queues as topology
+from .batch_pacing import BatchPacing
+from .batch_packing import BatchPacker, BatchRoute, BatchTemplate
+from .batch_window import BatchWindow
+from .line_traces import TraceSample
+from .lines import LinePublisher, PublisherArguments
+from .packing import LineTooLarge
+from .refused_lines import ReturnedBatches, ReturnedLines
+from .window import Entry
+
+
+class BatchPublisher(LinePublisher):
+    """Publisher of the lines of a door in batches, on a channel of its own, within a window of unconfirmed lines."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        *,
+        queue: topology.Queue | topology.Exchange,
+        packer: BatchPacker,
+        window: BatchWindow,
+        pacing: BatchPacing,
+        **more: Unpack[PublisherArguments],
+    ) -> None:
+        """Take the arguments of `LinePublisher`, with a packer and a window of batches, and the times of their publication."""
+        self._batch_packer = packer
+        self._batch_window = window
+        self._pacing = pacing
+        self._open: dict[BatchRoute, None] = {}  # routes with an open batch, in the order in which these were opened
+        self._tracing_some = False
+        pacing.bind(self._publish_open)
+        super().__init__(clock, emit, queue=queue, packer=packer, window=window, **more)
+
+    def _prepare(self, packer: Any) -> tuple[TraceSample, ReturnedLines]:
+        return TraceSample(), ReturnedBatches()
+
+    def _route(self, source: LineSource) -> Any:
+        route: BatchRoute | None = source.template.route
+        return route
+
+    def _tracing(self, some: bool) -> None:
+        self._tracing_some = some
+
+    def pace(self, delay: float) -> None:
+        """Change the time that a line waits at most for others, in seconds."""
+        self._pacing.configure(delay)
+
+    # -- towards devices -------------------------------------------------------------------------------------------------
+
+    def open(self, connection_id: bytes, device_id: str | None) -> Any:
+        if device_id is not None and not self._packer.one_route:
+            # An identity may change the route. Lines that came before it are published first.
+            route = self._batch_packer.route(connection_id, None)
+            if route.batch is not None and any(source.connection_id == connection_id for source in route.batch.sources):
+                self._publish_batch(route)
+        return super().open(connection_id, device_id)
+
+    def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
+        seq = source.seq
+        now = self._now()
+        template: BatchTemplate = source.template
+        try:
+            element = self._batch_packer.element(template, seq, line, received or now)
+        except (KeyTooLong, LineTooLarge) as error:
+            self._reject(source, error)
+            return
+        source.seq = seq + 1
+        if self._tracing_some and (traceparent := self._traces.choose()) is not None:
+            self._publish_traced(source, seq, element, int(received or now), traceparent)
+        else:
+            self._add(template.route, source, seq, element, received or now)
+        window = self._window
+        if self._latency.since is None:
+            self._latency.follow(now, self.confirmed_lines + window.messages)
+        if self._outstanding is not None:
+            self._outstanding[source] += 1
+        if window.messages >= window.max_messages or window.size >= window.max_bytes:
+            self.accepting = False
+            self._pacing.hurry()
+
+    def _add(self, route: BatchRoute, source: LineSource, seq: int, element: bytes, received: float) -> None:
+        """Add a line to the open batch of its route."""
+        batch = route.batch
+        if batch is not None and batch.size + len(element) > self._batch_packer.room:
+            self._publish_batch(route)
+            batch = None
+        if batch is None:
+            batch = route.open(int(received))
+            self._open[route] = None
+            self._pacing.line_waits()
+        batch.add(source, seq, element)
+        self._batch_window.hold(len(element))
+        if len(batch) >= self._batch_packer.most:
+            self._publish_batch(route)
+
+    def _publish_traced(self, source: LineSource, seq: int, element: bytes, received: int, traceparent: str) -> None:
+        """Publish a line that begins a trace as a batch of its own, behind the open one."""
+        template: BatchTemplate = source.template
+        self._publish_batch(template.route)
+        template.route.open(received).add(source, seq, element)
+        self._batch_window.hold(len(element))
+        self._publish_batch(template.route, traceparent)
+        template.traceparent = traceparent
+        self._traces.begun()
+
+    def _publish_open(self) -> None:
+        for route in list(self._open):
+            self._publish_batch(route)
+
+    def _publish_batch(self, route: BatchRoute, traceparent: str | None = None) -> None:
+        """Publish the open batch of a route, if any, or keep it behind refused ones or for the next connection."""
+        batch = route.batch
+        if batch is None:
+            return
+        self._open.pop(route, None)
+        number = route.close()
+        window, client = self._batch_window, self._client
+        window.release(batch)
+        entry = Entry(route, number, self._batch_packer.pack(route, batch, traceparent), batch)
+        if client is not None and self._refused.refuses(route):
+            window.defer_batch(entry)
+            self._refused.deferred(entry)
+            return
+        window.add_batch(entry)
+        if client is not None:
+            client.write(entry.packed)
+
+    def wait(self, source: LineSource, since: int = 0) -> None:
+        super().wait(source, since)
+        if self._open:
+            # Lines of this connection may be among those that it waits for.
+            self._pacing.hurry()
+
+    def _outstanding_lines(self) -> Counter[LineSource]:
+        lines = super()._outstanding_lines()
+        for route in self._open:
+            if route.batch is not None:
+                lines.update(route.batch.sources)
+        return lines
+
+    def _lines_of(self, entries: list[Entry]) -> Iterable[tuple[LineSource, int]]:
+        return [line for entry in entries if entry.batch is not None for line in entry.batch.lines()]
+
+    # -- the size limit of the broker ------------------------------------------------------------------------------------
+
+    def _give_up(self, largest: int) -> list[tuple[LineSource, int]]:
+        """Cut the batches in the window to the size limit. Return the lines that exceed it alone, with their sizes."""
+        given_up: list[tuple[LineSource, int]] = []
+
+        def cut(entry: Entry) -> list[Entry]:
+            if entry.batch is None or len(entry.packed) <= largest:
+                return [entry]
+            pieces, hopeless = self._batch_packer.cut(entry.source, entry.batch, entry.packed)
+            given_up.extend(zip(hopeless.sources, map(len, hopeless.elements), strict=True))
+            return [entry._replace(packed=packed, batch=batch) for batch, packed in pieces]
+
+        self._batch_window.recut(cut)
+        return given_up
+
+    def stop_waiting(self) -> None:
+        """Publish each line at the end of its turn from now on: the node stops."""
+        self._pacing.configure(0.0)
+        self._pacing.hurry()
