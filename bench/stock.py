@@ -31,6 +31,7 @@ from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices
 from owsla.device.settings import DeviceSettings, SharedSettings
+from owsla.letter import Letter
 from owsla.routing import ConnectionIds, Registry
 from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.runtime.memory import ProcessMemory
@@ -40,6 +41,16 @@ from owsla.supervision import DynamicSupervisor
 from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 
 reactor: Any = _reactor
+
+
+class NoCourier:
+    """Courier of a server without a broker, which gets no messages."""
+
+    def record(self, letter: Letter, reason: str) -> None: ...
+
+    def forward(self, letter: Letter, node: bytes) -> None: ...
+
+    def report(self, letter: Letter, outcome: str) -> None: ...
 
 
 class DiscardingSink:
@@ -92,13 +103,12 @@ def make_factory() -> tuple[DeviceFactory, ConnectedSockets]:
     supervisor.startService()
     hangups = HangupWatch(reactor)
     sink: Any = DiscardingSink()
-    courier: Any = None
     services = DeviceServices(
         DeviceRuntime(reactor, EndOfTurn(reactor), lambda event: None, time.time),
         SharedSettings(),
         Connections(ConnectionIds(), Registry(), supervisor),
         sink,
-        courier,
+        NoCourier(),
         hangups,
     )
     factory = DeviceFactory(services, DeviceSettings(), DeviceProtocol)

@@ -79,8 +79,11 @@ class Poller:
         self._epoll: select.epoll | None = None
         self.turns = 0
         """Number of turns so far."""
-        self._sockets: dict[int, Socket] = {}
-        self._wanted: dict[int, int] = {}
+        # By descriptor: the system gives out the lowest free one. Dictionaries would take some 100 bytes for each socket.
+        self._sockets: list[Socket | None] = []
+        self._wanted = bytearray()
+        self._watched = 0
+        """Number of sockets in the set."""
         self.seconds: Final = reactor.seconds
 
     def configure(self, linger: float) -> None:
@@ -116,19 +119,24 @@ class Poller:
 
     def _want(self, one: Socket, event: int) -> None:
         fd = one.fileno()
-        wanted = self._wanted.get(fd, 0)
+        wanted = self._wanted_of(fd)
         if wanted & event:
             return
         if wanted:
             self._set.modify(fd, wanted | event)
         else:
             self._set.register(fd, event)
+            missing = fd + 1 - len(self._sockets)
+            if missing > 0:
+                self._sockets += [None] * missing
+                self._wanted += bytes(missing)
             self._sockets[fd] = one
+            self._watched += 1
         self._wanted[fd] = wanted | event
 
     def _want_not(self, one: Socket, event: int) -> None:
         fd = one.fileno()
-        wanted = self._wanted.get(fd, 0)
+        wanted = self._wanted_of(fd)
         if not wanted & event:
             return
         if wanted != event:
@@ -137,9 +145,15 @@ class Poller:
             return
         # A socket without wanted events would still report its end, again and again. So it leaves the set.
         self._set.unregister(fd)
-        del self._sockets[fd], self._wanted[fd]
-        if not self._sockets:
+        self._sockets[fd] = None
+        self._wanted[fd] = 0
+        self._watched -= 1
+        if not self._watched:
             self._close()
+
+    def _wanted_of(self, fd: int) -> int:
+        """Return the events that the socket with this descriptor wants. The descriptor of a closed socket is -1."""
+        return self._wanted[fd] if 0 <= fd < len(self._wanted) else 0
 
     @property
     def _set(self) -> select.epoll:
@@ -219,13 +233,13 @@ class Poller:
     def _handle(self, ready: list[tuple[int, int]]) -> None:
         sockets = self._sockets
         for fd, events in ready:
-            one = sockets.get(fd)
+            one = sockets[fd]
             if one is None:
                 continue  # closed while an earlier event was handled
             try:
                 if events & _READ:
                     one.doRead()
-                    if not events & _WRITE or sockets.get(fd) is not one:
+                    if not events & _WRITE or sockets[fd] is not one:
                         continue
                 if events & _WRITE:
                     one.doWrite()
@@ -236,8 +250,10 @@ class Poller:
 
     def connectionLost(self, reason: Failure) -> None:
         """Disconnect all sockets, when the reactor ends."""
-        sockets, self._sockets = self._sockets, {}
-        self._wanted = {}
+        sockets, self._sockets = self._sockets, []
+        self._wanted = bytearray()
+        self._watched = 0
         self._close()
-        for one in sockets.values():
-            one.connectionLost(reason)
+        for one in sockets:
+            if one is not None:
+                one.connectionLost(reason)

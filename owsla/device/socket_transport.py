@@ -149,14 +149,14 @@ class SocketTransport:
 
     __slots__ = (
         "__weakref__",
-        "_address",
-        "_fd",
         "_gone",
         "_header",
+        "_host",
         "_life",
         "_opened",
         "_outgoing",
         "_owner",
+        "_port",
         "_producer",
         "_producer_flags",
         "_protocol",
@@ -173,6 +173,10 @@ class SocketTransport:
     )
 
     _owner: Owner
+    _host: str
+    """IP address of the device, or path of the unix socket."""
+    _port: int | None
+    """Port of the device; `None` on a unix socket."""
 
     def __init__(
         self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: Any, proxied: bool = False
@@ -184,8 +188,7 @@ class SocketTransport:
         """
         self._reactor = reactor
         self._socket = sock
-        self._fd = sock.fileno()
-        self._address = address
+        self._set_address(address)
         self._owner = owner
         self._stream: Any = None
         """Connection that application data is read from and written to, once the connection is open."""
@@ -217,7 +220,7 @@ class SocketTransport:
     def _unsent(self) -> int:
         """Return the bytes in the send buffer of the socket, or 0 without a socket."""
         try:
-            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)))[0])
+            return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
         except (OSError, ValueError):
             return 0
 
@@ -307,7 +310,7 @@ class SocketTransport:
             return False
         self._unchecked = 0
         poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
+        poll.register(self._socket, select.POLLOUT)
         return not poll.poll(0)
 
     def _broken(self, error: Exception) -> None:
@@ -358,7 +361,7 @@ class SocketTransport:
     def unread(self) -> int:
         """Number of bytes that the peer sent and that were not read (FIONREAD, tcp(7)), those of TLS included."""
         try:
-            return int(struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0])
+            return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)))[0])
         except (OSError, ValueError):
             return 0
 
@@ -439,11 +442,16 @@ class SocketTransport:
         """Close the socket of a peer that does not close its side."""
         self._life.close_overdue()
 
-    def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
-        address = self._address
+    def _set_address(self, address: tuple[Any, ...] | str) -> None:
         if isinstance(address, str):
-            return UNIXAddress(address.encode())
-        host, port = address[:2]
+            self._host, self._port = address, None
+        else:
+            self._host, self._port = address[:2]
+
+    def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
+        host, port = self._host, self._port
+        if port is None:
+            return UNIXAddress(host.encode())
         if ":" in host and not host.startswith("::ffff:"):
             return IPv6Address("TCP", host, port)
         return IPv4Address("TCP", host.removeprefix("::ffff:"), port)
@@ -458,13 +466,12 @@ class SocketTransport:
     @property
     def peer(self) -> str:
         """Address of the peer, for events and the log."""
-        address = self._address
-        return f"unix:{address}" if isinstance(address, str) else address_text(*address[:2])
+        return f"unix:{self._host}" if self._port is None else address_text(self._host, self._port)
 
     @property
     def host(self) -> str | None:
         """IP address of the device, for limits. `None` if it is not known, not yet or not at all, or was turned away."""
-        return str(self._address[0]) if self._via in (_DIRECT, _RELAYED) and not isinstance(self._address, str) else None
+        return self._host if self._via in (_DIRECT, _RELAYED) and self._port is not None else None
 
     @property
     def awaits_header(self) -> bool:
@@ -510,7 +517,7 @@ class SocketTransport:
     # -- IReadWriteDescriptor, for the reactor -------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        return self._fd
+        return self._socket.fileno()
 
     def logPrefix(self) -> str:
         return "device"
@@ -649,7 +656,7 @@ class SocketTransport:
         self._socket.recv(length)
         self._header = b""
         if found.source is not None:
-            self._address = found.source
+            self._set_address(found.source)
             self._via = _RELAYED
         else:
             self._via = _LOCAL if found.local else _UNKNOWN
@@ -729,7 +736,6 @@ class SocketTransport:
         elif not reason.check(*EXPECTED):
             self._log.failure("The handshake of {peer} failed", reason, peer=self.peer)
         self._socket.close()
-        self._fd = -1
         self._stream = None
         self._life = _OVER  # the machine refers to this object, and must leave no cycle of references
         self._owner.connectionClosed(self, None if self._opened or self._is_no_failure(reason) else explain(reason))

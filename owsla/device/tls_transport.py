@@ -168,7 +168,7 @@ class TLSTransport(SocketTransport):
 
     def _peer_gone(self) -> bool:
         poll = select.poll()
-        poll.register(self._fd, select.POLLRDHUP)
+        poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
     def _begin_with(self, first: bytes) -> None:

@@ -32,7 +32,7 @@ from owsla.events import (
 from owsla.runtime.sockets import bind
 
 from ._fakes import World
-from ._sockets import Client, device_tls
+from ._sockets import Client, device_tls, polled
 from .test_port import Base, close
 
 
@@ -144,8 +144,8 @@ class PortTests(Base):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in list(self.connected.poller._sockets.values()):
-            one.abortConnection()  # type: ignore[attr-defined]
+        for one in polled(self.connected.poller):
+            one.abortConnection()
         self.loop.settle()
         close(self.other)
         super().tearDown()
@@ -310,6 +310,6 @@ class PortTests(Base):
             self.device_at(port)
         transports: list[Any] = [endpoint.transport for endpoint in self.registry]
         self.assertTrue(all(isinstance(each, TLSTransport) for each in transports))
-        self.assertEqual(set(self.connected.poller._sockets.values()), set(transports))
+        self.assertEqual(set(polled(self.connected.poller)), set(transports))
         contexts: set[SSL.Context] = {each.getHandle().get_context() for each in transports}
         self.assertEqual(contexts, {self.connected.post_handshake.context})

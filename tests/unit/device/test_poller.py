@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -83,6 +84,26 @@ class PollerTests(SynchronousTestCase):
         self.poller.addReader(one)
         self.loop.settle()
         self.assertEqual(one.reads, 3)
+
+    def test_memory(self) -> None:
+        """A socket takes no more than 16 bytes of a poller that has some thousands."""
+        pair = unix_pair()
+        for end in pair:
+            self.addCleanup(end.close)
+        many = [Descriptor((pair[0].dup(), pair[1])) for _ in range(500)]
+        self.poller.addReader(self.descriptor())
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for one in many:
+                self.poller.addReader(one)
+            each = (tracemalloc.get_traced_memory()[0] - before) / len(many)
+        finally:
+            tracemalloc.stop()
+            for one in many:
+                self.poller.removeReader(one)
+                one.socket.close()
+        self.assertLess(each, 16)
 
     def test_turn_begins(self) -> None:
         """A function is called once for a turn, before its descriptors, however many of them are ready."""

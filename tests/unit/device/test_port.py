@@ -57,7 +57,7 @@ from owsla.supervision import DynamicSupervisor
 from owsla.tls.refusal import HandshakeRefused, Refusal
 
 from ._fakes import Courier, Sink
-from ._sockets import Client, Loop, device_tls, reset
+from ._sockets import Client, Loop, device_tls, polled, reset
 
 
 def close(listener: DevicePort) -> None:
@@ -87,8 +87,8 @@ class Base(SynchronousTestCase):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in list(self.connected.poller._sockets.values()):
-            cast(TLSTransport, one).abortConnection()
+        for one in polled(self.connected.poller):
+            one.abortConnection()
         self.loop.settle()
         close(self.listener)
         self.connected.stopService()
@@ -468,7 +468,7 @@ class StampedeTests(Base):
             client.step()
             self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
-        self.assertEqual(len(self.connected.poller._sockets), 2)
+        self.assertEqual(len(polled(self.connected.poller)), 2)
         for served in range(1, 9):
             self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
             self.assertEqual(self.admission.handshaking, min(2, 8 - served))
@@ -500,7 +500,7 @@ class StampedeTests(Base):
         self.listen(max_handshakes=1)
         Client(self.connect()).step()
         self.loop.settle()
-        (stalled,) = cast(Any, self.connected.poller._sockets).values()
+        (stalled,) = polled(self.connected.poller)
         late = Client(self.connect())
         late.step()
         self.loop.settle()

@@ -813,7 +813,7 @@ class TcpTests(HandshakeBase):
             ("::ffff:10.0.0.1", IPv4Address("TCP", "10.0.0.1", 7), "10.0.0.1:7"),
             ("fe80::1", IPv6Address("TCP", "fe80::1", 7), "[fe80::1]:7"),
         ):
-            self.transport._address = (host, 7, 0, 0)
+            self.transport._host, self.transport._port = host, 7
             self.assertEqual((self.transport.getPeer(), self.transport.peer), (address, person))
 
 
@@ -978,7 +978,7 @@ class UnixAddressTests(Base):
     def test_addresses(self) -> None:
         """The peer of a unix socket is named after the socket, and has no host."""
         transport = self.transport
-        transport._address = "/run/owsla.sock"
+        transport._host, transport._port = "/run/owsla.sock", None
         self.assertEqual((transport.peer, transport.host), ("unix:/run/owsla.sock", None))
         self.assertEqual(transport.getPeer(), UNIXAddress(b"/run/owsla.sock"))
         self.assertIsInstance(transport.getHost(), UNIXAddress)
