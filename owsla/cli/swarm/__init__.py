@@ -9,6 +9,7 @@
 | `_devices`, `_device`, `_loop`           | the devices of a process, and its epoll loop                     |
 | `_dialer`, `_sources`, `_tls`            | connections, source addresses, certificates and verification     |
 | `_conversation`                          | lines sent and received, without sockets                         |
+| `_mqtt_conversation`, `_mqtt`            | the same with MQTT, and its packets                              |
 | `_lines`, `_schedule`, `_answers`        | the text of lines, when they are due, and answers matched to them |
 | `_measurements`, `_histogram`            | counts, and durations in bounded memory                          |
 | `_report`, `_svg`                        | the result, and its image                                        |

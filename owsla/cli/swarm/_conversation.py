@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from ._device import UP, Device
 from ._frames import Frames
@@ -28,6 +29,7 @@ class Conversation:
         self._with_device = "device" in template.fields
         self._find_answer = template.pattern().search if plan.mode == "echo" else None
         self._find_ack = ack_pattern(plan.device_ack).fullmatch if plan.device_ack is not None else None
+        self._acknowledged = plan.acknowledged
         self._limit = plan.in_flight
         self._scheduled = bool(plan.rate)
         self._held_back_to = 0
@@ -38,6 +40,18 @@ class Conversation:
             return True
         lines = device.lines
         return (len(lines.outstanding) if self._find_answer else lines.said - device.acked) < self._limit
+
+    def greeting(self, device: Device) -> bytes:
+        """Return the bytes that a device sends before its lines and that the server answers; empty if there are none."""
+        return b""
+
+    def greeted(self, device: Device, data: bytes) -> bool:
+        """Take bytes of the answer to the greeting. Return whether it is complete. Raise `SwarmError` for a refusal."""
+        return True
+
+    def farewell(self) -> bytes:
+        """Return the bytes that a device sends before it closes its connection."""
+        return b""
 
     def held_back(self, lines: int) -> None:
         """Count the next lines as delayed by the gateway, for which every connection waits, and not by this process."""
@@ -67,10 +81,19 @@ class Conversation:
         lines, rest = self._split(device.rest + data)
         problem = self._frames.problem(rest) if rest else None
         device.rest = rest
+        self.take_lines(device, lines)
+        return problem
+
+    def replies(self, device: Device) -> bytes:
+        """Return, once, the bytes with which a device answers what it has received."""
+        return b""
+
+    def take_lines(self, device: Device, lines: Sequence[bytes]) -> None:
+        """Match lines from the gateway to those of the device."""
         now = time.monotonic_ns()
         for line in lines:
             if self._find_ack is not None and (match := self._find_ack(line)) is not None:
-                self._acknowledged(device, int(match[1]) + 1)
+                self.acknowledge(device, int(match[1]) + 1)
             elif self._find_answer is not None:
                 match = self._find_answer(line)
                 if match is None or (self._with_device and int(match["device"]) != device.index):
@@ -79,9 +102,9 @@ class Conversation:
                     self._latency((now - times[0]) // 1000)
                     if self._scheduled:
                         self._service((now - times[1]) // 1000)
-        return problem
 
-    def _acknowledged(self, device: Device, acked: int) -> None:
+    def acknowledge(self, device: Device, acked: int) -> None:
+        """Take the acknowledgement of the first `acked` lines of a device."""
         if device.acked < acked <= device.lines.said:
             self._counts.acked += acked - device.acked
             device.acked = acked
@@ -91,5 +114,5 @@ class Conversation:
     def unfinished(self, device: Device) -> bool:
         """Return whether a device has lines that are not written, answered or acknowledged yet."""
         return device.state == UP and bool(
-            device.pending or device.lines.outstanding or (self._find_ack is not None and device.acked < device.lines.said)
+            device.pending or device.lines.outstanding or (self._acknowledged and device.acked < device.lines.said)
         )

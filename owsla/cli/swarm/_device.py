@@ -10,7 +10,7 @@ from OpenSSL import SSL
 
 from ._answers import AnswerCounts, AnswerMatcher
 
-CONNECTING, HANDSHAKING, UP, CLOSING, GONE = range(5)
+CONNECTING, HANDSHAKING, GREETING, UP, CLOSING, GONE = range(6)
 """States of a device, in the order in which it passes through them."""
 
 SECOND: Final = 1_000_000_000

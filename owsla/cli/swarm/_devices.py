@@ -11,6 +11,8 @@ always forward:
     CONNECTING     HANDSHAKING   the socket is connected
     HANDSHAKING    UP            the handshake is complete; in a storm CLOSING follows at once, or after the session ticket
     CONNECTING     UP            the same without TLS (`--plain`)
+    either         GREETING      in place of UP, with MQTT: until the server has accepted the connection and the subscription
+    GREETING       UP            it has
     UP             CLOSING       the swarm has sent close_notify, or without TLS the end of the stream
     CLOSING        GONE          the gateway has closed its side too, or took longer than `CLOSE_TIMEOUT`
     any            GONE          the connection failed (before UP), was dropped by the gateway (UP), or timed out
@@ -38,11 +40,12 @@ from OpenSSL import SSL
 
 from . import _tls
 from ._conversation import Conversation
-from ._device import CLOSING, CONNECTING, GONE, HANDSHAKING, SECOND, UP, Device, StateDeadlines
+from ._device import CLOSING, CONNECTING, GONE, GREETING, HANDSHAKING, SECOND, UP, Device, StateDeadlines
 from ._dialer import Dialer, connect_error
 from ._errors import SwarmError
 from ._loop import READ, WRITE, EventLoop
 from ._measurements import Measurements
+from ._mqtt_conversation import MQTTConversation
 from ._parent_input import ParentInput
 from ._plan import Plan
 from ._proxy import ProxyHeaders
@@ -72,6 +75,13 @@ PROGRESS: Final = 0.25
 _ALERT: Final = re.compile(rb"\x15\x03[\x00-\x04]\x00\x02..", re.DOTALL)
 """A TLS alert (RFC 8446, section 6): the answer of a server that expects TLS."""
 
+_TOO_LATE: Final = {
+    CONNECTING: "no connection in time",
+    HANDSHAKING: "no handshake in time",
+    GREETING: "not accepted in time",
+}
+"""Reasons for which a device fails that stays in a state."""
+
 _RESET: Final = struct.pack("ii", 1, 0)
 """The `struct linger` with which close() sends a reset."""
 
@@ -95,12 +105,12 @@ class SimulatedDevices:
         self._tls = None if plan.plain else _tls.TLSClient(plan)
         self._proxy = None if plan.proxy is None else ProxyHeaders(plan.proxy, plan.proxy_cn)
         self._dialer = Dialer(plan, self._counts.answers)
-        self._conversation = Conversation(plan, self.measured)
+        self._conversation = (MQTTConversation if plan.protocol == "mqtt" else Conversation)(plan, self.measured)
         self._parent = ParentInput()
         self._loop = EventLoop(self._parent, self._on_ready, self._sweep)
         self._ready: deque[Device] = deque()
         self._in_progress = 0
-        self._connecting = StateDeadlines(HANDSHAKING, plan.connect_timeout)
+        self._connecting = StateDeadlines(GREETING, plan.connect_timeout)
         self._ticketing = StateDeadlines(UP, TICKET_TIMEOUT)
         self._closing = StateDeadlines(CLOSING, CLOSE_TIMEOUT)
         self._ticketless = 0
@@ -124,7 +134,7 @@ class SimulatedDevices:
     def _sweep(self, now: int) -> None:
         """End what takes too long, and report progress."""
         for device in self._connecting.expired(now):
-            self._fail(device, "no handshake in time" if device.state == HANDSHAKING else "no connection in time")
+            self._fail(device, _TOO_LATE[device.state])
         for device in self._ticketing.expired(now):
             self._ticketless += self._tls is not None and not self._tls.has_session
             self._close(device)
@@ -158,11 +168,14 @@ class SimulatedDevices:
                 return
             self._loop.watch(device, READ)
             if self._tls is None:
-                self._connected(device)
+                self._greet(device)
                 return
             device.state = HANDSHAKING
             # The client writes first and then waits for the server.
             self._tls.start(device)
+        if device.state == GREETING:
+            self._read_greeting(device)
+            return
         assert self._tls is not None
         try:
             self._tls.handshake(device)
@@ -173,7 +186,34 @@ class SimulatedDevices:
         except _tls.HandshakeError as error:
             self._fail(device, str(error))
         else:
+            self._greet(device)
+
+    def _greet(self, device: Device) -> None:
+        """Send the greeting of the protocol, if it has one."""
+        greeting = self._conversation.greeting(device)
+        if not greeting:
             self._connected(device)
+            return
+        device.state = GREETING
+        try:
+            if device.stream.send(greeting) != len(greeting):
+                self._fail(device, "the greeting did not fit into the socket")
+        except (SSL.Error, OSError) as error:
+            self._fail(device, _tls.failure(error))
+
+    def _read_greeting(self, device: Device) -> None:
+        try:
+            data = device.stream.recv(RECORD)
+            if not data:
+                raise SwarmError("closed by the gateway")
+            if self._conversation.greeted(device, data):
+                self._connected(device)
+        except (SSL.WantReadError, SSL.WantWriteError, BlockingIOError):
+            pass
+        except SwarmError as error:
+            self._fail(device, str(error))
+        except (SSL.Error, OSError) as error:
+            self._fail(device, _tls.failure(error))
 
     def _send_proxy_header(self, device: Device) -> str | None:
         """Send the PROXY protocol header, if there is one. Return why that failed, or `None`."""
@@ -324,10 +364,24 @@ class SimulatedDevices:
             self._keep_session(device)
             return
         problem = self._conversation.received(device, data)
-        if problem is None:
-            self._queue(device)
-        else:
+        if problem is not None:
             self._drop(device, problem)
+        elif self._reply(device):
+            self._queue(device)
+
+    def _reply(self, device: Device) -> bool:
+        """Send what the protocol answers to received bytes. Return `False` if the connection has ended."""
+        replies = self._conversation.replies(device)
+        if not replies:
+            return True
+        if device.pending:
+            device.pending += replies  # after the line that the socket has not taken completely
+            return True
+        sent = self._write(device, replies)
+        if sent is not None and sent < len(replies):
+            self._drop(device, "the socket did not take an acknowledgement")
+            return False
+        return sent is not None
 
     def send_lines(self) -> float:
         """Send lines for the time of the plan. Return the seconds it took."""
@@ -404,7 +458,10 @@ class SimulatedDevices:
         """
         device.state = CLOSING
         self._closing.add(device, clock())
+        farewell = self._conversation.farewell()
         try:
+            if farewell:
+                device.stream.send(farewell)
             if device.tls is None:
                 device.sock.shutdown(socket.SHUT_WR)
             else:

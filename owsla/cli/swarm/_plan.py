@@ -15,6 +15,8 @@ PROXY_VERSIONS: Final = ("v1", "v2")
 SPARE_FILES: Final = 64
 """Open files of a process besides its connections: standard streams, epoll, Python, certificates while they are read."""
 
+PROTOCOLS: Final = ("lines", "mqtt")
+
 IN_FLIGHT_AT_A_RATE: Final = 64
 """Default limit of unanswered lines of a connection at a given rate: far more than wait while the gateway keeps up."""
 
@@ -70,6 +72,13 @@ class Plan:
     """Version of the PROXY protocol header before everything else: `v1`, `v2`, or `None` without one."""
     proxy_cn: str | None = None
     """Template of the common name in this header."""
+    protocol: str = "lines"
+    """Protocol of the devices: `lines`, in a framing, or `mqtt`."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the server acknowledges lines."""
+        return self.device_ack is not None or self.protocol == "mqtt"
 
     @property
     def target(self) -> str:

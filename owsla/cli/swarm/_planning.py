@@ -11,6 +11,7 @@ from ...config.framings import read_framing
 from ...errors import ConfigError
 from . import _lines, _sources
 from ._frames import Frames
+from ._mqtt import IN_FLIGHT, MOST_IN_FLIGHT
 from ._plan import IN_FLIGHT_AT_A_RATE, SPARE_FILES, Plan
 
 _PORT_RANGE: Final = "/proc/sys/net/ipv4/ip_local_port_range"
@@ -35,6 +36,9 @@ def plan(args: argparse.Namespace) -> Plan:
     in_flight = args.in_flight
     if in_flight is None:
         in_flight = 0 if args.mode != "echo" else IN_FLIGHT_AT_A_RATE if rate else 1
+        if args.mode == "flood" and args.protocol == "mqtt":
+            in_flight = IN_FLIGHT
+    _check_protocol(args, in_flight)
     _check_combinations(args, rate, in_flight)
     _check_door(args)
     unix = args.port.removeprefix("unix:") if isinstance(args.port, str) else None
@@ -70,6 +74,7 @@ def plan(args: argparse.Namespace) -> Plan:
         delimiter=args.delimiter,
         proxy=args.proxy,
         proxy_cn=args.proxy_cn,
+        protocol=args.protocol,
     )
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     check_files(made, math.inf if files == resource.RLIM_INFINITY else files)
@@ -91,12 +96,23 @@ def _check_combinations(args: argparse.Namespace, rate: float, in_flight: int) -
         raise ConfigError("--rate: to hold connections and send without a limit, use --mode flood")
     if args.mode == "echo" and not rate and not in_flight:
         raise ConfigError("--in-flight: a limit is needed without --rate")
-    if args.mode == "flood" and in_flight and args.device_ack is None:
+    if args.mode == "flood" and in_flight and args.device_ack is None and args.protocol == "lines":
         raise ConfigError("--in-flight: without --device-ack nothing acknowledges the lines of a flood")
     if args.tick and not rate:
         raise ConfigError("--tick: needs --rate, which says when lines are due")
     if args.insecure and args.ca is not None:
         raise ConfigError("--insecure: not possible with --ca, since any certificate is trusted")
+
+
+def _check_protocol(args: argparse.Namespace, in_flight: int) -> None:
+    if args.protocol == "lines":
+        return
+    options = {"framing": ("--framing", "lines"), "delimiter": ("--delimiter", "\n"), "device_ack": ("--device-ack", None)}
+    for name, (option, default) in options.items():
+        if getattr(args, name) != default:
+            raise ConfigError(f"{option}: not possible with --protocol {args.protocol}, which has its own")
+    if args.mode != "hold" and not 0 < in_flight <= MOST_IN_FLIGHT and args.mode != "storm":
+        raise ConfigError(f"--in-flight: 1 to {MOST_IN_FLIGHT} with --protocol {args.protocol}")
 
 
 def _check_door(args: argparse.Namespace) -> None:

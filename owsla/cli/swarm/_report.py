@@ -145,7 +145,7 @@ class Report:
                 # Without a rate a line is due when it is written.
                 "late_ms": _times(self.histograms["lateness"]) if plan.rate else None,
             }
-            if plan.device_ack is not None:
+            if plan.acknowledged:
                 summary["lines"]["acknowledged"] = sums["acked"]
                 summary["lines"]["acknowledged_per_second"] = _rate(sums["acked"], self.talked)
         if plan.mode == "echo":

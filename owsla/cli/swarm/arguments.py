@@ -11,7 +11,7 @@ from typing import Final
 from ...errors import ConfigError
 from .._values import number, port, whole_number
 from ._lines import DEFAULT
-from ._plan import IN_FLIGHT_AT_A_RATE, MODES, PROXY_VERSIONS
+from ._plan import IN_FLIGHT_AT_A_RATE, MODES, PROTOCOLS, PROXY_VERSIONS
 
 DESCRIPTION: Final = """\
 Simulates devices: thousands of connections that send and receive lines, with
@@ -96,6 +96,13 @@ def _delimiter(text: str) -> str:
 def _add_door(command: argparse.ArgumentParser) -> None:
     door = command.add_argument_group("what the port expects")
     door.add_argument("--plain", action="store_true", help="speak without TLS")
+    door.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="lines",
+        help="lines, or mqtt for an MQTT broker: device N publishes its lines to the topic lines/N with QoS 1, and subscribes "
+        "to answers/N (lines)",
+    )
     door.add_argument(
         "--framing",
         metavar="FRAMING",

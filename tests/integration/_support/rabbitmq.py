@@ -100,11 +100,12 @@ class RabbitMQ:
         plugins: Sequence[str] = (),
         name: str | None = None,
         epmd: Epmd | None = None,
+        port: int | None = None,
     ) -> None:
-        """Add the lines `config` to rabbitmq.conf. The caller closes `epmd`, if given."""
+        """Add the lines `config` to rabbitmq.conf. The caller closes `epmd`, if given. `port` is a free one by default."""
         self.folder = folder
         self.host = "127.0.0.1"
-        self.port = free_port()
+        self.port = port or free_port()
         self._dist_port = free_port()
         self.node = name or node_name()
         self._epmd = epmd or Epmd(folder)
