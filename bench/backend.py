@@ -73,6 +73,10 @@ class DeviceConnection:
         """Higher numbers that have arrived."""
         self.answered = 0
 
+    def missing(self) -> int:
+        """Return the number of lines that have not arrived, although later ones have."""
+        return max(self.later) - self.next_seq + 1 - len(self.later) if self.later else 0
+
 
 class LineCounter(BaseHandler):
     """Consumer that counts and answers lines."""
@@ -182,6 +186,7 @@ class LineCounter(BaseHandler):
             "messages": self.messages,
             "lines": self.lines,
             "duplicates": self.duplicates,
+            "missing": sum(device.missing() for device in self._devices.values()),
             "wrong": self.wrong,
             "others": self.others,
             "gaps": sum(len(device.later) > 0 for device in self._devices.values()),

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pika
 
@@ -59,7 +59,7 @@ class CProgram:
         try:
             # Through its input, since arguments would show the password in the process list.
             self._send("".join(f"{part}\n" for part in where))
-            self._read_lines()
+            self._read_counts()
         except BaseException:
             self._end()
             raise
@@ -71,16 +71,21 @@ class CProgram:
         except BrokenPipeError:
             raise MeasurementError("the C program has ended") from None
 
-    def _read_lines(self) -> int:
+    def _read_counts(self) -> dict[str, int]:
         line = _pipe(self._process.stdout).readline()
         if not line:
             raise MeasurementError("the C program has ended")
-        return int(json.loads(line)["lines"])
+        counts: dict[str, int] = json.loads(line)
+        return counts
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of lines consumed so far, their bytes, and how many are missing or repeated by their numbers."""
+        self._send("\n")
+        return self._read_counts()
 
     def lines(self) -> int:
         """Return the number of lines that it has consumed or had confirmed so far."""
-        self._send("\n")
-        return self._read_lines()
+        return self.counts()["lines"]
 
     def _end(self) -> None:
         try:
@@ -108,9 +113,10 @@ class PythonBackEnd(BackEnd):
         """Return the number of distinct lines that have arrived so far."""
         return int(self.call("stats")["lines"])
 
-    def stats(self) -> dict[str, Any]:
-        """Return all its counts."""
-        return self.call("stats")
+    def counts(self) -> dict[str, int]:
+        """Return the number of lines so far, and those missing or repeated by number."""
+        stats = self.call("stats")
+        return {"lines": stats["lines"], "missing": stats["missing"], "repeated": stats["duplicates"]}
 
 
 def start_back_end(

@@ -1,12 +1,13 @@
 """Cost and throughput of Owsla, compared with other systems and with the limits that the machine and RabbitMQ set.
 
-    python -m bench.figures --runs 5 --beside 'NAME=COMMAND'
+    python -m bench.figures --runs 5 --mqtt --beside 'NAME=COMMAND'
 
 Everything runs on one machine. The systems take turns within each run, so that other load on the machine affects all of them
 alike. Devices are `owsla swarm`. The back end is a small C program, or the one in Python if there is no compiler. A table,
 plots and all raw numbers are written to `bench/results/figures*`. `--beside` names another system: a shell command that runs in
 the foreground and serves TLS lines on {port} with {cert} and {key}. It publishes each line to the queue `from_device`, and
-sends each message of `to_device` to the connection in its header `connection_id`.
+sends each message of `to_device` to the connection in its header `connection_id`. The URL of RabbitMQ is in its environment, as
+AMQP_URL. `--mqtt` adds the MQTT plugin of a RabbitMQ that is started for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import contextlib
 import os
 import resource
-import shlex
 import signal
 import sys
 import tempfile
@@ -28,11 +28,12 @@ import pika
 
 from owsla.tls.development import development_certificates
 
-from . import proc
+from . import own_broker, proc
 from .c_program import WINDOW, CProgram, MeasurementError, PythonBackEnd, build, start_back_end
+from .figures_arguments import OWN, command_line, read_arguments
 from .figures_report import CEILINGS, PUBLISHER, TRIPS, Results, write
-from .harness import BROKER, RESULTS, delete_queues, settled
-from .systems import DEVICES, RunningSystem, SwarmCommand, System, owsla
+from .harness import broker_version, delete_queues, settled
+from .systems import DEVICES, RunningSystem, SwarmCommand, System, mqtt, owsla
 
 WARM = 1.0
 """Time in seconds that lines flow before the measurement starts."""
@@ -49,13 +50,14 @@ Step = Callable[[RunningSystem], dict[str, float]]
 class Bench:
     """Measurements of all systems."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, results: Results) -> None:
+    def __init__(self, options: argparse.Namespace, broker: str, folder: Path, results: Results) -> None:
+        """Prepare the measurements with the RabbitMQ at the URL `broker`."""
         self.options = options
         self.results = results
         self.made = development_certificates(folder, "localhost")
         self.openssl = folder / "devices.cnf"
         self.openssl.write_text(DEVICES.format(groups=options.groups))
-        self.broker: str = options.broker
+        self.broker = broker
         at = pika.URLParameters(self.broker)
         local = at.host in ("127.0.0.1", "localhost", "::1")
         self.broker_pid = proc.listener(at.port) if local else None
@@ -69,10 +71,10 @@ class Bench:
             self.no_program = str(error)
             progress(f"{error}: using the back end in Python, without ceilings")
         results.back_end = "the C program" if self.program else "Python"
-        self.systems = [owsla(1)]
-        if options.workers > 1:
-            self.systems.append(owsla(options.workers))
-        self.systems += [System(*pair.split("=", 1)) for pair in options.beside]
+        results.broker = broker_version(broker)
+        self.systems = systems(options)
+        results.systems = [system.name for system in self.systems]
+        results.beside = [system.name for system in self.systems if not system.ours]
         self.steps: dict[str, Step] = {
             # Memory first, of a process that has done nothing yet. The flood last: some systems take long to work it off.
             "memory": self.memory,
@@ -135,14 +137,21 @@ class Bench:
     # -- what is measured ----------------------------------------------------------------------------------------------------
 
     def swarm(self, running: RunningSystem, *options: str, waits: bool = False) -> SwarmCommand:
-        return SwarmCommand(running.port, self.made.ca, self.openssl, *options, waits=waits)
+        protocol = ("--protocol", running.system.protocol)
+        return SwarmCommand(running.port, self.made.ca, self.openssl, *protocol, *options, waits=waits)
 
     def back_end(self, running: RunningSystem, echoes: bool) -> CProgram | PythonBackEnd:
-        return start_back_end(self.program, self.broker, echoes, running.system.queues, running.system.ours)
+        system = running.system
+        if system.protocol != "lines" and self.program is None:
+            raise MeasurementError(f"{self.no_program}, whose back end can answer by topic")
+        return start_back_end(self.program, running.broker, echoes, system.queues, system.ours)
 
-    def window(self, pids: dict[str, int], lines: Callable[[], int]) -> dict[str, float]:
-        """Measure the CPU of each process, and the lines that arrive, for `--seconds`."""
-        if self.broker_pid is not None:
+    def window(self, pids: dict[str, int], lines: Callable[[], int], broker: str) -> dict[str, float]:
+        """Measure the CPU of each process, and the lines that arrive, for `--seconds`.
+
+        A system with a RabbitMQ of its own, at the URL `broker`, is gateway and RabbitMQ in one: the other RabbitMQ is idle.
+        """
+        if self.broker_pid is not None and broker == self.broker:
             pids = {**pids, "broker": self.broker_pid}
 
         def sample() -> dict[str, float]:
@@ -195,7 +204,8 @@ class Bench:
             first = back_end.lines()
             swarm.begin()
             time.sleep(WARM)
-            found = self.window({"server": running.pid, "swarm": swarm.pid, "back_end": back_end.pid}, back_end.lines)
+            pids = {"server": running.pid, "swarm": swarm.pid, "back_end": back_end.pid}
+            found = self.window(pids, back_end.lines, running.broker)
             if name != "ingest":  # after a flood some systems take minutes to work off their lines
                 done = swarm.summary(60)
                 self.note(running, name, done)
@@ -203,10 +213,18 @@ class Bench:
                 arrived = self.arrived(back_end, written + first) - first
                 if arrived != written:
                     self.results.note(running.system.name, f"{name}: {arrived} lines arrived of {written} that were written")
+            self.check(running, name, back_end)
         self.results.record(running.system.name, name, window=found)
         if found["lines"] <= 0:
             raise MeasurementError("no line arrived")
         return found
+
+    def check(self, running: RunningSystem, name: str, back_end: CProgram | PythonBackEnd) -> None:
+        """Note lines that are missing or repeated by their numbers."""
+        counts = back_end.counts()
+        wrong = [f"{counts[what]} lines {what}" for what in ("missing", "repeated") if counts[what]]
+        if wrong:
+            self.results.note(running.system.name, f"{name}: {', '.join(wrong)}")
 
     def lasting(self) -> tuple[str, ...]:
         """Return the options for a swarm that outlasts the window."""
@@ -235,13 +253,21 @@ class Bench:
             for part in ("server", "swarm", "back_end", "broker"):
                 if part in found:
                     figures[f"{name}_{part}_us"] = found[part] / lines * 1e6
+            figures.update(self.together(name, found, running.broker))
             figures[f"{name}_per_s"] = lines / found["seconds"]
         return figures
 
     def ingest(self, running: RunningSystem) -> dict[str, float]:
         """Measure lines at the highest rate that the system accepts."""
         found = self.measure_lines(running, "ingest", "--mode", "flood", "--connections", str(self.options.devices))
-        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found)}
+        together = self.together("ingest", found, running.broker)
+        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found), **together}
+
+    def together(self, name: str, found: dict[str, float], broker: str) -> dict[str, float]:
+        """Return CPU per line of the server and RabbitMQ together, unless RabbitMQ is on another machine."""
+        if "broker" not in found and broker == self.broker:
+            return {}
+        return {f"{name}_together_us": (found["server"] + found.get("broker", 0.0)) / found["lines"] * 1e6}
 
     def trips(self, running: RunningSystem) -> dict[str, float]:
         """Measure round trips: each device sends its next line when the last one was answered."""
@@ -255,16 +281,17 @@ class Bench:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self.back_end(running, True))
                 rate = "--connections", str(self.options.devices), "--rate", f"{self.options.latency_rate:g}"
-                swarm = stack.enter_context(self.swarm(running, "--mode", "echo", *self.lasting(), *rate, waits=True))
+                echo = "--mode", "echo", "--seconds", f"{self.options.latency_seconds:g}", *LINE
+                swarm = stack.enter_context(self.swarm(running, *echo, *rate, waits=True))
                 swarm.ready()
                 storm = None
                 if name == "storm":
-                    seconds = str(600 + self.options.seconds)
+                    seconds = str(600 + self.options.latency_seconds)
                     stormy = "--mode", "storm", "--connect-rate", f"{self.options.connects:g}", "--seconds", seconds
                     storm = stack.enter_context(self.swarm(running, *stormy))
                     time.sleep(1.5)  # until the storm has started
                 swarm.begin()
-                done = swarm.summary(90 + self.options.seconds)
+                done = swarm.summary(90 + self.options.latency_seconds)
                 self.note(running, f"latency, {name}", done)
                 times = done["answers"]["ms_since_due"]
                 if times is None:
@@ -296,9 +323,10 @@ class Bench:
             CProgram(program, self.broker, "publish", *BARE, WINDOW) as publisher,
         ):
             time.sleep(WARM)
-            found = self.window({"server": publisher.pid, "back_end": drain.pid}, publisher.lines)
+            found = self.window({"server": publisher.pid, "back_end": drain.pid}, drain.lines, self.broker)
         self.results.record(PUBLISHER, "ingest", window=found)
-        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found)}
+        together = self.together("ingest", found, self.broker)
+        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found), **together}
 
     def both_queues(self, program: Path) -> dict[str, float]:
         """Measure round trips of a bare producer through both queues and an echo, with a line in flight per device."""
@@ -307,7 +335,7 @@ class Bench:
             CProgram(program, self.broker, "trips", *BARE, self.options.trip_devices) as producer,
         ):
             time.sleep(WARM)
-            found = self.window({"server": producer.pid, "back_end": echo.pid}, producer.lines)
+            found = self.window({"server": producer.pid, "back_end": echo.pid}, producer.lines, self.broker)
         self.results.record(TRIPS, "trips", window=found)
         return {"trips_per_s": found["lines"] / found["seconds"], **shares("trips", found)}
 
@@ -322,8 +350,7 @@ class Bench:
                 raise MeasurementError(
                     f"needs {-(-options.held // files)} workers: a process may have about {files} open files"
                 )
-            with self.start(system) as running, PythonBackEnd(self.broker, *system.queues) as back_end:
-                back_end.call("begin", answers="", numbered=False)
+            with self.start(system) as running, self.back_end(running, False) as back_end:
                 with self.hold(running, 100) as swarm:
                     swarm.ready()
                     swarm.interrupt()
@@ -353,7 +380,7 @@ class Bench:
                         "minutes": options.held_minutes,
                         "written": written,
                         "arrived": arrived,
-                        "twice": back_end.stats()["duplicates"],
+                        "twice": back_end.counts()["repeated"],
                         "kb": memory / max(1, connections["connected"]),
                         "cpu": spent / max(1, seconds - 1),
                     },
@@ -375,67 +402,28 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def command_line() -> str:
-    """Return the command that reproduces the figures, without passwords and without the paths of other systems."""
-    words: list[str] = []
-    arguments = iter(sys.argv[1:])
-    for word in arguments:
-        name, given, value = word.partition("=")
-        if name not in ("--beside", "--broker", "--output"):
-            words.append(word)
-            continue
-        value = value if given else next(arguments, "")
-        if name == "--beside":
-            words += [name, f"{value.partition('=')[0]}=…"]
-        elif name == "--broker":
-            words += [name, f"…{value[value.rfind('@') + 1 :]}"]
-    return " ".join(["python", "-m", "bench.figures", *map(quoted, words)])
+def systems(options: argparse.Namespace) -> list[System]:
+    """Return the systems to measure."""
+    found = []
+    for processes in sorted({1, options.workers}):
+        found += [owsla(processes, options.batch if variant == "batch" else 1) for variant in options.variants]
+    found += [System(*pair.split("=", 1)) for pair in options.beside]
+    return [*found, mqtt()] if options.mqtt else found
 
 
-def quoted(word: str) -> str:
-    return word if word.endswith("=…") and " " not in word else shlex.quote(word)
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.figures", description="Measure cost and throughput of Owsla, compared with other systems."
-    )
-    parts = ("memory", "handshakes", "line", "trips", "latency", "ingest", "held")
-    parser.add_argument("--broker", metavar="URL", default=BROKER, help="a RabbitMQ (default: %(default)s)")
-    parser.add_argument(
-        "--runs", type=int, default=5, help="runs, in each of which the systems take turns (default: %(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default: %(default)s)")
-    parser.add_argument("--only", metavar="NAMES", default=",".join(parts), help="parts to measure (default: %(default)s)")
-    parser.add_argument(
-        "--beside", metavar="NAME=COMMAND", action="append", default=[], help="another system; may be given several times"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="workers of a second Owsla; 1 for none (default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=200, help="devices for lines and latency (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=5000, help="lines per second for CPU per line (default: %(default)s)")
-    parser.add_argument("--trip-devices", type=int, default=500, help="devices for round trips (default: %(default)s)")
-    parser.add_argument("--latency-rate", type=float, default=500, help="lines per second for latency (default: %(default)s)")
-    parser.add_argument("--connects", type=float, default=500, help="connects per second during latency (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=5000, help="connections for memory (default: %(default)s)")
-    # Current devices would offer X25519MLKEM768 first, which costs any gateway 7 KB per connection and a fifth more CPU.
-    parser.add_argument("--groups", default="X25519", help="key exchange groups of the devices (default: %(default)s)")
-    parser.add_argument("--held", type=int, default=10000, help="connections to hold (default: %(default)s)")
-    parser.add_argument("--held-minutes", type=float, default=1, help="how long to hold them (default: %(default)s)")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=RESULTS, help="folder of figures* (default: bench/results)"
-    )
-    options = parser.parse_args()
-    options.only = options.only.split(",")
-    for name in options.only:
-        if name not in parts:
-            parser.error(f"--only: {name!r} is not one of {', '.join(parts)}")
-    for pair in options.beside:
-        name, given, command = pair.partition("=")
-        if not name or not given or "{port}" not in command:
-            parser.error(f"--beside: {pair!r} is not NAME=COMMAND with {{port}} in the command")
-    if min(options.runs, options.seconds, options.held, options.held_minutes, options.connections) <= 0:
-        parser.error("--runs, --seconds, --connections, --held and --held-minutes must be above 0")
-    return options
+def measure(bench: Bench, options: argparse.Namespace, results: Results) -> None:
+    """Take all turns."""
+    if set(options.only) - {"held"}:
+        for number in range(options.runs):
+            progress(f"run {number + 1} of {options.runs}, load average {os.getloadavg()[0]:.1f}")
+            results.begin()
+            began = time.monotonic()
+            bench.run(number)
+            progress(f"run {number + 1} took {time.monotonic() - began:.0f} s")
+    if "held" in options.only:
+        progress(f"holding {options.held} connections")
+        for system in bench.systems:
+            bench.held(system)
 
 
 def interrupted(*_: object) -> None:
@@ -447,22 +435,16 @@ def main() -> int:
     # SIGINT too: a shell starts background jobs with SIGINT ignored, and the swarms, which inherit that, are ended with it.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupted)
-    results = Results(command_line(), options)
+    results = Results(command_line(sys.argv[1:]), options)
     status = 0
     try:
-        with tempfile.TemporaryDirectory(prefix="owsla-bench-") as folder:
-            bench = Bench(options, Path(folder), results)
-            results.systems = [system.name for system in bench.systems]
-            results.beside = [system.name for system in bench.systems if not system.ours]
-            if set(options.only) - {"held"}:
-                for number in range(options.runs):
-                    progress(f"run {number + 1} of {options.runs}, load average {os.getloadavg()[0]:.1f}")
-                    results.begin()
-                    bench.run(number)
-            if "held" in options.only:
-                progress(f"holding {options.held} connections")
-                for system in bench.systems:
-                    bench.held(system)
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owsla-bench-"))
+            broker = stack.enter_context(own_broker.running()) if options.broker == OWN else options.broker
+            measure(Bench(options, broker, Path(folder), results), options, results)
+    except MeasurementError as error:
+        progress(str(error))
+        status = 1
     except KeyboardInterrupt:
         results.interrupted = True
         status = 130

@@ -47,7 +47,9 @@ FIGURES = (
     Figure("idle_kb", "Memory of an idle connection (PSS)", "KB", 1, less=True),
     Figure("line_server_us", "CPU per line to RabbitMQ, {rate:g}/s from {devices} devices, each ms", "µs", 1, less=True),
     Figure("even_server_us", "The same, each line at its own time", "µs", 1, less=True),
-    Figure("ingest_per_s", "Lines per second at full speed, {devices} devices", "/s", 0),
+    Figure("line_together_us", "CPU per line of gateway and RabbitMQ together, {rate:g}/s, each ms", "µs", 1, less=True),
+    Figure("ingest_together_us", "The same at full speed", "µs", 1, less=True),
+    Figure("ingest_per_s", "Lines per second at full speed, {devices} devices, to a consumer that decodes them", "/s", 0),
     Figure("trips_per_s", "Round trips per second, {trip_devices} devices", "/s", 0),
     Figure("quiet_p50_ms", "Round trip at {latency_rate:g}/s, p50", "ms", 2, less=True),
     Figure("quiet_p99_ms", "Round trip at {latency_rate:g}/s, p99", "ms", 2, less=True),
@@ -84,6 +86,8 @@ class Results:
     """Raw numbers that the figures are computed from: windows, and summaries of the swarms."""
     held: dict[str, dict[str, float]] = field(default_factory=dict)
     back_end: str = ""
+    broker: str = ""
+    """Product and version of the broker."""
     interrupted: bool = False
 
     def begin(self) -> None:
@@ -165,10 +169,9 @@ def surroundings(results: Results) -> list[str]:
         rows = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), "")
     found = [model or platform.machine(), f"{platform.system()} {platform.release()}"]
-    try:
-        found.append(circumstances(results.options.broker, SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()))
-    except Exception as error:
-        found.append(f"broker unreachable: {type(error).__name__}")
+    found.append(circumstances(devices=SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode()))
+    if results.broker:
+        found.append(results.broker)
     with contextlib.suppress(OSError):
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
         if commit.returncode == 0:
@@ -187,7 +190,8 @@ def markdown(results: Results, around: list[str], plots: list[str]) -> str:
     if any(results.runs):
         options = results.options
         parts.append(
-            f"Medians of {options.runs} alternating runs of {options.seconds:g} s, with minimum and maximum in brackets. "
+            f"Medians of {len(results.runs)} alternating runs of {options.seconds:g} s ({options.latency_seconds:g} s for "
+            "latency), with minimum and maximum in brackets. "
             "Devices (lines of 50 bytes), back end and RabbitMQ are on the same machine. "
             "A ratio is the median of the ratios of the runs."
         )
@@ -231,7 +235,7 @@ def summary(results: Results) -> str:
 
 
 def ceiling(figure: str) -> str | None:
-    return next((name for name, part in CEILINGS.items() if figure == f"{part}_per_s"), None)
+    return next((name for name, part in CEILINGS.items() if figure in (f"{part}_per_s", f"{part}_together_us")), None)
 
 
 def failed(results: Results, system: str, figure: str) -> str:

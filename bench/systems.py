@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import pika
 
-from . import proc
+from . import own_broker, proc
 from .c_program import MeasurementError
 from .harness import delete_queues, free_port
 
@@ -36,39 +36,58 @@ class System:
     to_device: str = "to_device"
     ours: bool = False
     processes: int = 1
+    protocol: str = "lines"
+    """Protocol of its devices. With `mqtt` the system is a RabbitMQ of its own, on the port {amqp}."""
 
     @property
     def queues(self) -> tuple[str, str]:
         return self.from_device, self.to_device
 
 
-def owsla(processes: int) -> System:
-    """Return Owsla with its defaults, except for a quick shutdown and its own queues."""
-    queues = "owsla-bench-from", "owsla-bench-to"
+QUEUES = "owsla-bench-from", "owsla-bench-to"
+
+
+def owsla(processes: int, batch: int = 1) -> System:
+    """Return Owsla with its defaults, except for a quick shutdown and its own queues. `batch`: lines in a message at most."""
+    queues = QUEUES
     twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
     command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
     command += f"--from-device {queues[0]} --to-device {queues[1]} --workers {processes} --drain-spread 0s --idle-timeout off"
     name = "Owsla" if processes == 1 else f"Owsla, {processes} workers"
+    if batch > 1:
+        command += f" --batch {batch}"
+        name += f", --batch {batch}"
     return System(name, command, *queues, ours=True, processes=processes)
+
+
+def mqtt() -> System:
+    """Return the MQTT plugin of a RabbitMQ of its own. A queue is bound to the topics of the lines."""
+    command = own_broker.command("{amqp}", "--mqtt-port {port} --cert {cert} --key {key}")
+    return System("RabbitMQ MQTT", command, *QUEUES, protocol="mqtt")
 
 
 class RunningSystem:
     """Running gateway. As a context manager, it ends with the block, with its child processes and queues."""
 
     def __init__(self, system: System, broker: str, cert: Path, key: Path) -> None:
+        """Start a system in front of the RabbitMQ at the URL `broker`, unless it has one of its own."""
         self.system = system
         self.port = free_port()
-        self._broker = broker
+        amqp = free_port()
+        self._own_broker = system.protocol == "mqtt"
+        self.broker = own_broker.url(amqp) if self._own_broker else broker
+        """URL of its RabbitMQ."""
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         self._log = Path(self._folder.name) / "log"
-        delete_queues(broker, *system.queues)
+        if not self._own_broker:
+            delete_queues(broker, *system.queues)
         command = system.command
-        for word, value in (("port", str(self.port)), ("cert", shlex.quote(str(cert))), ("key", shlex.quote(str(key)))):
+        words = {"port": str(self.port), "amqp": str(amqp), "cert": shlex.quote(str(cert)), "key": shlex.quote(str(key))}
+        for word, value in words.items():
             command = command.replace(f"{{{word}}}", value)
         # Settings from the environment must not change the measurement. The URL has a password, so it is no argument.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OWSLA_")}
-        if system.ours:
-            environment["OWSLA_BROKER"] = broker
+        environment["OWSLA_BROKER" if system.ours else "AMQP_URL"] = broker
         with self._log.open("wb") as log:
             # A session of its own, so that it can be ended with all its children, and Ctrl-C reaches this process only.
             self._process = subprocess.Popen(
@@ -84,6 +103,8 @@ class RunningSystem:
         self.pid = self._process.pid
         try:
             self._wait(60)
+            if self._own_broker:
+                self._bind()
         except BaseException:
             self._end()
             raise
@@ -105,6 +126,13 @@ class RunningSystem:
             time.sleep(0.1)
         raise MeasurementError(f"it did not start: {self.last_log_line()}")
 
+    def _bind(self) -> None:
+        """Bind the queue of lines to the topics of the devices."""
+        with pika.BlockingConnection(pika.URLParameters(self.broker)) as connection:
+            channel = connection.channel()
+            channel.queue_declare(self.system.from_device, durable=True)
+            channel.queue_bind(self.system.from_device, "amq.topic", "lines.*")
+
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -123,8 +151,9 @@ class RunningSystem:
     def _end(self) -> None:
         end_group(self._process, 20)
         self._folder.cleanup()
-        with contextlib.suppress(pika.exceptions.AMQPError, OSError):
-            delete_queues(self._broker, *self.system.queues)
+        if not self._own_broker:
+            with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+                delete_queues(self.broker, *self.system.queues)
 
     def __enter__(self) -> RunningSystem:
         return self
