@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH = 820
-LEFT = 170
+WIDTH = 860
+LEFT = 210
 RIGHT = 110
 ROW = 26
 

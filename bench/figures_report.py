@@ -48,7 +48,7 @@ FIGURES = (
     Figure("line_server_us", "CPU per line to RabbitMQ, {rate:g}/s from {devices} devices, each ms", "µs", 1, less=True),
     Figure("even_server_us", "The same, each line at its own time", "µs", 1, less=True),
     Figure("line_together_us", "CPU per line of gateway and RabbitMQ together, {rate:g}/s, each ms", "µs", 1, less=True),
-    Figure("ingest_together_us", "The same at full speed", "µs", 1, less=True),
+    Figure("ingest_together_us", "CPU per line of gateway and RabbitMQ together, at full speed", "µs", 1, less=True),
     Figure("ingest_per_s", "Lines per second at full speed, {devices} devices, to a consumer that decodes them", "/s", 0),
     Figure("trips_per_s", "Round trips per second, {trip_devices} devices", "/s", 0),
     Figure("quiet_p50_ms", "Round trip at {latency_rate:g}/s, p50", "ms", 2, less=True),
@@ -226,12 +226,18 @@ def summary(results: Results) -> str:
                 row.append(f"**{figure.shown(median(found))}**{spread}")
             else:
                 row.append(cell)
-            for other in (*results.beside, ceiling(figure.name)):
+            for other in (*compared(results), ceiling(figure.name)):
                 ratio = results.ratio(system, other, figure.name) if other and other != system else None
                 row.append("" if ratio is None else f"{ratio:.2f}")
             rows.append(row)
-    heads = [f"of {other}" for other in results.beside]
+    heads = [f"of {other}" for other in compared(results)]
     return table(("figure", "system", "median", *heads, "of the ceiling"), rows)
+
+
+def compared(results: Results) -> list[str]:
+    """Return the systems that all are compared with: the first Owsla, if there are others, and those beside it."""
+    ours = [system for system in results.systems if system not in results.beside]
+    return [*(ours[:1] if len(ours) > 1 else []), *results.beside]
 
 
 def ceiling(figure: str) -> str | None:

@@ -70,11 +70,11 @@ class WriteTests(SynchronousTestCase):
                 self.results.keep(system, {"ingest_together_us": value})
         write(self.results, self.folder)
         rows = self.rows()
-        title = "**The same at full speed**, µs"
-        self.assertEqual(rows[title, "Owsla"], ["**110.0** (100.0 to 120.0)", "0.50", "0.80"])
-        self.assertEqual(rows[title, "Owsla, --batch 200"], ["**20.0** (20.0 to 55.0)", "0.12", "0.13"])
-        self.assertEqual(rows[title, "go"], ["**200.0** (160.0 to 220.0)", "", "1.33"])
-        self.assertEqual(rows[title, figures_report.PUBLISHER], ["**150.0** (110.0 to 150.0)", "0.75", ""])
+        title = "**CPU per line of gateway and RabbitMQ together, at full speed**, µs"
+        self.assertEqual(rows[title, "Owsla"], ["**110.0** (100.0 to 120.0)", "", "0.50", "0.80"])
+        self.assertEqual(rows[title, "Owsla, --batch 200"], ["**20.0** (20.0 to 55.0)", "0.20", "0.12", "0.13"])
+        self.assertEqual(rows[title, "go"], ["**200.0** (160.0 to 220.0)", "2.00", "", "1.33"])
+        self.assertEqual(rows[title, figures_report.PUBLISHER], ["**150.0** (110.0 to 150.0)", "1.25", "0.75", ""])
 
     def test_failed(self) -> None:
         """A system that fails has the reason in its rows, and the others have their figures."""
@@ -89,7 +89,7 @@ class WriteTests(SynchronousTestCase):
 
     def test_six_systems(self) -> None:
         """Plots have a row for each of six systems, and no text is outside of them."""
-        self.results.systems = ["Owsla", "Owsla, 2 workers", "Owsla, --batch 200", "erlang", "go", "RabbitMQ MQTT"]
+        self.results.systems = ["Owsla", "Owsla, 9 workers, --batch 200", "Owsla, --batch 200", "erlang", "go", "RabbitMQ MQTT"]
         self.results.beside = self.results.systems[3:]
         for number, system in enumerate(self.results.systems, 1):
             figures = {figure.name: float(number) for figure in figures_report.FIGURES}
