@@ -1,0 +1,80 @@
+"""The lines of a device that speaks MQTT, without sockets."""
+
+from __future__ import annotations
+
+import socket
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from owsla.cli._arguments import parser
+from owsla.cli.swarm import _mqtt
+from owsla.cli.swarm._device import UP, Device
+from owsla.cli.swarm._errors import SwarmError
+from owsla.cli.swarm._measurements import Measurements
+from owsla.cli.swarm._mqtt_conversation import MQTTConversation
+from owsla.cli.swarm._planning import plan
+
+CONNACK = b"\x20\x02\x00\x00"
+SUBACK = b"\x90\x03\x00\x01\x01"
+
+
+class ConversationTests(SynchronousTestCase):
+    """The conversation of a device."""
+
+    def begin(self, mode: str) -> MQTTConversation:
+        made = plan(parser().parse_args(["swarm", "--protocol", "mqtt", "--mode", mode, "--line", "{device} {n}"]))
+        self.measured = Measurements(scheduled=bool(made.rate))
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        self.device = Device(3, ours, self.measured.counts.answers, 0)
+        return MQTTConversation(made, self.measured)
+
+    def test_echo(self) -> None:
+        """A device is ready after CONNACK and SUBACK, in pieces too. Its answers are matched and acknowledged, once."""
+        conversation = self.begin("echo")
+        self.assertTrue(conversation.greeting(self.device).endswith(_mqtt.subscribe(3)))
+        greeting = CONNACK + SUBACK
+        found = [conversation.greeted(self.device, greeting[n : n + 1]) for n in range(len(greeting))]
+        self.assertEqual(found, [False] * (len(greeting) - 1) + [True])
+        self.device.state = UP
+        self.assertEqual(conversation.next_line(self.device, None), _mqtt.publish(3, 0, b"3 0"))
+        self.assertFalse(conversation.may_send(self.device))
+        answer = b"\x32\x10\x00\x09answers/3\x00\x013 0"
+        self.assertIsNone(conversation.received(self.device, b"\x40\x02\x00\x01" + answer[:5]))
+        self.assertTrue(conversation.unfinished(self.device))
+        self.assertIsNone(conversation.received(self.device, answer[5:]))
+        self.assertEqual(conversation.replies(self.device), _mqtt.puback(b"\x00\x01"))
+        self.assertEqual(conversation.replies(self.device), b"")
+        self.assertEqual((self.measured.counts.acked, self.measured.counts.answers.answers), (1, 1))
+        self.assertFalse(conversation.unfinished(self.device))
+
+    def test_flood(self) -> None:
+        """A device that takes no answers subscribes to none, and sends at most 20 lines that are not acknowledged."""
+        conversation = self.begin("flood")
+        self.assertFalse(conversation.greeting(self.device).endswith(_mqtt.subscribe(3)))
+        self.assertTrue(conversation.greeted(self.device, CONNACK))
+        for _ in range(20):
+            self.assertTrue(conversation.may_send(self.device))
+            conversation.next_line(self.device, None)
+        self.assertFalse(conversation.may_send(self.device))
+        conversation.received(self.device, b"\x40\x02\x00\x01")
+        self.assertTrue(conversation.may_send(self.device))
+
+    def test_refused(self) -> None:
+        """A refusal of the connection or of the subscription, and other packets, fail with a reason."""
+        for answer, reason in (
+            (b"\x20\x02\x00\x05", "connection refused with return code 5"),
+            (CONNACK + b"\x90\x03\x00\x01\x80", "subscription refused with return code 128"),
+            (b"\xd0\x00", "a packet of type 13"),
+            (b"\x20\xff\xff\xff\xff\x01", "malformed"),
+        ):
+            conversation = self.begin("echo")
+            with self.assertRaises(SwarmError) as caught:
+                conversation.greeted(self.device, answer)
+            self.assertIn(reason, str(caught.exception))
+
+    def test_malformed(self) -> None:
+        """Malformed packets, and those of another type, end the connection with a reason."""
+        for data in (b"\x30\xff\xff\xff\xff\x01", b"\xd0\x00", b"\x32\x02\x00\x09"):
+            self.assertIn("malformed", self.begin("echo").received(self.device, data) or "")
