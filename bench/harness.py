@@ -121,14 +121,16 @@ class HasMemory(Protocol):
 
 
 def settled(gateway: HasMemory, patience: float = 15.0) -> float:
-    """Wait until the memory of a process no longer changes, and return it in KB."""
+    """Wait until the memory of a process has not changed for three seconds, and return it in KB.
+
+    A gateway returns free memory to the system a second or two after many handshakes.
+    """
     end = time.monotonic() + patience
-    last = gateway.pss()
-    while time.monotonic() < end:
+    last, same = gateway.pss(), 0
+    while same < 3 and time.monotonic() < end:
         time.sleep(1.0)
         now = gateway.pss()
-        if abs(now - last) < 100:
-            return now
+        same = same + 1 if abs(now - last) < 100 else 0
         last = now
     return last
 

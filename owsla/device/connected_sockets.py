@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..interfaces import Reactor
-from ..runtime.memory import ProcessMemory
+from ..runtime.memory import ProcessMemory, TrimSchedule
 from ..supervision import Worker
 from ..tls.post_handshake import PostHandshake
 from .admission import Admission
@@ -23,9 +23,6 @@ from .tls_transport import TLSTransport
 
 FREEZE_EVERY: Final = 500
 """Handshakes after which objects are excluded from garbage collection: a pause of some 2 ms each time."""
-
-TRIM_INTERVAL: Final = 60.0
-"""Minimum time in seconds between two returns of free memory to the system, after `FREEZE_EVERY` handshakes or more."""
 
 SWEEP: Final = 1.0
 """Seconds between two checks of handshakes, closing connections and idle connections."""
@@ -77,7 +74,7 @@ class ConnectedSockets(Worker):
         self._ports: list[Port] = []
         """The one that has accepted a connection last is the last."""
         self._handshakes = 0
-        self._trimmed = (0, 0.0)  # the number of handshakes, and the time
+        self._trims = TrimSchedule(reactor.seconds())
         self.admission: Final = admission
         self.poller: Final = Poller(reactor, linger, began)
         self.post_handshake: Final = PostHandshake(reactor.seconds)
@@ -151,13 +148,8 @@ class ConnectedSockets(Worker):
             port.sweep(now)
         for transport in self.admission.those_waiting():
             transport.closeIfGone()
-        self._trim(now)
+        if self._memory is not None and self._trims.due(self._handshakes, now):
+            self._memory.trim()
         self.scheduler.proceed()
         if self._housekeeping is not None:
             self._housekeeping.sweep()
-
-    def _trim(self, now: float) -> None:
-        handshakes, then = self._trimmed
-        if self._memory is not None and self._handshakes >= handshakes + FREEZE_EVERY and now >= then + TRIM_INTERVAL:
-            self._trimmed = (self._handshakes, now)
-            self._memory.trim()

@@ -51,7 +51,7 @@ from owsla.events import (
 )
 from owsla.routing import ConnectionIds, Registry
 from owsla.runtime.end_of_turn import EndOfTurn
-from owsla.runtime.memory import ProcessMemory
+from owsla.runtime.memory import ProcessMemory, TrimSchedule
 from owsla.runtime.sockets import bind
 from owsla.supervision import DynamicSupervisor
 from owsla.tls.refusal import HandshakeRefused, Refusal
@@ -228,23 +228,16 @@ class PortTests(Base):
         self.assertEqual(settled, [0, 2, 4])
 
     def test_gives_back(self) -> None:
-        """After a peak memory is returned to the system once, and again after the next peak, but at most once a minute."""
+        """Once the handshakes of a stampede have ended, memory is returned to the system."""
         memory = mock.Mock(spec=ProcessMemory)
-
-        def given_back_after(devices: int, seconds: int) -> int:
-            for _ in range(devices):
-                self.device()
-            self.later(seconds)
-            return int(memory.trim.call_count)
-
-        with mock.patch("owsla.device.connected_sockets.FREEZE_EVERY", 2):
+        with mock.patch.multiple(TrimSchedule, HANDSHAKES=2, CALM=1):
             self.listen(memory=memory)
-            self.later(70)
-            self.assertEqual(given_back_after(1, 10), 0)
-            self.assertEqual(given_back_after(1, 10), 1)
-            self.assertEqual(given_back_after(2, 40), 1)
-            self.assertEqual(given_back_after(0, 20), 2)
-            self.assertEqual(given_back_after(1, 70), 2)
+            for expected in (0, 1):
+                self.device()
+                self.later(1)
+                self.assertEqual(memory.trim.call_count, 0)
+                self.later(2)
+                self.assertEqual(memory.trim.call_count, expected)
 
     def test_deep_backlog(self) -> None:
         """The backlog holds a stampede in the accept queue."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.runtime.imports import without_collection
-from owsla.runtime.memory import ProcessMemory
+from owsla.runtime.memory import ProcessMemory, TrimSchedule
 
 
 def resident() -> int:
@@ -87,3 +87,35 @@ class MemoryTests(SynchronousTestCase):
         ProcessMemory().trim()
         self.assertLess(resident(), full - 30_000_000)
         self.assertEqual(len(in_use), 200)
+
+
+class TrimScheduleTests(SynchronousTestCase):
+    def trims(self, schedule: TrimSchedule, rates: list[tuple[int, int]]) -> list[int]:
+        """Run phases of some seconds with a number of handshakes in each second. Return the seconds of the returns."""
+        made = now = 0
+        found = []
+        for rate, seconds in rates:
+            for _ in range(seconds):
+                now += 1
+                made += rate
+                if schedule.due(made, now):
+                    found.append(now)
+        return found
+
+    def test_after_a_stampede(self) -> None:
+        """Memory is returned a second after a stampede, whenever it comes, and not while it lasts."""
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(1000, 10), (0, 600)]), [11])
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(0, 100), (1000, 10), (20, 100)]), [111, 171])
+
+    def test_few_handshakes(self) -> None:
+        """A few handshakes return nothing, until there were many in all."""
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(1, 499)]), [])
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(1, 1100)]), [500, 1000])
+
+    def test_interval(self) -> None:
+        """After a second stampede within a minute, memory is returned when the minute is over."""
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(1000, 5), (0, 10), (1000, 5), (0, 100)]), [6, 66])
+
+    def test_endless(self) -> None:
+        """While handshakes never become few, memory is returned once in five minutes."""
+        self.assertEqual(self.trims(TrimSchedule(0.0), [(100, 900)]), [240, 540, 840])
