@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from owsla.amqp import wire
 from owsla.amqp.methods import encode_method
+from owsla.batch_format import HEADER, decode
 from owsla.broker.client import BaseHandler, BrokerClient
 from owsla.broker.connection import BrokerConnection, ConnectionSettings
 from owsla.broker.logins import BrokerLogins
@@ -39,6 +40,7 @@ PREFETCH: Final = 5000
 _I64 = struct.Struct(">q")
 _ID = b"connection_idS\x00\x00\x00\x24"
 _SEQ = b"from_device_seql"
+_BATCH = HEADER.encode()
 
 
 class BackEnd(Child):
@@ -119,13 +121,20 @@ class LineCounter(BaseHandler):
             self._turn.call_last(self._flush)
         self.messages += 1
         # Owsla writes these headers, so they are found by their bytes, without decoding the whole table.
+        if _BATCH in header:
+            for one in decode(body):
+                self._count(one.connection_id, one.seq, header, one.line)
+            return
         at = header.index(_ID) + len(_ID)
-        connection_id = header[at : at + 36]
         seq = _I64.unpack_from(header, header.index(_SEQ) + len(_SEQ))[0]
+        self._count(header[at : at + 36], seq, header, body)
+
+    def _count(self, connection_id: bytes, seq: int, header: bytes, line: bytes) -> None:
+        """Count a line, and answer it if answers are wanted. `header` is the content header of its message."""
         device = self._devices.get(connection_id)
         if device is None:
             device = self._devices[connection_id] = DeviceConnection()
-        if body.startswith(b"storm"):
+        if line.startswith(b"storm"):
             self.others += 1
             return
         if seq < device.next_seq or seq in device.later:
@@ -139,10 +148,10 @@ class LineCounter(BaseHandler):
         else:
             device.later.add(seq)
         self.lines += 1
-        if int(body.split(b" ", 2)[1]) != seq:
+        if int(line.split(b" ", 2)[1]) != seq:
             self.wrong += 1
         if self.answers:
-            self._answer(device, connection_id, header, body)
+            self._answer(device, connection_id, header, line)
 
     def _answer(self, device: DeviceConnection, connection_id: bytes, header: bytes, body: bytes) -> None:
         if not device.publish_frame:

@@ -44,19 +44,20 @@ Answers each line from a device with the same line, until Ctrl-C.
 An answer goes to the queue in the reply_to of the line, or else to to_device.
 It carries the number of the line as to_device_seq, so that devices get the
 answers in order, each once. A line is acknowledged when the broker has
-confirmed its answer. Without a broker, at the start or later, it tries again
-until it is connected.
+confirmed its answer, and a batch of lines when it has confirmed the answers to
+all of them. Without a broker, at the start or later, it tries again until it
+is connected.
 """
 
 _TAIL = """\
-Shows the messages in the queue of lines from devices, one per line, gives them
-back, and ends:
+Shows the lines from devices that are in the queue, gives them back, and ends:
 
   TIME CONNECTION_ID NUMBER DEVICE_ID TEXT
 
-A - stands for a field that a message does not have, and \\x1b for a byte that
-cannot be shown. With --take it shows messages as they arrive and TAKES them,
-like any consumer: no other back end gets them.
+A - stands for a field that a line does not have, and \\x1b for a byte that
+cannot be shown. The lines of a batch (--batch of the gateway) are shown as
+lines that came alone. With --take it shows lines as they arrive and TAKES
+their messages, like any consumer: no other back end gets them.
 """
 
 _SEND = """\
@@ -117,7 +118,8 @@ def _add_tail(tail: Parser) -> None:
         "--count",
         metavar="N",
         type=whole_number(1),
-        help=f"end after N messages; without --take the default is {PEEK_COUNT} and the maximum {PEEK_MOST}",
+        help="end after N lines, and the rest of their batch; "
+        f"without --take the default is {PEEK_COUNT} and the maximum {PEEK_MOST}",
     )
     which = tail.add_mutually_exclusive_group()
     which.add_argument("--take", action="store_true", help="take the messages, as they arrive")

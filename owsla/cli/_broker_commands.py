@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from ..config.options import OPTIONS
 from ..config.settings import Settings
@@ -39,11 +40,14 @@ def tail(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], i
     settings = broker_settings(args, environ)
     if not args.take and (args.count or 0) > PEEK_MOST:
         raise ConfigError(f"--count: without --take the maximum is {PEEK_MOST}")
-    queue = _name(args, environ, "from-device")
-    show = partial(as_json if args.json else as_text, seq_header=_name(args, environ, "seq-header"))
+    what: dict[str, Any] = {
+        "queue": _name(args, environ, "from-device"),
+        "form": as_json if args.json else as_text,
+        "seq_header": _name(args, environ, "seq-header"),
+    }
     if args.take:
-        return partial(run, "tail", settings, partial(Tail, queue=queue, show=show, count=args.count), patient=True)
-    role = partial(Peek, queue=queue, show=show, count=args.count or PEEK_COUNT, force=args.force)
+        return partial(run, "tail", settings, partial(Tail, count=args.count, **what), patient=True)
+    role = partial(Peek, count=args.count or PEEK_COUNT, force=args.force, **what)
     return partial(run, "tail", settings, role, patient=False)
 
 

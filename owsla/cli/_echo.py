@@ -6,7 +6,10 @@
 No line is lost: it is acknowledged only when the broker has confirmed its answer, so after any failure before that the broker
 delivers it again. No device gets an answer twice, even if it is published twice: the answer carries the number of the line.
 
-`read_line` and `answer_properties` are all that a back end needs to know about messages. The rest is publishing with confirms.
+With batches, a message has many lines. Each is answered, and the message is acknowledged when the broker has confirmed all of
+the answers. While too many answers are unconfirmed, batches wait undecoded.
+
+`read_lines` and `answer_properties` are all that a back end needs to know about messages. The rest is publishing with confirms.
 
 Consuming and publishing share a channel. That is discouraged, as a broker short of memory blocks connections that publish. It
 makes no difference here: without confirms there is nothing to acknowledge.
@@ -14,7 +17,7 @@ makes no difference here: without confirms there is nothing to acknowledge.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import ensureDeferred
@@ -25,6 +28,7 @@ from .. import trace_context
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
+from ..batch_format import HEADER, BatchError, decode
 from ..broker import queues
 from ..broker.acks import AckTracker
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, as_failure
@@ -41,7 +45,14 @@ SCRATCH: Final = 2
 """Number of the channel for declarations: a refused one closes its channel."""
 
 PREFETCH: Final = 2000
-"""Maximum number of unacknowledged lines: at 10,000 lines per second those of 0.2 seconds, far longer than a confirm takes."""
+"""Maximum number of unacknowledged messages.
+
+With a line in each message and 10,000 lines per second, those of 0.2 seconds, far longer than a confirm takes. The gateway
+makes batches of some 128 KiB at most.
+"""
+
+UNCONFIRMED: Final = 2000
+"""Number of unconfirmed answers from which on messages wait. The answers to one batch may exceed it."""
 
 QUEUES: Final = 1024
 """Maximum number of queues whose `basic.publish` is kept encoded. Each node of the gateway has one."""
@@ -58,10 +69,38 @@ class Line(NamedTuple):
 
 def read_line(header: bytes, seq_header: str) -> Line | None:
     """Read the content header of a message. Return `None` if the message is not a line from a device."""
+    return _line(_properties(header), seq_header)
+
+
+def read_lines(header: bytes, body: bytes, seq_header: str) -> list[tuple[Line, bytes]]:
+    """Read a message from a gateway: a line, or a batch of lines. Return each with its bytes.
+
+    Raise `ValueError` with the reason if the message is neither.
+    """
+    properties = _properties(header)
+    headers = properties.get("headers", {})
+    if HEADER in headers:
+        try:
+            batch = decode(body)
+        except BatchError as error:
+            raise ValueError(f"a batch that cannot be decoded: {error}") from None
+        reply_to, trace = _reply_to(properties), _trace(headers)
+        return [(Line(one.connection_id.decode(), one.seq, reply_to, trace), one.line) for one in batch]
+    line = _line(properties, seq_header)
+    if line is None:
+        raise ValueError("a message without a connection_id")
+    return [(line, body)]
+
+
+def _properties(header: bytes) -> dict[str, Any]:
+    """Return the properties in the payload of a content header, or none if they are malformed."""
     try:
-        properties = wire.decode_properties(header, wire.BARE_HEADER)
+        return wire.decode_properties(header, wire.BARE_HEADER)
     except WireError:
-        return None
+        return {}
+
+
+def _line(properties: dict[str, Any], seq_header: str) -> Line | None:
     headers = properties.get("headers", {})
     connection_id = headers.get("connection_id")
     if not isinstance(connection_id, str):
@@ -69,9 +108,16 @@ def read_line(header: bytes, seq_header: str) -> Line | None:
     seq = headers.get(seq_header)
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 1 << 63:
         seq = None
+    return Line(connection_id, seq, _reply_to(properties), _trace(headers))
+
+
+def _reply_to(properties: dict[str, Any]) -> str:
     reply_to = properties.get("reply_to")
-    trace = trace_context.read(headers.get(TRACEPARENT), headers.get(TRACESTATE))
-    return Line(connection_id, seq, reply_to if isinstance(reply_to, str) else "", trace)
+    return reply_to if isinstance(reply_to, str) else ""
+
+
+def _trace(headers: dict[str, Any]) -> Trace | None:
+    return trace_context.read(headers.get(TRACEPARENT), headers.get(TRACESTATE))
 
 
 def answer_properties(connection_id: str, seq: int | None, trace: Trace | None = None) -> dict[str, Any]:
@@ -87,7 +133,7 @@ class Answer(NamedTuple):
     """An answer that was published and not confirmed yet."""
 
     tag: int
-    """Delivery tag of the line."""
+    """Delivery tag of the message with the line."""
     queue: str
     connection_id: str
     seq: int | None
@@ -96,7 +142,7 @@ class Answer(NamedTuple):
 
 
 class Answerer(BaseHandler):
-    """The handler of a channel: answers each line, and acknowledges it when its answer is confirmed."""
+    """The handler of a channel: answers each line, and acknowledges a message when the answers to its lines are confirmed."""
 
     def __init__(
         self,
@@ -116,6 +162,7 @@ class Answerer(BaseHandler):
         self._to_device = to_device
         self._seq_header = seq_header
         self._prefix = prefix
+        self._waiting: deque[tuple[int, bytes, bytes]] = deque()
         self._publishes: dict[str, bytes] = {}
         self._sent: dict[int, Answer] = {}
         self._lowest = self._next = 1  # publish tags: the lowest one that may be unconfirmed, and the next one
@@ -123,6 +170,7 @@ class Answerer(BaseHandler):
         self._again: list[Answer] = []
         self._retry_call: DelayedCall | None = None
         self._retry_wait = RetryDelay(first=0.1, most=5.0)
+        self._unanswered: dict[int, int] = {}
         self._acks = AckTracker()
         self._acknowledging = False
 
@@ -142,15 +190,28 @@ class Answerer(BaseHandler):
     # -- lines and answers -------------------------------------------------------------------------------------------------
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
-        line = read_line(header, self._seq_header)
-        if line is None:
-            self._session.log("dropped a message without a connection_id")
+        self._waiting.append((tag, header, body))
+        self._answer_waiting()
+
+    def _answer_waiting(self) -> None:
+        """Answer messages in their order, until too many answers are unconfirmed."""
+        while self._waiting and len(self._sent) + len(self._again) < UNCONFIRMED:
+            self._answer(*self._waiting.popleft())
+
+    def _answer(self, tag: int, header: bytes, body: bytes) -> None:
+        try:
+            lines = read_lines(header, body, self._seq_header)
+        except ValueError as error:
+            self._session.log(f"dropped {error}")
             self._done(tag)
             return
-        # The gateway never names a queue that begins with "amq.", and for some of those names RabbitMQ closes the connection.
-        to_reply_to = line.reply_to and not line.reply_to.startswith("amq.")
-        queue = line.reply_to if to_reply_to else self._to_device
-        self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + body, line.trace))
+        if len(lines) > 1:
+            self._unanswered[tag] = len(lines)
+        for line, text in lines:
+            # The gateway names no queue that begins with "amq.", and for some of those names RabbitMQ closes the connection.
+            to_reply_to = line.reply_to and not line.reply_to.startswith("amq.")
+            queue = line.reply_to if to_reply_to else self._to_device
+            self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + text, line.trace))
 
     def _publish(self, answer: Answer) -> None:
         publish = self._publishes.get(answer.queue)
@@ -170,13 +231,14 @@ class Answerer(BaseHandler):
         for answer in self._take(tag, multiple):
             key = answer.connection_id, answer.seq
             if not self._returned or not self._returned[key]:
-                self._done(answer.tag)
+                self._answered(answer.tag)
                 continue
             self._returned -= Counter([key])
             if answer.queue != self._to_device:
                 self._publish(answer._replace(queue=self._to_device))
             else:
                 self._publish_later(answer, f"there is no queue {self._to_device}")
+        self._answer_waiting()
 
     def refused(self, tag: int, multiple: bool) -> None:
         for answer in self._take(tag, multiple):
@@ -196,6 +258,14 @@ class Answerer(BaseHandler):
         tags = range(self._lowest, (min(tag, last) if tag else last) + 1)
         self._lowest = max(self._lowest, tags.stop)
         return [answer for one in tags if (answer := self._sent.pop(one, None)) is not None]
+
+    def _answered(self, tag: int) -> None:
+        """Count a confirmed answer. The message with this tag is done when the answers to all of its lines are confirmed."""
+        left = self._unanswered.pop(tag, 1) - 1
+        if left:
+            self._unanswered[tag] = left
+        else:
+            self._done(tag)
 
     def _done(self, tag: int) -> None:
         self._acks.done(tag)

@@ -1,4 +1,7 @@
-"""The command `owsla tail`: show the messages of a queue, and return them to the queue or take them."""
+"""The command `owsla tail`: show the messages of a queue, and return them to the queue or take them.
+
+Each line of a device is a line of the output, whether it came in a message of its own or in a batch.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from twisted.python.failure import Failure
 from ..amqp import wire
 from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
+from ..batch_format import HEADER, BatchError, decode
 from ..broker import queues
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, Getter
 from ..broker.queue_state import inspect_queue
@@ -39,10 +43,10 @@ Properties = Mapping[str, Any]
 """Properties of a message, as `wire.decode_properties` returns them."""
 
 
-class Show(Protocol):
-    """Function that formats a message as a line."""
+class Format(Protocol):
+    """Function that formats a message with one line of a device as a line of the output."""
 
-    def __call__(self, properties: Properties, body: bytes, redelivered: bool) -> bytes: ...
+    def __call__(self, properties: Properties, body: bytes, redelivered: bool, *, seq_header: str) -> bytes: ...
 
 
 # -- Formats --------------------------------------------------------------------------------------------------------------
@@ -109,38 +113,81 @@ def _properties(header: bytes) -> Properties:
         return {}
 
 
+def split_batch(properties: Properties, body: bytes, seq_header: str) -> list[tuple[Properties, bytes]]:
+    """Return properties and body of each line of a batch, as the line has them in a message of its own. Raise `BatchError`."""
+    headers = properties.get("headers", {})
+    return [
+        (
+            {
+                **properties,
+                "timestamp": line.received_ms // 1000,
+                "headers": {**headers, "connection_id": line.connection_id, seq_header: line.seq, "device_id": line.device_id},
+            },
+            line.line,
+        )
+        for line in decode(body)
+    ]
+
+
+class Formatter:
+    """Formatter of messages from devices."""
+
+    def __init__(self, form: Format, seq_header: str, warn: Callable[[str], None]) -> None:
+        """`warn` is called with a sentence for each batch that cannot be decoded."""
+        self._form = form
+        self._seq_header = seq_header
+        self._warn = warn
+
+    def lines(self, header: bytes, body: bytes, redelivered: bool) -> list[bytes]:
+        """Return the lines of the output for a message: one, or for a batch one for each of its lines.
+
+        A batch that cannot be decoded is shown as a message with one line, so that `--take` loses no byte of it.
+        """
+        properties = _properties(header)
+        parts: list[tuple[Properties, bytes]] = [(properties, body)]
+        if HEADER in properties.get("headers", {}):
+            try:
+                parts = split_batch(properties, body, self._seq_header)
+            except BatchError as error:
+                self._warn(f"a batch cannot be decoded, and is shown as one line: {error}")
+        return [self._form(each, line, redelivered, seq_header=self._seq_header) for each, line in parts]
+
+
 # -- Consuming -------------------------------------------------------------------------------------------------------------
 
 
 class TakeHandler(BaseHandler):
     """Handler of a channel that consumes: it shows messages, and acknowledges each once it is written."""
 
-    def __init__(self, turn: EndOfTurn, output: Output, client: BrokerClient, show: Show, shown: Callable[[int], None]) -> None:
-        """`shown` is called with a number of messages each time that many were written and acknowledged."""
+    def __init__(
+        self, turn: EndOfTurn, output: Output, client: BrokerClient, formatter: Formatter, shown: Callable[[int], None]
+    ) -> None:
+        """`shown` is called with a number of lines each time that many were written and acknowledged."""
         self._turn = turn
         self._output = output
         self._client = client
-        self._show = show
+        self._formatter = formatter
         self._shown = shown
         self._lines: list[bytes] = []
         self._last = 0
         self._wanted: int | None = None
 
     async def start(self, queue: str, wanted: int | None) -> None:
-        """Consume `wanted` messages, or without a limit if it is `None`."""
+        """Consume until there are `wanted` lines, or without a limit if it is `None`. A batch is consumed as a whole."""
         self._wanted = wanted
         channel = await self._client.open_channel(LINES, self)
         await channel.basic_qos(prefetch_count=PREFETCH if wanted is None else min(wanted, PREFETCH))
         await channel.basic_consume(queue=queue, consumer_tag="owsla tail")
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        if self._wanted is not None and self._wanted <= 0:
+            return  # not acknowledged, so the broker requeues it when the connection ends
+        lines = self._formatter.lines(header, body, redelivered)
         if self._wanted is not None:
-            if not self._wanted:
-                return  # not acknowledged, so the broker requeues it when the connection ends
-            self._wanted -= 1
+            self._wanted -= len(lines)
         if not self._lines:
             self._turn.call_first(self._write)
-        self._lines.append(self._show(_properties(header), body, redelivered))
+        self._lines += lines
         self._last = tag
 
     def _write(self) -> None:
@@ -166,19 +213,29 @@ class Tail:
 
     name = "tail"
 
-    def __init__(self, reactor: Any, turn: EndOfTurn, session: Session, *, queue: str, show: Show, count: int | None) -> None:
-        """End after `count` messages, or never if it is `None`."""
+    def __init__(
+        self,
+        reactor: Any,
+        turn: EndOfTurn,
+        session: Session,
+        *,
+        queue: str,
+        form: Format,
+        seq_header: str,
+        count: int | None,
+    ) -> None:
+        """End after `count` lines and the rest of their batch, or never if it is `None`."""
         self._turn = turn
         self._session = session
         self._queue = queue
-        self._show = show
+        self._formatter = Formatter(form, seq_header, session.log)
         self._count = count
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
         session.log_when_ready(f"taking the messages of {queue}: no other back end gets them")
 
     async def up(self, client: BrokerClient) -> None:
         await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
-        await TakeHandler(self._turn, self._output, client, self._show, self._shown).start(self._queue, self._count)
+        await TakeHandler(self._turn, self._output, client, self._formatter, self._shown).start(self._queue, self._count)
 
     def _shown(self, count: int) -> None:
         if self._count is not None:
@@ -203,16 +260,26 @@ class Peek(Getter):
     name = "tail"
 
     def __init__(
-        self, reactor: Any, turn: EndOfTurn, session: Session, *, queue: str, show: Show, count: int, force: bool = False
+        self,
+        reactor: Any,
+        turn: EndOfTurn,
+        session: Session,
+        *,
+        queue: str,
+        form: Format,
+        seq_header: str,
+        count: int,
+        force: bool = False,
     ) -> None:
-        """Show at most `count` messages; with `force`, also those of a quorum queue with a delivery limit."""
+        """Show `count` lines and the rest of their batch; with `force`, also of a quorum queue with a delivery limit."""
         self._session = session
         self._queue = queue
-        self._show = show
+        self._formatter = Formatter(form, seq_header, session.log)
         self._count = count
         self._force = force
         self._client: BrokerClient | None = None
         self._counted = False
+        self._messages = 0
         self._lines: list[bytes] = []
         self._last = 0
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
@@ -235,7 +302,8 @@ class Peek(Getter):
 
     def got(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         self._last = tag
-        self._lines.append(self._show(_properties(header), body, redelivered))
+        self._messages += 1
+        self._lines += self._formatter.lines(header, body, redelivered)
         if self._client is not None and len(self._lines) < self._count:
             # `basic.get`, because a consumer is not told that the queue is empty.
             self._client.get(LINES, self._queue)
@@ -254,7 +322,10 @@ class Peek(Getter):
             nack = encode_method("basic.nack", delivery_tag=self._last, multiple=True, requeue=True)
             client.write(wire.frame(wire.FRAME_METHOD, LINES, nack))
         await client.end_channel(LINES)
-        self._session.log(f"{counted(len(self._lines), 'message')} of {self._queue}, given back")
+        messages = counted(self._messages, "message")
+        if len(self._lines) != self._messages:
+            messages = f"{messages} with {counted(len(self._lines), 'line')}"
+        self._session.log(f"{messages} of {self._queue}, given back")
         if self._lines:
             self._output.write(b"".join(self._lines), lambda: self._session.finish(0))
         else:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from ._support.backend import Backend
@@ -120,6 +121,32 @@ async def test_echo_without_the_nodes_queue(place: Place, lab: Lab, commands: Co
     assert await device.lines.take(2) == [b"1", b"2"]
 
 
+def batch(*lines: tuple[str, int, bytes], device_id: str | None = None) -> bytes:
+    """Return the body of a batch, of lines with a connection id, a number and their bytes."""
+    return b"".join(msgpack.packb((name, seq, 1_763_805_600_000 + seq, device_id, line)) for name, seq, line in lines)
+
+
+@reactor_test
+async def test_echo_of_batches(place: Place, lab: Lab, commands: Commands) -> None:
+    """Echo answers each line of a batch. A batch that cannot be decoded is dropped with one line, and stops nothing."""
+    devices = [await introduced(place, lab, commands) for _ in range(2)]
+    echo = commands.start("echo", *place.both)
+    await echo.said("answering the lines")
+    backend = await lab.backend(place.gateway.broker_url)
+    lines = [(connection_id, seq, b"%d \xff" % seq) for seq in range(1500) for _, connection_id in devices]
+    headers = {"owsla_batch": 3}
+    await backend.publish(place.gateway.from_device, b"\xc1", headers)
+    for start in range(0, len(lines), 300):
+        await backend.publish(place.gateway.from_device, batch(*lines[start : start + 300]), headers, reply_to="nowhere")
+    for device, _ in devices:
+        # Line 0 is that of the introduction, too.
+        assert await device.lines.take(1500) == [b"%d \xff" % seq for seq in range(1500)]
+    assert "dropped a batch that cannot be decoded: byte 0: an array is expected" in echo.errors()
+    assert await echo.interrupt() == 0
+    assert echo.errors().count("\n") == 2
+    await backend.call(lambda channel: channel.queue_purge(place.gateway.from_device))
+
+
 @reactor_test
 async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> None:
     """Echo tries again if there is no broker yet or no longer, and says so in one line each."""
@@ -198,6 +225,36 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
     assert [message["body"] for message in taken] == ["0", "1", "2", "3", "4"]
     assert all(message["redelivered"] for message in taken)
     assert await peek() == []
+
+
+@reactor_test
+async def test_tail_of_batches(place: Place, lab: Lab, commands: Commands) -> None:
+    """Tail shows each line of a batch on a line of its own. `--count` counts lines, and a batch is shown and taken as a whole.
+    One that cannot be decoded is shown as one line with a warning, and stops nothing.
+    """
+    backend = await lab.backend(place.gateway.broker_url)
+    queue = place.gateway.from_device
+    for batched in (batch((NOBODY, 0, b"0"), (NOBODY, 1, b"")), batch((NOBODY, 2, b"2"), device_id="a b"), b"\xff"):
+        await backend.publish(queue, batched, {"owsla_batch": 2}, reply_to="to_device.01234567")
+    await backend.publish(queue, b"last", {"connection_id": NOBODY, "from_device_seq": 3})
+
+    async def tail(*arguments: str) -> list[str]:
+        command = commands.start("tail", *arguments, *place.from_device, TZ="UTC0")
+        assert await command.ended() == 0, command.errors()
+        if "--take" not in arguments:
+            assert "given back" in command.errors()
+        assert command.errors().count("cannot be decoded") == command.output().count("\\xff")
+        return command.output().splitlines()
+
+    first = [f"2025-11-22T10:00:00 {NOBODY} {seq} - {text}" for seq, text in ((0, "0"), (1, ""))]
+    rest = [f"2025-11-22T10:00:00 {NOBODY} 2 a\\x20b 2", "- - - - \\xff", f"- {NOBODY} 3 - last"]
+    assert await tail("--count=1") == first
+    assert await tail("--count=3") == first + rest[:1]
+    assert await tail() == first + rest
+    assert await tail("--take", "--count=1") == first
+    assert await tail("--take", "--count=2") == rest[:2]
+    assert await tail("--take", "--count=1") == rest[2:]
+    assert await backend.count(queue) == 0
 
 
 @reactor_test

@@ -305,19 +305,18 @@ def make_echo(server: Server) -> tuple[Role, Callable[[], object]]:
 
 
 def make_tail(server: Server) -> tuple[Role, Callable[[], object]]:
-    def show(properties: Any, body: bytes, redelivered: bool) -> bytes:
-        as_json(properties, body, redelivered, seq_header="from_device_seq")
-        return as_text(properties, body, redelivered, seq_header="from_device_seq")
+    def both(properties: Any, body: bytes, redelivered: bool, *, seq_header: str) -> bytes:
+        as_json(properties, body, redelivered, seq_header=seq_header)
+        return as_text(properties, body, redelivered, seq_header=seq_header)
 
-    tail: Any = Tail(server.clock, server.turn, _session(server), queue="from_device", show=show, count=None)
+    what: Any = {"queue": "from_device", "form": both, "seq_header": "from_device_seq"}
+    tail: Any = Tail(server.clock, server.turn, _session(server), count=None, **what)
     return tail, _nothing
 
 
 def make_peek(server: Server) -> tuple[Role, Callable[[], object]]:
-    def show(properties: Any, body: bytes, redelivered: bool) -> bytes:
-        return as_json(properties, body, redelivered, seq_header="from_device_seq")
-
-    peek: Any = Peek(server.clock, server.turn, _session(server), queue="from_device", show=show, count=3)
+    what: Any = {"queue": "from_device", "form": as_json, "seq_header": "from_device_seq"}
+    peek: Any = Peek(server.clock, server.turn, _session(server), count=3, **what)
     return peek, _nothing
 
 

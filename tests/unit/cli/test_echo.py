@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import frame as pamqp_frame
@@ -16,7 +17,7 @@ from owsla.amqp.wire import Timestamp
 from owsla.broker.client import BrokerClient
 from owsla.broker.headers import read, trace
 from owsla.broker.packing import LinePacker
-from owsla.cli._echo import Answerer, Line, answer_properties, read_line
+from owsla.cli._echo import UNCONFIRMED, Answerer, Line, answer_properties, read_line, read_lines
 from owsla.cli._running import Session
 from owsla.letter import Trace
 from owsla.runtime.end_of_turn import EndOfTurn
@@ -39,6 +40,16 @@ def line(seq: int | None = 0, reply_to: bytes | None = NODE, connection_id: byte
     if seq is not None:
         headers["from_device_seq"] = seq
     return header(headers=headers, delivery_mode=2, reply_to=reply_to, timestamp=Timestamp(1), app_id="owsla")
+
+
+def batch(*lines: tuple[int, bytes], device_id: str | None = None) -> bytes:
+    """Return the body of a batch with lines of one connection, each its number and its bytes."""
+    return b"".join(msgpack.packb((CID.decode(), seq, 1_763_805_600_000, device_id, text)) for seq, text in lines)
+
+
+def batch_header(reply_to: bytes | None = NODE, **headers: Any) -> bytes:
+    """Return the content header of a batch."""
+    return header(headers={"owsla_batch": 1, **headers}, reply_to=reply_to, content_type="application/x-msgpack")
 
 
 class ReadLineTests(SynchronousTestCase):
@@ -77,6 +88,20 @@ class ReadLineTests(SynchronousTestCase):
         for number in ("x", True, -1, 1 << 63):
             line = read_line(header(headers={"connection_id": "c", "seq": number}), "seq")
             self.assertEqual(line, Line("c", None, ""))
+
+    def test_batch(self) -> None:
+        """Each line of a batch has its connection and number, and the reply_to and the trace of the batch."""
+        read = read_lines(batch_header(traceparent=TRACE.traceparent), batch((7, b"a"), (8, b"\xff")), "nr")
+        trace = Trace(TRACE.traceparent)
+        self.assertEqual(
+            read, [(Line(CID.decode(), seq, NODE.decode(), trace), text) for seq, text in ((7, b"a"), (8, b"\xff"))]
+        )
+
+    @given(st.binary(max_size=80))
+    def test_malformed_batch(self, data: bytes) -> None:
+        """A batch that cannot be decoded raises `ValueError` with the reason."""
+        with self.assertRaisesRegex(ValueError, "^a batch that cannot be decoded: byte [0-9]+: "):
+            read_lines(batch_header(), batch((1, b"a")) + b"\xc1" + data, "nr")
 
     @given(st.binary(max_size=80))
     def test_nonsense(self, data: bytes) -> None:
@@ -224,6 +249,70 @@ class AnswererTests(SynchronousTestCase):
         self.answerer.confirmed(3, False)
         self.turn()
         self.assertEqual(self.client.acks[1:], [(1, True)])
+
+    def test_batch(self) -> None:
+        """Each line of a batch is answered, and the batch is acknowledged once, when the last answer is confirmed."""
+        self.answerer.deliver(1, False, batch_header(), batch(*((seq, b"%d" % seq) for seq in range(3))))
+        self.answerer.deliver(2, False, line(3), b"3")
+        expected = [(NODE.decode(), {"connection_id": CID.decode(), "to_device_seq": seq}, b"> %d" % seq) for seq in range(4)]
+        self.assertEqual(self.client.published, expected)
+        for tag in (3, 1):
+            self.answerer.confirmed(tag, False)
+            self.turn()
+        self.assertEqual(self.client.acks, [])
+        self.answerer.confirmed(4, True)
+        self.turn()
+        self.assertEqual(self.client.acks, [(2, True)])
+
+    def test_batch_in_part_returned(self) -> None:
+        """Of a batch the returned and refused answers are published again, and the batch waits for their confirms."""
+        self.answerer.deliver(1, False, batch_header(), batch((5, b"x"), (6, b"y"), (7, b"z")))
+        self.answerer.returned("NO_ROUTE", NODE.decode(), answer_header(CID, 6, 3), b"> y")
+        self.answerer.confirmed(2, True)
+        self.answerer.refused(3, False)
+        self.clock.advance(10)
+        again = [(queue, body) for queue, _, body in self.client.published[3:]]
+        self.assertEqual(again, [("to_device", b"> y"), (NODE.decode(), b"> z")])
+        self.answerer.confirmed(4, False)
+        self.turn()
+        self.assertEqual(self.client.acks, [])
+        self.answerer.confirmed(5, False)
+        self.turn()
+        self.assertEqual(self.client.acks, [(1, True)])
+
+    def test_many_batches(self) -> None:
+        """While many answers are unconfirmed, further messages wait, in their order."""
+        size = UNCONFIRMED // 2 + 1
+        for tag in range(4):
+            self.answerer.deliver(tag + 1, False, batch_header(), batch(*((tag * size + each, b"x") for each in range(size))))
+        self.answerer.deliver(5, False, line(4 * size), b"x")
+        numbers = [headers["to_device_seq"] for _, headers, _ in self.client.published]
+        self.assertEqual(numbers, list(range(2 * size)))
+        self.answerer.confirmed(size, True)
+        self.assertEqual(len(self.client.published), 3 * size)
+        self.answerer.confirmed(3 * size, True)
+        self.answerer.confirmed(4 * size + 1, True)
+        self.turn()
+        numbers = [headers["to_device_seq"] for _, headers, _ in self.client.published]
+        self.assertEqual((numbers, self.client.acks), (list(range(4 * size + 1)), [(5, True)]))
+
+    def test_malformed_batch(self) -> None:
+        """A batch that cannot be decoded is dropped with one line that has the reason, and the next one is answered."""
+        self.answerer.deliver(1, False, batch_header(), batch((5, b"x")) + b"\xc1")
+        self.answerer.deliver(2, False, batch_header(), b"")
+        self.answerer.deliver(3, False, batch_header(), batch((5, b"x")))
+        self.answerer.confirmed(1, False)
+        self.turn()
+        self.assertEqual((len(self.client.published), self.client.acks), (1, [(3, True)]))
+        end = len(batch((5, b"x")))
+        kind = "a byte that MessagePack does not use"
+        self.assertEqual(
+            self.said,
+            [
+                f"dropped a batch that cannot be decoded: byte {end}: an array is expected, not {kind}",
+                "dropped a batch that cannot be decoded: byte 0: there is no line",
+            ],
+        )
 
     def test_returned_without_a_number(self) -> None:
         """Of answers with equal headers, as many are published again as were returned."""

@@ -7,12 +7,14 @@ import os
 import time
 from typing import Any
 
+import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp
-from owsla.cli._tail import as_json, as_text
+from owsla.cli._tail import Formatter, as_json, as_text
 from owsla.cli._text import printable
 
 CONNECTION_ID = "01234567-89ab-8cde-8f01-23456789abcd"
@@ -139,3 +141,62 @@ class JSONTests(SynchronousTestCase):
             [shown[name] for name in ("connection_id", "seq", "device_id", "timestamp", "body")],
             ["\\xff", "1.5", "[b'x']", None, ""],
         )
+
+
+class FormatterTests(SynchronousTestCase):
+    """Messages with one line, and batches."""
+
+    def setUp(self) -> None:
+        self.warnings: list[str] = []
+        self.formatter = Formatter(as_json, "nr", self.warnings.append)
+
+    def shown(self, body: bytes, redelivered: bool = False, **headers: Any) -> list[Any]:
+        properties = {"headers": headers, "timestamp": Timestamp(7), "reply_to": "to_device.01234567"}
+        header = wire.header_payload(len(body), wire.encode_properties(properties))
+        return [json.loads(line) for line in self.formatter.lines(header, body, redelivered)]
+
+    def test_batch(self) -> None:
+        """Each line of a batch is shown as it is when it comes in a message of its own."""
+        lines = [
+            (CONNECTION_ID, 5, 1_763_805_600_999, "pump", b"one"),
+            (CONNECTION_ID.replace("0", "a"), 6, 1_763_805_601_000, None, b""),
+            (CONNECTION_ID, 7, 1_763_805_601_001, "pump", b"\xff"),
+        ]
+        shown = self.shown(b"".join(map(msgpack.packb, lines)), True, owsla_batch=3, door="meters")
+        alone: list[Any] = []
+        for connection_id, seq, received_ms, device_id, line in lines:
+            headers = {"connection_id": connection_id, "nr": seq, "door": "meters"}
+            headers |= {} if device_id is None else {"device_id": device_id}
+            properties = {"headers": headers, "timestamp": received_ms // 1000, "reply_to": "to_device.01234567"}
+            alone.append(json.loads(as_json(properties, line, True, seq_header="nr")))
+        self.assertEqual((shown, self.warnings), (alone, []))
+
+    def test_traced(self) -> None:
+        """The line of a batch that begins a trace has its traceparent."""
+        body = msgpack.packb((CONNECTION_ID, 5, 0, None, b"one"))
+        (shown,) = self.shown(body, owsla_batch=1, traceparent="00-0af7-01")
+        self.assertEqual((shown["traceparent"], shown["timestamp"]), ("00-0af7-01", 0))
+
+    def test_cannot_be_decoded(self) -> None:
+        """A batch that cannot be decoded is shown as it is, in one line, with a warning."""
+        whole: bytes = msgpack.packb((CONNECTION_ID, 5, 0, None, b"one"))
+        for body in (b"", whole[:-1], whole + b"\xff"):
+            (shown,) = self.shown(body, owsla_batch=1)
+            self.assertEqual((shown["connection_id"], shown["timestamp"]), (None, 7))
+            self.assertTrue("body" in shown or "body_base64" in shown)
+        self.assertEqual(len(self.warnings), 3)
+        self.assertEqual(self.warnings[0], "a batch cannot be decoded, and is shown as one line: byte 0: there is no line")
+
+    def test_line(self) -> None:
+        """A message without the header of batches is a line, whatever its body is."""
+        body: bytes = msgpack.packb((CONNECTION_ID, 5, 0, None, b"one"))
+        (shown,) = self.shown(body, connection_id="c", nr=1)
+        self.assertEqual((shown["connection_id"], shown["seq"]), ("c", 1))
+        self.assertEqual(self.warnings, [])
+
+    @given(st.binary(max_size=80))
+    def test_nonsense(self, data: bytes) -> None:
+        """Malformed properties and bodies raise nothing, and each message is shown."""
+        header = wire.header_payload(len(data), wire.encode_properties({"headers": {"owsla_batch": 1}}))
+        for payload in (header, header[:20] + data):
+            self.assertGreaterEqual(len(self.formatter.lines(payload, data, False)), 1)
