@@ -33,6 +33,10 @@ def main() -> None:
     """Run `twistd-owsla` with the arguments of the process."""
     guard_start()  # before Twisted is imported, which takes most of the start
 
+    from .runtime.openssl import load_openssl
+
+    load_openssl()  # before Twisted's reactors are imported, which do the same
+
     from twisted.application import app
     from twisted.scripts import twistd
 

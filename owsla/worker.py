@@ -20,6 +20,10 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_IGN)
     gc.disable()  # until the modules are imported, as in `owsla.runtime.imports.without_collection`
 
+    from owsla.runtime.openssl import load_openssl
+
+    load_openssl()  # before Twisted's reactors are imported, which do the same
+
 import os
 import socket
 import sys

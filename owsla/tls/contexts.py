@@ -88,9 +88,9 @@ def _context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     # No session is resumed: `docs/operations.md` has the reasons, `bench/results/resumption.md` what resumption would save.
-    # With OP_NO_TICKET and without a cache TLS 1.2 has no sessions. In TLS 1.3 OpenSSL still sends two tickets, 158 bytes
+    # With OP_NO_TICKET and without a cache TLS 1.2 has no sessions. In TLS 1.3 OpenSSL would still send two tickets, 158 bytes
     # together, for sessions that are stored nowhere: a device that presents one gets a full handshake. To send no tickets
-    # takes SSL_CTX_set_num_tickets(), which pyOpenSSL does not have.
+    # takes SSL_CTX_set_num_tickets(), which pyOpenSSL does not have. So `owsla.runtime.openssl` configures OpenSSL.
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # An idle connection then keeps no read and write buffers, which saves 34 KB for each.

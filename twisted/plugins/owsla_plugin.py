@@ -6,6 +6,7 @@ from twisted.application.service import ServiceMaker
 
 from owsla.runtime.early_signals import guard_start
 from owsla.runtime.imports import without_collection
+from owsla.runtime.openssl import load_openssl
 from owsla.runtime.process import name_passed_sockets
 
 
@@ -18,6 +19,7 @@ class OwslaMaker(ServiceMaker):
         guard_start()
         name_passed_sockets(os.environ)
         with without_collection():
+            load_openssl()
             return super().options
 
 

@@ -24,6 +24,11 @@ import socket
 import sys
 from typing import Any
 
+if __name__ == "__main__":
+    from owsla.runtime.openssl import load_openssl
+
+    load_openssl()  # before Twisted's reactors are imported, as `twistd owsla` does
+
 import twisted.internet.epollreactor
 import twisted.scripts.twistd
 from twisted.application.service import IServiceMaker

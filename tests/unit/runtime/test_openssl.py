@@ -1,0 +1,61 @@
+"""Tests of `owsla.runtime.openssl`, each in a process of its own: OpenSSL is configured once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+HANDSHAKE = """
+import os, ssl, sys, tempfile
+from pathlib import Path
+from tests.unit.tls._handshakes import ec_key, issue, pem, server_context, shake_with
+
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder, "pem")
+    key = ec_key()
+    file.write_bytes(pem(issue(key, common_names=("server",)), key))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+    print(shake_with(server_context(file, file), client).session.has_ticket)
+"""
+"""Script that prints whether a device gets a session ticket."""
+
+LOAD = "from owsla.runtime.openssl import load_openssl\nprint(load_openssl())"
+
+
+class LoadOpenSSLTests(SynchronousTestCase):
+    def output(self, script: str, configuration: Path | None = None) -> list[str]:
+        """Return the words that a script prints in a process with this OPENSSL_CONF."""
+        environ = {name: value for name, value in os.environ.items() if name != "OPENSSL_CONF"}
+        if configuration is not None:
+            environ["OPENSSL_CONF"] = str(configuration)
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    def test_no_tickets(self) -> None:
+        """A device gets no session ticket in TLS 1.3. Without the defaults it gets some."""
+        self.assertEqual(self.output(HANDSHAKE), ["True"])
+        self.assertEqual(self.output(LOAD + HANDSHAKE), ["True", "False"])
+
+    def test_configuration_of_the_operator(self) -> None:
+        """With OPENSSL_CONF only the file that it names counts."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "openssl.cnf")
+            file.write_text("openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nNumTickets = 1\n")
+            self.assertEqual(self.output(LOAD + HANDSHAKE, file), ["False", "True"])
+
+    def test_loaded_before(self) -> None:
+        """In a process that has imported OpenSSL before, such as another program that uses Owsla, nothing changes."""
+        self.assertEqual(self.output("from OpenSSL import SSL\n" + LOAD + HANDSHAKE), ["False", "True"])
+
+    def test_other_openssl(self) -> None:
+        """The OpenSSL of Python itself has its own configuration, and the environment is as before."""
+        script = "import os, ssl\nprint(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).num_tickets, 'OPENSSL_CONF' in os.environ)"
+        self.assertEqual(self.output(LOAD + "\n" + script), ["True", "2", "False"])
