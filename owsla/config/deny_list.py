@@ -66,6 +66,10 @@ class DenyList:
     ends: tuple[float, ...] = ()
     """Ends of all entries that have one, in order."""
 
+    def __bool__(self) -> bool:
+        """Return whether there are entries, those that are void included."""
+        return bool(self.devices or self.serials or self.ipv4 or self.ipv6)
+
     @property
     def entries(self) -> int:
         """Number of entries, those that are void included."""
@@ -90,6 +94,8 @@ class DenyList:
 
     def denies_address(self, host: str, now: float) -> bool:
         """Return whether an IP address is denied. Others, such as the path of a unix socket, never are."""
+        if not self.ipv4 and not self.ipv6:
+            return False
         networks, bits = self.ipv4, 32
         try:
             if ":" not in host:

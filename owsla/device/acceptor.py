@@ -178,6 +178,8 @@ class Acceptor:
 
     def _forget_full(self) -> None:
         """Report a full port again once it has some room meanwhile."""
+        if not self._full:
+            return
         for admission in (self._admission, self._admission.process):
             limit = admission.max_connections
             if admission.spoken > limit - max(1, limit // 100):

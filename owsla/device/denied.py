@@ -63,11 +63,12 @@ class DeniedDevices:
 
     def denies_address(self, host: str) -> bool:
         """Return whether an address is denied."""
-        return self._list.denies_address(host, self._now())
+        denied = self._list
+        return bool(denied) and denied.denies_address(host, self._now())
 
     def refusal(self, device_id: str | None, transport: Any) -> Refusal | None:
         """Return the reason for refusing a device that has just been identified, and count that; `None` if it is not denied."""
-        if not self._list.entries:
+        if not self._list:
             return None
         reason = self._reason(device_id, transport)
         if reason is None:
@@ -106,7 +107,7 @@ class DeniedDevices:
 
     def _check_all(self) -> None:
         self.stop()
-        if self._list.entries:
+        if self._list:
             self._check.begin(self._connections, self._close, self._checked)
 
     def _close(self, connection: Connection) -> bool:

@@ -114,17 +114,18 @@ class DeviceFactory(ServerFactory):
         self.connections.add(connection)
         self.devices.add(connection, connection.opened or self.clock.seconds())
         transport = connection.transport
+        peer = transport.peer
         self.emit(
             DeviceConnected(
                 connection.connection_id.decode(),
                 connection.device_id,
-                transport.peer,
+                peer,
                 transport.tls_version,
                 self.door,
                 connection.since or None,
             )
         )
-        self.devices.replace_previous(connection, transport.peer)
+        self.devices.replace_previous(connection, peer)
 
     def closed(self, connection: Connection, numbers: int | Ordering[Letter], failure: Failure | None) -> None:
         """Remove a closed connection.

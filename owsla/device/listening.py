@@ -40,10 +40,9 @@ def set_listening_options(sock: socket.socket, defer: bool) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT if defer else 0)
 
 
-def set_accepted_options(sock: socket.socket) -> None:
-    """Set the options of an accepted socket that it does not inherit."""
-    if sock.family == socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+def set_accepted_unix_options(sock: socket.socket) -> None:
+    """Set the options of an accepted unix socket, which inherits none."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
 def unix_path(sock: socket.socket) -> str | None:

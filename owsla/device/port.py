@@ -40,7 +40,7 @@ from .first_bytes import PROXY_HEADER, other_protocol
 from .listening import (
     BACKLOG,
     reachable_by_others,
-    set_accepted_options,
+    set_accepted_unix_options,
     set_listening_options,
     shown_address,
     unix_path,
@@ -285,9 +285,10 @@ class DevicePort(Worker):
         return host is None or self._sources.enter(host)
 
     def _accepted(self, sock: socket.socket, address: Any) -> None:
-        set_accepted_options(sock)
+        if self._path is not None:
+            set_accepted_unix_options(sock)
+            address = self._path
         kind = TLSTransport if self._tls is not None else TCPTransport
-        address = address if self._path is None else self._path
         transport = kind(self._sockets.poller, sock, address, self, self._senders is not None)
         self.accepted += 1
         self._admission.accepted(transport, self._seconds())

@@ -55,7 +55,7 @@ from .factory import DeviceFactory
 from .framing import MalformedFrame, Unfinished
 from .interfaces import IDeviceTransport, IHangupListener
 from .ordering import Arrival, Ordering
-from .socket_transport import EXPECTED, explain
+from .socket_transport import explain, is_expected
 from .stock_transport import StockTransport
 
 WAIT_FOR_SINK: Final = 1
@@ -950,7 +950,7 @@ class DeviceProtocol(LineReceiver):
             self.transport = None
             return  # the handshake was not completed, so nobody knows the connection
         reason = transport.lossReason(reason)
-        failure = None if reason.check(*EXPECTED) else reason
+        failure = None if is_expected(reason) else reason
         try:
             self._finish(explain(reason))
         except Exception:

@@ -349,7 +349,7 @@ class SocketTransport:
         """Close the connection at once. `reason` becomes that of `connectionLost`."""
         if self._reason is None and self._state != CLOSED:
             self._reason = reason or Failures.ABORTED
-        elif reason is not None and not reason.check(*EXPECTED):
+        elif reason is not None and not is_expected(reason):
             self._log.failure("The connection of {peer} failed while it was closed", reason, peer=self.peer)
         self._life.abort()
 
@@ -733,7 +733,7 @@ class SocketTransport:
             except Exception:
                 # An exception of the protocol must not keep the socket open or its place taken.
                 self._log.failure("Closing the connection of {peer} failed", peer=self.peer)
-        elif not reason.check(*EXPECTED):
+        elif not is_expected(reason):
             self._log.failure("The handshake of {peer} failed", reason, peer=self.peer)
         self._socket.close()
         self._stream = None
@@ -759,6 +759,11 @@ class _Over:
 
 
 _OVER: Final = _Over()
+
+
+def is_expected(reason: Failure) -> bool:
+    """Return whether a connection ended in operation, and not by an error in this program or in a dialect."""
+    return isinstance(reason.value, EXPECTED)
 
 
 def failure_of(error: Exception) -> Failure:

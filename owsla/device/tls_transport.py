@@ -201,6 +201,8 @@ class TLSTransport(SocketTransport):
     def _needed(self, first: bytes) -> int:
         """Return the number of bytes needed of a ClientHello with this beginning (`client_hello.ClientHelloScan`)."""
         if self._hello is None:
+            if whole := hello.whole_record(first):
+                return whole
             self._hello = hello.ClientHelloScan()
         return self._hello.needed(first)
 
@@ -243,8 +245,8 @@ class TLSTransport(SocketTransport):
     def _continue_handshake(self) -> None:
         """Continue a handshake that has begun, unless a signature would be made for a peer that has gone meanwhile."""
         tls = self.getHandle()
-        # In TLS 1.3 the signature is made together with our Finished message.
-        if tls.get_state_string() in _BEFORE_SIGNATURE and self._peer_gone() and tls.get_finished() is None:
+        # In TLS 1.3 the signature is made together with our Finished message. Asking for it first saves two system calls.
+        if tls.get_finished() is None and tls.get_state_string() in _BEFORE_SIGNATURE and self._peer_gone():
             self._reason = Failures.LOST
             self._life.ended()
         else:
@@ -287,9 +289,10 @@ class TLSTransport(SocketTransport):
 
     def _ended(self, error: Exception) -> None:
         """Close the connection, since the peer has closed its side or violated the protocol."""
-        if isinstance(error, SSL.SysCallError) and self.getHandle().get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+        tls = self.getHandle()
+        if isinstance(error, SSL.SysCallError) and tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
-        if (refusal := noted_refusal(self.getHandle())) is not None:
+        if (refusal := noted_refusal(tls)) is not None:
             error = HandshakeRefused(refusal)  # OpenSSL does not report why its callbacks refused
         if self._reason is None:
             # After our close_notify the end of the stream is in order without that of the peer.
@@ -297,7 +300,7 @@ class TLSTransport(SocketTransport):
         if isinstance(error, SSL.ZeroReturnError):
             # The peer sent close_notify, which is answered.
             try:
-                self.getHandle().shutdown()
+                tls.shutdown()
             except (SSL.Error, OSError):
                 pass
         self._life.ended()

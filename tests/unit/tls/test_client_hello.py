@@ -11,7 +11,7 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.tls import client_hello as hello_module
-from owsla.tls.client_hello import HEADER, LONGEST, RECORDS, ClientHelloScan
+from owsla.tls.client_hello import HEADER, LONGEST, RECORDS, ClientHelloScan, whole_record
 
 
 def client_hello() -> bytes:
@@ -39,6 +39,34 @@ def in_records(content: bytes, size: int) -> bytes:
     """Return a handshake message in records of this size."""
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     return b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+
+
+class WholeRecordTests(SynchronousTestCase):
+    def test_client_hello(self) -> None:
+        """A real ClientHello is recognised once the last byte of its record is there, whatever follows."""
+        hello = client_hello()
+        for size in range(len(hello)):
+            self.assertEqual(whole_record(hello[:size]), 0)
+        for more in (b"", b"\x17", hello):
+            self.assertEqual(whole_record(hello + more), len(hello))
+
+    def test_other(self) -> None:
+        """A message in several records, another message, and other protocols are left to `ClientHelloScan`."""
+        content = client_hello()[HEADER:]
+        others = (
+            in_records(content, 100),
+            in_records(b"\x02" + content[1:], 1000),
+            b"\x15\x03\x01" + in_records(content, 1000)[3:],
+        )
+        for other in (*others, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x02\x01\x00" + bytes(10)):
+            self.assertEqual(whole_record(other), 0)
+
+    @given(st.binary(max_size=80), st.integers(0, 100), st.integers(0, 100))
+    def test_like_a_scan(self, content: bytes, record: int, message: int) -> None:
+        """The length of a recognised record is what `ClientHelloScan` needs."""
+        first = b"\x16\x03\x01" + record.to_bytes(2, "big") + b"\x01" + message.to_bytes(3, "big") + content
+        length = whole_record(first)
+        self.assertIn(length, (0, needed(first)))
 
 
 class NeededTests(SynchronousTestCase):
