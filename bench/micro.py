@@ -61,6 +61,9 @@ LINE_SIZE = 50
 FRAMINGS = ("length:2", "netstring", "octet-counting", f"fixed:{LINE_SIZE}", "between:02:03")
 """Framings beside lines."""
 
+TOGETHER = (5, 20, 100)
+"""Lines that a device sends at once."""
+
 LINES = line_channel(0)
 LINE = b"x" * LINE_SIZE
 BUDGET = {"publish": 4.0, "delivery": 8.0}
@@ -79,6 +82,13 @@ class NoTransport:
     def getHandle(self) -> None: ...
 
     def registerProducer(self, producer: object, streaming: bool) -> None: ...
+
+    def fileno(self) -> int:
+        return -1
+
+    def pauseProducing(self) -> None: ...
+
+    def resumeProducing(self) -> None: ...
 
 
 class ObligingChannel:
@@ -274,11 +284,14 @@ class Timings:
         self.rows.setdefault(name, []).append((time.process_time() - start) / repeat / messages * 1e6)
 
 
-def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False) -> tuple[Step, int]:
-    """Return reactor turns of `batch` lines from different devices, with a delayed confirm for each `every` lines."""
+def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False, together: int = 1) -> tuple[Step, int]:
+    """Return reactor turns of `batch` reads from different devices, with a delayed confirm for each `every` lines.
+
+    With `together` each read has as many lines. Without `through_endpoint` the lines are given to the publisher.
+    """
     devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
     state = {"published": 0, "confirmed": 0, "at": 0}
-    data = node.framing.encode([LINE])
+    data = node.framing.encode([LINE] * together)
 
     def turn() -> None:
         at = state["at"]
@@ -290,13 +303,13 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
                 producer.publish(device, LINE)
         state["at"] = (at + batch) % DEVICES
         clock.advance(0)
-        state["published"] += batch
+        state["published"] += batch * together
         while state["published"] - state["confirmed"] >= 4 * every:
             state["confirmed"] += every
             client.dataReceived(confirm(state["confirmed"]))
             clock.advance(0)
 
-    return turn, batch
+    return turn, batch * together
 
 
 class TraceReader:
@@ -415,6 +428,8 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
     measure("publish, --trace-lines 1", lambda: publishes(Node(trace_lines=1.0), batch, every))
     measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
+    for together in TOGETHER:
+        measure(f"the same, {together} lines a read", partial(publishes, Node(), batch, every, True, together))
     for framing in FRAMINGS:
         measure(f"the same, {framing}", partial(line, framing))
     measure("the same, while one of the devices is traced", lambda: traced_lines(batch, every, devices=slice(1)))

@@ -6,7 +6,7 @@ connects them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from twisted.python.failure import Failure
@@ -122,6 +122,11 @@ class LineSink(Protocol):
         """Publish a line. The line is taken even while not `accepting`: its caller has read it and has no place for it.
 
         `received` is the time at which it was read from the device, in seconds since the epoch; 0 means now.
+        """
+
+    def publish_lines(self, source: LineSource, lines: Sequence[bytes], received: float = 0.0) -> int:
+        """Publish lines of one read in order, as `publish` does. Stop behind a line with which `accepting` becomes false, or
+        with which the connection is rejected. Return the number of lines that were taken, at least one.
         """
 
     def position(self, since: int) -> int:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 from twisted.python.failure import Failure
@@ -214,6 +214,51 @@ class LinePublisher(BaseHandler):
             self._outstanding[source] += 1
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
             self.accepting = False
+
+    def publish_lines(self, source: LineSource, lines: Sequence[bytes], received: float = 0.0) -> int:
+        direct = self._direct
+        if direct is None:
+            return self._publish_each(source, lines, received)
+        now = self._now()
+        second = int(received or now)
+        window, pack, template = self._window, self._pack, source.template
+        first = source.seq
+        room = max(1, window.max_messages - window.messages)
+        space = window.max_bytes - window.size
+        packed: list[bytes] = []
+        fault: KeyTooLong | LineTooLarge | None = None
+        try:
+            for seq, line in enumerate(lines[:room] if room < len(lines) else lines, first):
+                frames = pack(template, seq, line, second)
+                packed.append(frames)
+                space -= len(frames)
+                if space <= 0:
+                    break
+        except (KeyTooLong, LineTooLarge) as error:
+            fault = error
+        taken = len(packed)
+        if taken:
+            source.seq = first + taken
+            window.add_lines(source, first, packed)
+            direct.write(b"".join(packed))
+            if self._latency.since is None:
+                self._latency.follow(now, self.confirmed_lines + window.messages)
+            if self._outstanding is not None:
+                self._outstanding[source] += taken
+            if space <= 0 or window.messages >= window.max_messages:
+                self.accepting = False
+        if fault is not None:
+            self._reject(source, fault)
+        return taken or 1
+
+    def _publish_each(self, source: LineSource, lines: Sequence[bytes], received: float) -> int:
+        """Publish lines that may have to wait (`_publish_behind`). Return as `publish_lines` does."""
+        for taken, line in enumerate(lines, 1):
+            before = source.seq
+            self.publish(source, line, received)
+            if not self.accepting or source.seq == before:
+                return taken
+        return len(lines)
 
     def _publish_behind(self, source: LineSource, seq: int, packed: bytes) -> None:
         """Publish a line that may have to wait: behind refused lines of its connection, or for the next connection to the

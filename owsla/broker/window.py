@@ -27,8 +27,9 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, count, repeat, takewhile
 from typing import Any, Final, NamedTuple
 
 from .batch import Batch
@@ -58,6 +59,9 @@ class Entry(NamedTuple):
             return self.source.connection_id, self.seq
         return self.batch.sources[0].connection_id, self.batch.seqs[0]
 
+
+_entry: Final = partial(tuple.__new__, Entry)
+"""Make an `Entry` of a tuple of its fields, in a fifth of the time of `Entry(*fields)`, which is a call of Python code."""
 
 _REPEATED: Final = Entry(None, -1, b"")
 """Placeholder for a line that was republished under a later delivery tag; its first tag is still unanswered."""
@@ -152,6 +156,12 @@ class Window:
         self._entries.append(Entry(source, seq, packed))
         self.messages += 1
         self.size += len(packed)
+
+    def add_lines(self, source: Any, seq: int, packed: Sequence[bytes]) -> None:
+        """Add lines of one connection that were published with the next delivery tags. `seq` is the number of the first one."""
+        self._entries.extend(map(_entry, zip(repeat(source), count(seq), packed, repeat(None), strict=False)))
+        self.messages += len(packed)
+        self.size += sum(map(len, packed))
 
     def defer(self, source: Any, seq: int, packed: bytes) -> None:
         """Add a line that is published at the next `retry`, behind refused lines of its connection."""

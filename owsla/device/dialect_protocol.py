@@ -99,6 +99,9 @@ class DialectProtocol(DeviceProtocol):
         except Exception:
             self.fail(Failure())
 
+    def linesReceived(self, lines: list[bytes]) -> int:
+        return self._receive_each(lines)
+
     def lineReceived(self, line: bytes) -> None:
         if self._over or self._dialect is None:
             return

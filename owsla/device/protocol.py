@@ -6,8 +6,9 @@ Theory of operation
 A `DeviceProtocol` connects pure decisions (`framing`, `ordering`) to a transport. All that concerns several connections is in
 the collaborators of its `DeviceFactory`, so that a connection is small.
 
-**From the device.** `dataReceived` splits what one read brought, and gives each line to the sink (`LineSink.publish`), which
-numbers it. Three things bound what is read:
+**From the device.** `dataReceived` splits what one read brought, and gives the lines to the sink, which numbers them: a single
+line by `lineReceived` (`LineSink.publish`), several by `linesReceived` (`LineSink.publish_lines`). With a dialect or a trace
+each line goes through `lineReceived`. Three things bound what is read:
 
 - The sink accepts lines or not (`LineSink.accepting`): it does not while its window is full or the broker is away.
 - The connection has a share of the window. It ends at line number `_share_end`. The next share is given when the lines of the
@@ -259,33 +260,54 @@ class DeviceProtocol(LineReceiver):
         framing = factory.framing
         limit = self._share_end - self.seq
         lines, rest = framing.split(data, limit)
-        max_line = framing.max_line
-        for index, line in enumerate(lines):
-            if len(line) > max_line:
-                if self._skip_or_close():
-                    continue
-                return
-            self.lineReceived(line)
-            if self._unpublishable:
-                return
-            if not sink.accepting and index + 1 < len(lines) and not self._uses_spare:
-                # The remaining lines were read already. They are published in their turn, and nothing more is read till then.
-                self._keep_buffer(framing.encode(lines[index + 1 :]) + rest)
-                lines = lines[: index + 1]
-                break
+        taken = len(lines)
+        if self._on_spare or (len(data) > framing.max_line and lines and max(map(len, lines)) > framing.max_line):
+            taken = self._receive_each(lines)
+        elif taken == 1:
+            self.lineReceived(lines[0])
+        elif taken:
+            taken = self.linesReceived(lines)
+        if taken < 0 or self._unpublishable:
+            return
+        if taken < len(lines):
+            # The remaining lines were read already. They are published in their turn, and nothing more is read till then.
+            self._keep_buffer(framing.encode(lines[taken:]) + rest)
         else:
             self._buffer = rest
-            taken = len(data) - len(rest)
-            if taken > sink.line_size:
-                self._share_end -= taken // sink.line_size
-            if len(lines) >= limit and framing.complete(rest):
+            used = len(data) - len(rest)
+            if used > sink.line_size:
+                self._share_end -= used // sink.line_size
+            if taken >= limit and framing.complete(rest):
                 self._keep_buffer(rest)
             elif len(rest) > framing.check_beyond:
                 self._check_unfinished(rest)
-        if lines:
+        if taken:
             self.last_in = self._received_at or factory.turn.now
             if factory.settings.max_rate is not None:
-                self._limit_rate(len(lines), factory.settings.max_rate)
+                self._limit_rate(taken, factory.settings.max_rate)
+
+    def linesReceived(self, lines: list[bytes]) -> int:
+        """Publish several lines of one read, none of which is too long. Return the number of lines that the sink has taken."""
+        return self.factory.sink.publish_lines(self, lines, self._received_at)
+
+    def _receive_each(self, lines: list[bytes]) -> int:
+        """Publish lines one by one with `lineReceived`, and skip those that are too long.
+
+        Return the number of lines up to which that was done: all, unless the sink accepts no more. It is -1 if the connection
+        closes for a line.
+        """
+        sink, max_line = self.factory.sink, self.factory.framing.max_line
+        for done, line in enumerate(lines, 1):
+            if len(line) > max_line:
+                if self._skip_or_close():
+                    continue
+                return -1
+            self.lineReceived(line)
+            if self._unpublishable:
+                return -1
+            if not sink.accepting and done < len(lines) and not self._uses_spare:
+                return done
+        return len(lines)
 
     def lineReceived(self, line: bytes) -> None:
         """Publish a line."""

@@ -261,6 +261,9 @@ class TracingProtocol(DeviceProtocol):
 
     tracing: ClassVar[Tracing]
 
+    def linesReceived(self, lines: list[bytes]) -> int:
+        return self._receive_each(lines)
+
     def lineReceived(self, line: bytes) -> None:
         receive = super().lineReceived
         self.tracing.line_in(self, line, self.seq)

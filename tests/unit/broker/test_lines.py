@@ -163,6 +163,9 @@ class Lab:
         for body in bodies:
             self.producer.publish(device, body)
 
+    def publish_together(self, device: Device, *bodies: bytes) -> int:
+        return self.producer.publish_lines(device, bodies)
+
     def taken(self) -> list[Numbered]:
         return lines(self.server.take())
 
@@ -300,6 +303,54 @@ class ProducerTests(BrokerTestCase):
         self.assertFalse(lab.producer.accepting)
         lab.server.ack(LINES, 1)
         self.assertTrue(lab.producer.accepting)
+
+    def test_lines_of_a_read(self) -> None:
+        """Lines that were read together are published as they would be one by one: the same frames, in one write."""
+        each, together = Lab(messages=100), Lab(messages=100)
+        for lab in (each, together):
+            lab.connect()
+        self.assertEqual(together.publish_together(together.device(), b"a", b"", b"c" * 200_000), 3)
+        each.publish(each.device(), b"a", b"", b"c" * 200_000)
+        before, after = each.server.take(), together.server.take()
+        self.assertEqual(after, before)
+        self.assertEqual([one.body for one in after], [b"a", b"", b"c" * 200_000])
+        self.assertEqual((together.window.messages, together.window.size), (each.window.messages, each.window.size))
+        self.assertEqual(together.producer.unconfirmed_since, 1000.0)
+
+    def test_a_read_fills_the_window(self) -> None:
+        """Of lines that were read together those are taken that fill the window, in lines or in bytes, and at least one."""
+        for lab, expected in ((Lab(messages=3), 3), (Lab(messages=1000, size=300), 2)):
+            lab.connect()
+            device = lab.device()
+            self.assertEqual(lab.publish_together(device, *[b"x" * 40] * 5), expected)
+            self.assertEqual((lab.producer.accepting, device.seq, len(lab.taken())), (False, expected, expected))
+            self.assertEqual(lab.publish_together(device, b"x", b"y"), 1)
+
+    def test_a_read_behind_refused_lines(self) -> None:
+        """Lines that were read together wait behind the refused ones of their connection."""
+        lab = Lab(messages=100, routing_key="{connection_id}")
+        lab.connect()
+        device = lab.device()
+        lab.publish(device, b"1")
+        lab.taken()
+        lab.server.nack(LINES, 1)
+        self.assertEqual(lab.publish_together(device, b"2", b"3"), 2)
+        self.assertEqual((lab.taken(), lab.window.refused_lines), ([], 3))
+
+    def test_a_read_with_a_line_that_is_too_large(self) -> None:
+        """Of lines that were read together those before one above the limit of the broker are published. It ends the
+        connection, and no line after it is taken.
+        """
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.lab.producer.down()
+        self.lab.connect()
+        other = self.lab.device("b")
+        self.assertEqual(self.lab.publish_together(other, b"a", b"b", b"x" * 65, b"c"), 2)
+        self.assertEqual((self.lab.taken(), other.seq, len(other.closed)), ([("b", 0), ("b", 1)], 2, 1))
+        self.lab.publish_together(other, b"d", b"e")
+        self.assertEqual((self.lab.taken(), other.seq, len(other.closed)), ([], 2, 2))
 
     def test_resuming_is_fair(self) -> None:
         """Waiting connections are resumed in turn: one that fills the window each time goes to the end of the queue."""
@@ -835,8 +886,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual(self.lab.taken(), [("b", 0)])
         (said,) = self.lab.events
         self.assertIn(
-            "lines of connection b cannot be published: "
-            "a line of 65 bytes, and the limit of the broker is 64; closing it",
+            "lines of connection b cannot be published: a line of 65 bytes, and the limit of the broker is 64; closing it",
             str(said),
         )
         self.assertEqual((len(other.closed) > 0, other.seq, self.lab.server.lost), (True, 1, []))
@@ -1117,9 +1167,12 @@ class ProducerMachine(RuleBasedStateMachine):
             self.lab.connect()
         self.pending += self.lab.server.take()
 
-    @rule(which=st.integers(0, 1), count=st.integers(1, 4))
-    def talk(self, which: int, count: int) -> None:
+    @rule(which=st.integers(0, 1), count=st.integers(1, 4), together=st.booleans())
+    def talk(self, which: int, count: int, together: bool) -> None:
         device = self.devices[which]
+        if together and self.lab.producer.accepting and device.resumed == device.stalled:
+            self.lab.publish_together(device, *[b"line"] * count)
+            count = 0
         for _ in range(count):
             if self.lab.producer.accepting and device.resumed == device.stalled:
                 self.lab.publish(device, b"line")

@@ -45,13 +45,17 @@ class WindowMachine(RuleBasedStateMachine):
         self.unanswered[self.tag] = line
         self.tag += 1
 
-    @rule(source=st.sampled_from("abc"), count=st.integers(1, 4))
-    def read_lines(self, source: str, count: int) -> None:
+    @rule(source=st.sampled_from("abc"), count=st.integers(1, 4), together=st.booleans())
+    def read_lines(self, source: str, count: int, together: bool) -> None:
+        first = self.next_seq[source]
+        if together:
+            self.window.add_lines(source, first, [packed((source, seq)) for seq in range(first, first + count)])
         for _ in range(count):
             line = source, self.next_seq[source]
             self.next_seq[source] += 1
             self.by_bytes[packed(line)] = line
-            self.window.add(source, line[1], packed(line))
+            if not together:
+                self.window.add(source, line[1], packed(line))
             self.unsafe.add(line)
             self.publish(line)
 
@@ -183,9 +187,7 @@ class WindowTests(SynchronousTestCase):
         """For any confirms, refusals, returns and lost connections: no line is forgotten, no safe line is repeated, lines of a
         connection are repeated in order, the sums are exact, and an invalid delivery tag is refused without effect.
         """
-        run_state_machine_as_test(
-            WindowMachine, settings=settings(deadline=None, max_examples=100, stateful_step_count=30)
-        )
+        run_state_machine_as_test(WindowMachine, settings=settings(deadline=None, max_examples=100, stateful_step_count=30))
 
     def setUp(self) -> None:
         self.window = Window(4, 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar, cast
 
@@ -69,6 +69,14 @@ class Sink:
             self.room -= 1
             if self.room <= 0:
                 self.accepting = False
+
+    def publish_lines(self, source: LineSource, lines: Sequence[bytes], received: float = 0.0) -> int:
+        for taken, line in enumerate(lines, 1):
+            before = source.seq
+            self.publish(source, line, received)
+            if not self.accepting or source.seq == before:
+                return taken
+        return len(lines)
 
     def position(self, since: int) -> int:
         return len(self.lines) if self.settled >= since else -1
