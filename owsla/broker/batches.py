@@ -18,7 +18,7 @@ A line that begins a trace is a batch of its own, whose message has the trace co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
 from ..events import Event

@@ -37,9 +37,9 @@ class AnswerMatcher:
         self.outstanding[self.said] = (due, written)
         self.said += 1
 
-    def sent_without_answer(self) -> None:
-        """Count the next line, for which no answer is expected."""
-        self.said += 1
+    def sent_without_answer(self, lines: int) -> None:
+        """Count the next lines, for which no answer is expected."""
+        self.said += lines
 
     def answered(self, n: int) -> tuple[int, int] | None:
         """Count the answer to line `n`. Return when the line was due and written, or `None` if there is nothing to measure."""

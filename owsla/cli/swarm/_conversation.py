@@ -31,15 +31,16 @@ class Conversation:
         self._find_ack = ack_pattern(plan.device_ack).fullmatch if plan.device_ack is not None else None
         self._acknowledged = plan.acknowledged
         self._limit = plan.in_flight
+        self._burst = plan.burst
         self._scheduled = bool(plan.rate)
         self._held_back_to = 0
 
     def may_send(self, device: Device) -> bool:
-        """Return whether the limit of lines in flight allows one more line."""
+        """Return whether the limit of lines in flight allows another burst."""
         if not self._limit:
             return True
         lines = device.lines
-        return (len(lines.outstanding) if self._find_answer else lines.said - device.acked) < self._limit
+        return (len(lines.outstanding) if self._find_answer else lines.said - device.acked) + self._burst <= self._limit
 
     def greeting(self, device: Device) -> bytes:
         """Return the bytes that a device sends before its lines and that the server answers; empty if there are none."""
@@ -57,24 +58,40 @@ class Conversation:
         """Count the next lines as delayed by the gateway, for which every connection waits, and not by this process."""
         self._held_back_to = self._counts.said + lines
 
-    def next_line(self, device: Device, due: int | None) -> bytes:
-        """Return the frame of the next line of a device, and register it. `due` is `None` without a schedule."""
+    def next_lines(self, device: Device, due: int | None, count: int) -> bytes:
+        """Return the frames of the next lines of a device, and register these. `due` is `None` without a schedule."""
         lines = device.lines
-        line = self._line(lines.said, device.index, time.time_ns() // 1_000_000 if self._with_time else 0)
+        milliseconds = time.time_ns() // 1_000_000 if self._with_time else 0
+        data = self._framed(device.index, range(lines.said, lines.said + count), milliseconds)
+        if self._find_answer is None and not self._scheduled:
+            lines.sent_without_answer(count)
+            self._counts.said += count
+            return data
         now = time.monotonic_ns()
         if due is None:
             due = now
         if self._find_answer:
-            lines.sent(due, now)
+            for _ in range(count):
+                lines.sent(due, now)
         else:
-            lines.sent_without_answer()
+            lines.sent_without_answer(count)
+        self._count_late(now - due, count)
+        return data
+
+    def _framed(self, device: int, numbers: range, milliseconds: int) -> bytes:
+        """Return the lines of a device with these numbers, each in its frame."""
+        line, frame = self._line, self._frame
+        return b"".join([frame(line(number, device, milliseconds)) for number in numbers])
+
+    def _count_late(self, late: int, lines: int) -> None:
+        """Count lines that were sent `late` nanoseconds after they were due."""
         counts = self._counts
-        counts.said += 1
-        if counts.said <= self._held_back_to:
-            counts.held += 1
-        elif self._scheduled:
-            self._lateness((now - due) // 1000)
-        return self._frame(line)
+        for _ in range(lines):
+            counts.said += 1
+            if counts.said <= self._held_back_to:
+                counts.held += 1
+            elif self._scheduled:
+                self._lateness(late // 1000)
 
     def received(self, device: Device, data: bytes) -> str | None:
         """Take bytes from the gateway. Return why they cannot be read, or `None`."""

@@ -34,6 +34,7 @@ class Device:
         "state",
         "stream",
         "tls",
+        "unwritten",
     )
 
     def __init__(self, index: int, sock: socket.socket, counts: AnswerCounts, began: int) -> None:
@@ -53,7 +54,9 @@ class Device:
         self.rest = b""
         """Bytes received of a frame whose end has not come yet."""
         self.pending = b""
-        """Bytes of a frame that the socket has not taken yet."""
+        """Bytes of frames that the socket has not taken yet."""
+        self.unwritten = 0
+        """Number of lines in these frames and in the part of them that the socket has taken."""
         self.queued = False
         """True while the device is in the queue of devices that may send a line."""
         self.resumed: bool | None = None

@@ -53,8 +53,8 @@ from ._schedule import Schedule
 
 RECORD: Final = 16384
 """Bytes read at once: the maximum of a TLS record (RFC 8446, section 5.1), so no part of one stays in the buffer of OpenSSL."""
-BURST: Final = 64
-"""Lines sent before the loop looks at what was received: about 2 ms of work, so that answers are not timed late."""
+WRITES: Final = 64
+"""Writes before the loop looks at what was received: about 2 ms of work, so that answers are not timed late."""
 DIALS: Final = 32
 """Connections begun before the loop looks at the others."""
 FIRST_FAILURES: Final = 8
@@ -306,16 +306,18 @@ class SimulatedDevices:
             device.queued = True
             self._ready.append(device)
 
-    def _send_line(self, device: Device, due: int | None) -> None:
-        line = self._conversation.next_line(device, due)
-        sent = self._write(device, line)
+    def _send_lines(self, device: Device, due: int | None, count: int) -> None:
+        """Write the next lines of a device together."""
+        frames = self._conversation.next_lines(device, due, count)
+        sent = self._write(device, frames)
         if sent is None:
             return
-        if sent == len(line):
-            self._counts.written += 1
+        if sent == len(frames):
+            self._counts.written += count
             self._queue(device)
         else:
-            device.pending = line[sent:]
+            device.pending = frames[sent:]
+            device.unwritten = count
             self._loop.watch(device, READ | WRITE)
 
     def _write_pending(self, device: Device) -> None:
@@ -326,7 +328,7 @@ class SimulatedDevices:
             device.pending = device.pending[sent:]
             if device.pending:
                 return
-            self._counts.written += 1
+            self._counts.written += device.unwritten
         self._loop.watch(device, READ)
         self._queue(device)
 
@@ -388,19 +390,18 @@ class SimulatedDevices:
         plan, ready = self._plan, self._ready
         start = now = clock()
         end = start + int(plan.seconds * SECOND)
-        schedule = Schedule(start, plan.rate, plan.seconds) if plan.rate else None
+        burst = plan.burst
+        schedule = Schedule(start, plan.rate, plan.seconds, burst) if plan.rate else None
         while now < end and not self._parent.stopped and self._loop.devices:
-            due = BURST if schedule is None else min(BURST, schedule.due(now))
+            due = WRITES * burst if schedule is None else min(WRITES * burst, schedule.due(now))
             while due > 0 and ready:
                 device = ready.popleft()
                 device.queued = False
                 if device.state != UP:
                     continue
-                if schedule is None:
-                    self._send_line(device, None)
-                else:
-                    self._send_line(device, schedule.take())
-                due -= 1
+                count = min(burst, due)
+                self._send_lines(device, None if schedule is None else schedule.take(count), count)
+                due -= count
             if schedule is None:
                 timeout = 0 if ready else 0.05
             elif due > 0:

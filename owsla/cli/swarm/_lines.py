@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, Final
 
 DEFAULT: Final = "{device} {n} {time}"
 
@@ -34,8 +36,8 @@ class LineTemplate:
             pieces += ["pad", ""]
         at = 2 * pieces[1::2].index("pad") + 1
         self._pieces = pieces
-        self._before, self._before_fields = _format(pieces[:at])
-        self._after, self._after_fields = _format(pieces[at + 1 :])
+        self._before, self._before_values = _format(pieces[:at])
+        self._after, self._after_values = _format(pieces[at + 1 :])
         self.size: Final = size
 
     @property
@@ -45,11 +47,11 @@ class LineTemplate:
 
     def line(self, n: int, device: int, milliseconds: int) -> bytes:
         """Return a line, without its delimiter."""
-        values = {"n": n, "device": device, "time": milliseconds}
-        before = self._before % tuple([values[field] for field in self._before_fields])
+        values = (n, device, milliseconds)
+        before: bytes = self._before % self._before_values(values)
         if not self._after:
             return before.ljust(self.size, _PAD)
-        after = self._after % tuple([values[field] for field in self._after_fields])
+        after: bytes = self._after % self._after_values(values)
         return before + _PAD * (self.size - len(before) - len(after)) + after
 
     def pattern(self) -> re.Pattern[bytes]:
@@ -73,10 +75,11 @@ class LineTemplate:
         return re.compile(b"".join(parts))
 
 
-def _format(pieces: list[str]) -> tuple[bytes, tuple[str, ...]]:
-    """Return a bytes format and the names of its fields, from literals and fields in turn."""
+def _format(pieces: list[str]) -> tuple[bytes, Callable[[tuple[int, int, int]], Any]]:
+    """Return a bytes format, and the function that selects its values, from literals and fields in turn."""
     literals = [piece.encode().replace(b"%", b"%%") for piece in pieces[::2]]
-    return b"%d".join(literals), tuple(pieces[1::2])
+    places = [("n", "device", "time").index(field) for field in pieces[1::2]]
+    return b"%d".join(literals), itemgetter(*places) if places else lambda values: ()
 
 
 def ack_pattern(template: str) -> re.Pattern[bytes]:

@@ -15,7 +15,6 @@ class MQTTConversation(Conversation):
 
     def __init__(self, plan: Plan, measured: Measurements) -> None:
         super().__init__(plan, measured)
-        self._frame = bytes  # a packet carries the line as it is
         self._client = _mqtt.client_prefix()
         self._listens = plan.mode in ("echo", "hold")
         self._replies: list[bytes] = []
@@ -48,10 +47,9 @@ class MQTTConversation(Conversation):
         """Return DISCONNECT."""
         return _mqtt.DISCONNECT
 
-    def next_line(self, device: Device, due: int | None) -> bytes:
-        """Return the PUBLISH packet with the next line of a device, and register it."""
-        number = device.lines.said
-        return _mqtt.publish(device.index, number, super().next_line(device, due))
+    def _framed(self, device: int, numbers: range, milliseconds: int) -> bytes:
+        line, publish = self._line, _mqtt.publish
+        return b"".join([publish(device, number, line(number, device, milliseconds)) for number in numbers])
 
     def received(self, device: Device, data: bytes) -> str | None:
         """Take bytes from the broker. Return why they cannot be read, or `None`."""

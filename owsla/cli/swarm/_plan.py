@@ -74,6 +74,8 @@ class Plan:
     """Template of the common name in this header."""
     protocol: str = "lines"
     """Protocol of the devices: `lines`, in a framing, or `mqtt`."""
+    burst: int = 1
+    """Number of lines that a device writes together."""
 
     @property
     def acknowledged(self) -> bool:

@@ -35,9 +35,9 @@ def plan(args: argparse.Namespace) -> Plan:
         rate = connections / 60 if args.mode == "hold" else 0.0
     in_flight = args.in_flight
     if in_flight is None:
-        in_flight = 0 if args.mode != "echo" else IN_FLIGHT_AT_A_RATE if rate else 1
+        in_flight = 0 if args.mode != "echo" else max(IN_FLIGHT_AT_A_RATE if rate else 1, args.burst)
         if args.mode == "flood" and args.protocol == "mqtt":
-            in_flight = IN_FLIGHT
+            in_flight = max(IN_FLIGHT, args.burst)
     _check_protocol(args, in_flight)
     _check_combinations(args, rate, in_flight)
     _check_door(args)
@@ -75,6 +75,7 @@ def plan(args: argparse.Namespace) -> Plan:
         proxy=args.proxy,
         proxy_cn=args.proxy_cn,
         protocol=args.protocol,
+        burst=args.burst,
     )
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     check_files(made, math.inf if files == resource.RLIM_INFINITY else files)
@@ -90,6 +91,8 @@ def _check_combinations(args: argparse.Namespace, rate: float, in_flight: int) -
     if args.mode == "storm":
         if args.rate:
             raise ConfigError("--rate: a storm sends no lines; --connect-rate is for connects")
+        if args.burst > 1:
+            raise ConfigError("--burst: a storm sends no lines")
         if args.wait:
             raise ConfigError("--wait: a storm has nothing to wait for after its connects")
     if args.mode == "hold" and not rate:
@@ -98,6 +101,8 @@ def _check_combinations(args: argparse.Namespace, rate: float, in_flight: int) -
         raise ConfigError("--in-flight: a limit is needed without --rate")
     if args.mode == "flood" and in_flight and args.device_ack is None and args.protocol == "lines":
         raise ConfigError("--in-flight: without --device-ack nothing acknowledges the lines of a flood")
+    if in_flight and in_flight < args.burst:
+        raise ConfigError(f"--burst: more than the {in_flight} lines of --in-flight, so no burst could be sent")
     if args.tick and not rate:
         raise ConfigError("--tick: needs --rate, which says when lines are due")
     if args.insecure and args.ca is not None:

@@ -136,6 +136,7 @@ class Report:
         if plan.mode != "storm":
             summary["lines"] = {
                 "rate": plan.rate or None,
+                "burst": plan.burst,
                 "seconds": _round(self.talked),
                 "said": sums["said"],
                 "written": sums["written"],
@@ -175,7 +176,11 @@ class Report:
         rows.append(("", _milliseconds(connections["ms"])))
         if lines := summary.get("lines"):
             rows.append(
-                ("lines", f"{lines['written']} in {lines['seconds']} s: {lines['per_second']} a second, {lines['bytes']} bytes")
+                (
+                    "lines",
+                    f"{lines['written']} in {lines['seconds']} s: {lines['per_second']} a second, {lines['bytes']} bytes"
+                    + (f", {lines['burst']} lines in a write" if lines["burst"] > 1 else ""),
+                )
             )
             if "acknowledged" in lines:
                 rows.append(("acknowledged", f"{lines['acknowledged']}: {lines['acknowledged_per_second']} a second meanwhile"))

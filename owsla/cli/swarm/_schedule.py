@@ -6,9 +6,11 @@ from __future__ import annotations
 class Schedule:
     """Times at which lines are due, evenly from a start on. Times are in nanoseconds."""
 
-    __slots__ = ("_interval", "_sent", "_start", "total")
+    __slots__ = ("_burst", "_interval", "_sent", "_start", "total")
 
-    def __init__(self, start: int, rate: float, seconds: float) -> None:
+    def __init__(self, start: int, rate: float, seconds: float, burst: int = 1) -> None:
+        """The lines of a `burst` are due together, at the time of the first one."""
+        self._burst = burst
         self._start = start
         self._interval = 1e9 / rate
         self.total = int(rate * seconds)
@@ -16,7 +18,8 @@ class Schedule:
 
     def due(self, now: int) -> int:
         """Return the number of lines that are due and not sent yet."""
-        return min(self.total, int((now - self._start) / self._interval) + 1) - self._sent
+        bursts = int((now - self._start) / (self._interval * self._burst)) + 1
+        return min(self.total, bursts * self._burst) - self._sent
 
     @property
     def finished(self) -> bool:
@@ -26,10 +29,10 @@ class Schedule:
     @property
     def next(self) -> int:
         """Time at which the next line is due, possibly in the past."""
-        return self._start + int(self._sent * self._interval)
+        return self._start + int(self._sent // self._burst * self._burst * self._interval)
 
-    def take(self) -> int:
-        """Return the time at which the next line is due, and count the line as sent."""
+    def take(self, lines: int = 1) -> int:
+        """Return the time at which the next line is due, and count that many lines of its burst as sent."""
         due = self.next
-        self._sent += 1
+        self._sent += lines
         return due

@@ -164,11 +164,19 @@ def _add_load(command: argparse.ArgumentParser) -> None:
         "costs both sides more (0)",
     )
     what.add_argument(
+        "--burst",
+        metavar="N",
+        type=_count(1),
+        default=1,
+        help="number of lines that a device writes together, as one that collects readings does; with --rate all of them are "
+        "due when the first one is (1)",
+    )
+    what.add_argument(
         "--in-flight",
         metavar="N",
         type=_count(0),
         help="maximum number of lines of a connection that wait for an answer, or with --device-ack for its "
-        f"acknowledgement; 0: no limit (echo: 1, or {IN_FLIGHT_AT_A_RATE} with --rate; else 0)",
+        f"acknowledgement; 0: no limit (echo: 1, or {IN_FLIGHT_AT_A_RATE} with --rate, and at least --burst; else 0)",
     )
     what.add_argument(
         "--seconds", metavar="SECONDS", type=number(0.001), default=10.0, help="duration once all are connected (10)"

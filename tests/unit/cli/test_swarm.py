@@ -198,6 +198,22 @@ class ScheduleTests(SynchronousTestCase):
         self.assertTrue(schedule.finished or schedule.next >= 1000 + now - 1)
 
 
+    @given(st.floats(0.1, 1e5), st.floats(0.1, 100), st.integers(0, 10**11), st.integers(1, 50))
+    def test_bursts(self, rate: float, seconds: float, now: int, burst: int) -> None:
+        """The lines of a burst are due together, when the first one is; the last burst is what is left of the total."""
+        single, schedule = Schedule(1000, rate, seconds), Schedule(1000, rate, seconds, burst)
+        self.assertEqual(schedule.total, single.total)
+        due = schedule.due(1000 + now)
+        self.assertTrue(due == schedule.total or due % burst == 0)
+        self.assertTrue(single.due(1000 + now) <= due + 1 <= single.due(1000 + now) + burst + 1)
+
+    def test_times_of_bursts(self) -> None:
+        """Each line of a burst has the time of its first one."""
+        schedule = Schedule(0, 10, 1, 4)
+        self.assertEqual([(schedule.take(count), schedule.next) for count in (4, 4, 2)], [(0, 4e8), (4e8, 8e8), (8e8, 8e8)])
+        self.assertTrue(schedule.finished)
+
+
 class SourceTests(SynchronousTestCase):
     """Source addresses."""
 
@@ -231,6 +247,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(found["hold"].rate, 100 / 60)
         self.assertEqual((found["storm"].connections, found["echo"].connections), (0, 100))
         self.assertEqual(typed("--rate", "5").in_flight, 64)
+        self.assertEqual((typed("--burst", "9").in_flight, typed("--rate", "5", "--burst", "99").in_flight), (9, 99))
 
     def test_contradictions(self) -> None:
         """Contradictory options are refused with the name of the option."""
@@ -250,6 +267,8 @@ class PlanTests(SynchronousTestCase):
         }.items():
             self.assertTrue(self.refused(*arguments).startswith(option), option)
         self.assertIn("--device-ack", self.refused("--mode", "flood", "--in-flight", "3"))
+        self.assertIn("--burst", self.refused("--burst", "4", "--in-flight", "3"))
+        self.assertIn("--burst", self.refused("--burst", "4", "--mode", "storm"))
 
     def test_too_few_files(self) -> None:
         """With more connections than files, the error says how many processes are needed."""
@@ -411,7 +430,7 @@ class DoorTests(SynchronousTestCase):
         conversation = Conversation(typed("--framing", "length:2", "--line", "{n}", "--device-ack", "ACK {seq}"), measured)
         with socket.socket() as sock:
             device = Device(0, sock, measured.counts.answers, 0)
-            self.assertEqual(conversation.next_line(device, None), b"\0\1" b"0")
+            self.assertEqual(conversation.next_lines(device, None, 1), b"\0\1" b"0")
             self.assertIsNone(conversation.received(device, b"\0\5ACK 0\0"))
             self.assertIsNone(conversation.received(device, b"\1" b"0\0"))
         self.assertEqual((measured.counts.acked, measured.counts.answers.answers, device.rest), (1, 1, b"\0"))

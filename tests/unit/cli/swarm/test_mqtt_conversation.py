@@ -38,7 +38,7 @@ class ConversationTests(SynchronousTestCase):
         found = [conversation.greeted(self.device, greeting[n : n + 1]) for n in range(len(greeting))]
         self.assertEqual(found, [False] * (len(greeting) - 1) + [True])
         self.device.state = UP
-        self.assertEqual(conversation.next_line(self.device, None), _mqtt.publish(3, 0, b"3 0"))
+        self.assertEqual(conversation.next_lines(self.device, None, 1), _mqtt.publish(3, 0, b"3 0"))
         self.assertFalse(conversation.may_send(self.device))
         answer = b"\x32\x10\x00\x09answers/3\x00\x013 0"
         self.assertIsNone(conversation.received(self.device, b"\x40\x02\x00\x01" + answer[:5]))
@@ -56,7 +56,7 @@ class ConversationTests(SynchronousTestCase):
         self.assertTrue(conversation.greeted(self.device, CONNACK))
         for _ in range(20):
             self.assertTrue(conversation.may_send(self.device))
-            conversation.next_line(self.device, None)
+            conversation.next_lines(self.device, None, 1)
         self.assertFalse(conversation.may_send(self.device))
         conversation.received(self.device, b"\x40\x02\x00\x01")
         self.assertTrue(conversation.may_send(self.device))
