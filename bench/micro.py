@@ -32,11 +32,15 @@ from owsla.amqp import wire
 from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.broker import headers as delivery
 from owsla.broker import queues as topology
+from owsla.broker.batch_pacing import BatchPacing
+from owsla.broker.batch_packing import BatchPacker
+from owsla.broker.batch_window import BatchWindow
+from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credentials
 from owsla.broker.consumer import Consumer
 from owsla.broker.door_lines import line_channel
 from owsla.broker.lines import LinePublisher
-from owsla.broker.packing import LinePacker
+from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.window import Window
 from owsla.config.framings import read_framing
 from owsla.device.connections import Connection, Connections
@@ -63,6 +67,8 @@ FRAMINGS = ("length:2", "netstring", "octet-counting", f"fixed:{LINE_SIZE}", "be
 
 TOGETHER = (5, 20, 100)
 """Lines that a device sends at once."""
+BATCH = 200
+"""Maximum number of lines in a message, in the cases with batches."""
 
 LINES = line_channel(0)
 LINE = b"x" * LINE_SIZE
@@ -170,30 +176,17 @@ def manual_clock() -> Any:
 class Node:
     """Hot path of a gateway: all objects between the transports to devices and broker."""
 
-    def __init__(self, device_ack: bool = False, framing: str = "lines", trace_lines: float = 0.0) -> None:
+    def __init__(self, device_ack: bool = False, framing: str = "lines", trace_lines: float = 0.0, batch: int = 1) -> None:
+        """`batch` is the maximum number of lines in a message. All lines of a turn of the reactor travel together."""
+        self.most = batch
         self.clock = manual_clock()
         self.turn = EndOfTurn(self.clock)
         self.framing = make_framing(read_framing(framing), b"\n", 16384)
         self.ids = ConnectionIds()
         self.registry: Registry[Any] = Registry()
-        self.packer = LinePacker(
-            channel=LINES,
-            exchange="",
-            routing_key="from_device",
-            seq_header="from_device_seq",
-            delivery_mode=2,
-            reply_to=b"to_device." + self.ids.node,
-            frame_max=FRAME_MAX,
-        )
+        self.packer = LinePacker(seq_header="from_device_seq", **self.message())
         self.window = Window(10_000, 16 << 20)
-        self.producer = LinePublisher(
-            self.clock,
-            print,
-            queue=topology.Queue("from_device"),
-            packer=self.packer,
-            window=self.window,
-            acknowledge=device_ack,
-        )
+        self.producer = self.publisher(device_ack)
         self.producer.trace(trace_lines)
         self.publishing = self.connection()
         ensureDeferred(self.producer.up(self.publishing))
@@ -212,6 +205,30 @@ class Node:
         self.services = services
         self.factory = DeviceFactory(services, settings, DeviceProtocol)
         self.devices = [self.device() for _ in range(DEVICES)]
+
+    def message(self) -> MessageArguments:
+        return {
+            "channel": LINES,
+            "exchange": "",
+            "routing_key": "from_device",
+            "delivery_mode": 2,
+            "reply_to": b"to_device." + self.ids.node,
+            "frame_max": FRAME_MAX,
+        }
+
+    def publisher(self, device_ack: bool) -> LinePublisher:
+        queue = topology.Queue("from_device")
+        if self.most == 1:
+            return LinePublisher(self.clock, print, queue=queue, packer=self.packer, window=self.window, acknowledge=device_ack)
+        return BatchPublisher(
+            self.clock,
+            print,
+            queue=queue,
+            packer=BatchPacker(most=self.most, **self.message()),
+            window=BatchWindow(10_000, 16 << 20),
+            pacing=BatchPacing(self.clock, self.turn, 0.0),
+            acknowledge=device_ack,
+        )
 
     def connection(self) -> OpenConnection:
         login = Credentials("", "", "/")
@@ -292,6 +309,9 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
     devices, producer, client, clock = node.devices, node.producer, node.publishing, node.clock
     state = {"published": 0, "confirmed": 0, "at": 0}
     data = node.framing.encode([LINE] * together)
+    messages = -(-batch * together // node.most)
+    if node.most > 1:
+        every = messages
 
     def turn() -> None:
         at = state["at"]
@@ -303,7 +323,7 @@ def publishes(node: Node, batch: int, every: int, through_endpoint: bool = False
                 producer.publish(device, LINE)
         state["at"] = (at + batch) % DEVICES
         clock.advance(0)
-        state["published"] += batch * together
+        state["published"] += messages
         while state["published"] - state["confirmed"] >= 4 * every:
             state["confirmed"] += every
             client.dataReceived(confirm(state["confirmed"]))
@@ -430,6 +450,12 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     for together in TOGETHER:
         measure(f"the same, {together} lines a read", partial(publishes, Node(), batch, every, True, together))
+    measure("the same, in batches", lambda: publishes(Node(batch=BATCH), batch, every, through_endpoint=True))
+    for together in TOGETHER:
+        measure(
+            f"the same, in batches, {together} lines a read",
+            partial(publishes, Node(batch=BATCH), batch, every, True, together),
+        )
     for framing in FRAMINGS:
         measure(f"the same, {framing}", partial(line, framing))
     measure("the same, while one of the devices is traced", lambda: traced_lines(batch, every, devices=slice(1)))

@@ -17,6 +17,7 @@ a line (`packing`), with the headers `owsla_batch` (number of lines) and `door`,
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final, Unpack
 from weakref import WeakValueDictionary
 
@@ -147,6 +148,13 @@ class BatchPacker(MessagePacker):
                 f"a line of {size} bytes makes a batch of {len(element)}, and the limit of the broker is {self._largest}"
             )
         return element
+
+    def elements(self, template: BatchTemplate, seq: int, lines: Sequence[bytes], received: float) -> list[bytes]:
+        """Return the elements of lines of one connection, numbered from `seq` on. Raise `LineTooLarge` as `element` does."""
+        if self._largest is not None or max(map(len, lines)) > 255 or seq + len(lines) > 1 << 32:
+            return [self.element(template, number, line, received) for number, line in enumerate(lines, seq)]
+        start, middle = template.start, b"\xcf" + _U64(int(received * 1000)) + template.device + b"\xc4"
+        return [b"%b%b%b%c%b" % (start, _U32(number), middle, len(line), line) for number, line in enumerate(lines, seq)]
 
     def pack(self, route: BatchRoute, batch: Batch, traceparent: str | None = None) -> bytes:
         """Return the frames that publish a batch, and close it. With a `traceparent` of version 00 they have its header."""

@@ -23,9 +23,9 @@ class BatchWindow(Window):
     def count(self, entries: list[Entry]) -> int:
         return sum(len(entry.batch) for entry in entries if entry.batch is not None)
 
-    def hold(self, size: int) -> None:
-        """Count a line that waits in an open batch, with the size of its element in bytes."""
-        self.messages += 1
+    def hold(self, size: int, lines: int = 1) -> None:
+        """Count lines that wait in an open batch, with the size of their elements in bytes."""
+        self.messages += lines
         self.size += size
 
     def release(self, batch: Batch) -> None:

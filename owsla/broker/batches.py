@@ -18,13 +18,14 @@ A line that begins a trace is a batch of its own, whose message has the trace co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Unpack
 
 from ..events import Event
 from ..interfaces import Clock, LineSource
 from ..routing_key import KeyTooLong
 from . import queues as topology
+from .batch import Batch
 from .batch_pacing import BatchPacing
 from .batch_packing import BatchPacker, BatchRoute, BatchTemplate
 from .batch_window import BatchWindow
@@ -86,8 +87,9 @@ class BatchPublisher(LinePublisher):
         seq = source.seq
         now = self._now()
         template: BatchTemplate = source.template
+        packer = self._batch_packer
         try:
-            element = self._batch_packer.element(template, seq, line, received or now)
+            element = packer.element(template, seq, line, received or now)
         except (KeyTooLong, LineTooLarge) as error:
             self._reject(source, error)
             return
@@ -105,6 +107,55 @@ class BatchPublisher(LinePublisher):
             self.accepting = False
             self._pacing.hurry()
 
+    def publish_lines(self, source: LineSource, lines: Sequence[bytes], received: float = 0.0) -> int:
+        window, template, first = self._window, source.template, source.seq
+        now = self._now()
+        room = max(1, window.max_messages - window.messages)
+        try:
+            elements = self._batch_packer.elements(template, first, lines[:room], received or now)
+        except (KeyTooLong, LineTooLarge):
+            elements = []
+        size = sum(map(len, elements))
+        if not elements or self._tracing_some or window.size + size >= window.max_bytes:
+            return self._publish_each(source, lines, received)  # up to the line that is too large, or that fills the window
+        taken = len(elements)
+        source.seq = first + taken
+        self._add_lines(template.route, source, first, elements, received or now)
+        if self._latency.since is None:
+            self._latency.follow(now, self.confirmed_lines + window.messages)
+        if self._outstanding is not None:
+            self._outstanding[source] += taken
+        if window.messages >= window.max_messages:
+            self.accepting = False
+            self._pacing.hurry()
+        return taken
+
+    def _add_lines(self, route: BatchRoute, source: LineSource, seq: int, elements: list[bytes], received: float) -> None:
+        """Add lines of one connection to batches of their route, as many as fit into each."""
+        most, room = self._batch_packer.most, self._batch_packer.room
+        while elements:
+            batch = route.batch
+            count, held = (0, 0) if batch is None else (len(batch), batch.size)
+            some, elements = elements[: most - count], elements[most - count :]
+            size = sum(map(len, some))
+            if held + size > room:
+                for number, element in enumerate(some, seq):
+                    self._add(route, source, number, element, received)
+            else:
+                if batch is None:
+                    batch = self._open_batch(route, received)
+                batch.extend(source, range(seq, seq + len(some)), some)
+                self._batch_window.hold(size, len(some))
+                if len(batch) >= most:
+                    self._publish_batch(route)
+            seq += len(some)
+
+    def _open_batch(self, route: BatchRoute, received: float) -> Batch:
+        batch = route.open(int(received))
+        self._open[route] = None
+        self._pacing.line_waits()
+        return batch
+
     def _add(self, route: BatchRoute, source: LineSource, seq: int, element: bytes, received: float) -> None:
         """Add a line to the open batch of its route."""
         batch = route.batch
@@ -112,9 +163,7 @@ class BatchPublisher(LinePublisher):
             self._publish_batch(route)
             batch = None
         if batch is None:
-            batch = route.open(int(received))
-            self._open[route] = None
-            self._pacing.line_waits()
+            batch = self._open_batch(route, received)
         batch.add(source, seq, element)
         self._batch_window.hold(len(element))
         if len(batch) >= self._batch_packer.most:

@@ -256,7 +256,9 @@ class LinePublisher(BaseHandler):
         for taken, line in enumerate(lines, 1):
             before = source.seq
             self.publish(source, line, received)
-            if not self.accepting or source.seq == before:
+            if source.seq == before:
+                return max(1, taken - 1)
+            if not self.accepting:
                 return taken
         return len(lines)
 

@@ -106,6 +106,18 @@ async def test_flood(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Comman
 
 
 @reactor_test
+async def test_bursts(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """With --burst a device writes several lines together. Each of them is answered, acknowledged and counted."""
+    gateway = await lab.gateway(embedded.url, device_ack="ACK {seq}")
+    mode = ["--mode=flood", "--connections=5", "--device-ack=ACK {seq}", "--line={device}/{n}", "--burst=4"]
+    found = await summary(swarm(commands, gateway, *mode, "--rate=100", "--seconds=0.5"), 0)
+    assert (found["lines"]["burst"], found["lines"]["written"], found["lines"]["acknowledged"]) == (4, 50, 50)
+    bodies = [message.body for message in await gateway.messages(50)]
+    assert len(set(bodies)) == 50
+    assert {b"0/%d" % n for n in range(4)} <= set(bodies)
+
+
+@reactor_test
 async def test_hold_notices_drops(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
     """When the gateway dies, the swarm counts the dropped connections and ends at once."""
     gateway = await lab.gateway(embedded.url)

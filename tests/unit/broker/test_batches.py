@@ -323,6 +323,46 @@ class BatchTests(BrokerTestCase):
         lab.server.ack(LINES, 3, True)
         self.assertEqual((device.safe, lab.window.messages, lab.window.size), ([0, 1, 2, 3], 0, 0))
 
+    def test_lines_of_a_read(self) -> None:
+        """Lines that were read together come into the same batches as they would one by one."""
+        bodies = [b"x" * size for size in (1, 300, 0, 1, 70_000, 5, 1)] + [b"y" * 200] * 3
+        labs = self.lab(), self.lab()
+        device, other = (lab.device() for lab in labs)
+        labs[0].publish(device, *bodies)
+        self.assertEqual(labs[1].publish_together(other, *bodies), len(bodies))
+        self.assertEqual(labs[1].publish_together(other, *bodies[-3:]), 3)
+        labs[0].publish(device, *bodies[-3:])
+        for lab in labs:
+            lab.server.settle()
+        before, after = (lab.server.take() for lab in labs)
+        self.assertEqual([len(lines_of(one)) for one in after], [4, 4, 4, 1])
+        self.assertEqual(after, before)
+        self.assertEqual(labs[1].window.size, labs[0].window.size)
+
+    def test_read_beyond_the_room(self) -> None:
+        """Lines that were read together, more than the room of a batch, come into several. No batch is empty."""
+        lab, device = self.waiting(batch=100)
+        lab.server.ack(LINES, 1)
+        lab.lose()
+        lab.connect(tune=(0, 4096, 0))
+        lab.publish_together(device, b"y" * 9000, *[b"x" * 200] * 20)
+        lab.clock.advance(DELAY)
+        lab.server.settle()
+        taken = lab.server.take()
+        self.assertEqual([len(lines_of(one)) for one in taken], [1, 18, 2])
+        self.assertEqual(lines(taken), [("a", number) for number in range(1, 22)])
+
+    def test_read_fills_the_window(self) -> None:
+        """Of lines that were read together those are taken that fill the window. They are published at once."""
+        lab, device = self.waiting(batch=100, messages=6)
+        self.assertEqual(lab.publish_together(device, *[b"x"] * 9), 5)
+        self.assertFalse(lab.producer.accepting)
+        lab.server.settle()
+        self.assertEqual(sizes(lab), [5])
+        lab, device = self.waiting(batch=100, size=1000)
+        self.assertLess(lab.publish_together(device, *[b"x" * 100] * 9), 9)
+        self.assertFalse(lab.producer.accepting)
+
     def test_smaller_messages(self) -> None:
         """A batch above the size limit of the broker is cut, and no line is lost or out of order."""
         lab, device = self.waiting(batch=100)
@@ -365,8 +405,8 @@ class BatchTests(BrokerTestCase):
         self.assertEqual((len(device.closed), other.closed), (1, []))
         self.assertEqual(lab.producer.given_up_lines, 1)
         self.assertTrue(any(isinstance(event, BrokerWarning) and "max_message_size" in str(event) for event in lab.events))
-        lab.publish(other, b"x" * 3000)
-        self.assertEqual(len(other.closed), 1)
+        self.assertEqual(lab.publish_together(other, b"w", b"x" * 3000, b"y"), 1)
+        self.assertEqual((len(other.closed), other.seq), (1, 3))
 
 
 class BatchMachine(ProducerMachine):
