@@ -8,7 +8,8 @@ code on top.
 
 A *publish* is `LinePublisher.publish` with packing and window, its share of the one write a turn, and its share of a confirm
 that covers many. A *delivery* is bytes from RabbitMQ in `BrokerClient.dataReceived`, through consumer and router, to the bytes
-handed to the device's transport and the acknowledgement handed to RabbitMQ's.
+handed to the device's transport and the acknowledgement handed to RabbitMQ's. A *forward* is such bytes for a device of another
+node, to the bytes that publish the message to that node, its share of a confirm, and the acknowledgement.
 
 Budget: 4 µs per publish, 8 µs per delivery. The exit status is 1 if a median exceeds it.
 """
@@ -20,7 +21,7 @@ import statistics
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,7 @@ from owsla.broker.batch_window import BatchWindow
 from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credentials
 from owsla.broker.consumer import Consumer
+from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.door_lines import line_channel
 from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker, MessageArguments
@@ -241,12 +243,29 @@ class Node:
         protocol.makeConnection(NoTransport())
         return protocol
 
-    def router(self, find: Callable[[bytes], Any]) -> Router:
+    def courier(self) -> CourierRole:
+        """Return a courier that is connected."""
+        courier = CourierRole(
+            self.clock,
+            print,
+            undeliverable=topology.undeliverable_queue("to_device", 1000),
+            to_device="to_device",
+            node=lambda: self.ids.node,
+            device=lambda connection_id: None,
+            node_grace=10.0,
+            held_limit=1000,
+        )
+        self.relaying = self.connection()
+        ensureDeferred(courier.up(self.relaying))
+        return courier
+
+    def router(self, find: Callable[[bytes], Any], courier: Any = None) -> Router:
+        courier = courier or NoCourier()
         return Router(
             lambda: self.ids.node,
             find,
-            NoCourier(),
-            Handover(NoCourier(), self.factory.deliveries, self.framing.fault),
+            courier,
+            Handover(courier, self.factory.deliveries, self.framing.fault),
             by_name=NoRoute(),
             groups=NoRoute(),
         )
@@ -257,18 +276,20 @@ class Node:
         )
 
 
-def confirm(tag: int) -> bytes:
+def confirm(tag: int, channel: int = LINES) -> bytes:
     """Return the frame with which RabbitMQ confirms all publishes up to this tag."""
-    return wire.frame(wire.FRAME_METHOD, LINES, BY_NAME["basic.ack"].prefix + struct.pack(">QB", tag, 1))
+    return wire.frame(wire.FRAME_METHOD, channel, BY_NAME["basic.ack"].prefix + struct.pack(">QB", tag, 1))
 
 
-def deliveries(node: Node, first: int, count: int, seq: int | None) -> bytes:
-    """Return the frames with which RabbitMQ delivers `count` messages to as many devices."""
+def deliveries(node: Node, first: int, count: int, seq: int | None, ids: Sequence[bytes] | None = None) -> bytes:
+    """Return the frames with which RabbitMQ delivers `count` messages to as many devices: those of the node, or with `ids` the
+    connections of these ids in turn.
+    """
+    ids = ids or [device.connection_id for device in node.devices]
     frames = []
     for number in range(count):
         tag = first + number
-        device = node.devices[tag % DEVICES]
-        headers: dict[str, Any] = {"connection_id": device.connection_id.decode()}
+        headers: dict[str, Any] = {"connection_id": ids[tag % len(ids)].decode()}
         if seq is not None:
             headers["to_device_seq"] = seq
         method = encode_method(
@@ -392,6 +413,39 @@ def received(
     return begin
 
 
+def forwarded(batch: int, every: int, messages: int, share: int) -> Callable[[], tuple[Step, int]]:
+    """Return reads of `batch` deliveries of which one in `share` is for another node, with a delayed confirm for each `every`
+    forwards. The others are for devices of this node.
+    """
+
+    def begin() -> tuple[Step, int]:
+        node, elsewhere = Node(), ConnectionIds()
+        ids = [device.connection_id if number % share else elsewhere.new() for number, device in enumerate(node.devices)]
+        node.consuming.handlers[1] = node.consumer(node.router(node.registry.find, node.courier()))
+        repeat = max(1, messages // batch)
+        deliver = prepared(
+            [
+                deliveries(node, 1 + number * batch, batch, None, ids)
+                for number in range(repeat + max(1, repeat // 10) + 1)
+            ],
+            node.consuming,
+            node.clock,
+        )
+        state = {"forwarded": 0, "confirmed": 0}
+
+        def turn() -> None:
+            deliver()
+            state["forwarded"] += batch // share
+            while state["forwarded"] - state["confirmed"] >= 4 * every:
+                state["confirmed"] += every
+                node.relaying.dataReceived(confirm(state["confirmed"], PUBLISH_CHANNEL))
+                node.clock.advance(0)
+
+        return turn, batch
+
+    return begin
+
+
 def measure_publish(timings: Timings, batch: int, every: int) -> None:
     """Time publishes and their parts, in one run."""
     measure = timings.measure
@@ -498,6 +552,12 @@ def measure_delivery(timings: Timings, batch: int) -> None:
     measure("d5", received(lambda node: node.consumer(node.router(lambda _: done)), batch, messages, True))
 
 
+def measure_forward(timings: Timings, batch: int, every: int) -> None:
+    """Time forwards to another node."""
+    timings.measure("forward", forwarded(batch, every, timings.messages, 1))
+    timings.measure("forward or delivery, in turn", forwarded(batch, every, timings.messages, 2))
+
+
 def fanned_out(connections: int, chosen: int) -> Callable[[], tuple[Step, int]]:
     """Return messages for many devices of a node with `connections`, of which a door selects `chosen`."""
 
@@ -590,6 +650,7 @@ def main() -> None:
     for _ in range(options.runs):
         measure_publish(timings, options.batch, options.every)
         measure_delivery(timings, options.batch)
+        measure_forward(timings, options.batch, options.every)
         measure_fanout(timings)
     text, kept = report(timings, options)
     publish(text, options.output)
