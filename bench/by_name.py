@@ -64,13 +64,13 @@ class Publisher:
         self.connection = pika.BlockingConnection(pika.URLParameters(url))
         self.channel = self.connection.channel()
 
-    def pace(self, headers: Iterator[tuple[Headers, bytes]], rate: float, seconds: float) -> int:
-        """Publish `rate` messages a second, and return their number."""
+    def pace(self, headers: Iterator[tuple[Headers, bytes]], rate: float, seconds: float, queue: str = TO) -> int:
+        """Publish `rate` messages a second to a queue, and return their number."""
         start, count = time.monotonic(), 0
         while (elapsed := time.monotonic() - start) < seconds:
             while count < elapsed * rate:
                 one, body = next(headers)
-                self.channel.basic_publish("", TO, body, pika.BasicProperties(headers=one))
+                self.channel.basic_publish("", queue, body, pika.BasicProperties(headers=one))
                 count += 1
             self.connection.process_data_events(time_limit=TICK)
         return count
