@@ -133,6 +133,11 @@ class NoCourier:
     def forward(self, letter: Letter, node: bytes) -> None:
         raise AssertionError(node)
 
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        raise AssertionError(connection_id)
+
     def report(self, letter: Letter, outcome: str) -> None:
         raise AssertionError(outcome)
 
@@ -424,10 +429,7 @@ def forwarded(batch: int, every: int, messages: int, share: int) -> Callable[[],
         node.consuming.handlers[1] = node.consumer(node.router(node.registry.find, node.courier()))
         repeat = max(1, messages // batch)
         deliver = prepared(
-            [
-                deliveries(node, 1 + number * batch, batch, None, ids)
-                for number in range(repeat + max(1, repeat // 10) + 1)
-            ],
+            [deliveries(node, 1 + number * batch, batch, None, ids) for number in range(repeat + max(1, repeat // 10) + 1)],
             node.consuming,
             node.clock,
         )

@@ -81,6 +81,11 @@ class Courier(Protocol):
     def forward(self, letter: Letter, node: bytes) -> None:
         """Publish the message to the queue of another node."""
 
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        """Publish a plain message without a fault to the queue of the node of its connection id, which is canonical."""
+
     def report(self, letter: Letter, outcome: str) -> None:
         """Publish the delivery report that the message asks for."""
 

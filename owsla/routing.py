@@ -144,17 +144,17 @@ class DeliveryHistory(Protocol):
 class Handover:
     """Handover of letters to connections of this node: the checks before it, and the guard against errors of our own."""
 
-    __slots__ = ("_body_fault", "_courier", "_deliveries")
+    __slots__ = ("_courier", "_deliveries", "body_fault")
 
     def __init__(self, courier: Courier, deliveries: DeliveryHistory, body_fault: Callable[[bytes], str | None]) -> None:
-        """`body_fault` returns the reason for which no connection could be sent a message with this body, or `None`."""
         self._courier = courier
         self._deliveries = deliveries
-        self._body_fault = body_fault
+        self.body_fault = body_fault
+        """Function that returns the reason for which no connection could be sent a message with this body, or `None`."""
 
     def prepare(self, letter: Letter, recipient: Recipient | None) -> None:
         """Set `fault` and `handed_over` of a letter. `recipient` is its connection, if that is known and of this node."""
-        letter.fault = self._fault(letter, self._body_fault if recipient is None else recipient.body_fault)
+        letter.fault = self._fault(letter, self.body_fault if recipient is None else recipient.body_fault)
         if letter.identity is not None and not letter.handed_over:
             letter.handed_over = self._deliveries.recall(letter.identity)
 
@@ -230,7 +230,7 @@ class Router:
     def route(
         self, source: DeliverySource, tag: int, connection_id: bytes | None, seq: int | None, header: bytes, body: bytes
     ) -> None:
-        """Route a plain message. The hot path: a message that its connection can take needs no `Letter`."""
+        """Route a plain message. The hot path: a message that its connection can take, or another node, needs no `Letter`."""
         # `find` returns `None` for the connection id `None`: the hot path is spared a check.
         recipient = self._find(connection_id)  # type: ignore[arg-type]
         if recipient is not None and seq != BAD:
@@ -238,6 +238,16 @@ class Router:
                 recipient.send(source, tag, header, body, connection_id, seq)  # type: ignore[arg-type]
             except Exception:
                 self._handover.failed(recipient, Letter(source, tag, header, body, connection_id, seq))
+        elif (
+            recipient is None
+            and connection_id is not None
+            and not source.own
+            and _HEX.match(connection_id)
+            and connection_id[:8] != self._node()
+            and seq != BAD
+            and self._handover.body_fault(body) is None
+        ):
+            self._courier.forward_plain(source, tag, connection_id, seq, header, body)
         else:
             self.route_letter(Letter(source, tag, header, body, connection_id, seq))
 

@@ -368,7 +368,8 @@ PROPERTIES: Final[Mapping[str, tuple[int, str]]] = {
 }
 """Flag and type of each basic property by its name, in the order of the encoding."""
 
-_PROPERTY_FLAGS = sum(flag for flag, _ in PROPERTIES.values())
+KNOWN_PROPERTIES: Final = sum(flag for flag, _ in PROPERTIES.values())
+"""Flags of all basic properties."""
 
 
 def split_properties(data: bytes, offset: int = 0) -> dict[str, bytes]:
@@ -376,7 +377,7 @@ def split_properties(data: bytes, offset: int = 0) -> dict[str, bytes]:
     if offset + 2 > len(data):
         raise WireError("the property flags are truncated")
     flags = _U16.unpack_from(data, offset)[0]
-    if flags & ~_PROPERTY_FLAGS:
+    if flags & ~KNOWN_PROPERTIES:
         raise WireError(f"unknown property flags: {flags:#06x}")
     offset += 2
     values: dict[str, bytes] = {}

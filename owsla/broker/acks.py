@@ -1,10 +1,12 @@
 """Acknowledgements of a consuming channel: cumulative as far as possible, individual beyond. Pure.
 
 Theory of operation. RabbitMQ numbers the deliveries of a channel 1, 2, 3, ... Messages finish in any order, because a message
-may be held (for a missing number, or a slow device). Tags up to the first held one are acknowledged together (`multiple`),
-which is cheap for the broker. Finished tags beyond it are acknowledged one by one, so that one held message does not use up the
-prefetch. Invariants: `_held` has the unfinished tags below `_high`, ascending; no tag is acknowledged twice, which would be a
-channel error (PRECONDITION_FAILED, unknown delivery tag).
+may be held (for a missing number, a slow device, or the confirm of its forward). Tags up to the first held one are acknowledged
+together (`multiple`), which is cheap for both sides. Finished tags beyond it can only be acknowledged one by one. That must be
+done in time, so that one held message does not use up the prefetch. But most messages are held for a moment, and then a
+cumulative acknowledgement covers those beyond them, too. So the caller decides when to take them one by one. Invariants:
+`_held` has the unfinished tags below `_high`, ascending; no tag is acknowledged twice, which would be a channel error
+(PRECONDITION_FAILED, unknown delivery tag).
 """
 
 from __future__ import annotations
@@ -55,15 +57,26 @@ class AckTracker:
         """Return whether all deliveries up to the tag `highest` are finished."""
         return highest <= self._high and not self._held
 
-    def take(self) -> tuple[int, list[int]]:
-        """Return the tag to acknowledge cumulatively (0: none), and the tags to acknowledge individually."""
+    @property
+    def ahead(self) -> int:
+        """Number of finished tags that are not acknowledged yet, and were behind an unfinished one when they finished."""
+        return len(self._ahead)
+
+    def take(self, *, alone: bool = True) -> tuple[int, list[int]]:
+        """Return the tag to acknowledge cumulatively (0: none), and the tags to acknowledge individually: none of them unless
+        `alone`.
+        """
         top, self._top = self._top, 0
         if not self._ahead:
             return top, []
-        ahead, self._ahead = sorted(self._ahead), []
+        ahead = sorted(self._ahead)
         held = next(iter(self._held), self._high + 1)
         # The tag of a cumulative acknowledgement must itself be unacknowledged, so take it from these.
         contiguous = bisect(ahead, held)
         if contiguous:
             top = max(top, ahead[contiguous - 1])
+        if not alone:
+            self._ahead = ahead[contiguous:]
+            return top, []
+        self._ahead = []
         return top, ahead[contiguous:]

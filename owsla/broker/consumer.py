@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from twisted.python.failure import Failure
 
 from ..amqp.wire import WireError
-from ..interfaces import Clock, MessageSink
+from ..interfaces import Clock, DelayedCall, MessageSink
 from ..letter import BAD, DeliverySource, Letter
 from ..runtime.end_of_turn import EndOfTurn
 from . import headers as delivery
@@ -17,6 +18,13 @@ from .acks import AckTracker
 from .client import BaseHandler, BrokerClient
 from .own_queue import NodeNotice
 from .recent_writes import RecentWrites
+
+ALONE_DELAY: Final = 0.02
+"""Seconds after which a finished message is acknowledged alone, because an earlier one is not finished. A confirm of a forward
+mostly takes less."""
+
+ALONE_SHARE: Final = 8
+"""Messages that wait for that use an eighth of the prefetch at most."""
 
 
 class Consumer(BaseHandler):
@@ -28,6 +36,7 @@ class Consumer(BaseHandler):
 
     __slots__ = (
         "_acks",
+        "_alone_call",
         "_channel",
         "_client",
         "_clock",
@@ -35,6 +44,7 @@ class Consumer(BaseHandler):
         "_flushing",
         "_lost",
         "_router",
+        "_stopping",
         "_tags",
         "_told",
         "_turn",
@@ -72,8 +82,10 @@ class Consumer(BaseHandler):
         self._acks = AckTracker()
         self._delivered = 0  # tag of the last delivery
         self._flushing = False
+        self._alone_call: DelayedCall | None = None
         self._tags: list[str] = []
         self._written = RecentWrites(0)
+        self._stopping = False
         self.prefetch = 0
         self.open = True
         """True while messages arrive and can be acknowledged."""
@@ -91,7 +103,9 @@ class Consumer(BaseHandler):
             await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
 
     async def stop(self) -> None:
-        """Cancel the consumers. Delivered messages are still acknowledged when their outcome is certain."""
+        """Cancel the consumers. Delivered messages are still acknowledged when their outcome is certain, and at once."""
+        self._stopping = True
+        self._flush()
         channel = self._client.channels[self._channel]
         while self.open and self._tags:
             await channel.basic_cancel(consumer_tag=self._tags.pop())
@@ -141,11 +155,20 @@ class Consumer(BaseHandler):
 
     def _flush(self) -> None:
         self._flushing = False
+        self._acknowledge(alone=self._stopping or self._acks.ahead >= self.prefetch // ALONE_SHARE)
+        if self._acks.ahead and self._alone_call is None and self.open:
+            self._alone_call = self._clock.callLater(ALONE_DELAY, self._flush_alone)
+
+    def _flush_alone(self) -> None:
+        self._alone_call = None
+        self._acknowledge(alone=True)
+
+    def _acknowledge(self, *, alone: bool) -> None:
         if self.open:
-            top, alone = self._acks.take()
+            top, beyond = self._acks.take(alone=alone)
             if top:
                 self._client.ack(self._channel, top, True)
-            for tag in alone:
+            for tag in beyond:
                 self._client.ack(self._channel, tag, False)
 
     def cancelled(self, consumer_tag: str) -> None:
@@ -155,6 +178,9 @@ class Consumer(BaseHandler):
         self._end(str(reason.value))
 
     def _end(self, reason: str) -> None:
+        if self._alone_call is not None:
+            self._alone_call.cancel()
+            self._alone_call = None
         if self.open:
             self.open = False
             self._lost(self, reason)

@@ -17,6 +17,9 @@ Nothing waits for reports, answers and fences, and they may be dropped.
 The message that a record or a forward is made of is acknowledged to its consumer when the broker has confirmed the record or
 the forward. Until then it belongs to the broker, which delivers it again if this process dies.
 
+The hot path is a forward of a plain message (`forward_plain`): it is published as it was delivered, and is a tuple
+(`PlainForward`) until it is confirmed. If anything else than a confirm happens to it, it becomes an `OutgoingMessage`.
+
 An outgoing message is in one of three places, in this order of publication:
 
     waiting ──publish──▶ unconfirmed (in the `Publisher`) ──accepted──▶ done
@@ -41,7 +44,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from txamqp.client import Closed
 
@@ -49,7 +52,7 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event, Undeliverable, UndeliverableLost
 from ..interfaces import Clock, DelayedCall
-from ..letter import Letter, unknown_reason
+from ..letter import DeliverySource, Letter, unknown_reason
 from ..log import escaped
 from . import headers as delivery
 from . import message_properties
@@ -72,6 +75,13 @@ INTERNAL_ERROR: Final = 541
 """Reply code with which RabbitMQ closes a connection when it crashes over a message, or for reasons of its own."""
 
 _NONE: Final[Mapping[str, str | int]] = MappingProxyType({})
+
+_NOT_RELAYED: Final = (wire.PROPERTIES["user_id"][0] | ~wire.KNOWN_PROPERTIES) & 0xFF
+"""Flags in the second byte of the property flags of messages that cannot be published as they were delivered: they have a
+`user_id`, which RabbitMQ would compare with ours, or unknown properties."""
+
+NODES_KEPT: Final = 1000
+"""Number of nodes whose queue names are kept. A made-up connection id names a node, too."""
 
 CRASHES: Final = 3
 """Number of crashes of the broker over a message that is sent alone, after which its properties are taken for the cause."""
@@ -100,6 +110,22 @@ FENCE: Final = "fence"
 
 FENCED: Final = "fenced"
 """Notice that answers it, behind the messages that went back, with the same token."""
+
+
+class NodeQueues(dict[bytes, str]):
+    """Names of the queues of nodes, by the names of the nodes."""
+
+    __slots__ = ("_to_device",)
+
+    def __init__(self, to_device: str) -> None:
+        super().__init__()
+        self._to_device = to_device
+
+    def __missing__(self, node: bytes) -> str:
+        if len(self) >= NODES_KEPT:
+            self.clear()
+        queue = self[node] = f"{self._to_device}.{node.decode()}"
+        return queue
 
 
 class OutgoingMessage:
@@ -140,6 +166,12 @@ class OutgoingMessage:
         """Number of crashes of the broker while this message alone was on its way."""
 
 
+PlainForward: TypeAlias = tuple[DeliverySource, int, str, bytes, bytes]
+"""Forward of a plain message: the consumer that delivered it and its delivery tag there, the queue that it goes to, the payload
+of its content header, and its body.
+"""
+
+
 class CourierRole:
     """The role that publishes records, forwards and reports, and acknowledges the messages they are made of."""
 
@@ -164,7 +196,7 @@ class CourierRole:
         self._clock = clock
         self._emit = emit
         self._undeliverable = undeliverable
-        self._to_device = to_device
+        self._queues = NodeQueues(to_device)
         # Queues of Owsla: reports to them would be taken for messages to devices, or be recorded as undeliverable.
         self._is_ours = re.compile(re.escape(to_device.encode()) + rb"(\.([0-9a-f]{8}|nodes|undeliverable))?").fullmatch
         self._node = node
@@ -174,7 +206,7 @@ class CourierRole:
         self._held: deque[OutgoingMessage] = deque()
         self._hold_call: DelayedCall | None = None
         self._client: BrokerClient | None = None
-        self._publisher: Publisher[OutgoingMessage] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
+        self._publisher: Publisher[OutgoingMessage | PlainForward] = Publisher(clock, PUBLISH_CHANNEL, self, longest_delay=10.0)
         self._waiting: deque[OutgoingMessage] = deque()
         self._suspects = 0  # number of messages, first unconfirmed, then waiting, to be published one at a time
         self._reports = 0  # weight of the reports, answers and fences that wait or are unconfirmed
@@ -218,7 +250,24 @@ class CourierRole:
         except WireError:
             self.record(letter, letter.fault or "bad-connection-id")
             return
-        self._send(OutgoingMessage(self._node_queue(node), properties, letter.body, letter, None))
+        self._send(OutgoingMessage(self._queues[node], properties, letter.body, letter, None))
+
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        """Forward a plain message to the queue of the node of its connection, as it was delivered. The hot path."""
+        client = self._client
+        if (
+            client is None
+            or self._waiting
+            or self._suspects
+            or header[13] & _NOT_RELAYED
+            or len(header) > client.frame_max - wire.FRAME_OVERHEAD
+        ):
+            self.forward(Letter(source, tag, header, body, connection_id, seq), connection_id[:8])
+            return
+        queue = self._queues[connection_id[:8]]
+        self._publisher.relay((source, tag, queue, header, body), queue, header, body)
 
     def take_back_with(self, letter: Callable[[Letter, bytes], None], fence: Callable[[str], None]) -> None:
         """Call `letter(letter, node)` with a message whose forward by name to a node, or way back, found no queue, and `fence`
@@ -252,10 +301,7 @@ class CourierRole:
         except WireError:
             self.record(letter, letter.fault or "bad-device-id")
             return
-        self._send(OutgoingMessage(self._node_queue(node), properties, letter.body, letter, None, node=node))
-
-    def _node_queue(self, node: bytes) -> str:
-        return f"{self._to_device}.{node.decode()}"
+        self._send(OutgoingMessage(self._queues[node], properties, letter.body, letter, None, node=node))
 
     def _forward_properties(self, letter: Letter, between: Mapping[str, str | int] = _NONE) -> bytes:
         """Return the properties of a forward, with the headers `between` nodes. Its expiration is the time that is left of the
@@ -313,12 +359,12 @@ class CourierRole:
     def _send_fence(self, node: bytes, text: str, token: str | None = None) -> None:
         properties: dict[str, Any] = {
             "headers": {delivery.NOTICE: text},
-            "reply_to": self._node_queue(self._node()),
+            "reply_to": self._queues[self._node()],
             "delivery_mode": 1,
             "app_id": APP_ID,
         }
         encoded = wire.encode_properties(properties)
-        self._send_droppable(OutgoingMessage(self._node_queue(node), encoded, b"", None, None, signed=True, token=token))
+        self._send_droppable(OutgoingMessage(self._queues[node], encoded, b"", None, None, signed=True, token=token))
 
     def _send_droppable(self, message: OutgoingMessage) -> None:
         if self._reports >= REPORTS_WAITING:
@@ -402,7 +448,11 @@ class CourierRole:
 
     def down(self) -> None:
         self._client = None
-        self._wait_first(self._publisher.withdraw())
+        self._wait_first(self._withdraw())
+
+    def _withdraw(self) -> list[OutgoingMessage]:
+        """Give the channel up. Return the messages that were unconfirmed, in order."""
+        return [_outgoing(message) for message in self._publisher.withdraw()]
 
     def _wait_first(self, messages: list[OutgoingMessage]) -> None:
         """Let messages wait before all others, in order."""
@@ -416,7 +466,7 @@ class CourierRole:
     def channel_closed(self, reason: BaseException) -> None:
         """Find out whether a message is the cause, and begin again with a new connection."""
         code = reason.code if isinstance(reason, BrokerError) else 0
-        unconfirmed = self._publisher.withdraw()
+        unconfirmed = self._withdraw()
         client = self._client
         if client is not None and client.learn_user(reason):
             pass  # a fence had a wrong user; the next connection knows the name
@@ -473,18 +523,44 @@ class CourierRole:
 
     # -- answers of the broker -------------------------------------------------------------------------------------------
 
-    def messages_confirmed(self, accepted: list[OutgoingMessage], unroutable: list[OutgoingMessage]) -> None:
-        self._answered(accepted)
-        self._answered(unroutable)
-        for message in accepted:
+    def messages_confirmed(
+        self, accepted: list[OutgoingMessage | PlainForward], unroutable: list[OutgoingMessage | PlainForward]
+    ) -> None:
+        queues: set[str] = set()
+        others: list[OutgoingMessage] = []
+        for one in accepted:
+            if isinstance(one, tuple):
+                queues.add(one[2])
+                one[0].done(one[1])
+            else:
+                others.append(one)
+        for queue in queues:
+            self._queue_accepts(queue, of_node=True)
+        if others:
+            self._accepted(others)
+        if unroutable:
+            self._not_accepted(unroutable)
+        self._continue()
+
+    def _queue_accepts(self, queue: str, *, of_node: bool) -> None:
+        self._publisher.retry.reset_delay()
+        self._publisher.retry.refusals.accepted(queue)
+        if of_node:
+            self._absent_nodes.present(queue)
+
+    def _accepted(self, messages: list[OutgoingMessage]) -> None:
+        self._answered(messages)
+        for message in messages:
             if message.letter is None:
                 continue  # its queue has any name: a record of those that accept messages would grow without bound
-            self._publisher.retry.reset_delay()
-            self._publisher.retry.refusals.accepted(message.queue)
-            if message.reason is None:
-                self._absent_nodes.present(message.queue)
+            self._queue_accepts(message.queue, of_node=message.reason is None)
             message.letter.source.done(message.letter.tag)
-        for message in unroutable:
+
+    def _not_accepted(self, unroutable: list[OutgoingMessage | PlainForward]) -> None:
+        """Handle messages whose queues do not exist."""
+        messages = [_outgoing(message) for message in unroutable]
+        self._answered(messages)
+        for message in messages:
             if message.letter is None:
                 # RabbitMQ also returns those that it has delivered by direct reply-to.
                 self.reports_dropped += not (message.signed or is_direct(message.queue))
@@ -492,9 +568,9 @@ class CourierRole:
                     self._take_fence_back(message.token)
             else:
                 self._not_routed(message, message.letter)
-        self._continue()
 
-    def messages_refused(self, messages: list[OutgoingMessage]) -> None:
+    def messages_refused(self, refused: list[OutgoingMessage | PlainForward]) -> None:
+        messages = [_outgoing(message) for message in refused]
         self._answered(messages)
         refusals = self._publisher.retry.refusals
         for message in messages:
@@ -581,6 +657,15 @@ class CourierRole:
             UndeliverableLost(reason, connection_id, letter.device_id, why, _selector(letter), _traceparent(letter))
         )
         letter.source.done(letter.tag)
+
+
+def _outgoing(message: OutgoingMessage | PlainForward) -> OutgoingMessage:
+    """Return a message with all that may be needed if the broker does not accept it."""
+    if isinstance(message, OutgoingMessage):
+        return message
+    source, tag, queue, header, body = message
+    connection_id, seq, _ = delivery.read(header)
+    return OutgoingMessage(queue, header[12:], body, Letter(source, tag, header, body, connection_id, seq), None)
 
 
 def _selector(letter: Letter) -> str | None:

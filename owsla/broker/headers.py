@@ -20,6 +20,7 @@ from .message_properties import (
     ASKER_HEADER,
     EXPIRATION_HEADER,
     GROUP_HEADER,
+    NOT_RELAYED_HEADERS,
     REDELIVERED_HEADER,
     RETURNED_BY_HEADER,
     RETURNS_HEADER,
@@ -110,7 +111,8 @@ class MessageDetails:
 
 
 def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
-    """Read the payload of a content header. Return connection id, number, and whether `details` has more.
+    """Read the payload of a content header. Return connection id, number, and whether there is more than in a plain message:
+    details, or headers that are not relayed as they are.
 
     The connection id is `None` if missing, and `b""` if its field type cannot hold one. The number is `None` if missing, and
     `BAD` if it is not a number. A message without a connection id always has more, since it may name a device, or many. Raise
@@ -170,8 +172,9 @@ def read(header: bytes) -> tuple[bytes | None, int | None, bool]:
     return connection_id, seq, more or connection_id is None
 
 
-_DETAIL_HEADERS: Final = frozenset(
-    {b"expires_at", b"owsla_close", EXPIRATION_HEADER.encode(), NOTICE.encode(), REDELIVERED_HEADER.encode()}
+_DETAIL_HEADERS: Final = (
+    frozenset({b"expires_at", b"owsla_close", EXPIRATION_HEADER.encode(), NOTICE.encode(), REDELIVERED_HEADER.encode()})
+    | NOT_RELAYED_HEADERS
 )
 
 

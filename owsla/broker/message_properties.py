@@ -48,6 +48,9 @@ NOTE_HEADER: Final = "owsla_note"
 BETWEEN_NODES: Final = (ASKER_HEADER, RETURNS_HEADER, RETURNED_BY_HEADER, GROUP_HEADER)
 """Headers that nodes add to messages for each other. They are never in records."""
 
+NOT_RELAYED_HEADERS: Final = frozenset({*_MOVED_HEADERS, *(name.encode() for name in BETWEEN_NODES)})
+"""Headers that relayed messages never have as they are."""
+
 _KEPT: Final[Mapping[bytes, int]] = (
     dict.fromkeys((b"connection_id", b"device_id", b"owsla_to", b"owsla_reason", b"owsla_node"), 255)
     | dict.fromkeys((header.encode() for header in (*BETWEEN_NODES, REDELIVERED_HEADER)), 40)

@@ -162,6 +162,7 @@ class Courier:
         self.recorded: list[tuple[bytes | None, str]] = []
         self.letters: list[Letter] = []
         self.forwarded: list[tuple[bytes | None, bytes]] = []
+        self.plain: list[tuple[Any, ...]] = []
 
     def record(self, letter: Letter, reason: str) -> None:
         self.letters.append(letter)
@@ -169,6 +170,11 @@ class Courier:
 
     def forward(self, letter: Letter, node: bytes) -> None:
         self.forwarded.append((letter.connection_id, node))
+
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        self.plain.append((source, tag, connection_id, seq, header, body))
 
     def report(self, letter: Letter, outcome: str) -> None:
         raise AssertionError("nothing was delivered")
@@ -267,16 +273,26 @@ class RouterTests(SynchronousTestCase):
         self.assertEqual([(one.connection_id, one.seq, one.fault) for one in self.held.posted], [(ID, 3, None)])
 
     def test_elsewhere(self) -> None:
-        """A message for another node's connection is forwarded to that node, under its canonical id."""
+        """A message for another node's connection is forwarded to that node: a plain one as it is, another one under its
+        canonical id.
+        """
         self.route(ELSEWHERE)
+        self.route(ELSEWHERE, 5)
+        self.assertEqual(
+            self.courier.plain,
+            [(self.source, 7, ELSEWHERE, None, b"header", b"body"), (self.source, 7, ELSEWHERE, 5, b"header", b"body")],
+        )
         self.route(ELSEWHERE.upper(), 5)
+        self.letter(ELSEWHERE, 6, reply_to=b"q")
         self.assertEqual(self.courier.forwarded, [(ELSEWHERE, b"89abcdef")] * 2)
+        self.assertEqual((len(self.courier.plain), self.courier.recorded), (2, []))
 
     def test_from_the_own_queue(self) -> None:
         """What came on this node's own queue for another one's connection is recorded: it was sent on once, or never should."""
         self.source.own = True
         self.route(ELSEWHERE)
         self.assertEqual((self.courier.recorded, self.courier.forwarded), ([(ELSEWHERE, "unknown-connection")], []))
+        self.assertEqual(self.courier.plain, [])
 
     def test_undeliverable(self) -> None:
         """What no connection can get is recorded, with the contract's reason."""
@@ -296,6 +312,7 @@ class RouterTests(SynchronousTestCase):
             self.route(connection_id, seq, body)
             self.assertEqual(self.courier.recorded, [(connection_id, reason)])
         self.assertEqual((self.courier.forwarded, self.held.sent, self.held.posted), ([], [], []))
+        self.assertEqual(self.courier.plain, [])
 
     def test_faults_use_up_their_number(self) -> None:
         """A message for a connection here that must not be sent is brought to it with its fault: it has a number to use up."""

@@ -78,6 +78,19 @@ class AckMachine(RuleBasedStateMachine):
         self.acked |= gone
         assert self.acked == self.done, f"done, and not acknowledged: {self.done - self.acked}"
 
+    @rule()
+    def take_together(self) -> None:
+        """Take only a cumulative acknowledgement: it covers all that is done before the first held delivery."""
+        top, alone = self.tracker.take(alone=False)
+        assert not alone
+        gone = self.channel.ack(top, True) if top else set()
+        assert gone <= self.done - self.acked
+        self.acked |= gone
+        first = min(self.held, default=self.channel.next)
+        later = {tag for tag in self.done - self.acked if tag > first}
+        assert self.done - self.acked == later
+        assert self.tracker.ahead == len(later)
+
     @invariant()
     def what_is_held_is_outstanding(self) -> None:
         if hasattr(self, "held"):
@@ -114,6 +127,18 @@ class AckTests(SynchronousTestCase):
         tracker.done(3)
         tracker.done(5)
         self.assertEqual(tracker.take(), (5, []))
+
+    def test_together(self) -> None:
+        """Deliveries settled behind an unsettled one can wait for it, and need one acknowledgement then."""
+        tracker = AckTracker()
+        for tag in (1, 3, 4):
+            tracker.done(tag)
+        self.assertEqual((tracker.take(alone=False), tracker.ahead), ((1, []), 2))
+        tracker.done(6)
+        self.assertEqual(tracker.take(alone=False), (0, []))
+        tracker.done(2)
+        self.assertEqual((tracker.take(alone=False), tracker.ahead), ((4, []), 1))
+        self.assertEqual((tracker.take(), tracker.ahead), ((0, [6]), 0))
 
     def test_filled_before_it_was_taken(self) -> None:
         """A gap that closes before the next `take` needs one acknowledgement."""

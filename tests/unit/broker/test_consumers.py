@@ -11,6 +11,7 @@ from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker import queues as topology
 from owsla.broker.binding import Binding
+from owsla.broker.consumer import ALONE_DELAY
 from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
@@ -308,17 +309,52 @@ class DeliveryTests(Base):
         self.assertFalse(self.server.transport.ended)
 
     def test_acknowledged_at_the_end_of_the_turn(self) -> None:
-        """Settled messages are acknowledged at the end of the turn: cumulatively as far as possible, the rest one by one."""
-        for tag in range(1, 7):
-            self.deliver(tag, {"connection_id": ID})
-        source = self.router.plain[0][0]
-        self.server.calls.clear()
+        """Settled messages are acknowledged at the end of the turn, cumulatively as far as possible. Those behind an unsettled
+        one wait for it, and are acknowledged one by one if that takes too long.
+        """
+        source = self.delivered(7)
         for tag in (2, 1, 6, 3, 5):
             source.done(tag)
         self.assertEqual(self.server.calls, [])
-        self.assertEqual(self.acks(), [(SHARED, 3, True), (SHARED, 5, False), (SHARED, 6, False)])
+        self.assertEqual(self.acks(), [(SHARED, 3, True)])
         source.done(4)
-        self.assertEqual(self.acks(), [(SHARED, 4, True)])
+        self.assertEqual(self.acks(), [(SHARED, 6, True)])
+        self.pass_time(ALONE_DELAY)
+        source.done(8)
+        self.assertEqual(self.acks(), [])
+        self.pass_time(ALONE_DELAY)
+        self.assertEqual(self.acks(), [(SHARED, 8, False)])
+        source.done(7)
+        self.assertEqual(self.acks(), [(SHARED, 7, True)])
+        self.pass_time(1)
+        self.assertEqual((self.acks(), self.clock.getDelayedCalls()), ([], self.idle))
+
+    def delivered(self, last: int) -> Any:
+        """Deliver messages up to a tag and one more. Return their consumer."""
+        self.idle = self.clock.getDelayedCalls()
+        for tag in range(1, last + 2):
+            self.deliver(tag, {"connection_id": ID})
+        self.server.calls.clear()
+        return self.router.plain[0][0]
+
+    def test_many_behind_an_unsettled_one(self) -> None:
+        """An eighth of the prefetch at most waits for an unsettled message: the rest is acknowledged at once."""
+        source = self.delivered(40)
+        for tag in range(2, 13):
+            source.done(tag)
+        self.assertEqual(self.acks(), [])
+        source.done(13)
+        self.assertEqual(self.acks(), [(SHARED, tag, False) for tag in range(2, 14)])
+
+    def test_the_end_while_some_wait(self) -> None:
+        """The end of a consumer leaves no timer."""
+        source = self.delivered(3)
+        source.done(2)
+        self.assertEqual(self.acks(), [])
+        self.server.close_channel(SHARED)
+        source.done(3)
+        self.pass_time(ALONE_DELAY)
+        self.assertEqual(self.acks(), [])
 
     def test_each_channel_for_itself(self) -> None:
         """Consumers acknowledge on their own channels."""
@@ -482,6 +518,19 @@ class StopTests(Base):
         self.router.plain[0][0].done(1)
         self.server.settle()
         self.assertEqual(self.acks(), [(SHARED, 1, True)])
+        self.assertTrue(self.stop(own=True).done)
+
+    def test_nothing_waits(self) -> None:
+        """When a consumer stops, settled messages behind an unsettled one are acknowledged at once."""
+        for tag in (1, 2, 3):
+            self.deliver(tag, {"connection_id": ID}, channel=SHARED)
+        source = self.router.plain[0][0]
+        source.done(2)
+        self.assertEqual(self.acks(), [])
+        self.assertTrue(self.stop(own=False).done)
+        self.assertEqual(self.acks(), [(SHARED, 2, False)])
+        source.done(3)
+        self.assertEqual(self.acks(), [(SHARED, 3, False)])
         self.assertTrue(self.stop(own=True).done)
         self.assertEqual(self.channels("basic.cancel"), [OWN])
 

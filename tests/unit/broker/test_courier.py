@@ -11,7 +11,7 @@ from owsla.amqp import wire
 from owsla.broker import courier, publisher
 from owsla.broker import queues as topology
 from owsla.broker.absent_nodes import AbsentNodes
-from owsla.broker.courier import LONGEST_SELECTOR, PUBLISH_CHANNEL, CourierRole
+from owsla.broker.courier import LONGEST_SELECTOR, PUBLISH_CHANNEL, CourierRole, NodeQueues
 from owsla.broker.refusals import RefusalHistory
 from owsla.events import Event, Undeliverable, UndeliverableLost
 from owsla.letter import Hop, Letter, Reached, Trace
@@ -71,6 +71,25 @@ class Base(BrokerTestCase):
 
     def letters(self, *tags: int, **more: Any) -> list[Letter]:
         return [self.source.letter(tag, body=b"%d" % tag, **more) for tag in tags]
+
+    def looks(self, act: Callable[[], None]) -> int:
+        """Return how many lines of the courier and its publisher run in `act`, as a measure of its cost."""
+        count = 0
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename not in (courier.__file__, publisher.__file__):
+                return None
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            act()
+        finally:
+            sys.settrace(before)
+        return count
 
     def refuse(self) -> bool:
         """Refuse all that was published, and wait for the next attempt. Return whether it is on another connection."""
@@ -498,45 +517,28 @@ class ReportTests(Base):
         self.courier.report(self.source.letter(8, reply_to=b"answers"), "delivered")
         self.assertEqual((self.courier.reports_dropped, self.courier.unconfirmed), (1, 1))
 
-    def looks(self, act: Callable[[], None]) -> int:
-        """Return how many lines of the courier and its publisher run in `act`, as a measure of its cost."""
-        count = 0
-
-        def trace(frame: Any, event: str, _: Any) -> Any:
-            nonlocal count
-            if frame.f_code.co_filename not in (courier.__file__, publisher.__file__):
-                return None
-            count += 1
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            act()
-        finally:
-            sys.settrace(before)
-        return count
-
     def test_each_answer_costs_the_same(self) -> None:
-        """The cost of a confirm or a return does not grow with the number of unconfirmed messages."""
+        """The cost of a confirm or a return does not grow with the number of unconfirmed messages: of many that are returned
+        together, each costs the same.
+        """
 
         def confirms() -> None:
             for tag in range(1, 11):
                 self.courier._publisher.confirmed(tag, True)
 
         def returns() -> None:
-            for one in sent[10:20] + records[:10]:
+            for one in sent[10:] + records:
                 self.courier._publisher.returned("NO_ROUTE", one.queue, one.header, one.body)
 
         costs: list[tuple[int, int]] = []
-        for many in (30, 1000):
+        for many in (100, 2000):
             for tag in range(many):
                 self.courier.report(self.source.letter(tag, reply_to=b"gone"), "delivered")
             for tag in range(many):
                 self.courier.record(self.source.letter(tag, body=b"%d" % tag), "late")
             published = self.taken()
             sent, records = published[:many], published[many:]
-            costs.append((self.looks(confirms), self.looks(returns)))
+            costs.append((self.looks(confirms), round(self.looks(returns) / (2 * many - 10))))
             self.lose()
             self.courier = self.make()
             self.connect()
@@ -740,6 +742,160 @@ class ForwardTests(Base):
         self.pass_time(1)
         (again,) = self.taken()
         self.assertEqual(again.headers, {"n": 2})
+
+
+class PlainForwardTests(Base):
+    """Forwards of plain messages, as they were delivered."""
+
+    ID = ELSEWHERE + b"-1111-8222-9333-444444444444"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def forward(self, *tags: int, **properties: Any) -> list[Publish]:
+        for tag in tags:
+            headers = {"connection_id": self.ID.decode(), "n": tag, **properties.pop("headers", {})}
+            body = b"%d" % tag
+            self.courier.forward_plain(self.source, tag, self.ID, None, message(body, headers, **properties), body)
+        return self.taken()
+
+    def test_forwarded(self) -> None:
+        """A plain message is forwarded byte for byte, and acknowledged once the forward is confirmed."""
+        (one,) = self.forward(7, message_id="m", delivery_mode=2, headers={"traceparent": TRACE.traceparent})
+        self.assertEqual((one.queue, one.body, one.method["mandatory"]), (FORWARDS, b"7", True))
+        headers = {"connection_id": self.ID.decode(), "n": 7, "traceparent": TRACE.traceparent}
+        self.assertEqual(one.header, message(b"7", headers, message_id="m", delivery_mode=2))
+        self.assertEqual((self.source.finished, self.courier.unconfirmed), ([], 1))
+        self.server.ack(PUBLISH_CHANNEL, 1)
+        self.assertEqual((self.source.finished, self.courier.unconfirmed, self.events), ([7], 0, []))
+
+    def test_confirmed_together(self) -> None:
+        """A confirm covers plain forwards, records and reports alike."""
+        self.forward(1, 2)
+        self.courier.record(self.letters(3)[0], "late")
+        self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
+        self.forward(4)
+        self.server.ack(PUBLISH_CHANNEL, 5, True)
+        self.assertEqual((sorted(self.source.finished), self.courier.unconfirmed), ([1, 2, 3, 4], 0))
+
+    def test_user(self) -> None:
+        """A message with the name of a user is forwarded without it: RabbitMQ would compare it with the login of the node."""
+        (one,) = self.forward(7, user_id="backend")
+        self.assertNotIn("user_id", one.properties)
+        self.assertEqual(one.headers["owsla_user_id"], "backend")
+
+    def test_large_headers(self) -> None:
+        """A message whose headers exceed a frame is forwarded with those that Owsla reads."""
+        (one,) = self.forward(7, headers={"x": "x" * 200_000})
+        self.assertEqual((one.headers["connection_id"], one.body), (self.ID.decode(), b"7"))
+        self.assertIn("do not fit", one.headers["owsla_note"])
+
+    def test_unknown_properties(self) -> None:
+        """A message with unknown properties is recorded, and not published as it is: the broker would close the channel."""
+        header = message(b"7", {"connection_id": self.ID.decode()})
+        odd = header[:13] + bytes([header[13] | 1]) + header[14:]
+        self.courier.forward_plain(self.source, 7, self.ID, None, odd, b"7")
+        (one,) = self.taken()
+        self.assertEqual((one.queue, one.headers["owsla_reason"]), (RECORDS, "bad-connection-id"))
+
+    def test_a_node_that_is_gone(self) -> None:
+        """A returned forward is held for the grace of its node, and then recorded with its headers and its connection."""
+        (one,) = self.forward(7)
+        self.server.give_back(one)
+        self.assertEqual((self.taken(), self.source.finished, self.courier.unconfirmed), ([], [], 1))
+        self.courier.lost(FORWARDS)
+        self.pass_time(1)
+        (again,) = self.taken()
+        self.assertEqual((again.queue, again.header), (FORWARDS, one.header))
+        self.server.give_back(again)
+        (record,) = self.taken()
+        self.assertEqual((record.queue, record.body), (RECORDS, b"7"))
+        expected = {**one.headers, "owsla_reason": "unknown-connection", "owsla_node": "0123abcd"}
+        self.assertEqual(record.headers, expected)
+        self.assertEqual(self.events, [Undeliverable("unknown-connection", self.ID.decode(), None)])
+
+    def test_a_dead_node(self) -> None:
+        """Thousands of returns among accepted forwards to other nodes meet the right messages, and each costs the same."""
+        other = b"01234567" + self.ID[8:]
+        costs = []
+        for many in (100, 2000):
+            for tag in range(many):
+                node = self.ID if tag % 2 else other
+                header = message(b"x", {"connection_id": node.decode(), "n": tag})
+                self.courier.forward_plain(self.source, tag, node, None, header, b"x")
+            published = self.taken()
+            returned = [one for one in published if one.queue == FORWARDS]
+
+            def returns(returned: list[Publish] = returned) -> None:
+                for one in returned:
+                    self.courier._publisher.returned("NO_ROUTE", one.queue, one.header, one.body)
+
+            costs.append(round(self.looks(returns) / many))
+            self.server.ack(PUBLISH_CHANNEL, published[-1].tag, True)
+            self.assertEqual(self.source.finished, list(range(0, many, 2)))
+            self.source.finished.clear()
+            self.lose()
+            self.courier = self.make()
+            self.connect()
+        self.assertEqual(costs[0], costs[1])
+
+    def test_a_full_queue(self) -> None:
+        """A refused forward is published again, before later ones, which wait meanwhile."""
+        first = self.forward(1, 2)
+        self.server.nack(PUBLISH_CHANNEL, 2, True)
+        self.assertEqual(self.forward(3), [], "it waits")
+        self.pass_time(0.2)
+        again = self.taken()
+        self.assertEqual([one.body for one in again], [b"1", b"2", b"3"])
+        self.assertEqual([one.header for one in again[:2]], [one.header for one in first])
+        self.server.ack(PUBLISH_CHANNEL, again[-1].tag, True)
+        self.assertEqual((self.source.finished, self.events), ([1, 2, 3], []))
+        self.assertEqual([one.body for one in self.forward(4)], [b"4"])
+
+    def test_a_lost_connection(self) -> None:
+        """Unconfirmed forwards are published again on the next connection, in order and before new ones, unless their consumer
+        has ended.
+        """
+        self.forward(1, 2, 3)
+        self.server.ack(PUBLISH_CHANNEL, 2)
+        self.lose()
+        self.assertEqual(self.forward(4), [])
+        self.connect()
+        again = self.taken()
+        self.assertEqual([one.body for one in again], [b"1", b"3", b"4"])
+        self.server.ack(PUBLISH_CHANNEL, 3, True)
+        self.assertEqual(self.source.finished, [2, 1, 3, 4])
+        self.forward(5)
+        self.lose()
+        self.source.open = False
+        self.connect()
+        self.assertEqual(self.taken(), [])
+
+    def test_a_channel_error(self) -> None:
+        """When the channel is closed over a message, plain forwards are suspects like all others: the culprit is recorded."""
+        self.forward(1, 2, 3)
+        self.server.close_channel(PUBLISH_CHANNEL, 406, "PRECONDITION_FAILED - no")
+        self.courier.down()
+        self.connect()
+        (alone,) = self.taken()
+        self.server.ack(PUBLISH_CHANNEL, alone.tag)
+        (culprit,) = self.taken()
+        self.server.close_channel(PUBLISH_CHANNEL, 406, "PRECONDITION_FAILED - no")
+        self.courier.down()
+        self.connect()
+        (record,) = self.taken()
+        self.assertEqual((culprit.body, record.queue, record.body), (b"2", RECORDS, b"2"))
+        self.assertEqual(record.headers["connection_id"], self.ID.decode())
+        self.server.ack(PUBLISH_CHANNEL, record.tag)
+        self.assertEqual(self.forward(4)[0].body, b"3")
+
+    def test_many_nodes(self) -> None:
+        """Made-up ids do not fill the memory."""
+        queues = NodeQueues("to_device")
+        for number in range(3000):
+            self.assertEqual(queues[b"%08x" % number], f"to_device.{number:08x}")
+        self.assertLessEqual(len(queues), courier.NODES_KEPT)
 
 
 class AbsentNodesTests(BrokerTestCase):

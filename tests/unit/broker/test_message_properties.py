@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
+from owsla.broker import headers as delivery
 from owsla.broker.message_properties import (
     BETWEEN_NODES,
     GROUP_HEADER,
@@ -33,6 +34,21 @@ ENTRIES = st.lists(
 
 
 class PassedOnTests(SynchronousTestCase):
+    @settings(deadline=None, max_examples=200)
+    @given(RAW_PROPERTIES, ENTRIES | RAW_ENTRIES)
+    def test_plain(self, values: dict[str, bytes], entries: list[tuple[bytes, bytes]]) -> None:
+        """A message that counts as plain, and has no user, is relayed byte for byte: it need not be taken apart."""
+        values["headers"] = raw_table([(b"connection_id", b"S\0\0\0\1x"), *entries])
+        properties = raw_properties(values)
+        if not delivery.read(wire.header_payload(0, properties))[2] and "user_id" not in values:
+            self.assertEqual(relayed(properties, {}), properties)
+
+    def test_not_plain(self) -> None:
+        """A message with a header that relayed messages never have counts as one with more than a plain one."""
+        for name in (*BETWEEN_NODES, "CC", "BCC"):
+            properties = wire.encode_properties({"headers": {"connection_id": "x", name: "y"}})
+            self.assertTrue(delivery.read(wire.header_payload(0, properties))[2], name)
+
     @settings(deadline=None, max_examples=100)
     @given(RAW_PROPERTIES, ENTRIES | RAW_ENTRIES, st.sampled_from([{}, EXTRA]))
     def test_nothing_else_changes(

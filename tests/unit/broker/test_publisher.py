@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import WireError
-from owsla.broker.publisher import Publisher, Retry
+from owsla.broker.publisher import METHODS_KEPT, Publisher, Retry
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.retry_delay import RetryDelay
 
@@ -79,13 +79,86 @@ class PublisherTests(BrokerTestCase):
         self.assertEqual((self.policy.calls, len(self.publisher)), ([], 1))
 
     def test_returned(self) -> None:
-        """The message that was returned is the one that is equal to the return, or else the oldest for the queue."""
+        """The message that was returned is the one that is equal to the return, or else the next for the queue: the broker
+        returns messages in order.
+        """
         _, b, c = self.publish("a", "b", "c")
         self.publish("d", queue="other")
         self.server.give_back(b, ack=False)
         self.server.give_back(c._replace(body=b"d", header=wire.header_payload(1, b"\0\0")), ack=False)
         self.server.ack(1, 0, True)
-        self.assertEqual(self.policy.calls, [("confirmed", (["c", "d"], ["a", "b"]))])
+        self.assertEqual(self.policy.calls, [("confirmed", (["a", "d"], ["b", "c"]))])
+
+    def test_returned_out_of_order(self) -> None:
+        """A message is found in any order of the returns, and not a second time."""
+        a, b, c = self.publish("a", "b", "c")
+        for one in (c, a, b):
+            self.server.give_back(one, ack=False)
+        with self.assertRaises(WireError):
+            self.publisher.returned("NO_ROUTE", a.queue, a.header, a.body)
+        self.server.ack(1, 3, True)
+        self.assertEqual(self.policy.calls, [("confirmed", ([], ["a", "b", "c"]))])
+
+    def test_returned_with_sorted_headers(self) -> None:
+        """A broker may return the headers of a message in another order. The message is found all the same."""
+        sent = [{"b": number, "a": "x"} for number in (1, 2)]
+        for number, headers in enumerate(sent):
+            properties = wire.encode_properties({"headers": headers, "app_id": "y"})
+            self.publisher.publish(str(number), "queue", properties, b"body")
+        _, second = self.server.take()
+        properties = wire.encode_properties({"headers": dict(sorted(sent[1].items())), "app_id": "y"})
+        self.server.give_back(second._replace(header=wire.header_payload(4, properties)))
+        self.server.ack(1, 0, True)
+        self.assertEqual(self.policy.calls, [("confirmed", ([], ["1"])), ("confirmed", (["0"], []))])
+
+    def test_relayed(self) -> None:
+        """A relayed message has the content header of its delivery, byte for byte, and a body of any size in frames that the
+        broker takes. A return of it is found.
+        """
+        header = wire.encode_properties({"headers": {"n": 1}, "app_id": "x"})
+        for body in (b"", b"body", b"x" * 131_064, b"y" * 131_065, b"z" * 400_000):
+            payload = wire.header_payload(len(body), header)
+            self.publisher.relay("m", "queue", payload, body)
+            (one,) = self.server.take()
+            self.assertEqual((one.queue, one.header, one.body == body), ("queue", payload, True))
+            self.assertEqual((one.method["exchange"], one.method["mandatory"]), ("", True))
+            self.policy.calls.clear()
+            self.server.give_back(one)
+            self.assertEqual(self.policy.calls, [("confirmed", ([], ["m"]))])
+
+    def test_relayed_without_a_channel(self) -> None:
+        """Nothing is relayed without a channel."""
+        self.publisher.withdraw()
+        self.assertRaises(RuntimeError, self.publisher.relay, "c", "queue", b"header", b"body")
+
+    def test_many_queues(self) -> None:
+        """Each message goes to its own queue or exchange, and any number of queues leaves little in memory."""
+        for number in range(3 * METHODS_KEPT):
+            self.publisher.publish("m", f"queue-{number % (2 * METHODS_KEPT)}", b"\0\0", b"")
+        self.publisher.publish("m", "", b"\0\0", b"", "fanout")
+        published = self.server.take()
+        self.assertEqual(
+            [one.queue for one in published[:-1]],
+            [f"queue-{number % (2 * METHODS_KEPT)}" for number in range(3 * METHODS_KEPT)],
+        )
+        self.assertEqual((published[-1].queue, published[-1].method["exchange"]), ("", "fanout"))
+        self.assertLessEqual(len(self.publisher._methods), METHODS_KEPT)
+
+    def test_confirmed_in_any_order(self) -> None:
+        """Confirms of single messages behind unconfirmed ones leave those for a later confirm of several."""
+        self.publish(*"abcdefgh")
+        for tag in (5, 3, 4, 1):
+            self.server.ack(1, tag)
+        self.assertEqual(self.publisher.messages, ["b", "f", "g", "h"])
+        self.server.ack(1, 6, True)
+        self.server.ack(1, 4, True)
+        self.server.ack(1, 7)
+        self.server.nack(1, 8)
+        single: list[tuple[str, object]] = [("confirmed", ([one], [])) for one in "ecda"]
+        self.assertEqual(
+            self.policy.calls, [*single, ("confirmed", (["b", "f"], [])), ("confirmed", (["g"], [])), ("refused", ["h"])]
+        )
+        self.assertEqual(len(self.publisher), 0)
 
     def test_returned_without_a_message(self) -> None:
         """A return for a queue that nothing was published to is an error of the broker."""

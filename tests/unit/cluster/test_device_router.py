@@ -110,6 +110,11 @@ class World:
     def forward(self, letter: Letter, node: bytes) -> None:
         raise AssertionError("forwards go by name")
 
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
+        raise AssertionError("forwards go by name")
+
     def report(self, letter: Letter, outcome: str) -> None: ...
 
     def forward_by_name(self, letter: Letter, node: bytes) -> None:

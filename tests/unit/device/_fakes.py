@@ -21,7 +21,7 @@ from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
 from owsla.device.settings import DeviceSettings, SharedSettings
 from owsla.events import DeviceConnected, Event
 from owsla.interfaces import LineSource
-from owsla.letter import Letter
+from owsla.letter import DeliverySource, Letter
 from owsla.routing import ConnectionIds, Registry
 from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.supervision import DynamicSupervisor
@@ -125,6 +125,11 @@ class Courier:
         letter.source.done(letter.tag)
 
     def forward(self, letter: Letter, node: bytes) -> None:
+        raise AssertionError("a device protocol forwards nothing")
+
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None:
         raise AssertionError("a device protocol forwards nothing")
 
     def report(self, letter: Letter, outcome: str) -> None:
