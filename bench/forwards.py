@@ -25,10 +25,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import pika
+from owsla.amqp import wire
+from owsla.amqp.methods import encode_method
+from owsla.broker.client import FRAME_MAX
 
 from . import proc
-from .by_name import TO, Publisher, connection_ids, cycle, nodes, publisher
+from .by_name import TICK, TO, Publisher, connection_ids, cycle, nodes
 from .harness import Gateway, arguments, circumstances, command_line, median, publish, table
 from .own_broker import OwnBroker, run_with_broker
 from .wander import write_certificates
@@ -41,10 +43,34 @@ Figures = dict[tuple[str, str], dict[str, list[float]]]
 Messages = Iterator[tuple[dict[str, Any], bytes]]
 
 
+class FramePublisher(Publisher):
+    """Back end that writes all messages of a tick at once: pika alone needs 0.2 ms of CPU for each."""
+
+    def pace(self, headers: Messages, rate: float, seconds: float, queue: str = TO) -> int:
+        start, count = time.monotonic(), 0
+        while (elapsed := time.monotonic() - start) < seconds:
+            due = int(elapsed * rate) - count
+            self.write(headers, due, queue)
+            count += due
+            self.connection.sleep(TICK)
+        return count
+
+    def write(self, headers: Messages, count: int, queue: str) -> None:
+        """Publish messages as fast as it goes."""
+        channel = self.channel.channel_number
+        method = wire.frame(wire.FRAME_METHOD, channel, encode_method("basic.publish", routing_key=queue))
+        frames = []
+        for _ in range(count):
+            one, body = next(headers)
+            header = wire.header_payload(len(body), wire.encode_properties({"headers": one, "delivery_mode": 2}))
+            frames += [method, wire.content_frames(channel, header, body, FRAME_MAX)]
+        self.connection._impl._adapter_emit_data(b"".join(frames))
+
+
 class Bench:
     """Two nodes, the devices of the second one, and a back end."""
 
-    def __init__(self, broker: OwnBroker, gateways: Sequence[Gateway], out: Publisher, ids: dict[str, str]) -> None:
+    def __init__(self, broker: OwnBroker, gateways: Sequence[Gateway], out: FramePublisher, ids: dict[str, str]) -> None:
         self._broker = broker
         self._pids = {"first node": gateways[0].pid, "second node": gateways[1].pid, "RabbitMQ": broker.pid}
         self._out = out
@@ -68,9 +94,7 @@ class Bench:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:
-            for _ in range(burst):
-                headers, body = next(self._messages)
-                self._out.channel.basic_publish("", queue, body, pika.BasicProperties(headers=headers))
+            self._out.write(self._messages, burst, queue)
             self._out.connection.sleep(1)  # RabbitMQ takes them
             before, start = self._cpu(), time.monotonic()
         finally:
@@ -107,7 +131,8 @@ def measure(broker: OwnBroker, options: Any) -> str:
         swarm = stack.enter_context(WanderingSwarm([gateways[1].port], certificates, 1))
         swarm.call("connect")
         ids = connection_ids(broker, len(names))
-        out = stack.enter_context(publisher(broker))
+        out = FramePublisher(broker.url)
+        stack.callback(out.close)
         swarm.ask("wander", stay=1e9, seconds=0)
         bench = Bench(broker, gateways, out, ids)
         sent = 0.0

@@ -426,7 +426,8 @@ def forwarded(batch: int, every: int, messages: int, share: int) -> Callable[[],
     def begin() -> tuple[Step, int]:
         node, elsewhere = Node(), ConnectionIds()
         ids = [device.connection_id if number % share else elsewhere.new() for number, device in enumerate(node.devices)]
-        node.consuming.handlers[1] = node.consumer(node.router(node.registry.find, node.courier()))
+        consumer = node.consumer(node.router(node.registry.find, node.courier()))
+        ensureDeferred(consumer.start(8, 500, lambda: True))
         repeat = max(1, messages // batch)
         deliver = prepared(
             [deliveries(node, 1 + number * batch, batch, None, ids) for number in range(repeat + max(1, repeat // 10) + 1)],

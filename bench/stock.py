@@ -31,7 +31,7 @@ from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices
 from owsla.device.settings import DeviceSettings, SharedSettings
-from owsla.letter import Letter
+from owsla.letter import DeliverySource, Letter
 from owsla.routing import ConnectionIds, Registry
 from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.runtime.memory import ProcessMemory
@@ -49,6 +49,10 @@ class NoCourier:
     def record(self, letter: Letter, reason: str) -> None: ...
 
     def forward(self, letter: Letter, node: bytes) -> None: ...
+
+    def forward_plain(
+        self, source: DeliverySource, tag: int, connection_id: bytes, seq: int | None, header: bytes, body: bytes
+    ) -> None: ...
 
     def report(self, letter: Letter, outcome: str) -> None: ...
 

@@ -22,13 +22,14 @@ broker."""
 class AckTracker:
     """Delivery tags of a channel, from delivery to acknowledgement."""
 
-    __slots__ = ("_ahead", "_held", "_high", "_top")
+    __slots__ = ("_ahead", "_before", "_held", "_high", "_top")
 
     def __init__(self) -> None:
         self._high = 0  # highest finished tag
         self._held: dict[int, None] = {}  # unfinished tags below it, ascending
         self._top = 0  # finished, with none held before it, and not acknowledged yet; 0: none
         self._ahead: list[int] = []  # other finished tags that are not acknowledged yet
+        self._before = 0  # no tag before this one is in `_ahead`: it was held when acknowledgements were taken last
 
     def done(self, tag: int) -> None:
         """Mark a delivery as finished. A repeated or implausible tag is ignored."""
@@ -69,8 +70,11 @@ class AckTracker:
         top, self._top = self._top, 0
         if not self._ahead:
             return top, []
-        ahead = sorted(self._ahead)
         held = next(iter(self._held), self._high + 1)
+        if held == self._before and not alone:
+            return top, []
+        self._before = held
+        ahead = sorted(self._ahead)
         # The tag of a cumulative acknowledgement must itself be unacknowledged, so take it from these.
         contiguous = bisect(ahead, held)
         if contiguous:
