@@ -72,14 +72,14 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=3, help="length of each measurement (default: %(default)s)")
-    parser.add_argument("--latency-seconds", type=float, default=5, help="the same for latency (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of each measurement (default: %(default)s)")
+    parser.add_argument("--latency-seconds", type=float, default=4, help="the same for latency (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=200, help="devices for lines and latency (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=5000, help="lines per second for CPU per line (default: %(default)s)")
     parser.add_argument("--trip-devices", type=int, default=500, help="devices for round trips (default: %(default)s)")
     parser.add_argument("--latency-rate", type=float, default=500, help="lines per second for latency (default: %(default)s)")
     parser.add_argument("--connects", type=float, default=500, help="connects per second during latency (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=3000, help="connections for memory (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=2000, help="connections for memory (default: %(default)s)")
     # Current devices would offer X25519MLKEM768 first, which costs any gateway 7 KB per connection and a fifth more CPU.
     parser.add_argument("--groups", default="X25519", help="key exchange groups of the devices (default: %(default)s)")
     parser.add_argument("--held", type=int, default=10000, help="connections to hold (default: %(default)s)")

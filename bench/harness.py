@@ -121,7 +121,7 @@ class HasMemory(Protocol):
 
 
 def settled(gateway: HasMemory, patience: float = 15.0) -> float:
-    """Wait until the memory of a process has not changed for three seconds, and return it in KB.
+    """Wait until the memory of a process has not changed for three seconds, but for 100 KB or 0.2 %, and return it in KB.
 
     A gateway returns free memory to the system a second or two after many handshakes.
     """
@@ -130,7 +130,7 @@ def settled(gateway: HasMemory, patience: float = 15.0) -> float:
     while same < 3 and time.monotonic() < end:
         time.sleep(1.0)
         now = gateway.pss()
-        same = same + 1 if abs(now - last) < 100 else 0
+        same = same + 1 if abs(now - last) < max(100, last * 0.002) else 0
         last = now
     return last
 

@@ -74,12 +74,13 @@ class RunningSystem:
         self.system = system
         self.port = free_port()
         amqp = free_port()
-        self._own_broker = system.protocol == "mqtt"
-        self.broker = own_broker.url(amqp) if self._own_broker else broker
+        self.is_broker = system.protocol == "mqtt"
+        """Whether it is a RabbitMQ itself."""
+        self.broker = own_broker.url(amqp) if self.is_broker else broker
         """URL of its RabbitMQ."""
         self._folder = tempfile.TemporaryDirectory(prefix="owsla-bench-")
         self._log = Path(self._folder.name) / "log"
-        if not self._own_broker:
+        if not self.is_broker:
             delete_queues(broker, *system.queues)
         command = system.command
         words = {"port": str(self.port), "amqp": str(amqp), "cert": shlex.quote(str(cert)), "key": shlex.quote(str(key))}
@@ -103,7 +104,7 @@ class RunningSystem:
         self.pid = self._process.pid
         try:
             self._wait(60)
-            if self._own_broker:
+            if self.is_broker:
                 self._bind()
         except BaseException:
             self._end()
@@ -151,7 +152,7 @@ class RunningSystem:
     def _end(self) -> None:
         end_group(self._process, 20)
         self._folder.cleanup()
-        if not self._own_broker:
+        if not self.is_broker:
             with contextlib.suppress(pika.exceptions.AMQPError, OSError):
                 delete_queues(self.broker, *self.system.queues)
 
