@@ -171,6 +171,12 @@ class OwslaCollector(Collector):
         yield _counters("owsla_lines_received", "Lines from devices.", "door", received)
         yield _counters("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", "door", confirmed)
         yield _counters(
+            "owsla_line_messages_confirmed",
+            "Messages with lines from devices that the broker has confirmed: with --batch fewer than lines.",
+            "door",
+            {name: each.confirmed_messages for name, each in lines.items()},
+        )
+        yield _counters(
             "owsla_lines_traced",
             "Lines from devices that began a trace (--trace-lines).",
             "door",

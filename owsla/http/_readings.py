@@ -146,6 +146,8 @@ class LineReadings(Protocol):
 
     accepting: bool
     confirmed_lines: int
+    confirmed_messages: int
+    """Messages with lines that the broker has confirmed: with `--batch` fewer than lines."""
     given_up_lines: int
     """Lines given up because the broker would never accept them."""
 

@@ -93,6 +93,7 @@ class FakeLines:
     window: FakeWindow = field(default_factory=FakeWindow)
     accepting: bool = True
     confirmed_lines: int = 0
+    confirmed_messages: int = 0
     given_up_lines: int = 0
     traced_lines: int = 0
     unconfirmed_since: float | None = None
