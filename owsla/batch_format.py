@@ -56,6 +56,12 @@ _INTEGERS: Final[Mapping[int, struct.Struct]] = {
 }
 """Encoding of an integer by its first byte."""
 
+_USUAL: Final = struct.Struct(">3s36scIcQ")
+"""A line up to its time as the gateway encodes it, with the number in 32 bits and the time in 64: read by one operation."""
+_USUAL_HEAD: Final = b"\x95\xd9\x24"
+_USUAL_SEQ: Final = b"\xce"
+_USUAL_TIME: Final = b"\xcf"
+
 _CONNECTION_ID: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -85,18 +91,25 @@ def decode(body: bytes) -> list[BatchedLine]:
     if not body:
         raise BatchError("byte 0: there is no line")
     lines: list[BatchedLine] = []
+    checked: set[bytes] = set()
     offset = 0
     try:
         while offset < len(body):
-            if body[offset] == _FIX_ARRAY:
-                offset += 1
+            head = seq_kind = time_kind = b""
+            if len(body) - offset >= _USUAL.size:
+                head, connection_id, seq_kind, seq, time_kind, received_ms = _USUAL.unpack_from(body, offset)
+            if head == _USUAL_HEAD and seq_kind == _USUAL_SEQ and time_kind == _USUAL_TIME and received_ms <= _MOST:
+                start = offset + 1
+                offset += _USUAL.size
             else:
-                offset = _array(body, offset)
-            connection_id, after = _sized(body, offset, _STRINGS, "connection id")
-            if _CONNECTION_ID.fullmatch(connection_id) is None:
-                _fail(offset, "the connection id is not a UUID in canonical text form")
-            seq, offset = _integer(body, after, "number of the line")
-            received_ms, offset = _integer(body, offset, "time")
+                start = _array(body, offset)
+                connection_id, after = _sized(body, start, _STRINGS, "connection id")
+                seq, after = _integer(body, after, "number of the line")
+                received_ms, offset = _integer(body, after, "time")
+            if connection_id not in checked:
+                if _CONNECTION_ID.fullmatch(connection_id) is None:
+                    _fail(start, "the connection id is not a UUID in canonical text form")
+                checked.add(connection_id)
             device_id: str | None = None
             if body[offset] == _NIL:
                 offset += 1

@@ -105,6 +105,17 @@ class DecodeTests(SynchronousTestCase):
         unpacker.feed(body)
         self.assertEqual([BatchedLine(each[0].encode(), *each[1:]) for each in unpacker], lines)
 
+    @given(LINES)
+    def test_integers_of_fixed_width(self, lines: list[BatchedLine]) -> None:
+        """Numbers in 32 bits and times in 64 bits, as the gateway writes them, are read, also beside numbers in 64 bits."""
+        body = b""
+        for each in lines:
+            head = b"\x95\xd9\x24" + each.connection_id
+            seq = b"\xce" + struct.pack(">I", each.seq) if each.seq < 2**32 else b"\xcf" + struct.pack(">Q", each.seq)
+            device_id = msgpack.packb(each.device_id)
+            body += head + seq + b"\xcf" + struct.pack(">Q", each.received_ms) + device_id + binaries(each.line)[0]
+        self.assertEqual(decode(body), lines)
+
     def test_edges(self) -> None:
         """The greatest number, an empty line, an empty device id and a line of 64 KiB are read."""
         for fields in ({"seq": 2**63 - 1}, {"at": 0}, {"line": b""}, {"device_id": ""}, {"line": b"\n" * 65536}):
@@ -164,6 +175,20 @@ class RefusedTests(SynchronousTestCase):
             f"{CONNECTION_ID[:35]}\n",
         ):
             self.refused(array(connection_id=text), 1, "the connection id is not a UUID in canonical text form")
+
+    def test_faults_in_fixed_width(self) -> None:
+        """The same faults are found where integers have the widths of the gateway."""
+
+        def fixed(connection_id: bytes, at: int) -> bytes:
+            return b"\x95\xd9\x24" + connection_id + b"\xce\x00\x00\x00\x07\xcf" + struct.pack(">Q", at) + b"\xc0\xc4\x01x"
+
+        good = fixed(CONNECTION_ID.encode(), RECEIVED)
+        self.assertEqual(decode(good), [BatchedLine(CONNECTION_ID.encode(), 7, RECEIVED, None, b"x")])
+        self.refused(good + fixed(b"x" * 36, 1), len(good) + 1, "the connection id is not a UUID in canonical text form")
+        self.refused(fixed(CONNECTION_ID.encode(), 2**63), 44, f"the time is {2**63}, outside 0 to 2^63-1")
+        for length in range(1, len(good)):
+            with self.assertRaises(BatchError):
+                decode(good + good[:length])
 
     def test_device_id(self) -> None:
         """A device id is UTF-8."""
