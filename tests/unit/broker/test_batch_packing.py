@@ -57,6 +57,14 @@ class ElementTests(SynchronousTestCase):
         self.assertEqual(split_elements(body), written)
         self.assertEqual(first_line(body), (ID, wanted[0][0]))
 
+    @given(st.lists(LINES, min_size=1, max_size=20), SEQS, DEVICES)
+    def test_several(self, lines: list[bytes], seq: int, device: str | None) -> None:
+        """The elements of several lines are those of each line."""
+        packing = packer()
+        template = packing.template(ID, device)
+        each = [packing.element(template, number, line, 7.5) for number, line in enumerate(lines, seq)]
+        self.assertEqual(packing.elements(template, seq, lines, 7.5), each)
+
     def test_time(self) -> None:
         """The time is that of each line, in whole milliseconds since the epoch."""
         packing = packer()
