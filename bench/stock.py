@@ -107,8 +107,9 @@ def make_factory() -> tuple[DeviceFactory, ConnectedSockets]:
     supervisor.startService()
     hangups = HangupWatch(reactor)
     sink: Any = DiscardingSink()
+    turn = EndOfTurn(reactor)
     services = DeviceServices(
-        DeviceRuntime(reactor, EndOfTurn(reactor), lambda event: None, time.time),
+        DeviceRuntime(reactor, turn, lambda event: None, time.time),
         SharedSettings(),
         Connections(ConnectionIds(), Registry(), supervisor),
         sink,
@@ -116,7 +117,7 @@ def make_factory() -> tuple[DeviceFactory, ConnectedSockets]:
         hangups,
     )
     factory = DeviceFactory(services, DeviceSettings(), DeviceProtocol)
-    return factory, ConnectedSockets(reactor, Admission(1_000_000, 100), hangups, housekeeping=services.housekeeping)
+    return factory, ConnectedSockets(reactor, Admission(1_000_000, 100), hangups, turn, housekeeping=services.housekeeping)
 
 
 def listen_on_twisted(factory: DeviceFactory, sockets: ConnectedSockets, tls: DeviceTLS) -> int:

@@ -39,7 +39,7 @@ from ..amqp import methods, wire
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
-from .socket_writer import NullWriter, Writable, socket_writer
+from .socket_writer import NullWriter, Writable, descriptor, socket_writer
 
 FRAME_MAX: Final = 131072
 """Limit on frames to negotiate, in bytes: the default of RabbitMQ."""
@@ -338,6 +338,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         self._turn = turn
         self._out: list[bytes] = []
         self._writer: Writable = NullWriter()
+        self._descriptor: int | None = None
         self._gone = False
         self._flushing = False
         self._rest: list[bytes] = []  # pieces of an incomplete frame
@@ -355,6 +356,9 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._writer = socket_writer(self.transport)
+        self._descriptor = descriptor(self.transport)
+        if self._descriptor is not None:
+            self._turn.watch(self._descriptor)
         # The header of txAMQP is that of AMQP 0-9.
         self.write(wire.PROTOCOL_HEADER)
         ensureDeferred(self._open()).addErrback(self._refused)
@@ -504,6 +508,8 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         if self._beating is not None and self._beating.active():
             self._beating.cancel()
+        if self._descriptor is not None:
+            self._turn.unwatch(self._descriptor)
         if self._reason is None:
             self._reason = reason
         reason = self._reason

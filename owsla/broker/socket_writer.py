@@ -10,6 +10,7 @@ import socket
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPullProducer, ISystemHandle
+from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import implementer
 
 
@@ -23,6 +24,14 @@ def socket_writer(transport: Any) -> Writable:
     """Return a writer for the socket of a plain TCP transport, or else the transport itself (TLS)."""
     handle = transport.getHandle() if ISystemHandle.providedBy(transport) else None
     return SocketWriter(transport, handle) if isinstance(handle, socket.socket) else transport
+
+
+def descriptor(transport: Any) -> int | None:
+    """Return the descriptor of the socket under a TCP or TLS transport; `None` if there is no socket."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    handle = transport.getHandle() if ISystemHandle.providedBy(transport) else None
+    return handle.fileno() if isinstance(handle, socket.socket) else None
 
 
 class NullWriter:

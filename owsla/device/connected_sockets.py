@@ -7,10 +7,10 @@ work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..interfaces import Reactor
+from ..runtime.end_of_turn import EndOfTurn
 from ..runtime.memory import ProcessMemory, TrimSchedule
 from ..supervision import Worker
 from ..tls.post_handshake import PostHandshake
@@ -18,7 +18,7 @@ from .admission import Admission
 from .handshakes import HandshakeScheduler
 from .hangup import HangupWatch
 from .housekeeping import TICK, Housekeeping
-from .poller import Poller
+from .poller import HandshakePoller, Poller
 from .tls_transport import TLSTransport
 
 FREEZE_EVERY: Final = 500
@@ -56,14 +56,14 @@ class ConnectedSockets(Worker):
         reactor: Reactor,
         admission: Admission[TLSTransport],
         hangups: HangupWatch,
+        turn: EndOfTurn,
         *,
         linger: float = 0.0,
         housekeeping: Housekeeping | None = None,
         memory: ProcessMemory | None = None,
-        began: Callable[[], object] | None = None,
     ) -> None:
-        """`linger` is the minimum time in seconds between two turns of a busy `Poller`; `began` is called when one begins.
-        `housekeeping` is the periodic work for all connections.
+        """`linger` is the minimum time in seconds between two turns of a busy `Poller`. `housekeeping` is the periodic work for
+        all connections.
         """
         super().__init__(reactor)
         self.setName("sockets")
@@ -73,12 +73,13 @@ class ConnectedSockets(Worker):
         self._memory = memory
         self._ports: list[Port] = []
         """The one that has accepted a connection last is the last."""
-        self._handshakes = 0
+        self._completed = 0
         self._trims = TrimSchedule(reactor.seconds())
         self.admission: Final = admission
-        self.poller: Final = Poller(reactor, linger, began)
+        self.poller: Final = Poller(reactor, turn, linger)
+        self.handshakes: Final = HandshakePoller(reactor, turn)
         self.post_handshake: Final = PostHandshake(reactor.seconds)
-        self.scheduler: Final = HandshakeScheduler(reactor, self, self.poller, admission, self._resume)
+        self.scheduler: Final = HandshakeScheduler(self, self.handshakes, turn, admission, self._resume)
 
     def add_port(self, port: Port) -> None:
         """Look after the connections of a port, too."""
@@ -116,8 +117,8 @@ class ConnectedSockets(Worker):
 
     def handshake_completed(self) -> None:
         """Count a handshake of any port."""
-        self._handshakes += 1
-        if self._handshakes % FREEZE_EVERY == 0:
+        self._completed += 1
+        if self._completed % FREEZE_EVERY == 0:
             self.freeze()
 
     def freeze(self) -> None:
@@ -148,7 +149,7 @@ class ConnectedSockets(Worker):
             port.sweep(now)
         for transport in self.admission.those_waiting():
             transport.closeIfGone()
-        if self._memory is not None and self._trims.due(self._handshakes, now):
+        if self._memory is not None and self._trims.due(self._completed, now):
             self._memory.trim()
         self.scheduler.proceed()
         if self._housekeeping is not None:

@@ -1,8 +1,8 @@
 """Scheduling of TLS handshakes within the time of a reactor turn.
 
 A connection whose ClientHello has come waits until its handshake may begin. A handshake begins at once if no other connection
-waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `BEGINNINGS` seconds, and
-the established devices are served in between.
+waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `BEGINNINGS` seconds, or
+until an established device or the broker has sent something, which is served in between.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..interfaces import Clock
+from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
 from .admission import Admission
-from .poller import Poller
+from .poller import HandshakePoller
 from .tls_transport import TLSTransport
 
 BEGINNINGS: Final = 0.003
@@ -27,16 +27,16 @@ class HandshakeScheduler:
 
     def __init__(
         self,
-        clock: Clock,
         service: Worker,
-        poller: Poller,
+        poller: HandshakePoller,
+        turn: EndOfTurn,
         admission: Admission[TLSTransport],
         resume: Callable[[], None],
     ) -> None:
         """`resume` lets the ports accept again if there is room. `service` owns the timers."""
-        self._clock = clock
         self._service = service
         self._poller = poller
+        self._end_of_turn = turn
         self._admission = admission
         self._resume = resume
         self._scheduled = False
@@ -48,7 +48,7 @@ class HandshakeScheduler:
         connection if its peer has gone.
         """
         admission = self._admission
-        now = self._clock.seconds()
+        now = self._poller.seconds()
         if self._turn != self._poller.turns:
             self._turn = self._poller.turns
             self._turn_ends = now + BEGINNINGS
@@ -79,11 +79,13 @@ class HandshakeScheduler:
         self._scheduled = False
 
     def _start(self) -> None:
-        """Begin waiting handshakes, as long as there are places and the turn has time."""
+        """Begin waiting handshakes, as long as there are places, the turn has time, and nothing urgent has arrived."""
         self._scheduled = False
+        self._end_of_turn.flush()
         admission = self._admission
-        end = self._clock.seconds() + BEGINNINGS
-        while (now := self._clock.seconds()) < end:
+        now = self._poller.seconds()
+        end = now + BEGINNINGS
+        while True:
             if (stalled := admission.stalled(now)) is not None:
                 stalled.evictStalled()
             transport = admission.next_turn(now)
@@ -91,7 +93,9 @@ class HandshakeScheduler:
                 break
             if not transport.startHandshake():
                 admission.gave_up()
-        else:
-            if admission.waiting:
-                self.start_soon()
+            now = self._poller.seconds()
+            if now >= end or self._end_of_turn.urgent():
+                if admission.waiting:
+                    self.start_soon()
+                break
         self._resume()

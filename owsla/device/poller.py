@@ -1,17 +1,21 @@
-"""An epoll set for the sockets of devices, which is one descriptor for the reactor.
+"""Epoll sets for the sockets of devices, each of which is one descriptor for the reactor.
 
 A reactor calls a descriptor through its logging context for each event, which costs more than splitting the line that came. It
 also handles all ready descriptors in one turn: a burst of thousands of devices then delays the answers of the broker. Here an
 event is one method call, and a turn is limited. An epoll set may be in another one (epoll(7)).
 
-While many devices send, the poller also lingers: it waits between turns, so that lines of many devices share a turn of this
+While many devices send, the `Poller` also lingers: it waits between turns, so that lines of many devices share a turn of this
 process and of the broker.
+
+Connections in their handshake have a set of their own, the `HandshakePoller`. An event there takes up to half a millisecond,
+and may wait, while a line and its answer may not. So it handles events after those of the established devices, and stops when
+one of them, or the broker, has sent something.
 """
 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from twisted.internet.error import ConnectionLost
@@ -19,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..interfaces import DelayedCall, Reactor
+from ..runtime.end_of_turn import EndOfTurn
 
 SLICE: Final = 16
 """Maximum number of events of one poll. The next poll returns other ready sockets first (epoll_wait(2))."""
@@ -28,7 +33,14 @@ SLICES: Final = 16
 broker; 256 lines take some five milliseconds."""
 
 TURN: Final = 0.005
-"""Seconds after which a turn handles no more events. 256 handshakes would take fifty milliseconds."""
+"""Seconds after which a turn handles no more events."""
+
+HANDSHAKES: Final = 0.003
+"""Seconds after which a turn handles no more events of handshakes, if nothing has interrupted it before."""
+
+UNINTERRUPTED: Final = 0.0003
+"""Seconds of a turn in which handshakes are not interrupted: for one signature, or for some ClientHellos of connections that
+have to wait. Devices that send without a pause must not hold up new ones without end."""
 
 BUSY: Final = 3000.0
 """Events a second from which on the poller lingers: six of them in 2 ms. 500 lines and 500 handshakes a second are
@@ -55,49 +67,24 @@ class Socket(Protocol):
     def connectionLost(self, reason: Failure) -> object: ...
 
 
-class Poller:
-    """A reactor for sockets only, which is a descriptor of the actual reactor and uses its clock.
-
-    An event costs 1.0 µs, with its `recv`, and 3.3 µs in Twisted's own epoll reactor (250 sockets, medians). While the poller
-    lingers it is not a reader of the reactor: a delayed call starts the next turn.
-    """
+class SocketSet:
+    """An epoll set that is a descriptor of the reactor, and a reactor for its sockets."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Reactor, linger: float = 0.0, began: Callable[[], object] | None = None) -> None:
-        """`linger` is the minimum time in seconds from one turn to the next, with more than `BUSY` events a second. `began` is
-        called when a turn begins.
-        """
+    def __init__(self, reactor: Reactor, turn: EndOfTurn) -> None:
         self._reactor = reactor
-        self._linger = linger
-        self._began = began
-        self._waking: DelayedCall | None = None
-        self._busy = False
-        self._events = 0
-        """Number of events since `_since`."""
-        self._since = 0.0
+        self._turn = turn
         self._epoll: select.epoll | None = None
-        self.turns = 0
-        """Number of turns so far."""
+        """The set, which exists while there are sockets in it."""
         # By descriptor: the system gives out the lowest free one. Dictionaries would take some 100 bytes for each socket.
         self._sockets: list[Socket | None] = []
         self._wanted = bytearray()
         self._watched = 0
         """Number of sockets in the set."""
+        self.turns = 0
+        """Number of turns so far."""
         self.seconds: Final = reactor.seconds
-
-    def configure(self, linger: float) -> None:
-        """Change the minimum time between two turns."""
-        self._linger = linger
-        waking = self._waking
-        if not linger and waking is not None:
-            # Without lingering, a turn does not schedule the next one.
-            self._waking = None
-            self._busy = False
-            if waking.active():
-                waking.cancel()
-            if self._epoll is not None:
-                self._reactor.addReader(self)
 
     def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall:
         delayed: DelayedCall = self._reactor.callLater(delay, call, *args)
@@ -122,10 +109,14 @@ class Poller:
         wanted = self._wanted_of(fd)
         if wanted & event:
             return
+        epoll = self._epoll
+        if epoll is None:
+            epoll = self._epoll = select.epoll()
+            self._watch()
         if wanted:
-            self._set.modify(fd, wanted | event)
+            epoll.modify(fd, wanted | event)
         else:
-            self._set.register(fd, event)
+            epoll.register(fd, event)
             missing = fd + 1 - len(self._sockets)
             if missing > 0:
                 self._sockets += [None] * missing
@@ -137,14 +128,15 @@ class Poller:
     def _want_not(self, one: Socket, event: int) -> None:
         fd = one.fileno()
         wanted = self._wanted_of(fd)
-        if not wanted & event:
+        epoll = self._epoll
+        if epoll is None or not wanted & event:
             return
         if wanted != event:
-            self._set.modify(fd, wanted & ~event)
+            epoll.modify(fd, wanted & ~event)
             self._wanted[fd] = wanted & ~event
             return
         # A socket without wanted events would still report its end, again and again. So it leaves the set.
-        self._set.unregister(fd)
+        epoll.unregister(fd)
         self._sockets[fd] = None
         self._wanted[fd] = 0
         self._watched -= 1
@@ -155,21 +147,19 @@ class Poller:
         """Return the events that the socket with this descriptor wants. The descriptor of a closed socket is -1."""
         return self._wanted[fd] if 0 <= fd < len(self._wanted) else 0
 
-    @property
-    def _set(self) -> select.epoll:
-        """The epoll set. It exists while there are sockets in it."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
-        return self._epoll
+    def _watch(self) -> None:
+        """Have the reactor report events of the set."""
+        self._reactor.addReader(self)
+
+    def _unwatch(self) -> None:
+        """Have the reactor report no events of the set."""
+        self._reactor.removeReader(self)
 
     def _close(self) -> None:
-        epoll, self._epoll = self._epoll, None
-        waking, self._waking = self._waking, None
-        if waking is not None and waking.active():
-            waking.cancel()
+        epoll = self._epoll
         if epoll is not None:
-            self._reactor.removeReader(self)
+            self._unwatch()
+            self._epoll = None
             epoll.close()
 
     # -- what the reactor wants of a descriptor ----------------------------------------------------------------------------
@@ -181,9 +171,89 @@ class Poller:
         return "devices"
 
     def doRead(self) -> None:
+        raise NotImplementedError
+
+    def _handle(self, ready: Iterable[tuple[int, int]]) -> None:
+        sockets = self._sockets
+        for fd, events in ready:
+            one = sockets[fd]
+            if one is None:
+                continue  # closed while an earlier event was handled
+            try:
+                if events & _READ:
+                    one.doRead()
+                    if not events & _WRITE or sockets[fd] is not one:
+                        continue
+                if events & _WRITE:
+                    one.doWrite()
+                elif events & _DEAD:
+                    one.connectionLost(_LOST)
+            except Exception:
+                self._log.failure("Handling a socket failed: {socket}", socket=one)
+
+    def _failed(self) -> None:
+        """Disconnect all sockets after an exception in a delayed call, as a reactor does when a descriptor raises."""
+        self._log.failure("Polling the devices failed")
+        self.connectionLost(Failure())
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Disconnect all sockets, when the reactor ends."""
+        sockets, self._sockets = self._sockets, []
+        self._wanted = bytearray()
+        self._watched = 0
+        self._close()
+        for one in sockets:
+            if one is not None:
+                one.connectionLost(reason)
+
+
+class Poller(SocketSet):
+    """Sockets of established connections.
+
+    An event costs 1.0 µs, with its `recv`, and 3.3 µs in Twisted's own epoll reactor (250 sockets, medians). While the poller
+    lingers it is not a reader of the reactor: a delayed call starts the next turn.
+    """
+
+    def __init__(self, reactor: Reactor, turn: EndOfTurn, linger: float = 0.0) -> None:
+        """`linger` is the minimum time in seconds from one turn to the next, with more than `BUSY` events a second."""
+        super().__init__(reactor, turn)
+        self._linger = linger
+        self._waking: DelayedCall | None = None
+        self._busy = False
+        self._events = 0
+        """Number of events since `_since`."""
+        self._since = 0.0
+
+    def configure(self, linger: float) -> None:
+        """Change the minimum time between two turns."""
+        self._linger = linger
+        waking = self._waking
+        if not linger and waking is not None:
+            # Without lingering, a turn does not schedule the next one.
+            self._waking = None
+            self._busy = False
+            if waking.active():
+                waking.cancel()
+            if self._epoll is not None:
+                self._watch()
+
+    def _watch(self) -> None:
+        super()._watch()
+        self._turn.watch(self.fileno())
+
+    def _unwatch(self) -> None:
+        super()._unwatch()
+        self._turn.unwatch(self.fileno())
+
+    def _close(self) -> None:
+        waking, self._waking = self._waking, None
+        if waking is not None and waking.active():
+            waking.cancel()
+        super()._close()
+
+    def doRead(self) -> None:
         self.turns += 1
-        if self._began is not None:
-            self._began()
+        self._turn.read_time()
         start = self.seconds()
         all_of_it = self._take(start + TURN)
         if self._linger:
@@ -216,44 +286,58 @@ class Poller:
             return
         if self._busy:
             if self._waking is None:
-                self._reactor.removeReader(self)
+                self._unwatch()
             self._waking = self._reactor.callLater(min(linger, max(0.0, start + linger - self.seconds())), self._wake)
         elif self._waking is not None:
             self._waking = None
-            self._reactor.addReader(self)
+            self._watch()
 
     def _wake(self) -> None:
         try:
             self.doRead()
         except Exception:
-            # A reactor does the same with a descriptor that raises. Without it no call would start the next turn.
-            self._log.failure("Polling the devices failed")
-            self.connectionLost(Failure())
+            self._failed()
 
-    def _handle(self, ready: list[tuple[int, int]]) -> None:
-        sockets = self._sockets
-        for fd, events in ready:
-            one = sockets[fd]
-            if one is None:
-                continue  # closed while an earlier event was handled
-            try:
-                if events & _READ:
-                    one.doRead()
-                    if not events & _WRITE or sockets[fd] is not one:
-                        continue
-                if events & _WRITE:
-                    one.doWrite()
-                elif events & _DEAD:
-                    one.connectionLost(_LOST)
-            except Exception:
-                self._log.failure("Handling a socket failed: {socket}", socket=one)
 
-    def connectionLost(self, reason: Failure) -> None:
-        """Disconnect all sockets, when the reactor ends."""
-        sockets, self._sockets = self._sockets, []
-        self._wanted = bytearray()
-        self._watched = 0
-        self._close()
-        for one in sockets:
-            if one is not None:
-                one.connectionLost(reason)
+class HandshakePoller(SocketSet):
+    """Sockets of connections whose handshake is not complete: what they do may wait for established devices."""
+
+    def __init__(self, reactor: Reactor, turn: EndOfTurn) -> None:
+        super().__init__(reactor, turn)
+        self._scheduled: DelayedCall | None = None
+
+    def doRead(self) -> None:
+        # The reactor calls descriptors in any order: the established devices and the broker have their turn before.
+        if self._scheduled is None:
+            self._scheduled = self._reactor.callLater(0, self._take)
+
+    def _take(self) -> None:
+        """Handle ready sockets one by one, until something urgent arrives, or the time of a turn is over. The others are
+        reported again in the next turn.
+        """
+        self._scheduled = None
+        try:
+            self._handle_some()
+        except Exception:
+            self._failed()
+
+    def _handle_some(self) -> None:
+        self.turns += 1
+        self._turn.flush()
+        self._turn.read_time()
+        start = self.seconds()
+        while self._epoll is not None:
+            ready = self._epoll.poll(0, SLICE)
+            for one in ready:
+                self._handle((one,))
+                elapsed = self.seconds() - start
+                if elapsed >= HANDSHAKES or (elapsed >= UNINTERRUPTED and self._turn.urgent()):
+                    return
+            if len(ready) < SLICE:
+                return
+
+    def _close(self) -> None:
+        scheduled, self._scheduled = self._scheduled, None
+        if scheduled is not None and scheduled.active():
+            scheduled.cancel()
+        super()._close()

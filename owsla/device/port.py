@@ -45,6 +45,7 @@ from .listening import (
     shown_address,
     unix_path,
 )
+from .poller import Poller
 from .proxy_senders import ProxySenders, Sender
 from .socket_transport import SocketTransport
 from .sources import SourceLimits, Sources
@@ -277,6 +278,10 @@ class DevicePort(Worker):
     def established(self) -> SSL.Context:
         return self._sockets.post_handshake.context
 
+    @property
+    def poller(self) -> Poller:
+        return self._sockets.poller
+
     def _admits(self, address: Any) -> bool:
         """Return whether a connection may begin that `accept` has returned with this address."""
         host = address[0] if self._path is None else None
@@ -288,8 +293,12 @@ class DevicePort(Worker):
         if self._path is not None:
             set_accepted_unix_options(sock)
             address = self._path
-        kind = TLSTransport if self._tls is not None else TCPTransport
-        transport = kind(self._sockets.poller, sock, address, self, self._senders is not None)
+        proxied = self._senders is not None
+        transport: SocketTransport
+        if self._tls is not None:
+            transport = TLSTransport(self._sockets.handshakes, sock, address, self, proxied)
+        else:
+            transport = TCPTransport(self._sockets.poller, sock, address, self, proxied)
         self.accepted += 1
         self._admission.accepted(transport, self._seconds())
         self._sockets.accepted(self)

@@ -603,6 +603,16 @@ class SocketTransport:
     def close_socket(self) -> None:
         self._close()
 
+    def _move_to(self, reactor: Reactor) -> None:
+        """Have the socket watched by another reactor from now on."""
+        before, self._reactor = self._reactor, reactor
+        if self._reading:
+            before.removeReader(self)
+            reactor.addReader(self)
+        if self._writing:
+            before.removeWriter(self)
+            reactor.addWriter(self)
+
     # -- the beginning -------------------------------------------------------------------------------------------------
 
     def _first_bytes(self) -> bytes | None:

@@ -23,6 +23,7 @@ from zope.interface import implementer
 from ..interfaces import Reactor
 from ..tls import client_hello as hello
 from ..tls.refusal import HandshakeRefused, noted_refusal
+from .poller import SocketSet
 from .socket_transport import (
     ACCEPTED,
     CLOSING,
@@ -53,6 +54,10 @@ class TLSOwner(Owner, Protocol):
     @property
     def established(self) -> SSL.Context:
         """Context of connections whose handshake is complete: `PostHandshake.context`."""
+
+    @property
+    def poller(self) -> SocketSet:
+        """Set of sockets that an established connection is moved to."""
 
     def helloReceived(self, transport: TLSTransport) -> bool:
         """Return whether the handshake may begin at once. Otherwise `TLSTransport.startHandshake` is called later, or the
@@ -266,6 +271,7 @@ class TLSTransport(SocketTransport):
             self._ended(error)
             return
         self._stream.set_context(self._owner.established)
+        self._move_to(self._owner.poller)
         self._life.secured()
         self._owner.handshakeCompleted(self)
 

@@ -3,12 +3,17 @@
 Writing to a socket, acknowledging deliveries and sending acknowledgements to devices each cost about as much for a hundred
 messages as for one. So the hot path only notes that there is something to send. One delayed call for each turn, shared by all
 connections, sends it. The time, too, is read once for all lines of a turn.
+
+Long work, such as a series of handshakes, calls `flush` before it begins, and returns to the reactor when `urgent` says that
+established devices or the broker have sent something meanwhile.
 """
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.logger import Logger
@@ -24,7 +29,7 @@ class EndOfTurn:
 
     _log = Logger()
 
-    __slots__ = ("_clock", "_first", "_last", "_now", "_scheduled", "now")
+    __slots__ = ("_clock", "_first", "_last", "_now", "_scheduled", "_urgent", "_watched", "now")
 
     def __init__(self, clock: Clock, now: Callable[[], float] = time.time) -> None:
         """`now()` returns the time in seconds since the epoch."""
@@ -35,6 +40,35 @@ class EndOfTurn:
         self._first: list[Callable[[], Any]] = []
         self._last: list[Callable[[], Any]] = []
         self._scheduled = False
+        self._urgent: select.epoll | None = None
+        self._watched: set[int] = set()
+
+    # -- Descriptors that long work must not hold up -----------------------------------------------------------------------
+
+    def watch(self, fd: int) -> None:
+        """Have long work interrupted when this descriptor becomes readable."""
+        if self._urgent is None:
+            self._urgent = select.epoll()
+        self._urgent.register(fd, select.EPOLLIN)
+        self._watched.add(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Undo `watch`. The descriptor may be closed already."""
+        if fd not in self._watched:
+            return
+        assert self._urgent is not None
+        self._watched.remove(fd)
+        with suppress(OSError):
+            self._urgent.unregister(fd)
+        if not self._watched:
+            self._urgent.close()
+            self._urgent = None
+
+    def urgent(self) -> bool:
+        """Return whether a watched descriptor is readable: long work leaves the rest for the next turn. It takes 1 µs."""
+        return self._urgent is not None and bool(self._urgent.poll(0, 1))
+
+    # -- The end of the turn -----------------------------------------------------------------------------------------------
 
     def read_time(self) -> None:
         """Read the time of this turn, before the lines of devices that it brings."""
@@ -54,7 +88,10 @@ class EndOfTurn:
             self._scheduled = True
             self._clock.callLater(0, self._run)
 
-    def _run(self) -> None:
+    def flush(self) -> None:
+        """Make the calls of this turn now. Those that are requested later are made at its end."""
+        if not self._scheduled:
+            return
         self.now = self._now()
         # Each list may grow during the iteration: flushing a consumer's acknowledgements schedules a flush of its connection.
         for calls in (self._first, self._last):
@@ -64,6 +101,9 @@ class EndOfTurn:
                 except Exception:
                     self._log.failure("A flush at the end of a reactor turn failed: {flush}", flush=flush)
             calls.clear()
+
+    def _run(self) -> None:
+        self.flush()
         # The second round may have added to the first one. Those calls are made at the end of the next turn.
         self._scheduled = bool(self._first)
         if self._scheduled:

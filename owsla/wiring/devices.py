@@ -164,10 +164,10 @@ def make_devices(
         base.reactor,
         Admission(max_connections, settings.max_handshakes),
         hangups,
+        base.end_of_turn,
         linger=settings.linger,
         housekeeping=services.housekeeping,
         memory=ProcessMemory(),
-        began=base.end_of_turn.read_time,
     )
     doors = {
         door.name: _make_door(

@@ -15,7 +15,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 
-from owsla.device.poller import Poller
+from owsla.device.poller import SocketSet
 from owsla.tls.development import development_certificates
 from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 
@@ -83,9 +83,9 @@ class Loop(Clock):
             quiet = 0 if self.turn(0.002) else quiet + 1
 
 
-def polled(poller: Poller) -> list[Any]:
-    """Return the sockets in the epoll set of a poller."""
-    return [one for one in poller._sockets if one is not None]
+def polled(*pollers: SocketSet) -> list[Any]:
+    """Return the sockets in the epoll sets of pollers."""
+    return [one for poller in pollers for one in poller._sockets if one is not None]
 
 
 @cache

@@ -144,7 +144,7 @@ class PortTests(Base):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in polled(self.connected.poller):
+        for one in polled(self.connected.poller, self.connected.handshakes):
             one.abortConnection()
         self.loop.settle()
         close(self.other)

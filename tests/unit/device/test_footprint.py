@@ -33,8 +33,9 @@ their slots.
 class Owner:
     """Owner that creates a protocol for each connection, as the port does."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, loop: Any) -> None:
         self.world = world
+        self.poller = loop
         self.endpoint: DeviceProtocol | None = None
         self.gone = False
         self.context = device_tls().context
@@ -121,7 +122,7 @@ class FootprintTests(SynchronousTestCase):
         world, loop = World(), cast(Any, Loop())
         server, sock = unix_pair()
         client = PlainClient(sock) if plain else Client(sock)
-        owner = Owner(world)
+        owner = Owner(world, loop)
         transport: SocketTransport
         if plain:
             transport = TCPTransport(loop, server, ("127.0.0.1", 1), owner)

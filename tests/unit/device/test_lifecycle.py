@@ -396,8 +396,9 @@ class LifeWorld:
         self.failures: list[Failure | None] = []
         self.endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop, name="endpoints")
         hangups = HangupWatch(self.loop)
+        turn = EndOfTurn(self.loop)
         self.services = DeviceServices(
-            DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
+            DeviceRuntime(self.loop, turn, self.events.append, self.loop.seconds),
             SharedSettings(),
             Connections(ConnectionIds(), self.registry, self.endpoints),
             self.sink,
@@ -407,7 +408,7 @@ class LifeWorld:
         settings = DeviceSettings(max_rate=2.0, idle_timeout=60.0, device_ack=lambda seq: b"ACK %d\r\n" % seq)
         self.factory = DeviceFactory(self.services, settings, DeviceProtocol)
         self.totals = DeviceTotals(self.services)
-        self.sockets = ConnectedSockets(self.loop, self.admission, hangups, housekeeping=self.services.housekeeping)
+        self.sockets = ConnectedSockets(self.loop, self.admission, hangups, turn, housekeeping=self.services.housekeeping)
         self.port_admission = PortAdmission(self.admission, 100)
         world = self
 

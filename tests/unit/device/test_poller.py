@@ -13,7 +13,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.poller import BUSY, LOOK, SLICE, SLICES, TURN, Poller
+from owsla.device.poller import BUSY, HANDSHAKES, LOOK, SLICE, SLICES, TURN, UNINTERRUPTED, HandshakePoller, Poller, SocketSet
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from ._sockets import Loop, reset, tcp_pair, unix_pair
 
@@ -49,7 +50,8 @@ class PollerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.descriptors = set(os.listdir("/proc/self/fd"))
         self.loop = cast(Any, Loop())
-        self.poller = Poller(self.loop)
+        self.turn = EndOfTurn(self.loop)
+        self.poller = Poller(self.loop, self.turn)
         self.made: list[Descriptor] = []
 
     def tearDown(self) -> None:
@@ -106,9 +108,9 @@ class PollerTests(SynchronousTestCase):
         self.assertLess(each, 16)
 
     def test_turn_begins(self) -> None:
-        """A function is called once for a turn, before its descriptors, however many of them are ready."""
+        """The time is read once for a turn, before its descriptors, however many of them are ready."""
         calls: list[str] = []
-        self.poller = Poller(self.loop, began=lambda: calls.append("turn"))
+        self.patch(self.turn, "_now", lambda: calls.append("turn"))
         for _ in range(3):
             one = self.descriptor()
             one.after_reading = lambda: calls.append("read")
@@ -255,7 +257,7 @@ class LingerTests(PollerTests):
 
     def setUp(self) -> None:
         super().setUp()
-        self.poller = Poller(self.loop, LINGER)
+        self.poller = Poller(self.loop, self.turn, LINGER)
 
     def talk(self, rate: float, seconds: float) -> tuple[int, int]:
         """Send a byte to one descriptor at a steady rate. Return the number of turns, and the number of waiting bytes."""
@@ -364,3 +366,134 @@ class LingerTests(PollerTests):
         self.poller.configure(0.0)
         self.poller.configure(LINGER)
         self.assertEqual((self.loop.readers, self.loop.getDelayedCalls()), (set(), []))
+
+
+class HandshakePollerTests(SynchronousTestCase):
+    """Tests of connections in their handshake, beside an established one."""
+
+    def setUp(self) -> None:
+        self.loop = cast(Any, Loop())
+        self.turn = EndOfTurn(self.loop)
+        self.established = Poller(self.loop, self.turn)
+        self.handshakes = HandshakePoller(self.loop, self.turn)
+        self.calls: list[str] = []
+        self.made: list[tuple[SocketSet, Descriptor]] = []
+        self.device = self.descriptor(self.established, "line")
+
+    def tearDown(self) -> None:
+        for poller, one in self.made:
+            poller.removeReader(one)
+            one.socket.close()
+            one.peer.close()
+        self.assertEqual((self.loop.readers, self.loop.getDelayedCalls()), (set(), []))
+        self.assertFalse(self.turn.urgent())
+
+    def descriptor(self, poller: SocketSet, name: str) -> Descriptor:
+        one = Descriptor(unix_pair())
+        one.after_reading = lambda: self.work(name)
+        poller.addReader(one)
+        self.made.append((poller, one))
+        return one
+
+    def work(self, name: str, seconds: float = 2 * UNINTERRUPTED) -> None:
+        """Note a call, which takes some time."""
+        self.calls.append(name)
+        self.loop.rightNow += seconds
+
+    def many(self, count: int) -> list[Descriptor]:
+        """Return this many connections, each of which has sent something."""
+        many = [self.descriptor(self.handshakes, "handshake") for _ in range(count)]
+        for each in many:
+            each.peer.send(b"a")
+        return many
+
+    def test_all_without_interruption(self) -> None:
+        """While established devices are silent, a turn handles all handshakes that are ready."""
+        for each in self.many(SLICE + 1):
+            each.after_reading = lambda: self.work("handshake", HANDSHAKES / 100)
+        self.loop.turn()
+        self.assertEqual(self.calls, ["handshake"] * (SLICE + 1))
+
+    def test_lines_first(self) -> None:
+        """In one turn, lines come before handshakes, and are sent to the broker before them."""
+        self.many(1)
+        self.device.peer.send(b"a")
+        self.device.after_reading = lambda: self.turn.call_last(lambda: self.calls.append("publish"))
+        self.loop.turn()
+        self.assertEqual(self.calls, ["publish", "handshake"])
+
+    def test_a_line_interrupts(self) -> None:
+        """A line that arrives during a handshake is handled before the next one. The others are not forgotten."""
+        first, *_ = self.many(3)
+
+        def interrupted() -> None:
+            self.work("handshake")
+            self.device.peer.send(b"a")
+
+        first.after_reading = interrupted
+        self.loop.settle()
+        self.assertEqual(self.calls, ["handshake", "line", "handshake", "handshake"])
+
+    def test_progress(self) -> None:
+        """Established devices that talk without a pause do not stop handshakes: each turn handles one."""
+        self.many(3)
+        self.device.peer.send(b"a" * 100)
+        for turn in range(1, 4):
+            self.loop.turn()
+            self.assertEqual(self.calls.count("handshake"), turn)
+
+    def test_short_ones(self) -> None:
+        """Connections that need little, such as those that have to wait for their handshake, are handled together."""
+        for each in self.many(4):
+            each.after_reading = lambda: self.work("handshake", UNINTERRUPTED * 0.6)
+        self.device.peer.send(b"a" * 100)
+        self.loop.turn()
+        self.assertEqual(self.calls.count("handshake"), 2)
+
+    def test_the_broker_interrupts(self) -> None:
+        """Any watched descriptor interrupts handshakes."""
+        ours, broker = unix_pair()
+        self.addCleanup(ours.close)
+        self.addCleanup(broker.close)
+        self.turn.watch(ours.fileno())
+        self.addCleanup(self.turn.unwatch, ours.fileno())
+        broker.send(b"a")
+        self.many(2)
+        self.loop.turn()
+        self.assertEqual(self.calls, ["handshake"])
+        ours.recv(1)
+        self.turn.unwatch(ours.fileno())
+        self.loop.turn()
+        self.assertEqual(self.calls, ["handshake", "handshake"])
+
+    def test_a_turn_has_its_time(self) -> None:
+        """The time of a turn is limited also without an interruption, since the reactor has other work."""
+        for each in self.many(4):
+            each.after_reading = lambda: self.work("handshake", HANDSHAKES / 2)
+        self.loop.turn()
+        self.assertEqual(len(self.calls), 2)
+        self.loop.turn()
+        self.assertEqual(len(self.calls), 4)
+
+    def test_closed_before_its_turn(self) -> None:
+        """A set whose last socket goes before its turn leaves nothing behind."""
+        (one,) = self.many(1)
+        self.handshakes.doRead()
+        self.handshakes.removeReader(one)
+        self.assertEqual(self.loop.getDelayedCalls(), [])
+
+    def test_a_line_during_lingering(self) -> None:
+        """While established devices linger, their lines wait for each other anyway, and interrupt no handshake."""
+        self.established.configure(LINGER)
+        self.device.after_reading = lambda: None
+        self.device.peer.send(b"a" * 4096)
+        for _ in range(100):
+            self.loop.turn()
+            self.loop.rightNow += 0.001
+            if self.established not in self.loop.readers:
+                break
+        self.assertNotIn(self.established, self.loop.readers, "it does not linger")
+        self.assertFalse(self.turn.urgent())
+        self.established.configure(0.0)
+        self.assertTrue(self.turn.urgent())
+        self.device.socket.recv(4096)

@@ -7,6 +7,7 @@ import inspect
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
@@ -87,7 +88,7 @@ class Base(SynchronousTestCase):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in polled(self.connected.poller):
+        for one in polled(self.connected.poller, self.connected.handshakes):
             one.abortConnection()
         self.loop.settle()
         close(self.listener)
@@ -117,8 +118,9 @@ class Base(SynchronousTestCase):
         hangups = HangupWatch(self.loop)
         endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(self.loop)
         endpoints.startService()
+        self.turn = EndOfTurn(self.loop)
         self.services = DeviceServices(
-            DeviceRuntime(self.loop, EndOfTurn(self.loop), self.events.append, self.loop.seconds),
+            DeviceRuntime(self.loop, self.turn, self.events.append, self.loop.seconds),
             SharedSettings(),
             Connections(ConnectionIds(), self.registry, endpoints),
             self.sink,
@@ -135,7 +137,7 @@ class Base(SynchronousTestCase):
         self.admission: Admission[TLSTransport] = Admission(max_connections, max_handshakes)
         self.port_admission = PortAdmission(self.admission, max_connections)
         self.connected = ConnectedSockets(
-            self.loop, self.admission, hangups, housekeeping=self.services.housekeeping, memory=memory
+            self.loop, self.admission, hangups, self.turn, housekeeping=self.services.housekeeping, memory=memory
         )
         self.sources = Sources(SourceLimits(max_per_address), self.loop.seconds)
         self.listener = DevicePort(
@@ -461,7 +463,7 @@ class StampedeTests(Base):
             client.step()
             self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
-        self.assertEqual(len(polled(self.connected.poller)), 2)
+        self.assertEqual(len(polled(self.connected.handshakes)), 2)
         for served in range(1, 9):
             self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
             self.assertEqual(self.admission.handshaking, min(2, 8 - served))
@@ -493,7 +495,7 @@ class StampedeTests(Base):
         self.listen(max_handshakes=1)
         Client(self.connect()).step()
         self.loop.settle()
-        (stalled,) = polled(self.connected.poller)
+        (stalled,) = polled(self.connected.handshakes)
         late = Client(self.connect())
         late.step()
         self.loop.settle()
@@ -560,25 +562,70 @@ class StampedeTests(Base):
         """If one handshake uses all the time of a turn, no second one begins in that turn: answers of peers come first."""
         self.listen()
         clients = [Client(self.connect()) for _ in range(4)]
-        later: list[Any] = []
         begin = SSL.Connection.set_accept_state
-
-        def slow(tls: SSL.Connection) -> None:
-            self.loop.rightNow += 0.1  # the clock advances, and no timer is called
-            begin(tls)
-
-        with (
-            mock.patch.object(SSL.Connection, "set_accept_state", slow),
-            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
-        ):
+        with mock.patch.object(SSL.Connection, "set_accept_state", self.slowly(begin)):
             for client in clients:
                 client.step()
-            self.connected.poller.doRead()
-            for waiting in (3, 2, 1, 0):
+            for begun in range(1, 5):
+                self.connected.handshakes._take()
+                self.assertEqual((self.admission.handshaking, self.admission.waiting), (begun, 0))
+        self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
+
+    def slowly(self, call: Callable[[SSL.Connection], None]) -> Callable[[SSL.Connection], None]:
+        """Return a function that takes a tenth of a second, in which no timer is called."""
+
+        def slow(tls: SSL.Connection) -> None:
+            self.loop.rightNow += 0.1
+            call(tls)
+
+        return slow
+
+    def waiting(self, count: int) -> list[Client]:
+        """Return this many clients that wait for their handshake, which may begin at the next opportunity."""
+        self.listen(max_handshakes=1)
+        clients = [Client(self.connect()) for _ in range(count + 1)]
+        for client in clients:
+            client.step()
+            self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, count))
+        self.admission.configure(100, 100)
+        return clients
+
+    def test_waiting_handshakes_share_turns(self) -> None:
+        """Handshakes that have waited begin in as many turns as they need."""
+        clients = self.waiting(3)
+        later: list[Any] = []
+        begin = SSL.Connection.set_accept_state
+        with (
+            mock.patch.object(SSL.Connection, "set_accept_state", self.slowly(begin)),
+            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
+        ):
+            self.connected.scheduler.start_soon()
+            for waiting in (2, 1, 0):
+                later.pop()()
                 self.assertEqual((self.admission.handshaking, self.admission.waiting), (4 - waiting, waiting))
                 self.assertEqual(len(later), min(waiting, 1))
-                if later:
-                    later.pop()()
+        self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
+
+    def test_a_line_before_the_next_handshake(self) -> None:
+        """While something urgent waits, each turn begins one handshake: lines and their answers are served in between. Lines
+        that have arrived before are written to the broker first.
+        """
+        clients = self.waiting(3)
+        ours, broker = socket.socketpair()
+        self.clients += ours, broker
+        self.turn.watch(ours.fileno())
+        broker.send(b"a")
+        written: list[int] = []
+        self.turn.call_last(lambda: written.append(self.admission.handshaking))
+        later: list[Any] = []
+        with mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)):
+            self.connected.scheduler.start_soon()
+            later.pop()()
+            self.assertEqual((self.admission.handshaking, self.admission.waiting, written), (2, 2, [1]))
+            self.turn.unwatch(ours.fileno())
+            later.pop()()
+            self.assertEqual((self.admission.waiting, later), (0, []))
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
     def test_waiting_is_bounded(self) -> None:

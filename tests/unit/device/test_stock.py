@@ -32,6 +32,7 @@ from owsla.device.protocol import DeviceProtocol
 from owsla.device.stock_transport import StockTransport
 from owsla.device.tls_transport import TLSTransport
 from owsla.events import DeviceDisconnected
+from owsla.runtime.end_of_turn import EndOfTurn
 from owsla.runtime.sockets import bind
 
 from ._fakes import Source, World
@@ -82,7 +83,7 @@ class StockProtocolTests(SynchronousTestCase):
         factory = ServerFactory()
         factory.buildProtocol = self.build  # type: ignore[method-assign]
         admission: Admission[TLSTransport] = Admission(10, 10)
-        self.sockets = ConnectedSockets(self.loop, admission, HangupWatch(self.loop))
+        self.sockets = ConnectedSockets(self.loop, admission, HangupWatch(self.loop), EndOfTurn(self.loop))
         events: list[Any] = []
         self.port = DevicePort(
             self.loop,

@@ -121,7 +121,8 @@ def client_hello(group: int, share: bytes) -> bytes:
 class Owner:
     """Owner that records its callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Any) -> None:
+        self.poller = loop
         self.told: list[Any] = []
         self.refuse = False
         self.admits = True
@@ -182,7 +183,7 @@ class Base(SynchronousTestCase):
         device_tls()  # creates a certificate, once
         self.descriptors = set(os.listdir("/proc/self/fd"))
         self.loop = cast(Any, Loop())
-        self.owner = Owner()
+        self.owner = Owner(self.loop)
         self.lines = self.owner.lines
         self.socket, self.peer = tcp_pair() if self.tcp else unix_pair()
         kind: Any = TCPTransport if self.plain else TLSTransport

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any, cast
 
 from twisted.internet.task import Clock
@@ -75,3 +77,33 @@ class TurnTests(SynchronousTestCase):
         self.turn.call_last(lambda: self.note("broker"))
         self.assertEqual(self.end(), ["device", "broker"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_flush(self) -> None:
+        """Before long work in a turn its calls are made at once, in both rounds. Later ones are made at its end."""
+        self.turn.flush()
+        self.turn.call_last(lambda: self.note("broker"))
+        self.turn.call_first(lambda: self.note("device"))
+        self.turn.flush()
+        self.assertEqual(self.calls, ["device", "broker"])
+        self.turn.call_last(lambda: self.note("later"))
+        self.assertEqual(self.end(), ["device", "broker", "later"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_urgent(self) -> None:
+        """Long work is interrupted while a watched descriptor has something to read."""
+        before = len(os.listdir("/proc/self/fd"))
+        ours, theirs = socket.socketpair()
+        self.assertFalse(self.turn.urgent())
+        self.turn.watch(ours.fileno())
+        self.assertFalse(self.turn.urgent())
+        theirs.send(b"a")
+        self.assertTrue(self.turn.urgent())
+        ours.recv(1)
+        self.assertFalse(self.turn.urgent())
+        fd = ours.fileno()
+        theirs.close()
+        ours.close()
+        self.assertFalse(self.turn.urgent())
+        self.turn.unwatch(fd)
+        self.turn.unwatch(fd)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
