@@ -374,7 +374,7 @@ OPTIONS: tuple[Option, ...] = (
         reload="yes",
     ),
     Option(
-        _LINES, "batch", "NUMBER", "off", readers.either("off", 1, readers.number(2, MOST_IN_BATCH, "number of lines")),
+        _LINES, "batch", "NUMBER", "off", readers.either("off", 1, readers.number(1, MOST_IN_BATCH, "number of lines")),
         "Maximum number of lines in a message: lines with the same routing key are published together, as MessagePack. "
         "Back ends have to read batches.",
         door=True,
