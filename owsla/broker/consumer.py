@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from twisted.python.failure import Failure
+from txamqp.client import Closed
 
 from ..amqp.wire import WireError
 from ..interfaces import Clock, DelayedCall, MessageSink
@@ -15,7 +16,7 @@ from . import headers as delivery
 from . import message_properties
 from . import queues as topology
 from .acks import AckTracker
-from .client import BaseHandler, BrokerClient
+from .client import BaseHandler, BrokerClient, channel_refusal
 from .own_queue import NodeNotice
 from .recent_writes import RecentWrites
 
@@ -100,7 +101,15 @@ class Consumer(BaseHandler):
             if not wanted():
                 return
             self._tags.append(f"owsla-{number}")
-            await channel.basic_consume(queue=self.queue.name, consumer_tag=self._tags[-1])
+            await self._consume(channel, self._tags[-1])
+
+    async def _consume(self, channel: Any, tag: str) -> None:
+        try:
+            await channel.basic_consume(queue=self.queue.name, consumer_tag=tag, arguments=dict(topology.NO_STREAM))
+        except Closed as closed:
+            if topology.is_stream_consumed(channel_refusal(closed)):
+                raise topology.consumed_stream(self.queue.name) from None
+            raise
 
     async def stop(self) -> None:
         """Cancel the consumers. Delivered messages are still acknowledged when their outcome is certain, and at once."""

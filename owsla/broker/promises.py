@@ -5,6 +5,9 @@ rule comes from an argument of the queue, or from a policy, which may be meant f
 drops messages breaks a promise, unless the queue has dead letters: then the operator has said where such messages go, which
 may be the queue of undeliverable messages (docs/operations.md).
 
+A stream has none of these rules, and ignores policies with them. It keeps messages that were read, and drops the oldest beyond
+an age or a size, whether they were read or not. That is what a stream is for, so no promise is broken (`retention`).
+
 Of an argument and a policy for the same thing, the lower number is in force, and the text of the argument. A policy and an
 operator policy are merged by RabbitMQ, which does not tell which of them has set what.
 """
@@ -77,6 +80,11 @@ class QueueRules:
     policy: Policy | None = None
     """Its policies; `None` where they cannot be seen."""
 
+    @property
+    def is_stream(self) -> bool:
+        """True if the queue is a stream."""
+        return self.arguments.get("x-queue-type") == "stream"
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -100,11 +108,13 @@ _LOST: Final = {
 
 def broken_promises(rules: QueueRules, rabbitmq: tuple[int, int]) -> Iterator[str]:
     """Yield a line for each rule of a queue that breaks a promise, with the remedy. `rabbitmq` is the version of the broker."""
+    if rules.is_stream:
+        return
     ttl = _number(rules, "message-ttl")
     if ttl is not None and not _keeps_dead_letters(rules):
         yield _line(rules, ttl, f"after that time RabbitMQ drops {_LOST[rules.use]}")
     overflow = _text(rules, "overflow")
-    if (overflow is None or overflow.value == "drop-head") and not _keeps_dead_letters(rules) and not _is_stream(rules):
+    if (overflow is None or overflow.value == "drop-head") and not _keeps_dead_letters(rules):
         for key in ("max-length", "max-length-bytes"):
             length = _number(rules, key)
             if length is not None:
@@ -126,6 +136,11 @@ def broken_promises(rules: QueueRules, rabbitmq: tuple[int, int]) -> Iterator[st
             "RabbitMQ takes back what Owsla holds for longer, as for slow devices, and closes the channel; messages without "
             f"a number are then delivered twice; give it {SHORTEST_CONSUMER_TIMEOUT} at least",
         )
+
+
+def retention(rules: QueueRules) -> list[str]:
+    """Return the limits beyond which a stream drops its oldest messages. Without one it grows until the disk is full."""
+    return [rule.source for key in ("max-age", "max-length-bytes") for rule in _rules(rules, key)]
 
 
 def _delivery_limit(rules: QueueRules, rabbitmq: tuple[int, int]) -> Iterator[str]:
@@ -195,7 +210,3 @@ def _keeps_dead_letters(rules: QueueRules) -> bool:
         return False
     routing_key = _text(rules, "dead-letter-routing-key")
     return bool(exchange.value) or (routing_key is not None and routing_key.value != rules.name)
-
-
-def _is_stream(rules: QueueRules) -> bool:
-    return rules.arguments.get("x-queue-type") == "stream"

@@ -24,6 +24,18 @@ Much longer than --node-grace, so that confirmed forwards wait for the node duri
 _QUORUM = re.compile(r"current is .*quorum")
 """Type of the existing queue in the text of PRECONDITION_FAILED (RabbitMQ 3.8 to 4.0)."""
 
+_STREAM = re.compile(r"inequivalent arg 'x-queue-type' .*current is .*'stream'")
+"""Existing stream in the text of PRECONDITION_FAILED, for a declaration with another type (RabbitMQ 3.10 to 4.0)."""
+
+_STREAM_CONSUMED = re.compile(r"of queue type rabbit_stream_queue\b")
+"""Stream in the text of PRECONDITION_FAILED, for a consumer with an argument that streams lack (RabbitMQ 3.10 to 4.0)."""
+
+NO_STREAM: Final[Mapping[str, Any]] = MappingProxyType({"x-priority": 0})
+"""Argument of a consumer that RabbitMQ refuses for a stream. For other queues it is the default.
+
+A user without permission to configure a queue cannot learn its type from a declaration.
+"""
+
 _OTHER_TYPE = re.compile(r"inequivalent arg 'type'")
 """Difference of an existing exchange in the text of PRECONDITION_FAILED (RabbitMQ 3.10 to 4.0)."""
 
@@ -50,6 +62,8 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
     """True if only Owsla declares the queue."""
+    consumed: bool = False
+    """True if Owsla consumes the queue: it cannot be a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,7 @@ def node_queue(to_device: str, node: bytes, arguments: Mapping[str, Any] = _NONE
         f"{to_device}.{node.decode()}",
         {"x-expires": NODE_QUEUE_EXPIRES, "x-single-active-consumer": True, **arguments},
         own=True,
+        consumed=True,
     )
 
 
@@ -119,13 +134,16 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
     """Declare a queue, on a temporary channel of this number.
 
     A queue that exists with other arguments (406), or that we have no permission to declare (403), is checked passively and
-    used as it is, with a call of `warn`. Raise `BrokerError` if it does not exist either, and `Closed` if the connection ends.
+    used as it is, with a call of `warn`. Raise `BrokerError` if it does not exist either, or if it is a stream that Owsla would
+    consume, and `Closed` if the connection ends.
     """
     try:
         await _declare(client, channel, queue, passive=False)
         return
     except Closed as closed:
         error = channel_refusal(closed)
+        if queue.consumed and error.code == PRECONDITION_FAILED and _STREAM.search(error.text):
+            raise consumed_stream(queue.name) from None
         if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
             raise error from None
     try:
@@ -134,6 +152,25 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
         channel_refusal(closed)
         raise error from None
     warn(f"the queue {queue.name} is used as it is: {error}")
+
+
+def is_stream_consumed(refusal: BrokerError) -> bool:
+    """Return whether the refusal of a consumer with an argument such as `NO_STREAM` says that the queue is a stream."""
+    return refusal.code == PRECONDITION_FAILED and _STREAM_CONSUMED.search(refusal.text) is not None
+
+
+def consumed_stream(queue: str) -> BrokerError:
+    """Return the error of a stream that Owsla would consume.
+
+    A stream gives each message to every consumer, and does not forget it when it is acknowledged: each of the consumers of a
+    queue would deliver each message, and after a lost connection those that came meanwhile would be skipped.
+    """
+    return BrokerError(
+        PRECONDITION_FAILED,
+        f"the queue {queue} is a stream, which Owsla cannot consume: delete it and declare it with another type, "
+        "or use another name",
+        scope="channel",
+    )
 
 
 async def _declare(client: BrokerClient, number: int, queue: Queue, *, passive: bool) -> None:

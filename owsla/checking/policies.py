@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..broker.arguments import read_arguments
 from ..broker.client import BrokerClient, Credentials
 from ..broker.management import Management, ManagementError, ShownQueue
-from ..broker.promises import QueueRules, broken_promises
+from ..broker.promises import QueueRules, broken_promises, retention
 from ..broker.queues import declared_arguments
 from .findings import Finding, ok, skip, warn
 from .plan import QueuePlan
@@ -55,10 +55,26 @@ async def check_policies(
             arguments, policy = read or {}, None
         if policy is None:
             hidden.append(plan.queue.name)
-        broken += broken_promises(QueueRules(plan.queue.name, plan.use, arguments, policy), client.rabbitmq)
+        rules = QueueRules(plan.queue.name, plan.use, arguments, policy)
+        broken += broken_promises(rules, client.rabbitmq)
+        if rules.is_stream and not plan.consumed:
+            yield _stream_finding(rules)
     for text in broken:
         yield warn("policies", text)
     if shown is not None and hidden:
         yield warn("policies", f"{shown.address} does not show them, or not yet, of {', '.join(hidden)}")
     elif shown is not None and not broken:
         yield ok("policies", f"{shown.address}: none breaks a promise")
+
+
+def _stream_finding(rules: QueueRules) -> Finding:
+    """Say how long a stream keeps messages."""
+    limits = retention(rules)
+    if limits:
+        return ok("queue", f"{rules.name}: a stream that drops its oldest messages, read or not: {', '.join(limits)}")
+    unseen = ", unless a policy limits it, which AMQP does not show (--broker-management)" if rules.policy is None else ""
+    return warn(
+        "queue",
+        f"{rules.name}: a stream without x-max-age and x-max-length-bytes{unseen}: it grows until the disk is full, and then "
+        "RabbitMQ takes no messages from anybody",
+    )

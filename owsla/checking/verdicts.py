@@ -10,7 +10,7 @@ from typing import Final
 from ..broker.arguments import DIFFERENCE, NEVER_VALID, NEVER_VALID_FOR_STREAMS
 from ..broker.client import BrokerError
 from ..broker.queue_state import QueueState, is_missing
-from ..broker.queues import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from ..broker.queues import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, is_stream_consumed
 from ..log import pluralize
 from .findings import Finding, fail, ok, warn
 from .plan import QueuePlan
@@ -129,7 +129,9 @@ def judge_queue(answers: QueueAnswers) -> Iterator[Finding]:
         yield fail("queue", f"{plan.shown}: {state}")
         return
     held = f"{pluralize(state.messages, 'message')} ready, {pluralize(state.consumers, 'consumer')}"
-    if not answers.may_declare:
+    if not answers.may_declare and answers.consumed is not None and is_stream_consumed(answers.consumed):
+        yield fail("queue", f"{plan.shown}: it is a stream; Owsla cannot use such a queue")
+    elif not answers.may_declare:
         yield ok("queue", f"{plan.shown}: {held}; its arguments cannot be compared without permission to configure it")
     elif not answers.declared:
         yield ok("queue", f"{plan.shown}: exists with these arguments; {held}")

@@ -19,7 +19,7 @@ def gateway_queues(settings: Settings, node: bytes) -> Sequence[GatewayQueue]:
     records = queues.undeliverable_queue(to_device, settings.undeliverable_limit, dict(settings.undeliverable_arguments))
     found = [
         *(GatewayQueue(Use.LINES, queue) for queue in lines.values()),
-        GatewayQueue(Use.MESSAGES, Queue(to_device, dict(settings.to_device_arguments))),
+        GatewayQueue(Use.MESSAGES, Queue(to_device, dict(settings.to_device_arguments), consumed=True)),
         GatewayQueue(Use.NODE, queues.node_queue(to_device, node, own)),
         GatewayQueue(Use.REGISTER, register_queue(to_device, own)),
         GatewayQueue(Use.RECORDS, records),

@@ -57,7 +57,7 @@ def register_queue(to_device: str, arguments: Mapping[str, Any]) -> topology.Que
     are.
     """
     kind = {name: value for name, value in arguments.items() if name.startswith(("x-queue-type", "x-quorum-"))}
-    return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind}, own=True)
+    return topology.Queue(f"{to_device}.nodes", {"x-single-active-consumer": True, **kind}, own=True, consumed=True)
 
 
 @dataclass(frozen=True, slots=True)

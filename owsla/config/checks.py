@@ -29,6 +29,9 @@ from owsla.tls.certificates import read_certificates
 from owsla.tls.device import DeviceTLSFiles, load_device_tls
 from owsla.tls.revocation import read_revocation_lists
 
+STREAM: Final[QueueArgument] = ("x-queue-type", "stream")
+"""Argument of a queue that makes it a stream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -162,7 +165,7 @@ def _check_queue_arguments(values: Mapping[str, Any], given: Mapping[str, Given]
 
 
 def _check_arguments(name: str, values: Mapping[str, Any], given: Mapping[str, Given]) -> None:
-    own, consumed = OWN_ARGUMENTS[name]
+    own, no_stream = OWN_ARGUMENTS[name]
     seen: set[str] = set()
     arguments: tuple[QueueArgument, ...] = values[BY_NAME[name].field]
     for argument, value in arguments:
@@ -170,8 +173,8 @@ def _check_arguments(name: str, values: Mapping[str, Any], given: Mapping[str, G
             raise ConfigError(f"{given[name].origin}: {argument} is given twice")
         if argument in own:
             raise ConfigError(f"{given[name].origin}: {argument} is {own[argument]}")
-        if consumed and (argument, value) == ("x-queue-type", "stream"):
-            raise ConfigError(f"{given[name].origin}: a consumed message stays in a stream; use another queue type")
+        if no_stream and (argument, value) == STREAM:
+            raise ConfigError(f"{given[name].origin}: {no_stream}")
         seen.add(argument)
 
 
@@ -278,6 +281,8 @@ def _check_queues(settings: Settings, given: Mapping[str, Given]) -> None:
         for name in ("from-device", "from-device-argument"):
             if name in given:
                 _refuse(given, (name,), "has no effect with --publish-exchange: lines go to the exchange, not to a queue")
+    if not settings.brokers and STREAM in settings.from_device_arguments:
+        _refuse(given, ("from-device-argument",), "the embedded broker has no streams; give --broker too")
     if settings.max_line > settings.window_bytes:
         sizes = f"max-line ({settings.max_line} bytes) is more than window-bytes ({settings.window_bytes} bytes)"
         _refuse(given, ("max-line", "window-bytes"), sizes)

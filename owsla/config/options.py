@@ -550,10 +550,15 @@ OPTIONS: tuple[Option, ...] = (
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_VARIABLE: Final = {option.variable: option for option in OPTIONS}
 _NODE_QUEUE = "set by Owsla: a node returns to its queue after an outage, and is its only consumer"
-OWN_ARGUMENTS: Mapping[str, tuple[Mapping[str, str], bool]] = {
-    "from-device-argument": ({}, False),
-    "to-device-argument": ({}, True),
-    "undeliverable-argument": ({"x-max-length": "set by --undeliverable-limit"}, False),
-    "node-queue-argument": ({"x-expires": _NODE_QUEUE, "x-single-active-consumer": _NODE_QUEUE}, True),
+_CONSUMED = "a consumed message stays in a stream; use another queue type"
+OWN_ARGUMENTS: Mapping[str, tuple[Mapping[str, str], str]] = {
+    "from-device-argument": ({}, ""),
+    "to-device-argument": ({}, _CONSUMED),
+    "undeliverable-argument": (
+        {"x-max-length": "set by --undeliverable-limit"},
+        "a stream cannot have the limit of --undeliverable-limit; use another queue type",
+    ),
+    "node-queue-argument": ({"x-expires": _NODE_QUEUE, "x-single-active-consumer": _NODE_QUEUE}, _CONSUMED),
 }
-"""Per option with queue arguments: arguments that users cannot set, with the reason; and whether Owsla consumes the queue."""
+"""Per option with queue arguments: arguments that users cannot set, with the reason; and the reason why the queue cannot be a
+stream, if it cannot."""

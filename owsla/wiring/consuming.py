@@ -173,7 +173,7 @@ def _make_routers(base: Base, publishing: Publishing, devices: Devices) -> tuple
 
 def _consumer_settings(settings: Settings, logins: BrokerLogins) -> ConsumerSettings:
     return ConsumerSettings(
-        shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments)),
+        shared=queues.Queue(settings.to_device, dict(settings.to_device_arguments), consumed=True),
         count=settings.consumers,
         prefetch=settings.prefetch,
         own_queue=OwnQueueSettings(

@@ -195,6 +195,13 @@ class RabbitMQ:
         """Run a command of `rabbitmqctl` on this node and return its output."""
         return await self._ctl.run(*arguments, timeout=timeout)
 
+    async def streams(self, *arguments: str) -> None:
+        """Run a command of `rabbitmq-streams` on this node."""
+        script = _script("rabbitmq-streams")
+        assert script is not None
+        process = ChildProcess([script, *arguments], output=self.folder / "streams.log", env=self._env)
+        assert await process.wait(60) == 0, process.output()
+
     async def version(self) -> tuple[int, int]:
         """Return the version, major and minor."""
         major, minor, *_ = (await self.ctl("eval", "rabbit_misc:version().")).strip().strip('"').split(".")

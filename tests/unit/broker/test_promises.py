@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.broker.promises import SHORTEST_CONSUMER_TIMEOUT, Policy, QueueRules, Use, broken_promises
+from owsla.broker.promises import SHORTEST_CONSUMER_TIMEOUT, Policy, QueueRules, Use, broken_promises, retention
 from owsla.broker.queues import NODE_QUEUE_EXPIRES, node_queue, undeliverable_queue
 from owsla.cluster.register import register_queue
 
@@ -151,5 +151,23 @@ class BrokenPromisesTests(SynchronousTestCase):
             self.assertEqual(broken(use, policy={"consumer-timeout": SHORTEST_CONSUMER_TIMEOUT}), [])
 
     def test_streams(self) -> None:
-        """A stream keeps messages for as long as its operator said: that is what it is for."""
-        self.assertEqual(broken(Use.LINES, {"x-queue-type": "stream", "x-max-length-bytes": 5}), [])
+        """A stream keeps messages for as long as its operator said: that is what it is for. It ignores all other rules."""
+        stream = {"x-queue-type": "stream", "x-max-length-bytes": 5, "x-max-age": "1h"}
+        others = {"message-ttl": 5, "max-length": 5, "overflow": "drop-head", "expires": 5, "delivery-limit": 5}
+        self.assertEqual(broken(Use.LINES, stream, policy=others), [])
+
+    def test_retention(self) -> None:
+        """The limits of a stream are its age and its size, from its arguments and from policies."""
+
+        def limits(arguments: dict[str, Any], policy: Policy | None = None) -> list[str]:
+            return retention(QueueRules("lines", Use.LINES, {"x-queue-type": "stream", **arguments}, policy))
+
+        self.assertEqual(limits({"x-stream-max-segment-size-bytes": 5}, Policy({"message-ttl": 5})), [])
+        self.assertEqual(
+            limits({"x-max-age": "7D"}, Policy({"max-age": "1h", "max-length-bytes": 9}, "short")),
+            [
+                "its argument x-max-age=7D",
+                "policy 'short' sets max-age=1h",
+                "policy 'short' sets max-length-bytes=9",
+            ],
+        )

@@ -122,6 +122,24 @@ class DeclareTests(BrokerTestCase):
             self.assertIn(text, warning)
             self.assertFalse(self.server.transport.ended)
 
+    def test_consumed_stream(self) -> None:
+        """A stream is not used as it is if Owsla would consume it: each consumer would get each message."""
+        for text in (
+            "received none but current is the value 'stream' of type 'longstr'",
+            "received 'classic' but current is 'stream'",
+        ):
+            self.server.refusals["q", False] = (
+                406,
+                f"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q': {text}",
+            )
+            self.assertIsNone(self.declare(Queue("q")).failure)
+            self.assertEqual(len(self.warnings), 1)
+            self.warnings.clear()
+            error = self.declare(Queue("q", consumed=True)).error
+            self.assertIsInstance(error, BrokerError)
+            self.assertIn("the queue q is a stream, which Owsla cannot consume", str(error))
+            self.assertEqual(self.warnings, [])
+
     def test_neither_there_nor_ours(self) -> None:
         """A missing queue that Owsla must not declare fails with the first reason."""
         self.server.refusals["q", False] = (403, "ACCESS_REFUSED - no")

@@ -152,6 +152,12 @@ class QueueTests(SynchronousTestCase):
             ["ok queue q: 0 messages ready, 1 consumer; its arguments cannot be compared without permission to configure it"],
         )
 
+    def test_stream_without_comparison(self) -> None:
+        """Without permission to configure it, a stream that Owsla consumes is known by the refusal of a consumer."""
+        refused = invalid("x-priority", " in vhost '/' of queue type rabbit_stream_queue")
+        (found,) = texts(judge_queue(answers(QueueState(0, 1), [NO_ACCESS], reads=True, consumed=refused)))
+        self.assertEqual(found, "FAIL queue q: it is a stream; Owsla cannot use such a queue")
+
     def test_different(self) -> None:
         """Each difference is a warning, in any of RabbitMQ's ways to say it."""
         for received, there in (

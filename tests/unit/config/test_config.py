@@ -367,6 +367,8 @@ class ValueTests(_Files):
             ("from-device-argument", "x-max-length", "not NAME=VALUE"),
             ("to-device-argument", "=1", "not NAME=VALUE"),
             ("to-device-argument", "x-queue-type=stream", "stays in a stream"),
+            ("from-device-argument", "x-queue-type=stream", "the embedded broker has no streams"),
+            ("undeliverable-argument", "x-queue-type=stream", "a stream cannot have the limit of --undeliverable-limit"),
             ("undeliverable-argument", "x-max-length=5", "set by --undeliverable-limit"),
             ("node-queue-argument", "x-expires=1000", "set by Owsla"),
             ("node-queue-argument", "x-max-length=1" + "0" * 18, "not a 64-bit number"),
