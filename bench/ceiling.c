@@ -5,6 +5,8 @@
  *   publish FROM TO WINDOW     publishes lines to FROM with confirms, at most WINDOW of them unconfirmed
  *   trips FROM TO WINDOW       publishes WINDOW lines to FROM, and another one for each message on TO
  *
+ * Queues that exist are used as they are, whatever their type: of a stream, lines that come from now on.
+ *
  * Standard input: host, port, user, password and virtual host, each on a line, and then an empty line for each query. The
  * answer is a line of JSON: the lines consumed (or confirmed) so far, their bytes, and those that were missing or repeated by
  * the numbers of their connections. The program ends with its input.
@@ -341,6 +343,25 @@ static int confirmed(void) {
     return 1;
 }
 
+static void open_channel(amqp_channel_t channel) {
+    amqp_channel_open(broker, channel);
+    check(amqp_get_rpc_reply(broker), "channel");
+}
+
+/* Declares a queue unless it exists: with another type, its declaration would be refused. */
+static void declare(amqp_bytes_t queue) {
+    amqp_queue_declare(broker, TAKE, queue, 1, 1, 0, 0, amqp_empty_table);
+    amqp_rpc_reply_t reply = amqp_get_rpc_reply(broker);
+    if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
+        amqp_channel_close_ok_t closed = {0};
+        done(amqp_send_method(broker, TAKE, AMQP_CHANNEL_CLOSE_OK_METHOD, &closed), "close");
+        open_channel(TAKE);
+        amqp_queue_declare(broker, TAKE, queue, 0, 1, 0, 0, amqp_empty_table);
+        reply = amqp_get_rpc_reply(broker);
+    }
+    check(reply, "queue");
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "decode")) return decode(atoll(argv[2]));
     if (argc < 4) return 1;
@@ -358,14 +379,9 @@ int main(int argc, char **argv) {
     amqp_socket_t *sock = amqp_tcp_socket_new(broker);
     done(amqp_socket_open(sock, host, atoi(port)), "connect");
     check(amqp_login(broker, vhost, 0, 131072, 0, AMQP_SASL_METHOD_PLAIN, user, password), "login");
-    for (amqp_channel_t channel = TAKE; channel <= PUT; channel++) {
-        amqp_channel_open(broker, channel);
-        check(amqp_get_rpc_reply(broker), "channel");
-    }
-    amqp_queue_declare(broker, TAKE, from, 0, 1, 0, 0, amqp_empty_table);
-    check(amqp_get_rpc_reply(broker), "queue");
-    amqp_queue_declare(broker, TAKE, to, 0, 1, 0, 0, amqp_empty_table);
-    check(amqp_get_rpc_reply(broker), "queue");
+    for (amqp_channel_t channel = TAKE; channel <= PUT; channel++) open_channel(channel);
+    declare(from);
+    declare(to);
     if (publishes) {
         amqp_confirm_select(broker, PUT);
     } else {

@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ Step = Callable[[RunningSystem], dict[str, float]]
 class Bench:
     """Measurements of all systems."""
 
-    def __init__(self, options: argparse.Namespace, broker: str, folder: Path, results: Results) -> None:
+    def __init__(
+        self, options: argparse.Namespace, broker: str, folder: Path, results: Results, systems: Sequence[System]
+    ) -> None:
         """Prepare the measurements with the RabbitMQ at the URL `broker`."""
         self.options = options
         self.results = results
@@ -72,9 +74,9 @@ class Bench:
             progress(f"{error}: using the back end in Python, without ceilings")
         results.back_end = "the C program" if self.program else "Python"
         results.broker = broker_version(broker)
-        self.systems = systems(options)
-        results.systems = [system.name for system in self.systems]
-        results.beside = [system.name for system in self.systems if not system.ours]
+        self.systems = systems
+        results.systems = [system.name for system in systems]
+        results.beside = [system.name for system in systems if not system.ours]
         self.steps: dict[str, Step] = {
             # Memory first, of a process that has done nothing yet. The flood last: some systems take long to work it off.
             "memory": self.memory,
@@ -444,7 +446,7 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owsla-bench-"))
             broker = stack.enter_context(own_broker.running()) if options.broker == OWN else options.broker
-            measure(Bench(options, broker, Path(folder), results), options, results)
+            measure(Bench(options, broker, Path(folder), results, systems(options)), options, results)
     except MeasurementError as error:
         progress(str(error))
         status = 1

@@ -47,8 +47,11 @@ class System:
 QUEUES = "owsla-bench-from", "owsla-bench-to"
 
 
-def owsla(processes: int, batch: int = 1) -> System:
-    """Return Owsla with its defaults, except for a quick shutdown and its own queues. `batch`: lines in a message at most."""
+def owsla(processes: int, batch: int = 1, *options: str) -> System:
+    """Return Owsla with its defaults and further options, except for a quick shutdown and its own queues.
+
+    `batch`: lines in a message at most.
+    """
     queues = QUEUES
     twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
     command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
@@ -57,6 +60,8 @@ def owsla(processes: int, batch: int = 1) -> System:
     if batch > 1:
         command += f" --batch {batch}"
         name += f", --batch {batch}"
+    if options:
+        command += " " + shlex.join(options)
     return System(name, command, *queues, ours=True, processes=processes)
 
 
