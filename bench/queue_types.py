@@ -10,7 +10,9 @@ other queues.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import own_broker
-from .figures import Bench, progress
+from .figures import Bench, interrupted, progress
 from .figures_report import Results
 from .harness import arguments, circumstances, command_line, free_port, median, publish, table
 from .systems import RunningSystem, System, owsla
@@ -103,8 +105,8 @@ def report(results: Results, options: argparse.Namespace, load: Sequence[float])
     )
     parts = [
         "# Types of queues",
-        f"{circumstances()}, {results.broker}. Medians of {len(results.runs)} alternating runs of {options.seconds:g} s; "
-        f"{options.devices} devices over TLS with lines of 50 bytes; devices, gateway, RabbitMQ (one node) and back end "
+        f"{circumstances()}, {results.broker}. Medians of at most {len(results.runs)} alternating runs of {options.seconds:g} "
+        f"s; {options.devices} devices over TLS with lines of 50 bytes; devices, gateway, RabbitMQ (one node) and back end "
         f"({results.back_end}) on the same machine, load average {', '.join(f'{one:.1f}' for one in load)} at the start of the "
         "runs.",
         f"    {command_line()}",
@@ -135,6 +137,20 @@ def main() -> None:
     options = parser.parse_args()
     options.only = ["line", "ingest"]
     results = Results(command_line(), options)
+    # What was measured so far is published, also when the program is ended.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        measure(options, results)
+    if not any(results.runs):
+        raise SystemExit("nothing was measured")
+    publish(report(results, options, results.load), options.output)
+    if results.failures:
+        sys.exit(1)
+
+
+def measure(options: argparse.Namespace, results: Results) -> None:
+    """Take all turns."""
     with tempfile.TemporaryDirectory(prefix="owsla-bench-") as folder, own_broker.running() as broker:
         bench = QueueTypes(options, broker, Path(folder), results, {})
         for number in range(options.runs):
@@ -143,9 +159,6 @@ def main() -> None:
             progress(f"run {number + 1} of {options.runs}, load average {results.load[-1]:.1f}")
             bench.run(number)
             progress(f"run {number + 1} took {time.monotonic() - began:.0f} s")
-    publish(report(results, options, results.load), options.output)
-    if results.failures:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from . import headers as delivery
 from . import message_properties
 from . import queues as topology
 from .acks import AckTracker
-from .client import BaseHandler, BrokerClient, channel_refusal
+from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from .own_queue import NodeNotice
 from .recent_writes import RecentWrites
 
@@ -54,6 +54,7 @@ class Consumer(BaseHandler):
         "own",
         "prefetch",
         "queue",
+        "started",
     )
 
     def __init__(
@@ -90,18 +91,26 @@ class Consumer(BaseHandler):
         self.prefetch = 0
         self.open = True
         """True while messages arrive and can be acknowledged."""
+        self.started = False
+        """True once `start` has succeeded."""
 
     async def start(self, count: int, prefetch: int, wanted: Callable[[], bool]) -> None:
-        """Open the channel and start `count` consumers, each with `prefetch`. Stop starting them once `wanted()` is false."""
+        """Open the channel and start `count` consumers, each with `prefetch`. Stop starting them once `wanted()` is false.
+
+        Raise `BrokerError` if the queue is a stream, and `Closed` if the broker refuses a consumer or the connection ends.
+        """
         self.prefetch = count * prefetch
         self._written = RecentWrites(self.prefetch)
         channel = await self._client.open_channel(self._channel, self)
         await channel.basic_qos(prefetch_count=prefetch)
         for number in range(count):
             if not wanted():
-                return
+                break
             self._tags.append(f"owsla-{number}")
             await self._consume(channel, self._tags[-1])
+        if not self.open:
+            raise BrokerError(0, f"a consumer of {self.queue.name} ended while others were started", scope="channel")
+        self.started = True
 
     async def _consume(self, channel: Any, tag: str) -> None:
         try:

@@ -232,8 +232,13 @@ class Consumers:
     def unblocked(self) -> None: ...
 
     def _lost(self, consumer: Consumer, reason: str) -> None:
-        """Handle the end of a consumer. If its connection lives, declare its queue and restart it."""
+        """Handle the end of a consumer. If its connection lives, declare its queue and restart it.
+
+        One that could not be started has raised an error, which ends the connection.
+        """
         consumer.forgotten()
+        if not consumer.started:
+            return
         client = self._client
         if self._stopping or client is None or client.closed or not any(one is consumer for one in self._consumers.values()):
             return

@@ -142,7 +142,7 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
         return
     except Closed as closed:
         error = channel_refusal(closed)
-        if queue.consumed and error.code == PRECONDITION_FAILED and _STREAM.search(error.text):
+        if queue.consumed and _is_stream(error):
             raise consumed_stream(queue.name) from None
         if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
             raise error from None
@@ -222,6 +222,18 @@ async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool
     if client.rabbitmq < (4, 0):
         return True
     return await _refused(client, channel, Queue(queue, {"x-queue-type": "quorum", "x-delivery-limit": -1})) is not None
+
+
+async def is_stream(client: BrokerClient, channel: int, queue: str) -> bool | None:
+    """Return whether an existing queue is a stream, or `None` for a user who may not configure it: AMQP does not tell then."""
+    refusal = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
+    if refusal is not None and refusal.code == ACCESS_REFUSED:
+        return None
+    return refusal is not None and _is_stream(refusal)
+
+
+def _is_stream(refusal: BrokerError) -> bool:
+    return refusal.code == PRECONDITION_FAILED and _STREAM.search(refusal.text) is not None
 
 
 async def _refused(client: BrokerClient, channel: int, queue: Queue) -> BrokerError | None:

@@ -14,6 +14,7 @@ from ._control_arguments import SUMMARY, Prepare, add_completion, add_control_co
 from ._control_arguments import prepare as prepare_control
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
 from ._parser import Parser, add_command, fail
+from ._stream_offset import offset
 from ._values import seconds, whole_number
 from .demo import arguments as demo
 from .swarm import arguments as swarm
@@ -57,7 +58,8 @@ Shows the lines from devices that are in the queue, gives them back, and ends:
 A - stands for a field that a line does not have, and \\x1b for a byte that
 cannot be shown. The lines of a batch (--batch of the gateway) are shown as
 lines that came alone. With --take it shows lines as they arrive and TAKES
-their messages, like any consumer: no other back end gets them.
+their messages, like any consumer: no other back end gets them. With --offset
+it reads a stream, and takes nothing.
 """
 
 _SEND = """\
@@ -119,7 +121,7 @@ def _add_tail(tail: Parser) -> None:
         metavar="N",
         type=whole_number(1),
         help="end after N lines, and the rest of their batch; "
-        f"without --take the default is {PEEK_COUNT} and the maximum {PEEK_MOST}",
+        f"without --take and --offset the default is {PEEK_COUNT} and the maximum {PEEK_MOST}",
     )
     which = tail.add_mutually_exclusive_group()
     which.add_argument("--take", action="store_true", help="take the messages, as they arrive")
@@ -127,6 +129,13 @@ def _add_tail(tail: Parser) -> None:
         "--peek",
         action="store_true",
         help="show the messages that are in the queue now and give them back, marked as redelivered: the default",
+    )
+    which.add_argument(
+        "--offset",
+        metavar="WHERE",
+        type=offset,
+        help="show the messages of a stream from there on, and those that come: first, last (the last messages that were "
+        "written together), next, a number, an age such as 1h, or a time such as 2026-11-29T18:00. They stay in the stream",
     )
     tail.add_argument(
         "--force",
@@ -137,7 +146,7 @@ def _add_tail(tail: Parser) -> None:
         "--json",
         action="store_true",
         help="print a JSON object per line: timestamp, connection_id, seq, device_id, traceparent, reply_to, redelivered, "
-        "and body, or body_base64 if the body is not UTF-8",
+        "and body, or body_base64 if the body is not UTF-8; of a stream, offset too",
     )
 
 

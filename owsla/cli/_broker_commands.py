@@ -16,6 +16,7 @@ from ..routing import canonical
 from ..runtime.sockets import loopback
 from ._defaults import DEFAULT_BROKER, PEEK_COUNT, PEEK_MOST
 from ._echo import Echo
+from ._read_stream import ReadStream
 from ._running import run
 from ._send import Send, SendOptions
 from ._tail import Peek, Tail, as_json, as_text
@@ -38,13 +39,17 @@ def echo(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], i
 def tail(args: argparse.Namespace, environ: Mapping[str, str]) -> Callable[[], int]:
     """Return `owsla tail`, ready to run. Raise `ConfigError` with the reason if it cannot run."""
     settings = broker_settings(args, environ)
-    if not args.take and (args.count or 0) > PEEK_MOST:
+    if args.offset is not None and args.force:
+        raise ConfigError("--offset: not with --force, which is for quorum queues")
+    if args.offset is None and not args.take and (args.count or 0) > PEEK_MOST:
         raise ConfigError(f"--count: without --take the maximum is {PEEK_MOST}")
     what: dict[str, Any] = {
         "queue": _name(args, environ, "from-device"),
         "form": as_json if args.json else as_text,
         "seq_header": _name(args, environ, "seq-header"),
     }
+    if args.offset is not None:
+        return partial(run, "tail", settings, partial(ReadStream, count=args.count, offset=args.offset, **what), patient=True)
     if args.take:
         return partial(run, "tail", settings, partial(Tail, count=args.count, **what), patient=True)
     role = partial(Peek, count=args.count or PEEK_COUNT, force=args.force, **what)

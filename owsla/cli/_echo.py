@@ -6,6 +6,9 @@
 No line is lost: it is acknowledged only when the broker has confirmed its answer, so after any failure before that the broker
 delivers it again. No device gets an answer twice, even if it is published twice: the answer carries the number of the line.
 
+Of a stream it answers the lines that come while it runs. A stream does not know what was acknowledged: after a lost connection
+the echo goes on with the first message that was not.
+
 With batches, a message has many lines. Each is answered, and the message is acknowledged when the broker has confirmed all of
 the answers. While too many answers are unconfirmed, batches wait undecoded.
 
@@ -38,6 +41,7 @@ from ..letter import Trace
 from ..runtime.end_of_turn import EndOfTurn
 from ..trace_context import TRACEPARENT, TRACESTATE
 from ._running import Session
+from ._stream_offset import OFFSET, UnfinishedOffsets
 
 LINES: Final = 1
 """Number of the channel for lines and answers."""
@@ -154,7 +158,9 @@ class Answerer(BaseHandler):
         to_device: str,
         seq_header: str,
         prefix: bytes,
+        position: int | None = None,
     ) -> None:
+        """`position` is where to begin in a stream, and `None` for a queue, or for the messages that come."""
         self._clock = clock
         self._turn = turn
         self._session = session
@@ -173,13 +179,20 @@ class Answerer(BaseHandler):
         self._unanswered: dict[int, int] = {}
         self._acks = AckTracker()
         self._acknowledging = False
+        self._unfinished = UnfinishedOffsets(position)
 
     async def start(self, from_device: str) -> None:
         """Open the channel and consume."""
         channel = await self._client.open_channel(LINES, self)
         await channel.confirm_select()
         await channel.basic_qos(prefetch_count=PREFETCH)
-        await channel.basic_consume(queue=from_device, consumer_tag="owsla echo")
+        arguments = {} if self.position is None else {OFFSET: self.position}
+        await channel.basic_consume(queue=from_device, consumer_tag="owsla echo", arguments=arguments)
+
+    @property
+    def position(self) -> int | None:
+        """Position of the first message of a stream that is not acknowledged; `None` if no message of a stream has come."""
+        return self._unfinished.first
 
     def stop(self) -> None:
         """Stop after the end of the connection. The broker delivers unacknowledged lines again on the next one."""
@@ -190,6 +203,7 @@ class Answerer(BaseHandler):
     # -- lines and answers -------------------------------------------------------------------------------------------------
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._unfinished.add(tag, header)
         self._waiting.append((tag, header, body))
         self._answer_waiting()
 
@@ -268,6 +282,7 @@ class Answerer(BaseHandler):
             self._done(tag)
 
     def _done(self, tag: int) -> None:
+        self._unfinished.done(tag)
         self._acks.done(tag)
         if not self._acknowledging:
             self._acknowledging = True
@@ -335,6 +350,7 @@ class Echo:
         self._seq_header = seq_header
         self._prefix = prefix
         self._answerer: Answerer | None = None
+        self._position: int | None = None
         session.log_when_ready(f"answering the lines of {from_device}")
 
     async def up(self, client: BrokerClient) -> None:
@@ -348,11 +364,13 @@ class Echo:
             to_device=self._to_device,
             seq_header=self._seq_header,
             prefix=self._prefix,
+            position=self._position,
         )
         await self._answerer.start(self._from_device)
 
     def down(self) -> None:
         if self._answerer is not None:
+            self._position = self._answerer.position
             self._answerer.stop()
             self._answerer = None
 

@@ -24,6 +24,7 @@ from ..runtime.end_of_turn import EndOfTurn
 from ..trace_context import TRACEPARENT
 from ._output import Output
 from ._running import Session
+from ._stream_offset import OFFSET
 from ._text import printable
 from ._units import counted
 
@@ -38,6 +39,9 @@ LOOK: Final = 3
 
 PREFETCH: Final = 500
 """Limit on messages that have arrived and are not written yet. Meanwhile no other consumer gets them."""
+
+OFFSETS: Final = "use --offset, such as --offset first for all of it, or --offset next for what comes"
+"""Advice for a stream."""
 
 Properties = Mapping[str, Any]
 """Properties of a message, as `wire.decode_properties` returns them."""
@@ -95,6 +99,8 @@ def as_json(properties: Properties, body: bytes, redelivered: bool, *, seq_heade
         shown["body"] = body.decode()
     except UnicodeDecodeError:
         shown["body_base64"] = base64.b64encode(body).decode()
+    if OFFSET in headers:
+        shown["offset"] = _json_value(headers[OFFSET])
     return json.dumps(shown).encode() + b"\n"
 
 
@@ -172,12 +178,15 @@ class TakeHandler(BaseHandler):
         self._last = 0
         self._wanted: int | None = None
 
-    async def start(self, queue: str, wanted: int | None) -> None:
-        """Consume until there are `wanted` lines, or without a limit if it is `None`. A batch is consumed as a whole."""
+    async def start(self, queue: str, wanted: int | None, arguments: Mapping[str, Any] | None = None) -> None:
+        """Consume until there are `wanted` lines, or without a limit if it is `None`. A batch is consumed as a whole.
+
+        `arguments` are those of the consumer.
+        """
         self._wanted = wanted
         channel = await self._client.open_channel(LINES, self)
         await channel.basic_qos(prefetch_count=PREFETCH if wanted is None else min(wanted, PREFETCH))
-        await channel.basic_consume(queue=queue, consumer_tag="owsla tail")
+        await channel.basic_consume(queue=queue, consumer_tag="owsla tail", arguments=dict(arguments or {}))
 
     def deliver(self, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
         if self._wanted is not None and self._wanted <= 0:
@@ -231,9 +240,12 @@ class Tail:
         self._formatter = Formatter(form, seq_header, session.log)
         self._count = count
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
-        session.log_when_ready(f"taking the messages of {queue}: no other back end gets them")
 
     async def up(self, client: BrokerClient) -> None:
+        if await inspect_queue(client, LOOK, self._queue) is not None and await queues.is_stream(client, SCRATCH, self._queue):
+            self._session.finish(1, f"{self._queue} is a stream, from which nothing is taken: {OFFSETS}")
+            return
+        self._session.log_when_ready(f"taking the messages of {self._queue}: no other back end gets them")
         await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
         await TakeHandler(self._turn, self._output, client, self._formatter, self._shown).start(self._queue, self._count)
 
@@ -287,6 +299,9 @@ class Peek(Getter):
     async def up(self, client: BrokerClient) -> None:
         if await inspect_queue(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
+            return
+        if await queues.is_stream(client, SCRATCH, self._queue):
+            self._session.finish(1, f"{self._queue} is a stream, which is read from a position: {OFFSETS}")
             return
         self._counted = await queues.counts_returns(client, SCRATCH, self._queue)
         if self._counted and not self._force:

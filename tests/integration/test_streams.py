@@ -5,6 +5,7 @@ They hold for RabbitMQ 3.10 and 4.0.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from ._support.backend import Backend, Message
+from ._support.commands import Commands
 from ._support.device import Device
 from ._support.lab import Lab
 from ._support.process import free_port
@@ -39,16 +41,22 @@ def node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         block_on(node.close())
 
 
-async def _prepare(node: RabbitMQ) -> None:
-    """Declare a first stream, and restart the node in order.
+async def settle(*nodes: RabbitMQ) -> None:
+    """Have nodes write down which replicated queues they have.
 
-    RabbitMQ 3.10 starts its coordinator of streams with the first stream, and forgets it if it is killed a moment later: no
-    stream can be used after that (404).
+    RabbitMQ 3.10 does so a moment after their declaration, and not at all if it is killed before. That concerns the first
+    stream of a node: without its coordinator no stream can be used after that (404).
     """
+    for node in nodes:
+        await node.ctl("eval", "[ok = dets:sync(Table) || Table <- dets:all()].")
+
+
+async def _prepare(node: RabbitMQ) -> None:
+    """Declare a first stream."""
     backend = await Backend(node.url).start()
     await declare(backend, "first")
     await backend.close()
-    await node.restart()
+    await settle(node)
 
 
 async def declare(backend: Backend, name: str, **arguments: Any) -> None:
@@ -126,7 +134,7 @@ async def acknowledged(device: Device, seq: int) -> None:
 def assert_complete(messages: list[Message], devices: int, count: int) -> None:
     """Check that the lines of all devices are there, in their order."""
     found = first_occurrences(messages)
-    assert sorted(lines[0][1].split()[0] for lines in found.values()) == [b"%d" % which for which in range(devices)]
+    assert sorted(int(lines[0][1].split()[0]) for lines in found.values()) == [*range(devices)]
     for lines in found.values():
         which = lines[0][1].split()[0]
         assert lines == [(number, b"%s %d" % (which, number)) for number in range(count)]
@@ -188,6 +196,7 @@ async def test_loss_of_the_leader(cluster: Cluster, lab: Lab) -> None:
     )
     devices = [await lab.device(gateway) for _ in range(2)]
     await send(devices, 0, 100)
+    await settle(*cluster.nodes)
     await first.kill()
     await send(devices, 100, 100)
     for device in devices:
@@ -210,8 +219,8 @@ async def test_door(node: RabbitMQ, lab: Lab) -> None:
     gateway = await lab.gateway(
         node.url, listen="tcp:0:name=meters:from-device=meters:from-device-argument=x-queue-type=stream"
     )
-    match = await gateway.owsla.wait_for_line(r"istening for devices on door meters.*port (\d+)|meters.*port (\d+)")
-    meter = await lab.plain(int(match[1] or match[2]))
+    match = await gateway.owsla.wait_for_line(r"Listening for devices on port (\d+) .*\(door meters\)")
+    meter = await lab.plain(int(match[1]))
     meter.send_line(b"21 kWh")
     device = await lab.device(gateway)
     await gateway.round_trip(device)
@@ -311,7 +320,7 @@ async def test_records_and_presence(node: RabbitMQ, lab: Lab) -> None:
 
 
 def _check_lines(output: str) -> list[str]:
-    return [" ".join(line.split()) for line in output.splitlines() if "stream" in line]
+    return [" ".join(line.split()) for line in output.splitlines() if ": a stream" in line]
 
 
 @reactor_test
@@ -333,3 +342,61 @@ async def test_check(node: RabbitMQ, lab: Lab) -> None:
     ]
     (line,) = await check("endless")
     assert line.startswith("warn queue endless: a stream without x-max-age and x-max-length-bytes, unless a policy limits it")
+
+
+# -- Commands ----------------------------------------------------------------------------------------------------------
+
+
+@reactor_test
+async def test_tail(node: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """`owsla tail --offset` shows the lines of a stream from a position on, also through a restart of the broker. Without a
+    position it says how to read a stream. A queue is not read in this way.
+    """
+    gateway = await lab.gateway(node.url, backend=False, from_device_argument="x-queue-type=stream", device_ack="ACK {seq}")
+    devices = [await lab.device(gateway)]
+    await send(devices, 0, 3)
+    await acknowledged(devices[0], 2)
+    arguments = f"--broker={node.url}", f"--from-device={gateway.from_device}"
+    tail = commands.start("tail", "--offset=first", "--json", *arguments)
+    await tail.shown(3)
+    start = gateway.owsla.mark()
+    await node.restart()
+    await gateway.owsla.wait_for_line("Broker connected", 60, start=start)
+    await send(devices, 3, 2)
+    lines = [json.loads(line) for line in await tail.shown(5)]
+    assert [line["body"] for line in lines] == [f"0 {number}" for number in range(5)]
+    assert await tail.interrupt() == 0
+    later = commands.start("tail", f"--offset={lines[3]['offset']}", "--count=2", *arguments)
+    assert [line.split(" ", 4)[4] for line in await later.shown(2)] == ["0 3", "0 4"]
+    assert await later.ended() == 0
+    for wrong, what, reason in (
+        ((), gateway.from_device, "is a stream, which is read from a position: use --offset"),
+        (("--take",), gateway.from_device, "is a stream, from which nothing is taken: use --offset"),
+        (("--offset=1h",), gateway.to_device, "is not a stream: --offset is for streams only"),
+        (("--offset=1h",), "nowhere", "there is no stream nowhere"),
+    ):
+        failed = commands.start("tail", *wrong, f"--broker={node.url}", f"--from-device={what}")
+        assert await failed.ended() == 1
+        assert reason in failed.errors()
+        assert len(failed.errors().splitlines()) == 1, failed.errors()
+
+
+@reactor_test
+async def test_echo(node: RabbitMQ, lab: Lab, commands: Commands) -> None:
+    """`owsla echo` answers the lines of a stream, each once, also those that came while it had no connection."""
+    gateway = await lab.gateway(node.url, backend=False, from_device_argument="x-queue-type=stream")
+    proxy = await lab.proxy(node.port)
+    echo = commands.start(
+        "echo", f"--broker={proxy.url}", f"--from-device={gateway.from_device}", f"--to-device={gateway.to_device}"
+    )
+    await echo.said("answering the lines")
+    (device,) = devices = [await lab.device(gateway)]
+    await send(devices, 0, 3)
+    assert [await device.line() for _ in range(3)] == [b"0 %d" % number for number in range(3)]
+    await proxy.refuse()
+    proxy.cut()
+    await echo.said("trying again")
+    await send(devices, 3, 3)
+    await proxy.start()
+    assert [await device.line(60) for _ in range(3)] == [b"0 %d" % number for number in range(3, 6)]
+    assert await echo.interrupt() == 0
