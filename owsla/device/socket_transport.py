@@ -7,8 +7,8 @@ Theory of operation
 closing, and the interfaces for the reactor and for the protocol. `TLSTransport` adds TLS. `TCPTransport` is for plain TCP and
 for unix sockets.
 
-**State.** `lifecycle.Lifecycle` decides what an event means in each state, and calls an action here. `_state` is a copy of what
-reading and writing need to know of it, so that a line does not ask the machine:
+**State.** `Lifecycle`, the base class, decides what an event means in each state, and calls an action. `_state` is a copy of
+what reading and writing need to know of it, so that a line does not ask the machine:
 
 - `ACCEPTED`, `HELLO`: the peer has sent nothing, or too little to begin with.
 - `HANDSHAKING`: OpenSSL reads and writes. Either may wait for the other.
@@ -48,7 +48,7 @@ from ..interfaces import Reactor
 from ..tls.reasons import explain_tls_error
 from ..tls.refusal import HandshakeRefused, Refusal
 from .interfaces import IDeviceTransport, IHangupListener
-from .lifecycle import Life, Lifecycle
+from .lifecycle import Lifecycle
 from .proxy_header import BadProxyHeader, ProxyHeader, parse
 from .stock_transport import address_text
 
@@ -135,7 +135,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 @implementer(IReadWriteDescriptor, IDeviceTransport, IConsumer, IPushProducer)
-class SocketTransport:
+class SocketTransport(Lifecycle):
     """Server side of one connection. A subclass reads and writes it: `_stream`, `doRead`, `_begin_with` and `_send_close`."""
 
     _log = Logger()
@@ -152,7 +152,6 @@ class SocketTransport:
         "_gone",
         "_header",
         "_host",
-        "_life",
         "_opened",
         "_outgoing",
         "_owner",
@@ -186,6 +185,7 @@ class SocketTransport:
         `address` is the address that `accept()` returned with the socket. For a unix socket it is the path of the port. With
         `proxied` a PROXY protocol header is expected.
         """
+        super().__init__()
         self._reactor = reactor
         self._socket = sock
         self._set_address(address)
@@ -207,7 +207,6 @@ class SocketTransport:
         self._header = b""  # the beginning of an incomplete header
         self.proxy_identity: str | None = None
         """Common name of the client certificate that a proxy has verified, as its header says."""
-        self._life: Life = Lifecycle(self)
         reactor.addReader(self)
 
     # -- ITCPTransport and IPushProducer, for the protocol -------------------------------------------------------------
@@ -276,7 +275,7 @@ class SocketTransport:
         """Stop pausing and resuming the producer. Close the connection now if `loseConnection` has waited for this."""
         flags, self._producer, self._producer_flags = self._producer_flags, None, 0
         if flags & _LOSE:
-            self._life.close()
+            self._take("close")
 
     def _pause_producer(self) -> None:
         if self._producer is not None and not self._producer_flags & (_PAUSED | _PULL):
@@ -319,17 +318,17 @@ class SocketTransport:
 
     def pauseProducing(self) -> None:
         """Stop reading. TCP flow control slows the peer down."""
-        self._life.pause()
+        self._take("pause")
 
     def resumeProducing(self) -> None:
-        self._life.resume()
+        self._take("resume")
 
     def stopProducing(self) -> None:
         self.loseConnection()
 
     def drain(self) -> None:
         """Stop reading permanently. Data that was written is still sent."""
-        self._life.drain()
+        self._take("drain")
 
     def loseConnection(self) -> None:
         """Send what was written and the end of the stream. Close when the peer has closed its side, or after a time-out.
@@ -337,7 +336,7 @@ class SocketTransport:
         With a producer this waits until it is unregistered, as `twisted.internet.interfaces.ITransport` says.
         """
         if self._producer is None or self._state != OPEN:
-            self._life.close()
+            self._take("close")
         else:
             self._producer_flags |= _LOSE
 
@@ -351,7 +350,7 @@ class SocketTransport:
             self._reason = reason or Failures.ABORTED
         elif reason is not None and not is_expected(reason):
             self._log.failure("The connection of {peer} failed while it was closed", reason, peer=self.peer)
-        self._life.abort()
+        self._take("abort")
 
     def lossReason(self, reason: Failure) -> Failure:
         """Return `reason`, which is that of `abortConnection` already."""
@@ -405,7 +404,7 @@ class SocketTransport:
         """Close the connection, which is not open yet, after the handshake time-out."""
         if self._reason is None:
             self._reason = Failure(TimeoutError(why))
-        self._life.handshake_overdue()
+        self._take("handshake_overdue")
 
     def checkHello(self) -> None:
         """Handle first bytes, or a close, that have arrived since the last event of the reactor."""
@@ -431,16 +430,16 @@ class SocketTransport:
 
     def _end_now(self) -> None:
         """Free the connection's place before returning, even if the connection is already closed and `_close` is scheduled."""
-        self._life.ended()
+        self._take("ended")
         self._close()
 
     def idleOverdue(self) -> None:
         """Close the connection after the idle time-out."""
-        self._life.idle_overdue()
+        self._take("idle_overdue")
 
     def closeOverdue(self) -> None:
         """Close the socket of a peer that does not close its side."""
-        self._life.close_overdue()
+        self._take("close_overdue")
 
     def _set_address(self, address: tuple[Any, ...] | str) -> None:
         if isinstance(address, str):
@@ -565,12 +564,9 @@ class SocketTransport:
         """Close the connection, since the reactor has found the socket dead."""
         if self._reason is None:
             self._reason = Failures.LOST if reason.check(ConnectionLost, ConnectionDone) else reason
-        self._life.ended()
+        self._take("ended")
 
     # -- actions of the lifecycle --------------------------------------------------------------------------------------
-
-    def begin_handshake(self) -> None:
-        raise NotImplementedError
 
     def begin_data(self) -> None:
         self._state = OPEN
@@ -638,7 +634,7 @@ class SocketTransport:
                 self._refuse("closed within its PROXY protocol header", 0)
                 return
             self._reason = Failures.SILENT  # most likely a health check
-            self._life.ended()
+            self._take("ended")
             return
         if self._via == _AWAITED:
             first = self._take_header(first)
@@ -675,7 +671,7 @@ class SocketTransport:
             self._via = _TURNED_AWAY
             self._reason = Failures.TURNED_AWAY
             without_goodbye(self._socket)
-            self._life.ended()
+            self._take("ended")
             return b""
         return first[length:]
 
@@ -686,7 +682,7 @@ class SocketTransport:
             self._socket.recv(length)  # unread bytes would make the kernel send a reset
         except OSError:
             pass
-        self._life.ended()
+        self._take("ended")
 
     def connectProtocol(self, protocol: Any) -> None:
         """Connect the protocol of an open connection. It may raise `HandshakeRefused`, and is not connected then."""
@@ -717,7 +713,7 @@ class SocketTransport:
         except OSError:
             data = b""
         if not data:
-            self._life.ended()
+            self._take("ended")
 
     def _close(self) -> None:
         """Close the socket, and notify producer, protocol and owner, once."""
@@ -747,7 +743,6 @@ class SocketTransport:
             self._log.failure("The handshake of {peer} failed", reason, peer=self.peer)
         self._socket.close()
         self._stream = None
-        self._life = _OVER  # the machine refers to this object, and must leave no cycle of references
         self._owner.connectionClosed(self, None if self._opened or self._is_no_failure(reason) else explain(reason))
 
     def _is_no_failure(self, reason: Failure) -> bool:
@@ -757,18 +752,6 @@ class SocketTransport:
         # Health checks of a load balancer may have no header, or one of version 1, which cannot say LOCAL. Those of another
         # load balancer in front of it are relayed like a device, which would send something.
         return self._via != _DIRECT and reason is Failures.SILENT
-
-
-class _Over:
-    """State machine of a closed connection, which ignores all inputs."""
-
-    def nothing(self) -> None: ...
-
-    hello_received = secured = opened = pause = resume = drain = close = abort = nothing
-    handshake_overdue = idle_overdue = close_overdue = ended = nothing
-
-
-_OVER: Final = _Over()
 
 
 def is_expected(reason: Failure) -> bool:

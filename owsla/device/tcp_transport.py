@@ -83,7 +83,7 @@ class TCPTransport(SocketTransport):
 
     def _open(self) -> None:
         if self._state < OPEN:
-            self._life.opened()
+            self._take("opened")
             self._owner.connectionOpened(self)
 
     def openSilent(self) -> bool:
@@ -110,10 +110,10 @@ class TCPTransport(SocketTransport):
         """Close a connection whose write failed. What the peer has sent before is still read, as after any close."""
         if self._reason is None:
             self._reason = failure_of(error)
-        self._life.close()
+        self._take("close")
 
     def _ended(self, reason: Failure) -> None:
         """Close the connection, since the peer has closed its side, or reset the connection."""
         if self._reason is None:
             self._reason = reason
-        self._life.ended()
+        self._take("ended")

@@ -153,7 +153,7 @@ class TLSTransport(SocketTransport):
             return False
         try:
             self.start_reading()
-            self._life.hello_received()
+            self._take("hello_received")
             self._handshake()
         except Exception:
             self.abortConnection(Failure())
@@ -168,7 +168,7 @@ class TLSTransport(SocketTransport):
         if not self._peer_gone():
             return False
         self._reason = Failures.GAVE_UP
-        self._life.ended()
+        self._take("ended")
         return True
 
     def _peer_gone(self) -> bool:
@@ -185,7 +185,7 @@ class TLSTransport(SocketTransport):
             self._refuse_hello(reason, len(first))
             return
         if self._owner.helloReceived(self):
-            self._life.hello_received()
+            self._take("hello_received")
             self._handshake()
         else:
             self.stop_reading()
@@ -198,7 +198,7 @@ class TLSTransport(SocketTransport):
             self._socket.send(_HANDSHAKE_FAILURE)
         except OSError:
             pass
-        self._life.ended()
+        self._take("ended")
 
     def _enough(self, first: bytes) -> bool:
         return len(first) >= min(self._needed(first), hello.LONGEST)
@@ -253,7 +253,7 @@ class TLSTransport(SocketTransport):
         # In TLS 1.3 the signature is made together with our Finished message. Asking for it first saves two system calls.
         if tls.get_finished() is None and tls.get_state_string() in _BEFORE_SIGNATURE and self._peer_gone():
             self._reason = Failures.LOST
-            self._life.ended()
+            self._take("ended")
         else:
             self._handshake()
 
@@ -272,7 +272,7 @@ class TLSTransport(SocketTransport):
             return
         self._stream.set_context(self._owner.established)
         self._move_to(self._owner.poller)
-        self._life.secured()
+        self._take("secured")
         self._owner.handshakeCompleted(self)
 
     def connectProtocol(self, protocol: Any) -> None:
@@ -291,7 +291,7 @@ class TLSTransport(SocketTransport):
         """Close a connection whose write failed. OpenSSL reads no more of it then, whatever is left in the socket."""
         if self._reason is None:
             self._reason = failure_of(error)
-        self._life.abort()
+        self._take("abort")
 
     def _ended(self, error: Exception) -> None:
         """Close the connection, since the peer has closed its side or violated the protocol."""
@@ -309,7 +309,7 @@ class TLSTransport(SocketTransport):
                 tls.shutdown()
             except (SSL.Error, OSError):
                 pass
-        self._life.ended()
+        self._take("ended")
 
     def _send_close(self) -> None:
         """Send close_notify and the end of the stream. Reading goes on until the peer closes its side."""

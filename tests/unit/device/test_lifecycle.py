@@ -9,11 +9,10 @@ import socket
 import struct
 import termios
 import time
-import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
-from unittest import mock
+from typing import Any, Final, Protocol, cast, get_args
 
 from automat import NoTransition, TypeMachineBuilder
 from hypothesis import HealthCheck, settings
@@ -24,14 +23,13 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device import socket_transport as transport_module
 from owsla.device.acceptor import Limits
 from owsla.device.admission import Admission, PortAdmission
 from owsla.device.connected_sockets import ConnectedSockets
 from owsla.device.connections import Connection, Connections
 from owsla.device.factory import DeviceFactory
 from owsla.device.hangup import HangupWatch
-from owsla.device.lifecycle import TRANSITIONS, Life, Lifecycle, diagram
+from owsla.device.lifecycle import TRANSITIONS, Input, Lifecycle, diagram
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.services import DeviceRuntime, DeviceServices, DeviceTotals
@@ -52,7 +50,7 @@ from ._sockets import Loop, device_tls, reset, tcp_pair, unix_pair
 NO: Final = ""
 """The input is impossible in that state."""
 
-INPUTS: Final = (
+INPUTS: Final[tuple[Input, ...]] = (
     "hello_received", "secured", "opened", "pause", "resume", "drain", "close", "abort",
     "handshake_overdue", "idle_overdue", "close_overdue", "ended",
 )  # fmt: skip
@@ -89,7 +87,7 @@ LIVES: Final = {
 }  # fmt: skip
 """Every state, and the result of each of `INPUTS`."""
 
-WAYS: Final[dict[str, tuple[str, ...]]] = {
+WAYS: Final[dict[str, tuple[Input, ...]]] = {
     "accepted": (),
     "handshaking": ("hello_received",),
     "open": ("hello_received", "secured"),
@@ -100,14 +98,12 @@ WAYS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Inputs that lead to each state."""
 
-BUDGET: Final = 1024
-"""Maximum size in bytes of the machine of a connection."""
 
-
-class Effects:
-    """Effects that records the actions of the machine."""
+class Machine(Lifecycle):
+    """Machine that records its actions."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.done: list[str] = []
 
     def begin_handshake(self) -> None:
@@ -132,36 +128,58 @@ class Effects:
         self.done.append("close_socket_soon")
 
 
-def state_of(life: Life) -> str:
-    """Return the name of the state of a machine."""
-    return cast(Lifecycle, life).state
+class Life(Protocol):
+    """Inputs of the machine, for Automat."""
+
+    def hello_received(self) -> None: ...
+
+    def secured(self) -> None: ...
+
+    def opened(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def handshake_overdue(self) -> None: ...
+
+    def idle_overdue(self) -> None: ...
+
+    def close_overdue(self) -> None: ...
+
+    def ended(self) -> None: ...
 
 
-def _carry_out(action: str) -> Callable[[Life, Effects], None]:
+def _carry_out(action: str) -> Callable[[Life, Machine], None]:
     """Return an output of Automat that calls an action."""
 
-    def output(life: Life, effects: Effects) -> None:
-        getattr(effects, action)()
+    def output(life: Life, machine: Machine) -> None:
+        getattr(machine, action)()
 
     output.__name__ = action
     return output
 
 
-def happen(life: Life, *inputs: str) -> None:
+def happen(machine: Lifecycle, *inputs: Input) -> None:
     for one in inputs:
-        getattr(life, one)()
+        machine._take(one)
 
 
 class MachineTests(SynchronousTestCase):
     """The state machine alone."""
 
-    def machine(self, state: str) -> tuple[Life, Effects]:
-        effects = Effects()
-        life = Lifecycle(effects)
-        happen(life, *WAYS[state])
-        self.assertEqual(state_of(life), state)
-        effects.done.clear()
-        return life, effects
+    def machine(self, state: str) -> Machine:
+        machine = Machine()
+        happen(machine, *WAYS[state])
+        self.assertEqual(machine._phase, state)
+        machine.done.clear()
+        return machine
 
     def test_diagram(self) -> None:
         """docs/lifecycle.md has the diagram of the machine."""
@@ -172,13 +190,13 @@ class MachineTests(SynchronousTestCase):
     def test_complete(self) -> None:
         """The table of these tests has all states and all inputs."""
         self.assertEqual(set(TRANSITIONS), set(LIVES))
-        self.assertEqual({name for name in vars(Life) if not name.startswith("_")}, set(INPUTS))
+        self.assertEqual(get_args(Input), INPUTS)
         for row in LIVES.values():
             self.assertEqual(len(row), len(INPUTS))
 
     def test_automat(self) -> None:
         """Automat accepts the table as a machine, and its instance does the same as ours on every path of four inputs."""
-        builder = TypeMachineBuilder(Life, Effects)
+        builder = TypeMachineBuilder(Life, Machine)
         states = {name: builder.state(name) for name in TRANSITIONS}
         for name, transitions in TRANSITIONS.items():
             for event, (target, action) in transitions.items():
@@ -186,17 +204,21 @@ class MachineTests(SynchronousTestCase):
                 step.returns(None) if action is None else step(_carry_out(action))
         build = builder.build()
         for path in itertools.product(INPUTS, repeat=4):
-            ours, theirs = Effects(), Effects()
+            ours, theirs = Machine(), Machine()
             outcomes = []
-            for effects, life in ((ours, Lifecycle(ours)), (theirs, build(theirs))):
+            automat = build(theirs)
+            for machine, inputs in (
+                (ours, [partial(ours._take, event) for event in path]),
+                (theirs, [getattr(automat, event) for event in path]),
+            ):
                 taken = 0
                 try:
-                    for taken, event in enumerate(path):  # noqa: B007
-                        getattr(life, event)()
+                    for taken, take in enumerate(inputs):  # noqa: B007
+                        take()
                     taken += 1
                 except NoTransition:
                     pass
-                outcomes.append((taken, effects.done))
+                outcomes.append((taken, machine.done))
             self.assertEqual(outcomes[0], outcomes[1], path)
 
     def test_every_pair(self) -> None:
@@ -205,13 +227,13 @@ class MachineTests(SynchronousTestCase):
             for what, next_state in zip(INPUTS, row, strict=True):
                 if next_state == NO:
                     continue
-                life, effects = self.machine(state)
-                happen(life, what)
-                self.assertEqual(state_of(life), next_state, (state, what))
+                machine = self.machine(state)
+                happen(machine, what)
+                self.assertEqual(machine._phase, next_state, (state, what))
                 if next_state == state:
                     # A protocol may still pause the transport before it is told of the close.
                     done = {("closing", "pause"): ["stop_reading"], ("closing", "resume"): ["start_reading"]}
-                    self.assertEqual(effects.done, done.get((state, what), []), (state, what))
+                    self.assertEqual(machine.done, done.get((state, what), []), (state, what))
 
     def test_impossible(self) -> None:
         """An impossible input raises, has no effect, and leaves the machine usable."""
@@ -219,41 +241,40 @@ class MachineTests(SynchronousTestCase):
             for what, next_state in zip(INPUTS, row, strict=True):
                 if next_state != NO:
                     continue
-                life, effects = self.machine(state)
-                self.assertRaises(NoTransition, happen, life, what)
-                self.assertEqual((state_of(life), effects.done), (state, []), (state, what))
-                happen(life, "ended")
-                self.assertEqual(state_of(life), "closed")
+                machine = self.machine(state)
+                self.assertRaises(NoTransition, happen, machine, what)
+                self.assertEqual((machine._phase, machine.done), (state, []), (state, what))
+                happen(machine, "ended")
+                self.assertEqual(machine._phase, "closed")
 
     def test_effects(self) -> None:
         """A whole life runs each action once, in order."""
-        effects = Effects()
-        life = Lifecycle(effects)
-        happen(
-            life, "hello_received", "secured", "pause", "pause", "resume", "resume", "drain", "drain", "close", "close", "ended"
-        )
+        machine = Machine()
+        happen(machine, "hello_received", "secured", "pause", "pause", "resume", "resume")
+        happen(machine, "drain", "drain", "close", "close", "ended")
         self.assertEqual(
-            effects.done,
+            machine.done,
             ["begin_handshake", "begin_data", "stop_reading", "start_reading", "stop_reading", "begin_close", "close_socket"],
         )
 
+    def test_during_an_action(self) -> None:
+        """An input that arrives during an action is taken after it."""
+
+        class Impatient(Machine):
+            def begin_data(self) -> None:
+                self._take("pause")
+                self._take("abort")
+                super().begin_data()
+
+        machine = Impatient()
+        happen(machine, "opened")
+        self.assertEqual((machine._phase, machine.done), ("closed", ["begin_data", "stop_reading", "close_socket_soon"]))
+
     def test_memory(self) -> None:
-        """A machine uses at most 1 KB per connection."""
-        connections = 1000
-        effects = [Effects() for _ in range(connections)]
-        happen(Lifecycle(Effects()), *WAYS["paused"])
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
-            lives = [Lifecycle(one) for one in effects]
-            for life in lives:
-                happen(life, "hello_received", "secured", "pause", "resume")
-            after = tracemalloc.get_traced_memory()[0]
-        finally:
-            tracemalloc.stop()
-        done = sum(len(one.done) for one in effects)  # their lists belong to the test
-        self.assertEqual(done, 4 * connections)
-        self.assertLessEqual((after - before) / connections, BUDGET)
+        """A machine adds two slots to a connection, and no object after any input."""
+        self.assertEqual(len(Lifecycle.__slots__), 2)
+        machine = self.machine("paused")
+        self.assertEqual((machine._phase, machine._pending), ("paused", None))
 
 
 # -- A real connection, and all that may happen to it --------------------------------------------------------------------
@@ -356,26 +377,6 @@ class _Nothing:
         raise SSL.Error()
 
 
-class WatchedLife:
-    """State machine that records inputs by state, and impossible ones."""
-
-    def __init__(self, effects: Any, world: LifeWorld) -> None:
-        self._life = Lifecycle(effects)
-        self._world = world
-
-    def __getattr__(self, what: str) -> Callable[[], None]:
-        def happens() -> None:
-            state = state_of(self._life)
-            self._world.seen.add((state, what))
-            try:
-                getattr(self._life, what)()
-            except NoTransition:
-                self._world.impossible.append((state, what))
-                raise
-
-        return happens
-
-
 class LifeWorld:
     """Real port, factory and transports on the loop of the test. The test passes accepted sockets by hand."""
 
@@ -435,12 +436,29 @@ class LifeWorld:
         self.sockets.startService()
         self.listener.startService()
 
+    def watched(self, kind: Any) -> Any:
+        """Return a transport class that records inputs by state, and impossible ones."""
+        world = self
+
+        class Watched(kind):  # type: ignore[misc]
+            __slots__ = ()
+
+            def _take(self, event: Input) -> None:
+                state = self._phase
+                world.seen.add((state, event))
+                try:
+                    super()._take(event)
+                except NoTransition:
+                    world.impossible.append((state, event))
+                    raise
+
+        return Watched
+
     def connect(self, tcp: bool) -> tuple[SocketTransport, Peer]:
         """Accept a connection: as `Acceptor.doRead` does, with a socket of the test."""
         server, client = tcp_pair() if tcp else unix_pair()
-        with mock.patch.object(transport_module, "Lifecycle", lambda effects: WatchedLife(effects, self)):
-            kind = TCPTransport if self.plain else TLSTransport
-            transport = kind(self.loop, server, ("127.0.0.1", 5), self.listener)
+        kind = TCPTransport if self.plain else TLSTransport
+        transport = self.watched(kind)(self.loop, server, ("127.0.0.1", 5), self.listener)
         self.port_admission.accepted(transport, self.loop.seconds())
         peer = PlainPeer(client) if self.plain else Peer(client)
         self.transports.append(transport)
