@@ -33,7 +33,7 @@ _MANUALS: Final = [_ROOT / "packaging" / "man" / name for name in ("owsla.1", "t
 _VARIABLES_OF_TESTS: Final = re.compile(r"OWSLA_(REQUIRE_\w+|FAULT_SEED|SOAK_\w+|UPGRADE_FROM)")
 _VARIABLES_OF_COMMANDS: Final = frozenset({"OWSLA_HTTP", "OWSLA_HTTP_TOKEN_FILE", "OWSLA_CONTROL"})
 _OPTIONS_OF_OTHERS: Final = frozenset({
-    "--beside", "--churn", "--groups", "--mqtt", "--only", "--output", "--runs", "--variants",  # bench
+    "--beside", "--churn", "--groups", "--mqtt", "--only", "--output", "--peers", "--runs", "--variants",  # bench
     "--from-file", "--pre",  # kubectl, pip
     "--force-confold", "--no-deps", "--revision", "--wheels",  # dpkg, pip, packaging/debian/build
     # podman, docker
