@@ -41,6 +41,10 @@ _I64 = struct.Struct(">q").pack
 _WIDER: Final = 4
 """Difference in bytes of the field types `l` (64 bits) and `I` (32 bits)."""
 
+_CONNECTION_ID: Final = wire.short_string("connection_id") + b"S"
+
+_DEVICE_ID: Final = wire.short_string("device_id") + b"S"
+
 _TRACEPARENT: Final = wire.short_string(TRACEPARENT) + b"S" + _U32(55)
 """Start of the header `traceparent`, whose value has 55 bytes."""
 
@@ -227,9 +231,9 @@ class LinePacker(MessagePacker):
     def template(self, connection_id: bytes, device_id: str | None) -> Template:
         """Make the template of a connection. Raise `KeyTooLong` if its routing key would exceed 255 bytes."""
         method = self._method if self._key is None else self._publish(self._key.fill(connection_id, device_id))
-        headers = wire.short_string("connection_id") + b"S" + wire.long_string(connection_id)
+        headers = _CONNECTION_ID + wire.long_string(connection_id)
         if device_id is not None:
-            headers += wire.short_string("device_id") + b"S" + wire.long_string(device_id)
+            headers += _DEVICE_ID + wire.long_string(device_id)
         headers += self._door + self._seq_key
         width = len(self._number(0))
         before_seq = _FLAGS + _U32(len(headers) + width) + headers

@@ -69,10 +69,10 @@ class Admission(Generic[Connection]):
         "_silent",
         "_usual",
         "_waiting",
+        "connections",
         "max_connections",
         "max_handshakes",
         "max_silent",
-        "open",
         "overloaded",
     )
 
@@ -88,8 +88,8 @@ class Admission(Generic[Connection]):
         self._impatient = False
         self._gone = 0.0  # moving mean: the share of peers that were gone before their turn
         self._usual = STALLED_AT_FIRST / STALLED_TIMES  # moving mean of the duration of handshakes, in seconds
-        self.open = 0
-        """Number of connections with a completed handshake."""
+        self.connections = 0
+        """Number of all connections."""
         self.overloaded = False
         """True while the queues are kept short, since most peers were gone before their turn."""
 
@@ -102,9 +102,9 @@ class Admission(Generic[Connection]):
         self.max_silent = _max_silent(max_connections, max_handshakes)
 
     @property
-    def connections(self) -> int:
-        """Number of all connections."""
-        return self.open + len(self._silent) + len(self._waiting) + len(self._handshaking)
+    def open(self) -> int:
+        """Number of connections with a completed handshake."""
+        return self.connections - len(self._silent) - len(self._waiting) - len(self._handshaking)
 
     @property
     def handshaking(self) -> int:
@@ -119,7 +119,7 @@ class Admission(Generic[Connection]):
     @property
     def spoken(self) -> int:
         """Number of connections that are not silent."""
-        return self.open + len(self._waiting) + len(self._handshaking)
+        return self.connections - len(self._silent)
 
     @property
     def full(self) -> bool:
@@ -130,7 +130,9 @@ class Admission(Generic[Connection]):
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive. Others wait in the accept queue of the kernel."""
         waiting = min(OVERLOADED_QUEUE, self.max_silent) if self.overloaded else self.max_silent
-        return min(waiting - len(self._waiting), self.places)
+        waiting -= len(self._waiting)
+        places = self.max_connections - self.connections + len(self._silent)
+        return waiting if waiting < places else places
 
     @property
     def places(self) -> int:
@@ -149,6 +151,7 @@ class Admission(Generic[Connection]):
 
     def accepted(self, connection: Connection) -> None:
         """Add an accepted connection."""
+        self.connections += 1
         self._silent[connection] = None
 
     def spoke(self, connection: Connection) -> None:
@@ -194,15 +197,14 @@ class Admission(Generic[Connection]):
         since = self._handshaking.pop(connection)
         self._usual += (now - since - self._usual) / USUAL_OF
         self._gone -= self._gone / OVERLOADED_OF
-        self.open += 1
 
     def opened(self, connection: Connection) -> None:
         """Move a silent connection to the open ones: it needs no handshake."""
         del self._silent[connection]
-        self.open += 1
 
     def lost(self, connection: Connection) -> None:
         """Remove a closed connection."""
+        self.connections -= 1
         if connection in self._handshaking:
             del self._handshaking[connection]
         elif connection in self._silent:
@@ -210,8 +212,6 @@ class Admission(Generic[Connection]):
         elif connection in self._waiting:
             del self._waiting[connection]
             self.gave_up()
-        else:
-            self.open -= 1
 
 
 class PortAdmission(Generic[Connection]):

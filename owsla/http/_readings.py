@@ -19,8 +19,10 @@ class AdmissionReadings(Protocol):
     """Numbers of connections by state."""
 
     max_connections: int
-    open: int
-    """Connections with a completed handshake."""
+
+    @property
+    def open(self) -> int:
+        """Connections with a completed handshake."""
 
     @property
     def connections(self) -> int:

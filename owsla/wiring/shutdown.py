@@ -93,7 +93,8 @@ class LineConfirms(Protocol):
 class Handshakes(Protocol):
     """Connections by state, as a shutdown sees them."""
 
-    open: int
+    @property
+    def open(self) -> int: ...
 
     @property
     def connections(self) -> int: ...
