@@ -23,11 +23,13 @@ class Batch:
         self.size = 0
         """Bytes of the elements."""
 
-    def add(self, source: Any, seq: int, element: bytes) -> None:
+    def add(self, source: Any, seq: int, element: bytes) -> int:
+        """Add a line, and return the number of lines."""
         self.sources.append(source)
         self.seqs.append(seq)
         self.elements.append(element)
         self.size += len(element)
+        return len(self.seqs)
 
     def extend(self, source: Any, seqs: Iterable[int], elements: list[bytes]) -> None:
         """Add several lines of one connection."""

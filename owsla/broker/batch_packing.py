@@ -117,11 +117,6 @@ class BatchPacker(MessagePacker):
             route = self._routes[key] = BatchRoute(self._publish(key))
         return route
 
-    @property
-    def room(self) -> int:
-        """Maximum size of the elements of a batch in bytes. A larger line is a batch of its own."""
-        return self._body_room
-
     def element(self, template: BatchTemplate, seq: int, line: bytes, received: float) -> bytes:
         """Return the element of a line, received at this time in seconds since the epoch.
 
@@ -189,7 +184,7 @@ class BatchPacker(MessagePacker):
             if self._largest is not None and len(element) > self._largest:
                 hopeless.add(source, seq, element)
                 continue
-            if not pieces or pieces[-1].size + len(element) > self._body_room:
+            if not pieces or pieces[-1].size + len(element) > self.room:
                 pieces.append(Batch(batch.received))
             pieces[-1].add(source, seq, element)
         return [(piece, self.pack(route, piece)) for piece in pieces], hopeless

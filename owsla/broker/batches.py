@@ -158,15 +158,14 @@ class BatchPublisher(LinePublisher):
 
     def _add(self, route: BatchRoute, source: LineSource, seq: int, element: bytes, received: float) -> None:
         """Add a line to the open batch of its route."""
-        batch = route.batch
-        if batch is not None and batch.size + len(element) > self._batch_packer.room:
+        batch, size, packer = route.batch, len(element), self._batch_packer
+        if batch is not None and batch.size + size > packer.room:
             self._publish_batch(route)
             batch = None
         if batch is None:
             batch = self._open_batch(route, received)
-        batch.add(source, seq, element)
-        self._batch_window.hold(len(element))
-        if len(batch) >= self._batch_packer.most:
+        self._batch_window.hold(size)
+        if batch.add(source, seq, element) >= packer.most:
             self._publish_batch(route)
 
     def _publish_traced(self, source: LineSource, seq: int, element: bytes, received: int, traceparent: str) -> None:

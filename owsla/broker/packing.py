@@ -124,7 +124,6 @@ class MessagePacker:
     __slots__ = (
         "_after_reply_to",
         "_before_timestamp",
-        "_body_room",
         "_door",
         "_exchange",
         "_frame_room",
@@ -133,6 +132,7 @@ class MessagePacker:
         "_method",
         "_second",
         "channel",
+        "room",
     )
 
     def __init__(
@@ -167,7 +167,8 @@ class MessagePacker:
         self._after_reply_to = wire.short_string(APP_ID)
         self._frame_room = frame_max - wire.FRAME_OVERHEAD
         self._largest: int | None = None
-        self._body_room = self._frame_room  # bodies up to this size are one frame and below the broker's limit
+        self.room = self._frame_room
+        """Size in bytes up to which a body is one frame and within the known limit of the broker."""
         self._second = -1
 
     @property
@@ -200,13 +201,13 @@ class MessagePacker:
     def limit(self, frame_max: int) -> bool:
         """Limit the size of later frames, in bytes with overhead. Return whether the limit is lower than before."""
         before, self._frame_room = self._frame_room, frame_max - wire.FRAME_OVERHEAD
-        self._body_room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
+        self.room = self._frame_room if self._largest is None else min(self._frame_room, self._largest)
         return self._frame_room < before
 
     def largest(self, size: int) -> None:
         """Set the size limit of the broker for bodies, in bytes."""
         self._largest = size
-        self._body_room = min(self._frame_room, size)
+        self.room = min(self._frame_room, size)
 
 
 class LinePacker(MessagePacker):
@@ -263,7 +264,7 @@ class LinePacker(MessagePacker):
         except struct.error:
             template, number = _widened(template), _I64(seq)
         size = len(line)
-        if 0 < size <= self._body_room:
+        if 0 < size <= self.room:
             return b"%b%b%b%b%b%b%b\xce" % (
                 template.before_size,
                 _U64(size),
