@@ -44,6 +44,9 @@ PORTS = 20000
 """Number of connections from one source address: it has some 28,000 ports, of which some may be in use."""
 BARE = "owsla-bench-from", "owsla-bench-to"
 
+FLOODS = {"ingest", "bursts"}
+"""Parts in which lines are sent as fast as the system accepts them. Some systems take minutes afterwards to work off theirs."""
+
 Step = Callable[[RunningSystem], dict[str, float]]
 
 
@@ -85,6 +88,7 @@ class Bench:
             "trips": self.trips,
             "latency": self.latency,
             "ingest": self.ingest,
+            "bursts": self.bursts,
         }
 
     # -- taking turns --------------------------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ class Bench:
     def run(self, number: int) -> None:
         """Measure each system in turn, beginning with a different one in each run."""
         turns: list[Callable[[], None]] = []
-        if "ingest" in self.options.only:
+        if FLOODS & set(self.options.only):
             turns.append(lambda: self.ceiling(PUBLISHER, self.publisher))
         if "trips" in self.options.only:
             turns.append(lambda: self.ceiling(TRIPS, self.both_queues))
@@ -119,6 +123,8 @@ class Bench:
                     self.results.record(system.name, name, seconds=round(time.monotonic() - began, 1))
                     if not running.alive:
                         self.results.failed(system.name, name, f"it ended: {running.last_log_line()}")
+                    if name in FLOODS:
+                        break  # the next part begins with a new process, and with empty queues
             if not started:
                 return  # it would not start for the next step either
 
@@ -211,7 +217,7 @@ class Bench:
             time.sleep(WARM)
             pids = {"server": running.pid, "swarm": swarm.pid, "back_end": back_end.pid}
             found = self.window(pids, back_end.lines, running.broker)
-            if name != "ingest":  # after a flood some systems take minutes to work off their lines
+            if name not in FLOODS:  # after a flood some systems take minutes to work off their lines
                 done = swarm.summary(60)
                 self.note(running, name, done)
                 written = done["lines"]["written"]
@@ -263,10 +269,19 @@ class Bench:
         return figures
 
     def ingest(self, running: RunningSystem) -> dict[str, float]:
-        """Measure lines at the highest rate that the system accepts."""
-        found = self.measure_lines(running, "ingest", "--mode", "flood", "--connections", str(self.options.devices))
-        together = self.together("ingest", found, running.broker)
-        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found), **together}
+        """Measure lines at the highest rate that the system accepts. A device writes each by itself."""
+        return self.flood(running, "ingest")
+
+    def bursts(self, running: RunningSystem) -> dict[str, float]:
+        """Measure lines at the highest rate that the system accepts. A device writes several together."""
+        return self.flood(running, "bursts", "--burst", str(self.options.burst))
+
+    def flood(self, running: RunningSystem, name: str, *options: str) -> dict[str, float]:
+        found = self.measure_lines(running, name, "--mode", "flood", "--connections", str(self.options.devices), *options)
+        return self.full_speed(name, found, running.broker)
+
+    def full_speed(self, name: str, found: dict[str, float], broker: str) -> dict[str, float]:
+        return {f"{name}_per_s": found["lines"] / found["seconds"], **shares(name, found), **self.together(name, found, broker)}
 
     def together(self, name: str, found: dict[str, float], broker: str) -> dict[str, float]:
         """Return CPU per line of the server and RabbitMQ together, unless RabbitMQ is on another machine."""
@@ -330,8 +345,12 @@ class Bench:
             time.sleep(WARM)
             found = self.window({"server": publisher.pid, "back_end": drain.pid}, drain.lines, self.broker)
         self.results.record(PUBLISHER, "ingest", window=found)
-        together = self.together("ingest", found, self.broker)
-        return {"ingest_per_s": found["lines"] / found["seconds"], **shares("ingest", found), **together}
+        # It publishes a line in a message, and knows no devices: the same is the ceiling of lines in bursts.
+        return {
+            figure: value
+            for name in sorted(FLOODS & set(self.options.only))
+            for figure, value in self.full_speed(name, found, self.broker).items()
+        }
 
     def both_queues(self, program: Path) -> dict[str, float]:
         """Measure round trips of a bare producer through both queues and an echo, with a line in flight per device."""

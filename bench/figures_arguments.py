@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .harness import RESULTS
 
-PARTS = ("memory", "handshakes", "line", "trips", "latency", "ingest", "held")
+PARTS = ("memory", "handshakes", "line", "trips", "latency", "ingest", "bursts", "held")
 VARIANTS = ("plain", "batch")
 OWN = "own"
 """Value of `--broker` for a RabbitMQ that is started for the measurement."""
@@ -43,7 +43,7 @@ def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         name, given, command = pair.partition("=")
         if not name or not given or "{port}" not in command:
             parser.error(f"--beside: {pair!r} is not NAME=COMMAND with {{port}} in the command")
-    above_0 = ("runs", "seconds", "latency_seconds", "connections", "held", "held_minutes")
+    above_0 = ("runs", "burst", "seconds", "latency_seconds", "connections", "held", "held_minutes")
     for name in above_0:
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')}: must be above 0")
@@ -76,6 +76,9 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency-seconds", type=float, default=4, help="the same for latency (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=200, help="devices for lines and latency (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=5000, help="lines per second for CPU per line (default: %(default)s)")
+    parser.add_argument(
+        "--burst", type=int, default=20, help="lines that a device writes together in bursts (default: %(default)s)"
+    )
     parser.add_argument("--trip-devices", type=int, default=500, help="devices for round trips (default: %(default)s)")
     parser.add_argument("--latency-rate", type=float, default=500, help="lines per second for latency (default: %(default)s)")
     parser.add_argument("--connects", type=float, default=500, help="connects per second during latency (default: %(default)s)")

@@ -50,6 +50,8 @@ FIGURES = (
     Figure("line_together_us", "CPU per line of gateway and RabbitMQ together, {rate:g}/s, each ms", "µs", 1, less=True),
     Figure("ingest_together_us", "CPU per line of gateway and RabbitMQ together, at full speed", "µs", 1, less=True),
     Figure("ingest_per_s", "Lines per second at full speed, {devices} devices, to a consumer that decodes them", "/s", 0),
+    Figure("bursts_together_us", "CPU per line of gateway and RabbitMQ together, in bursts of {burst}", "µs", 1, less=True),
+    Figure("bursts_per_s", "Lines per second at full speed, of which a device writes {burst} together", "/s", 0),
     Figure("trips_per_s", "Round trips per second, {trip_devices} devices", "/s", 0),
     Figure("quiet_p50_ms", "Round trip at {latency_rate:g}/s, p50", "ms", 2, less=True),
     Figure("quiet_p99_ms", "Round trip at {latency_rate:g}/s, p99", "ms", 2, less=True),
@@ -267,13 +269,13 @@ def elsewhere(results: Results) -> str:
         for _, _, name, shown in ELSEWHERE:
             found = results.values(system, name)
             row.append(shown(median(found)) if found else "")
-        for part in ("ingest", "trips"):
+        for part in ("ingest", "bursts", "trips"):
             used = [results.values(system, f"{part}_{who}_share") for who in PARTS]
             row.append(" / ".join(f"{median(one):.0%}" if one else "-" for one in used) if any(used) else "")
         if any(row[1:]):
             rows.append(row)
     heads = [head for _, head, _, _ in ELSEWHERE]
-    heads += [f"CPU at {what}: server / swarm / back end / RabbitMQ" for what in ("ingest", "round trips")]
+    heads += [f"CPU at {what}: server / swarm / back end / RabbitMQ" for what in ("ingest", "bursts", "round trips")]
     text = "Secondary figures (medians). For a ceiling the server is the C program that publishes."
     return f"{text}\n\n{table(('system', *heads), rows)}" if rows else ""
 
