@@ -50,7 +50,8 @@ class FramePublisher(Publisher):
         start, count = time.monotonic(), 0
         while (elapsed := time.monotonic() - start) < seconds:
             due = int(elapsed * rate) - count
-            self.write(headers, due, queue)
+            if due > 0:
+                self.write(headers, due, queue)
             count += due
             self.connection.sleep(TICK)
         return count

@@ -353,6 +353,9 @@ class DeliveryTests(Base):
         self.assertEqual(self.acks(), [])
         self.server.close_channel(SHARED)
         source.done(3)
+        self.server.settle()
+        soon = self.clock.seconds() + ALONE_DELAY
+        self.assertEqual([call for call in self.clock.getDelayedCalls() if call.getTime() <= soon], [])
         self.pass_time(ALONE_DELAY)
         self.assertEqual(self.acks(), [])
 

@@ -815,6 +815,13 @@ class PlainForwardTests(Base):
         self.assertEqual(record.headers, expected)
         self.assertEqual(self.events, [Undeliverable("unknown-connection", self.ID.decode(), None)])
 
+    def test_a_node_that_was_dead(self) -> None:
+        """A plain forward that is accepted tells that the node is back: the next one that is returned is held."""
+        self.courier.lost(FORWARDS)
+        self.server.ack(PUBLISH_CHANNEL, self.forward(7)[0].tag)
+        self.server.give_back(self.forward(8)[0])
+        self.assertEqual((self.taken(), self.source.finished, self.events), ([], [7], []))
+
     def test_a_dead_node(self) -> None:
         """Thousands of returns among accepted forwards to other nodes meet the right messages, and each costs the same."""
         other = b"01234567" + self.ID[8:]
