@@ -22,12 +22,16 @@ from owsla.tls.post_handshake import PostHandshake
 from ._fakes import GONE, Source, Wire, World
 from ._sockets import Client, Loop, PlainClient, device_tls, reset, unix_pair
 
-ENDPOINT = 540 if sys.version_info < (3, 14) else 820
-"""Maximum size of an idle protocol in bytes: some 310 of its own, and its entries in registry and supervisor.
+ENDPOINT = 520 if sys.version_info < (3, 14) else 820
+"""Maximum size of an idle protocol in bytes: some 420 of its own, and its entries in registry and supervisor.
 
 Since Python 3.14, objects with an instance dictionary, which Twisted's base class gives them, have room for 30 values beside
 their slots.
 """
+
+
+TRANSPORT = 250
+"""Maximum size of an idle transport in bytes, without socket, address and TLS connection. It is one object."""
 
 
 class Owner:
@@ -61,6 +65,12 @@ class Owner:
 
     def connectionClosed(self, transport: SocketTransport, failed: str | None) -> None:
         self.gone = True
+
+
+class Still:
+    """Reactor in which nothing happens."""
+
+    def addReader(self, reader: Any) -> None: ...
 
 
 def connections() -> int:
@@ -116,6 +126,25 @@ class FootprintTests(SynchronousTestCase):
         world.turns()
         for endpoint in endpoints:
             self.assertIsNone(endpoint._outgoing)
+
+    def test_idle_transport(self) -> None:
+        """An idle transport is one small object: neither its state machine nor its address is an object of its own."""
+        server, client = unix_pair()
+        self.addCleanup(client.close)
+        self.addCleanup(server.close)
+        loop = cast(Any, Still())
+        owner = Owner(World(), loop)
+        for kind in (TLSTransport, TCPTransport):
+            transports: list[Any] = [None] * 500
+            tracemalloc.start()
+            try:
+                before = tracemalloc.get_traced_memory()[0]
+                for index in range(len(transports)):
+                    transports[index] = kind(loop, server, ("127.0.0.1", 1), owner)
+                each = (tracemalloc.get_traced_memory()[0] - before) / len(transports)
+            finally:
+                tracemalloc.stop()
+            self.assertLess(each, TRANSPORT, kind)
 
     def _live(self, plain: bool, farewell: Callable[[Any, DeviceProtocol, SocketTransport], None]) -> None:
         """Run a connection from its first byte to its last."""
