@@ -10,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ import pytest
 from tests import is_required
 
 from ._support.backend import Backend
+from ._support.certificates import Authority
 from ._support.lab import Lab
 from ._support.page import Page
 from ._support.process import ChildProcess
 from ._support.rabbitmq import RabbitMQ
-from ._support.waiting import reactor_test, until
+from ._support.waiting import pause, reactor_test, until
 
 _GO_SOURCES = Path("/usr/share/gocode")
 """Where Debian installs the sources of Go's libraries."""
@@ -235,3 +237,59 @@ async def test_acknowledged_as_a_whole(rabbitmq: RabbitMQ, lab: Lab, program: tu
         message = await backend.fetch(reader.queue)
         left += [] if message is None else [message.body]
     assert len(left) <= 2
+
+
+@reactor_test
+async def test_gateway(rabbitmq: RabbitMQ, lab: Lab, program: tuple[Program, Path], tmp_path: Path) -> None:
+    """The program reads all lines that a gateway with `--batch` publishes, of devices with an id and without: each once, and
+    those of a connection in their order. Empty lines, lines that are not UTF-8, and the longest ones are as they were sent.
+    """
+    authority = Authority(tmp_path / "authority")
+    gateway = await lab.gateway(
+        rabbitmq.url, backend=False, client_ca=authority.ca, client_cert="optional", batch=50, batch_delay="20ms"
+    )
+    backend = await lab.backend(rabbitmq.url)
+    devices = {
+        "pump 1": await lab.device(gateway, certificate=authority.credentials("pump 1")),
+        "zwölf": await lab.device(gateway, certificate=authority.credentials("zwölf")),
+        None: await lab.device(gateway),
+    }
+    sent = [b"", b"\xff\xfe", b"\x00" * 16384, *(b"line %d" % number for number in range(500)), b"\xe4" * 16384, b"", b""]
+    began = int(time.time() * 1000)
+    for device in devices.values():
+        device.send_line(*sent)
+    shape = await first_message(backend, gateway.from_device)
+    assert (shape.content_type, shape.app_id) == ("application/x-msgpack", "owsla")
+    assert 1 <= shape.headers["owsla_batch"] <= 50
+    assert "connection_id" not in shape.headers
+
+    reader = Reader(lab, rabbitmq, program, gateway.from_device)
+    reader.start()
+    lines = await reader.lines(len(sent) * len(devices))
+    ended = int(time.time() * 1000)
+    assert len(lines) == len(sent) * len(devices)
+    assert len({line.connection_id for line in lines}) == len(devices)
+    for device_id in devices:
+        mine = [line for line in lines if line.device_id == device_id]
+        assert [line.seq for line in mine] == list(range(len(sent)))
+        assert [bytes.fromhex(line.text) for line in mine] == sent
+        assert all(began - 1 <= line.received_ms <= ended for line in mine)
+    reader.stop()
+    assert await backend.count(gateway.from_device) <= 20  # what was not acknowledged yet is within the prefetch
+
+
+async def first_message(backend: Backend, queue: str) -> Any:
+    """Wait for a message, give it back, and return its properties."""
+
+    def look(channel: Any) -> Any:
+        method, properties, _ = channel.basic_get(queue)
+        if method is not None:
+            channel.basic_nack(method.delivery_tag)
+        return properties
+
+    for _ in range(1000):
+        found = await backend.call(look)
+        if found is not None:
+            return found
+        await pause(0.01)
+    raise AssertionError(f"no message in {queue}")

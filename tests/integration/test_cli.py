@@ -148,6 +148,30 @@ async def test_echo_of_batches(place: Place, lab: Lab, commands: Commands) -> No
 
 
 @reactor_test
+async def test_commands_for_a_gateway_with_batches(broker: Broker, lab: Lab, commands: Commands) -> None:
+    """Tail shows the lines of a gateway with `--batch` as those of another one, and echo answers all of them, in order."""
+    place = Place(await lab.gateway(broker.url, backend=False, batch=50, batch_delay="20ms"))
+    devices = [await lab.device(place.gateway) for _ in range(3)]
+    lines = [b"", b"\xff\xfe", b"\x00" * 16384, *(b"%d" % number for number in range(400))]
+    for device in devices:
+        device.send_line(*lines)
+    tail = commands.start("tail", "--take", "--json", "--count=1", *place.from_device)
+    assert await tail.ended() == 0
+    first = json.loads(tail.output().splitlines()[0])
+    assert (first["seq"], first["body"], first["device_id"]) == (0, "", None)
+    assert first["reply_to"].startswith(place.gateway.to_device)
+    echo = commands.start("echo", *place.both)
+    await echo.said("answering the lines")
+    late = [await lab.device(place.gateway) for _ in range(3)]
+    for device in late:
+        device.send_line(*lines)
+    for device in late:
+        assert await device.lines.take(len(lines)) == lines
+    assert await echo.interrupt() == 0
+    assert echo.errors().count("\n") == 1
+
+
+@reactor_test
 async def test_echo_before_its_broker(tmp_path: Path, commands: Commands) -> None:
     """Echo tries again if there is no broker yet or no longer, and says so in one line each."""
     broker = EmbeddedBrokerProcess(tmp_path / "broker")
