@@ -26,7 +26,7 @@ HEADER: Final = "owsla_batch"
 """Header of a batch. Its value is the number of lines."""
 
 CONTENT_TYPE: Final = "application/x-msgpack"
-"""Value of the property `content_type` of a batch."""
+"""Value of the property `content_type` of a batch. MessagePack has no registered one; this is the most common."""
 
 _ELEMENTS: Final = 5
 _FIX_ARRAY: Final = 0x90 | _ELEMENTS

@@ -22,15 +22,10 @@ from typing import Final, Unpack
 from weakref import WeakValueDictionary
 
 from ..amqp import wire
+from ..batch_format import CONTENT_TYPE, HEADER
 from ..trace_context import TRACEPARENT
 from .batch import Batch
 from .packing import LineTooLarge, MessageArguments, MessagePacker
-
-CONTENT_TYPE: Final = "application/x-msgpack"
-"""Content type of a batch. MessagePack has no registered one; this is the most common."""
-
-BATCH: Final = "owsla_batch"
-"""Name of the header with the number of lines."""
 
 _U16 = struct.Struct(">H").pack
 _U32 = struct.Struct(">I").pack
@@ -98,7 +93,7 @@ class BatchPacker(MessagePacker):
         """Maximum number of lines in a batch."""
         self._route = BatchRoute(self._method) if self._key is None else None
         self._routes: WeakValueDictionary[bytes, BatchRoute] = WeakValueDictionary()
-        self._before_count = wire.short_string(BATCH) + b"I"
+        self._before_count = wire.short_string(HEADER) + b"I"
         self._ms = -1
         self._received = b""
 

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.amqp import wire
 from owsla.amqp.wire import Timestamp
+from owsla.broker.batch_packing import BatchPacker, packed_body
 from owsla.broker.client import BrokerClient
 from owsla.broker.headers import read, trace
 from owsla.broker.packing import LinePacker
@@ -65,6 +66,23 @@ class ReadLineTests(SynchronousTestCase):
         start = after_method + 7
         payload = packed[start : start + int.from_bytes(packed[after_method + 3 : start])]
         self.assertEqual(read_line(payload, "nr"), Line(CID.decode(), 7, NODE.decode()))
+
+    def test_batch_as_the_gateway_packs_it(self) -> None:
+        """The lines of a batch are read as the gateway packs them, also those that are longer than a frame."""
+        packer = BatchPacker(
+            channel=1, exchange="", routing_key="q", delivery_mode=2, reply_to=NODE, frame_max=4096, door="meters", most=9
+        )
+        template = packer.template(CID, "pump 1")
+        lines = [(7, b""), (2**32, b"\xff\xfe"), (2**40, b"\x00" * 16384)]
+        batch = template.route.open(1_763_805_600)
+        for seq, text in lines:
+            batch.add(None, seq, packer.element(template, seq, text, 1_763_805_600.5))
+        packed = packer.pack(template.route, batch)
+        after_method = int.from_bytes(packed[3:7]) + wire.FRAME_OVERHEAD
+        start = after_method + 7
+        payload = packed[start : start + int.from_bytes(packed[after_method + 3 : start])]
+        expected = [(Line(CID.decode(), seq, NODE.decode()), text) for seq, text in lines]
+        self.assertEqual(read_lines(payload, packed_body(packed), "nr"), expected)
 
     def test_trace(self) -> None:
         """The trace context of a line is read if it is valid."""
